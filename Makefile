@@ -1,0 +1,61 @@
+# Every target sets up what it needs in a virtual environment inside the checkout, from pyproject.toml and the pins in
+# constraints.txt. Another interpreter: make test PYTHON=python3.13 VENV=.venv-3.13
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help demo test quick lint format bench constraints clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo  ## train a small mixture of experts on handwritten digits with every kind of state
+	@$(BIN)/python examples/digits_moe.py $(ARGS)
+
+test: $(VENV)/.dev  ## run all tests
+	$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+
+quick: $(VENV)/.dev  ## run the tests that take no more than a moment
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+lint: $(VENV)/.dev  ## check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+format: $(VENV)/.dev  ## mend style and format where that is safe
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.bench  ## measure, side by side; prints a table and writes benchmarks/results/*.json
+	$(BIN)/python -m benchmarks $(ARGS)
+
+constraints: $(VENV)/.dev  ## resolve the pins again
+	$(PIP) uv
+	$(BIN)/uv pip compile --universal --python-version 3.11 --all-extras --group dev --no-emit-index-url --no-header \
+	  --no-annotate --quiet --upgrade --output-file constraints.txt pyproject.toml
+
+clean:  ## remove the environments and everything made
+	rm -rf .venv* runs benchmarks/results build dist
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "tallax needs Python 3.11 or newer; name one with: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make virtual environments: install its venv package (Debian: python3-venv)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet 'pip>=25.1'
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[cli,demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) --editable '.[cli,plot,demo]' --group dev
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.demo
+	$(PIP) --group bench
+	@touch $@

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exceptions of tallax, and the one function that words them.
+
+```
+TallaxError
+├── InvalidTypeError        also a TypeError: a float count, a buffer written with another dtype
+├── InvalidValueError       also a ValueError: a negative count, another shape, a NaN pin
+├── ReplacedVariableError   also a TypeError: `self.step = self.step + 1`
+├── TraceError              also a flax TraceContextError: a write from another trace level
+├── TracedReadError         also a TypeError: `int(counter)` under `jit`
+├── ReplicasError           also a ValueError: inside shard_map, which copies should be summed?
+└── MissingExtraError       also an ImportError: an optional dependency is not installed
+```
+
+Every message names the item by the path a user would type, states the rule, shows what came, and says what to write
+instead. The path is looked for only once something has gone wrong: a Variable does not know where it lives.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import flax.errors
+import jax
+import numpy as np
+from flax import nnx
+
+from tallax._placement import is_traced
+
+
+class TallaxError(Exception):
+    """The base of every error that tallax raises on purpose."""
+
+
+class InvalidTypeError(TallaxError, TypeError):
+    """What came is of a kind or dtype that the item does not take."""
+
+
+class InvalidValueError(TallaxError, ValueError):
+    """What came is of the right kind, but its value or shape cannot be taken."""
+
+
+class ReplacedVariableError(TallaxError, TypeError):
+    """An attribute that holds a Variable was about to be overwritten by something that is not one."""
+
+
+class TraceError(TallaxError, flax.errors.TraceContextError):
+    """An item was written from a trace it does not belong to, so the write would be lost."""
+
+    def __init__(self, message: str):
+        Exception.__init__(self, message)
+
+
+class TracedReadError(TallaxError, TypeError):
+    """A host value was asked of an item whose value exists only when the compiled program runs."""
+
+
+class ReplicasError(TallaxError, ValueError):
+    """Inside `shard_map`, it cannot be told over which mesh axes an increment is to be summed."""
+
+
+class MissingExtraError(TallaxError, ImportError):
+    """An optional dependency is not installed."""
+
+    @classmethod
+    def of(cls, feature: str, extra: str, missing: str) -> MissingExtraError:
+        """Returns the error that names the install line of `extra`."""
+        return cls(
+            compose(
+                feature,
+                f"needs the package {missing}, which is not installed.",
+                fix=f"pip install 'tallax[{extra}]'",
+            )
+        )
+
+
+def compose(item: object, rule: str, *, got: str | None = None, expected: str | None = None, fix: str) -> str:
+    """Returns the text of an error: the item and the rule, then what came, what was expected, and the remedy.
+
+    Args:
+        item: a string to show as it is, or the Variable or module itself, which is looked up by `name_of`.
+        rule: a sentence that completes "<item>: ...".
+        got: what came, worded by `describe`.
+        expected: what would have been taken, where the rule does not say it already.
+        fix: what to write instead.
+    """
+    name = item if isinstance(item, str) else name_of(item)
+    lines = [f"{name}: {rule}"]
+    for label, text in (("got:", got), ("expected:", expected), ("fix:", fix)):
+        if text is not None:
+            lines.append(f"  {label:<{10 if expected is not None else 5}} {text}")
+    return "\n".join(lines)
+
+
+def describe(value: object) -> str:
+    """Words a value for an error: `float32[] (0.5)`, `int32[8] (traced)`, `str ('a')`."""
+    if is_traced(value):
+        return f"{_array_type(value)} (traced)"
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        small = value.size <= 4 and getattr(value, "is_fully_addressable", True)
+        return f"{_array_type(value)} ({np.asarray(value).tolist()})" if small else _array_type(value)
+    if isinstance(value, nnx.Variable):
+        return f"a {type(value).__name__}"
+    text = repr(value)
+    return f"{type(value).__name__} ({text if len(text) <= 60 else text[:57] + '...'})"
+
+
+def _array_type(value: Any) -> str:
+    return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+
+
+def name_of(item: object) -> str:
+    """Returns the path under which the running program knows `item`, such as `model.moe.step`.
+
+    The local variables of the calling frames are searched, outermost last and preferred, since the outermost name is
+    the one that tells two layers of a model apart. Libraries' own frames are passed over. Under a Flax transformation
+    the objects are copies, so the path starts at the traced function's argument, which has the user's name for it.
+    """
+    found = None
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in {"tallax", "flax", "jax"}:
+            for local, value in list(frame.f_locals.items()):
+                path = _path_to(item, value)
+                if path is not None:
+                    found = local + path
+                    break
+        frame = frame.f_back
+    return found or f"unnamed {type(item).__name__}"
+
+
+def _path_to(item: object, root: object, limit: int = 20_000) -> str | None:
+    """Returns how to reach `item` from `root` (`.layers[3].step`), or None; visits at most `limit` nodes."""
+    queue: list[tuple[str, object]] = [("", root)]
+    seen: set[int] = set()
+    for path, node in queue:  # grows while it is walked: breadth first, so the shortest path wins
+        if node is item:
+            return path
+        if id(node) in seen or len(seen) >= limit:
+            continue
+        seen.add(id(node))
+        queue.extend((path + step, child) for step, child in _children(node, is_root=path == ""))
+    return None
+
+
+def _children(node: object, *, is_root: bool) -> Iterator[tuple[str, object]]:
+    if isinstance(node, nnx.Pytree):
+        for name, child in vars(node).items():
+            # nnx.List and nnx.Dict keep their entries as attributes named by the index or key.
+            yield (f"[{name}]" if name.isdigit() else f".{name}"), child
+    elif is_root:
+        return  # a local list or dict may be anything, and large: only modules are searched from a frame
+    elif isinstance(node, list | tuple):
+        yield from ((f"[{i}]", child) for i, child in enumerate(node))
+    elif isinstance(node, dict):
+        yield from ((f"[{key!r}]", child) for key, child in node.items())

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which mesh axes a value differs over, and the sum of an increment over them.
+
+Inside `shard_map` every array carries the set of mesh axes it *varies* over. An increment that varies over `data` was
+computed from one shard of the batch, so the count of the whole is its sum over `data`, and over nothing else: summing
+over an axis on which it is replicated would count it once per replica. The increment is summed, never the total.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import jax
+
+from tallax import _limbs
+from tallax._errors import ReplicasError, compose
+
+if TYPE_CHECKING:
+    from tallax._limbs import Limbs
+
+AxisName: TypeAlias = Hashable | tuple[Hashable, ...]
+
+
+def varying_axes(value: Any) -> frozenset[Hashable]:
+    """Returns the mesh axes that `value` varies over; empty outside `shard_map`, and under `check_vma=False`."""
+    if not isinstance(value, jax.Array):
+        return frozenset()
+    kind = jax.typeof(value)
+    manual = getattr(kind, "manual_axis_type", None)
+    return frozenset(manual.varying if manual is not None else kind.vma)  # `vma` is how jax called it before
+
+
+def mapped_axes() -> tuple[Hashable, ...]:
+    """Returns the mesh axes that the surrounding `shard_map` maps over; empty outside one."""
+    return tuple(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def sum_increment(
+    increment: Limbs, *, item: object, state: Any, like: Any = None, axis_name: AxisName | None = None
+) -> Limbs:
+    """Returns `increment` summed over the replicas whose increments `state` is to take in.
+
+    Args:
+        increment: limbs, uint32[*shape, 2].
+        item: whom to name in an error.
+        state: the array that is going to be added to. Axes that it varies over itself are left alone: each replica
+            then keeps a count of its own.
+        like: an array that varies over the axes to sum over, usually the batch.
+        axis_name: the axes themselves; an empty tuple means that the increment is the same everywhere and counts once.
+
+    Raises:
+        ReplicasError: inside `shard_map`, where neither the increment nor the arguments tell the axes.
+    """
+    mapped = mapped_axes()
+    if axis_name is not None:
+        axes = frozenset(axis_name if isinstance(axis_name, tuple) else (axis_name,))
+    elif mapped:
+        own = varying_axes(state)
+        known = varying_axes(increment) | varying_axes(like)
+        if not known and not own:
+            raise ReplicasError(
+                compose(
+                    item,
+                    "inside shard_map, an increment that is the same on every device may mean one event or one each.",
+                    got=f"an increment that varies over none of the mapped axes {mapped} (or check_vma=False)",
+                    fix=f"like=batch to sum it over the axes the batch is split on, axis_name={mapped!r} to name them, "
+                    "or axis_name=() to count it once",
+                )
+            )
+        axes = known - own
+    else:
+        axes = frozenset()
+    if not axes:
+        return increment
+    # shard_map's psum wants its argument marked as varying over every axis that it sums.
+    unmarked = tuple(sorted(axes & set(mapped) - varying_axes(increment), key=str))
+    if unmarked:
+        increment = jax.lax.pcast(increment, unmarked, to="varying")
+    return _limbs.psum(increment, sorted(axes, key=str))

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Buffer` and `Counter`: the Variables that hold state which training needs and nobody trains.
+
+They are plain `nnx.Variable`s of types of their own: a filter such as `nnx.Param` passes them by, and every Flax
+transformation threads them. What they add is discipline. A write keeps shape, dtype and weak type, or raises and leaves
+the value as it was; no gradient flows in or out; the value is never mutated in place, since `nnx.state(model)` shares
+it.
+
+Where the value is: until a compiled program has returned it, it is a read-only NumPy array, so nothing here touches an
+accelerator at construction and an eager increment is a few microseconds of host work. A value that a compiled program
+returned is a `jax.Array`. If that is ready and not placed on purpose, an eager increment takes it back to the host;
+otherwise the increment is dispatched to the device, so that counting never waits for a running step.
+"""
+
+from tallax._variables._buffer import Buffer as Buffer
+from tallax._variables._counter import Counter as Counter

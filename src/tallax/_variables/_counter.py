@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Counter`: exact counts, eager on the host and traced on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Self
+
+import flax.errors
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tallax import _limbs
+from tallax._errors import InvalidTypeError, InvalidValueError, TracedReadError, compose, describe
+from tallax._placement import is_committed, is_ready, is_traced
+from tallax._replicas import AxisName, sum_increment
+from tallax._variables._amounts import check_integer, host_counts, negative
+from tallax._variables._item import Item, to_device
+
+# Compiled once, for eager use.
+_add_on_device = jax.jit(lambda raw, by: _limbs.add(raw, jnp.broadcast_to(by, raw.shape)))
+_assign_on_device = jax.jit(_limbs.assign)
+_int32_on_device = jax.jit(_limbs.to_int32)
+_total = jax.jit(_limbs.total, static_argnums=1, inline=True)
+_widen = jax.jit(_limbs.widen, inline=True)
+
+_WORD = 2**32 - 1
+_array, _ndarray, _uint32, _int32 = np.array, np.ndarray, np.dtype(np.uint32), np.int32  # bound once, for `_advance`
+
+
+class Counter(Item):
+    """An exact count, or an array of them: right up to 2**64 - 1 without x64, where it stays.
+
+    `counter += n` counts, also under transformations. `int(counter)` is the exact count on the host;
+    `counter[...]`, `counter.value` and `counter.get_value()` give `int32[*shape]` saturated at 2**31 - 1, for schedules
+    and comparisons; `np.asarray(counter)` is `uint64[*shape]`. Assigning any of the three sets the count.
+
+    | field | shape | dtype | reset value | how copies combine |
+    |---|---|---|---|---|
+    | value | `(*shape, 2)`: low and high word; leading axes may be added by vmap or scan | uint32 | 0 | sum |
+
+    Args:
+        start: the first count, an integer in [0, 2**64 - 1].
+        shape: the shape of an array of counts, one per expert for instance; each starts at `start`.
+        persistent: whether checkpoints keep it.
+        **metadata: as for `nnx.Variable`.
+
+    Raises:
+        InvalidTypeError: a count or increment that is not an integer.
+        InvalidValueError: a negative one, one of another shape, or a start beyond 2**64 - 1.
+        TraceError: written from a trace that the counter does not belong to.
+        TracedReadError: `int(counter)` or `np.asarray(counter)` inside a trace.
+
+    Under transforms: a traced increment below zero adds nothing, since it can't be seen. Inside `shard_map` an
+    increment is summed over the axes it varies on (see `increment`).
+
+    Example:
+        >>> import tallax
+        >>> seen = tallax.Counter(2**40)
+        >>> seen += 5
+        >>> int(seen)
+        1099511627781
+    """
+
+    def __init__(self, start: int = 0, *, shape: int | tuple[int, ...] = (), persistent: bool = True, **metadata: Any):
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        first = host_counts(start, item="Counter", limit=_limbs.MAX)
+        if first.ndim:
+            raise InvalidValueError(
+                compose(
+                    "Counter",
+                    "all counts start at one number.",
+                    got=describe(start),
+                    fix="Counter(shape=x.shape), then counter.set(x)",
+                )
+            )
+        reduce = metadata.pop("reduce", "sum")
+        if reduce != "sum":
+            raise InvalidValueError(
+                compose("Counter", "copies of a count are summed.", got=f"reduce={reduce!r}", fix="leave reduce out")
+            )
+        limbs = _limbs.from_uint64(np.broadcast_to(first, shape))
+        limbs.setflags(write=False)
+        super().__init__(limbs, persistent=persistent, reduce="sum", metadata=metadata)
+
+    # --- counting ---------------------------------------------------------------------------------------------------
+
+    def increment(self, by: Any = 1, *, like: Any = None, axis_name: AxisName | None = None) -> None:
+        """Adds `by`, exactly; the count stays at 2**64 - 1 once it is there.
+
+        Args:
+            by: a Python integer of any size, an array of booleans or integers that broadcasts to the counter's shape,
+                or another Counter. A signed `jax.Array` handed in outside a trace is waited for, since a negative entry
+                must raise; an unsigned one or a mask is not.
+            like: inside `shard_map`, the array that the count was taken from, where `by` itself does not tell: `by` is
+                summed over the mesh axes that either of them varies on.
+            axis_name: the mapped axis or axes to sum `by` over, where they can't be seen: under `vmap`, `pmap`, and
+                `shard_map(check_vma=False)`. `()` says that it is the same everywhere, and counts once.
+
+        Raises:
+            InvalidTypeError: `by` is not an integer.
+            InvalidValueError: `by` is negative, or does not broadcast to the counter's shape.
+            ReplicasError: inside `shard_map`, where nothing tells which replicas to sum over.
+            TraceError: the counter does not belong to the current trace.
+        """
+        if type(by) is int and by >= 0 and not axis_name and self._advance(by) is not None:
+            return
+        raw = self.get_raw_value()
+        amount = self._amount(by)
+        if np.broadcast_shapes(amount.shape, self.shape) != self.shape:
+            raise self._wrong_shape(by)
+        on_host = _on_host(raw) if isinstance(amount, np.ndarray) and not axis_name else None
+        if on_host is not None:
+            self._store(_limbs.from_uint64(_limbs.add_uint64(_limbs.to_uint64(on_host), amount)))
+        else:
+            limbs = _limbs.from_uint64(amount) if isinstance(amount, np.ndarray) else _widen(amount)
+            self._add(limbs, like, axis_name)
+
+    def count(self, events: Any, *, like: Any = None, axis_name: AxisName | None = None) -> None:
+        """Adds how many entries of a mask are true, or the sum of an integer array's entries, exactly.
+
+        Args:
+            events: an array of booleans or integers whose last axes are the counter's shape; the axes before them are
+                summed over. At most 2**31 entries are summed into one count.
+            like: as for `increment`.
+            axis_name: as for `increment`.
+
+        Raises:
+            As `increment` does.
+
+        Example:
+            >>> import jax.numpy as jnp, tallax
+            >>> fired = tallax.Counter(shape=3)
+            >>> fired.count(jnp.array([[True, False, True], [True, False, False]]))
+            >>> fired[...]
+            Array([2, 0, 1], dtype=int32)
+        """
+        amount = self._amount(events)
+        leading = amount.ndim - len(self.shape)
+        if leading < 0 or amount.shape[leading:] != self.shape:
+            raise self._wrong_shape(events, ending=True)
+        if isinstance(amount, np.ndarray):
+            self.increment(_limbs.sum_uint64(amount, range(leading)), like=like, axis_name=axis_name)
+        else:
+            self._add(_total(amount, tuple(range(leading))), like, axis_name)
+
+    def __iadd__(self, by: Any) -> Self:
+        self.increment(by)
+        return self
+
+    def every(self, n: int) -> jax.Array | np.ndarray | np.bool_:
+        """Returns whether each count is a multiple of `n`, exactly, also past 2**32; 0 is one.
+
+        Args:
+            n: a Python integer in [1, 2**31 - 1].
+
+        Returns:
+            bool[*shape]: from NumPy while the counter is on the host, so that `if counter.every(100):` is free in an
+            eager loop; otherwise a `jax.Array`.
+
+        Raises:
+            InvalidValueError: `n` is out of range.
+        """
+        if not isinstance(n, int) or not 1 <= n <= _limbs.INT32_MAX:
+            raise InvalidValueError(
+                compose(
+                    self,
+                    "a Counter's every(n) takes a Python integer in [1, 2**31 - 1].",
+                    got=describe(n),
+                    fix="counter.every(100)",
+                )
+            )
+        raw = self.get_raw_value()
+        if isinstance(raw, np.ndarray):
+            return _limbs.to_uint64(raw) % np.uint64(n) == 0
+        return _limbs.divisible(raw, n)
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def get_value(self, *, index: Any = ...) -> jax.Array:
+        """Returns int32[*shape], saturated at 2**31 - 1, or the part of it at `index`; does not wait for the device."""
+        raw = self.get_raw_value()
+        if not _is_limbs(raw):  # a shape, a sharding, or whatever else a tree.map over the state has put here
+            return raw
+        if isinstance(raw, np.ndarray):
+            value = to_device(_limbs.to_int32_on_host(raw))
+        else:
+            value = (_limbs.to_int32 if is_traced(raw) else _int32_on_device)(raw)
+        return value if index is ... else value[index]
+
+    def peek(self) -> jax.Array | np.ndarray | np.int32:
+        """Returns what `get_value()` does, but from NumPy while the counter is on the host: no dispatch."""
+        raw = self.get_raw_value()
+        if type(raw) is not np.ndarray:
+            return self.get_value()
+        if raw.ndim == 1:
+            low, high = raw.tolist()
+            return np.int32(low if high == 0 and low <= _limbs.INT32_MAX else _limbs.INT32_MAX)
+        return _limbs.to_int32_on_host(raw)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the counts."""
+        return tuple(self.get_raw_value().shape[:-1])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        del copy  # always a new array
+        raw = self.get_raw_value()
+        if is_traced(raw):
+            raise TracedReadError(
+                compose(
+                    self,
+                    "a Counter has no exact host value inside a trace.",
+                    got=describe(self.get_value()),
+                    fix="counter.value for arithmetic, counter.every(n) for a condition; int(counter) outside jit",
+                )
+            )
+        counts = np.asarray(_limbs.to_uint64(np.asarray(raw)))  # 0-d arithmetic gives NumPy scalars
+        return counts if dtype is None else counts.astype(dtype)
+
+    def __int__(self) -> int:
+        return int(self.__array__())
+
+    __index__ = __int__
+
+    def __float__(self) -> float:
+        return float(int(self))
+
+    def __bool__(self) -> bool:
+        return bool(int(self))
+
+    def __format__(self, spec: str) -> str:
+        return format(int(self), spec) if spec else str(self)
+
+    def __getattr__(self, name: str) -> Any:
+        # Flax forwards unknown attributes to the raw value, whose limbs must not show. Dunders are left out, or NumPy
+        # would find `__array_interface__` there and see the limbs.
+        if self.has_metadata(name):
+            return self.get_metadata(name)
+        if name.startswith("__"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.get_value(), name)
+
+    def __nnx_repr__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        raw = self.get_raw_value()
+        part: Any
+        for part in super().__nnx_repr__():
+            if getattr(part, "key", None) == "value" and isinstance(raw, jax.Array | np.ndarray):
+                if not is_traced(raw) and _is_limbs(raw):
+                    part = type(part)("value", int(self) if raw.ndim == 1 else np.asarray(self))
+            yield part
+
+    # --- setting ----------------------------------------------------------------------------------------------------
+
+    def set(self, n: Any) -> None:
+        """Sets the counts to `n`, an integer or an array of them that broadcasts to the counter's shape.
+
+        Raises:
+            InvalidTypeError: `n` is not an integer.
+            InvalidValueError: `n` is negative, beyond 2**64 - 1, or of another shape.
+            TraceError: the counter does not belong to the current trace.
+        """
+        amount = self._amount(n, limit=_limbs.MAX)
+        if np.broadcast_shapes(amount.shape, self.shape) != self.shape:
+            raise self._wrong_shape(n)
+        if isinstance(amount, np.ndarray):
+            self._store(_limbs.from_uint64(np.broadcast_to(amount, self.shape)))
+        else:
+            self._store(jnp.broadcast_to(_limbs.widen(amount), self.get_raw_value().shape))
+
+    def reset(self) -> None:
+        """Sets the counts to zero."""
+        self.set(0)
+
+    def set_value(self, value: Any, *, index: Any = ...) -> None:
+        """Sets the counts, or those at `index`, to `value`.
+
+        It takes what `set` takes. In addition `counter.value += n`, which reads int32 and writes it back, stays exact
+        where the read is saturated: the wrapped sum tells what was added.
+        """
+        raw = self.get_raw_value()
+        wraps = isinstance(value, jax.Array) and value.dtype == jnp.int32
+        if not wraps and index is ...:
+            self.set(value)
+            return
+        new = value if wraps else self._amount(value, limit=_limbs.MAX)
+        if index is ...:
+            if np.broadcast_shapes(new.shape, self.shape) != self.shape:
+                raise self._wrong_shape(value)
+            old = raw
+        else:
+            # The limbs' own axis stays whole, wherever an Ellipsis in the index would have reached.
+            index = (*(index if isinstance(index, tuple) else (index,)), slice(None))
+            old = jnp.asarray(raw)[index]
+        if not wraps:
+            written = _limbs.from_uint64(new) if isinstance(new, np.ndarray) else _limbs.widen(new)
+        elif is_traced(old, new):
+            written = _limbs.assign(jnp.asarray(old), new)
+        else:
+            self._refuse_negative(np.asarray(new), np.asarray(old))
+            written = _assign_on_device(old, new)
+        self._store(written if index is ... else jnp.asarray(raw).at[index].set(written))
+
+    def __isub__(self, other: Any) -> Self:
+        raise InvalidTypeError(
+            compose(
+                self, "a Counter only counts up.", got=f"-= {describe(other)}", fix="counter.set(n) or counter.reset()"
+            )
+        )
+
+    def __imul__(self, other: Any) -> Self:
+        raise InvalidTypeError(
+            compose(
+                self, "a Counter only counts up.", got=f"*= {describe(other)}", fix="counter.set(n), or a tallax.Buffer"
+            )
+        )
+
+    __itruediv__ = __ifloordiv__ = __imul__
+
+    def advance(self) -> jax.Array | np.ndarray | np.int32:
+        """Adds 1 to a scalar count, once for all replicas, and returns what `peek` then does: a step counter's call."""
+        count = self._advance(1)
+        if count is None:
+            self.increment(axis_name=())
+            return self.peek()
+        return _int32(count if count < _limbs.INT32_MAX else _limbs.INT32_MAX)
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _advance(self, by: int) -> int | None:
+        """Adds to a scalar count on the host, in 3 us, and returns the new one; None, with nothing done, elsewhere."""
+        raw = self.get_raw_value()
+        if type(raw) is not _ndarray or raw.ndim != 1:
+            return None
+        low, high = raw.tolist()
+        count = low + (high << 32) + by
+        if count > _limbs.MAX:
+            count = _limbs.MAX
+        try:
+            self.set_raw_value(_array((count & _WORD, count >> 32), _uint32))
+        except flax.errors.TraceContextError:
+            self._store(raw)  # raises with the item's name and the remedy
+        return count
+
+    def _add(self, increment: Any, like: Any, axis_name: AxisName | None) -> None:
+        """Adds limbs that broadcast to the counter's on the device: traced, or dispatched without waiting."""
+        raw = self.get_raw_value()
+        increment = sum_increment(increment, item=self, state=raw, like=like, axis_name=axis_name)
+        if is_traced(raw, increment):
+            self._store(_limbs.add(jnp.asarray(raw), jnp.broadcast_to(jnp.asarray(increment), raw.shape)))
+        else:
+            self._store(_add_on_device(raw, increment))
+
+    def _amount(self, value: Any, limit: int | None = None) -> Any:
+        """Returns an increment or count as uint64 on the host, or as the integer array it is where it must stay there.
+
+        That is a traced array, one spread over processes, and one that is still being computed and can't be negative.
+        """
+        if isinstance(value, nnx.Variable):
+            if isinstance(value, Counter) and not is_traced(value.get_raw_value()):
+                return np.asarray(value)
+            value = value.get_value()
+        if isinstance(value, jax.Array):
+            check_integer(value, item=self)
+            signed = jnp.issubdtype(value.dtype, jnp.signedinteger)
+            if is_traced(value) or not value.is_fully_addressable or not (signed or is_ready(value)):
+                return value
+        return host_counts(value, item=self, limit=limit)
+
+    def _wrong_shape(self, value: Any, *, ending: bool = False) -> InvalidValueError:
+        shape = f"(..., {', '.join(map(str, self.shape))})" if ending and self.shape else str(self.shape)
+        return InvalidValueError(
+            compose(
+                self,
+                f"a Counter of shape {self.shape} takes what {'ends in' if ending else 'broadcasts to'} its shape.",
+                got=describe(value),
+                expected=f"shape {shape}",
+                fix="counter.count(events), which sums the axes before the shape; or Counter(shape=...)",
+            )
+        )
+
+    def _refuse_negative(self, value: np.ndarray, old: np.ndarray) -> None:
+        wrapped = _limbs.to_uint64(old) >= np.uint64(_limbs.INT32_MAX)
+        if np.any((value < 0) & ~wrapped):
+            raise negative(value, item=self)
+
+
+def _is_limbs(value: Any) -> bool:
+    return isinstance(value, jax.Array | np.ndarray) and value.ndim > 0 and value.shape[-1] == 2
+
+
+def _on_host(raw: Any) -> np.ndarray | None:
+    """Returns the limbs as NumPy where that neither waits for the device nor loses a deliberate placement."""
+    if isinstance(raw, np.ndarray):
+        return raw
+    if isinstance(raw, jax.Array) and not is_traced(raw) and not is_committed(raw) and is_ready(raw):
+        return np.asarray(raw)
+    return None

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`StepCounter`, the state that most training code keeps first, and the function that the project grew from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tallax._errors import InvalidValueError, compose, describe
+from tallax._module import Module
+from tallax._variables import Counter
+
+
+class StepCounter(Module):
+    """Counts its calls: `step` starts at 0, and each call adds 1 and returns the new value.
+
+    | field | shape | dtype | reset value | how copies combine |
+    |---|---|---|---|---|
+    | step | () | an exact `Counter` | 0 | a step taken by all replicas together counts once |
+
+    Args:
+        rngs: one key is taken from `rngs.params()`, so that adding a counter shifts the stream as any other layer does.
+
+    `model.eval()` sets `deterministic`, and then a call returns the value and adds nothing.
+
+    Example:
+        >>> from flax import nnx
+        >>> import tallax
+        >>> counter = tallax.StepCounter(nnx.Rngs(0))
+        >>> counter(), counter()
+        (np.int32(1), np.int32(2))
+        >>> counter.step.value
+        Array(2, dtype=int32)
+    """
+
+    def __init__(self, rngs: nnx.Rngs):
+        rngs.params()
+        self.step = Counter()
+        self.deterministic = False
+
+    def __call__(self) -> jax.Array | np.ndarray | np.int32:
+        """Returns the number of this call, an int32 scalar saturated at 2**31 - 1 (`int(counter.step)` is exact).
+
+        Outside a trace it is a NumPy scalar, so that an eager call dispatches nothing.
+        """
+        return self.step.peek() if self.deterministic else self.step.advance()
+
+
+def counter_after_n_calls(seed: int | float, n_calls: int | float) -> jax.Array:
+    """Makes a `StepCounter` from `seed`, calls it `n_calls` times, and returns its value beside `n_calls`.
+
+    Args:
+        seed: any integer, or a float that holds one. Beyond 64 bits it is taken modulo 2**63, as JAX's keys end there.
+        n_calls: a non-negative integer, or a float that holds one.
+
+    Returns:
+        int32[2]: `[counter, n_calls]`, which are equal.
+
+    Raises:
+        InvalidValueError: `n_calls` is negative, or either argument is not finite or not whole.
+
+    Example:
+        >>> import tallax
+        >>> tallax.counter_after_n_calls(seed=0, n_calls=5)
+        Array([5, 5], dtype=int32)
+    """
+    seed = _whole("seed", seed)
+    calls = _whole("n_calls", n_calls)
+    if calls < 0:
+        raise InvalidValueError(
+            compose("n_calls", "a number of calls is not negative.", got=describe(n_calls), fix="n_calls=0 or more")
+        )
+    counter = StepCounter(nnx.Rngs(seed if -(2**63) <= seed < 2**63 else seed % 2**63))
+    for _ in range(calls):
+        counter()
+    return jnp.array([counter.step.value, calls], jnp.int32)
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        whole = int(value)  # raises for NaN, infinities, and what is no number
+        if whole == value:
+            return whole
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise InvalidValueError(
+        compose(name, "takes an integer, or a float that holds one.", got=describe(value), fix=f"{name}=5")
+    )

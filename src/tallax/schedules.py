@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Scheduled`: a value that follows an optax schedule and stays on the model, to be logged, saved and pinned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tallax import _limbs
+from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+from tallax._module import Module
+from tallax._placement import is_traced
+from tallax._variables import Buffer, Counter
+
+
+class Scheduled(Module):
+    """A scalar that a schedule drives: the temperature of a gate, the weight of a loss, the probability of a mask.
+
+    | field | shape | dtype | reset value | how copies combine |
+    |---|---|---|---|---|
+    | state | (2,): the value of the last call, and the pinned value or NaN | float32 | `schedule(0)`, NaN | same |
+
+    Args:
+        schedule: an optax schedule, or any function from an int32 count to a scalar.
+        name: a label for tables and logs, where the attribute's name does not say enough.
+
+    Example:
+        >>> import optax, tallax
+        >>> temperature = tallax.Scheduled(optax.linear_schedule(5.0, 1.0, 10_000))
+        >>> temperature(2_500)
+        Array(4., dtype=float32)
+        >>> temperature.pin(2.0)
+        >>> temperature(2_501)
+        Array(2., dtype=float32)
+        >>> temperature.release()
+        >>> temperature(10_000)
+        Array(1., dtype=float32)
+    """
+
+    def __init__(self, schedule: Callable[[Any], Any], *, name: str | None = None):
+        if not callable(schedule):
+            raise InvalidTypeError(
+                compose(
+                    "Scheduled",
+                    "takes a schedule, a function from a count to a scalar.",
+                    got=describe(schedule),
+                    fix="optax.constant_schedule(2.0), or optax.linear_schedule(5.0, 1.0, 10_000)",
+                )
+            )
+        self.schedule = schedule
+        self.name = name
+        self.state = Buffer(jnp.stack([self._scheduled(0), jnp.float32(jnp.nan)]))
+
+    def __call__(self, step: Any = None) -> jax.Array:
+        """Returns the value at `step`, and keeps it.
+
+        Args:
+            step: what counts the steps: a `Counter`, a `StepCounter`, or an integer scalar, traced or not. The schedule
+                sees it as int32, saturated at 2**31 - 1. Without it, the value of the last call is returned.
+
+        Returns:
+            float32[]: the pinned value while there is one, otherwise `schedule(step)`.
+
+        Raises:
+            InvalidTypeError: `step` is not an integer scalar.
+        """
+        if step is None:
+            return self.value
+        pinned = self.state[1]
+        value = jnp.where(jnp.isnan(pinned), self._scheduled(step_value(step)), pinned)
+        self.state[...] = jnp.stack([value, pinned])
+        return value
+
+    @property
+    def value(self) -> jax.Array:
+        """float32[]: the value of the last call, or the pinned one; `schedule(0)` before."""
+        return self.state[0]
+
+    def pin(self, value: Any) -> None:
+        """Holds the value at `value` whatever the step, from now on; compiled steps are not compiled again.
+
+        Raises:
+            InvalidValueError: `value` is NaN or not a scalar.
+        """
+        if not is_traced(value) and (np.ndim(value) != 0 or np.isnan(value)):
+            raise InvalidValueError(
+                compose(
+                    self,
+                    "a pin is one number, not NaN.",
+                    got=describe(value),
+                    fix="pin(2.0), or release() to follow the schedule",
+                )
+            )
+        pinned = jnp.asarray(value, jnp.float32)
+        self.state[...] = jnp.stack([pinned, pinned])
+
+    def release(self) -> None:
+        """Follows the schedule again from the next call."""
+        self.state[1] = jnp.nan
+
+    def _scheduled(self, count: Any) -> jax.Array:
+        value = jnp.asarray(self.schedule(count), jnp.float32)
+        if value.shape != ():
+            raise InvalidValueError(
+                compose(
+                    "Scheduled",
+                    "the schedule must give a scalar.",
+                    got=describe(value),
+                    fix="one Scheduled for each number, or a tallax.Buffer for an array",
+                )
+            )
+        return value
+
+
+def step_value(step: Any) -> jax.Array | np.int32:
+    """Returns what counts the steps as int32[], saturated at 2**31 - 1.
+
+    Args:
+        step: a `Counter`; a module that keeps one as its `step`, such as `StepCounter`; an integer; an integer scalar
+            array; or the two words of a `Counter`, which is what `nnx.Optimizer.update(..., step=counter)` passes on.
+
+    Raises:
+        InvalidTypeError: it is none of these.
+    """
+    if isinstance(step, nnx.Pytree):
+        step = getattr(step, "step", step)
+    if isinstance(step, Counter):
+        return step.get_value()
+    if isinstance(step, nnx.Variable):
+        step = step.get_value()
+    if isinstance(step, int) and not isinstance(step, bool):
+        return np.int32(max(-_limbs.INT32_MAX, min(step, _limbs.INT32_MAX)))
+    if isinstance(step, jax.Array | np.ndarray | np.generic) and jnp.issubdtype(step.dtype, jnp.integer):
+        step = jnp.asarray(step)
+        if step.shape == ():
+            wide = jnp.iinfo(step.dtype).max > _limbs.INT32_MAX
+            return (jnp.minimum(step, _limbs.INT32_MAX) if wide else step).astype(jnp.int32)
+        if step.shape == (2,) and step.dtype == jnp.uint32:
+            return _limbs.to_int32(step)
+    raise InvalidTypeError(
+        compose(
+            "step",
+            "a schedule counts in whole steps.",
+            got=describe(step),
+            expected="a Counter, a StepCounter, or an integer scalar",
+            fix="step=model.step",
+        )
+    )

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics that live on the model: one Variable each, one protocol for all.
+
+stat.update(x, where=None)    # under any transformation; nothing in eval mode
+stat.compute()                # a frozen record: exact on the host, arrays inside a trace
+stat.reset(); stat.merge(other)
+"""
+
+from tallax.statistics._base import Statistic as Statistic
+from tallax.statistics._histogram import Histogram as Histogram
+from tallax.statistics._histogram import HistogramResult as HistogramResult
+from tallax.statistics._rate import Rate as Rate
+from tallax.statistics._rate import RateResult as RateResult

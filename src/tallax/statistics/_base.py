@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The protocol of all statistics, and what its implementations share."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+from tallax._module import Module
+from tallax._placement import is_traced
+from tallax._replicas import AxisName
+from tallax._variables import Counter
+
+
+class Statistic(Module, abc.ABC):
+    """What every statistic is: a module that holds one Variable and is fed by `update`.
+
+    A subclass keeps its state in one `Counter` or `Buffer`, and says in `_configuration` what two statistics must share
+    to be merged. `merge` is associative, and a statistic that was just `reset` is its identity.
+
+    Args:
+        axis_name: the mapped axis or axes over which each update's increment is combined, as in `nnx.BatchNorm`.
+            Needed under `vmap`, `pmap` and `shard_map(check_vma=False)`; under plain `shard_map` the values fed tell.
+
+    `model.eval()`, `model.train()` and `nnx.view(model, deterministic=True)` switch `deterministic`, and `update` does
+    nothing while it is True.
+    """
+
+    def __init__(self, *, axis_name: AxisName | None = None):
+        self.deterministic = False
+        self.axis_name = axis_name
+
+    def update(self, x: Any, *, where: Any = None) -> None:
+        """Takes in every entry of `x`, or those where `where` is true; does nothing in eval mode.
+
+        Args:
+            x: an array of booleans, integers or floats; see the statistic for the shapes it takes. No gradient flows
+            in.
+            where: a boolean array that broadcasts to `x.shape`.
+
+        Raises:
+            InvalidTypeError: `x` is not a real array, or `where` is not boolean.
+            InvalidValueError: a shape does not fit.
+            ReplicasError: inside `shard_map`, where nothing tells which replicas to combine.
+        """
+        if self.deterministic:
+            return
+        values, mask = self._checked(x, where)
+        self._accumulate(values, mask)
+
+    @abc.abstractmethod
+    def compute(self) -> Any:
+        """Returns a frozen record: exact integers and NumPy arrays outside a trace, traced arrays inside one."""
+
+    @abc.abstractmethod
+    def reset(self) -> None:
+        """Forgets everything that was fed."""
+
+    def merge(self, other: Any) -> None:
+        """Takes in everything that `other` was fed; `other` stays as it is.
+
+        Raises:
+            InvalidValueError: `other` is another kind of statistic, or configured otherwise.
+        """
+        if type(other) is not type(self) or other._configuration() != self._configuration():
+            raise InvalidValueError(
+                compose(
+                    self,
+                    "only statistics of the same kind and configuration can be merged.",
+                    got=_signature(other) if isinstance(other, Statistic) else describe(other),
+                    expected=_signature(self),
+                    fix="make both with the same arguments",
+                )
+            )
+        self._merge(other)
+
+    @abc.abstractmethod
+    def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
+        """Takes in checked values."""
+
+    @abc.abstractmethod
+    def _merge(self, other: Any) -> None:
+        """Takes in a statistic of the same configuration."""
+
+    @abc.abstractmethod
+    def _configuration(self) -> dict[str, Any]:
+        """Returns the arguments that two statistics must share to be merged, by name."""
+
+    def _checked(self, x: Any, where: Any) -> tuple[jax.Array, jax.Array | None]:
+        values = _real_array(x, self, "a statistic takes a real array.")
+        if where is None:
+            return values, None
+        mask = _real_array(where, self, "where= takes a boolean array.")
+        if mask.dtype != jnp.bool_:
+            raise InvalidTypeError(
+                compose(
+                    self,
+                    "where= takes a boolean array.",
+                    got=describe(where),
+                    fix="where=mask.astype(bool), or mask > 0",
+                )
+            )
+        try:
+            return values, jnp.broadcast_to(mask, values.shape)
+        except ValueError:
+            raise InvalidValueError(
+                compose(
+                    self,
+                    "where= broadcasts to the shape of the values.",
+                    got=describe(mask),
+                    expected=f"a shape that broadcasts to {values.shape}",
+                    fix="where=mask[..., None] for a mask of the leading axes",
+                )
+            ) from None
+
+
+def exact_or_traced(counter: Counter) -> np.ndarray | jax.Array:
+    """Returns uint64 counts on the host, or int32 ones, saturated, where the counter is traced."""
+    if is_traced(counter.get_raw_value()):
+        return counter.get_value()
+    return np.asarray(counter)
+
+
+def _real_array(x: Any, item: object, rule: str) -> jax.Array:
+    try:
+        values = jnp.asarray(x)
+    except (TypeError, ValueError):
+        values = None
+    if values is None or not (jnp.isrealobj(values) and _is_numeric(values.dtype)):
+        raise InvalidTypeError(compose(item, rule, got=describe(x), fix="jnp.asarray(x), or x.real"))
+    return jax.lax.stop_gradient(values)
+
+
+def _is_numeric(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_)
+
+
+def _signature(statistic: Statistic) -> str:
+    arguments = ", ".join(f"{name}={value!r}" for name, value in statistic._configuration().items())
+    return f"{type(statistic).__name__}({arguments})"

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Histogram`: where do the values lie, and how many lie outside?"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tallax._errors import InvalidValueError, compose
+from tallax._replicas import AxisName
+from tallax._variables import Counter
+from tallax.statistics._base import Statistic, exact_or_traced
+
+_OUTSIDE = ("underflow", "overflow", "nan", "posinf", "neginf")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class HistogramResult:
+    """What a `Histogram` has seen. Counts are exact outside a trace; int32, saturated, inside one.
+
+    Attributes:
+        counts: entries per bin, uint64[bins]. Bin i holds `edges[i] <= x < edges[i + 1]`; the last holds its upper
+        edge.
+        edges: float32[bins + 1].
+        underflow: finite entries below the first edge.
+        overflow: finite entries above the last edge.
+        nan: entries that were NaN.
+        posinf: entries that were +inf.
+        neginf: entries that were -inf.
+    """
+
+    counts: Any
+    edges: Any
+    underflow: Any
+    overflow: Any
+    nan: Any
+    posinf: Any
+    neginf: Any
+
+
+class Histogram(Statistic):
+    """Counts values in bins of equal width, and apart from them what lies outside, NaN and the infinities.
+
+    Every entry is counted exactly once, so all counts together add up to what was fed. The edges are those that
+    `numpy.histogram` uses for float32 input, and so is the rule for a value on an edge.
+
+    | field | shape | dtype | reset value | how copies combine |
+    |---|---|---|---|---|
+    | counts | (bins + 5,): the bins, then underflow, overflow, NaN, +inf, -inf | an exact `Counter` | 0 | sum |
+
+    Args:
+        low: the first edge.
+        high: the last edge.
+        bins: how many bins there are, at most 65,536.
+        axis_name: see `Statistic`.
+
+    Values of any shape are taken and compared in float32 (float64 where x64 is enabled and they have it).
+
+    Raises:
+        InvalidValueError: the range is empty or not finite, or float32 can't tell its edges apart.
+
+    Example:
+        >>> import jax.numpy as jnp, tallax
+        >>> histogram = tallax.statistics.Histogram(0.0, 1.0, bins=4)
+        >>> histogram.update(jnp.array([0.1, 0.25, 0.9, 1.0, 7.0, jnp.nan]))
+        >>> result = histogram.compute()
+        >>> result.counts.tolist(), result.overflow, result.nan
+        ([1, 1, 0, 2], 1, 1)
+    """
+
+    def __init__(self, low: float, high: float, bins: int = 64, *, axis_name: AxisName | None = None):
+        super().__init__(axis_name=axis_name)
+        self.low, self.high = float(low), float(high)
+        self.bins = operator.index(bins)
+        finite = np.isfinite([self.low, self.high]).all() and max(abs(self.low), abs(self.high)) < 2.0**127
+        if not (finite and self.low < self.high and 1 <= self.bins <= 65_536) or np.any(np.diff(self.edges) <= 0):
+            raise InvalidValueError(
+                compose(
+                    "Histogram",
+                    "needs edges that rise, each a float32 of its own.",
+                    got=f"low={low!r}, high={high!r}, bins={bins!r}",
+                    expected="low < high, both finite and below 2**127, and 1 to 65536 bins",
+                    fix="Histogram(-5.0, 5.0, bins=64)",
+                )
+            )
+        self.counts = Counter(shape=self.bins + len(_OUTSIDE))
+
+    @property
+    def edges(self) -> np.ndarray:
+        """float32[bins + 1]: the edges of the bins, evenly spaced."""
+        return np.linspace(self.low, self.high, self.bins + 1, dtype=np.float32)
+
+    def compute(self) -> HistogramResult:
+        """Returns the counts of the bins and of what lay outside them."""
+        counts = exact_or_traced(self.counts)
+        outside = list(counts[self.bins :])
+        if isinstance(counts, np.ndarray):
+            outside = [int(count) for count in outside]
+        return HistogramResult(counts[: self.bins], self.edges, *outside)
+
+    def reset(self) -> None:
+        """Forgets everything that was fed."""
+        self.counts.reset()
+
+    def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
+        if x.size:
+            self.counts.increment(_count_bins(x, where, self.low, self.high, self.bins), axis_name=self.axis_name)
+
+    def _merge(self, other: Histogram) -> None:
+        self.counts += other.counts
+
+    def _configuration(self) -> dict[str, Any]:
+        return {"low": self.low, "high": self.high, "bins": self.bins}
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4), inline=True)
+def _count_bins(x: jax.Array, where: jax.Array | None, low: float, high: float, bins: int) -> jax.Array:
+    """Returns uint32[bins + 5]: how many values lie in each bin, then underflow, overflow, NaN, +inf and -inf.
+
+    The bin is guessed by one multiplication, half a bin low. The rounding error of the guess is far below half a bin,
+    so the true bin is the guessed one or the next, which one comparison with the edge between them tells exactly.
+    """
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    edges = jnp.asarray(np.linspace(low, high, bins + 1, dtype=np.float32))
+    guess = (x - jnp.float32(low)) * jnp.float32(bins / (high - low)) - 0.5
+    index = jnp.clip(guess, 0, bins - 1).astype(jnp.int32)  # NaN becomes some bin, and is put right below
+    beyond = x >= edges.at[index + 1].get(mode="promise_in_bounds")
+    index = index + (beyond & (index < bins - 1))
+    outside = (x < edges[0], x > edges[-1], jnp.isnan(x), x == jnp.inf, x == -jnp.inf)
+    for slot, condition in enumerate(outside, start=bins):
+        index = jnp.where(condition, slot, index)
+    if where is not None:
+        index = jnp.where(where, index, bins + len(_OUTSIDE))  # one past the end: dropped
+    return _bincount(index.ravel() if not _is_split(index) else index, bins + len(_OUTSIDE))
+
+
+def _bincount(index: jax.Array, length: int) -> jax.Array:
+    """Returns uint32[length]: how often each number occurs; what is not in [0, length) is dropped."""
+    if _is_split(index):
+        # JAX asks for the output sharding of a scatter-add on an explicit mesh; comparing and summing has no such need.
+        axes = tuple(range(1, index.ndim + 1))
+        slots = jnp.arange(length).reshape(-1, *(1,) * index.ndim)
+        return (index[None] == slots).sum(axes, dtype=jnp.uint32)
+    return jnp.zeros(length, jnp.uint32).at[index].add(1, mode="drop")
+
+
+def _is_split(x: jax.Array) -> bool:
+    """Tells whether `x` is split over an axis of an explicit-sharding mesh."""
+    return any(part is not None for part in jax.typeof(x).sharding.spec)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Rate`: how often did it fire?"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tallax import _limbs
+from tallax._errors import InvalidValueError, compose, describe
+from tallax._replicas import AxisName
+from tallax._variables import Counter
+from tallax.statistics._base import Statistic, exact_or_traced
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RateResult:
+    """What a `Rate` has seen; arrays of the rate's shape where it has one.
+
+    Attributes:
+        fired: how many entries fired. A Python int or uint64 outside a trace; int32, saturated, inside one.
+        total: how many entries there were, likewise.
+        rate: fired / total as a float; 0.0 where nothing was seen, which `total == 0` tells.
+    """
+
+    fired: Any
+    total: Any
+    rate: Any
+
+
+class Rate(Statistic):
+    """How often something fired: a mask, a head, an expert, a gradient clip.
+
+    An entry fires when it is true, or not zero (so NaN fires).
+
+    | field | shape | dtype | reset value | how copies combine |
+    |---|---|---|---|---|
+    | counts | (*shape, 2): fired and total | an exact `Counter` | 0 | sum |
+
+    Args:
+        shape: one rate for each head, expert, ...: the last axes of what `update` takes; the axes before are counted.
+        axis_name: see `Statistic`.
+
+    Example:
+        >>> import jax.numpy as jnp, tallax
+        >>> heads = tallax.statistics.Rate(shape=2)
+        >>> heads.update(jnp.array([[True, False], [True, True], [True, False]]))
+        >>> heads.compute().rate
+        array([1.        , 0.33333333])
+    """
+
+    def __init__(self, shape: int | tuple[int, ...] = (), *, axis_name: AxisName | None = None):
+        super().__init__(axis_name=axis_name)
+        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.counts = Counter(shape=(*self.shape, 2))
+
+    def compute(self) -> RateResult:
+        """Returns fired, total and their ratio, each of the rate's shape."""
+        counts = exact_or_traced(self.counts)
+        fired, total = counts[..., 0], counts[..., 1]
+        if isinstance(counts, np.ndarray):
+            rate = np.divide(fired, total, out=np.zeros(fired.shape), where=total != 0)
+            return RateResult(fired, total, rate) if rate.shape else RateResult(int(fired), int(total), float(rate))
+        exact = _limbs.to_float32(
+            jnp.asarray(self.counts.get_raw_value())
+        )  # counts saturate at 2**31; the ratio must not
+        rate = jnp.where(total == 0, 0.0, exact[..., 0] / jnp.maximum(exact[..., 1], 1.0))
+        return RateResult(fired, total, rate)
+
+    def reset(self) -> None:
+        """Forgets everything that was fed."""
+        self.counts.reset()
+
+    def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
+        if x.shape[x.ndim - len(self.shape) :] != self.shape or x.ndim < len(self.shape):
+            raise InvalidValueError(
+                compose(
+                    self,
+                    f"a Rate of shape {self.shape} takes values whose last axes are that shape.",
+                    got=describe(x),
+                    expected=f"shape (..., {', '.join(map(str, self.shape))})",
+                    fix="move the axis of heads or experts to the end, or declare Rate(shape=...)",
+                )
+            )
+        axes = tuple(range(x.ndim - len(self.shape)))
+        self.counts.increment(_fired_and_total(x, where, axes), axis_name=self.axis_name)
+
+    def _merge(self, other: Rate) -> None:
+        self.counts += other.counts
+
+    def _configuration(self) -> dict[str, Any]:
+        return {"shape": self.shape}
+
+
+@functools.partial(jax.jit, static_argnums=2, inline=True)
+def _fired_and_total(x: jax.Array, where: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:
+    """Returns uint32[*shape, 2]."""
+    fired = x != 0
+    seen = jnp.ones_like(fired) if where is None else where
+    both = jnp.stack([fired & seen, seen], -1)
+    return both.sum(axes, dtype=jnp.uint32)
