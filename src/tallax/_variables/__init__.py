@@ -6,7 +6,7 @@ transformation threads them. What they add is discipline. A write keeps shape, d
 the value as it was; no gradient flows in or out; the value is never mutated in place, since `nnx.state(model)` shares
 it.
 
-Where the value is: until a compiled program has returned it, it is a read-only NumPy array, so nothing here touches an
+Where the value is: until a compiled program has returned it, it is a NumPy array, so nothing here touches an
 accelerator at construction and an eager increment is a few microseconds of host work. A value that a compiled program
 returned is a `jax.Array`. If that is ready and not placed on purpose, an eager increment takes it back to the host;
 otherwise the increment is dispatched to the device, so that counting never waits for a running step.

@@ -63,6 +63,10 @@ class Buffer(Item):
             raw = jax.lax.stop_gradient(raw)
         return raw if index is ... else raw[index]
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = np.asarray(self.get_raw_value(), dtype)
+        return array if copy is False else array.copy()
+
     def set_value(self, value: Any, *, index: Any = ...) -> None:
         """Writes `value` over the array, or over the part at `index`, to which it is broadcast."""
         raw = self.get_raw_value()
@@ -76,7 +80,7 @@ class Buffer(Item):
         if isinstance(value, nnx.Variable):
             value = value.get_value()
         scalar = isinstance(value, bool | int | float | complex)
-        weak = scalar or (isinstance(value, jax.Array) and value.weak_type)
+        weak = scalar or _is_weak(value)
         if not scalar and not isinstance(value, jax.Array | np.ndarray | np.generic):
             raise InvalidTypeError(
                 compose(
@@ -87,7 +91,7 @@ class Buffer(Item):
                     fix="buffer[...] = jnp.asarray(x, buffer.dtype)",
                 )
             )
-        if not (_dtype_of(value) == raw.dtype or (weak and jnp.result_type(value, raw.dtype) == raw.dtype)):
+        if not (_dtype_of(value) == raw.dtype or (weak and _rank(value) <= _rank(raw))):
             raise InvalidTypeError(
                 compose(
                     self,
@@ -108,7 +112,7 @@ class Buffer(Item):
                 )
             )
         if isinstance(value, jax.Array):
-            value = jax.lax.convert_element_type(value, raw.dtype) if value.weak_type else value
+            value = jax.lax.convert_element_type(value, raw.dtype) if weak else value
             return jax.lax.stop_gradient(value) if is_traced(value) else value
         array = _narrowed(np.asarray(value), raw.dtype, item=self)
         return np.broadcast_to(array, shape).copy() if shape is not None else array.copy()
@@ -131,7 +135,7 @@ def _strong(value: Any) -> Any:
     if isinstance(value, nnx.Variable):
         value = value.get_value()
     if isinstance(value, jax.Array):
-        value = jax.lax.convert_element_type(value, value.dtype) if value.weak_type else value
+        value = jax.lax.convert_element_type(value, value.dtype) if _is_weak(value) else value
         return jax.lax.stop_gradient(value) if is_traced(value) else value
     try:
         array = np.array(value)
@@ -147,8 +151,18 @@ def _strong(value: Any) -> Any:
             )
         )
     array = _narrowed(array, jax.dtypes.canonicalize_dtype(array.dtype), item="Buffer")
-    array.setflags(write=False)
     return array
+
+
+def _is_weak(value: Any) -> bool:
+    return isinstance(value, jax.Array) and getattr(value, "weak_type", False)  # arrays of keys have no weak type
+
+
+def _rank(value: Any) -> int:
+    """Returns where a number stands in bool < int < float < complex: a weak one follows any dtype from there on."""
+    dtype = getattr(value, "dtype", None) or np.dtype(type(value))
+    kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+    return next((rank for rank, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind)), -1)
 
 
 def _dtype_of(value: Any) -> Any:

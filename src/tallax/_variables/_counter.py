@@ -82,7 +82,6 @@ class Counter(Item):
                 compose("Counter", "copies of a count are summed.", got=f"reduce={reduce!r}", fix="leave reduce out")
             )
         limbs = _limbs.from_uint64(np.broadcast_to(first, shape))
-        limbs.setflags(write=False)
         super().__init__(limbs, persistent=persistent, reduce="sum", metadata=metadata)
 
     # --- counting ---------------------------------------------------------------------------------------------------
@@ -109,8 +108,7 @@ class Counter(Item):
             return
         raw = self.get_raw_value()
         amount = self._amount(by)
-        if np.broadcast_shapes(amount.shape, self.shape) != self.shape:
-            raise self._wrong_shape(by)
+        self._check_broadcasts(amount, by)
         on_host = _on_host(raw) if isinstance(amount, np.ndarray) and not axis_name else None
         if on_host is not None:
             self._store(_limbs.from_uint64(_limbs.add_uint64(_limbs.to_uint64(on_host), amount)))
@@ -234,15 +232,6 @@ class Counter(Item):
     def __format__(self, spec: str) -> str:
         return format(int(self), spec) if spec else str(self)
 
-    def __getattr__(self, name: str) -> Any:
-        # Flax forwards unknown attributes to the raw value, whose limbs must not show. Dunders are left out, or NumPy
-        # would find `__array_interface__` there and see the limbs.
-        if self.has_metadata(name):
-            return self.get_metadata(name)
-        if name.startswith("__"):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(self.get_value(), name)
-
     def __nnx_repr__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         raw = self.get_raw_value()
         part: Any
@@ -263,8 +252,7 @@ class Counter(Item):
             TraceError: the counter does not belong to the current trace.
         """
         amount = self._amount(n, limit=_limbs.MAX)
-        if np.broadcast_shapes(amount.shape, self.shape) != self.shape:
-            raise self._wrong_shape(n)
+        self._check_broadcasts(amount, n)
         if isinstance(amount, np.ndarray):
             self._store(_limbs.from_uint64(np.broadcast_to(amount, self.shape)))
         else:
@@ -287,8 +275,7 @@ class Counter(Item):
             return
         new = value if wraps else self._amount(value, limit=_limbs.MAX)
         if index is ...:
-            if np.broadcast_shapes(new.shape, self.shape) != self.shape:
-                raise self._wrong_shape(value)
+            self._check_broadcasts(new, value)
             old = raw
         else:
             # The limbs' own axis stays whole, wherever an Ellipsis in the index would have reached.
@@ -368,6 +355,13 @@ class Counter(Item):
             if is_traced(value) or not value.is_fully_addressable or not (signed or is_ready(value)):
                 return value
         return host_counts(value, item=self, limit=limit)
+
+    def _check_broadcasts(self, amount: Any, came: Any) -> None:
+        """Raises, naming what came, where the amount made of it does not broadcast to the counter's shape."""
+        shape = amount.shape
+        fits = zip(reversed(shape), reversed(self.shape), strict=False)
+        if len(shape) > len(self.shape) or not all(size in (1, own) for size, own in fits):
+            raise self._wrong_shape(came)
 
     def _wrong_shape(self, value: Any, *, ending: bool = False) -> InvalidValueError:
         shape = f"(..., {', '.join(map(str, self.shape))})" if ending and self.shape else str(self.shape)

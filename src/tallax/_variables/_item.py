@@ -56,13 +56,20 @@ class Item(nnx.Variable[Any]):
     def value(self, value: Any) -> None:
         self.set_value(value)
 
+    def __getattr__(self, name: str) -> Any:
+        # Flax forwards unknown attributes to the raw value. Dunders are left out: NumPy would find a Counter's limbs by
+        # `__array_interface__`, and `copy.deepcopy` would return the array by `__deepcopy__`.
+        if self.has_metadata(name):
+            return self.get_metadata(name)
+        if name.startswith("__"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.get_value(), name)
+
     def _store(self, new: Any) -> None:
         """Replaces the raw value, on the devices where the old one was placed on purpose."""
         raw = self.get_raw_value()
         if isinstance(raw, jax.Array) and not is_traced(raw, new) and is_committed(raw) and not is_committed(new):
             new = jax.device_put(new, raw.sharding)
-        elif isinstance(new, np.ndarray):
-            new.setflags(write=False)
         try:
             self.set_raw_value(new)
         except flax.errors.TraceContextError:
