@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 import tallax
@@ -61,7 +60,7 @@ ITEMS = {
         lambda: tallax.StepCounter(nnx.Rngs(0)), lambda model, x: model.item(), lambda item: int(item.step)
     ),
     "scheduled": Item(
-        lambda: tallax.Scheduled(optax.linear_schedule(5.0, 1.0, 10)),
+        lambda: tallax.Scheduled(lambda count: 5.0 - 0.4 * jnp.asarray(count, jnp.float32)),
         lambda model, x: model.item(jnp.int32(4)),
         lambda item: float(item.value),
     ),
@@ -101,13 +100,13 @@ MODES: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
 }
 
 
-def leaves(module: Any) -> list[np.ndarray]:
-    """Returns every array that a module's state holds, on the host."""
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.as_pure(nnx.state(module)))]
+def leaves(node: Any) -> list[np.ndarray]:
+    """Returns every array that a module or Variable holds, on the host."""
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.as_pure(nnx.state(nnx.Dict(node=node))))]
 
 
 def assert_same_state(left: Any, right: Any) -> None:
-    """Asserts that two modules' states are the same to the bit."""
+    """Asserts that two modules or Variables are the same to the bit."""
     pairs = list(zip(leaves(left), leaves(right), strict=True))
     assert pairs
     for a, b in pairs:

@@ -51,6 +51,26 @@ class Module(nnx.Module):
         super().__setattr__(name, value)
 
 
+class EvalAware(Module):
+    """A `Module` that does its counting in training mode only.
+
+    `model.eval()`, `model.train()` and `nnx.view(model, deterministic=True)` switch `deterministic`, as they do for
+    `nnx.Dropout`. In graph mode it is a static attribute, so each mode is compiled once.
+    """
+
+    def __init__(self):
+        self.deterministic = False
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Used by `nnx.view`.
+
+        Args:
+            deterministic: if True, nothing is counted.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
+
 def _remedy(name: str, current: nnx.Variable[Any]) -> str:
     if hasattr(current, "increment"):
         return f"self.{name} += 1, self.{name}.set(n)"

@@ -11,11 +11,11 @@ import numpy as np
 from flax import nnx
 
 from tallax._errors import InvalidValueError, compose, describe
-from tallax._module import Module
+from tallax._module import EvalAware
 from tallax._variables import Counter
 
 
-class StepCounter(Module):
+class StepCounter(EvalAware):
     """Counts its calls: `step` starts at 0, and each call adds 1 and returns the new value.
 
     | field | shape | dtype | reset value | how copies combine |
@@ -38,9 +38,9 @@ class StepCounter(Module):
     """
 
     def __init__(self, rngs: nnx.Rngs):
+        super().__init__()
         rngs.params()
         self.step = Counter()
-        self.deterministic = False
 
     def __call__(self) -> jax.Array | np.ndarray | np.int32:
         """Returns the number of this call, an int32 scalar saturated at 2**31 - 1 (`int(counter.step)` is exact).

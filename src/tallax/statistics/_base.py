@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
-from tallax._module import Module
+from tallax._module import EvalAware
 from tallax._placement import is_traced
 from tallax._replicas import AxisName
 from tallax._variables import Counter
 
 
-class Statistic(Module, abc.ABC):
+class Statistic(EvalAware, abc.ABC):
     """What every statistic is: a module that holds one Variable and is fed by `update`.
 
     A subclass keeps its state in one `Counter` or `Buffer`, and says in `_configuration` what two statistics must share
@@ -32,7 +32,7 @@ class Statistic(Module, abc.ABC):
     """
 
     def __init__(self, *, axis_name: AxisName | None = None):
-        self.deterministic = False
+        super().__init__()
         self.axis_name = axis_name
 
     def update(self, x: Any, *, where: Any = None) -> None:

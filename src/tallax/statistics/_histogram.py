@@ -132,7 +132,7 @@ def _count_bins(x: jax.Array, where: jax.Array | None, low: float, high: float, 
     guess = (x - jnp.float32(low)) * jnp.float32(bins / (high - low)) - 0.5
     index = jnp.clip(guess, 0, bins - 1).astype(jnp.int32)  # NaN becomes some bin, and is put right below
     beyond = x >= edges.at[index + 1].get(mode="promise_in_bounds")
-    index = index + (beyond & (index < bins - 1))
+    index = index + (beyond & (index < bins - 1)).astype(jnp.int32)
     outside = (x < edges[0], x > edges[-1], jnp.isnan(x), x == jnp.inf, x == -jnp.inf)
     for slot, condition in enumerate(outside, start=bins):
         index = jnp.where(condition, slot, index)

@@ -101,7 +101,7 @@ class Rate(Statistic):
 @functools.partial(jax.jit, static_argnums=2, inline=True)
 def _fired_and_total(x: jax.Array, where: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:
     """Returns uint32[*shape, 2]."""
-    fired = x != 0
+    fired = x.astype(jnp.bool_)
     seen = jnp.ones_like(fired) if where is None else where
     both = jnp.stack([fired & seen, seen], -1)
     return both.sum(axes, dtype=jnp.uint32)

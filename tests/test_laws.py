@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The laws of the design, each over every item and every mode of compilation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import tallax
+from tests.cases import ITEMS, MODES, Model, assert_same_state, batch, leaves
+
+every_item = pytest.mark.parametrize("item", ITEMS.values(), ids=ITEMS)
+every_mode = pytest.mark.parametrize("compiled", MODES.values(), ids=MODES)
+
+
+def model_of(item) -> Model:
+    return Model(item.make)
+
+
+# --- 1. Not trainable -------------------------------------------------------------------------------------------------
+
+
+@every_item
+def test_no_parameter(item):
+    """No filter for parameters finds an item, and no parameter count includes it."""
+    model = model_of(item)
+    params = nnx.state(model, nnx.Param)
+    assert set(params) == {"layer"}
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 3 * 2 + 2
+
+
+@every_item
+@every_mode
+def test_an_optimizer_with_weight_decay_leaves_it(item, compiled):
+    """adamw changes the parameters and not the item."""
+    model = model_of(item)
+    item.touch(model, batch())
+    before = leaves(model.item)
+    optimizer = nnx.Optimizer(model, optax.adamw(0.1, weight_decay=0.5), wrt=nnx.Param)
+    both = nnx.Dict(model=model, optimizer=optimizer)
+
+    def step(both, x):
+        graphdef, params, rest = nnx.split(both.model, nnx.Param, ...)
+        grads = jax.grad(lambda params: nnx.merge(graphdef, params, rest)(x).sum())(params)
+        with jax.numpy_dtype_promotion("standard"):  # optax itself mixes dtypes
+            both.optimizer.update(both.model, grads)
+
+    kernel = np.asarray(model.layer.kernel[...])
+    compiled(step)(both, batch())
+    assert not np.array_equal(kernel, both.model.layer.kernel[...])
+    for a, b in zip(before, leaves(both.model.item), strict=True):
+        assert np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+
+
+@every_mode
+def test_no_gradient_flows_in_or_out(compiled):
+    """What is written to a buffer and what is read from it are constants to a gradient."""
+    model = nnx.Dict(w=nnx.Param(jnp.float32(3.0)), b=tallax.Buffer(2.0))
+
+    def loss_and_grads(model):
+        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+        def loss(params, rest):
+            inner = nnx.merge(graphdef, params, rest)
+            inner.b[...] = inner.w[...] * 10.0  # in
+            return inner.b[...] * inner.w[...]  # out: d/dw is b alone
+
+        return jax.value_and_grad(loss, argnums=(0, 1))(params, rest)
+
+    value, (by_params, by_rest) = compiled(loss_and_grads)(model)
+    assert float(value) == 90
+    assert jax.tree.leaves(by_params)[0] == 30
+    assert jax.tree.leaves(by_rest)[0] == 0
+
+
+# --- 2. Exact ---------------------------------------------------------------------------------------------------------
+
+EDGES = {"2**24": 2**24, "2**31": 2**31, "2**32": 2**32, "2**64": 2**64 - 1}
+
+
+@every_mode
+@pytest.mark.parametrize("edge", EDGES.values(), ids=EDGES)
+def test_counts_pass_the_edges(compiled, edge):
+    """Five compiled increments from two below an edge are five, or stay at 2**64 - 1; each mode agrees with eager."""
+    model, eager = Model(tallax.Counter), Model(tallax.Counter)
+    model.item.set(edge - 2)
+    eager.item.set(edge - 2)
+    step = compiled(ITEMS["counter"].touch)
+    for k in range(1, 6):
+        step(model, batch())
+        ITEMS["counter"].touch(eager, batch())
+        assert int(model.item) == int(eager.item) == min(edge - 2 + k, 2**64 - 1)
+
+
+@every_mode
+def test_large_increments_carry(compiled):
+    """Increments beyond 32 bits, and sums beyond 32 bits, carry into the high word."""
+    model = Model(lambda: tallax.Counter(shape=2))
+
+    def step(model, x):
+        model.item += 2**40 + 1
+        model.item.increment(x)
+        model.item.count(jnp.broadcast_to(x, (3, 2)))
+
+    compiled(step)(model, jnp.array([2**32 - 1, 5], jnp.uint32))
+    assert np.asarray(model.item).tolist() == [2**40 + 1 + 4 * (2**32 - 1), 2**40 + 1 + 20]
+
+
+@every_mode
+def test_the_seeds_spelling_is_exact_in_a_trace(compiled):
+    """`counter.value += 1` passes 2**31 - 1 also where it is traced."""
+    model = Model(lambda: tallax.Counter(2**31 - 3))
+
+    def step(model):
+        model.item.value += 1
+        model.item[...] += 1
+
+    for _ in range(3):
+        compiled(step)(model)
+    assert int(model.item) == 2**31 + 3
+
+
+# --- 3. Counted once --------------------------------------------------------------------------------------------------
+
+
+def _scan(f):
+    def run(model, xs):
+        def body(model, x):
+            f(model, x)
+            return model, None
+
+        nnx.scan(body, in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))(model, xs)
+
+    return run
+
+
+def _fori(f):
+    def run(model, xs):
+        def body(i, carry):
+            model, xs = carry
+            f(model, jax.lax.dynamic_index_in_dim(xs, i, keepdims=False))
+            return model, xs
+
+        nnx.fori_loop(0, 3, body, (model, xs))
+
+    return run
+
+
+def _while(f):
+    def run(model, xs):
+        def body(carry):
+            model, i, xs = carry
+            f(model, jax.lax.dynamic_index_in_dim(xs, i, keepdims=False))
+            return model, i + 1, xs
+
+        nnx.while_loop(lambda carry: carry[1] < 3, body, (model, jnp.int32(0), xs))
+
+    return run
+
+
+def _taken(f):
+    """Counts in the taken branch three times, and in one that is not taken."""
+
+    def run(model, xs):
+        for i in range(3):
+            nnx.cond(xs[i].sum() > -1e9, lambda m, x: f(m, x), lambda m, x: (f(m, x), f(m, x))[0], model, xs[i])
+
+    return run
+
+
+def _remat(f):
+    def run(model, xs):
+        for i in range(3):
+            nnx.remat(lambda m, x: f(m, x))(model, xs[i])
+
+    return run
+
+
+LOOPS = {"scan": _scan, "fori_loop": _fori, "while_loop": _while, "cond": _taken, "remat": _remat}
+
+
+@every_item
+@every_mode
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+def test_transformations_count_once(item, compiled, loop):
+    """Three executions under a transformation leave, to the bit, what three eager ones do."""
+    model, eager = nnx.Dict(m=model_of(item)), model_of(item)
+    xs = jnp.stack([batch(k) for k in range(3)])
+    graph = {} if compiled is MODES["graph"] else {"graph": False}
+    with nnx.set_graph_mode(graph.get("graph", True)):
+        compiled(lambda both, xs: loop(item.touch)(both.m, xs))(model, xs)
+    for x in xs:
+        item.touch(eager, x)
+    assert_same_state(model.m.item, eager.item)
+    reads = np.asarray(item.read(model.m.item))
+    assert reads.any()
+    assert np.array_equal(reads, item.read(eager.item))
+
+
+@every_item
+def test_gradients_do_not_count_twice(item):
+    """One `value_and_grad` of a rematerialised forward pass is one count, though it runs the pass twice."""
+    model, eager = model_of(item), model_of(item)
+    x = batch()
+
+    @nnx.jit
+    def step(model, x):
+        def loss(model):
+            def forward(model, x):
+                item.touch(model, x)
+                return model(x)
+
+            return nnx.remat(forward)(model, x).sum()
+
+        return nnx.value_and_grad(loss)(model)
+
+    _, grads = step(model, x)
+    assert set(grads) == {"layer"}
+    item.touch(eager, x)
+    assert_same_state(model.item, eager.item)
+
+
+@every_item
+@every_mode
+def test_stacked_models_count_per_lane(item, compiled):
+    """Models stacked by vmap count each for itself, with the new axis in front."""
+
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def make(key):
+        return model_of(item)
+
+    stacked = make(jnp.arange(2))
+    xs = jnp.stack([batch(0), batch(1)])
+
+    def touch(model, x):
+        item.touch(model, x)
+
+    def step(model, xs):
+        nnx.vmap(touch, in_axes=(0, 0), out_axes=0)(model, xs)
+
+    with nnx.set_graph_mode(compiled is MODES["graph"]):
+        compiled(step)(stacked, xs)
+    for lane in range(2):
+        alone = model_of(item)
+        item.touch(alone, xs[lane])
+        for a, b in zip(leaves(stacked.item), leaves(alone.item), strict=True):
+            assert a[lane].tobytes() == b.tobytes()
+
+
+# --- 5. The same in every mode ----------------------------------------------------------------------------------------
+
+
+@every_item
+@every_mode
+def test_modes_agree_to_the_bit(item, compiled):
+    """Four compiled steps leave, to the bit, what four eager ones do."""
+    model, eager = model_of(item), model_of(item)
+    step = compiled(item.touch)
+    for k in range(4):
+        step(model, batch(k))
+        item.touch(eager, batch(k))
+    assert_same_state(model.item, eager.item)
+
+
+# --- 6. Shape, dtype and weak type never drift ------------------------------------------------------------------------
+
+
+@every_item
+@every_mode
+def test_one_trace_for_many_calls(item, compiled):
+    """Many calls, eager writes between them included, trace once; the types of the state stay."""
+    model = model_of(item)
+    traces = []
+
+    def touch(model, x):
+        traces.append(1)
+        item.touch(model, x)
+
+    step = compiled(touch)
+    before = [(leaf.shape, leaf.dtype) for leaf in leaves(model)]
+    for k in range(4):
+        step(model, batch(k))
+        item.touch(model, batch(k))
+    assert len(traces) == 1
+    assert [(leaf.shape, leaf.dtype) for leaf in leaves(model)] == before
+    assert not any(getattr(leaf, "weak_type", False) for leaf in jax.tree.leaves(nnx.as_pure(nnx.state(model))))
+
+
+# --- 7. One Variable per item -----------------------------------------------------------------------------------------
+
+
+@every_item
+def test_one_variable_with_one_array(item):
+    """An item is one Variable that holds one array."""
+    variables = [v for _, v in nnx.iter_graph(nnx.Dict(i=item.make())) if isinstance(v, nnx.Variable)]
+    assert len(variables) == 1
+    assert isinstance(variables[0], tallax.Buffer | tallax.Counter)
+    assert len(jax.tree.leaves(variables[0])) == 1
+
+
+# --- eval mode --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["step-counter", "rate", "histogram"])
+@every_mode
+def test_eval_mode_counts_nothing(name, compiled):
+    """model.eval() and nnx.view(model, deterministic=True) stop counting; model.train() starts it again."""
+    item = ITEMS[name]
+    model, eager = model_of(item), model_of(item)
+    item.touch(model, batch())
+    item.touch(eager, batch())
+    model.eval()
+    compiled(item.touch)(model, batch())
+    item.touch(model, batch())
+    model.train()
+    compiled(item.touch)(nnx.view(model, deterministic=True), batch())
+    assert_same_state(model.item, eager.item)
+    compiled(item.touch)(model, batch())
+    item.touch(eager, batch())
+    assert_same_state(model.item, eager.item)
