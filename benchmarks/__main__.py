@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m benchmarks [GROUP ...] [--quick] [--check] [--output FOLDER]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+import benchmarks
+from benchmarks import _report
+from benchmarks._timing import measure
+
+_RESULTS = Path(__file__).parent / "results"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the groups, prints a table and writes a file for each, and returns the exit status."""
+    options = _parser().parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 120)  # a log file has room for the whole table
+    missed = []
+    for name in options.groups or benchmarks.GROUPS:
+        group = importlib.import_module(benchmarks.GROUPS[name]).group()
+        results = measure(group, rounds=15, round_seconds=1e-3) if options.quick else measure(group, rounds=150)
+        console.print(_report.table(group, results))
+        console.print(f"written: {_report.write(options.output, group, results, quick=options.quick)}\n", style="dim")
+        missed += [f"{name}: {result.case.name}" for result in results if result.met is False]
+    if missed:
+        console.print("Limits missed: " + "; ".join(missed), style="red")
+    return 1 if options.check and missed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure tallax, side by side.")
+    # Not `choices`, which refuses an empty list of positional arguments.
+    parser.add_argument("groups", metavar="GROUP", nargs="*", type=_group, help=f"of {', '.join(benchmarks.GROUPS)}")
+    parser.add_argument("--quick", action="store_true", help="few, short rounds: does it run, and about how fast")
+    parser.add_argument("--check", action="store_true", help="exit with status 1 where a limit is missed")
+    parser.add_argument("--output", type=Path, default=_RESULTS, metavar="FOLDER", help="where the JSON files go")
+    return parser
+
+
+def _group(name: str) -> str:
+    if name not in benchmarks.GROUPS:
+        raise argparse.ArgumentTypeError(f"{name!r} is not a group; there are {', '.join(benchmarks.GROUPS)}")
+    return name
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run tells: a table for people, and a JSON file for comparing runs."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.table import Table
+
+from benchmarks._timing import Group, Result
+
+_PACKAGES = ("tallax", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "boost-histogram")
+
+
+def table(group: Group, results: list[Result]) -> Table:
+    """Returns the group's results as a table."""
+    columns = Table(title=f"{group.name}: {group.title}", title_justify="left", title_style="bold")
+    columns.add_column("case")
+    for heading in ("median", "quartiles", "ratio"):
+        columns.add_column(heading, justify="right", no_wrap=True)
+    columns.add_column("to")
+    columns.add_column("limit", no_wrap=True)
+    for result in results:
+        columns.add_row(*_row(result))
+        for name in result.case.versus:
+            columns.add_row("", "", "", _ratio(result, name), name, "")
+    return columns
+
+
+def write(folder: Path, group: Group, results: list[Result], *, quick: bool) -> Path:
+    """Writes `<group>.json` into the folder and returns its path."""
+    record = {
+        "group": group.name,
+        "title": group.title,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "quick": quick,
+        "versions": _versions(),
+        "machine": _machine(),
+        "cases": [_case(result) for result in results],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{group.name}.json"
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    return path
+
+
+def duration(seconds: float) -> str:
+    """Returns a time with three digits and the unit that suits it.
+
+    >>> duration(0.0000123456)
+    '12.3 us'
+    """
+    units = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+    unit = next((unit for unit, scale in units.items() if seconds >= scale), "ns")
+    return f"{seconds / units[unit]:.3g} {unit}"
+
+
+def _row(result: Result) -> tuple[str, ...]:
+    name, seconds = result.case.name, result.seconds
+    if seconds is None:
+        return name, "-", "-", "-", f"left out: {result.case.needs} is not installed", _limit(result)
+    quartiles = f"{duration(seconds.lower)} .. {duration(seconds.upper)}"
+    ratio = "1" if result.reference == name else _ratio(result, result.reference)
+    reference = "" if result.reference == name else result.reference
+    return name, duration(seconds.median), quartiles, ratio, reference, _limit(result)
+
+
+def _ratio(result: Result, name: str) -> str:
+    return f"{result.ratios[name].median:.3f}" if name in result.ratios else "-"
+
+
+def _limit(result: Result) -> str:
+    if result.case.limit is None:
+        return ""
+    verdict = {True: "[green]met[/]", False: "[red]missed[/]", None: "not measured"}[result.met]
+    return f"<= {result.case.limit:.2f}: {verdict}"
+
+
+def _case(result: Result) -> dict[str, Any]:
+    return {
+        "name": result.case.name,
+        "seconds": result.seconds and asdict(result.seconds),
+        "rounds": result.rounds,
+        "calls_per_round": result.calls,
+        "reference": result.reference,
+        "ratio": result.ratio and result.ratio.median,
+        "ratios": {name: asdict(ratio) for name, ratio in result.ratios.items()},
+        "limit": result.case.limit,
+        "met": result.met,
+        "left_out": None if result.seconds else f"{result.case.needs} is not installed",
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _machine() -> dict[str, Any]:
+    # Neither a host name nor a path: results are meant to be shared.
+    return {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def _processor() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The harness: cases timed side by side, so that a slow moment of the machine falls on all of them alike.
+
+A run is many short rounds. In each round every case runs its inner loop once, in an order shuffled anew, so that none
+always follows the same neighbour. A ratio is taken within each round, and its median over the rounds is the figure:
+what slows a whole round down cancels, and what hits one case of a round is an outlier that a median ignores. Ratios of
+medians, or of minima, have neither property on a shared machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.util
+import itertools
+import random
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One thing to time.
+
+    Attributes:
+        name: what the table calls it.
+        make: sets it up, untimed, and returns the operation to time.
+        fresh: makes, untimed, the argument of each single call of the operation; without it the operation takes none.
+        wait: called, within the time, on what the last call of a round returned: `jax.block_until_ready`.
+        reference: the case that `ratio` and `limit` refer to; None for the group's own.
+        versus: further cases to report ratios to.
+        limit: the ratio that an issue promises not to exceed.
+        needs: a module without which the case is left out.
+    """
+
+    name: str
+    make: Callable[[], Callable[..., Any]]
+    fresh: Callable[[], Any] | None = None
+    wait: Callable[[Any], Any] | None = None
+    reference: str | None = None
+    versus: tuple[str, ...] = ()
+    limit: float | None = None
+    needs: str | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cases that are timed together, and the one that ratios refer to unless a case says otherwise.
+
+    Raises:
+        ValueError: two cases share a name, or a ratio refers to a case that is not there.
+    """
+
+    name: str
+    title: str
+    reference: str
+    cases: list[Case]
+
+    def __post_init__(self):
+        names = [case.name for case in self.cases]
+        wanted = {self.reference, *(name for case in self.cases for name in (case.reference, *case.versus) if name)}
+        if len(set(names)) < len(names) or not wanted <= set(names):
+            raise ValueError(f"group {self.name}: cases {names}, of which ratios need {sorted(wanted)}, each once")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A median and the quartiles around it."""
+
+    median: float
+    lower: float
+    upper: float
+
+    @classmethod
+    def of(cls, samples: list[float]) -> Figures:
+        """Returns the figures of samples in any order."""
+        if len(samples) == 1:
+            return cls(*samples * 3)
+        lower, median, upper = statistics.quantiles(samples, n=4, method="inclusive")
+        return cls(median, lower, upper)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What was measured of one case.
+
+    Attributes:
+        case: the case.
+        reference: the name of the case that `ratio` refers to.
+        seconds: the time of one call; None where the case was left out.
+        calls: how often the operation runs within a round.
+        rounds: how many rounds there were.
+        ratios: this case's time over that of others, by their names; a case that was left out has none.
+    """
+
+    case: Case
+    reference: str
+    seconds: Figures | None = None
+    calls: int = 0
+    rounds: int = 0
+    ratios: dict[str, Figures] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> Figures | None:
+        """The ratio to the reference, where both were measured."""
+        return self.ratios.get(self.reference)
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the limit is kept; None where there is none, or nothing to compare."""
+        if self.case.limit is None or self.ratio is None:
+            return None
+        return self.ratio.median <= self.case.limit
+
+
+def measure(
+    group: Group, *, rounds: int, round_seconds: float = 3e-3, clock: Callable[[], float] = time.perf_counter
+) -> list[Result]:
+    """Times the cases of a group and returns one result for each, in order.
+
+    Args:
+        group: the cases; those that need a module which is not installed are left out.
+        rounds: how often each case is timed.
+        round_seconds: about how long one case runs in one round. Long against the clock's resolution and the first
+            call's cold caches, short against the moments in which a shared machine is busy elsewhere.
+        clock: returns seconds.
+    """
+    with _quiet():
+        loops = [_Loop(case, round_seconds, clock) for case in group.cases if _available(case)]
+        samples: dict[str, list[float]] = {loop.case.name: [] for loop in loops}
+        order = random.Random(0)
+        for _ in range(rounds):
+            order.shuffle(loops)
+            for loop in loops:
+                samples[loop.case.name].append(loop.run())
+            gc.collect()
+    calls = {loop.case.name: loop.calls for loop in loops}
+    return [_result(case, group, samples, calls) for case in group.cases]
+
+
+class _Loop:
+    """A case that is set up, warm, and repeated as often as a round takes."""
+
+    def __init__(self, case: Case, round_seconds: float, clock: Callable[[], float]):
+        self.case, self.clock = case, clock
+        self.operation = case.make()
+        self.calls = 1
+        self.run()  # compiles, and fills caches
+        self._calibrate(round_seconds)
+
+    def run(self) -> float:
+        """Returns the seconds that one call took, on average over one inner loop."""
+        operation, fresh, wait, clock = self.operation, self.case.fresh, self.case.wait, self.clock
+        result = None
+        if fresh is None:
+            repeats = itertools.repeat(None, self.calls)
+            start = clock()
+            for _ in repeats:
+                result = operation()
+        else:
+            arguments = [fresh() for _ in range(self.calls)]
+            start = clock()
+            for argument in arguments:
+                result = operation(argument)
+        if wait is not None:
+            wait(result)
+        return (clock() - start) / self.calls
+
+    def _calibrate(self, round_seconds: float) -> None:
+        # The fastest of three, since a hiccup here would leave the case with loops too short to time; and in steps,
+        # since a short loop overestimates what a call takes, or meets the grain of the clock.
+        while (seconds := self.calls * min(self.run() for _ in range(3))) < round_seconds / 2:
+            self.calls *= max(2, min(10, int(round_seconds / max(seconds, 1e-9))))
+        self.calls = max(1, round(self.calls * round_seconds / seconds))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the garbage collector out of the times, and silences warnings, whose printing is not what is timed."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.freeze()  # what is imported by now need not be searched between the rounds
+    gc.disable()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()
+
+
+def _available(case: Case) -> bool:
+    return case.needs is None or importlib.util.find_spec(case.needs) is not None
+
+
+def _result(case: Case, group: Group, samples: dict[str, list[float]], calls: dict[str, int]) -> Result:
+    reference = case.reference or group.reference
+    own = samples.get(case.name)
+    if not own:
+        return Result(case=case, reference=reference)
+    ratios = {
+        name: Figures.of([mine / theirs for mine, theirs in zip(own, samples[name], strict=True)])
+        for name in (reference, *case.versus)
+        if name in samples
+    }
+    return Result(
+        case=case,
+        reference=reference,
+        seconds=Figures.of(own),
+        calls=calls[case.name],
+        rounds=len(own),
+        ratios=ratios,
+    )

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark harness, under a clock that only the cases move: nothing here depends on how fast the machine is."""
+
+import gc
+import importlib
+import json
+
+import benchmarks
+import pytest
+from benchmarks import __main__ as command
+from benchmarks import _report
+from benchmarks._timing import Case, Group, measure
+
+TICK = 2.0**-20  # a power of two, so that sums and quotients of times are exact
+
+
+class FakeClock:
+    """Stands still but for the work that is charged to it."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def work(self, ticks):
+        def operation(*_):
+            self.now += ticks * TICK
+
+        return operation
+
+
+def group_on(clock):
+    """One case of one tick and what is compared with it."""
+    cases = [
+        Case(name="one", make=lambda: clock.work(1)),
+        Case(name="two", make=lambda: clock.work(2), limit=2.0),
+        Case(name="three", make=lambda: clock.work(3), limit=2.9, versus=("two",)),
+        Case(name="six", make=lambda: clock.work(6), reference="three"),
+        Case(name="prepared", make=lambda: clock.work(1), fresh=clock.work(50)),
+        Case(name="slow and awaited", make=lambda: clock.work(2**18), wait=clock.work(2**18)),
+        Case(name="absent", make=lambda: pytest.fail("made without its module"), needs="no_such_module", limit=1.0),
+    ]
+    return Group("fake", "cases that move a clock", "one", cases)
+
+
+def measured(rounds=7):
+    clock = FakeClock()
+    group = group_on(clock)
+    return group, measure(group, rounds=rounds, round_seconds=200 * TICK, clock=clock)
+
+
+def test_ratios_and_limits_follow_the_work():
+    """A case that does twice the work has ratio 2; preparing is not timed, waiting is; a limit includes its bound."""
+    _, results = measured()
+    by_name = {result.case.name: result for result in results}
+    assert [by_name[name].ratio.median for name in ("one", "two", "three", "six", "prepared")] == [1, 2, 3, 2, 1]
+    assert by_name["three"].ratios["two"].median == 1.5
+    assert by_name["slow and awaited"].ratio.median == 2**19
+    assert [result.met for result in results] == [None, True, False, None, None, None, None]
+    assert by_name["one"].seconds.median == by_name["one"].seconds.upper == TICK
+
+
+def test_a_case_runs_as_often_as_its_round_has_room_for():
+    """The inner loop is calibrated to the length of a round, and a case longer than that runs once."""
+    _, results = measured(rounds=3)
+    assert [result.calls for result in results] == [200, 100, 67, 33, 200, 1, 0]
+    assert [result.rounds for result in results] == [3, 3, 3, 3, 3, 3, 0]
+
+
+def test_the_garbage_collector_is_off_while_timing_and_on_again_afterwards():
+    """Also where a case raises."""
+    clock = FakeClock()
+    seen = []
+
+    def operation():
+        seen.append(gc.isenabled())
+        clock.now += 1.0
+        if len(seen) > 5:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        measure(Group("fake", "", "it", [Case(name="it", make=lambda: operation)]), rounds=9, clock=clock)
+    assert seen == [False] * 6
+    assert gc.isenabled()
+
+
+def test_a_ratio_to_a_case_that_is_not_there_is_refused():
+    """A renamed case must not take a limit with it unseen."""
+    with pytest.raises(ValueError, match="ratios need"):
+        Group("fake", "", "one", [Case(name="one", make=int, versus=("gone",))])
+
+
+def test_the_file_tells_what_was_measured_with_what(tmp_path):
+    """The JSON holds versions, machine, date and every case, and says what was left out."""
+    group, results = measured()
+    record = json.loads(_report.write(tmp_path / "new", group, results, quick=True).read_text())
+    assert set(record) == {"group", "title", "date", "quick", "versions", "machine", "cases"}
+    assert {"python", "jax", "flax", "optax", "numpy"} <= set(record["versions"])
+    assert set(record["machine"]) == {"platform", "processor", "cores", "backend", "device"}
+    cases = {case["name"]: case for case in record["cases"]}
+    assert cases["three"] == {
+        "name": "three",
+        "seconds": {"median": 3 * TICK, "lower": 3 * TICK, "upper": 3 * TICK},
+        "rounds": 7,
+        "calls_per_round": 67,
+        "reference": "one",
+        "ratio": 3.0,
+        "ratios": {name: {"median": x, "lower": x, "upper": x} for name, x in (("one", 3.0), ("two", 1.5))},
+        "limit": 2.9,
+        "met": False,
+        "left_out": None,
+    }
+    assert cases["absent"]["left_out"] == "no_such_module is not installed"
+    assert (cases["absent"]["seconds"], cases["absent"]["ratio"], cases["absent"]["met"]) == (None, None, None)
+
+
+@pytest.mark.parametrize(("limit", "options", "status"), [(0.0, ["--check"], 1), (0.0, [], 0), (1e9, ["--check"], 0)])
+def test_only_check_turns_a_missed_limit_into_a_failure(tmp_path, monkeypatch, capsys, limit, options, status):
+    """Machines are noisy, so a missed limit is told, and fails only the run that asks for it."""
+    fake = type("Module", (), {})()
+    fake.group = lambda: Group("fake", "", "a", [Case(name="a", make=lambda: int, limit=limit)])
+    monkeypatch.setattr(benchmarks, "GROUPS", {"fake": "fake"})
+    monkeypatch.setattr(importlib, "import_module", lambda name: fake)
+    assert command.main(["fake", "--quick", "--output", str(tmp_path), *options]) == status
+    assert (tmp_path / "fake.json").exists()
+    assert ("Limits missed: fake: a" in capsys.readouterr().out) == (limit == 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # one case is the deprecated spelling
+@pytest.mark.parametrize("name", benchmarks.GROUPS)
+def test_every_case_of_every_group_runs(name):
+    """Once each, so that `make bench` does not rot; groups that name a missing reference raise when they are made."""
+    group = importlib.import_module(benchmarks.GROUPS[name]).group()
+    clock = iter(float(second) for second in range(10**6))
+    results = measure(group, rounds=1, clock=lambda: next(clock))
+    assert all(result.seconds is not None or result.case.needs for result in results)
