@@ -57,5 +57,5 @@ $(VENV)/.dev: $(VENV)/.demo
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.demo
-	$(PIP) --group bench
+	$(PIP) --group bench --group torch
 	@touch $@

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The registries that the law tests cross: items, and the modes in which a model can be compiled. A new one is a line."""
+"""The registries that the law tests cross: items, and the modes of compilation. A new one is a line."""
 
 from __future__ import annotations
 
@@ -64,9 +64,7 @@ ITEMS = {
         lambda model, x: model.item(jnp.int32(4)),
         lambda item: float(item.value),
     ),
-    "rate": Item(
-        tallax.statistics.Rate, lambda model, x: model.item.update(x > 0), lambda item: item.compute().fired
-    ),
+    "rate": Item(tallax.statistics.Rate, lambda model, x: model.item.update(x > 0), lambda item: item.compute().fired),
     "histogram": Item(
         lambda: tallax.statistics.Histogram(-2.0, 2.0, bins=7),
         lambda model, x: model.item.update(x, where=x < 1),

@@ -5,8 +5,9 @@ import gc
 import importlib
 import json
 
-import benchmarks
 import pytest
+
+import benchmarks
 from benchmarks import __main__ as command
 from benchmarks import _report
 from benchmarks._timing import Case, Group, measure

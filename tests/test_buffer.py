@@ -133,7 +133,7 @@ def test_copies_keep_the_value():
     for made in (pickle.loads(pickle.dumps(buffer)), copy.deepcopy(buffer), nnx.clone(nnx.Dict(b=buffer)).b):
         assert made[...].tolist() == [1.5, 2.5]
         assert (made.persistent, made.reduce) == (False, "max")
-    stacked = nnx.vmap(lambda x: tallax.Buffer(x), in_axes=0, out_axes=0)(jnp.arange(3.0))
+    stacked = nnx.vmap(tallax.Buffer, in_axes=0, out_axes=0)(jnp.arange(3.0))
     assert stacked[...].tolist() == [0, 1, 2]
 
 

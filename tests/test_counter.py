@@ -283,7 +283,7 @@ def test_bad_construction(make, error):
 def test_bad_traced_increments_raise_at_trace_time(bad):
     """Kinds and shapes are known while tracing, so they raise there, and the count stays."""
     counter = tallax.Counter(3)
-    with pytest.raises((tallax.InvalidTypeError, tallax.InvalidValueError), match="c: (.|\n)*fix:"):
+    with pytest.raises((tallax.InvalidTypeError, tallax.InvalidValueError), match=r"c: (.|\n)*fix:"):
         nnx.jit(lambda c: c.increment(bad * 1 if hasattr(bad, "dtype") else bad))(counter)
     assert int(counter) == 3
 
@@ -301,7 +301,7 @@ def test_host_reads_in_a_trace_raise():
     """int(), np.asarray() and bool() inside jit name the counter and the way out."""
     counter = tallax.Counter(3)
     for read in (int, np.asarray, bool, float):
-        with pytest.raises(tallax.TracedReadError, match="c: (.|\n)*every"):
+        with pytest.raises(tallax.TracedReadError, match=r"c: (.|\n)*every"):
             nnx.jit(lambda c, read=read: read(c))(counter)
 
 

@@ -165,7 +165,7 @@ def _taken(f):
 
     def run(model, xs):
         for i in range(3):
-            nnx.cond(xs[i].sum() > -1e9, lambda m, x: f(m, x), lambda m, x: (f(m, x), f(m, x))[0], model, xs[i])
+            nnx.cond(xs[i].sum() > -1e9, f, lambda m, x: (f(m, x), f(m, x))[0], model, xs[i])
 
     return run
 
@@ -173,7 +173,7 @@ def _taken(f):
 def _remat(f):
     def run(model, xs):
         for i in range(3):
-            nnx.remat(lambda m, x: f(m, x))(model, xs[i])
+            nnx.remat(f)(model, xs[i])
 
     return run
 

@@ -51,6 +51,28 @@ def test_counts_are_global_under_jit(kind):
 
 
 @pytest.mark.parametrize("kind", AXES)
+@pytest.mark.parametrize("context", [False, True])
+def test_masks_and_two_split_axes_under_jit(kind, context):
+    """A histogram takes a mask, and values split over several axes of a mesh, with and without a mesh in context."""
+    mesh = mesh_of(kind, (4, 2), ("data", "model"))
+    histogram = Histogram(-2, 2, bins=8)
+    x = jax.device_put(X, jax.NamedSharding(mesh, P("data", "model")))
+    mask = jax.device_put((X[:, :1] > 0), jax.NamedSharding(mesh, P("data")))
+
+    def update():
+        nnx.jit(lambda h, x, mask: h.update(x, where=mask))(histogram, x, mask)
+        histogram.update(x)
+
+    if context:
+        with jax.set_mesh(mesh):
+            update()
+    else:
+        update()
+    expected = np.histogram(X[X[:, 0] > 0], histogram.edges)[0] + np.histogram(X, histogram.edges)[0]
+    assert histogram.compute().counts.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("kind", AXES)
 @pytest.mark.parametrize("names", [("data",), ("data", "model")])
 def test_shard_map_sums_increments_over_the_axes_they_vary_on(kind, names):
     """Increments are summed over the batch's axis, and never over one on which they are replicated."""
@@ -95,7 +117,7 @@ def test_without_replication_checks_axis_name_says_it():
 
 
 def test_a_constant_increment_in_shard_map_asks():
-    """`+= 1` inside shard_map may mean one or one each: it raises; axis_name=() counts once, and so does StepCounter."""
+    """`+= 1` inside shard_map may mean one or one each: it raises. axis_name=() and StepCounter count once."""
     mesh = mesh_of("auto")
     model = nnx.Dict(c=tallax.Counter(), step=tallax.StepCounter(nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
@@ -115,7 +137,7 @@ def test_a_constant_increment_in_shard_map_asks():
     assert (int(model.c), int(model.step.step)) == (1, 1)
     each = mapped(lambda model: model.c.increment(axis_name="data"))(state, X)
     nnx.update(model, jax.block_until_ready(each))
-    assert int(model.c) == 8
+    assert int(model.c) == 1 + 8
 
 
 def test_replicas_may_keep_counts_of_their_own():

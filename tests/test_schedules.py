@@ -219,7 +219,10 @@ def test_counts_of_what_does_not_clip_raise(state):
 def test_scheduled_equals_optax_with_the_same_schedule():
     """Without step= the updates are those of the optimizer that was given the schedule."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, 0.1, 3, 20)
-    ours, theirs = tallax.scheduled(optax.adamw, learning_rate=schedule, weight_decay=0.1), optax.adamw(schedule, weight_decay=0.1)
+    ours, theirs = (
+        tallax.scheduled(optax.adamw, learning_rate=schedule, weight_decay=0.1),
+        optax.adamw(schedule, weight_decay=0.1),
+    )
     params = GRADS
     state, reference = ours.init(params), theirs.init(params)
     for _ in range(6):
@@ -254,9 +257,7 @@ def test_one_counter_is_the_one_truth(graph):
 
     model = Model(nnx.Rngs(0))
     rate, threshold = optax.linear_schedule(0.0, 1.0, 10), optax.linear_schedule(0.1, 1.1, 10)
-    transformation = optax.chain(
-        tallax.clip_by_global_norm(threshold), tallax.scheduled(optax.sgd, learning_rate=rate)
-    )
+    transformation = optax.chain(tallax.clip_by_global_norm(threshold), tallax.scheduled(optax.sgd, learning_rate=rate))
     with nnx.set_graph_mode(graph):
         optimizer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
     traces = []

@@ -42,7 +42,9 @@ def test_counter_after_n_calls(seed, n):
     assert result.tolist() == [int(n), int(n)]
 
 
-@pytest.mark.parametrize("n", [-1, -1.0, 1.5, float("nan"), float("inf"), -float("inf"), "five", None, [1], jnp.ones(2)])
+@pytest.mark.parametrize(
+    "n", [-1, -1.0, 1.5, float("nan"), float("inf"), -float("inf"), "five", None, [1], jnp.ones(2)]
+)
 def test_impossible_numbers_of_calls_raise(n):
     """Negative, fractional, infinite and missing numbers are refused by name."""
     with pytest.raises(ValueError, match=r"n_calls: (.|\n)*got:(.|\n)*fix:"):

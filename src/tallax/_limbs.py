@@ -42,13 +42,12 @@ def from_int(value: int) -> np.ndarray:
 
 def from_uint64(values: np.ndarray) -> np.ndarray:
     """Returns the limbs, uint32[*shape, 2], of uint64[*shape]."""
-    return np.stack([values & np.uint64(_WORD), values >> np.uint64(32)], -1).astype(np.uint32)
+    return np.array(values, np.uint64, order="C")[..., None].view(np.uint32)  # every platform of JAX is little-endian
 
 
 def to_uint64(limbs: np.ndarray) -> np.ndarray:
-    """Returns uint64[*shape] of the limbs uint32[*shape, 2]: a new array, never a view of the limbs."""
-    wide = limbs.astype(np.uint64)
-    return wide[..., 0] | (wide[..., 1] << np.uint64(32))
+    """Returns uint64[*shape] of the limbs uint32[*shape, 2], seen through another dtype where they lie in order."""
+    return np.asarray(limbs, order="C").view(np.uint64)[..., 0]
 
 
 def to_int32_on_host(limbs: np.ndarray) -> np.ndarray:

@@ -150,8 +150,7 @@ def _strong(value: Any) -> Any:
                 fix="jnp.asarray(x), or one Buffer for each array",
             )
         )
-    array = _narrowed(array, jax.dtypes.canonicalize_dtype(array.dtype), item="Buffer")
-    return array
+    return _narrowed(array, jax.dtypes.canonicalize_dtype(array.dtype), item="Buffer")
 
 
 def _is_weak(value: Any) -> bool:

@@ -183,7 +183,7 @@ class Counter(Item):
         if not _is_limbs(raw):  # a shape, a sharding, or whatever else a tree.map over the state has put here
             return raw
         if isinstance(raw, np.ndarray):
-            value = to_device(_limbs.to_int32_on_host(raw))
+            value = to_device(self.peek())
         else:
             value = (_limbs.to_int32 if is_traced(raw) else _int32_on_device)(raw)
         return value if index is ... else value[index]
@@ -215,8 +215,7 @@ class Counter(Item):
                     fix="counter.value for arithmetic, counter.every(n) for a condition; int(counter) outside jit",
                 )
             )
-        counts = np.asarray(_limbs.to_uint64(np.asarray(raw)))  # 0-d arithmetic gives NumPy scalars
-        return counts if dtype is None else counts.astype(dtype)
+        return np.array(_limbs.to_uint64(np.asarray(raw)), dtype)
 
     def __int__(self) -> int:
         return int(self.__array__())
@@ -319,7 +318,9 @@ class Counter(Item):
     def _advance(self, by: int) -> int | None:
         """Adds to a scalar count on the host, in 3 us, and returns the new one; None, with nothing done, elsewhere."""
         raw = self.get_raw_value()
-        if type(raw) is not _ndarray or raw.ndim != 1:
+        if type(raw) is not _ndarray:
+            raw = _on_host(raw)
+        if raw is None or raw.ndim != 1:
             return None
         low, high = raw.tolist()
         count = low + (high << 32) + by
@@ -328,7 +329,7 @@ class Counter(Item):
         try:
             self.set_raw_value(_array((count & _WORD, count >> 32), _uint32))
         except flax.errors.TraceContextError:
-            self._store(raw)  # raises with the item's name and the remedy
+            self._store(raw)  # raises again, with the item's name and the remedy
         return count
 
     def _add(self, increment: Any, like: Any, axis_name: AxisName | None) -> None:

@@ -7,7 +7,6 @@ from typing import Any, Literal, TypeAlias
 
 import flax.errors
 import jax
-import numpy as np
 from flax import nnx
 
 from tallax._errors import InvalidValueError, TraceError, compose, describe

@@ -61,7 +61,8 @@ class Histogram(Statistic):
         bins: how many bins there are, at most 65,536.
         axis_name: see `Statistic`.
 
-    Values of any shape are taken and compared in float32 (float64 where x64 is enabled and they have it).
+    Values of any shape are taken and compared in float32 (float64 where x64 is enabled and they have it). XLA flushes
+    subnormal numbers, so they count as zeros.
 
     Raises:
         InvalidValueError: the range is empty or not finite, or float32 can't tell its edges apart.
@@ -122,14 +123,33 @@ class Histogram(Statistic):
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4), inline=True)
 def _count_bins(x: jax.Array, where: jax.Array | None, low: float, high: float, bins: int) -> jax.Array:
-    """Returns uint32[bins + 5]: how many values lie in each bin, then underflow, overflow, NaN, +inf and -inf.
+    """Returns uint32[bins + 5]: how many values lie in each bin, then underflow, overflow, NaN, +inf and -inf."""
+    count = functools.partial(_count_bins_here, low=low, high=high, bins=bins)
+    sharding = jax.typeof(x).sharding
+    axes = tuple(name for part in sharding.spec if part for name in (part if isinstance(part, tuple) else (part,)))
+    if not axes:
+        return count(x, where)
+    # JAX asks for the output sharding of gathers and scatters on an explicit mesh: each device counts its own part.
+    if where is not None:
+        where = jax.sharding.reshard(where, sharding)
+    return jax.shard_map(
+        lambda x, where: jax.lax.psum(count(x, where), axes),
+        mesh=sharding.mesh,
+        in_specs=(sharding.spec, None if where is None else sharding.spec),
+        out_specs=jax.P(),
+        axis_names=frozenset(axes),
+    )(x, where)
+
+
+def _count_bins_here(x: jax.Array, where: jax.Array | None, *, low: float, high: float, bins: int) -> jax.Array:
+    """Counts values that no explicit mesh splits.
 
     The bin is guessed by one multiplication, half a bin low. The rounding error of the guess is far below half a bin,
     so the true bin is the guessed one or the next, which one comparison with the edge between them tells exactly.
     """
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    edges = jnp.asarray(np.linspace(low, high, bins + 1, dtype=np.float32))
-    guess = (x - jnp.float32(low)) * jnp.float32(bins / (high - low)) - 0.5
+    x = x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
+    edges = jnp.asarray(np.linspace(low, high, bins + 1, dtype=np.float32), x.dtype)
+    guess = (x - edges[0]) * jnp.asarray(bins / (high - low), x.dtype) - 0.5
     index = jnp.clip(guess, 0, bins - 1).astype(jnp.int32)  # NaN becomes some bin, and is put right below
     beyond = x >= edges.at[index + 1].get(mode="promise_in_bounds")
     index = index + (beyond & (index < bins - 1)).astype(jnp.int32)
@@ -138,19 +158,4 @@ def _count_bins(x: jax.Array, where: jax.Array | None, low: float, high: float, 
         index = jnp.where(condition, slot, index)
     if where is not None:
         index = jnp.where(where, index, bins + len(_OUTSIDE))  # one past the end: dropped
-    return _bincount(index.ravel() if not _is_split(index) else index, bins + len(_OUTSIDE))
-
-
-def _bincount(index: jax.Array, length: int) -> jax.Array:
-    """Returns uint32[length]: how often each number occurs; what is not in [0, length) is dropped."""
-    if _is_split(index):
-        # JAX asks for the output sharding of a scatter-add on an explicit mesh; comparing and summing has no such need.
-        axes = tuple(range(1, index.ndim + 1))
-        slots = jnp.arange(length).reshape(-1, *(1,) * index.ndim)
-        return (index[None] == slots).sum(axes, dtype=jnp.uint32)
-    return jnp.zeros(length, jnp.uint32).at[index].add(1, mode="drop")
-
-
-def _is_split(x: jax.Array) -> bool:
-    """Tells whether `x` is split over an axis of an explicit-sharding mesh."""
-    return any(part is not None for part in jax.typeof(x).sharding.spec)
+    return jnp.zeros(bins + len(_OUTSIDE), jnp.uint32).at[index].add(1, mode="drop")

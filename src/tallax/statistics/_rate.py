@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +103,10 @@ class Rate(Statistic):
 def _fired_and_total(x: jax.Array, where: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:
     """Returns uint32[*shape, 2]."""
     fired = x.astype(jnp.bool_)
-    seen = jnp.ones_like(fired) if where is None else where
-    both = jnp.stack([fired & seen, seen], -1)
-    return both.sum(axes, dtype=jnp.uint32)
+    if where is None:
+        fired = fired.sum(axes, dtype=jnp.uint32)
+        total = jnp.full_like(fired, math.prod(x.shape[axis] for axis in axes))
+    else:
+        fired = (fired & where).sum(axes, dtype=jnp.uint32)
+        total = where.sum(axes, dtype=jnp.uint32)
+    return jnp.stack([fired, total], -1)
