@@ -18,16 +18,20 @@ instead. The path is looked for only once something has gone wrong: a Variable d
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+import flax
 import flax.errors
 import jax
 import numpy as np
 from flax import nnx
 
 from tallax._placement import is_traced
+
+_LIBRARIES = tuple(os.path.dirname(file) + os.sep for file in (__file__, flax.__file__, jax.__file__))
 
 
 class TallaxError(Exception):
@@ -50,7 +54,10 @@ class TraceError(TallaxError, flax.errors.TraceContextError):
     """An item was written from a trace it does not belong to, so the write would be lost."""
 
     def __init__(self, message: str):
-        Exception.__init__(self, message)
+        Exception.__init__(self, message)  # Flax's own adds the address of a page about its text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args
 
 
 class TracedReadError(TallaxError, TypeError):
@@ -74,6 +81,11 @@ class MissingExtraError(TallaxError, ImportError):
                 fix=f"pip install 'tallax[{extra}]'",
             )
         )
+
+
+# Users meet these in tracebacks by the name under which they import them.
+for _error in (TallaxError, *TallaxError.__subclasses__()):
+    _error.__module__ = "tallax"
 
 
 def compose(item: object, rule: str, *, got: str | None = None, expected: str | None = None, fix: str) -> str:
@@ -121,7 +133,7 @@ def name_of(item: object) -> str:
     found = None
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_globals.get("__name__", "").partition(".")[0] not in {"tallax", "flax", "jax"}:
+        if not frame.f_code.co_filename.startswith(_LIBRARIES):
             for local, value in list(frame.f_locals.items()):
                 path = _path_to(item, value)
                 if path is not None:

@@ -158,4 +158,4 @@ def _count_bins_here(x: jax.Array, where: jax.Array | None, *, low: float, high:
         index = jnp.where(condition, slot, index)
     if where is not None:
         index = jnp.where(where, index, bins + len(_OUTSIDE))  # one past the end: dropped
-    return jnp.zeros(bins + len(_OUTSIDE), jnp.uint32).at[index].add(1, mode="drop")
+    return jnp.zeros(bins + len(_OUTSIDE), jnp.uint32).at[index.ravel()].add(1, mode="drop")

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Strict numerics and eight CPU devices for every test; the examples in docstrings and README are tests too."""
+
+import doctest
+import os
+
+# Read by XLA when the first backend starts, so before anything creates an array.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+from sybil import Sybil
+from sybil.document import PythonDocStringDocument
+from sybil.parsers.markdown import PythonCodeBlockParser
+from sybil.parsers.rest import DocTestParser
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Deadlines measure the machine, and compilation falls on the first example.
+hypothesis.settings.register_profile("tallax", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("tallax")
+
+
+def _as_users_run_it(namespace: dict) -> None:
+    """Examples use optax, whose own schedules mix dtypes."""
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+
+
+def _strict_again(namespace: dict) -> None:
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+pytest_collect_file = (
+    Sybil(
+        parsers=[DocTestParser(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)],
+        document_types={".py": PythonDocStringDocument},
+        patterns=["src/**/*.py"],
+        setup=_as_users_run_it,
+        teardown=_strict_again,
+    )
+    + Sybil(parsers=[PythonCodeBlockParser()], patterns=["README.md"], setup=_as_users_run_it, teardown=_strict_again)
+).pytest()

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The architecture: what may import what, and what users see."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+import tallax
+
+SOURCE = pathlib.Path(tallax.__file__).parent
+# Lowest first. A file or package imports only from lines above its own.
+LAYERS = [
+    {"_placement"},
+    {"_errors"},
+    {"_limbs"},
+    {"_replicas"},
+    {"_variables", "_module"},
+    {"counters", "schedules", "statistics"},
+    {"optimizers"},
+    {"cli", "__init__"},
+]
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def part_of(path: pathlib.Path) -> str:
+    """Returns the name of the file or package directly below `tallax` that a file belongs to."""
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported(path: pathlib.Path) -> set[str]:
+    """Returns the parts of tallax that a file imports, at its top or within functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            found |= {f"{module}.{alias.name}" for alias in node.names} if module == "tallax" else {module}
+    return {name.split(".")[1] for name in found if name.startswith("tallax.")}
+
+
+def test_every_file_has_a_layer():
+    """A new file is put in a layer, once."""
+    parts = [part for layer in LAYERS for part in layer]
+    assert len(parts) == len(set(parts))
+    assert {part_of(path) for path in FILES} == set(parts)
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(SOURCE)) for path in FILES])
+def test_imports_point_down(path):
+    """A file imports from the layers below it, or from its own package."""
+    level = {part: k for k, layer in enumerate(LAYERS) for part in layer}
+    own = part_of(path)
+    for other in imported(path) - {own}:
+        assert level[other] < level[own], f"{own} imports {other}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(SOURCE)) for path in FILES])
+def test_no_internals(path):
+    """No jax._src and no private module of Flax or optax; one file family subclasses nnx.Variable."""
+    text = path.read_text()
+    assert not re.search(r"\b(jax|flax|optax)(\.\w+)*\._\w+", text)
+    assert "nnx.Variable[Any])" not in text or path.name == "_item.py"
+    assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n")
+
+
+def test_the_surface():
+    """Every public name has a docstring, and is one of these."""
+    names = {name for name in vars(tallax) if not name.startswith("_")}
+    submodules = {"cli", "counters", "optimizers", "schedules", "statistics"}
+    assert names - submodules == {
+        "Buffer",
+        "ClipByGlobalNormState",
+        "ClipCounts",
+        "Counter",
+        "InvalidTypeError",
+        "InvalidValueError",
+        "MissingExtraError",
+        "Module",
+        "ReplacedVariableError",
+        "ReplicasError",
+        "Scheduled",
+        "StepCounter",
+        "TallaxError",
+        "TraceError",
+        "TracedReadError",
+        "clip_by_global_norm",
+        "clip_counts",
+        "counter_after_n_calls",
+        "scheduled",
+    }
+    public = [getattr(tallax, name) for name in names] + [
+        getattr(tallax.statistics, name) for name in vars(tallax.statistics) if not name.startswith("_")
+    ]
+    for thing in public:
+        assert thing.__doc__
+        for name, member in vars(thing).items():
+            if callable(member) and not name.startswith("_"):
+                assert member.__doc__, f"{thing.__name__}.{name}"

@@ -1,0 +1,469 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text of every error: the item by its path, the rule, what came, and what to write instead."""
+
+import copy
+import inspect
+import pickle
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import errors as flax_errors
+from flax import nnx
+
+import tallax
+from tallax._errors import compose, describe, name_of
+
+
+class Expert(tallax.Module):
+    def __init__(self):
+        self.tokens = tallax.Counter(shape=2)
+        self.bias = tallax.Buffer(np.zeros(2))
+        self.step = tallax.Counter()
+
+
+class Model(nnx.Module):
+    def __init__(self):
+        self.experts = nnx.List([Expert(), Expert()])
+        self.rate = tallax.statistics.Rate(shape=2)
+        self.temperature = tallax.Scheduled(lambda count: 1.0)
+
+
+def closed_over(model):
+    jax.jit(lambda x: [model.experts[1].step.increment(), x][1])(1.0)
+
+
+def in_a_trace(model):
+    nnx.jit(lambda model: int(model.experts[1].step))(model)
+
+
+def in_shard_map(model):
+    mesh = jax.make_mesh((8,), ("data",))
+    graphdef, state = nnx.split(model)
+
+    def body(state):
+        inner = nnx.merge(graphdef, state)
+        inner.experts[0].step += 1
+        return nnx.state(inner)
+
+    jax.shard_map(body, mesh=mesh, in_specs=jax.P(), out_specs=jax.P())(state)
+
+
+def replaced(model):
+    expert = model.experts[0]
+    expert.step = expert.step + 1
+
+
+CASES = {
+    "increment-negative": (
+        lambda model: model.experts[1].step.increment(-1),
+        tallax.InvalidValueError,
+        """\
+model.experts[1].step: a Counter takes non-negative integers.
+  got:  int (-1)
+  fix:  counter.set(n) or counter.reset() to go back; a tallax.Buffer for a number that goes up and down""",
+    ),
+    "increment-float": (
+        lambda model: model.experts[1].step.increment(jnp.float32(0.5)),
+        tallax.InvalidTypeError,
+        """\
+model.experts[1].step: a Counter takes non-negative integers.
+  got:  float32[] (0.5)
+  fix:  self.step += 1, or count a condition with self.step.count(mask)""",
+    ),
+    "increment-shape": (
+        lambda model: model.experts[0].tokens.increment(np.arange(3)),
+        tallax.InvalidValueError,
+        """\
+model.experts[0].tokens: a Counter of shape (2,) takes what broadcasts to its shape.
+  got:       int64[3] ([0, 1, 2])
+  expected:  shape (2,)
+  fix:       counter.count(events), which sums the axes before the shape; or Counter(shape=...)""",
+    ),
+    "count-shape": (
+        lambda model: model.experts[0].tokens.count(np.ones((2, 5), bool)),
+        tallax.InvalidValueError,
+        """\
+model.experts[0].tokens: a Counter of shape (2,) takes what ends in its shape.
+  got:       bool[2,5]
+  expected:  shape (..., 2)
+  fix:       counter.count(events), which sums the axes before the shape; or Counter(shape=...)""",
+    ),
+    "set-too-large": (
+        lambda model: model.experts[0].step.set(2**64),
+        tallax.InvalidValueError,
+        """\
+model.experts[0].step: a Counter holds at most 2**64 - 1.
+  got:  int (18446744073709551616)
+  fix:  a smaller number""",
+    ),
+    "every": (
+        lambda model: model.experts[0].step.every(0),
+        tallax.InvalidValueError,
+        """\
+model.experts[0].step: a Counter's every(n) takes a Python integer in [1, 2**31 - 1].
+  got:  int (0)
+  fix:  counter.every(100)""",
+    ),
+    "subtract": (
+        lambda model: model.experts[0].step.__isub__(1),
+        tallax.InvalidTypeError,
+        """\
+model.experts[0].step: a Counter only counts up.
+  got:  -= int (1)
+  fix:  counter.set(n) or counter.reset()""",
+    ),
+    "multiply": (
+        lambda model: model.experts[0].step.__imul__(2),
+        tallax.InvalidTypeError,
+        """\
+model.experts[0].step: a Counter only counts up.
+  got:  *= int (2)
+  fix:  counter.set(n), or a tallax.Buffer""",
+    ),
+    "buffer-shape": (
+        lambda model: model.experts[0].bias.set_value(jnp.zeros(3)),
+        tallax.InvalidValueError,
+        """\
+model.experts[0].bias: a Buffer keeps its shape.
+  got:       float32[3] ([0.0, 0.0, 0.0])
+  expected:  float32[2]
+  fix:       buffer[...] = jnp.broadcast_to(x, buffer.shape), or buffer[index] = x for a part of it""",
+    ),
+    "buffer-dtype": (
+        lambda model: model.experts[0].bias.set_value(np.zeros(2, np.int32)),
+        tallax.InvalidTypeError,
+        """\
+model.experts[0].bias: a Buffer keeps its dtype.
+  got:       int32[2] ([0, 0])
+  expected:  float32
+  fix:       cast it where it is meant: buffer[...] = x.astype('float32')""",
+    ),
+    "buffer-kind": (
+        lambda model: model.experts[0].bias.set_value([1.0, 2.0]),
+        tallax.InvalidTypeError,
+        """\
+model.experts[0].bias: a Buffer takes an array.
+  got:       list ([1.0, 2.0])
+  expected:  float32[2]
+  fix:       buffer[...] = jnp.asarray(x, buffer.dtype)""",
+    ),
+    "buffer-made-of-nothing": (
+        lambda model: tallax.Buffer(None),
+        tallax.InvalidTypeError,
+        """\
+Buffer: a Buffer holds one array.
+  got:  NoneType (None)
+  fix:  jnp.asarray(x), or one Buffer for each array""",
+    ),
+    "buffer-narrow": (
+        lambda model: tallax.Buffer(2**40),
+        tallax.InvalidValueError,
+        """\
+Buffer: an integer does not fit int32.
+  got:  int64[] (1099511627776)
+  fix:  tallax.Counter for counts beyond 32 bits, or a float dtype""",
+    ),
+    "reduce": (
+        lambda model: tallax.Buffer(0.0, reduce="mean"),
+        tallax.InvalidValueError,
+        """\
+Buffer: reduce says how the copies of replicas combine.
+  got:       str ('mean')
+  expected:  'sum', 'max', 'min', 'same'
+  fix:       reduce="same" for a value that every replica computes alike""",
+    ),
+    "counter-reduce": (
+        lambda model: tallax.Counter(reduce="max"),
+        tallax.InvalidValueError,
+        """\
+Counter: copies of a count are summed.
+  got:  reduce='max'
+  fix:  leave reduce out""",
+    ),
+    "counter-start": (
+        lambda model: tallax.Counter(np.arange(2)),
+        tallax.InvalidValueError,
+        """\
+Counter: all counts start at one number.
+  got:  int64[2] ([0, 1])
+  fix:  Counter(shape=x.shape), then counter.set(x)""",
+    ),
+    "ref": (
+        lambda model: tallax.Counter(ref=True),
+        tallax.InvalidValueError,
+        """\
+Counter: an item is a plain Variable; ref=True loses or doubles counts under transformations.
+  got:  ref=True
+  fix:  leave ref out""",
+    ),
+    "replaced": (
+        replaced,
+        tallax.ReplacedVariableError,
+        """\
+model.experts[0].step: this attribute holds a Counter, which an assignment would drop.
+  got:  int32[] (1)
+  fix:  self.step += 1, self.step.set(n)""",
+    ),
+    "replaced-buffer": (
+        lambda model: setattr(model.experts[0], "bias", 3),
+        tallax.ReplacedVariableError,
+        """\
+model.experts[0].bias: this attribute holds a Buffer, which an assignment would drop.
+  got:  int (3)
+  fix:  self.bias[...] = x""",
+    ),
+    "other-trace": (
+        closed_over,
+        tallax.TraceError,
+        """\
+model.experts[1].step: a Counter was written from another trace than its own, so the write would be lost.
+  got:  a model that the transformed function closes over, or holds from outside
+  fix:  pass the model to the function as an argument, and use nnx.jit, nnx.scan, ... on it""",
+    ),
+    "traced-read": (
+        in_a_trace,
+        tallax.TracedReadError,
+        """\
+model.experts[1].step: a Counter has no exact host value inside a trace.
+  got:  int32[] (traced)
+  fix:  counter.value for arithmetic, counter.every(n) for a condition; int(counter) outside jit""",
+    ),
+    "shard-map": (
+        in_shard_map,
+        tallax.ReplicasError,
+        """\
+inner.experts[0].step: inside shard_map, an increment that is the same on every device may mean one event or one each.
+  got:  an increment that varies over none of the mapped axes ('data',) (or check_vma=False)
+  fix:  like=batch to sum it over the axes the batch is split on, axis_name=('data',) to name them, or axis_name=() \
+to count it once""",
+    ),
+    "schedule": (
+        lambda model: tallax.Scheduled(2.0),
+        tallax.InvalidTypeError,
+        """\
+Scheduled: takes a schedule, a function from a count to a scalar.
+  got:  float (2.0)
+  fix:  optax.constant_schedule(2.0), or optax.linear_schedule(5.0, 1.0, 10_000)""",
+    ),
+    "schedule-shape": (
+        lambda model: tallax.Scheduled(lambda count: jnp.ones(2)),
+        tallax.InvalidValueError,
+        """\
+Scheduled: the schedule must give a scalar.
+  got:  float32[2] ([1.0, 1.0])
+  fix:  one Scheduled for each number, or a tallax.Buffer for an array""",
+    ),
+    "pin": (
+        lambda model: model.temperature.pin(float("nan")),
+        tallax.InvalidValueError,
+        """\
+model.temperature: a pin is one number, not NaN.
+  got:  float (nan)
+  fix:  pin(2.0), or release() to follow the schedule""",
+    ),
+    "step": (
+        lambda model: model.temperature(0.5),
+        tallax.InvalidTypeError,
+        """\
+step: a schedule counts in whole steps.
+  got:       float (0.5)
+  expected:  a Counter, a StepCounter, or an integer scalar
+  fix:       step=model.step""",
+    ),
+    "max-norm": (
+        lambda model: tallax.clip_by_global_norm(-1.0),
+        tallax.InvalidValueError,
+        """\
+max_norm: a clip threshold is positive.
+  got:  float (-1.0)
+  fix:  max_norm=1.0""",
+    ),
+    "max-norm-kind": (
+        lambda model: tallax.clip_by_global_norm(None),
+        tallax.InvalidTypeError,
+        """\
+max_norm: takes a number or an optax schedule.
+  got:  NoneType (None)
+  fix:  max_norm=1.0""",
+    ),
+    "clip-counts": (
+        lambda model: tallax.clip_counts(optax.EmptyState()),
+        tallax.InvalidValueError,
+        """\
+clip_counts: takes an optimizer with one tallax.clip_by_global_norm in it.
+  got:  0 of them
+  fix:  optax.chain(tallax.clip_by_global_norm(1.0), ...), or the state of the one that is meant""",
+    ),
+    "statistic-kind": (
+        lambda model: model.rate.update("abc"),
+        tallax.InvalidTypeError,
+        """\
+model.rate: a statistic takes a real array.
+  got:  str ('abc')
+  fix:  jnp.asarray(x), or x.real""",
+    ),
+    "statistic-shape": (
+        lambda model: model.rate.update(np.ones(3)),
+        tallax.InvalidValueError,
+        """\
+model.rate: a Rate of shape (2,) takes values whose last axes are that shape.
+  got:       float32[3] ([1.0, 1.0, 1.0])
+  expected:  shape (..., 2)
+  fix:       move the axis of heads or experts to the end, or declare Rate(shape=...)""",
+    ),
+    "where-dtype": (
+        lambda model: model.rate.update(np.ones(2), where=np.ones(2)),
+        tallax.InvalidTypeError,
+        """\
+model.rate: where= takes a boolean array.
+  got:  float64[2] ([1.0, 1.0])
+  fix:  where=mask.astype(bool), or mask > 0""",
+    ),
+    "where-shape": (
+        lambda model: model.rate.update(np.ones(2), where=np.ones(5, bool)),
+        tallax.InvalidValueError,
+        """\
+model.rate: where= broadcasts to the shape of the values.
+  got:       bool[5]
+  expected:  a shape that broadcasts to (2,)
+  fix:       where=mask[..., None] for a mask of the leading axes""",
+    ),
+    "merge": (
+        lambda model: model.rate.merge(tallax.statistics.Histogram(0, 1, 4)),
+        tallax.InvalidValueError,
+        """\
+model.rate: only statistics of the same kind and configuration can be merged.
+  got:       Histogram(low=0.0, high=1.0, bins=4)
+  expected:  Rate(shape=(2,))
+  fix:       make both with the same arguments""",
+    ),
+    "histogram": (
+        lambda model: tallax.statistics.Histogram(1, 0),
+        tallax.InvalidValueError,
+        """\
+Histogram: needs edges that rise, each a float32 of its own.
+  got:       low=1, high=0, bins=64
+  expected:  low < high, both finite and below 2**127, and 1 to 65536 bins
+  fix:       Histogram(-5.0, 5.0, bins=64)""",
+    ),
+    "calls": (
+        lambda model: tallax.counter_after_n_calls(0, -1),
+        tallax.InvalidValueError,
+        """\
+n_calls: a number of calls is not negative.
+  got:  int (-1)
+  fix:  n_calls=0 or more""",
+    ),
+    "seed": (
+        lambda model: tallax.counter_after_n_calls(float("inf"), 1),
+        tallax.InvalidValueError,
+        """\
+seed: takes an integer, or a float that holds one.
+  got:  float (inf)
+  fix:  seed=5""",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_text(name):
+    """Each error reads, word for word, as written here; no placeholder is left in it."""
+    act, error, text = CASES[name]
+    model = Model()
+    with pytest.raises(error) as caught:
+        act(model)
+    message = str(caught.value).partition("\n--------------------")[0]  # jax adds a note on hidden frames
+    assert message == text
+    assert not re.search(r"\{\w+\}", message)
+
+
+def test_every_raise_is_covered():
+    """Each place in the source that words an error is worded in a case above, or in its own test."""
+    rules = set()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("tallax.") and name != "tallax._errors":
+            source = inspect.getsource(module)
+            rules |= set(re.findall(r'compose\(\s*[^,]+,\s*f?"([^"{]{12,})', source))
+    assert len(rules) > 20
+    covered = "\n".join(text for _, _, text in CASES.values())
+    missing = {rule for rule in rules if rule not in covered}
+    assert not missing
+
+
+def test_the_hierarchy():
+    """Every error is a TallaxError and the builtin that a caller would catch, survives pickling, and names its home."""
+    builtins = {
+        tallax.InvalidTypeError: TypeError,
+        tallax.InvalidValueError: ValueError,
+        tallax.ReplacedVariableError: TypeError,
+        tallax.TracedReadError: TypeError,
+        tallax.TraceError: flax_errors.TraceContextError,
+        tallax.ReplicasError: ValueError,
+        tallax.MissingExtraError: ImportError,
+    }
+    assert set(builtins) == set(tallax.TallaxError.__subclasses__())
+    for error, builtin in builtins.items():
+        assert issubclass(error, builtin)
+        assert error.__module__ == "tallax"
+        made = pickle.loads(pickle.dumps(error("text")))
+        assert (type(made), str(made), str(copy.copy(made))) == (error, "text", "text")
+
+
+def test_a_missing_extra_names_the_install_line():
+    """The remedy is the line to type."""
+    error = tallax.MissingExtraError.of("the tallax command", "cli", "typer")
+    assert str(error).splitlines() == [
+        "the tallax command: needs the package typer, which is not installed.",
+        "  fix:  pip install 'tallax[cli]'",
+    ]
+
+
+def test_without_typer_the_command_says_what_to_install(monkeypatch, capsys):
+    """The command exits with 2 and the install line where the extra is missing."""
+    from tallax import cli
+
+    monkeypatch.setitem(sys.modules, "typer", None)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert "pip install 'tallax[cli]'" in capsys.readouterr().err
+
+
+def test_names():
+    """An item is named from the outermost variable that leads to it; one that nothing leads to, by its kind."""
+    model = Model()
+
+    def inner(part):
+        return name_of(part.tokens)
+
+    assert inner(model.experts[1]) == "model.experts[1].tokens"
+    counter = tallax.Counter()
+    assert name_of(counter) == "counter"
+    assert (lambda: name_of([tallax.Counter()][0]))() == "unnamed Counter"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (np.float32(0.5), "float32[] (0.5)"),
+        (np.zeros((2, 3)), "float64[2,3]"),
+        (jnp.arange(3), "int32[3] ([0, 1, 2])"),
+        ("abc", "str ('abc')"),
+        (None, "NoneType (None)"),
+        (tallax.Counter(), "a Counter"),
+        ("x" * 100, "str ('" + "x" * 56 + "...)"),
+    ],
+)
+def test_descriptions(value, text):
+    """Values are worded by dtype and shape, with small ones in full and long ones cut."""
+    assert describe(value) == text
+
+
+def test_messages_without_what_came():
+    """got and expected may be left out."""
+    assert compose("x", "must be y.", fix="y") == "x: must be y.\n  fix:  y"
