@@ -319,7 +319,7 @@ def main() -> int:
     history = train(model, optimizer, data, options.epochs, np.random.default_rng(options.seed), interrupt, console)
     console.print(item_table(model, optimizer))
     if interrupt.requested:
-        console.print(f"Stopped after step {int(model.step.step)} of {steps}, in epoch {len(history.accuracies) + 1}.")
+        console.print(f"Stopped after step {int(model.step)} of {steps}, in epoch {len(history.accuracies) + 1}.")
         return 130
     right = history.accuracies[-1]
     console.print(f"Test accuracy {right:.2%} after {options.epochs} epochs, {time.perf_counter() - began:.0f} s.")

@@ -299,6 +299,22 @@ clip_counts: takes an optimizer with one tallax.clip_by_global_norm in it.
   got:  0 of them
   fix:  optax.chain(tallax.clip_by_global_norm(1.0), ...), or the state of the one that is meant""",
     ),
+    "clip-counts-traced": (
+        lambda model: jax.jit(tallax.clip_counts)(tallax.clip_by_global_norm(1.0).init({})),
+        tallax.TracedReadError,
+        """\
+clip_counts: reads exact counts on the host, which a trace does not have.
+  got:  a traced optimizer state
+  fix:  call it outside jit; inside, the ClipByGlobalNormState has max_norm as an array""",
+    ),
+    "restored-saturated": (
+        lambda model: [model.experts[0].step.set_raw_value(np.int32([2**31 - 1])[0:1]), int(model.experts[0].step)],
+        tallax.InvalidValueError,
+        """\
+model.experts[0].step: was restored from an int32 read, which is saturated, so the count is lost.
+  got:  int32[1] ([2147483647])
+  fix:  save nnx.as_pure(nnx.state(model)), which has the exact count; or counter.set(n)""",
+    ),
     "statistic-kind": (
         lambda model: model.rate.update("abc"),
         tallax.InvalidTypeError,

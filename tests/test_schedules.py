@@ -206,6 +206,22 @@ def test_impossible_thresholds_raise(max_norm, error):
         tallax.clip_by_global_norm(max_norm)
 
 
+def test_counts_are_not_read_in_a_trace():
+    """Inside jit, reading the counts raises with the remedy."""
+    clip = tallax.clip_by_global_norm(1.0)
+    with pytest.raises(tallax.TracedReadError, match="outside jit"):
+        jax.jit(tallax.clip_counts)(clip.init(GRADS))
+
+
+def test_debugging_nans_is_possible():
+    """No value of ours is NaN, so `jax_debug_nans` works with a Scheduled on the model."""
+    with jax.debug_nans(True):
+        model = nnx.Dict(t=tallax.Scheduled(ramp))
+        assert float(nnx.jit(lambda m: m.t(50))(model)) == 3.0
+        model.t.pin(2.0)
+        model.t.release()
+
+
 @pytest.mark.parametrize("state", [(), optax.adam(1e-3).init(GRADS)])
 def test_counts_of_what_does_not_clip_raise(state):
     """Reading needs exactly one clip in the state."""

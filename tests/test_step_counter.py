@@ -65,6 +65,7 @@ def test_a_compiled_call_returns_the_new_value():
     value = nnx.jit(lambda c: c())(counter)
     assert (int(value), value.dtype) == (2, jnp.int32)
     assert counter() == 3
+    assert int(counter) == 3
 
 
 def test_the_returned_value_saturates():

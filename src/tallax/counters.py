@@ -49,6 +49,10 @@ class StepCounter(EvalAware):
         """
         return self.step.peek() if self.deterministic else self.step.advance()
 
+    def __int__(self) -> int:
+        """Returns the exact number of calls."""
+        return int(self.step)
+
 
 def counter_after_n_calls(seed: int | float, n_calls: int | float) -> jax.Array:
     """Makes a `StepCounter` from `seed`, calls it `n_calls` times, and returns its value beside `n_calls`.

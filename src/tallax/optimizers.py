@@ -24,7 +24,7 @@ import optax
 from flax import nnx
 
 from tallax import _limbs
-from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, TracedReadError, compose, describe
 from tallax._placement import is_traced
 from tallax.schedules import step_value
 
@@ -136,6 +136,7 @@ def clip_counts(state: Any) -> ClipCounts:
 
     Raises:
         InvalidValueError: there is none in it, or more than one.
+        TracedReadError: called inside a trace.
     """
     tree = state.opt_state if isinstance(state, nnx.Optimizer) else state
 
@@ -152,7 +153,17 @@ def clip_counts(state: Any) -> ClipCounts:
                 fix="optax.chain(tallax.clip_by_global_norm(1.0), ...), or the state of the one that is meant",
             )
         )
-    updates, clipped, nonfinite, max_norm = (np.asarray(nnx.as_pure(field)) for field in found[0])
+    fields = [nnx.as_pure(field) for field in found[0]]
+    if is_traced(*fields):
+        raise TracedReadError(
+            compose(
+                "clip_counts",
+                "reads exact counts on the host, which a trace does not have.",
+                got="a traced optimizer state",
+                fix="call it outside jit; inside, the ClipByGlobalNormState has max_norm as an array",
+            )
+        )
+    updates, clipped, nonfinite, max_norm = map(np.asarray, fields)
     counts = [int(_limbs.to_uint64(limbs)) for limbs in (updates, clipped, nonfinite)]
     rate = counts[1] / counts[0] if counts[0] else 0.0
     return ClipCounts(*counts, rate=rate, max_norm=float(max_norm))

@@ -13,21 +13,23 @@ from flax import nnx
 
 from tallax import _limbs
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
-from tallax._module import Module
+from tallax._module import EvalAware
 from tallax._placement import is_traced
 from tallax._variables import Buffer, Counter
 
 
-class Scheduled(Module):
+class Scheduled(EvalAware):
     """A scalar that a schedule drives: the temperature of a gate, the weight of a loss, the probability of a mask.
 
     | field | shape | dtype | reset value | how copies combine |
     |---|---|---|---|---|
-    | state | (2,): the value of the last call, and the pinned value or NaN | float32 | `schedule(0)`, NaN | same |
+    | state | (3,): the value of the last call, the pinned one, 1 while pinned | float32 | `schedule(0)`, 0, 0 | same |
 
     Args:
         schedule: an optax schedule, or any function from an int32 count to a scalar.
         name: a label for tables and logs, where the attribute's name does not say enough.
+
+    In eval mode (`model.eval()`, or `nnx.view(model, deterministic=True)`) a call returns the value and keeps nothing.
 
     Example:
         >>> import optax, tallax
@@ -52,9 +54,10 @@ class Scheduled(Module):
                     fix="optax.constant_schedule(2.0), or optax.linear_schedule(5.0, 1.0, 10_000)",
                 )
             )
+        super().__init__()
         self.schedule = schedule
         self.name = name
-        self.state = Buffer(jnp.stack([self._scheduled(0), jnp.float32(jnp.nan)]))
+        self.state = Buffer(_packed(self._scheduled(0), 0.0, 0.0))
 
     def __call__(self, step: Any = None) -> jax.Array:
         """Returns the value at `step`, and keeps it.
@@ -71,9 +74,10 @@ class Scheduled(Module):
         """
         if step is None:
             return self.value
-        pinned = self.state[1]
-        value = jnp.where(jnp.isnan(pinned), self._scheduled(step_value(step)), pinned)
-        self.state[...] = jnp.stack([value, pinned])
+        _, pinned, is_pinned = self.state[...]
+        value = jnp.where(is_pinned > 0, pinned, self._scheduled(step_value(step)))
+        if not self.deterministic:
+            self.state[...] = _packed(value, pinned, is_pinned)
         return value
 
     @property
@@ -96,12 +100,11 @@ class Scheduled(Module):
                     fix="pin(2.0), or release() to follow the schedule",
                 )
             )
-        pinned = jnp.asarray(value, jnp.float32)
-        self.state[...] = jnp.stack([pinned, pinned])
+        self.state[...] = _packed(value, value, 1.0)
 
     def release(self) -> None:
         """Follows the schedule again from the next call."""
-        self.state[1] = jnp.nan
+        self.state[...] = _packed(self.value, 0.0, 0.0)
 
     def _scheduled(self, count: Any) -> jax.Array:
         value = jnp.asarray(self.schedule(count), jnp.float32)
@@ -115,6 +118,10 @@ class Scheduled(Module):
                 )
             )
         return value
+
+
+def _packed(value: Any, pinned: Any, is_pinned: Any) -> jax.Array:
+    return jnp.stack([jnp.asarray(part, jnp.float32) for part in (value, pinned, is_pinned)])
 
 
 def step_value(step: Any) -> jax.Array | np.int32:

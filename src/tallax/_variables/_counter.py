@@ -106,7 +106,7 @@ class Counter(Item):
         """
         if type(by) is int and by >= 0 and not axis_name and self._advance(by) is not None:
             return
-        raw = self.get_raw_value()
+        raw = self._words()
         amount = self._amount(by)
         self._check_broadcasts(amount, by)
         on_host = _on_host(raw) if isinstance(amount, np.ndarray) and not axis_name else None
@@ -170,7 +170,7 @@ class Counter(Item):
                     fix="counter.every(100)",
                 )
             )
-        raw = self.get_raw_value()
+        raw = self._words()
         if isinstance(raw, np.ndarray):
             return _limbs.to_uint64(raw) % np.uint64(n) == 0
         return _limbs.divisible(raw, n)
@@ -180,7 +180,7 @@ class Counter(Item):
     def get_value(self, *, index: Any = ...) -> jax.Array:
         """Returns int32[*shape], saturated at 2**31 - 1, or the part of it at `index`; does not wait for the device."""
         raw = self.get_raw_value()
-        if not _is_limbs(raw):  # a shape, a sharding, or whatever else a tree.map over the state has put here
+        if not _is_limbs(raw):  # counts, a shape, a sharding, or whatever else a tree.map over the state has put here
             return raw
         if isinstance(raw, np.ndarray):
             value = to_device(self.peek())
@@ -201,11 +201,12 @@ class Counter(Item):
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the counts."""
-        return tuple(self.get_raw_value().shape[:-1])
+        raw = self.get_raw_value()
+        return tuple(raw.shape[:-1] if raw.dtype == np.uint32 else raw.shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         del copy  # always a new array
-        raw = self.get_raw_value()
+        raw = self._words()
         if is_traced(raw):
             raise TracedReadError(
                 compose(
@@ -255,7 +256,7 @@ class Counter(Item):
         if isinstance(amount, np.ndarray):
             self._store(_limbs.from_uint64(np.broadcast_to(amount, self.shape)))
         else:
-            self._store(jnp.broadcast_to(_limbs.widen(amount), self.get_raw_value().shape))
+            self._store(jnp.broadcast_to(_limbs.widen(amount), (*self.shape, 2)))
 
     def reset(self) -> None:
         """Sets the counts to zero."""
@@ -267,7 +268,7 @@ class Counter(Item):
         It takes what `set` takes. In addition `counter.value += n`, which reads int32 and writes it back, stays exact
         where the read is saturated: the wrapped sum tells what was added.
         """
-        raw = self.get_raw_value()
+        raw = self._words()
         wraps = isinstance(value, jax.Array) and value.dtype == jnp.int32
         if not wraps and index is ...:
             self.set(value)
@@ -320,7 +321,7 @@ class Counter(Item):
         raw = self.get_raw_value()
         if type(raw) is not _ndarray:
             raw = _on_host(raw)
-        if raw is None or raw.ndim != 1:
+        if raw is None or raw.ndim != 1 or raw.dtype != _uint32:
             return None
         low, high = raw.tolist()
         count = low + (high << 32) + by
@@ -332,9 +333,32 @@ class Counter(Item):
             self._store(raw)  # raises again, with the item's name and the remedy
         return count
 
+    def _words(self) -> Any:
+        """Returns the limbs, also where Flax has put counts in their place.
+
+        `nnx.to_pure_dict` saves what `get_value()` gives, int32 counts, and `nnx.update` writes them back as they are.
+        """
+        raw = self.get_raw_value()
+        if _is_limbs(raw) or not isinstance(raw, jax.Array | np.ndarray):
+            return raw
+        check_integer(raw, item=self)
+        if is_traced(raw):
+            return _limbs.widen(jnp.asarray(raw))
+        counts = np.asarray(raw)
+        if counts.dtype == np.int32 and np.any(counts == _limbs.INT32_MAX):
+            raise InvalidValueError(
+                compose(
+                    self,
+                    "was restored from an int32 read, which is saturated, so the count is lost.",
+                    got=describe(counts),
+                    fix="save nnx.as_pure(nnx.state(model)), which has the exact count; or counter.set(n)",
+                )
+            )
+        return _limbs.from_uint64(host_counts(counts, item=self))
+
     def _add(self, increment: Any, like: Any, axis_name: AxisName | None) -> None:
         """Adds limbs that broadcast to the counter's on the device: traced, or dispatched without waiting."""
-        raw = self.get_raw_value()
+        raw = self._words()
         increment = sum_increment(increment, item=self, state=raw, like=like, axis_name=axis_name)
         if is_traced(raw, increment):
             self._store(_limbs.add(jnp.asarray(raw), jnp.broadcast_to(jnp.asarray(increment), raw.shape)))
@@ -383,7 +407,7 @@ class Counter(Item):
 
 
 def _is_limbs(value: Any) -> bool:
-    return isinstance(value, jax.Array | np.ndarray) and value.ndim > 0 and value.shape[-1] == 2
+    return isinstance(value, jax.Array | np.ndarray) and value.dtype == np.uint32
 
 
 def _on_host(raw: Any) -> np.ndarray | None:
