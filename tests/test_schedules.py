@@ -74,6 +74,15 @@ def test_a_scheduled_value_is_kept():
     assert nnx.clone(temperature).value == copy.deepcopy(temperature).value == 2.0
 
 
+def test_eval_mode_keeps_nothing():
+    """In eval mode a call gives the value at its step, and the kept one stays."""
+    model = nnx.Dict(t=tallax.Scheduled(ramp))
+    model.t(50)
+    model.eval()
+    assert float(nnx.jit(lambda m: m.t(75))(model)) == float(model.t(75)) == 2.0
+    assert float(model.t.value) == 3.0
+
+
 def test_pin_and_release_do_not_compile_again():
     """A pin holds at once and in compiled steps, release follows the schedule again, and one trace serves all."""
     model = nnx.Dict(t=tallax.Scheduled(ramp), step=tallax.Counter())
