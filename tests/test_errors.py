@@ -327,10 +327,10 @@ model.rate: a statistic takes a real array.
         lambda model: model.rate.update(np.ones(3)),
         tallax.InvalidValueError,
         """\
-model.rate: a Rate of shape (2,) takes values whose last axes are that shape.
+model.rate: a statistic of shape (2,) takes values whose last axes are that shape.
   got:       float32[3] ([1.0, 1.0, 1.0])
   expected:  shape (..., 2)
-  fix:       move the axis of heads or experts to the end, or declare Rate(shape=...)""",
+  fix:       move the axis of heads, experts or units to the end, or declare Rate(shape=...)""",
     ),
     "where-dtype": (
         lambda model: model.rate.update(np.ones(2), where=np.ones(2)),

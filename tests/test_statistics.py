@@ -224,7 +224,7 @@ def test_bad_updates_change_nothing(make, name):
 def test_a_rate_of_a_shape_refuses_another(x):
     """The last axes must be the declared ones."""
     rate = Rate(shape=2)
-    with pytest.raises(tallax.InvalidValueError, match=r"rate: a Rate of shape \(2,\)"):
+    with pytest.raises(tallax.InvalidValueError, match=r"rate: a statistic of shape \(2,\)"):
         rate.update(x)
 
 

@@ -36,28 +36,28 @@ def mapped_axes() -> tuple[Hashable, ...]:
     return tuple(jax.sharding.get_abstract_mesh().manual_axes)
 
 
-def sum_increment(
-    increment: Limbs, *, item: object, state: Any, like: Any = None, axis_name: AxisName | None = None
-) -> Limbs:
-    """Returns `increment` summed over the replicas whose increments `state` is to take in.
+def axes_to_combine(
+    *increments: Any, item: object, state: Any, like: Any = None, axis_name: AxisName | None = None
+) -> tuple[Hashable, ...]:
+    """Returns the axes over which an update's increments are to be combined before `state` takes them in.
 
     Args:
-        increment: limbs, uint32[*shape, 2].
+        *increments: what was computed from one replica's share of the data.
         item: whom to name in an error.
         state: the array that is going to be added to. Axes that it varies over itself are left alone: each replica
             then keeps a count of its own.
-        like: an array that varies over the axes to sum over, usually the batch.
+        like: an array that varies over the axes to combine over, usually the batch.
         axis_name: the axes themselves; an empty tuple means that the increment is the same everywhere and counts once.
 
     Raises:
-        ReplicasError: inside `shard_map`, where neither the increment nor the arguments tell the axes.
+        ReplicasError: inside `shard_map`, where neither the increments nor the arguments tell the axes.
     """
     mapped = mapped_axes()
     if axis_name is not None:
         axes = frozenset(axis_name if isinstance(axis_name, tuple) else (axis_name,))
     elif mapped:
         own = varying_axes(state)
-        known = varying_axes(increment) | varying_axes(like)
+        known = frozenset().union(*map(varying_axes, (*increments, like)))
         if not known and not own:
             raise ReplicasError(
                 compose(
@@ -71,10 +71,28 @@ def sum_increment(
         axes = known - own
     else:
         axes = frozenset()
-    if not axes:
-        return increment
-    # shard_map's psum wants its argument marked as varying over every axis that it sums.
-    unmarked = tuple(sorted(axes & set(mapped) - varying_axes(increment), key=str))
-    if unmarked:
-        increment = jax.lax.pcast(increment, unmarked, to="varying")
-    return _limbs.psum(increment, sorted(axes, key=str))
+    return tuple(sorted(axes, key=str))
+
+
+def marked(value: Any, axes: tuple[Hashable, ...]) -> Any:
+    """Returns `value` marked as varying over those of `axes` that `shard_map` maps, as its collectives want it."""
+    unmarked = tuple(sorted(set(axes) & set(mapped_axes()) - varying_axes(value), key=str))
+    return jax.lax.pcast(value, unmarked, to="varying") if unmarked else value
+
+
+def sum_over(value: jax.Array, axes: tuple[Hashable, ...]) -> jax.Array:
+    """Returns the sum of every replica's `value` over mapped axes."""
+    return jax.lax.psum(marked(value, axes), axes) if axes else value
+
+
+def max_over(value: jax.Array, axes: tuple[Hashable, ...]) -> jax.Array:
+    """Returns the largest of every replica's `value` over mapped axes."""
+    return jax.lax.pmax(marked(value, axes), axes) if axes else value
+
+
+def sum_increment(
+    increment: Limbs, *, item: object, state: Any, like: Any = None, axis_name: AxisName | None = None
+) -> Limbs:
+    """Returns limbs summed over the axes that `axes_to_combine` tells, exactly and in one collective."""
+    axes = axes_to_combine(increment, item=item, state=state, like=like, axis_name=axis_name)
+    return _limbs.psum(marked(increment, axes), axes) if axes else increment

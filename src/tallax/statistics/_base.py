@@ -119,6 +119,28 @@ class Statistic(EvalAware, abc.ABC):
             ) from None
 
 
+def leading_axes(x: jax.Array, shape: tuple[int, ...], item: object) -> tuple[int, ...]:
+    """Returns the axes of `x` before those of a statistic's `shape`; raises where `x` does not end in `shape`."""
+    leading = x.ndim - len(shape)
+    if leading < 0 or x.shape[leading:] != shape:
+        kind = type(item).__name__
+        raise InvalidValueError(
+            compose(
+                item,
+                f"a statistic of shape {shape} takes values whose last axes are that shape.",
+                got=describe(x),
+                expected=f"shape (..., {', '.join(map(str, shape))})",
+                fix=f"move the axis of heads, experts or units to the end, or declare {kind}(shape=...)",
+            )
+        )
+    return tuple(range(leading))
+
+
+def as_shape(shape: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Returns a shape that may have been given as one number."""
+    return (shape,) if isinstance(shape, int) else tuple(shape)
+
+
 def exact_or_traced(counter: Counter) -> np.ndarray | jax.Array:
     """Returns uint64 counts on the host, or int32 ones, saturated, where the counter is traced."""
     if is_traced(counter.get_raw_value()):

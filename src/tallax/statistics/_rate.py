@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax import _limbs
-from tallax._errors import InvalidValueError, compose, describe
 from tallax._replicas import AxisName
 from tallax._variables import Counter
-from tallax.statistics._base import Statistic, exact_or_traced
+from tallax.statistics._base import Statistic, as_shape, exact_or_traced, leading_axes
 
 
 @jax.tree_util.register_dataclass
@@ -58,7 +57,7 @@ class Rate(Statistic):
 
     def __init__(self, shape: int | tuple[int, ...] = (), *, axis_name: AxisName | None = None):
         super().__init__(axis_name=axis_name)
-        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.shape = as_shape(shape)
         self.counts = Counter(shape=(*self.shape, 2))
 
     def compute(self) -> RateResult:
@@ -79,17 +78,7 @@ class Rate(Statistic):
         self.counts.reset()
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
-        if x.shape[x.ndim - len(self.shape) :] != self.shape or x.ndim < len(self.shape):
-            raise InvalidValueError(
-                compose(
-                    self,
-                    f"a Rate of shape {self.shape} takes values whose last axes are that shape.",
-                    got=describe(x),
-                    expected=f"shape (..., {', '.join(map(str, self.shape))})",
-                    fix="move the axis of heads or experts to the end, or declare Rate(shape=...)",
-                )
-            )
-        axes = tuple(range(x.ndim - len(self.shape)))
+        axes = leading_axes(x, self.shape, self)
         self.counts.increment(_fired_and_total(x, where, axes), axis_name=self.axis_name)
 
     def _merge(self, other: Rate) -> None:
