@@ -70,6 +70,11 @@ ITEMS = {
         lambda model, x: model.item.update(x, where=x < 1),
         lambda item: item.compute().counts,
     ),
+    "log-histogram": Item(
+        lambda: tallax.statistics.LogHistogram(0.5),
+        lambda model, x: model.item.update(x, where=x < 1),
+        lambda item: item.compute().buckets,
+    ),
 }
 
 

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -115,6 +116,14 @@ def test_ctrl_c_while_the_libraries_load_ends_it_at_once(tmp_path):
     assert output.strip() == "Stopped before training began."
 
 
+@pytest.fixture
+def as_users_run_it():
+    """The example uses optax and Flax layers, which mix dtypes and ranks."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.mark.usefixtures("as_users_run_it")
 def test_the_step_is_compiled_once_and_every_token_is_counted(monkeypatch):
     """Over 3 epochs the forward pass is traced twice, for training and for evaluation, and every token is counted."""
     monkeypatch.syspath_prepend(str(DEMO.parent))

@@ -367,6 +367,22 @@ Histogram: needs edges that rise, each a float32 of its own.
   expected:  low < high, both finite and below 2**127, and 1 to 65536 bins
   fix:       Histogram(-5.0, 5.0, bins=64)""",
     ),
+    "relative-error": (
+        lambda model: tallax.statistics.LogHistogram(0.9),
+        tallax.InvalidValueError,
+        """\
+LogHistogram: the relative error lies in [1e-4, 0.5].
+  got:  float (0.9)
+  fix:  LogHistogram(relative_error=0.01)""",
+    ),
+    "quantile": (
+        lambda model: tallax.statistics.LogHistogram().compute().quantile(99),
+        tallax.InvalidValueError,
+        """\
+q: a quantile lies in [0, 1].
+  got:  int (99)
+  fix:  quantile(0.99) for the 99th percentile""",
+    ),
     "calls": (
         lambda model: tallax.counter_after_n_calls(0, -1),
         tallax.InvalidValueError,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import tallax
-from tallax.statistics import Histogram, Rate
+from tallax.statistics import Histogram, LogHistogram, Rate
 from tests.cases import assert_same_state
 
 FLOATS = st.floats(width=32, allow_subnormal=False)
@@ -22,7 +22,7 @@ ARRAYS = hnp.arrays(
 )
 MASKS = hnp.arrays(np.bool_, 64)
 
-KINDS = {"rate": Rate, "histogram": lambda: Histogram(-2.0, 2.0, bins=8)}
+KINDS = {"rate": Rate, "histogram": lambda: Histogram(-2.0, 2.0, bins=8), "log-histogram": lambda: LogHistogram(0.1)}
 every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 
 
@@ -30,6 +30,8 @@ def total_of(result) -> int:
     """Returns how many entries a result accounts for."""
     if hasattr(result, "total"):
         return int(np.sum(result.total))
+    if hasattr(result, "buckets"):
+        return result.count + result.nan
     outside = (result.underflow, result.overflow, result.nan, result.posinf, result.neginf)
     return int(result.counts.sum()) + sum(outside)
 

@@ -9,5 +9,7 @@ stat.reset(); stat.merge(other)
 from tallax.statistics._base import Statistic as Statistic
 from tallax.statistics._histogram import Histogram as Histogram
 from tallax.statistics._histogram import HistogramResult as HistogramResult
+from tallax.statistics._log_histogram import LogHistogram as LogHistogram
+from tallax.statistics._log_histogram import LogHistogramResult as LogHistogramResult
 from tallax.statistics._rate import Rate as Rate
 from tallax.statistics._rate import RateResult as RateResult

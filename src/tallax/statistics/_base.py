@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
 from tallax._module import EvalAware
@@ -78,6 +79,14 @@ class Statistic(EvalAware, abc.ABC):
                 )
             )
         self._merge(other)
+
+    def __repr__(self) -> str:
+        """Returns one line: how it was made and, where its values can be read, what it has seen."""
+        (state,) = jax.tree.leaves(nnx.as_pure(nnx.state(self)))
+        readable = isinstance(state, jax.Array | np.ndarray) and not is_traced(state)
+        return f"{_signature(self)}: {self.compute()!r}" if readable else _signature(self)
+
+    __str__ = __repr__
 
     @abc.abstractmethod
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:

@@ -16,12 +16,14 @@ from tallax._errors import InvalidValueError, compose
 from tallax._replicas import AxisName
 from tallax._variables import Counter
 from tallax.statistics._base import Statistic, exact_or_traced
+from tallax.statistics._looks import one_line, plot_bars
+from tallax.statistics._slots import count_slots, count_where_they_lie
 
 _OUTSIDE = ("underflow", "overflow", "nan", "posinf", "neginf")
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class HistogramResult:
     """What a `Histogram` has seen. Counts are exact outside a trace; int32, saturated, inside one.
 
@@ -43,6 +45,23 @@ class HistogramResult:
     nan: Any
     posinf: Any
     neginf: Any
+
+    def __repr__(self) -> str:
+        outside = ", ".join(f"{name}={getattr(self, name)}" for name in _OUTSIDE)
+        low, high = self.edges[0], self.edges[-1]
+        looks = one_line(self.counts, trim=False) if isinstance(self.counts, np.ndarray) else f"counts={self.counts}"
+        return f"HistogramResult({low:g} |{looks}| {high:g}, {outside})"
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the bins on matplotlib axes, new ones if None is given, and returns the axes.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        axes = plot_bars(self.counts, self.edges, ax)
+        outside = {name: int(getattr(self, name)) for name in _OUTSIDE}
+        axes.set_title(", ".join(f"{count:,} {name}" for name, count in outside.items() if count), fontsize="small")
+        return axes
 
 
 class Histogram(Statistic):
@@ -96,7 +115,7 @@ class Histogram(Statistic):
     @property
     def edges(self) -> np.ndarray:
         """float32[bins + 1]: the edges of the bins, evenly spaced."""
-        return np.linspace(self.low, self.high, self.bins + 1, dtype=np.float32)
+        return edges_of(self.low, self.high, self.bins)
 
     def compute(self) -> HistogramResult:
         """Returns the counts of the bins and of what lay outside them."""
@@ -105,6 +124,10 @@ class Histogram(Statistic):
         if isinstance(counts, np.ndarray):
             outside = [int(count) for count in outside]
         return HistogramResult(counts[: self.bins], self.edges, *outside)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws what was seen so far; see `HistogramResult.plot`."""
+        return self.compute().plot(ax)
 
     def reset(self) -> None:
         """Forgets everything that was fed."""
@@ -124,38 +147,41 @@ class Histogram(Statistic):
 @functools.partial(jax.jit, static_argnums=(2, 3, 4), inline=True)
 def _count_bins(x: jax.Array, where: jax.Array | None, low: float, high: float, bins: int) -> jax.Array:
     """Returns uint32[bins + 5]: how many values lie in each bin, then underflow, overflow, NaN, +inf and -inf."""
-    count = functools.partial(_count_bins_here, low=low, high=high, bins=bins)
-    sharding = jax.typeof(x).sharding
-    axes = tuple(name for part in sharding.spec if part for name in (part if isinstance(part, tuple) else (part,)))
-    if not axes:
-        return count(x, where)
-    # JAX asks for the output sharding of gathers and scatters on an explicit mesh: each device counts its own part.
-    if where is not None:
-        where = jax.sharding.reshard(where, sharding)
-    return jax.shard_map(
-        lambda x, where: jax.lax.psum(count(x, where), axes),
-        mesh=sharding.mesh,
-        in_specs=(sharding.spec, None if where is None else sharding.spec),
-        out_specs=jax.P(),
-        axis_names=frozenset(axes),
-    )(x, where)
+    return count_where_they_lie(functools.partial(_count_part, low=low, high=high, bins=bins), x, where)
 
 
-def _count_bins_here(x: jax.Array, where: jax.Array | None, *, low: float, high: float, bins: int) -> jax.Array:
-    """Counts values that no explicit mesh splits.
+def _count_part(x: jax.Array, where: jax.Array | None, *, low: float, high: float, bins: int) -> jax.Array:
+    """Counts as `_count_bins` does, on one device.
 
     The bin is guessed by one multiplication, half a bin low. The rounding error of the guess is far below half a bin,
     so the true bin is the guessed one or the next, which one comparison with the edge between them tells exactly.
     """
     x = x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
-    edges = jnp.asarray(np.linspace(low, high, bins + 1, dtype=np.float32), x.dtype)
-    guess = (x - edges[0]) * jnp.asarray(bins / (high - low), x.dtype) - 0.5
-    index = jnp.clip(guess, 0, bins - 1).astype(jnp.int32)  # NaN becomes some bin, and is put right below
-    beyond = x >= edges.at[index + 1].get(mode="promise_in_bounds")
-    index = index + (beyond & (index < bins - 1)).astype(jnp.int32)
-    outside = (x < edges[0], x > edges[-1], jnp.isnan(x), x == jnp.inf, x == -jnp.inf)
-    for slot, condition in enumerate(outside, start=bins):
-        index = jnp.where(condition, slot, index)
+    edges = edges_of(low, high, bins)
+    first, second, last = edges[[0, 1, -1]].astype(x.dtype)
+    guess = jnp.floor(jnp.clip((x - first) * x.dtype.type(bins / (high - low)) - 0.5, -1, bins - 1))  # -1: underflow
+    if _evenly_spaced(edges):
+        edge = first + (guess + 1) * (second - first)
+    else:
+        edge = jnp.asarray(edges, x.dtype).at[(guess + 1).astype(jnp.int32)].get(mode="clip")
+    # One up for the underflow, which the table of slots has last; at the last edge, the bin below it is closed.
+    slot = guess + (x >= edge).astype(x.dtype) + 1 - (x == last).astype(x.dtype)
+    slot = jnp.where(jnp.isfinite(x), slot, jnp.where(jnp.isnan(x), bins + 2, jnp.where(x > 0, bins + 3, bins + 4)))
+    slot = slot.astype(jnp.int32)
     if where is not None:
-        index = jnp.where(where, index, bins + len(_OUTSIDE))  # one past the end: dropped
-    return jnp.zeros(bins + len(_OUTSIDE), jnp.uint32).at[index.ravel()].add(1, mode="drop")
+        slot = jnp.where(where, slot, bins + len(_OUTSIDE))  # which is not counted
+    counts = count_slots(slot.ravel(), bins + len(_OUTSIDE))
+    return jnp.concatenate([counts[1 : bins + 1], counts[:1], counts[bins + 1 :]])
+
+
+def edges_of(low: float, high: float, bins: int) -> np.ndarray:
+    """Returns float32[bins + 1], the edges that `numpy.histogram` uses for float32 input."""
+    return np.linspace(low, high, bins + 1, dtype=np.float32)
+
+
+def _evenly_spaced(edges: np.ndarray) -> bool:
+    """Tells whether float32 arithmetic computes every edge exactly, fused or not, so that none has to be looked up."""
+    width = edges[1] - edges[0]
+    numbers = np.arange(len(edges))
+    exact = numbers * np.float64(width)
+    return bool(np.all(exact == exact.astype(np.float32)) and np.all(exact + edges[0] == edges))
