@@ -16,7 +16,7 @@ from tallax._errors import InvalidValueError, compose
 from tallax._replicas import AxisName
 from tallax._variables import Counter
 from tallax.statistics._base import Statistic, exact_or_traced
-from tallax.statistics._looks import one_line, plot_bars
+from tallax.statistics._looks import one_line, plot_bars, title_counts
 from tallax.statistics._slots import count_slots, count_where_they_lie
 
 _OUTSIDE = ("underflow", "overflow", "nan", "posinf", "neginf")
@@ -59,8 +59,7 @@ class HistogramResult:
             MissingExtraError: matplotlib is not installed.
         """
         axes = plot_bars(self.counts, self.edges, ax)
-        outside = {name: int(getattr(self, name)) for name in _OUTSIDE}
-        axes.set_title(", ".join(f"{count:,} {name}" for name, count in outside.items() if count), fontsize="small")
+        title_counts(axes, {name: getattr(self, name) for name in _OUTSIDE})
         return axes
 
 

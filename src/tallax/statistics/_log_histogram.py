@@ -17,7 +17,7 @@ from tallax._errors import InvalidValueError, compose, describe
 from tallax._replicas import AxisName
 from tallax._variables import Counter
 from tallax.statistics._base import Statistic, exact_or_traced
-from tallax.statistics._looks import one_line, plot_bars
+from tallax.statistics._looks import one_line, plot_bars, title_counts
 from tallax.statistics._slots import count_slots, count_where_they_lie
 
 _MANTISSA = 23  # bits of a float32's mantissa
@@ -88,22 +88,34 @@ class LogHistogramResult:
     def __repr__(self) -> str:
         if not isinstance(self.buckets, np.ndarray):
             return f"LogHistogramResult(count={self.count}, zero={self.zero}, nan={self.nan})"
-        text = one_line(self.buckets[1:-1])
+        text = one_line(self._per_octave())
         middle = f", median {self.quantile(0.5):.3g}, 99% {self.quantile(0.99):.3g}" if self.count else ""
         return f"LogHistogramResult({text} {self.count:,} values{middle}, {self.zero:,} zeros, {self.nan:,} NaN)"
 
     def plot(self, ax: Any = None) -> Any:
-        """Draws the finite buckets as a histogram over a symmetric logarithmic axis; returns the matplotlib axes.
+        """Draws the density over a symmetric logarithmic axis; returns the matplotlib axes.
+
+        Zeros, NaN and infinities, which have no place on it, are in the title.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        seen = np.flatnonzero(self.buckets[1:-1])
-        first, last = (seen[0] + 1, seen[-1] + 2) if seen.size else (1, 2)
-        edges = self.bounds[first : last + 1]
-        axes = plot_bars(self.buckets[first:last], edges, ax)
+        seen = np.flatnonzero(self._per_octave())
+        first, last = (seen[0], seen[-1] + 1) if seen.size else (0, 1)
+        edges = self.bounds[1:-1][first : last + 1]
+        axes = plot_bars(self._per_octave()[first:last], edges, ax)
         axes.set_xscale("symlog", linthresh=np.abs(edges).min())
+        axes.set_ylabel("count per octave")
+        apart = {"zeros": self.zero, "NaN": self.nan, "-inf": self.buckets[0], "+inf": self.buckets[-1]}
+        title_counts(axes, apart)
         return axes
+
+    def _per_octave(self) -> np.ndarray:
+        """Returns the counts of the finite buckets over their logarithmic widths; 0 for the one around zero."""
+        size = np.abs(self.bounds[1:-1])
+        octaves = np.abs(np.diff(np.log2(size)))
+        octaves[len(octaves) // 2] = np.inf
+        return np.asarray(self.buckets[1:-1], np.float64) / octaves
 
 
 class LogHistogram(Statistic):

@@ -45,3 +45,8 @@ def plot_bars(counts: np.ndarray, edges: np.ndarray, ax: Any) -> Any:
     ax.set_ylabel("count")
     ax.margins(x=0)
     return ax
+
+
+def title_counts(axes: Any, counts: dict[str, Any]) -> None:
+    """Puts what the bars do not show into the title of matplotlib axes, where there is any of it."""
+    axes.set_title(", ".join(f"{int(count):,} {name}" for name, count in counts.items() if count), fontsize="small")
