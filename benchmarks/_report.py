@@ -31,7 +31,7 @@ def table(group: Group, results: list[Result]) -> Table:
     for result in results:
         columns.add_row(*_row(result))
         for name in result.case.versus:
-            columns.add_row("", "", "", _ratio(result, name), name, "")
+            columns.add_row("", "", "", _ratio(result, name), name, _limit(result, name))
     return columns
 
 
@@ -66,22 +66,23 @@ def duration(seconds: float) -> str:
 def _row(result: Result) -> tuple[str, ...]:
     name, seconds = result.case.name, result.seconds
     if seconds is None:
-        return name, "-", "-", "-", f"left out: {result.case.needs} is not installed", _limit(result)
+        return name, "-", "-", "-", f"left out: {result.case.needs} is not installed", _limit(result, result.reference)
     quartiles = f"{duration(seconds.lower)} .. {duration(seconds.upper)}"
     ratio = "1" if result.reference == name else _ratio(result, result.reference)
     reference = "" if result.reference == name else result.reference
-    return name, duration(seconds.median), quartiles, ratio, reference, _limit(result)
+    return name, duration(seconds.median), quartiles, ratio, reference, _limit(result, result.reference)
 
 
 def _ratio(result: Result, name: str) -> str:
     return f"{result.ratios[name].median:.3f}" if name in result.ratios else "-"
 
 
-def _limit(result: Result) -> str:
-    if result.case.limit is None:
+def _limit(result: Result, name: str) -> str:
+    limit = result.limits[name]
+    if limit is None:
         return ""
-    verdict = {True: "[green]met[/]", False: "[red]missed[/]", None: "not measured"}[result.met]
-    return f"<= {result.case.limit:.2f}: {verdict}"
+    verdict = {True: "[green]met[/]", False: "[red]missed[/]", None: "not measured"}[result.meets(name)]
+    return f"<= {limit:.2f}: {verdict}"
 
 
 def _case(result: Result) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def _case(result: Result) -> dict[str, Any]:
         "reference": result.reference,
         "ratio": result.ratio and result.ratio.median,
         "ratios": {name: asdict(ratio) for name, ratio in result.ratios.items()},
-        "limit": result.case.limit,
+        "limits": {name: limit for name, limit in result.limits.items() if limit is not None},
         "met": result.met,
         "left_out": None if result.seconds else f"{result.case.needs} is not installed",
     }

@@ -17,7 +17,7 @@ import random
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,7 @@ class Case:
         fresh: makes, untimed, the argument of each single call of the operation; without it the operation takes none.
         wait: called, within the time, on what the last call of a round returned: `jax.block_until_ready`.
         reference: the case that `ratio` and `limit` refer to; None for the group's own.
-        versus: further cases to report ratios to.
+        versus: further cases to report ratios to, each with the ratio promised not to be exceeded, or None.
         limit: the ratio that an issue promises not to exceed.
         needs: a module without which the case is left out.
     """
@@ -42,7 +42,7 @@ class Case:
     fresh: Callable[[], Any] | None = None
     wait: Callable[[Any], Any] | None = None
     reference: str | None = None
-    versus: tuple[str, ...] = ()
+    versus: Mapping[str, float | None] = field(default_factory=dict)
     limit: float | None = None
     needs: str | None = None
 
@@ -111,10 +111,21 @@ class Result:
 
     @property
     def met(self) -> bool | None:
-        """Whether the limit is kept; None where there is none, or nothing to compare."""
-        if self.case.limit is None or self.ratio is None:
+        """Whether every limit is kept; None where there is none, or nothing to compare."""
+        verdicts = [self.meets(name) for name, limit in self.limits.items() if limit is not None]
+        return None if not verdicts or None in verdicts else all(verdicts)
+
+    @property
+    def limits(self) -> dict[str, float | None]:
+        """The limits of the ratios to other cases, by their names."""
+        return {self.reference: self.case.limit, **self.case.versus}
+
+    def meets(self, name: str) -> bool | None:
+        """Whether the limit of the ratio to one case is kept; None where there is none, or nothing to compare."""
+        limit = self.limits[name]
+        if limit is None or name not in self.ratios:
             return None
-        return self.ratio.median <= self.case.limit
+        return self.ratios[name].median <= limit
 
 
 def measure(

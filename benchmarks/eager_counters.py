@@ -37,9 +37,9 @@ def _references() -> list[Case]:
 
 
 def _increments() -> list[Case]:
-    against_torch = {"reference": TORCH, "versus": (SEED,)}
+    against_torch = {"reference": TORCH, "versus": {SEED: None}}
     return [
-        Case(name="StepCounter()", make=lambda: tallax.StepCounter(nnx.Rngs(0)), versus=(SEED_VALUE,), limit=0.10),
+        Case(name="StepCounter()", make=lambda: tallax.StepCounter(nnx.Rngs(0)), versus={SEED_VALUE: None}, limit=0.10),
         Case(name="Counter.increment()", make=lambda: tallax.Counter().increment, limit=1.0, **against_torch),
         Case(name="step += 1, tallax.Module", make=lambda: _InTallaxModule().count, **against_torch),
         Case(name="step += 1, nnx.Module", make=lambda: _InNnxModule().count, **against_torch),

@@ -36,7 +36,7 @@ def group_on(clock):
     cases = [
         Case(name="one", make=lambda: clock.work(1)),
         Case(name="two", make=lambda: clock.work(2), limit=2.0),
-        Case(name="three", make=lambda: clock.work(3), limit=2.9, versus=("two",)),
+        Case(name="three", make=lambda: clock.work(3), limit=2.9, versus={"two": None}),
         Case(name="six", make=lambda: clock.work(6), reference="three"),
         Case(name="prepared", make=lambda: clock.work(1), fresh=clock.work(50)),
         Case(name="slow and awaited", make=lambda: clock.work(2**18), wait=clock.work(2**18)),
@@ -89,7 +89,7 @@ def test_the_garbage_collector_is_off_while_timing_and_on_again_afterwards():
 def test_a_ratio_to_a_case_that_is_not_there_is_refused():
     """A renamed case must not take a limit with it unseen."""
     with pytest.raises(ValueError, match="ratios need"):
-        Group("fake", "", "one", [Case(name="one", make=int, versus=("gone",))])
+        Group("fake", "", "one", [Case(name="one", make=int, versus={"gone": None})])
 
 
 def test_the_file_tells_what_was_measured_with_what(tmp_path):
@@ -108,7 +108,7 @@ def test_the_file_tells_what_was_measured_with_what(tmp_path):
         "reference": "one",
         "ratio": 3.0,
         "ratios": {name: {"median": x, "lower": x, "upper": x} for name, x in (("one", 3.0), ("two", 1.5))},
-        "limit": 2.9,
+        "limits": {"one": 2.9},
         "met": False,
         "left_out": None,
     }

@@ -155,11 +155,13 @@ def test_impossible_quantiles_raise(q):
 @pytest.mark.parametrize("size", [0, 1, 2, 63, 1001])
 def test_every_form_counts_alike(form, length, size):
     """All forms of the inner loop, each meant for some platform, count what NumPy counts and drop what is marked."""
-    slots = np.random.default_rng(0).integers(0, length + 1, size).astype(np.int32)
+    x = np.random.default_rng(0).integers(0, length, size).astype(np.int32)
+    mask = np.random.default_rng(1).random(size) < 0.7
     count = _slots.count_slots if form == "count_slots" else form
-    counts = jax.jit(lambda slots: count(slots, length=length))(slots)
-    assert counts.dtype == jnp.uint32
-    assert counts.tolist() == np.bincount(slots, minlength=length + 1)[:length].tolist()
+    for where, expected in ((None, x), (mask, x[mask])):
+        counts = jax.jit(lambda x, where: count(lambda x: x, x, where, length=length))(x, where)
+        assert counts.dtype == jnp.uint32
+        assert counts.tolist() == np.bincount(expected, minlength=length).tolist()
 
 
 # --- looks ------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from tallax._replicas import AxisName
 from tallax._variables import Counter
 from tallax.statistics._base import Statistic, exact_or_traced
 from tallax.statistics._looks import one_line, plot_bars, title_counts
-from tallax.statistics._slots import count_slots, count_where_they_lie
+from tallax.statistics._slots import count_slots
 
 _OUTSIDE = ("underflow", "overflow", "nan", "posinf", "neginf")
 
@@ -146,11 +146,14 @@ class Histogram(Statistic):
 @functools.partial(jax.jit, static_argnums=(2, 3, 4), inline=True)
 def _count_bins(x: jax.Array, where: jax.Array | None, low: float, high: float, bins: int) -> jax.Array:
     """Returns uint32[bins + 5]: how many values lie in each bin, then underflow, overflow, NaN, +inf and -inf."""
-    return count_where_they_lie(functools.partial(_count_part, low=low, high=high, bins=bins), x, where)
+    counts = count_slots(
+        functools.partial(_slot_of, low=low, high=high, bins=bins), x, where, length=bins + len(_OUTSIDE)
+    )
+    return jnp.concatenate([counts[1 : bins + 1], counts[:1], counts[bins + 1 :]])
 
 
-def _count_part(x: jax.Array, where: jax.Array | None, *, low: float, high: float, bins: int) -> jax.Array:
-    """Counts as `_count_bins` does, on one device.
+def _slot_of(x: jax.Array, *, low: float, high: float, bins: int) -> jax.Array:
+    """Returns 0 for an underflow, 1 to `bins` for the bins, then overflow, NaN, +inf and -inf.
 
     The bin is guessed by one multiplication, half a bin low. The rounding error of the guess is far below half a bin,
     so the true bin is the guessed one or the next, which one comparison with the edge between them tells exactly.
@@ -163,14 +166,10 @@ def _count_part(x: jax.Array, where: jax.Array | None, *, low: float, high: floa
         edge = first + (guess + 1) * (second - first)
     else:
         edge = jnp.asarray(edges, x.dtype).at[(guess + 1).astype(jnp.int32)].get(mode="clip")
-    # One up for the underflow, which the table of slots has last; at the last edge, the bin below it is closed.
+    # At the last edge, the bin below it is closed.
     slot = guess + (x >= edge).astype(x.dtype) + 1 - (x == last).astype(x.dtype)
     slot = jnp.where(jnp.isfinite(x), slot, jnp.where(jnp.isnan(x), bins + 2, jnp.where(x > 0, bins + 3, bins + 4)))
-    slot = slot.astype(jnp.int32)
-    if where is not None:
-        slot = jnp.where(where, slot, bins + len(_OUTSIDE))  # which is not counted
-    counts = count_slots(slot.ravel(), bins + len(_OUTSIDE))
-    return jnp.concatenate([counts[1 : bins + 1], counts[:1], counts[bins + 1 :]])
+    return slot.astype(jnp.int32)
 
 
 def edges_of(low: float, high: float, bins: int) -> np.ndarray:

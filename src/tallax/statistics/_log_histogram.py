@@ -18,7 +18,7 @@ from tallax._replicas import AxisName
 from tallax._variables import Counter
 from tallax.statistics._base import Statistic, exact_or_traced
 from tallax.statistics._looks import one_line, plot_bars, title_counts
-from tallax.statistics._slots import count_slots, count_where_they_lie
+from tallax.statistics._slots import count_slots
 
 _MANTISSA = 23  # bits of a float32's mantissa
 _SUBNORMAL = 22  # exponents below the least normal one that subnormal numbers reach once they are normalised, less one
@@ -218,10 +218,11 @@ class LogHistogram(Statistic):
 @functools.partial(jax.jit, static_argnums=2, inline=True)
 def _count_buckets(x: jax.Array, where: jax.Array | None, mantissa_bits: int) -> jax.Array:
     """Returns uint32[554 * 2**m + 4]: positive buckets, negative ones, zero, NaN, +inf and -inf."""
-    return count_where_they_lie(functools.partial(_count_part, mantissa_bits=mantissa_bits), x, where)
+    length = 2 * (_EXPONENTS << mantissa_bits) + len(_SPECIAL)
+    return count_slots(functools.partial(_slot_of, mantissa_bits=mantissa_bits), x, where, length=length)
 
 
-def _count_part(x: jax.Array, where: jax.Array | None, *, mantissa_bits: int) -> jax.Array:
+def _slot_of(x: jax.Array, *, mantissa_bits: int) -> jax.Array:
     buckets = _EXPONENTS << mantissa_bits
     bits = _float32_bits(x)
     negative, magnitude = bits >> 31, bits & 0x7FFF_FFFF
@@ -232,11 +233,7 @@ def _count_part(x: jax.Array, where: jax.Array | None, *, mantissa_bits: int) ->
     slot = key + negative * jnp.uint32(buckets)
     infinite, end = jnp.uint32(0xFF << _MANTISSA), jnp.uint32(2 * buckets)
     special = jnp.where(magnitude > infinite, end + 1, end + 2 + negative)
-    slot = jnp.where(magnitude >= infinite, special, jnp.where(magnitude == 0, end, slot)).astype(jnp.int32)
-    length = 2 * buckets + len(_SPECIAL)
-    if where is not None:
-        slot = jnp.where(where, slot, length)  # which is not counted
-    return count_slots(slot.ravel(), length)
+    return jnp.where(magnitude >= infinite, special, jnp.where(magnitude == 0, end, slot)).astype(jnp.int32)
 
 
 def _float32_bits(x: jax.Array) -> jax.Array:
