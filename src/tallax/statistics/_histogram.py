@@ -155,21 +155,22 @@ def _count_bins(x: jax.Array, where: jax.Array | None, low: float, high: float, 
 def _slot_of(x: jax.Array, *, low: float, high: float, bins: int) -> jax.Array:
     """Returns 0 for an underflow, 1 to `bins` for the bins, then overflow, NaN, +inf and -inf.
 
-    The bin is guessed by one multiplication, half a bin low. The rounding error of the guess is far below half a bin,
-    so the true bin is the guessed one or the next, which one comparison with the edge between them tells exactly.
+    The edge nearest to the value is guessed by one multiplication. The rounding error of the guess is far below half a
+    bin, so the value lies in the bin below that edge or in the one above, which one comparison with it tells exactly.
     """
     x = x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
     edges = edges_of(low, high, bins)
     first, second, last = edges[[0, 1, -1]].astype(x.dtype)
-    guess = jnp.floor(jnp.clip((x - first) * x.dtype.type(bins / (high - low)) - 0.5, -1, bins - 1))  # -1: underflow
+    guess = (x - first) * x.dtype.type(bins / (high - low)) + x.dtype.type(0.5)
+    guess = jnp.where(guess > 0, guess, 0)  # NaN too; `clip` would keep it, by thrice the work
+    slot = jnp.where(guess < bins, guess, bins).astype(jnp.int32)
     if _evenly_spaced(edges):
-        edge = first + (guess + 1) * (second - first)
+        edge = first + slot.astype(x.dtype) * (second - first)
     else:
-        edge = jnp.asarray(edges, x.dtype).at[(guess + 1).astype(jnp.int32)].get(mode="clip")
-    # At the last edge, the bin below it is closed.
-    slot = guess + (x >= edge).astype(x.dtype) + 1 - (x == last).astype(x.dtype)
-    slot = jnp.where(jnp.isfinite(x), slot, jnp.where(jnp.isnan(x), bins + 2, jnp.where(x > 0, bins + 3, bins + 4)))
-    return slot.astype(jnp.int32)
+        edge = jnp.asarray(edges, x.dtype).at[slot].get(mode="promise_in_bounds")
+    slot = slot + ((x >= edge) & (x != last)).astype(jnp.int32)  # the last bin holds its upper edge
+    apart = jnp.where(x > 0, bins + 3, jnp.where(x < 0, bins + 4, bins + 2))
+    return jnp.where(jnp.isfinite(x), slot, apart)
 
 
 def edges_of(low: float, high: float, bins: int) -> np.ndarray:
