@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test quick lint format bench constraints clean
+.PHONY: help demo test quick compare lint format bench constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -19,6 +19,9 @@ test: $(VENV)/.dev  ## run all tests
 
 quick: $(VENV)/.dev  ## run the tests that take no more than a moment
 	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+compare: $(VENV)/.bench  ## run the tests beside PyTorch and torchmetrics, which are large
+	$(BIN)/python -m pytest tests/test_comparisons.py $(ARGS)
 
 lint: $(VENV)/.dev  ## check style, format and types
 	$(BIN)/ruff check .
@@ -56,6 +59,6 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) --editable '.[cli,plot,demo]' --group dev
 	@touch $@
 
-$(VENV)/.bench: $(VENV)/.demo
-	$(PIP) --group bench --group torch
+$(VENV)/.bench: $(VENV)/.dev
+	$(PIP) --group torch
 	@touch $@
