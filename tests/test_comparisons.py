@@ -127,7 +127,7 @@ def test_statistics_and_the_aggregation_of_torchmetrics():
     other_mean.update(torch.ones(50))
     other.update(np.ones(50, bool))
     merged = aggregation.MeanMetric()  # not `mean`, which would go on giving the mean that it has computed already
-    merged.merge_state(mean)
+    merged.update(torch.tensor(parts, dtype=torch.float32))
     merged.merge_state(other_mean)
     rate.merge(other)
     assert rate.compute().rate == pytest.approx(float(merged.compute()))
