@@ -222,8 +222,8 @@ model.experts[0].bias: this attribute holds a Buffer, which an assignment would 
         tallax.TraceError,
         """\
 model.experts[1].step: a Counter was written from another trace than its own, so the write would be lost.
-  got:  a model that the transformed function closes over, or holds from outside
-  fix:  pass the model to the function as an argument, and use nnx.jit, nnx.scan, ... on it""",
+  got:  a model, or state that was merged into one, which the transformed function closes over
+  fix:  pass the model as an argument, to nnx.jit, nnx.scan, ...; or nnx.merge(..., copy=True) and return its state""",
     ),
     "traced-read": (
         in_a_trace,
