@@ -117,6 +117,24 @@ def test_large_increments_carry(compiled):
 
 
 @every_mode
+def test_counters_add_and_set_counters_exactly(compiled):
+    """A Counter adds to a Counter, and sets one, beyond int32 also where both are traced; so do merged statistics."""
+    model = nnx.Dict(a=tallax.Counter(5), b=tallax.Counter(2**40), c=tallax.Counter())
+    model.r, model.s = tallax.statistics.Rate(), tallax.statistics.Rate()
+    model.s.counts.set(np.array([2**33, 2**34], np.uint64))
+
+    def step(model):
+        model.a += model.b
+        model.c.set(model.b)
+        model.r.merge(model.s)
+
+    compiled(step)(model)
+    compiled(step)(model)
+    assert (int(model.a), int(model.c)) == (2**41 + 5, 2**40)
+    assert model.r.compute().total == 2**35
+
+
+@every_mode
 def test_the_seeds_spelling_is_exact_in_a_trace(compiled):
     """`counter.value += 1` passes 2**31 - 1 also where it is traced."""
     model = Model(lambda: tallax.Counter(2**31 - 3))

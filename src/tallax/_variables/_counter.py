@@ -24,6 +24,7 @@ _add_on_device = jax.jit(lambda raw, by: _limbs.add(raw, jnp.broadcast_to(by, ra
 _assign_on_device = jax.jit(_limbs.assign)
 _int32_on_device = jax.jit(_limbs.to_int32)
 _total = jax.jit(_limbs.total, static_argnums=1, inline=True)
+_divisible = jax.jit(_limbs.divisible, static_argnums=1, inline=True)
 _widen = jax.jit(_limbs.widen, inline=True)
 
 _WORD = 2**32 - 1
@@ -106,15 +107,12 @@ class Counter(Item):
         """
         if type(by) is int and by >= 0 and not axis_name and self._advance(by) is not None:
             return
-        raw = self._words()
-        amount = self._amount(by)
-        self._check_broadcasts(amount, by)
-        on_host = _on_host(raw) if isinstance(amount, np.ndarray) and not axis_name else None
-        if on_host is not None:
-            self._store(_limbs.from_uint64(_limbs.add_uint64(_limbs.to_uint64(on_host), amount)))
+        self._check_broadcasts(by)
+        if isinstance(by, Counter):
+            self._add(by._words(), like, axis_name)
         else:
-            limbs = _limbs.from_uint64(amount) if isinstance(amount, np.ndarray) else _widen(amount)
-            self._add(limbs, like, axis_name)
+            amount = self._amount(by)
+            self._add(_limbs.from_uint64(amount) if isinstance(amount, np.ndarray) else _widen(amount), like, axis_name)
 
     def count(self, events: Any, *, like: Any = None, axis_name: AxisName | None = None) -> None:
         """Adds how many entries of a mask are true, or the sum of an integer array's entries, exactly.
@@ -173,7 +171,7 @@ class Counter(Item):
         raw = self._words()
         if isinstance(raw, np.ndarray):
             return _limbs.to_uint64(raw) % np.uint64(n) == 0
-        return _limbs.divisible(raw, n)
+        return _divisible(raw, n)
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -251,12 +249,10 @@ class Counter(Item):
             InvalidValueError: `n` is negative, beyond 2**64 - 1, or of another shape.
             TraceError: the counter does not belong to the current trace.
         """
-        amount = self._amount(n, limit=_limbs.MAX)
-        self._check_broadcasts(amount, n)
-        if isinstance(amount, np.ndarray):
-            self._store(_limbs.from_uint64(np.broadcast_to(amount, self.shape)))
-        else:
-            self._store(jnp.broadcast_to(_limbs.widen(amount), (*self.shape, 2)))
+        self._check_broadcasts(n)
+        limbs = n._words() if isinstance(n, Counter) else self._limbs_of(n)
+        broadcast = np.broadcast_to if isinstance(limbs, np.ndarray) else jnp.broadcast_to
+        self._store(broadcast(limbs, (*self.shape, 2)))
 
     def reset(self) -> None:
         """Sets the counts to zero."""
@@ -273,21 +269,20 @@ class Counter(Item):
         if not wraps and index is ...:
             self.set(value)
             return
-        new = value if wraps else self._amount(value, limit=_limbs.MAX)
         if index is ...:
-            self._check_broadcasts(new, value)
+            self._check_broadcasts(value)
             old = raw
         else:
             # The limbs' own axis stays whole, wherever an Ellipsis in the index would have reached.
             index = (*(index if isinstance(index, tuple) else (index,)), slice(None))
             old = jnp.asarray(raw)[index]
         if not wraps:
-            written = _limbs.from_uint64(new) if isinstance(new, np.ndarray) else _limbs.widen(new)
-        elif is_traced(old, new):
-            written = _limbs.assign(jnp.asarray(old), new)
+            written = self._limbs_of(value)
+        elif is_traced(old, value):
+            written = _limbs.assign(jnp.asarray(old), value)
         else:
-            self._refuse_negative(np.asarray(new), np.asarray(old))
-            written = _assign_on_device(old, new)
+            self._refuse_negative(np.asarray(value), np.asarray(old))
+            written = _assign_on_device(old, value)
         self._store(written if index is ... else jnp.asarray(raw).at[index].set(written))
 
     def __isub__(self, other: Any) -> Self:
@@ -357,8 +352,12 @@ class Counter(Item):
         return _limbs.from_uint64(host_counts(counts, item=self))
 
     def _add(self, increment: Any, like: Any, axis_name: AxisName | None) -> None:
-        """Adds limbs that broadcast to the counter's on the device: traced, or dispatched without waiting."""
+        """Adds limbs that broadcast to the counter's: on the host where both are, or else on the device."""
         raw = self._words()
+        here, by = (_on_host(raw), _on_host(increment)) if not axis_name else (None, None)
+        if here is not None and by is not None:
+            self._store(_limbs.from_uint64(_limbs.add_uint64(_limbs.to_uint64(here), _limbs.to_uint64(by))))
+            return
         increment = sum_increment(increment, item=self, state=raw, like=like, axis_name=axis_name)
         if is_traced(raw, increment):
             self._store(_limbs.add(jnp.asarray(raw), jnp.broadcast_to(jnp.asarray(increment), raw.shape)))
@@ -371,8 +370,6 @@ class Counter(Item):
         That is a traced array, one spread over processes, and one that is still being computed and can't be negative.
         """
         if isinstance(value, nnx.Variable):
-            if isinstance(value, Counter) and not is_traced(value.get_raw_value()):
-                return np.asarray(value)
             value = value.get_value()
         if isinstance(value, jax.Array):
             check_integer(value, item=self)
@@ -381,12 +378,17 @@ class Counter(Item):
                 return value
         return host_counts(value, item=self, limit=limit)
 
-    def _check_broadcasts(self, amount: Any, came: Any) -> None:
-        """Raises, naming what came, where the amount made of it does not broadcast to the counter's shape."""
-        shape = amount.shape
+    def _limbs_of(self, counts: Any) -> Any:
+        """Returns the limbs of counts that a Counter can hold."""
+        amount = self._amount(counts, limit=_limbs.MAX)
+        return _limbs.from_uint64(amount) if isinstance(amount, np.ndarray) else _widen(amount)
+
+    def _check_broadcasts(self, value: Any) -> None:
+        """Raises where an array, if it is one, does not broadcast to the counter's shape."""
+        shape = getattr(value, "shape", ())
         fits = zip(reversed(shape), reversed(self.shape), strict=False)
         if len(shape) > len(self.shape) or not all(size in (1, own) for size, own in fits):
-            raise self._wrong_shape(came)
+            raise self._wrong_shape(value)
 
     def _wrong_shape(self, value: Any, *, ending: bool = False) -> InvalidValueError:
         shape = f"(..., {', '.join(map(str, self.shape))})" if ending and self.shape else str(self.shape)
