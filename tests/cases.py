@@ -70,6 +70,11 @@ ITEMS = {
         lambda model, x: model.item.update(x, where=x < 1),
         lambda item: item.compute().counts,
     ),
+    "extrema": Item(
+        lambda: tallax.statistics.Extrema(shape=3),
+        lambda model, x: model.item.update(x, where=x < 1),
+        lambda item: item.compute().max_at,
+    ),
 }
 
 
