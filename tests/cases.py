@@ -75,6 +75,11 @@ ITEMS = {
         lambda model, x: model.item.update(x, where=x < 1),
         lambda item: item.compute().max_at,
     ),
+    "ema": Item(
+        lambda: tallax.statistics.Ema(0.9, shape=3),
+        lambda model, x: model.item.update(x, where=x < 1),
+        lambda item: item.compute().value,
+    ),
 }
 
 

@@ -367,6 +367,15 @@ Histogram: needs edges that rise, each a float32 of its own.
   expected:  low < high, both finite and below 2**127, and 1 to 65536 bins
   fix:       Histogram(-5.0, 5.0, bins=64)""",
     ),
+    "decay": (
+        lambda model: tallax.statistics.Ema(1.0),
+        tallax.InvalidValueError,
+        """\
+Ema: decay is how much of the average an update leaves.
+  got:       decay=1.0
+  expected:  a number in [0, 1)
+  fix:       Ema(0.99), which remembers about 100 updates""",
+    ),
     "calls": (
         lambda model: tallax.counter_after_n_calls(0, -1),
         tallax.InvalidValueError,

@@ -7,6 +7,8 @@ stat.reset(); stat.merge(other)
 """
 
 from tallax.statistics._base import Statistic as Statistic
+from tallax.statistics._ema import Ema as Ema
+from tallax.statistics._ema import EmaResult as EmaResult
 from tallax.statistics._extrema import Extrema as Extrema
 from tallax.statistics._extrema import ExtremaResult as ExtremaResult
 from tallax.statistics._histogram import Histogram as Histogram
