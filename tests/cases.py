@@ -80,6 +80,11 @@ ITEMS = {
         lambda model, x: model.item.update(x, where=x < 1),
         lambda item: item.compute().value,
     ),
+    "activity": Item(
+        lambda: tallax.statistics.Activity(3, window=2),
+        lambda model, x: model.item.update(x > 0.5, where=x < 1),
+        lambda item: item.compute().rates,
+    ),
 }
 
 

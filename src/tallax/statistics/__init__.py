@@ -6,6 +6,8 @@ stat.compute()                # a frozen record: exact on the host, arrays insid
 stat.reset(); stat.merge(other)
 """
 
+from tallax.statistics._activity import Activity as Activity
+from tallax.statistics._activity import ActivityResult as ActivityResult
 from tallax.statistics._base import Statistic as Statistic
 from tallax.statistics._ema import Ema as Ema
 from tallax.statistics._ema import EmaResult as EmaResult

@@ -165,9 +165,8 @@ def _updated(
     entries, nonfinite = counts[..., 0, :], counts[..., 1, :]
     mean = sum_over(jnp.where(finite, x, 0).sum(axes), replicas) / jnp.maximum(_limbs.to_float32(entries), 1)
     total, weight = state[..., _SUM], state[..., _WEIGHT]
-    new_total = total + share32 * (
-        mean - total
-    )  # rests where mean and average agree, which decay * total + ... may not
+    # Rests where mean and average agree, which `decay * total + share * mean` need not.
+    new_total = total + share32 * (mean - total)
     new_weight = weight + share32 * (1 - weight)
     some = (entries > 0).any(-1)
     fits = jnp.isfinite(new_total)  # an infinity would stay for ever
