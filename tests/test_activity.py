@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Activity: rates per unit, and which units are dead, over all updates or a window of them."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -234,21 +236,25 @@ def test_eval_mode_and_one_trace(compiled):
 
 
 @pytest.mark.parametrize("kind", AXES)
+@pytest.mark.parametrize("context", [False, True])
 @pytest.mark.parametrize("spec", [("data",), ("data", "model"), (None, "model")])
-def test_sharded_batches_under_jit(kind, spec):
+def test_sharded_batches_under_jit(kind, context, spec):
     """With a batch and a mask split over a mesh, units included, compiled and eager updates count the whole batch."""
     mesh = mesh_of(kind)
     activity, expected = Activity(4, window=1), Activity(4, window=1)
     mask = np.arange(64)[:, None] > 20
     x, where = placed(X, mesh, *spec), placed(mask, mesh, spec[0])
-    step = nnx.jit(lambda a, x, where: a.update(x, where=where))
+    with jax.set_mesh(mesh) if context else contextlib.nullcontext():
+        step = nnx.jit(lambda a, x, where: a.update(x, where=where))
+        for _ in range(2):
+            activity.update(x)
+            step(activity, x, where)
+            jax.block_until_ready(activity.state.get_raw_value())
     for _ in range(2):
-        activity.update(x)
-        step(activity, x, where)
-        jax.block_until_ready(activity.state.get_raw_value())
         expected.update(X)
         expected.update(X, where=mask)
     assert_same_state(activity, expected)
+    assert kind == "auto" or activity.state.get_raw_value().sharding.is_fully_replicated
     assert activity.compute().dead.tolist() == [False, True, True, False]
     traced = nnx.jit(lambda a: a.compute())(activity)
     assert np.asarray(traced.dead).tolist() == [False, True, True, False]

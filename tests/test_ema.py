@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ema: the formula in float64, optax's, masks, what is not finite, and pooling."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -244,19 +246,22 @@ def test_eval_mode_and_one_trace(compiled):
 
 
 @pytest.mark.parametrize("kind", AXES)
+@pytest.mark.parametrize("context", [False, True])
 @pytest.mark.parametrize("spec", [("data",), ("data", "model"), (None, "model")])
 @pytest.mark.parametrize("shape", [(), 2])
-def test_sharded_batches_under_jit(kind, spec, shape):
+def test_sharded_batches_under_jit(kind, context, spec, shape):
     """With a batch and a mask split over a mesh, compiled and eager updates take the mean of the whole batch."""
     mesh = mesh_of(kind)
     ema, expected = Ema(0.75, shape=shape), Ema(0.75, shape=shape)
     mask = ~(X[:, :1] < 3)  # NaN stays
     x, where = placed(X, mesh, *spec), placed(mask, mesh, spec[0])
-    step = nnx.jit(lambda e, x, where: e.update(x, where=where))
+    with jax.set_mesh(mesh) if context else contextlib.nullcontext():
+        step = nnx.jit(lambda e, x, where: e.update(x, where=where))
+        for _ in range(2):
+            step(ema, x, where)
+            ema.update(x)
+            jax.block_until_ready(ema.state.get_raw_value())
     for _ in range(2):
-        step(ema, x, where)
-        ema.update(x)
-        jax.block_until_ready(ema.state.get_raw_value())
         expected.update(X, where=mask)
         expected.update(X)
     np.testing.assert_allclose(ema.compute().value, expected.compute().value, rtol=1e-6)
@@ -295,15 +300,16 @@ def test_replicas_that_cannot_be_seen_raise():
 @pytest.mark.parametrize("compiled", MODES.values(), ids=MODES)
 def test_no_gradient_flows_in_or_out(compiled):
     """Neither what is fed nor what is read is seen by a gradient."""
-    model = nnx.Dict(w=nnx.Param(jnp.float32(2.0)), e=Ema(0.0))
+    model = nnx.Dict(w=nnx.Param(jnp.float32(2.0)), e=fed(0.0, 5.0))
 
     def grads(model):
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
         def loss(params, rest):
             model = nnx.merge(graphdef, params, rest)
+            first = model.e.compute().value
             model.e.update(model.w * jnp.ones(3))
-            return model.w[...] ** 2 + model.e.compute().value * model.w[...] + model.e.compute().weight
+            return first + model.w[...] ** 2 + model.e.compute().value * model.w[...] + model.e.compute().weight
 
         return jax.grad(loss, argnums=(0, 1))(params, rest)
 

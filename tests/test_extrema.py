@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Extrema: the smallest and the largest of any stream, and when each came."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -209,19 +210,22 @@ def test_eval_mode_and_one_trace(compiled):
 
 
 @pytest.mark.parametrize("kind", AXES)
+@pytest.mark.parametrize("context", [False, True])
 @pytest.mark.parametrize("spec", [("data",), ("data", "model"), (None, "model")])
 @pytest.mark.parametrize("shape", [(), 2])
-def test_sharded_batches_under_jit(kind, spec, shape):
+def test_sharded_batches_under_jit(kind, context, spec, shape):
     """With a batch and a mask split over a mesh, compiled and eager updates search the whole batch."""
     mesh = mesh_of(kind)
     extrema, expected = Extrema(shape), Extrema(shape)
     mask = X[:, :1] > -1
     x, where = placed(X, mesh, *spec), placed(mask, mesh, spec[0])
-    step = nnx.jit(lambda e, x, where: e.update(x, where=where))
+    with jax.set_mesh(mesh) if context else contextlib.nullcontext():
+        step = nnx.jit(lambda e, x, where: e.update(x, where=where))
+        for _ in range(2):
+            step(extrema, x, where)
+            extrema.update(x)
+            jax.block_until_ready(extrema.state.get_raw_value())
     for _ in range(2):
-        step(extrema, x, where)
-        extrema.update(x)
-        jax.block_until_ready(extrema.state.get_raw_value())
         expected.update(X, where=mask)
         expected.update(X)
     assert_same_state(extrema, expected)
@@ -254,6 +258,15 @@ def test_axis_name_says_what_cannot_be_seen():
     update = nnx.vmap(lambda e, x: e.update(x), in_axes=(None, 0), out_axes=None, axis_name="lanes")
     update(lanes, jnp.asarray(X).reshape(8, 8, 2))
     assert_same_state(lanes, fed(X))
+
+
+def test_stacked_extrema_are_read_and_reset_together():
+    """Extrema stacked by vmap give an entry for each lane, and are reset together."""
+    stacked = nnx.vmap(lambda key: Extrema(), in_axes=0, out_axes=0)(jnp.arange(2))
+    nnx.vmap(lambda e, x: e.update(x), in_axes=(0, 0), out_axes=0)(stacked, jnp.arange(6.0).reshape(2, 3))
+    assert values_of(stacked.compute()) == ([0, 3], [2, 5], [3, 3], [3, 3], [3, 3], [0, 0])
+    stacked.reset()
+    assert stacked.compute().max.tolist() == [-np.inf, -np.inf]
 
 
 def test_no_gradient_flows_in():

@@ -18,7 +18,7 @@ from tallax._errors import InvalidValueError, compose
 from tallax._placement import is_traced
 from tallax._replicas import AxisName, axes_to_combine, count_over
 from tallax._variables import Buffer
-from tallax.statistics._base import Statistic, leading_axes
+from tallax.statistics._base import Statistic, leading_axes, unsplit
 
 _FIRED, _TOTAL, _QUIET, _UPDATES = range(4)  # the rows of the state
 _WORD = np.uint32(2**32 - 1)
@@ -139,15 +139,13 @@ def _updated(
     state: jax.Array, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], replicas: tuple[Hashable, ...]
 ) -> jax.Array:
     fired = x.astype(jnp.bool_)
-    if where is None:
-        fired = fired.sum(axes, dtype=jnp.uint32)
-        total = jnp.full_like(fired, math.prod(x.shape[axis] for axis in axes))
+    if where is not None:
+        fired = fired & where
+    fired = unsplit(fired.sum(axes, dtype=jnp.uint32))
+    if where is not None:
+        total = unsplit(where.sum(axes, dtype=jnp.uint32))
     else:
-        taken = (
-            jnp.full_like(fired, True) & where
-        )  # split as x is, on an explicit mesh; the mask may be split otherwise
-        fired = (fired & where).sum(axes, dtype=jnp.uint32)
-        total = taken.sum(axes, dtype=jnp.uint32)
+        total = jnp.full_like(fired, math.prod(x.shape[axis] for axis in axes))
     counts = count_over(_limbs.pair(jnp.stack([fired, total], -1)), replicas)
     one = _limbs.pair(jnp.ones_like(state[..., _UPDATES:, 0]))
     fires = (counts[..., _FIRED, :] > 0).any(-1)[..., None, None]

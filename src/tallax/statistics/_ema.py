@@ -18,7 +18,7 @@ from tallax._errors import InvalidValueError, compose
 from tallax._placement import is_traced
 from tallax._replicas import AxisName, axes_to_combine, count_over, sum_over
 from tallax._variables import Buffer
-from tallax.statistics._base import Statistic, as_shape, leading_axes
+from tallax.statistics._base import Statistic, as_shape, leading_axes, unsplit
 
 if TYPE_CHECKING:
     from tallax._limbs import Limbs
@@ -153,17 +153,17 @@ def _updated(
     replicas: tuple[Hashable, ...],
 ) -> jax.Array:
     """Returns the state after an update that makes up `share` of the average."""
-    state = jax.lax.stop_gradient(state)
     share32 = jnp.float32(share)
     x = x.astype(jnp.float32)
     finite = jnp.isfinite(x)
     bad = ~finite
     if where is not None:
         finite, bad = finite & where, bad & where
-    counts = _limbs.pair(jnp.stack([kind.sum(axes, dtype=jnp.uint32) for kind in (finite, bad)], -1))
-    counts = count_over(counts, replicas)
+    counts = jnp.stack([kind.sum(axes, dtype=jnp.uint32) for kind in (finite, bad)], -1)
+    counts = count_over(_limbs.pair(unsplit(counts)), replicas)
     entries, nonfinite = counts[..., 0, :], counts[..., 1, :]
-    mean = sum_over(jnp.where(finite, x, 0).sum(axes), replicas) / jnp.maximum(_limbs.to_float32(entries), 1)
+    total = sum_over(unsplit(jnp.where(finite, x, 0).sum(axes)), replicas)
+    mean = total / jnp.maximum(_limbs.to_float32(entries), 1)
     total, weight = state[..., _SUM], state[..., _WEIGHT]
     # Rests where mean and average agree, which `decay * total + share * mean` need not.
     new_total = total + share32 * (mean - total)
