@@ -75,6 +75,21 @@ ITEMS = {
         lambda model, x: model.item.update(x, where=x < 1),
         lambda item: item.compute().buckets,
     ),
+    "extrema": Item(
+        lambda: tallax.statistics.Extrema(shape=3),
+        lambda model, x: model.item.update(x, where=x < 1),
+        lambda item: item.compute().max_at,
+    ),
+    "ema": Item(
+        lambda: tallax.statistics.Ema(0.9, shape=3),
+        lambda model, x: model.item.update(x, where=x < 1),
+        lambda item: item.compute().value,
+    ),
+    "activity": Item(
+        lambda: tallax.statistics.Activity(3, window=2),
+        lambda model, x: model.item.update(x > 0.5, where=x < 1),
+        lambda item: item.compute().rates,
+    ),
 }
 
 

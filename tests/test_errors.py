@@ -383,6 +383,24 @@ q: a quantile lies in [0, 1].
   got:  int (99)
   fix:  quantile(0.99) for the 99th percentile""",
     ),
+    "decay": (
+        lambda model: tallax.statistics.Ema(1.0),
+        tallax.InvalidValueError,
+        """\
+Ema: decay is how much of the average an update leaves.
+  got:       decay=1.0
+  expected:  a number in [0, 1)
+  fix:       Ema(0.99), which remembers about 100 updates""",
+    ),
+    "units": (
+        lambda model: tallax.statistics.Activity(8, window=0),
+        tallax.InvalidValueError,
+        """\
+Activity: units and the updates of a window are whole numbers.
+  got:       units=8, window=0
+  expected:  integers in [1, 2**31 - 1], or no window
+  fix:       Activity(x.shape[-1], window=1000)""",
+    ),
     "calls": (
         lambda model: tallax.counter_after_n_calls(0, -1),
         tallax.InvalidValueError,

@@ -90,9 +90,19 @@ def max_over(value: jax.Array, axes: tuple[Hashable, ...]) -> jax.Array:
     return jax.lax.pmax(marked(value, axes), axes) if axes else value
 
 
+def min_over(value: jax.Array, axes: tuple[Hashable, ...]) -> jax.Array:
+    """Returns the smallest of every replica's `value` over mapped axes."""
+    return jax.lax.pmin(marked(value, axes), axes) if axes else value
+
+
+def count_over(limbs: Limbs, axes: tuple[Hashable, ...]) -> Limbs:
+    """Returns the sum of every replica's limbs over mapped axes, exactly and in one collective."""
+    return _limbs.psum(marked(limbs, axes), axes) if axes else limbs
+
+
 def sum_increment(
     increment: Limbs, *, item: object, state: Any, like: Any = None, axis_name: AxisName | None = None
 ) -> Limbs:
     """Returns limbs summed over the axes that `axes_to_combine` tells, exactly and in one collective."""
     axes = axes_to_combine(increment, item=item, state=state, like=like, axis_name=axis_name)
-    return _limbs.psum(marked(increment, axes), axes) if axes else increment
+    return count_over(increment, axes)

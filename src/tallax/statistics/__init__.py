@@ -6,7 +6,13 @@ stat.compute()                # a frozen record: exact on the host, arrays insid
 stat.reset(); stat.merge(other)
 """
 
+from tallax.statistics._activity import Activity as Activity
+from tallax.statistics._activity import ActivityResult as ActivityResult
 from tallax.statistics._base import Statistic as Statistic
+from tallax.statistics._ema import Ema as Ema
+from tallax.statistics._ema import EmaResult as EmaResult
+from tallax.statistics._extrema import Extrema as Extrema
+from tallax.statistics._extrema import ExtremaResult as ExtremaResult
 from tallax.statistics._histogram import Histogram as Histogram
 from tallax.statistics._histogram import HistogramResult as HistogramResult
 from tallax.statistics._log_histogram import LogHistogram as LogHistogram

@@ -128,8 +128,15 @@ class Statistic(EvalAware, abc.ABC):
             ) from None
 
 
-def leading_axes(x: jax.Array, shape: tuple[int, ...], item: object) -> tuple[int, ...]:
-    """Returns the axes of `x` before those of a statistic's `shape`; raises where `x` does not end in `shape`."""
+def leading_axes(x: jax.Array, shape: tuple[int, ...], item: object, *, argument: str = "shape=...") -> tuple[int, ...]:
+    """Returns the axes of `x` before those of a statistic's `shape`; raises where `x` does not end in `shape`.
+
+    Args:
+        x: what was fed.
+        shape: what its last axes are to be.
+        item: whom to name in the error.
+        argument: how the statistic is told its shape, for the error.
+    """
     leading = x.ndim - len(shape)
     if leading < 0 or x.shape[leading:] != shape:
         kind = type(item).__name__
@@ -139,10 +146,21 @@ def leading_axes(x: jax.Array, shape: tuple[int, ...], item: object) -> tuple[in
                 f"a statistic of shape {shape} takes values whose last axes are that shape.",
                 got=describe(x),
                 expected=f"shape (..., {', '.join(map(str, shape))})",
-                fix=f"move the axis of heads, experts or units to the end, or declare {kind}(shape=...)",
+                fix=f"move the axis of heads, experts or units to the end, or declare {kind}({argument})",
             )
         )
     return tuple(range(leading))
+
+
+def unsplit(value: jax.Array) -> jax.Array:
+    """Returns `value` whole on every device where an explicit mesh splits it, as it does by heads, experts or units.
+
+    A state is whole and stays so, and JAX refuses to stack or concatenate what is split with what is not.
+    """
+    sharding = jax.typeof(value).sharding
+    if not any(sharding.spec):
+        return value
+    return jax.sharding.reshard(value, jax.NamedSharding(sharding.mesh, jax.P(*(None for _ in value.shape))))
 
 
 def as_shape(shape: int | tuple[int, ...]) -> tuple[int, ...]:

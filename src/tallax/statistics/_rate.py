@@ -15,7 +15,7 @@ import numpy as np
 from tallax import _limbs
 from tallax._replicas import AxisName
 from tallax._variables import Counter
-from tallax.statistics._base import Statistic, as_shape, exact_or_traced, leading_axes
+from tallax.statistics._base import Statistic, as_shape, exact_or_traced, leading_axes, unsplit
 
 
 @jax.tree_util.register_dataclass
@@ -67,9 +67,8 @@ class Rate(Statistic):
         if isinstance(counts, np.ndarray):
             rate = np.divide(fired, total, out=np.zeros(fired.shape), where=total != 0)
             return RateResult(fired, total, rate) if rate.shape else RateResult(int(fired), int(total), float(rate))
-        exact = _limbs.to_float32(
-            jnp.asarray(self.counts.get_raw_value())
-        )  # counts saturate at 2**31; the ratio must not
+        # The counts saturate at 2**31 - 1; the ratio must not.
+        exact = _limbs.to_float32(jnp.asarray(self.counts.get_raw_value()))
         rate = jnp.where(total == 0, 0.0, exact[..., 0] / jnp.maximum(exact[..., 1], 1.0))
         return RateResult(fired, total, rate)
 
@@ -93,9 +92,9 @@ def _fired_and_total(x: jax.Array, where: jax.Array | None, axes: tuple[int, ...
     """Returns uint32[*shape, 2]."""
     fired = x.astype(jnp.bool_)
     if where is None:
-        fired = fired.sum(axes, dtype=jnp.uint32)
+        fired = unsplit(fired.sum(axes, dtype=jnp.uint32))
         total = jnp.full_like(fired, math.prod(x.shape[axis] for axis in axes))
     else:
-        fired = (fired & where).sum(axes, dtype=jnp.uint32)
-        total = where.sum(axes, dtype=jnp.uint32)
+        fired = unsplit((fired & where).sum(axes, dtype=jnp.uint32))
+        total = unsplit(where.sum(axes, dtype=jnp.uint32))
     return jnp.stack([fired, total], -1)

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Activity`: which units fire, and which are dead?"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tallax import _limbs
+from tallax._errors import InvalidValueError, compose
+from tallax._placement import is_traced
+from tallax._replicas import AxisName, axes_to_combine, count_over
+from tallax._variables import Buffer
+from tallax.statistics._base import Statistic, leading_axes, unsplit
+
+_FIRED, _TOTAL, _QUIET, _UPDATES = range(4)  # the rows of the state
+_WORD = np.uint32(2**32 - 1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class ActivityResult:
+    """How the units of an `Activity` did.
+
+    Attributes:
+        rates: fired / total of each unit since the last reset, as a float; 0.0 where nothing was seen.
+        dead: bool[units]: the units that did not fire in the window.
+        updates: how many updates the window has had so far. A Python int outside a trace; int32, saturated, inside one.
+    """
+
+    rates: Any
+    dead: Any
+    updates: Any
+
+
+class Activity(Statistic):
+    """How often each unit fires, and which have not fired for long: dead ReLUs, experts without tokens.
+
+    A unit fires where its entry is true, or not zero (so NaN fires). A unit that never fired is dead, from the start.
+
+    | field | shape | dtype | reset value | how copies combine |
+    |---|---|---|---|---|
+    | state[:, 0, :] | (units, 2): entries that fired, two words | uint32 | 0 | sum |
+    | state[:, 1, :] | (units, 2): entries, two words | uint32 | 0 | sum |
+    | state[:, 2, :] | (units, 2): updates since it last fired, two words | uint32 | 2**64 - 1: never | min |
+    | state[:, 3, :] | (units, 2): updates, two words, the same for every unit | uint32 | 0 | sum |
+
+    Args:
+        units: how many units there are: the size of the last axis of what `update` takes.
+        window: how many updates without firing make a unit dead; without it, only a unit that never fired is.
+        axis_name: see `Statistic`. A unit fires where it does on any replica.
+
+    A masked entry neither fires nor counts in its unit's total. An update counts as one in the window whatever its mask
+    and size, so a unit that is masked for a whole window is dead.
+
+    `merge` adds entries and updates, and takes the smaller number of updates since each unit fired: it is exact,
+    associative and commutative, and a unit is as alive as it is in either.
+
+    Raises:
+        InvalidValueError: `units` or `window` is not an integer in [1, 2**31 - 1].
+
+    Example:
+        >>> import jax.numpy as jnp, tallax
+        >>> hidden = tallax.statistics.Activity(3, window=100)
+        >>> hidden.update(jnp.array([[0.7, 0.0, 0.0], [0.2, 0.0, 1.5]]))
+        >>> hidden.compute()
+        ActivityResult(rates=array([1. , 0. , 0.5]), dead=array([False,  True, False]), updates=1)
+    """
+
+    def __init__(self, units: int, *, window: int | None = None, axis_name: AxisName | None = None):
+        super().__init__(axis_name=axis_name)
+        if not (_is_size(units) and (window is None or _is_size(window))):
+            raise InvalidValueError(
+                compose(
+                    "Activity",
+                    "units and the updates of a window are whole numbers.",
+                    got=f"units={units!r}, window={window!r}",
+                    expected="integers in [1, 2**31 - 1], or no window",
+                    fix="Activity(x.shape[-1], window=1000)",
+                )
+            )
+        self.units, self.window = int(units), None if window is None else int(window)
+        self.state = Buffer(_nothing(self.units))
+
+    def compute(self) -> ActivityResult:
+        """Returns the rate of each unit, which are dead, and the length of the window so far."""
+        raw = self.state.get_raw_value()
+        if is_traced(raw):
+            words, counts = _limbs.to_float32(raw[..., :_QUIET, :]), _limbs.to_int32(raw)
+            rates = words[..., _FIRED] / jnp.maximum(words[..., _TOTAL], 1.0)
+            limit = _limbs.INT32_MAX if self.window is None else self.window
+            updates = jnp.minimum(counts[..., _UPDATES].max(-1), limit)
+        else:
+            counts = _limbs.to_uint64(np.asarray(raw))
+            rates = counts[..., _FIRED] / np.maximum(counts[..., _TOTAL], 1)
+            updates = counts[..., _UPDATES].max(-1)
+            updates = updates if self.window is None else np.minimum(updates, np.uint64(self.window))
+            updates = updates if updates.ndim else int(updates)
+        dead = counts[..., _FIRED] == 0 if self.window is None else counts[..., _QUIET] >= self.window
+        return ActivityResult(rates, dead, updates)
+
+    def reset(self) -> None:
+        """Forgets everything that was fed."""
+        self.state[...] = np.broadcast_to(_nothing(self.units), self.state.shape)
+
+    def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
+        axes = leading_axes(x, (self.units,), self, argument=f"{x.shape[-1]}" if x.ndim else "units")
+        state = self.state.get_raw_value()
+        replicas = axes_to_combine(x, where, item=self, state=state, axis_name=self.axis_name)
+        self.state[...] = _updated(state, x, where, axes, replicas)
+
+    def _merge(self, other: Activity) -> None:
+        self.state[...] = _merged(self.state.get_raw_value(), other.state.get_raw_value())
+
+    def _configuration(self) -> dict[str, Any]:
+        return {"units": self.units, "window": self.window}
+
+
+def _is_size(number: Any) -> bool:
+    is_integer = isinstance(number, int | np.integer) and not isinstance(number, bool)
+    return is_integer and 1 <= int(number) <= _limbs.INT32_MAX
+
+
+def _nothing(units: int) -> np.ndarray:
+    state = np.zeros((units, 4, 2), np.uint32)
+    state[:, _QUIET] = _WORD
+    return state
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4), inline=True)
+def _updated(
+    state: jax.Array, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], replicas: tuple[Hashable, ...]
+) -> jax.Array:
+    fired = x.astype(jnp.bool_)
+    if where is not None:
+        fired = fired & where
+    fired = unsplit(fired.sum(axes, dtype=jnp.uint32))
+    if where is not None:
+        total = unsplit(where.sum(axes, dtype=jnp.uint32))
+    else:
+        total = jnp.full_like(fired, math.prod(x.shape[axis] for axis in axes))
+    counts = count_over(_limbs.pair(jnp.stack([fired, total], -1)), replicas)
+    one = _limbs.pair(jnp.ones_like(state[..., _UPDATES:, 0]))
+    fires = (counts[..., _FIRED, :] > 0).any(-1)[..., None, None]
+    quiet = jnp.where(fires, jnp.uint32(0), _limbs.add(state[..., _QUIET : _QUIET + 1, :], one))  # never stays never
+    counts = _limbs.add(state[..., :_QUIET, :], counts)
+    return jnp.concatenate([counts, quiet, _limbs.add(state[..., _UPDATES:, :], one)], -2)
+
+
+@functools.partial(jax.jit, inline=True)
+def _merged(left: jax.Array, right: jax.Array) -> jax.Array:
+    low, high, other_low, other_high = (words[..., word] for words in (left, right) for word in (0, 1))
+    fewer = (other_high < high) | ((other_high == high) & (other_low < low))
+    quiet = jnp.where(fewer[..., None], right, left)[..., _QUIET : _QUIET + 1, :]
+    added = _limbs.add(left, right)
+    return jnp.concatenate([added[..., :_QUIET, :], quiet, added[..., _UPDATES:, :]], -2)
