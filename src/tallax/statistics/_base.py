@@ -182,7 +182,7 @@ def _real_array(x: Any, item: object, rule: str) -> jax.Array:
         values = None
     if values is None or not (jnp.isrealobj(values) and _is_numeric(values.dtype)):
         raise InvalidTypeError(compose(item, rule, got=describe(x), fix="jnp.asarray(x), or x.real"))
-    return jax.lax.stop_gradient(values)
+    return jax.lax.stop_gradient(values) if is_traced(values) else values
 
 
 def _is_numeric(dtype: Any) -> bool:
