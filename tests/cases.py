@@ -90,6 +90,11 @@ ITEMS = {
         lambda model, x: model.item.update(x > 0.5, where=x < 1),
         lambda item: item.compute().rates,
     ),
+    "moments": Item(
+        lambda: tallax.statistics.Moments(shape=3),
+        lambda model, x: model.item.update(x, where=x < 1),
+        lambda item: item.compute().kurtosis,
+    ),
 }
 
 

@@ -329,7 +329,9 @@ def test_one_variable_with_one_array(item):
 # --- eval mode --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["step-counter", "rate", "histogram", "scheduled", "extrema", "ema", "activity"])
+@pytest.mark.parametrize(
+    "name", ["step-counter", "rate", "histogram", "scheduled", "extrema", "ema", "activity", "moments"]
+)
 @every_mode
 def test_eval_mode_counts_nothing(name, compiled):
     """model.eval() and nnx.view(model, deterministic=True) stop counting; model.train() starts it again."""

@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tallax._placement import unsplit
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float32, Int, Int32, Shaped, UInt32
 
@@ -76,8 +78,8 @@ def sum_uint64(values: np.ndarray, axes: Sequence[int]) -> np.ndarray:
 
 def pair(low: Shaped[Array, "*shape"], high: Shaped[Array, "*shape"] | int = 0) -> Limbs:
     """Returns limbs from their two words, cast to uint32."""
-    low = jnp.asarray(low).astype(jnp.uint32)
-    high = jnp.broadcast_to(jnp.asarray(high).astype(jnp.uint32), low.shape)
+    low = unsplit(jnp.asarray(low).astype(jnp.uint32))
+    high = jnp.broadcast_to(unsplit(jnp.asarray(high).astype(jnp.uint32)), low.shape)
     return jnp.stack([low, high], -1)
 
 

@@ -22,3 +22,14 @@ def is_ready(value: jax.Array) -> bool:
 def is_committed(value: Any) -> bool:
     """Tells whether the array was put on particular devices, as `jax.device_put` and shardings do."""
     return isinstance(value, jax.Array) and value.committed
+
+
+def unsplit(value: jax.Array) -> jax.Array:
+    """Returns `value` whole on every device where an explicit mesh splits it, as it does by heads, experts or units.
+
+    A state is whole and stays so, and JAX refuses to stack or concatenate what is split with what is not.
+    """
+    sharding = jax.typeof(value).sharding
+    if not any(sharding.spec):
+        return value
+    return jax.sharding.reshard(value, jax.NamedSharding(sharding.mesh, jax.P(*(None for _ in value.shape))))

@@ -17,5 +17,7 @@ from tallax.statistics._histogram import Histogram as Histogram
 from tallax.statistics._histogram import HistogramResult as HistogramResult
 from tallax.statistics._log_histogram import LogHistogram as LogHistogram
 from tallax.statistics._log_histogram import LogHistogramResult as LogHistogramResult
+from tallax.statistics._moments import Moments as Moments
+from tallax.statistics._moments import MomentsResult as MomentsResult
 from tallax.statistics._rate import Rate as Rate
 from tallax.statistics._rate import RateResult as RateResult

@@ -15,10 +15,10 @@ import numpy as np
 
 from tallax import _limbs
 from tallax._errors import InvalidValueError, compose
-from tallax._placement import is_traced
+from tallax._placement import is_traced, unsplit
 from tallax._replicas import AxisName, axes_to_combine, count_over
 from tallax._variables import Buffer
-from tallax.statistics._base import Statistic, leading_axes, unsplit
+from tallax.statistics._base import Statistic, leading_axes
 
 _FIRED, _TOTAL, _QUIET, _UPDATES = range(4)  # the rows of the state
 _WORD = np.uint32(2**32 - 1)

@@ -152,17 +152,6 @@ def leading_axes(x: jax.Array, shape: tuple[int, ...], item: object, *, argument
     return tuple(range(leading))
 
 
-def unsplit(value: jax.Array) -> jax.Array:
-    """Returns `value` whole on every device where an explicit mesh splits it, as it does by heads, experts or units.
-
-    A state is whole and stays so, and JAX refuses to stack or concatenate what is split with what is not.
-    """
-    sharding = jax.typeof(value).sharding
-    if not any(sharding.spec):
-        return value
-    return jax.sharding.reshard(value, jax.NamedSharding(sharding.mesh, jax.P(*(None for _ in value.shape))))
-
-
 def as_shape(shape: int | tuple[int, ...]) -> tuple[int, ...]:
     """Returns a shape that may have been given as one number."""
     return (shape,) if isinstance(shape, int) else tuple(shape)

@@ -15,10 +15,10 @@ import numpy as np
 
 from tallax import _limbs
 from tallax._errors import InvalidValueError, compose
-from tallax._placement import is_traced
+from tallax._placement import is_traced, unsplit
 from tallax._replicas import AxisName, axes_to_combine, count_over, sum_over
 from tallax._variables import Buffer
-from tallax.statistics._base import Statistic, as_shape, leading_axes, unsplit
+from tallax.statistics._base import Statistic, as_shape, leading_axes
 
 if TYPE_CHECKING:
     from tallax._limbs import Limbs
@@ -160,7 +160,7 @@ def _updated(
     if where is not None:
         finite, bad = finite & where, bad & where
     counts = jnp.stack([kind.sum(axes, dtype=jnp.uint32) for kind in (finite, bad)], -1)
-    counts = count_over(_limbs.pair(unsplit(counts)), replicas)
+    counts = count_over(_limbs.pair(counts), replicas)
     entries, nonfinite = counts[..., 0, :], counts[..., 1, :]
     total = sum_over(unsplit(jnp.where(finite, x, 0).sum(axes)), replicas)
     mean = total / jnp.maximum(_limbs.to_float32(entries), 1)

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax import _limbs
-from tallax._placement import is_traced
+from tallax._placement import is_traced, unsplit
 from tallax._replicas import AxisName, axes_to_combine, count_over, min_over
 from tallax._variables import Buffer
-from tallax.statistics._base import Statistic, as_shape, leading_axes, unsplit
+from tallax.statistics._base import Statistic, as_shape, leading_axes
 
 # The rows of the state. What was fed nothing has the largest `at`, so that it loses every comparison; it reads as 0.
 _COUNT, _NAN, _MIN_AT, _MAX_AT, _VALUES = range(5)
@@ -140,7 +140,7 @@ def _updated(
     if where is not None:
         nan, taken = nan & where, taken & where
     counts = jnp.stack([taken.sum(axes, dtype=jnp.uint32), nan.sum(axes, dtype=jnp.uint32)], -1)
-    counts = count_over(_limbs.pair(unsplit(counts)), replicas)
+    counts = count_over(_limbs.pair(counts), replicas)
     least = [jnp.where(taken, signed, jnp.inf).min(axes, initial=jnp.inf) for signed in (x, -x)]
     least = min_over(unsplit(jnp.stack(least, -1)), replicas)
     least = jnp.where(least == 0, jnp.float32(0), least)  # one zero, so that equal extremes have equal bits

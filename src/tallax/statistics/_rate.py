@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax import _limbs
+from tallax._placement import unsplit
 from tallax._replicas import AxisName
 from tallax._variables import Counter
-from tallax.statistics._base import Statistic, as_shape, exact_or_traced, leading_axes, unsplit
+from tallax.statistics._base import Statistic, as_shape, exact_or_traced, leading_axes
 
 
 @jax.tree_util.register_dataclass

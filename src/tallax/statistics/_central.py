@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state of `Moments` in parts, that of one batch, and the union of two."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from tallax import _limbs
+from tallax.statistics import _digits
+from tallax.statistics._pairs import Pair, add, add_float, exact_sum, product
+
+FIELDS = 2 * _digits.WIDTH + 1 + 8  # two counts, the unit, and four pairs
+
+
+class State(NamedTuple):
+    """The state in parts."""
+
+    seen: jax.Array  # limbs
+    nonfinite: jax.Array  # limbs
+    unit: jax.Array
+    mean: Pair
+    m2: Pair
+    m3: Pair
+    m4: Pair
+
+
+def unpack(state: jax.Array) -> State:
+    state = jax.lax.stop_gradient(jnp.asarray(state))
+    pairs = [(state[..., k], state[..., k + 1]) for k in (9, 11, 13, 15)]
+    return State(_digits.to_limbs(state[..., :4]), _digits.to_limbs(state[..., 4:8]), state[..., 8], *pairs)
+
+
+def pack(state: State) -> jax.Array:
+    floats = jnp.stack([state.unit, *state.mean, *state.m2, *state.m3, *state.m4], -1)
+    return jnp.concatenate([_digits.from_limbs(state.seen), _digits.from_limbs(state.nonfinite), floats], -1)
+
+
+def of_batch(count: jax.Array, nonfinite: jax.Array, unit: jax.Array, pivot: jax.Array, sums: jax.Array) -> State:
+    """Returns the state of a batch from its power sums about the pivot."""
+    s1, s2, s3, s4 = sums
+    shift = s1 / jnp.maximum(_limbs.to_float32(count), 1.0)  # from the pivot to the mean
+    moment = product(shift, s1)
+    m2 = s2 - moment
+    m3 = s3 - product(shift, product(3.0, s2) - 2.0 * moment)
+    m4 = s4 - product(shift, 4.0 * s3 - product(shift, product(6.0, s2) - product(3.0, moment)))
+    zero = jnp.zeros_like(m2)
+    return State(count, nonfinite, unit, exact_sum(pivot, shift), (m2, zero), (m3, zero), (m4, zero))
+
+
+def union(a: State, b: State) -> State:
+    """Returns the state of everything that went into two: Pebay's equations, with fractions of the count.
+
+    What is added is rounded to float32 once; what it is added to keeps its low part.
+    """
+    unit = jnp.maximum(a.unit, b.unit)
+    a_mean, a_m2, a_m3, a_m4 = _in_unit(a, unit)
+    b_mean, b_m2, b_m3, b_m4 = _in_unit(b, unit)
+    count = _limbs.add(a.seen, b.seen)
+    n_a, n_b, n = (_limbs.to_float32(c) for c in (a.seen, b.seen, count))
+    of_a, of_b = n_a / jnp.maximum(n, 1.0), n_b / jnp.maximum(n, 1.0)
+
+    d = add(b_mean, (-a_mean[0], -a_mean[1]))[0]
+    between = product(d * d, n_a * of_b)
+    m3 = product(between * d, of_a - of_b)
+    m3 = m3 + product(3.0 * d, product(of_a, b_m2[0]) - product(of_b, a_m2[0]))
+    m4 = product(between * d * d, 1.0 - product(3.0 * of_a, of_b))
+    m4 = m4 + product(6.0 * d * d, product(of_a * of_a, b_m2[0]) + product(of_b * of_b, a_m2[0]))
+    m4 = m4 + product(4.0 * d, product(of_a, b_m3[0]) - product(of_b, a_m3[0]))
+    both = (
+        unit,
+        add_float(a_mean, product(d, of_b)),
+        add_float(add(a_m2, b_m2), between),
+        add_float(add(a_m3, b_m3), m3),
+        add_float(add(a_m4, b_m4), m4),
+    )
+
+    # What saw nothing changes nothing, to the bit.
+    no_a, no_b = (a.seen == 0).all(-1), (b.seen == 0).all(-1)
+    floats = jax.tree.map(lambda x, y, z: jnp.where(no_b, x, jnp.where(no_a, y, z)), a[2:], b[2:], both)
+    return State(count, _limbs.add(a.nonfinite, b.nonfinite), *floats)
+
+
+def _in_unit(state: State, unit: jax.Array) -> tuple[Pair, ...]:
+    """Returns the mean and M2 to M4 in a larger unit; what underflows is nothing beside the entry that set the unit."""
+    ratio = state.unit / jnp.where(unit > 0, unit, 1.0)
+    moments = []
+    for power, moment in enumerate((state.mean, state.m2, state.m3, state.m4), start=1):
+        for _ in range(power):
+            moment = moment[0] * ratio, moment[1] * ratio
+        moments.append(moment)
+    return tuple(moments)

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Moments`: mean, variance, skewness and kurtosis of everything that was fed."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tallax import _limbs
+from tallax._placement import is_traced
+from tallax._replicas import AxisName, axes_to_combine, marked, max_over, sum_over, varying_axes
+from tallax._variables import Buffer
+from tallax.statistics import _central, _digits
+from tallax.statistics._base import Statistic, as_shape, leading_axes
+from tallax.statistics._powersums import power_sums, rough_sum_and_range
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class MomentsResult:
+    """What a `Moments` has seen; arrays of its shape where it has one.
+
+    Python numbers, uint64 and float64 arrays outside a trace; int32, saturated, and float32 inside one. Never NaN: what
+    can't be told is 0.0, and `count` tells why.
+
+    Attributes:
+        count: how many finite entries there were.
+        mean: their mean; 0.0 where there were none.
+        variance: their mean squared deviation, as `numpy.var`; 0.0 where there were none.
+        skewness: as `scipy.stats.skew`; 0.0 where the variance is 0.
+        kurtosis: excess kurtosis, as `scipy.stats.kurtosis`: 0.0 for normal data, and where the variance is 0.
+        nonfinite: how many entries were NaN or infinite; they are in none of the above.
+    """
+
+    count: Any
+    mean: Any
+    variance: Any
+    skewness: Any
+    kurtosis: Any
+    nonfinite: Any
+
+
+class Moments(Statistic):
+    """The first four moments of a stream, right where float32 sums and 32-bit counts fail.
+
+    NaN and infinities are counted apart, so `count + nonfinite` is what was fed. Entries are taken in float32. Variance
+    and higher moments of a batch come from float32 sums about a pivot near its mean, and are merged into the state in
+    pairs of float32, so neither a large mean nor a long stream costs precision.
+
+    | field | last axis of the state | dtype | reset value | how copies combine |
+    |---|---|---|---|---|
+    | count | 0:4, 16-bit digits, lowest first | float32 | 0 | sum, saturated at 2**64 - 1 |
+    | nonfinite | 4:8, likewise | float32 | 0 | sum, saturated at 2**64 - 1 |
+    | unit | 8, a power of two near the largest entry; 0 before one | float32 | 0 | max |
+    | mean | 9:11, high + low, in units | float32 | 0 | Chan's and Pebay's update |
+    | M2, M3, M4 | 11:17, sums of powers of (x - mean), each high + low | float32 | 0 | Chan's and Pebay's update |
+
+    The unit keeps fourth powers in float32's range whatever the scale of the data is.
+
+    Args:
+        shape: one set of moments for each head, unit, ...: the last axes of what `update` takes; the axes before are
+            counted.
+        axis_name: see `Statistic`.
+
+    An update takes one pass over the data, with the mean so far as the pivot; where that lies more than two standard
+    deviations from the batch's own mean, as in the first update, two more passes find a better one.
+
+    Example:
+        >>> import jax.numpy as jnp, tallax
+        >>> loss = tallax.statistics.Moments()
+        >>> loss.update(1e6 + jnp.array([1.0, 2.0, 3.0, jnp.nan]))
+        >>> loss.update(1e6 + jnp.array([4.0, 5.0]))
+        >>> result = loss.compute()
+        >>> result.count, result.nonfinite, result.mean, result.variance
+        (5, 1, 1000003.0, 2.0)
+
+    References:
+        Chan, Golub and LeVeque, Algorithms for computing the sample variance, The American Statistician 37, 1983.
+        Pebay, Formulas for robust, one-pass parallel computation of covariances and arbitrary-order statistical
+        moments, Sandia report SAND2008-6212, 2008: equations 2.1 to 2.9.
+    """
+
+    def __init__(self, shape: int | tuple[int, ...] = (), *, axis_name: AxisName | None = None):
+        super().__init__(axis_name=axis_name)
+        self.shape = as_shape(shape)
+        self.moments = Buffer(np.zeros((*self.shape, _central.FIELDS), np.float32))
+
+    def compute(self) -> MomentsResult:
+        """Returns the counts and moments, each of the statistic's shape."""
+        state = self.moments.get_raw_value()
+        if is_traced(state):
+            return _result_in_trace(jax.lax.stop_gradient(state))
+        state = np.asarray(state)
+        count, nonfinite = _digits.to_uint64(state[..., :4]), _digits.to_uint64(state[..., 4:8])
+        values = state[..., 8:].astype(np.float64)
+        pairs = [values[..., k] + values[..., k + 1] for k in (1, 3, 5, 7)]
+        mean, variance, skewness, kurtosis = _standardized(np, count.astype(np.float64), values[..., 0], *pairs)
+        if self.shape:
+            return MomentsResult(count, mean, variance, skewness, kurtosis, nonfinite)
+        return MomentsResult(int(count), float(mean), float(variance), float(skewness), float(kurtosis), int(nonfinite))
+
+    def reset(self) -> None:
+        """Forgets everything that was fed."""
+        self.moments[...] = 0.0
+
+    def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
+        axes = leading_axes(x, self.shape, self)
+        if not x.size:
+            return
+        state = self.moments.get_raw_value()
+        combined = axes_to_combine(x, where, item=self.moments, state=state, axis_name=self.axis_name)
+        self.moments.set_value(_updated(state, x, where, axes, combined))
+
+    def _merge(self, other: Moments) -> None:
+        self.moments.set_value(_merged(self.moments.get_raw_value(), other.moments.get_raw_value()))
+
+    def _configuration(self) -> dict[str, Any]:
+        return {"shape": self.shape}
+
+
+@functools.partial(jax.jit, inline=True)
+def _merged(left: jax.Array, right: jax.Array) -> jax.Array:
+    return _central.pack(_central.union(_central.unpack(left), _central.unpack(right)))
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4), inline=True)
+def _updated(
+    state: jax.Array, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], combined: tuple[Hashable, ...]
+) -> jax.Array:
+    """Returns the state after a batch, summed over the replicas along the mapped axes `combined`."""
+    before = _central.unpack(state)
+    values = x.astype(jnp.float32)
+
+    def sums_about(pivot: jax.Array, unit: jax.Array) -> tuple[jax.Array, jax.Array]:
+        taken, *sums = power_sums(values, where, axes, pivot, unit)
+        return taken, sum_over(jnp.stack(sums), combined)
+
+    unit, pivot = jnp.where(before.unit > 0, before.unit, 1.0), before.mean[0]
+    taken, sums = sums_about(pivot, unit)
+    if where is None:
+        fed = jnp.full_like(taken, math.prod(x.shape[axis] for axis in axes))
+    else:
+        fed = where.sum(axes, dtype=jnp.uint32)
+    counts = _limbs.pair(jnp.stack([taken, fed - taken]))
+    count, nonfinite = _limbs.psum(marked(counts, combined), combined) if combined else counts
+    entries = _limbs.to_float32(count)
+
+    def alike(*values: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(marked(value, tuple(varying_axes(sums))) for value in values)
+
+    def again() -> tuple[jax.Array, ...]:
+        pivot, unit = _pivot_and_unit(values, where, axes, combined, entries)
+        return alike(sums_about(pivot, unit)[1], pivot, unit)
+
+    # The pivot is near enough, and fourth powers in range; comparisons with NaN are false.
+    near = (before.unit > 0) & (sums[0] ** 2 <= 0.8 * entries * sums[1]) & (sums[3] <= 2.0**24 * entries)
+    good = (near | (entries == 0)).all()
+    sums, pivot, unit = jax.lax.cond(good, lambda: alike(sums, pivot, unit), again)
+    return _central.pack(_central.union(before, _central.of_batch(count, nonfinite, unit, pivot, sums)))
+
+
+def _pivot_and_unit(
+    x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], combined: tuple[Hashable, ...], entries: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns a number near the mean, that of equal entries being their value, and the unit for it to be in."""
+    rough, low, high = rough_sum_and_range(x, where, axes)
+    rough = sum_over(rough, combined)
+    low, high = max_over(jnp.stack([low, high]), combined)
+    bits = jax.lax.bitcast_convert_type(jnp.maximum(low, high), jnp.uint32) & jnp.uint32(0x7F800000)
+    unit = jax.lax.bitcast_convert_type(bits, jnp.float32)  # the power of two at or below it
+    unit = jnp.where(entries > 0, jnp.clip(unit, 2.0**-126, 2.0**126), 1.0)
+    mean = rough / jnp.maximum(entries, 1.0) * 2.0**32
+    return jnp.where(entries > 0, jnp.clip(mean, -low, high) / unit, 0.0), unit
+
+
+def _standardized(xp: Any, count: Any, unit: Any, mean: Any, m2: Any, m3: Any, m4: Any) -> tuple[Any, Any, Any, Any]:
+    """Returns mean, variance, skewness and excess kurtosis, by NumPy or by JAX."""
+    n = xp.maximum(count, 1.0)
+    variance = xp.maximum(m2, 0.0) / n
+    spread = variance > 0
+    divisor = xp.where(spread, variance, 1.0)
+    skewness = xp.where(spread, m3 / n / divisor / xp.sqrt(divisor), 0.0)
+    kurtosis = xp.where(spread, m4 / n / divisor / divisor - 3.0, 0.0)
+    return mean * unit, variance * unit * unit, skewness, kurtosis
+
+
+def _result_in_trace(state: jax.Array) -> MomentsResult:
+    parts = _central.unpack(state)
+    moments = (high + low for high, low in (parts.mean, parts.m2, parts.m3, parts.m4))
+    floats = _standardized(jnp, _limbs.to_float32(parts.seen), parts.unit, *moments)
+    return MomentsResult(_limbs.to_int32(parts.seen), *floats, _limbs.to_int32(parts.nonfinite))

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reductions of a batch to several numbers in one pass over memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tallax.statistics._pairs import product
+
+_LANES = 64
+_LARGE = 2**14  # entries; below it the plain form is as quick
+
+# For each result: how two entries combine, with what it starts, and the whole reduction.
+Kind: TypeAlias = tuple[Callable[..., Any], Any, Callable[..., Any]]
+COUNT: Kind = (jax.lax.add, np.uint32(0), lambda x, axes: x.sum(axes, dtype=jnp.uint32))
+SUM: Kind = (jax.lax.add, np.float32(0), jnp.sum)
+MAX: Kind = (jax.lax.max, np.float32(-np.inf), jnp.max)
+
+
+def power_sums(
+    x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], pivot: jax.Array, unit: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Returns the number of finite entries, uint32, and the sums of d, d**2, d**3 and d**4, d = x / unit - pivot.
+
+    `pivot` and `unit`, a power of two, have the shape of the axes that stay.
+    """
+    shrink = 1 / unit
+
+    def terms(x: jax.Array, where: jax.Array | None, times: Callable[..., jax.Array]) -> tuple[jax.Array, ...]:
+        taken = _taken(x, where)
+        d = jnp.where(taken, x * _aligned(shrink, x) - _aligned(pivot, x), 0.0)
+        square = times(d, d)
+        return taken.astype(jnp.uint32), d, square, times(square, d), times(square, square)
+
+    return _reduce(terms, (COUNT, SUM, SUM, SUM, SUM), x, where, axes)
+
+
+def rough_sum_and_range(x: jax.Array, where: jax.Array | None, axes: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    """Returns, of the finite entries, the sum / 2**32, the largest negated entry, and the largest entry."""
+
+    def terms(x: jax.Array, where: jax.Array | None, times: Callable[..., jax.Array]) -> tuple[jax.Array, ...]:
+        taken = _taken(x, where)
+        small = jnp.where(taken, x * 2.0**-32, 0.0)  # no sum of fewer than 2**32 overflows
+        return small, jnp.where(taken, -x, -jnp.inf), jnp.where(taken, x, -jnp.inf)
+
+    return _reduce(terms, (SUM, MAX, MAX), x, where, axes)
+
+
+def _taken(x: jax.Array, where: jax.Array | None) -> jax.Array:
+    finite = jnp.isfinite(x)
+    return finite if where is None else finite & where
+
+
+def _aligned(value: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns `value` with the axes in front that it lacks."""
+    return jnp.expand_dims(value, tuple(range(x.ndim - value.ndim)))
+
+
+def _reduce(
+    terms: Callable[..., tuple[jax.Array, ...]],
+    kinds: tuple[Kind, ...],
+    x: jax.Array,
+    where: jax.Array | None,
+    axes: tuple[int, ...],
+) -> tuple[jax.Array, ...]:
+    """Returns every term reduced over the leading `axes`.
+
+    XLA for CPU makes one slow scalar loop of such a reduction, or several that each write their term to memory first.
+    Cut into blocks of a few rows, it unrolls the rows, vectorizes over the lanes, and computes all terms in one pass.
+    Other platforms fuse the plain form, which also works where an explicit mesh splits `x`.
+    """
+
+    def plain(x: jax.Array, where: jax.Array | None) -> tuple[jax.Array, ...]:
+        return tuple(whole(term, axes) for term, (_, _, whole) in zip(terms(x, where, product), kinds, strict=True))
+
+    def combine(a: Any, b: Any) -> Any:
+        return tuple(op(u, v) for (op, _, _), u, v in zip(kinds, a, b, strict=True))
+
+    def blocked(x: jax.Array, where: jax.Array | None) -> tuple[jax.Array, ...]:
+        rows = 16 if where is None else 8  # what LLVM still unrolls
+        inside = entries // (rows * _LANES) * (rows * _LANES)
+        flat = x.reshape(entries, *shape)
+        mask = None if where is None else where.reshape(entries, *shape)
+        head = flat[:inside].reshape(-1, rows, _LANES, *shape)
+        head_mask = None if mask is None else mask[:inside].reshape(head.shape)
+        starts = tuple(start for _, start, _ in kinds)
+        parts = jax.lax.reduce(terms(head, head_mask, jnp.multiply), starts, combine, (1,))
+        result = tuple(whole(part, (0, 1)) for part, (_, _, whole) in zip(parts, kinds, strict=True))
+        if inside == entries:
+            return result
+        tail = terms(flat[inside:], None if mask is None else mask[inside:], product)
+        return combine(result, tuple(whole(term, (0,)) for term, (_, _, whole) in zip(tail, kinds, strict=True)))
+
+    entries, shape = math.prod(x.shape[axis] for axis in axes), x.shape[len(axes) :]
+    if entries < _LARGE or any(jax.typeof(x).sharding.spec):
+        return plain(x, where)
+    return jax.lax.platform_dependent(x, where, cpu=blocked, default=plain)
