@@ -51,6 +51,14 @@ class Case:
 class Group:
     """Cases that are timed together, and the one that ratios refer to unless a case says otherwise.
 
+    Attributes:
+        name: also that of the JSON file.
+        title: what the table says of it.
+        reference: the case that ratios refer to.
+        cases: the cases.
+        one_call: whether a round is one call of each case, waited for, instead of an inner loop. In a loop, calls that
+            do not depend on each other overlap, and arrays stay in the caches, as they do not between training steps.
+
     Raises:
         ValueError: two cases share a name, or a ratio refers to a case that is not there.
     """
@@ -59,6 +67,7 @@ class Group:
     title: str
     reference: str
     cases: list[Case]
+    one_call: bool = False
 
     def __post_init__(self):
         names = [case.name for case in self.cases]
@@ -141,7 +150,8 @@ def measure(
         clock: returns seconds.
     """
     with _quiet():
-        loops = [_Loop(case, round_seconds, clock) for case in group.cases if _available(case)]
+        seconds = 0.0 if group.one_call else round_seconds
+        loops = [_Loop(case, seconds, clock) for case in group.cases if _available(case)]
         samples: dict[str, list[float]] = {loop.case.name: [] for loop in loops}
         order = random.Random(0)
         for _ in range(rounds):
@@ -161,7 +171,8 @@ class _Loop:
         self.operation = case.make()
         self.calls = 1
         self.run()  # compiles, and fills caches
-        self._calibrate(round_seconds)
+        if round_seconds:
+            self._calibrate(round_seconds)
 
     def run(self) -> float:
         """Returns the seconds that one call took, on average over one inner loop."""

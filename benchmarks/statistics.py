@@ -17,6 +17,7 @@ from benchmarks._timing import Case, Group
 VALUES = 2**20
 LOW, HIGH, BINS = -5.0, 5.0, 64
 
+SUM = "x.sum(), jax.jit"
 HISTOGRAM = "Histogram.update, split and merge"
 BOOST = "boost_histogram fill"
 JNP_HISTOGRAM = "jnp.histogram, jax.jit"
@@ -26,14 +27,33 @@ MASK_MEAN = "mask.mean(), jax.jit"
 
 def group() -> Group:
     """Returns the cases. A statistic is threaded through the step in both ways that users do it."""
-    return Group("statistics", "2**20 float32, or a mask of as many", JNP_HISTOGRAM, [*_histograms(), *_rates()])
+    return Group(
+        "statistics", "2**20 float32, or a mask of as many", JNP_HISTOGRAM, [*_values_in(), *_rates()], one_call=True
+    )
 
 
-def _histograms() -> list[Case]:
+def _values_in() -> list[Case]:
     def histogram() -> tallax.statistics.Histogram:
         return tallax.statistics.Histogram(LOW, HIGH, BINS)
 
     return [
+        Case(name=SUM, make=lambda: _bound(jax.jit(jnp.sum), _values()), wait=jax.block_until_ready, reference=SUM),
+        Case(
+            name="Moments.update, split and merge",
+            make=lambda: _split_and_merge(tallax.statistics.Moments(), _update, _values()),
+            wait=jax.block_until_ready,
+            reference=SUM,
+            limit=3.0,
+        ),
+        *(
+            Case(
+                name=f"{kind.__name__}.update, split and merge",
+                make=lambda kind=kind, arguments=arguments: _split_and_merge(kind(*arguments), _update, _values()),
+                wait=jax.block_until_ready,
+                reference=SUM,
+            )
+            for kind, arguments in ((tallax.statistics.Extrema, ()), (tallax.statistics.Ema, (0.99,)))
+        ),
         Case(name=JNP_HISTOGRAM, make=_jnp_histogram, wait=jax.block_until_ready),
         Case(name="numpy.histogram", make=_numpy_histogram),
         Case(name=BOOST, make=_boost_fill, needs="boost_histogram"),

@@ -51,6 +51,14 @@ def measured(rounds=7):
     return group, measure(group, rounds=rounds, round_seconds=200 * TICK, clock=clock)
 
 
+def test_one_call_a_round():
+    """A group may ask for single calls, so that none overlaps with the next."""
+    clock = FakeClock()
+    group = Group("fake", "", "one", [Case(name="one", make=lambda: clock.work(1))], one_call=True)
+    (result,) = measure(group, rounds=5, clock=clock)
+    assert (result.calls, result.rounds) == (1, 5)
+
+
 def test_ratios_and_limits_follow_the_work():
     """A case that does twice the work has ratio 2; preparing is not timed, waiting is; a limit includes its bound."""
     _, results = measured()

@@ -18,6 +18,7 @@ from tallax._errors import InvalidValueError, compose
 from tallax._placement import is_traced, unsplit
 from tallax._replicas import AxisName, axes_to_combine, count_over, sum_over
 from tallax._variables import Buffer
+from tallax.statistics import _digits
 from tallax.statistics._base import Statistic, as_shape, leading_axes
 
 if TYPE_CHECKING:
@@ -103,17 +104,16 @@ class Ema(Statistic):
                 )
             )
         self.decay, self.debias, self.shape = float(decay), bool(debias), as_shape(shape)
-        self.state = Buffer(np.zeros((*self.shape, 6), np.float32))
+        self.state = Buffer(np.zeros((*self.shape, 2 + _digits.WIDTH), np.float32))
 
     def compute(self) -> EmaResult:
         """Returns the average, its weight, and how many entries were left out, each of the declared shape."""
         raw = self.state.get_raw_value()
         if is_traced(raw):
             raw = self.state[...]
-            return EmaResult(self._value(raw, jnp), raw[..., _WEIGHT], _limbs.to_int32(_from_digits(raw)))
+            return EmaResult(self._value(raw, jnp), raw[..., _WEIGHT], _limbs.to_int32(_nonfinite(raw)))
         raw = np.asarray(raw)
-        digits = raw[..., _WEIGHT + 1 :].astype(np.uint64) << np.arange(0, 64, 16, dtype=np.uint64)
-        parts = self._value(raw, np), raw[..., _WEIGHT], digits.sum(-1, dtype=np.uint64)
+        parts = self._value(raw, np), raw[..., _WEIGHT], _digits.to_uint64(raw[..., _WEIGHT + 1 :])
         if raw.ndim == 1:
             parts = [np.asarray(part).item() for part in parts]
         return EmaResult(*parts)
@@ -173,23 +173,18 @@ def _updated(
     nonfinite = _limbs.add(nonfinite, jnp.where(fits[..., None], jnp.uint32(0), entries))
     total = jnp.where(some & fits, new_total, total)
     weight = jnp.where(some & fits, new_weight, weight)
-    return _packed(total, weight, _limbs.add(_from_digits(state), nonfinite))
+    return _packed(total, weight, _limbs.add(_nonfinite(state), nonfinite))
 
 
 @functools.partial(jax.jit, inline=True)
 def _pooled(left: jax.Array, right: jax.Array) -> jax.Array:
-    nonfinite = _limbs.add(_from_digits(left), _from_digits(right))
+    nonfinite = _limbs.add(_nonfinite(left), _nonfinite(right))
     return _packed(left[..., _SUM] + right[..., _SUM], left[..., _WEIGHT] + right[..., _WEIGHT], nonfinite)
 
 
 def _packed(total: jax.Array, weight: jax.Array, nonfinite: Limbs) -> jax.Array:
-    low, high = nonfinite[..., 0], nonfinite[..., 1]
-    digits = [digit.astype(jnp.float32) for word in (low, high) for digit in (word & 0xFFFF, word >> 16)]
-    return jnp.stack([total, weight, *digits], -1)
+    return jnp.concatenate([jnp.stack([total, weight], -1), _digits.from_limbs(nonfinite)], -1)
 
 
-def _from_digits(state: jax.Array) -> Limbs:
-    """Returns the count in the last four columns; each digit is an integer that float32 holds exactly."""
-    digits = state[..., _WEIGHT + 1 :].astype(jnp.uint32)
-    d0, d1, d2, d3 = (digits[..., k] for k in range(4))
-    return _limbs.pair(d0 | d1 << 16, d2 | d3 << 16)
+def _nonfinite(state: jax.Array) -> Limbs:
+    return _digits.to_limbs(state[..., _WEIGHT + 1 :])

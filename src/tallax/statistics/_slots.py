@@ -44,7 +44,8 @@ def count_slots(slot_of: SlotOf, x: jax.Array, where: jax.Array | None, *, lengt
 
 def in_order(slot_of: SlotOf, x: jax.Array, where: jax.Array | None, *, length: int) -> jax.Array:
     """Counts by one scatter-add."""
-    return jnp.zeros(length, jnp.uint32).at[_slots(slot_of, x, where, length)].add(1, mode="drop")
+    slots = _slots(slot_of, x, where, length)
+    return jnp.zeros(length + 1, jnp.uint32).at[slots].add(1, mode="promise_in_bounds")[:length]
 
 
 def in_pairs(slot_of: SlotOf, x: jax.Array, where: jax.Array | None, *, length: int) -> jax.Array:
