@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import tallax
-from tallax.statistics import Histogram, LogHistogram, Rate, _slots
+from tallax.statistics import Activity, Histogram, LogHistogram, Rate, _slots
 from tallax.statistics._looks import one_line
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)  # subnormal numbers included
@@ -183,6 +183,7 @@ def test_reprs_are_one_line():
         statistic.update(jnp.array([0.5, 1.5, 1.5, 9.0]))
         assert "\n" not in repr(statistic)
         assert repr(statistic.compute()) in str(statistic)
+    assert "\n" not in repr(Activity(100))
     assert "|▄█  |" in repr(histogram)
     assert "overflow=1" in repr(histogram)
     assert "4 values, median 1.5" in repr(log)

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import tallax
-from tallax.statistics import Histogram, Rate
+from tallax.statistics import Activity, Ema, Extrema, Histogram, LogHistogram, Moments, Rate
 
 P = jax.P
 AXES = {"auto": jax.sharding.AxisType.Auto, "explicit": jax.sharding.AxisType.Explicit}
@@ -20,11 +20,13 @@ class Items(nnx.Module):
         self.seen = tallax.Counter(2**32 - 10)
         self.rate = Rate(axis_name=axis_name)
         self.histogram = Histogram(-2, 2, bins=8, axis_name=axis_name)
+        self.log = LogHistogram(0.1, axis_name=axis_name)
 
     def feed(self, x, **how):
         self.seen.increment(x.shape[0], **how)
         self.rate.update(x > 0)
         self.histogram.update(x)
+        self.log.update(x, where=x > 0)
 
 
 def check(items, rounds):
@@ -32,6 +34,9 @@ def check(items, rounds):
     result = items.rate.compute()
     assert (result.fired, result.total) == ((X > 0).sum() * rounds, X.size * rounds)
     assert items.histogram.compute().counts.tolist() == (np.histogram(X, items.histogram.edges)[0] * rounds).tolist()
+    whole = LogHistogram(0.1)
+    whole.update(X, where=X > 0)
+    assert items.log.compute().buckets.tolist() == (whole.compute().buckets * np.uint64(rounds)).tolist()
 
 
 def mesh_of(kind, shape=(8,), names=("data",)):
@@ -167,3 +172,31 @@ def test_vmapped_replicas_take_axis_name():
 
     nnx.vmap(feed, in_axes=(None, 0), out_axes=None, axis_name="lanes")(items, jnp.asarray(X).reshape(8, 8, 2))
     check(items, 1)
+
+
+KINDS = {
+    "rate": Rate,
+    "histogram": lambda **how: Histogram(-2, 2, bins=8, **how),
+    "log-histogram": lambda **how: LogHistogram(0.1, **how),
+    "moments": Moments,
+    "extrema": Extrema,
+    "ema": lambda **how: Ema(0.9, **how),
+    "activity": lambda **how: Activity(2, **how),
+}
+
+
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+def test_a_statistic_broadcast_over_vmap_counts_every_lane_once_or_raises(make):
+    """On a module that vmap broadcasts, axis_name= takes in every lane once; without it, the write raises."""
+    lanes = jnp.asarray(X).reshape(8, 8, 2)
+    feed = nnx.vmap(lambda s, x: s.update(x), in_axes=(None, 0), out_axes=None, axis_name="lanes")
+    whole, statistic, refused = make(), make(axis_name="lanes"), make()
+    whole.update(X)
+    feed(statistic, lanes)
+    for a, b in zip(jax.tree.leaves(statistic.compute()), jax.tree.leaves(whole.compute()), strict=True):
+        np.testing.assert_allclose(np.asarray(a, float), np.asarray(b, float), rtol=1e-6, atol=1e-7)
+    before = jax.tree.leaves(refused.compute())
+    with pytest.raises(ValueError, match=r"None|batched"):
+        feed(refused, lanes)
+    for a, b in zip(jax.tree.leaves(refused.compute()), before, strict=True):
+        assert np.array_equal(a, b)

@@ -84,7 +84,7 @@ class Statistic(EvalAware, abc.ABC):
         """Returns one line: how it was made and, where its values can be read, what it has seen."""
         (state,) = jax.tree.leaves(nnx.as_pure(nnx.state(self)))
         readable = isinstance(state, jax.Array | np.ndarray) and not is_traced(state)
-        return f"{_signature(self)}: {self.compute()!r}" if readable else _signature(self)
+        return f"{_signature(self)}: {_on_one_line(repr(self.compute()))}" if readable else _signature(self)
 
     __str__ = __repr__
 
@@ -176,6 +176,10 @@ def _real_array(x: Any, item: object, rule: str) -> jax.Array:
 
 def _is_numeric(dtype: Any) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_)
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(line.strip() for line in text.splitlines())  # NumPy wraps long arrays
 
 
 def _signature(statistic: Statistic) -> str:
