@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 from jax.core import Tracer
 
 
@@ -22,6 +23,15 @@ def is_ready(value: jax.Array) -> bool:
 def is_committed(value: Any) -> bool:
     """Tells whether the array was put on particular devices, as `jax.device_put` and shardings do."""
     return isinstance(value, jax.Array) and value.committed
+
+
+def on_host(raw: Any) -> np.ndarray | None:
+    """Returns an array as NumPy where that neither waits for the device nor loses a deliberate placement."""
+    if isinstance(raw, np.ndarray):
+        return raw
+    if isinstance(raw, jax.Array) and not is_traced(raw) and not is_committed(raw) and is_ready(raw):
+        return np.asarray(raw)
+    return None
 
 
 def unsplit(value: jax.Array) -> jax.Array:

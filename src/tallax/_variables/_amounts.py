@@ -8,9 +8,63 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from tallax import _limbs
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+from tallax._placement import is_ready, is_traced
+
+_widen = jax.jit(_limbs.widen, inline=True)
+
+
+def amount_of(value: Any, *, item: object, limit: int | None = None) -> Any:
+    """Returns an increment or count as uint64 on the host, or as the integer array it is where it must stay there.
+
+    That is a traced array, one spread over processes, and one that is still being computed and can't be negative.
+    """
+    if isinstance(value, nnx.Variable):
+        value = value.get_value()
+    if isinstance(value, jax.Array):
+        check_integer(value, item=item)
+        signed = jnp.issubdtype(value.dtype, jnp.signedinteger)
+        if is_traced(value) or not value.is_fully_addressable or not (signed or is_ready(value)):
+            return value
+    return host_counts(value, item=item, limit=limit)
+
+
+def limbs_of(value: Any, *, item: object, limit: int | None = _limbs.MAX) -> Any:
+    """Returns the limbs of an increment or count; one beyond `limit` raises, or saturates where that is None."""
+    amount = amount_of(value, item=item, limit=limit)
+    return _limbs.from_uint64(amount) if isinstance(amount, np.ndarray) else _widen(amount)
+
+
+def check_broadcasts(value: Any, shape: tuple[int, ...], *, item: object) -> None:
+    """Raises where an array, if it is one, does not broadcast to a counter's shape."""
+    came = getattr(value, "shape", ())
+    fits = zip(reversed(came), reversed(shape), strict=False)
+    if len(came) > len(shape) or not all(size in (1, own) for size, own in fits):
+        raise wrong_shape(value, shape, item=item)
+
+
+def wrong_shape(value: Any, shape: tuple[int, ...], *, item: object, ending: bool = False) -> InvalidValueError:
+    """Returns the error of an array that does not broadcast to a counter's shape, or does not end in it."""
+    expected = f"(..., {', '.join(map(str, shape))})" if ending and shape else str(shape)
+    return InvalidValueError(
+        compose(
+            item,
+            f"a Counter of shape {shape} takes what {'ends in' if ending else 'broadcasts to'} its shape.",
+            got=describe(value),
+            expected=f"shape {expected}",
+            fix="counter.count(events), which sums the axes before the shape; or Counter(shape=...)",
+        )
+    )
+
+
+def refuse_negative(value: np.ndarray, old: np.ndarray, *, item: object) -> None:
+    """Raises for a negative int32 that is no sum which wrapped, since the limbs `old` did not read as saturated."""
+    wrapped = _limbs.to_uint64(old) >= np.uint64(_limbs.INT32_MAX)
+    if np.any((value < 0) & ~wrapped):
+        raise negative(value, item=item)
 
 
 def host_counts(value: Any, *, item: object, limit: int | None = None) -> np.ndarray:

@@ -10,13 +10,20 @@ import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from tallax import _limbs
 from tallax._errors import InvalidTypeError, InvalidValueError, TracedReadError, compose, describe
-from tallax._placement import is_committed, is_ready, is_traced
+from tallax._placement import is_traced, on_host
 from tallax._replicas import AxisName, sum_increment
-from tallax._variables._amounts import check_integer, host_counts, negative
+from tallax._variables._amounts import (
+    amount_of,
+    check_broadcasts,
+    check_integer,
+    host_counts,
+    limbs_of,
+    refuse_negative,
+    wrong_shape,
+)
 from tallax._variables._item import Item, to_device
 
 # Compiled once, for eager use.
@@ -25,7 +32,6 @@ _assign_on_device = jax.jit(_limbs.assign)
 _int32_on_device = jax.jit(_limbs.to_int32)
 _total = jax.jit(_limbs.total, static_argnums=1, inline=True)
 _divisible = jax.jit(_limbs.divisible, static_argnums=1, inline=True)
-_widen = jax.jit(_limbs.widen, inline=True)
 
 _WORD = 2**32 - 1
 _array, _ndarray, _uint32, _int32 = np.array, np.ndarray, np.dtype(np.uint32), np.int32  # bound once, for `_advance`
@@ -107,12 +113,11 @@ class Counter(Item):
         """
         if type(by) is int and by >= 0 and not axis_name and self._advance(by) is not None:
             return
-        self._check_broadcasts(by)
+        check_broadcasts(by, self.shape, item=self)
         if isinstance(by, Counter):
             self._add(by._words(), like, axis_name)
         else:
-            amount = self._amount(by)
-            self._add(_limbs.from_uint64(amount) if isinstance(amount, np.ndarray) else _widen(amount), like, axis_name)
+            self._add(limbs_of(by, item=self, limit=None), like, axis_name)
 
     def count(self, events: Any, *, like: Any = None, axis_name: AxisName | None = None) -> None:
         """Adds how many entries of a mask are true, or the sum of an integer array's entries, exactly.
@@ -133,10 +138,10 @@ class Counter(Item):
             >>> fired[...]
             Array([2, 0, 1], dtype=int32)
         """
-        amount = self._amount(events)
+        amount = amount_of(events, item=self)
         leading = amount.ndim - len(self.shape)
         if leading < 0 or amount.shape[leading:] != self.shape:
-            raise self._wrong_shape(events, ending=True)
+            raise wrong_shape(events, self.shape, item=self, ending=True)
         if isinstance(amount, np.ndarray):
             self.increment(_limbs.sum_uint64(amount, range(leading)), like=like, axis_name=axis_name)
         else:
@@ -249,8 +254,8 @@ class Counter(Item):
             InvalidValueError: `n` is negative, beyond 2**64 - 1, or of another shape.
             TraceError: the counter does not belong to the current trace.
         """
-        self._check_broadcasts(n)
-        limbs = n._words() if isinstance(n, Counter) else self._limbs_of(n)
+        check_broadcasts(n, self.shape, item=self)
+        limbs = n._words() if isinstance(n, Counter) else limbs_of(n, item=self)
         broadcast = np.broadcast_to if isinstance(limbs, np.ndarray) else jnp.broadcast_to
         self._store(broadcast(limbs, (*self.shape, 2)))
 
@@ -270,18 +275,18 @@ class Counter(Item):
             self.set(value)
             return
         if index is ...:
-            self._check_broadcasts(value)
+            check_broadcasts(value, self.shape, item=self)
             old = raw
         else:
             # The limbs' own axis stays whole, wherever an Ellipsis in the index would have reached.
             index = (*(index if isinstance(index, tuple) else (index,)), slice(None))
             old = jnp.asarray(raw)[index]
         if not wraps:
-            written = self._limbs_of(value)
+            written = limbs_of(value, item=self)
         elif is_traced(old, value):
             written = _limbs.assign(jnp.asarray(old), value)
         else:
-            self._refuse_negative(np.asarray(value), np.asarray(old))
+            refuse_negative(np.asarray(value), np.asarray(old), item=self)
             written = _assign_on_device(old, value)
         self._store(written if index is ... else jnp.asarray(raw).at[index].set(written))
 
@@ -315,7 +320,7 @@ class Counter(Item):
         """Adds to a scalar count on the host, in 3 us, and returns the new one; None, with nothing done, elsewhere."""
         raw = self.get_raw_value()
         if type(raw) is not _ndarray:
-            raw = _on_host(raw)
+            raw = on_host(raw)
         if raw is None or raw.ndim != 1 or raw.dtype != _uint32:
             return None
         low, high = raw.tolist()
@@ -354,7 +359,7 @@ class Counter(Item):
     def _add(self, increment: Any, like: Any, axis_name: AxisName | None) -> None:
         """Adds limbs that broadcast to the counter's: on the host where both are, or else on the device."""
         raw = self._words()
-        here, by = (_on_host(raw), _on_host(increment)) if not axis_name else (None, None)
+        here, by = (on_host(raw), on_host(increment)) if not axis_name else (None, None)
         if here is not None and by is not None:
             self._store(_limbs.from_uint64(_limbs.add_uint64(_limbs.to_uint64(here), _limbs.to_uint64(by))))
             return
@@ -364,58 +369,6 @@ class Counter(Item):
         else:
             self._store(_add_on_device(raw, increment))
 
-    def _amount(self, value: Any, limit: int | None = None) -> Any:
-        """Returns an increment or count as uint64 on the host, or as the integer array it is where it must stay there.
-
-        That is a traced array, one spread over processes, and one that is still being computed and can't be negative.
-        """
-        if isinstance(value, nnx.Variable):
-            value = value.get_value()
-        if isinstance(value, jax.Array):
-            check_integer(value, item=self)
-            signed = jnp.issubdtype(value.dtype, jnp.signedinteger)
-            if is_traced(value) or not value.is_fully_addressable or not (signed or is_ready(value)):
-                return value
-        return host_counts(value, item=self, limit=limit)
-
-    def _limbs_of(self, counts: Any) -> Any:
-        """Returns the limbs of counts that a Counter can hold."""
-        amount = self._amount(counts, limit=_limbs.MAX)
-        return _limbs.from_uint64(amount) if isinstance(amount, np.ndarray) else _widen(amount)
-
-    def _check_broadcasts(self, value: Any) -> None:
-        """Raises where an array, if it is one, does not broadcast to the counter's shape."""
-        shape = getattr(value, "shape", ())
-        fits = zip(reversed(shape), reversed(self.shape), strict=False)
-        if len(shape) > len(self.shape) or not all(size in (1, own) for size, own in fits):
-            raise self._wrong_shape(value)
-
-    def _wrong_shape(self, value: Any, *, ending: bool = False) -> InvalidValueError:
-        shape = f"(..., {', '.join(map(str, self.shape))})" if ending and self.shape else str(self.shape)
-        return InvalidValueError(
-            compose(
-                self,
-                f"a Counter of shape {self.shape} takes what {'ends in' if ending else 'broadcasts to'} its shape.",
-                got=describe(value),
-                expected=f"shape {shape}",
-                fix="counter.count(events), which sums the axes before the shape; or Counter(shape=...)",
-            )
-        )
-
-    def _refuse_negative(self, value: np.ndarray, old: np.ndarray) -> None:
-        wrapped = _limbs.to_uint64(old) >= np.uint64(_limbs.INT32_MAX)
-        if np.any((value < 0) & ~wrapped):
-            raise negative(value, item=self)
-
 
 def _is_limbs(value: Any) -> bool:
     return isinstance(value, jax.Array | np.ndarray) and value.dtype == np.uint32
-
-
-def _on_host(raw: Any) -> np.ndarray | None:
-    """Returns the limbs as NumPy where that neither waits for the device nor loses a deliberate placement."""
-    if isinstance(raw, np.ndarray):
-        return raw
-    if isinstance(raw, jax.Array) and not is_traced(raw) and not is_committed(raw) and is_ready(raw):
-        return np.asarray(raw)
-    return None
