@@ -51,6 +51,11 @@ def _fill(model: Model, x: jax.Array) -> None:
     model.item[...] = model.item[...] * 2.0 + 1.0
 
 
+def cooling(count: Any) -> jax.Array:
+    """A schedule that pickles, as optax's closures do not."""
+    return 5.0 - 0.4 * jnp.asarray(count, jnp.float32)
+
+
 ITEMS = {
     "counter": Item(tallax.Counter, _increment, int),
     "counter-vector": Item(lambda: tallax.Counter(shape=3), _count, np.asarray),
@@ -60,7 +65,7 @@ ITEMS = {
         lambda: tallax.StepCounter(nnx.Rngs(0)), lambda model, x: model.item(), lambda item: int(item.step)
     ),
     "scheduled": Item(
-        lambda: tallax.Scheduled(lambda count: 5.0 - 0.4 * jnp.asarray(count, jnp.float32)),
+        lambda: tallax.Scheduled(cooling),
         lambda model, x: model.item(jnp.int32(4)),
         lambda item: float(item.value),
     ),

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The laws of the design, each over every item and every mode of compilation."""
 
+import copy
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -312,6 +315,36 @@ def test_one_trace_for_many_calls(item, compiled):
     assert len(traces) == 1
     assert [(leaf.shape, leaf.dtype) for leaf in leaves(model)] == before
     assert not any(getattr(leaf, "weak_type", False) for leaf in jax.tree.leaves(nnx.as_pure(nnx.state(model))))
+
+
+# --- copies -----------------------------------------------------------------------------------------------------------
+
+COPIES = {
+    "pickle": lambda item: pickle.loads(pickle.dumps(item)),
+    "deepcopy": copy.deepcopy,
+    "clone": lambda item: nnx.clone(nnx.Dict(item=item)).item,
+    "split-merge": lambda item: nnx.merge(*nnx.split(nnx.Dict(item=item)), copy=True).item,
+}
+
+
+@every_item
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_copies_keep_the_value_and_live_on(item, copied, compiled):
+    """A copy holds the same bits, counts on as the original does, and leaves the original alone."""
+    model = model_of(item)
+    touch = nnx.jit(item.touch) if compiled else item.touch
+    touch(model, batch(0))
+    other = model_of(item)
+    other.item = copied(model.item)
+    assert type(other.item) is type(model.item)
+    assert_same_state(other.item, model.item)
+    before = leaves(model.item)
+    touch(other, batch(1))
+    for a, b in zip(before, leaves(model.item), strict=True):
+        assert a.tobytes() == b.tobytes()
+    touch(model, batch(1))
+    assert_same_state(other.item, model.item)
 
 
 # --- 7. One Variable per item -----------------------------------------------------------------------------------------
