@@ -15,11 +15,11 @@ import numpy as np
 
 from tallax import _limbs
 from tallax._placement import is_traced
-from tallax._replicas import AxisName, axes_to_combine, marked, max_over, sum_over, varying_axes
+from tallax._replicas import AxisName, axes_to_combine, count_over, marked, max_over, sum_over, varying_axes
 from tallax._variables import Buffer
 from tallax.statistics import _central, _digits
 from tallax.statistics._base import Statistic, as_shape, leading_axes
-from tallax.statistics._powersums import power_sums, rough_sum_and_range
+from tallax.statistics._powersums import count_finite, plain_power_sums, power_sums, rough_sum_and_range
 
 
 @jax.tree_util.register_dataclass
@@ -137,32 +137,39 @@ def _updated(
     """Returns the state after a batch, summed over the replicas along the mapped axes `combined`."""
     before = _central.unpack(state)
     values = x.astype(jnp.float32)
+    unit, pivot = jnp.where(before.unit > 0, before.unit, 1.0), before.mean[0]
+    fed = jnp.full(x.shape[len(axes) :], math.prod(x.shape[axis] for axis in axes), jnp.uint32)
+
+    def total(taken: jax.Array) -> jax.Array:
+        return _limbs.to_float32(count_over(_limbs.pair(taken), combined))
 
     def sums_about(pivot: jax.Array, unit: jax.Array) -> tuple[jax.Array, jax.Array]:
         taken, *sums = power_sums(values, where, axes, pivot, unit)
         return taken, sum_over(jnp.stack(sums), combined)
 
-    unit, pivot = jnp.where(before.unit > 0, before.unit, 1.0), before.mean[0]
-    taken, sums = sums_about(pivot, unit)
     if where is None:
-        fed = jnp.full_like(taken, math.prod(x.shape[axis] for axis in axes))
+        # All entries at once, in the hope that they are finite: if one is not, neither is the sum of fourth powers.
+        taken, sums = fed, sum_over(jnp.stack(plain_power_sums(values, axes, pivot, unit)), combined)
+        entries = fed.astype(jnp.float32) * math.prod(jax.lax.axis_size(axis) for axis in combined)
     else:
         fed = where.sum(axes, dtype=jnp.uint32)
-    counts = _limbs.pair(jnp.stack([taken, fed - taken]))
-    count, nonfinite = _limbs.psum(marked(counts, combined), combined) if combined else counts
-    entries = _limbs.to_float32(count)
+        taken, sums = sums_about(pivot, unit)
+        entries = total(taken)
 
-    def alike(*values: jax.Array) -> tuple[jax.Array, ...]:
-        return tuple(marked(value, tuple(varying_axes(sums))) for value in values)
+    def alike(taken: jax.Array, *values: jax.Array) -> tuple[jax.Array, ...]:
+        like = tuple(varying_axes(sums))
+        return marked(taken, tuple(varying_axes(x))), *(marked(value, like) for value in values)
 
     def again() -> tuple[jax.Array, ...]:
-        pivot, unit = _pivot_and_unit(values, where, axes, combined, entries)
-        return alike(sums_about(pivot, unit)[1], pivot, unit)
+        taken = count_finite(values, where, axes)
+        pivot, unit = _pivot_and_unit(values, where, axes, combined, total(taken))
+        return alike(taken, sums_about(pivot, unit)[1], pivot, unit)
 
     # The pivot is near enough, and fourth powers in range; comparisons with NaN are false.
     near = (before.unit > 0) & (sums[0] ** 2 <= 0.8 * entries * sums[1]) & (sums[3] <= 2.0**24 * entries)
     good = (near | (entries == 0)).all()
-    sums, pivot, unit = jax.lax.cond(good, lambda: alike(sums, pivot, unit), again)
+    taken, sums, pivot, unit = jax.lax.cond(good, lambda: alike(taken, sums, pivot, unit), again)
+    count, nonfinite = count_over(_limbs.pair(jnp.stack([taken, fed - taken])), combined)
     return _central.pack(_central.union(before, _central.of_batch(count, nonfinite, unit, pivot, sums)))
 
 

@@ -41,6 +41,23 @@ def power_sums(
     return _reduce(terms, (COUNT, SUM, SUM, SUM, SUM), x, where, axes)
 
 
+def plain_power_sums(x: jax.Array, axes: tuple[int, ...], pivot: jax.Array, unit: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns the sums of d, d**2, d**3 and d**4 over all entries, which one that is not finite spoils."""
+    shrink = 1 / unit
+
+    def terms(x: jax.Array, where: None, times: Callable[..., jax.Array]) -> tuple[jax.Array, ...]:
+        d = x * _aligned(shrink, x) - _aligned(pivot, x)
+        square = times(d, d)
+        return d, square, times(square, d), times(square, square)
+
+    return _reduce(terms, (SUM, SUM, SUM, SUM), x, None, axes)
+
+
+def count_finite(x: jax.Array, where: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:
+    """Returns uint32: how many entries are finite."""
+    return _taken(x, where).sum(axes, dtype=jnp.uint32)
+
+
 def rough_sum_and_range(x: jax.Array, where: jax.Array | None, axes: tuple[int, ...]) -> tuple[jax.Array, ...]:
     """Returns, of the finite entries, the sum / 2**32, the largest negated entry, and the largest entry."""
 
