@@ -14,8 +14,9 @@ help:  ## list the targets
 demo: $(VENV)/.demo  ## train a small mixture of experts on handwritten digits with every kind of state
 	@$(BIN)/python examples/digits_moe.py $(ARGS)
 
+# loadfile: the examples of one docstring or README share their names, so they run in one process.
 test: $(VENV)/.dev  ## run all tests
-	$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 quick: $(VENV)/.dev  ## run the tests that take no more than a moment
 	$(BIN)/python -m pytest -m 'not slow' $(ARGS)

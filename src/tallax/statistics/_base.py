@@ -128,6 +128,19 @@ class Statistic(EvalAware, abc.ABC):
             ) from None
 
 
+class Counts(Statistic):
+    """A statistic whose state is one `Counter`, called `counts`, which adds up when it is merged."""
+
+    counts: Counter
+
+    def reset(self) -> None:
+        """Forgets everything that was fed."""
+        self.counts.reset()
+
+    def _merge(self, other: Any) -> None:
+        self.counts += other.counts
+
+
 def leading_axes(x: jax.Array, shape: tuple[int, ...], item: object, *, argument: str = "shape=...") -> tuple[int, ...]:
     """Returns the axes of `x` before those of a statistic's `shape`; raises where `x` does not end in `shape`.
 

@@ -15,7 +15,7 @@ import numpy as np
 from tallax._errors import InvalidValueError, compose
 from tallax._replicas import AxisName
 from tallax._variables import Counter
-from tallax.statistics._base import Statistic, exact_or_traced
+from tallax.statistics._base import Counts, exact_or_traced
 from tallax.statistics._looks import one_line, plot_bars, title_counts
 from tallax.statistics._slots import count_slots
 
@@ -63,7 +63,7 @@ class HistogramResult:
         return axes
 
 
-class Histogram(Statistic):
+class Histogram(Counts):
     """Counts values in bins of equal width, and apart from them what lies outside, NaN and the infinities.
 
     Every entry is counted exactly once, so all counts together add up to what was fed. The edges are those that
@@ -128,16 +128,9 @@ class Histogram(Statistic):
         """Draws what was seen so far; see `HistogramResult.plot`."""
         return self.compute().plot(ax)
 
-    def reset(self) -> None:
-        """Forgets everything that was fed."""
-        self.counts.reset()
-
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         if x.size:
             self.counts.increment(_count_bins(x, where, self.low, self.high, self.bins), axis_name=self.axis_name)
-
-    def _merge(self, other: Histogram) -> None:
-        self.counts += other.counts
 
     def _configuration(self) -> dict[str, Any]:
         return {"low": self.low, "high": self.high, "bins": self.bins}

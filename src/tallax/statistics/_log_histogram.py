@@ -16,7 +16,7 @@ from tallax import _limbs
 from tallax._errors import InvalidValueError, compose, describe
 from tallax._replicas import AxisName
 from tallax._variables import Counter
-from tallax.statistics._base import Statistic, exact_or_traced
+from tallax.statistics._base import Counts, exact_or_traced
 from tallax.statistics._looks import one_line, plot_bars, title_counts
 from tallax.statistics._slots import count_slots
 
@@ -118,7 +118,7 @@ class LogHistogramResult:
         return np.asarray(self.buckets[1:-1], np.float64) / octaves
 
 
-class LogHistogram(Statistic):
+class LogHistogram(Counts):
     """Counts values of any size and sign in buckets whose width grows with the value, for quantiles.
 
     No range is needed: every finite float32 has its bucket, subnormal numbers too, and zero, NaN and the infinities are
@@ -200,16 +200,9 @@ class LogHistogram(Statistic):
         """Draws what was seen so far; see `LogHistogramResult.plot`."""
         return self.compute().plot(ax)
 
-    def reset(self) -> None:
-        """Forgets everything that was fed."""
-        self.counts.reset()
-
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         if x.size:
             self.counts.increment(_count_buckets(x, where, self.mantissa_bits), axis_name=self.axis_name)
-
-    def _merge(self, other: LogHistogram) -> None:
-        self.counts += other.counts
 
     def _configuration(self) -> dict[str, Any]:
         return {"relative_error": self.relative_error}

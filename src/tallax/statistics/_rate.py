@@ -16,7 +16,7 @@ from tallax import _limbs
 from tallax._placement import unsplit
 from tallax._replicas import AxisName
 from tallax._variables import Counter
-from tallax.statistics._base import Statistic, as_shape, exact_or_traced, leading_axes
+from tallax.statistics._base import Counts, as_shape, exact_or_traced, leading_axes
 
 
 @jax.tree_util.register_dataclass
@@ -35,7 +35,7 @@ class RateResult:
     rate: Any
 
 
-class Rate(Statistic):
+class Rate(Counts):
     """How often something fired: a mask, a head, an expert, a gradient clip.
 
     An entry fires when it is true, or not zero (so NaN fires).
@@ -73,16 +73,9 @@ class Rate(Statistic):
         rate = jnp.where(total == 0, 0.0, exact[..., 0] / jnp.maximum(exact[..., 1], 1.0))
         return RateResult(fired, total, rate)
 
-    def reset(self) -> None:
-        """Forgets everything that was fed."""
-        self.counts.reset()
-
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         axes = leading_axes(x, self.shape, self)
         self.counts.increment(_fired_and_total(x, where, axes), axis_name=self.axis_name)
-
-    def _merge(self, other: Rate) -> None:
-        self.counts += other.counts
 
     def _configuration(self) -> dict[str, Any]:
         return {"shape": self.shape}
