@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import tallax
-from tallax.statistics import Moments, _digits, _moments, _pairs
+from tallax.statistics import Moments, _digits, _moments, _two_floats
 from tests.cases import MODES, assert_same_state
 
 P = jax.P
@@ -245,7 +245,7 @@ def test_compensation_survives_compilation():
     @jax.jit
     def total(high, small):
         zero = jnp.zeros_like(high)
-        step = lambda _, pair: _pairs.add_float(pair, small)  # noqa: E731
+        step = lambda _, pair: _two_floats.add_float(pair, small)  # noqa: E731
         return jax.lax.fori_loop(0, 10**6, step, (high, zero)), jax.lax.fori_loop(
             0, 10**6, lambda _, a: a + small, high
         )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from tallax import _limbs
 from tallax.statistics import _digits
-from tallax.statistics._pairs import Pair, add, add_float, exact_sum, product
+from tallax.statistics._two_floats import Pair, add, add_float, exact_sum, product
 
 FIELDS = 2 * _digits.WIDTH + 1 + 8  # two counts, the unit, and four pairs
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tallax.statistics._pairs import product
+from tallax.statistics._two_floats import product
 
 _LANES = 64
 _LARGE = 2**14  # entries; below it the plain form is as quick
