@@ -18,7 +18,9 @@ LAYERS = [
     {"_replicas"},
     {"_variables", "_module"},
     {"counters", "schedules", "statistics"},
+    {"differentiation"},
     {"optimizers"},
+    {"checking"},
     {"cli", "__init__"},
 ]
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -70,9 +72,11 @@ def test_no_internals(path):
 def test_the_surface():
     """Every public name has a docstring, and is one of these."""
     names = {name for name in vars(tallax) if not name.startswith("_")}
-    submodules = {"cli", "counters", "optimizers", "schedules", "statistics"}
+    submodules = {"checking", "cli", "counters", "optimizers", "schedules", "statistics"}
     assert names - submodules == {
         "Buffer",
+        "CannotCheckError",
+        "CheckFailedError",
         "ClipByGlobalNormState",
         "ClipCounts",
         "Counter",
@@ -91,6 +95,7 @@ def test_the_surface():
         "clip_counts",
         "counter_after_n_calls",
         "scheduled",
+        "statecheck",
     }
     public = [getattr(tallax, name) for name in names - submodules] + [
         getattr(tallax.statistics, name) for name in vars(tallax.statistics) if not name.startswith("_")

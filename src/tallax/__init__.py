@@ -2,6 +2,8 @@
 """Exact, cheap, non-trainable state for Flax NNX models."""
 
 from tallax import statistics as statistics
+from tallax._errors import CannotCheckError as CannotCheckError
+from tallax._errors import CheckFailedError as CheckFailedError
 from tallax._errors import InvalidTypeError as InvalidTypeError
 from tallax._errors import InvalidValueError as InvalidValueError
 from tallax._errors import MissingExtraError as MissingExtraError
@@ -13,6 +15,7 @@ from tallax._errors import TraceError as TraceError
 from tallax._module import Module as Module
 from tallax._variables import Buffer as Buffer
 from tallax._variables import Counter as Counter
+from tallax.checking import statecheck as statecheck
 from tallax.counters import StepCounter as StepCounter
 from tallax.counters import counter_after_n_calls as counter_after_n_calls
 from tallax.optimizers import ClipByGlobalNormState as ClipByGlobalNormState

@@ -9,6 +9,8 @@ TallaxError
 ├── TraceError              also a flax TraceContextError: a write from another trace level
 ├── TracedReadError         also a TypeError: `int(counter)` under `jit`
 ├── ReplicasError           also a ValueError: inside shard_map, which copies should be summed?
+├── CannotCheckError        also a ValueError: statecheck was given nothing that it can run
+├── CheckFailedError        also an AssertionError: statecheck found a fault
 └── MissingExtraError       also an ImportError: an optional dependency is not installed
 ```
 
@@ -66,6 +68,14 @@ class TracedReadError(TallaxError, TypeError):
 
 class ReplicasError(TallaxError, ValueError):
     """Inside `shard_map`, it cannot be told over which mesh axes an increment is to be summed."""
+
+
+class CannotCheckError(TallaxError, ValueError):
+    """`statecheck` was given no module, or one that a plain call of raises."""
+
+
+class CheckFailedError(TallaxError, AssertionError):
+    """`statecheck` found a fault in a module."""
 
 
 class MissingExtraError(TallaxError, ImportError):

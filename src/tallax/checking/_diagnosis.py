@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what went differently, or what was raised, to the kind of fault and its remedy."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import flax.errors
+import jax
+import numpy as np
+from flax import nnx
+
+from tallax._errors import TallaxError
+from tallax.checking._report import Finding
+from tallax.checking._sources import line_of_assignment, line_of_error
+from tallax.checking._state import LEAKED, Difference, Snapshot
+
+OUTPUT = "output"
+
+_FIXES = {
+    "lost-update": "hand the module to nnx.jit, nnx.remat, nnx.scan (as nnx.Carry), ..., which bring its state back; "
+    "with jax.*, nnx.split it and return nnx.state(model)",
+    "frozen-value": "read it within the transformed function from a module that is its argument, not from a closure, a "
+    "global or a Python number",
+    "replaced-variable": "self.{name}[...] = value keeps the Variable; or derive from tallax.Module, which refuses "
+    "this, and write self.{name} += 1 on a tallax.Counter",
+    "python-counter": "keep it in a Variable: self.{name} = tallax.Counter(), then self.{name} += 1; or "
+    "tallax.Buffer(value), then self.{name}[...] = value",
+    "host-sync": "stay on the device: jnp.where or nnx.cond for a decision, counter.every(n) for every n-th step; read "
+    "it outside of the step",
+    "differs": "make it depend on nothing but the arguments and the module's own Variables",
+    "counted-twice": "write state once per call, on a plain Variable (without ref=True), outside of what is "
+    "rematerialised by hand",
+    "raises": "the error says more; it runs without this transformation",
+}
+
+
+def fix_for(rule: str, path: str = "") -> str:
+    """Returns the usual remedy."""
+    return _FIXES[rule].format(name=path.rsplit("/", 1)[-1] or "count")
+
+
+def diagnosed(difference: Difference, model: Any, where: str) -> Finding:
+    """Returns the finding for a value that a transformation left other than plain calls do."""
+    path, expected, got = difference.path, difference.expected, difference.got
+    words = ["nothing there" if leaf is None else leaf.describe() for leaf in (got, expected)]
+    source = line_of_assignment(model, path)
+    if got is not None and got.value is LEAKED:
+        rule, message = "lost-update", "is left holding a tracer, which no later call can use."
+    elif {leaf.kind for leaf in (expected, got) if leaf is not None} == {"attribute"}:
+        rule, message = "python-counter", "is a plain attribute that calls change; compiled code does so once."
+    elif expected is not None and got is not None and expected.kind != got.kind:
+        rule, message = "replaced-variable", f"is a Variable in one run and an {got.kind} in the other."
+    elif difference.is_unchanged:
+        rule, message = "lost-update", "is left as it was: the update is lost."
+    elif difference.is_overcounted:
+        rule, message = "counted-twice", "changes by more than one execution of the program does."
+    else:
+        rule, message = "differs", "is not what plain calls leave."
+    return Finding(rule, path, message, (where,), words[0], words[1], fix_for(rule, path), source)
+
+
+def diagnosed_outputs(expected: list[tuple[Any, ...]], got: list[tuple[Any, ...]], where: str) -> Finding:
+    """Returns the finding for outputs that are not those of plain calls."""
+    distinct = [
+        [len({np.asarray(x).tobytes() for x in xs}) for xs in zip(*outputs, strict=True)] for outputs in (expected, got)
+    ]
+    is_frozen = any(now == 1 < due for due, now in zip(*distinct, strict=False))
+    wrong = [
+        not all(np.array_equal(x, y) for x, y in zip(*pair, strict=False)) for pair in zip(expected, got, strict=True)
+    ]
+    k = wrong.index(True) if True in wrong else 0
+    rule = "frozen-value" if is_frozen else "differs"
+    message = "stays what it was at the first call." if is_frozen else f"of call {k + 1} is not that of a plain call."
+    got_words, due_words = (", ".join(_short(x) for x in outputs[k]) for outputs in (got, expected))
+    return Finding(rule, OUTPUT, message, (where,), got_words, due_words, fix_for(rule))
+
+
+def _short(value: Any) -> str:
+    value = np.asarray(value)
+    return str(value.tolist()) if value.size <= 4 else f"{value.dtype}{list(value.shape)}, first {value.flat[0]}"
+
+
+def explained(error: BaseException, model: Any, start: Snapshot, where: str, *, shared: bool) -> Finding:
+    """Returns the finding for an error that a transformation raises, where plain calls raise none.
+
+    Args:
+        error: what was raised.
+        model: a model as new, to name attributes by.
+        start: what it holds.
+        where: the transformation.
+        shared: whether the mode refuses Variables that the model holds under two names.
+    """
+    source = line_of_error(error)
+    path = _path_in(source, start)
+    got = f"{type(error).__name__}: {_first_line(error)}"
+    if isinstance(error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError):
+        rule, message = "host-sync", "a value is read back to the host in the middle of the step."
+    elif isinstance(error, flax.errors.TraceContextError) and not isinstance(error, TallaxError):
+        rule, message = "lost-update", "is written from a transformation that does not have the module as its argument."
+    elif "uplicate" in got and shared and (pairs := nnx.find_duplicates(model)):
+        names = ["/".join(map(str, name)) for name in pairs[0]]
+        return Finding(
+            "shared-variable",
+            names[0],
+            f"is held under {len(names)} names, {', '.join(names)}: Flax takes such a model in graph mode only.",
+            (where,),
+            got,
+            fix="hold it once, and hand it to whoever needs it as an argument",
+            is_warning=True,
+        )
+    elif isinstance(error, jax.errors.UnexpectedTracerError):
+        rule, message = "lost-update", "a traced value was kept from one call for the next."
+    else:
+        rule, message = "raises", "raises, where plain calls do not."
+    return Finding(rule, path, message, (where,), got, fix=fix_for(rule, path), source=source)
+
+
+def _path_in(source: str, start: Snapshot) -> str:
+    """Returns the path of the attribute that a line of source mentions, if one is known by that name."""
+    for name in re.findall(r"\.(\w+)", source):
+        for path, leaf in start.items():
+            if leaf.kind != "attribute" and name in path.split("/"):
+                return path
+    return ""
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return (lines or [""])[0][:200]

@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checks on what a model holds: attributes, parameters, eval mode, and copies of it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from tallax.checking._diagnosis import explained, fix_for
+from tallax.checking._matrix import Results, reported
+from tallax.checking._program import Program
+from tallax.checking._reference import Reference
+from tallax.checking._report import Cell, Finding, Outcome
+from tallax.checking._sources import line_of_assignment
+from tallax.checking._state import Leaf, changed, differences, snapshot, variables_of
+
+# Flax's own wrappers rewrite the parameters of the layer they wrap, and an optimizer trains them all the same.
+_REWRITERS = (nnx.SpectralNorm, nnx.WeightNorm)
+# These change in evaluation, and should: random streams, caches for decoding, what was sown, metrics.
+_LIVE_IN_EVAL = (nnx.RngState, nnx.Cache, nnx.Intermediate)
+
+
+def attributes(program: Program, reference: Reference) -> Results:
+    """A Variable stays a Variable, and no plain Python attribute changes."""
+    findings, model = [], program.make()
+    for path in sorted(reference.written):
+        states = [state[path] for state in (reference.start, *reference.after) if path in state]
+        first, last = states[0], states[-1]
+        source = line_of_assignment(model, path)
+        if path in reference.start and path in reference.end and first.kind == "variable" and last.kind != "variable":
+            findings.append(
+                Finding(
+                    "replaced-variable",
+                    path,
+                    f"was a {_holder(first)}, and after a call it is {_kind_words(last)}: no transformation, optimizer "
+                    "or checkpoint sees it as state any more.",
+                    ("plain calls",),
+                    got=last.describe(),
+                    expected=f"a {_holder(first)}",
+                    fix=fix_for("replaced-variable", path),
+                    source=source,
+                )
+            )
+        elif {leaf.kind for leaf in states} == {"attribute"}:
+            findings.append(
+                Finding(
+                    "python-counter",
+                    path,
+                    "is a plain Python attribute that calls change: compiled code changes it only while it is traced, "
+                    "compiles anew for every value, or loses it; checkpoints do not have it.",
+                    ("plain calls",),
+                    got=" → ".join(dict.fromkeys(leaf.describe() for leaf in states)),
+                    expected="a Variable",
+                    fix=fix_for("python-counter", path),
+                    source=source,
+                )
+            )
+    yield from reported("attributes", findings)
+
+
+def _holder(leaf: Leaf) -> str:
+    return leaf.variable.__name__ if leaf.variable else leaf.kind
+
+
+def _kind_words(leaf: Leaf) -> str:
+    return "a bare array" if leaf.kind == "array" else f"a plain {type(leaf.value).__name__}"
+
+
+def parameters(program: Program, reference: Reference) -> Results:
+    """What is an `nnx.Param` is trained by the optimizer, and written by nobody else."""
+    model = program.make()
+    variables = variables_of(model)
+    decayed = _after_weight_decay(program)
+    findings = []
+    for path, leaf in reference.start.items():
+        if leaf.variable is None or not issubclass(leaf.variable, nnx.Param) or _is_rewritten_by_flax(model, path):
+            continue
+        is_float = jnp.issubdtype(leaf.value.dtype, jnp.floating)
+        ends = reference.end.get(path)
+        variable = variables.get(path)
+        if not is_float:
+            message = f"is a {leaf.variable.__name__} of {leaf.value.dtype}s, which no gradient can train."
+        elif path in reference.written and ends is not None and ends.kind == "variable":
+            message = f"is a {leaf.variable.__name__} that the model itself writes, and that the optimizer changes too."
+        elif variable is not None and variable.has_metadata("trainable") and not variable.get_metadata("trainable"):
+            message = f"is a {leaf.variable.__name__} with trainable=False, which neither Flax nor optax looks at."
+        else:
+            continue
+        before, after = decayed.get(path, (leaf, leaf))
+        findings.append(
+            Finding(
+                "param-state",
+                path,
+                message,
+                ("one adamw step with zero gradients and weight decay 0.1",) if is_float else (),
+                got=f"{before.describe()} → {after.describe()}" if before is not after else "",
+                expected="untouched by an optimizer",
+                fix=f"self.{path.rsplit('/', 1)[-1]} = tallax.Counter() for a count, tallax.Buffer(value) for anything "
+                "else; plain nnx.Variable and nnx.BatchStat are not parameters either",
+                source=line_of_assignment(model, path),
+            )
+        )
+    yield from reported("parameters", findings)
+
+
+def _after_weight_decay(program: Program) -> dict[str, tuple[Leaf, Leaf]]:
+    """Returns each float parameter before and after an optimizer step that should change nothing but parameters."""
+    model = program.make()
+    for batch in program.batches:
+        program.call(model, batch)
+
+    def is_trained(path: Any, node: Any) -> bool:
+        return isinstance(node, nnx.Param) and all(
+            jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in jax.tree.leaves(node)
+        )
+
+    before = snapshot(model)
+    if not jax.tree.leaves(nnx.state(model, is_trained)):
+        return {}
+    with jax.numpy_dtype_promotion("standard"):  # optax itself mixes dtypes
+        optimizer = nnx.Optimizer(model, optax.adamw(0.1, weight_decay=0.1), wrt=is_trained)
+        optimizer.update(model, jax.tree.map(jnp.zeros_like, nnx.state(model, is_trained)))
+    after = snapshot(model)
+    return {path: (before[path], after[path]) for path in before if path in after}
+
+
+def _is_rewritten_by_flax(model: Any, path: str) -> bool:
+    return any(
+        isinstance(module, _REWRITERS) and path.startswith("/".join(map(str, (*parents, ""))))
+        for parents, module in nnx.iter_modules(model, graph=True)
+    )
+
+
+# --- eval mode --------------------------------------------------------------------------------------------------------
+
+
+def eval_mode(program: Program, reference: Reference) -> Results:
+    """After `model.eval()`, calls change nothing but caches, random streams and metrics."""
+    training, model = program.make(), program.make()
+    training.train()
+    model.eval()
+    before = snapshot(model)
+    switches = changed(snapshot(training), before)
+    try:
+        for batch in program.batches:
+            program.call(model, batch)
+    except Exception as error:
+        found = explained(error, program.make(), before, "after model.eval()", shared=False)
+        yield from reported("eval mode", [found])
+        return
+    after = snapshot(model)
+    if not reference.written:
+        yield Cell("eval mode", "", Outcome.SKIPPED, "no state")
+        return
+    metrics = [
+        "/".join(map(str, (*path, "")))
+        for path, node in nnx.iter_modules(model, graph=True)
+        if isinstance(node, nnx.Metric)
+    ]
+    findings = []
+    for path in changed(before, after):
+        leaf = after.get(path, before.get(path))
+        if leaf is None or leaf.kind != "variable" or _lives_in_eval(leaf) or path.startswith(tuple(metrics)):
+            continue
+        if before.get(path) and leaf.variable is not None and issubclass(leaf.variable, nnx.Param):
+            continue  # `parameters` has said all there is to say
+        message = "changes in eval mode, so that evaluating the model moves its training state."
+        if not switches:
+            message = "changes in every call, and the model has nothing that model.eval() could switch off."
+            if not (leaf.variable and issubclass(leaf.variable, nnx.BatchStat)):
+                continue
+        findings.append(
+            Finding(
+                "eval-mode",
+                path,
+                message,
+                ("model.eval(), then calls",),
+                got=after[path].describe() if path in after else "nothing there",
+                expected=before[path].describe() if path in before else "nothing there",
+                fix="write it only `if not self.deterministic:` (or use_running_average), which model.eval() sets; "
+                "tallax's statistics and StepCounter do that",
+                source=line_of_assignment(model, path),
+                is_warning=not switches,
+            )
+        )
+    yield from reported("eval mode", findings, "" if switches else "the model has no eval switch")
+
+
+def _lives_in_eval(leaf: Leaf) -> bool:
+    holder = leaf.variable or object
+    return issubclass(holder, _LIVE_IN_EVAL) or "cache" in holder.__name__.lower()
+
+
+# --- copies -----------------------------------------------------------------------------------------------------------
+
+
+def copies(program: Program, reference: Reference) -> Results:
+    """A copy holds what the model holds, goes on as the model does, and leaves the model alone."""
+    for name, make_copy in _COPIES.items():
+        model = program.make()
+        *first, last = program.batches
+        for batch in first:
+            program.call(model, batch)
+        before = snapshot(model)
+        empty = [path for path, leaf in before.items() if leaf.variable and np.size(leaf.value) == 0]
+        if make_copy is _through_orbax and empty:  # it says so in a background thread, with a traceback
+            yield from reported(name, [_refused(path, before[path]) for path in empty])
+            continue
+        try:
+            copied = make_copy(model, program)
+        except Exception as error:
+            yield from reported(name, [_uncopied(name, error)])
+            continue
+        missed = differences(reference.start, before, snapshot(copied))
+        when = name
+        if not missed:
+            when = f"a call after {name}"
+            program.call(copied, last)
+            missed = differences(reference.start, before, snapshot(model))
+            if missed:
+                when = f"calling the copy made by {name} changed the model"
+            else:
+                missed = differences(reference.start, reference.end, snapshot(copied))
+        yield from reported(
+            name,
+            [
+                Finding(
+                    "round-trip",
+                    difference.path,
+                    "does not survive being copied.",
+                    (when,),
+                    got="nothing there" if difference.got is None else difference.got.describe(),
+                    expected="nothing there" if difference.expected is None else difference.expected.describe(),
+                    fix="keep it in a Variable on the module; no closures, globals or plain Python attributes",
+                    source=line_of_assignment(model, difference.path),
+                )
+                for difference in missed
+            ],
+        )
+
+
+def _uncopied(name: str, error: Exception) -> Finding:
+    first = str(error).strip().splitlines() or [""]
+    return Finding(
+        "round-trip",
+        "",
+        f"{name} fails.",
+        (name,),
+        got=f"{type(error).__name__}: {first[0][:200]}",
+        fix="no lambdas, local functions or open files on the module",
+        # Loud, and often of no concern: Flax's own LSTMCell does not pickle.
+        is_warning=name in ("pickle", "deepcopy"),
+    )
+
+
+def _refused(path: str, leaf: Leaf) -> Finding:
+    return Finding(
+        "round-trip",
+        path,
+        "has no entries, and Orbax refuses to save such an array.",
+        ("checkpoint",),
+        got=leaf.describe(),
+        expected="at least one entry",
+        fix="leave the Variable out while there is nothing in it, or start with one row and a count of the rows in use",
+    )
+
+
+def _into_a_new_model(model: Any, program: Program) -> Any:
+    new = program.make()
+    state = jax.tree.map(_as_saved, nnx.state(model))
+    nnx.update(new, state)
+    return new
+
+
+def _as_saved(leaf: Any) -> Any:
+    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return leaf if is_key else jnp.asarray(np.asarray(leaf))
+
+
+def _through_orbax(model: Any, program: Program) -> Any:
+    import orbax.checkpoint as ocp
+
+    new = program.make()
+    state = jax.tree.map(jnp.asarray, nnx.state(model))
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), jax.tree.map(jnp.asarray, nnx.state(new))
+    )
+    with tempfile.TemporaryDirectory() as folder, ocp.StandardCheckpointer() as checkpointer:
+        path = Path(folder) / "state"
+        checkpointer.save(path, state)
+        checkpointer.wait_until_finished()
+        nnx.update(new, checkpointer.restore(path, target))
+    return new
+
+
+_COPIES: dict[str, Callable[[Any, Program], Any]] = {
+    "clone": lambda model, program: nnx.clone(model),
+    "deepcopy": lambda model, program: copy.deepcopy(model),
+    "pickle": lambda model, program: pickle.loads(pickle.dumps(model)),
+    "split and merge": lambda model, program: nnx.merge(*nnx.split(model), copy=True),
+    "state into a new model": _into_a_new_model,
+    "checkpoint": _through_orbax,
+}

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is checked: how to make a model afresh, and how to call it with the k-th batch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tallax._errors import CannotCheckError, compose, describe
+
+Batch: TypeAlias = tuple[jax.Array, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model's factory, and a call of it that takes the arrays of one batch and returns arrays.
+
+    Attributes:
+        name: how reports call it.
+        make: returns the model, as new.
+        call: `call(model, batch)` runs the model once and returns every array and number of its output, in a tuple.
+        batches: the arrays of each call's inputs; what is no array is in `call`. They have the same shapes and dtypes,
+            and different contents where they can: each is the one before, rolled by one along its first axis.
+    """
+
+    name: str
+    make: Callable[[], Any]
+    call: Callable[[Any, Batch], tuple[jax.Array, ...]]
+    batches: tuple[Batch, ...]
+
+
+def program_of(make: Any, inputs: tuple[Any, ...], calls: int, call: Callable[..., Any] | None) -> Program:
+    """Returns the program that `statecheck(make, *inputs, calls=calls, call=call)` asks for.
+
+    Raises:
+        CannotCheckError: `make` is no factory of modules, or its model can't be called.
+    """
+    leaves, tree = jax.tree.flatten(inputs, is_leaf=lambda leaf: isinstance(leaf, nnx.Pytree | nnx.Variable))
+    for leaf in leaves:
+        if isinstance(leaf, nnx.Pytree | nnx.Variable):
+            raise CannotCheckError(
+                compose(
+                    "statecheck",
+                    "inputs are arrays and plain values; a module among them would carry state from run to run.",
+                    got=f"a {type(leaf).__name__}",
+                    fix="make it within call=: call=lambda model, x: model(x, rngs=nnx.Rngs(0))",
+                )
+            )
+    is_array = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
+
+    def run(model: Any, batch: Batch) -> tuple[jax.Array, ...]:
+        arrays = iter(batch)
+        given = [next(arrays) if varies else leaf for varies, leaf in zip(is_array, leaves, strict=True)]
+        args = jax.tree.unflatten(tree, given)
+        return numbers_of(model(*args) if call is None else call(model, *args))
+
+    first = tuple(jnp.asarray(leaf) for varies, leaf in zip(is_array, leaves, strict=True) if varies)
+    batches = tuple(tuple(_rolled(x, k) for x in first) for k in range(calls))
+    name = getattr(make, "__qualname__", type(make).__name__)
+    program = Program(name if "<" not in name else "", factory_of(make), run, batches)
+    model = program.make()
+    if call is None and not callable(model):
+        raise CannotCheckError(
+            compose(
+                f"statecheck of {type(model).__name__}",
+                "a model that can't be called needs to be told what to run.",
+                got=f"a {type(model).__name__} without __call__",
+                fix="call=lambda metric, x: metric.update(values=x)",
+            )
+        )
+    return program if program.name else Program(type(model).__name__, program.make, run, batches)
+
+
+def factory_of(make: Any) -> Callable[[], Any]:
+    """Returns a function without arguments that makes a new module at each call.
+
+    A module itself is copied each time; a parameter called `rngs` is given `nnx.Rngs(0)`.
+    """
+    if isinstance(make, nnx.Module):
+        return lambda: nnx.clone(make)
+    if not callable(make):
+        raise CannotCheckError(
+            compose(
+                "statecheck",
+                "takes a factory of modules.",
+                got=describe(make),
+                fix="statecheck(lambda: Model(nnx.Rngs(0)), x)",
+            )
+        )
+    try:
+        # A class is asked for its __init__: the signature of an nnx.Module class is that of its metaclass.
+        signature = inspect.signature(make.__init__ if isinstance(make, type) else make)
+        parameters = [p for p in signature.parameters.values() if not (isinstance(make, type) and p.name == "self")]
+    except ValueError:
+        parameters = ()
+    missing = [
+        p.name
+        for p in parameters
+        if p.name != "rngs" and p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if missing:
+        raise CannotCheckError(
+            compose(
+                f"statecheck of {getattr(make, '__qualname__', make)}",
+                "the factory is called with nothing but rngs.",
+                got=f"required arguments {', '.join(missing)}",
+                fix="statecheck(lambda rngs: Model(..., rngs=rngs), x)",
+            )
+        )
+    takes_rngs = any(p.name == "rngs" for p in parameters)
+    by_position = any(p.name == "rngs" and p.kind is p.POSITIONAL_ONLY for p in parameters)
+
+    def fresh() -> Any:
+        given = (nnx.Rngs(0),) if by_position else ()
+        arguments = {"rngs": nnx.Rngs(0)} if takes_rngs and not by_position else {}
+        model = make(*given, **arguments)
+        if not isinstance(model, nnx.Module):
+            raise CannotCheckError(
+                compose(
+                    f"statecheck of {getattr(make, '__qualname__', make)}",
+                    "the factory must return a Flax NNX module.",
+                    got=describe(model),
+                    fix="return the model; call=step for a function of it: statecheck(make, x, call=step)",
+                )
+            )
+        return model
+
+    return fresh
+
+
+def numbers_of(output: Any) -> tuple[jax.Array, ...]:
+    """Returns the arrays and numbers within an output; what a Variable holds, and nothing for anything else."""
+    leaves = jax.tree.leaves(output, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    leaves = [leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf for leaf in leaves]
+    return tuple(
+        jnp.asarray(leaf)
+        for leaf in jax.tree.leaves(leaves)
+        if isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float)
+    )
+
+
+def _rolled(x: jax.Array, k: int) -> jax.Array:
+    is_plain = x.ndim and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jnp.roll(x, k, axis=0) if is_plain else x

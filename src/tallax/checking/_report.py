@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a check found: `Finding` and `Report`, in plain text and as rich tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+from tallax._errors import CheckFailedError
+
+
+class Outcome(enum.Enum):
+    """How a check ended."""
+
+    PASSED = "✓"
+    FAILED = "✗"
+    WARNED = "!"
+    SKIPPED = "-"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One check: a row of the report's table, and its column where the row has several.
+
+    `note` says why it was skipped, or how often it ran.
+    """
+
+    check: str
+    mode: str
+    outcome: Outcome
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault, wherever it shows.
+
+    Attributes:
+        rule: the kind of fault, as `tallax lint` calls it too: `lost-update`, `param-state`, `retrace`, ...
+        path: the attribute, slash-joined; `output` for what the model returns; empty where none can be named.
+        message: the fault in a sentence.
+        where: the transformations and modes in which it shows, or what else was being done.
+        got: what came out.
+        expected: what should have.
+        fix: how to mend it.
+        source: `file.py:12: self.count = self.count + 1`; empty where it can't be told.
+        is_warning: whether it may be meant so, or lies with the way a model is used rather than with the model.
+    """
+
+    rule: str
+    path: str
+    message: str
+    where: tuple[str, ...] = ()
+    got: str = ""
+    expected: str = ""
+    fix: str = ""
+    source: str = ""
+    is_warning: bool = False
+
+    def __str__(self) -> str:
+        lines = [f"  {label + ':':<10}{text}" for label, text in self.details()]
+        return "\n".join((self.headline(), *lines))
+
+    def headline(self) -> str:
+        """Returns the fault in a sentence: `count: is left as it was: the update is lost. [lost-update]`."""
+        return f"{self.path or 'the model'}: {self.message} [{self.rule}]"
+
+    def details(self) -> list[tuple[str, str]]:
+        """Returns what else there is to say, labelled."""
+        where = "; ".join(self.where[:6]) + (f"; and {len(self.where) - 6} more" if len(self.where) > 6 else "")
+        labelled = {
+            "where": where,
+            "got": self.got,
+            "expected": self.expected,
+            "source": self.source,
+            "fix": self.fix,
+        }
+        return [(label, text) for label, text in labelled.items() if text]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `statecheck` found.
+
+    Attributes:
+        name: what was checked.
+        cells: every check with its outcome.
+        findings: the faults, worst first, warnings last.
+        seconds: how long it took.
+        versions: of what it ran on, as "flax 0.12.8, jax 0.10.2".
+    """
+
+    name: str
+    cells: tuple[Cell, ...]
+    findings: tuple[Finding, ...]
+    seconds: float
+    versions: str
+
+    @property
+    def failures(self) -> tuple[Finding, ...]:
+        """The findings that are faults of the model."""
+        return tuple(finding for finding in self.findings if not finding.is_warning)
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        """The findings that are worth knowing: they may be meant so, or depend on how the model is used."""
+        return tuple(finding for finding in self.findings if finding.is_warning)
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is no failure."""
+        return not self.failures
+
+    def raise_on_failure(self) -> Report:
+        """Returns the report itself if there is no failure.
+
+        Raises:
+            CheckFailedError: also an AssertionError, with the text of every failure.
+        """
+        if self.failures:
+            raise CheckFailedError(f"{self.summary()}\n\n" + "\n\n".join(map(str, self.failures)))
+        return self
+
+    def summary(self) -> str:
+        """Returns the result in one line."""
+        ran = sum(cell.outcome is not Outcome.SKIPPED for cell in self.cells)
+        result = f"{len(self.failures)} failed" if self.failures else "passed"
+        warned = f", {len(self.warnings)} to know" if self.warnings else ""
+        return f"{self.name}: {result}{warned}; {ran} checks in {self.seconds:.1f} s on {self.versions}"
+
+    def matrix(self) -> tuple[list[str], dict[str, list[Cell | None]]]:
+        """Returns the modes, and for each check that has them its cells in that order."""
+        modes = list(dict.fromkeys(cell.mode for cell in self.cells if cell.mode))
+        rows: dict[str, list[Cell | None]] = {}
+        for cell in self.cells:
+            if cell.mode:
+                rows.setdefault(cell.check, [None] * len(modes))[modes.index(cell.mode)] = cell
+        return modes, rows
+
+    def __str__(self) -> str:
+        modes, rows = self.matrix()
+        lines = [f"{'':<24}" + "".join(f"{mode:<22}" for mode in modes)] if modes else []
+        for check, cells in rows.items():
+            marks = "".join(f"{cell.outcome.value if cell else '':<22}" for cell in cells)
+            lines.append(f"{check:<24}{marks}".rstrip())
+        lines += [f"{cell.check:<24}{cell.outcome.value}  {cell.note}".rstrip() for cell in self.cells if not cell.mode]
+        for title, findings in (("Failed:", self.failures), ("To know:", self.warnings)):
+            if findings:
+                lines += ["", title, *(f"\n{finding}" for finding in findings)]
+        return "\n".join([*lines, "", self.summary()])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the report in dicts, lists, strings and numbers, as JSON takes them."""
+        cells = [{**dataclasses.asdict(cell), "outcome": cell.outcome.name} for cell in self.cells]
+        return {**dataclasses.asdict(self), "cells": cells}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Report:
+        """Returns the report that `to_dict` made the dict from."""
+        cells = tuple(Cell(**{**cell, "outcome": Outcome[cell["outcome"]]}) for cell in data["cells"])
+        findings = tuple(Finding(**{**finding, "where": tuple(finding["where"])}) for finding in data["findings"])
+        return cls(**{**data, "cells": cells, "findings": findings})
+
+    def __rich__(self) -> Any:
+        from tallax.checking._rendering import rendered
+
+        return rendered(self)

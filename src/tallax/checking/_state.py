@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model holds, written down: every Variable, array and plain attribute by its path, and how two notes differ."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tallax._errors import describe
+from tallax._placement import is_traced
+from tallax._variables import Counter
+
+Kind: TypeAlias = Literal["variable", "array", "attribute"]
+
+# A compiled program rounds in another order than an eager one, so floats agree to a few units in the last place of the
+# largest entry, or to a hundredth of what a call changes: counts that are lost or doubled are wrong by a third or more.
+_ROUNDING = 3e-5
+_SHARE_OF_CHANGE = 0.01
+
+_PLAIN = (int, float, complex, str, bytes, bool, type(None), np.generic)
+_COPIED = (dict, list, set, tuple, bytearray)
+
+
+class Leaked:
+    """Stands for a value that belongs to a trace that has ended."""
+
+    def __repr__(self) -> str:
+        return "a tracer that leaked out of its trace"
+
+
+LEAKED = Leaked()
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One value that a model holds.
+
+    `variable` is the type of the Variable that holds it, None for a bare array or a plain attribute.
+    """
+
+    kind: Kind
+    value: Any
+    variable: type | None = None
+    weak_type: bool = False
+
+    @property
+    def is_number(self) -> bool:
+        """Whether the value is an array of booleans or numbers, or a plain number."""
+        return isinstance(self.value, np.ndarray | int | float) and np.asarray(self.value).dtype.kind in "biuf"
+
+    def describe(self) -> str:
+        """Words the value for a message."""
+        if self.value is LEAKED:
+            return repr(self.value)
+        if isinstance(self.value, np.ndarray) and self.value.ndim == 0 and self.value.dtype.kind in "biuf":
+            return str(self.value)
+        return describe(self.value)
+
+
+Snapshot: TypeAlias = dict[str, Leaf]
+
+
+def snapshot(model: Any) -> Snapshot:
+    """Returns a copy of everything that `model` holds, on the host, by slash-joined path; waits for the device."""
+    leaves: Snapshot = {}
+    for path, node in nnx.iter_graph(model, graph=True):
+        # None has no state, and Flax lists it under the first of its names only.
+        if node is None or any(str(part).startswith("_pytree__") or part == "_length" for part in path):
+            continue
+        name = "/".join(map(str, path))
+        for suffix, leaf in _leaves_of(node):
+            leaves[name + suffix] = leaf
+    return leaves
+
+
+def variables_of(model: Any) -> dict[str, nnx.Variable[Any]]:
+    """Returns every Variable of `model` by slash-joined path; a shared one under its first path only."""
+    nodes = nnx.iter_graph(model, graph=True)
+    return {"/".join(map(str, path)): node for path, node in nodes if isinstance(node, nnx.Variable)}
+
+
+def _leaves_of(node: Any) -> Iterator[tuple[str, Leaf]]:
+    if isinstance(node, nnx.Variable):
+        if isinstance(node, Counter) and not is_traced(node.get_raw_value()):
+            yield "", Leaf("variable", np.asarray(node), type(node))
+            return
+        for path, raw in jax.tree_util.tree_leaves_with_path(node.get_raw_value()):
+            weak = bool(getattr(raw, "weak_type", False)) or isinstance(raw, bool | int | float)
+            suffix = jax.tree_util.keystr(path, simple=True, separator="/")
+            yield f"/{suffix}" if suffix else "", Leaf("variable", _on_host(raw), type(node), weak)
+    elif isinstance(node, jax.Array | np.ndarray):
+        yield "", Leaf("array", _on_host(node), weak_type=bool(getattr(node, "weak_type", False)))
+    elif isinstance(node, _PLAIN):
+        yield "", Leaf("attribute", node)
+    elif isinstance(node, _COPIED):
+        try:
+            yield "", Leaf("attribute", copy.deepcopy(node))
+        except Exception:  # whatever a user's object says to being copied; it is not compared then
+            return
+
+
+def _on_host(value: Any) -> Any:
+    if is_traced(value):
+        return LEAKED
+    if isinstance(value, jax.Array):
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            value = jax.random.key_data(value)
+        return np.array(value)
+    if isinstance(value, jax.Ref):
+        return np.array(value[...])
+    return np.array(value)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A path at which a run left something else than it should have; None where one of them has no such path."""
+
+    path: str
+    start: Leaf | None
+    expected: Leaf | None
+    got: Leaf | None
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the run left the value as it was at the start, though it should have changed it."""
+        if self.start is None or self.got is None:
+            return self.start is self.got
+        return same(self.start, self.got)
+
+    @property
+    def is_overcounted(self) -> bool:
+        """Whether the run changed the value in the right direction, but by a multiple."""
+        leaves = (self.start, self.expected, self.got)
+        if not all(leaf is not None and leaf.is_number for leaf in leaves):
+            return False
+        start, expected, got = (np.asarray(leaf.value, np.float64) for leaf in leaves if leaf is not None)
+        if not start.shape == expected.shape == got.shape:
+            return False
+        due, done = expected - start, got - start
+        return bool(np.all(np.abs(done) >= np.abs(due)) and np.all(np.sign(done) == np.sign(due)))
+
+
+def same(left: Leaf, right: Leaf) -> bool:
+    """Whether two notes are of the same kind, dtype and shape, and equal to the bit."""
+    if (left.kind, left.variable) != (right.kind, right.variable):
+        return False
+    return _equal(left.value, right.value)
+
+
+def differences(start: Snapshot, expected: Snapshot, got: Snapshot) -> list[Difference]:
+    """Returns where `got` is not what it should be: integers exactly, floats but for rounding."""
+    found = []
+    for path in dict.fromkeys((*expected, *got)):
+        a, b = expected.get(path), got.get(path)
+        if a is None or b is None or not _agree(start.get(path), a, b):
+            found.append(Difference(path, start.get(path), a, b))
+    return found
+
+
+def changed(before: Snapshot, after: Snapshot) -> list[str]:
+    """Returns the paths whose values are not the same to the bit, those that came, and those that went."""
+    return [
+        path
+        for path in dict.fromkeys((*before, *after))
+        if path not in before or path not in after or not same(before[path], after[path])
+    ]
+
+
+def arrays_agree(expected: Any, got: Any, change: Any = 0.0) -> bool:
+    """Whether two arrays are equal: integers exactly, floats but for rounding, or a hundredth of `change`."""
+    expected, got = np.asarray(expected), np.asarray(got)
+    if expected.shape != got.shape or expected.dtype != got.dtype:
+        return False
+    if not _is_float(expected):
+        return _equal(expected, got)
+    a, b = expected.astype(np.float64), got.astype(np.float64)
+    finite = np.isfinite(a)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return False
+    scale = np.max(np.abs(a), where=finite, initial=0.0)
+    unit = max(1.0, float(jnp.finfo(expected.dtype).eps) / float(np.finfo(np.float32).eps))
+    allowed = _ROUNDING * unit * scale + _SHARE_OF_CHANGE * np.abs(change)
+    with np.errstate(invalid="ignore"):
+        return bool(np.all(np.abs(a - b)[finite] <= np.broadcast_to(allowed, a.shape)[finite] + 1e-12))
+
+
+def _is_float(value: np.ndarray) -> bool:
+    return jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def _agree(start: Leaf | None, a: Leaf, b: Leaf) -> bool:
+    if (a.kind, a.variable) != (b.kind, b.variable):
+        return False
+    if not (isinstance(a.value, np.ndarray) and isinstance(b.value, np.ndarray) and _is_float(a.value)):
+        return _equal(a.value, b.value)
+    change: Any = 0.0
+    if start is not None and isinstance(start.value, np.ndarray) and start.value.shape == a.value.shape:
+        with np.errstate(invalid="ignore"):
+            change = np.nan_to_num(np.abs(a.value.astype(np.float64) - start.value.astype(np.float64)))
+        if np.any(change > _ROUNDING * np.max(np.abs(a.value), initial=0.0)) and _equal(start.value, b.value):
+            return False  # a small step that was not taken, whatever the tolerance
+    return arrays_agree(a.value, b.value, change)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return (a.dtype, a.shape) == (b.dtype, b.shape) and a.tobytes() == b.tobytes()
+    try:
+        return type(a) is type(b) and bool(np.all(a == b))
+    except Exception:  # an object that can't be compared says nothing
+        return True

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`statecheck`: gradcheck for state."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+
+from tallax._errors import CannotCheckError, InvalidValueError, compose, describe
+from tallax.checking import _hazards, _holdings, _matrix, _widths
+from tallax.checking._program import Program, program_of
+from tallax.checking._reference import Reference, called
+from tallax.checking._report import Cell, Finding, Outcome, Report
+from tallax.checking._transformations import GRAPH
+
+_CHECKS: tuple[Callable[[Program, Reference], _matrix.Results], ...] = (
+    _matrix.reproducible,
+    _holdings.attributes,
+    _holdings.parameters,
+    _matrix.lost_writes,
+    _matrix.one_trace,
+    _matrix.transformations,
+    _matrix.lanes,
+    _holdings.eval_mode,
+    _holdings.copies,
+    _widths.widths,
+    _hazards.callbacks,
+    _hazards.silent_losses,
+)
+
+# A finding of one tier explains those of the tiers below it at the same path, so these are not reported as well.
+_TIERS = (
+    {"not-reproducible"},
+    {"replaced-variable", "python-counter", "host-sync"},
+    {"lost-update", "counted-twice", "frozen-value", "param-state", "eval-mode", "narrow-counter", "shared-variable"},
+    {"retrace", "round-trip"},
+    {"differs"},
+    {"raises"},
+)
+_TIER = {rule: tier for tier, rules in enumerate(_TIERS) for rule in rules}
+
+
+def statecheck(
+    make: Any,
+    *inputs: Any,
+    calls: int = 3,
+    call: Callable[..., Any] | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> Report:
+    """Runs a module through every transformation in every mode, and reports what happens to its state.
+
+    What is right is what plain Python does: `calls` calls of a new model, without any compilation. Every other way to
+    run them must leave the same state, integers to the last unit and floats but for rounding, and return the same.
+
+    Args:
+        make: a factory of the module, called many times without arguments, or with `rngs=nnx.Rngs(0)` if it has a
+            parameter of that name: a class, a function, a `functools.partial`. A module itself is cloned each time.
+        *inputs: what the module is called with: arrays, pytrees of them, plain values. Each call gets the arrays rolled
+            by one more along their first axis.
+        calls: how often each run calls the module; at least 2.
+        call: a function of the module and the inputs to run in place of the module's own call: a training step, or
+            `lambda metric, x: metric.update(values=x)`.
+        on_progress: called with the name of each check as it begins.
+
+    Returns:
+        a `Report`; print it, ask for its `failures` and `warnings`, or `raise_on_failure()`.
+
+    Raises:
+        CannotCheckError: `make` is no factory of modules, or a plain call of its module raises.
+        InvalidValueError: `calls` is below 2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> import tallax
+        >>> class Counts(nnx.Module):
+        ...     def __init__(self):
+        ...         self.count = nnx.Param(jnp.zeros(()))
+        ...     def __call__(self, x):
+        ...         self.count[...] += 1.0
+        ...         return x
+        >>> report = tallax.statecheck(Counts, jnp.ones(3))
+        >>> sorted({finding.rule for finding in report.failures})
+        ['narrow-counter', 'param-state']
+
+    References:
+        The idea is that of `torch.autograd.gradcheck`: run what the user wrote in a second way, and compare.
+    """
+    if not isinstance(calls, int) or calls < 2:
+        raise InvalidValueError(
+            compose(
+                "statecheck",
+                "one call does not show what drifts.",
+                got=f"calls={describe(calls)}",
+                fix="calls=3, or any integer from 2 on",
+            )
+        )
+    began = time.perf_counter()
+    notify = on_progress or (lambda name: None)
+    with warnings.catch_warnings(), GRAPH.active():
+        warnings.simplefilter("ignore")  # deprecations of Flax in the user's code: the linter's matter
+        notify("plain calls")
+        program = program_of(make, inputs, calls, call)
+        reference = _reference(program)
+        cells: list[Cell] = []
+        findings: list[Finding] = []
+        for check in _CHECKS:
+            notify(check.__name__.replace("_", " "))
+            try:
+                for result in check(program, reference):
+                    if isinstance(result, Cell):
+                        cells.append(result)
+                        notify(f"{result.check} {result.mode}".strip())
+                    else:
+                        findings.append(result)
+            except Exception as error:
+                note = f"could not be done: {type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+                cells.append(Cell(check.__name__.replace("_", " "), "", Outcome.SKIPPED, note))
+            if check is _matrix.reproducible and findings:
+                break  # nothing can be compared with what comes out otherwise each time
+    return Report(
+        program.name,
+        tuple(cells),
+        tuple(condensed(findings)),
+        time.perf_counter() - began,
+        f"flax {flax.__version__}, jax {jax.__version__}",
+    )
+
+
+def _reference(program: Program) -> Reference:
+    """Returns what plain calls do without any compilation, as Python would run them."""
+    model = program.make()
+    try:
+        with jax.disable_jit():
+            return called(program, model)
+    except Exception as error:
+        try:
+            return called(program, program.make())  # some of JAX's own functions can't do without compilation
+        except Exception as error_too:
+            raise _cannot(program, error_too) from error
+
+
+def _cannot(program: Program, error: Exception) -> CannotCheckError:
+    return CannotCheckError(
+        compose(
+            f"statecheck of {program.name}",
+            "a plain call of the model raises.",
+            got=f"{type(error).__name__}: {error}",
+            fix="statecheck(make, x) with inputs that the model takes, or call=lambda model, x: ... for another call",
+        )
+    )
+
+
+def condensed(findings: list[Finding]) -> list[Finding]:
+    """Returns one finding for each rule and path, with all its places; without those that another one explains."""
+    merged: dict[tuple[str, str, bool], Finding] = {}
+    for finding in findings:
+        key = (finding.rule, finding.path, finding.is_warning)
+        known = merged.get(key)
+        if known is None:
+            merged[key] = finding
+        else:
+            where = tuple(dict.fromkeys((*known.where, *finding.where)))
+            merged[key] = dataclasses.replace(known, where=where)
+    best: dict[str, int] = {}
+    for finding in merged.values():
+        if not finding.is_warning:
+            best[finding.path] = min(best.get(finding.path, len(_TIERS)), _tier(finding))
+    explained = min(best.values(), default=len(_TIERS)) < _TIER["retrace"]
+    kept = [
+        finding
+        for finding in merged.values()
+        if finding.is_warning
+        or not (
+            (_TIER["retrace"] <= _tier(finding) and best[finding.path] < _tier(finding))
+            or (_tier(finding) >= _TIER["retrace"] and explained and finding.path in ("", "output"))
+            or (_tier(finding) == _TIER["raises"] and min(best.values()) < _TIER["raises"])
+        )
+    ]
+    return sorted(kept, key=lambda finding: (finding.is_warning, _tier(finding)))
+
+
+def _tier(finding: Finding) -> int:
+    return _TIER.get(finding.rule, len(_TIERS) - 1)

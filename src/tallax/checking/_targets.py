@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `tallax check FILE:NAME --inputs ...` names: an object of a file, and arrays spelled as `float32[8,4]`."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tallax._errors import CannotCheckError, compose
+
+_ARRAY = re.compile(r"(?P<dtype>[a-z]+\d*)\[(?P<shape>[\d,\s]*)\](?:\s*<\s*(?P<high>\d+))?")
+
+
+def loaded(path: Path) -> ModuleType:
+    """Returns the module that a file holds, with its folder in front of the import path, as `python FILE` has it.
+
+    Raises:
+        CannotCheckError: there is no such file, or running it raises.
+    """
+    if not path.is_file():
+        raise CannotCheckError(compose(str(path), "there is no such file.", fix="tallax check path/to/file.py:Name"))
+    sys.path.insert(0, str(path.resolve().parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise CannotCheckError(compose(str(path), "is not a Python file.", fix="tallax check path/to/file.py:Name"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # pickle looks classes up by it
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise CannotCheckError(
+            compose(
+                str(path), "raises when it is imported.", got=f"{type(error).__name__}: {error}", fix="mend that first"
+            )
+        ) from error
+    return module
+
+
+def found(module: ModuleType, name: str) -> Any:
+    """Returns what a file defines as `name`, which may have dots.
+
+    Raises:
+        CannotCheckError: the file has no such name.
+    """
+    value: Any = module
+    for part in name.split("."):
+        if not hasattr(value, part):
+            raise CannotCheckError(
+                compose(
+                    f"{module.__file__}:{name}",
+                    "the file defines no such name.",
+                    got=f"modules: {', '.join(modules_in(module)) or 'none'}",
+                    fix=f"tallax check {module.__file__}:{(modules_in(module) or ['Name'])[0]}",
+                )
+            )
+        value = getattr(value, part)
+    return value
+
+
+def modules_in(module: ModuleType) -> list[str]:
+    """Returns the names of the NNX modules that a file itself defines."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, nnx.Module) and value.__module__ == module.__name__
+    ]
+
+
+def input_of(text: str) -> Any:
+    """Returns the input that a text spells.
+
+    `float32[8,4]` is an array of normal numbers, `int32[8,4]<100` one of integers below 100 (below 2 without a bound),
+    `bool[8]` one of coins; `x.npy` is read from the file; anything else is a Python literal. The arrays are the same
+    every time.
+
+    Raises:
+        CannotCheckError: the text spells nothing.
+    """
+    text = text.strip()
+    match = _ARRAY.fullmatch(text)
+    try:
+        if match:
+            return _array(match["dtype"], match["shape"], match["high"])
+        if text.endswith(".npy"):
+            return jnp.asarray(np.load(text, allow_pickle=False))
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, OSError) as error:
+        raise CannotCheckError(
+            compose(
+                "--inputs",
+                "takes arrays by dtype and shape, files of NumPy, and Python literals.",
+                got=f"{text} ({type(error).__name__}: {error})",
+                fix="--inputs 'float32[8,4]' --inputs 'int32[8]<100' --inputs batch.npy --inputs True",
+            )
+        ) from None
+
+
+def _array(dtype: str, shape: str, high: str | None) -> Any:
+    kind = jnp.dtype(dtype)
+    sizes = tuple(int(size) for size in shape.split(",") if size.strip())
+    random = np.random.default_rng(0)
+    if jnp.issubdtype(kind, jnp.floating):
+        return jnp.asarray(random.normal(size=sizes), kind)
+    return jnp.asarray(random.integers(0, int(high or 2), size=sizes), kind)

@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The matrix: every way to run a model that must come to what plain calls come to, in each of the four modes.
+
+A transformation runs `call(model, batch)` once per batch and leaves the model as the calls left it. It is written
+twice: for NNX's transformations, which take the model itself, and for JAX's own, which take the state that `nnx.split`
+gives. Both are the recommended way of writing it; what is under test is the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tallax.checking._program import Batch
+from tallax.differentiation import value_and_grad
+
+Outputs: TypeAlias = list[tuple[jax.Array, ...]]
+Call: TypeAlias = Callable[[Any, Batch], tuple[jax.Array, ...]]
+Run: TypeAlias = "Callable[[Call, Any, Sequence[Batch]], Outputs | None]"
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One of the ways to hand a model to a transformation.
+
+    Attributes:
+        name: how reports call it.
+        graph: Flax's graph mode; off is tree mode.
+        updates: whether graph mode propagates structural changes.
+        is_raw: whether it uses JAX's own transformations on `nnx.split` state.
+    """
+
+    name: str
+    graph: bool = True
+    updates: bool = True
+    is_raw: bool = False
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Makes it the mode of every `nnx` transformation within the block."""
+        with nnx.set_graph_mode(self.graph), nnx.set_graph_updates(self.updates):
+            yield
+
+
+GRAPH = Mode("graph")
+NO_UPDATES = Mode("graph_updates=False", updates=False)
+TREE = Mode("tree", graph=False, updates=False)
+RAW = Mode("split/merge", is_raw=True)
+MODES = (GRAPH, NO_UPDATES, TREE, RAW)
+
+
+@dataclass(frozen=True)
+class Transformation:
+    """A way to run a model once per batch.
+
+    Attributes:
+        name: how reports call it.
+        nnx: how it is written with NNX; None where it has no such form.
+        raw: how it is written with JAX on the state of a split model; None where it has no such form.
+        modes: those of the modes in which Flax offers it.
+        executes: whether the calls are executed; otherwise the model must be left as it was.
+        differentiates: whether it needs parameters.
+        donates: whether it gives the model's arrays away, so that no two Variables may hold the same one.
+    """
+
+    name: str
+    nnx: Run | None = None
+    raw: Run | None = None
+    modes: tuple[Mode, ...] = MODES
+    executes: bool = True
+    differentiates: bool = False
+    donates: bool = False
+
+    def run_in(self, mode: Mode) -> Run | None:
+        """Returns the form of it that a mode uses, or None."""
+        return (self.raw if mode.is_raw else self.nnx) if mode in self.modes else None
+
+
+def loss_of(outputs: Sequence[jax.Array]) -> jax.Array:
+    """Returns a float32 that depends on every float in `outputs`, differently on each entry."""
+    loss = jnp.zeros((), jnp.float32)
+    for output in outputs:
+        if jnp.issubdtype(output.dtype, jnp.floating):
+            weights = jnp.cos(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape)
+            loss += (output.astype(jnp.float32) * weights).sum()
+    return loss
+
+
+# --- NNX --------------------------------------------------------------------------------------------------------------
+
+
+def _each(step: Callable[..., Any], model: Any, batches: Sequence[Batch]) -> Outputs:
+    return [jax.block_until_ready(step(model, batch)) for batch in batches]
+
+
+def _plain(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+    return _each(call, model, batches)
+
+
+def _jit(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+    return _each(nnx.jit(call), model, batches)
+
+
+def _jit_donated(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+    return _each(nnx.jit(call, donate_argnums=0), model, batches)
+
+
+def _jit_partial(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+    step = nnx.jit_partial(call, model)
+    return [jax.block_until_ready(step(batch)) for batch in batches]
+
+
+def _cached_partial(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+    step = nnx.cached_partial(nnx.jit(call), model)
+    return [jax.block_until_ready(step(batch)) for batch in batches]
+
+
+def _remat(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+    return _each(nnx.jit(nnx.remat(call)), model, batches)
+
+
+def _nnx_value_and_grad(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+    return _each(nnx.jit(_differentiated(call, nnx.value_and_grad)), model, batches)
+
+
+def _value_and_grad(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+    return _each(nnx.jit(_differentiated(call, value_and_grad)), model, batches)
+
+
+def _grad_of_remat(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+    return _each(nnx.jit(_differentiated(nnx.remat(call), value_and_grad)), model, batches)
+
+
+def _differentiated(call: Call, differentiate: Callable[..., Any]) -> Call:
+    def loss(model: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        outputs = call(model, batch)
+        return loss_of(outputs), outputs
+
+    def step(model: Any, batch: Batch) -> tuple[jax.Array, ...]:
+        (_, outputs), _ = differentiate(loss, has_aux=True)(model, batch)
+        return outputs
+
+    return step
+
+
+def _scan(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+    def body(model: Any, batch: Batch) -> tuple[Any, tuple[jax.Array, ...]]:
+        return model, call(model, batch)
+
+    scan = nnx.scan(body, in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0), length=len(batches))
+    _, outputs = scan(model, stacked(batches))
+    return unstacked(outputs, len(batches))
+
+
+def _training_scan(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+    def body(model: Any, batch: Batch) -> tuple[Any, tuple[jax.Array, ...]]:
+        return model, _differentiated(nnx.remat(call), value_and_grad)(model, batch)
+
+    scan = nnx.scan(body, in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0), length=len(batches))
+
+    def epoch(model: Any, batches: Batch) -> tuple[jax.Array, ...]:
+        return scan(model, batches)[1]
+
+    return unstacked(nnx.jit(epoch)(model, stacked(batches)), len(batches))
+
+
+def _while_loop(call: Call, model: Any, batches: Sequence[Batch]) -> None:
+    def body(carry: Any) -> Any:
+        k, model, batches = carry
+        call(model, at(batches, k))
+        return k + 1, model, batches
+
+    nnx.while_loop(lambda carry: carry[0] < len(batches), body, (jnp.int32(0), model, stacked(batches)))
+
+
+def _fori_loop(call: Call, model: Any, batches: Sequence[Batch]) -> None:
+    def body(k: Any, carry: Any) -> Any:
+        model, batches = carry
+        call(model, at(batches, k))
+        return model, batches
+
+    nnx.fori_loop(0, len(batches), body, (model, stacked(batches)))
+
+
+def _cond(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+    return _each(nnx.jit(_branch(call, is_taken=True)), model, batches)
+
+
+def _cond_not_taken(call: Call, model: Any, batches: Sequence[Batch]) -> None:
+    _each(nnx.jit(_branch(call, is_taken=False)), model, batches)
+
+
+def _branch(call: Call, *, is_taken: bool) -> Call:
+    def step(model: Any, batch: Batch) -> tuple[jax.Array, ...]:
+        return nnx.cond(is_taken, call, _skipping(call, model, batch), model, batch)
+
+    return step
+
+
+def _switch(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+    def step(model: Any, batch: Batch, choice: jax.Array) -> tuple[jax.Array, ...]:
+        skip = _skipping(call, model, batch)
+        return nnx.switch(choice, [skip, call, skip], model, batch)
+
+    compiled = nnx.jit(step)
+    return _each(lambda model, batch: compiled(model, batch, jnp.int32(1)), model, batches)
+
+
+def _eval_shape(call: Call, model: Any, batches: Sequence[Batch]) -> None:
+    for batch in batches:
+        nnx.eval_shape(call, model, batch)
+
+
+# --- JAX, on the state of a split model -------------------------------------------------------------------------------
+
+Pure: TypeAlias = "Callable[[Any, Batch], tuple[tuple[jax.Array, ...], Any]]"
+
+
+def _on_state(loop: Callable[[Pure, Any, Sequence[Batch]], tuple[Outputs | None, Any]]) -> Run:
+    """Returns a `Run` from a loop over a pure function `(state, batch) -> (outputs, state)`."""
+
+    def run(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs | None:
+        graphdef, state = nnx.split(model)
+
+        def pure(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
+            model = nnx.merge(graphdef, state, copy=True)
+            outputs = call(model, batch)
+            return outputs, nnx.state(model)
+
+        outputs, state = loop(pure, state, batches)
+        nnx.update(model, jax.block_until_ready(state))
+        return outputs
+
+    return run
+
+
+def _stepwise(transform: Callable[[Pure], Any]) -> Run:
+    def loop(pure: Pure, state: Any, batches: Sequence[Batch]) -> tuple[Outputs, Any]:
+        step, outputs = transform(pure), []
+        for batch in batches:
+            output, state = jax.block_until_ready(step(state, batch))
+            outputs.append(output)
+        return outputs, state
+
+    return _on_state(loop)
+
+
+def _raw_value_and_grad(pure: Pure) -> Pure:
+    def step(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
+        params, rest = nnx.split_state(state, nnx.Param, ...)
+
+        def loss(params: Any) -> tuple[jax.Array, tuple[tuple[jax.Array, ...], Any]]:
+            outputs, state = pure(nnx.merge_state(params, rest), batch)
+            return loss_of(outputs), (outputs, state)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)[0][1]
+
+    return jax.jit(step)
+
+
+def _raw_scan(pure: Pure, state: Any, batches: Sequence[Batch]) -> tuple[Outputs, Any]:
+    def body(state: Any, batch: Batch) -> tuple[Any, tuple[jax.Array, ...]]:
+        outputs, state = pure(state, batch)
+        return state, outputs
+
+    state, outputs = jax.lax.scan(body, state, stacked(batches), length=len(batches))
+    return unstacked(outputs, len(batches)), state
+
+
+def _raw_while_loop(pure: Pure, state: Any, batches: Sequence[Batch]) -> tuple[None, Any]:
+    xs = stacked(batches)
+    start = (jnp.int32(0), state)
+    _, state = jax.lax.while_loop(
+        lambda carry: carry[0] < len(batches), lambda carry: (carry[0] + 1, pure(carry[1], at(xs, carry[0]))[1]), start
+    )
+    return None, state
+
+
+def _raw_fori_loop(pure: Pure, state: Any, batches: Sequence[Batch]) -> tuple[None, Any]:
+    xs = stacked(batches)
+    return None, jax.lax.fori_loop(0, len(batches), lambda k, state: pure(state, at(xs, k))[1], state)
+
+
+def _raw_branch(is_taken: bool) -> Callable[[Pure], Pure]:
+    def transform(pure: Pure) -> Pure:
+        def step(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
+            outputs = jax.eval_shape(pure, state, batch)[0]
+            return jax.lax.cond(is_taken, pure, lambda state, batch: (_zeros(outputs), state), state, batch)
+
+        return jax.jit(step)
+
+    return transform
+
+
+def _raw_switch(pure: Pure) -> Pure:
+    def step(choice: jax.Array, state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
+        def skip(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
+            return _zeros(outputs), state
+
+        outputs = jax.eval_shape(pure, state, batch)[0]
+        return jax.lax.switch(choice, [skip, pure, skip], state, batch)
+
+    compiled = jax.jit(step)
+    return lambda state, batch: compiled(jnp.int32(1), state, batch)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def stacked(batches: Sequence[Batch]) -> Batch:
+    """Returns one batch with a leading axis over the calls."""
+    return tuple(jnp.stack(arrays) for arrays in zip(*batches, strict=True))
+
+
+def unstacked(outputs: tuple[jax.Array, ...], count: int) -> Outputs:
+    """Returns the outputs of each call."""
+    return [tuple(output[k] for output in outputs) for k in range(count)]
+
+
+def at(batches: Batch, k: Any) -> Batch:
+    """Returns the k-th batch of stacked ones, where k is traced."""
+    return tuple(jax.lax.dynamic_index_in_dim(x, k, keepdims=False) for x in batches)
+
+
+def _skipping(call: Call, model: Any, batch: Batch) -> Call:
+    """Returns the branch that does nothing, and gives zeros of the types that `call` gives."""
+    outputs = nnx.eval_shape(call, model, batch)
+    return lambda model, batch: _zeros(outputs)
+
+
+def _zeros(outputs: Any) -> tuple[jax.Array, ...]:
+    return tuple(jnp.zeros(output.shape, output.dtype) for output in outputs)
+
+
+TRANSFORMATIONS = (
+    Transformation("plain calls", _plain, modes=(GRAPH, NO_UPDATES, TREE)),
+    Transformation("jit", _jit, _stepwise(jax.jit)),
+    Transformation("jit, donated", _jit_donated, _stepwise(lambda pure: jax.jit(pure, donate_argnums=0)), donates=True),
+    Transformation("jit_partial", _jit_partial, modes=(NO_UPDATES, TREE)),
+    Transformation("cached_partial", _cached_partial, modes=(GRAPH,)),
+    Transformation("nnx.value_and_grad", _nnx_value_and_grad, modes=(GRAPH,), differentiates=True),
+    Transformation("value_and_grad", _value_and_grad, _stepwise(_raw_value_and_grad), differentiates=True),
+    Transformation("remat", _remat, _stepwise(lambda pure: jax.jit(jax.checkpoint(pure)))),
+    Transformation(
+        "grad of remat",
+        _grad_of_remat,
+        _stepwise(lambda pure: _raw_value_and_grad(jax.checkpoint(pure))),
+        differentiates=True,
+    ),
+    Transformation("scan", _scan, _on_state(_raw_scan)),
+    Transformation("scan of grad of remat", _training_scan, modes=(GRAPH, NO_UPDATES, TREE), differentiates=True),
+    Transformation("while_loop", _while_loop, _on_state(_raw_while_loop)),
+    Transformation("fori_loop", _fori_loop, _on_state(_raw_fori_loop)),
+    Transformation("cond", _cond, _stepwise(_raw_branch(True))),
+    Transformation("cond, not taken", _cond_not_taken, _stepwise(_raw_branch(False)), executes=False),
+    Transformation("switch", _switch, _stepwise(_raw_switch)),
+    Transformation("eval_shape", _eval_shape, modes=(GRAPH, NO_UPDATES, TREE), executes=False),
+)

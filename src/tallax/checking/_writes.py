@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who writes what: the writes to a model's Variables while it runs, and those that went to a copy and never arrived.
+
+A raw `jax.*` transformation hands the function a copy of every Variable. What is written to the copy is gone when the
+function returns, and nothing in the model tells: the value is simply as it was. So the writes themselves are watched.
+Each Variable carries its path in its metadata, which copies inherit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from flax import nnx
+
+from tallax.checking._sources import users_line
+from tallax.checking._state import variables_of
+
+_TAG = "tallax_statecheck_path"
+
+
+@dataclass
+class Writes:
+    """What was seen.
+
+    Attributes:
+        own: paths of the model's own Variables that were written, with the place in the source.
+        copies: the same for copies of them.
+        lost: of those, the ones whose own Variable was left as it was.
+    """
+
+    own: dict[str, str] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def watched(model: Any) -> Iterator[Writes]:
+    """Watches the writes to a model's Variables, and to their copies, within the block.
+
+    At its end, `lost` has the paths where a copy was written while the model's own Variable was left holding the very
+    array it held before.
+    """
+    variables = variables_of(model)
+    before = {path: variable.get_raw_value() for path, variable in variables.items()}
+    for path, variable in variables.items():
+        variable.set_metadata(_TAG, path)
+    writes = Writes()
+
+    def noting(method: Any) -> Any:
+        def write(variable: nnx.Variable[Any], *args: Any, **kwargs: Any) -> Any:
+            path = variable.get_metadata(_TAG) if variable.has_metadata(_TAG) else None
+            if path is not None:
+                kind = writes.own if variable is variables.get(path) else writes.copies
+                kind.setdefault(path, users_line(sys._getframe(1)))
+            return method(variable, *args, **kwargs)
+
+        return write
+
+    # Every write goes through one of the two, which are public; a class that overrides them calls these.
+    methods = {name: getattr(nnx.Variable, name) for name in ("set_value", "set_raw_value")}
+    try:
+        for name, method in methods.items():
+            setattr(nnx.Variable, name, noting(method))
+        yield writes
+    finally:
+        for name, method in methods.items():
+            setattr(nnx.Variable, name, method)
+        for variable in variables.values():
+            if variable.has_metadata(_TAG):
+                variable.del_metadata(_TAG)
+    now = variables_of(model)
+    for path, place in writes.copies.items():
+        if path in now and path in before and now[path].get_raw_value() is before[path] and path not in writes.own:
+            writes.lost[path] = place

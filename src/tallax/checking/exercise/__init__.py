@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exercise: the file to start from, and a worked solution."""

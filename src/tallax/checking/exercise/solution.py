@@ -1,0 +1,25 @@
+"""The exercise, worked, in plain Flax NNX."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class StepCounter(nnx.Module):
+    """Counts how often it is called; its count is state, but nothing that is trained."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        rngs.params()
+        self.step = nnx.Variable(jnp.zeros((), jnp.int32))  # no nnx.Param: an optimizer would train it
+
+    def __call__(self) -> jax.Array:
+        self.step[...] += 1  # writes into the Variable; `self.step = ...` would replace it
+        return self.step[...]
+
+
+def counter_after_n_calls(seed: int, n_calls: int) -> jax.Array:
+    """Returns the integer array [counter, n_calls]: a new counter's value after n_calls calls, and n_calls."""
+    counter = StepCounter(nnx.Rngs(int(seed)))
+    for _ in range(int(n_calls)):
+        counter()
+    return jnp.array([counter.step[...], int(n_calls)])
