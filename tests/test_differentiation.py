@@ -55,6 +55,11 @@ def loss_fn(model, x):
     return (model(x) ** 2).mean()
 
 
+def reference_mode(mode):
+    """Returns how the program to compare with is compiled, so that XLA rounds both alike."""
+    return _eager if mode.startswith("eager") else nnx.jit
+
+
 def arrays(tree):
     """Returns every array of a tree on the host, random keys as their data."""
     leaves = jax.tree.leaves(nnx.as_pure(tree))
@@ -75,24 +80,28 @@ def assert_same(left, right):
 # --- The gradients are Flax's, in every mode --------------------------------------------------------------------------
 
 
+def trained(differentiate, compiled):
+    """Returns the losses and gradients of three steps, and the state after them."""
+    model = Net()
+    both = nnx.Dict(model=model, optimizer=nnx.Optimizer(model, optax.sgd(0.1, momentum=0.9), wrt=nnx.Param))
+
+    def step(both, x):
+        loss, grads = differentiate(loss_fn)(both.model, x)
+        with jax.numpy_dtype_promotion("standard"):  # optax itself mixes dtypes
+            both.optimizer.update(both.model, grads)
+        return loss, grads
+
+    step = compiled(step)
+    return [step(both, batch(k)) for k in range(3)], nnx.state(both)
+
+
+trained_by_flax = functools.cache(functools.partial(trained, in_graph_mode))
+
+
 @everywhere
 def test_three_steps_of_training_are_those_of_flax(mode):
     """Losses, gradients, parameters and all other state are those of Flax's graph mode, to the bit."""
-
-    def trained(differentiate, compiled):
-        model = Net()
-        both = nnx.Dict(model=model, optimizer=nnx.Optimizer(model, optax.adam(0.1), wrt=nnx.Param))
-
-        def step(both, x):
-            loss, grads = differentiate(loss_fn)(both.model, x)
-            with jax.numpy_dtype_promotion("standard"):  # optax itself mixes dtypes
-                both.optimizer.update(both.model, grads)
-            return loss, grads
-
-        step = compiled(step)
-        return [step(both, batch(k)) for k in range(3)], nnx.state(both)
-
-    expected = trained(in_graph_mode, _eager if mode.startswith("eager") else nnx.jit)
+    expected = trained_by_flax(reference_mode(mode))
     got = trained(tallax.value_and_grad, EVERYWHERE[mode])
     assert_same(got, expected)
     assert type(got[0][0][1]) is nnx.State
@@ -141,25 +150,27 @@ FILTERS = {
 }
 
 
+class Floats(nnx.Module):
+    def __init__(self):
+        self.first, self.second = (nnx.Linear(3, 3, rngs=nnx.Rngs(k)) for k in range(2))
+        self.norm = nnx.BatchNorm(3, rngs=nnx.Rngs(0), use_running_average=True)
+
+    def __call__(self, x):
+        return self.second(self.norm(self.first(x)))
+
+
+@functools.cache
+def filtered_by_flax(name, compiled):
+    return compiled(in_graph_mode(loss_fn, argnums=nnx.DiffState(0, FILTERS[name])))(Floats(), batch())
+
+
 @everywhere
-@pytest.mark.parametrize("wrt", FILTERS.values(), ids=FILTERS)
-def test_any_filter(wrt, mode):
+@pytest.mark.parametrize("name", FILTERS)
+def test_any_filter(name, mode):
     """What a filter matches, and nothing else, has a gradient: Flax's own for a DiffState in graph mode."""
-
-    class Floats(nnx.Module):
-        def __init__(self):
-            self.first, self.second = (nnx.Linear(3, 3, rngs=nnx.Rngs(k)) for k in range(2))
-            self.norm = nnx.BatchNorm(3, rngs=nnx.Rngs(0), use_running_average=True)
-
-    def loss(model, x):
-        return (model.second(model.norm(model.first(x))) ** 2).mean()
-
-    argnums = nnx.DiffState(0, wrt)
-    compiled = _eager if mode.startswith("eager") else nnx.jit
-    expected = compiled(in_graph_mode(loss, argnums=argnums))(Floats(), batch())
-    model = Floats()
-    got = EVERYWHERE[mode](tallax.value_and_grad(loss, wrt=wrt))(model, batch())
-    assert_same(got, expected)
+    model, wrt = Floats(), FILTERS[name]
+    got = EVERYWHERE[mode](tallax.value_and_grad(loss_fn, wrt=wrt))(model, batch())
+    assert_same(got, filtered_by_flax(name, reference_mode(mode)))
     assert set(nnx.to_flat_state(got[1]).paths) == set(nnx.to_flat_state(nnx.state(model, wrt)).paths)
     assert 1 <= len(jax.tree.leaves(got[1])) <= 8
 
@@ -270,7 +281,7 @@ def test_what_is_shared_is_there_once(mode):
         return loss_fn(left.a, x) + 3 * loss_fn(right.b, x)
 
     expected_model, model = Shared(), Shared()
-    compiled = _eager if mode.startswith("eager") else nnx.jit
+    compiled = reference_mode(mode)
     expected = compiled(lambda m, x: in_graph_mode(loss, argnums=(0, 1))(m, m, x))(expected_model, batch())
     run = EVERYWHERE[mode](lambda m, x: tallax.value_and_grad(loss, argnums=(1, 0))(m, m, x))
     value, (second, first) = run(model, batch())
@@ -379,7 +390,7 @@ def test_changes_of_structure_come_back(mode):
             self.alias = self.second
             return super().__call__(x)
 
-    compiled = _eager if mode.startswith("eager") else nnx.jit
+    compiled = reference_mode(mode)
     expected, model = Changing(), Changing()
     first, second = model.first, model.second
     for k in range(2):
@@ -416,29 +427,35 @@ def test_sown_values_come_back():
     assert grads["layer"]["kernel"][...].any()
 
 
+class Normed(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.spectral = nnx.SpectralNorm(nnx.Linear(3, 4, rngs=rngs), rngs=rngs)
+        self.weight = nnx.WeightNorm(nnx.Linear(4, 2, rngs=rngs), use_scale=False, rngs=rngs)
+
+    def __call__(self, x):
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # Flax's own layers need it
+            return self.weight(self.spectral(x))
+
+
+def normed(differentiate, compiled):
+    """Returns the losses and gradients of two calls, and the model after them."""
+    model, run = Normed(), compiled(differentiate(loss_fn))
+    return [run(model, batch(k)) for k in range(2)], model
+
+
+normed_by_flax = functools.cache(functools.partial(normed, in_graph_mode))
+
+
 @everywhere
 def test_parameters_that_the_forward_pass_writes(mode):
     """SpectralNorm and WeightNorm write parameters: as in Flax's graph mode, the caller has what was written."""
-
-    class Normed(nnx.Module):
-        def __init__(self):
-            rngs = nnx.Rngs(0)
-            self.spectral = nnx.SpectralNorm(nnx.Linear(3, 4, rngs=rngs), rngs=rngs)
-            self.weight = nnx.WeightNorm(nnx.Linear(4, 2, rngs=rngs), use_scale=False, rngs=rngs)
-
-        def __call__(self, x):
-            return self.weight(self.spectral(x))
-
-    compiled = _eager if mode.startswith("eager") else nnx.jit
-    expected, model = Normed(), Normed()
-    start = np.asarray(model.weight.layer_instance.kernel[...])
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # Flax's own layers need it
-        for k in range(2):
-            value = compiled(in_graph_mode(loss_fn))(expected, batch(k))
-            assert_same(EVERYWHERE[mode](tallax.value_and_grad(loss_fn))(model, batch(k)), value)
-            assert_same(nnx.state(model), nnx.state(expected))
+    got, model = normed(tallax.value_and_grad, EVERYWHERE[mode])
+    expected, expected_model = normed_by_flax(reference_mode(mode))
+    assert_same(got, expected)
+    assert_same(nnx.state(model), nnx.state(expected_model))
     kernel = np.asarray(model.weight.layer_instance.kernel[...])  # a value, not a tracer that leaked
-    assert not np.allclose(kernel, start)
+    assert not np.allclose(kernel, Normed().weight.layer_instance.kernel[...])
     np.testing.assert_allclose((kernel**2).sum(0), 1, rtol=1e-5)
 
 
@@ -501,22 +518,26 @@ INSIDE = {
 }
 
 
+def inside_loss(differentiate, name, compiled):
+    """Returns the loss and the gradients by a transformed forward pass, and the model after it."""
+    model = Net()
+    run = compiled(differentiate(lambda model, x: (INSIDE[name](model, x) ** 2).mean()))
+    return run(model, batch()), model
+
+
+inside_loss_by_flax = functools.cache(functools.partial(inside_loss, in_graph_mode))
+
+
 @pytest.mark.parametrize("mode", ["eager", "graph", "tree"])
-@pytest.mark.parametrize("inside", INSIDE)
-def test_transformations_within_the_loss(inside, mode):
+@pytest.mark.parametrize("name", INSIDE)
+def test_transformations_within_the_loss(name, mode):
     """State is counted once per execution, and gradients are Flax's, if the forward pass itself is transformed."""
-    compiled = _eager if mode == "eager" else nnx.jit
-    expected, model = Net(), Net()
-
-    def loss(model, x):
-        return (INSIDE[inside](model, x) ** 2).mean()
-
-    value = compiled(in_graph_mode(loss))(expected, batch())
+    expected, expected_model = inside_loss_by_flax(name, reference_mode(mode))
     with nnx.set_graph_mode(mode != "tree"):
-        got = compiled(tallax.value_and_grad(loss))(model, batch())
-    assert_same(got, value)
-    assert_same(nnx.state(model), nnx.state(expected))
-    assert int(model.step.step) == (8 if inside == "scan" else 1)
+        got, model = inside_loss(tallax.value_and_grad, name, nnx.jit if mode == "tree" else EVERYWHERE[mode])
+    assert_same(got, expected)
+    assert_same(nnx.state(model), nnx.state(expected_model))
+    assert int(model.step.step) == (8 if name == "scan" else 1)
 
 
 @everywhere
@@ -551,26 +572,19 @@ def test_training_in_a_scan(mode):
         loss, grads = tallax.value_and_grad(loss_fn)(both.model, x)
         with jax.numpy_dtype_promotion("standard"):
             both.optimizer.update(both.model, grads)
-        return loss
-
-    def make():
-        model = Net()
-        return nnx.Dict(model=model, optimizer=nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param))
+        return both, loss
 
     def run(both, xs):
-        def body(both, x):
-            return both, step(both, x)
+        return nnx.scan(step, in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))(both, xs)[1]
 
-        return nnx.scan(body, in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))(both, xs)[1]
-
-    both, alone = make(), make()
-    xs = jnp.stack([batch(k) for k in range(3)])
+    model = Net()
+    both = nnx.Dict(model=model, optimizer=nnx.Optimizer(model, optax.sgd(0.1, momentum=0.9), wrt=nnx.Param))
     with nnx.set_graph_mode(mode not in ("eager-tree", "tree")):
-        losses = EVERYWHERE[mode](run)(both, xs)
-    one = nnx.jit(step)
-    np.testing.assert_allclose(losses, [one(alone, x) for x in xs], rtol=1e-4)
+        losses = EVERYWHERE[mode](run)(both, jnp.stack([batch(k) for k in range(3)]))
+    steps, state = trained_by_flax(nnx.jit)
+    np.testing.assert_allclose(losses, [loss for loss, _ in steps], rtol=1e-4)
     assert int(both.model.step.step) == 3
-    for a, b in zip(arrays(nnx.state(both)), arrays(nnx.state(alone)), strict=True):
+    for a, b in zip(arrays(nnx.state(both)), arrays(state), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
@@ -621,6 +635,7 @@ def test_shards_of_a_batch():
     assert int(model.item) == int(alone.item) == int((x > 0).sum())
 
 
+jitted_by_flax = nnx.jit(in_graph_mode(loss_fn))
 HELD = {
     "donated": lambda f, model: functools.partial(nnx.jit(f, donate_argnums=0), model),
     "donated-tree": lambda f, model: functools.partial(nnx.jit(f, donate_argnums=0, graph=False), model),
@@ -634,7 +649,6 @@ def test_steps_that_hold_a_model(held):
     """A step that donates its model, or that Flax keeps flat between calls, is as any other."""
     model, alone = Net(), Net()
     step = held(tallax.value_and_grad(loss_fn), model)
-    reference = nnx.jit(in_graph_mode(loss_fn))
     for k in range(3):
-        assert_same(step(batch(k)), reference(alone, batch(k)))
+        assert_same(step(batch(k)), jitted_by_flax(alone, batch(k)))
     assert_same(nnx.state(model), nnx.state(alone))
