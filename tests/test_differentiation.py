@@ -113,30 +113,34 @@ def test_three_steps_of_training_are_those_of_flax(mode):
 @everywhere
 @every_item
 def test_an_item_is_threaded_and_has_no_gradient(item, mode):
-    """Only the layer has gradients; the item is, to the bit, as without differentiation, and so also with `grad`."""
-    model, other, alone = Model(item.make), Model(item.make), Model(item.make)
+    """Only the layer has gradients; the item is, to the bit, as without differentiation."""
+    model, alone = Model(item.make), Model(item.make)
 
     def loss(model, x):
         item.touch(model, x)
-        return model(x).sum(), model.item
+        return model(x).sum()
 
-    def value(model, x):
-        (_, same), grads = tallax.value_and_grad(loss, has_aux=True)(model, x)
-        assert same is model.item
-        return grads
-
-    compiled, compiled_grad = (
-        EVERYWHERE[mode](value),
-        EVERYWHERE[mode](lambda m, x: tallax.grad(loss, has_aux=True)(m, x)[0]),
-    )
+    run = EVERYWHERE[mode](tallax.grad(loss))
     for k in range(2):
-        grads = compiled(model, batch(k))
-        assert_same(compiled_grad(other, batch(k)), grads)
+        grads = run(model, batch(k))
         item.touch(alone, batch(k))
         assert set(grads) == {"layer"}
         np.testing.assert_allclose(grads["layer"]["kernel"][...], np.repeat(batch(k).sum(0)[:, None], 2, 1), rtol=1e-5)
     assert_same_state(model.item, alone.item)
-    assert_same_state(other.item, alone.item)
+
+
+def test_grad_is_value_and_grad_without_the_value():
+    """Gradients and aux are those of value_and_grad, and state is threaded alike."""
+    model, other = Net(), Net()
+
+    def loss(model, x):
+        return loss_fn(model, x), x.sum()
+
+    (value, aux), grads = tallax.value_and_grad(loss, has_aux=True)(model, batch())
+    assert_same(tallax.grad(loss, has_aux=True)(other, batch()), (grads, aux))
+    assert_same(nnx.state(model), nnx.state(other))
+    assert_same(tallax.grad(loss_fn)(Net(), batch()), grads)
+    assert_same(tallax.value_and_grad(loss_fn)(Net(), batch()), (value, grads))
 
 
 FILTERS = {
