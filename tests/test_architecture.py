@@ -17,7 +17,7 @@ LAYERS = [
     {"_limbs"},
     {"_replicas"},
     {"_variables", "_module"},
-    {"counters", "schedules", "statistics"},
+    {"counters", "schedules", "statistics", "_differentiable"},
     {"differentiation"},
     {"optimizers"},
     {"checking"},
@@ -72,7 +72,7 @@ def test_no_internals(path):
 def test_the_surface():
     """Every public name has a docstring, and is one of these."""
     names = {name for name in vars(tallax) if not name.startswith("_")}
-    submodules = {"checking", "cli", "counters", "optimizers", "schedules", "statistics"}
+    submodules = {"checking", "cli", "counters", "differentiation", "optimizers", "schedules", "statistics"}
     assert names - submodules == {
         "Buffer",
         "CannotCheckError",
@@ -94,8 +94,10 @@ def test_the_surface():
         "clip_by_global_norm",
         "clip_counts",
         "counter_after_n_calls",
+        "grad",
         "scheduled",
         "statecheck",
+        "value_and_grad",
     }
     public = [getattr(tallax, name) for name in names - submodules] + [
         getattr(tallax.statistics, name) for name in vars(tallax.statistics) if not name.startswith("_")

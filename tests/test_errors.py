@@ -58,6 +58,26 @@ def replaced(model):
     expert.step = expert.step + 1
 
 
+def trained(model):
+    """Adds what has gradients to the model, for the errors of value_and_grad."""
+    model.layer = nnx.Dict(w=nnx.Param(jnp.ones(2)), mean=nnx.BatchStat(jnp.zeros(2)))
+    return model
+
+
+def differentiate(f=lambda model, x: model.layer.w[...].sum() * x, **options):
+    return lambda model: tallax.value_and_grad(f, **options)(trained(model), jnp.float32(2.0))
+
+
+def captured_as_an_argument(model):
+    trained(model)
+    nnx.jit(lambda x: tallax.value_and_grad(lambda model, x: x)(model, x))(jnp.float32(2.0))
+
+
+def with_a_ref(model):
+    model.layer = nnx.Dict(w=nnx.Param(jnp.ones(2), ref=True))
+    tallax.value_and_grad(lambda model: model.layer.w[...].sum())(model)
+
+
 CASES = {
     "increment-negative": (
         lambda model: model.experts[1].step.increment(-1),
@@ -416,6 +436,142 @@ n_calls: a number of calls is not negative.
 seed: takes an integer, or a float that holds one.
   got:  float (inf)
   fix:  seed=5""",
+    ),
+    "grad-of-integers": (
+        differentiate(wrt=tallax.Counter),
+        tallax.InvalidTypeError,
+        """\
+model.experts[0].step: only floats can be differentiated.
+  got:  uint32[2] ([0, 0])
+  fix:  wrt=nnx.Param, or wrt=nnx.All(..., nnx.Not(Counter))""",
+    ),
+    "grad-of-an-integer-argument": (
+        lambda model: tallax.grad(lambda model, x: x["a"][1] * 2.0, argnums=1)(model, {"a": [1.0, 3]}),
+        tallax.InvalidTypeError,
+        """\
+argument 1, at a.1: only floats can be differentiated.
+  got:  int (3)
+  fix:  x.astype(jnp.float32), or argnums= without this argument""",
+    ),
+    "grad-of-nothing": (
+        differentiate(wrt=nnx.LoRAParam),
+        tallax.InvalidValueError,
+        """\
+model: holds nothing that wrt matches, so there is nothing to differentiate.
+  got:  Buffer, Counter, nnx.BatchStat, nnx.Param
+  fix:  wrt=nnx.Param""",
+    ),
+    "grad-of-no-parameters": (
+        lambda model: tallax.grad(lambda stats, x: x)(nnx.state(trained(model), nnx.BatchStat), 2.0),
+        tallax.InvalidValueError,
+        """\
+argument 0: holds nothing that wrt matches, so there is nothing to differentiate.
+  got:  nnx.BatchStat
+  fix:  wrt=nnx.BatchStat""",
+    ),
+    "grad-of-items": (
+        lambda model: tallax.grad(lambda model, x: x)(model, 2.0),
+        tallax.InvalidValueError,
+        """\
+model: holds nothing that wrt matches, so there is nothing to differentiate.
+  got:  Buffer, Counter
+  fix:  argnums= of the argument that holds the parameters""",
+    ),
+    "grad-of-no-state": (
+        lambda model: tallax.grad(lambda nothing, x: x)((), 2.0),
+        tallax.InvalidValueError,
+        """\
+argument 0: holds nothing that wrt matches, so there is nothing to differentiate.
+  got:  no state
+  fix:  argnums= of the argument that holds the parameters""",
+    ),
+    "loss-shape": (
+        differentiate(lambda model, x: model.layer.w[...]),
+        tallax.InvalidTypeError,
+        """\
+<lambda>: the loss is one real number.
+  got:  float32[2] (traced)
+  fix:  return loss.mean(), or another real scalar""",
+    ),
+    "loss-dtype": (
+        differentiate(lambda model, x: model.experts[0].step.value),
+        tallax.InvalidTypeError,
+        """\
+<lambda>: the loss is one real number.
+  got:  int32[] (0)
+  fix:  return loss.mean(), or another real scalar""",
+    ),
+    "loss-with-aux": (
+        differentiate(lambda model, x: (x, model)),
+        tallax.InvalidTypeError,
+        """\
+<lambda>: the loss is one real number.
+  got:  a tuple of 2
+  fix:  has_aux=True, for a function that returns (loss, aux)""",
+    ),
+    "loss-without-aux": (
+        differentiate(has_aux=True),
+        tallax.InvalidTypeError,
+        """\
+<lambda>: with has_aux=True, returns a pair.
+  got:  float32[] (traced)
+  fix:  return loss, aux; or has_aux=False""",
+    ),
+    "argnums-range": (
+        differentiate(argnums=(0, 2)),
+        tallax.InvalidValueError,
+        """\
+argnums: names a positional argument that the call does not have.
+  got:  0, 2, where 2 were given by position
+  fix:  f(model, x), where f(model=model, x=x) has none""",
+    ),
+    "argnums-twice": (
+        differentiate(argnums=(0, -2)),
+        tallax.InvalidValueError,
+        """\
+argnums: names each argument once.
+  got:  0, -2
+  fix:  argnums=(0, 1)""",
+    ),
+    "argnums-type": (
+        differentiate(argnums="model"),
+        tallax.InvalidTypeError,
+        """\
+argnums: takes an integer, or integers.
+  got:  str ('model')
+  fix:  argnums=0, argnums=(0, 1)""",
+    ),
+    "diff-state": (
+        differentiate(argnums=nnx.DiffState(0, nnx.BatchStat)),
+        tallax.InvalidTypeError,
+        """\
+value_and_grad: says what to differentiate by wrt= and argnums=, without nnx.DiffState.
+  got:  nnx.DiffState(0, nnx.BatchStat)
+  fix:  wrt=nnx.BatchStat, argnums=0""",
+    ),
+    "grad-of-a-method": (
+        lambda model: tallax.grad(model.rate.update)(jnp.ones(2)),
+        tallax.InvalidTypeError,
+        """\
+value_and_grad: takes a function that gets the model as an argument, or its state would be of another trace.
+  got:  update of a Rate
+  fix:  tallax.value_and_grad(Rate.update)(model, ...)""",
+    ),
+    "grad-of-a-captured-model": (
+        captured_as_an_argument,
+        tallax.TraceError,
+        """\
+model.layer.w: belongs to another trace than the call, so what the function writes to it would be lost.
+  got:  a model that a transformed function closes over, as an argument of value_and_grad
+  fix:  pass the model through each transformation in between, such as nnx.jit(step)(model, x)""",
+    ),
+    "grad-of-a-ref": (
+        with_a_ref,
+        tallax.InvalidTypeError,
+        """\
+model.layer.w: what the function writes to a Variable with ref=True would be lost.
+  got:  ref=True
+  fix:  a plain Variable: leave ref out, or nnx.with_vars(model, ref=False)""",
     ),
 }
 

@@ -18,6 +18,8 @@ from tallax._variables import Counter as Counter
 from tallax.checking import statecheck as statecheck
 from tallax.counters import StepCounter as StepCounter
 from tallax.counters import counter_after_n_calls as counter_after_n_calls
+from tallax.differentiation import grad as grad
+from tallax.differentiation import value_and_grad as value_and_grad
 from tallax.optimizers import ClipByGlobalNormState as ClipByGlobalNormState
 from tallax.optimizers import ClipCounts as ClipCounts
 from tallax.optimizers import clip_by_global_norm as clip_by_global_norm

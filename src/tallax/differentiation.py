@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`value_and_grad` and `grad`: gradients of parameters alone, while all other state goes its way, in every mode.
+
+`nnx.value_and_grad` does so in graph mode. Elsewhere it takes every leaf of a module for a parameter: integers raise,
+floats are differentiated, and an optimizer sees both. Here the mode does not matter, because the arguments are taken
+apart and put together by the public context managers that Flax's graph mode itself is made of: `nnx.split_context`
+and `nnx.merge_context`, within an `nnx.update_context`. They tell which inner object stands for which of the caller's,
+so that all a forward pass did to the former (values, new Variables, attributes, replaced layers) is done to the
+latter, shared ones once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+
+from tallax._differentiable import (
+    check_any,
+    check_floats,
+    check_threadable,
+    checked_argnums,
+    checked_loss,
+    checked_positions,
+    is_node,
+    refuse_bound,
+)
+
+_TAG = "tallax.value_and_grad"  # Flax keeps a stack of contexts for each tag, so calls may nest
+
+
+def value_and_grad(
+    f: Callable[..., Any], *, wrt: Any = nnx.Param, argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Callable[..., Any]:
+    """Returns a function that evaluates `f` and its gradient, and leaves all state as one call of `f` leaves it.
+
+    The forward pass runs once. State that `wrt` does not match is never differentiated and has no leaf in the
+    gradients. What `f` writes to any module among its arguments, differentiated or not, is written to the caller's
+    module: counters, batch statistics, random streams, sown values, Python attributes, and also parameters, as
+    `nnx.SpectralNorm` writes its own. If `f` raises, nothing is written.
+
+    Args:
+        f: `f(*args, **kwargs)` returns a real scalar loss, or `(loss, aux)`. What it changes has to be among its
+            arguments: a model that it closes over belongs to another trace.
+        wrt: the state to differentiate with respect to, as an `nnx` filter. Paths start at the argument, as they do in
+            `nnx.state(argument, wrt)`. Arrays that are in no module need no filter: they are differentiated.
+        argnums: the position or positions of the arguments to differentiate. Each may be a module, an `nnx.State`, an
+            array of floats, or a pytree of such; a negative one counts from the end.
+        has_aux: whether `f` returns a pair, whose second part is passed on.
+
+    Returns:
+        A function of the same arguments that returns `(loss, gradients)`, or `((loss, aux), gradients)`. The gradients
+        of a module are an `nnx.State` as `optimizer.update(model, gradients)` takes it; those of an array, an array;
+        those of several `argnums`, a tuple. State that two places share has one gradient, the total one, at the first
+        of the places.
+
+    Raises:
+        InvalidTypeError: `f` is a method of a module or a module itself, `argnums` holds no integers or an
+            `nnx.DiffState`, `wrt` matches state that is not of floats, or the loss is not a real scalar.
+        InvalidValueError: `wrt` matches nothing in an argument, or `argnums` names one that is not there, or one twice.
+        TraceError: an argument holds Variables of another trace.
+
+    Example:
+        >>> import jax.numpy as jnp, tallax
+        >>> from flax import nnx
+        >>> model = nnx.Dict(w=nnx.Param(jnp.float32(3.0)), calls=tallax.Counter())
+        >>> def loss(model, x):
+        ...     model.calls += 1
+        ...     return model.w[...] * x
+        >>> value, grads = tallax.value_and_grad(loss)(model, 2.0)
+        >>> float(value), float(grads["w"][...]), list(grads), int(model.calls)
+        (6.0, 2.0, ['w'], 1)
+    """
+    wanted = checked_argnums(argnums, wrt)
+    refuse_bound(f)
+
+    @functools.wraps(f)
+    def evaluate(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        positions = checked_positions(wanted, len(args))
+        with nnx.update_context(_TAG):
+            call = _Call(f, args, kwargs, positions, nnx.Any(wrt), has_aux=has_aux)
+            (loss, after), gradients = jax.value_and_grad(call, has_aux=True)(call.differentiated)
+            aux = call.write_back(after)
+        by_position = call.tree.unflatten(gradients)
+        found = tuple(by_position[position] for position in positions)
+        return (loss, aux) if has_aux else loss, found[0] if isinstance(argnums, int) else found
+
+    return evaluate
+
+
+def grad(
+    f: Callable[..., Any], *, wrt: Any = nnx.Param, argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Callable[..., Any]:
+    """Returns `value_and_grad` without the value: a function that returns the gradients, or `(gradients, aux)`.
+
+    Args:
+        f: as for `value_and_grad`.
+        wrt: as for `value_and_grad`.
+        argnums: as for `value_and_grad`.
+        has_aux: as for `value_and_grad`.
+
+    Raises:
+        InvalidTypeError: as for `value_and_grad`.
+        InvalidValueError: as for `value_and_grad`.
+        TraceError: as for `value_and_grad`.
+
+    Example:
+        >>> import tallax
+        >>> float(tallax.grad(lambda x: x**2)(3.0))
+        6.0
+    """
+    with_value = value_and_grad(f, wrt=wrt, argnums=argnums, has_aux=has_aux)
+
+    @functools.wraps(f)
+    def evaluate(*args: Any, **kwargs: Any) -> Any:
+        value, gradients = with_value(*args, **kwargs)
+        return (gradients, value[1]) if has_aux else gradients
+
+    return evaluate
+
+
+class _Call:
+    """One call: its arguments taken apart, the pure loss of what is differentiated, and the way back to the arguments.
+
+    Lives within one update context, which pairs the caller's objects with those that `f` gets.
+    """
+
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        positions: Sequence[int],
+        matches: Callable[[Any, Any], bool],
+        *,
+        has_aux: bool,
+    ):
+        self.f, self.has_aux = f, has_aux
+        # By position, whatever the order of argnums, so that what is shared has its gradient at the first position.
+        chosen = {position: args[position] for position in sorted(positions)}
+        others = {position: arg for position, arg in enumerate(args) if position not in chosen}
+        leaves, self.tree = jax.tree.flatten_with_path(chosen, is_leaf=lambda x: isinstance(x, nnx.State) or is_node(x))
+        with nnx.split_context(_TAG) as context:
+            # First, so that a Variable which another argument holds too is differentiated.
+            split = [_split(context, leaf, _under(path, matches)) for path, leaf in leaves]
+            self.others = _take_apart(context, (others, kwargs))
+        self.graphdefs, self.differentiated, self.rest = zip(*split, strict=True) if split else ((), (), ())
+        check_threadable((self.differentiated, self.rest, self.others))
+        for (path, _), part in zip(leaves, self.differentiated, strict=True):
+            check_floats(path, part)
+        for position, argument in chosen.items():
+            found = (
+                part for (path, _), part in zip(leaves, self.differentiated, strict=True) if path[0].key == position
+            )
+            if not any(jax.tree.leaves(part) for part in found):
+                check_any(position, argument, matches)
+
+    def __call__(self, differentiated: Sequence[Any]) -> tuple[Any, Any]:
+        """Returns the loss of what is differentiated, and beside it all that the caller's objects are to become."""
+        with nnx.merge_context(_TAG, True) as context:
+            parts = zip(self.graphdefs, differentiated, self.rest, strict=True)
+            leaves = [
+                part if graphdef is None else context.merge(graphdef, part, rest) for graphdef, part, rest in parts
+            ]
+            others, kwargs = _put_together(context, self.others)
+        arguments = self.tree.unflatten(leaves) | others
+        out = self.f(*(arguments[position] for position in range(len(arguments))), **kwargs)
+        loss, aux = checked_loss(self.f, out, has_aux=self.has_aux)
+        nodes = [x for x in jax.tree.leaves((leaves, others, kwargs), is_leaf=is_node) if is_node(x)]
+        with nnx.split_context(_TAG) as context:
+            return loss, _take_apart(context, (nodes, aux))
+
+    def write_back(self, after: tuple[Any, Any]) -> Any:
+        """Makes the caller's objects what the inner ones became, and returns aux, where they are themselves again."""
+        with nnx.merge_context(_TAG, False) as context:
+            _, aux = _put_together(context, after)
+        return aux
+
+
+def _split(context: nnx.SplitContext, leaf: Any, matches: Callable[[Any, Any], bool]) -> tuple[Any, ...]:
+    """Returns a graphdef, what is differentiated, and the rest, of a module, Variable or State; or only an array."""
+    if isinstance(leaf, nnx.State):  # its arrays are in no module, so they need not match
+        return context.split(leaf, nnx.Any(lambda _, x: not isinstance(x, nnx.Variable), matches), ...)
+    return context.split(leaf, matches, ...) if is_node(leaf) else (None, leaf, None)
+
+
+def _take_apart(context: nnx.SplitContext, tree: Any) -> Any:
+    def split(x: Any) -> Any:
+        return nnx.NodeStates.from_split(*context.split(x)) if is_node(x) else x
+
+    return jax.tree.map(split, tree, is_leaf=is_node)
+
+
+def _put_together(context: nnx.MergeContext, tree: Any) -> Any:
+    def merge(x: Any) -> Any:
+        return context.merge(x.graphdef, *x.states) if isinstance(x, nnx.NodeStates) else x
+
+    return jax.tree.map(merge, tree, is_leaf=lambda x: isinstance(x, nnx.NodeStates))
+
+
+def _under(jax_path: Sequence[Any], matches: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    """Returns the filter for one leaf of an argument, whose own path continues that of the leaf in the argument."""
+    names = ("key", "idx", "name")  # of a dict's, a sequence's and an object's children
+    start = tuple(next((getattr(key, n) for n in names if hasattr(key, n)), str(key)) for key in jax_path[1:])
+    return lambda path, x: matches((*start, *path), x)
