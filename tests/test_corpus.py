@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The corpus that judges `tallax.statecheck`: every module in it is made and runs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.corpus.case import RULES, build, run
+from tests.right_modules import RIGHT
+from tests.wrong_modules import ARGUABLE, WRONG
+
+CASES = WRONG | ARGUABLE | RIGHT
+
+
+@pytest.fixture(autouse=True)
+def _as_users_run_it():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def _found(node, path):
+    """Returns what a slash-joined path leads to; raises where it leads nowhere."""
+    for part in path.split("/"):
+        if isinstance(node, nnx.List):
+            node = node[int(part)]
+        elif isinstance(node, dict | nnx.State):
+            node = node[part]
+        else:
+            node = getattr(node, part)
+    return node
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CASES)
+def test_runs_eagerly_twice(name):
+    """Each is made, called twice, and has the attribute that is said to be at fault."""
+    case = CASES[name]
+    model = build(case)
+    first, second = run(case, model), run(case, model)
+    assert jax.tree.map(jnp.shape, first) == jax.tree.map(jnp.shape, second)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(second))
+    if getattr(case, "path", None):
+        _found(model, case.path)
+
+
+def test_the_corpus_is_whole():
+    """Every rule is broken by some module, and every module says why."""
+    assert not set(WRONG) & set(RIGHT)
+    assert set().union(*(case.rules for case in WRONG.values())) == RULES
+    assert all(case.why for case in (WRONG | ARGUABLE).values())
+    # These are named by no other rule of their own, so each rule is found for what it is.
+    alone = set().union(*(case.rules for case in WRONG.values() if len(case.rules) == 1))
+    assert alone >= RULES - {"counted-twice", "differs", "frozen-value", "raises"}
