@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strict numerics and eight CPU devices for every test; the examples in docstrings and README are tests too."""
+"""Strict numerics and eight CPU devices for every test; the examples in docstrings, README and docs are tests too."""
 
 import doctest
 import os
@@ -40,5 +40,10 @@ pytest_collect_file = (
         setup=_as_users_run_it,
         teardown=_strict_again,
     )
-    + Sybil(parsers=[PythonCodeBlockParser()], patterns=["README.md"], setup=_as_users_run_it, teardown=_strict_again)
+    + Sybil(
+        parsers=[PythonCodeBlockParser()],
+        patterns=["README.md", "docs/*.md"],
+        setup=_as_users_run_it,
+        teardown=_strict_again,
+    )
 ).pytest()

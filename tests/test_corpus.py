@@ -14,10 +14,7 @@ from tests.wrong_modules import ARGUABLE, WRONG
 CASES = WRONG | ARGUABLE | RIGHT
 
 
-@pytest.fixture(autouse=True)
-def _as_users_run_it():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 def _found(node, path):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`statecheck` and its report: what every transformation, mode and copy does to the state of anybody's module."""
 
+from tallax.checking._report import RULES as RULES
 from tallax.checking._report import Cell as Cell
 from tallax.checking._report import Finding as Finding
 from tallax.checking._report import Outcome as Outcome

@@ -33,12 +33,35 @@ class Cell:
     note: str = ""
 
 
+# Every rule, and what it says of the model. `tallax lint` calls the same faults by the same names.
+RULES = {
+    "not-reproducible": "a new model starts or does otherwise than the one before it",
+    "replaced-variable": "an attribute that held a Variable holds an array or a number after a call",
+    "python-counter": "a plain Python attribute changes from call to call",
+    "host-sync": "a value is read back to the host in the middle of a call",
+    "lost-update": "what a call writes is not there afterwards",
+    "counted-twice": "one call changes the state as several would",
+    "frozen-value": "what a call returns stays what it was at the first call",
+    "param-state": "a parameter that the model itself writes, that is no float, or that says trainable=False",
+    "eval-mode": "state changes after model.eval()",
+    "narrow-counter": "a count that sticks or wraps at the edge of its dtype",
+    "shared-variable": "one Variable under two names, which tree mode refuses",
+    "shared-array": "two Variables start with one array, which can't be donated twice",
+    "retrace": "the types of the state change from call to call, so that each call may compile anew",
+    "round-trip": "a copy or a checkpoint does not hold, or do, what the model does",
+    "host-callback": "a call runs Python on the host",
+    "differs": "compiled calls do something else than plain ones",
+    "raises": "a transformation raises where plain calls do not",
+    "exercise": "a solution of the exercise does not do what the problem asks for",
+}
+
+
 @dataclass(frozen=True)
 class Finding:
     """One fault, wherever it shows.
 
     Attributes:
-        rule: the kind of fault, as `tallax lint` calls it too: `lost-update`, `param-state`, `retrace`, ...
+        rule: the kind of fault, one of `RULES`.
         path: the attribute, slash-joined; `output` for what the model returns; empty where none can be named.
         message: the fault in a sentence.
         where: the transformations and modes in which it shows, or what else was being done.

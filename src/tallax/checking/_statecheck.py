@@ -103,27 +103,17 @@ def statecheck(
         )
     began = time.perf_counter()
     notify = on_progress or (lambda name: None)
+    cells: list[Cell] = []
+    findings: list[Finding] = []
     with warnings.catch_warnings(), GRAPH.active():
         warnings.simplefilter("ignore")  # deprecations of Flax in the user's code: the linter's matter
         notify("plain calls")
         program = program_of(make, inputs, calls, call)
-        reference = _reference(program)
-        cells: list[Cell] = []
-        findings: list[Finding] = []
-        for check in _CHECKS:
-            notify(check.__name__.replace("_", " "))
-            try:
-                for result in check(program, reference):
-                    if isinstance(result, Cell):
-                        cells.append(result)
-                        notify(f"{result.check} {result.mode}".strip())
-                    else:
-                        findings.append(result)
-            except Exception as error:
-                note = f"could not be done: {type(error).__name__}: {str(error).strip().splitlines()[:1]}"
-                cells.append(Cell(check.__name__.replace("_", " "), "", Outcome.SKIPPED, note))
-            if check is _matrix.reproducible and findings:
-                break  # nothing can be compared with what comes out otherwise each time
+        for result in results(program, reference_of(program), notify):
+            if isinstance(result, Cell):
+                cells.append(result)
+            else:
+                findings.append(result)
     return Report(
         program.name,
         tuple(cells),
@@ -133,7 +123,28 @@ def statecheck(
     )
 
 
-def _reference(program: Program) -> Reference:
+def results(
+    program: Program, reference: Reference, notify: Callable[[str], None] = lambda name: None
+) -> _matrix.Results:
+    """Yields the cells and findings of every check, as they come; stops if the model does otherwise each time."""
+    for check in _CHECKS:
+        name = check.__name__.replace("_", " ")
+        notify(name)
+        found = False
+        try:
+            for result in check(program, reference):
+                if isinstance(result, Cell):
+                    notify(f"{result.check} {result.mode}".strip())
+                found = found or isinstance(result, Finding)
+                yield result
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [""])[0]
+            yield Cell(name, "", Outcome.SKIPPED, f"could not be done: {type(error).__name__}: {first}")
+        if found and check is _matrix.reproducible:
+            return  # nothing can be compared with what comes out otherwise each time
+
+
+def reference_of(program: Program) -> Reference:
     """Returns what plain calls do without any compilation, as Python would run them."""
     model = program.make()
     try:

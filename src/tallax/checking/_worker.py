@@ -31,6 +31,8 @@ def main() -> None:
 
 def _checked(request: dict[str, Any], pipe: TextIO) -> Any:
     # Imported here, so that an import that fails or hangs is reported as any other fault.
+    import jax
+
     from tallax.checking._exercise import graded
     from tallax.checking._statecheck import statecheck
     from tallax.checking._targets import found, input_of, loaded, modules_in
@@ -38,6 +40,8 @@ def _checked(request: dict[str, Any], pipe: TextIO) -> Any:
     def notify(check: str) -> None:
         _say(pipe, at=check)
 
+    # A check compiles some sixty programs and runs each a few times: it ends sooner with quick compilation.
+    jax.config.update("jax_disable_most_optimizations", True)
     notify("import of the file")
     module = loaded(Path(request["file"]))
     if request["name"] is None:

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the pages say is what the code does; that their examples run is sybil's matter (see conftest.py)."""
+
+import pathlib
+import re
+from importlib import resources
+
+import tallax
+from tallax.checking import RULES
+from tallax.checking._statecheck import _TIER
+from tests.corpus.case import RULES as CORPUS_RULES
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+
+def test_every_rule_is_on_the_page():
+    """The table of rules is the code's, in its order, and every rule that the code can name is one of them."""
+    rows = re.findall(r"^\| `([a-z-]+)` \| (.+) \|$", (DOCS / "statecheck.md").read_text(), flags=re.MULTILINE)
+    said = {rule: re.sub(r"\[(.+)\]\(.+\)", r"\1", text) for rule, text in rows}
+    assert said == RULES
+    source = "".join(path.read_text() for path in pathlib.Path(tallax.checking.__file__).parent.glob("*.py"))
+    named = set(re.findall(r'(?:Finding|_finding)\(\s*"([a-z-]+)"|rule, message = "([a-z-]+)"', source))
+    assert {a or b for a, b in named} | set(_TIER) | CORPUS_RULES <= set(RULES)
+
+
+def test_the_worked_solution_is_the_one_that_is_graded():
+    """The solution on the page is the file that the tests grade."""
+    solution = resources.files("tallax.checking.exercise").joinpath("solution.py").read_text()
+    code = solution.split('"""\n\n', 1)[1]
+    assert f"```python\n{code}```" in (DOCS / "exercise.md").read_text()
+
+
+def test_links_lead_somewhere():
+    """Every relative link of README and of a page leads to a file."""
+    for page in (ROOT / "README.md", *DOCS.glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""statecheck finds every wrong module of the corpus, fails none of the right ones, and leaves nothing behind."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from rich.console import Console
+
+import tallax
+from tallax.checking import Finding, Outcome, Report
+from tallax.checking._program import program_of
+from tallax.checking._statecheck import condensed, reference_of, results
+from tallax.checking._transformations import GRAPH, MODES, TRANSFORMATIONS
+from tests.corpus.case import Counted
+from tests.right_modules import RIGHT
+from tests.wrong_modules import ARGUABLE, WRONG
+
+X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32))
+
+
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
+
+
+def blames(finding, case):
+    """Whether a finding is a failure by one of the case's rules, at its path or below."""
+    below = case.path is None or finding.path == case.path or finding.path.startswith(case.path + "/")
+    return not finding.is_warning and finding.rule in case.rules and below
+
+
+# --- the corpus -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", WRONG)
+def test_finds_what_is_wrong(name):
+    """Each wrong module fails by a rule that says what is wrong with it, at the attribute that is."""
+    case = WRONG[name]
+    findings = []
+    with GRAPH.active():
+        program = program_of(case.make, case.inputs, 3, case.call)
+        for result in results(program, reference_of(program)):
+            if isinstance(result, Finding):
+                findings.append(result)
+            if findings and blames(findings[-1], case):  # the rest would only repeat it
+                break
+    assert any(blames(finding, case) for finding in condensed(findings)), [str(finding) for finding in findings]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", RIGHT)
+def test_no_false_alarm(name):
+    """No right module fails, and every check of it could be made."""
+    case = RIGHT[name]
+    report = tallax.statecheck(case.make, *case.inputs, call=case.call)
+    assert report.failures == (), str(report)
+    assert not [cell for cell in report.cells if "could not be done" in cell.note]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ARGUABLE)
+def test_opinions_differ(name):
+    """What may be meant so fails by no other rule than its own."""
+    case = ARGUABLE[name]
+    report = tallax.statecheck(case.make, *case.inputs, call=case.call)
+    assert {finding.rule for finding in report.failures} <= case.rules, str(report)
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+class Rebinds(nnx.Module):
+    def __init__(self):
+        self.layer = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+        self.step = nnx.Variable(jnp.zeros((), jnp.uint32))
+
+    def __call__(self, x):
+        self.step = self.step + 1
+        return self.layer(x)
+
+
+@pytest.fixture(scope="module")
+def reports():
+    """One report with failures and one without."""
+    return tallax.statecheck(Rebinds, X), tallax.statecheck(Counted, X)
+
+
+def test_a_finding_says_all(reports):
+    """A failure names the attribute, the rule, what came, what should have, the line, and the remedy."""
+    wrong, right = reports
+    finding = wrong.failures[0]
+    assert (finding.rule, finding.path) == ("replaced-variable", "step")
+    assert str(finding) == textwrap.dedent(
+        f"""\
+        step: was a Variable, and after a call it is a bare array: no transformation, optimizer or checkpoint sees it \
+as state any more. [replaced-variable]
+          where:    plain calls
+          got:      3
+          expected: a Variable
+          source:   test_statecheck.py:{line_of("self.step = self.step + 1")}: self.step = self.step + 1
+          fix:      self.step[...] = value keeps the Variable; or derive from tallax.Module, which refuses this, and \
+write self.step += 1 on a tallax.Counter"""
+    )
+    assert wrong.failures == (finding,)
+    assert right.passed
+
+
+def line_of(text):
+    """Returns the number of the first line of this file that is `text`."""
+    with open(__file__) as file:
+        return next(number for number, line in enumerate(file, 1) if line.strip() == text)
+
+
+def test_every_cell_is_there(reports):
+    """The table has each transformation in each of its modes, and each was run."""
+    _, right = reports
+    modes, rows = right.matrix()
+    assert modes == [mode.name for mode in MODES]
+    for transformation in TRANSFORMATIONS:
+        for mode, cell in zip(MODES, rows[transformation.name], strict=True):
+            assert (cell is not None) == (transformation.run_in(mode) is not None)
+            assert cell is None or cell.outcome is Outcome.PASSED
+    assert all(cell.outcome in (Outcome.PASSED, Outcome.WARNED) for cell in right.cells)
+
+
+def test_raise_on_failure(reports):
+    """It raises an AssertionError with the findings' text, or gives the report back."""
+    wrong, right = reports
+    with pytest.raises(AssertionError, match="replaced-variable") as caught:
+        wrong.raise_on_failure()
+    assert isinstance(caught.value, tallax.CheckFailedError)
+    assert right.raise_on_failure() is right
+
+
+def test_reports_are_values(reports):
+    """A report is frozen, and survives JSON."""
+    for report in reports:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            report.name = ""
+        assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+
+
+def test_it_prints(reports):
+    """As text and as a rich table it has every check, the findings and the result."""
+    for report in reports:
+        console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+        console.print(report)
+        for text in (str(report), console.export_text()):
+            for cell in report.cells:
+                assert cell.check in text
+            for finding in report.findings:
+                assert f"[{finding.rule}]" in text
+            assert report.summary() in text.replace("\n", " ").replace("  ", " ") or report.summary() in text
+
+
+# --- what it leaves behind --------------------------------------------------------------------------------------------
+
+
+def test_it_leaves_nothing_behind():
+    """The methods of nnx.Variable, the mode and the model are afterwards what they were."""
+    methods = nnx.Variable.set_value, nnx.Variable.set_raw_value
+    model = Counted(nnx.Rngs(0))
+    metadata = dict(model.count.get_metadata())
+    with nnx.set_graph_mode(False), nnx.set_graph_updates(False):
+        before = nnx.state(model)
+        tallax.statecheck(model, X)  # made by cloning
+        after = nnx.state(model)
+        assert nnx.split(model)  # still in tree mode, which would refuse what is shared
+    assert (nnx.Variable.set_value, nnx.Variable.set_raw_value) == methods
+    assert dict(model.count.get_metadata()) == metadata
+    assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(jax.device_get(a), jax.device_get(b)), before, after))
+
+
+def test_progress_is_told():
+    """Each check is announced as it begins."""
+    told = []
+    tallax.statecheck(Counted, X, calls=2, on_progress=told.append)
+    assert told[0] == "plain calls"
+    assert {"transformations", "jit graph", "scan tree", "eval mode", "widths"} <= set(told)
+
+
+def test_a_call_can_be_any_function_of_the_model():
+    """`call=` checks a training step, with the loss it makes."""
+
+    def step(model, x):
+        loss, grads = tallax.value_and_grad(lambda model, x: (model(x) ** 2).sum())(model, x)
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, nnx.state(model, nnx.Param), grads)
+        nnx.update(model, params)
+        return loss
+
+    def lost(model, x):
+        return jax.jit(lambda model, x: model(x))(model, x)
+
+    report = tallax.statecheck(Counted, X, call=lost)
+    assert ("lost-update", "count") in {(finding.rule, finding.path) for finding in report.failures}
+    report = tallax.statecheck(Counted, X, call=step)
+    assert {finding.rule for finding in report.failures} <= {"param-state"}  # a step writes parameters: so it should
+
+
+# --- widths -----------------------------------------------------------------------------------------------------------
+
+
+class Words(nnx.Module):
+    """A wide count by hand: the high word takes up what the low one can't hold."""
+
+    def __init__(self):
+        self.words = nnx.Variable(jnp.zeros(2, jnp.uint32))
+
+    def __call__(self, x):
+        low = self.words[0] + jnp.uint32(x.shape[0])
+        self.words[...] = jnp.stack([low, self.words[1] + (low < x.shape[0]).astype(jnp.uint32)])
+        return x
+
+
+class Capped(nnx.Module):
+    """A count that stops at a capacity, a position in a ring, and a count of everything."""
+
+    def __init__(self):
+        self.filled = nnx.Variable(jnp.zeros((), jnp.int32))
+        self.position = nnx.Variable(jnp.zeros((), jnp.int32))
+        self.seen = nnx.Variable(jnp.zeros((), jnp.int32))
+
+    def __call__(self, x):
+        self.filled[...] = jnp.minimum(self.filled[...] + x.shape[0], 1000)
+        self.position[...] = (self.position[...] + x.shape[0]) % 64
+        self.seen[...] += x.shape[0]
+        return x
+
+
+def test_wide_and_bounded_counts_are_no_narrow_ones():
+    """A pair of words, a capped count and a ring's position are right; the count beside them is not."""
+    assert tallax.statecheck(Words, X).passed
+    report = tallax.statecheck(Capped, X)
+    assert [(finding.rule, finding.path) for finding in report.failures] == [("narrow-counter", "seen")]
+    assert (report.failures[0].got, report.failures[0].expected) == (str(2**31 - 1 + 18 - 2**32), str(2**31 - 1 + 18))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.int32, jnp.uint32, jnp.int16, jnp.int8])
+@pytest.mark.parametrize("by", [1, 3])
+def test_every_width_has_its_edge(dtype, by):
+    """Each dtype's count fails at its edge; 32-bit integers that grow by one only warn."""
+
+    class Count(nnx.Module):
+        def __init__(self):
+            self.n = nnx.Variable(jnp.zeros((), dtype))
+
+        def __call__(self, x):
+            self.n[...] += jnp.asarray(by, dtype)
+            return x
+
+    report = tallax.statecheck(Count, X)
+    found = [finding for finding in report.findings if finding.rule == "narrow-counter"]
+    assert [finding.path for finding in found] == ["n"]
+    assert found[0].is_warning == (by == 1 and dtype in (jnp.int32, jnp.uint32))
+
+
+# --- what can't be checked --------------------------------------------------------------------------------------------
+
+
+class Takes(nnx.Module):
+    def __init__(self, size, rngs):
+        self.layer = nnx.Linear(size, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs", "says"),
+    [
+        (3, (), "takes a factory of modules"),
+        (lambda: 3, (), "must return a Flax NNX module"),
+        (Takes, (X,), "required arguments size"),
+        (lambda rngs: Takes(4, rngs), (), "a plain call of the model raises"),
+        (lambda: nnx.metrics.Average("loss"), (X,), "a model that can't be called"),
+        (Counted, (nnx.Rngs(0),), "inputs are arrays and plain values"),
+    ],
+)
+def test_what_cannot_be_checked_says_so(make, inputs, says):
+    """It is an error of its own, which says what to hand over instead."""
+    with pytest.raises(tallax.CannotCheckError, match=says) as caught:
+        tallax.statecheck(make, *inputs)
+    assert "fix:" in str(caught.value)
+
+
+def test_one_call_is_too_few():
+    """Drift takes two calls to show."""
+    with pytest.raises(ValueError, match="one call does not show"):
+        tallax.statecheck(Counted, X, calls=1)
+
+
+# --- pytest -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_fixture_fails_a_test(tmp_path):
+    """The fixture `statecheck` is there without an import, and fails a test with the finding."""
+    (tmp_path / "test_it.py").write_text(
+        textwrap.dedent(
+            """
+            import os
+            import sys
+
+            assert "jax" not in sys.modules  # the plugin leaves JAX's settings to conftest.py
+            import jax.numpy as jnp
+            from flax import nnx
+
+
+            class Wrong(nnx.Module):
+                def __init__(self):
+                    self.step = nnx.Variable(jnp.zeros((), jnp.int32))
+
+                def __call__(self, x):
+                    self.step = self.step + 1
+                    return x
+
+
+            def test_right(statecheck):
+                assert statecheck(lambda: nnx.Linear(2, 2, rngs=nnx.Rngs(0)), jnp.ones((3, 2))).passed
+
+
+            def test_wrong(statecheck):
+                statecheck(Wrong, jnp.ones(2))
+            """
+        )
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:sybil", str(tmp_path)]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert "1 failed, 1 passed" in ran.stdout, ran.stdout + ran.stderr
+    assert "CheckFailedError" in ran.stdout
+    assert "step: was a Variable" in ran.stdout
