@@ -248,7 +248,12 @@ class Float32Load(Layer):
         return gates
 
 
-@wrong("float32-welford", "narrow-counter", "n", "the weight of a running mean sticks at 2**24")
+@wrong(
+    "float32-welford",
+    "narrow-counter",
+    "n",
+    "the weight of a running mean loses counts from 2**24 on: 6 are exact on even totals only",
+)
 class Float32Welford(Layer):
     def __init__(self, rngs):
         super().__init__(rngs)
