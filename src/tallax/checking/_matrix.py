@@ -17,8 +17,19 @@ from tallax.checking._program import Batch, Program
 from tallax.checking._reference import Reference, called
 from tallax.checking._report import Cell, Finding, Outcome
 from tallax.checking._sources import line_of_assignment
-from tallax.checking._state import Leaf, Snapshot, arrays_agree, changed, differences, snapshot, variables_of
-from tallax.checking._transformations import GRAPH, MODES, TRANSFORMATIONS, Mode, Outputs, Run, Transformation
+from tallax.checking._state import Leaf, Snapshot, arrays_agree, changed, cycle_of, differences, snapshot, variables_of
+from tallax.checking._transformations import (
+    GRAPH,
+    MODES,
+    NO_UPDATES,
+    TRANSFORMATIONS,
+    TREE,
+    Mode,
+    Outputs,
+    Run,
+    Transformation,
+    stacked,
+)
 from tallax.checking._writes import watched
 
 Results: TypeAlias = Iterator[Cell | Finding]
@@ -88,11 +99,16 @@ def transformations(program: Program, reference: Reference) -> Results:
     """Every transformation in every mode leaves what plain calls leave, and returns what they return."""
     params = jax.tree.leaves(nnx.as_pure(nnx.state(program.make(), nnx.Param)))
     differentiable = bool(params) and all(jnp.issubdtype(param.dtype, jnp.floating) for param in params)
-    twice = _held_twice(program)
+    twice, cycle = _held_twice(program), cycle_of(program.make())
+    if cycle:
+        yield _cyclic(cycle)
     for transformation in TRANSFORMATIONS:
         for mode in MODES:
             run = transformation.run_in(mode)
             if run is None:
+                continue
+            if cycle and mode in (NO_UPDATES, TREE):
+                yield Cell(transformation.name, mode.name, Outcome.WARNED)
                 continue
             if transformation.differentiates and not differentiable:
                 yield Cell(transformation.name, mode.name, Outcome.SKIPPED, "no parameters to differentiate")
@@ -104,6 +120,16 @@ def transformations(program: Program, reference: Reference) -> Results:
             findings = run_once(program, reference, transformation, mode, run)
             yield Cell(transformation.name, mode.name, outcome_of(findings))
             yield from findings
+
+
+def _cyclic(path: str) -> Finding:
+    return Finding(
+        "shared-variable",
+        path,
+        "leads back to a module that holds it: without graph mode, Flax follows it without end.",
+        fix="hand the parent to the child's call as an argument",
+        is_warning=True,
+    )
 
 
 def _held_twice(program: Program) -> Finding | None:
@@ -160,7 +186,7 @@ def lanes(program: Program, reference: Reference) -> Results:
     batches = program.batches[:2]
     alone = [called(Program("", program.make, program.call, (batch,)), program.make()) for batch in batches]
     for name, run in (("vmap, stacked models", _vmapped), ("scan over layers", _scanned)):
-        for mode in MODES[:3]:
+        for mode in (GRAPH,) if cycle_of(program.make()) else (GRAPH, NO_UPDATES, TREE):
             where = f"{name} ({mode.name})"
             models = [program.make() for _ in batches]
             try:
@@ -182,12 +208,8 @@ def lanes(program: Program, reference: Reference) -> Results:
             yield from found
 
 
-def _stacked(batches: tuple[Batch, ...]) -> Batch:
-    return tuple(jnp.stack(arrays) for arrays in zip(*batches, strict=True))
-
-
 def _vmapped(program: Program, stack: object, batches: tuple[Batch, ...]) -> None:
-    nnx.vmap(program.call, in_axes=(0, 0), out_axes=0)(stack, _stacked(batches))
+    nnx.vmap(program.call, in_axes=(0, 0), out_axes=0)(stack, stacked(batches))
 
 
 def _scanned(program: Program, stack: object, batches: tuple[Batch, ...]) -> None:
@@ -195,7 +217,7 @@ def _scanned(program: Program, stack: object, batches: tuple[Batch, ...]) -> Non
         program.call(model, batch)
         return count + 1
 
-    nnx.scan(body, in_axes=(nnx.Carry, 0, 0), out_axes=nnx.Carry)(jnp.int32(0), stack, _stacked(batches))
+    nnx.scan(body, in_axes=(nnx.Carry, 0, 0), out_axes=nnx.Carry)(jnp.int32(0), stack, stacked(batches))
 
 
 # --- lost writes ------------------------------------------------------------------------------------------------------

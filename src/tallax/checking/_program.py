@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,12 +95,7 @@ def factory_of(make: Any) -> Callable[[], Any]:
                 fix="statecheck(lambda: Model(nnx.Rngs(0)), x)",
             )
         )
-    try:
-        # A class is asked for its __init__: the signature of an nnx.Module class is that of its metaclass.
-        signature = inspect.signature(make.__init__ if isinstance(make, type) else make)
-        parameters = [p for p in signature.parameters.values() if not (isinstance(make, type) and p.name == "self")]
-    except ValueError:
-        parameters = ()
+    parameters = _parameters_of(make)
     missing = [
         p.name
         for p in parameters
@@ -133,6 +129,19 @@ def factory_of(make: Any) -> Callable[[], Any]:
         return model
 
     return fresh
+
+
+def _parameters_of(make: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Returns what a factory can be called with. The signature of an NNX class is its metaclass's: ask __init__."""
+    given, keywords = (make.args, make.keywords) if isinstance(make, functools.partial) else ((), {})
+    function = make.func if isinstance(make, functools.partial) else make
+    if isinstance(function, type):
+        make = functools.partial(function.__init__, None, *given, **keywords)
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except (ValueError, TypeError):  # written in C, or a partial that does not fit: calling it will tell
+        return []
+    return [parameter for parameter in parameters if parameter.name not in keywords]
 
 
 def numbers_of(output: Any) -> tuple[jax.Array, ...]:

@@ -86,6 +86,21 @@ def variables_of(model: Any) -> dict[str, nnx.Variable[Any]]:
     return {"/".join(map(str, path)): node for path, node in nodes if isinstance(node, nnx.Variable)}
 
 
+def cycle_of(model: Any) -> str | None:
+    """Returns the path of an attribute that leads back to a module that holds it, or None."""
+
+    def search(node: Any, path: str, holders: tuple[int, ...]) -> str | None:
+        if not isinstance(node, nnx.Pytree):
+            return None
+        if id(node) in holders:
+            return path
+        inner = (search(child, f"{path}/{name}", (*holders, id(node))) for name, child in vars(node).items())
+        return next((found for found in inner if found), None)
+
+    found = search(model, "", ())
+    return found.lstrip("/") if found else None
+
+
 def _leaves_of(node: Any) -> Iterator[tuple[str, Leaf]]:
     if isinstance(node, nnx.Variable):
         if isinstance(node, Counter) and not is_traced(node.get_raw_value()):
