@@ -6,6 +6,7 @@
 """
 
 GROUPS = {
+    "differentiation": "benchmarks.differentiation",
     "eager": "benchmarks.eager_counters",
     "statistics": "benchmarks.statistics",
 }

@@ -153,7 +153,7 @@ def train_step(
         targets = optax.smooth_labels(nnx.one_hot(labels, CLASSES), 0.1)
         return optax.softmax_cross_entropy(logits, targets).mean(), load
 
-    (loss, load), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
+    (loss, load), grads = tallax.value_and_grad(loss_fn, has_aux=True)(model)
     optimizer.update(model, grads, step=model.step)
     model.experts.balance(load)
     clip, adamw = optimizer.opt_state

@@ -139,8 +139,9 @@ class _Call:
         has_aux: bool,
     ):
         self.f, self.has_aux = f, has_aux
-        # By position, whatever the order of argnums, so that what is shared has its gradient at the first position.
-        chosen = {position: args[position] for position in sorted(positions)}
+        # A dict, which JAX takes in the order of its keys: what is shared has its gradient at the first position,
+        # whatever the order of argnums.
+        chosen = {position: args[position] for position in positions}
         others = {position: arg for position, arg in enumerate(args) if position not in chosen}
         leaves, self.tree = jax.tree.flatten_with_path(chosen, is_leaf=lambda x: isinstance(x, nnx.State) or is_node(x))
         with nnx.split_context(_TAG) as context:
