@@ -31,9 +31,9 @@ pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 def blames(finding, case):
-    """Whether a finding is a failure by one of the case's rules, at its path or below."""
+    """Whether a finding is by one of the case's rules, at its path or below, and as grave as it should be."""
     below = case.path is None or finding.path == case.path or finding.path.startswith(case.path + "/")
-    return not finding.is_warning and finding.rule in case.rules and below
+    return finding.is_warning == case.is_warned and finding.rule in case.rules and below
 
 
 # --- the corpus -------------------------------------------------------------------------------------------------------

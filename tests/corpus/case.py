@@ -15,6 +15,8 @@ from flax import nnx
 
 RULES = frozenset(
     {
+        "not-reproducible",
+        "shared-array",
         "lost-update",
         "counted-twice",
         "frozen-value",
@@ -37,7 +39,7 @@ class Wrong:
     """A module whose state goes wrong.
 
     A check has to fail with at least one of `rules`, and that finding has to name `path` or something below it.
-    `path` is None where no attribute is at fault.
+    `path` is None where no attribute is at fault. `is_warned` is for what a check can only warn of.
     """
 
     make: Callable[..., Any]
@@ -46,6 +48,7 @@ class Wrong:
     path: str | None
     call: Callable[..., Any] | None = None
     why: str = ""
+    is_warned: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,22 +79,38 @@ Make = TypeVar("Make", bound=Callable[..., Any])
 
 
 def _register(
-    registry: dict[str, Wrong], name: str, rules: str, path: str | None, why: str, inputs: Any, call: Any
+    registry: dict[str, Wrong],
+    name: str,
+    rules: str,
+    path: str | None,
+    why: str,
+    inputs: Any,
+    call: Any,
+    is_warned: bool = False,
 ) -> Callable[[Make], Make]:
     def add(make: Make) -> Make:
         assert name not in WRONG.keys() | ARGUABLE.keys() | RIGHT.keys(), name
         found = frozenset(rules.split())
         assert found
         assert found <= RULES, found - RULES
-        registry[name] = Wrong(make, tuple(inputs), found, path, call, why)
+        registry[name] = Wrong(make, tuple(inputs), found, path, call, why, is_warned)
         return make
 
     return add
 
 
-def wrong(name: str, rules: str, path: str | None, why: str, *, inputs: Any = (BATCH,), call: Any = None) -> Any:
+def wrong(
+    name: str,
+    rules: str,
+    path: str | None,
+    why: str,
+    *,
+    inputs: Any = (BATCH,),
+    call: Any = None,
+    is_warned: bool = False,
+) -> Any:
     """Registers a module class, or a function that makes a module, as wrong; `rules` are separated by blanks."""
-    return _register(WRONG, name, rules, path, why, inputs, call)
+    return _register(WRONG, name, rules, path, why, inputs, call, is_warned)
 
 
 def arguable(name: str, rules: str, path: str | None, why: str, *, inputs: Any = (BATCH,), call: Any = None) -> Any:

@@ -159,7 +159,7 @@ class Holder:
 
 @wrong(
     "variable-in-a-plain-object",
-    "raises lost-update frozen-value round-trip",
+    "python-counter raises lost-update frozen-value round-trip",
     "tracker",
     "no state of the module: raises TraceContextError under jit, and clones share it",
 )
@@ -176,14 +176,14 @@ class VariableInAPlainObject(Layer):
 CALLS = {"gate": 0}
 
 
-@wrong("global-dict", "python-counter frozen-value differs", None, "the schedule reads a count of traces")
+@wrong("global-dict", "not-reproducible", None, "the schedule reads a count of traces")
 class GlobalDict(Layer):
     def __call__(self, x):
         CALLS["gate"] += 1
         return self.linear(x) / (1.0 + CALLS["gate"])
 
 
-@wrong("numpy-noise", "frozen-value differs", None, "drawn once, while tracing")
+@wrong("numpy-noise", "not-reproducible", None, "drawn once, while tracing")
 class NumpyNoise(Layer):
     def __call__(self, x):
         return self.linear(x + np.random.normal(size=x.shape).astype(np.float32))
@@ -199,7 +199,7 @@ class GeneratorAttribute(Layer):
         return self.linear(x) * (self.generator.random(4) > 0.5).astype(np.float32)
 
 
-@wrong("clock", "frozen-value differs", None, "the time of compilation, for ever")
+@wrong("clock", "not-reproducible", None, "the time of compilation, for ever")
 class Clock(Layer):
     def __call__(self, x):
         key = jax.random.key(time.perf_counter_ns() % 2**31)
@@ -231,7 +231,7 @@ TOTALS = np.zeros(2)
 
 @wrong(
     "io-callback",
-    "counted-twice differs python-counter raises",
+    "not-reproducible",
     None,
     "a host total, once more for each replay",
 )

@@ -14,7 +14,7 @@ from flax import nnx
 from tallax._errors import TallaxError
 from tallax.checking._report import Finding
 from tallax.checking._sources import line_of_assignment, line_of_error
-from tallax.checking._state import LEAKED, Difference, Snapshot
+from tallax.checking._state import LEAKED, Difference, Opaque, Snapshot
 
 OUTPUT = "output"
 
@@ -61,20 +61,20 @@ def diagnosed(difference: Difference, model: Any, where: str) -> Finding:
     return Finding(rule, path, message, (where,), words[0], words[1], fix_for(rule, path), source)
 
 
-def diagnosed_outputs(expected: list[tuple[Any, ...]], got: list[tuple[Any, ...]], where: str) -> Finding:
-    """Returns the finding for outputs that are not those of plain calls."""
-    distinct = [
-        [len({np.asarray(x).tobytes() for x in xs}) for xs in zip(*outputs, strict=True)] for outputs in (expected, got)
-    ]
-    is_frozen = any(now == 1 < due for due, now in zip(*distinct, strict=False))
+def diagnosed_outputs(
+    expected: list[tuple[Any, ...]], got: list[tuple[Any, ...]], where: str, frozen: str | None
+) -> Finding:
+    """Returns the finding for outputs that are not those of plain calls; `frozen` names state they don't follow."""
     wrong = [
         not all(np.array_equal(x, y) for x, y in zip(*pair, strict=False)) for pair in zip(expected, got, strict=True)
     ]
     k = wrong.index(True) if True in wrong else 0
-    rule = "frozen-value" if is_frozen else "differs"
-    message = "stays what it was at the first call." if is_frozen else f"of call {k + 1} is not that of a plain call."
+    rule, path = ("frozen-value", frozen) if frozen else ("differs", OUTPUT)
+    message = f"of call {k + 1} is not that of a plain call."
+    if frozen:
+        message = "is read as it was at the first call, whatever it has become."
     got_words, due_words = (", ".join(_short(x) for x in outputs[k]) for outputs in (got, expected))
-    return Finding(rule, OUTPUT, message, (where,), got_words, due_words, fix_for(rule))
+    return Finding(rule, path, message, (where,), got_words, due_words, fix_for(rule))
 
 
 def _short(value: Any) -> str:
@@ -111,7 +111,7 @@ def explained(error: BaseException, model: Any, start: Snapshot, where: str, *, 
             is_warning=True,
         )
     elif isinstance(error, jax.errors.UnexpectedTracerError):
-        rule, message = "lost-update", "a traced value was kept from one call for the next."
+        rule, message = "frozen-value", "a value of one trace was kept for the next."
     else:
         rule, message = "raises", "raises, where plain calls do not."
     return Finding(rule, path, message, (where,), got, fix=fix_for(rule, path), source=source)
@@ -119,11 +119,12 @@ def explained(error: BaseException, model: Any, start: Snapshot, where: str, *, 
 
 def _path_in(source: str, start: Snapshot) -> str:
     """Returns the path of the attribute that a line of source mentions, if one is known by that name."""
-    for name in re.findall(r"\.(\w+)", source):
+    own = re.findall(r"self\.(\w+)", source)
+    for name in (*own, *re.findall(r"\b[a-z_]\w*", source.partition(": ")[2])):
         for path, leaf in start.items():
-            if leaf.kind != "attribute" and name in path.split("/"):
+            if (leaf.kind != "attribute" or isinstance(leaf.value, Opaque)) and name in path.split("/"):
                 return path
-    return ""
+    return own[0] if own else ""
 
 
 def _first_line(error: BaseException) -> str:

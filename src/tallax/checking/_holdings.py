@@ -147,8 +147,9 @@ def _is_rewritten_by_flax(model: Any, path: str) -> bool:
 def eval_mode(program: Program, reference: Reference) -> Results:
     """After `model.eval()`, calls change nothing but caches, random streams and metrics."""
     training, model = program.make(), program.make()
-    training.train()
-    model.eval()
+    for module, mode in ((training, "train"), (model, "eval")):
+        if isinstance(module, nnx.Module):  # a metric has no such mode
+            getattr(module, mode)()
     before = snapshot(model)
     switches = changed(snapshot(training), before)
     try:
@@ -164,7 +165,7 @@ def eval_mode(program: Program, reference: Reference) -> Results:
         return
     metrics = [
         "/".join(map(str, (*path, "")))
-        for path, node in nnx.iter_modules(model, graph=True)
+        for path, node in nnx.iter_graph(model, graph=True)
         if isinstance(node, nnx.Metric)
     ]
     findings = []

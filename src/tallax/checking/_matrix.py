@@ -170,8 +170,25 @@ def run_once(
         and transformation.executes
         and not _outputs_agree(reference.outputs, outputs)
     ):
-        findings.append(diagnosed_outputs(reference.outputs, outputs, where))
+        findings.append(diagnosed_outputs(reference.outputs, outputs, where, _frozen(program, reference, outputs)))
     return findings
+
+
+def _frozen(program: Program, reference: Reference, outputs: Outputs) -> str | None:
+    """Returns the path of the state that, were it the same at each call, would make plain calls return `outputs`."""
+    for path in sorted(reference.written):
+        model, pinned = program.make(), []
+        variable = variables_of(model).get(path)
+        if variable is None:
+            continue
+        start = variable.get_raw_value()
+        with jax.disable_jit():
+            for batch in program.batches:
+                variables_of(model)[path].set_raw_value(start)
+                pinned.append(program.call(model, batch))
+        if _outputs_agree(jax.tree.map(np.asarray, pinned), outputs):
+            return path
+    return None
 
 
 def _outputs_agree(expected: Outputs, got: Outputs) -> bool:
@@ -226,24 +243,41 @@ def _scanned(program: Program, stack: object, batches: tuple[Batch, ...]) -> Non
 def lost_writes(program: Program, reference: Reference) -> Results:
     """What is written to a Variable in a call is there after the call."""
     model = program.make()
-    findings = []
+    lost: dict[str, str] = {}
+    once: dict[str, str] = {}
     for batch in program.batches:
         with watched(model) as writes:
             program.call(model, batch)
-        findings += [
-            Finding(
-                "lost-update",
-                path,
-                "is written in the call, but on a copy: the update is lost.",
-                ("plain calls",),
-                got=reference.end[path].describe() if path in reference.end else "",
-                fix=fix_for("lost-update", path),
-                source=source,
-            )
-            for path, source in writes.lost.items()
-            if path not in {finding.path for finding in findings}
-        ]
-    findings = [finding for finding in findings if finding.path not in reference.written]
+        lost |= {path: source for path, source in writes.lost.items() if path not in reference.written}
+        once |= writes.once
+    findings = [
+        Finding(
+            "lost-update",
+            path,
+            "is written in the call, but on a copy: the update is lost.",
+            ("plain calls",),
+            got=reference.end[path].describe() if path in reference.end else "",
+            fix=fix_for("lost-update", path),
+            source=source,
+        )
+        for path, source in lost.items()
+    ]
+    findings += [
+        Finding(
+            "lost-update",
+            path,
+            "is written within nnx.vmap with the same integer in every lane: it counts once a call, not once a lane, "
+            "unless it was summed over the lanes.",
+            ("plain calls",),
+            got=reference.end[path].describe() if path in reference.end else "",
+            fix="jax.lax.psum(increment, axis_name) for all lanes together; in_axes=0 for a count each; with a "
+            "tallax.Counter, increment(..., axis_name=...)",
+            source=source,
+            is_warning=True,
+        )
+        for path, source in once.items()
+        if path not in lost
+    ]
     yield from reported("no write is lost", findings)
 
 

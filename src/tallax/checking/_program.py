@@ -84,7 +84,7 @@ def factory_of(make: Any) -> Callable[[], Any]:
 
     A module itself is copied each time; a parameter called `rngs` is given `nnx.Rngs(0)`.
     """
-    if isinstance(make, nnx.Module):
+    if isinstance(make, nnx.Pytree):
         return lambda: nnx.clone(make)
     if not callable(make):
         raise CannotCheckError(
@@ -117,7 +117,7 @@ def factory_of(make: Any) -> Callable[[], Any]:
         given = (nnx.Rngs(0),) if by_position else ()
         arguments = {"rngs": nnx.Rngs(0)} if takes_rngs and not by_position else {}
         model = make(*given, **arguments)
-        if not isinstance(model, nnx.Module):
+        if not isinstance(model, nnx.Pytree):  # a module, or one of Flax's metrics
             raise CannotCheckError(
                 compose(
                     f"statecheck of {getattr(make, '__qualname__', make)}",

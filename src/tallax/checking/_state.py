@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import pickle
+import random
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -16,6 +21,7 @@ from flax import nnx
 from tallax._errors import describe
 from tallax._placement import is_traced
 from tallax._variables import Counter
+from tallax.checking._sources import is_users
 
 Kind: TypeAlias = Literal["variable", "array", "attribute"]
 
@@ -39,6 +45,14 @@ LEAKED = Leaked()
 
 
 @dataclass(frozen=True)
+class Opaque:
+    """Stands for a plain Python object, by its pickled form: two of them are equal if their contents are."""
+
+    type_name: str
+    pickled: bytes
+
+
+@dataclass(frozen=True)
 class Leaf:
     """One value that a model holds.
 
@@ -53,14 +67,17 @@ class Leaf:
     @property
     def is_number(self) -> bool:
         """Whether the value is an array of booleans or numbers, or a plain number."""
-        return isinstance(self.value, np.ndarray | int | float) and np.asarray(self.value).dtype.kind in "biuf"
+        dtype = getattr(self.value, "dtype", None)
+        return isinstance(self.value, int | float) or (dtype is not None and _is_numeric(dtype))
 
     def describe(self) -> str:
         """Words the value for a message."""
         if self.value is LEAKED:
             return repr(self.value)
-        if isinstance(self.value, np.ndarray) and self.value.ndim == 0 and self.value.dtype.kind in "biuf":
+        if isinstance(self.value, np.ndarray) and self.value.ndim == 0 and _is_numeric(self.value.dtype):
             return str(self.value)
+        if isinstance(self.value, Opaque):
+            return f"a {self.value.type_name}"
         return describe(self.value)
 
 
@@ -77,6 +94,10 @@ def snapshot(model: Any) -> Snapshot:
         name = "/".join(map(str, path))
         for suffix, leaf in _leaves_of(node):
             leaves[name + suffix] = leaf
+        if isinstance(node, nnx.Variable):
+            for key, value in node.get_metadata().items():
+                if isinstance(value, bool | int | float):
+                    leaves[f"{name}/{key}"] = Leaf("attribute", value)
     return leaves
 
 
@@ -119,6 +140,21 @@ def _leaves_of(node: Any) -> Iterator[tuple[str, Leaf]]:
             yield "", Leaf("attribute", copy.deepcopy(node))
         except Exception:  # whatever a user's object says to being copied; it is not compared then
             return
+    elif isinstance(node, np.random.Generator | np.random.RandomState | random.Random) or _is_plain_object(node):
+        with contextlib.suppress(Exception):  # as above
+            yield "", Leaf("attribute", Opaque(type(node).__name__, pickle.dumps(node)))
+
+
+def _is_plain_object(node: Any) -> bool:
+    """Whether it is an object of a class of the user's that NNX knows nothing about."""
+    if isinstance(node, type | ModuleType | nnx.Pytree | nnx.Variable) or callable(node):
+        return False
+    module = sys.modules.get(type(node).__module__)
+    return is_users(getattr(module, "__file__", None) or "<frozen")
+
+
+def _is_numeric(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.number) or dtype == np.bool_
 
 
 def _on_host(value: Any) -> Any:

@@ -35,26 +35,25 @@ def widths(program: Program, reference: Reference) -> Results:
         if edge is None:
             continue
         counts = _steps(reference, path).sum(0) > 0  # the high word of a pair stands still, and is left alone
-        expected = {at: _due(reference, path, counts, at) for at in (edge // 2, edge - 1)}
-        ended = {at: _ended_from(program, path, counts, at) for at in expected}
-        below, above = edge // 2, edge - 1
-        if path not in ended[below] or not np.array_equal(_exact(ended[below][path].value), expected[below]):
+        below, above = (_called_from(program, path, counts, at) for at in (edge // 2, edge - 1))
+        if _strays(reference, below, path, counts, edge // 2):
             continue  # capped, or taken modulo something: no count of everything
         counters += 1
-        got = _exact(ended[above][path].value)
-        if np.array_equal(got, expected[above]) or _carries(ended[below], ended[above], path, counts):
+        stray = _strays(reference, above, path, counts, edge - 1)
+        if not stray or _carries(below.end, above.end, path, counts):
             continue
+        call, got, due = stray
         by_ones = bool(np.all(_steps(reference, path) <= 1)) and dtype.itemsize >= 4 and dtype.kind in "iu"
-        worst = np.unravel_index(int(np.argmax(np.abs(got - expected[above]))), got.shape)
+        worst = np.unravel_index(int(np.argmax(np.abs(got - due))), got.shape)
         findings.append(
             Finding(
                 "narrow-counter",
                 path,
                 f"counts in {dtype}, which is right up to {_power(edge)} only"
                 + ("; it grows by one a call, so that takes long." if by_ones else "."),
-                (f"set to {_power(edge)} - 1, then {len(program.batches)} calls",),
+                (f"set to {_power(edge)} - 1, then {call} calls",),
                 got=str(got[worst]),
-                expected=str(expected[above][worst]),
+                expected=str(due[worst]),
                 fix=f"self.{path.rsplit('/', 1)[-1]} = tallax.Counter(), exact up to 2**64 - 1",
                 source=line_of_assignment(program.make(), path),
                 is_warning=by_ones,
@@ -110,7 +109,7 @@ def _counts_up(reference: Reference, path: str) -> bool:
 def _exact(value: np.ndarray, *, whole: bool = True) -> np.ndarray:
     """Returns an array of Python integers; with `whole=False`, None where an entry is not a whole number."""
     value = np.atleast_1d(np.asarray(value))
-    if value.dtype.kind not in "iu":
+    if not jnp.issubdtype(value.dtype, jnp.integer):
         value = value.astype(np.float64)
     out = np.empty(value.shape, object)
     for index, entry in np.ndenumerate(value):
@@ -125,14 +124,25 @@ def _steps(reference: Reference, path: str) -> np.ndarray:
     )
 
 
-def _due(reference: Reference, path: str, counts: np.ndarray, at: int) -> np.ndarray:
-    """Returns what the entries that count come to from `at`, and the others from where they were."""
-    start, end = (_exact(state[path].value) for state in (reference.start, reference.end))
-    return np.where(counts, at + (end - start), end)
+def _strays(
+    reference: Reference, ran: Reference, path: str, counts: np.ndarray, at: int
+) -> tuple[int, np.ndarray, np.ndarray] | None:
+    """Returns the last call after which a count that started from `at` is not what it should be, and both counts."""
+    start = _exact(reference.start[path].value)
+    for call in range(len(ran.after), 0, -1):
+        due = _exact(reference.after[call - 1][path].value)
+        due = np.where(counts, at + (due - start), due)
+        leaf = ran.after[call - 1].get(path)
+        if leaf is None or leaf.kind != "variable" or np.shape(leaf.value) != np.shape(reference.start[path].value):
+            return call, np.full(due.shape, -1, object), due
+        got = _exact(leaf.value)
+        if not np.array_equal(got, due):
+            return call, got, due
+    return None
 
 
-def _ended_from(program: Program, path: str, counts: np.ndarray, at: int) -> Snapshot:
-    """Returns what the model holds after all calls if the entries that count at `path` start from `at`."""
+def _called_from(program: Program, path: str, counts: np.ndarray, at: int) -> Reference:
+    """Returns what calls leave if the entries that count at `path` start from `at`."""
     model = program.make()
     variables = variables_of(model)
     name = path
@@ -148,7 +158,7 @@ def _ended_from(program: Program, path: str, counts: np.ndarray, at: int) -> Sna
 
     variable = variables[name]
     variable.set_raw_value(jax.tree_util.tree_map_with_path(preset, variable.get_raw_value()))
-    return called(program, model).end
+    return called(program, model)
 
 
 def _carries(below: Snapshot, above: Snapshot, path: str, counts: np.ndarray) -> bool:

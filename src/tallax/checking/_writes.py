@@ -12,10 +12,15 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from tallax._placement import is_traced
 from tallax.checking._sources import users_line
 from tallax.checking._state import variables_of
 
@@ -30,11 +35,13 @@ class Writes:
         own: paths of the model's own Variables that were written, with the place in the source.
         copies: the same for copies of them.
         lost: of those, the ones whose own Variable was left as it was.
+        once: of copies, the ones written within `nnx.vmap` with an integer that is the same in every lane.
     """
 
     own: dict[str, str] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
+    once: dict[str, str] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -54,8 +61,11 @@ def watched(model: Any) -> Iterator[Writes]:
         def write(variable: nnx.Variable[Any], *args: Any, **kwargs: Any) -> Any:
             path = variable.get_metadata(_TAG) if variable.has_metadata(_TAG) else None
             if path is not None:
+                frame = sys._getframe(1)
                 kind = writes.own if variable is variables.get(path) else writes.copies
-                kind.setdefault(path, users_line(sys._getframe(1)))
+                kind.setdefault(path, users_line(frame))
+                if kind is writes.copies and args and _is_concrete_integer(args[0]) and _is_within_vmap(frame):
+                    writes.once.setdefault(path, users_line(frame))
             return method(variable, *args, **kwargs)
 
         return write
@@ -76,3 +86,18 @@ def watched(model: Any) -> Iterator[Writes]:
     for path, place in writes.copies.items():
         if path in now and path in before and now[path].get_raw_value() is before[path] and path not in writes.own:
             writes.lost[path] = place
+
+
+def _is_concrete_integer(value: Any) -> bool:
+    return (
+        isinstance(value, jax.Array | np.ndarray) and not is_traced(value) and jnp.issubdtype(value.dtype, jnp.integer)
+    )
+
+
+def _is_within_vmap(frame: FrameType | None) -> bool:
+    """Whether one of Flax's wrappers of a mapped function is on the stack: an axis of vmap leaves no other trace."""
+    while frame is not None:
+        if "Vmap" in type(frame.f_locals.get("self")).__name__:
+            return True
+        frame = frame.f_back
+    return False
