@@ -59,7 +59,8 @@ def value_and_grad(
 
     Raises:
         InvalidTypeError: `f` is a method of a module or a module itself, `argnums` holds no integers or an
-            `nnx.DiffState`, `wrt` matches state that is not of floats, or the loss is not a real scalar.
+            `nnx.DiffState`, `wrt` matches state that is not of floats, an argument holds a Variable with `ref=True`,
+            the loss is not a real scalar, or `has_aux=True` and `f` returns no pair.
         InvalidValueError: `wrt` matches nothing in an argument, or `argnums` names one that is not there, or one twice.
         TraceError: an argument holds Variables of another trace.
 
