@@ -33,6 +33,10 @@ class Model(nnx.Module):
         self.temperature = tallax.Scheduled(lambda count: 1.0)
 
 
+def make_three():
+    return 3
+
+
 def closed_over(model):
     jax.jit(lambda x: [model.experts[1].step.increment(), x][1])(1.0)
 
@@ -565,6 +569,62 @@ model.layer.w: belongs to another trace than the call, so what the function writ
   got:  a model that a transformed function closes over, as an argument of value_and_grad
   fix:  pass the model through each transformation in between, such as nnx.jit(step)(model, x)""",
     ),
+    "check-nothing": (
+        lambda model: tallax.statecheck(3),
+        tallax.CannotCheckError,
+        """\
+statecheck: takes a factory of modules.
+  got:  int (3)
+  fix:  statecheck(lambda: Model(nnx.Rngs(0)), x)""",
+    ),
+    "check-no-module": (
+        lambda model: tallax.statecheck(make_three),
+        tallax.CannotCheckError,
+        """\
+statecheck of make_three: the factory must return a Flax NNX module.
+  got:  int (3)
+  fix:  return the model; call=step for a function of it: statecheck(make, x, call=step)""",
+    ),
+    "check-arguments": (
+        lambda model: tallax.statecheck(nnx.Linear),
+        tallax.CannotCheckError,
+        """\
+statecheck of Linear: the factory is called with nothing but rngs.
+  got:  required arguments in_features, out_features
+  fix:  statecheck(lambda rngs: Model(..., rngs=rngs), x)""",
+    ),
+    "check-inputs": (
+        lambda model: tallax.statecheck(Model, nnx.Rngs(0)),
+        tallax.CannotCheckError,
+        """\
+statecheck: inputs are arrays and plain values; a module among them would carry state from run to run.
+  got:  a Rngs
+  fix:  make it within call=: call=lambda model, x: model(x, rngs=nnx.Rngs(0))""",
+    ),
+    "check-no-call": (
+        lambda model: tallax.statecheck(Model),
+        tallax.CannotCheckError,
+        """\
+statecheck of Model: a model that can't be called needs to be told what to run.
+  got:  a Model without __call__
+  fix:  call=lambda metric, x: metric.update(values=x)""",
+    ),
+    "check-raises": (
+        lambda model: tallax.statecheck(Model, call=lambda model: 1 // 0),
+        tallax.CannotCheckError,
+        """\
+statecheck of Model: a plain call of the model raises.
+  got:  ZeroDivisionError: integer division or modulo by zero
+  fix:  statecheck(make, x) with inputs that the model takes, or call=lambda model, x: ... for another call""",
+    ),
+    "check-once": (
+        lambda model: tallax.statecheck(Model, calls=1),
+        tallax.InvalidValueError,
+        """\
+statecheck: one call does not show what drifts.
+  got:  calls=int (1)
+  fix:  calls=3, or any integer from 2 on""",
+    ),
     "grad-of-a-ref": (
         with_a_ref,
         tallax.InvalidTypeError,
@@ -588,11 +648,15 @@ def test_the_text(name):
     assert not re.search(r"\{\w+\}", message)
 
 
+OF_FILES = {f"tallax.checking.{name}" for name in ("_exercise", "_process", "_targets", "_worker")}
+
+
 def test_every_raise_is_covered():
     """Each place in the source that words an error is worded in a case above, or in its own test."""
     rules = set()
     for name, module in list(sys.modules.items()):
-        if name.startswith("tallax.") and name != "tallax._errors":
+        # What `tallax check` says of files and processes is worded in test_check_command.py.
+        if name.startswith("tallax.") and name != "tallax._errors" and name not in OF_FILES:
             source = inspect.getsource(module)
             rules |= set(re.findall(r'compose\(\s*[^,]+,\s*f?"([^"{]{12,})', source))
     assert len(rules) > 20
@@ -610,6 +674,8 @@ def test_the_hierarchy():
         tallax.TracedReadError: TypeError,
         tallax.TraceError: flax_errors.TraceContextError,
         tallax.ReplicasError: ValueError,
+        tallax.CannotCheckError: ValueError,
+        tallax.CheckFailedError: AssertionError,
         tallax.MissingExtraError: ImportError,
     }
     assert set(builtins) == set(tallax.TallaxError.__subclasses__())

@@ -60,7 +60,10 @@ def watched(model: Any) -> Iterator[Writes]:
     def noting(method: Any) -> Any:
         def write(variable: nnx.Variable[Any], *args: Any, **kwargs: Any) -> Any:
             path = variable.get_metadata(_TAG) if variable.has_metadata(_TAG) else None
-            if path is not None:
+            changes = not (
+                args and args[0] is variable.get_raw_value()
+            )  # some write back what is there, to see if they may
+            if path is not None and changes:
                 frame = sys._getframe(1)
                 kind = writes.own if variable is variables.get(path) else writes.copies
                 kind.setdefault(path, users_line(frame))
