@@ -255,7 +255,7 @@ Scheduled: takes a schedule, a function from a count to a scalar.
         tallax.InvalidValueError,
         """\
 Scheduled: the schedule must give a scalar.
-  got:  float32[2] ([1.0, 1.0])
+  got:  float32[2] (traced)
   fix:  one Scheduled for each number, or a tallax.Buffer for an array""",
     ),
     "pin": (
