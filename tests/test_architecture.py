@@ -18,6 +18,7 @@ LAYERS = [
     {"_replicas"},
     {"_variables", "_module"},
     {"counters", "schedules", "statistics"},
+    {"replicas"},
     {"optimizers"},
     {"cli", "__init__"},
 ]
@@ -70,7 +71,7 @@ def test_no_internals(path):
 def test_the_surface():
     """Every public name has a docstring, and is one of these."""
     names = {name for name in vars(tallax) if not name.startswith("_")}
-    submodules = {"cli", "counters", "optimizers", "schedules", "statistics"}
+    submodules = {"cli", "counters", "optimizers", "replicas", "schedules", "statistics"}
     assert names - submodules == {
         "Buffer",
         "ClipByGlobalNormState",
@@ -87,9 +88,13 @@ def test_the_surface():
         "TallaxError",
         "TraceError",
         "TracedReadError",
+        "assert_replicated",
         "clip_by_global_norm",
         "clip_counts",
+        "combine_replicas",
         "counter_after_n_calls",
+        "per_replica",
+        "replica_specs",
         "scheduled",
     }
     public = [getattr(tallax, name) for name in names - submodules] + [

@@ -25,7 +25,7 @@ class Scheduled(EvalAware):
 
     | field | shape | dtype | reset value | how copies combine |
     |---|---|---|---|---|
-    | state | (3,): the value of the last call, the pinned one, and 1 while pinned | float32 | 0, 0, -1: no call yet | same |
+    | state | (3,): the value of the last call, the pinned one, 1 while pinned | float32 | 0, 0, -1: not called | same |
 
     Args:
         schedule: an optax schedule, or any function from an int32 count to a scalar.

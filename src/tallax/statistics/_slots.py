@@ -89,7 +89,7 @@ def in_groups(slot_of: SlotOf, x: jax.Array, where: jax.Array | None, *, length:
 
 
 def _position(shape: tuple[int, ...]) -> jax.Array:
-    """Returns int32[*shape], each congruent to the place of its entry in the flat array, modulo the number of groups."""
+    """Returns int32[*shape], each the place of its entry in the flat array modulo the number of groups, or more."""
     position, stride = jnp.zeros(shape, jnp.int32), 1
     for axis in reversed(range(len(shape))):
         along = jax.lax.broadcasted_iota(jnp.int32, shape, axis) % _GROUPS
