@@ -58,10 +58,11 @@ def assert_counted_alike(left, right, rtol=1e-6, atol=1e-7):
             assert np.array_equal(a, b), (a, b)
 
 
-def collectives(function, *args):
-    """Returns how often each collective stands in the compiled program of a function."""
+def collectives(function, *args, branches=True):
+    """Returns how often each collective stands in the compiled program of a function, with those of branches or not."""
     found = {}
     text = function.lower(*args).compile().as_text()
+    text = text if branches else text[text.index("\nENTRY ") :]
     names = "all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
     for match in re.finditer(rf" ({names})(?:-start)?\(", text):
         found[match[1]] = found.get(match[1], 0) + 1

@@ -3,7 +3,8 @@
 
 Under `jit`, arrays are global, and so are counts: a batch that is split over devices (`NamedSharding`, automatic or
 explicit axes) is counted whole. Inside `shard_map` an increment is summed over the mesh axes it varies on, in one
-all-reduce for each update.
+all-reduce for each update (`Extrema`, `Ema` and `Moments` say how many they take). Under `jit` XLA sums by itself, and
+may take one for each mesh axis.
 
 A step that should not communicate for its counts keeps a share for each replica instead. `per_replica` makes room for
 the shares, the step inside `shard_map` stays as it is, and `combine_replicas` reads: it makes the one collective that

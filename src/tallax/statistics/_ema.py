@@ -72,7 +72,7 @@ class Ema(Statistic):
         axis_name: see `Statistic`. The mean is that of all replicas' entries.
 
     Means and the average are computed in float32 whatever the dtype fed. Rounding leaves a relative error of up to
-    about 1e-7 / (1 - decay).
+    about 1e-7 / (1 - decay). Inside `shard_map` an update takes two all-reduces, for counts and for the sum.
 
     Raises:
         InvalidValueError: `decay` is not a number in [0, 1).

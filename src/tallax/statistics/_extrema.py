@@ -70,6 +70,8 @@ class Extrema(Statistic):
     `min_at` and `max_at` refer to the stream in which the extreme was seen: `merge` takes them over as they are, and
     of equal extremes it keeps the smaller. So does `tallax.combine_replicas`, for replicas that keep a share each.
 
+    An update inside `shard_map` takes two all-reduces, one for the counts and one for the extremes.
+
     Example:
         >>> import jax.numpy as jnp, tallax
         >>> logits = tallax.statistics.Extrema()
