@@ -280,8 +280,8 @@ def test_every_mode_counts_alike_on_a_mesh(mode, how):
     jax.block_until_ready(step(model, x, mask))
     check_fed_twice(model)
 
-    # --- what is sent -----------------------------------------------------------------------------------------------------
 
+# --- what is sent -----------------------------------------------------------------------------------------------------
 
 # Over one axis. Counts take one; where floats or extremes are combined too, the documentation says how many.
 SENT = {"extrema": 2, "ema": 2}
@@ -308,7 +308,7 @@ def test_an_update_is_one_all_reduce(name, kind, masked):
 
 @pytest.mark.parametrize("kind", AXES)
 def test_moments_send_two_sums_or_three(kind):
-    """Where the pivot is near the mean, moments take two all-reduces, three with a mask; a branch has the others."""
+    """With the pivot near the mean, moments take two all-reduces, three with a mask; a branch has the others."""
     model, x, mask, mesh, spec = laid_out(["moments"], kind, "1d")
     graphdef, state = nnx.split(model)
 

@@ -119,12 +119,7 @@ class Activity(Statistic):
     def _merge(self, other: Activity) -> None:
         self.state[...] = _merged(self.state.stored(), other.state.stored())
 
-    # Replicas took the same updates, so theirs are not added.
-    def _begin_share(self) -> None:
-        updates = self.state[:, _UPDATES]
-        self.reset()
-        self.state[:, _UPDATES] = updates
-
+    # Replicas took the same updates, so theirs are not added: those of the first share count.
     def _join(self, share: Activity, number: Any) -> None:
         del number
         updates = self.state[:, _UPDATES]
