@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -85,7 +86,7 @@ def factory_of(make: Any) -> Callable[[], Any]:
     A module itself is copied each time; a parameter called `rngs` is given `nnx.Rngs(0)`.
     """
     if isinstance(make, nnx.Pytree):
-        return lambda: nnx.clone(make)
+        return lambda: _copied(make)
     if not callable(make):
         raise CannotCheckError(
             compose(
@@ -129,6 +130,12 @@ def factory_of(make: Any) -> Callable[[], Any]:
         return model
 
     return fresh
+
+
+def _copied(model: Any) -> Any:
+    """Returns a model like this one, with arrays of its own: those of a clone are shared, and some runs donate them."""
+    graphdef, state = nnx.split(model)
+    return nnx.merge(graphdef, jax.tree.map(copy.copy, state))
 
 
 def _parameters_of(make: Callable[..., Any]) -> list[inspect.Parameter]:
