@@ -39,7 +39,7 @@ def blames(finding, case):
 # --- the corpus -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.corpus
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", WRONG)
 def test_finds_what_is_wrong(name):
@@ -56,7 +56,7 @@ def test_finds_what_is_wrong(name):
     assert any(blames(finding, case) for finding in condensed(findings)), [str(finding) for finding in findings]
 
 
-@pytest.mark.slow
+@pytest.mark.corpus
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", RIGHT)
 def test_no_false_alarm(name):
@@ -67,7 +67,7 @@ def test_no_false_alarm(name):
     assert not [cell for cell in report.cells if "could not be done" in cell.note]
 
 
-@pytest.mark.slow
+@pytest.mark.corpus
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ARGUABLE)
 def test_opinions_differ(name):

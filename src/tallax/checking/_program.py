@@ -25,7 +25,7 @@ class Program:
     """A model's factory, and a call of it that takes the arrays of one batch and returns arrays.
 
     Attributes:
-        name: how reports call it.
+        name: of the model's class.
         make: returns the model, as new.
         call: `call(model, batch)` runs the model once and returns every array and number of its output, in a tuple.
         batches: the arrays of each call's inputs; what is no array is in `call`. They have the same shapes and dtypes,
@@ -65,9 +65,8 @@ def program_of(make: Any, inputs: tuple[Any, ...], calls: int, call: Callable[..
 
     first = tuple(jnp.asarray(leaf) for varies, leaf in zip(is_array, leaves, strict=True) if varies)
     batches = tuple(tuple(_rolled(x, k) for x in first) for k in range(calls))
-    name = getattr(make, "__qualname__", type(make).__name__)
-    program = Program(name if "<" not in name else "", factory_of(make), run, batches)
-    model = program.make()
+    fresh = factory_of(make)
+    model = fresh()
     if call is None and not callable(model):
         raise CannotCheckError(
             compose(
@@ -77,7 +76,7 @@ def program_of(make: Any, inputs: tuple[Any, ...], calls: int, call: Callable[..
                 fix="call=lambda metric, x: metric.update(values=x)",
             )
         )
-    return program if program.name else Program(type(model).__name__, program.make, run, batches)
+    return Program(type(model).__name__, fresh, run, batches)
 
 
 def factory_of(make: Any) -> Callable[[], Any]:
