@@ -7,7 +7,6 @@ same functions and runs them by itself, on all of the data.
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -179,7 +178,6 @@ class _NoKeys:
 def main() -> None:
     port, processes, rank, devices, *variants = sys.argv[1:]
     if variants == ["hang"]:
-        print(os.getpid(), flush=True)
         time.sleep(3600)
     # Made and used before anything may touch a device: jax.distributed.initialize raises if something has.
     for name, item in ITEMS.items():

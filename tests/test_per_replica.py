@@ -189,7 +189,7 @@ def test_a_constant_increment_asks_about_the_other_axes():
             model.c.increment(x.shape[0], **how)
 
         specs = tallax.replica_specs(model)
-        nnx.shard_map(count, mesh=mesh, in_specs=(specs, P("data", "model")), out_specs=None)(model, X[0])
+        nnx.jit(nnx.shard_map(count, mesh=mesh, in_specs=(specs, P("data", "model")), out_specs=None))(model, X[0])
         return int(tallax.combine_replicas(model).c)
 
     with pytest.raises(tallax.ReplicasError, match=r"model\.c: inside shard_map"):

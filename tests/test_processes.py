@@ -45,6 +45,7 @@ def run(folder, processes, devices, variants, seconds=120):
                 started.append(
                     subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=err, start_new_session=True)
                 )
+            (folder / f"{rank}.pid").write_text(str(started[-1].pid))
         deadline = time.monotonic() + seconds
         while any(process.poll() is None for process in started) and time.monotonic() < deadline:
             if any(process.poll() for process in started):  # one failed: the others would wait for it
@@ -115,4 +116,4 @@ def test_no_process_outlives_the_test(tmp_path):
         run(tmp_path, 2, 1, ["hang"], seconds=3)
     for rank in range(2):
         with pytest.raises(ProcessLookupError):
-            os.kill(int((tmp_path / f"{rank}.out").read_text()), 0)
+            os.kill(int((tmp_path / f"{rank}.pid").read_text()), 0)

@@ -153,7 +153,7 @@ def combine_replicas(model: Node) -> Node:
     for (_, originals), (statistic, items) in zip(_parts(model), _parts(copy), strict=True):
         for item in originals:
             _check_combinable(item)
-        if items[0].shares:
+        if items and items[0].shares:
             sharding: Any = items[0].get_raw_value().sharding
             groups.setdefault((sharding.mesh, items[0].replica_axes), []).append((statistic, items))
     for (mesh, axes), parts in groups.items():
