@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The matrix: every item under every transformation in every mode. Each cell is the right count, or an error.
+
+All items are on one model, so a cell compiles once; what it leaves is compared with plain calls, item by item and to
+the bit. What an item refuses is run for each item alone.
+"""
+
+import functools
+import itertools
+import pathlib
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
+
+import tallax
+from tallax.checking import _transformations as package
+from tallax.checking._hazards import silent_losses
+from tallax.checking._program import program_of
+from tallax.checking._reference import called
+from tallax.checking._transformations import RAW
+from tests import misuses
+from tests.cases import (
+    CANNOT_KNOW,
+    CAPTURED,
+    ITEMS,
+    REFUSED,
+    TRANSFORMATIONS,
+    Everything,
+    Model,
+    assert_same_state,
+    batch,
+    call,
+    leaves,
+    matrix_table,
+    silent_table,
+)
+
+pytestmark = pytest.mark.slow
+
+BATCHES = [(batch(k),) for k in range(3)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_once(tmp_path_factory):
+    """Many cells are one program to XLA, and compiling it is nearly all of their time: it is kept on disk."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    compilation_cache.reset_cache()
+    for name, value in options.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@functools.cache
+def reference(calls):
+    """Returns what so many plain calls leave, item by item, and what they return."""
+    model = Everything()
+    outputs = [call(model, inputs) for inputs in BATCHES[:calls]]
+    return state_of(model), outputs
+
+
+def state_of(model):
+    """Returns the bits of every item's state, by the item's name."""
+    return {name: [(x.dtype, x.shape, x.tobytes()) for x in leaves(part)] for name, part in model.parts.items()}
+
+
+def differing(model, calls):
+    """Returns the names of the items whose state is not that after so many plain calls."""
+    expected, _ = reference(calls)
+    return [name for name, state in state_of(model).items() if state != expected[name]]
+
+
+def test_the_reference_is_worth_comparing_with():
+    """Every call changes every item; but a Scheduled, which is called with one step, only the first does."""
+    states = [reference(calls)[0] for calls in range(4)]
+    for name in ITEMS:
+        same = [before[name] == after[name] for before, after in itertools.pairwise(states)]
+        assert same == ([False, True, True] if name == "scheduled" else [False] * 3), name
+
+
+# --- right ------------------------------------------------------------------------------------------------------------
+
+CELLS = {f"{t.name}-{mode.name}": (t, mode) for t in TRANSFORMATIONS for mode in package.MODES if t.run_in(mode)}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_counted_once(cell):
+    """Three calls leave, to the bit, what three plain calls do, and return the same; nothing where nothing is run."""
+    transformation, mode = CELLS[cell]
+    model = Everything()
+    with mode.active():
+        outputs = transformation.run_in(mode)(call, model, BATCHES)
+    assert differing(model, 3 if transformation.executes else 0) == []
+    if outputs is not None and transformation.executes:
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), outputs, reference(3)[1])
+
+
+def test_no_cell_is_there_twice_or_missing():
+    """A transformation of one name is in a mode once: right, refused or silent."""
+    cells = [(t.name, mode) for t in TRANSFORMATIONS for mode in package.MODES if t.run_in(mode)]
+    cells += [(refused.name, mode) for refused in REFUSED for mode in refused.modes]
+    cells += [("scan, broadcast", mode) for mode in CANNOT_KNOW["scan"].modes]
+    assert len(cells) == len(set(cells))
+
+
+# --- loud -------------------------------------------------------------------------------------------------------------
+
+CLOSED_OVER = {
+    f"{name}-{mode.name}": (transform, mode) for name, (transform, modes) in CAPTURED.items() for mode in modes
+}
+
+
+@pytest.mark.parametrize("cell", CLOSED_OVER)
+def test_a_model_closed_over_raises(cell):
+    """A write to a model that is not an argument raises, names the item and the remedy, and leaves it as it was."""
+    transform, mode = CLOSED_OVER[cell]
+    for item in ITEMS.values():
+        model, untouched = Model(item.make), Model(item.make)
+
+        def f(x):
+            item.touch(model, x)  # noqa: B023
+            return x.sum()
+
+        text = (
+            r"^model\.item(\.\w+)?: a (Counter|Buffer) was written from another trace (.|\n)*fix:  pass the model as an"
+        )
+        with mode.active(), pytest.raises(tallax.TraceError, match=text):
+            transform(f, batch())
+        assert_same_state(model.item, untouched.item)
+
+
+REFUSALS = {f"{refused.name}-{mode.name}": (refused, mode) for refused in REFUSED for mode in refused.modes}
+
+
+@pytest.mark.parametrize("cell", REFUSALS)
+def test_refused(cell):
+    """What Flax or JAX does not take, it says, and the items stay as they were."""
+    refused, mode = REFUSALS[cell]
+    for name in refused.names if refused.names != tuple(ITEMS) else ("all",):
+        model = Everything(ITEMS if name == "all" else [name])
+        with mode.active(), pytest.raises(refused.error) as caught:
+            refused.run(call, model, BATCHES)
+        assert refused.says in str(caught.value)
+        assert differing(model, 0) == []
+
+
+@pytest.mark.parametrize("mode", [package.NO_UPDATES, package.TREE], ids=lambda mode: mode.name)
+@pytest.mark.parametrize("item", ITEMS.values(), ids=ITEMS)
+def test_flax_own_gradients_outside_graph_mode(item, mode):
+    """nnx.value_and_grad refuses integers; floats get zero gradients, which an optimizer of nnx.Param leaves aside."""
+    model, alone = Model(item.make), Model(item.make)
+
+    def loss(model, x):
+        item.touch(model, x)
+        return model(x).sum()
+
+    with mode.active():
+        if any(leaf.dtype.kind == "u" for leaf in leaves(model.item)):
+            with pytest.raises(TypeError, match="but got uint32"):
+                nnx.value_and_grad(loss)(model, batch())
+            assert_same_state(model.item, alone.item)
+            return
+        _, grads = nnx.value_and_grad(loss)(model, batch())
+        item.touch(alone, batch())
+        assert_same_state(model.item, alone.item)
+        assert not any(leaf.any() for leaf in leaves(grads.item))
+        optimizer = nnx.Optimizer(model, optax.adamw(0.1, weight_decay=0.5), wrt=nnx.Param)
+        kernel = np.asarray(model.layer.kernel[...])
+        with jax.numpy_dtype_promotion("standard"):  # optax itself mixes dtypes
+            optimizer.update(model, grads)
+    assert not np.array_equal(kernel, model.layer.kernel[...])
+    assert_same_state(model.item, alone.item)
+
+
+# --- silent -----------------------------------------------------------------------------------------------------------
+
+LOSSES = {f"{name}-{mode.name}": (silent, mode) for name, silent in CANNOT_KNOW.items() for mode in silent.modes}
+CALLS_LEFT = {"lost": 0, "once a call": 1, "a copy each": 3}
+
+
+@pytest.mark.parametrize("cell", LOSSES)
+def test_silent(cell):
+    """What can't be known is silent today: if one of these fails, Flax or JAX has changed, and the page with it."""
+    silent, mode = LOSSES[cell]
+    model = Everything(silent.names)
+    # Within a compiled step, as in real code; it is also quicker to compile what is lost than to run it op by op.
+    compiled = nnx.jit if mode is RAW and silent.happens == "lost" else lambda f: f
+    with mode.active():
+        came = compiled(lambda model: silent.run(call, model, BATCHES))(model)
+    if silent.happens == "frozen":
+        assert differing(model, 3) == []
+        first, *others = [[x.tobytes() for x in map(np.asarray, values)] for values in came]
+        assert others == [first, first]
+    else:
+        assert differing(model, CALLS_LEFT[silent.happens]) == []
+
+
+def test_under_two_names_each_call_counts_twice():
+    """What the silent case of two names should come to, and does under nnx.jit: six counts in three calls."""
+    model = Everything(["counter"])
+    misuses.under_two_names(nnx.jit)(call, model, BATCHES)
+    assert int(model.parts["counter"].item) == 6
+
+
+# --- what statecheck says of the silent -------------------------------------------------------------------------------
+
+
+class Part(nnx.Module):
+    """Counts its calls."""
+
+    def __init__(self):
+        self.count = tallax.Counter()
+
+    def __call__(self, x):
+        self.count += 1
+        return x
+
+
+class Misused(nnx.Module):
+    """Uses a part in each of the ways that are silent."""
+
+    def __init__(self):
+        self.parts = nnx.Dict({name: Part() for name in set(CANNOT_KNOW) - set(MISUSED)})
+
+    def __call__(self, x):
+        for name, part in self.parts.items():
+            CANNOT_KNOW[name].run(call, part, [(x,), (x + 1,)])
+        return x
+
+
+class TwoNames(nnx.Module):
+    """Holds one part under two names, and gives it to jax.jit."""
+
+    def __init__(self):
+        self.parts = nnx.Dict({"two-names": misuses.two_names_of(Part())})
+
+    def __call__(self, x):
+        misuses.under_two_names(jax.jit)(call, self.parts["two-names"], [(x,)])
+        return x
+
+
+class Forgets(nnx.Module):
+    """Calls its part by a function with a derivative of its own."""
+
+    def __init__(self):
+        self.parts = nnx.Dict({"custom-vjp": Everything(["counter"])})
+
+    def __call__(self, x):
+        return misuses.forgetful(call)(self.parts["custom-vjp"], (x,))
+
+
+class Frozen(nnx.Module):
+    """Reads a temperature in a function that was compiled with the first one."""
+
+    def __init__(self):
+        self.temperature = tallax.Buffer(5.0)
+        self.route = jax.jit(lambda x: x / self.temperature[...])
+
+    def __call__(self, x):
+        self.temperature *= 0.9
+        return self.route(x)
+
+
+MISUSED = {"two-names": TwoNames, "custom-vjp": Forgets, "closure": Frozen}
+checked = functools.cache(lambda make: tallax.statecheck(make, batch(), calls=2))
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize("name", CANNOT_KNOW)
+def test_statecheck_says_so(name):
+    """A module that uses a part of its own so is reported, by the rule that the page names, at the item's path."""
+    silent = CANNOT_KNOW[name]
+    report = checked(MISUSED.get(name, Misused))
+    path = "temperature" if name == "closure" else f"parts/{name}"
+    found = {(finding.rule, finding.is_warning) for finding in report.findings if finding.path.startswith(path)}
+    assert (silent.says, silent.warns) in found, report
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_statecheck_warns_of_every_item():
+    """A model that is right is warned of how its items can be lost."""
+    program = program_of(Everything, (batch(),), 2, None)
+    _, finding = silent_losses(program, called(program, program.make()))
+    assert (finding.rule, finding.is_warning) == ("lost-update", True)
+    assert "can be lost in silence by the way the model is used" in finding.message
+    assert finding.path.startswith("parts/")
+    assert finding.path.endswith(f" and {len(ITEMS) - 4} more")
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", [matrix_table, silent_table])
+def test_the_page_has_these_tables(table):
+    """The page shows what the registries hold, line by line."""
+    page = pathlib.Path(__file__).parents[1] / "docs" / "state-under-transformations.md"
+    assert "\n".join(["", *table(), ""]) in page.read_text(), "\n".join(table())
