@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State that evaluation changes, and state that a copy or a checkpoint loses."""
+"""State that evaluation changes, that a copy or a checkpoint loses, and that is differentiated in some modes only."""
 
 import copy
 
@@ -138,3 +138,30 @@ class ZeroSizeBuffer(Layer):
 
     def __call__(self, x):
         return self.linear(jnp.concatenate([self.replay[...], x]))
+
+
+def loss_and_gradients(model, x):
+    """Takes the gradient of a whole model, which is of its parameters in graph mode only."""
+    return nnx.value_and_grad(lambda model, x: (model(x) ** 2).mean())(model, x)
+
+
+@wrong("gradient-of-a-count", "raises", None, "outside graph mode, integers are refused", call=loss_and_gradients)
+class GradientOfACount(Counted):
+    pass
+
+
+@wrong(
+    "gradient-of-a-statistic",
+    "differs raises",
+    "output",
+    "outside graph mode, the statistic has a gradient too",
+    call=loss_and_gradients,
+)
+class GradientOfAStatistic(Layer):
+    def __init__(self, rngs):
+        super().__init__(rngs)
+        self.scale = nnx.BatchStat(jnp.ones(4))
+
+    def __call__(self, x):
+        self.scale[...] = 0.9 * self.scale[...] + 0.1 * jnp.abs(x).mean(0)
+        return self.linear(x / self.scale[...])
