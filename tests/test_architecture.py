@@ -18,7 +18,7 @@ LAYERS = [
     {"_replicas"},
     {"_variables", "_module"},
     {"counters", "schedules", "statistics", "_differentiable"},
-    {"differentiation"},
+    {"differentiation", "replicas"},
     {"optimizers"},
     {"checking"},
     {"cli", "__init__"},
@@ -73,7 +73,16 @@ def test_no_internals(path):
 def test_the_surface():
     """Every public name has a docstring, and is one of these."""
     names = {name for name in vars(tallax) if not name.startswith("_")}
-    submodules = {"checking", "cli", "counters", "differentiation", "optimizers", "schedules", "statistics"}
+    submodules = {
+        "checking",
+        "cli",
+        "counters",
+        "differentiation",
+        "optimizers",
+        "replicas",
+        "schedules",
+        "statistics",
+    }
     assert names - submodules == {
         "Buffer",
         "CannotCheckError",
@@ -92,10 +101,14 @@ def test_the_surface():
         "TallaxError",
         "TraceError",
         "TracedReadError",
+        "assert_replicated",
         "clip_by_global_norm",
         "clip_counts",
+        "combine_replicas",
         "counter_after_n_calls",
         "grad",
+        "per_replica",
+        "replica_specs",
         "scheduled",
         "statecheck",
         "value_and_grad",

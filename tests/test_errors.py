@@ -6,6 +6,7 @@ import inspect
 import pickle
 import re
 import sys
+import unittest.mock
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +56,42 @@ def in_shard_map(model):
         return nnx.state(inner)
 
     jax.shard_map(body, mesh=mesh, in_specs=jax.P(), out_specs=jax.P())(state)
+
+
+def shares_of(model):
+    return tallax.per_replica(model, jax.make_mesh((8,), ("data",)), "data")
+
+
+def shares_read(model):
+    shares = shares_of(model)
+    int(shares.experts[0].step)
+
+
+def shares_twice(model):
+    shares = shares_of(model)
+    shares_of(shares.experts[0].step)
+
+
+def shares_elsewhere(model):
+    shares = shares_of(model)
+    counter = shares.experts[0].step
+    counter.set_raw_value(np.asarray(counter.get_raw_value()))
+    tallax.combine_replicas(shares)
+
+
+def copies_differ(model):
+    step = model.experts[0].step
+    values = [jax.device_put(np.array([n // 4, 0], np.uint32), device) for n, device in enumerate(jax.devices())]
+    sharding = jax.NamedSharding(jax.make_mesh((8,), ("data",)), jax.P())
+    step.set_raw_value(jax.make_array_from_single_device_arrays((2,), sharding, values))
+    tallax.assert_replicated(model)
+
+
+def another_model_elsewhere(model):
+    with unittest.mock.patch(
+        "jax.experimental.multihost_utils.process_allgather", lambda own: np.stack([own, own + np.uint8(1)])
+    ):
+        tallax.assert_replicated(model)
 
 
 def replaced(model):
@@ -205,9 +242,9 @@ Buffer: reduce says how the copies of replicas combine.
         lambda model: tallax.Counter(reduce="max"),
         tallax.InvalidValueError,
         """\
-Counter: copies of a count are summed.
+Counter: copies of a count are summed, or all the same.
   got:  reduce='max'
-  fix:  leave reduce out""",
+  fix:  leave reduce out, or reduce="same" for steps that all replicas take together""",
     ),
     "counter-start": (
         lambda model: tallax.Counter(np.arange(2)),
@@ -266,6 +303,64 @@ inner.experts[0].step: inside shard_map, an increment that is the same on every 
   fix:  like=batch to sum it over the axes the batch is split on, axis_name=('data',) to name them, or axis_name=() \
 to count it once""",
     ),
+    "shares-read": (
+        shares_read,
+        tallax.ReplicasError,
+        """\
+shares.experts[0].step: keeps a share for each replica, and only combined are they one value.
+  got:  a read or a write outside of a shard_map over ('data',)
+  fix:  tallax.combine_replicas(model) to read; a shard_map with tallax.replica_specs(model) to write""",
+    ),
+    "shares-axis": (
+        lambda model: tallax.per_replica(model, jax.make_mesh((8,), ("data",)), "model"),
+        tallax.InvalidValueError,
+        """\
+axis_name: replicas lie along an axis of the mesh.
+  got:       str ('model')
+  expected:  one or several of ('data',)
+  fix:       axis_name='data'""",
+    ),
+    "shares-twice": (
+        shares_twice,
+        tallax.ReplicasError,
+        """\
+shares.experts[0].step: keeps a share for each replica already.
+  got:  shares over the mesh axes ('data',)
+  fix:  tallax.combine_replicas(model) first, to lay it out anew""",
+    ),
+    "shares-traced": (
+        lambda model: nnx.jit(lambda counter: [tallax.combine_replicas(counter), None][1])(model.experts[0].step),
+        tallax.TracedReadError,
+        """\
+counter: replicas are laid out, combined and compared between steps.
+  got:  uint32[2] (traced)
+  fix:  call it outside of jit and shard_map""",
+    ),
+    "shares-elsewhere": (
+        shares_elsewhere,
+        tallax.ReplicasError,
+        """\
+shares.experts[0].step: shares are combined on the mesh that per_replica laid them out on.
+  got:  an array with no sharding
+  fix:  jax.device_put(array, jax.NamedSharding(mesh, jax.P(axis_name))), in the item's place""",
+    ),
+    "copies-differ": (
+        copies_differ,
+        tallax.ReplicasError,
+        """\
+model.experts[0].step: copies that are meant to be the same differ between devices or processes.
+  got:  2 different values
+  fix:  jax.make_array_from_process_local_data(sharding, x) for the batch of several processes; shard_map with \
+check_vma=True; or reduce= where replicas keep their own""",
+    ),
+    "other-processes": (
+        another_model_elsewhere,
+        tallax.ReplicasError,
+        """\
+assert_replicated: all processes hold the same Variables.
+  got:  others, or others' shapes, in another process
+  fix:  make the model alike in all processes, and call this in all of them""",
+    ),
     "schedule": (
         lambda model: tallax.Scheduled(2.0),
         tallax.InvalidTypeError,
@@ -279,7 +374,7 @@ Scheduled: takes a schedule, a function from a count to a scalar.
         tallax.InvalidValueError,
         """\
 Scheduled: the schedule must give a scalar.
-  got:  float32[2] ([1.0, 1.0])
+  got:  float32[2] (traced)
   fix:  one Scheduled for each number, or a tallax.Buffer for an array""",
     ),
     "pin": (

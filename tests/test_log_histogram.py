@@ -164,6 +164,16 @@ def test_every_form_counts_alike(form, length, size):
         assert counts.tolist() == np.bincount(expected, minlength=length).tolist()
 
 
+@pytest.mark.parametrize("form", [_slots.in_order, _slots.in_pairs, _slots.in_groups])
+@pytest.mark.parametrize("shape", [(7, 9), (65, 3), (2, 0), (3, 2, 129)])
+def test_every_form_takes_any_shape(form, shape):
+    """Values are counted in the shape they have, whatever axis is even, odd, long or empty."""
+    x = np.random.default_rng(0).integers(0, 7, shape).astype(np.int32)
+    mask = np.random.default_rng(1).random(shape) < 0.7
+    counts = jax.jit(lambda x, where: form(lambda x: x, x, where, length=7))(x, mask)
+    assert counts.tolist() == np.bincount(x[mask], minlength=7).tolist()
+
+
 # --- looks ------------------------------------------------------------------------------------------------------------
 
 

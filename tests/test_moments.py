@@ -13,9 +13,8 @@ from hypothesis.extra import numpy as hnp
 import tallax
 from tallax.statistics import Moments, _digits, _moments, _two_floats
 from tests.cases import MODES, assert_same_state
+from tests.meshes import AXES, P, mesh_of
 
-P = jax.P
-AXES = {"auto": jax.sharding.AxisType.Auto, "explicit": jax.sharding.AxisType.Explicit}
 # Entries around a mean that may be far off, some of them far out, some of them not numbers.
 ENTRIES = st.one_of(
     st.floats(-3, 3, width=32, allow_subnormal=False),
@@ -351,10 +350,6 @@ def test_no_gradient_flows_in():
 
 BATCH = normal(1e5, 3, (64, 512))
 BATCH[3, 4] = np.inf
-
-
-def mesh_of(kind):
-    return jax.make_mesh((4, 2), ("data", "model"), axis_types=(AXES[kind],) * 2)
 
 
 @pytest.mark.parametrize("kind", AXES)

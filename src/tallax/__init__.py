@@ -25,4 +25,8 @@ from tallax.optimizers import ClipCounts as ClipCounts
 from tallax.optimizers import clip_by_global_norm as clip_by_global_norm
 from tallax.optimizers import clip_counts as clip_counts
 from tallax.optimizers import scheduled as scheduled
+from tallax.replicas import assert_replicated as assert_replicated
+from tallax.replicas import combine_replicas as combine_replicas
+from tallax.replicas import per_replica as per_replica
+from tallax.replicas import replica_specs as replica_specs
 from tallax.schedules import Scheduled as Scheduled

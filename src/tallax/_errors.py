@@ -8,7 +8,7 @@ TallaxError
 ├── ReplacedVariableError   also a TypeError: `self.step = self.step + 1`
 ├── TraceError              also a flax TraceContextError: a write from another trace level
 ├── TracedReadError         also a TypeError: `int(counter)` under `jit`
-├── ReplicasError           also a ValueError: inside shard_map, which copies should be summed?
+├── ReplicasError           also a ValueError: which copies should be summed? why do these differ?
 ├── CannotCheckError        also a ValueError: statecheck was given nothing that it can run
 ├── CheckFailedError        also an AssertionError: statecheck found a fault
 └── MissingExtraError       also an ImportError: an optional dependency is not installed
@@ -67,7 +67,7 @@ class TracedReadError(TallaxError, TypeError):
 
 
 class ReplicasError(TallaxError, ValueError):
-    """Inside `shard_map`, it cannot be told over which mesh axes an increment is to be summed."""
+    """It cannot be told which replicas to sum over, shares are not combined, or copies of one value differ."""
 
 
 class CannotCheckError(TallaxError, ValueError):

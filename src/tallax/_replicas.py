@@ -12,6 +12,7 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 
 from tallax import _limbs
 from tallax._errors import ReplicasError, compose
@@ -37,31 +38,31 @@ def mapped_axes() -> tuple[Hashable, ...]:
 
 
 def axes_to_combine(
-    *increments: Any, item: object, state: Any, like: Any = None, axis_name: AxisName | None = None
+    *increments: Any, state: Any, like: Any = None, axis_name: AxisName | None = None, alike: bool = False
 ) -> tuple[Hashable, ...]:
     """Returns the axes over which an update's increments are to be combined before `state` takes them in.
 
     Args:
         *increments: what was computed from one replica's share of the data.
-        item: whom to name in an error.
-        state: the array that is going to be added to. Axes that it varies over itself are left alone: each replica
-            then keeps a count of its own.
+        state: the item that is going to take them in. Axes that it varies over itself, or keeps a share for each
+            replica of, are left alone: each replica then keeps a count of its own.
         like: an array that varies over the axes to combine over, usually the batch.
         axis_name: the axes themselves; an empty tuple means that the increment is the same everywhere and counts once.
+        alike: whether an increment that nothing tells about is the same everywhere and counts once.
 
     Raises:
         ReplicasError: inside `shard_map`, where neither the increments nor the arguments tell the axes.
     """
     mapped = mapped_axes()
     if axis_name is not None:
-        axes = frozenset(axis_name if isinstance(axis_name, tuple) else (axis_name,))
+        axes = frozenset(axis_name if isinstance(axis_name, tuple) else (axis_name,)) - frozenset(state.replica_axes)
     elif mapped:
-        own = varying_axes(state)
+        own = varying_axes(state.get_raw_value()) | frozenset(state.replica_axes)
         known = frozenset().union(*map(varying_axes, (*increments, like)))
-        if not known and not own:
+        if not known and not alike and frozenset(mapped) - own:
             raise ReplicasError(
                 compose(
-                    item,
+                    state,
                     "inside shard_map, an increment that is the same on every device may mean one event or one each.",
                     got=f"an increment that varies over none of the mapped axes {mapped} (or check_vma=False)",
                     fix=f"like=batch to sum it over the axes the batch is split on, axis_name={mapped!r} to name them, "
@@ -100,9 +101,6 @@ def count_over(limbs: Limbs, axes: tuple[Hashable, ...]) -> Limbs:
     return _limbs.psum(marked(limbs, axes), axes) if axes else limbs
 
 
-def sum_increment(
-    increment: Limbs, *, item: object, state: Any, like: Any = None, axis_name: AxisName | None = None
-) -> Limbs:
-    """Returns limbs summed over the axes that `axes_to_combine` tells, exactly and in one collective."""
-    axes = axes_to_combine(increment, item=item, state=state, like=like, axis_name=axis_name)
-    return count_over(increment, axes)
+def on_first(value: jax.Array, axes: tuple[Hashable, ...]) -> jax.Array:
+    """Returns `value` on the first replica along `axes`, and 0 on the others."""
+    return jnp.where(jax.lax.axis_index(axes) == 0, value, jnp.zeros_like(value))

@@ -20,7 +20,7 @@ class StepCounter(EvalAware):
 
     | field | shape | dtype | reset value | how copies combine |
     |---|---|---|---|---|
-    | step | () | an exact `Counter` | 0 | a step taken by all replicas together counts once |
+    | step | () | an exact `Counter` | 0 | same: a step that all replicas take together counts once |
 
     Args:
         rngs: one key is taken from `rngs.params()`, so that adding a counter shifts the stream as any other layer does.
@@ -40,7 +40,7 @@ class StepCounter(EvalAware):
     def __init__(self, rngs: nnx.Rngs):
         super().__init__()
         rngs.params()
-        self.step = Counter()
+        self.step = Counter(reduce="same")
 
     def __call__(self) -> jax.Array | np.ndarray | np.int32:
         """Returns the number of this call, an int32 scalar saturated at 2**31 - 1 (`int(counter.step)` is exact).

@@ -17,13 +17,15 @@ from tallax._module import EvalAware
 from tallax._placement import is_traced
 from tallax._variables import Buffer, Counter
 
+_NOT_CALLED = -1.0  # in the place of 1 for pinned and 0 for not
+
 
 class Scheduled(EvalAware):
     """A scalar that a schedule drives: the temperature of a gate, the weight of a loss, the probability of a mask.
 
     | field | shape | dtype | reset value | how copies combine |
     |---|---|---|---|---|
-    | state | (3,): the value of the last call, the pinned one, 1 while pinned | float32 | `schedule(0)`, 0, 0 | same |
+    | state | (3,): the value of the last call, the pinned one, 1 while pinned | float32 | 0, 0, -1: not called | same |
 
     Args:
         schedule: an optax schedule, or any function from an int32 count to a scalar.
@@ -57,7 +59,9 @@ class Scheduled(EvalAware):
         super().__init__()
         self.schedule = schedule
         self.name = name
-        self.state = Buffer(_packed(self._scheduled(0), 0.0, 0.0))
+        jax.eval_shape(lambda: self._scheduled(0))  # raises where it gives no scalar; computes nothing
+        # On the host, as everything before jax.distributed.initialize must be, so `schedule(0)` is left for later.
+        self.state = Buffer(np.array((0.0, 0.0, _NOT_CALLED), np.float32))
 
     def __call__(self, step: Any = None) -> jax.Array:
         """Returns the value at `step`, and keeps it.
@@ -74,16 +78,17 @@ class Scheduled(EvalAware):
         """
         if step is None:
             return self.value
-        _, pinned, is_pinned = self.state[...]
-        value = jnp.where(is_pinned > 0, pinned, self._scheduled(step_value(step)))
+        _, pinned, mode = self.state[...]
+        value = jnp.where(mode > 0, pinned, self._scheduled(step_value(step)))
         if not self.deterministic:
-            self.state[...] = _packed(value, pinned, is_pinned)
+            self.state[...] = _packed(value, pinned, jnp.maximum(mode, 0.0))
         return value
 
     @property
     def value(self) -> jax.Array:
         """float32[]: the value of the last call, or the pinned one; `schedule(0)` before."""
-        return self.state[0]
+        value, _, mode = self.state[...]
+        return jnp.where(mode == _NOT_CALLED, self._scheduled(0), value)
 
     def pin(self, value: Any) -> None:
         """Holds the value at `value` whatever the step, from now on; compiled steps are not compiled again.

@@ -14,3 +14,5 @@ otherwise the increment is dispatched to the device, so that counting never wait
 
 from tallax._variables._buffer import Buffer as Buffer
 from tallax._variables._counter import Counter as Counter
+from tallax._variables._item import Item as Item
+from tallax._variables._item import Shares as Shares

@@ -56,7 +56,7 @@ class Buffer(Item):
 
     def get_value(self, *, index: Any = ...) -> jax.Array:
         """Returns the array, or the part of it at `index`; no gradient flows through it."""
-        raw = self.get_raw_value()
+        raw = self.stored()
         if isinstance(raw, np.ndarray):
             raw = to_device(raw)
         elif is_traced(raw):
@@ -64,12 +64,12 @@ class Buffer(Item):
         return raw if index is ... else raw[index]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        array = np.asarray(self.get_raw_value(), dtype)
+        array = np.asarray(self.stored(), dtype)
         return array if copy is False else array.copy()
 
     def set_value(self, value: Any, *, index: Any = ...) -> None:
         """Writes `value` over the array, or over the part at `index`, to which it is broadcast."""
-        raw = self.get_raw_value()
+        raw = self.stored()
         if index is not ...:
             self._store(jnp.asarray(raw).at[index].set(self._fitting(value, raw, shape=None)))
         else:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import flax.errors
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 from tallax import _limbs
 from tallax._errors import InvalidTypeError, InvalidValueError, TracedReadError, compose, describe
 from tallax._placement import is_traced, on_host
-from tallax._replicas import AxisName, sum_increment
+from tallax._replicas import AxisName, axes_to_combine, count_over, on_first
 from tallax._variables._amounts import (
     amount_of,
     check_broadcasts,
@@ -46,12 +46,14 @@ class Counter(Item):
 
     | field | shape | dtype | reset value | how copies combine |
     |---|---|---|---|---|
-    | value | `(*shape, 2)`: low and high word; leading axes may be added by vmap or scan | uint32 | 0 | sum |
+    | value | `(*shape, 2)`: low and high word; leading axes may be added by vmap or scan | uint32 | 0 | `reduce` |
 
     Args:
         start: the first count, an integer in [0, 2**64 - 1].
         shape: the shape of an array of counts, one per expert for instance; each starts at `start`.
         persistent: whether checkpoints keep it.
+        reduce: how the copies of replicas combine. "same" is for what all replicas count together, such as steps:
+            inside `shard_map` an increment that is the same everywhere then counts once, without being told so.
         **metadata: as for `nnx.Variable`.
 
     Raises:
@@ -71,7 +73,15 @@ class Counter(Item):
         1099511627781
     """
 
-    def __init__(self, start: int = 0, *, shape: int | tuple[int, ...] = (), persistent: bool = True, **metadata: Any):
+    def __init__(
+        self,
+        start: int = 0,
+        *,
+        shape: int | tuple[int, ...] = (),
+        persistent: bool = True,
+        reduce: Literal["sum", "same"] = "sum",
+        **metadata: Any,
+    ):
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         first = host_counts(start, item="Counter", limit=_limbs.MAX)
         if first.ndim:
@@ -83,13 +93,17 @@ class Counter(Item):
                     fix="Counter(shape=x.shape), then counter.set(x)",
                 )
             )
-        reduce = metadata.pop("reduce", "sum")
-        if reduce != "sum":
+        if reduce not in ("sum", "same"):
             raise InvalidValueError(
-                compose("Counter", "copies of a count are summed.", got=f"reduce={reduce!r}", fix="leave reduce out")
+                compose(
+                    "Counter",
+                    "copies of a count are summed, or all the same.",
+                    got=f"reduce={reduce!r}",
+                    fix='leave reduce out, or reduce="same" for steps that all replicas take together',
+                )
             )
         limbs = _limbs.from_uint64(np.broadcast_to(first, shape))
-        super().__init__(limbs, persistent=persistent, reduce="sum", metadata=metadata)
+        super().__init__(limbs, persistent=persistent, reduce=reduce, metadata=metadata)
 
     # --- counting ---------------------------------------------------------------------------------------------------
 
@@ -182,7 +196,7 @@ class Counter(Item):
 
     def get_value(self, *, index: Any = ...) -> jax.Array:
         """Returns int32[*shape], saturated at 2**31 - 1, or the part of it at `index`; does not wait for the device."""
-        raw = self.get_raw_value()
+        raw = self.stored()
         if not _is_limbs(raw):  # counts, a shape, a sharding, or whatever else a tree.map over the state has put here
             return raw
         if isinstance(raw, np.ndarray):
@@ -204,6 +218,8 @@ class Counter(Item):
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the counts."""
+        if self.shares:
+            return self.shares.shape[:-1]
         raw = self.get_raw_value()
         return tuple(raw.shape[:-1] if raw.dtype == np.uint32 else raw.shape)
 
@@ -240,7 +256,7 @@ class Counter(Item):
         part: Any
         for part in super().__nnx_repr__():
             if getattr(part, "key", None) == "value" and isinstance(raw, jax.Array | np.ndarray):
-                if not is_traced(raw) and _is_limbs(raw):
+                if not is_traced(raw) and _is_limbs(raw) and not self.shares:
                     part = type(part)("value", int(self) if raw.ndim == 1 else np.asarray(self))
             yield part
 
@@ -338,7 +354,7 @@ class Counter(Item):
 
         `nnx.to_pure_dict` saves what `get_value()` gives, int32 counts, and `nnx.update` writes them back as they are.
         """
-        raw = self.get_raw_value()
+        raw = self.stored()
         if _is_limbs(raw) or not isinstance(raw, jax.Array | np.ndarray):
             return raw
         check_integer(raw, item=self)
@@ -363,7 +379,11 @@ class Counter(Item):
         if here is not None and by is not None:
             self._store(_limbs.from_uint64(_limbs.add_uint64(_limbs.to_uint64(here), _limbs.to_uint64(by))))
             return
-        increment = sum_increment(increment, item=self, state=raw, like=like, axis_name=axis_name)
+        alike = self.get_metadata("reduce") == "same"
+        axes = axes_to_combine(increment, state=self, like=like, axis_name=axis_name, alike=alike)
+        increment = count_over(increment, axes)
+        if axis_name == () and self.shares:  # once for all, and the shares will be summed
+            increment = on_first(increment, self.replica_axes)
         if is_traced(raw, increment):
             self._store(_limbs.add(jnp.asarray(raw), jnp.broadcast_to(jnp.asarray(increment), raw.shape)))
         else:

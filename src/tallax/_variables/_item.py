@@ -3,20 +3,29 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import flax.errors
 import jax
 from flax import nnx
+from flax.nnx import reprlib
 
-from tallax._errors import InvalidValueError, TraceError, compose, describe
+from tallax._errors import InvalidValueError, ReplicasError, TraceError, compose, describe
 from tallax._placement import is_committed, is_traced
+from tallax._replicas import mapped_axes
 
 Reduce: TypeAlias = Literal["sum", "max", "min", "same"]
 _REDUCTIONS = ("sum", "max", "min", "same")
 
 # Compiled once for eager use: the quickest way from NumPy to a jax.Array (6 us, where jnp.asarray takes 17).
 to_device = jax.jit(lambda x: x)
+
+
+class Shares(NamedTuple):
+    """Says that a value holds one share for each replica, one behind the other on its first axis."""
+
+    axes: tuple[str, ...]  # the mesh axes along which the replicas lie
+    shape: tuple[int, ...]  # of one share; a scalar's are kept in an array
 
 
 class Item(nnx.Variable[Any]):
@@ -55,6 +64,35 @@ class Item(nnx.Variable[Any]):
     def value(self, value: Any) -> None:
         self.set_value(value)
 
+    @property
+    def shares(self) -> Shares | None:
+        """How the value is made of replicas' shares; None where it is one value, as it is at first."""
+        return self.get_metadata("shares", None)
+
+    @property
+    def replica_axes(self) -> tuple[str, ...]:
+        """The mesh axes along which each replica keeps a share of its own."""
+        shares = self.shares
+        return () if shares is None else shares.axes
+
+    def stored(self) -> Any:
+        """Returns the raw value where it is one: that of all replicas, or inside `shard_map` this replica's share.
+
+        Raises:
+            ReplicasError: here it is the shares of several replicas.
+        """
+        axes = self.replica_axes
+        if axes and not set(axes) <= set(mapped_axes()):
+            raise ReplicasError(
+                compose(
+                    self,
+                    "keeps a share for each replica, and only combined are they one value.",
+                    got=f"a read or a write outside of a shard_map over {axes}",
+                    fix="tallax.combine_replicas(model) to read; a shard_map with tallax.replica_specs(model) to write",
+                )
+            )
+        return self.get_raw_value()
+
     def __getattr__(self, name: str) -> Any:
         # Flax forwards unknown attributes to the raw value. Dunders are left out: NumPy would find a Counter's limbs by
         # `__array_interface__`, and `copy.deepcopy` would return the array by `__deepcopy__`.
@@ -64,9 +102,21 @@ class Item(nnx.Variable[Any]):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.get_value(), name)
 
+    def __nnx_repr__(self) -> Any:
+        if not self.shares:
+            yield from super().__nnx_repr__()
+            return
+        yield reprlib.Object(type=type(self).__name__)  # Flax's own words would read the value
+        yield reprlib.Attr("value", self.get_raw_value())
+        yield reprlib.Attr("shares", self.shares)
+
+    def __treescope_repr__(self, path: Any, subtree_renderer: Any) -> Any:
+        shown = nnx.Variable(self.get_raw_value(), **self.get_metadata()) if self.shares else super()
+        return shown.__treescope_repr__(path, subtree_renderer)
+
     def _store(self, new: Any) -> None:
         """Replaces the raw value, on the devices where the old one was placed on purpose."""
-        raw = self.get_raw_value()
+        raw = self.stored()
         if isinstance(raw, jax.Array) and not is_traced(raw, new) and is_committed(raw) and not is_committed(new):
             new = jax.device_put(new, raw.sharding)
         try:

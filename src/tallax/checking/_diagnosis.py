@@ -45,7 +45,7 @@ def diagnosed(difference: Difference, model: Any, where: str) -> Finding:
     """Returns the finding for a value that a transformation left other than plain calls do."""
     path, expected, got = difference.path, difference.expected, difference.got
     words = ["nothing there" if leaf is None else leaf.describe() for leaf in (got, expected)]
-    source = line_of_assignment(model, path)
+    source, fix = line_of_assignment(model, path), None
     if got is not None and got.value is LEAKED:
         rule, message = "lost-update", "is left holding a tracer, which no later call can use."
     elif {leaf.kind for leaf in (expected, got) if leaf is not None} == {"attribute"}:
@@ -54,11 +54,14 @@ def diagnosed(difference: Difference, model: Any, where: str) -> Finding:
         rule, message = "replaced-variable", f"is a Variable in one run and an {got.kind} in the other."
     elif difference.is_unchanged:
         rule, message = "lost-update", "is left as it was: the update is lost."
+        if expected is not None and expected.kind == "array":
+            message = "is left as it was: a bare array is state in graph mode only."
+            fix = fix_for("python-counter", path)
     elif difference.is_overcounted:
         rule, message = "counted-twice", "changes by more than one execution of the program does."
     else:
         rule, message = "differs", "is not what plain calls leave."
-    return Finding(rule, path, message, (where,), words[0], words[1], fix_for(rule, path), source)
+    return Finding(rule, path, message, (where,), words[0], words[1], fix or fix_for(rule, path), source)
 
 
 def diagnosed_outputs(

@@ -110,6 +110,9 @@ def transformations(program: Program, reference: Reference) -> Results:
             if cycle and mode in (NO_UPDATES, TREE):
                 yield Cell(transformation.name, mode.name, Outcome.WARNED)
                 continue
+            if not reference.written and not transformation.is_basic:
+                yield Cell(transformation.name, mode.name, Outcome.SKIPPED, "no state")
+                continue
             if transformation.differentiates and not differentiable:
                 yield Cell(transformation.name, mode.name, Outcome.SKIPPED, "no parameters to differentiate")
                 continue
@@ -200,6 +203,8 @@ def _outputs_agree(expected: Outputs, got: Outputs) -> bool:
 
 def lanes(program: Program, reference: Reference) -> Results:
     """Models that are stacked, as `nnx.vmap` creates them, and mapped or scanned over, do each what it does alone."""
+    if not reference.written:
+        return
     batches = program.batches[:2]
     alone = [called(Program("", program.make, program.call, (batch,)), program.make()) for batch in batches]
     for name, run in (("vmap, stacked models", _vmapped), ("scan over layers", _scanned)):

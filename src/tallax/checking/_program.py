@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -24,7 +25,7 @@ class Program:
     """A model's factory, and a call of it that takes the arrays of one batch and returns arrays.
 
     Attributes:
-        name: how reports call it.
+        name: of the model's class.
         make: returns the model, as new.
         call: `call(model, batch)` runs the model once and returns every array and number of its output, in a tuple.
         batches: the arrays of each call's inputs; what is no array is in `call`. They have the same shapes and dtypes,
@@ -64,9 +65,8 @@ def program_of(make: Any, inputs: tuple[Any, ...], calls: int, call: Callable[..
 
     first = tuple(jnp.asarray(leaf) for varies, leaf in zip(is_array, leaves, strict=True) if varies)
     batches = tuple(tuple(_rolled(x, k) for x in first) for k in range(calls))
-    name = getattr(make, "__qualname__", type(make).__name__)
-    program = Program(name if "<" not in name else "", factory_of(make), run, batches)
-    model = program.make()
+    fresh = factory_of(make)
+    model = fresh()
     if call is None and not callable(model):
         raise CannotCheckError(
             compose(
@@ -76,7 +76,7 @@ def program_of(make: Any, inputs: tuple[Any, ...], calls: int, call: Callable[..
                 fix="call=lambda metric, x: metric.update(values=x)",
             )
         )
-    return program if program.name else Program(type(model).__name__, program.make, run, batches)
+    return Program(type(model).__name__, fresh, run, batches)
 
 
 def factory_of(make: Any) -> Callable[[], Any]:
@@ -85,7 +85,7 @@ def factory_of(make: Any) -> Callable[[], Any]:
     A module itself is copied each time; a parameter called `rngs` is given `nnx.Rngs(0)`.
     """
     if isinstance(make, nnx.Pytree):
-        return lambda: nnx.clone(make)
+        return lambda: _copied(make)
     if not callable(make):
         raise CannotCheckError(
             compose(
@@ -129,6 +129,12 @@ def factory_of(make: Any) -> Callable[[], Any]:
         return model
 
     return fresh
+
+
+def _copied(model: Any) -> Any:
+    """Returns a model like this one, with arrays of its own: those of a clone are shared, and some runs donate them."""
+    graphdef, state = nnx.split(model)
+    return nnx.merge(graphdef, jax.tree.map(copy.copy, state))
 
 
 def _parameters_of(make: Callable[..., Any]) -> list[inspect.Parameter]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import pickle
 import random
 import sys
@@ -96,9 +97,15 @@ def snapshot(model: Any) -> Snapshot:
             leaves[name + suffix] = leaf
         if isinstance(node, nnx.Variable):
             for key, value in node.get_metadata().items():
-                if isinstance(value, bool | int | float):
+                if isinstance(value, bool | int | float) and key not in _flax_metadata():
                     leaves[f"{name}/{key}"] = Leaf("attribute", value)
     return leaves
+
+
+@functools.cache
+def _flax_metadata() -> frozenset[str]:
+    """Returns the metadata that every Variable has, whoever made it."""
+    return frozenset(nnx.Variable(np.zeros(())).get_metadata())
 
 
 def variables_of(model: Any) -> dict[str, nnx.Variable[Any]]:

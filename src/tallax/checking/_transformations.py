@@ -66,6 +66,7 @@ class Transformation:
         modes: those of the modes in which Flax offers it.
         executes: whether the calls are executed; otherwise the model must be left as it was.
         differentiates: whether it needs parameters.
+        is_basic: whether it is run on a model without state too, where only outputs can differ.
         donates: whether it gives the model's arrays away, so that no two Variables may hold the same one.
     """
 
@@ -76,6 +77,7 @@ class Transformation:
     executes: bool = True
     differentiates: bool = False
     donates: bool = False
+    is_basic: bool = False
 
     def run_in(self, mode: Mode) -> Run | None:
         """Returns the form of it that a mode uses, or None."""
@@ -339,13 +341,15 @@ def _zeros(outputs: Any) -> tuple[jax.Array, ...]:
 
 
 TRANSFORMATIONS = (
-    Transformation("plain calls", _plain, modes=(GRAPH, NO_UPDATES, TREE)),
-    Transformation("jit", _jit, _stepwise(jax.jit)),
+    Transformation("plain calls", _plain, modes=(GRAPH, NO_UPDATES, TREE), is_basic=True),
+    Transformation("jit", _jit, _stepwise(jax.jit), is_basic=True),
     Transformation("jit, donated", _jit_donated, _stepwise(lambda pure: jax.jit(pure, donate_argnums=0)), donates=True),
     Transformation("jit_partial", _jit_partial, modes=(NO_UPDATES, TREE)),
     Transformation("cached_partial", _cached_partial, modes=(GRAPH,)),
     Transformation("nnx.value_and_grad", _nnx_value_and_grad, modes=(GRAPH,), differentiates=True),
-    Transformation("value_and_grad", _value_and_grad, _stepwise(_raw_value_and_grad), differentiates=True),
+    Transformation(
+        "value_and_grad", _value_and_grad, _stepwise(_raw_value_and_grad), differentiates=True, is_basic=True
+    ),
     Transformation("remat", _remat, _stepwise(lambda pure: jax.jit(jax.checkpoint(pure)))),
     Transformation(
         "grad of remat",
@@ -353,7 +357,7 @@ TRANSFORMATIONS = (
         _stepwise(lambda pure: _raw_value_and_grad(jax.checkpoint(pure))),
         differentiates=True,
     ),
-    Transformation("scan", _scan, _on_state(_raw_scan)),
+    Transformation("scan", _scan, _on_state(_raw_scan), is_basic=True),
     Transformation("scan of grad of remat", _training_scan, modes=(GRAPH, NO_UPDATES, TREE), differentiates=True),
     Transformation("while_loop", _while_loop, _on_state(_raw_while_loop)),
     Transformation("fori_loop", _fori_loop, _on_state(_raw_fori_loop)),

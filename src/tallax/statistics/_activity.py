@@ -91,7 +91,7 @@ class Activity(Statistic):
 
     def compute(self) -> ActivityResult:
         """Returns the rate of each unit, which are dead, and the length of the window so far."""
-        raw = self.state.get_raw_value()
+        raw = self.state.stored()
         if is_traced(raw):
             words, counts = _limbs.to_float32(raw[..., :_QUIET, :]), _limbs.to_int32(raw)
             rates = words[..., _FIRED] / jnp.maximum(words[..., _TOTAL], 1.0)
@@ -112,12 +112,19 @@ class Activity(Statistic):
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         axes = leading_axes(x, (self.units,), self, argument=f"{x.shape[-1]}" if x.ndim else "units")
-        state = self.state.get_raw_value()
-        replicas = axes_to_combine(x, where, item=self, state=state, axis_name=self.axis_name)
+        state = self.state.stored()
+        replicas = axes_to_combine(x, where, state=self.state, axis_name=self.axis_name)
         self.state[...] = _updated(state, x, where, axes, replicas)
 
     def _merge(self, other: Activity) -> None:
-        self.state[...] = _merged(self.state.get_raw_value(), other.state.get_raw_value())
+        self.state[...] = _merged(self.state.stored(), other.state.stored())
+
+    # Replicas took the same updates, so theirs are not added: those of the first share count.
+    def _join(self, share: Activity, number: Any) -> None:
+        del number
+        updates = self.state[:, _UPDATES]
+        self._merge(share)
+        self.state[:, _UPDATES] = updates
 
     def _configuration(self) -> dict[str, Any]:
         return {"units": self.units, "window": self.window}

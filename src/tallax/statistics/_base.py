@@ -22,7 +22,8 @@ class Statistic(EvalAware, abc.ABC):
     """What every statistic is: a module that holds one Variable and is fed by `update`.
 
     A subclass keeps its state in one `Counter` or `Buffer`, and says in `_configuration` what two statistics must share
-    to be merged. `merge` is associative, and a statistic that was just `reset` is its identity.
+    to be merged. `merge` is associative, and a statistic that was just `reset` is its identity. Replicas that each keep
+    a share (`tallax.per_replica`) are therefore merged, unless a subclass says otherwise in `_begin_share` and `_join`.
 
     Args:
         axis_name: the mapped axis or axes over which each update's increment is combined, as in `nnx.BatchNorm`.
@@ -82,8 +83,10 @@ class Statistic(EvalAware, abc.ABC):
 
     def __repr__(self) -> str:
         """Returns one line: how it was made and, where its values can be read, what it has seen."""
-        (state,) = jax.tree.leaves(nnx.as_pure(nnx.state(self)))
-        readable = isinstance(state, jax.Array | np.ndarray) and not is_traced(state)
+        (item,) = (variable for _, variable in nnx.iter_graph(self) if isinstance(variable, nnx.Variable))
+        state = item.get_raw_value()
+        shares = item.get_metadata("shares", None)
+        readable = isinstance(state, jax.Array | np.ndarray) and not is_traced(state) and shares is None
         return f"{_signature(self)}: {_on_one_line(repr(self.compute()))}" if readable else _signature(self)
 
     __str__ = __repr__
@@ -99,6 +102,20 @@ class Statistic(EvalAware, abc.ABC):
     @abc.abstractmethod
     def _configuration(self) -> dict[str, Any]:
         """Returns the arguments that two statistics must share to be merged, by name."""
+
+    def _begin_share(self) -> None:
+        """Becomes what a further replica starts from, where the first starts from all that was fed so far."""
+        self.reset()
+
+    def _join(self, share: Any, number: Any) -> None:
+        """Takes in the share of another replica that took the same steps.
+
+        Args:
+            share: a statistic of the same configuration.
+            number: how many shares this one consists of already, a traced int32 scalar.
+        """
+        del number
+        self._merge(share)
 
     def _checked(self, x: Any, where: Any) -> tuple[jax.Array, jax.Array | None]:
         values = _real_array(x, self, "a statistic takes a real array.")

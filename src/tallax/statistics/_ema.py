@@ -60,7 +60,9 @@ class Ema(Statistic):
 
     An average that forgets depends on the order of its updates, so two of them can't be made into the one of both
     streams, one after the other: `merge` pools them. Sums and weights add, so the value becomes the weighted mean of
-    both. This is associative (up to rounding) and commutative, and further updates let the weight return to 1.
+    both. This is associative (up to rounding) and commutative, and further updates let the weight return to 1. Replicas
+    that keep a share each took their steps together, so `tallax.combine_replicas` takes the mean of their averages: up
+    to rounding that of the whole batch, where every replica had as many finite entries.
 
     Args:
         decay: how much of the average an update leaves, in [0, 1); about 1 / (1 - decay) updates are remembered.
@@ -70,7 +72,7 @@ class Ema(Statistic):
         axis_name: see `Statistic`. The mean is that of all replicas' entries.
 
     Means and the average are computed in float32 whatever the dtype fed. Rounding leaves a relative error of up to
-    about 1e-7 / (1 - decay).
+    about 1e-7 / (1 - decay). Inside `shard_map` an update takes two all-reduces, for counts and for the sum.
 
     Raises:
         InvalidValueError: `decay` is not a number in [0, 1).
@@ -108,7 +110,7 @@ class Ema(Statistic):
 
     def compute(self) -> EmaResult:
         """Returns the average, its weight, and how many entries were left out, each of the declared shape."""
-        raw = self.state.get_raw_value()
+        raw = self.state.stored()
         if is_traced(raw):
             raw = self.state[...]
             return EmaResult(self._value(raw, jnp), raw[..., _WEIGHT], _limbs.to_int32(_nonfinite(raw)))
@@ -132,12 +134,22 @@ class Ema(Statistic):
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         axes = leading_axes(x, self.shape, self)
-        state = self.state.get_raw_value()
-        replicas = axes_to_combine(x, where, item=self, state=state, axis_name=self.axis_name)
+        state = self.state.stored()
+        replicas = axes_to_combine(x, where, state=self.state, axis_name=self.axis_name)
         self.state[...] = _updated(state, x, where, 1.0 - self.decay, axes, replicas)
 
     def _merge(self, other: Ema) -> None:
-        self.state[...] = _pooled(self.state.get_raw_value(), other.state.get_raw_value())
+        self.state[...] = _pooled(self.state.stored(), other.state.stored())
+
+    # Replicas took the same steps, so theirs are averaged, where `merge` would pool two streams one after the other.
+    def _begin_share(self) -> None:
+        self.state[..., _WEIGHT + 1 :] = 0.0
+
+    def _join(self, share: Ema, number: Any) -> None:
+        state, other = self.state.stored(), share.state.stored()
+        mean = state + (other - state) / (number + 1).astype(jnp.float32)
+        nonfinite = _limbs.add(_nonfinite(state), _nonfinite(other))
+        self.state[...] = _packed(mean[..., _SUM], mean[..., _WEIGHT], nonfinite)
 
     def _configuration(self) -> dict[str, Any]:
         return {"decay": self.decay, "shape": self.shape}

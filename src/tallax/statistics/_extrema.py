@@ -68,7 +68,9 @@ class Extrema(Statistic):
     subnormal numbers; they and -0.0 read as 0.0.
 
     `min_at` and `max_at` refer to the stream in which the extreme was seen: `merge` takes them over as they are, and
-    of equal extremes it keeps the smaller.
+    of equal extremes it keeps the smaller. So does `tallax.combine_replicas`, for replicas that keep a share each.
+
+    An update inside `shard_map` takes two all-reduces, one for the counts and one for the extremes.
 
     Example:
         >>> import jax.numpy as jnp, tallax
@@ -86,7 +88,7 @@ class Extrema(Statistic):
 
     def compute(self) -> ExtremaResult:
         """Returns the extremes, when they came, and the counts, each of the declared shape."""
-        raw = self.state.get_raw_value()
+        raw = self.state.stored()
         if is_traced(raw):
             empty = (raw[..., _COUNT, :] == 0).all(-1)
             counts = _limbs.to_int32(raw[..., :_VALUES, :])
@@ -111,12 +113,12 @@ class Extrema(Statistic):
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         axes = leading_axes(x, self.shape, self)
-        state = self.state.get_raw_value()
-        replicas = axes_to_combine(x, where, item=self, state=state, axis_name=self.axis_name)
+        state = self.state.stored()
+        replicas = axes_to_combine(x, where, state=self.state, axis_name=self.axis_name)
         self.state[...] = _updated(state, x, where, axes, replicas)
 
     def _merge(self, other: Extrema) -> None:
-        self.state[...] = _merged(self.state.get_raw_value(), other.state.get_raw_value())
+        self.state[...] = _merged(self.state.stored(), other.state.stored())
 
     def _configuration(self) -> dict[str, Any]:
         return {"shape": self.shape}

@@ -4,6 +4,9 @@
 A scatter-add into few slots is bound by the adds themselves: about a nanosecond each on a CPU, and on an accelerator
 many threads queue for the same address. On a CPU two numbers are therefore combined into one, which halves the adds.
 Elsewhere each of 64 groups of entries has slots of its own, and the groups are summed at the end.
+
+Values keep their shape on the way, and neighbours are paired: where XLA splits an array over devices by itself, a
+`ravel` or halves far apart would move the values between devices before anything is counted.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ SlotOf: TypeAlias = Callable[[jax.Array], jax.Array]
 
 _MOST_PAIRED = 128  # slots; their square, 64 KiB of counts, stays in a core's nearest caches
 _GROUPS = 64
+_LONG = 64  # entries along an axis
 
 
 def count_slots(slot_of: SlotOf, x: jax.Array, where: jax.Array | None, *, length: int) -> jax.Array:
@@ -37,8 +41,10 @@ def count_slots(slot_of: SlotOf, x: jax.Array, where: jax.Array | None, *, lengt
 
     def count(x: jax.Array, where: jax.Array | None) -> jax.Array:
         forms = [functools.partial(form, slot_of, length=length) for form in (on_cpu, in_groups)]
-        return jax.lax.platform_dependent(x.ravel(), _ravelled(where), cpu=forms[0], default=forms[1])
+        return jax.lax.platform_dependent(x, where, cpu=forms[0], default=forms[1])
 
+    if x.ndim == 0:
+        x, where = x[None], None if where is None else where[None]
     return _count_where_they_lie(count, x, where)
 
 
@@ -50,33 +56,50 @@ def in_order(slot_of: SlotOf, x: jax.Array, where: jax.Array | None, *, length: 
 
 def in_pairs(slot_of: SlotOf, x: jax.Array, where: jax.Array | None, *, length: int) -> jax.Array:
     """Counts pairs of slots in a square table, whose rows and columns are then summed."""
-    # The values are halved, not their slots: XLA would fuse a table look-up and the halving into a loop of a third of
-    # the speed.
-    size, half = length + 1, x.shape[0] // 2
-    parts = slice(half), slice(half, 2 * half), slice(2 * half, None)
-    first, second, odd = (_slots(slot_of, x[p], None if where is None else where[p], length) for p in parts)
+    # The values are parted, not their slots: XLA would fuse a table look-up and the parting into a loop of a third of
+    # the speed. Neighbours in memory are parted quickest; a long axis is the least likely to be split into odd parts.
+    size, axis = length + 1, max(range(x.ndim), key=lambda axis: (min(x.shape[axis], _LONG), axis))
+    half = x.shape[axis] // 2
+
+    def slots_of(part: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        return _slots(slot_of, part(x), None if where is None else part(where), length)
+
+    def every_other(first: int) -> Callable[[jax.Array], jax.Array]:
+        def part(values: jax.Array) -> jax.Array:
+            pairs = jax.lax.slice_in_dim(values, 0, 2 * half, axis=axis)
+            pairs = pairs.reshape(*x.shape[:axis], half, 2, *x.shape[axis + 1 :])
+            return jax.lax.index_in_dim(pairs, first, axis + 1, keepdims=False)
+
+        return part
+
+    first, second = slots_of(every_other(0)), slots_of(every_other(1))
+    odd = slots_of(lambda values: jax.lax.slice_in_dim(values, 2 * half, None, axis=axis))
     table = jnp.zeros(size * size, jnp.uint32).at[first * size + second].add(1, mode="promise_in_bounds")
     table = table.reshape(size, size)
     counts = (table.sum(0, dtype=jnp.uint32) + table.sum(1, dtype=jnp.uint32))[:length]
-    return counts.at[odd].add(1, mode="drop")
+    return counts.at[odd].add(1, mode="drop") if odd.size else counts
 
 
 def in_groups(slot_of: SlotOf, x: jax.Array, where: jax.Array | None, *, length: int) -> jax.Array:
     """Counts in 64 tables, entry by entry in turn, and sums them."""
     size = length + 1
-    group = jnp.arange(x.shape[0], dtype=jnp.int32) % _GROUPS
-    slots = group * size + _slots(slot_of, x, where, length)
+    slots = _position(x.shape) % _GROUPS * size + _slots(slot_of, x, where, length)
     table = jnp.zeros(_GROUPS * size, jnp.uint32).at[slots].add(1, mode="promise_in_bounds")
     return table.reshape(_GROUPS, size).sum(0, dtype=jnp.uint32)[:length]
+
+
+def _position(shape: tuple[int, ...]) -> jax.Array:
+    """Returns int32[*shape], each the place of its entry in the flat array modulo the number of groups, or more."""
+    position, stride = jnp.zeros(shape, jnp.int32), 1
+    for axis in reversed(range(len(shape))):
+        along = jax.lax.broadcasted_iota(jnp.int32, shape, axis) % _GROUPS
+        position, stride = position + along * (stride % _GROUPS), stride * shape[axis]
+    return position
 
 
 def _slots(slot_of: SlotOf, x: jax.Array, where: jax.Array | None, length: int) -> jax.Array:
     """Returns the slots, and `length`, one past the end, for an entry that is not counted."""
     return slot_of(x) if where is None else jnp.where(where, slot_of(x), length)
-
-
-def _ravelled(where: jax.Array | None) -> jax.Array | None:
-    return None if where is None else where.ravel()
 
 
 def _count_where_they_lie(

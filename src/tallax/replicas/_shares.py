@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A share for each replica: made by `per_replica`, mapped by `replica_specs`, combined by `combine_replicas`."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.nnx import filterlib
+
+from tallax import _limbs
+from tallax._errors import InvalidValueError, ReplicasError, compose, describe
+from tallax._variables import Counter, Item, Shares
+from tallax.replicas._agreement import check_alike, check_concrete, fingerprints
+from tallax.statistics import Statistic
+from tallax.statistics._base import Counts
+
+Node = TypeVar("Node")
+
+
+def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str, ...], *, only: Any = ...) -> Node:
+    """Returns a copy of a model whose items keep a share for each replica along a mesh axis.
+
+    The first replica's share starts from what was counted so far, the others' from nothing, so that all shares together
+    are the whole. Inside a `shard_map` whose specs come from `replica_specs`, items look as they always do and count
+    without any collective; what they read there is this replica's share. Elsewhere they raise, until `combine_replicas`
+    has made them whole. An increment with `axis_name=()`, which counts once, is kept by the first replica.
+
+    What all replicas compute alike (`reduce="same"`: buffers unless they say otherwise, `StepCounter`, `Scheduled`)
+    stays as it is, as do parameters.
+
+    Args:
+        model: a module, or any other node of Flax NNX's graph; it is left as it is.
+        mesh: the mesh of the `shard_map`.
+        axis_name: the axis or axes over which the batch is split.
+        only: an NNX filter: which items keep shares. Others are counted globally, at one collective each.
+
+    A scalar `Buffer` has the shape (1,) while it keeps shares.
+
+    Raises:
+        InvalidValueError: the mesh has no such axis.
+        ReplicasError: an item keeps shares already.
+        TracedReadError: called inside a trace.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, tallax
+        >>> from flax import nnx
+        >>> mesh = jax.make_mesh((8,), ("data",))
+        >>> model = tallax.per_replica(nnx.Dict(seen=tallax.Counter()), mesh, "data")
+        >>> specs = tallax.replica_specs(model)
+        >>> @nnx.jit
+        ... @nnx.shard_map(mesh=mesh, in_specs=(specs, jax.P("data")), out_specs=None)
+        ... def step(model, x):
+        ...     model.seen += x.shape[0]
+        >>> step(model, jax.device_put(jnp.zeros(64), jax.NamedSharding(mesh, jax.P("data"))))
+        >>> int(tallax.combine_replicas(model).seen)
+        64
+    """
+    axes = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    if not axes or not set(axes) <= set(mesh.axis_names):
+        raise InvalidValueError(
+            compose(
+                "axis_name",
+                "replicas lie along an axis of the mesh.",
+                got=describe(axis_name),
+                expected=f"one or several of {mesh.axis_names}",
+                fix=f"axis_name={mesh.axis_names[0]!r}",
+            )
+        )
+    copy, selected = nnx.clone(model), filterlib.to_predicate(only)
+    chosen = {id(item) for path, item in nnx.iter_graph(copy) if isinstance(item, Item) and selected(path, item)}
+    for (_, originals), (statistic, items) in zip(_parts(model), _parts(copy), strict=True):
+        if chosen.isdisjoint(map(id, items)) or (statistic is None and items[0].get_metadata("reduce") == "same"):
+            continue
+        for original, item in zip(originals, items, strict=True):
+            _check_whole(original)
+            item.set_raw_value(np.asarray(item.get_raw_value()))
+        for item, further in zip(items, _further_shares(statistic, items), strict=True):
+            whole = item.get_raw_value()
+            item.set_raw_value(_laid_out(np.atleast_1d(whole), np.atleast_1d(further), mesh, axes))
+            item.set_metadata("shares", Shares(axes, whole.shape))
+    return copy
+
+
+def replica_specs(model: Any, *, graph: bool | None = None) -> Any:
+    """Returns the specs, for `in_specs` and `out_specs`, of a model that `per_replica` made or of its state.
+
+    Items that keep shares are split over the axes of their replicas; everything else is `P()`, on every device whole.
+
+    Args:
+        model: the module, for `nnx.shard_map`; or `nnx.state(model)`, for `jax.shard_map`.
+        graph: for a module, whether `nnx.shard_map` runs in graph mode; by default as Flax is set.
+
+    Returns:
+        For a module in graph mode an `nnx.StateSharding`; otherwise what came, with a spec in place of each Variable.
+        With `graph_updates=False` Flax's `nnx.shard_map` takes neither: there `nnx.split`, and map the state.
+
+    Example:
+        >>> import jax, tallax
+        >>> from flax import nnx
+        >>> model = nnx.Dict(seen=tallax.Counter(), scale=tallax.Buffer(1.0))
+        >>> model = tallax.per_replica(model, jax.make_mesh((8,), ("data",)), "data")
+        >>> tallax.replica_specs(nnx.state(model))
+        State({
+          'scale': P(),
+          'seen': P('data',)
+        })
+    """
+    graph = nnx.set_graph_mode.current_value() if graph is None else graph
+    if graph and not isinstance(model, nnx.State):
+        axes = {item.replica_axes: None for _, item in nnx.iter_graph(model) if isinstance(item, Item)}
+        return nnx.StateSharding([*((_KeepsShares(names), jax.P(names)) for names in axes if names), (..., jax.P())])
+
+    def spec(leaf: Any) -> jax.P:
+        return jax.P(leaf.replica_axes) if isinstance(leaf, Item) and leaf.shares else jax.P()
+
+    return jax.tree.map(spec, model, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def combine_replicas(model: Node) -> Node:
+    """Returns a copy of a model with the shares of its replicas combined: what one device would have counted.
+
+    Counts are summed exactly, with carries, and buffers by their `reduce`. Statistics of other kinds are merged: what
+    `Extrema` says of merging holds for when extremes came, and `Ema` tells how its averages combine. What keeps no
+    shares is in the copy as it is, so a model without replicas may be handed in as well.
+
+    It is meant for reading, between steps; the model goes on with its shares. All processes have to call it together.
+
+    Args:
+        model: a module that `per_replica` made, or a part of one: a statistic or an item.
+
+    Raises:
+        ReplicasError: the copies of an item that is the same for all replicas differ between devices; or shares are no
+            longer where `per_replica` put them.
+        TracedReadError: called inside a trace.
+
+    Example:
+        >>> import jax, tallax
+        >>> mesh = jax.make_mesh((8,), ("data",))
+        >>> shares = tallax.per_replica(tallax.Counter(2**40), mesh, "data")
+        >>> int(tallax.combine_replicas(shares))
+        1099511627776
+    """
+    copy = nnx.clone(model)
+    groups: dict[Any, list[tuple[Statistic | None, list[Item]]]] = {}
+    for (_, originals), (statistic, items) in zip(_parts(model), _parts(copy), strict=True):
+        for item in originals:
+            _check_combinable(item)
+        if items and items[0].shares:
+            sharding: Any = items[0].get_raw_value().sharding
+            groups.setdefault((sharding.mesh, items[0].replica_axes), []).append((statistic, items))
+    for (mesh, axes), parts in groups.items():
+        held = [item for _, items in parts for item in items]
+        how = tuple("merge" if statistic else _reduction(item) for statistic, items in parts for item in items)
+        shapes = tuple(item.shares.shape for item in held if item.shares)
+        values = _reduced(mesh, axes, how, shapes, [item.get_raw_value() for item in held])
+        for item, value in zip(held, values, strict=True):
+            item.set_raw_value(value)
+            item.set_metadata({name: data for name, data in item.get_metadata().items() if name != "shares"})
+        for statistic, _ in parts:
+            if statistic is not None:
+                nnx.update(statistic, _joined(*nnx.split(statistic)))
+    return copy
+
+
+# --- the parts of a model ---------------------------------------------------------------------------------------------
+
+
+def _parts(model: Any) -> list[tuple[Statistic | None, list[Item]]]:
+    """Returns what combines by itself: each statistic that merges, with its items, and each item of its own."""
+    nodes = [node for _, node in nnx.iter_graph(model)]
+    merging = [node for node in nodes if isinstance(node, Statistic) and not isinstance(node, Counts)]
+    held = [[item for _, item in nnx.iter_graph(statistic) if isinstance(item, Item)] for statistic in merging]
+    owned = {id(item) for items in held for item in items}
+    alone = [(None, [node]) for node in nodes if isinstance(node, Item) and id(node) not in owned]
+    return [*zip(merging, held, strict=True), *alone]
+
+
+@dataclass(frozen=True)
+class _KeepsShares:
+    """An NNX filter; equal ones are equal, so that a step is not compiled again."""
+
+    axes: tuple[str, ...]
+
+    def __call__(self, path: Any, value: Any) -> bool:
+        return isinstance(value, Item) and value.replica_axes == self.axes
+
+
+def _reduction(item: Item) -> str:
+    return "count" if isinstance(item, Counter) else item.get_metadata("reduce")
+
+
+def _check_whole(item: Item) -> None:
+    check_concrete(item)
+    if item.shares:
+        raise ReplicasError(
+            compose(
+                item,
+                "keeps a share for each replica already.",
+                got=f"shares over the mesh axes {item.replica_axes}",
+                fix="tallax.combine_replicas(model) first, to lay it out anew",
+            )
+        )
+
+
+def _check_combinable(item: Item) -> None:
+    check_concrete(item)
+    sharding = getattr(item.get_raw_value(), "sharding", None)
+    if item.shares:
+        if not (isinstance(sharding, jax.NamedSharding) and set(item.replica_axes) <= set(sharding.mesh.axis_names)):
+            raise ReplicasError(
+                compose(
+                    item,
+                    "shares are combined on the mesh that per_replica laid them out on.",
+                    got=f"an array with {'no sharding' if sharding is None else sharding}",
+                    fix="jax.device_put(array, jax.NamedSharding(mesh, jax.P(axis_name))), in the item's place",
+                )
+            )
+    elif item.get_metadata("reduce") == "same":
+        copies: dict[bytes, set[bytes]] = {}
+        for place, content in fingerprints(item):
+            copies.setdefault(place, set()).add(content)
+        check_alike(item, copies)
+
+
+# --- shares -----------------------------------------------------------------------------------------------------------
+
+
+def _further_shares(statistic: Statistic | None, items: list[Item]) -> list[np.ndarray]:
+    """Returns what each item's share is on every replica but the first."""
+    if statistic is None:
+        whole = items[0].get_raw_value()
+        return [np.zeros_like(whole) if _reduction(items[0]) in ("count", "sum") else whole]
+    further = nnx.clone(statistic)
+    further._begin_share()
+    return [np.asarray(item.get_raw_value()) for _, item in nnx.iter_graph(further) if isinstance(item, Item)]
+
+
+def _laid_out(first: np.ndarray, further: np.ndarray, mesh: jax.sharding.Mesh, axes: tuple[str, ...]) -> jax.Array:
+    """Returns the shares of all replicas one behind the other, each on its devices; every process makes its own."""
+    replicas = math.prod(mesh.shape[axis] for axis in axes)
+
+    def share(index: Any) -> np.ndarray:
+        return further if index[0].start else first
+
+    return jax.make_array_from_callback(
+        (replicas * first.shape[0], *first.shape[1:]),
+        jax.NamedSharding(mesh, jax.P(axes)),
+        share,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _reduced(
+    mesh: jax.sharding.Mesh,
+    axes: tuple[str, ...],
+    how: tuple[str, ...],
+    shapes: tuple[tuple[int, ...], ...],
+    shares: list[jax.Array],
+) -> list[jax.Array]:
+    """Returns each array combined over its shares; those to be merged only stacked."""
+
+    def of_all(kind: str, shape: tuple[int, ...], share: jax.Array) -> jax.Array:
+        if kind == "count":
+            return _limbs.psum(share, axes)
+        stacked = jax.lax.all_gather(share.reshape(shape), axes)
+        return _REDUCTIONS[kind](stacked)
+
+    def on_a_device(shares: list[jax.Array]) -> list[jax.Array]:
+        return [of_all(*each) for each in zip(how, shapes, shares, strict=True)]
+
+    # The results are the same on all devices, which is not inferred for all_gather.
+    return jax.shard_map(on_a_device, mesh=mesh, in_specs=jax.P(axes), out_specs=jax.P(), check_vma=False)(shares)
+
+
+_REDUCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "sum": lambda stacked: stacked.sum(0, dtype=stacked.dtype),
+    "max": lambda stacked: stacked.max(0),
+    "min": lambda stacked: stacked.min(0),
+    "merge": lambda stacked: stacked,
+}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _joined(graphdef: Any, stacked: Any) -> Any:
+    """Returns the state of a statistic from those of all shares, stacked."""
+
+    def join(into: Any, numbered_share: tuple[jax.Array, Any]) -> tuple[Any, None]:
+        number, share = numbered_share
+        statistic = nnx.merge(graphdef, into)
+        statistic._join(nnx.merge(graphdef, share), number)
+        return nnx.state(statistic), None
+
+    first, further = (jax.tree.map(lambda x, part=part: x[part], stacked) for part in (0, slice(1, None)))
+    numbers = jnp.arange(1, jax.tree.leaves(stacked)[0].shape[0])
+    return jax.lax.scan(join, first, (numbers, further))[0]

@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A share for each replica: no collective in the step, and the whole when it is read."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import tallax
+from tests.cases import assert_same_state, leaves
+from tests.meshes import AXES, KINDS, P, assert_counted_alike, collectives, feed, mesh_of, placed
+
+X = np.random.default_rng(0).normal(size=(3, 64, 2)).astype(np.float32)
+MASK = np.tile(np.arange(64)[:, None] % 4 > 0, (3, 1, 1))  # as many entries for each replica, which Ema asks for
+SPLIT = P("data")
+
+
+class Model(nnx.Module):
+    """Every item, of which some count alike on all replicas."""
+
+    def __init__(self):
+        self.items = nnx.Dict({name: make() for name, make in KINDS.items()})
+        self.layer = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+        self.step = tallax.StepCounter(nnx.Rngs(0))
+        self.temperature = tallax.Scheduled(lambda count: 5.0 - 0.5 * jnp.asarray(count, jnp.float32))
+        self.examples = tallax.Counter(2**40)
+        self.steps_once = tallax.Counter(7)
+        self.total = tallax.Buffer(np.full(3, 4, np.int32), reduce="sum")
+        self.low = tallax.Buffer(np.float32(0.5), reduce="min")
+        self.high = tallax.Buffer(np.zeros(2, np.float32), reduce="max")
+
+    def feed(self, x, mask):
+        for item in self.items.values():
+            feed(item, x, mask)
+        self.temperature(self.step())
+        self.examples.increment(x.shape[0], like=x)
+        self.steps_once.increment(axis_name=())
+        return self.layer(x)
+
+    def feed_buffers(self, x):
+        """What a plain buffer can keep only as a share: it knows of no collective."""
+        self.total += (x > 0).sum(dtype=jnp.int32)
+        self.low[...] = jnp.minimum(self.low[...], x.min())
+        self.high[...] = jnp.maximum(self.high[...], x.max(0))
+
+
+def expected(steps=3):
+    model = Model()
+    for x, mask in zip(X[:steps], MASK, strict=False):
+        model.feed(x, mask)
+        model.feed_buffers(jnp.asarray(x))
+    return model
+
+
+def body(model, x, mask):
+    model.feed(x, mask)
+    model.feed_buffers(x)
+
+
+def steps_of(mode, model, mesh, batch=SPLIT, check_vma=True):
+    """Returns a compiled step that maps `body` over shards, for each way of writing one."""
+    if mode in ("graph", "tree"):
+        graph = mode == "graph"
+        specs = tallax.replica_specs(model, graph=graph)
+        mapped = nnx.shard_map(
+            body, mesh=mesh, in_specs=(specs, batch, batch), out_specs=None, graph=graph, check_vma=check_vma
+        )
+        return nnx.jit(mapped, graph=graph)
+    graphdef, state = nnx.split(model)
+    specs = tallax.replica_specs(state)
+
+    def pure(state, x, mask):
+        model = nnx.merge(graphdef, state)
+        body(model, x, mask)
+        return nnx.state(model)
+
+    mapped = jax.shard_map(pure, mesh=mesh, in_specs=(specs, batch, batch), out_specs=specs, check_vma=check_vma)
+    if mode == "split-merge":
+        compiled = jax.jit(mapped)
+        return lambda model, x, mask: nnx.update(model, compiled(nnx.state(model), x, mask))
+    return nnx.jit(
+        lambda model, x, mask: nnx.update(model, mapped(nnx.state(model), x, mask)), graph=True, graph_updates=False
+    )
+
+
+def on_mesh(model, mesh):
+    """Puts what keeps no shares on every device, as an explicit mesh wants it."""
+    for _, variable in nnx.iter_graph(model):
+        if isinstance(variable, nnx.Variable) and not variable.get_metadata("shares", None):
+            variable.set_raw_value(placed(variable.get_raw_value(), mesh))
+    return model
+
+
+def check(combined, whole):
+    for name, item in whole.items.items():
+        if name == "extrema":  # when extremes came is told in the count of their own replica
+            left, right = item.compute(), combined.items[name].compute()
+            for field in ("min", "max", "count", "nan"):
+                assert getattr(left, field) == getattr(right, field)
+        else:
+            assert_counted_alike(combined.items[name], item, rtol=1e-5)
+    for name in ("examples", "steps_once", "total", "low", "high", "step"):
+        assert_same_state(getattr(combined, name), getattr(whole, name))
+    assert float(combined.temperature.value) == float(whole.temperature.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", AXES)
+@pytest.mark.parametrize("mode", ["graph", "tree", "graph-no-updates", "split-merge"])
+def test_shares_add_up_to_the_whole(kind, mode):
+    """Combined shares are what one device counts, in every mode, on both kinds of mesh, also between steps."""
+    mesh = mesh_of(kind, (8,), ("data",))
+    model = on_mesh(tallax.per_replica(Model(), mesh, "data"), mesh)
+    step = steps_of(mode, model, mesh)
+    for number in range(3):
+        step(model, placed(X[number], mesh, "data"), placed(MASK[number], mesh, "data"))
+        jax.block_until_ready(model.examples.get_raw_value())
+        if number != 1:
+            check(tallax.combine_replicas(model), expected(number + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", AXES)
+@pytest.mark.parametrize(
+    ("axis_name", "batch"), [("data", P("data")), (("data", "model"), P(("data", "model"))), ("model", P("model"))]
+)
+def test_shares_along_any_axes(kind, axis_name, batch):
+    """On a mesh of two axes there is a share for each replica along those named, and copies along the others."""
+    mesh = mesh_of(kind)
+    model = on_mesh(tallax.per_replica(Model(), mesh, axis_name), mesh)
+    step = steps_of("split-merge", model, mesh, batch)
+    for x, mask in zip(X, MASK, strict=True):
+        step(model, placed(x, mesh, *batch), placed(mask, mesh, *batch))
+        jax.block_until_ready(model.examples.get_raw_value())
+    check(tallax.combine_replicas(model), expected())
+
+
+@pytest.mark.parametrize("kind", AXES)
+@pytest.mark.parametrize("name", KINDS)
+def test_no_collective_in_the_step(kind, name):
+    """The compiled step sends nothing between devices; without shares, or with those of one axis of two, it does."""
+    mesh = mesh_of(kind)
+    x = placed(X[0], mesh, ("data", "model"))
+
+    def step_of(item):
+        model = nnx.Dict(item=item)
+        graphdef, state = nnx.split(model)
+        specs = tallax.replica_specs(state)
+
+        def pure(state, x):
+            model = nnx.merge(graphdef, state)
+            feed(model.item, x)
+            return nnx.state(model)
+
+        mapped = jax.shard_map(pure, mesh=mesh, in_specs=(specs, P(("data", "model"))), out_specs=specs)
+        return jax.jit(mapped), nnx.state(on_mesh(model, mesh)), x
+
+    item = KINDS[name]()
+    assert collectives(*step_of(tallax.per_replica(item, mesh, ("data", "model")))) == {}
+    assert set(collectives(*step_of(tallax.per_replica(item, mesh, "data")))) == {"all-reduce"}
+    assert set(collectives(*step_of(item))) == {"all-reduce"}
+
+
+def test_check_vma_false_needs_no_axis_name():
+    """Where all mapped axes are those of the shares, nothing has to be told; where not, it raises as ever."""
+    mesh = mesh_of("auto", (8,), ("data",))
+    model = tallax.per_replica(Model(), mesh, "data")
+    step = steps_of("split-merge", model, mesh, check_vma=False)
+    for x, mask in zip(X, MASK, strict=True):
+        step(model, x, mask)
+        jax.block_until_ready(model.examples.get_raw_value())
+    check(tallax.combine_replicas(model), expected())
+    wide = mesh_of("auto")
+    model = tallax.per_replica(Model(), wide, "data")
+    with pytest.raises(tallax.ReplicasError, match="inside shard_map"):
+        steps_of("split-merge", model, wide, check_vma=False)(model, X[0], MASK[0])
+
+
+def test_a_constant_increment_asks_about_the_other_axes():
+    """A share along one axis says nothing about another: a constant increment still has to."""
+    mesh = mesh_of("auto")
+    model = tallax.per_replica(nnx.Dict(c=tallax.Counter()), mesh, "data")
+
+    def run(**how):
+        def count(model, x):
+            model.c.increment(x.shape[0], **how)
+
+        specs = tallax.replica_specs(model)
+        nnx.jit(nnx.shard_map(count, mesh=mesh, in_specs=(specs, P("data", "model")), out_specs=None))(model, X[0])
+        return int(tallax.combine_replicas(model).c)
+
+    with pytest.raises(tallax.ReplicasError, match=r"model\.c: inside shard_map"):
+        run()
+    assert run(axis_name="model") == 2 * 64
+    assert run(axis_name=("data", "model")) == 2 * 64 + 2 * 64
+    assert run(axis_name=()) == 4 * 64 + 16
+
+
+def test_axis_name_of_a_statistic_is_not_summed_into_shares():
+    """A statistic that names the axis of its shares counts each entry once."""
+    mesh = mesh_of("auto", (8,), ("data",))
+    for name in KINDS.keys() - {"counter"}:
+        model = tallax.per_replica(nnx.Dict(s=KINDS[name](axis_name="data")), mesh, "data")
+        specs = tallax.replica_specs(model)
+        update = nnx.shard_map(lambda m, x: m.s.update(x), mesh=mesh, in_specs=(specs, P("data")), out_specs=None)
+        nnx.jit(update)(model, X[0])
+        whole = KINDS[name]()
+        whole.update(X[0])
+        combined = tallax.combine_replicas(model.s)
+        if name == "extrema":
+            assert combined.compute().count == whole.compute().count
+        else:
+            assert_counted_alike(combined, whole)
+
+
+@pytest.mark.parametrize("start", [2**32 - 3, 2**40 - 3, 2**64 - 3])
+def test_carries_cross_words_between_replicas(start):
+    """Shares whose sum crosses 2**32 or 2**40 carry exactly; beyond 2**64 - 1 the sum stays there."""
+    mesh = mesh_of("auto", (8,), ("data",))
+    counter = tallax.Counter(start, shape=2)
+    shares = tallax.per_replica(counter, mesh, "data")
+    raw = np.asarray(shares.get_raw_value()).reshape(8, 2, 2).copy()
+    assert (raw[1:] == 0).all()
+    raw[1:, 0] = [2**32 - 1, 0]
+    shares.set_raw_value(placed(raw.reshape(16, 2), mesh, "data"))
+    combined = np.asarray(tallax.combine_replicas(shares))
+    assert combined.tolist() == [min(start + 7 * (2**32 - 1), 2**64 - 1), start]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_was_counted_before_stays(name):
+    """Laid out and combined without a step between, an item is what it was, to the bit; and it goes on from there."""
+    mesh = mesh_of("auto", (8,), ("data",))
+    item = KINDS[name]()
+    feed(item, np.where(X[0] > 1, np.float32(np.nan), X[0]))
+    feed(item, X[1], MASK[1])
+    combined = tallax.combine_replicas(tallax.per_replica(item, mesh, "data"))
+    assert_same_state(combined, item)
+    feed(combined, X[2])
+    feed(item, X[2])
+    assert_counted_alike(combined, item)
+
+
+def test_the_model_is_left_as_it_was():
+    """Both directions return copies: neither the model nor its shares change, also where they raise."""
+    mesh = mesh_of("auto", (8,), ("data",))
+    model = expected(1)
+    before = leaves(model)
+    shares = tallax.per_replica(model, mesh, "data")
+    assert all(np.array_equal(a, b) for a, b in zip(leaves(model), before, strict=True))
+    kept = leaves(shares)
+    tallax.combine_replicas(shares)
+    with pytest.raises(tallax.ReplicasError, match=r"shares\.\S+: keeps a share for each replica already"):
+        tallax.per_replica(shares, mesh, "data")
+    assert all(np.array_equal(a, b) for a, b in zip(leaves(shares), kept, strict=True))
+    assert shares.layer.kernel[...] is model.layer.kernel[...]
+    assert_same_state(tallax.combine_replicas(model), model)
+
+
+def test_only_what_is_selected_keeps_shares():
+    """A filter chooses; the others stay whole, and so does what all replicas count alike."""
+    mesh = mesh_of("auto", (8,), ("data",))
+    model = tallax.per_replica(Model(), mesh, "data", only=nnx.PathContains("items"))
+    keeping = {path[0] for path, item in nnx.iter_graph(model) if getattr(item, "replica_axes", ())}
+    assert keeping == {"items"}
+    model = tallax.per_replica(Model(), mesh, "data")
+    keeping = {path[0] for path, item in nnx.iter_graph(model) if getattr(item, "replica_axes", ())}
+    assert keeping == {"items", "examples", "steps_once", "total", "low", "high"}
+    assert int(model.step) == 0
+
+
+def test_shares_are_not_read_as_a_value():
+    """Outside of the step every read, write and result of shares raises; they still print."""
+    mesh = mesh_of("auto", (8,), ("data",))
+    model = tallax.per_replica(Model(), mesh, "data")
+    counter, buffer = model.examples, model.high
+    acts = [
+        lambda: int(counter),
+        lambda: counter.value,
+        lambda: counter[...],
+        lambda: np.asarray(counter),
+        lambda: counter.every(2),
+        counter.increment,
+        lambda: counter.set(3),
+        counter.advance,
+        lambda: buffer[...],
+        lambda: np.asarray(buffer),
+        lambda: buffer.set_value(np.zeros(16, np.float32)),
+        lambda: nnx.jit(lambda model: model.examples.increment())(model),
+        *(functools.partial(feed, item, X[0]) for item in model.items.values()),
+        *(item.compute for name, item in model.items.items() if name != "counter"),
+        *(item.reset for item in model.items.values()),
+    ]
+    before = leaves(model)
+    for act in acts:
+        with pytest.raises(tallax.ReplicasError, match="keeps a share for each replica, and only combined"):
+            act()
+    assert all(np.array_equal(a, b) for a, b in zip(leaves(model), before, strict=True))
+    assert "shares=(('data',), (2,))" in repr(counter)
+    nnx.display(counter)
+    assert repr(model.items["rate"]) == "Rate(shape=())"
+    assert repr(model.items["moments"]) == "Moments(shape=())"
+
+
+def test_differing_copies_raise():
+    """Where check_vma=False let copies drift apart, combining and `assert_replicated` name the item."""
+    mesh = mesh_of("auto", (8,), ("data",))
+    model = nnx.Dict(same=tallax.Counter(reduce="same"), fine=tallax.Counter(), w=nnx.Param(jnp.zeros(2)))
+    tallax.assert_replicated(model, only=...)
+
+    def drift(model, x):
+        model.same.increment((x[0, 0] > 0).astype(jnp.int32))
+
+    nnx.shard_map(drift, mesh=mesh, in_specs=(P(), P("data")), out_specs=None, check_vma=False)(model, X[0])
+    for act in (tallax.combine_replicas, tallax.assert_replicated):
+        with pytest.raises(tallax.ReplicasError, match=r"model\.same: copies that are meant to be the same differ"):
+            act(model)
+    model.same.set_raw_value(np.zeros(2, np.uint32))
+    tallax.assert_replicated(model)
+
+
+@pytest.mark.parametrize("kind", AXES)
+def test_assert_replicated_takes_what_is_split(kind):
+    """Parts of a split array differ by right; the same part on two devices must not."""
+    mesh = mesh_of(kind)
+    model = nnx.Dict(
+        split=nnx.Param(placed(X[0], mesh, "data")),
+        key=nnx.Variable(jax.random.key(3)),
+        shares=tallax.per_replica(expected(1), mesh, "data"),
+    )
+    tallax.assert_replicated(model, only=...)
+    shards = [shard.data for shard in model.split.get_raw_value().addressable_shards]
+    shards[5] = shards[5].at[3, 1].add(1e-3)
+    model.split.set_raw_value(
+        jax.make_array_from_single_device_arrays((64, 2), jax.NamedSharding(mesh, P("data")), shards)
+    )
+    with pytest.raises(tallax.ReplicasError, match=r"model\.split: (.|\n)*2 different values"):
+        tallax.assert_replicated(model, only=...)
+    tallax.assert_replicated(model)
+
+
+def test_a_count_that_is_the_same_takes_constants():
+    """A Counter(reduce="same") counts a step once inside shard_map, and a count of the batch whole."""
+    mesh = mesh_of("auto")
+    model = nnx.Dict(step=tallax.Counter(reduce="same"))
+
+    def body(model, x):
+        model.step += 1
+        model.step.count(x > 0)
+
+    nnx.jit(nnx.shard_map(body, mesh=mesh, in_specs=(P(), P("data")), out_specs=None))(model, X[0])
+    assert int(model.step) == 1 + (X[0] > 0).sum()
+
+
+def test_one_device_and_shared_items():
+    """A mesh of one device works as well; an item found at two places keeps one share."""
+    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1], axis_types=(AXES["auto"],))
+    counter = tallax.Counter(2**33)
+    model = tallax.per_replica(nnx.Dict(a=counter, b=counter), mesh, "data")
+    assert model.a is model.b
+    specs = tallax.replica_specs(model)
+
+    def body(model, x):
+        model.a += x.shape[0]
+
+    nnx.jit(nnx.shard_map(body, mesh=mesh, in_specs=(specs, P("data")), out_specs=None))(model, X[0])
+    assert int(tallax.combine_replicas(model).b) == 2**33 + 64

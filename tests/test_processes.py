@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real processes, joined over the loopback interface, count what one process counts over the same data."""
+
+import contextlib
+import functools
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.process_worker import Items, by_one_device
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def run(folder, processes, devices, variants, seconds=120):
+    """Runs the worker in several processes and returns what each printed; none outlives the call.
+
+    Raises:
+        AssertionError: one failed, or took longer; with what it had written to stderr.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        # Not conftest's eight devices; and programs this small take longer to optimize than to run.
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
+    }
+    started = []
+    try:
+        for rank in range(processes):
+            arguments = [str(argument) for argument in (port, processes, rank, devices, *variants)]
+            with open(folder / f"{rank}.out", "wb") as out, open(folder / f"{rank}.err", "wb") as err:
+                command = [sys.executable, "-m", "tests.process_worker", *arguments]
+                started.append(
+                    subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=err, start_new_session=True)
+                )
+            (folder / f"{rank}.pid").write_text(str(started[-1].pid))
+        deadline = time.monotonic() + seconds
+        while any(process.poll() is None for process in started) and time.monotonic() < deadline:
+            if any(process.poll() for process in started):  # one failed: the others would wait for it
+                break
+            time.sleep(0.05)
+        codes = [process.poll() for process in started]
+    finally:
+        for process in started:
+            # SIGKILL, since jax.distributed handles SIGTERM; the group, so that nothing it started stays either.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    errors = "\n".join((folder / f"{rank}.err").read_text()[-3000:] for rank in range(processes))
+    assert codes == [0] * processes, f"exit codes {codes} (None: still running after {seconds} s)\n{errors}"
+    return [json.loads((folder / f"{rank}.out").read_text().splitlines()[-1]) for rank in range(processes)]
+
+
+@functools.cache
+def by_one_process():
+    """Returns the totals of this one process over all of the data, on one device."""
+    return by_one_device(Items()).totals()
+
+
+def assert_same_totals(totals, expected):
+    """Integers and extremes to the last unit; means and moments as near as another order of summation leaves them."""
+    assert totals.keys() == expected.keys()
+    for name, leaves in expected.items():
+        for found, wanted in zip(totals[name], leaves, strict=True):
+            found, wanted = np.asarray(found), np.asarray(wanted)
+            if wanted.dtype.kind == "f" and name in ("moments", "ema"):
+                np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+            else:
+                assert found.dtype == wanted.dtype
+                assert np.array_equal(found, wanted), (name, found, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "devices", "variants"),
+    [
+        (2, 1, ["graph", "tree", "shard-map", "shares", "host-local"]),
+        (2, 2, ["explicit", "shares"]),
+        (4, 1, ["graph", "shares"]),
+    ],
+    ids=["2x1", "2x2", "4x1"],
+)
+def test_processes_count_what_one_process_counts(tmp_path, processes, devices, variants):
+    """Every process reads the totals of all data: counts and histograms to the last unit, bin by bin."""
+    for found in run(tmp_path, processes, devices, variants):
+        assert found.keys() == set(variants)
+        # A batch that was not made global is counted in part by each process; only comparing them tells.
+        if "host-local" in variants:
+            text = found.pop("host-local")
+            assert "copies that are meant to be the same differ between devices or processes" in text
+            assert text.startswith("items.")
+        for variant, totals in found.items():
+            expected = by_one_process()
+            if variant == "shares":  # there, when an extreme came is told in the count of its own replica
+                for field in (2, 3):
+                    totals["extrema"][field] = expected["extrema"][field]
+            assert_same_totals(totals, expected)
+
+
+@pytest.mark.slow
+def test_no_process_outlives_the_test(tmp_path):
+    """A group that hangs is ended, and the test says so."""
+    with pytest.raises(AssertionError, match=r"exit codes \[None, None\]"):
+        run(tmp_path, 2, 1, ["hang"], seconds=3)
+    for rank in range(2):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / f"{rank}.pid").read_text()), 0)
