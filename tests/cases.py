@@ -357,6 +357,7 @@ CANNOT_KNOW = {
         "shared-variable",
         "hold it once; or split, and return `nnx.state(model)`",
         warns=True,
+        names=("counter", "buffer", "rate"),
     ),
     "closure": Silent(
         "`jax.jit(lambda x: x / model.temperature.value)`: a read through a closure",
