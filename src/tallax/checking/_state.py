@@ -199,10 +199,14 @@ class Difference:
         if not all(leaf is not None and leaf.is_number for leaf in leaves):
             return False
         start, expected, got = (np.asarray(leaf.value, np.float64) for leaf in leaves if leaf is not None)
-        if not start.shape == expected.shape == got.shape:
+        if (
+            not start.shape == expected.shape == got.shape
+            or len({np.result_type(leaf.value) for leaf in leaves if leaf}) > 1
+        ):
             return False
         due, done = expected - start, got - start
-        return bool(np.all(np.abs(done) >= np.abs(due)) and np.all(np.sign(done) == np.sign(due)))
+        is_more, is_same_way = np.abs(done) > np.abs(due), np.sign(done) * np.sign(due) >= 0
+        return bool(np.all(is_more | (done == due)) and np.any(is_more) and np.all(is_same_way))
 
 
 def same(left: Leaf, right: Leaf) -> bool:

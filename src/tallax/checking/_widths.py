@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The check on the width of counts: across 2**24 in float32, 2**31 in int32, 2**32 in uint32, and narrower ones.
 
-A leaf looks like a counter if every call adds whole numbers to it, and goes on doing so from a value far above what a
-few calls reach; a ring index or a capped count does not. It is then set just below the edge of its dtype, and called.
+A leaf looks like a counter if every call adds whole numbers to it, and goes on doing so up to the edge of its dtype;
+a ring index or a capped count does not. It is then set so that the calls of the check take it across that edge.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ def widths(program: Program, reference: Reference) -> Results:
         if edge is None:
             continue
         counts = _steps(reference, path).sum(0) > 0  # the high word of a pair stands still, and is left alone
-        below, above = (_called_from(program, path, counts, at) for at in (edge // 2, edge - 1))
-        if _strays(reference, below, path, counts, edge // 2):
-            continue  # capped, or taken modulo something: no count of everything
+        # From here the last call comes to just below the edge, where every count of everything is still right.
+        low = max(0, edge - 1 - int(np.max(_steps(reference, path).sum(0))))
+        below, above = (_called_from(program, path, counts, at) for at in (low, edge - 1))
+        if _strays(reference, below, path, counts, low):
+            continue  # capped, or taken modulo something
         counters += 1
         stray = _strays(reference, above, path, counts, edge - 1)
         if not stray or _carries(below.end, above.end, path, counts):
