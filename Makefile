@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test quick corpus compare lint format bench constraints clean
+.PHONY: help demo test quick thorough compare lint format bench constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -15,17 +15,17 @@ demo: $(VENV)/.demo  ## train a small mixture of experts on handwritten digits w
 	@$(BIN)/python examples/digits_moe.py $(ARGS)
 
 # loadfile: the examples of one docstring or README share their names, so they run in one process.
-test: $(VENV)/.dev  ## run all tests
+test: $(VENV)/.dev  ## run the tests, but for the longest
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 quick: $(VENV)/.dev  ## run the tests that take no more than a moment
-	$(BIN)/python -m pytest -m 'not slow and not corpus' $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow and not thorough' $(ARGS)
 
 # The checks of one module compile programs that those of another compile too.
-corpus: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/$(VENV)/.jax-cache
-corpus: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
-corpus: $(VENV)/.dev  ## let statecheck judge two hundred modules, right and wrong
-	$(BIN)/python -m pytest -m corpus --numprocesses 2 tests/test_statecheck.py $(ARGS)
+thorough: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/$(VENV)/.jax-cache
+thorough: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+thorough: $(VENV)/.dev  ## run the tests that take minutes: statecheck judges two hundred modules; more meshes and layouts
+	$(BIN)/python -m pytest -m thorough --numprocesses 2 tests $(ARGS)
 
 compare: $(VENV)/.bench  ## run the tests beside PyTorch and torchmetrics, which are large
 	$(BIN)/python -m pytest tests/test_comparisons.py $(ARGS)

@@ -235,6 +235,7 @@ def test_eval_mode_and_one_trace(compiled):
     assert values_of(model.a.compute()) == ([1.0, 0.5], [False, False], 2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", AXES)
 @pytest.mark.parametrize("context", [False, True])
 @pytest.mark.parametrize("spec", [("data",), ("data", "model"), (None, "model")])

@@ -29,7 +29,7 @@ def _found(node, path):
     return node
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CASES)
 def test_runs_eagerly_twice(name):

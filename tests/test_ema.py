@@ -245,6 +245,7 @@ def test_eval_mode_and_one_trace(compiled):
     np.testing.assert_allclose(model.e.compute().value, (1 / 8 + 2 / 4 + 3 / 2) / (7 / 8), rtol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", AXES)
 @pytest.mark.parametrize("context", [False, True])
 @pytest.mark.parametrize("spec", [("data",), ("data", "model"), (None, "model")])

@@ -209,6 +209,7 @@ def test_eval_mode_and_one_trace(compiled):
     assert values_of(model.e.compute()) == (-1.0, 3.0, 2, 6, 6, 0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", AXES)
 @pytest.mark.parametrize("context", [False, True])
 @pytest.mark.parametrize("spec", [("data",), ("data", "model"), (None, "model")])

@@ -352,6 +352,7 @@ BATCH = normal(1e5, 3, (64, 512))
 BATCH[3, 4] = np.inf
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", AXES)
 @pytest.mark.parametrize(
     ("spec", "shape"), [(P("data"), ()), (P("data", "model"), ()), (P(None, "model"), ()), (P("data"), (512,))]

@@ -122,7 +122,7 @@ def test_shares_add_up_to_the_whole(kind, mode):
             check(tallax.combine_replicas(model), expected(number + 1))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", AXES)
 @pytest.mark.parametrize(
     ("axis_name", "batch"), [("data", P("data")), (("data", "model"), P(("data", "model"))), ("model", P("model"))]

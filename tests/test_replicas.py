@@ -264,7 +264,7 @@ def test_every_item_is_global_in_shard_map(kind, layout):
     check_fed_twice(model)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["jit", "shard_map"])
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_counts_alike_on_a_mesh(mode, how):

@@ -39,7 +39,7 @@ def blames(finding, case):
 # --- the corpus -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.corpus
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", WRONG)
 def test_finds_what_is_wrong(name):
@@ -56,7 +56,7 @@ def test_finds_what_is_wrong(name):
     assert any(blames(finding, case) for finding in condensed(findings)), [str(finding) for finding in findings]
 
 
-@pytest.mark.corpus
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", RIGHT)
 def test_no_false_alarm(name):
@@ -67,7 +67,7 @@ def test_no_false_alarm(name):
     assert not [cell for cell in report.cells if "could not be done" in cell.note]
 
 
-@pytest.mark.corpus
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ARGUABLE)
 def test_opinions_differ(name):
@@ -247,6 +247,7 @@ def test_wide_and_bounded_counts_are_no_narrow_ones():
     assert (report.failures[0].got, report.failures[0].expected) == (str(2**31 - 1 + 18 - 2**32), str(2**31 - 1 + 18))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.int32, jnp.uint32, jnp.int16, jnp.int8])
 @pytest.mark.parametrize("counts", ["calls", "examples"])
 def test_every_width_has_its_edge(dtype, counts):

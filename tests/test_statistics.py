@@ -50,6 +50,7 @@ def test_counts_add_up_to_what_was_fed(make, x, mask):
     assert total_of(statistic.compute()) == mask.sum() + x.size
 
 
+@pytest.mark.thorough
 @every_kind
 @given(ARRAYS, st.integers(0, 64), st.integers(0, 64))
 def test_a_split_stream_equals_the_whole(make, x, first, second):
