@@ -4,11 +4,13 @@
 from tallax import statistics as statistics
 from tallax._errors import CannotCheckError as CannotCheckError
 from tallax._errors import CheckFailedError as CheckFailedError
+from tallax._errors import HeldError as HeldError
 from tallax._errors import InvalidTypeError as InvalidTypeError
 from tallax._errors import InvalidValueError as InvalidValueError
 from tallax._errors import MissingExtraError as MissingExtraError
 from tallax._errors import ReplacedVariableError as ReplacedVariableError
 from tallax._errors import ReplicasError as ReplicasError
+from tallax._errors import StructureError as StructureError
 from tallax._errors import TallaxError as TallaxError
 from tallax._errors import TracedReadError as TracedReadError
 from tallax._errors import TraceError as TraceError
@@ -16,6 +18,8 @@ from tallax._module import Module as Module
 from tallax._variables import Buffer as Buffer
 from tallax._variables import Counter as Counter
 from tallax.checking import statecheck as statecheck
+from tallax.compiling import CompiledStep as CompiledStep
+from tallax.compiling import compile_step as compile_step
 from tallax.counters import StepCounter as StepCounter
 from tallax.counters import counter_after_n_calls as counter_after_n_calls
 from tallax.differentiation import grad as grad
@@ -25,6 +29,9 @@ from tallax.optimizers import ClipCounts as ClipCounts
 from tallax.optimizers import clip_by_global_norm as clip_by_global_norm
 from tallax.optimizers import clip_counts as clip_counts
 from tallax.optimizers import scheduled as scheduled
+from tallax.reading import Reading as Reading
+from tallax.reading import collect as collect
+from tallax.reading import snapshot as snapshot
 from tallax.replicas import assert_replicated as assert_replicated
 from tallax.replicas import combine_replicas as combine_replicas
 from tallax.replicas import per_replica as per_replica

@@ -9,6 +9,8 @@ TallaxError
 ├── TraceError              also a flax TraceContextError: a write from another trace level
 ├── TracedReadError         also a TypeError: `int(counter)` under `jit`
 ├── ReplicasError           also a ValueError: which copies should be summed? why do these differ?
+├── HeldError               also a RuntimeError: a value was used that a compiled step holds
+├── StructureError          also a ValueError: the model is no longer the one that a step was compiled for
 ├── CannotCheckError        also a ValueError: statecheck was given nothing that it can run
 ├── CheckFailedError        also an AssertionError: statecheck found a fault
 └── MissingExtraError       also an ImportError: an optional dependency is not installed
@@ -68,6 +70,14 @@ class TracedReadError(TallaxError, TypeError):
 
 class ReplicasError(TallaxError, ValueError):
     """It cannot be told which replicas to sum over, shares are not combined, or copies of one value differ."""
+
+
+class HeldError(TallaxError, RuntimeError):
+    """A value was used, or written, that a compiled step holds between its calls."""
+
+
+class StructureError(TallaxError, ValueError):
+    """The bound objects are no longer those that a step was compiled for, or hold what it cannot take."""
 
 
 class CannotCheckError(TallaxError, ValueError):

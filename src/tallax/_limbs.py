@@ -85,7 +85,7 @@ def pair(low: Shaped[Array, "*shape"], high: Shaped[Array, "*shape"] | int = 0) 
 
 def widen(values: Shaped[Array, "*shape"]) -> Limbs:
     """Returns the limbs of an array of booleans or integers of any width; a negative entry becomes 0."""
-    values = _unsigned(values)
+    values = unsigned(values)
     if values.dtype.itemsize == 8:  # only where the program enabled x64
         return pair(values & _WORD, values >> 32)
     return pair(values)
@@ -136,7 +136,7 @@ def total(values: Shaped[Array, "..."], axes: Sequence[int]) -> Limbs:
     With n summands, at most 2**31 of them, digits of `32 - ceil(log2 n)` bits cannot wrap a uint32 sum. Booleans and
     bytes usually need only one digit, so counting a mask is one plain reduction.
     """
-    values = _unsigned(values)
+    values = unsigned(values)
     axes = tuple(axes)
     if values.dtype.itemsize == 8:
         low, high = total((values & _WORD).astype(jnp.uint32), axes), total((values >> 32).astype(jnp.uint32), axes)
@@ -189,7 +189,7 @@ def divisible(limbs: Limbs, divisor: int) -> Bool[Array, "*shape"]:
     return remainder == 0
 
 
-def _unsigned(values: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+def unsigned(values: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     """Returns booleans and unsigned integers as they are, signed ones clamped at 0 and made unsigned."""
     values = jnp.asarray(values)
     if jnp.issubdtype(values.dtype, jnp.signedinteger):

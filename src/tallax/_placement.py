@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -32,6 +33,15 @@ def on_host(raw: Any) -> np.ndarray | None:
     if isinstance(raw, jax.Array) and not is_traced(raw) and not is_committed(raw) and is_ready(raw):
         return np.asarray(raw)
     return None
+
+
+def home_of(values: Iterable[Any]) -> jax.sharding.Sharding | None:
+    """Returns where what is not placed yet belongs: whole, on all devices of the mesh that the other values are on."""
+    shardings = [value.sharding for value in values if is_committed(value)]
+    for sharding in shardings:
+        if isinstance(sharding, jax.NamedSharding):
+            return jax.NamedSharding(sharding.mesh, jax.P())
+    return shardings[0] if len(set(shardings)) == 1 else None
 
 
 def unsplit(value: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ over an axis on which it is replicated would count it once per replica. The incr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -57,7 +58,7 @@ def axes_to_combine(
     if axis_name is not None:
         axes = frozenset(axis_name if isinstance(axis_name, tuple) else (axis_name,)) - frozenset(state.replica_axes)
     elif mapped:
-        own = varying_axes(state.get_raw_value()) | frozenset(state.replica_axes)
+        own = frozenset().union(state.replica_axes, *map(varying_axes, jax.tree.leaves(state.get_raw_value())))
         known = frozenset().union(*map(varying_axes, (*increments, like)))
         if not known and not alike and frozenset(mapped) - own:
             raise ReplicasError(
@@ -99,6 +100,11 @@ def min_over(value: jax.Array, axes: tuple[Hashable, ...]) -> jax.Array:
 def count_over(limbs: Limbs, axes: tuple[Hashable, ...]) -> Limbs:
     """Returns the sum of every replica's limbs over mapped axes, exactly and in one collective."""
     return _limbs.psum(marked(limbs, axes), axes) if axes else limbs
+
+
+def number_of(axes: tuple[Hashable, ...]) -> int:
+    """Returns how many replicas there are along mapped axes."""
+    return math.prod(jax.lax.axis_size(axis) for axis in axes)
 
 
 def on_first(value: jax.Array, axes: tuple[Hashable, ...]) -> jax.Array:

@@ -15,7 +15,7 @@ from tallax import _limbs
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
 from tallax._module import EvalAware
 from tallax._placement import is_traced
-from tallax._variables import Buffer, Counter
+from tallax._variables import Buffer, Counter, Pending
 
 _NOT_CALLED = -1.0  # in the place of 1 for pinned and 0 for not
 
@@ -87,8 +87,7 @@ class Scheduled(EvalAware):
     @property
     def value(self) -> jax.Array:
         """float32[]: the value of the last call, or the pinned one; `schedule(0)` before."""
-        value, _, mode = self.state[...]
-        return jnp.where(mode == _NOT_CALLED, self._scheduled(0), value)
+        return self.read(self.state[...])
 
     def pin(self, value: Any) -> None:
         """Holds the value at `value` whatever the step, from now on; compiled steps are not compiled again.
@@ -110,6 +109,18 @@ class Scheduled(EvalAware):
     def release(self) -> None:
         """Follows the schedule again from the next call."""
         self.state[...] = _packed(self.value, 0.0, 0.0)
+
+    @property
+    def item(self) -> Buffer:
+        """The Variable that holds the state."""
+        return self.state
+
+    def read(self, state: Any) -> Any:
+        """Returns the value of a state: a float for a NumPy array, float32[] for one of JAX's."""
+        value, _, mode = state
+        if isinstance(state, np.ndarray):
+            return float(self._scheduled(0) if mode == _NOT_CALLED else value)
+        return jnp.where(mode == _NOT_CALLED, self._scheduled(0), value)
 
     def _scheduled(self, count: Any) -> jax.Array:
         value = jnp.asarray(self.schedule(count), jnp.float32)
@@ -145,6 +156,8 @@ def step_value(step: Any) -> jax.Array | np.int32:
         return step.get_value()
     if isinstance(step, nnx.Variable):
         step = step.get_value()
+    if isinstance(step, Pending):  # likewise, inside `tallax.compile_step`
+        return _limbs.to_int32(step.limbs)
     if isinstance(step, int) and not isinstance(step, bool):
         return np.int32(max(-_limbs.INT32_MAX, min(step, _limbs.INT32_MAX)))
     if isinstance(step, jax.Array | np.ndarray | np.generic) and jnp.issubdtype(step.dtype, jnp.integer):

@@ -9,10 +9,15 @@ it.
 Where the value is: until a compiled program has returned it, it is a NumPy array, so nothing here touches an
 accelerator at construction and an eager increment is a few microseconds of host work. A value that a compiled program
 returned is a `jax.Array`. If that is ready and not placed on purpose, an eager increment takes it back to the host;
-otherwise the increment is dispatched to the device, so that counting never waits for a running step.
+otherwise the increment is dispatched to the device, so that counting never waits for a running step. While a compiled
+step (`tallax.compile_step`) owns the value, a `Held` stands in its place, and inside the step's trace a `Pending`.
 """
 
 from tallax._variables._buffer import Buffer as Buffer
 from tallax._variables._counter import Counter as Counter
+from tallax._variables._held import Held as Held
 from tallax._variables._item import Item as Item
 from tallax._variables._item import Shares as Shares
+from tallax._variables._pending import AT_MOST as AT_MOST
+from tallax._variables._pending import WORD as WORD
+from tallax._variables._pending import Pending as Pending

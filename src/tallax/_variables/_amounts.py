@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any
 
 import jax
@@ -12,7 +14,8 @@ from flax import nnx
 
 from tallax import _limbs
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
-from tallax._placement import is_ready, is_traced
+from tallax._placement import is_ready, is_traced, unsplit
+from tallax._variables._pending import WORD
 
 _widen = jax.jit(_limbs.widen, inline=True)
 
@@ -36,6 +39,29 @@ def limbs_of(value: Any, *, item: object, limit: int | None = _limbs.MAX) -> Any
     """Returns the limbs of an increment or count; one beyond `limit` raises, or saturates where that is None."""
     amount = amount_of(value, item=item, limit=limit)
     return _limbs.from_uint64(amount) if isinstance(amount, np.ndarray) else _widen(amount)
+
+
+def word_of(amount: Any, axes: tuple[int, ...], at_most: int | None) -> tuple[Any, int] | None:
+    """Returns the sum of an amount over `axes` as uint32, and what bounds it; None where 32 bits might not hold it.
+
+    Args:
+        amount: as `amount_of` returns it.
+        axes: of a traced amount.
+        at_most: a bound on each entry that is better than its dtype's.
+    """
+    if isinstance(amount, np.ndarray):
+        most = int(amount.max(initial=0))
+        return (amount.astype(np.uint32)[()], most) if most <= WORD else None
+    most = 1 if amount.dtype == np.bool_ else int(jnp.iinfo(amount.dtype).max)
+    most = most if at_most is None else min(most, at_most)
+    most *= math.prod(amount.shape[axis] for axis in axes)
+    return (_sum(amount, axes), most) if most <= WORD else None
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _sum(amount: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    values = _limbs.unsigned(amount).astype(jnp.uint32)
+    return unsplit(values.sum(axes, dtype=jnp.uint32) if axes else values)
 
 
 def check_broadcasts(value: Any, shape: tuple[int, ...], *, item: object) -> None:

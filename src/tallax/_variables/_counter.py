@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any, Literal, Self
 
 import flax.errors
@@ -14,7 +14,7 @@ import numpy as np
 from tallax import _limbs
 from tallax._errors import InvalidTypeError, InvalidValueError, TracedReadError, compose, describe
 from tallax._placement import is_traced, on_host
-from tallax._replicas import AxisName, axes_to_combine, count_over, on_first
+from tallax._replicas import AxisName, axes_to_combine, count_over, number_of, on_first, sum_over
 from tallax._variables._amounts import (
     amount_of,
     check_broadcasts,
@@ -22,9 +22,12 @@ from tallax._variables._amounts import (
     host_counts,
     limbs_of,
     refuse_negative,
+    word_of,
     wrong_shape,
 )
+from tallax._variables._held import Held
 from tallax._variables._item import Item, to_device
+from tallax._variables._pending import WORD, Pending
 
 # Compiled once, for eager use.
 _add_on_device = jax.jit(lambda raw, by: _limbs.add(raw, jnp.broadcast_to(by, raw.shape)))
@@ -107,7 +110,9 @@ class Counter(Item):
 
     # --- counting ---------------------------------------------------------------------------------------------------
 
-    def increment(self, by: Any = 1, *, like: Any = None, axis_name: AxisName | None = None) -> None:
+    def increment(
+        self, by: Any = 1, *, like: Any = None, axis_name: AxisName | None = None, at_most: int | None = None
+    ) -> None:
         """Adds `by`, exactly; the count stays at 2**64 - 1 once it is there.
 
         Args:
@@ -118,6 +123,9 @@ class Counter(Item):
                 summed over the mesh axes that either of them varies on.
             axis_name: the mapped axis or axes to sum `by` over, where they can't be seen: under `vmap`, `pmap`, and
                 `shard_map(check_vma=False)`. `()` says that it is the same everywhere, and counts once.
+            at_most: what no entry of `by` exceeds, where that is known and its dtype does not tell. It changes no
+                count; where what one step adds is thereby known to fit 32 bits, `tallax.compile_step` keeps it in one
+                word. An entry beyond it may count wrong there.
 
         Raises:
             InvalidTypeError: `by` is not an integer.
@@ -129,8 +137,8 @@ class Counter(Item):
             return
         check_broadcasts(by, self.shape, item=self)
         if isinstance(by, Counter):
-            self._add(by._words(), like, axis_name)
-        else:
+            self._add(by.words(), like, axis_name)
+        elif not self._is_pending() or not self._add_word(amount_of(by, item=self), (), at_most, like, axis_name):
             self._add(limbs_of(by, item=self, limit=None), like, axis_name)
 
     def count(self, events: Any, *, like: Any = None, axis_name: AxisName | None = None) -> None:
@@ -156,10 +164,11 @@ class Counter(Item):
         leading = amount.ndim - len(self.shape)
         if leading < 0 or amount.shape[leading:] != self.shape:
             raise wrong_shape(events, self.shape, item=self, ending=True)
+        axes = tuple(range(leading))
         if isinstance(amount, np.ndarray):
-            self.increment(_limbs.sum_uint64(amount, range(leading)), like=like, axis_name=axis_name)
-        else:
-            self._add(_total(amount, tuple(range(leading))), like, axis_name)
+            self.increment(_limbs.sum_uint64(amount, axes), like=like, axis_name=axis_name)
+        elif not self._add_word(amount, axes, None, like, axis_name):
+            self._add(_total(amount, axes), like, axis_name)
 
     def __iadd__(self, by: Any) -> Self:
         self.increment(by)
@@ -187,7 +196,7 @@ class Counter(Item):
                     fix="counter.every(100)",
                 )
             )
-        raw = self._words()
+        raw = self.words()
         if isinstance(raw, np.ndarray):
             return _limbs.to_uint64(raw) % np.uint64(n) == 0
         return _divisible(raw, n)
@@ -225,7 +234,7 @@ class Counter(Item):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         del copy  # always a new array
-        raw = self._words()
+        raw = self.words()
         if is_traced(raw):
             raise TracedReadError(
                 compose(
@@ -255,9 +264,10 @@ class Counter(Item):
         raw = self.get_raw_value()
         part: Any
         for part in super().__nnx_repr__():
-            if getattr(part, "key", None) == "value" and isinstance(raw, jax.Array | np.ndarray):
-                if not is_traced(raw) and _is_limbs(raw) and not self.shares:
-                    part = type(part)("value", int(self) if raw.ndim == 1 else np.asarray(self))
+            if getattr(part, "key", None) == "value" and isinstance(raw, jax.Array | np.ndarray | Held):
+                readable = raw.is_readable_by(self) if isinstance(raw, Held) else not is_traced(raw) and _is_limbs(raw)
+                if readable and not self.shares:
+                    part = type(part)("value", np.asarray(self) if self.shape else int(self))
             yield part
 
     # --- setting ----------------------------------------------------------------------------------------------------
@@ -271,7 +281,7 @@ class Counter(Item):
             TraceError: the counter does not belong to the current trace.
         """
         check_broadcasts(n, self.shape, item=self)
-        limbs = n._words() if isinstance(n, Counter) else limbs_of(n, item=self)
+        limbs = n.words() if isinstance(n, Counter) else limbs_of(n, item=self)
         broadcast = np.broadcast_to if isinstance(limbs, np.ndarray) else jnp.broadcast_to
         self._store(broadcast(limbs, (*self.shape, 2)))
 
@@ -285,7 +295,7 @@ class Counter(Item):
         It takes what `set` takes. In addition `counter.value += n`, which reads int32 and writes it back, stays exact
         where the read is saturated: the wrapped sum tells what was added.
         """
-        raw = self._words()
+        raw = self.words()
         wraps = isinstance(value, jax.Array) and value.dtype == jnp.int32
         if not wraps and index is ...:
             self.set(value)
@@ -349,10 +359,11 @@ class Counter(Item):
             self._store(raw)  # raises again, with the item's name and the remedy
         return count
 
-    def _words(self) -> Any:
-        """Returns the limbs, also where Flax has put counts in their place.
+    def words(self) -> Any:
+        """Returns the exact counts as two words each, uint32[*shape, 2]: on the host, on the device, or traced.
 
-        `nnx.to_pure_dict` saves what `get_value()` gives, int32 counts, and `nnx.update` writes them back as they are.
+        Also where Flax has put counts in their place: `nnx.to_pure_dict` saves what `get_value()` gives, int32 counts,
+        and `nnx.update` writes them back as they are.
         """
         raw = self.stored()
         if _is_limbs(raw) or not isinstance(raw, jax.Array | np.ndarray):
@@ -372,16 +383,37 @@ class Counter(Item):
             )
         return _limbs.from_uint64(host_counts(counts, item=self))
 
+    def _is_pending(self) -> bool:
+        return isinstance(self.get_raw_value(), Pending)
+
+    def _add_word(
+        self, amount: Any, axes: tuple[int, ...], at_most: int | None, like: Any, axis_name: AxisName | None
+    ) -> bool:
+        """Adds the sum of an amount over `axes` to what a compiled step adds; False where it may not fit one word."""
+        raw = self.get_raw_value()
+        word = word_of(amount, axes, at_most) if isinstance(raw, Pending) else None
+        if word is None or not isinstance(raw, Pending):
+            return False
+        values, most = word
+        replicas = self._axes(values, like, axis_name)
+        most *= number_of(replicas)
+        if most > WORD:
+            return False
+        self._put(raw.plus(sum_over(values, replicas), most))
+        return True
+
+    def _axes(self, increment: Any, like: Any, axis_name: AxisName | None) -> tuple[Hashable, ...]:
+        alike = self.get_metadata("reduce") == "same"
+        return axes_to_combine(increment, state=self, like=like, axis_name=axis_name, alike=alike)
+
     def _add(self, increment: Any, like: Any, axis_name: AxisName | None) -> None:
         """Adds limbs that broadcast to the counter's: on the host where both are, or else on the device."""
-        raw = self._words()
+        raw = self.words()
         here, by = (on_host(raw), on_host(increment)) if not axis_name else (None, None)
         if here is not None and by is not None:
             self._store(_limbs.from_uint64(_limbs.add_uint64(_limbs.to_uint64(here), _limbs.to_uint64(by))))
             return
-        alike = self.get_metadata("reduce") == "same"
-        axes = axes_to_combine(increment, state=self, like=like, axis_name=axis_name, alike=alike)
-        increment = count_over(increment, axes)
+        increment = count_over(increment, self._axes(increment, like, axis_name))
         if axis_name == () and self.shares:  # once for all, and the shares will be summed
             increment = on_first(increment, self.replica_axes)
         if is_traced(raw, increment):

@@ -13,6 +13,8 @@ from flax.nnx import reprlib
 from tallax._errors import InvalidValueError, ReplicasError, TraceError, compose, describe
 from tallax._placement import is_committed, is_traced
 from tallax._replicas import mapped_axes
+from tallax._variables._held import Held
+from tallax._variables._pending import Pending
 
 Reduce: TypeAlias = Literal["sum", "max", "min", "same"]
 _REDUCTIONS = ("sum", "max", "min", "same")
@@ -80,7 +82,15 @@ class Item(nnx.Variable[Any]):
 
         Raises:
             ReplicasError: here it is the shares of several replicas.
+            HeldError: a compiled step holds it, and this is a copy of the item that it holds it for.
         """
+        self._refuse_shares()
+        raw = self.get_raw_value()
+        if isinstance(raw, Pending):
+            return raw.limbs
+        return raw.read(self) if isinstance(raw, Held) else raw
+
+    def _refuse_shares(self) -> None:
         axes = self.replica_axes
         if axes and not set(axes) <= set(mapped_axes()):
             raise ReplicasError(
@@ -91,7 +101,6 @@ class Item(nnx.Variable[Any]):
                     fix="tallax.combine_replicas(model) to read; a shard_map with tallax.replica_specs(model) to write",
                 )
             )
-        return self.get_raw_value()
 
     def __getattr__(self, name: str) -> Any:
         # Flax forwards unknown attributes to the raw value. Dunders are left out: NumPy would find a Counter's limbs by
@@ -104,7 +113,11 @@ class Item(nnx.Variable[Any]):
 
     def __nnx_repr__(self) -> Any:
         if not self.shares:
-            yield from super().__nnx_repr__()
+            for part in super().__nnx_repr__():
+                held = getattr(part, "value", None)
+                if isinstance(held, Held) and held.is_readable_by(self):
+                    part = type(part)(part.key, held.read(self))
+                yield part
             return
         yield reprlib.Object(type=type(self).__name__)  # Flax's own words would read the value
         yield reprlib.Attr("value", self.get_raw_value())
@@ -116,9 +129,19 @@ class Item(nnx.Variable[Any]):
 
     def _store(self, new: Any) -> None:
         """Replaces the raw value, on the devices where the old one was placed on purpose."""
-        raw = self.stored()
-        if isinstance(raw, jax.Array) and not is_traced(raw, new) and is_committed(raw) and not is_committed(new):
+        self._refuse_shares()
+        raw = self.get_raw_value()
+        if isinstance(raw, Held):
+            raw.write(self, new)
+            return
+        if isinstance(raw, Pending):
+            new = raw.at(new)
+        elif isinstance(raw, jax.Array) and not is_traced(raw, new) and is_committed(raw) and not is_committed(new):
             new = jax.device_put(new, raw.sharding)
+        self._put(new)
+
+    def _put(self, new: Any) -> None:
+        """Replaces the raw value; raises where the item is of another trace."""
         try:
             self.set_raw_value(new)
         except flax.errors.TraceContextError:

@@ -18,7 +18,7 @@ from tallax._errors import InvalidValueError, compose
 from tallax._placement import is_traced, unsplit
 from tallax._replicas import AxisName, axes_to_combine, count_over
 from tallax._variables import Buffer
-from tallax.statistics._base import Statistic, leading_axes
+from tallax.statistics._base import Statistic, current_state, leading_axes
 
 _FIRED, _TOTAL, _QUIET, _UPDATES = range(4)  # the rows of the state
 _WORD = np.uint32(2**32 - 1)
@@ -91,14 +91,16 @@ class Activity(Statistic):
 
     def compute(self) -> ActivityResult:
         """Returns the rate of each unit, which are dead, and the length of the window so far."""
-        raw = self.state.stored()
-        if is_traced(raw):
-            words, counts = _limbs.to_float32(raw[..., :_QUIET, :]), _limbs.to_int32(raw)
+        return self.read(current_state(self.state))
+
+    def read(self, state: Any) -> ActivityResult:
+        if is_traced(state):
+            words, counts = _limbs.to_float32(state[..., :_QUIET, :]), _limbs.to_int32(state)
             rates = words[..., _FIRED] / jnp.maximum(words[..., _TOTAL], 1.0)
             limit = _limbs.INT32_MAX if self.window is None else self.window
             updates = jnp.minimum(counts[..., _UPDATES].max(-1), limit)
         else:
-            counts = _limbs.to_uint64(np.asarray(raw))
+            counts = _limbs.to_uint64(state)
             rates = counts[..., _FIRED] / np.maximum(counts[..., _TOTAL], 1)
             updates = counts[..., _UPDATES].max(-1)
             updates = updates if self.window is None else np.minimum(updates, np.uint64(self.window))

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
+from tallax import _limbs
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
 from tallax._module import EvalAware
 from tallax._placement import is_traced
 from tallax._replicas import AxisName
-from tallax._variables import Counter
+from tallax._variables import Buffer, Counter, Held
 
 
 class Statistic(EvalAware, abc.ABC):
@@ -55,9 +55,9 @@ class Statistic(EvalAware, abc.ABC):
         values, mask = self._checked(x, where)
         self._accumulate(values, mask)
 
-    @abc.abstractmethod
     def compute(self) -> Any:
         """Returns a frozen record: exact integers and NumPy arrays outside a trace, traced arrays inside one."""
+        return self.read(current_state(self.item))
 
     @abc.abstractmethod
     def reset(self) -> None:
@@ -83,13 +83,26 @@ class Statistic(EvalAware, abc.ABC):
 
     def __repr__(self) -> str:
         """Returns one line: how it was made and, where its values can be read, what it has seen."""
-        (item,) = (variable for _, variable in nnx.iter_graph(self) if isinstance(variable, nnx.Variable))
+        item = self.item
         state = item.get_raw_value()
         shares = item.get_metadata("shares", None)
-        readable = isinstance(state, jax.Array | np.ndarray) and not is_traced(state) and shares is None
+        if isinstance(state, Held):
+            readable = state.is_readable_by(item)
+        else:
+            readable = isinstance(state, jax.Array | np.ndarray) and not is_traced(state) and shares is None
         return f"{_signature(self)}: {_on_one_line(repr(self.compute()))}" if readable else _signature(self)
 
     __str__ = __repr__
+
+    @property
+    def item(self) -> Counter | Buffer:
+        """The Variable that holds the state."""
+        (item,) = (value for value in vars(self).values() if isinstance(value, Counter | Buffer))
+        return item
+
+    @abc.abstractmethod
+    def read(self, state: Any) -> Any:
+        """Returns the record of a state, which is a NumPy array or a traced one; a Counter's is its words."""
 
     @abc.abstractmethod
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
@@ -187,11 +200,15 @@ def as_shape(shape: int | tuple[int, ...]) -> tuple[int, ...]:
     return (shape,) if isinstance(shape, int) else tuple(shape)
 
 
-def exact_or_traced(counter: Counter) -> np.ndarray | jax.Array:
-    """Returns uint64 counts on the host, or int32 ones, saturated, where the counter is traced."""
-    if is_traced(counter.get_raw_value()):
-        return counter.get_value()
-    return np.asarray(counter)
+def current_state(item: Counter | Buffer) -> np.ndarray | jax.Array:
+    """Returns an item's value, a Counter's as words: a NumPy array, or inside a trace a traced one."""
+    state = item.words() if isinstance(item, Counter) else item.stored()
+    return jax.lax.stop_gradient(state) if is_traced(state) else np.asarray(state)
+
+
+def exact_or_traced(words: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
+    """Returns the counts that words are: uint64 on the host, int32, saturated, where they are traced."""
+    return _limbs.to_int32(words) if isinstance(words, jax.Array) else _limbs.to_uint64(words)
 
 
 def _real_array(x: Any, item: object, rule: str) -> jax.Array:

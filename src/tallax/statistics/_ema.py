@@ -19,7 +19,7 @@ from tallax._placement import is_traced, unsplit
 from tallax._replicas import AxisName, axes_to_combine, count_over, sum_over
 from tallax._variables import Buffer
 from tallax.statistics import _digits
-from tallax.statistics._base import Statistic, as_shape, leading_axes
+from tallax.statistics._base import Statistic, as_shape, current_state, leading_axes
 
 if TYPE_CHECKING:
     from tallax._limbs import Limbs
@@ -110,13 +110,13 @@ class Ema(Statistic):
 
     def compute(self) -> EmaResult:
         """Returns the average, its weight, and how many entries were left out, each of the declared shape."""
-        raw = self.state.stored()
-        if is_traced(raw):
-            raw = self.state[...]
-            return EmaResult(self._value(raw, jnp), raw[..., _WEIGHT], _limbs.to_int32(_nonfinite(raw)))
-        raw = np.asarray(raw)
-        parts = self._value(raw, np), raw[..., _WEIGHT], _digits.to_uint64(raw[..., _WEIGHT + 1 :])
-        if raw.ndim == 1:
+        return self.read(current_state(self.state))
+
+    def read(self, state: Any) -> EmaResult:
+        if is_traced(state):
+            return EmaResult(self._value(state, jnp), state[..., _WEIGHT], _limbs.to_int32(_nonfinite(state)))
+        parts = self._value(state, np), state[..., _WEIGHT], _digits.to_uint64(state[..., _WEIGHT + 1 :])
+        if state.ndim == 1:
             parts = [np.asarray(part).item() for part in parts]
         return EmaResult(*parts)
 

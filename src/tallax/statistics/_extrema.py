@@ -16,7 +16,7 @@ from tallax import _limbs
 from tallax._placement import is_traced, unsplit
 from tallax._replicas import AxisName, axes_to_combine, count_over, min_over
 from tallax._variables import Buffer
-from tallax.statistics._base import Statistic, as_shape, leading_axes
+from tallax.statistics._base import Statistic, as_shape, current_state, leading_axes
 
 # The rows of the state. What was fed nothing has the largest `at`, so that it loses every comparison; it reads as 0.
 _COUNT, _NAN, _MIN_AT, _MAX_AT, _VALUES = range(5)
@@ -88,22 +88,23 @@ class Extrema(Statistic):
 
     def compute(self) -> ExtremaResult:
         """Returns the extremes, when they came, and the counts, each of the declared shape."""
-        raw = self.state.stored()
-        if is_traced(raw):
-            empty = (raw[..., _COUNT, :] == 0).all(-1)
-            counts = _limbs.to_int32(raw[..., :_VALUES, :])
-            values = _values(raw)
+        return self.read(current_state(self.state))
+
+    def read(self, state: Any) -> ExtremaResult:
+        if is_traced(state):
+            empty = (state[..., _COUNT, :] == 0).all(-1)
+            counts = _limbs.to_int32(state[..., :_VALUES, :])
+            values = _values(state)
             choose = jnp.where
         else:
-            raw = np.asarray(raw)
-            counts = _limbs.to_uint64(raw[..., :_VALUES, :])
+            counts = _limbs.to_uint64(state[..., :_VALUES, :])
             empty = counts[..., _COUNT] == 0
-            values = np.ascontiguousarray(raw[..., _VALUES, :]).view(np.float32)
+            values = np.ascontiguousarray(state[..., _VALUES, :]).view(np.float32)
             choose = np.where
         at = [choose(empty, counts.dtype.type(0), counts[..., row]) for row in (_MIN_AT, _MAX_AT)]
         extremes = values[..., 0], 0 - values[..., 1]  # 0 - x and not -x, which of 0.0 is -0.0
         parts = (*extremes, *at, counts[..., _COUNT], counts[..., _NAN])
-        if isinstance(raw, np.ndarray) and raw.ndim == 2:
+        if isinstance(state, np.ndarray) and state.ndim == 2:
             parts = [np.asarray(part).item() for part in parts]
         return ExtremaResult(*parts)
 

@@ -15,7 +15,7 @@ import numpy as np
 from tallax._errors import InvalidValueError, compose
 from tallax._replicas import AxisName
 from tallax._variables import Counter
-from tallax.statistics._base import Counts, exact_or_traced
+from tallax.statistics._base import Counts, current_state, exact_or_traced
 from tallax.statistics._looks import one_line, plot_bars, title_counts
 from tallax.statistics._slots import count_slots
 
@@ -118,7 +118,10 @@ class Histogram(Counts):
 
     def compute(self) -> HistogramResult:
         """Returns the counts of the bins and of what lay outside them."""
-        counts = exact_or_traced(self.counts)
+        return self.read(current_state(self.counts))
+
+    def read(self, state: Any) -> HistogramResult:
+        counts = exact_or_traced(state)
         outside = list(counts[self.bins :])
         if isinstance(counts, np.ndarray):
             outside = [int(count) for count in outside]
@@ -130,7 +133,8 @@ class Histogram(Counts):
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         if x.size:
-            self.counts.increment(_count_bins(x, where, self.low, self.high, self.bins), axis_name=self.axis_name)
+            counts = _count_bins(x, where, self.low, self.high, self.bins)
+            self.counts.increment(counts, axis_name=self.axis_name, at_most=x.size)
 
     def _configuration(self) -> dict[str, Any]:
         return {"low": self.low, "high": self.high, "bins": self.bins}

@@ -16,7 +16,7 @@ from tallax import _limbs
 from tallax._errors import InvalidValueError, compose, describe
 from tallax._replicas import AxisName
 from tallax._variables import Counter
-from tallax.statistics._base import Counts, exact_or_traced
+from tallax.statistics._base import Counts, current_state, exact_or_traced
 from tallax.statistics._looks import one_line, plot_bars, title_counts
 from tallax.statistics._slots import count_slots
 
@@ -182,7 +182,10 @@ class LogHistogram(Counts):
 
     def compute(self) -> LogHistogramResult:
         """Returns the counts, from which the result's `quantile` reads values."""
-        counts = exact_or_traced(self.counts)
+        return self.read(current_state(self.counts))
+
+    def read(self, state: Any) -> LogHistogramResult:
+        counts = exact_or_traced(state)
         exact = isinstance(counts, np.ndarray)
         end = 2 * self._buckets
         positive, negative = counts[: self._buckets], counts[self._buckets : end]
@@ -202,7 +205,8 @@ class LogHistogram(Counts):
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         if x.size:
-            self.counts.increment(_count_buckets(x, where, self.mantissa_bits), axis_name=self.axis_name)
+            counts = _count_buckets(x, where, self.mantissa_bits)
+            self.counts.increment(counts, axis_name=self.axis_name, at_most=x.size)
 
     def _configuration(self) -> dict[str, Any]:
         return {"relative_error": self.relative_error}

@@ -18,7 +18,7 @@ from tallax._placement import is_traced
 from tallax._replicas import AxisName, axes_to_combine, count_over, marked, max_over, sum_over, varying_axes
 from tallax._variables import Buffer
 from tallax.statistics import _central, _digits
-from tallax.statistics._base import Statistic, as_shape, leading_axes
+from tallax.statistics._base import Statistic, as_shape, current_state, leading_axes
 from tallax.statistics._powersums import count_finite, plain_power_sums, power_sums, rough_sum_and_range
 
 
@@ -95,10 +95,11 @@ class Moments(Statistic):
 
     def compute(self) -> MomentsResult:
         """Returns the counts and moments, each of the statistic's shape."""
-        state = self.moments.stored()
+        return self.read(current_state(self.moments))
+
+    def read(self, state: Any) -> MomentsResult:
         if is_traced(state):
-            return _result_in_trace(jax.lax.stop_gradient(state))
-        state = np.asarray(state)
+            return _result_in_trace(state)
         count, nonfinite = _digits.to_uint64(state[..., :4]), _digits.to_uint64(state[..., 4:8])
         values = state[..., 8:].astype(np.float64)
         pairs = [values[..., k] + values[..., k + 1] for k in (1, 3, 5, 7)]

@@ -16,7 +16,7 @@ from tallax import _limbs
 from tallax._placement import unsplit
 from tallax._replicas import AxisName
 from tallax._variables import Counter
-from tallax.statistics._base import Counts, as_shape, exact_or_traced, leading_axes
+from tallax.statistics._base import Counts, as_shape, current_state, exact_or_traced, leading_axes
 
 
 @jax.tree_util.register_dataclass
@@ -63,19 +63,23 @@ class Rate(Counts):
 
     def compute(self) -> RateResult:
         """Returns fired, total and their ratio, each of the rate's shape."""
-        counts = exact_or_traced(self.counts)
+        return self.read(current_state(self.counts))
+
+    def read(self, state: Any) -> RateResult:
+        counts = exact_or_traced(state)
         fired, total = counts[..., 0], counts[..., 1]
         if isinstance(counts, np.ndarray):
             rate = np.divide(fired, total, out=np.zeros(fired.shape), where=total != 0)
             return RateResult(fired, total, rate) if rate.shape else RateResult(int(fired), int(total), float(rate))
         # The counts saturate at 2**31 - 1; the ratio must not.
-        exact = _limbs.to_float32(jnp.asarray(self.counts.get_raw_value()))
+        exact = _limbs.to_float32(state)
         rate = jnp.where(total == 0, 0.0, exact[..., 0] / jnp.maximum(exact[..., 1], 1.0))
         return RateResult(fired, total, rate)
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         axes = leading_axes(x, self.shape, self)
-        self.counts.increment(_fired_and_total(x, where, axes), axis_name=self.axis_name)
+        counts = _fired_and_total(x, where, axes)
+        self.counts.increment(counts, axis_name=self.axis_name, at_most=x.size)
 
     def _configuration(self) -> dict[str, Any]:
         return {"shape": self.shape}

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Held`: what a Variable holds while its value lives in a compiled step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import jax
+
+from tallax._errors import HeldError, compose
+
+
+class Held:
+    """Stands for a value that a compiled step holds: fresh where an item asks for it, an error to everybody else.
+
+    Shape and dtype never change, so they can be asked for as ever.
+
+    Args:
+        item: the Variable whose value it stands for. A copy of that, such as `nnx.state(model)` makes, is not the
+            Variable, and would change under its owner's hands.
+        name: how errors name the Variable.
+        value: shape, dtype and sharding of the value.
+        read: returns the value; None where only `step.sync()` brings it back.
+        write: replaces it.
+    """
+
+    __slots__ = ("_aval", "_item", "_name", "_read", "_write")
+
+    def __init__(
+        self,
+        item: Any,
+        name: str,
+        value: jax.ShapeDtypeStruct,
+        read: Callable[[], Any] | None = None,
+        write: Callable[[Any], None] | None = None,
+    ):
+        self._item, self._name, self._aval, self._read, self._write = item, name, value, read, write
+
+    def is_readable_by(self, item: Any) -> bool:
+        """Tells whether `read` would return a value."""
+        return self._read is not None and item is self._item
+
+    def read(self, item: Any) -> Any:
+        """Returns the current value to the item that this stands in; raises for a copy of it."""
+        if self._read is None or item is not self._item:
+            self._refuse()
+        return self._read()
+
+    def write(self, item: Any, value: Any) -> None:
+        """Replaces the current value for the item that this stands in; raises for a copy of it."""
+        if self._write is None or item is not self._item:
+            self._refuse()
+        self._write(value)
+
+    @property
+    def name(self) -> str:
+        """How errors name the Variable."""
+        return self._name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the value, which is a Counter's limbs."""
+        return self._aval.shape
+
+    @property
+    def dtype(self) -> Any:
+        """Of the value."""
+        return self._aval.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Of the value."""
+        return self._aval.ndim
+
+    @property
+    def size(self) -> int:
+        """Of the value."""
+        return self._aval.size
+
+    @property
+    def nbytes(self) -> int:
+        """Of the value."""
+        return self._aval.size * self._aval.dtype.itemsize
+
+    @property
+    def sharding(self) -> Any:
+        """Of the value."""
+        return self._aval.sharding
+
+    def __repr__(self) -> str:
+        # JAX puts this into its own error, where such a value is handed to one of its functions.
+        return f"<{self._name}: held by a compiled step, whose step.sync() brings it back>"
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise HeldError(
+            compose(
+                self._name,
+                "is held by a compiled step, which keeps the state on the device between its calls.",
+                got="a use of the value, or of a copy of the model or its state, between two calls",
+                fix="step.sync() first, which brings everything back; step.collect() to look at the items alone",
+            )
+        )
+
+    __array__ = __getitem__ = __setitem__ = __iter__ = __len__ = __reduce_ex__ = __deepcopy__ = __copy__ = _refuse
+    __float__ = __int__ = __bool__ = __index__ = __complex__ = __neg__ = __pos__ = __abs__ = __invert__ = _refuse
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift"):
+    setattr(Held, f"__{_name}__", Held._refuse)
+    setattr(Held, f"__r{_name}__", Held._refuse)
+for _name in ("lt", "le", "gt", "ge"):
+    setattr(Held, f"__{_name}__", Held._refuse)

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Pending`: a count while a compiled step runs, kept in two parts so that what is only added to need not be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from tallax import _limbs
+
+WORD = 2**32 - 1
+AT_MOST = "tallax.at_most:"  # how an increment in a jaxpr says what bounds it
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Pending:
+    """What a `Counter` holds inside `tallax.compile_step`.
+
+    All of a step's counts lie in one array on the device. A count that is read is sliced out of it; one that is only
+    added to is not, so its `base` must not enter any arithmetic. `added` is a plain word, which XLA folds and
+    concatenates with those of the other counters; there are no carries before the whole array is added to.
+
+    Attributes:
+        base: the limbs before the step, or those that were written over them: uint32[*shape, 2].
+        added: what was added to them since, uint32[*shape]. That it fits is shown by the bound of each increment.
+    """
+
+    base: Any
+    added: Any
+
+    @property
+    def limbs(self) -> jax.Array:
+        """The count by now."""
+        return _limbs.add(jnp.asarray(self.base), _limbs.pair(self.added))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the limbs."""
+        return self.base.shape
+
+    @property
+    def dtype(self) -> Any:
+        """That of the limbs."""
+        return self.base.dtype
+
+    def plus(self, values: Any, most: int) -> Pending:
+        """Returns the count after `values`, uint32, of which each is at most `most`."""
+        if not isinstance(values, jax.Array) and values.ndim == 0 == self.added.ndim:
+            return Pending(self.base, self.added + values)  # a literal, which bounds itself
+        values = jnp.broadcast_to(jnp.asarray(values), self.added.shape)
+        return Pending(self.base, self.added + checkpoint_name(values, f"{AT_MOST}{most}"))
+
+    def at(self, limbs: Any) -> Pending:
+        """Returns the count after `limbs` were written over it."""
+        return Pending(jnp.asarray(limbs), jnp.zeros_like(self.added))

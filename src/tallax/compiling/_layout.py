@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The objects that a step is bound to, taken apart into arrays and put together from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tallax._errors import HeldError, StructureError, compose
+from tallax._placement import is_committed
+from tallax._variables import Counter, Held, Item, Pending
+from tallax.compiling._packing import Packing
+from tallax.compiling._structure import refuse_shared
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one Variable's value lies while the step holds it.
+
+    Attributes:
+        name: how a user reaches it, such as `model.encoder.step`.
+        path: where Flax has it.
+        variable: the Variable itself.
+        structure: makes such a Variable of its arrays.
+        number: that of a count in the packing; None for other values.
+        arrays: which of the values are its own.
+    """
+
+    name: str
+    path: tuple[Any, ...]
+    variable: nnx.Variable[Any]
+    structure: Any
+    number: int | None
+    arrays: range
+
+
+class Layout:
+    """How objects are taken apart: their counts, their other values, and arrays that are in no Variable.
+
+    Args:
+        objects: what the step is bound to.
+        names: what they are called.
+        graph: Flax's mode; None for the one that is set.
+
+    Raises:
+        HeldError: another step holds them.
+        StructureError: an item is reached on two ways.
+    """
+
+    def __init__(self, objects: tuple[Any, ...], names: Sequence[str], graph: bool | None):
+        self._graph = nnx.set_graph_mode.current_value() if graph is None else graph
+        refuse_shared(objects, names, items_only=self._graph, kind=Item)
+        self.graphdef, state = nnx.split(objects, graph=self._graph)
+        found = {path: node for path, node in nnx.iter_graph(objects) if isinstance(node, nnx.Variable)}
+        self.places: list[Place] = []
+        self.constants: list[tuple[tuple[Any, ...], str]] = []  # paths and names
+        self._paths: list[tuple[Any, ...]] = []
+        shapes, end = [], 0
+        for path, leaf in nnx.to_flat_state(state):
+            name = ".".join((names[path[0]], *map(str, path[1:])))
+            self._paths.append(path)
+            if not isinstance(leaf, nnx.Variable):
+                self.constants.append((path, name))
+                continue
+            _refuse_held(leaf, name)
+            number, count = None, 0
+            if _is_packed(leaf):
+                number = len(shapes)
+                shapes.append(leaf.shape)
+            else:
+                count = len(jax.tree.leaves(leaf.get_raw_value()))
+            arrays = range(end, end + count)
+            end += count
+            structure = jax.tree.structure(leaf)
+            self.places.append(Place(name, path, found[path], structure, number, arrays))
+        self.packing = Packing(shapes)
+        self.counters = [place for place in self.places if place.number is not None]
+
+    def values(self) -> tuple[list[np.ndarray], list[Any]]:
+        """Returns the counts, as uint64, and all other values, as they are on the objects now."""
+        counts = [np.asarray(place.variable) for place in self.counters]
+        others = [place.variable.get_raw_value() for place in self.places if place.number is None]
+        return counts, jax.tree.leaves(others)
+
+    def loose_arrays(self, objects: tuple[Any, ...]) -> list[Any]:
+        """Returns the arrays that are in no Variable, as they are on the objects now."""
+        flat = dict(nnx.to_flat_state(nnx.split(objects, graph=self._graph)[1])) if self.constants else {}
+        return [flat[path] for path, _ in self.constants]
+
+    def merge(self, counts: Mapping[int, Any], values: Sequence[Any], constants: Sequence[Any]) -> tuple[Any, ...]:
+        """Returns objects like the bound ones, of other values."""
+        flat: dict[Any, Any] = {path: array for (path, _), array in zip(self.constants, constants, strict=True)}
+        for place in self.places:
+            arrays = [values[k] for k in place.arrays] if place.number is None else [counts[place.number]]
+            flat[place.path] = place.structure.unflatten(arrays)
+        return nnx.merge(self.graphdef, nnx.from_flat_state([(path, flat[path]) for path in self._paths]))
+
+    def split(self, objects: tuple[Any, ...], constants: Sequence[Any]) -> tuple[dict[int, Any], list[Any]] | None:
+        """Returns the counts and values of objects that `merge` made; None where their structure is another now.
+
+        Args:
+            objects: what `merge` returned.
+            constants: what it was given.
+
+        Raises:
+            StructureError: an array that is in no Variable was replaced.
+        """
+        graphdef, state = nnx.split(objects, graph=self._graph)
+        flat = dict(nnx.to_flat_state(state))
+        if graphdef != self.graphdef or list(flat) != self._paths:
+            return None
+        for (path, name), array in zip(self.constants, constants, strict=True):
+            if flat[path] is not array:
+                raise StructureError(
+                    compose(
+                        name,
+                        "is an array in no Variable, and a compiled step changes only Variables.",
+                        got="another array after the step",
+                        fix="tallax.Buffer(x), or nnx.Variable(x), which is written by self.x[...] = y",
+                    )
+                )
+        counts, values = {}, []
+        for place in self.places:
+            variable: Any = flat[place.path]
+            if place.number is None:
+                arrays = jax.tree.leaves(variable)
+                if jax.tree.structure(variable) != place.structure:
+                    return None
+                values += arrays
+            else:
+                raw = variable.get_raw_value()
+                counts[place.number] = raw if isinstance(raw, Pending) else variable.words()
+        return counts, values
+
+
+def _refuse_held(variable: nnx.Variable[Any], name: str) -> None:
+    for leaf in jax.tree.leaves(variable.get_raw_value()):
+        if isinstance(leaf, Held):
+            raise HeldError(
+                compose(
+                    name,
+                    "is held by another compiled step, and only one can hold it at a time.",
+                    got="a call of this step while the other one has not brought back the state",
+                    fix="sync() of the other step first",
+                )
+            )
+
+
+def _is_packed(variable: nnx.Variable[Any]) -> bool:
+    """Tells whether it is a count that is whole on every device."""
+    if not isinstance(variable, Counter) or variable.shares:
+        return False
+    raw = variable.get_raw_value()
+    return isinstance(raw, np.ndarray) or raw.is_fully_replicated
+
+
+def owned(value: Any, home: jax.sharding.Sharding | None, *, copy: bool) -> jax.Array:
+    """Returns a value as an array that nobody else has, where the other values are."""
+    array = jnp.array(value, copy=True) if not isinstance(value, jax.Array) else jnp.copy(value) if copy else value
+    return jax.device_put(array, home) if home is not None and not is_committed(array) else array

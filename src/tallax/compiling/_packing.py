@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All counts of a step in one array: where each lies, and how a step's additions get there."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tallax import _limbs
+from tallax._placement import unsplit
+from tallax._variables import WORD
+
+
+class Packing:
+    """The places of counts in uint32[2, n]: their low words and their high words, one count behind the other.
+
+    Args:
+        shapes: those of the counts, scalars or arrays.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]]):
+        self.shapes = list(shapes)
+        self.sizes = [math.prod(shape) for shape in shapes]
+        self.ends = np.cumsum([0, *self.sizes]).tolist()
+
+    def pack(self, counts: Sequence[np.ndarray]) -> np.ndarray:
+        """Returns the array of all counts, given as uint64."""
+        flat = np.concatenate([np.ravel(part) for part in counts]) if counts else np.zeros(0, np.uint64)
+        return np.ascontiguousarray(_limbs.from_uint64(flat).T)
+
+    def unpack(self, packed: np.ndarray) -> list[np.ndarray]:
+        """Returns all counts as uint64."""
+        flat = _limbs.to_uint64(np.ascontiguousarray(packed.T))
+        return [
+            flat[start:end].reshape(shape)
+            for start, end, shape in zip(self.ends[:-1], self.ends[1:], self.shapes, strict=True)
+        ]
+
+    def parts_on_host(self, packed: np.ndarray) -> list[np.ndarray]:
+        """Returns the limbs of all counts."""
+        rows = np.ascontiguousarray(packed.T)
+        return [
+            rows[start:end].reshape(*shape, 2)
+            for start, end, shape in zip(self.ends[:-1], self.ends[1:], self.shapes, strict=True)
+        ]
+
+    def part(self, packed: jax.Array, number: int) -> jax.Array:
+        """Returns the limbs of one count, uint32[*shape, 2]."""
+        words = jax.lax.slice_in_dim(packed, self.ends[number], self.ends[number + 1], axis=1)
+        return words.T.reshape(*self.shapes[number], 2)
+
+    def part_now(self, packed: jax.Array, number: int) -> jax.Array:
+        """Returns `part` of a concrete array; compiled once for all counts of a shape."""
+        return _part(packed, self.ends[number], self.shapes[number])
+
+    def written(self, packed: jax.Array, number: int, limbs: Any) -> jax.Array:
+        """Returns a concrete array of all counts with one count replaced."""
+        return _written(packed, self.ends[number], limbs)
+
+    def plus(self, packed: jax.Array, added: Mapping[int, Any], whole: Mapping[int, Any]) -> jax.Array:
+        """Returns the array of all counts after a step; carries are found in all of them at once.
+
+        Args:
+            packed: the array before.
+            added: words to add, uint32, by the number of the count.
+            whole: limbs to put in place of the others.
+        """
+        words = [
+            unsplit(jnp.asarray(added[number])).reshape(size) if number in added else np.zeros(size, np.uint32)
+            for number, size in enumerate(self.sizes)
+        ]
+        word = jnp.concatenate(words)
+        low, high = packed[0] + word, packed[1]
+        carried = low < word
+        full = carried & (high == np.uint32(WORD))
+        high = high + carried.astype(jnp.uint32)
+        result = jnp.where(full, jnp.uint32(WORD), jnp.stack([low, high]))
+        for number, limbs in whole.items():
+            result = _put(result, self.ends[number], limbs)
+        return result
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _part(packed: jax.Array, start: Any, shape: tuple[int, ...]) -> jax.Array:
+    words = jax.lax.dynamic_slice_in_dim(packed, start, math.prod(shape), axis=1)
+    return words.T.reshape(*shape, 2)
+
+
+def _put(packed: jax.Array, start: Any, limbs: Any) -> jax.Array:
+    words = unsplit(jnp.asarray(limbs)).reshape(-1, 2).T
+    return jax.lax.dynamic_update_slice_in_dim(packed, words, start, axis=1)
+
+
+_written = jax.jit(_put)

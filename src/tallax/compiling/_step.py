@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`compile_step` and what it returns."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.extend.core import jaxpr_as_fun
+
+from tallax import _limbs
+from tallax._errors import HeldError, InvalidTypeError, StructureError, TraceError, compose
+from tallax._placement import home_of, is_committed, is_traced
+from tallax._variables import Held, Item, Pending
+from tallax.compiling._layout import Layout, Place, owned
+from tallax.compiling._structure import Change, Structure, names_of, refuse_shared
+from tallax.compiling._uses import uses
+from tallax.reading import Entry, Reading, collect, entries_of
+
+_LOOK_AT = 64  # modules and Variables at each call, in about 10 us
+_RAW = operator.methodcaller("get_raw_value")
+
+
+def compile_step(
+    train_step: Callable[..., Any], *objects: Any, donate: bool = True, graph: bool | None = None
+) -> CompiledStep:
+    """Compiles a training step for the objects that it is going to change: a model, its optimizer, metrics.
+
+    `train_step(*objects, *batch)` is ordinary NNX code. What it does to the objects is what `nnx.jit` would have it do,
+    to the bit; but they are flattened once instead of at every call, and their values stay on the device, in the step,
+    until they are asked for. A `Counter`, or a statistic that counts, adds nothing to the time of a step.
+
+    Between the calls the bound objects are held. An item of tallax (`model.step`, a statistic) can be read and written
+    as ever, and has its current value. Any other use of a value raises `HeldError`: `step.sync()` brings everything
+    back, and the next call takes it over again. So does the end of a `with compile_step(...) as step:` block.
+
+    Args:
+        train_step: takes the objects, and then what a call of the step is given: arrays, and pytrees of arrays.
+        *objects: modules and optimizers, of any mixture of Flax's and tallax's state. No Variable twice.
+        donate: whether a step may overwrite the memory of the state before it. What the objects held when the step took
+            them over is copied first, so other references to it stay good.
+        graph: whether Flax's graph mode takes the objects apart; None for the mode that is set.
+
+    Returns:
+        A `CompiledStep`, to be called with a batch.
+
+    Raises:
+        StructureError: an item is reached on two ways.
+        InvalidTypeError: there is nothing to bind.
+
+    Example:
+        >>> import jax.numpy as jnp, tallax
+        >>> from flax import nnx
+        >>> model = nnx.Dict(total=nnx.Variable(jnp.float32(0.0)), seen=tallax.Counter())
+        >>> def add(model, x):
+        ...     model.total[...] += x.sum()
+        ...     model.seen.count(jnp.isfinite(x))
+        ...     return model.total[...]
+        >>> with tallax.compile_step(add, model) as step:
+        ...     for _ in range(3):
+        ...         total = step(jnp.ones(4))
+        ...     print(int(model.seen), float(total))
+        12 12.0
+        >>> float(model.total[...])
+        12.0
+    """
+    return CompiledStep(train_step, objects, donate=donate, graph=graph)
+
+
+class CompiledStep:
+    """A step that owns the state of its objects between calls; made by `compile_step`."""
+
+    def __init__(self, function: Callable[..., Any], objects: tuple[Any, ...], *, donate: bool, graph: bool | None):
+        if not objects or not all(isinstance(thing, nnx.Pytree) for thing in objects):
+            raise InvalidTypeError(
+                compose(
+                    "compile_step",
+                    "binds the modules and optimizers whose state the step changes.",
+                    got=", ".join(type(thing).__name__ for thing in objects) or "none",
+                    fix="compile_step(train_step, model, optimizer), and step(x, y) with the batch",
+                )
+            )
+        self._function, self._objects, self._donate = function, objects, donate
+        self._graph = nnx.set_graph_mode.current_value() if graph is None else graph
+        self._names = names_of(function, objects)
+        refuse_shared(objects, self._names, items_only=self._graph, kind=Item)
+        self._structure = Structure(objects, self._names)  # the one that it is compiled for
+        self._layout: Layout | None = None
+        self._whole: frozenset[int] = frozenset()  # counts that the step writes over, or adds more to than 32 bits hold
+        self._traces = 0
+        self._programs: _Programs | None = None
+        self._holding: _Holding | None = None
+        functools.update_wrapper(self, function, updated=())
+
+    # --- running ----------------------------------------------------------------------------------------------------
+
+    def __call__(self, *batch: Any, **options: Any) -> Any:
+        """Runs one step on the bound objects and returns what the function returns.
+
+        Args:
+            *batch: what the function takes after the objects. A new shape or dtype compiles once more.
+            **options: likewise, by name.
+
+        Raises:
+            StructureError: the objects have changed, or the step changes them: an attribute, a layer, a new Variable.
+            HeldError: another step holds them, or a value was written past this one, which holds it.
+            TraceError: called inside another compiled function.
+        """
+        holding = self._holding or self._hold(batch, options)
+        return self._run(holding, holding.programs.once, batch, options)
+
+    def scan(self, *batches: Any, **options: Any) -> Any:
+        """Runs as many steps as the batches have entries on their first axis, in one program, by `jax.lax.scan`.
+
+        Args:
+            *batches: as for a call, each array with a leading axis more.
+            **options: likewise, by name.
+
+        Returns:
+            What the function returns, each array with a leading axis more.
+
+        Raises:
+            As a call does.
+        """
+        holding = self._holding or self._hold(batches, options)
+        return self._run(holding, holding.programs.many, batches, options)
+
+    @property
+    def traces(self) -> int:
+        """How often the step was traced and compiled: once for each combination of shapes and dtypes."""
+        return self._traces
+
+    # --- the state --------------------------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Puts everything back on the objects, as the last completed step left it; waits for that step.
+
+        Raises:
+            HeldError: a value was written past the step while it held it. What was written stays, and everything else
+                is put back.
+        """
+        holding = self._holding
+        if holding is None:
+            return
+        state = holding.checked_state()
+        layout = holding.layout
+        counts = layout.packing.unpack(np.asarray(state.packed)) if layout.counters else []
+        strays = holding.strays()
+        for place, held in zip(layout.places, holding.held, strict=True):
+            if place.name in strays:
+                continue
+            if place.number is None:
+                variable = place.structure.unflatten([state.values[k] for k in place.arrays])
+                place.variable.set_raw_value(variable.get_raw_value())
+            else:
+                limbs: Any = _limbs.from_uint64(counts[place.number])
+                sharding = held.sharding
+                place.variable.set_raw_value(limbs if sharding is None else jax.device_put(limbs, sharding))
+        self._holding = None
+        if strays:
+            raise _written_past(", ".join(strays))
+
+    def collect(self) -> Reading:
+        """Starts to bring the values of all items to the host, in one copy, and returns at once.
+
+        Returns:
+            What the items are after the last step that was started, whenever it is looked at. The names are those that
+            `tallax.collect` gives; where two objects have items of one name, the later object's own is put in front.
+        """
+        holding = self._holding
+        if holding is None:
+            return collect(*self._objects)
+        return holding.reading(self._objects, self._names)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sync()
+
+    def __repr__(self) -> str:
+        name = getattr(self._function, "__name__", repr(self._function))
+        return f"<compiled step {name} of {', '.join(self._names)}>"
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _run(self, holding: _Holding, program: Any, batch: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        holding.look(_LOOK_AT)
+        state = holding.checked_state() if holding.failed else holding.state
+        # Python raises KeyboardInterrupt between two of its own instructions. So the program, which consumes the old
+        # state, is called by `extend`, which has put the new one away before the next instruction.
+        done: collections.deque[Any] = collections.deque(maxlen=1)
+        holding.failed = True
+        try:
+            done.extend(map(program, (state,), (holding.constants,), (batch,), (options,)))
+        finally:
+            if done:
+                after, result = done[0]
+                if is_traced(*jax.tree.leaves(after)[:1]):
+                    holding.failed = False
+                    raise _in_a_trace()
+                holding.state, holding.failed = after, False
+        return result
+
+    def _hold(self, batch: tuple[Any, ...], options: dict[str, Any]) -> _Holding:
+        """Takes the state over from the objects."""
+        layout = Layout(self._objects, self._names, self._graph)
+        if self._layout is not None and layout.graphdef != self._layout.graphdef:
+            raise _changed(self._structure.change())
+        self._layout = layout
+        counts, values = layout.values()
+        placed = [*values, *(place.variable.get_raw_value() for place in layout.counters)]
+        home = home_of(placed) or home_of(jax.tree.leaves((batch, options)))
+        mine = [owned(value, home, copy=self._donate) for value in values]
+        packed = owned(layout.packing.pack(counts), home, copy=True) if layout.counters else None
+        state = _State(packed, mine)
+        shardings = jax.tree.map(lambda array: array.sharding if is_committed(array) else None, state)
+        if self._programs is None or self._programs.shardings != shardings:
+            self._programs = self._compiled(shardings)
+        constants, structure = layout.loose_arrays(self._objects), Structure(self._objects, self._names)
+        self._holding = _Holding(self._programs, layout, structure, state, constants, copies=self._donate)
+        return self._holding
+
+    def _compiled(self, shardings: _State) -> _Programs:
+        options: dict[str, Any] = {"donate_argnums": 0} if self._donate else {}
+        if any(sharding is not None for sharding in jax.tree.leaves(shardings)):
+            options["out_shardings"] = (shardings, None)
+        return _Programs(jax.jit(self._step, **options), jax.jit(self._steps, **options), shardings)
+
+    def _steps(self, state: _State, constants: list[Any], batches: Any, options: Any) -> tuple[_State, Any]:
+        def body(state: _State, each: Any) -> tuple[_State, Any]:
+            return self._step(state, constants, *each)
+
+        return jax.lax.scan(body, state, (batches, options))
+
+    def _step(self, state: _State, constants: list[Any], batch: Any, options: Any) -> tuple[_State, Any]:
+        """Traces one step: from the state, and what else the function takes, to the state and what it returns."""
+        self._traces += 1
+        layout = self._layout
+        assert layout is not None
+        packing = layout.packing
+        numbers = [place.number for place in layout.counters if place.number is not None]
+        while True:
+            apart = [number for number in numbers if number not in self._whole]
+            zeros = [np.zeros((*packing.shapes[number], 2), np.uint32) for number in apart]
+            added = [np.zeros(packing.shapes[number], np.uint32) for number in apart]
+            whole = [packing.part(state.packed, number) for number in numbers if number in self._whole]
+            inputs = [zeros, added, whole, state.values, constants, batch, options]
+            pure = functools.partial(self._pure, layout, apart)
+            program, shape = jax.make_jaxpr(pure, return_shape=True)(*inputs)
+            found = uses(program, len(apart))
+            if not found.whole:
+                break
+            self._whole |= {apart[k] for k in found.whole}
+        for k in found.read:
+            zeros[k] = packing.part(state.packed, apart[k])
+        outputs = jaxpr_as_fun(program)(*jax.tree.leaves(inputs))
+        _, words, limbs, values, result = jax.tree.unflatten(jax.tree.structure(shape), outputs)
+        packed = state.packed
+        if numbers:
+            rest = [number for number in numbers if number in self._whole]
+            packed = packing.plus(packed, dict(zip(apart, words, strict=True)), dict(zip(rest, limbs, strict=True)))
+        return _State(packed, values), result
+
+    def _pure(
+        self, layout: Layout, apart: list[int], bases: Any, added: Any, whole: Any, values: Any, constants: Any,
+        batch: Any, options: Any,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """The step as a function of arrays: counts in two parts, whole ones, other values, and what it is given."""
+        counts: dict[int, Any] = {number: Pending(*parts) for number, *parts in zip(apart, bases, added, strict=True)}
+        rest = [place.number for place in layout.counters if place.number not in counts]
+        counts.update(zip(rest, whole, strict=True))
+        objects = layout.merge(counts, values, constants)
+        before = Structure(objects, self._names)
+        result = self._function(*objects, *batch, **options)
+        after = layout.split(objects, constants)
+        if after is None:
+            raise _changed(
+                before.change(),
+                fix="change it outside of the step, or keep it in a Variable; nnx.pop takes out what was sown",
+            )
+        counts, values = after
+        parts = [_in_two(counts[number]) for number in apart]
+        limbs = [counts[number] for number in rest]
+        return [base for base, _ in parts], [word for _, word in parts], limbs, values, result
+
+
+class _State(NamedTuple):
+    """What a step changes: all counts in one array, if there are any, and all other values."""
+
+    packed: Any
+    values: list[Any]
+
+
+class _Programs(NamedTuple):
+    once: Any
+    many: Any
+    shardings: _State
+
+
+class _Holding:
+    """The state while a step has it, and what stands in its place on the objects."""
+
+    def __init__(
+        self,
+        programs: _Programs,
+        layout: Layout,
+        structure: Structure,
+        state: _State,
+        constants: list[Any],
+        *,
+        copies: bool,
+    ):
+        self.programs, self.layout, self.state, self.constants = programs, layout, state, constants
+        self.failed = False  # whether a call began and did not end
+        self._structure, self._copies = structure, copies
+        self._items: _Items | None = None
+        self.held = [self._held(place) for place in layout.places]
+        self._variables = [place.variable for place in layout.places]
+        self._next = 0
+        for variable, held in zip(self._variables, self.held, strict=True):
+            variable.set_raw_value(held)
+
+    def look(self, most: int) -> None:
+        """Raises where the objects have changed; looks at no more of them than `most`, the next ones with each call."""
+        change = self._structure.change(most)
+        if change is not None:
+            raise _changed(change)
+        start, end = self._next, self._next + most
+        self._next = end if end < len(self.held) else 0
+        if list(map(_RAW, self._variables[start:end])) != self.held[start:end]:
+            raise _written_past(", ".join(self.strays()))
+
+    def strays(self) -> list[str]:
+        """Returns which Variables were written past the step."""
+        pairs = zip(self.layout.places, self.held, strict=True)
+        return [place.name for place, held in pairs if place.variable.get_raw_value() is not held]
+
+    def checked_state(self) -> _State:
+        """Returns the state; raises where a step took its memory and then failed."""
+        if any(array.is_deleted() for array in jax.tree.leaves(self.state)):
+            raise HeldError(
+                compose(
+                    "the compiled step",
+                    "failed while it ran, after it had taken the memory of the state before it, so that is lost.",
+                    got="a call that raised inside JAX",
+                    fix="restore the last checkpoint; compile_step(..., donate=False) keeps the state before a step",
+                )
+            )
+        return self.state
+
+    def reading(self, objects: tuple[Any, ...], names: list[str]) -> Reading:
+        """Starts to read all items."""
+        if self._items is None:
+            self._items = _Items(entries_of(objects, names), self.layout)
+        return self._items.reading(self.checked_state())
+
+    def _held(self, place: Place) -> Held:
+        raw = place.variable.get_raw_value()
+        is_item = isinstance(place.variable, Item) and not place.variable.shares
+        if isinstance(raw, jax.Array | np.ndarray):
+            sharding = raw.sharding if is_committed(raw) else None
+            value: Any = jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=sharding)
+        else:
+            value = raw
+        if not is_item:
+            return Held(place.variable, place.name, value)
+        read, write = functools.partial(self._read, place), functools.partial(self._write, place)
+        return Held(place.variable, place.name, value, read, write)
+
+    def _read(self, place: Place) -> jax.Array:
+        state = self.checked_state()
+        if place.number is not None:
+            return self.layout.packing.part_now(state.packed, place.number)
+        value = state.values[place.arrays[0]]
+        return jnp.copy(value) if self._copies else value  # the next step takes its memory
+
+    def _write(self, place: Place, value: Any) -> None:
+        packed, values = self.checked_state()
+        if place.number is not None:
+            packed = jax.device_put(self.layout.packing.written(packed, place.number, value), packed.sharding)
+        else:
+            (k,) = place.arrays
+            values = list(values)
+            new = owned(value, None, copy=self._copies)
+            values[k] = jax.device_put(new, values[k].sharding) if is_committed(values[k]) else new
+        self.state = _State(packed, values)
+
+
+class _Items:
+    """Where the values of items lie in a step's state."""
+
+    def __init__(self, entries: list[Entry], layout: Layout):
+        self._entries, self._packing = entries, layout.packing
+        places = {id(place.variable): place for place in layout.places}
+        self._places = [places[id(entry.item)] for entry in entries]
+        for entry in entries:
+            if entry.item.shares:
+                entry.item.stored()  # raises, and says how to combine them
+        self._values = [place.arrays[0] for place in self._places if place.number is None]
+        self._has_counts = len(self._values) < len(entries)
+
+    def reading(self, state: _State) -> Reading:
+        values = [state.values[k] for k in self._values]
+        return Reading(self._entries, [state.packed, *values] if self._has_counts else values, self._states_of)
+
+    def _states_of(self, copies: list[np.ndarray]) -> list[np.ndarray]:
+        counts = self._packing.parts_on_host(copies[0]) if self._has_counts else []
+        values = iter(copies[1:] if self._has_counts else copies)
+        return [next(values) if place.number is None else counts[place.number] for place in self._places]
+
+
+def _in_two(count: Any) -> tuple[Any, Any]:
+    """Returns a count's base and what was added; it is whole where Flax, or the user, has put one in its place."""
+    if isinstance(count, Pending):
+        return count.base, count.added
+    return count, np.zeros(count.shape[:-1], np.uint32)
+
+
+def _changed(change: Change | None, *, fix: str | None = None) -> Exception:
+    return StructureError(
+        compose(
+            change.name if change is not None else "the bound objects",
+            "a step is compiled for objects of one structure.",
+            got=change.text if change is not None else "another structure",
+            fix=fix or "change it back, or call compile_step again after step.sync()",
+        )
+    )
+
+
+def _written_past(names: str) -> HeldError:
+    return HeldError(
+        compose(
+            names,
+            "was written while a compiled step held it, and the step does not know of it.",
+            got="a new value between two calls, which steps since then have not seen",
+            fix="step.sync() before the write; items of tallax can be written at any time",
+        )
+    )
+
+
+def _in_a_trace() -> TraceError:
+    return TraceError(
+        compose(
+            "the compiled step",
+            "keeps the state between calls, which a surrounding trace would take with it.",
+            got="a call inside jit, scan or another transformation",
+            fix="call the step outside; step.scan(batches) runs several steps in one program",
+        )
+    )

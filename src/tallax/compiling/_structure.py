@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The structure of the objects that a step is compiled for: their names, and what of it has changed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from tallax._errors import StructureError, compose, describe
+
+
+def names_of(function: Callable[..., Any], objects: Sequence[Any]) -> list[str]:
+    """Returns what a function calls its first arguments, or else how their types are called."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # some builtins have none
+        parameters = []
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    rest = [type(thing).__name__.lower() for thing in objects[len(named) :]]
+    return [*named[: len(objects)], *rest]
+
+
+class Change(NamedTuple):
+    """What has changed: in the module called `name`, what `text` says."""
+
+    name: str
+    text: str
+
+
+class Structure:
+    """Everything about objects that is not a value: their modules, and all attributes of these.
+
+    To look for a change is cheap, as it only compares the attribute dictionaries with copies: 0.1 us for each module.
+    """
+
+    def __init__(self, objects: Sequence[Any], names: Sequence[str]):
+        self._now: list[dict[str, Any]] = []
+        self._names: list[str] = []
+        for path, node in nnx.iter_graph(tuple(objects)):
+            if isinstance(node, nnx.Pytree):
+                self._now.append(vars(node))
+                self._names.append(".".join((names[path[0]], *map(str, path[1:]))))
+        self._then = [dict(attributes) for attributes in self._now]
+        self._next = 0
+
+    def change(self, most: int | None = None) -> Change | None:
+        """Returns the first change that is found, or None.
+
+        Args:
+            most: looks at no more modules than that, at the next ones with each call.
+        """
+        start = 0 if most is None else self._next
+        end = len(self._now) if most is None else start + most
+        self._next = end if end < len(self._now) else 0
+        try:
+            if self._now[start:end] == self._then[start:end]:
+                return None
+        except Exception:  # arrays, which do not compare as a whole
+            pass
+        for name, now, then in zip(self._names, self._now, self._then, strict=True):
+            for attribute in {**then, **now}:
+                if not attribute.startswith("_pytree__"):
+                    before, after = then.get(attribute, _NOTHING), now.get(attribute, _NOTHING)
+                    if before is not after and not _are_equal(before, after):
+                        return Change(name, f"{attribute} {_told(before, after)}")
+        return None
+
+
+class _Nothing:
+    pass
+
+
+_NOTHING = _Nothing()
+
+
+def _are_equal(before: Any, after: Any) -> bool:
+    try:
+        return type(before) is type(after) and bool(before == after)
+    except Exception:
+        return False
+
+
+def _told(before: Any, after: Any) -> str:
+    if before is _NOTHING:
+        return f"is new: {_what(after)}"
+    if after is _NOTHING:
+        return f"is gone; it was {_what(before)}"
+    return f"is {_what(after)}; it was {_what(before)}"
+
+
+def _what(value: Any) -> str:
+    return type(value).__name__ if isinstance(value, nnx.Pytree | nnx.Variable) else describe(value)
+
+
+def refuse_shared(objects: Sequence[Any], names: Sequence[str], *, items_only: bool, kind: type) -> None:
+    """Raises where a Variable is reached on two ways.
+
+    Args:
+        objects: what a step is bound to.
+        names: what they are called.
+        items_only: whether Flax keeps other shared Variables together, as its graph mode does.
+        kind: the type of the items.
+    """
+    try:
+        leaves = jax.tree_util.tree_leaves_with_path(tuple(objects), is_leaf=lambda x: isinstance(x, nnx.Variable))
+    except RecursionError:
+        return  # objects that hold each other, as only graph mode takes them; it finds out by itself
+    first: dict[int, str] = {}
+    for path, leaf in leaves:
+        if not isinstance(leaf, kind if items_only else nnx.Variable):
+            continue
+        name = _dotted(path, names)
+        other = first.setdefault(id(leaf), name)
+        if other != name:
+            raise StructureError(
+                compose(
+                    name,
+                    f"is the same {type(leaf).__name__} as {other}, and a compiled step takes each once.",
+                    got="an item, or a module with it, that was handed in twice",
+                    fix="one for each place; or hand it in once, and reach it from there",
+                )
+            )
+
+
+def _dotted(path: Sequence[Any], names: Sequence[str]) -> str:
+    parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
+    return ".".join((names[int(parts[0])], *parts[1:]))

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading all items of a model at once: from the device to the host in one copy, or inside a trace as arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tallax import _limbs
+from tallax._errors import InvalidTypeError, TracedReadError, compose, describe
+from tallax._placement import home_of, is_committed, is_ready, is_traced, unsplit
+from tallax._variables import Buffer, Counter
+from tallax.schedules import Scheduled
+from tallax.statistics import Statistic
+
+
+def collect(*objects: Any) -> Reading:
+    """Starts to bring the values of all items in some objects to the host, and returns at once.
+
+    The values are those at the time of the call, whatever happens to the objects afterwards: donation too. What is on
+    a device is first gathered into one array there, and comes in one copy. For objects that a compiled step holds,
+    `step.collect()` is quicker.
+
+    Args:
+        *objects: modules and optimizers. Where two have items of one name, they are told apart by a number in front:
+            `0/step`, `1/step`.
+
+    Raises:
+        InvalidTypeError: something is no module.
+        ReplicasError: an item is kept as a share for each replica.
+        TracedReadError: inside a trace; there `snapshot` returns arrays.
+
+    Example:
+        >>> import jax.numpy as jnp, tallax
+        >>> from flax import nnx
+        >>> model = nnx.Dict(step=tallax.Counter(), gate=nnx.Dict(fired=tallax.statistics.Rate()))
+        >>> model.step += 1
+        >>> model.gate.fired.update(jnp.array([True, False]))
+        >>> reading = tallax.collect(model)
+        >>> model.step += 1
+        >>> reading.result()
+        {'gate/fired': RateResult(fired=1, total=2, rate=0.5), 'step': 1}
+    """
+    entries = entries_of(objects)
+    states: list[Any] = []
+    for entry in entries:
+        if is_traced(*jax.tree.leaves(entry.item.get_raw_value())):
+            raise TracedReadError(
+                compose(
+                    entry.item,
+                    "has no value on the host inside a trace.",
+                    got="collect(...) inside a compiled function",
+                    fix="tallax.snapshot(model), which returns arrays; or collect(model) outside",
+                )
+            )
+        states.append(entry.item.words() if isinstance(entry.item, Counter) else entry.item.stored())
+    there = [k for k, state in enumerate(states) if isinstance(state, jax.Array)]
+
+    def states_of(copies: list[np.ndarray]) -> list[np.ndarray]:
+        here = list(states)
+        for k, copy in zip(there, copies, strict=True):
+            here[k] = copy
+        return here
+
+    arrays = [states[k] for k in there]
+    for k in there:
+        states[k] = None  # or a reading would keep them alive
+    return Reading(entries, arrays, states_of)
+
+
+def snapshot(*objects: Any) -> dict[str, Any]:
+    """Returns the values of all items in some objects as arrays, by the names that `collect` gives them.
+
+    To be returned from a compiled function, or used inside one. Counts are int32, saturated at 2**31 - 1.
+
+    Args:
+        *objects: modules and optimizers.
+
+    Raises:
+        InvalidTypeError: something is no module.
+        ReplicasError: an item is kept as a share for each replica.
+
+    Example:
+        >>> import jax.numpy as jnp, tallax
+        >>> from flax import nnx
+        >>> model = nnx.Dict(step=tallax.Counter(), scale=tallax.Buffer(jnp.ones(2)))
+        >>> nnx.jit(tallax.snapshot)(model)
+        {'scale': Array([1., 1.], dtype=float32), 'step': Array(0, dtype=int32)}
+    """
+    return {entry.name: _as_arrays(entry) for entry in entries_of(objects)}
+
+
+class Reading:
+    """The values of items at one time, on their way to the host.
+
+    Made by `collect` and `CompiledStep.collect`. A reading that is dropped costs nothing more.
+
+    Args:
+        entries: the items.
+        arrays: on devices, gathered there before this returns, so that they may be overwritten afterwards.
+        states_of: from these arrays on the host to the state of each item.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        arrays: Sequence[jax.Array],
+        states_of: Callable[[list[np.ndarray]], Sequence[np.ndarray]],
+    ):
+        self._entries, self._states_of = entries, states_of
+        self._gathered = _Gathered(arrays)
+        self._lock = threading.Lock()
+        self._result: dict[str, Any] | None = None
+
+    def ready(self) -> bool:
+        """Returns whether `result` would return without waiting for the device."""
+        return self._result is not None or self._gathered.is_ready()
+
+    def result(self) -> dict[str, Any]:
+        """Returns the values by name; waits for the copy the first time. Any thread may ask.
+
+        Returns:
+            The names are paths, joined by slashes: that of a statistic or a `Scheduled` for its record or number, and
+            otherwise that of the Variable. A count is an int, exact, or uint64 where the Counter has a shape; a Buffer
+            a Python number, or an array where it has a shape. The arrays are not to be written to.
+        """
+        with self._lock:
+            if self._result is None:
+                states = self._states_of(self._gathered.on_host())
+                self._result = {
+                    entry.name: entry.value(state) for entry, state in zip(self._entries, states, strict=True)
+                }
+                self._gathered = _Gathered(())
+        return self._result
+
+    def __repr__(self) -> str:
+        return f"<Reading of {len(self._entries)} items: {'ready' if self.ready() else 'on its way'}>"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One item of some objects.
+
+    Attributes:
+        name: its path, joined by slashes.
+        item: the Variable.
+        owner: the statistic or `Scheduled` that it is the state of, if there is one.
+    """
+
+    name: str
+    item: Counter | Buffer
+    owner: Statistic | Scheduled | None
+
+    def value(self, state: np.ndarray) -> Any:
+        """Returns what a state stands for, on the host."""
+        if self.owner is not None:
+            return self.owner.read(state)
+        if isinstance(self.item, Counter):
+            if state.ndim > 1:
+                return _limbs.to_uint64(state)
+            low, high = state.tolist()
+            return low + (high << 32)
+        return state if state.ndim else state.item()
+
+
+def entries_of(objects: Sequence[Any], names: Sequence[str] | None = None) -> list[Entry]:
+    """Returns all items of some objects, each once.
+
+    Args:
+        objects: modules and optimizers.
+        names: what they are called, where a name in front is needed to tell their items apart.
+
+    Raises:
+        InvalidTypeError: something is no module.
+    """
+    entries: dict[str, Entry] = {}
+    for number, thing in enumerate(objects):
+        if not isinstance(thing, nnx.Pytree):
+            raise InvalidTypeError(
+                compose("collect", "takes the modules that hold the items.", got=describe(thing), fix="collect(model)")
+            )
+        found = _entries_in(thing)
+        if any(entry.name in entries for entry in found):
+            label = names[number] if names is not None else str(number)
+            found = [dataclasses.replace(entry, name=f"{label}/{entry.name}") for entry in found]
+        entries.update((entry.name, entry) for entry in found)
+    return list(entries.values())
+
+
+def _entries_in(thing: Any) -> list[Entry]:
+    nodes = list(nnx.iter_graph(thing))
+    owners = {id(node.item): (path, node) for path, node in nodes if isinstance(node, Statistic | Scheduled)}
+    found = []
+    for path, node in nodes:
+        if isinstance(node, Counter | Buffer):
+            path, owner = owners.get(id(node), (path, None))
+            found.append(Entry("/".join(map(str, path)), node, owner))
+    return found
+
+
+def _as_arrays(entry: Entry) -> Any:
+    if entry.owner is None:
+        return entry.item.get_value()
+    words = entry.item.words() if isinstance(entry.item, Counter) else entry.item.stored()
+    return jax.tree.map(jnp.asarray, entry.owner.read(words if is_traced(words) else np.asarray(words)))
+
+
+class _Gathered:
+    """Arrays on their way to the host: one vector for each set of devices and each dtype, which is mostly one."""
+
+    def __init__(self, arrays: Sequence[jax.Array]):
+        self._shapes = [(array.shape, array.dtype) for array in arrays]
+        groups: dict[Any, list[int]] = {}
+        for k, array in enumerate(arrays):
+            groups.setdefault(array.sharding.device_set if is_committed(array) else None, []).append(k)
+        self._vectors: list[tuple[list[int], jax.Array]] = []
+        for numbers in groups.values():
+            gathered = _gather_on(home_of(arrays[k] for k in numbers), tuple(arrays[k] for k in numbers))
+            for members, vector in zip(_by_kind([arrays[k].dtype for k in numbers]).values(), gathered, strict=True):
+                vector.copy_to_host_async()
+                self._vectors.append(([numbers[k] for k in members], vector))
+
+    def is_ready(self) -> bool:
+        return all(is_ready(vector) for _, vector in self._vectors)
+
+    def on_host(self) -> list[np.ndarray]:
+        """Returns the arrays, as views of the vectors."""
+        found: dict[int, np.ndarray] = {}
+        for numbers, vector in self._vectors:
+            flat, start = np.asarray(vector), 0
+            for k in numbers:
+                shape, dtype = self._shapes[k]
+                end = start + math.prod(shape)
+                found[k] = flat[start:end].view(dtype).reshape(shape)
+                start = end
+        return [found[k] for k in range(len(self._shapes))]
+
+
+def _by_kind(dtypes: Sequence[Any]) -> dict[Any, list[int]]:
+    """Returns which arrays go into one vector: all of 32 bits, and otherwise those of one dtype."""
+    kinds: dict[Any, list[int]] = {}
+    for k, dtype in enumerate(dtypes):
+        kinds.setdefault("words" if dtype.itemsize == 4 else str(dtype), []).append(k)
+    return kinds
+
+
+def _gather_on(home: jax.sharding.Sharding | None, arrays: tuple[jax.Array, ...]) -> list[jax.Array]:
+    return _gatherer(home)(arrays)
+
+
+@functools.cache
+def _gatherer(home: jax.sharding.Sharding | None) -> Callable[[tuple[jax.Array, ...]], list[jax.Array]]:
+    # Whole on every device, so that every process can read it.
+    return jax.jit(_gather) if home is None else jax.jit(_gather, out_shardings=home)
+
+
+def _gather(arrays: tuple[jax.Array, ...]) -> list[jax.Array]:
+    vectors = []
+    for kind, numbers in _by_kind([array.dtype for array in arrays]).items():
+        parts = [unsplit(arrays[k]).ravel() for k in numbers]
+        if kind == "words":
+            parts = [jax.lax.bitcast_convert_type(part, jnp.uint32) for part in parts]
+        vectors.append(jnp.concatenate(parts))
+    return vectors
