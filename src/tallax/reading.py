@@ -222,7 +222,7 @@ class _Gathered:
         self._shapes = [(array.shape, array.dtype) for array in arrays]
         groups: dict[Any, list[int]] = {}
         for k, array in enumerate(arrays):
-            groups.setdefault(array.sharding.device_set if is_committed(array) else None, []).append(k)
+            groups.setdefault(frozenset(array.sharding.device_set) if is_committed(array) else None, []).append(k)
         self._vectors: list[tuple[list[int], jax.Array]] = []
         for numbers in groups.values():
             gathered = _gather_on(home_of(arrays[k] for k in numbers), tuple(arrays[k] for k in numbers))

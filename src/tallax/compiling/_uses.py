@@ -107,7 +107,8 @@ def _follow(jaxpr: Any, inputs: Sequence[_Part], wanted: Sequence[bool], found: 
 
 def _with_use(jaxpr: Any, wanted: Sequence[bool]) -> list[tuple[Any, list[bool]]]:
     """Returns the equations that are executed for something, in order, each with which of its outputs are used."""
-    needed = {variable for variable, use in zip(jaxpr.outvars, wanted, strict=True) if use}
+    used = [variable for variable, use in zip(jaxpr.outvars, wanted, strict=True) if use]
+    needed = {variable for variable in used if not isinstance(variable, Literal)}
     kept = []
     for equation in reversed(jaxpr.eqns):
         used = [variable in needed for variable in equation.outvars]
@@ -128,7 +129,7 @@ def _through(equation: Any, given: list[_Part], used: list[bool], found: Uses) -
     if name == "add":
         return [_sum(given, equation.invars)]
     if name == "scan":
-        return _through_scan(params, given, found)
+        return _through_scan(equation, given, found)
     if name == "while":
         return _through_while(params, given, found)
     if name == "cond":
@@ -151,16 +152,23 @@ def _sum(given: list[_Part], variables: Sequence[Any]) -> _Part:
     return None
 
 
-def _through_scan(params: dict[str, Any], given: list[_Part], found: Uses) -> list[_Part]:
-    constants, carried = params["num_consts"], params["num_carry"]
-    slices = len(given) - constants - carried
-    found.read.update(part.number for part in given[constants + carried :] if isinstance(part, _Base))
+def _through_scan(equation: Any, given: list[_Part], found: Uses) -> list[_Part]:
+    params = equation.params
     body = params["jaxpr"].jaxpr
+    # Versions of JAX say in different words how many of each there are. What is scanned over has an axis more outside.
+    slices = sum(map(_has_another_rank, equation.invars, body.invars))
+    carried = len(body.outvars) - sum(map(_has_another_rank, equation.outvars, body.outvars))
+    constants = len(given) - slices - carried
+    found.read.update(part.number for part in given[constants + carried :] if isinstance(part, _Base))
     inputs = [*given[: constants + carried], *[None] * slices]
     after = _follow(body, inputs, [True] * len(body.outvars), found)
     carries = _iterated(given[constants : constants + carried], after[:carried], params["length"])
     found.read.update(part.number for part in after[carried:] if isinstance(part, _Base))
     return [*carries, *[None] * (len(after) - carried)]
+
+
+def _has_another_rank(outside: Any, inside: Any) -> bool:
+    return len(outside.aval.shape) != len(inside.aval.shape)
 
 
 def _through_while(params: dict[str, Any], given: list[_Part], found: Uses) -> list[_Part]:
