@@ -1,0 +1,776 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`compile_step`: what `nnx.jit` would do to the objects, to the bit; and between the calls, fresh or loud."""
+
+import copy
+import pickle
+import re
+import signal
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import tallax
+from tallax.checking import _transformations as package
+from tests.cases import ITEMS, TRANSFORMATIONS, Everything, Model, assert_same_state, batch, call, leaves
+from tests.meshes import AXES, P, mesh_of, placed
+
+pytestmark = pytest.mark.slow
+
+
+class Net(nnx.Module):
+    """State of every kind, Flax's and tallax's."""
+
+    def __init__(self, rngs):
+        self.first = nnx.Linear(3, 8, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.second = nnx.Linear(8, 2, rngs=rngs)
+        self.clock = tallax.StepCounter(rngs)
+        self.temperature = tallax.Scheduled(optax.linear_schedule(5.0, 1.0, 500))
+        self.seen = tallax.Counter(2**32 - 3000)
+        self.items = nnx.List(
+            [
+                tallax.statistics.Rate(8),
+                tallax.statistics.Histogram(-1, 1, bins=5),
+                tallax.statistics.LogHistogram(0.5),
+                tallax.statistics.Extrema(),
+                tallax.statistics.Ema(0.9),
+                tallax.statistics.Moments(),
+                tallax.statistics.Activity(8),
+            ]
+        )
+
+    def __call__(self, x):
+        self.clock()
+        self.seen.count(jnp.isfinite(x))
+        hidden = nnx.relu(self.norm(self.first(x)))
+        for item in self.items:
+            item.update(hidden)
+        return self.second(self.dropout(hidden)) / self.temperature(self.clock.step)
+
+
+def train_step(model, optimizer, x):
+    loss, grads = tallax.value_and_grad(lambda model, x: (model(x) ** 2).mean())(model, x)
+    with jax.numpy_dtype_promotion("standard"):  # optax itself mixes dtypes
+        optimizer.update(model, grads)
+    return loss
+
+
+def made():
+    model = Net(nnx.Rngs(0))
+    return model, nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
+
+
+def small():
+    """Returns a model of one parameter and one count, and a step of it."""
+    model = nnx.Dict(weight=nnx.Param(jnp.ones(3)), step=tallax.Counter())
+
+    def step(model, x):
+        model.step += 1
+        model.weight[...] = model.weight[...] * 0.5 + x
+        return model.weight[...].sum()
+
+    return model, step
+
+
+def bits(objects):
+    """Returns the bytes of all state; those of keys too."""
+    arrays = jax.tree.leaves(nnx.state(tuple(objects)))
+    keys = [jnp.issubdtype(array.dtype, jax.dtypes.prng_key) for array in arrays]
+    return [
+        np.asarray(jax.random.key_data(array) if is_key else array).tobytes()
+        for array, is_key in zip(arrays, keys, strict=True)
+    ]
+
+
+def assert_all_same(left, right):
+    assert bits(left) == bits(right)
+
+
+# --- the same as nnx.jit ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("graph", [True, False], ids=["graph", "tree"])
+@pytest.mark.parametrize("donate", [True, False], ids=["donated", "kept"])
+def test_a_thousand_random_steps_are_those_of_nnx_jit(graph, donate):
+    """Losses and all state, to the bit, with batches of two sizes in random order; read and written in between."""
+    random = np.random.default_rng(0)
+    (model, optimizer), (other, its_optimizer) = made(), made()
+    with nnx.set_graph_mode(graph):
+        step = tallax.compile_step(train_step, model, optimizer, donate=donate)
+        expected = nnx.jit(train_step)
+        for k in range(1000):
+            x = random.normal(size=(random.choice([4, 6]), 3)).astype(np.float32)
+            assert np.array_equal(step(x), expected(other, its_optimizer, x))
+            if k % 100 == 50:
+                assert int(model.seen) == int(other.seen)
+                assert model.items[1].compute().counts.tolist() == other.items[1].compute().counts.tolist()
+            if k % 300 == 250:
+                model.seen += 2**40
+                other.seen += 2**40
+            if k == 500:
+                step.sync()
+                assert_all_same((model, optimizer), (other, its_optimizer))
+        assert step.traces == 2
+        step.sync()
+    assert_all_same((model, optimizer), (other, its_optimizer))
+    assert int(model.seen) > 2**41
+
+
+@pytest.mark.parametrize("item", ITEMS.values(), ids=ITEMS)
+def test_every_item(item):
+    """Three steps are three plain calls, and after each the item reads as it is."""
+    model, other = Model(item.make), Model(item.make)
+    plain = nnx.jit(item.touch)
+    with tallax.compile_step(lambda model, x: (item.touch(model, x), None)[1], model) as step:
+        for k in range(3):
+            step(batch(k))
+            plain(other, batch(k))
+            jax.tree.map(np.testing.assert_array_equal, item.read(model.item), item.read(other.item))
+    assert_same_state(model, other)
+    assert step.traces == 1
+
+
+CELLS = {
+    f"{t.name}-{mode.name}": (t, mode)
+    for t in TRANSFORMATIONS
+    for mode in package.MODES
+    if t.run_in(mode) and t.name not in ("pickle", "jit_partial", "cached_partial", "jit, donated", "plain calls")
+}
+
+
+IN_A_STEP = [
+    pytest.param(name, marks=[pytest.mark.thorough] if mode is not package.TREE else [])
+    for name, (_, mode) in CELLS.items()
+]
+
+
+@pytest.mark.parametrize("cell", IN_A_STEP)
+def test_every_transformation_within_a_step(cell):
+    """The matrix, inside a compiled step: three calls leave what three plain calls leave, to the bit."""
+    transformation, mode = CELLS[cell]
+    batches = [(batch(k),) for k in range(3)]
+    model, other = Everything(), Everything()
+    with mode.active():
+        run = transformation.run_in(mode)
+        with tallax.compile_step(lambda model: run(call, model, batches), model) as step:
+            step()
+    for inputs in batches if transformation.executes else []:
+        call(other, inputs)
+    for name, part in other.parts.items():
+        assert [x.tobytes() for x in leaves(part)] == [x.tobytes() for x in leaves(model.parts[name])], name
+
+
+def test_several_steps_in_one_program():
+    """`scan` takes as many steps as there are batches, and they count the same."""
+    (model, optimizer), (other, its_optimizer) = made(), made()
+    xs = jnp.stack([batch(k) for k in range(5)])
+    with tallax.compile_step(train_step, model, optimizer) as step:
+        losses = step.scan(xs)
+        assert int(model.clock.step) == 5
+        again = step.scan(xs)
+        step(xs[0])
+    plain = nnx.jit(train_step)
+    expected = [plain(other, its_optimizer, x) for x in [*xs, *xs, xs[0]]]
+    np.testing.assert_array_equal([*losses, *again], expected[:-1])
+    assert_all_same((model, optimizer), (other, its_optimizer))
+    assert step.traces == 2
+
+
+def test_options_and_results_of_any_structure():
+    """Batches by name, and nested results, are as for `nnx.jit`."""
+    model, _ = small()
+
+    def run(model, x, *, scale, extra=None):
+        model.step += 1
+        return {"y": (x["a"] * scale, extra), "n": model.step.value}
+
+    step = tallax.compile_step(run, model)
+    out = step({"a": jnp.ones(2)}, scale=jnp.float32(3.0))
+    assert out["n"] == 1
+    assert out["y"][0].tolist() == [3.0, 3.0]
+    assert out["y"][1] is None
+
+
+# --- how a count is kept ----------------------------------------------------------------------------------------------
+
+
+def program_of(step, *args):
+    """Returns the text of a step's program, as it goes to XLA."""
+    step(*args)
+    holding = step._holding
+    return holding.programs.once.lower(holding.state, holding.constants, args, {}).as_text()
+
+
+def test_only_the_count_that_is_read_is_sliced_out():
+    """Of a hundred counts that are added to, the array of all is sliced for the one that is read."""
+    model = nnx.Dict(counts=nnx.List([tallax.Counter() for _ in range(100)]))
+
+    def run(model, mask, reads):
+        for counter in model.counts:
+            counter.count(mask)
+        return model.counts[40].value if reads else 0
+
+    slices = []
+    for reads in (False, True):
+        step = tallax.compile_step(lambda model, mask, reads=reads: run(model, mask, reads), model)
+        text = program_of(step, np.ones(3, bool))
+        slices.append(len(re.findall(r"stablehlo\.(?:dynamic_)?slice .*tensor<2x100xui32>\) -> tensor<2x1x", text)))
+        step.sync()
+    assert slices == [0, 1]
+    assert [int(counter) for counter in model.counts] == [6] * 100
+
+
+@pytest.mark.parametrize("start", [0, 2**32 - 2, 2**53, 2**64 - 4])
+def test_carries_and_saturation(start):
+    """Counts carry past 32 bits and stay at 2**64 - 1, whether they go in two parts or whole."""
+    model = nnx.Dict(
+        small=tallax.Counter(start),
+        large=tallax.Counter(start),
+        pair=tallax.Counter(start, shape=2),
+        same=tallax.Counter(7),
+    )
+
+    def run(model, xs):
+        model.small.count(xs > 0)
+        model.large.count(xs)
+        model.pair.increment(xs[:2], at_most=2**31)
+
+    xs = np.array([3, 2**31 - 1, 2**31 - 1, 2**31 - 1, -5], np.int32)
+    with tallax.compile_step(run, model) as step:
+        for _ in range(3):
+            step(xs)
+    most = 2**64 - 1
+    assert int(model.small) == min(start + 3 * 4, most)
+    assert int(model.large) == min(start + 3 * (3 + 3 * (2**31 - 1)), most)
+    assert np.asarray(model.pair).tolist() == [min(start + 9, most), min(start + 3 * (2**31 - 1), most)]
+    assert int(model.same) == 7
+    assert step.traces == 1
+
+
+@pytest.mark.parametrize("times", [4, 2**13])
+def test_a_loop_that_adds_more_than_a_word_holds(times):
+    """A loop multiplies what its body adds."""
+    model = nnx.Dict(count=tallax.Counter())
+
+    def body(_, model):
+        model.count += 2**20
+        return model
+
+    def run(model):
+        nnx.update(model, nnx.state(nnx.fori_loop(0, times, body, model)))
+
+    with tallax.compile_step(run, model) as step:
+        step()
+    assert int(model.count) == times * 2**20
+
+
+def test_writes_within_a_step():
+    """`set`, `reset`, `.value += n` and assignments are what they are under nnx.jit."""
+
+    def make():
+        return nnx.Dict(
+            a=tallax.Counter(5), b=tallax.Counter(6), c=tallax.Counter(2**31 - 2), d=tallax.Counter(shape=3)
+        )
+
+    def run(model, n):
+        model.a.set(n)
+        model.b += n
+        model.b.reset()
+        model.b += 1
+        model.c.value += n
+        model.d[1] = n
+        model.d += model.a
+
+    one, other = make(), make()
+    plain = nnx.jit(run)
+    with tallax.compile_step(run, one) as step:
+        for k in range(4):
+            step(np.int32(k + 1))
+            plain(other, np.int32(k + 1))
+    assert_same_state(one, other)
+    assert step.traces == 1
+
+
+def test_layers_that_were_made_by_vmap():
+    """A Counter with a leading axis, of scanned layers, is packed like any other."""
+
+    class Layer(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(3, 3, rngs=rngs)
+            self.fired = tallax.statistics.Rate()
+
+        def __call__(self, x):
+            x = self.linear(x)
+            self.fired.update(x > 0)
+            return x
+
+    def make():
+        return nnx.vmap(lambda key: Layer(nnx.Rngs(key)))(jax.random.split(jax.random.key(0), 4))
+
+    def run(layers, x):
+        return nnx.scan(lambda x, layer: layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(x, layers)
+
+    one, other = make(), make()
+    with tallax.compile_step(run, one) as step:
+        for k in range(2):
+            np.testing.assert_array_equal(step(batch(k)), nnx.jit(run)(other, batch(k)))
+    assert_same_state(one, other)
+
+
+# --- between the calls ------------------------------------------------------------------------------------------------
+
+
+def test_items_are_fresh():
+    """Reading, printing and writing an item between the calls is reading, printing and writing the step's own."""
+    (model, optimizer), (other, its_optimizer) = made(), made()
+    step, plain = tallax.compile_step(train_step, model, optimizer), nnx.jit(train_step)
+    for k in range(6):
+        step(batch(k))
+        plain(other, its_optimizer, batch(k))
+        assert (int(model.clock.step), int(model.clock), model.clock.step.value) == (k + 1 + 10 * (k > 2),) * 2 + (
+            other.clock.step.value,
+        )
+        assert repr(model.items[0]) == repr(other.items[0])
+        assert model.temperature.value == other.temperature.value
+        assert str(model.seen).count(str(int(other.seen))) == 1
+        assert bool(model.seen.every(7)) == bool(other.seen.every(7))
+        for each in (model, other):
+            if k == 2:
+                each.clock.step += 10
+            if k == 3:
+                each.temperature.pin(2.0)
+                each.items[0].reset()
+                each.items[5].reset()
+            if k == 4:
+                each.temperature.release()
+                each.seen.set(2**50)
+    step.sync()
+    assert_all_same((model, optimizer), (other, its_optimizer))
+
+
+LOUD = {
+    "read": lambda model: model.weight[...],
+    "value": lambda model: model.weight.get_value() + 1,
+    "arithmetic": lambda model: model.weight * 2,
+    "compare": lambda model: model.weight[...] > 0,
+    "write-part": lambda model: model.weight.__setitem__(0, 1.0),
+    "numpy": lambda model: np.asarray(model.weight),
+    "jnp": lambda model: jnp.sum(model.weight),
+    "nnx.jit": nnx.jit(lambda model: model.weight[...] * 2),
+    "jax.jit": jax.jit(lambda model: model.weight[...] * 2),
+    "state": lambda model: jax.tree.map(lambda x: x * 2, nnx.state(model)),
+    "state-to-jax": lambda model: jax.device_put(nnx.state(model)),
+    "device_get": lambda model: jax.device_get(nnx.state(model)),
+    "item-in-clone": lambda model: int(nnx.clone(model).step),
+    "item-in-clone-written": lambda model: nnx.clone(model).step.set(3),
+    "pickle": pickle.dumps,
+    "deepcopy": copy.deepcopy,
+    "grad": nnx.grad(lambda model: model.weight[...].sum()),
+    "another-step": lambda model: tallax.compile_step(lambda model: None, model)(),
+    "handed-in": None,
+}
+
+
+@pytest.mark.parametrize("name", LOUD)
+def test_everything_else_is_loud(name):
+    """No use of the model sees an old value: each raises, names the value and `step.sync()`, and changes nothing."""
+    model, run = small()
+    step = tallax.compile_step(run, model)
+    step(jnp.float32(1.0))
+    use = LOUD[name] or (lambda model: step(model.weight))
+    with pytest.raises(Exception, match=r"sync\(\)") as caught:
+        use(model)
+    assert re.search(r"weight|step: |step held", str(caught.value)), caught.value
+    step(jnp.float32(1.0))
+    step.sync()
+    assert model.weight[...].tolist() == [1.75] * 3
+    assert int(model.step) == 2
+
+
+def test_shapes_can_always_be_asked_for():
+    """A table of parameters needs no values."""
+    model, run = small()
+    step = tallax.compile_step(run, model)
+    step(jnp.float32(1.0))
+    assert (model.weight.shape, model.weight.dtype, model.weight.ndim, model.weight.size) == ((3,), jnp.float32, 1, 3)
+    assert "held by a compiled step" in str(model)
+    assert "value=1" in str(model)  # the count is an item, so it is there
+
+
+def test_what_was_written_past_the_step_is_found():
+    """A value that is replaced while the step holds it is an error at the next call, and kept by `sync`."""
+    model, run = small()
+    step = tallax.compile_step(run, model)
+    step(jnp.float32(1.0))
+    nnx.update(model, {"weight": jnp.zeros(3)})
+    with pytest.raises(tallax.HeldError, match=r"model\.weight: was written while a compiled step held it"):
+        step(jnp.float32(1.0))
+    with pytest.raises(tallax.HeldError, match=r"model\.weight"):
+        step.sync()
+    assert model.weight[...].tolist() == [0.0] * 3
+    assert int(model.step) == 1
+    step(jnp.float32(1.0))
+    step.sync()
+    assert model.weight[...].tolist() == [1.0] * 3
+
+
+def test_what_was_written_after_sync_is_taken():
+    """After `sync` the objects are the user's again, whatever is done to them."""
+    model, run = small()
+    step = tallax.compile_step(run, model)
+    step(jnp.float32(1.0))
+    step.sync()
+    step.sync()  # does nothing
+    model.weight[...] = jnp.zeros(3)
+    model.step = tallax.Counter(2**40)
+    step(jnp.float32(1.0))
+    assert int(model.step) == 2**40 + 1
+    step.sync()
+    assert model.weight[...].tolist() == [1.0] * 3
+    assert step.traces == 1
+
+
+def test_donation_leaves_others_their_arrays():
+    """What the objects held when the step took them over is not overwritten: a clone, an old state, a checkpoint."""
+    model, run = small()
+    clone, state, weight = nnx.clone(model), nnx.as_pure(nnx.state(model)), model.weight[...]
+    step = tallax.compile_step(run, model)
+    step(jnp.float32(1.0))
+    step.sync()
+    between = nnx.as_pure(nnx.state(model))
+    step(jnp.float32(1.0))
+    step.sync()
+    assert weight.tolist() == clone.weight[...].tolist() == state["weight"].tolist() == [1.0] * 3
+    assert between["weight"].tolist() == [1.5] * 3
+
+
+def test_an_array_that_two_variables_share():
+    """Two Variables may hold one array; donating it twice would be refused by JAX."""
+    shared = jnp.ones(3)
+    model = nnx.Dict(a=nnx.Param(shared), b=nnx.Param(shared))
+
+    def run(model):
+        model.a[...] = model.a[...] + 1.0
+
+    with tallax.compile_step(run, model) as step:
+        step()
+    assert (model.a[...].tolist(), model.b[...].tolist()) == ([2.0] * 3, [1.0] * 3)
+
+
+# --- exceptions -------------------------------------------------------------------------------------------------------
+
+
+def test_the_block_ends_with_the_last_completed_step():
+    """Whether it ends by itself, or by an error between or within the calls."""
+    model, run = small()
+
+    def failing(model, x):
+        run(model, x)
+        if x.shape:
+            raise RuntimeError("while tracing")
+
+    with pytest.raises(RuntimeError, match="while tracing"), tallax.compile_step(failing, model) as step:  # noqa: PT012
+        step(jnp.float32(1.0))
+        step(jnp.ones(3))
+    assert int(model.step) == 1
+    with pytest.raises(KeyError), tallax.compile_step(run, model) as step:  # noqa: PT012
+        step(jnp.float32(1.0))
+        raise KeyError
+    assert int(model.step) == 2
+    assert model.weight[...].tolist() == [1.75] * 3
+
+
+def test_a_step_that_fails_on_the_device_after_donation():
+    """Then the memory of the old state is gone, which is said; without donation the state is the old one."""
+
+    def refuse(x):
+        raise ValueError("on the host")
+
+    def run(model, x):
+        model.weight[...] = jax.pure_callback(refuse, jax.ShapeDtypeStruct((3,), jnp.float32), model.weight[...]) + x
+
+    model, _ = small()
+    step = tallax.compile_step(run, model, donate=False)
+    with pytest.raises(Exception, match="on the host"):  # noqa: PT012
+        step(jnp.float32(1.0))
+        step.sync()
+        jax.block_until_ready(model.weight[...])
+
+
+def test_ctrl_c_loses_no_step():
+    """Interrupted at any moment, the objects have the state of a whole number of steps, all parts of it alike."""
+    model = nnx.Dict(total=nnx.Variable(jnp.zeros(64)), count=tallax.Counter(), last=tallax.Buffer(0.0))
+
+    def run(model):
+        model.total[...] = model.total[...] + 1.0
+        model.count += 1
+        model.last[...] = model.total[...][0]
+
+    step = tallax.compile_step(run, model)
+    step()
+    interrupts, calls = 0, 1
+    while interrupts < 25:
+        timer = threading.Timer(0.002 + 0.0001 * interrupts, signal.raise_signal, [signal.SIGINT])
+        try:
+            timer.start()
+            while True:
+                step()
+                calls += 1
+        except KeyboardInterrupt:
+            interrupts += 1
+        finally:
+            timer.join()
+    step.sync()
+    count = int(model.count)
+    assert calls <= count <= calls + interrupts
+    assert model.total[...].tolist() == [count] * 64
+    assert float(model.last[...]) == count
+
+
+def test_within_another_trace():
+    """A step that is called inside a compiled function would leave its state there."""
+    model, run = small()
+    step = tallax.compile_step(run, model)
+    with pytest.raises(tallax.TraceError, match=r"step\.scan"):
+        jax.jit(step)(jnp.float32(1.0))
+    step(jnp.float32(1.0))
+    assert int(model.step) == 1
+
+
+# --- structure --------------------------------------------------------------------------------------------------------
+
+
+def test_an_item_handed_in_twice():
+    """Under two names, or in two objects."""
+    count = tallax.Counter()
+    model = nnx.Dict(a=nnx.Dict(step=count), b=nnx.Dict(step=count))
+    with pytest.raises(tallax.StructureError, match=r"model\.b\.step: is the same Counter as model\.a\.step"):
+        tallax.compile_step(lambda model: None, model)
+    with pytest.raises(tallax.StructureError, match=r"other\.step: is the same Counter as model\.step"):
+        tallax.compile_step(lambda model, other: None, model.a, model.b)
+
+
+def test_shared_variables_of_flax():
+    """Tied weights are one in graph mode, as Flax has them there; tree mode knows no sharing."""
+    weight = nnx.Param(jnp.ones(3))
+    model = nnx.Dict(a=nnx.Dict(w=weight), b=nnx.Dict(w=weight))
+
+    def run(model):
+        model.a.w[...] = model.a.w[...] + 1.0
+        return model.b.w[...]
+
+    with tallax.compile_step(run, model, graph=True) as step:
+        assert step().tolist() == [2.0] * 3
+    assert model.b.w is model.a.w
+    assert weight[...].tolist() == [2.0] * 3
+    with pytest.raises(tallax.StructureError, match=r"model\.b\.w: is the same Param as model\.a\.w"):
+        tallax.compile_step(run, model, graph=False)
+
+
+def sow(model, x):
+    model.sown = nnx.Intermediate(x)
+
+
+def switch(model, x):
+    model.deterministic = True
+
+
+def replace(model, x):
+    model.first = nnx.Linear(3, 8, rngs=nnx.Rngs(1), use_bias=False)
+
+
+def count_in_python(model, x):
+    model.dropout.calls = getattr(model.dropout, "calls", 0) + 1
+
+
+CHANGES = {
+    sow: r"model: .*\n.*sown is new: Intermediate",
+    switch: r"model: .*\n.*deterministic is new: bool \(True\)",
+    replace: r"model: .*\n.*first is Linear; it was Linear",
+    count_in_python: r"model\.dropout: .*\n.*calls is new: int \(1\)",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_step_that_changes_the_structure(change):
+    """It says what has changed; the state stays that before the step."""
+    model, _ = made()
+    step = tallax.compile_step(change, model)
+    with pytest.raises(tallax.StructureError, match=CHANGES[change]):
+        step(batch())
+    step.sync()
+    assert int(model.clock.step) == 0
+    assert not hasattr(model, "sown")
+
+
+def test_objects_that_change_between_the_calls():
+    """An attribute or a layer that is changed while the step holds the objects, or after `sync`, is told by name."""
+    model, optimizer = made()
+    step = tallax.compile_step(train_step, model, optimizer)
+    step(batch())
+    model.eval()
+    with pytest.raises(
+        tallax.StructureError, match=r"model\.\w+.*\n.*(deterministic|use_running_average) is bool \(True\)"
+    ):
+        step(batch())
+    step.sync()
+    with pytest.raises(tallax.StructureError, match=r"is bool \(True\); it was bool \(False\)"):
+        step(batch())
+    model.train()
+    step(batch())
+    model.second = nnx.Linear(8, 2, rngs=nnx.Rngs(1))
+    with pytest.raises(tallax.StructureError, match=r"model: .*\n.*second is Linear; it was Linear"):
+        step(batch())
+
+
+def test_a_change_in_a_large_model_is_found_in_time():
+    """Each call looks at a part of the modules only, so it may take a few calls."""
+    model = nnx.Dict(parts=nnx.List([tallax.StepCounter(nnx.Rngs(0)) for _ in range(200)]))
+    step = tallax.compile_step(lambda model: None, model)
+    step()
+    model.parts[150].deterministic = True
+    with pytest.raises(tallax.StructureError, match=r"model\.parts\.150: .*\n.*deterministic"):  # noqa: PT012
+        for _ in range(10):
+            step()
+
+
+def test_arrays_in_no_variable():
+    """They are read; a step that replaces one is told to keep it in a Variable."""
+    model = nnx.Dict(table=nnx.data(jnp.arange(3.0)), total=nnx.Variable(jnp.float32(0.0)))
+
+    def run(model):
+        model.total[...] = model.total[...] + model.table.sum()
+
+    with tallax.compile_step(run, model) as step:
+        step()
+        step()
+    assert float(model.total[...]) == 6.0
+    assert model.table.tolist() == [0.0, 1.0, 2.0]
+
+    def replacing(model):
+        model.table = model.table + 1.0
+
+    with pytest.raises(tallax.StructureError, match=r"model\.table: is an array in no Variable"):
+        tallax.compile_step(replacing, model)()
+
+
+def test_nothing_to_bind():
+    """The objects come first, the batch with the calls."""
+    with pytest.raises(tallax.InvalidTypeError, match="none"):
+        tallax.compile_step(lambda: None)
+    with pytest.raises(tallax.InvalidTypeError, match="ArrayImpl"):
+        tallax.compile_step(lambda model, x: None, nnx.Dict(), jnp.ones(3))
+
+
+def test_an_object_without_state():
+    """It is a step like any other."""
+    step = tallax.compile_step(lambda model, x: x + 1, nnx.Dict())
+    assert step(1) == 2
+    assert step.collect().result() == {}
+
+
+# --- meshes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", AXES)
+@pytest.mark.parametrize("split", [False, True], ids=["replicated", "split"])
+def test_sharded_objects(kind, split):
+    """Batches on a mesh count whole, parameters keep their sharding, and one program serves all steps."""
+    mesh = mesh_of(kind)
+    (model, optimizer), (other, its_optimizer) = made(), made()
+    plain = nnx.jit(train_step)
+    if split:
+        for _, variable in nnx.iter_graph((model, optimizer)):
+            if isinstance(variable, nnx.Variable) and not isinstance(variable, tallax.Counter | tallax.Buffer):
+                raw = variable.get_raw_value()
+                spec = {(3, 8): (None, "model"), (8, 2): ("model", None)}.get(raw.shape, ())
+                variable.set_raw_value(placed(raw, mesh, *spec))
+    with jax.set_mesh(mesh):
+        step = tallax.compile_step(train_step, model, optimizer)
+        for k in range(3):
+            jax.block_until_ready(step(placed(batch(k), mesh, "data")))
+            plain(other, its_optimizer, batch(k))
+        reading = step.collect()
+        step.sync()
+        assert step._programs.once._cache_size() == step.traces == 1
+    assert int(model.seen) == int(other.seen) == reading.result()["seen"]
+    assert model.items[1].compute().counts.tolist() == other.items[1].compute().counts.tolist()
+    sharding = model.first.kernel[...].sharding
+    assert sharding.spec == (P(None, "model") if split else P())
+    np.testing.assert_allclose(model.first.kernel[...], other.first.kernel[...], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", AXES)
+def test_shard_map_within_a_step(kind):
+    """An increment is summed over the axes that it varies over, in one word if that is seen to fit."""
+    mesh = mesh_of(kind)
+    model = nnx.Dict(rate=tallax.statistics.Rate(), seen=tallax.Counter())
+
+    def run(model, x):
+        def local(model, x):
+            model.rate.update(x > 0)
+            model.seen.count(jnp.isfinite(x))
+            return x * 1.0
+
+        specs = tallax.replica_specs(model)
+        return nnx.shard_map(local, mesh=mesh, in_specs=(specs, P("data")), out_specs=P("data"), graph=False)(model, x)
+
+    x = batch(0)
+    with jax.set_mesh(mesh), tallax.compile_step(run, model, graph=False) as step:
+        for _ in range(2):
+            jax.block_until_ready(step(placed(x, mesh, "data")))
+    assert int(model.seen) == 2 * x.size
+    assert model.rate.compute().fired == 2 * int((x > 0).sum())
+
+
+def test_shares_of_replicas_stay_shares():
+    """What keeps a share for each replica is not packed, and counts on."""
+    mesh = mesh_of("auto")
+    model = nnx.Dict(rate=tallax.statistics.Rate())
+    tallax.per_replica(model, mesh, "data")
+    specs = tallax.replica_specs(model)
+
+    def run(model, x):
+        def local(model, x):
+            model.rate.update(x > 0)
+            return x * 1.0
+
+        return nnx.shard_map(local, mesh=mesh, in_specs=(specs, P("data")), out_specs=P("data"), graph=False)(model, x)
+
+    x = batch(0)
+    with jax.set_mesh(mesh), tallax.compile_step(run, model, graph=False) as step:
+        for _ in range(2):
+            jax.block_until_ready(step(placed(x, mesh, "data")))
+        with pytest.raises(tallax.ReplicasError, match="combine_replicas"):
+            step.collect()
+    tallax.combine_replicas(model)
+    assert model.rate.compute().fired == 2 * int((x > 0).sum())
+
+
+def test_a_call_waits_for_nothing():
+    """The call of a step returns before the device is done, and so does `collect`."""
+    model, _ = small()
+
+    def slow(x):
+        time.sleep(0.3)
+        return x
+
+    def run(model):
+        model.step += 1
+        model.weight[...] = jax.pure_callback(slow, jax.ShapeDtypeStruct((3,), jnp.float32), model.weight[...])
+
+    step = tallax.compile_step(run, model)
+    step()
+    jax.block_until_ready(step._holding.state)
+    step()
+    reading = step.collect()
+    assert not reading.ready()
+    assert reading.result() == {"step": 2}
+    step.sync()
