@@ -46,6 +46,41 @@ def in_a_trace(model):
     nnx.jit(lambda model: int(model.experts[1].step))(model)
 
 
+def compiled(run=lambda model: None, calls=1):
+    """Returns a use of a model that a compiled step holds."""
+
+    def after(use):
+        def act(model):
+            step = tallax.compile_step(run, model)
+            for _ in range(calls):
+                step()
+            use(model, step)
+
+        return act
+
+    return after
+
+
+def write_past(model, step):
+    nnx.update(model, {"temperature": {"state": jnp.zeros(3)}})
+    step()
+
+
+def lose(model, step):
+    jax.tree.map(lambda array: array.delete(), step._holding.state)  # as a step does that fails on the device
+    step.sync()
+
+
+def change(model, step):
+    model.rate.deterministic = True
+    step()
+
+
+def replace_an_array(model):
+    model.table = jnp.zeros(3)
+    tallax.compile_step(lambda model: setattr(model, "table", model.table + 1), model)()
+
+
 def in_shard_map(model):
     mesh = jax.make_mesh((8,), ("data",))
     graphdef, state = nnx.split(model)
@@ -720,6 +755,102 @@ statecheck: one call does not show what drifts.
   got:  calls=int (1)
   fix:  calls=3, or any integer from 2 on""",
     ),
+    "held": (
+        compiled()(lambda model, step: nnx.clone(model).experts[0].step.value),
+        tallax.HeldError,
+        """\
+model.experts.0.step: is held by a compiled step, which keeps the state on the device between its calls.
+  got:  a use of the value, or of a copy of the model or its state, between two calls
+  fix:  step.sync() first, which brings everything back; step.collect() to look at the items alone""",
+    ),
+    "held-by-another": (
+        compiled()(lambda model, step: tallax.compile_step(lambda model: None, model)()),
+        tallax.HeldError,
+        """\
+model.experts.0.bias: is held by another compiled step, and only one can hold it at a time.
+  got:  a call of this step while the other one has not brought back the state
+  fix:  sync() of the other step first""",
+    ),
+    "written-past": (
+        compiled()(write_past),
+        tallax.HeldError,
+        """\
+model.temperature.state: was written while a compiled step held it, and the step does not know of it.
+  got:  a new value between two calls, which steps since then have not seen
+  fix:  step.sync() before the write; items of tallax can be written at any time""",
+    ),
+    "lost": (
+        compiled()(lose),
+        tallax.HeldError,
+        """\
+the compiled step: failed while it ran, after it had taken the memory of the state before it, so that is lost.
+  got:  a call that raised inside JAX
+  fix:  restore the last checkpoint; compile_step(..., donate=False) keeps the state before a step""",
+    ),
+    "bind-nothing": (
+        lambda model: tallax.compile_step(make_three, 3),
+        tallax.InvalidTypeError,
+        """\
+compile_step: binds the modules and optimizers whose state the step changes.
+  got:  int
+  fix:  compile_step(train_step, model, optimizer), and step(x, y) with the batch""",
+    ),
+    "bind-twice": (
+        lambda model: tallax.compile_step(lambda model, rate: None, model, model.rate),
+        tallax.StructureError,
+        """\
+rate.counts: is the same Counter as model.rate.counts, and a compiled step takes each once.
+  got:  an item, or a module with it, that was handed in twice
+  fix:  one for each place; or hand it in once, and reach it from there""",
+    ),
+    "changed-between": (
+        compiled()(change),
+        tallax.StructureError,
+        """\
+model.rate: a step is compiled for objects of one structure.
+  got:  deterministic is bool (True); it was bool (False)
+  fix:  change it back, or call compile_step again after step.sync()""",
+    ),
+    "changed-within": (
+        compiled(lambda model: delattr(model, "rate"))(None),
+        tallax.StructureError,
+        """\
+model: a step is compiled for objects of one structure.
+  got:  rate is gone; it was Rate
+  fix:  change it outside of the step, or keep it in a Variable; nnx.pop takes out what was sown""",
+    ),
+    "changed-array": (
+        replace_an_array,
+        tallax.StructureError,
+        """\
+model.table: is an array in no Variable, and a compiled step changes only Variables.
+  got:  another array after the step
+  fix:  tallax.Buffer(x), or nnx.Variable(x), which is written by self.x[...] = y""",
+    ),
+    "step-in-a-trace": (
+        compiled()(lambda model, step: nnx.jit(step)()),
+        tallax.TraceError,
+        """\
+the compiled step: keeps the state between calls, which a surrounding trace would take with it.
+  got:  a call inside jit, scan or another transformation
+  fix:  call the step outside; step.scan(batches) runs several steps in one program""",
+    ),
+    "collect-no-module": (
+        lambda model: tallax.collect(3),
+        tallax.InvalidTypeError,
+        """\
+collect: takes the modules that hold the items.
+  got:  int (3)
+  fix:  collect(model)""",
+    ),
+    "collect-in-a-trace": (
+        nnx.jit(tallax.collect),
+        tallax.TracedReadError,
+        """\
+experts/0/bias: has no value on the host inside a trace.
+  got:  collect(...) inside a compiled function
+  fix:  tallax.snapshot(model), which returns arrays; or collect(model) outside""",
+    ),
     "grad-of-a-ref": (
         with_a_ref,
         tallax.InvalidTypeError,
@@ -769,6 +900,8 @@ def test_the_hierarchy():
         tallax.TracedReadError: TypeError,
         tallax.TraceError: flax_errors.TraceContextError,
         tallax.ReplicasError: ValueError,
+        tallax.HeldError: RuntimeError,
+        tallax.StructureError: ValueError,
         tallax.CannotCheckError: ValueError,
         tallax.CheckFailedError: AssertionError,
         tallax.MissingExtraError: ImportError,

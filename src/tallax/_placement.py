@@ -23,7 +23,7 @@ def is_ready(value: jax.Array) -> bool:
 
 def is_committed(value: Any) -> bool:
     """Tells whether the array was put on particular devices, as `jax.device_put` and shardings do."""
-    return isinstance(value, jax.Array) and value.committed
+    return isinstance(value, jax.Array) and not is_traced(value) and value.committed
 
 
 def on_host(raw: Any) -> np.ndarray | None:

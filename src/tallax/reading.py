@@ -57,7 +57,7 @@ def collect(*objects: Any) -> Reading:
         if is_traced(*jax.tree.leaves(entry.item.get_raw_value())):
             raise TracedReadError(
                 compose(
-                    entry.item,
+                    entry.name,
                     "has no value on the host inside a trace.",
                     got="collect(...) inside a compiled function",
                     fix="tallax.snapshot(model), which returns arrays; or collect(model) outside",

@@ -113,6 +113,7 @@ class Item(nnx.Variable[Any]):
 
     def __nnx_repr__(self) -> Any:
         if not self.shares:
+            part: Any
             for part in super().__nnx_repr__():
                 held = getattr(part, "value", None)
                 if isinstance(held, Held) and held.is_readable_by(self):

@@ -14,9 +14,9 @@ from flax import nnx
 
 from tallax._errors import HeldError, StructureError, compose
 from tallax._placement import is_committed
-from tallax._variables import Counter, Held, Item, Pending
+from tallax._variables import Counter, Held, Pending
 from tallax.compiling._packing import Packing
-from tallax.compiling._structure import refuse_shared
+from tallax.compiling._structure import dotted
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,14 @@ class Layout:
     Args:
         objects: what the step is bound to.
         names: what they are called.
-        graph: Flax's mode; None for the one that is set.
+        graph: whether Flax takes them apart in graph mode.
 
     Raises:
         HeldError: another step holds them.
-        StructureError: an item is reached on two ways.
     """
 
-    def __init__(self, objects: tuple[Any, ...], names: Sequence[str], graph: bool | None):
-        self._graph = nnx.set_graph_mode.current_value() if graph is None else graph
-        refuse_shared(objects, names, items_only=self._graph, kind=Item)
+    def __init__(self, objects: tuple[Any, ...], names: Sequence[str], *, graph: bool):
+        self._graph = graph
         self.graphdef, state = nnx.split(objects, graph=self._graph)
         found = {path: node for path, node in nnx.iter_graph(objects) if isinstance(node, nnx.Variable)}
         self.places: list[Place] = []
@@ -63,7 +61,7 @@ class Layout:
         self._paths: list[tuple[Any, ...]] = []
         shapes, end = [], 0
         for path, leaf in nnx.to_flat_state(state):
-            name = ".".join((names[path[0]], *map(str, path[1:])))
+            name = dotted(path, names)
             self._paths.append(path)
             if not isinstance(leaf, nnx.Variable):
                 self.constants.append((path, name))

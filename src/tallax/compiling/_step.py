@@ -88,7 +88,7 @@ class CompiledStep:
                 )
             )
         self._function, self._objects, self._donate = function, objects, donate
-        self._graph = nnx.set_graph_mode.current_value() if graph is None else graph
+        self._graph = bool(nnx.set_graph_mode.current_value() if graph is None else graph)
         self._names = names_of(function, objects)
         refuse_shared(objects, self._names, items_only=self._graph, kind=Item)
         self._structure = Structure(objects, self._names)  # the one that it is compiled for
@@ -202,16 +202,17 @@ class CompiledStep:
             done.extend(map(program, (state,), (holding.constants,), (batch,), (options,)))
         finally:
             if done:
-                after, result = done[0]
+                after, _ = done[0]
                 if is_traced(*jax.tree.leaves(after)[:1]):
                     holding.failed = False
                     raise _in_a_trace()
                 holding.state, holding.failed = after, False
-        return result
+        return done[0][1]
 
     def _hold(self, batch: tuple[Any, ...], options: dict[str, Any]) -> _Holding:
         """Takes the state over from the objects."""
-        layout = Layout(self._objects, self._names, self._graph)
+        layout = Layout(self._objects, self._names, graph=self._graph)
+        refuse_shared(self._objects, self._names, items_only=self._graph, kind=Item)
         if self._layout is not None and layout.graphdef != self._layout.graphdef:
             raise _changed(self._structure.change())
         self._layout = layout
@@ -220,6 +221,8 @@ class CompiledStep:
         home = home_of(placed) or home_of(jax.tree.leaves((batch, options)))
         mine = [owned(value, home, copy=self._donate) for value in values]
         packed = owned(layout.packing.pack(counts), home, copy=True) if layout.counters else None
+        if is_traced(packed, *mine):
+            raise _in_a_trace()
         state = _State(packed, mine)
         shardings = jax.tree.map(lambda array: array.sharding if is_committed(array) else None, state)
         if self._programs is None or self._programs.shardings != shardings:
@@ -246,10 +249,10 @@ class CompiledStep:
         layout = self._layout
         assert layout is not None
         packing = layout.packing
-        numbers = [place.number for place in layout.counters if place.number is not None]
+        numbers = range(len(layout.counters))
         while True:
             apart = [number for number in numbers if number not in self._whole]
-            zeros = [np.zeros((*packing.shapes[number], 2), np.uint32) for number in apart]
+            zeros: list[Any] = [np.zeros((*packing.shapes[number], 2), np.uint32) for number in apart]
             added = [np.zeros(packing.shapes[number], np.uint32) for number in apart]
             whole = [packing.part(state.packed, number) for number in numbers if number in self._whole]
             inputs = [zeros, added, whole, state.values, constants, batch, options]
@@ -275,7 +278,7 @@ class CompiledStep:
     ) -> tuple[Any, ...]:  # fmt: skip
         """The step as a function of arrays: counts in two parts, whole ones, other values, and what it is given."""
         counts: dict[int, Any] = {number: Pending(*parts) for number, *parts in zip(apart, bases, added, strict=True)}
-        rest = [place.number for place in layout.counters if place.number not in counts]
+        rest = [number for number in range(len(layout.counters)) if number not in counts]
         counts.update(zip(rest, whole, strict=True))
         objects = layout.merge(counts, values, constants)
         before = Structure(objects, self._names)
@@ -366,7 +369,7 @@ class _Holding:
         raw = place.variable.get_raw_value()
         is_item = isinstance(place.variable, Item) and not place.variable.shares
         if isinstance(raw, jax.Array | np.ndarray):
-            sharding = raw.sharding if is_committed(raw) else None
+            sharding = raw.sharding if isinstance(raw, jax.Array) and raw.committed else None
             value: Any = jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=sharding)
         else:
             value = raw

@@ -43,7 +43,7 @@ class Structure:
         for path, node in nnx.iter_graph(tuple(objects)):
             if isinstance(node, nnx.Pytree):
                 self._now.append(vars(node))
-                self._names.append(".".join((names[path[0]], *map(str, path[1:]))))
+                self._names.append(dotted(path, names))
         self._then = [dict(attributes) for attributes in self._now]
         self._next = 0
 
@@ -113,7 +113,7 @@ def refuse_shared(objects: Sequence[Any], names: Sequence[str], *, items_only: b
     for path, leaf in leaves:
         if not isinstance(leaf, kind if items_only else nnx.Variable):
             continue
-        name = _dotted(path, names)
+        name = dotted(path, names)
         other = first.setdefault(id(leaf), name)
         if other != name:
             raise StructureError(
@@ -126,6 +126,7 @@ def refuse_shared(objects: Sequence[Any], names: Sequence[str], *, items_only: b
             )
 
 
-def _dotted(path: Sequence[Any], names: Sequence[str]) -> str:
+def dotted(path: Sequence[Any], names: Sequence[str]) -> str:
+    """Returns how a user reaches what is at a path, whose first entry is the number of one of the objects."""
     parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
     return ".".join((names[int(parts[0])], *parts[1:]))

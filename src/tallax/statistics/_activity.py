@@ -94,6 +94,7 @@ class Activity(Statistic):
         return self.read(current_state(self.state))
 
     def read(self, state: Any) -> ActivityResult:
+        """Returns the record of a state; see `Statistic.read`."""
         if is_traced(state):
             words, counts = _limbs.to_float32(state[..., :_QUIET, :]), _limbs.to_int32(state)
             rates = words[..., _FIRED] / jnp.maximum(words[..., _TOTAL], 1.0)

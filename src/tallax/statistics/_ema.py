@@ -113,6 +113,7 @@ class Ema(Statistic):
         return self.read(current_state(self.state))
 
     def read(self, state: Any) -> EmaResult:
+        """Returns the record of a state; see `Statistic.read`."""
         if is_traced(state):
             return EmaResult(self._value(state, jnp), state[..., _WEIGHT], _limbs.to_int32(_nonfinite(state)))
         parts = self._value(state, np), state[..., _WEIGHT], _digits.to_uint64(state[..., _WEIGHT + 1 :])

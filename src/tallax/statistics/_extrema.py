@@ -91,6 +91,7 @@ class Extrema(Statistic):
         return self.read(current_state(self.state))
 
     def read(self, state: Any) -> ExtremaResult:
+        """Returns the record of a state; see `Statistic.read`."""
         if is_traced(state):
             empty = (state[..., _COUNT, :] == 0).all(-1)
             counts = _limbs.to_int32(state[..., :_VALUES, :])

@@ -121,6 +121,7 @@ class Histogram(Counts):
         return self.read(current_state(self.counts))
 
     def read(self, state: Any) -> HistogramResult:
+        """Returns the record of a state; see `Statistic.read`."""
         counts = exact_or_traced(state)
         outside = list(counts[self.bins :])
         if isinstance(counts, np.ndarray):

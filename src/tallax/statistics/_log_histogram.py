@@ -185,6 +185,7 @@ class LogHistogram(Counts):
         return self.read(current_state(self.counts))
 
     def read(self, state: Any) -> LogHistogramResult:
+        """Returns the record of a state; see `Statistic.read`."""
         counts = exact_or_traced(state)
         exact = isinstance(counts, np.ndarray)
         end = 2 * self._buckets

@@ -98,6 +98,7 @@ class Moments(Statistic):
         return self.read(current_state(self.moments))
 
     def read(self, state: Any) -> MomentsResult:
+        """Returns the record of a state; see `Statistic.read`."""
         if is_traced(state):
             return _result_in_trace(state)
         count, nonfinite = _digits.to_uint64(state[..., :4]), _digits.to_uint64(state[..., 4:8])

@@ -66,6 +66,7 @@ class Rate(Counts):
         return self.read(current_state(self.counts))
 
     def read(self, state: Any) -> RateResult:
+        """Returns the record of a state; see `Statistic.read`."""
         counts = exact_or_traced(state)
         fired, total = counts[..., 0], counts[..., 1]
         if isinstance(counts, np.ndarray):
