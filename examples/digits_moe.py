@@ -142,7 +142,6 @@ def make_optimizer(model: DigitsMoE, steps: int) -> nnx.Optimizer:
     return nnx.Optimizer(model, optax.chain(clip, adamw), wrt=nnx.Param)
 
 
-@nnx.jit
 def train_step(
     model: DigitsMoE, optimizer: nnx.Optimizer, images: jax.Array, labels: jax.Array
 ) -> dict[str, jax.Array]:
@@ -236,16 +235,18 @@ def train(
 ) -> History:
     """Trains until the last epoch is done or Ctrl-C was pressed."""
     batches, history = len(data.train_labels) // BATCH, History()
+    step = tallax.compile_step(train_step, model, optimizer)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("compiling", total=epochs * batches)
         for epoch in range(1, epochs + 1):
             steps = []
-            for batch in shuffle.permutation(len(data.train_labels))[: batches * BATCH].reshape(batches, BATCH):
-                if interrupt.requested:
-                    return history
-                steps.append(train_step(model, optimizer, data.train_images[batch], data.train_labels[batch]))
-                progress.advance(bar)
+            with step:  # which holds the state until the end of the block
+                for batch in shuffle.permutation(len(data.train_labels))[: batches * BATCH].reshape(batches, BATCH):
+                    if interrupt.requested:
+                        return history
+                    steps.append(step(data.train_images[batch], data.train_labels[batch]))
+                    progress.advance(bar)
             with evaluating(model):
                 history.accuracies.append(float(accuracy(model, data.test_images, data.test_labels)))
             history.clips.append(tallax.clip_counts(optimizer))
