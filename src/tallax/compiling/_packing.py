@@ -69,10 +69,10 @@ class Packing:
         Args:
             packed: the array before.
             added: words to add, uint32, by the number of the count.
-            whole: limbs to put in place of the others.
+            whole: limbs to put in place of others.
         """
         words = [
-            unsplit(jnp.asarray(added[number])).reshape(size) if number in added else np.zeros(size, np.uint32)
+            np.zeros(size, np.uint32) if number in whole else unsplit(jnp.asarray(added[number])).reshape(size)
             for number, size in enumerate(self.sizes)
         ]
         word = jnp.concatenate(words)

@@ -93,7 +93,7 @@ class CompiledStep:
         refuse_shared(objects, self._names, items_only=self._graph, kind=Item)
         self._structure = Structure(objects, self._names)  # the one that it is compiled for
         self._layout: Layout | None = None
-        self._whole: frozenset[int] = frozenset()  # counts that the step writes over, or adds more to than 32 bits hold
+        self._whole: frozenset[int] = frozenset()  # counts that the step may add more to than 32 bits hold
         self._traces = 0
         self._programs: _Programs | None = None
         self._holding: _Holding | None = None
@@ -259,17 +259,19 @@ class CompiledStep:
             pure = functools.partial(self._pure, layout, apart)
             program, shape = jax.make_jaxpr(pure, return_shape=True)(*inputs)
             found = uses(program, len(apart))
-            if not found.whole:
+            if not found.wide:
                 break
-            self._whole |= {apart[k] for k in found.whole}
+            self._whole |= {apart[k] for k in found.wide}
         for k in found.read:
             zeros[k] = packing.part(state.packed, apart[k])
         outputs = jaxpr_as_fun(program)(*jax.tree.leaves(inputs))
-        _, words, limbs, values, result = jax.tree.unflatten(jax.tree.structure(shape), outputs)
+        bases, words, limbs, values, result = jax.tree.unflatten(jax.tree.structure(shape), outputs)
         packed = state.packed
         if numbers:
-            rest = [number for number in numbers if number in self._whole]
-            packed = packing.plus(packed, dict(zip(apart, words, strict=True)), dict(zip(rest, limbs, strict=True)))
+            rest = (number for number in numbers if number in self._whole)
+            replaced = dict(zip(rest, limbs, strict=True))
+            replaced |= {apart[k]: Pending(bases[k], words[k]).limbs for k in found.written}
+            packed = packing.plus(packed, dict(zip(apart, words, strict=True)), replaced)
         return _State(packed, values), result
 
     def _pure(
@@ -290,7 +292,7 @@ class CompiledStep:
                 fix="change it outside of the step, or keep it in a Variable; nnx.pop takes out what was sown",
             )
         counts, values = after
-        parts = [_in_two(counts[number]) for number in apart]
+        parts = [_in_two(counts[number], word) for number, word in zip(apart, added, strict=True)]
         limbs = [counts[number] for number in rest]
         return [base for base, _ in parts], [word for _, word in parts], limbs, values, result
 
@@ -420,11 +422,10 @@ class _Items:
         return [next(values) if place.number is None else counts[place.number] for place in self._places]
 
 
-def _in_two(count: Any) -> tuple[Any, Any]:
+def _in_two(count: Any, word: Any) -> tuple[Any, Any]:
     """Returns a count's base and what was added; it is whole where Flax, or the user, has put one in its place."""
-    if isinstance(count, Pending):
-        return count.base, count.added
-    return count, np.zeros(count.shape[:-1], np.uint32)
+    pending = count if isinstance(count, Pending) else Pending(None, word).at(count)
+    return pending.base, pending.added
 
 
 def _changed(change: Change | None, *, fix: str | None = None) -> Exception:

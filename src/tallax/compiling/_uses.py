@@ -31,11 +31,13 @@ class Uses:
 
     Attributes:
         read: the base enters arithmetic.
-        whole: the base is written over, or what was added may not fit one word.
+        written: the base is written over.
+        wide: what is added may not fit one word, so the count can't go in two parts.
     """
 
     read: set[int] = field(default_factory=set)
-    whole: set[int] = field(default_factory=set)
+    written: set[int] = field(default_factory=set)
+    wide: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,10 @@ def uses(program: ClosedJaxpr, counts: int) -> Uses:
     for number in numbers:
         added = outputs[counts + number]
         fits = isinstance(added, _Added) and added.number == number and added.bound <= WORD
-        if outputs[number] != _Base(number) or not fits:
-            found.whole.add(number)
+        if outputs[number] != _Base(number):
+            found.written.add(number)
+        if not fits:
+            found.wide.add(number)
     for place, part in enumerate(outputs):
         if isinstance(part, _Base) and place != part.number:
             found.read.add(part.number)  # it is handed out, or to another count
@@ -101,7 +105,7 @@ def _follow(jaxpr: Any, inputs: Sequence[_Part], wanted: Sequence[bool], found: 
         for variable, part in zip(equation.outvars, _through(equation, given, used, found), strict=True):
             parts[variable] = part
             if isinstance(part, _Added) and part.bound > WORD:
-                found.whole.add(part.number)
+                found.wide.add(part.number)
     return [part_of(variable) for variable in jaxpr.outvars]
 
 
@@ -128,6 +132,8 @@ def _through(equation: Any, given: list[_Part], used: list[bool], found: Uses) -
         return given
     if name == "add":
         return [_sum(given, equation.invars)]
+    if name == "mul":
+        return [_zero(given, equation.invars)]
     if name == "scan":
         return _through_scan(equation, given, found)
     if name == "while":
@@ -149,6 +155,14 @@ def _sum(given: list[_Part], variables: Sequence[Any]) -> _Part:
                 return _Added(part.number, part.bound + other.bound)
             if isinstance(variable, Literal):
                 return _Added(part.number, part.bound + int(variable.val))
+    return None
+
+
+def _zero(given: list[_Part], variables: Sequence[Any]) -> _Part:
+    """Returns what a multiplication makes: by zero, it is how what was added is forgotten."""
+    part, by = given[0], variables[1]
+    if isinstance(part, _Added) and isinstance(by, Literal) and int(by.val) == 0:
+        return _Added(part.number, 0)
     return None
 
 
@@ -186,7 +200,7 @@ def _iterated(before: list[_Part], after: list[_Part], times: float) -> list[_Pa
     for start, end in zip(before, after, strict=True):
         if isinstance(start, _Added) and isinstance(end, _Added) and start.number == end.number:
             grown = end.bound - start.bound
-            end = _Added(start.number, start.bound + times * grown if grown else start.bound)
+            end = _Added(start.number, start.bound + times * grown if grown > 0 else start.bound)
         elif start != end:
             end = None  # what it was in the first iteration tells nothing about the next
         result.append(end)
