@@ -100,6 +100,20 @@ def trained(graph: bool) -> Callable[[Items], Items]:
     return run
 
 
+def compiled(items: Items) -> Items:
+    """As `trained`, by a compiled step, whose state starts as arrays that each process has for itself."""
+    model = Model(items)
+    with tallax.compile_step(train_step, model) as step:
+        for x in batches(mesh_of_all()):
+            jax.block_until_ready(step(x))
+        assert step.collect().result()["items/examples"] == int(model.items.examples)
+        model.items.examples += 1
+        model.items.examples.set(int(model.items.examples) - 1)
+    assert step.traces == 1
+    tallax.assert_replicated(model, only=...)
+    return model.items
+
+
 def on_explicit_mesh(items: Items) -> Items:
     step = nnx.jit(lambda items, x: items.feed(x))
     for x in batches(mesh_of_all("explicit")):
@@ -161,6 +175,7 @@ def by_one_device(items: Items) -> Items:
 VARIANTS: dict[str, Callable[[Items], Items]] = {
     "graph": trained(graph=True),
     "tree": trained(graph=False),
+    "compiled": compiled,
     "explicit": on_explicit_mesh,
     "shard-map": summed,
     "shares": shares,

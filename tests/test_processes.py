@@ -87,8 +87,8 @@ def assert_same_totals(totals, expected):
     ("processes", "devices", "variants"),
     [
         (2, 1, ["graph", "tree", "shard-map", "shares", "host-local"]),
-        (2, 2, ["explicit", "shares"]),
-        (4, 1, ["graph", "shares"]),
+        (2, 2, ["explicit", "shares", "compiled"]),
+        (4, 1, ["graph", "shares", "compiled"]),
     ],
     ids=["2x1", "2x2", "4x1"],
 )

@@ -35,6 +35,17 @@ def on_host(raw: Any) -> np.ndarray | None:
     return None
 
 
+def placed(value: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Returns a value that every process has alike as an array of a sharding, which may span them."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(value, sharding)
+    return jax.jit(_same, out_shardings=sharding)(value)  # `device_put` takes no array of one process here
+
+
+def _same(value: jax.Array) -> jax.Array:
+    return value
+
+
 def home_of(values: Iterable[Any]) -> jax.sharding.Sharding | None:
     """Returns where what is not placed yet belongs: whole, on all devices of the mesh that the other values are on."""
     shardings = [value.sharding for value in values if is_committed(value)]

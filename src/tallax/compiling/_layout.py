@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from tallax._errors import HeldError, StructureError, compose
-from tallax._placement import is_committed
+from tallax._placement import is_committed, placed
 from tallax._variables import Counter, Held, Pending
 from tallax.compiling._packing import Packing
 from tallax.compiling._structure import dotted
@@ -161,4 +161,4 @@ def _is_packed(variable: nnx.Variable[Any]) -> bool:
 def owned(value: Any, home: jax.sharding.Sharding | None, *, copy: bool) -> jax.Array:
     """Returns a value as an array that nobody else has, where the other values are."""
     array = jnp.array(value, copy=True) if not isinstance(value, jax.Array) else jnp.copy(value) if copy else value
-    return jax.device_put(array, home) if home is not None and not is_committed(array) else array
+    return array if home is None or is_committed(array) else placed(array, home)

@@ -17,7 +17,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from tallax import _limbs
 from tallax._errors import HeldError, InvalidTypeError, StructureError, TraceError, compose
-from tallax._placement import home_of, is_committed, is_traced
+from tallax._placement import home_of, is_committed, is_traced, placed
 from tallax._variables import Held, Item, Pending
 from tallax.compiling._layout import Layout, Place, owned
 from tallax.compiling._structure import Change, Structure, names_of, refuse_shared
@@ -162,7 +162,7 @@ class CompiledStep:
             else:
                 limbs: Any = _limbs.from_uint64(counts[place.number])
                 sharding = held.sharding
-                place.variable.set_raw_value(limbs if sharding is None else jax.device_put(limbs, sharding))
+                place.variable.set_raw_value(limbs if sharding is None else placed(limbs, sharding))
         self._holding = None
         if strays:
             raise _written_past(", ".join(strays))
@@ -217,8 +217,8 @@ class CompiledStep:
             raise _changed(self._structure.change())
         self._layout = layout
         counts, values = layout.values()
-        placed = [*values, *(place.variable.get_raw_value() for place in layout.counters)]
-        home = home_of(placed) or home_of(jax.tree.leaves((batch, options)))
+        everything = [*values, *(place.variable.get_raw_value() for place in layout.counters)]
+        home = home_of(everything) or home_of(jax.tree.leaves((batch, options)))
         mine = [owned(value, home, copy=self._donate) for value in values]
         packed = owned(layout.packing.pack(counts), home, copy=True) if layout.counters else None
         if is_traced(packed, *mine):
@@ -390,13 +390,17 @@ class _Holding:
     def _write(self, place: Place, value: Any) -> None:
         packed, values = self.checked_state()
         if place.number is not None:
-            packed = jax.device_put(self.layout.packing.written(packed, place.number, value), packed.sharding)
+            packed = _like(self.layout.packing.written(packed, place.number, value), packed)
         else:
             (k,) = place.arrays
             values = list(values)
-            new = owned(value, None, copy=self._copies)
-            values[k] = jax.device_put(new, values[k].sharding) if is_committed(values[k]) else new
+            values[k] = _like(owned(value, None, copy=self._copies), values[k])
         self.state = _State(packed, values)
+
+
+def _like(value: jax.Array, other: jax.Array) -> jax.Array:
+    """Returns a value where another one is."""
+    return placed(value, other.sharding) if is_committed(other) and value.sharding != other.sharding else value
 
 
 class _Items:
