@@ -6,7 +6,14 @@
 """
 
 GROUPS = {
+    "compile-step": "benchmarks.compile_step",
+    "compile-time": "benchmarks.compile_time",
     "differentiation": "benchmarks.differentiation",
     "eager": "benchmarks.eager_counters",
+    "loops": "benchmarks.loops",
+    "mixed-items": "benchmarks.mixed_items",
+    "readings": "benchmarks.readings",
     "statistics": "benchmarks.statistics",
+    "step-time": "benchmarks.step_time",
+    "transformer": "benchmarks.transformer",
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks [GROUP ...] [--quick] [--check] [--output FOLDER]`."""
+"""`python -m benchmarks [GROUP ...] [--quick] [--check] [--output FOLDER] [--plots FOLDER]`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
         results = measure(group, rounds=15, round_seconds=1e-3) if options.quick else measure(group, rounds=150)
         console.print(_report.table(group, results))
         console.print(f"written: {_report.write(options.output, group, results, quick=options.quick)}\n", style="dim")
+        if options.plots and group.draw:
+            path = _report.write_plot(options.plots, group, results)
+            console.print(f"drawn: {path}\n", style="dim")
         missed += [f"{name}: {result.case.name}" for result in results if result.met is False]
     if missed:
         console.print("Limits missed: " + "; ".join(missed), style="red")
@@ -40,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="few, short rounds: does it run, and about how fast")
     parser.add_argument("--check", action="store_true", help="exit with status 1 where a limit is missed")
     parser.add_argument("--output", type=Path, default=_RESULTS, metavar="FOLDER", help="where the JSON files go")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw what can be drawn, into this folder")
     return parser
 
 

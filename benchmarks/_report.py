@@ -17,7 +17,7 @@ from rich.table import Table
 
 from benchmarks._timing import Group, Result
 
-_PACKAGES = ("tallax", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "boost-histogram")
+_PACKAGES = ("tallax", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "equinox", "boost-histogram")
 
 
 def table(group: Group, results: list[Result]) -> Table:
@@ -49,6 +49,18 @@ def write(folder: Path, group: Group, results: list[Result], *, quick: bool) -> 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{group.name}.json"
     path.write_text(json.dumps(record, indent=2) + "\n")
+    return path
+
+
+def write_plot(folder: Path, group: Group, results: list[Result]) -> Path:
+    """Writes `<group>.svg` into the folder and returns its path."""
+    import matplotlib as mpl
+
+    assert group.draw is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{group.name}.svg"
+    with mpl.rc_context({"svg.hashsalt": "tallax"}):  # with this, and no date, the same results give the same file
+        group.draw(results).savefig(path, metadata={"Date": None})
     return path
 
 

@@ -19,7 +19,10 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,9 @@ class Group:
         cases: the cases.
         one_call: whether a round is one call of each case, waited for, instead of an inner loop. In a loop, calls that
             do not depend on each other overlap, and arrays stay in the caches, as they do not between training steps.
+        warm_up: whether each case runs once before it is timed; set-ups that are slow see to it themselves.
+        rounds_in_one: how many rounds of another group take as long as one of these; there are fewer accordingly.
+        draw: makes a figure of the results, for `--plot`.
 
     Raises:
         ValueError: two cases share a name, or a ratio refers to a case that is not there.
@@ -68,6 +74,9 @@ class Group:
     reference: str
     cases: list[Case]
     one_call: bool = False
+    warm_up: bool = True
+    rounds_in_one: int = 1
+    draw: Callable[[list[Result]], Figure] | None = None
 
     def __post_init__(self):
         names = [case.name for case in self.cases]
@@ -144,17 +153,17 @@ def measure(
 
     Args:
         group: the cases; those that need a module which is not installed are left out.
-        rounds: how often each case is timed.
+        rounds: how often each case is timed, in a group of the usual length.
         round_seconds: about how long one case runs in one round. Long against the clock's resolution and the first
             call's cold caches, short against the moments in which a shared machine is busy elsewhere.
         clock: returns seconds.
     """
     with _quiet():
         seconds = 0.0 if group.one_call else round_seconds
-        loops = [_Loop(case, seconds, clock) for case in group.cases if _available(case)]
+        loops = [_Loop(case, seconds, clock, group.warm_up) for case in group.cases if _available(case)]
         samples: dict[str, list[float]] = {loop.case.name: [] for loop in loops}
         order = random.Random(0)
-        for _ in range(rounds):
+        for _ in range(max(1, rounds // group.rounds_in_one)):
             order.shuffle(loops)
             for loop in loops:
                 samples[loop.case.name].append(loop.run())
@@ -166,11 +175,12 @@ def measure(
 class _Loop:
     """A case that is set up, warm, and repeated as often as a round takes."""
 
-    def __init__(self, case: Case, round_seconds: float, clock: Callable[[], float]):
+    def __init__(self, case: Case, round_seconds: float, clock: Callable[[], float], warm_up: bool):
         self.case, self.clock = case, clock
         self.operation = case.make()
         self.calls = 1
-        self.run()  # compiles, and fills caches
+        if warm_up:
+            self.run()  # compiles, and fills caches
         if round_seconds:
             self._calibrate(round_seconds)
 

@@ -9,9 +9,20 @@ import pytest
 
 import benchmarks
 from benchmarks import __main__ as command
-from benchmarks import _report
+from benchmarks import _report, transformer
 from benchmarks._timing import Case, Group, measure
 
+TINY = transformer.Size(layers=1, width=8, heads=2, vocabulary=8, sequences=2, tokens=4)
+SMALL = {  # what to call `group` with, so that a case compiles in a second or two
+    "compile-step": (2, 3),
+    "compile-time": (3,),
+    "loops": (2, 3, TINY),
+    "mixed-items": (2, 3),
+    "readings": (3,),
+    "step-time": ((0, 2),),
+    "transformer": (TINY, (3,)),
+}
+THOROUGH = ("compile-time", "loops", "step-time", "transformer")  # many programs; what they share runs in the others
 TICK = 2.0**-20  # a power of two, so that sums and quotients of times are exact
 
 
@@ -57,6 +68,18 @@ def test_one_call_a_round():
     group = Group("fake", "", "one", [Case(name="one", make=lambda: clock.work(1))], one_call=True)
     (result,) = measure(group, rounds=5, clock=clock)
     assert (result.calls, result.rounds) == (1, 5)
+
+
+def test_fewer_rounds_without_a_first_one():
+    """A group of slow cases may have a share of the rounds, but one at least, and see to what is warm itself."""
+    clock = FakeClock()
+    ran = []
+    case = Case(name="one", make=lambda: lambda: ran.append(clock.work(1)()))
+    group = Group("fake", "", "one", [case], one_call=True, warm_up=False, rounds_in_one=50)
+    for rounds, expected in ((150, 3), (15, 1)):
+        ran.clear()
+        (result,) = measure(group, rounds=rounds, clock=clock)
+        assert (result.rounds, len(ran)) == (expected, expected)
 
 
 def test_ratios_and_limits_follow_the_work():
@@ -138,10 +161,14 @@ def test_only_check_turns_a_missed_limit_into_a_failure(tmp_path, monkeypatch, c
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # one case is the deprecated spelling
-@pytest.mark.parametrize("name", benchmarks.GROUPS)
-def test_every_case_of_every_group_runs(name):
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.thorough] * (name in THOROUGH)) for name in benchmarks.GROUPS]
+)
+def test_every_case_of_every_group_runs(name, tmp_path):
     """Once each, so that `make bench` does not rot; groups that name a missing reference raise when they are made."""
-    group = importlib.import_module(benchmarks.GROUPS[name]).group()
+    group = importlib.import_module(benchmarks.GROUPS[name]).group(*SMALL.get(name, ()))
     clock = iter(float(second) for second in range(10**6))
     results = measure(group, rounds=1, clock=lambda: next(clock))
     assert all(result.seconds is not None or result.case.needs for result in results)
+    if group.draw is not None:
+        assert _report.write_plot(tmp_path, group, results).read_text().count("<svg") == 1
