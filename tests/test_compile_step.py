@@ -6,7 +6,6 @@ import pickle
 import re
 import signal
 import threading
-import time
 
 import jax
 import jax.numpy as jnp
@@ -210,7 +209,7 @@ def program_of(step, *args):
     """Returns the text of a step's program, as it goes to XLA."""
     step(*args)
     holding = step._holding
-    return holding.programs.once.lower(holding.state, holding.constants, args, {}).as_text()
+    return holding.programs.once.lower(*holding.latest[0][:2], holding.constants, args, {}).as_text()
 
 
 def test_only_the_count_that_is_read_is_sliced_out():
@@ -531,8 +530,8 @@ def test_ctrl_c_loses_no_step():
     step = tallax.compile_step(run, model)
     step()
     interrupts, calls = 0, 1
-    while interrupts < 25:
-        timer = threading.Timer(0.002 + 0.0001 * interrupts, signal.raise_signal, [signal.SIGINT])
+    while interrupts < 100:
+        timer = threading.Timer(0.002 + 0.00003 * interrupts, signal.raise_signal, [signal.SIGINT])
         try:
             timer.start()
             while True:
@@ -697,7 +696,7 @@ def test_an_object_without_state():
 
 @pytest.mark.parametrize("kind", AXES)
 @pytest.mark.parametrize("split", [False, True], ids=["replicated", "split"])
-def test_sharded_objects(kind, split):
+def test_sharded_objects(kind, split, caplog):
     """Batches on a mesh count whole, parameters keep their sharding, and one program serves all steps."""
     mesh = mesh_of(kind)
     (model, optimizer), (other, its_optimizer) = made(), made()
@@ -706,19 +705,21 @@ def test_sharded_objects(kind, split):
         for _, variable in nnx.iter_graph((model, optimizer)):
             if isinstance(variable, nnx.Variable) and not isinstance(variable, tallax.Counter | tallax.Buffer):
                 raw = variable.get_raw_value()
-                spec = {(3, 8): (None, "model"), (8, 2): ("model", None)}.get(raw.shape, ())
+                spec = (None, "model") if raw.shape == (8, 2) else ()
                 variable.set_raw_value(placed(raw, mesh, *spec))
     with jax.set_mesh(mesh):
         step = tallax.compile_step(train_step, model, optimizer)
         for k in range(3):
-            jax.block_until_ready(step(placed(batch(k), mesh, "data")))
+            with jax.log_compiles():
+                jax.block_until_ready(step(placed(batch(k), mesh, "data")))
             plain(other, its_optimizer, batch(k))
         reading = step.collect()
         step.sync()
-        assert step._programs.once._cache_size() == step.traces == 1
+    assert step.traces == 1
+    assert caplog.text.count("Finished XLA compilation of jit(_once)") == 1
     assert int(model.seen) == int(other.seen) == reading.result()["seen"]
     assert model.items[1].compute().counts.tolist() == other.items[1].compute().counts.tolist()
-    sharding = model.first.kernel[...].sharding
+    sharding = model.second.kernel[...].sharding
     assert sharding.spec == (P(None, "model") if split else P())
     np.testing.assert_allclose(model.first.kernel[...], other.first.kernel[...], rtol=1e-4, atol=1e-6)
 
@@ -736,10 +737,10 @@ def test_shard_map_within_a_step(kind):
             return x * 1.0
 
         specs = tallax.replica_specs(model)
-        return nnx.shard_map(local, mesh=mesh, in_specs=(specs, P("data")), out_specs=P("data"), graph=False)(model, x)
+        return nnx.shard_map(local, mesh=mesh, in_specs=(specs, P("data")), out_specs=P("data"))(model, x)
 
     x = batch(0)
-    with jax.set_mesh(mesh), tallax.compile_step(run, model, graph=False) as step:
+    with jax.set_mesh(mesh), tallax.compile_step(run, model) as step:
         for _ in range(2):
             jax.block_until_ready(step(placed(x, mesh, "data")))
     assert int(model.seen) == 2 * x.size
@@ -750,7 +751,7 @@ def test_shares_of_replicas_stay_shares():
     """What keeps a share for each replica is not packed, and counts on."""
     mesh = mesh_of("auto")
     model = nnx.Dict(rate=tallax.statistics.Rate())
-    tallax.per_replica(model, mesh, "data")
+    model = tallax.per_replica(model, mesh, "data")
     specs = tallax.replica_specs(model)
 
     def run(model, x):
@@ -758,15 +759,15 @@ def test_shares_of_replicas_stay_shares():
             model.rate.update(x > 0)
             return x * 1.0
 
-        return nnx.shard_map(local, mesh=mesh, in_specs=(specs, P("data")), out_specs=P("data"), graph=False)(model, x)
+        return nnx.shard_map(local, mesh=mesh, in_specs=(specs, P("data")), out_specs=P("data"))(model, x)
 
     x = batch(0)
-    with jax.set_mesh(mesh), tallax.compile_step(run, model, graph=False) as step:
+    with jax.set_mesh(mesh), tallax.compile_step(run, model) as step:
         for _ in range(2):
             jax.block_until_ready(step(placed(x, mesh, "data")))
         with pytest.raises(tallax.ReplicasError, match="combine_replicas"):
             step.collect()
-    tallax.combine_replicas(model)
+    model = tallax.combine_replicas(model)
     assert model.rate.compute().fired == 2 * int((x > 0).sum())
 
 
@@ -774,19 +775,17 @@ def test_a_call_waits_for_nothing():
     """The call of a step returns before the device is done, and so does `collect`."""
     model, _ = small()
 
-    def slow(x):
-        time.sleep(0.3)
-        return x
-
-    def run(model):
+    def run(model, x):
         model.step += 1
-        model.weight[...] = jax.pure_callback(slow, jax.ShapeDtypeStruct((3,), jnp.float32), model.weight[...])
+        return jax.lax.fori_loop(0, 3000, lambda _, y: jnp.tanh(y @ y), x).sum() + model.step.value.astype(jnp.float32)
 
     step = tallax.compile_step(run, model)
-    step()
-    jax.block_until_ready(step._holding.state)
-    step()
+    x = jnp.ones((256, 256))
+    jax.block_until_ready(step(x))
+    result = step(x)
     reading = step.collect()
+    assert not result.is_ready()
     assert not reading.ready()
     assert reading.result() == {"step": 2}
+    assert reading.ready()
     step.sync()

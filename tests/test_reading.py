@@ -201,7 +201,7 @@ def test_a_dropped_reading_keeps_nothing():
     model.gate.bias.set_value(jnp.zeros(2))
     gc.collect()
     assert old() is None
-    gathered = weakref.ref(reading._gathered)
+    gathered = weakref.ref(reading._copies)
     del reading
     gc.collect()
     assert gathered() is None

@@ -23,6 +23,8 @@ from tallax._variables import Buffer, Counter
 from tallax.schedules import Scheduled
 from tallax.statistics import Statistic
 
+_MANY = 8  # arrays; to copy more one by one takes longer than to gather them first
+
 
 def collect(*objects: Any) -> Reading:
     """Starts to bring the values of all items in some objects to the host, and returns at once.
@@ -66,16 +68,16 @@ def collect(*objects: Any) -> Reading:
         states.append(entry.item.words() if isinstance(entry.item, Counter) else entry.item.stored())
     there = [k for k, state in enumerate(states) if isinstance(state, jax.Array)]
 
-    def states_of(copies: list[np.ndarray]) -> list[np.ndarray]:
-        here = list(states)
-        for k, copy in zip(there, copies, strict=True):
-            here[k] = copy
-        return here
-
     arrays = [states[k] for k in there]
     for k in there:
         states[k] = None  # or a reading would keep them alive
-    return Reading(entries, arrays, states_of)
+
+    def decode(copies: list[np.ndarray]) -> dict[str, Any]:
+        copied = iter(copies)
+        here = (next(copied) if state is None else state for state in states)
+        return {entry.name: entry.value(state) for entry, state in zip(entries, here, strict=True)}
+
+    return Reading(len(entries), arrays, decode)
 
 
 def snapshot(*objects: Any) -> dict[str, Any]:
@@ -106,25 +108,28 @@ class Reading:
     Made by `collect` and `CompiledStep.collect`. A reading that is dropped costs nothing more.
 
     Args:
-        entries: the items.
-        arrays: on devices, gathered there before this returns, so that they may be overwritten afterwards.
-        states_of: from these arrays on the host to the state of each item.
+        items: how many there are.
+        arrays: on devices.
+        decode: from these arrays on the host to the value of each item by its name.
+        lasting: whether nobody is going to overwrite the arrays. Otherwise they are gathered before this returns.
     """
 
     def __init__(
         self,
-        entries: Sequence[Entry],
+        items: int,
         arrays: Sequence[jax.Array],
-        states_of: Callable[[list[np.ndarray]], Sequence[np.ndarray]],
+        decode: Callable[[list[np.ndarray]], dict[str, Any]],
+        *,
+        lasting: bool = False,
     ):
-        self._entries, self._states_of = entries, states_of
-        self._gathered = _Gathered(arrays)
+        self._items, self._decode = items, decode
+        self._copies = _Copies(arrays, gather=not lasting or len(arrays) > _MANY)
         self._lock = threading.Lock()
         self._result: dict[str, Any] | None = None
 
     def ready(self) -> bool:
         """Returns whether `result` would return without waiting for the device."""
-        return self._result is not None or self._gathered.is_ready()
+        return self._result is not None or self._copies.are_ready()
 
     def result(self) -> dict[str, Any]:
         """Returns the values by name; waits for the copy the first time. Any thread may ask.
@@ -136,15 +141,12 @@ class Reading:
         """
         with self._lock:
             if self._result is None:
-                states = self._states_of(self._gathered.on_host())
-                self._result = {
-                    entry.name: entry.value(state) for entry, state in zip(self._entries, states, strict=True)
-                }
-                self._gathered = _Gathered(())
+                self._result = self._decode(self._copies.on_host())
+                self._copies = _Copies((), gather=False)
         return self._result
 
     def __repr__(self) -> str:
-        return f"<Reading of {len(self._entries)} items: {'ready' if self.ready() else 'on its way'}>"
+        return f"<Reading of {self._items} items: {'ready' if self.ready() else 'on its way'}>"
 
 
 @dataclass(frozen=True)
@@ -215,29 +217,36 @@ def _as_arrays(entry: Entry) -> Any:
     return jax.tree.map(jnp.asarray, entry.owner.read(words if is_traced(words) else np.asarray(words)))
 
 
-class _Gathered:
-    """Arrays on their way to the host: one vector for each set of devices and each dtype, which is mostly one."""
+class _Copies:
+    """Arrays on their way to the host: as they are, or gathered, mostly into one."""
 
-    def __init__(self, arrays: Sequence[jax.Array]):
+    def __init__(self, arrays: Sequence[jax.Array], *, gather: bool):
         self._shapes = [(array.shape, array.dtype) for array in arrays]
+        self._vectors: list[tuple[Sequence[int], jax.Array]] = []
+        if gather:
+            self._gather(arrays)
+        else:
+            self._vectors += [((k,), array) for k, array in enumerate(arrays)]
+        for _, vector in self._vectors:
+            vector.copy_to_host_async()
+
+    def _gather(self, arrays: Sequence[jax.Array]) -> None:
         groups: dict[Any, list[int]] = {}
         for k, array in enumerate(arrays):
             groups.setdefault(frozenset(array.sharding.device_set) if is_committed(array) else None, []).append(k)
-        self._vectors: list[tuple[list[int], jax.Array]] = []
         for numbers in groups.values():
             gathered = _gather_on(home_of(arrays[k] for k in numbers), tuple(arrays[k] for k in numbers))
             for members, vector in zip(_by_kind([arrays[k].dtype for k in numbers]).values(), gathered, strict=True):
-                vector.copy_to_host_async()
                 self._vectors.append(([numbers[k] for k in members], vector))
 
-    def is_ready(self) -> bool:
+    def are_ready(self) -> bool:
         return all(is_ready(vector) for _, vector in self._vectors)
 
     def on_host(self) -> list[np.ndarray]:
         """Returns the arrays, as views of the vectors."""
         found: dict[int, np.ndarray] = {}
         for numbers, vector in self._vectors:
-            flat, start = np.asarray(vector), 0
+            flat, start = np.asarray(vector).reshape(-1), 0
             for k in numbers:
                 shape, dtype = self._shapes[k]
                 end = start + math.prod(shape)

@@ -14,9 +14,11 @@ from flax import nnx
 
 from tallax._errors import HeldError, StructureError, compose
 from tallax._placement import is_committed, placed
-from tallax._variables import Counter, Held, Pending
+from tallax._variables import Counter, Held, Item, Pending
 from tallax.compiling._packing import Packing
 from tallax.compiling._structure import dotted
+
+_SMALL = 2**16  # bytes
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Place:
         variable: the Variable itself.
         structure: makes such a Variable of its arrays.
         number: that of a count in the packing; None for other values.
-        arrays: which of the values are its own.
+        arrays: which of the values are its own; those of small items come first.
     """
 
     name: str
@@ -42,6 +44,11 @@ class Place:
 
 class Layout:
     """How objects are taken apart: their counts, their other values, and arrays that are in no Variable.
+
+    Attributes:
+        places: of all Variables; those of small items before those of other values.
+        lasting: how many of the values are of small items. A step does not overwrite their memory, so that whoever
+            reads them needs no copy.
 
     Args:
         objects: what the step is bound to.
@@ -58,11 +65,11 @@ class Layout:
         found = {path: node for path, node in nnx.iter_graph(objects) if isinstance(node, nnx.Variable)}
         self.places: list[Place] = []
         self.constants: list[tuple[tuple[Any, ...], str]] = []  # paths and names
-        self._paths: list[tuple[Any, ...]] = []
-        shapes, end = [], 0
-        for path, leaf in nnx.to_flat_state(state):
+        shapes, end, self.lasting = [], 0, 0
+        flat = list(nnx.to_flat_state(state))
+        self._paths = [path for path, _ in flat]
+        for path, leaf in sorted(flat, key=lambda entry: not _is_small_item(entry[1])):
             name = dotted(path, names)
-            self._paths.append(path)
             if not isinstance(leaf, nnx.Variable):
                 self.constants.append((path, name))
                 continue
@@ -75,6 +82,8 @@ class Layout:
                 count = len(jax.tree.leaves(leaf.get_raw_value()))
             arrays = range(end, end + count)
             end += count
+            if _is_small_item(leaf):
+                self.lasting = end
             structure = jax.tree.structure(leaf)
             self.places.append(Place(name, path, found[path], structure, number, arrays))
         self.packing = Packing(shapes)
@@ -148,6 +157,10 @@ def _refuse_held(variable: nnx.Variable[Any], name: str) -> None:
                     fix="sync() of the other step first",
                 )
             )
+
+
+def _is_small_item(leaf: Any) -> bool:
+    return isinstance(leaf, Item) and leaf.get_raw_value().nbytes <= _SMALL
 
 
 def _is_packed(variable: nnx.Variable[Any]) -> bool:

@@ -42,14 +42,6 @@ class Packing:
             for start, end, shape in zip(self.ends[:-1], self.ends[1:], self.shapes, strict=True)
         ]
 
-    def parts_on_host(self, packed: np.ndarray) -> list[np.ndarray]:
-        """Returns the limbs of all counts."""
-        rows = np.ascontiguousarray(packed.T)
-        return [
-            rows[start:end].reshape(*shape, 2)
-            for start, end, shape in zip(self.ends[:-1], self.ends[1:], self.shapes, strict=True)
-        ]
-
     def part(self, packed: jax.Array, number: int) -> jax.Array:
         """Returns the limbs of one count, uint32[*shape, 2]."""
         words = jax.lax.slice_in_dim(packed, self.ends[number], self.ends[number + 1], axis=1)

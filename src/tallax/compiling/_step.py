@@ -24,7 +24,7 @@ from tallax.compiling._structure import Change, Structure, names_of, refuse_shar
 from tallax.compiling._uses import uses
 from tallax.reading import Entry, Reading, collect, entries_of
 
-_LOOK_AT = 64  # modules and Variables at each call, in about 10 us
+_LOOK_AT = 32  # modules and Variables at each call, in about 5 us
 _RAW = operator.methodcaller("get_raw_value")
 
 
@@ -95,6 +95,7 @@ class CompiledStep:
         self._layout: Layout | None = None
         self._whole: frozenset[int] = frozenset()  # counts that the step may add more to than 32 bits hold
         self._traces = 0
+        self._results: list[Any] = []  # how what the function returns is built, of each kind that there was
         self._programs: _Programs | None = None
         self._holding: _Holding | None = None
         functools.update_wrapper(self, function, updated=())
@@ -151,13 +152,13 @@ class CompiledStep:
             return
         state = holding.checked_state()
         layout = holding.layout
-        counts = layout.packing.unpack(np.asarray(state.packed)) if layout.counters else []
-        strays = holding.strays()
+        counts = layout.packing.unpack(np.asarray(state.items.packed)) if layout.counters else []
+        values, strays = state.values, holding.strays()
         for place, held in zip(layout.places, holding.held, strict=True):
             if place.name in strays:
                 continue
             if place.number is None:
-                variable = place.structure.unflatten([state.values[k] for k in place.arrays])
+                variable = place.structure.unflatten([values[k] for k in place.arrays])
                 place.variable.set_raw_value(variable.get_raw_value())
             else:
                 limbs: Any = _limbs.from_uint64(counts[place.number])
@@ -193,21 +194,26 @@ class CompiledStep:
 
     def _run(self, holding: _Holding, program: Any, batch: tuple[Any, ...], options: dict[str, Any]) -> Any:
         holding.look(_LOOK_AT)
-        state = holding.checked_state() if holding.failed else holding.state
-        # Python raises KeyboardInterrupt between two of its own instructions. So the program, which consumes the old
-        # state, is called by `extend`, which has put the new one away before the next instruction.
-        done: collections.deque[Any] = collections.deque(maxlen=1)
+        if holding.failed:
+            holding.checked_state()
+        before = holding.latest[0]
+        items, rest, _ = before
+        # Python raises KeyboardInterrupt between two of its own instructions. The program consumes the old state, so it
+        # is called by `extend`, which has put the new one in its place before the next instruction. For the same reason
+        # it returns lists and tuples only, which JAX makes without running any code of Python's.
         holding.failed = True
-        try:
-            done.extend(map(program, (state,), (holding.constants,), (batch,), (options,)))
-        finally:
-            if done:
-                after, _ = done[0]
-                if is_traced(*jax.tree.leaves(after)[:1]):
-                    holding.failed = False
-                    raise _in_a_trace()
-                holding.state, holding.failed = after, False
-        return done[0][1]
+        holding.latest.extend(map(program, (items,), (rest,), (holding.constants,), (batch,), (options,)))
+        holding.failed = False
+        items, rest, result = holding.latest[0]
+        if is_traced(*jax.tree.leaves((items, rest, result))[:1]):
+            holding.latest.append(before)
+            raise _in_a_trace()
+        holding.latest.append((items, rest, None))
+        structure = 0
+        while isinstance(result, tuple):
+            (result,) = result
+            structure += 1
+        return jax.tree.unflatten(self._results[structure], result)
 
     def _hold(self, batch: tuple[Any, ...], options: dict[str, Any]) -> _Holding:
         """Takes the state over from the objects."""
@@ -223,7 +229,7 @@ class CompiledStep:
         packed = owned(layout.packing.pack(counts), home, copy=True) if layout.counters else None
         if is_traced(packed, *mine):
             raise _in_a_trace()
-        state = _State(packed, mine)
+        state = _State(_Items(packed, mine[: layout.lasting]), mine[layout.lasting :])
         shardings = jax.tree.map(lambda array: array.sharding if is_committed(array) else None, state)
         if self._programs is None or self._programs.shardings != shardings:
             self._programs = self._compiled(shardings)
@@ -232,19 +238,38 @@ class CompiledStep:
         return self._holding
 
     def _compiled(self, shardings: _State) -> _Programs:
-        options: dict[str, Any] = {"donate_argnums": 0} if self._donate else {}
+        options: dict[str, Any] = {"donate_argnums": 1} if self._donate else {}
         if any(sharding is not None for sharding in jax.tree.leaves(shardings)):
-            options["out_shardings"] = (shardings, None)
-        return _Programs(jax.jit(self._step, **options), jax.jit(self._steps, **options), shardings)
+            options["out_shardings"] = (*shardings.plain(), None)
+        return _Programs(jax.jit(self._once, **options), jax.jit(self._many, **options), shardings)
 
-    def _steps(self, state: _State, constants: list[Any], batches: Any, options: Any) -> tuple[_State, Any]:
+    def _once(self, items: Any, rest: Any, constants: list[Any], batch: Any, options: Any) -> tuple[Any, ...]:
+        """Traces the program of a call: what it returns is `_Holding.latest`."""
+        state, result = self._step(_State(_Items(*items), rest), constants, batch, options)
+        return (*state.plain(), self._flat(result))
+
+    def _many(self, items: Any, rest: Any, constants: list[Any], batches: Any, options: Any) -> tuple[Any, ...]:
+        """Traces the program of a scan, likewise."""
+
         def body(state: _State, each: Any) -> tuple[_State, Any]:
             return self._step(state, constants, *each)
 
-        return jax.lax.scan(body, state, (batches, options))
+        state, result = jax.lax.scan(body, _State(_Items(*items), rest), (batches, options))
+        return (*state.plain(), self._flat(result))
+
+    def _flat(self, result: Any) -> Any:
+        """Returns a list of the leaves of a result, within as many tuples as tell the number of its structure."""
+        leaves, structure = jax.tree.flatten(result)
+        if structure not in self._results:
+            self._results.append(structure)
+        wrapped: Any = leaves
+        for _ in range(self._results.index(structure)):
+            wrapped = (wrapped,)
+        return wrapped
 
     def _step(self, state: _State, constants: list[Any], batch: Any, options: Any) -> tuple[_State, Any]:
         """Traces one step: from the state, and what else the function takes, to the state and what it returns."""
+        items, rest = state
         self._traces += 1
         layout = self._layout
         assert layout is not None
@@ -254,8 +279,8 @@ class CompiledStep:
             apart = [number for number in numbers if number not in self._whole]
             zeros: list[Any] = [np.zeros((*packing.shapes[number], 2), np.uint32) for number in apart]
             added = [np.zeros(packing.shapes[number], np.uint32) for number in apart]
-            whole = [packing.part(state.packed, number) for number in numbers if number in self._whole]
-            inputs = [zeros, added, whole, state.values, constants, batch, options]
+            whole = [packing.part(items.packed, number) for number in numbers if number in self._whole]
+            inputs = [zeros, added, whole, items.values + rest, constants, batch, options]
             pure = functools.partial(self._pure, layout, apart)
             program, shape = jax.make_jaxpr(pure, return_shape=True)(*inputs)
             found = uses(program, len(apart))
@@ -263,16 +288,16 @@ class CompiledStep:
                 break
             self._whole |= {apart[k] for k in found.wide}
         for k in found.read:
-            zeros[k] = packing.part(state.packed, apart[k])
+            zeros[k] = packing.part(items.packed, apart[k])
         outputs = jaxpr_as_fun(program)(*jax.tree.leaves(inputs))
         bases, words, limbs, values, result = jax.tree.unflatten(jax.tree.structure(shape), outputs)
-        packed = state.packed
+        packed = items.packed
         if numbers:
-            rest = (number for number in numbers if number in self._whole)
-            replaced = dict(zip(rest, limbs, strict=True))
+            wide = (number for number in numbers if number in self._whole)
+            replaced = dict(zip(wide, limbs, strict=True))
             replaced |= {apart[k]: Pending(bases[k], words[k]).limbs for k in found.written}
             packed = packing.plus(packed, dict(zip(apart, words, strict=True)), replaced)
-        return _State(packed, values), result
+        return _State(_Items(packed, values[: layout.lasting]), values[layout.lasting :]), result
 
     def _pure(
         self, layout: Layout, apart: list[int], bases: Any, added: Any, whole: Any, values: Any, constants: Any,
@@ -297,11 +322,27 @@ class CompiledStep:
         return [base for base, _ in parts], [word for _, word in parts], limbs, values, result
 
 
-class _State(NamedTuple):
-    """What a step changes: all counts in one array, if there are any, and all other values."""
+class _Items(NamedTuple):
+    """The state of items, which a step leaves behind: all counts in one array, if there are any, and small values."""
 
     packed: Any
     values: list[Any]
+
+
+class _State(NamedTuple):
+    """What a step changes: the items, and what it may overwrite."""
+
+    items: _Items
+    rest: list[Any]
+
+    @property
+    def values(self) -> list[Any]:
+        """All but the counts, in the order of the layout."""
+        return self.items.values + self.rest
+
+    def plain(self) -> tuple[tuple[Any, list[Any]], list[Any]]:
+        """Returns it without names."""
+        return (self.items.packed, self.items.values), self.rest
 
 
 class _Programs(NamedTuple):
@@ -323,15 +364,23 @@ class _Holding:
         *,
         copies: bool,
     ):
-        self.programs, self.layout, self.state, self.constants = programs, layout, state, constants
+        self.programs, self.layout, self.constants = programs, layout, constants
+        # The state, and what the last call returned, as the programs return it.
+        self.latest: collections.deque[tuple[Any, list[Any], Any]] = collections.deque([(*state.plain(), None)], 1)
         self.failed = False  # whether a call began and did not end
         self._structure, self._copies = structure, copies
-        self._items: _Items | None = None
+        self._reader: _Reader | None = None
         self.held = [self._held(place) for place in layout.places]
         self._variables = [place.variable for place in layout.places]
         self._next = 0
         for variable, held in zip(self._variables, self.held, strict=True):
             variable.set_raw_value(held)
+
+    @property
+    def state(self) -> _State:
+        """The state."""
+        items, rest, _ = self.latest[0]
+        return _State(_Items(*items), rest)
 
     def look(self, most: int) -> None:
         """Raises where the objects have changed; looks at no more of them than `most`, the next ones with each call."""
@@ -350,7 +399,8 @@ class _Holding:
 
     def checked_state(self) -> _State:
         """Returns the state; raises where a step took its memory and then failed."""
-        if any(array.is_deleted() for array in jax.tree.leaves(self.state)):
+        state = self.state
+        if any(array.is_deleted() for array in jax.tree.leaves(state)):
             raise HeldError(
                 compose(
                     "the compiled step",
@@ -359,13 +409,13 @@ class _Holding:
                     fix="restore the last checkpoint; compile_step(..., donate=False) keeps the state before a step",
                 )
             )
-        return self.state
+        return state
 
     def reading(self, objects: tuple[Any, ...], names: list[str]) -> Reading:
         """Starts to read all items."""
-        if self._items is None:
-            self._items = _Items(entries_of(objects, names), self.layout)
-        return self._items.reading(self.checked_state())
+        if self._reader is None:
+            self._reader = _Reader(entries_of(objects, names), self.layout)
+        return self._reader.reading(self.checked_state())
 
     def _held(self, place: Place) -> Held:
         raw = place.variable.get_raw_value()
@@ -383,19 +433,19 @@ class _Holding:
     def _read(self, place: Place) -> jax.Array:
         state = self.checked_state()
         if place.number is not None:
-            return self.layout.packing.part_now(state.packed, place.number)
-        value = state.values[place.arrays[0]]
-        return jnp.copy(value) if self._copies else value  # the next step takes its memory
+            return self.layout.packing.part_now(state.items.packed, place.number)
+        (k,) = place.arrays
+        is_lasting = k < self.layout.lasting or not self._copies
+        return state.values[k] if is_lasting else jnp.copy(state.values[k])
 
     def _write(self, place: Place, value: Any) -> None:
-        packed, values = self.checked_state()
+        (packed, _), values = self.checked_state().items, self.state.values
         if place.number is not None:
             packed = _like(self.layout.packing.written(packed, place.number, value), packed)
         else:
             (k,) = place.arrays
-            values = list(values)
             values[k] = _like(owned(value, None, copy=self._copies), values[k])
-        self.state = _State(packed, values)
+        self.latest.append(((packed, values[: self.layout.lasting]), values[self.layout.lasting :], None))
 
 
 def _like(value: jax.Array, other: jax.Array) -> jax.Array:
@@ -403,27 +453,51 @@ def _like(value: jax.Array, other: jax.Array) -> jax.Array:
     return placed(value, other.sharding) if is_committed(other) and value.sharding != other.sharding else value
 
 
-class _Items:
+class _Reader:
     """Where the values of items lie in a step's state."""
 
     def __init__(self, entries: list[Entry], layout: Layout):
-        self._entries, self._packing = entries, layout.packing
         places = {id(place.variable): place for place in layout.places}
-        self._places = [places[id(entry.item)] for entry in entries]
+        self._names = [entry.name for entry in entries]
+        self._scalars: list[str] = []
+        self._starts: list[int] = []  # of the scalar counts among all counts
+        self._shaped: list[tuple[Entry, int, int, tuple[int, ...]]] = []
+        self._others: list[tuple[Entry, int]] = []
+        packing = layout.packing
         for entry in entries:
             if entry.item.shares:
                 entry.item.stored()  # raises, and says how to combine them
-        self._values = [place.arrays[0] for place in self._places if place.number is None]
-        self._has_counts = len(self._values) < len(entries)
+            place = places[id(entry.item)]
+            if place.number is None:
+                self._others.append((entry, place.arrays[0]))
+            elif packing.shapes[place.number] or entry.owner is not None:
+                start, end = packing.ends[place.number : place.number + 2]
+                self._shaped.append((entry, start, end, (*packing.shapes[place.number], 2)))
+            else:
+                self._scalars.append(entry.name)
+                self._starts.append(packing.ends[place.number])
+        self._lasting = all(k < layout.lasting for _, k in self._others)
 
     def reading(self, state: _State) -> Reading:
-        values = [state.values[k] for k in self._values]
-        return Reading(self._entries, [state.packed, *values] if self._has_counts else values, self._states_of)
+        arrays = [state.items.packed] if self._scalars or self._shaped else []
+        if self._others:
+            values = state.values
+            arrays += [values[k] for _, k in self._others]
+        return Reading(len(self._names), arrays, self._decode, lasting=self._lasting)
 
-    def _states_of(self, copies: list[np.ndarray]) -> list[np.ndarray]:
-        counts = self._packing.parts_on_host(copies[0]) if self._has_counts else []
-        values = iter(copies[1:] if self._has_counts else copies)
-        return [next(values) if place.number is None else counts[place.number] for place in self._places]
+    def _decode(self, copies: list[np.ndarray]) -> dict[str, Any]:
+        result = dict.fromkeys(self._names)
+        others = copies
+        if self._scalars or self._shaped:
+            packed, *others = copies
+            words = np.ascontiguousarray(packed.T)
+            counts = _limbs.to_uint64(words)[self._starts].tolist()  # a list of Python integers, at once
+            result.update(zip(self._scalars, counts, strict=True))
+            for entry, start, end, shape in self._shaped:
+                result[entry.name] = entry.value(words[start:end].reshape(shape))
+        for (entry, _), copy in zip(self._others, others, strict=True):
+            result[entry.name] = entry.value(copy)
+        return result
 
 
 def _in_two(count: Any, word: Any) -> tuple[Any, Any]:
