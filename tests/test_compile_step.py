@@ -652,7 +652,7 @@ def test_a_change_in_a_large_model_is_found_in_time():
     step()
     model.parts[150].deterministic = True
     with pytest.raises(tallax.StructureError, match=r"model\.parts\.150: .*\n.*deterministic"):  # noqa: PT012
-        for _ in range(10):
+        for _ in range(201 // 16 + 1):
             step()
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,6 +20,16 @@ def is_traced(*values: Any) -> bool:
 def is_ready(value: jax.Array) -> bool:
     """Tells whether a concrete array can be read without waiting for the device."""
     return value.is_ready()  # pyright: ignore[reportAttributeAccessIssue]  # public, but missing from jax's annotations
+
+
+def is_in_host_memory(value: jax.Array) -> bool:
+    """Tells whether a concrete array needs no copy to be read by the host."""
+    return _is_host(value.sharding)
+
+
+@functools.lru_cache(maxsize=64)
+def _is_host(sharding: jax.sharding.Sharding) -> bool:
+    return all(device.platform == "cpu" for device in sharding.device_set)
 
 
 def is_committed(value: Any) -> bool:

@@ -18,7 +18,7 @@ from flax import nnx
 
 from tallax import _limbs
 from tallax._errors import InvalidTypeError, TracedReadError, compose, describe
-from tallax._placement import home_of, is_committed, is_ready, is_traced, unsplit
+from tallax._placement import home_of, is_committed, is_in_host_memory, is_ready, is_traced, unsplit
 from tallax._variables import Buffer, Counter
 from tallax.schedules import Scheduled
 from tallax.statistics import Statistic
@@ -221,14 +221,15 @@ class _Copies:
     """Arrays on their way to the host: as they are, or gathered, mostly into one."""
 
     def __init__(self, arrays: Sequence[jax.Array], *, gather: bool):
-        self._shapes = [(array.shape, array.dtype) for array in arrays]
-        self._vectors: list[tuple[Sequence[int], jax.Array]] = []
+        self._arrays = arrays
+        self._vectors: list[tuple[list[int], jax.Array]] = []
         if gather:
+            self._shapes = [(array.shape, array.dtype) for array in arrays]
             self._gather(arrays)
-        else:
-            self._vectors += [((k,), array) for k, array in enumerate(arrays)]
-        for _, vector in self._vectors:
-            vector.copy_to_host_async()
+            self._arrays = [vector for _, vector in self._vectors]
+        for array in self._arrays:
+            if not is_in_host_memory(array):
+                array.copy_to_host_async()
 
     def _gather(self, arrays: Sequence[jax.Array]) -> None:
         groups: dict[Any, list[int]] = {}
@@ -240,13 +241,15 @@ class _Copies:
                 self._vectors.append(([numbers[k] for k in members], vector))
 
     def are_ready(self) -> bool:
-        return all(is_ready(vector) for _, vector in self._vectors)
+        return all(map(is_ready, self._arrays))
 
     def on_host(self) -> list[np.ndarray]:
-        """Returns the arrays, as views of the vectors."""
+        """Returns the arrays, which may be views of what is on the device."""
+        if not self._vectors:
+            return [np.asarray(array) for array in self._arrays]
         found: dict[int, np.ndarray] = {}
         for numbers, vector in self._vectors:
-            flat, start = np.asarray(vector).reshape(-1), 0
+            flat, start = np.asarray(vector), 0
             for k in numbers:
                 shape, dtype = self._shapes[k]
                 end = start + math.prod(shape)
