@@ -78,7 +78,7 @@ def draw(results: Sequence[Result]) -> Figure:
     return figure
 
 
-def _apart(heights: list[float], factor: float = 1.22) -> list[float]:
+def _apart(heights: list[float], factor: float = 1.32) -> list[float]:
     """Returns where labels go on a logarithmic axis so that none covers another: each as low as it can be."""
     placed, below = dict.fromkeys(range(len(heights)), 0.0), 0.0
     for k in sorted(placed, key=heights.__getitem__):

@@ -61,6 +61,10 @@ def compiled(run=lambda model: None, calls=1):
     return after
 
 
+def closed_over_by_a_step(model):
+    tallax.compile_step(lambda bound: model.experts[0].step.value, model)()
+
+
 def write_past(model, step):
     nnx.update(model, {"temperature": {"state": jnp.zeros(3)}})
     step()
@@ -834,6 +838,22 @@ model.table: is an array in no Variable, and a compiled step changes only Variab
 the compiled step: keeps the state between calls, which a surrounding trace would take with it.
   got:  a call inside jit, scan or another transformation
   fix:  call the step outside; step.scan(batches) runs several steps in one program""",
+    ),
+    "step-of-a-module": (
+        compiled(lambda model, *batch: None)(lambda model, step: step(nnx.Rngs(0))),
+        tallax.InvalidTypeError,
+        """\
+the compiled step: takes arrays; the state of what is handed in with a batch would be lost.
+  got:  a Rngs
+  fix:  bind it: compile_step(train_step, model, rngs), with train_step(model, rngs, x)""",
+    ),
+    "step-of-a-closure": (
+        closed_over_by_a_step,
+        tallax.TraceError,
+        """\
+bound.experts.0.step: is bound to the step, which was not written to use it but the argument that stands for it.
+  got:  a read or a write, while the step is traced, of the object that it is bound to
+  fix:  the step's own argument, as in train_step(model, ...), not a model that it closes over""",
     ),
     "collect-no-module": (
         lambda model: tallax.collect(3),

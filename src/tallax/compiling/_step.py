@@ -3,29 +3,29 @@
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import functools
-import operator
-from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Iterator
+from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.extend.core import jaxpr_as_fun
 
 from tallax import _limbs
-from tallax._errors import HeldError, InvalidTypeError, StructureError, TraceError, compose
+from tallax._errors import InvalidTypeError, compose
 from tallax._placement import home_of, is_committed, is_traced, placed
-from tallax._variables import Held, Item, Pending
-from tallax.compiling._layout import Layout, Place, owned
-from tallax.compiling._structure import Change, Structure, names_of, refuse_shared
+from tallax._variables import Item, Pending
+from tallax.compiling._holding import Holding
+from tallax.compiling._layout import Layout, owned
+from tallax.compiling._refusals import changed, in_a_trace, refuse_objects, written_past
+from tallax.compiling._state import Items, Programs, State
+from tallax.compiling._structure import Structure, names_of, refuse_shared
 from tallax.compiling._uses import uses
-from tallax.reading import Entry, Reading, collect, entries_of
+from tallax.reading import Reading, collect
 
-_LOOK_AT = 16  # modules and Variables at each call, in 4 us
-_RAW = operator.methodcaller("get_raw_value")
+_LOOK_AT = 16  # Variables at each call, and twice as many modules, in 5 us
 
 
 def compile_step(
@@ -96,8 +96,8 @@ class CompiledStep:
         self._whole: frozenset[int] = frozenset()  # counts that the step may add more to than 32 bits hold
         self._traces = 0
         self._results: list[Any] = []  # how what the function returns is built, of each kind that there was
-        self._programs: _Programs | None = None
-        self._holding: _Holding | None = None
+        self._programs: Programs | None = None
+        self._holding: Holding | None = None
         functools.update_wrapper(self, function, updated=())
 
     # --- running ----------------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ class CompiledStep:
                 place.variable.set_raw_value(limbs if sharding is None else placed(limbs, sharding))
         self._holding = None
         if strays:
-            raise _written_past(", ".join(strays))
+            raise written_past(", ".join(strays))
 
     def collect(self) -> Reading:
         """Starts to bring the values of all items to the host, in one copy, and returns at once.
@@ -192,7 +192,7 @@ class CompiledStep:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _run(self, holding: _Holding, program: Any, batch: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    def _run(self, holding: Holding, program: Any, batch: tuple[Any, ...], options: dict[str, Any]) -> Any:
         holding.look(_LOOK_AT)
         if holding.failed:
             holding.checked_state()
@@ -207,7 +207,7 @@ class CompiledStep:
         items, rest, result = holding.latest[0]
         if is_traced(items[0]) or (items[0] is None and is_traced(*jax.tree.leaves((items, rest, result)))):
             holding.latest.append(before)
-            raise _in_a_trace()
+            raise in_a_trace()
         holding.latest.append((items, rest, None))
         structure = 0
         while isinstance(result, tuple):
@@ -215,12 +215,12 @@ class CompiledStep:
             structure += 1
         return jax.tree.unflatten(self._results[structure], result)
 
-    def _hold(self, batch: tuple[Any, ...], options: dict[str, Any]) -> _Holding:
+    def _hold(self, batch: tuple[Any, ...], options: dict[str, Any]) -> Holding:
         """Takes the state over from the objects."""
         layout = Layout(self._objects, self._names, graph=self._graph)
         refuse_shared(self._objects, self._names, items_only=self._graph, kind=Item)
         if self._layout is not None and layout.graphdef != self._layout.graphdef:
-            raise _changed(self._structure.change())
+            raise changed(self._structure.change())
         self._layout = layout
         counts, values = layout.values()
         everything = [*values, *(place.variable.get_raw_value() for place in layout.counters)]
@@ -228,33 +228,35 @@ class CompiledStep:
         mine = [owned(value, home, copy=self._donate) for value in values]
         packed = owned(layout.packing.pack(counts), home, copy=True) if layout.counters else None
         if is_traced(packed, *mine):
-            raise _in_a_trace()
-        state = _State(_Items(packed, mine[: layout.lasting]), mine[layout.lasting :])
+            raise in_a_trace()
+        state = State(Items(packed, mine[: layout.lasting]), mine[layout.lasting :])
         shardings = jax.tree.map(lambda array: array.sharding if is_committed(array) else None, state)
         if self._programs is None or self._programs.shardings != shardings:
             self._programs = self._compiled(shardings)
         constants, structure = layout.loose_arrays(self._objects), Structure(self._objects, self._names)
-        self._holding = _Holding(self._programs, layout, structure, state, constants, copies=self._donate)
+        self._holding = Holding(self._programs, layout, structure, state, constants, copies=self._donate)
         return self._holding
 
-    def _compiled(self, shardings: _State) -> _Programs:
+    def _compiled(self, shardings: State) -> Programs:
         options: dict[str, Any] = {"donate_argnums": 1} if self._donate else {}
         if any(sharding is not None for sharding in jax.tree.leaves(shardings)):
             options["out_shardings"] = (*shardings.plain(), None)
-        return _Programs(jax.jit(self._once, **options), jax.jit(self._many, **options), shardings)
+        return Programs(jax.jit(self._once, **options), jax.jit(self._many, **options), shardings)
 
     def _once(self, items: Any, rest: Any, constants: list[Any], batch: Any, options: Any) -> tuple[Any, ...]:
-        """Traces the program of a call: what it returns is `_Holding.latest`."""
-        state, result = self._step(_State(_Items(*items), rest), constants, batch, options)
+        """Traces the program of a call: what it returns is `Holding.latest`."""
+        refuse_objects((batch, options))
+        state, result = self._step(State(Items(*items), rest), constants, batch, options)
         return (*state.plain(), self._flat(result))
 
     def _many(self, items: Any, rest: Any, constants: list[Any], batches: Any, options: Any) -> tuple[Any, ...]:
         """Traces the program of a scan, likewise."""
+        refuse_objects((batches, options))
 
-        def body(state: _State, each: Any) -> tuple[_State, Any]:
+        def body(state: State, each: Any) -> tuple[State, Any]:
             return self._step(state, constants, *each)
 
-        state, result = jax.lax.scan(body, _State(_Items(*items), rest), (batches, options))
+        state, result = jax.lax.scan(body, State(Items(*items), rest), (batches, options))
         return (*state.plain(), self._flat(result))
 
     def _flat(self, result: Any) -> Any:
@@ -267,7 +269,7 @@ class CompiledStep:
             wrapped = (wrapped,)
         return wrapped
 
-    def _step(self, state: _State, constants: list[Any], batch: Any, options: Any) -> tuple[_State, Any]:
+    def _step(self, state: State, constants: list[Any], batch: Any, options: Any) -> tuple[State, Any]:
         """Traces one step: from the state, and what else the function takes, to the state and what it returns."""
         items, rest = state
         self._traces += 1
@@ -297,7 +299,7 @@ class CompiledStep:
             replaced = dict(zip(wide, limbs, strict=True))
             replaced |= {apart[k]: Pending(bases[k], words[k]).limbs for k in found.written}
             packed = packing.plus(packed, dict(zip(apart, words, strict=True)), replaced)
-        return _State(_Items(packed, values[: layout.lasting]), values[layout.lasting :]), result
+        return State(Items(packed, values[: layout.lasting]), values[layout.lasting :]), result
 
     def _pure(
         self, layout: Layout, apart: list[int], bases: Any, added: Any, whole: Any, values: Any, constants: Any,
@@ -309,10 +311,11 @@ class CompiledStep:
         counts.update(zip(rest, whole, strict=True))
         objects = layout.merge(counts, values, constants)
         before = Structure(objects, self._names)
-        result = self._function(*objects, *batch, **options)
+        with self._tracing():
+            result = self._function(*objects, *batch, **options)
         after = layout.split(objects, constants)
         if after is None:
-            raise _changed(
+            raise changed(
                 before.change(),
                 fix="change it outside of the step, or keep it in a Variable; nnx.pop takes out what was sown",
             )
@@ -321,220 +324,19 @@ class CompiledStep:
         limbs = [counts[number] for number in rest]
         return [base for base, _ in parts], [word for _, word in parts], limbs, values, result
 
-
-class _Items(NamedTuple):
-    """The state of items, which a step leaves behind: all counts in one array, if there are any, and small values."""
-
-    packed: Any
-    values: list[Any]
-
-
-class _State(NamedTuple):
-    """What a step changes: the items, and what it may overwrite."""
-
-    items: _Items
-    rest: list[Any]
-
-    @property
-    def values(self) -> list[Any]:
-        """All but the counts, in the order of the layout."""
-        return self.items.values + self.rest
-
-    def plain(self) -> tuple[tuple[Any, list[Any]], list[Any]]:
-        """Returns it without names."""
-        return (self.items.packed, self.items.values), self.rest
-
-
-class _Programs(NamedTuple):
-    once: Any
-    many: Any
-    shardings: _State
-
-
-class _Holding:
-    """The state while a step has it, and what stands in its place on the objects."""
-
-    def __init__(
-        self,
-        programs: _Programs,
-        layout: Layout,
-        structure: Structure,
-        state: _State,
-        constants: list[Any],
-        *,
-        copies: bool,
-    ):
-        self.programs, self.layout, self.constants = programs, layout, constants
-        # The state, and what the last call returned, as the programs return it.
-        self.latest: collections.deque[tuple[Any, list[Any], Any]] = collections.deque([(*state.plain(), None)], 1)
-        self.failed = False  # whether a call began and did not end
-        self._structure, self._copies = structure, copies
-        self._reader: _Reader | None = None
-        self.held = [self._held(place) for place in layout.places]
-        self._variables = [place.variable for place in layout.places]
-        self._next = 0
-        for variable, held in zip(self._variables, self.held, strict=True):
-            variable.set_raw_value(held)
-
-    @property
-    def state(self) -> _State:
-        """The state."""
-        items, rest, _ = self.latest[0]
-        return _State(_Items(*items), rest)
-
-    def look(self, most: int) -> None:
-        """Raises where the objects have changed; looks at no more of them than `most`, the next ones with each call."""
-        change = self._structure.change(most)
-        if change is not None:
-            raise _changed(change)
-        start, end = self._next, self._next + most
-        self._next = end if end < len(self.held) else 0
-        if list(map(_RAW, self._variables[start:end])) != self.held[start:end]:
-            raise _written_past(", ".join(self.strays()))
-
-    def strays(self) -> list[str]:
-        """Returns which Variables were written past the step."""
-        pairs = zip(self.layout.places, self.held, strict=True)
-        return [place.name for place, held in pairs if place.variable.get_raw_value() is not held]
-
-    def checked_state(self) -> _State:
-        """Returns the state; raises where a step took its memory and then failed."""
-        state = self.state
-        if any(array.is_deleted() for array in jax.tree.leaves(state)):
-            raise HeldError(
-                compose(
-                    "the compiled step",
-                    "failed while it ran, after it had taken the memory of the state before it, so that is lost.",
-                    got="a call that raised inside JAX",
-                    fix="restore the last checkpoint; compile_step(..., donate=False) keeps the state before a step",
-                )
-            )
-        return state
-
-    def reading(self, objects: tuple[Any, ...], names: list[str]) -> Reading:
-        """Starts to read all items."""
-        if self._reader is None:
-            self._reader = _Reader(entries_of(objects, names), self.layout)
-        return self._reader.reading(self.checked_state() if self.failed else self.state)
-
-    def _held(self, place: Place) -> Held:
-        raw = place.variable.get_raw_value()
-        is_item = isinstance(place.variable, Item) and not place.variable.shares
-        if isinstance(raw, jax.Array | np.ndarray):
-            sharding = raw.sharding if isinstance(raw, jax.Array) and raw.committed else None
-            value: Any = jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=sharding)
-        else:
-            value = raw
-        if not is_item:
-            return Held(place.variable, place.name, value)
-        read, write = functools.partial(self._read, place), functools.partial(self._write, place)
-        return Held(place.variable, place.name, value, read, write)
-
-    def _read(self, place: Place) -> jax.Array:
-        state = self.checked_state()
-        if place.number is not None:
-            return self.layout.packing.part_now(state.items.packed, place.number)
-        (k,) = place.arrays
-        is_lasting = k < self.layout.lasting or not self._copies
-        return state.values[k] if is_lasting else jnp.copy(state.values[k])
-
-    def _write(self, place: Place, value: Any) -> None:
-        (packed, _), values = self.checked_state().items, self.state.values
-        if place.number is not None:
-            packed = _like(self.layout.packing.written(packed, place.number, value), packed)
-        else:
-            (k,) = place.arrays
-            values[k] = _like(owned(value, None, copy=self._copies), values[k])
-        self.latest.append(((packed, values[: self.layout.lasting]), values[self.layout.lasting :], None))
-
-
-def _like(value: jax.Array, other: jax.Array) -> jax.Array:
-    """Returns a value where another one is."""
-    return placed(value, other.sharding) if is_committed(other) and value.sharding != other.sharding else value
-
-
-class _Reader:
-    """Where the values of items lie in a step's state."""
-
-    def __init__(self, entries: list[Entry], layout: Layout):
-        places = {id(place.variable): place for place in layout.places}
-        self._names = [entry.name for entry in entries]
-        self._scalars: list[str] = []
-        starts: list[int] = []
-        self._shaped: list[tuple[Entry, int, int, tuple[int, ...]]] = []
-        self._others: list[tuple[Entry, int]] = []
-        packing = layout.packing
-        for entry in entries:
-            if entry.item.shares:
-                entry.item.stored()  # raises, and says how to combine them
-            place = places[id(entry.item)]
-            if place.number is None:
-                self._others.append((entry, place.arrays[0]))
-            elif packing.shapes[place.number] or entry.owner is not None:
-                start, end = packing.ends[place.number : place.number + 2]
-                self._shaped.append((entry, start, end, (*packing.shapes[place.number], 2)))
-            else:
-                self._scalars.append(entry.name)
-                starts.append(packing.ends[place.number])
-        self._places = np.array(starts, np.intp)  # of the scalar counts among all counts
-        self._lasting = all(k < layout.lasting for _, k in self._others)
-
-    def reading(self, state: _State) -> Reading:
-        arrays = [state.items.packed] if self._scalars or self._shaped else []
-        if self._others:
-            values = state.values
-            arrays += [values[k] for _, k in self._others]
-        return Reading(len(self._names), arrays, self._decode, lasting=self._lasting)
-
-    def _decode(self, copies: list[np.ndarray]) -> dict[str, Any]:
-        result = dict.fromkeys(self._names)
-        others = copies
-        if self._scalars or self._shaped:
-            packed, *others = copies
-            words = np.ascontiguousarray(packed.T)
-            counts = _limbs.to_uint64(words)[self._places].tolist()  # a list of Python integers, at once
-            result.update(zip(self._scalars, counts, strict=True))
-            for entry, start, end, shape in self._shaped:
-                result[entry.name] = entry.value(words[start:end].reshape(shape))
-        for (entry, _), copy in zip(self._others, others, strict=True):
-            result[entry.name] = entry.value(copy)
-        return result
+    @contextlib.contextmanager
+    def _tracing(self) -> Iterator[None]:
+        """While the function is traced, the bound objects are not its arguments: to read them would be a constant."""
+        holding = self._holding
+        assert holding is not None
+        holding.is_tracing = True
+        try:
+            yield
+        finally:
+            holding.is_tracing = False
 
 
 def _in_two(count: Any, word: Any) -> tuple[Any, Any]:
     """Returns a count's base and what was added; it is whole where Flax, or the user, has put one in its place."""
     pending = count if isinstance(count, Pending) else Pending(None, word).at(count)
     return pending.base, pending.added
-
-
-def _changed(change: Change | None, *, fix: str | None = None) -> Exception:
-    return StructureError(
-        compose(
-            change.name if change is not None else "the bound objects",
-            "a step is compiled for objects of one structure.",
-            got=change.text if change is not None else "another structure",
-            fix=fix or "change it back, or call compile_step again after step.sync()",
-        )
-    )
-
-
-def _written_past(names: str) -> HeldError:
-    return HeldError(
-        compose(
-            names,
-            "was written while a compiled step held it, and the step does not know of it.",
-            got="a new value between two calls, which steps since then have not seen",
-            fix="step.sync() before the write; items of tallax can be written at any time",
-        )
-    )
-
-
-def _in_a_trace() -> TraceError:
-    return TraceError(
-        compose(
-            "the compiled step",
-            "keeps the state between calls, which a surrounding trace would take with it.",
-            got="a call inside jit, scan or another transformation",
-            fix="call the step outside; step.scan(batches) runs several steps in one program",
-        )
-    )

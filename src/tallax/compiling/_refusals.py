@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a compiled step refuses, and the words for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from tallax._errors import HeldError, InvalidTypeError, StructureError, TraceError, compose
+from tallax.compiling._structure import Change
+
+
+def refuse_objects(batch: Any) -> None:
+    """Raises where there is a module or a Variable in a batch: what the step does to it would be lost."""
+    known = (nnx.Pytree, nnx.Variable)
+    for leaf in jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, (*known, nnx.State))):
+        if isinstance(leaf, known) and not isinstance(leaf, nnx.State):
+            raise InvalidTypeError(
+                compose(
+                    "the compiled step",
+                    "takes arrays; the state of what is handed in with a batch would be lost.",
+                    got=f"a {type(leaf).__name__}",
+                    fix="bind it: compile_step(train_step, model, rngs), with train_step(model, rngs, x)",
+                )
+            )
+
+
+def changed(change: Change | None, *, fix: str | None = None) -> Exception:
+    return StructureError(
+        compose(
+            change.name if change is not None else "the bound objects",
+            "a step is compiled for objects of one structure.",
+            got=change.text if change is not None else "another structure",
+            fix=fix or "change it back, or call compile_step again after step.sync()",
+        )
+    )
+
+
+def written_past(names: str) -> HeldError:
+    return HeldError(
+        compose(
+            names,
+            "was written while a compiled step held it, and the step does not know of it.",
+            got="a new value between two calls, which steps since then have not seen",
+            fix="step.sync() before the write; items of tallax can be written at any time",
+        )
+    )
+
+
+def in_a_trace() -> TraceError:
+    return TraceError(
+        compose(
+            "the compiled step",
+            "keeps the state between calls, which a surrounding trace would take with it.",
+            got="a call inside jit, scan or another transformation",
+            fix="call the step outside; step.scan(batches) runs several steps in one program",
+        )
+    )
