@@ -561,6 +561,9 @@ def test_within_another_trace():
     for calls in range(2):
         with pytest.raises(tallax.TraceError, match=r"step\.scan"):
             jax.jit(step)(jnp.float32(1.0))
+        if calls:  # by now the step holds the count
+            with pytest.raises(tallax.TraceError, match=r"model\.step: is held"):
+                jax.jit(lambda n: model.step.increment(n))(jnp.uint32(1))  # noqa: PLW0108
         step(jnp.float32(1.0))
         assert int(model.step) == calls + 1
 

@@ -851,9 +851,9 @@ the compiled step: takes arrays; the state of what is handed in with a batch wou
         closed_over_by_a_step,
         tallax.TraceError,
         """\
-bound.experts.0.step: is bound to the step, which was not written to use it but the argument that stands for it.
-  got:  a read or a write, while the step is traced, of the object that it is bound to
-  fix:  the step's own argument, as in train_step(model, ...), not a model that it closes over""",
+bound.experts.0.step: is held by a compiled step, so a trace can't have it: a read would be a constant, a write lost.
+  got:  a use of the object that the step is bound to, while this or another function is traced
+  fix:  the step's own argument, as in train_step(model, ...); or step.sync() before nnx.jit takes it""",
     ),
     "collect-no-module": (
         lambda model: tallax.collect(3),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax._errors import HeldError, TraceError, compose
-from tallax._placement import is_committed, placed
+from tallax._placement import is_committed, is_traced, placed
 from tallax._variables import Held, Item
 from tallax.compiling._layout import Layout, Place, owned
 from tallax.compiling._reader import Reader
@@ -119,7 +119,7 @@ class Holding:
         return state.values[k] if is_lasting else jnp.copy(state.values[k])
 
     def _write(self, place: Place, value: Any) -> None:
-        self._refuse_closure(place)
+        self._refuse_closure(place, value)
         (packed, _), values = self.checked_state().items, self.state.values
         if place.number is not None:
             packed = _like(self.layout.packing.written(packed, place.number, value), packed)
@@ -128,14 +128,14 @@ class Holding:
             values[k] = _like(owned(value, None, copy=self._copies), values[k])
         self.latest.append(((packed, values[: self.layout.lasting]), values[self.layout.lasting :], None))
 
-    def _refuse_closure(self, place: Place) -> None:
-        if self.is_tracing:
+    def _refuse_closure(self, place: Place, value: Any = None) -> None:
+        if self.is_tracing or is_traced(value):
             raise TraceError(
                 compose(
                     place.name,
-                    "is bound to the step, which was not written to use it but the argument that stands for it.",
-                    got="a read or a write, while the step is traced, of the object that it is bound to",
-                    fix="the step's own argument, as in train_step(model, ...), not a model that it closes over",
+                    "is held by a compiled step, so a trace can't have it: a read would be a constant, a write lost.",
+                    got="a use of the object that the step is bound to, while this or another function is traced",
+                    fix="the step's own argument, as in train_step(model, ...); or step.sync() before nnx.jit takes it",
                 )
             )
 
