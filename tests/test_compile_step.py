@@ -238,6 +238,69 @@ def test_only_the_count_that_is_read_is_sliced_out():
     assert [int(counter) for counter in model.counts] == [6] * 100
 
 
+KINDS_OF_NUMBERS = ("uint32", "int32", "bool", "uint8", "int8", "int16")
+
+
+@pytest.mark.parametrize("within", ["step", "grad", "jit"])
+def test_increments_of_every_kind(within):
+    """Scalars cut out of vectors, masks, arrays of a shape; a negative one adds nothing."""
+    vectors = {name: np.array([3, 0, 1], name) for name in KINDS_OF_NUMBERS}
+    for name in ("int32", "int8", "int16"):
+        vectors[name][1] = -7
+
+    def make():
+        counters = {f"{name}-{k}": tallax.Counter(2**32 - 2) for name in KINDS_OF_NUMBERS for k in range(3)}
+        shaped = {f"{name}-shaped": tallax.Counter(5, shape=(2, 3)) for name in KINDS_OF_NUMBERS}
+        return nnx.Dict(**counters, **shaped, twice=tallax.Counter(), read=tallax.Counter(), reset=tallax.Counter())
+
+    def count(model, vectors):
+        for name, vector in vectors.items():
+            for k in range(3):
+                model[f"{name}-{k}"] += vector[k]
+            model[f"{name}-shaped"] += vector
+        model.twice += vectors["int32"][0]
+        model.twice += vectors["int32"][1]
+        model.read += vectors["int32"][1]
+        seen = model.read.value
+        model.reset += vectors["int32"][0]
+        model.reset.reset()
+        model.reset += vectors["int32"][2]
+        return seen.astype(jnp.float32)
+
+    def run(model, vectors):
+        if within == "grad":
+            return tallax.value_and_grad(lambda x, model: count(model, vectors) * x)(jnp.float32(2.0), model)[0]
+        return nnx.jit(count)(model, vectors) if within == "jit" else count(model, vectors)
+
+    one, other = make(), make()
+    plain = nnx.jit(run)
+    with tallax.compile_step(run, one) as step:
+        for _ in range(2):
+            assert step(vectors) == plain(other, vectors)
+    assert_same_state(one, other)
+    assert int(one["int32-1"]) == 2**32 - 2
+    assert int(one["int32-0"]) == 2**32 + 4
+
+
+def test_increments_cut_out_of_a_vector_are_the_vector():
+    """Nothing is done to each of a hundred int32 numbers: what is done, is done to all of them."""
+    model = nnx.Dict(counts=nnx.List([tallax.Counter() for _ in range(100)]))
+
+    def run(model, vector):
+        for k, counter in enumerate(model.counts):
+            counter += vector[k]
+
+    step = tallax.compile_step(run, model)
+    vector = np.arange(100, dtype=np.int32) - 3
+    step(vector)
+    holding = step._holding
+    lowered = holding.programs.once.lower(*holding.latest[0][:2], holding.constants, (vector,), {})
+    assert len(re.findall(r"s32\[\] maximum|u32\[\] convert|u32\[1\]\S* convert", lowered.compile().as_text())) == 0
+    step(vector)
+    step.sync()
+    assert [int(counter) for counter in model.counts] == [0, 0, 0, *range(0, 194, 2)]
+
+
 @pytest.mark.parametrize("start", [0, 2**32 - 2, 2**53, 2**64 - 4])
 def test_carries_and_saturation(start):
     """Counts carry past 32 bits and stay at 2**64 - 1, whether they go in two parts or whole."""

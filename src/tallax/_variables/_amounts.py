@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -58,7 +57,6 @@ def word_of(amount: Any, axes: tuple[int, ...], at_most: int | None) -> tuple[An
     return (_sum(amount, axes), most) if most <= WORD else None
 
 
-@functools.partial(jax.jit, static_argnums=1, inline=True)
 def _sum(amount: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     values = _limbs.unsigned(amount).astype(jnp.uint32)
     return unsplit(values.sum(axes, dtype=jnp.uint32) if axes else values)

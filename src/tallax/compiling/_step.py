@@ -20,6 +20,7 @@ from tallax._variables import Item, Pending
 from tallax.compiling._holding import Holding
 from tallax.compiling._layout import Layout, owned
 from tallax.compiling._refusals import changed, in_a_trace, refuse_objects, written_past
+from tallax.compiling._sources import with_sources
 from tallax.compiling._state import Items, Programs, State
 from tallax.compiling._structure import Structure, names_of, refuse_shared
 from tallax.compiling._uses import uses
@@ -291,6 +292,7 @@ class CompiledStep:
             self._whole |= {apart[k] for k in found.wide}
         for k in found.read:
             zeros[k] = packing.part(items.packed, apart[k])
+        program = with_sources(program, len(apart), kept=found.written)
         outputs = jaxpr_as_fun(program)(*jax.tree.leaves(inputs))
         bases, words, limbs, values, result = jax.tree.unflatten(jax.tree.structure(shape), outputs)
         packed = items.packed
