@@ -570,21 +570,33 @@ def test_the_block_ends_with_the_last_completed_step():
     assert model.weight[...].tolist() == [1.75] * 3
 
 
-def test_a_step_that_fails_on_the_device_after_donation():
-    """Then the memory of the old state is gone, which is said; without donation the state is the old one."""
+@pytest.mark.parametrize("donate", [True, False], ids=["donated", "kept"])
+def test_a_step_that_fails_on_the_device(donate):
+    """With donation the memory of the state before it is gone, which is said; without, that state is still there."""
 
     def refuse(x):
-        raise ValueError("on the host")
+        if x[0] > 5.0:
+            raise ValueError("on the host")
+        return x
 
     def run(model, x):
-        model.weight[...] = jax.pure_callback(refuse, jax.ShapeDtypeStruct((3,), jnp.float32), model.weight[...]) + x
+        model.step += 1
+        new = model.weight[...] + x
+        model.weight[...] = jax.pure_callback(refuse, jax.ShapeDtypeStruct((3,), jnp.float32), new)
 
     model, _ = small()
-    step = tallax.compile_step(run, model, donate=False)
-    with pytest.raises(Exception, match="on the host"):  # noqa: PT012
+    step = tallax.compile_step(run, model, donate=donate)
+    step(jnp.float32(1.0))
+    with pytest.raises(Exception, match="on the host"):
+        step(jnp.float32(9.0))
+    if donate:
+        for use in (lambda: step(jnp.float32(1.0)), step.sync, lambda: int(model.step), step.collect):
+            with pytest.raises(tallax.HeldError, match="failed while it ran"):
+                use()
+    else:
         step(jnp.float32(1.0))
         step.sync()
-        jax.block_until_ready(model.weight[...])
+        assert (int(model.step), model.weight[...].tolist()) == (2, [3.0] * 3)
 
 
 def test_ctrl_c_loses_no_step():

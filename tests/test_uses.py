@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 import tallax
-from tallax._variables import WORD, Pending
+from tallax._limbs import WORD
+from tallax._variables import Pending
 from tallax.compiling._uses import uses
 
 INT32 = np.int32(5)

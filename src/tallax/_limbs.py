@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MAX = 2**64 - 1
 INT32_MAX = 2**31 - 1
-_WORD = 2**32 - 1
+WORD = 2**32 - 1
 
 
 # --- on the host: NumPy and Python integers ---------------------------------------------------------------------------
@@ -39,7 +39,7 @@ _WORD = 2**32 - 1
 
 def from_int(value: int) -> np.ndarray:
     """Returns the limbs, uint32[2], of a Python integer in [0, 2**64 - 1]."""
-    return np.array((value & _WORD, value >> 32), np.uint32)
+    return np.array((value & WORD, value >> 32), np.uint32)
 
 
 def from_uint64(values: np.ndarray) -> np.ndarray:
@@ -67,10 +67,10 @@ def sum_uint64(values: np.ndarray, axes: Sequence[int]) -> np.ndarray:
     """Returns the sum of uint64 values over `axes`, saturated at 2**64 - 1."""
     if not axes:
         return values
-    low = np.sum(values & np.uint64(_WORD), axis=tuple(axes), dtype=np.uint64)  # exact below 2**32 entries
+    low = np.sum(values & np.uint64(WORD), axis=tuple(axes), dtype=np.uint64)  # exact below 2**32 entries
     high = np.sum(values >> np.uint64(32), axis=tuple(axes), dtype=np.uint64) + (low >> np.uint64(32))
-    total = (high << np.uint64(32)) | (low & np.uint64(_WORD))
-    return np.where(high > np.uint64(_WORD), np.uint64(MAX), total)
+    total = (high << np.uint64(32)) | (low & np.uint64(WORD))
+    return np.where(high > np.uint64(WORD), np.uint64(MAX), total)
 
 
 # --- on the device: traced arrays -------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def widen(values: Shaped[Array, "*shape"]) -> Limbs:
     """Returns the limbs of an array of booleans or integers of any width; a negative entry becomes 0."""
     values = unsigned(values)
     if values.dtype.itemsize == 8:  # only where the program enabled x64
-        return pair(values & _WORD, values >> 32)
+        return pair(values & WORD, values >> 32)
     return pair(values)
 
 
@@ -98,7 +98,7 @@ def add(left: Limbs, right: Limbs) -> Limbs:
     high = left[..., 1] + right[..., 1]
     carried = high + carry
     overflow = (high < right[..., 1]) | (carried < carry)
-    return jnp.where(overflow[..., None], jnp.uint32(_WORD), jnp.stack([low, carried], -1))
+    return jnp.where(overflow[..., None], jnp.uint32(WORD), jnp.stack([low, carried], -1))
 
 
 def to_int32(limbs: Limbs) -> Int32[Array, "*shape"]:
@@ -139,10 +139,10 @@ def total(values: Shaped[Array, "..."], axes: Sequence[int]) -> Limbs:
     values = unsigned(values)
     axes = tuple(axes)
     if values.dtype.itemsize == 8:
-        low, high = total((values & _WORD).astype(jnp.uint32), axes), total((values >> 32).astype(jnp.uint32), axes)
+        low, high = total((values & WORD).astype(jnp.uint32), axes), total((values >> 32).astype(jnp.uint32), axes)
         overflow = high[..., 1] > 0
         return add(
-            low, jnp.where(overflow[..., None], jnp.uint32(_WORD), pair(jnp.zeros_like(high[..., 0]), high[..., 0]))
+            low, jnp.where(overflow[..., None], jnp.uint32(WORD), pair(jnp.zeros_like(high[..., 0]), high[..., 0]))
         )
     summands = math.prod(values.shape[axis] for axis in axes)
     bits = 1 if values.dtype == jnp.bool_ else 8 * values.dtype.itemsize
@@ -171,7 +171,7 @@ def psum(limbs: Limbs, axis_names: Sequence[Hashable]) -> Limbs:
     d2 = d2 + (d1 >> 16)
     d3 = d3 + (d2 >> 16)
     result = jnp.stack([(d0 & 0xFFFF) | (d1 << 16), (d2 & 0xFFFF) | (d3 << 16)], -1)
-    return jnp.where((d3 >> 16 > 0)[..., None], jnp.uint32(_WORD), result)
+    return jnp.where((d3 >> 16 > 0)[..., None], jnp.uint32(WORD), result)
 
 
 def divisible(limbs: Limbs, divisor: int) -> Bool[Array, "*shape"]:

@@ -102,7 +102,7 @@ def count_over(limbs: Limbs, axes: tuple[Hashable, ...]) -> Limbs:
     return _limbs.psum(marked(limbs, axes), axes) if axes else limbs
 
 
-def number_of(axes: tuple[Hashable, ...]) -> int:
+def replica_count(axes: tuple[Hashable, ...]) -> int:
     """Returns how many replicas there are along mapped axes."""
     return math.prod(jax.lax.axis_size(axis) for axis in axes)
 

@@ -22,8 +22,9 @@ from tallax._placement import home_of, is_committed, is_in_host_memory, is_ready
 from tallax._variables import Buffer, Counter
 from tallax.schedules import Scheduled
 from tallax.statistics import Statistic
+from tallax.statistics._base import current_state, stored_state
 
-_MANY = 8  # arrays; to copy more one by one takes longer than to gather them first
+_MANY = 8  # arrays; more are gathered first, so that there is one copy to wait for
 
 
 def collect(*objects: Any) -> Reading:
@@ -65,7 +66,7 @@ def collect(*objects: Any) -> Reading:
                     fix="tallax.snapshot(model), which returns arrays; or collect(model) outside",
                 )
             )
-        states.append(entry.item.words() if isinstance(entry.item, Counter) else entry.item.stored())
+        states.append(stored_state(entry.item))
     there = [k for k, state in enumerate(states) if isinstance(state, jax.Array)]
 
     arrays = [states[k] for k in there]
@@ -138,6 +139,9 @@ class Reading:
             The names are paths, joined by slashes: that of a statistic or a `Scheduled` for its record or number, and
             otherwise that of the Variable. A count is an int, exact, or uint64 where the Counter has a shape; a Buffer
             a Python number, or an array where it has a shape. The arrays are not to be written to.
+
+        Raises:
+            RuntimeError: JAX's own, where the program that was to compute the values failed.
         """
         with self._lock:
             if self._result is None:
@@ -213,8 +217,7 @@ def _entries_in(thing: Any) -> list[Entry]:
 def _as_arrays(entry: Entry) -> Any:
     if entry.owner is None:
         return entry.item.get_value()
-    words = entry.item.words() if isinstance(entry.item, Counter) else entry.item.stored()
-    return jax.tree.map(jnp.asarray, entry.owner.read(words if is_traced(words) else np.asarray(words)))
+    return jax.tree.map(jnp.asarray, entry.owner.read(current_state(entry.item)))
 
 
 class _Copies:
@@ -236,7 +239,8 @@ class _Copies:
         for k, array in enumerate(arrays):
             groups.setdefault(frozenset(array.sharding.device_set) if is_committed(array) else None, []).append(k)
         for numbers in groups.values():
-            gathered = _gather_on(home_of(arrays[k] for k in numbers), tuple(arrays[k] for k in numbers))
+            chosen = tuple(arrays[k] for k in numbers)
+            gathered = _gatherer(home_of(chosen))(chosen)
             for members, vector in zip(_by_kind([arrays[k].dtype for k in numbers]).values(), gathered, strict=True):
                 self._vectors.append(([numbers[k] for k in members], vector))
 
@@ -264,10 +268,6 @@ def _by_kind(dtypes: Sequence[Any]) -> dict[Any, list[int]]:
     for k, dtype in enumerate(dtypes):
         kinds.setdefault("words" if dtype.itemsize == 4 else str(dtype), []).append(k)
     return kinds
-
-
-def _gather_on(home: jax.sharding.Sharding | None, arrays: tuple[jax.Array, ...]) -> list[jax.Array]:
-    return _gatherer(home)(arrays)
 
 
 @functools.cache

@@ -14,7 +14,6 @@ from flax import nnx
 from tallax import _limbs
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
 from tallax._placement import is_ready, is_traced, unsplit
-from tallax._variables._pending import WORD
 
 _widen = jax.jit(_limbs.widen, inline=True)
 
@@ -50,11 +49,11 @@ def word_of(amount: Any, axes: tuple[int, ...], at_most: int | None) -> tuple[An
     """
     if isinstance(amount, np.ndarray):
         most = int(amount.max(initial=0))
-        return (amount.astype(np.uint32)[()], most) if most <= WORD else None
+        return (amount.astype(np.uint32)[()], most) if most <= _limbs.WORD else None
     most = 1 if amount.dtype == np.bool_ else int(jnp.iinfo(amount.dtype).max)
     most = most if at_most is None else min(most, at_most)
     most *= math.prod(amount.shape[axis] for axis in axes)
-    return (_sum(amount, axes), most) if most <= WORD else None
+    return (_sum(amount, axes), most) if most <= _limbs.WORD else None
 
 
 def _sum(amount: jax.Array, axes: tuple[int, ...]) -> jax.Array:

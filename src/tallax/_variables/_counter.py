@@ -14,7 +14,7 @@ import numpy as np
 from tallax import _limbs
 from tallax._errors import InvalidTypeError, InvalidValueError, TracedReadError, compose, describe
 from tallax._placement import is_traced, on_host
-from tallax._replicas import AxisName, axes_to_combine, count_over, number_of, on_first, sum_over
+from tallax._replicas import AxisName, axes_to_combine, count_over, on_first, replica_count, sum_over
 from tallax._variables._amounts import (
     amount_of,
     check_broadcasts,
@@ -27,7 +27,7 @@ from tallax._variables._amounts import (
 )
 from tallax._variables._held import Held
 from tallax._variables._item import Item, to_device
-from tallax._variables._pending import WORD, Pending
+from tallax._variables._pending import Pending
 
 # Compiled once, for eager use.
 _add_on_device = jax.jit(lambda raw, by: _limbs.add(raw, jnp.broadcast_to(by, raw.shape)))
@@ -36,7 +36,6 @@ _int32_on_device = jax.jit(_limbs.to_int32)
 _total = jax.jit(_limbs.total, static_argnums=1, inline=True)
 _divisible = jax.jit(_limbs.divisible, static_argnums=1, inline=True)
 
-_WORD = 2**32 - 1
 _array, _ndarray, _uint32, _int32 = np.array, np.ndarray, np.dtype(np.uint32), np.int32  # bound once, for `_advance`
 
 
@@ -138,7 +137,7 @@ class Counter(Item):
         check_broadcasts(by, self.shape, item=self)
         if isinstance(by, Counter):
             self._add(by.words(), like, axis_name)
-        elif not self._is_pending() or not self._add_word(amount_of(by, item=self), (), at_most, like, axis_name):
+        elif not self._add_word(by, (), at_most, like, axis_name):
             self._add(limbs_of(by, item=self, limit=None), like, axis_name)
 
     def count(self, events: Any, *, like: Any = None, axis_name: AxisName | None = None) -> None:
@@ -354,7 +353,7 @@ class Counter(Item):
         if count > _limbs.MAX:
             count = _limbs.MAX
         try:
-            self.set_raw_value(_array((count & _WORD, count >> 32), _uint32))
+            self.set_raw_value(_array((count & _limbs.WORD, count >> 32), _uint32))
         except flax.errors.TraceContextError:
             self._store(raw)  # raises again, with the item's name and the remedy
         return count
@@ -383,21 +382,20 @@ class Counter(Item):
             )
         return _limbs.from_uint64(host_counts(counts, item=self))
 
-    def _is_pending(self) -> bool:
-        return isinstance(self.get_raw_value(), Pending)
-
     def _add_word(
-        self, amount: Any, axes: tuple[int, ...], at_most: int | None, like: Any, axis_name: AxisName | None
+        self, by: Any, axes: tuple[int, ...], at_most: int | None, like: Any, axis_name: AxisName | None
     ) -> bool:
-        """Adds the sum of an amount over `axes` to what a compiled step adds; False where it may not fit one word."""
+        """Adds the sum of `by` over `axes` to what a compiled step adds; False elsewhere, and where it may not fit."""
         raw = self.get_raw_value()
-        word = word_of(amount, axes, at_most) if isinstance(raw, Pending) else None
-        if word is None or not isinstance(raw, Pending):
+        if not isinstance(raw, Pending):
+            return False
+        word = word_of(amount_of(by, item=self), axes, at_most)
+        if word is None:
             return False
         values, most = word
         replicas = self._axes(values, like, axis_name)
-        most *= number_of(replicas)
-        if most > WORD:
+        most *= replica_count(replicas)
+        if most > _limbs.WORD:
             return False
         self._put(raw.plus(sum_over(values, replicas), most))
         return True

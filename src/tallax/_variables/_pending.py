@@ -13,7 +13,6 @@ from jax.ad_checkpoint import checkpoint_name
 
 from tallax import _limbs
 
-WORD = 2**32 - 1
 AT_MOST = "tallax.at_most:"  # how an increment in a jaxpr says what bounds it
 
 

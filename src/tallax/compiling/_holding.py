@@ -34,11 +34,10 @@ class Holding:
         layout: Layout,
         structure: Structure,
         state: State,
-        constants: list[Any],
         *,
         copies: bool,
     ):
-        self.programs, self.layout, self.constants = programs, layout, constants
+        self.programs, self.layout, self.constants = programs, layout, layout.arrays
         # The state, and what the last call returned, as the programs return it.
         self.latest: collections.deque[tuple[Any, list[Any], Any]] = collections.deque([(*state.plain(), None)], 1)
         self.failed = False  # whether a call began and did not end

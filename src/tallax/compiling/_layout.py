@@ -18,7 +18,7 @@ from tallax._variables import Counter, Held, Item, Pending
 from tallax.compiling._packing import Packing
 from tallax.compiling._structure import dotted
 
-_SMALL = 2**16  # bytes
+_SMALL = 2**16  # bytes; of these a step may well keep two copies
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Layout:
 
     Attributes:
         places: of all Variables; those of small items before those of other values.
+        constants: where the arrays are that are in no Variable, and what they are called.
+        arrays: what they were when the objects were taken apart; a step can't replace them.
         lasting: how many of the values are of small items. A step does not overwrite their memory, so that whoever
             reads them needs no copy.
 
@@ -65,6 +67,7 @@ class Layout:
         found = {path: node for path, node in nnx.iter_graph(objects) if isinstance(node, nnx.Variable)}
         self.places: list[Place] = []
         self.constants: list[tuple[tuple[Any, ...], str]] = []  # paths and names
+        self.arrays: list[Any] = []
         shapes, end, self.lasting = [], 0, 0
         flat = list(nnx.to_flat_state(state))
         self._paths = [path for path, _ in flat]
@@ -72,6 +75,7 @@ class Layout:
             name = dotted(path, names)
             if not isinstance(leaf, nnx.Variable):
                 self.constants.append((path, name))
+                self.arrays.append(leaf)
                 continue
             _refuse_held(leaf, name)
             number, count = None, 0
@@ -94,11 +98,6 @@ class Layout:
         counts = [np.asarray(place.variable) for place in self.counters]
         others = [place.variable.get_raw_value() for place in self.places if place.number is None]
         return counts, jax.tree.leaves(others)
-
-    def loose_arrays(self, objects: tuple[Any, ...]) -> list[Any]:
-        """Returns the arrays that are in no Variable, as they are on the objects now."""
-        flat = dict(nnx.to_flat_state(nnx.split(objects, graph=self._graph)[1])) if self.constants else {}
-        return [flat[path] for path, _ in self.constants]
 
     def merge(self, counts: Mapping[int, Any], values: Sequence[Any], constants: Sequence[Any]) -> tuple[Any, ...]:
         """Returns objects like the bound ones, of other values."""

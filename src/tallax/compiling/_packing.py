@@ -15,7 +15,6 @@ import numpy as np
 
 from tallax import _limbs
 from tallax._placement import unsplit
-from tallax._variables import WORD
 
 
 class Packing:
@@ -72,9 +71,9 @@ class Packing:
         word = jnp.concatenate([_limbs.unsigned(run).astype(jnp.uint32) for run in runs])
         low, high = packed[0] + word, packed[1]
         carried = low < word
-        full = carried & (high == np.uint32(WORD))
+        full = carried & (high == np.uint32(_limbs.WORD))
         high = high + carried.astype(jnp.uint32)
-        result = jnp.where(full, jnp.uint32(WORD), jnp.stack([low, high]))
+        result = jnp.where(full, jnp.uint32(_limbs.WORD), jnp.stack([low, high]))
         for number, limbs in whole.items():
             result = _put(result, self.ends[number], limbs)
         return result

@@ -55,8 +55,9 @@ def _source(added: Any, before: Any, made_by: dict[Any, Any]) -> Any:
     clamped = _made(variable, "max", made_by)
     if clamped is not None and _is_zero(clamped.invars[1]):
         variable = clamped.invars[0]
-    is_clamped_again = clamped is not None or not jnp.issubdtype(variable.aval.dtype, jnp.signedinteger)
-    return variable if is_clamped_again and not isinstance(variable, Literal) else None
+    # Whoever makes words of the sources clamps signed ones, so one that was not clamped here must have no sign.
+    same_words = clamped is not None or not jnp.issubdtype(variable.aval.dtype, jnp.signedinteger)
+    return variable if same_words and not isinstance(variable, Literal) else None
 
 
 def _made(variable: Any, name: str, made_by: dict[Any, Any]) -> Any:

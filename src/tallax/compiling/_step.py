@@ -26,7 +26,7 @@ from tallax.compiling._structure import Structure, names_of, refuse_shared
 from tallax.compiling._uses import uses
 from tallax.reading import Reading, collect
 
-_LOOK_AT = 16  # Variables at each call, and twice as many modules, in 5 us
+_LOOK_AT = 16  # Variables at each call, and twice as many modules: a few microseconds
 
 
 def compile_step(
@@ -94,7 +94,7 @@ class CompiledStep:
         refuse_shared(objects, self._names, items_only=self._graph, kind=Item)
         self._structure = Structure(objects, self._names)  # the one that it is compiled for
         self._layout: Layout | None = None
-        self._whole: frozenset[int] = frozenset()  # counts that the step may add more to than 32 bits hold
+        self._wide: frozenset[int] = frozenset()  # counts that the step may add more to than 32 bits hold
         self._traces = 0
         self._results: list[Any] = []  # how what the function returns is built, of each kind that there was
         self._programs: Programs | None = None
@@ -145,8 +145,8 @@ class CompiledStep:
         """Puts everything back on the objects, as the last completed step left it; waits for that step.
 
         Raises:
-            HeldError: a value was written past the step while it held it. What was written stays, and everything else
-                is put back.
+            HeldError: a value was written past the step while it held it: what was written stays, and everything else
+                is put back. Or a step failed on the device after it had taken the memory of the state before it.
         """
         holding = self._holding
         if holding is None:
@@ -175,6 +175,10 @@ class CompiledStep:
         Returns:
             What the items are after the last step that was started, whenever it is looked at. The names are those that
             `tallax.collect` gives; where two objects have items of one name, the later object's own is put in front.
+
+        Raises:
+            HeldError: a step failed on the device after it had taken the memory of the state before it.
+            ReplicasError: an item is kept as a share for each replica.
         """
         holding = self._holding
         if holding is None:
@@ -234,8 +238,8 @@ class CompiledStep:
         shardings = jax.tree.map(lambda array: array.sharding if is_committed(array) else None, state)
         if self._programs is None or self._programs.shardings != shardings:
             self._programs = self._compiled(shardings)
-        constants, structure = layout.loose_arrays(self._objects), Structure(self._objects, self._names)
-        self._holding = Holding(self._programs, layout, structure, state, constants, copies=self._donate)
+        structure = Structure(self._objects, self._names)
+        self._holding = Holding(self._programs, layout, structure, state, copies=self._donate)
         return self._holding
 
     def _compiled(self, shardings: State) -> Programs:
@@ -279,17 +283,17 @@ class CompiledStep:
         packing = layout.packing
         numbers = range(len(layout.counters))
         while True:
-            apart = [number for number in numbers if number not in self._whole]
+            apart = [number for number in numbers if number not in self._wide]
             zeros: list[Any] = [np.zeros((*packing.shapes[number], 2), np.uint32) for number in apart]
             added = [np.zeros(packing.shapes[number], np.uint32) for number in apart]
-            whole = [packing.part(items.packed, number) for number in numbers if number in self._whole]
+            whole = [packing.part(items.packed, number) for number in numbers if number in self._wide]
             inputs = [zeros, added, whole, items.values + rest, constants, batch, options]
             pure = functools.partial(self._pure, layout, apart)
             program, shape = jax.make_jaxpr(pure, return_shape=True)(*inputs)
             found = uses(program, len(apart))
             if not found.wide:
                 break
-            self._whole |= {apart[k] for k in found.wide}
+            self._wide |= {apart[k] for k in found.wide}
         for k in found.read:
             zeros[k] = packing.part(items.packed, apart[k])
         program = with_sources(program, len(apart), kept=found.written)
@@ -297,8 +301,7 @@ class CompiledStep:
         bases, words, limbs, values, result = jax.tree.unflatten(jax.tree.structure(shape), outputs)
         packed = items.packed
         if numbers:
-            wide = (number for number in numbers if number in self._whole)
-            replaced = dict(zip(wide, limbs, strict=True))
+            replaced = dict(zip((number for number in numbers if number in self._wide), limbs, strict=True))
             replaced |= {apart[k]: Pending(bases[k], words[k]).limbs for k in found.written}
             packed = packing.plus(packed, dict(zip(apart, words, strict=True)), replaced)
         return State(Items(packed, values[: layout.lasting]), values[layout.lasting :]), result

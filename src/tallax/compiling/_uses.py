@@ -16,7 +16,8 @@ from typing import Any, TypeAlias
 
 from jax.extend.core import ClosedJaxpr, Literal
 
-from tallax._variables import AT_MOST, WORD
+from tallax._limbs import WORD
+from tallax._variables import AT_MOST
 
 # They hand on what they are given: copies, and marks of where a value lies.
 _IDENTITIES = {

@@ -200,9 +200,14 @@ def as_shape(shape: int | tuple[int, ...]) -> tuple[int, ...]:
     return (shape,) if isinstance(shape, int) else tuple(shape)
 
 
+def stored_state(item: Counter | Buffer) -> Any:
+    """Returns an item's value where it is: on the host, on the device, or traced; a Counter's as words."""
+    return item.words() if isinstance(item, Counter) else item.stored()
+
+
 def current_state(item: Counter | Buffer) -> np.ndarray | jax.Array:
     """Returns an item's value, a Counter's as words: a NumPy array, or inside a trace a traced one."""
-    state = item.words() if isinstance(item, Counter) else item.stored()
+    state = stored_state(item)
     return jax.lax.stop_gradient(state) if is_traced(state) else np.asarray(state)
 
 
