@@ -59,11 +59,11 @@ $(VENV)/bin/python:
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet 'pip>=25.1'
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) --editable '.[cli,demo]'
+	$(PIP) --editable '.[cli,demo,tensorboard]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) --editable '.[cli,plot,demo]' --group dev
+	$(PIP) --editable '.[cli,plot,demo,console,tensorboard,parquet,wandb,mlflow]' --group dev
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev

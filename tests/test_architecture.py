@@ -19,9 +19,9 @@ LAYERS = [
     {"_variables", "_module"},
     {"counters", "schedules", "statistics", "_differentiable"},
     {"differentiation", "reading", "replicas"},
-    {"compiling", "optimizers"},
-    {"checking"},
-    {"cli", "__init__"},
+    {"compiling", "optimizers", "sinks"},
+    {"logging", "checking"},
+    {"__init__"},
 ]
 FILES = sorted(SOURCE.rglob("*.py"))
 
@@ -75,14 +75,15 @@ def test_the_surface():
     names = {name for name in vars(tallax) if not name.startswith("_")}
     submodules = {
         "checking",
-        "cli",
         "compiling",
         "counters",
         "differentiation",
+        "logging",
         "optimizers",
         "reading",
         "replicas",
         "schedules",
+        "sinks",
         "statistics",
     }
     assert names - submodules == {
@@ -94,6 +95,7 @@ def test_the_surface():
         "ClipCounts",
         "Counter",
         "HeldError",
+        "Logger",
         "InvalidTypeError",
         "InvalidValueError",
         "MissingExtraError",
@@ -101,7 +103,11 @@ def test_the_surface():
         "Reading",
         "ReplacedVariableError",
         "ReplicasError",
+        "Run",
+        "RunError",
+        "RunInUseError",
         "Scheduled",
+        "SinkError",
         "StepCounter",
         "StructureError",
         "TallaxError",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact, cheap, non-trainable state for Flax NNX models."""
 
+from tallax import sinks as sinks
 from tallax import statistics as statistics
 from tallax._errors import CannotCheckError as CannotCheckError
 from tallax._errors import CheckFailedError as CheckFailedError
@@ -10,6 +11,8 @@ from tallax._errors import InvalidValueError as InvalidValueError
 from tallax._errors import MissingExtraError as MissingExtraError
 from tallax._errors import ReplacedVariableError as ReplacedVariableError
 from tallax._errors import ReplicasError as ReplicasError
+from tallax._errors import RunInUseError as RunInUseError
+from tallax._errors import SinkError as SinkError
 from tallax._errors import StructureError as StructureError
 from tallax._errors import TallaxError as TallaxError
 from tallax._errors import TracedReadError as TracedReadError
@@ -24,6 +27,7 @@ from tallax.counters import StepCounter as StepCounter
 from tallax.counters import counter_after_n_calls as counter_after_n_calls
 from tallax.differentiation import grad as grad
 from tallax.differentiation import value_and_grad as value_and_grad
+from tallax.logging import Logger as Logger
 from tallax.optimizers import ClipByGlobalNormState as ClipByGlobalNormState
 from tallax.optimizers import ClipCounts as ClipCounts
 from tallax.optimizers import clip_by_global_norm as clip_by_global_norm
@@ -37,3 +41,5 @@ from tallax.replicas import combine_replicas as combine_replicas
 from tallax.replicas import per_replica as per_replica
 from tallax.replicas import replica_specs as replica_specs
 from tallax.schedules import Scheduled as Scheduled
+from tallax_runs import Run as Run
+from tallax_runs import RunError as RunError

@@ -13,6 +13,9 @@ TallaxError
 ├── StructureError          also a ValueError: the model is no longer the one that a step was compiled for
 ├── CannotCheckError        also a ValueError: statecheck was given nothing that it can run
 ├── CheckFailedError        also an AssertionError: statecheck found a fault
+├── SinkError               also a RuntimeError: a sink of a Logger could not write
+├── RunInUseError           also a RuntimeError: two programs are about to write to one run
+├── RunError                also a ValueError: what should be a run on disk is none
 └── MissingExtraError       also an ImportError: an optional dependency is not installed
 ```
 
@@ -34,12 +37,10 @@ import numpy as np
 from flax import nnx
 
 from tallax._placement import is_traced
+from tallax_runs._errors import MissingExtraError as MissingExtraError
+from tallax_runs._errors import TallaxError, laid_out
 
 _LIBRARIES = tuple(os.path.dirname(file) + os.sep for file in (__file__, flax.__file__, jax.__file__))
-
-
-class TallaxError(Exception):
-    """The base of every error that tallax raises on purpose."""
 
 
 class InvalidTypeError(TallaxError, TypeError):
@@ -88,23 +89,16 @@ class CheckFailedError(TallaxError, AssertionError):
     """`statecheck` found a fault in a module."""
 
 
-class MissingExtraError(TallaxError, ImportError):
-    """An optional dependency is not installed."""
+class SinkError(TallaxError, RuntimeError):
+    """A sink of a Logger raised: it could not write, or not close."""
 
-    @classmethod
-    def of(cls, feature: str, extra: str, missing: str) -> MissingExtraError:
-        """Returns the error that names the install line of `extra`."""
-        return cls(
-            compose(
-                feature,
-                f"needs the package {missing}, which is not installed.",
-                fix=f"pip install 'tallax[{extra}]'",
-            )
-        )
+
+class RunInUseError(TallaxError, RuntimeError):
+    """Somebody else is writing to a run."""
 
 
 # Users meet these in tracebacks by the name under which they import them.
-for _error in (TallaxError, *TallaxError.__subclasses__()):
+for _error in TallaxError.__subclasses__():
     _error.__module__ = "tallax"
 
 
@@ -119,11 +113,7 @@ def compose(item: object, rule: str, *, got: str | None = None, expected: str | 
         fix: what to write instead.
     """
     name = item if isinstance(item, str) else name_of(item)
-    lines = [f"{name}: {rule}"]
-    for label, text in (("got:", got), ("expected:", expected), ("fix:", fix)):
-        if text is not None:
-            lines.append(f"  {label:<{10 if expected is not None else 5}} {text}")
-    return "\n".join(lines)
+    return laid_out(name, rule, got=got, expected=expected, fix=fix)
 
 
 def describe(value: object) -> str:

@@ -23,6 +23,7 @@ from tallax._variables import Buffer, Counter
 from tallax.schedules import Scheduled
 from tallax.statistics import Statistic
 from tallax.statistics._base import current_state, stored_state
+from tallax_runs import Item
 
 _MANY = 8  # arrays; more are gathered first, so that there is one copy to wait for
 
@@ -78,7 +79,7 @@ def collect(*objects: Any) -> Reading:
         here = (next(copied) if state is None else state for state in states)
         return {entry.name: entry.value(state) for entry, state in zip(entries, here, strict=True)}
 
-    return Reading(len(entries), arrays, decode)
+    return Reading(entries, arrays, decode)
 
 
 def snapshot(*objects: Any) -> dict[str, Any]:
@@ -108,8 +109,11 @@ class Reading:
 
     Made by `collect` and `CompiledStep.collect`. A reading that is dropped costs nothing more.
 
+    Attributes:
+        entries: which items these are, in order of their names in `result`.
+
     Args:
-        items: how many there are.
+        entries: the items.
         arrays: on devices.
         decode: from these arrays on the host to the value of each item by its name.
         lasting: whether nobody is going to overwrite the arrays. Otherwise they are gathered before this returns.
@@ -117,13 +121,13 @@ class Reading:
 
     def __init__(
         self,
-        items: int,
+        entries: Sequence[Entry],
         arrays: Sequence[jax.Array],
         decode: Callable[[list[np.ndarray]], dict[str, Any]],
         *,
         lasting: bool = False,
     ):
-        self._items, self._decode = items, decode
+        self.entries, self._decode = entries, decode
         self._copies = _Copies(arrays, gather=not lasting or len(arrays) > _MANY)
         self._lock = threading.Lock()
         self._result: dict[str, Any] | None = None
@@ -150,7 +154,7 @@ class Reading:
         return self._result
 
     def __repr__(self) -> str:
-        return f"<Reading of {self._items} items: {'ready' if self.ready() else 'on its way'}>"
+        return f"<Reading of {len(self.entries)} items: {'ready' if self.ready() else 'on its way'}>"
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,15 @@ class Entry:
     name: str
     item: Counter | Buffer
     owner: Statistic | Scheduled | None
+
+    def description(self) -> Item:
+        """Returns what the item is, whatever its value."""
+        item = self.item
+        raw = item.get_raw_value()
+        shape, kind = raw.shape, type(item if self.owner is None else self.owner).__name__
+        if isinstance(item, Counter):
+            shape = shape[:-1]
+        return Item(kind, tuple(shape), str(raw.dtype), raw.nbytes, bool(item.get_metadata("persistent", True)))
 
     def value(self, state: np.ndarray) -> Any:
         """Returns what a state stands for, on the host."""

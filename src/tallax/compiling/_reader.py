@@ -18,7 +18,7 @@ class Reader:
 
     def __init__(self, entries: list[Entry], layout: Layout):
         places = {id(place.variable): place for place in layout.places}
-        self._names = [entry.name for entry in entries]
+        self._entries = entries
         self._scalars: list[str] = []
         starts: list[int] = []
         self._shaped: list[tuple[Entry, int, int, tuple[int, ...]]] = []
@@ -44,10 +44,10 @@ class Reader:
         if self._others:
             values = state.values
             arrays += [values[k] for _, k in self._others]
-        return Reading(len(self._names), arrays, self._decode, lasting=self._lasting)
+        return Reading(self._entries, arrays, self._decode, lasting=self._lasting)
 
     def _decode(self, copies: list[np.ndarray]) -> dict[str, Any]:
-        result = dict.fromkeys(self._names)
+        result: dict[str, Any] = dict.fromkeys(entry.name for entry in self._entries)
         others = copies
         if self._scalars or self._shaped:
             packed, *others = copies

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the records of a run go. A sink is imported when it is first used, and so is the package that it needs.
+
+| sink | writes to | resuming at a step | needs |
+|---|---|---|---|
+| `Jsonl(path)` | a file, one line for each record | takes out what is there of that step and later | |
+
+Anything with a `write(record)` and a `close()` is a sink: see `Sink`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tallax.sinks._sink import Sink as Sink
+from tallax.sinks._sink import as_sink as as_sink
+from tallax_runs import Bins as Bins
+from tallax_runs import Item as Item
+from tallax_runs import Record as Record
+
+if TYPE_CHECKING:
+    from tallax.sinks._jsonl import Jsonl as Jsonl
+    from tallax.sinks._tensorboard import TensorBoard as TensorBoard
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FILES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_FILES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_FILES})

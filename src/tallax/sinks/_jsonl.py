@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Jsonl`: a line of JSON for each record."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from tallax._errors import RunInUseError, compose
+from tallax_runs import Record
+from tallax_runs._format import FIRST_LINE, Decoder, Encoder
+from tallax_runs._run import file_of
+
+
+class Jsonl:
+    """Appends records to a file, one line of JSON each, for `tallax watch`, `tallax plot` and `tallax.Run`.
+
+    A line is handed to the operating system whole: it outlasts the program however that ends. Where it can't be
+    written, what there is of it is taken back, so that the file stays readable.
+
+    Resuming: records of the first record's step and later ones, from before, go to a file of the same name with
+    `.dropped` behind it. So does all of an older run where a new one is begun in its folder.
+
+    Args:
+        path: a folder, which is made where it is missing and gets the file `records.jsonl`, or a file that ends in
+            `.jsonl`. Further processes put their number in its name.
+
+    Raises:
+        RunError: the file holds something else, or has been damaged. It is left as it is.
+        RunInUseError: another program, or another Logger, is writing to it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self._path = Path(path)
+        self._file: int | None = None
+        self._encoder = Encoder()
+        self._end = 0
+
+    def write(self, record: Record) -> None:
+        if self._file is None:
+            self._file = self._open(record)
+        self._append(self._file, self._encoder.line(record))
+
+    def close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
+
+    def __repr__(self) -> str:
+        return f"Jsonl({str(self._path)!r})"
+
+    def _open(self, record: Record) -> int:
+        path = file_of(self._path, record.process)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(file, path)
+            self._end = _cut(file, path, record.step)
+            os.lseek(file, self._end, os.SEEK_SET)
+            if not self._end:
+                self._append(file, FIRST_LINE)
+        except BaseException:
+            os.close(file)
+            raise
+        return file
+
+    def _append(self, file: int, line: bytes) -> None:
+        rest = memoryview(line)
+        try:
+            while rest:
+                rest = rest[os.write(file, rest) :]
+        except OSError:
+            self._encoder = Encoder()  # the next line leans on none before it
+            os.ftruncate(file, self._end)
+            os.lseek(file, self._end, os.SEEK_SET)
+            raise
+        self._end += len(line)
+
+
+def _lock(file: int, path: Path) -> None:
+    """Keeps a second program from writing to the same file, where the file system can."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # not a POSIX system
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunInUseError(
+            compose(
+                str(path),
+                "another program, or another Logger, is writing to this run.",
+                fix="give each its own folder; or end the other one first",
+            )
+        ) from None
+    except OSError:
+        return  # a network file system without locks
+
+
+def _cut(file: int, path: Path, step: int) -> int:
+    """Takes the records from a step on, and a torn last line, out of a file; returns how long the rest is."""
+    decoder, end = Decoder(str(path)), 0
+    with open(file, "rb", closefd=False) as lines:
+        for line in lines:
+            if not line.endswith(b"\n"):
+                if not FIRST_LINE.startswith(line) and not end:
+                    decoder.record(line)  # raises: this is nobody's torn run
+                break
+            record = decoder.record(line)
+            if record is not None and record.step >= step:
+                _keep(path, file, end)
+                break
+            end += len(line)
+    os.ftruncate(file, end)
+    return end
+
+
+def _keep(path: Path, file: int, start: int) -> None:
+    """Appends what follows in a file to the one of what was dropped."""
+    with open(file, "rb", closefd=False) as source, path.with_name(path.name + ".dropped").open("ab") as target:
+        source.seek(start)
+        shutil.copyfileobj(source, target)

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Sink`: what takes the records of a run."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from tallax._errors import InvalidTypeError, compose, describe
+from tallax_runs import Record
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """What takes the records of a run, in order of their steps, in a thread of its own beside the training loop.
+
+    A sink opens what it writes to when it gets its first record. That record tells where the run begins or, where
+    there is something from before, goes on: what is there of its step and of later ones is replaced.
+
+    Example:
+        >>> import tallax
+        >>> class Printer:
+        ...     def write(self, record):
+        ...         print(record.step, dict(record.scalars))
+        ...     def close(self):
+        ...         print("done")
+        >>> with tallax.Logger(Printer(), every=2) as log:
+        ...     for step in range(1, 5):
+        ...         log(step=step, loss=1 / step)
+        1 {'loss': 1.0}
+        2 {'loss': 0.5}
+        4 {'loss': 0.25}
+        done
+    """
+
+    def write(self, record: Record) -> None:
+        """Writes a record so that, once this returns, it outlasts the program; raises where it can't."""
+        ...
+
+    def close(self) -> None:
+        """Writes what is still to be written, and lets go of everything."""
+        ...
+
+
+def as_sink(sink: Any) -> Sink:
+    """Returns a sink as it is.
+
+    Raises:
+        InvalidTypeError: it is none.
+    """
+    if isinstance(sink, Sink) and not isinstance(sink, type):
+        return sink
+    raise InvalidTypeError(
+        compose(
+            "Logger",
+            "takes sinks, which have the methods write(record) and close().",
+            got=describe(sink),
+            fix="tallax.sinks.Jsonl('runs/1'), tallax.sinks.TensorBoard('runs/1'), or one of your own",
+        )
+    )
