@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from tallax.sinks._tensorboard import TensorBoard as TensorBoard
 
 
+_FILES = {"Jsonl": "_jsonl", "TensorBoard": "_tensorboard"}
+
+
 def __getattr__(name: str) -> Any:
     if name not in _FILES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
