@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal, Self
@@ -90,7 +91,9 @@ class Logger:
         self._next = 0  # the step of the next
         self._due = 0  # `_next`, or less, to have a look before that
         self._explicit: bool | None = None  # whether calls say their step
-        self._first: Reading | None = None  # until it has told where the run stands
+        self._first: tuple[Reading, int] | None = (
+            None  # the first, and at which call: until it has told where the run stands
+        )
 
     def __call__(self, *objects: Any, step: int | None = None, **scalars: Any) -> None:
         """Logs, if it is time to.
@@ -121,6 +124,7 @@ class Logger:
 
         Args and Raises: as of a call.
         """
+        self._check_open()
         self._settle()
         at = self._calls if step is None else self._as_step(step)
         self._log(objects, at, scalars, explicit=step is not None)
@@ -152,7 +156,7 @@ class Logger:
         try:
             writer.close()
         except BaseException as error:
-            error.add_note(f"tallax.Logger gave up: {writer.waiting} records are not written.")
+            error.add_note(f"tallax.Logger gave up: {writer.unwritten} records are not written.")
             raise
         _raise(writer.failures())
 
@@ -174,6 +178,7 @@ class Logger:
 
     def _look(self, objects: Sequence[Any], now: int, scalars: dict[str, Any], *, explicit: bool) -> None:
         """Logs if it is time to, and raises what has failed since the last look."""
+        self._check_open()
         if self._settle():
             now = self._calls
         if now >= self._next or now < self._last:
@@ -184,12 +189,13 @@ class Logger:
 
     def _settle(self) -> bool:
         """Shifts the count of calls to where the run's counter stood at the first, once that has been read."""
-        reading, self._first = self._first, None
-        if reading is None:
+        first, self._first = self._first, None
+        if first is None:
             return False
+        reading, call = first
         assert self._counter is not None
         stood = reading.result()[self._counter]
-        self._calls += stood - 1
+        self._calls += stood - call
         self._last = stood
         self._next = (stood // self._every + 1) * self._every
         return True
@@ -204,11 +210,13 @@ class Logger:
         if jax.process_index() == 0 or self._all:
             self._started().put(taken)
 
-    def _check(self, now: int, *, explicit: bool) -> None:
+    def _check_open(self) -> None:
         if self._closed:
             raise InvalidValueError(
                 compose("Logger", "has been closed.", got="a call after that", fix="call it within the with block")
             )
+
+    def _check(self, now: int, *, explicit: bool) -> None:
         if self._explicit not in (None, explicit):
             raise InvalidValueError(
                 compose(
@@ -262,8 +270,8 @@ class Logger:
                     fix="one of these; or log(model, step=...) without it",
                 )
             )
-        self._first = counters[self._counter]
-        return Taken(taken.step, self._counter, taken.time, taken.readings, taken.scalars, taken.arrays)
+        self._first = counters[self._counter], taken.step
+        return dataclasses.replace(taken, counter=self._counter)
 
     def _as_step(self, step: Any) -> int:
         if isinstance(step, bool | jax.Array) or not hasattr(step, "__index__"):
@@ -308,5 +316,5 @@ def _raise(failures: Sequence[Failure]) -> None:
     ) from failures[0].error
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from tallax._errors import InvalidTypeError, compose, describe
 from tallax.statistics import HistogramResult, LogHistogramResult
 from tallax_runs import Bins
 
@@ -55,9 +56,21 @@ class Numbers:
                 self.scalars[name] = int(value)
             case int() | float():
                 self.scalars[name] = value
-            case _:
+            case Mapping():
+                for part, number in value.items():
+                    self._add(f"{name}/{part}", number)
+            case _ if dataclasses.is_dataclass(value):
                 for field in dataclasses.fields(value):
                     self._add(f"{name}/{field.name}", getattr(value, field.name))
+            case _:
+                raise InvalidTypeError(
+                    compose(
+                        name,
+                        "a Logger writes numbers and arrays, and dataclasses and mappings of them.",
+                        got=describe(value),
+                        fix="a dataclass, as what the statistic's read() returns",
+                    )
+                )
 
     def _add_seen(self, name: str, counts: dict[str, Any]) -> None:
         self.scalars.update((f"{name}/{what}", int(count)) for what, count in counts.items() if count)

@@ -39,8 +39,8 @@ class Taken:
     scalars: Mapping[str, int | float]
     arrays: Reading | None
 
-    def record(self, process: int) -> Record:
-        """Returns the record; waits for the device."""
+    def record(self, process: int, extra: Mapping[str, int]) -> Record:
+        """Returns the record, which has these scalars too; waits for the device."""
         numbers = Numbers()
         step, items = self.step, {}
         for reading in self.readings:
@@ -52,6 +52,7 @@ class Taken:
         numbers.scalars |= self.scalars
         if self.arrays is not None:
             numbers.scalars |= self.arrays.result()
+        numbers.scalars |= extra
         return Record(step, self.time, process, numbers.scalars, numbers.histograms, items)
 
 
@@ -96,7 +97,9 @@ def take(objects: Sequence[Any], scalars: Mapping[str, Any], step: int, counter:
 
 
 def _checked(name: str, value: Any) -> int | float | jax.Array:
-    if isinstance(value, bool | int | float):
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, int | float):
         return value
     if is_traced(value):
         raise TracedReadError(

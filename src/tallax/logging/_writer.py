@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-import queue
+import collections
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tallax.logging._taking import Taken
 from tallax.sinks import Sink
 
 _DROPPED = "logger/dropped_records"
-_END = object()
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Failure:
 
     where: str
     doing: str
-    error: Exception
+    error: BaseException
 
 
 class Writer:
@@ -45,83 +43,84 @@ class Writer:
     def __init__(
         self, sinks: Sequence[Sink], process: int, capacity: int, *, drops: bool, on_failure: Callable[[], None]
     ):
-        self._sinks, self._process, self._drops, self._on_failure = sinks, process, drops, on_failure
-        self._queue: queue.Queue[Any] = queue.Queue(capacity)
-        self._failures: list[Failure] = []
-        self._lock = threading.Lock()
-        self._ending = 0  # 1 once the thread was told to end
+        self._sinks, self._process, self._on_failure = sinks, process, on_failure
+        self._capacity, self._drops = capacity, drops
+        # What follows belongs to whoever holds this.
+        self._changed = threading.Condition()
+        self._queue: collections.deque[Taken] = collections.deque()
+        self._unwritten = 0  # in the queue, and on its way to the sinks
         self._dropped = 0
-        self._told = 0  # of these, in a record
-        self._last: Taken | None = None  # that was dropped
+        self._ending = False
+        self._failures: list[Failure] = []
         self._thread = threading.Thread(target=self._run, name="tallax.Logger", daemon=True)
         self._thread.start()
 
     def put(self, taken: Taken) -> None:
         """Hands over what was taken; where there is no place for it, waits for one or drops it."""
-        if not self._drops:
-            self._queue.put(taken)
-            return
-        try:
-            self._queue.put_nowait(taken)
-        except queue.Full:
-            self._dropped += 1
-            self._last = taken
+        with self._changed:
+            if self._drops and len(self._queue) >= self._capacity:
+                self._dropped += 1  # one of those in the queue is going to tell
+                return
+            self._changed.wait_for(lambda: len(self._queue) < self._capacity)
+            self._queue.append(taken)
+            self._unwritten += 1
+            self._changed.notify_all()
 
     def flush(self) -> None:
         """Waits until everything that was handed over is written."""
-        self._queue.join()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._unwritten)
 
     def close(self) -> None:
         """Waits until everything is written and all sinks are closed."""
-        if self._thread.is_alive():
-            self._queue.put(_END)
-            self._ending = 1
-            self._thread.join()
+        with self._changed:
+            self._ending = True
+            self._changed.notify_all()
+        self._thread.join()
 
     def failures(self) -> list[Failure]:
         """Returns what has failed since this was last asked."""
-        with self._lock:
+        with self._changed:
             failures, self._failures = self._failures, []
         return failures
 
     @property
-    def waiting(self) -> int:
-        """How many records are not written yet."""
-        return self._queue.unfinished_tasks - self._ending
+    def unwritten(self) -> int:
+        """How many records the sinks don't have yet."""
+        return self._unwritten
 
     def _run(self) -> None:
         while True:
-            taken = self._queue.get()
-            try:
-                if taken is _END:
-                    if self._dropped > self._told and self._last is not None:
-                        self._write(self._last)  # it says how many were dropped
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._ending)
+                if not self._queue:
                     break
-                self._write(taken)
-            finally:
-                self._queue.task_done()
+                taken = self._queue.popleft()
+                extra = {_DROPPED: self._dropped} if self._drops else {}
+                self._changed.notify_all()
+            self._write(taken, extra)
+            with self._changed:
+                self._unwritten -= 1
+                self._changed.notify_all()
         for sink in self._sinks:
             try:
                 sink.close()
-            except Exception as error:
+            except BaseException as error:
                 self._fail(Failure(repr(sink), "closing", error))
 
-    def _write(self, taken: Taken) -> None:
+    def _write(self, taken: Taken, extra: dict[str, int]) -> None:
         try:
-            record = taken.record(self._process)
+            record = taken.record(self._process, extra)
         except Exception as error:
             self._fail(Failure("what was logged", f"reading step {taken.step}", error))
             return
-        if self._drops:
-            self._told = self._dropped
-            record.scalars[_DROPPED] = self._told  # pyright: ignore[reportIndexIssue]
         for sink in self._sinks:
             try:
                 sink.write(record)
-            except Exception as error:
+            except BaseException as error:  # the thread has to live: the loop may be waiting for it
                 self._fail(Failure(repr(sink), f"writing step {record.step}", error))
 
     def _fail(self, failure: Failure) -> None:
-        with self._lock:
+        with self._changed:
             self._failures.append(failure)
         self._on_failure()
