@@ -70,6 +70,41 @@ def write_past(model, step):
     step()
 
 
+class NoSink:
+    """Writes nowhere."""
+
+    def write(self, record):
+        pass
+
+    def close(self):
+        pass
+
+
+def logged(act, **options):
+    """Returns a use of a Logger."""
+
+    def use(model):
+        with tallax.Logger(NoSink(), **{"every": 1, **options}) as log:
+            act(log, model)
+
+    return use
+
+
+def in_turn(*calls):
+    """Returns what makes calls of a Logger, one after the other."""
+
+    def act(log, model):
+        for call in calls:
+            call(log)
+
+    return act
+
+
+class Odd(tallax.statistics.Rate):
+    def read(self, state):
+        return "often"
+
+
 def lose(model, step):
     jax.tree.map(lambda array: array.delete(), step._holding.state)  # as a step does that fails on the device
     step.sync()
@@ -871,6 +906,127 @@ experts/0/bias: has no value on the host inside a trace.
   got:  collect(...) inside a compiled function
   fix:  tallax.snapshot(model), which returns arrays; or collect(model) outside""",
     ),
+    "log-a-vector": (
+        logged(lambda log, model: log(loss=jnp.arange(3.0))),
+        tallax.InvalidValueError,
+        """\
+loss: a Logger takes arrays of one number.
+  got:  float32[3] ([0.0, 1.0, 2.0])
+  fix:  loss.mean(); or a tallax.statistics.Histogram on the model, for how it is distributed""",
+    ),
+    "log-a-word": (
+        logged(lambda log, model: log(loss="low")),
+        tallax.InvalidTypeError,
+        """\
+loss: a Logger takes numbers, and arrays of one number.
+  got:  str ('low')
+  fix:  log(model, loss=...) with a float, an int, or a jax.Array of shape ()""",
+    ),
+    "log-in-a-trace": (
+        logged(lambda log, model: jax.jit(lambda loss: log(loss=loss))(1.0)),
+        tallax.TracedReadError,
+        """\
+loss: has no value on the host inside a trace.
+  got:  log(...) inside a compiled function
+  fix:  return it from the function, and log what it returned""",
+    ),
+    "log-a-twin": (
+        logged(lambda log, model: log(model, temperature=1.0), step="experts/0/step"),
+        tallax.InvalidValueError,
+        """\
+temperature: two values have this name, and one would hide the other.
+  got:  a scalar and an item
+  fix:  another name for the scalar; or log modules that hold both: log(nnx.Dict(a=a, b=b))""",
+    ),
+    "log-below-an-item": (
+        logged(lambda log, model: log(model, **{"rate/fired": 1})),
+        tallax.InvalidValueError,
+        """\
+rate/fired: is written below an item, whose own values have such names.
+  got:  a scalar called 'rate/fired' and an item called 'rate'
+  fix:  another name for the scalar""",
+    ),
+    "log-of-several-steps": (
+        logged(lambda log, model: log(model)),
+        tallax.InvalidValueError,
+        """\
+Logger: several counters could be the one that counts the run's steps.
+  got:  experts/0/step, experts/1/step
+  fix:  Logger(..., step='experts/0/step')""",
+    ),
+    "log-by-a-vector": (
+        logged(lambda log, model: log(model.experts[0]), step="tokens"),
+        tallax.InvalidValueError,
+        """\
+Logger: step= is the name of a Counter of one count.
+  got:       str ('tokens')
+  expected:  step
+  fix:       one of these; or log(model, step=...) without it""",
+    ),
+    "log-backwards": (
+        logged(in_turn(lambda log: log(step=5), lambda log: log(step=3))),
+        tallax.InvalidValueError,
+        """\
+Logger: the steps of a run never fall.
+  got:  step 3 after step 5
+  fix:  a new Logger for what goes on from an earlier step: it replaces what was logged past that""",
+    ),
+    "log-both-ways": (
+        logged(in_turn(lambda log: log(step=5), lambda log: log.now(loss=1))),
+        tallax.InvalidValueError,
+        """\
+Logger: either every call says its step, or none does.
+  got:  a call without step=
+  fix:  log(model, step=step) everywhere; or nowhere, with a tallax.StepCounter on the model""",
+    ),
+    "log-an-array-step": (
+        logged(lambda log, model: log(step=jnp.int32(3))),
+        tallax.InvalidTypeError,
+        """\
+Logger: step= is an int.
+  got:  int32[] (3)
+  fix:  log(model) without it, which reads the step counter without stopping the device; or an int""",
+    ),
+    "log-when-closed": (
+        logged(in_turn(lambda log: log.close(), lambda log: log(step=1))),
+        tallax.InvalidValueError,
+        """\
+Logger: has been closed.
+  got:  a call after that
+  fix:  call it within the with block""",
+    ),
+    "logger-every": (
+        lambda model: tallax.Logger(every=0),
+        tallax.InvalidValueError,
+        """\
+Logger: every= is a number from 1 on.
+  got:  int (0)
+  fix:  Logger(every=100)""",
+    ),
+    "logger-overflow": (
+        lambda model: tallax.Logger(overflow="raise"),
+        tallax.InvalidValueError,
+        """\
+Logger: overflow= is 'wait' or 'drop'.
+  got:  str ('raise')
+  fix:  overflow='drop'""",
+    ),
+    "logger-no-sink": (
+        lambda model: tallax.Logger("runs/1"),
+        tallax.InvalidTypeError,
+        """\
+Logger: takes sinks, which have the methods write(record) and close().
+  got:  str ('runs/1')
+  fix:  tallax.sinks.Jsonl('runs/1'), tallax.sinks.TensorBoard('runs/1'), or one of your own""",
+    ),
+    "log-an-odd-statistic": (
+        logged(lambda log, model: log(nnx.Dict(odd=Odd()))),
+        tallax.SinkError,
+        """\
+what was logged: failed in reading step 1.
+  got:  InvalidTypeError: odd: a Logger writes numbers and arrays, and dataclasses and mappings of them.
+  fix:  mend what the error says; other sinks have their records, and a loop that catches this goes on""",
+    ),
     "grad-of-a-ref": (
         with_a_ref,
         tallax.InvalidTypeError,
@@ -895,13 +1051,15 @@ def test_the_text(name):
 
 
 OF_FILES = {f"tallax.checking.{name}" for name in ("_exercise", "_process", "_targets", "_worker")}
+OF_FILES |= {f"tallax.sinks.{name}" for name in tallax.sinks._FILES.values()}
 
 
 def test_every_raise_is_covered():
     """Each place in the source that words an error is worded in a case above, or in its own test."""
     rules = set()
     for name, module in list(sys.modules.items()):
-        # What `tallax check` says of files and processes is worded in test_check_command.py.
+        # What `tallax check` says of files and processes is worded in test_check_command.py, and what sinks say of
+        # files in their own tests.
         if name.startswith("tallax.") and name != "tallax._errors" and name not in OF_FILES:
             source = inspect.getsource(module)
             rules |= set(re.findall(r'compose\(\s*[^,]+,\s*f?"([^"{]{12,})', source))
@@ -925,6 +1083,9 @@ def test_the_hierarchy():
         tallax.CannotCheckError: ValueError,
         tallax.CheckFailedError: AssertionError,
         tallax.MissingExtraError: ImportError,
+        tallax.SinkError: RuntimeError,
+        tallax.RunInUseError: RuntimeError,
+        tallax.RunError: ValueError,
     }
     assert set(builtins) == set(tallax.TallaxError.__subclasses__())
     for error, builtin in builtins.items():
@@ -945,11 +1106,11 @@ def test_a_missing_extra_names_the_install_line():
 
 def test_without_typer_the_command_says_what_to_install(monkeypatch, capsys):
     """The command exits with 2 and the install line where the extra is missing."""
-    from tallax import cli
+    import tallax_cli
 
     monkeypatch.setitem(sys.modules, "typer", None)
     with pytest.raises(SystemExit) as stopped:
-        cli.main()
+        tallax_cli.main()
     assert stopped.value.code == 2
     assert "pip install 'tallax[cli]'" in capsys.readouterr().err
 

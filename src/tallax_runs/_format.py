@@ -97,7 +97,7 @@ class Decoder:
                     self._name,
                     f"line {self._lines} is no record of a run.",
                     got=repr(line[:60]),
-                    fix="look at the line; what comes before it can be read once it and what follows are taken out",
+                    fix="bring back a whole copy; or cut the file before this line, and what comes before it can be read",
                 )
             ) from None
 

@@ -317,4 +317,4 @@ def _raise(failures: Sequence[Failure]) -> None:
 
 
 def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"  # the rest is in the cause of what is raised

@@ -91,6 +91,7 @@ def _lock(file: int, path: Path) -> None:
             compose(
                 str(path),
                 "another program, or another Logger, is writing to this run.",
+                got="a record for it",
                 fix="give each its own folder; or end the other one first",
             )
         ) from None
