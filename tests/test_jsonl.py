@@ -202,7 +202,7 @@ def test_a_damaged_line_is_named(tmp_path):
     assert str(caught.value) == (
         f"{path}: line 3 is no record of a run.\n"
         f"  got:  {lines[2][:60]!r}\n"
-        "  fix:  bring back a whole copy; or cut the file before this line, and what comes before it can be read"
+        "  fix:  bring back a whole copy; or cut the file before this line, whatever comes before can be read"
     )
     with pytest.raises(tallax.RunError, match="line 3"):
         Jsonl(tmp_path).write(Record(3, 0.0))

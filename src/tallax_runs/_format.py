@@ -97,7 +97,7 @@ class Decoder:
                     self._name,
                     f"line {self._lines} is no record of a run.",
                     got=repr(line[:60]),
-                    fix="bring back a whole copy; or cut the file before this line, and what comes before it can be read",
+                    fix="bring back a whole copy; or cut the file before this line, whatever comes before can be read",
                 )
             ) from None
 

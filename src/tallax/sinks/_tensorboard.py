@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,16 @@ SummaryMetadata: Any = vars(summary_pb2)["SummaryMetadata"]
 TensorProto: Any = vars(tensor_pb2)["TensorProto"]
 
 _DOUBLE = 2  # DT_DOUBLE among TensorFlow's numbers for dtypes
-_SCALARS = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"))
+_NO_CURVE = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="tallax"))  # no dashboard of that name
 
 
 class TensorBoard:
     """Writes an event file for TensorBoard: curves, and histograms with the bins that were counted.
 
-    A record is one event, written and synchronised before `write` returns. Integers are double precision tensors, as
-    TensorFlow 2 writes scalars, so counts are exact below 2**53; TensorBoard's `EventAccumulator` lists those among its
-    tensors. Floats are single precision, as everybody writes them.
+    A record is one event, written and synchronised before `write` returns. TensorBoard's curves are single precision
+    (so is all that its data server reads), which holds integers up to 2**24. From the first count on that it can't
+    hold, `<name>/exact` has them too, in double precision: no curve, but a tensor for `EventAccumulator.Tensors`, exact
+    below 2**53. Counts of bins are in double precision.
 
     Resuming: TensorBoard is told to hide what is there of the first record's step and later ones, by `purge_step`'s
     event.
@@ -53,13 +55,13 @@ class TensorBoard:
     def __init__(self, logdir: str | os.PathLike[str]):
         self._logdir = Path(logdir)
         self._writer: Any = None
-        self._exact: set[str] = set()  # names of integers
-        self._described: set[str] = set()  # names whose metadata are in the file
+        self._large: set[str] = set()  # names of counts beyond single precision
 
     def write(self, record: Record) -> None:
         if self._writer is None:
             self._writer = self._open(record)
-        values = [self._scalar(name, value) for name, value in record.scalars.items()]
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in record.scalars.items()]
+        values += self._exact(record.scalars)
         for name, bins in record.histograms.items():
             values += _histogram(name, bins).value
         event = Event(wall_time=record.time, step=record.step, summary=Summary(value=values))
@@ -86,16 +88,18 @@ class TensorBoard:
         writer.write(Event(wall_time=record.time, step=record.step, session_log=start).SerializeToString())
         return writer
 
-    def _scalar(self, name: str, value: int | float) -> Any:
-        if isinstance(value, int):
-            self._exact.add(name)
-        if name not in self._exact:
-            return Summary.Value(tag=name, simple_value=value)
-        tensor = TensorProto(dtype=_DOUBLE, double_val=[float(value)])
-        if name in self._described:
-            return Summary.Value(tag=name, tensor=tensor)
-        self._described.add(name)
-        return Summary.Value(tag=name, tensor=tensor, metadata=_SCALARS)
+    def _exact(self, scalars: Mapping[str, int | float]) -> list[Any]:
+        """Returns in double precision what single precision has been found not to hold."""
+        counts = {name: value for name, value in scalars.items() if isinstance(value, int)}
+        self._large |= {name for name, value in counts.items() if float(np.float32(value)) != value}
+        return [
+            Summary.Value(
+                tag=f"{name}/exact",
+                tensor=TensorProto(dtype=_DOUBLE, double_val=[float(counts[name])]),
+                metadata=_NO_CURVE,
+            )
+            for name in counts.keys() & self._large
+        ]
 
 
 def _histogram(name: str, bins: Bins) -> Any:
