@@ -10,6 +10,7 @@ GROUPS = {
     "compile-time": "benchmarks.compile_time",
     "differentiation": "benchmarks.differentiation",
     "eager": "benchmarks.eager_counters",
+    "logging": "benchmarks.logged_loops",
     "loops": "benchmarks.loops",
     "mixed-items": "benchmarks.mixed_items",
     "readings": "benchmarks.readings",

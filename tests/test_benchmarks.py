@@ -16,13 +16,20 @@ TINY = transformer.Size(layers=1, width=8, heads=2, vocabulary=8, sequences=2, t
 SMALL = {  # what to call `group` with, so that a case compiles in a second or two
     "compile-step": (2, 3),
     "compile-time": (3,),
+    "logging": (3, TINY),
     "loops": (2, 3, TINY),
     "mixed-items": (2, 3),
     "readings": (3,),
     "step-time": ((0, 2),),
     "transformer": (TINY, (3,)),
 }
-THOROUGH = ("compile-time", "loops", "step-time", "transformer")  # many programs; what they share runs in the others
+THOROUGH = (
+    "compile-time",
+    "logging",
+    "loops",
+    "step-time",
+    "transformer",
+)  # many programs; what they share runs in the others
 TICK = 2.0**-20  # a power of two, so that sums and quotients of times are exact
 
 

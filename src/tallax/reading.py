@@ -171,8 +171,9 @@ class Entry:
     item: Counter | Buffer
     owner: Statistic | Scheduled | None
 
+    @functools.cached_property
     def description(self) -> Item:
-        """Returns what the item is, whatever its value."""
+        """What the item is, whatever its value."""
         item = self.item
         raw = item.get_raw_value()
         shape, kind = raw.shape, type(item if self.owner is None else self.owner).__name__

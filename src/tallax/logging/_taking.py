@@ -58,7 +58,7 @@ class Taken:
 
 def described(reading: Reading) -> dict[str, Item]:
     """Returns what the items of a reading are."""
-    return {entry.name: entry.description() for entry in reading.entries}
+    return {entry.name: entry.description for entry in reading.entries}
 
 
 def take(objects: Sequence[Any], scalars: Mapping[str, Any], step: int, counter: str | None) -> Taken:

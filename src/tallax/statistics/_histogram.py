@@ -171,9 +171,12 @@ def _slot_of(x: jax.Array, *, low: float, high: float, bins: int) -> jax.Array:
     return jnp.where(jnp.isfinite(x), slot, apart)
 
 
+@functools.lru_cache(maxsize=1024)
 def edges_of(low: float, high: float, bins: int) -> np.ndarray:
     """Returns float32[bins + 1], the edges that `numpy.histogram` uses for float32 input."""
-    return np.linspace(low, high, bins + 1, dtype=np.float32)
+    edges = np.linspace(low, high, bins + 1, dtype=np.float32)
+    edges.flags.writeable = False  # every caller gets the same array
+    return edges
 
 
 def _evenly_spaced(edges: np.ndarray) -> bool:

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Group `logging`: training loops that log two hundred items every ten steps, beside one that logs nothing."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from flax import nnx
+
+import tallax
+from benchmarks import _reference_step as ref
+from benchmarks import transformer
+from benchmarks._timing import Case, Group
+
+Loop = tuple[tuple[Any, ...], Any, tuple[Any, ...]]  # the objects, the step bound to them, and the batch
+EVERY = 10  # steps
+
+
+def group(items: int = 200, size: transformer.Size = transformer.USUAL) -> Group:
+    """Returns the cases. A call is ten steps, of which the first is logged; at its end everything is written."""
+    a_layer = -(-items // size.layers)
+    large = f"transformer, {a_layer * size.layers} items"
+    return Group(
+        "logging",
+        f"{EVERY} steps of a training loop, one of them logged; what was logged is on disk at the end",
+        f"{large}, no logging",
+        [
+            *_cases(large, lambda: _transformer(a_layer, size), limit=1.05),
+            *_cases(f"0.4 ms MLP, {items} counters", lambda: _counters(items)),
+        ],
+        rounds_in_one=10,
+    )
+
+
+def _cases(what: str, make: Callable[[], Loop], limit: float | None = None) -> Iterator[Case]:
+    none = f"{what}, no logging"
+    options: dict[str, Any] = {"wait": jax.block_until_ready, "reference": none}
+    yield Case(name=none, make=lambda: _silent(make()), **options)
+    yield Case(
+        name=f"{what}, Logger to JSONL and TensorBoard",
+        make=lambda: _logged(make()),
+        limit=limit,
+        needs="tensorboardX",
+        **options,
+    )
+    yield Case(name=f"{what}, Logger to JSONL", make=lambda: _logged(make(), tensorboard=False), **options)
+    yield Case(
+        name=f"{what}, float() of each and add_scalar", make=lambda: _naive(make()), needs="tensorboardX", **options
+    )
+
+
+def _transformer(items: int, size: transformer.Size) -> Loop:
+    things, batch = transformer.model_and_batch(size, items, per_token=True)
+    return things, tallax.compile_step(transformer.train_step, *things), batch
+
+
+def _counters(number: int) -> Loop:
+    things = ref.objects(lambda: ref.Counters(number))
+    return things, tallax.compile_step(ref.train_step, *things), ref.batch(number)
+
+
+def _silent(loop: Loop) -> Callable[[], Any]:
+    _, step, batch = loop
+
+    def run() -> Any:
+        for _ in range(EVERY):
+            loss = step(*batch)
+        return loss
+
+    return run
+
+
+def _logged(loop: Loop, *, tensorboard: bool = True) -> Callable[[], Any]:
+    _, step, batch = loop
+    folder = tempfile.mkdtemp()
+    sinks: list[Any] = [tallax.sinks.Jsonl(folder)]
+    if tensorboard:
+        sinks.append(tallax.sinks.TensorBoard(folder))
+    log = tallax.Logger(*sinks, every=EVERY)
+    done = 0
+
+    def run() -> Any:
+        nonlocal done
+        for number in range(done, done + EVERY):
+            loss = step(*batch)
+            log(step, loss=loss, step=number)
+        done += EVERY
+        log.flush()
+        return loss
+
+    return run
+
+
+def _naive(loop: Loop) -> Callable[[], Any]:
+    """Reads each item by itself, through the step that holds it: what many loops do, once for each metric."""
+    from tensorboardX import SummaryWriter
+
+    things, step, batch = loop
+    writer = SummaryWriter(tempfile.mkdtemp())
+    items = [
+        ("/".join(map(str, path)), node)
+        for thing in things
+        for path, node in nnx.iter_graph(thing)
+        if isinstance(node, tallax.statistics.Statistic) or (isinstance(node, tallax.Counter) and not node.shape)
+    ]
+    done = 0
+
+    def run() -> Any:
+        nonlocal done
+        for number in range(done, done + EVERY):
+            loss = step(*batch)
+            if number % EVERY == 0:
+                writer.add_scalar("loss", float(loss), number)
+                for name, item in items:
+                    writer.add_scalar(name, _number(item), number)
+        done += EVERY
+        return loss
+
+    return run
+
+
+def _number(item: Any) -> float:
+    """Returns what a loop would log of an item as one number."""
+    match item:
+        case tallax.statistics.Rate():
+            return float(item.compute().rate)
+        case tallax.statistics.Histogram():
+            return float(item.compute().counts.sum())
+        case _:
+            return float(item)
