@@ -4,7 +4,8 @@
 One `tallax.StepCounter` drives the temperature of the gate, the learning rate and the clip threshold. Statistics watch
 the gate's logits and a masked head, a vector `tallax.Counter` counts the tokens of each expert, and a `tallax.Buffer`
 holds the routing bias that keeps their load even without an auxiliary loss. Evaluation between the epochs counts
-nothing, which is checked each time. At the end come a table of every item, and plots.
+nothing, which is checked each time. A `tallax.Logger` writes all of it, every few steps, to a file and to TensorBoard.
+At the end come a table of every item, plots, and how to look at what was logged.
 
     python examples/digits_moe.py [--epochs N] [--seed N] [--runs FOLDER]
 """
@@ -46,6 +47,7 @@ from tallax.statistics import Histogram, Rate, Statistic
 
 EPOCHS, BATCH, TARGET = 20, 64, 0.95  # TARGET: the test accuracy below which a full run counts as failed
 WIDTH, EXPERTS, TOP_K, CLASSES = 32, 8, 2, 10
+LOG_EVERY, LOGGED = 10, ("loss", "learning_rate", "clip_threshold", "gradient_norm")  # beside the items
 BIAS_RATE = 3e-3  # how fast the routing bias moves; DeepSeek-V3's 1e-3 is for runs of many thousand steps
 
 
@@ -232,6 +234,7 @@ def train(
     shuffle: np.random.Generator,
     interrupt: Interrupt,
     console: Console,
+    log: tallax.Logger,
 ) -> History:
     """Trains until the last epoch is done or Ctrl-C was pressed."""
     batches, history = len(data.train_labels) // BATCH, History()
@@ -245,10 +248,13 @@ def train(
                 for batch in shuffle.permutation(len(data.train_labels))[: batches * BATCH].reshape(batches, BATCH):
                     if interrupt.requested:
                         return history
-                    steps.append(step(data.train_images[batch], data.train_labels[batch]))
+                    found = step(data.train_images[batch], data.train_labels[batch])
+                    log(step, **{name: found[name] for name in LOGGED})
+                    steps.append(found)
                     progress.advance(bar)
             with evaluating(model):
                 history.accuracies.append(float(accuracy(model, data.test_images, data.test_labels)))
+            log.now(test_accuracy=history.accuracies[-1])
             history.clips.append(tallax.clip_counts(optimizer))
             history.steps += jax.device_get(steps)  # once an epoch, so that no step waits for the one before it
             loss = np.mean([step["loss"] for step in history.steps[-batches:]])
@@ -298,6 +304,20 @@ def item_table(model: DigitsMoE, optimizer: nnx.Optimizer) -> Table:
     return table
 
 
+def how_to_look(folder: Path) -> str:
+    """Returns the commands that show what was logged, as they are typed in this environment."""
+    programs = Path(sys.executable).parent
+    commands = {
+        f"tallax watch {folder}": "in the terminal, while it runs too",
+        f"tallax plot {folder}": "as a picture",
+        f"tallax show {folder}": "every item, exactly",
+        f"tensorboard --logdir {folder.parent}": "in a browser",
+    }
+    return "\n".join(
+        ["To look at the run:", *(f"  {programs / command}  # {how}" for command, how in commands.items())]
+    )
+
+
 def main() -> int:
     """Trains, reports, and returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -317,7 +337,9 @@ def main() -> int:
     steps = options.epochs * (len(data.train_labels) // BATCH)
     model = DigitsMoE(optax.linear_schedule(5.0, 1.0, steps // 2), rngs=nnx.Rngs(options.seed))
     optimizer = make_optimizer(model, steps)
-    history = train(model, optimizer, data, options.epochs, np.random.default_rng(options.seed), interrupt, console)
+    folder, shuffle = options.runs / f"digits-moe-{time.strftime('%Y%m%d-%H%M%S')}", np.random.default_rng(options.seed)
+    with tallax.Logger(tallax.sinks.Jsonl(folder), tallax.sinks.TensorBoard(folder), every=LOG_EVERY) as log:
+        history = train(model, optimizer, data, options.epochs, shuffle, interrupt, console, log)
     console.print(item_table(model, optimizer))
     if interrupt.requested:
         console.print(f"Stopped after step {int(model.step)} of {steps}, in epoch {len(history.accuracies) + 1}.")
@@ -325,9 +347,9 @@ def main() -> int:
     right = history.accuracies[-1]
     console.print(f"Test accuracy {right:.2%} after {options.epochs} epochs, {time.perf_counter() - began:.0f} s.")
     if options.plots:
-        folder = options.runs / f"digits-moe-{time.strftime('%Y%m%d-%H%M%S')}"
         _plots.write(folder, history.steps, history.clips, model.experts.gate_logits.compute())
         console.print(f"Plots in {folder}", soft_wrap=True)
+    console.print(how_to_look(folder), soft_wrap=True, highlight=False)
     if right < TARGET and options.epochs >= EPOCHS:
         console.print(f"[red]That is below {TARGET:.0%}, which a full run is expected to reach.[/red]")
         return 1

@@ -17,6 +17,8 @@ import jax
 import numpy as np
 import pytest
 
+import tallax
+
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "examples" / "digits_moe.py"
 ITEMS = {
@@ -79,8 +81,16 @@ def test_a_short_run_shows_every_item_and_draws_every_plot(tmp_path):
     assert re.search(rf"│ second_look.active +│ Rate +│ [\d,]+ of {images:,} ", output)
     assert re.search(r"│ optimizer +│ ClipCounts +│ [\d,]+ of 44 ", output)
     (folder,) = tmp_path.iterdir()
-    assert str(folder) in output
-    assert {path.name for path in folder.iterdir()} == {f"{plot}.png" for plot in PLOTS}
+    for command in ("tallax watch", "tallax plot", "tallax show"):
+        assert f"{command} {folder}  #" in output
+    assert f"tensorboard --logdir {tmp_path}  #" in output
+    assert {path.name for path in folder.glob("*.png")} == {f"{plot}.png" for plot in PLOTS}
+    run = tallax.Run(folder)
+    assert run.steps == [1, 10, 20, 22, 30, 40, 44]  # the ends of the epochs among them
+    assert run.scalars["step/step"].values[-1] == 40
+    assert run.scalars["test_accuracy"].steps == [22, 44]
+    assert sum(run.histograms["experts/expert_tokens"].values[-1].counts.tolist()) == 40 * 64 * 16 * 2
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 1
     for plot in PLOTS:
         content = (folder / f"{plot}.png").read_bytes()
         assert content.startswith(b"\x89PNG")
@@ -103,7 +113,8 @@ def test_ctrl_c_ends_it_with_the_table_so_far(tmp_path):
     assert epoch == step // 22 + 1
     assert re.search(rf"│ step +│ StepCounter +│ {step:,} ", output)
     assert_table_is_whole(output)
-    assert not list(tmp_path.iterdir())
+    (folder,) = tmp_path.iterdir()
+    assert tallax.Run(folder).steps[-1] == max(step // 10 * 10, step // 22 * 22)  # what was taken is written
 
 
 def test_ctrl_c_while_the_libraries_load_ends_it_at_once(tmp_path):
@@ -145,6 +156,7 @@ def test_the_step_is_compiled_once_and_every_token_is_counted(monkeypatch):
         shuffle=np.random.default_rng(1),
         interrupt=digits_moe.Interrupt(),
         console=Console(file=io.StringIO()),
+        log=tallax.Logger(),
     )
     assert len(traces) == 2
     assert len(history.steps) == int(model.step.step) == 66
