@@ -100,15 +100,41 @@ def trained(graph: bool) -> Callable[[Items], Items]:
     return run
 
 
+class Records:
+    """A sink that keeps what it is given."""
+
+    def __init__(self):
+        self.records: list[tallax.sinks.Record] = []
+
+    def write(self, record: tallax.sinks.Record) -> None:
+        self.records.append(record)
+
+    def close(self) -> None:
+        pass
+
+
 def compiled(items: Items) -> Items:
-    """As `trained`, by a compiled step, whose state starts as arrays that each process has for itself."""
+    """As `trained`, by a compiled step, whose state starts as arrays that each process has for itself; and logged."""
     model = Model(items)
-    with tallax.compile_step(train_step, model) as step:
+    here, alone, losses = Records(), Records(), []
+    with (
+        tallax.compile_step(train_step, model) as step,
+        tallax.Logger(here, every=2, all_processes=True) as log,
+        tallax.Logger(alone, every=2) as log_alone,
+    ):
         for x in batches(mesh_of_all()):
-            jax.block_until_ready(step(x))
+            losses.append(jax.block_until_ready(step(x)))
+            log(step, loss=losses[-1])
+            log_alone(model, loss=losses[-1])
+        log.flush()
+        assert [record.step for record in here.records] == [1, 2]
+        assert {record.process for record in here.records} == {jax.process_index()}
+        assert here.records[-1].scalars["items/steps"] == 2
+        np.testing.assert_equal(here.records[-1].scalars["loss"], np.asarray(losses[1]).item())
         assert step.collect().result()["items/examples"] == int(model.items.examples)
         model.items.examples += 1
         model.items.examples.set(int(model.items.examples) - 1)
+    assert [record.step for record in alone.records] == ([1, 2] if jax.process_index() == 0 else [])
     assert step.traces == 1
     tallax.assert_replicated(model, only=...)
     return model.items
