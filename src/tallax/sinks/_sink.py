@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 from tallax._errors import InvalidTypeError, compose, describe
+from tallax.sinks._adapters import Backend, LoggingBackend
 from tallax_runs import Record
 
 
@@ -42,18 +43,21 @@ class Sink(Protocol):
 
 
 def as_sink(sink: Any) -> Sink:
-    """Returns a sink as it is.
+    """Returns a sink as it is, and one of metrax's logging backends as a sink.
 
     Raises:
-        InvalidTypeError: it is none.
+        InvalidTypeError: it is neither.
     """
-    if isinstance(sink, Sink) and not isinstance(sink, type):
-        return sink
+    if not isinstance(sink, type):
+        if isinstance(sink, Sink):
+            return sink
+        if isinstance(sink, LoggingBackend):
+            return Backend(sink)
     raise InvalidTypeError(
         compose(
             "Logger",
             "takes sinks, which have the methods write(record) and close().",
             got=describe(sink),
-            fix="tallax.sinks.Jsonl('runs/1'), tallax.sinks.TensorBoard('runs/1'), or one of your own",
+            fix="tallax.sinks.Jsonl('runs/1'), tallax.sinks.TensorBoard('runs/1'), or one of your own; Clu(writer) for clu's",
         )
     )
