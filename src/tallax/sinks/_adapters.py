@@ -112,13 +112,8 @@ def summary(bins: Bins) -> dict[str, int | float]:
         return {"count": 0}
     shares = np.asarray(bins.counts, np.float64) / total
     below = np.concatenate([[0.0], np.cumsum(shares)])
-    # Of an empty bin both ends have the same share below them, of which the lower one would do as well.
-    seen = np.flatnonzero(shares)
-    places, edges = below[[*seen, seen[-1] + 1]], bins.edges[[*seen, seen[-1] + 1]]
-    mean = (shares[seen] @ bins.middles[seen]).item()
-    return {"count": total, "mean": mean} | {
-        what: np.interp(quantile, places, edges).item() for what, quantile in _QUANTILES.items()
-    }
+    numbers: dict[str, int | float] = {"count": total, "mean": (shares @ bins.middles).item()}
+    return numbers | {what: np.interp(share, below, bins.edges).item() for what, share in _QUANTILES.items()}
 
 
 def _table(bins: Bins) -> np.ndarray:

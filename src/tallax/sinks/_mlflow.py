@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from tallax._errors import InvalidValueError, MissingExtraError, compose
-from tallax_runs import Record
+from tallax_runs import Bins, Record
 
 try:
     from mlflow.entities import Metric, RunTag
@@ -79,11 +79,9 @@ class MLflow:
             self._client.log_batch(self._run, metrics=metrics[start : start + _AT_ONCE], synchronous=True)
         if record.histograms:
             drawn = self._drawn if step == self._step else {}
-            bins = {
-                name: {"edges": b.edges.tolist(), "counts": b.counts.tolist()} for name, b in record.histograms.items()
-            }
-            self._client.log_text(self._run, json.dumps({**drawn, **bins}), f"histograms/{prefix}{step}.json")
-            self._step, self._drawn = step, {**drawn, **bins}
+            drawn = {**drawn, **{name: _plain(bins) for name, bins in record.histograms.items()}}
+            self._client.log_text(self._run, json.dumps(drawn), f"histograms/{prefix}{step}.json")
+            self._step, self._drawn = step, drawn
 
     def close(self) -> None:
         client, self._client = self._client, None
@@ -135,6 +133,10 @@ class MLflow:
                 )
             )
         return taken
+
+
+def _plain(bins: Bins) -> dict[str, Any]:
+    return {"edges": bins.edges.tolist(), "counts": bins.counts.tolist()}
 
 
 def _latest(client: Any, experiment: str, name: str, step: int) -> Any | None:

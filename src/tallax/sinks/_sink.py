@@ -58,6 +58,6 @@ def as_sink(sink: Any) -> Sink:
             "Logger",
             "takes sinks, which have the methods write(record) and close().",
             got=describe(sink),
-            fix="tallax.sinks.Jsonl('runs/1'), tallax.sinks.TensorBoard('runs/1'), or one of your own; Clu(writer) for clu's",
+            fix="tallax.sinks.Jsonl('runs/1'), tallax.sinks.TensorBoard('runs/1'), or one of your own",
         )
     )
