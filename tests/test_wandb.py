@@ -4,6 +4,7 @@
 import glob
 import json
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -43,7 +44,12 @@ def entries(path):
 def rows(folder):
     """Returns the rows of the only run in a folder: values by name, those of a histogram by its name and theirs."""
     (path,) = glob.glob(f"{folder}/wandb/offline-run-*/*.wandb")
-    found = [entry.history for entry in entries(path) if entry.WhichOneof("record_type") == "history"]
+    for _ in range(100):
+        found = list(entries(path))
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            break
+        time.sleep(0.1)  # W&B's process may still be writing when finish() has returned
+    found = [entry.history for entry in found if entry.WhichOneof("record_type") == "history"]
     return [{"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in row.item} for row in found]
 
 
@@ -89,7 +95,7 @@ def test_two_records_of_a_step_are_one_row(written):
 
 
 def test_histograms_have_our_bins(written):
-    """Edges and counts are those that were counted; beyond 512 bins neighbours are put together, and all counts kept."""
+    """Edges and counts are those that were counted; beyond 512 bins neighbours are put together."""
     first = written[0][0]
     assert (first["few/_type"], first["few/bins"], first["few/values"]) == ("histogram", [0, 0.5, 2], [3, EXACT])
     assert len(first["wide/values"]) == 500

@@ -106,7 +106,5 @@ class WandB:
     def _say(self, run: Any) -> None:
         if not self._said:
             self._said = True
-            wandb.termwarn(
-                f"tallax: run {run.id} has steps up to {self._kept} from before; these are kept as they are."
-            )
+            wandb.termwarn(f"tallax: run {run.id} keeps the steps up to {self._kept} that it has from before.")
             run.summary["logger/steps_kept_from_before"] = self._kept
