@@ -4,6 +4,11 @@
 | sink | writes to | resuming at a step | needs |
 |---|---|---|---|
 | `Jsonl(path)` | a file, one line for each record | takes out what is there of that step and later | |
+| `Parquet(path)` | a table, for data frames and SQL | likewise | `parquet` |
+| `WandB(**init)` | a run of Weights & Biases | keeps what is there, and leaves out those steps | `wandb` |
+| `MLflow(experiment=...)` | a run of MLflow | likewise | `mlflow` |
+| `Clu(writer)` | one of clu's metric writers | as the writer does | |
+| metrax's logging backends, as they are | | as the backend does | |
 
 Anything with a `write(record)` and a `close()` is a sink: see `Sink`.
 """
@@ -18,11 +23,22 @@ from tallax_runs import Item as Item
 from tallax_runs import Record as Record
 
 if TYPE_CHECKING:
+    from tallax.sinks._adapters import Clu as Clu
     from tallax.sinks._jsonl import Jsonl as Jsonl
+    from tallax.sinks._mlflow import MLflow as MLflow
+    from tallax.sinks._parquet import Parquet as Parquet
     from tallax.sinks._tensorboard import TensorBoard as TensorBoard
+    from tallax.sinks._wandb import WandB as WandB
 
 
-_FILES = {"Jsonl": "_jsonl", "TensorBoard": "_tensorboard"}
+_FILES = {
+    "Clu": "_adapters",
+    "Jsonl": "_jsonl",
+    "MLflow": "_mlflow",
+    "Parquet": "_parquet",
+    "TensorBoard": "_tensorboard",
+    "WandB": "_wandb",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from tallax._errors import RunInUseError, compose
+from tallax.sinks._locking import lock
 from tallax_runs import Record
 from tallax_runs._format import FIRST_LINE, Decoder, Encoder
 from tallax_runs._run import file_of
@@ -55,7 +55,7 @@ class Jsonl:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _lock(file, path)
+            lock(file, path)
             self._end = _cut(file, path, record.step)
             os.lseek(file, self._end, os.SEEK_SET)
             if not self._end:
@@ -76,27 +76,6 @@ class Jsonl:
             os.lseek(file, self._end, os.SEEK_SET)
             raise
         self._end += len(line)
-
-
-def _lock(file: int, path: Path) -> None:
-    """Keeps a second program from writing to the same file, where the file system can."""
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # not a POSIX system
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RunInUseError(
-            compose(
-                str(path),
-                "another program, or another Logger, is writing to this run.",
-                got="a record for it",
-                fix="give each its own folder; or end the other one first",
-            )
-        ) from None
-    except OSError:
-        return  # a network file system without locks
 
 
 def _cut(file: int, path: Path, step: int) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 from tallax._errors import InvalidTypeError, compose, describe
+from tallax.sinks._adapters import Backend, LoggingBackend
 from tallax_runs import Record
 
 
@@ -42,13 +43,16 @@ class Sink(Protocol):
 
 
 def as_sink(sink: Any) -> Sink:
-    """Returns a sink as it is.
+    """Returns a sink as it is, and one of metrax's logging backends as a sink.
 
     Raises:
-        InvalidTypeError: it is none.
+        InvalidTypeError: it is neither.
     """
-    if isinstance(sink, Sink) and not isinstance(sink, type):
-        return sink
+    if not isinstance(sink, type):
+        if isinstance(sink, Sink):
+            return sink
+        if isinstance(sink, LoggingBackend):
+            return Backend(sink)
     raise InvalidTypeError(
         compose(
             "Logger",

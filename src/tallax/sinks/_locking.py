@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeping a second program from writing to the same run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tallax._errors import RunInUseError, compose
+
+
+def lock(file: int, path: Path) -> None:
+    """Locks a file until it is closed, where the file system can.
+
+    Args:
+        file: its descriptor.
+        path: what it is the lock of, for errors.
+
+    Raises:
+        RunInUseError: it is locked already.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # not a POSIX system
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunInUseError(
+            compose(
+                str(path),
+                "another program, or another Logger, is writing to this run.",
+                got="a record for it",
+                fix="give each its own folder; or end the other one first",
+            )
+        ) from None
+    except OSError:
+        return  # a network file system without locks
