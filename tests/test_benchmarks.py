@@ -23,7 +23,7 @@ SMALL = {  # what to call `group` with, so that a case compiles in a second or t
     "step-time": ((0, 2),),
     "transformer": (TINY, (3,)),
 }
-THOROUGH = (
+QUICK = ("readings",)  # the others compile many programs, and run in `make thorough`
     "compile-time",
     "logging",
     "loops",
@@ -169,7 +169,7 @@ def test_only_check_turns_a_missed_limit_into_a_failure(tmp_path, monkeypatch, c
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # one case is the deprecated spelling
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.thorough] * (name in THOROUGH)) for name in benchmarks.GROUPS]
+    "name", [pytest.param(name, marks=[pytest.mark.thorough] * (name not in QUICK)) for name in benchmarks.GROUPS]
 )
 def test_every_case_of_every_group_runs(name, tmp_path):
     """Once each, so that `make bench` does not rot; groups that name a missing reference raise when they are made."""

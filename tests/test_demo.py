@@ -134,6 +134,7 @@ def as_users_run_it():
         yield
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("as_users_run_it")
 def test_the_step_is_compiled_once_and_every_token_is_counted(monkeypatch):
     """Over 3 epochs the forward pass is traced twice, for training and for evaluation, and every token is counted."""
