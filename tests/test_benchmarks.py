@@ -24,12 +24,6 @@ SMALL = {  # what to call `group` with, so that a case compiles in a second or t
     "transformer": (TINY, (3,)),
 }
 QUICK = ("readings",)  # the others compile many programs, and run in `make thorough`
-    "compile-time",
-    "logging",
-    "loops",
-    "step-time",
-    "transformer",
-)  # many programs; what they share runs in the others
 TICK = 2.0**-20  # a power of two, so that sums and quotients of times are exact
 
 
