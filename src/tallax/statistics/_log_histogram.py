@@ -17,8 +17,9 @@ from tallax._errors import InvalidValueError, compose, describe
 from tallax._replicas import AxisName
 from tallax._variables import Counter
 from tallax.statistics._base import Counts, current_state, exact_or_traced
-from tallax.statistics._looks import one_line, plot_bars, title_counts
+from tallax.statistics._looks import plot_bars, title_counts
 from tallax.statistics._slots import count_slots
+from tallax_runs._bars import one_line
 
 _MANTISSA = 23  # bits of a float32's mantissa
 _SUBNORMAL = 22  # exponents below the least normal one that subnormal numbers reach once they are normalised, less one
