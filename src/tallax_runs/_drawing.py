@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import PowerNorm
-from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
+from matplotlib.ticker import (
+    EngFormatter,
+    FixedLocator,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    ScalarFormatter,
+)
 
 from tallax_runs._axis import Axis
 from tallax_runs._panels import Heat, Panel
@@ -20,7 +28,8 @@ from tallax_runs._wording import number
 _TOLD_APART = 10  # curves, by the colors of a legend
 _COLORS = "viridis"
 _SHARES = "YlGnBu"  # few values are light, and none are white
-_TITLE = 46  # characters
+_LARGEST = 1e300
+_TITLE = 42  # characters
 
 
 def draw_curves(axes: Any, panel: Panel, first: int, last: int) -> None:
@@ -35,7 +44,7 @@ def draw_curves(axes: Any, panel: Panel, first: int, last: int) -> None:
     handles, all_finite = [], []
     for curve, color in zip(curves, colors, strict=True):
         steps = np.array(curve.series.steps, np.float64)
-        values = np.array([_float(value - offset) for value in curve.series.values])
+        values = np.array([_drawable(value - offset) for value in curve.series.values])
         finite = np.isfinite(values)
         shown = np.where(finite, values, math.nan)
         handles += axes.plot(steps, shown, color=color, marker="o" if _has_lone_points(finite) else "", markersize=2.5)
@@ -43,7 +52,7 @@ def draw_curves(axes: Any, panel: Panel, first: int, last: int) -> None:
         if not finite.all():
             axes.plot(steps[~finite], np.zeros(sum(~finite)), "x", color="tab:red", markersize=4,
                       transform=axes.get_xaxis_transform(), clip_on=False, zorder=5)  # fmt: skip
-            said.update(_kind(value) for value in values[~finite].tolist())
+            said.update(_kind(curve.series.values[k]) for k in np.flatnonzero(~finite))
     _scale(axes, np.concatenate(all_finite), exact=exact)
     if offset:
         axes.set_ylabel(f"less {number(offset)}", fontsize=7)
@@ -51,30 +60,35 @@ def draw_curves(axes: Any, panel: Panel, first: int, last: int) -> None:
         axes.text(1.0, 1.0, ", ".join(f"{count:,} {kind}" for kind, count in said.items()), color="tab:red",
                   ha="right", va="bottom", fontsize=7, transform=axes.transAxes)  # fmt: skip
     _legend(axes, handles, [curve.label for curve in curves])
-    room = 0.02 * (last - first) or 1.0
-    axes.set_xlim(first - room, last + room)
-    _step_axis(axes)
+    _step_axis(axes, first, last)
 
 
-def draw_heat_map(axes: Any, title: str, heat: Heat) -> None:
+def draw_heat_map(axes: Any, title: str, heat: Heat, first: int, last: int) -> None:
     """Draws a histogram over the steps: a column for each record, colored by the share of its values in each bin."""
     axes.set_title(_cut(title))
     axes.grid(False)
     shares = np.ma.masked_where(~(heat.shares > 0), heat.shares)
     edges = heat.edges
-    highest = float(shares.max()) if shares.count() else 1.0
+    if not shares.count():
+        axes.text(0.5, 0.5, "no values", ha="center", color="0.5", transform=axes.transAxes)
     mesh = axes.pcolormesh(
-        _between(heat.steps), edges, shares.T, cmap=_SHARES, norm=PowerNorm(0.5, vmin=0, vmax=highest), rasterized=True
+        _between(heat.steps),
+        edges,
+        shares.T,
+        cmap=_SHARES,
+        norm=PowerNorm(0.5, vmin=0, vmax=_highest(heat)),
+        rasterized=True,
     )
     _value_axis(axes.yaxis, axes.set_yscale, heat)
     axes.set_ylim(edges[0], edges[-1])
-    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.01, aspect=30)
+    beyond = "max" if shares.count() and shares.max() > _highest(heat) else "neither"
+    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.01, aspect=30, extend=beyond)
     bar.set_label("share of new values" if heat.new else "share of values", fontsize=7)
     bar.ax.tick_params(labelsize=6)
     bar.locator = MaxNLocator(3)
     bar.outline.set_visible(False)
     axes.set_ylabel("entry" if heat.entries else "value")
-    _step_axis(axes)
+    _step_axis(axes, first, last)
 
 
 def draw_ridgeline(axes: Any, title: str, heat: Heat) -> None:
@@ -83,9 +97,7 @@ def draw_ridgeline(axes: Any, title: str, heat: Heat) -> None:
     axes.grid(False)
     edges = heat.edges
     shares = np.nan_to_num(heat.shares)
-    # Many zeros would make everything else flat.
-    others = shares[:, ~((edges[:-1] <= 0) & (edges[1:] > 0))] if heat.axis.threshold is not None else shares
-    highest = others.max() or shares.max() or 1.0
+    highest = _highest(heat)
     colors = colormaps[_COLORS](np.linspace(0.1, 0.85, len(heat.steps)))
     for k in reversed(range(len(heat.steps))):
         ridge = k + np.minimum(1.8 * shares[k] / highest, 2.4)
@@ -119,24 +131,35 @@ def _value_axis(axis: Any, set_scale: Any, heat: Heat) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
+def _highest(heat: Heat) -> float:
+    """Returns the largest share, but for that of zeros: those of a rectifier would make everything else look alike."""
+    shares = np.nan_to_num(heat.shares)
+    around = (heat.edges[:-1] <= 0) & (heat.edges[1:] > 0)
+    others = shares[:, ~around] if heat.axis.threshold is not None else shares
+    return float(others.max(initial=0.0) or shares.max(initial=0.0) or 1.0)
+
+
 def _decades(axis: Axis) -> list[float]:
-    """Returns powers of ten, a handful of them, of either sign, and 0 where the axis has it."""
+    """Returns powers of ten of either sign, so many that their labels have room, and 0 where the axis has it."""
     assert axis.threshold is not None
     least = math.ceil(math.log10(axis.threshold) - 1e-9)
-    found = [0.0] if axis.low <= 0 <= axis.high else []
-    sides = [end for end in (axis.low, axis.high) if abs(end) >= axis.threshold]
-    for end in sides:
-        most = math.floor(math.log10(abs(end)) + 1e-9)
-        stride = max(1, -(-(most - least + 1) // (6 // len(sides))))
-        found += [math.copysign(10.0**power, end) for power in range(most, least - 1, -stride)]
-    if axis.low > 0 or axis.high < 0:
-        return sorted(set(found) or {axis.low, axis.high})
-    return sorted(found)
+    wanted = [0.0] if axis.low <= 0 <= axis.high else []
+    for end in (axis.high, axis.low):
+        if abs(end) >= axis.threshold:
+            most = math.floor(math.log10(abs(end)) + 1e-9)
+            wanted += [math.copysign(10.0**power, end) for power in range(most, least - 1, -1)]
+    first, last = axis.place([axis.low, axis.high])
+    chosen: list[float] = []
+    for value in wanted:
+        place = float(axis.place(value))
+        if all(abs(place - float(axis.place(other))) > (last - first) / 7 for other in chosen):
+            chosen.append(value)
+    return sorted(chosen or [axis.low, axis.high])
 
 
 def _power(value: float, _: Any = None) -> str:
-    if value == 0:
-        return "0"
+    if value == 0 or not math.isclose(abs(value), 10.0 ** round(math.log10(abs(value)))):
+        return f"{value:.3g}"
     exponent = round(math.log10(abs(value)))
     return f"{value:g}" if -3 <= exponent <= 3 else f"{'-' if value < 0 else ''}1e{exponent}"
 
@@ -150,6 +173,9 @@ def _scale(axes: Any, values: np.ndarray, *, exact: bool) -> None:
         return
     if not exact and values.min() > 0 and values.max() > 1e3 * values.min():
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(numticks=6))
+        axes.yaxis.set_major_formatter(_power)
+        axes.yaxis.set_minor_locator(NullLocator())
         return
     middle, spread = abs(values).max(), values.max() - values.min()
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=exact))
@@ -162,7 +188,7 @@ def _scale(axes: Any, values: np.ndarray, *, exact: bool) -> None:
     if spread <= 1e-9 * middle:  # a constant, or as good as that
         room = 0.1 * middle or 1.0
         axes.set_ylim(values.min() - room, values.max() + room)
-        axes.yaxis.set_major_locator(FixedLocator([values[0]]))
+        axes.set_yticks([values[0]], [number(values[0].item())])
 
 
 def _legend(axes: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:
@@ -174,7 +200,9 @@ def _legend(axes: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:
     axes.legend(handles, named, ncols=2 if len(named) > 4 else 1, handlelength=1.2, columnspacing=1.0, labelspacing=0.2)
 
 
-def _step_axis(axes: Any) -> None:
+def _step_axis(axes: Any, first: int, last: int) -> None:
+    room = 0.02 * (last - first) or 1.0
+    axes.set_xlim(first - room, last + room)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("step")
@@ -203,15 +231,15 @@ def _has_lone_points(finite: np.ndarray) -> bool:
     return bool((padded[1:-1] & ~padded[:-2] & ~padded[2:]).any())
 
 
-def _float(value: int | float) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
+def _drawable(value: int | float) -> float:
+    """Returns a number as a float; infinity beyond what matplotlib can find a scale for."""
+    return float(value) if abs(value) < _LARGEST else math.inf
 
 
-def _kind(value: float) -> str:
-    return "NaN" if math.isnan(value) else "inf" if value > 0 else "-inf"
+def _kind(value: int | float) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return number(value)
+    return f"beyond {_LARGEST:g}"
 
 
 def _cut(title: str) -> str:

@@ -59,9 +59,9 @@ def panels_of(run: History, items: Sequence[str]) -> list[Panel]:
             continue
         parent, _, last = name.rpartition("/")
         family = next((family for family in _FAMILIES if last in family), ())
+        if _is_in_histogram(run, parent, last):
+            continue
         if is_entry(last) and parent:
-            if parent in run.histograms and not _few_entries(run, parent):
-                continue
             title, label = parent, last
         elif parent and sum(f"{parent}/{other}" in names for other in family) > 1:
             there = [other for other in family if f"{parent}/{other}" in names]
@@ -82,19 +82,23 @@ def panels_over_each_other(runs: dict[str, History], items: Sequence[str]) -> li
         runs: by what the legend calls them.
         items: patterns of names.
     """
-    found: dict[str, Panel] = {}
-    for label, run in runs.items():
-        for name in sorted_names(run):
-            if not matches(name, items):
-                continue
+    found: list[Panel] = []
+    for name in dict.fromkeys(name for run in runs.values() for name in sorted_names(run) if matches(name, items)):
+        parent, _, last = name.rpartition("/")
+        curves = []
+        for label, run in runs.items():
             if name in run.histograms and not _few_entries(run, name):
-                found[f"{name}: {label}"] = Panel(f"{name}: {label}", histogram=run.histograms[name])
-            parent, _, last = name.rpartition("/")
-            if name in run.scalars and not (
-                is_entry(last) and parent in run.histograms and not _few_entries(run, parent)
-            ):
-                found.setdefault(name, Panel(name)).curves.append(Curve(label, run.scalars[name]))
-    return list(found.values())
+                found.append(Panel(f"{name}: {label}", histogram=run.histograms[name]))
+            if name in run.scalars and not _is_in_histogram(run, parent, last):
+                curves.append(Curve(label, run.scalars[name]))
+        if curves:
+            found.append(Panel(name, curves))
+    return found
+
+
+def _is_in_histogram(run: History, parent: str, last: str) -> bool:
+    """Tells whether a number is an entry of an array that is drawn as a histogram."""
+    return is_entry(last) and parent in run.histograms and not _few_entries(run, parent)
 
 
 def _few_entries(run: History, name: str) -> bool:
@@ -138,29 +142,33 @@ def heat_of(series: Series[Bins], records: int = _RECORDS) -> Heat:
     steps = [series.steps[k] for k in chosen]
     bins = [series.values[k] for k in chosen]
     axis = Axis.of(bins)
-    lengths = {len(each.counts) for each in bins}
-    n = lengths.pop() if axis.threshold is None and len(lengths) == 1 else _BINS
+    alike = all(np.array_equal(each.edges, bins[0].edges) for each in bins)
+    n = len(bins[0].counts) if alike and axis.threshold is None else _BINS
     edges = axis.edges(n)
     mass = np.stack([axis.spread(each, n) for each in bins])
-    grown = _grown(mass)
-    if grown is not None:
-        mass = grown
+    found = _grown(mass)
+    if found is not None:
+        mass, kept = found
+        steps = [step for step, keep in zip(steps, kept, strict=True) if keep]
     totals = mass.sum(1, keepdims=True)
     with np.errstate(invalid="ignore"):
         shares = np.where(totals > 0, mass / totals, math.nan)
-    return Heat(steps, edges, shares, axis, grown is not None, all(each.are_entries for each in bins))
+    return Heat(steps, edges, shares, axis, found is not None, all(each.are_entries for each in bins))
 
 
-def _grown(mass: np.ndarray) -> np.ndarray | None:
-    """Returns by how much the bins grew from record to record; None where they do not just grow.
+def _grown(mass: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns by how much the bins grew from record to record, and of which records; None where they do not just grow.
 
-    Fewer in all than before is a statistic that was reset. Where the edges differ a bin may seem to shrink a little.
+    Fewer in all than before is a statistic that was reset. Where neighbouring buckets were put together otherwise than
+    before, bins may seem to shrink: that record has no column of its own.
     """
     totals = mass.sum(1)
     if len(mass) < 2 or totals[-1] <= 0 or not (np.diff(totals) != 0).any():
         return None
     before = np.where((np.diff(totals) < 0)[:, None], 0.0, mass[:-1])
     grown = np.concatenate([mass[:1], mass[1:] - before])
-    if -grown[grown < 0].sum() > 0.02 * grown[grown > 0].sum():
+    lost = -np.minimum(grown, 0.0).sum(1)
+    kept = lost <= 0.05 * np.maximum(grown, 0.0).sum(1)
+    if kept.sum() < 0.7 * len(kept):
         return None
-    return np.maximum(grown, 0.0)
+    return np.maximum(grown[kept], 0.0), kept

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from tallax_runs._run import Run
 _COLUMNS, _ROWS = 3, 6  # of panels on one page
 _RIDGES = 12
 _SUFFIXES = (".png", ".svg", ".pdf")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.titleweight": "bold",
@@ -45,8 +45,8 @@ _STYLE = {
 
 def plot(
     runs: Sequence[str], output: str | os.PathLike[str] | None, items: Sequence[str], histograms: str
-) -> list[Path]:
-    """Draws runs, several of them over each other, and returns the files written: one for each 18 panels.
+) -> Iterator[Path]:
+    """Draws runs, several of them over each other, and yields each file once it is written: one for each 18 panels.
 
     Args:
         runs: their folders.
@@ -74,7 +74,6 @@ def plot(
         )
     pages = [panels[k : k + _COLUMNS * _ROWS] for k in range(0, len(panels), _COLUMNS * _ROWS)]
     steps = [step for panel in panels for series in panel.series for step in (series.steps[0], series.steps[-1])]
-    written = []
     for number, page in enumerate(pages, 1):
         path = file if number == 1 else file.with_name(f"{file.stem}-{number}{file.suffix}")
         title = ", ".join(runs) + (f"  (page {number} of {len(pages)})" if len(pages) > 1 else "")
@@ -82,8 +81,7 @@ def plot(
             figure = draw(page, title, histograms, min(steps), max(steps))
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=150, metadata={} if path.suffix == ".png" else _UNDATED[path.suffix])
-        written.append(path)
-    return written
+        yield path
 
 
 _UNDATED: dict[str, Any] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
@@ -102,7 +100,7 @@ def draw(panels: Sequence[Panel], title: str, histograms: str, first: int, last:
         elif histograms == "ridgeline":
             draw_ridgeline(axes, panel.title, heat_of(panel.histogram, _RIDGES))
         else:
-            draw_heat_map(axes, panel.title, heat_of(panel.histogram))
+            draw_heat_map(axes, panel.title, heat_of(panel.histogram), first, last)
     return figure
 
 

@@ -32,6 +32,7 @@ from tallax_runs._table import bars_of
 from tallax_runs._wording import ago, number, short, size
 
 _BARS = 16  # characters of a histogram
+_NARROW = 100  # columns
 _SHOWN = 8  # entries of an array; `--json` has all that there are
 
 
@@ -40,16 +41,20 @@ class Shown:
     """What is shown of a run's last record, or of a checkpoint.
 
     Attributes:
-        title: what it is, and where.
+        kind: run, or checkpoint.
+        path: where it is.
         about: the rest of the first line.
+        facts: about it, for `--json`.
         items: what the items are, by name.
         scalars: the latest number of each name: of an item, `name` or `name/field`, and others.
         histograms: likewise, bins.
         places: at which step those were recorded that the last record is without.
     """
 
-    title: str
+    kind: str
+    path: str
     about: str
+    facts: Mapping[str, Any]
     items: Mapping[str, Item]
     scalars: Mapping[str, int | float]
     histograms: Mapping[str, Bins]
@@ -86,16 +91,17 @@ def show(path: str, items: Sequence[str], *, as_json: bool) -> None:
     shown = read(path)
     if items:
         shown = Shown(
-            shown.title,
+            shown.kind,
+            shown.path,
             shown.about,
+            shown.facts,
             {name: item for name, item in shown.items.items() if matches(name, items)},
             {name: value for name, value in shown.scalars.items() if _is_wanted(name, shown.items, items)},
             {name: bins for name, bins in shown.histograms.items() if _is_wanted(name, shown.items, items)},
             shown.places,
         )
     if as_json:
-        json.dump(_as_json(shown), sys.stdout, indent=2, allow_nan=False)
-        print()
+        print(json.dumps(_as_json(shown), allow_nan=False))
     else:
         console = Console(highlight=False)
         if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
@@ -121,7 +127,7 @@ def read(path: str | os.PathLike[str]) -> Shown:
     )
 
 
-def of_run(history: History, title: str) -> Shown:
+def of_run(history: History, path: str) -> Shown:
     """Returns what a run says by now."""
     last = history.steps[-1] if history.steps else None
     about = "no records yet"
@@ -129,8 +135,10 @@ def of_run(history: History, title: str) -> Shown:
         about = f"step {last:,}, {ago(time.time() - history.times[-1])} ago"
     series: dict[str, Any] = {**history.scalars, **history.histograms}
     return Shown(
-        f"run {title}",
+        "run",
+        path,
         about,
+        {"step": last, "time": history.times[-1]} if last is not None else {},
         history.items,
         {name: series.values[-1] for name, series in history.scalars.items()},
         {name: series.values[-1] for name, series in history.histograms.items()},
@@ -140,37 +148,51 @@ def of_run(history: History, title: str) -> Shown:
 
 def rendered(shown: Shown, width: int) -> RenderableType:
     """Returns the tables."""
-    parts: list[RenderableType] = [Text.assemble((shown.title, "bold cyan"), f"  {shown.about}"), Text()]
+    parts: list[RenderableType] = [
+        Text.assemble((f"{shown.kind} {shown.path}", "bold cyan"), f"  {shown.about}"),
+        Text(),
+    ]
     if shown.items:
         parts += [_items(shown, width), Text()]
     others = _others(shown)
     if others is not None:
         parts += [others, Text()]
-    kept = sum(item.nbytes for item in shown.items.values() if item.persistent)
-    total = sum(item.nbytes for item in shown.items.values())
-    count = f"{len(shown.items):,} items" if len(shown.items) != 1 else "1 item"
-    parts.append(Text(f"{count}, {size(total)}; {size(kept)} of it in checkpoints", "dim"))
+    if shown.items:
+        kept = sum(item.nbytes for item in shown.items.values() if item.persistent)
+        total = sum(item.nbytes for item in shown.items.values())
+        count = f"{len(shown.items):,} items" if len(shown.items) != 1 else "1 item"
+        parts.append(Text(f"{count}, {size(total)}; {size(kept)} of it in checkpoints", "dim"))
     return Group(*parts)
 
 
 def _items(shown: Shown, width: int) -> Table:
+    """Returns the table of items; in a narrow terminal, what an item is stands in one column."""
     body = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     body.add_column("item", overflow="fold", min_width=min(16, width // 4))
-    body.add_column("kind", no_wrap=True)
-    body.add_column("value", overflow="fold", ratio=1)
-    body.add_column("shape", no_wrap=True)
-    body.add_column("size", justify="right", no_wrap=True)
-    body.add_column("kept", no_wrap=True)
+    narrow = width < _NARROW
+    if narrow:
+        body.add_column("what", no_wrap=True)
+        body.add_column("value", overflow="fold", ratio=1)
+    else:
+        body.add_column("kind", no_wrap=True)
+        body.add_column("value", overflow="fold", ratio=1)
+        body.add_column("shape", no_wrap=True)
+        body.add_column("size", justify="right", no_wrap=True)
+        body.add_column("kept", no_wrap=True)
     for name, item in shown.items.items():
-        shape = f"{item.dtype}[{','.join(map(str, item.shape))}]" if width >= 100 else str(list(item.shape))
-        kept = Text("yes", "green") if item.persistent else Text("no", "yellow")
-        body.add_row(
-            Text(name), Text(item.kind, "cyan"), _value(name, shown), Text(shape, "dim"), size(item.nbytes), kept
-        )
+        kind, kept = Text(item.kind, "cyan"), Text("yes", "green") if item.persistent else Text("no", "yellow")
+        shape = Text(f"{item.dtype}[{','.join(map(str, item.shape))}]", "dim")
+        value = _value(name, shown, _BARS if narrow else 2 * _BARS)
+        if narrow:
+            said = Text("kept", "green") if item.persistent else Text("not kept", "yellow")
+            what = Text("\n").join([kind, shape, Text.assemble(size(item.nbytes), ", ", said)])
+            body.add_row(Text(name), what, value)
+        else:
+            body.add_row(Text(name), kind, value, shape, size(item.nbytes), kept)
     return body
 
 
-def _value(name: str, shown: Shown) -> Text:
+def _value(name: str, shown: Shown, bars: int) -> Text:
     """Returns an item's value: a number, the fields of a record, entries, bins in a line."""
     numbers, histograms = shown.of(name)
     text = Text()
@@ -178,7 +200,7 @@ def _value(name: str, shown: Shown) -> Text:
         text.append(number(numbers.pop("")), "bold")
     for field, bins in histograms.items():
         named = f"{field}=" if field else ""
-        text.append("  " if text else "").append(f"{named}{bars_of(bins, _BARS + 20)}", "magenta")
+        text.append("  " if text else "").append(f"{named}{bars_of(bins, bars)}", "magenta")
         text.append(f" {number(bins.total)}")
     entries = {field: value for field, value in numbers.items() if is_entry(field)}
     if entries:
@@ -243,8 +265,8 @@ def _as_json(shown: Shown) -> dict[str, Any]:
             }
         items[name] = entry
     return {
-        "of": shown.title,
-        "about": shown.about,
+        shown.kind: shown.path,
+        **shown.facts,
         "items": items,
         "scalars": {name: plain(value) for name, value in shown.others.items()},
     }

@@ -50,7 +50,7 @@ def table(
 
     Args:
         history: what the run says.
-        title: of the run.
+        title: of the run; none where it is "".
         items: patterns of the names that are wanted; all without any.
         width: in columns.
         height: in lines.
@@ -173,6 +173,8 @@ def _header(history: History, title: str, width: int, now: float | None) -> Text
         if now is not None:
             age = max(0.0, now - history.times[-1])
             text.append(f"  last record {ago(age)} ago", "yellow" if age > 60 else "")
+    if not title:
+        return text
     room = width - len(text) - 2
     named = title if len(title) <= max(room, _NAME) else "…" + title[1 - max(room, _NAME) :]
     return Text(no_wrap=True, overflow="ellipsis").append(f"{named}  ", "bold cyan").append_text(text)
@@ -180,7 +182,7 @@ def _header(history: History, title: str, width: int, now: float | None) -> Text
 
 def _body(rows: Sequence[Row], width: int) -> Table:
     """Returns the rows, in columns whose widths add up to no more than `width`."""
-    name = max(len(row.name) for row in rows)
+    name = max(4, *(len(row.name) for row in rows))
     value = max(5, *(len(row.value) for row in rows))
     changed = max(6, *(len(row.change) for row in rows))
     looks = min(_WIDEST, width - name - value - changed - 3 * _GAP)
@@ -192,7 +194,7 @@ def _body(rows: Sequence[Row], width: int) -> Table:
         looks = width - name - value - 2 * _GAP
     if looks < _LOOKS:
         looks = 0
-        name = max(4, min(max(len(row.name) for row in rows), width - value - _GAP))
+        name = max(4, min(max(4, *(len(row.name) for row in rows)), width - value - _GAP))
     body = Table(box=None, show_edge=False, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim")
     body.add_column("name", width=name, no_wrap=True)
     body.add_column("value", width=value, no_wrap=True, justify="right")
@@ -208,9 +210,10 @@ def _body(rows: Sequence[Row], width: int) -> Table:
         if changed:
             cells.append(Text(row.change, "dim"))
         if looks:
-            bins = isinstance(row.values, Bins)
-            drawn = bars_of(row.values, looks) if bins else sparkline(row.values, width=looks)
-            cells.append(Text(drawn, "magenta" if bins else "green"))
+            if isinstance(row.values, Bins):
+                cells.append(Text(bars_of(row.values, looks), "magenta"))
+            else:
+                cells.append(Text(sparkline(row.values, width=looks), "green"))
         body.add_row(*cells)
     return body
 

@@ -53,9 +53,11 @@ def change(before: int | float, after: int | float, steps: int) -> str:
         if grown % steps == 0:
             return f"+{_compact(grown // steps)}/step"
         return f"+{short(float(grown) / steps)}/step" if grown.bit_length() < 1000 else "+"
-    if not (math.isfinite(after) and math.isfinite(before)):
+    try:
+        grown = float(after) - float(before)
+    except OverflowError:
         return ""
-    return f"{float(after) - float(before):+.3g}"
+    return f"{grown:+.3g}" if math.isfinite(grown) else ""
 
 
 def _compact(value: int) -> str:

@@ -3,6 +3,7 @@
 
 | sink | writes to | resuming at a step | needs |
 |---|---|---|---|
+| `Console()` | the terminal, as a live table | | `tallax[console]` |
 | `Jsonl(path)` | a file, one line for each record | takes out what is there of that step and later | |
 
 Anything with a `write(record)` and a `close()` is a sink: see `Sink`.
@@ -18,11 +19,12 @@ from tallax_runs import Item as Item
 from tallax_runs import Record as Record
 
 if TYPE_CHECKING:
+    from tallax.sinks._console import Console as Console
     from tallax.sinks._jsonl import Jsonl as Jsonl
     from tallax.sinks._tensorboard import TensorBoard as TensorBoard
 
 
-_FILES = {"Jsonl": "_jsonl", "TensorBoard": "_tensorboard"}
+_FILES = {"Console": "_console", "Jsonl": "_jsonl", "TensorBoard": "_tensorboard"}
 
 
 def __getattr__(name: str) -> Any:
