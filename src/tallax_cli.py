@@ -117,7 +117,7 @@ def main() -> None:
         with _refusing(typer):
             from tallax_runs._show import show as run_show
 
-            run_show(path, items, as_json=json)
+            run_show(path, items, json_wanted=json)
 
     app()
 

@@ -8,8 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tallax_runs._axis import Axis
+from tallax_runs._record import Bins
+from tallax_runs._wording import short
+
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _NO_NUMBER = "?"
+_LEAST = 8  # bars for which the ends are left out
 
 
 def one_line(counts: np.ndarray, *, width: int = 24, trim: bool = True) -> str:
@@ -26,6 +31,20 @@ def one_line(counts: np.ndarray, *, width: int = 24, trim: bool = True) -> str:
     heights = np.array([part.sum() / part.size for part in parts])
     levels = np.ceil(heights / heights.max() * (len(_BLOCKS) - 1)).astype(int)
     return "".join(_BLOCKS[level] for level in levels)
+
+
+def bars_of(bins: Bins, width: int, *, ends: bool = True) -> str:
+    """Returns a histogram in one line: where it begins, its bars, and where it ends."""
+    axis = Axis.of([bins])
+    # The bins of an array are its entries, which have numbers.
+    low, high = (0, len(bins.counts) - 1) if bins.are_entries else (axis.low, axis.high)
+    left, right = (f"{short(low)} ", f" {short(high)}") if ends else ("", "")
+    room = width - len(left) - len(right)
+    if room < _LEAST and ends:
+        return bars_of(bins, width, ends=False)
+    n = max(1, min(room, len(bins.counts)) if axis.threshold is None else room)
+    counts = bins.at_most(n).counts if axis.threshold is None and len(bins.counts) <= n else axis.spread(bins, n)
+    return left + one_line(counts, width=n, trim=False) + right
 
 
 def sparkline(values: Sequence[int | float], *, width: int = 24) -> str:

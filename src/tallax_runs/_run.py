@@ -95,6 +95,16 @@ class Run(History):
             self._read_on()
             return True
 
+    def __repr__(self) -> str:
+        last = f"step {self.steps[-1]:,}" if self.steps else "no records yet"
+        return f"<Run {str(self.path)!r}: {last}, {len(self.scalars)} scalars, {len(self.histograms)} histograms>"
+
+    def _repr_html_(self) -> str:
+        from tallax_runs._html import of_shown
+        from tallax_runs._shown import of_run
+
+        return of_shown(of_run(self, str(self.path)))
+
     def _find(self) -> None:
         folder = self.path
         if folder.is_file():

@@ -11,8 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tallax_runs._axis import Axis
-from tallax_runs._bars import one_line, sparkline
+from tallax_runs._bars import bars_of, sparkline
 from tallax_runs._history import History, Series
 from tallax_runs._names import is_entry, matches, sorted_names
 from tallax_runs._record import Bins
@@ -121,20 +120,6 @@ def _histogram(name: str, series: Series[Bins], last: int | None) -> Row:
     total = values[-1].total
     changed = change(values[-2].total, total, steps[-1] - steps[-2]) if len(values) > 1 else ""
     return Row(name, number(total), changed, values[-1], steps[-1] == last)
-
-
-def bars_of(bins: Bins, width: int, *, ends: bool = True) -> str:
-    """Returns a histogram in one line: where it begins, its bars, and where it ends."""
-    axis = Axis.of([bins])
-    # The bins of an array are its entries, which have numbers.
-    low, high = (0, len(bins.counts) - 1) if bins.are_entries else (axis.low, axis.high)
-    left, right = (f"{short(low)} ", f" {short(high)}") if ends else ("", "")
-    room = width - len(left) - len(right)
-    if room < _LOOKS and ends:
-        return bars_of(bins, width, ends=False)
-    n = max(1, min(room, len(bins.counts)) if axis.threshold is None else room)
-    counts = bins.at_most(n).counts if axis.threshold is None and len(bins.counts) <= n else axis.spread(bins, n)
-    return left + one_line(counts, width=n, trim=False) + right
 
 
 def _folded(rows: Sequence[Row]) -> Iterator[Row]:
