@@ -47,12 +47,12 @@ def tree(thing: Any, attributes: Mapping[str, Any], note: str, path: str | None,
     return parts.build_foldable_tree_node_from_children(prefix=opened, children=lines, suffix=")", path=path)
 
 
-def bundle(html: str, thing: Any) -> dict[str, str]:
+def bundle(html: str) -> dict[str, str]:
     """Returns what IPython shows of an object alone.
 
     An object that has `_repr_html_` would have it below its tree as well, which says the same.
     """
-    return {"text/plain": repr(thing), "text/html": html}
+    return {"text/html": html}
 
 
 def card(title: str, value: Any, bins: Bins | None = None) -> str:

@@ -132,7 +132,7 @@ class Scheduled(EvalAware):
         name = f"{self.name!r}, " if self.name is not None else ""
         title = f"Scheduled({name}{getattr(self.schedule, '__qualname__', self.schedule)})"
         said = self._said()
-        return bundle(card(f"{title}: {said}" if said else title, None), self)
+        return bundle(card(f"{title}: {said}" if said else title, None))
 
     def _said(self) -> str:
         """Returns the value in words, and whether it is pinned; nothing where it can't be read."""

@@ -69,8 +69,8 @@ def _level(value: int | float, low: int | float, high: int | float) -> int:
         return highest // 2
     if isinstance(value, int) and isinstance(low, int) and isinstance(high, int):
         return 1 + (value - low) * (highest - 1) // (high - low)  # exact, however large
-    # Halved first, since the difference of two floats may be infinite.
-    share = (value / 2 - low / 2) / (high / 2 - low / 2) if high / 2 > low / 2 else 0.5
+    half = 1 if high - low < math.inf else 2  # the difference of two floats may be infinite
+    share = (value / half - low / half) / (high / half - low / half)
     return 1 + min(highest - 1, int(share * highest))
 
 

@@ -114,7 +114,8 @@ class Item(nnx.Variable[Any]):
         return getattr(self.get_value(), name)
 
     def __nnx_repr__(self) -> Any:
-        if not self.shares:
+        raw = self.get_raw_value()
+        if not self.shares and not (isinstance(raw, Held) and not raw.is_readable_by(self)):
             part: Any
             for part in super().__nnx_repr__():
                 held = getattr(part, "value", None)
@@ -123,8 +124,9 @@ class Item(nnx.Variable[Any]):
                 yield part
             return
         yield reprlib.Object(type=type(self).__name__)  # Flax's own words would read the value
-        yield reprlib.Attr("value", self.get_raw_value())
-        yield reprlib.Attr("shares", self.shares)
+        yield reprlib.Attr("value", raw)
+        if self.shares:
+            yield reprlib.Attr("shares", self.shares)
 
     def __treescope_repr__(self, path: Any, subtree_renderer: Any) -> Any:
         value, raw = self.shown(), self.get_raw_value()
@@ -134,7 +136,7 @@ class Item(nnx.Variable[Any]):
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         told = ", ".join(f"{name}={value!r}" for name, value in _told(self.get_metadata()).items())
-        return bundle(card(f"{type(self).__name__}({told})", self.shown()), self)
+        return bundle(card(f"{type(self).__name__}({told})", self.shown()))
 
     def shown(self) -> Any:
         """Returns the value that people are shown: exact; None where it can't be read here."""

@@ -97,7 +97,7 @@ class Statistic(EvalAware, abc.ABC):
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         result = self.compute() if self._said() else None
-        return bundle(card(_signature(self), result, None if result is None else self._bins(result)), self)
+        return bundle(card(_signature(self), result, None if result is None else self._bins(result)))
 
     def _said(self) -> str:
         """Returns what it has seen, in one line; nothing where its values can't be read."""
