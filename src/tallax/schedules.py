@@ -130,7 +130,7 @@ class Scheduled(EvalAware):
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         name = f"{self.name!r}, " if self.name is not None else ""
-        title = f"Scheduled({name}{getattr(self.schedule, '__qualname__', self.schedule)})"
+        title = f"Scheduled({name}{_called(self.schedule)})"
         said = self._said()
         return bundle(card(f"{title}: {said}" if said else title, None))
 
@@ -154,6 +154,11 @@ class Scheduled(EvalAware):
                 )
             )
         return value
+
+
+def _called(schedule: Any) -> str:
+    """Returns the name of the function that a schedule is, or that made it."""
+    return getattr(schedule, "__qualname__", repr(schedule)).partition(".<locals>")[0]
 
 
 def _packed(value: Any, pinned: Any, is_pinned: Any) -> jax.Array:

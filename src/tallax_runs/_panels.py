@@ -168,7 +168,7 @@ def _grown(mass: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     before = np.where((np.diff(totals) < 0)[:, None], 0.0, mass[:-1])
     grown = np.concatenate([mass[:1], mass[1:] - before])
     lost = -np.minimum(grown, 0.0).sum(1)
-    kept = lost <= 0.05 * np.maximum(grown, 0.0).sum(1)
-    if kept.sum() < 0.7 * len(kept):
+    kept = lost <= 0.005 * np.maximum(grown, 0.0).sum(1)
+    if kept.sum() < 0.5 * len(kept):
         return None
     return np.maximum(grown[kept], 0.0), kept
