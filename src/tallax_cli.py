@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `tallax count --seed 0 --calls 5`, `tallax check model.py:Model --inputs 'float32[8,4]'`."""
+"""The command line: `tallax check model.py:Model --inputs 'float32[8,4]'`, `tallax watch runs/1`, `tallax plot runs/1`.
+
+What looks at runs starts without JAX, which takes seconds.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -69,7 +74,64 @@ def main() -> None:
             raise typer.Exit(2) from None
         raise typer.Exit(run(target, inputs, call, calls, limit, as_json=json, start=start))
 
+    @app.command()
+    def watch(
+        run: str = typer.Argument(help="The folder of a run, or its file."),
+        items: list[str] = typer.Option([], help="Names to show, once for each: 'gate/*', loss."),
+        every: float = typer.Option(1.0, min=0.05, help="Seconds between two looks."),
+        once: bool = typer.Option(False, "--once", help="Print the table as it is now, and end."),
+        wait: bool = typer.Option(False, "--wait", help="Wait for a run that is not there yet."),
+    ) -> None:
+        """Follow a run in the terminal while it is written, until q or Ctrl-C.
+
+        Where the output is no terminal, it is printed once.
+        """
+        with _refusing(typer):
+            from tallax_runs._watch import watch as run_watch
+
+            run_watch(run, items, every, once=once, wait=wait)
+
+    @app.command()
+    def plot(
+        runs: list[str] = typer.Argument(help="The folder of a run, or its file; of several, to lay one over another."),
+        output: str = typer.Option(
+            None, "-o", "--output", help="A file ending in .png, .svg or .pdf; by default plot.png in the run's folder."
+        ),
+        items: list[str] = typer.Option([], help="Names to draw, once for each: 'gate/*', loss."),
+        histograms: str = typer.Option("heatmap", help="heatmap, or ridgeline."),
+    ) -> None:
+        """Draw the scalars and the histograms of runs over their steps."""
+        with _refusing(typer):
+            from tallax_runs._plot import plot as run_plot
+
+            for path in run_plot(runs, output, items, histograms):
+                print(path)
+
+    @app.command()
+    def show(
+        path: str = typer.Argument(metavar="CHECKPOINT_OR_RUN", help="The folder of either."),
+        items: list[str] = typer.Option([], help="Names to show, once for each: 'gate/*', loss."),
+        json: bool = typer.Option(False, "--json", help="Print JSON."),
+    ) -> None:
+        """List every item: its path, kind, exact value, shape and bytes, and whether checkpoints keep it."""
+        with _refusing(typer):
+            from tallax_runs._show import show as run_show
+
+            run_show(path, items, json_wanted=json)
+
     app()
+
+
+@contextlib.contextmanager
+def _refusing(typer: Any) -> Iterator[None]:
+    """Prints the errors of `tallax_runs`, and exits with 2."""
+    from tallax_runs import TallaxError
+
+    try:
+        yield
+    except TallaxError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
 
 
 def _number(text: str) -> Any:

@@ -14,6 +14,7 @@ SOURCE = pathlib.Path(tallax.__file__).parent
 LAYERS = [
     {"_placement"},
     {"_errors"},
+    {"_notebooks"},
     {"_limbs"},
     {"_replicas"},
     {"_variables", "_module"},

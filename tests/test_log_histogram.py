@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 import tallax
 from tallax.statistics import Activity, Histogram, LogHistogram, Rate, _slots
-from tallax.statistics._looks import one_line
+from tallax_runs._bars import one_line
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)  # subnormal numbers included
 

@@ -18,12 +18,14 @@ from flax import nnx
 
 from tallax import _limbs
 from tallax._errors import InvalidTypeError, TracedReadError, compose, describe
+from tallax._notebooks import items_table
 from tallax._placement import home_of, is_committed, is_in_host_memory, is_ready, is_traced, unsplit
 from tallax._variables import Buffer, Counter
 from tallax.schedules import Scheduled
 from tallax.statistics import Statistic
 from tallax.statistics._base import current_state, stored_state
 from tallax_runs import Item
+from tallax_runs._wording import size
 
 _MANY = 8  # arrays; more are gathered first, so that there is one copy to wait for
 
@@ -155,6 +157,17 @@ class Reading:
 
     def __repr__(self) -> str:
         return f"<Reading of {len(self.entries)} items: {'ready' if self.ready() else 'on its way'}>"
+
+    def _repr_html_(self) -> str:
+        """Waits for the copy, as `result` does."""
+        values = self.result()
+        rows = []
+        for entry in self.entries:
+            item = entry.description()
+            shape = f"{item.dtype}[{','.join(map(str, item.shape))}]"
+            kept = "yes" if item.persistent else "no"
+            rows.append((entry.name, item.kind, values[entry.name], shape, size(item.nbytes), kept))
+        return items_table(f"{len(rows)} items", rows)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ from flax import nnx
 from tallax import _limbs
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
 from tallax._module import EvalAware
+from tallax._notebooks import bundle, card, tree
 from tallax._placement import is_traced
 from tallax._variables import Buffer, Counter, Pending
+from tallax_runs._wording import number
 
 _NOT_CALLED = -1.0  # in the place of 1 for pinned and 0 for not
 
@@ -122,6 +124,24 @@ class Scheduled(EvalAware):
             return float(self._scheduled(0) if mode == _NOT_CALLED else value)
         return jnp.where(mode == _NOT_CALLED, self._scheduled(0), value)
 
+    def __treescope_repr__(self, path: Any, subtree_renderer: Any) -> Any:
+        attributes = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return tree(self, attributes, self._said(), path, subtree_renderer)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        name = f"{self.name!r}, " if self.name is not None else ""
+        title = f"Scheduled({name}{_called(self.schedule)})"
+        said = self._said()
+        return bundle(card(f"{title}: {said}" if said else title, None))
+
+    def _said(self) -> str:
+        """Returns the value in words, and whether it is pinned; nothing where it can't be read."""
+        state = self.state.shown()
+        if state is None:
+            return ""
+        state = np.asarray(state)
+        return f"{number(self.read(state))}{', pinned' if state[2] > 0 else ''}"
+
     def _scheduled(self, count: Any) -> jax.Array:
         value = jnp.asarray(self.schedule(count), jnp.float32)
         if value.shape != ():
@@ -134,6 +154,11 @@ class Scheduled(EvalAware):
                 )
             )
         return value
+
+
+def _called(schedule: Any) -> str:
+    """Returns the name of the function that a schedule is, or that made it."""
+    return getattr(schedule, "__qualname__", repr(schedule)).partition(".<locals>")[0]
 
 
 def _packed(value: Any, pinned: Any, is_pinned: Any) -> jax.Array:

@@ -40,7 +40,7 @@ class Encoder:
         entry: dict[str, Any] = {"step": record.step, "time": record.time}
         if record.process:
             entry["process"] = record.process
-        entry["scalars"] = {name: _plain(value) for name, value in record.scalars.items()}
+        entry["scalars"] = {name: plain(value) for name, value in record.scalars.items()}
         if record.histograms:
             entry["histograms"] = {name: self._histogram(name, bins) for name, bins in record.histograms.items()}
         new = {name: asdict(item) for name, item in record.items.items() if self._items.get(name) != item}
@@ -55,7 +55,7 @@ class Encoder:
         if known is bins.edges or np.array_equal(known, bins.edges):  # pyright: ignore[reportArgumentType]
             return counts
         self._edges[name] = bins.edges
-        return {"edges": [_plain(edge) for edge in bins.edges.tolist()], **counts}
+        return {"edges": [plain(edge) for edge in bins.edges.tolist()], **counts}
 
 
 class Decoder:
@@ -126,7 +126,8 @@ class Decoder:
         return Bins(edges, counts)
 
 
-def _plain(value: int | float) -> int | float | str:
+def plain(value: int | float) -> int | float | str:
+    """Returns a number as JSON has it; NaN and the infinities, for which it has none, as strings."""
     if isinstance(value, int) or math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -19,14 +19,19 @@ class Series(Generic[Value]):
     steps: list[int] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
 
-    def add(self, step: int, value: Value) -> None:
-        """Adds what a record says."""
+    def add(self, step: int, value: Value, keep: int | None = None) -> None:
+        """Adds what a record says; of more than twice `keep`, the last `keep` stay."""
         self.steps.append(step)
         self.values.append(value)
+        if keep is not None and len(self.steps) > 2 * keep:
+            del self.steps[:-keep], self.values[:-keep]
 
 
 class History:
     """Records, sorted by the names in them.
+
+    Args:
+        keep: how many of the last values of each name to keep, at least; None for all.
 
     Attributes:
         scalars: by name, a `Series` of ints, exact however large, and floats.
@@ -36,7 +41,8 @@ class History:
         times: when each of those was taken, in seconds since the epoch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep: int | None = None) -> None:
+        self.keep = keep
         self.scalars: dict[str, Series[int | float]] = {}
         self.histograms: dict[str, Series[Bins]] = {}
         self.items: dict[str, Item] = {}
@@ -54,10 +60,12 @@ class History:
         if not prefix:
             self.steps.append(record.step)
             self.times.append(record.time)
+            if self.keep is not None and len(self.steps) > 2 * self.keep:
+                del self.steps[: -self.keep], self.times[: -self.keep]
         for name, value in record.scalars.items():
-            self.scalars.setdefault(prefix + name, Series()).add(record.step, value)
+            self.scalars.setdefault(prefix + name, Series()).add(record.step, value, self.keep)
         for name, bins in record.histograms.items():
-            self.histograms.setdefault(prefix + name, Series()).add(record.step, bins)
+            self.histograms.setdefault(prefix + name, Series()).add(record.step, bins, self.keep)
         if record.items is not self._said.get(prefix):
             self._said[prefix] = record.items
             self.items |= {prefix + name: item for name, item in record.items.items()}

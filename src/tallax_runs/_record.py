@@ -31,6 +31,11 @@ class Bins:
         """float64[n]: the middle of each bin."""
         return (self.edges[1:] + self.edges[:-1]) / 2
 
+    @property
+    def are_entries(self) -> bool:
+        """Whether these are the entries of an array of counts: each bin is one integer, from 0 on."""
+        return bool(np.array_equal(self.edges, np.arange(len(self.counts) + 1) - 0.5))
+
     def at_most(self, n: int) -> Bins:
         """Returns bins no more than `n`, made of neighbours; none is cut, so counts stay exact."""
         size = -(-len(self.counts) // n)

@@ -25,6 +25,14 @@ def file_of(path: str | os.PathLike[str], process: int) -> Path:
     return path.with_name(f"{path.stem}.process-{process}.jsonl") if process else path
 
 
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Tells whether there are records at a path: in a folder, or in a file that is named itself."""
+    path = Path(path)
+    if path.is_dir():
+        return any(file.name == FILE or _NUMBERED.fullmatch(file.name) for file in path.iterdir())
+    return path.is_file()
+
+
 class Run(History):
     """What a run has written so far; `refresh` reads what has come since.
 
@@ -34,6 +42,7 @@ class Run(History):
     Args:
         path: the folder that `tallax.sinks.Jsonl` was given, or the file. Of a folder in which several processes wrote,
             the names of all but process 0 have `process-1/` and so on in front.
+        keep: how many of the last values of each name to keep, at least; None for all.
 
     Raises:
         RunError: there is no run, it has been damaged, or a later tallax wrote it. A last line that is not whole is
@@ -52,8 +61,8 @@ class Run(History):
         0.1
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
-        super().__init__()
+    def __init__(self, path: str | os.PathLike[str], *, keep: int | None = None):
+        super().__init__(keep)
         self.path = Path(path)
         self._files: dict[Path, _Tail] = {}
         self._find()
@@ -80,11 +89,21 @@ class Run(History):
         try:
             return self._read_on()
         except _RewrittenError:
-            super().__init__()
+            super().__init__(self.keep)
             self._files = {}
             self._find()
             self._read_on()
             return True
+
+    def __repr__(self) -> str:
+        last = f"step {self.steps[-1]:,}" if self.steps else "no records yet"
+        return f"<Run {str(self.path)!r}: {last}, {len(self.scalars)} scalars, {len(self.histograms)} histograms>"
+
+    def _repr_html_(self) -> str:
+        from tallax_runs._html import of_shown
+        from tallax_runs._shown import of_run
+
+        return of_shown(of_run(self, str(self.path)))
 
     def _find(self) -> None:
         folder = self.path

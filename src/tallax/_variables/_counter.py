@@ -269,6 +269,13 @@ class Counter(Item):
                     part = type(part)("value", np.asarray(self) if self.shape else int(self))
             yield part
 
+    def shown(self) -> Any:
+        """Returns the exact count, or array of them; None where it can't be read here."""
+        raw = super().shown()
+        if raw is None or not _is_limbs(raw):
+            return raw
+        return np.asarray(self) if self.shape else int(self)
+
     # --- setting ----------------------------------------------------------------------------------------------------
 
     def set(self, n: Any) -> None:

@@ -11,10 +11,12 @@ from flax import nnx
 from flax.nnx import reprlib
 
 from tallax._errors import InvalidValueError, ReplicasError, TraceError, compose, describe
+from tallax._notebooks import bundle, card, tree
 from tallax._placement import is_committed, is_traced
 from tallax._replicas import mapped_axes
 from tallax._variables._held import Held
 from tallax._variables._pending import Pending
+from tallax_runs._wording import size
 
 Reduce: TypeAlias = Literal["sum", "max", "min", "same"]
 _REDUCTIONS = ("sum", "max", "min", "same")
@@ -112,7 +114,8 @@ class Item(nnx.Variable[Any]):
         return getattr(self.get_value(), name)
 
     def __nnx_repr__(self) -> Any:
-        if not self.shares:
+        raw = self.get_raw_value()
+        if not self.shares and not (isinstance(raw, Held) and not raw.is_readable_by(self)):
             part: Any
             for part in super().__nnx_repr__():
                 held = getattr(part, "value", None)
@@ -121,12 +124,28 @@ class Item(nnx.Variable[Any]):
                 yield part
             return
         yield reprlib.Object(type=type(self).__name__)  # Flax's own words would read the value
-        yield reprlib.Attr("value", self.get_raw_value())
-        yield reprlib.Attr("shares", self.shares)
+        yield reprlib.Attr("value", raw)
+        if self.shares:
+            yield reprlib.Attr("shares", self.shares)
 
     def __treescope_repr__(self, path: Any, subtree_renderer: Any) -> Any:
-        shown = nnx.Variable(self.get_raw_value(), **self.get_metadata()) if self.shares else super()
-        return shown.__treescope_repr__(path, subtree_renderer)
+        value, raw = self.shown(), self.get_raw_value()
+        note = str(raw) if value is None else size(raw.nbytes)
+        attributes = {"value": raw if value is None else value, **_told(self.get_metadata())}
+        return tree(self, attributes, note, path, subtree_renderer)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        told = ", ".join(f"{name}={value!r}" for name, value in _told(self.get_metadata()).items())
+        return bundle(card(f"{type(self).__name__}({told})", self.shown()))
+
+    def shown(self) -> Any:
+        """Returns the value that people are shown: exact; None where it can't be read here."""
+        raw = self.get_raw_value()
+        if self.shares or isinstance(raw, Pending) or is_traced(raw):
+            return None
+        if isinstance(raw, Held):
+            return raw.read(self) if raw.is_readable_by(self) else None
+        return raw
 
     def _store(self, new: Any) -> None:
         """Replaces the raw value, on the devices where the old one was placed on purpose."""
@@ -155,3 +174,8 @@ class Item(nnx.Variable[Any]):
                     "and return its state",
                 )
             ) from None
+
+
+def _told(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Returns what was declared, without Flax's own switches at their defaults."""
+    return {name: value for name, value in metadata.items() if name not in ("hijax", "ref", "eager_sharding")}

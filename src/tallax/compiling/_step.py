@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from html import escape
 from typing import Any, Self
 
 import jax
@@ -14,7 +15,7 @@ from flax import nnx
 from jax.extend.core import jaxpr_as_fun
 
 from tallax import _limbs
-from tallax._errors import InvalidTypeError, compose
+from tallax._errors import InvalidTypeError, TallaxError, compose
 from tallax._placement import home_of, is_committed, is_traced, placed
 from tallax._variables import Item, Pending
 from tallax.compiling._holding import Holding
@@ -194,6 +195,13 @@ class CompiledStep:
     def __repr__(self) -> str:
         name = getattr(self._function, "__name__", repr(self._function))
         return f"<compiled step {name} of {', '.join(self._names)}>"
+
+    def _repr_html_(self) -> str:
+        try:
+            items = self.collect()._repr_html_()
+        except TallaxError as error:  # what can't be read is shown without
+            items = f"<pre>{escape(str(error))}</pre>"
+        return f"<div><code>{escape(repr(self))}</code>, traced {self._traces} times</div>{items}"
 
     # --- inside -----------------------------------------------------------------------------------------------------
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the records of a run go. A sink is imported when it is first used, and so is the package that it needs.
 
-| sink | writes to | resuming at a step | needs |
+| sink | writes to | resuming at a step | extra |
 |---|---|---|---|
 | `Jsonl(path)` | a file, one line for each record | takes out what is there of that step and later | |
-| `Parquet(path)` | a table, for data frames and SQL | likewise | `parquet` |
+| `TensorBoard(logdir)` | an event file | tells TensorBoard to hide that | `tensorboard` |
+| `Console()` | the terminal, as a live table | | `console` |
+| `Parquet(path)` | a table, for data frames and SQL | as `Jsonl` does | `parquet` |
 | `WandB(**init)` | a run of Weights & Biases | keeps what is there, and leaves out those steps | `wandb` |
 | `MLflow(experiment=...)` | a run of MLflow | likewise | `mlflow` |
 | `Clu(writer)` | one of clu's metric writers | as the writer does | |
@@ -24,6 +26,7 @@ from tallax_runs import Record as Record
 
 if TYPE_CHECKING:
     from tallax.sinks._adapters import Clu as Clu
+    from tallax.sinks._console import Console as Console
     from tallax.sinks._jsonl import Jsonl as Jsonl
     from tallax.sinks._mlflow import MLflow as MLflow
     from tallax.sinks._parquet import Parquet as Parquet
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 _FILES = {
     "Clu": "_adapters",
+    "Console": "_console",
     "Jsonl": "_jsonl",
     "MLflow": "_mlflow",
     "Parquet": "_parquet",

@@ -13,9 +13,11 @@ import numpy as np
 from tallax import _limbs
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
 from tallax._module import EvalAware
+from tallax._notebooks import bundle, card, tree
 from tallax._placement import is_traced
 from tallax._replicas import AxisName
-from tallax._variables import Buffer, Counter, Held
+from tallax._variables import Buffer, Counter
+from tallax_runs._record import Bins
 
 
 class Statistic(EvalAware, abc.ABC):
@@ -83,16 +85,28 @@ class Statistic(EvalAware, abc.ABC):
 
     def __repr__(self) -> str:
         """Returns one line: how it was made and, where its values can be read, what it has seen."""
-        item = self.item
-        state = item.get_raw_value()
-        shares = item.get_metadata("shares", None)
-        if isinstance(state, Held):
-            readable = state.is_readable_by(item)
-        else:
-            readable = isinstance(state, jax.Array | np.ndarray) and not is_traced(state) and shares is None
-        return f"{_signature(self)}: {_on_one_line(repr(self.compute()))}" if readable else _signature(self)
+        said = self._said()
+        return f"{_signature(self)}: {said}" if said else _signature(self)
 
     __str__ = __repr__
+
+    def __treescope_repr__(self, path: Any, subtree_renderer: Any) -> Any:
+        item = next(name for name, value in vars(self).items() if value is self.item)
+        attributes = {**self._configuration(), "deterministic": self.deterministic, item: self.item}
+        return tree(self, attributes, self._said(), path, subtree_renderer)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        result = self.compute() if self._said() else None
+        return bundle(card(_signature(self), result, None if result is None else self._bins(result)))
+
+    def _said(self) -> str:
+        """Returns what it has seen, in one line; nothing where its values can't be read."""
+        return "" if self.item.shown() is None else _on_one_line(repr(self.compute()))
+
+    def _bins(self, result: Any) -> Bins | None:
+        """Returns what of a result is to be drawn, if anything."""
+        del result
+        return None
 
     @property
     def item(self) -> Counter | Buffer:

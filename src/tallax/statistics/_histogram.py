@@ -16,8 +16,10 @@ from tallax._errors import InvalidValueError, compose
 from tallax._replicas import AxisName
 from tallax._variables import Counter
 from tallax.statistics._base import Counts, current_state, exact_or_traced
-from tallax.statistics._looks import one_line, plot_bars, title_counts
+from tallax.statistics._looks import plot_bars, title_counts
 from tallax.statistics._slots import count_slots
+from tallax_runs._bars import one_line
+from tallax_runs._record import Bins
 
 _OUTSIDE = ("underflow", "overflow", "nan", "posinf", "neginf")
 
@@ -131,6 +133,9 @@ class Histogram(Counts):
     def plot(self, ax: Any = None) -> Any:
         """Draws what was seen so far; see `HistogramResult.plot`."""
         return self.compute().plot(ax)
+
+    def _bins(self, result: HistogramResult) -> Bins:
+        return Bins(np.asarray(result.edges, np.float64), result.counts)
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         if x.size:

@@ -17,8 +17,10 @@ from tallax._errors import InvalidValueError, compose, describe
 from tallax._replicas import AxisName
 from tallax._variables import Counter
 from tallax.statistics._base import Counts, current_state, exact_or_traced
-from tallax.statistics._looks import one_line, plot_bars, title_counts
+from tallax.statistics._looks import plot_bars, title_counts
 from tallax.statistics._slots import count_slots
+from tallax_runs._bars import bars_of
+from tallax_runs._record import Bins
 
 _MANTISSA = 23  # bits of a float32's mantissa
 _SUBNORMAL = 22  # exponents below the least normal one that subnormal numbers reach once they are normalised, less one
@@ -88,7 +90,7 @@ class LogHistogramResult:
     def __repr__(self) -> str:
         if not isinstance(self.buckets, np.ndarray):
             return f"LogHistogramResult(count={self.count}, zero={self.zero}, nan={self.nan})"
-        text = one_line(self._per_octave())
+        text = bars_of(Bins(self.bounds[1:-1], self.buckets[1:-1]), 36) if self.count else ""
         middle = f", median {self.quantile(0.5):.3g}, 99% {self.quantile(0.99):.3g}" if self.count else ""
         return f"LogHistogramResult({text} {self.count:,} values{middle}, {self.zero:,} zeros, {self.nan:,} NaN)"
 
@@ -203,6 +205,9 @@ class LogHistogram(Counts):
     def plot(self, ax: Any = None) -> Any:
         """Draws what was seen so far; see `LogHistogramResult.plot`."""
         return self.compute().plot(ax)
+
+    def _bins(self, result: LogHistogramResult) -> Bins:
+        return Bins(result.bounds[1:-1], result.buckets[1:-1])
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         if x.size:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a distribution looks: in one line of text, and as a plot."""
+"""How a distribution looks as a plot; `tallax_runs` draws it in one line of text."""
 
 from __future__ import annotations
 
@@ -8,24 +8,6 @@ from typing import Any
 import numpy as np
 
 from tallax._errors import MissingExtraError
-
-_BLOCKS = " ▁▂▃▄▅▆▇█"
-
-
-def one_line(counts: np.ndarray, *, width: int = 24, trim: bool = True) -> str:
-    """Returns the shape of a histogram in at most `width` characters.
-
-    A bar that stands for anything is at least one eighth high, so a lone outlier can be seen. With `trim`, it begins at
-    the first count that is not 0 and ends at the last.
-    """
-    seen = np.flatnonzero(counts)
-    if not seen.size:
-        return "" if trim else _BLOCKS[0] * min(width, len(counts))
-    shown = np.asarray(counts[seen[0] : seen[-1] + 1] if trim else counts, np.float64)
-    parts = np.array_split(shown, min(width, shown.size))
-    heights = np.array([part.sum() / part.size for part in parts])
-    levels = np.ceil(heights / heights.max() * (len(_BLOCKS) - 1)).astype(int)
-    return "".join(_BLOCKS[level] for level in levels)
 
 
 def plot_bars(counts: np.ndarray, edges: np.ndarray, ax: Any) -> Any:

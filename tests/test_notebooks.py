@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How items look in notebooks: as trees, by treescope, and alone, as HTML."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import treescope
+from flax import nnx
+
+import tallax
+from tallax.statistics import Extrema, Histogram, LogHistogram, Rate
+from tests.runs import odd_records, record, write
+
+# treescope looks at all of NumPy's names, deprecated ones too.
+pytestmark = pytest.mark.filterwarnings("ignore:The chararray class:DeprecationWarning")
+
+
+class Model(tallax.Module):
+    def __init__(self):
+        self.seen = tallax.Counter(2**53 + 1)
+        self.load = tallax.Counter(shape=3)
+        self.logits = Histogram(-4.0, 4.0, bins=8)
+        self.sizes = LogHistogram()
+        self.fired = Rate()
+        self.largest = Extrema(shape=2)
+        self.bias = tallax.Buffer(jnp.ones(3), persistent=False)
+        self.temperature = tallax.Scheduled(optax.linear_schedule(5.0, 1.0, 10))
+
+
+@pytest.fixture
+def model():
+    model = Model()
+    values = np.linspace(-3, 3, 100).astype(np.float32)
+    for statistic in (model.logits, model.sizes):
+        statistic.update(values)
+    model.fired.update(values > 0)
+    model.load += np.array([1, 2, 3], np.uint32)
+    return model
+
+
+def html_of(thing):
+    """Returns the HTML of an object shown alone; raises if that is not well-formed."""
+    html = thing._repr_html_() if hasattr(type(thing), "_repr_html_") else thing._repr_mimebundle_()["text/html"]
+    html = html.replace("&nbsp;", " ").replace("&ensp;", " ")  # which XML does not know
+    ET.fromstring(f"<all>{html}</all>")
+    return html
+
+
+def test_trees_show_exact_counts_and_what_statistics_have_seen(model):
+    """A Counter's value is the exact count, not int32; a statistic's first line has its record, bars and all."""
+    text = treescope.render_to_text(model)
+    assert "value=9007199254740993" in text
+    assert "value=np.array([1, 2, 3], dtype=uint64)" in text
+    assert "RateResult(fired=50, total=100, rate=0.5)" in text
+    assert "HistogramResult(-4 |" in text
+    assert "Scheduled(/* 5 */" in text
+    assert "Rich HTML representation" not in text
+    assert treescope.render_to_html(model)
+
+
+def test_objects_alone(model):
+    """Each has a card with its exact value, and a histogram a picture with a bar for each bin that has values."""
+    assert "9,007,199,254,740,993" in html_of(model.seen)
+    assert "[1, 2, 3]" in html_of(model.load)
+    assert html_of(model.logits).count("<rect") == 7
+    assert "<svg" in html_of(model.sizes)
+    assert "<td" in html_of(model.largest)
+    assert "persistent=False" in html_of(model.bias)
+    assert "polynomial_schedule" in html_of(model.temperature)
+
+
+def test_readings_and_steps(model):
+    """Both list all items; a step's are fresh, and the model's own are while the step holds them."""
+    html = html_of(tallax.collect(model))
+    assert html.count("<tr>") == 9
+    assert "9,007,199,254,740,993" in html
+
+    def count(model, x):
+        model.seen += 1
+        model.fired.update(x > 0)
+
+    step = tallax.compile_step(count, model)
+    step(jnp.ones(4))
+    assert "9,007,199,254,740,994" in html_of(step)
+    assert "9,007,199,254,740,994" in html_of(model.seen)
+    assert "value=9007199254740994" in treescope.render_to_text(model.seen)
+
+
+def test_what_cannot_be_read_is_shown_without(model):
+    """Inside a trace, in a copy of what a step holds, and as replicas' shares: no error, and no value."""
+    texts = []
+
+    def look(model):
+        texts.append(treescope.render_to_text(model))
+        texts.extend(html_of(part) for part in (model.seen, model.fired, model.temperature))
+
+    nnx.jit(look)(model)
+    assert "Rate(" in texts[0]
+    assert "9007199254740993" not in "".join(texts)
+
+    step = tallax.compile_step(lambda model: None, model)
+    step()
+    copy = jax.tree.map(lambda leaf: leaf, nnx.state(model))["seen"]
+    treescope.render_to_text(model)
+    repr(model)
+    assert "held by a compiled step" in repr(copy)
+    assert "held by a compiled step" in treescope.render_to_text(copy)
+    html_of(copy)
+    step.sync()
+
+
+def test_runs(tmp_path):
+    """A run lists its items with their values, and its other scalars."""
+    run = tallax.Run(write(tmp_path, [record(1), record(2)]))
+    html = html_of(run)
+    assert "9,007,199,254,742,273" in html
+    assert html.count("<svg") == 2
+    assert "loss" in html
+    assert repr(run) == f"<Run '{tmp_path}': step 20, 12 scalars, 2 histograms>"
+
+
+def test_names_are_escaped(tmp_path):
+    """What users called something is text, whatever is in it."""
+    records = odd_records()
+    records[-1].scalars["<script>alert(1)</script>&"] = 1.0
+    html = html_of(tallax.Run(write(tmp_path, records)))
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+    assert "<b>" not in html_of(tallax.Scheduled(lambda step: 1.0, name="<b>")).replace("<b>Sched", "")

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tallax plot`: which curves share axes, what a heat map shows, and the files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tallax_runs import Bins, History, Record, RunError
+from tallax_runs._panels import heat_of, panels_of, panels_over_each_other
+from tallax_runs._plot import draw, plot
+from tests.runs import EDGES, odd_records, record, write
+
+
+def history(records):
+    found = History()
+    for each in records:
+        found.add(each)
+    return found
+
+
+def series_of(*counts, edges=EDGES):
+    """Returns the series of a histogram with these counts at steps 10, 20, ..."""
+    found = history(
+        Record(10 * k, float(k), 0, {}, {"h": Bins(edges, np.array(each, np.uint64))})
+        for k, each in enumerate(counts, 1)
+    )
+    return found.histograms["h"]
+
+
+def test_what_shares_axes():
+    """The entries of an array do, and fields of one unit; a few entries are curves and many a histogram."""
+    titles = [panel.title for panel in panels_of(history([record(1), record(2)]), ())]
+    assert titles == [
+        "loss",
+        "gate/fired/fired",
+        "gate/fired/rate",
+        "gate/fired/total",
+        "gate/load",
+        "gate/logits",
+        "scratch: max, mean, min",
+        "seen",
+    ]
+    panels = {panel.title: panel for panel in panels_of(history([record(1), record(2)]), ())}
+    assert [curve.label for curve in panels["gate/load"].curves] == ["0", "1", "2", "3"]
+    assert [curve.label for curve in panels["scratch: max, mean, min"].curves] == ["max", "mean", "min"]
+    assert panels["gate/logits"].histogram is not None
+    (experts,) = panels_of(history(odd_records()), ["experts"])
+    assert experts.histogram is not None
+
+
+def test_several_runs_lie_over_each_other():
+    """Each number has axes with a curve for each run that has it; each histogram its own for each run."""
+    runs = {"a": history([record(1), record(2)]), "b": history([record(1, extra=1.0)])}
+    panels = {panel.title: panel for panel in panels_over_each_other(runs, ())}
+    assert [curve.label for curve in panels["loss"].curves] == ["a", "b"]
+    assert [curve.label for curve in panels["extra"].curves] == ["b"]
+    assert {"gate/logits: a", "gate/logits: b"} <= set(panels)
+
+
+def test_a_histogram_that_grows_is_drawn_by_what_is_new():
+    """Each column is the values since the record before; after a reset, those since then. Shares add up to 1."""
+    one, two = [0, 1, 2, 5, 0, 0, 0, 0], [0, 1, 2, 5, 0, 4, 4, 0]
+    heat = heat_of(series_of(one, two, [1, 0, 0, 0, 0, 0, 0, 0]))
+    assert heat.new
+    np.testing.assert_allclose(heat.shares[1], [0, 0, 0, 0, 0, 0.5, 0.5, 0])
+    np.testing.assert_allclose(heat.shares[2], [1, 0, 0, 0, 0, 0, 0, 0])
+    np.testing.assert_allclose(heat.shares.sum(1), 1.0)
+
+
+def test_one_that_does_not_grow_is_drawn_as_it_is():
+    """A Buffer's values are of the step alone. No values are no column."""
+    heat = heat_of(series_of([8, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 4, 4]))
+    assert not heat.new
+    np.testing.assert_allclose(heat.shares[1, 6:], 0.5)
+    assert np.isnan(heat_of(series_of([0] * 8)).shares).all()
+
+
+def test_edges_may_move():
+    """Records with other edges share one axis, and no value is lost."""
+    heat = heat_of(history(odd_records()).histograms["moving"])
+    np.testing.assert_allclose(heat.shares.sum(1), 1.0)
+    assert heat.edges[0] == -12.0
+    assert heat.edges[-1] == 12.0
+
+
+def test_records_that_are_left_out_are_part_of_the_next():
+    """Of more records than there are columns, the last is among those shown; of two of one step, the later one."""
+    heat = heat_of(series_of(*([k, 0, 0, 0, 0, 0, 0, 0] for k in range(1, 1000))), records=10)
+    assert len(heat.steps) == 10
+    assert heat.steps[-1] == 9990
+    series = series_of([1] * 8, [2] * 8)
+    series.add(20, Bins(EDGES, np.full(8, 9, np.uint64)))
+    assert heat_of(series).steps == [10, 20]
+
+
+@pytest.mark.parametrize("histograms", ["heatmap", "ridgeline"])
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_what_is_hard_to_draw(tmp_path, suffix, histograms):
+    """NaN, infinities, lone points, constants, huge numbers, names with markup: all are drawn, without a warning."""
+    run = write(tmp_path / "run", odd_records())
+    files = list(plot([str(run)], tmp_path / f"out.{suffix}", (), histograms))
+    assert [file.name for file in files] == [f"out.{suffix}"]
+    start = files[0].read_bytes()[:500]
+    assert start.startswith(b"\x89PNG") if suffix == "png" else b"<svg" in start
+
+
+def test_the_marks_of_what_is_no_number():
+    """What is NaN or infinite is counted in the corner, and a red mark stands at its step."""
+    figure = draw(panels_of(history(odd_records()), ["sometimes"]), "", "heatmap", 1, 1101)
+    (axes,) = figure.axes
+    assert "3 NaN, 1 inf, 1 -inf" in [text.get_text() for text in axes.texts]
+    marks = next(line for line in axes.lines if line.get_color() == "tab:red")
+    assert marks.get_xdata().tolist() == [101, 501, 601, 701, 901]
+
+
+def test_counts_that_hardly_differ_are_told_apart():
+    """Beyond 2**53 a float could not; the axis says what was taken from them."""
+    figure = draw(panels_of(history(odd_records()), ["huge"]), "", "heatmap", 1, 1101)
+    (axes,) = figure.axes
+    assert axes.get_ylabel() == "less 18,446,744,073,709,551,604"
+    assert axes.lines[0].get_ydata().tolist() == list(range(11, -1, -1))
+
+
+def test_more_panels_than_a_page_holds(tmp_path):
+    """They go to further files, each with its number and that of all."""
+    numbers = {f"layer{k}": float(k) for k in range(20)}
+    run = write(tmp_path / "run", [Record(step, 0.0, 0, numbers) for step in (1, 2)])
+    assert [file.name for file in plot([str(run)], None, (), "heatmap")] == ["plot.png", "plot-2.png"]
+    assert (run / "plot-2.png").exists()
+
+
+def test_the_command(tmp_path):
+    """It prints the files that it wrote."""
+    runs = [str(write(tmp_path / name, [record(1), record(2)])) for name in "ab"]
+    command = [sys.executable, "-W", "error", "-c", "import tallax_cli; tallax_cli.main()", "plot", *runs]
+    output = tmp_path / "new" / "both.svg"
+    done = subprocess.run([*command, "-o", output, "--items", "loss"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{output}\n", "")
+    assert list(output.parent.iterdir()) == [output]
+
+
+@pytest.mark.parametrize(
+    ("output", "items", "histograms", "says"),
+    [
+        ("plot.gif", (), "heatmap", "the suffix of the file"),
+        ("plot.png", (), "bars", "is heatmap or ridgeline"),
+        ("plot.png", ("nope",), "heatmap", "no name that matches nope"),
+    ],
+)
+def test_what_it_refuses(tmp_path, output, items, histograms, says):
+    """An unknown kind of file or of picture, and nothing to draw, are errors; nothing is written."""
+    run = write(tmp_path / "run", [record(1)])
+    with pytest.raises(RunError, match=says):
+        list(plot([str(run)], tmp_path / output, items, histograms))
+    assert not (tmp_path / output).exists()
