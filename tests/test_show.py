@@ -153,7 +153,7 @@ RUN/records.jsonl: was written by a later tallax.
         """\
 RUN/records.jsonl: line 3 is no record of a run.
   got:  b'{"step": 1}\\n'
-  fix:  look at the line; what comes before it can be read once it and what follows are taken out""",
+  fix:  bring back a whole copy; or cut the file before this line, whatever comes before can be read""",
     ),
     "no-run": (
         empty,

@@ -163,7 +163,7 @@ class Reading:
         values = self.result()
         rows = []
         for entry in self.entries:
-            item = entry.description()
+            item = entry.description
             shape = f"{item.dtype}[{','.join(map(str, item.shape))}]"
             kept = "yes" if item.persistent else "no"
             rows.append((entry.name, item.kind, values[entry.name], shape, size(item.nbytes), kept))
