@@ -115,6 +115,14 @@ def test_what_cannot_be_read_is_shown_without(model):
     step.sync()
 
 
+def test_shapes_alone():
+    """Under nnx.eval_shape there is nothing to read, and nothing raises."""
+    shapes = nnx.eval_shape(Model)
+    assert "ShapeDtypeStruct" in treescope.render_to_text(shapes)
+    for part in (shapes.seen, shapes.logits, shapes.temperature):
+        html_of(part)
+
+
 def test_runs(tmp_path):
     """A run lists its items with their values, and its other scalars."""
     run = tallax.Run(write(tmp_path, [record(1), record(2)]))

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import flax.errors
 import jax
+import numpy as np
 from flax import nnx
 from flax.nnx import reprlib
 
@@ -145,7 +146,7 @@ class Item(nnx.Variable[Any]):
             return None
         if isinstance(raw, Held):
             return raw.read(self) if raw.is_readable_by(self) else None
-        return raw
+        return raw if isinstance(raw, jax.Array | np.ndarray) else None  # a shape alone, under nnx.eval_shape
 
     def _store(self, new: Any) -> None:
         """Replaces the raw value, on the devices where the old one was placed on purpose."""
