@@ -1012,12 +1012,12 @@ Logger: overflow= is 'wait' or 'drop'.
   fix:  overflow='drop'""",
     ),
     "logger-no-sink": (
-        lambda model: tallax.Logger("runs/1"),
+        lambda model: tallax.Logger(tallax.sinks.Jsonl),
         tallax.InvalidTypeError,
         """\
-Logger: takes sinks, which have the methods write(record) and close().
-  got:  str ('runs/1')
-  fix:  tallax.sinks.Jsonl('runs/1'), tallax.sinks.TensorBoard('runs/1'), or one of your own""",
+Logger: takes sinks, which have the methods write(record) and close(), or the folder of the run.
+  got:  type (<class 'tallax.sinks._jsonl.Jsonl'>)
+  fix:  Logger('runs/1'), tallax.sinks.TensorBoard('runs/1'), or one of your own""",
     ),
     "log-an-odd-statistic": (
         logged(lambda log, model: log(nnx.Dict(odd=Odd()))),

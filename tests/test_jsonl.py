@@ -2,7 +2,6 @@
 """Runs on disk: what the JSONL sink writes is what `Run` reads, whatever happens in between."""
 
 import errno
-import os
 import resource
 import signal
 import subprocess
@@ -147,6 +146,14 @@ def test_processes_have_files_of_their_own(tmp_path):
     assert run.steps == [1, 2]
 
 
+def test_a_folder_will_do(tmp_path):
+    """A Logger takes the folder of a run as the sink that writes there."""
+    for folder in (str(tmp_path / "a"), tmp_path / "b"):
+        with tallax.Logger(folder) as log:
+            log(step=1, loss=0.5)
+        assert tallax.Run(folder).scalars["loss"].values == [0.5]
+
+
 def test_a_file_may_be_named(tmp_path):
     """A path that ends in .jsonl is the file itself, whose folder is made."""
     path = tmp_path / "deep" / "run.jsonl"
@@ -273,43 +280,55 @@ def test_a_full_disk_reaches_the_loop(tmp_path):
     assert tallax.Run(tmp_path).steps == [1]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
-def test_a_small_file_system(tmp_path):
+@pytest.fixture
+def mounted(tmp_path):
+    """Mounts an empty file system of memory, with the options that it is told; unmounts it at the end."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    done = []
+
+    def mount(options):
+        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            pytest.skip(f"mounting a file system is not allowed here: {result.stderr.strip()}")
+        done.append(True)
+        return folder
+
+    yield mount
+    if done:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_small_file_system(mounted):
     """On a file system that is full, what was written before is whole, and there is room again after a while."""
-    command = ["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(tmp_path)]
-    mounted = subprocess.run(command, capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"mounting is not allowed here: {mounted.stderr.decode().strip()}")
-    try:
-        filler = tmp_path / "filler"
-        filler.write_bytes(b"x" * 8000)
-        sink, written, failed = Jsonl(tmp_path), [], None
-        for step in range(1, 100):
-            try:
-                sink.write(Record(step, 0.0, scalars={f"scalar-{k}": k / 7 for k in range(40)}))
-                written.append(step)
-            except OSError as error:
-                failed = error
-                break
-        assert failed is not None
-        assert failed.errno == errno.ENOSPC
-        assert written
-        assert tallax.Run(tmp_path).steps == written
-        filler.unlink()
-        sink.write(Record(100, 0.0))
-        sink.close()
-        assert tallax.Run(tmp_path).steps == [*written, 100]
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
+    folder = mounted("size=16k")
+    filler = folder / "filler"
+    filler.write_bytes(b"x" * 8000)
+    sink, written, failed = Jsonl(folder), [], None
+    for step in range(1, 100):
+        try:
+            sink.write(Record(step, 0.0, scalars={f"scalar-{k}": k / 7 for k in range(40)}))
+            written.append(step)
+        except OSError as error:
+            failed = error
+            break
+    assert failed is not None
+    assert failed.errno == errno.ENOSPC
+    assert written
+    assert tallax.Run(folder).steps == written
+    filler.unlink()
+    sink.write(Record(100, 0.0))
+    sink.close()
+    assert tallax.Run(folder).steps == [*written, 100]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_an_unwritable_folder(tmp_path):
-    """A folder that may not be written to is reported by the sink's name."""
-    tmp_path.chmod(0o500)
-    log = tallax.Logger(Jsonl(tmp_path / "run"), every=1)
+def test_an_unwritable_folder(mounted):
+    """A folder that may not be written to is reported in the loop, by the sink's name and the cause."""
+    folder = mounted("ro")
+    log = tallax.Logger(folder / "run", every=1)
     log(step=1)
-    with pytest.raises(tallax.SinkError, match="PermissionError"):
+    with pytest.raises(tallax.SinkError, match=rf"Jsonl\('{folder}/run'\): failed in writing step 1.*\n.*Read-only"):
         log.close()
 
 

@@ -37,8 +37,8 @@ class Logger:
     A program of several processes logs in all of them, since reading is a program that all run; process 0 writes.
 
     Args:
-        *sinks: from `tallax.sinks`; or objects of your own with `write(record)` and `close()`; metrax's logging
-            backends, too.
+        *sinks: from `tallax.sinks`; the folder of the run, for `tallax.sinks.Jsonl(folder)`; objects of your own with
+            `write(record)` and `close()`; or metrax's logging backends.
         every: how many steps lie between two records.
         step: the name of the Counter that counts the steps, where it is not the one described.
         capacity: how many records may wait for the sinks.

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Protocol, runtime_checkable
 
 from tallax._errors import InvalidTypeError, compose, describe
 from tallax.sinks._adapters import Backend, LoggingBackend
+from tallax.sinks._jsonl import Jsonl
 from tallax_runs import Record
 
 
@@ -43,11 +45,13 @@ class Sink(Protocol):
 
 
 def as_sink(sink: Any) -> Sink:
-    """Returns a sink as it is, and one of metrax's logging backends as a sink.
+    """Returns a sink as it is, one of metrax's logging backends as a sink, and of a path the `Jsonl` that writes there.
 
     Raises:
-        InvalidTypeError: it is neither.
+        InvalidTypeError: it is none of these.
     """
+    if isinstance(sink, str | os.PathLike):
+        return Jsonl(sink)
     if not isinstance(sink, type):
         if isinstance(sink, Sink):
             return sink
@@ -56,8 +60,8 @@ def as_sink(sink: Any) -> Sink:
     raise InvalidTypeError(
         compose(
             "Logger",
-            "takes sinks, which have the methods write(record) and close().",
+            "takes sinks, which have the methods write(record) and close(), or the folder of the run.",
             got=describe(sink),
-            fix="tallax.sinks.Jsonl('runs/1'), tallax.sinks.TensorBoard('runs/1'), or one of your own",
+            fix="Logger('runs/1'), tallax.sinks.TensorBoard('runs/1'), or one of your own",
         )
     )
