@@ -113,9 +113,9 @@ def restore(
     policy = Policy(missing, unexpected, rename)
     target = Target.of(named_objects(objects, named))
     folder = folder_of(Path(path).absolute(), str(path))
-    ocp = orbax()
-    with _told(str(path), "can't be read"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree = _outline(checkpointer, folder)
+    handler = orbax().PyTreeCheckpointHandler()
+    with _told(str(path), "can't be read"), orbax().Checkpointer(handler) as checkpointer:
+        tree = _outline(handler, folder)
         manifest = _manifest(checkpointer, folder, tree)
         source = Source.of(tree, tuple(target.objects), manifest)
 
@@ -159,16 +159,25 @@ def folder_of(path: Path, name: str) -> Path:
     raise CheckpointError(compose(name, "is no checkpoint.", got=what, fix=fix))
 
 
-def _outline(checkpointer: Any, folder: Path) -> Any:
+def _outline(handler: Any, folder: Path) -> Any:
     """Returns what stands for the arrays, with shapes and dtypes as their own storage has them."""
-    metadata = checkpointer.metadata(folder)
-    tree = metadata.item_metadata.tree
+    _check_index(folder)
+    tree = handler.metadata(folder).tree
     for _, leaf in jax.tree_util.tree_leaves_with_path(tree):
         storage = getattr(leaf, "storage", None)
         chunk = getattr(storage, "chunk_shape", None) or ()
         if math.prod(chunk) > max(1, math.prod(leaf.shape)):
             raise damaged(f"{leaf.name} has pieces larger than itself")
     return tree
+
+
+def _check_index(folder: Path) -> None:
+    """Raises where the index of the arrays is damaged, which Orbax tells by many tracebacks at once."""
+    if (folder / "manifest.ocdbt").exists():
+        import tensorstore
+
+        index = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{folder}/"}).result()
+        index.list().result()
 
 
 def _manifest(checkpointer: Any, folder: Path, tree: Any) -> Manifest | None:
