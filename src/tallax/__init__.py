@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact, cheap, non-trainable state for Flax NNX models."""
 
+from tallax import interop as interop
 from tallax import statistics as statistics
 from tallax._errors import CannotCheckError as CannotCheckError
 from tallax._errors import CheckFailedError as CheckFailedError

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from tallax._errors import InvalidValueError, RestoreError, compose, describe
 from tallax.checkpoints._convert import converts
-from tallax.checkpoints._leaves import KEY
+from tallax.checkpoints._leaves import stored_dtype
 from tallax.checkpoints._manifest import Entry
 from tallax.checkpoints._report import RestoreReport
 
@@ -26,11 +26,13 @@ class Policy:
         missing: "init" keeps what the objects have where the checkpoint has nothing.
         unexpected: "ignore" leaves out what the checkpoint has beyond the objects.
         rename: from names in the checkpoint to those in the objects.
+        optional: names that may be missing in any case.
     """
 
     missing: Missing = "error"
     unexpected: Unexpected = "error"
     rename: Rename = None
+    optional: frozenset[str] = frozenset()
 
     def __post_init__(self):
         for argument, value, known in (
@@ -163,8 +165,8 @@ def _fault(saved: Entry, wanted: Entry) -> tuple[str, str] | None:
         return None if converts(saved, wanted) else (str(saved), str(wanted))
     if (saved.kind == "Counter") != (wanted.kind == "Counter") and saved.kind:
         return str(saved), str(wanted)
-    is_bare_key = not saved.kind and saved.dtype == "uint32" and wanted.dtype.startswith(KEY)  # Orbax tells the words
-    if saved.shape != wanted.shape or not (saved.dtype == wanted.dtype or is_bare_key):
+    dtypes = {wanted.dtype} if saved.kind else {wanted.dtype, str(stored_dtype(wanted.dtype))}  # of keys and numbers
+    if saved.shape != wanted.shape or saved.dtype not in dtypes:
         return str(saved), str(wanted)
     if saved.kind and (saved.owner, saved.configuration) != (wanted.owner, wanted.configuration):
         return _made(saved), _made(wanted)
@@ -176,11 +178,12 @@ def _made(entry: Entry) -> str:
 
 
 def _refuse_by_policy(report: RestoreReport, policy: Policy) -> None:
-    if report.missing and policy.missing == "error":
+    missing = [name for name in report.missing if name not in policy.optional]
+    if missing and policy.missing == "error":
         error = RestoreError(
             compose(
-                _some(report.missing),
-                "is not in the checkpoint." if len(report.missing) == 1 else "are not in the checkpoint.",
+                _some(missing),
+                "is not in the checkpoint." if len(missing) == 1 else "are not in the checkpoint.",
                 got=f"a checkpoint that has also {_some(report.unexpected)}" if report.unexpected else None,
                 fix="missing='init' to keep what the objects have; or rename={'model/old_name': 'model/new_name'}",
             )

@@ -163,7 +163,11 @@ def _outline(handler: Any, folder: Path) -> Any:
     """Returns what stands for the arrays, with shapes and dtypes as their own storage has them."""
     _check_index(folder)
     tree = handler.metadata(folder).tree
-    for _, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    seen = set()
+    for leaf in jax.tree.leaves(tree):
+        if leaf.name in seen:  # Orbax takes {"a.b": x} and {"a": {"b": x}} for the same
+            raise damaged(f"two arrays are written as {leaf.name!r}, so one of them is lost")
+        seen.add(leaf.name)
         storage = getattr(leaf, "storage", None)
         chunk = getattr(storage, "chunk_shape", None) or ()
         if math.prod(chunk) > max(1, math.prod(leaf.shape)):
