@@ -9,7 +9,6 @@ import pickle
 import random
 import shutil
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
@@ -98,8 +97,7 @@ def check_damages(good, folder, flips, seed=0):
             assert bits(model) == whole, f"{what}: restored, and wrong"
         except tallax.CheckpointError as error:
             assert bits(model) == start, f"{what}: an error, and half restored"
-            assert "fix:" in str(error)
-            refusals += 1
+            refusals += "fix:" in str(error)
     return refusals
 
 
@@ -127,7 +125,7 @@ def test_a_bit_that_orbax_would_not_notice(good, tmp_path):
     assert (kernel != np.asarray(make(3).layer.kernel[...])).sum() == 1
 
 
-# --- what is no checkpoint ----------------------------------------------------------------------------------------------
+# --- what is no checkpoint --------------------------------------------------------------------------------------------
 
 
 def test_what_is_not_there_and_what_is_something_else(good, tmp_path):
@@ -201,11 +199,11 @@ def test_a_manifest_that_is_none():
         assert "is damaged" in of_tree({**tree, "tallax": np.frombuffer(content, np.uint8)})
     for content in (np.zeros((2, 2), np.uint8), np.zeros(3, np.int32)):
         assert "is damaged" in of_tree({**tree, "tallax": content})
-    for nothing in ({}, 3, "text", {"model": "text"}, None):
+    for nothing in ({}, 3, jnp.ones(2), "text", {"model": "text"}, None):
         assert "is no tree of arrays" in of_tree(nothing)
 
 
-# --- hostile ones -------------------------------------------------------------------------------------------------------
+# --- hostile ones -----------------------------------------------------------------------------------------------------
 
 
 def test_a_manifest_that_lies():
@@ -230,10 +228,8 @@ def test_a_manifest_that_lies():
         ({"shape": (1,) * 40}, "has no shape"),
     ):
         assert says in of_tree(honest(tree, entries={**entries, "model/step": dataclasses.replace(step, **change)}))
-    kernel = dataclasses.replace(entries["model/layer/kernel"], shape=(20, 10**11))
-    assert "model/layer/kernel is float32[20, 300]" in of_tree(
-        honest(tree, entries={**entries, "model/layer/kernel": kernel})
-    )
+    kernel = {"model/layer/kernel": dataclasses.replace(entries["model/layer/kernel"], shape=(20, 10**11))}
+    assert "model/layer/kernel is float32[20, 300]" in of_tree(honest(tree, entries={**entries, **kernel}))
     more = {**entries, "model/more": Entry("Param", "float32", (3,))}
     assert "not in both" in of_tree(honest(tree, entries=more))
     del entries["model/layer/bias"]
@@ -300,4 +296,3 @@ def test_a_name_of_a_plain_checkpoint_never_becomes_a_path(tmp_path):
         tallax.restore(tmp_path / "plain", model)
     assert tallax.restore(tmp_path / "plain", model, unexpected="ignore").restored == ("model/step",)
     assert int(model.step) == 4
-    assert jax.tree.leaves(model) is not None
