@@ -140,11 +140,8 @@ def _leaves_of(tree: Any, *, quoted: bool) -> dict[str, Any]:
     for name, leaf in leaves.items():
         if isinstance(leaf, bool | int | float | complex):
             leaves[name] = np.asarray(leaf)
-    if (
-        not leaves
-        or "" in leaves
-        or any(not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")) for leaf in leaves.values())
-    ):
+    arrays = (hasattr(leaf, "dtype") and hasattr(leaf, "shape") for leaf in leaves.values())
+    if not leaves or "" in leaves or not all(arrays):
         raise CheckpointError(
             compose(
                 "the checkpoint",

@@ -9,9 +9,14 @@ arrays; there is no pickle.
 from __future__ import annotations
 
 import contextlib
+import gc
+import hashlib
+import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +166,7 @@ def folder_of(path: Path, name: str) -> Path:
 
 def _outline(handler: Any, folder: Path) -> Any:
     """Returns what stands for the arrays, with shapes and dtypes as their own storage has them."""
-    _check_index(folder)
-    tree = handler.metadata(folder).tree
+    tree = _attempted(lambda: handler.metadata(folder).tree)
     seen = set()
     for leaf in jax.tree.leaves(tree):
         if leaf.name in seen:  # Orbax takes {"a.b": x} and {"a": {"b": x}} for the same
@@ -175,13 +179,34 @@ def _outline(handler: Any, folder: Path) -> Any:
     return tree
 
 
-def _check_index(folder: Path) -> None:
-    """Raises where the index of the arrays is damaged, which Orbax tells by many tracebacks at once."""
-    if (folder / "manifest.ocdbt").exists():
-        import tensorstore
+def _attempted(call: Callable[[], Any]) -> Any:
+    """Returns what one of Orbax's calls does; raises where it fails, without a word from the reads that it drops."""
+    failure, result = None, None
+    with contextlib.ExitStack() as quiet:
+        try:
+            result = call()
+        except Exception as error:
+            failure = first_line(error)
+            quiet.enter_context(_silence())
+        if failure is not None:
+            gc.collect()
+    if failure is not None:
+        raise damaged(failure)
+    return result
 
-        index = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{folder}/"}).result()
-        index.list().result()
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps asyncio from printing a traceback for each coroutine that is collected unfinished."""
+    log, hook = logging.getLogger("asyncio"), sys.unraisablehook
+    was, log.disabled = log.disabled, True
+    sys.unraisablehook = lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled, sys.unraisablehook = was, hook
 
 
 def _manifest(checkpointer: Any, folder: Path, tree: Any) -> Manifest | None:
@@ -223,10 +248,8 @@ def _read(
             restore_type=jax.Array, sharding=own.sharding, global_shape=tuple(leaf.shape), dtype=leaf.dtype
         )
 
-    found = checkpointer.restore(
-        folder,
-        args=ocp.args.PyTreeRestore(item=jax.tree.map(item, tree), restore_args=jax.tree.map(how, tree)),
-    )
+    arguments = ocp.args.PyTreeRestore(item=jax.tree.map(item, tree), restore_args=jax.tree.map(how, tree))
+    found = _attempted(lambda: checkpointer.restore(folder, args=arguments))
     names = [leaf.name for leaf in jax.tree.leaves(tree)]
     leaves = jax.tree.leaves(found, is_leaf=lambda leaf: leaf is ocp.PLACEHOLDER)
     return {wanted[name]: leaf for name, leaf in zip(names, leaves, strict=True) if name in wanted}
@@ -254,8 +277,6 @@ def _refuse_differences(manifest: np.ndarray) -> None:
 
 
 def _digest(manifest: np.ndarray) -> bytes:
-    import hashlib
-
     return hashlib.blake2b(manifest.tobytes(), digest_size=16).digest()
 
 
@@ -272,12 +293,17 @@ def _told(name: str, what: str) -> Iterator[None]:
 
 def unreadable(name: str, what: str, error: Exception) -> CheckpointError:
     """Returns the error of something that Orbax can't do, with the first line of what it says."""
-    said = f"{type(error).__name__}: {error}".splitlines()[0]
     return CheckpointError(
         compose(
             name,
             f"{what}.",
-            got=said if len(said) <= 200 else f"{said[:197]}...",
+            got=first_line(error),
             fix="look for a full disk, rights, or a damaged file; an earlier checkpoint may be whole",
         )
     )
+
+
+def first_line(error: Exception) -> str:
+    """Returns the beginning of what an error says; Orbax's run to thousands of characters."""
+    said = f"{type(error).__name__}: {error}".splitlines()[0]
+    return said if len(said) <= 200 else f"{said[:197]}..."
