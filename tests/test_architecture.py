@@ -20,6 +20,8 @@ LAYERS = [
     {"counters", "schedules", "statistics", "_differentiable"},
     {"differentiation", "reading", "replicas"},
     {"compiling", "optimizers"},
+    {"checkpoints"},
+    {"interop"},
     {"checking"},
     {"cli", "__init__"},
 ]
@@ -75,10 +77,12 @@ def test_the_surface():
     names = {name for name in vars(tallax) if not name.startswith("_")}
     submodules = {
         "checking",
+        "checkpoints",
         "cli",
         "compiling",
         "counters",
         "differentiation",
+        "interop",
         "optimizers",
         "reading",
         "replicas",
@@ -89,6 +93,8 @@ def test_the_surface():
         "Buffer",
         "CannotCheckError",
         "CheckFailedError",
+        "CheckpointError",
+        "Checkpoints",
         "CompiledStep",
         "ClipByGlobalNormState",
         "ClipCounts",
@@ -101,6 +107,8 @@ def test_the_surface():
         "Reading",
         "ReplacedVariableError",
         "ReplicasError",
+        "RestoreError",
+        "RestoreReport",
         "Scheduled",
         "StepCounter",
         "StructureError",
@@ -114,16 +122,23 @@ def test_the_surface():
         "combine_replicas",
         "compile_step",
         "counter_after_n_calls",
+        "from_checkpoint",
         "grad",
         "per_replica",
         "replica_specs",
+        "restore",
+        "save",
         "scheduled",
         "snapshot",
         "statecheck",
+        "to_checkpoint",
         "value_and_grad",
     }
     public = [getattr(tallax, name) for name in names - submodules] + [
-        getattr(tallax.statistics, name) for name in vars(tallax.statistics) if not name.startswith("_")
+        getattr(package, name)
+        for package in (tallax.statistics, tallax.interop)
+        for name in vars(package)
+        if not name.startswith("_")
     ]
     for thing in public:
         assert thing.__doc__

@@ -114,7 +114,7 @@ def _parts_of(thing: Any) -> tuple[Any, ...]:
             compose(
                 "a checkpoint",
                 "takes modules, optimizers and compiled steps.",
-                got=describe(thing),
+                got=" ".join(describe(thing).split()),
                 fix="tallax.save(path, model, optimizer), or tallax.save(path, step)",
             )
         )
@@ -220,6 +220,6 @@ def _check_leaf(name: str, leaf: Any) -> None:
                 name,
                 "a checkpoint keeps arrays and numbers.",
                 got=describe(leaf),
-                fix="an attribute that is no Variable, for what does not change; or persistent=False",
+                fix="an attribute that is no Variable, for what does not change",
             )
         )

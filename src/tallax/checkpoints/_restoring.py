@@ -64,13 +64,10 @@ def from_checkpoint(
             `report` has all of them. The objects are as they were.
         TracedReadError: inside a trace.
     """
+    policy = Policy(missing, unexpected, rename)
     target = Target.of(named_objects(objects, named))
     source = Source.of(tree, tuple(target.objects))
-    return target.restore(
-        source,
-        lambda names, _: {new: source.arrays[old] for new, old in names.items()},
-        Policy(missing, unexpected, rename),
-    )
+    return target.restore(source, lambda names, _: {new: source.arrays[old] for new, old in names.items()}, policy)
 
 
 @dataclasses.dataclass(frozen=True)
