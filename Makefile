@@ -28,7 +28,7 @@ thorough: $(VENV)/.dev  ## run the tests that take minutes: statecheck judges tw
 	$(BIN)/python -m pytest -m thorough --numprocesses 2 tests $(ARGS)
 
 compare: $(VENV)/.bench  ## run the tests beside PyTorch and torchmetrics, which are large
-	$(BIN)/python -m pytest tests/test_comparisons.py $(ARGS)
+	$(BIN)/python -m pytest tests/test_comparisons.py tests/test_torch.py $(ARGS)
 
 lint: $(VENV)/.dev  ## check style, format and types
 	$(BIN)/ruff check .
@@ -44,7 +44,7 @@ bench: $(VENV)/.bench  ## measure, side by side; prints a table and writes bench
 
 constraints: $(VENV)/.dev  ## resolve the pins again
 	$(PIP) uv
-	$(BIN)/uv pip compile --universal --python-version 3.11 --all-extras --group dev --no-emit-index-url --no-header \
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra cli --extra plot --extra demo --group dev --no-emit-index-url --no-header \
 	  --no-annotate --quiet --upgrade --output-file constraints.txt pyproject.toml
 
 clean:  ## remove the environments and everything made
