@@ -11,8 +11,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.demo  ## train a small mixture of experts on handwritten digits with every kind of state
-	@$(BIN)/python examples/digits_moe.py $(ARGS)
+demo: $(VENV)/.demo  ## train a mixture of experts on handwritten digits, or go on with it; FRESH=1 starts again
+	@$(BIN)/python examples/digits_moe.py $(if $(FRESH),--fresh) $(ARGS)
 
 # loadfile: the examples of one docstring or README share their names, so they run in one process.
 test: $(VENV)/.dev  ## run the tests, but for the longest

@@ -79,7 +79,10 @@ def _case(name: str, make: Callable[[], _Turn], limit: float | None = None) -> C
     def fresh() -> int:
         return made[0].fresh()
 
-    return Case(name=name, make=once, fresh=fresh, limit=limit)
+    def done() -> None:
+        made[0].wait()
+
+    return Case(name=name, make=once, fresh=fresh, limit=limit, done=done)
 
 
 def _folder() -> str:

@@ -116,6 +116,7 @@ def test_the_surface():
         "TraceError",
         "TracedReadError",
         "assert_replicated",
+        "checkpoint_target",
         "clip_by_global_norm",
         "clip_counts",
         "collect",

@@ -11,6 +11,9 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -63,3 +66,68 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
     assert lines[-1] == finish(undisturbed)[-1]
     assert lines[-1].split()[2:] == [str(2**32 - 3 + STEPS), str(int(lines[-1].split()[3]))]
     assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [str(STEPS - 2), str(STEPS)]
+
+
+# --- the demo ---------------------------------------------------------------------------------------------------------
+
+EPOCHS, KILLS = 14, 10
+
+
+def demo(folder):
+    """Starts the demo, quietly, as `make demo` does."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    command = [sys.executable, str(ROOT / "examples" / "digits_moe.py"), "--epochs", str(EPOCHS), "--runs", str(folder)]
+    output = subprocess.PIPE
+    return subprocess.Popen(
+        [*command, "--no-plots"], env=environment, stdout=output, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def steps_in(folder):
+    """Returns the numbers of the whole checkpoints, and whether one is being written."""
+    names = [path.name for path in folder.glob("digits-moe-checkpoints/*/*")]
+    return {int(name) for name in names if name.isdigit()}, any(not name.isdigit() for name in names)
+
+
+def kill_once(folder, rng, *, in_a_save):
+    """Lets the demo make at least one more checkpoint, and kills it at a random moment, or while it writes another."""
+    before = max(steps_in(folder)[0], default=0)
+    process, deadline = demo(folder), time.monotonic() + 120
+    moment = None
+    while process.poll() is None and time.monotonic() < deadline:
+        steps, writes = steps_in(folder)
+        if max(steps, default=0) > before:
+            moment = moment or time.monotonic() + rng.random() * 0.2
+            if writes if in_a_save else time.monotonic() > moment:
+                break
+        time.sleep(0.0005)
+    process.send_signal(signal.SIGKILL)
+    output = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL, output
+    assert ("Resuming after epoch" in output) == (before > 0)
+    return steps_in(folder)[1]
+
+
+@pytest.mark.thorough
+def test_the_demo_killed_ten_times_ends_as_if_it_had_not_been(tmp_path):
+    """Counters, histograms, parameters, optimizer and streams are those of a run that nobody disturbed, to the bit."""
+    rng = random.Random(0)
+    during = [kill_once(tmp_path / "killed", rng, in_a_save=kill % 2 == 0) for kill in range(KILLS)]
+    assert sum(during) >= 3  # they left what they were writing
+    final = max(steps_in(tmp_path / "killed")[0])
+    assert final < EPOCHS * 22
+    found = []
+    for name in ("killed", "undisturbed"):
+        process = demo(tmp_path / name)
+        output = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, output
+        assert ("Resuming after epoch" in output) == (name == "killed")
+        (path,) = (tmp_path / name).glob(f"digits-moe-checkpoints/*/{EPOCHS * 22}/default")
+        with ocp.StandardCheckpointer() as checkpointer:
+            found.append(checkpointer.restore(path))
+    left, right = (jax.tree.leaves_with_path(tree) for tree in found)
+    assert len(left) > 50
+    for (path, one), (other_path, other) in zip(left, right, strict=True):
+        assert path == other_path
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes(), jax.tree_util.keystr(path)

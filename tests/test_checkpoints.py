@@ -425,6 +425,27 @@ def test_another_number_of_devices(before, after, tmp_path):
         assert getattr(node.get_raw_value(), "sharding", None) == shardings[path]
 
 
+def test_orbax_s_own_restore_on_other_devices(tmp_path):
+    """By `checkpoint_target`: shapes and dtypes as saved, devices as the objects have theirs, nothing cast."""
+    meshes = [jax.sharding.Mesh(np.array(jax.devices()[:n]), ("data",)) for n in (8, 4)]
+    saved, other = map(on, meshes)
+    saved.step += 2**40
+    handler = ocp.StandardCheckpointHandler()
+    with ocp.CheckpointManager(tmp_path, item_handlers=handler) as manager:
+        manager.save(1, args=ocp.args.StandardSave(tallax.to_checkpoint(saved)))
+        manager.wait_until_finished()
+        metadata = manager.item_metadata(1)
+        target = tallax.checkpoint_target(metadata, other)
+        tree = manager.restore(1, args=ocp.args.StandardRestore(target))
+        tallax.from_checkpoint(tree, other)
+        assert same(bits(saved), bits(other))
+        assert other.matrix[...].sharding.mesh == meshes[1]
+        narrow = on(meshes[1])
+        narrow.matrix.set_raw_value(jnp.zeros((8, 8), jnp.bfloat16))
+        tree = manager.restore(1, args=ocp.args.StandardRestore(tallax.checkpoint_target(metadata, narrow)))
+        assert "float32[8,8] in the checkpoint" in str(refused(tree, narrow))
+
+
 def variables(model):
     return [(path, node) for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Variable)]
 

@@ -17,6 +17,8 @@ import jax
 import numpy as np
 import pytest
 
+import tallax
+
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "examples" / "digits_moe.py"
 ITEMS = {
@@ -78,7 +80,7 @@ def test_a_short_run_shows_every_item_and_draws_every_plot(tmp_path):
     assert re.search(r"│ step +│ StepCounter +│ 44 ", output)
     assert re.search(rf"│ second_look.active +│ Rate +│ [\d,]+ of {images:,} ", output)
     assert re.search(r"│ optimizer +│ ClipCounts +│ [\d,]+ of 44 ", output)
-    (folder,) = tmp_path.iterdir()
+    (folder,) = tmp_path.glob("digits-moe-2*")
     assert str(folder) in output
     assert {path.name for path in folder.iterdir()} == {f"{plot}.png" for plot in PLOTS}
     for plot in PLOTS:
@@ -103,7 +105,27 @@ def test_ctrl_c_ends_it_with_the_table_so_far(tmp_path):
     assert epoch == step // 22 + 1
     assert re.search(rf"│ step +│ StepCounter +│ {step:,} ", output)
     assert_table_is_whole(output)
-    assert not list(tmp_path.iterdir())
+    assert "The next run goes on at the beginning of that epoch." in output
+    assert [path.name for path in tmp_path.iterdir()] == ["digits-moe-checkpoints"]
+
+
+def test_a_second_run_goes_on_or_says_that_all_is_done(tmp_path):
+    """What was killed resumes after its last epoch; a finished run says so, shows the same, and trains nothing."""
+    process = start("--epochs", 2, "--runs", tmp_path, "--no-plots")
+    folder = tmp_path / "digits-moe-checkpoints" / "seed-0-epochs-2"
+    deadline = time.monotonic() + 120
+    while not (folder / "22").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    tables = []
+    for says in ("Resuming after epoch 1 of 2", "This run is finished"):
+        output = finish(start("--epochs", 2, "--runs", tmp_path, "--no-plots"), 180)
+        assert says in output
+        tables.append([line for line in output.splitlines() if line.startswith("│")])
+    assert tables[0] == tables[1]
+    assert_table_is_whole(output)
 
 
 def test_ctrl_c_while_the_libraries_load_ends_it_at_once(tmp_path):
@@ -124,7 +146,7 @@ def as_users_run_it():
 
 
 @pytest.mark.usefixtures("as_users_run_it")
-def test_the_step_is_compiled_once_and_every_token_is_counted(monkeypatch):
+def test_the_step_is_compiled_once_and_every_token_is_counted(monkeypatch, tmp_path):
     """Over 3 epochs the forward pass is traced twice, for training and for evaluation, and every token is counted."""
     monkeypatch.syspath_prepend(str(DEMO.parent))
     import digits_moe
@@ -145,6 +167,8 @@ def test_the_step_is_compiled_once_and_every_token_is_counted(monkeypatch):
         shuffle=np.random.default_rng(1),
         interrupt=digits_moe.Interrupt(),
         console=Console(file=io.StringIO()),
+        checkpoints=tallax.Checkpoints(tmp_path),
+        history=digits_moe.History(),
     )
     assert len(traces) == 2
     assert len(history.steps) == int(model.step.step) == 66

@@ -23,6 +23,7 @@ from tallax._variables import Counter as Counter
 from tallax.checking import statecheck as statecheck
 from tallax.checkpoints import Checkpoints as Checkpoints
 from tallax.checkpoints import RestoreReport as RestoreReport
+from tallax.checkpoints import checkpoint_target as checkpoint_target
 from tallax.checkpoints import from_checkpoint as from_checkpoint
 from tallax.checkpoints import restore as restore
 from tallax.checkpoints import save as save

@@ -8,6 +8,7 @@ with a series of them. Orbax itself is imported on first use.
 
 from tallax.checkpoints._loop import Checkpoints as Checkpoints
 from tallax.checkpoints._report import RestoreReport as RestoreReport
+from tallax.checkpoints._restoring import checkpoint_target as checkpoint_target
 from tallax.checkpoints._restoring import from_checkpoint as from_checkpoint
 from tallax.checkpoints._storage import restore as restore
 from tallax.checkpoints._storage import save as save

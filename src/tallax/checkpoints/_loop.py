@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures
 import os
 import shutil
+import sys
+import weakref
 from pathlib import Path
 from typing import Any, Self
 
@@ -67,6 +70,7 @@ class Checkpoints:
         self._manager: Any = None
         self._writer: concurrent.futures.ThreadPoolExecutor | None = None
         self._writing: concurrent.futures.Future[None] | None = None
+        atexit.register(_tell_of_what_is_lost, weakref.ref(self))
 
     def save(self, step: int, *objects: Any, extra: Any = None, force: bool = False, **named: Any) -> bool:
         """Saves objects under a number, if it is one of those to save at.
@@ -204,6 +208,11 @@ class Checkpoints:
     def __repr__(self) -> str:
         return f"Checkpoints({self._name!r}, keep={self._keep}, every={self._every}, async_={self._async})"
 
+    def lost(self) -> BaseException | None:
+        """Returns why the checkpoint that nobody waited for could not be written; None where it was."""
+        writing = self._writing
+        return writing.exception() if writing is not None and writing.done() else None
+
     def _write(self, step: int, contents: Contents) -> None:
         try:
             if self._manager is None:
@@ -223,3 +232,11 @@ class Checkpoints:
         background = self._async and jax.process_count() > 1
         options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, enable_async_checkpointing=background)
         return ocp.CheckpointManager(self._folder, options=options)
+
+
+def _tell_of_what_is_lost(reference: weakref.ref[Checkpoints]) -> None:
+    """Tells of a program that ends without a `close()`: Python has stopped the threads that Orbax writes by."""
+    checkpoints = reference()
+    error = None if checkpoints is None else checkpoints.lost()
+    if error is not None:
+        print(f"{error}\nThe program ended without checkpoints.close().", file=sys.stderr)

@@ -70,6 +70,51 @@ def from_checkpoint(
     return target.restore(source, lambda names, _: {new: source.arrays[old] for new, old in names.items()}, policy)
 
 
+def checkpoint_target(metadata: Any, *objects: Any, **named: Any) -> Any:
+    """Returns what to hand to Orbax's own restore, so that arrays come to the devices where objects have theirs.
+
+    Without it Orbax puts them where they were saved from, and raises where there are other devices now. Shapes and
+    dtypes are those that were saved, so that Orbax casts nothing, and `from_checkpoint` can tell what differs.
+
+    Args:
+        metadata: what Orbax says of the checkpoint: `manager.item_metadata(step)`.
+        *objects: see `to_checkpoint`.
+        **named: see `to_checkpoint`.
+
+    Raises:
+        CheckpointError: that is no metadata of a tree of arrays.
+        TallaxError: as `from_checkpoint` does.
+
+    Example:
+        >>> import tempfile, orbax.checkpoint as ocp, tallax
+        >>> from flax import nnx
+        >>> model = nnx.Dict(step=tallax.Counter(3))
+        >>> with ocp.CheckpointManager(tempfile.mkdtemp(), item_handlers=ocp.StandardCheckpointHandler()) as manager:
+        ...     saved = manager.save(10, args=ocp.args.StandardSave(tallax.to_checkpoint(model)))
+        ...     manager.wait_until_finished()
+        ...     target = tallax.checkpoint_target(manager.item_metadata(10), model)
+        ...     tree = manager.restore(10, args=ocp.args.StandardRestore(target))
+        >>> tallax.from_checkpoint(tree, model).restored
+        ('model/step',)
+    """
+    target = Target.of(named_objects(objects, named))
+    tree = getattr(metadata, "tree", metadata)
+    _leaves_of(tree, quoted=True)  # raises where it is none
+    quoted = isinstance(tree, Mapping) and RESERVED in tree
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
+    everywhere = jax.NamedSharding(mesh, jax.P())
+    anywhere = everywhere if jax.process_count() > 1 else jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def leaf_of(path: Any, told: Any) -> jax.ShapeDtypeStruct:
+        keys = [key_of(key) for key in path]
+        name = joined(keys, quoted=len(keys) if quoted else 0).removesuffix("/value")
+        own: Any = target.leaves.get(name, target.leaves.get(f"{next(iter(target.objects))}/{name}"))
+        fits = is_committed(own) and tuple(own.shape) == tuple(told.shape)
+        return jax.ShapeDtypeStruct(told.shape, told.dtype, sharding=own.sharding if fits else anywhere)
+
+    return jax.tree_util.tree_map_with_path(leaf_of, tree)
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A checkpoint: what it says that it has, and its arrays, or what stands for them.
