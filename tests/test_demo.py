@@ -71,7 +71,11 @@ def assert_table_is_whole(output: str) -> None:
 
 
 def test_a_short_run_shows_every_item_and_draws_every_plot(tmp_path):
-    """Two epochs end with code 0, a table of every item, exact counts in it, and plots in the folder that is named."""
+    """Two epochs end with code 0, a table of every item, exact counts in it, and plots in the folder that is named.
+
+    The same command once more shows the same table, says that all is done, and trains nothing; what a killed run does
+    is the matter of test_checkpoint_kills.py.
+    """
     process = start("--epochs", 2, "--runs", tmp_path)
     output = finish(process, 180)
     assert process.returncode == 0, output
@@ -87,6 +91,13 @@ def test_a_short_run_shows_every_item_and_draws_every_plot(tmp_path):
         content = (folder / f"{plot}.png").read_bytes()
         assert content.startswith(b"\x89PNG")
         assert len(content) > 10_000, f"{plot}.png is nearly empty"
+    again = start("--epochs", 2, "--runs", tmp_path)
+    second = finish(again, 180)
+    assert again.returncode == 0, second
+    assert "This run is finished: make demo FRESH=1 starts again." in second
+    assert [line for line in second.splitlines() if "│" in line] == [
+        line for line in output.splitlines() if "│" in line
+    ]
 
 
 def test_ctrl_c_ends_it_with_the_table_so_far(tmp_path):
@@ -107,25 +118,6 @@ def test_ctrl_c_ends_it_with_the_table_so_far(tmp_path):
     assert_table_is_whole(output)
     assert "The next run goes on at the beginning of that epoch." in output
     assert [path.name for path in tmp_path.iterdir()] == ["digits-moe-checkpoints"]
-
-
-def test_a_second_run_goes_on_or_says_that_all_is_done(tmp_path):
-    """What was killed resumes after its last epoch; a finished run says so, shows the same, and trains nothing."""
-    process = start("--epochs", 2, "--runs", tmp_path, "--no-plots")
-    folder = tmp_path / "digits-moe-checkpoints" / "seed-0-epochs-2"
-    deadline = time.monotonic() + 120
-    while not (folder / "22").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    tables = []
-    for says in ("Resuming after epoch 1 of 2", "This run is finished"):
-        output = finish(start("--epochs", 2, "--runs", tmp_path, "--no-plots"), 180)
-        assert says in output
-        tables.append([line for line in output.splitlines() if line.startswith("│")])
-    assert tables[0] == tables[1]
-    assert_table_is_whole(output)
 
 
 def test_ctrl_c_while_the_libraries_load_ends_it_at_once(tmp_path):
@@ -159,17 +151,18 @@ def test_the_step_is_compiled_once_and_every_token_is_counted(monkeypatch, tmp_p
     monkeypatch.setattr(digits_moe.SecondLook, "__call__", lambda *args: traces.append(1) or forward(*args))
     model = digits_moe.DigitsMoE(optax.linear_schedule(5.0, 1.0, 33), rngs=nnx.Rngs(1))
     optimizer = digits_moe.make_optimizer(model, 66)
-    history = digits_moe.train(
-        model,
-        optimizer,
-        digits_moe.load_data(),
-        epochs=3,
-        shuffle=np.random.default_rng(1),
-        interrupt=digits_moe.Interrupt(),
-        console=Console(file=io.StringIO()),
-        checkpoints=tallax.Checkpoints(tmp_path),
-        history=digits_moe.History(),
-    )
+    with tallax.Checkpoints(tmp_path) as checkpoints:
+        history = digits_moe.train(
+            model,
+            optimizer,
+            digits_moe.load_data(),
+            epochs=3,
+            shuffle=np.random.default_rng(1),
+            interrupt=digits_moe.Interrupt(),
+            console=Console(file=io.StringIO()),
+            checkpoints=checkpoints,
+            history=digits_moe.History(),
+        )
     assert len(traces) == 2
     assert len(history.steps) == int(model.step.step) == 66
     gate = model.experts.gate_logits.compute()
