@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+EXTRAS := cli plot demo console tensorboard parquet wandb mlflow
+comma := ,
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: help demo test quick thorough compare lint format bench constraints clean
@@ -11,8 +13,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.demo  ## train a small mixture of experts on handwritten digits with every kind of state
-	@$(BIN)/python examples/digits_moe.py $(ARGS)
+demo: $(VENV)/.demo  ## train a mixture of experts on handwritten digits, or go on with it; FRESH=1 starts again
+	@$(BIN)/python examples/digits_moe.py $(if $(FRESH),--fresh) $(ARGS)
 
 # loadfile: the examples of one docstring or README share their names, so they run in one process.
 test: $(VENV)/.dev  ## run the tests, but for the longest
@@ -28,7 +30,7 @@ thorough: $(VENV)/.dev  ## run the tests that take minutes: statecheck judges tw
 	$(BIN)/python -m pytest -m thorough --numprocesses 2 tests $(ARGS)
 
 compare: $(VENV)/.bench  ## run the tests beside PyTorch and torchmetrics, which are large
-	$(BIN)/python -m pytest tests/test_comparisons.py $(ARGS)
+	$(BIN)/python -m pytest tests/test_comparisons.py tests/test_torch.py $(ARGS)
 
 lint: $(VENV)/.dev  ## check style, format and types
 	$(BIN)/ruff check .
@@ -44,7 +46,7 @@ bench: $(VENV)/.bench  ## measure, side by side; prints a table and writes bench
 
 constraints: $(VENV)/.dev  ## resolve the pins again
 	$(PIP) uv
-	$(BIN)/uv pip compile --universal --python-version 3.11 --all-extras --group dev --no-emit-index-url --no-header \
+	$(BIN)/uv pip compile --universal --python-version 3.11 $(patsubst %,--extra %,$(EXTRAS)) --group dev --no-emit-index-url --no-header \
 	  --no-annotate --quiet --upgrade --output-file constraints.txt pyproject.toml
 
 clean:  ## remove the environments and everything made
@@ -63,7 +65,7 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) --editable '.[cli,plot,demo,console,tensorboard,parquet,wandb,mlflow]' --group dev
+	$(PIP) --editable '.[$(subst $() ,$(comma),$(EXTRAS))]' --group dev
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev

@@ -6,6 +6,8 @@
 """
 
 GROUPS = {
+    "async-checkpoints": "benchmarks.async_checkpoints",
+    "checkpoints": "benchmarks.checkpoints",
     "compile-step": "benchmarks.compile_step",
     "compile-time": "benchmarks.compile_time",
     "differentiation": "benchmarks.differentiation",

@@ -38,6 +38,7 @@ class Case:
         versus: further cases to report ratios to, each with the ratio promised not to be exceeded, or None.
         limit: the ratio that an issue promises not to exceed.
         needs: a module without which the case is left out.
+        done: called, untimed, when all is measured.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Case:
     versus: Mapping[str, float | None] = field(default_factory=dict)
     limit: float | None = None
     needs: str | None = None
+    done: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,9 @@ def measure(
             for loop in loops:
                 samples[loop.case.name].append(loop.run())
             gc.collect()
+        for loop in loops:
+            if loop.case.done is not None:
+                loop.case.done()
     calls = {loop.case.name: loop.calls for loop in loops}
     return [_result(case, group, samples, calls) for case in group.cases]
 

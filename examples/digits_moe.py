@@ -4,10 +4,11 @@
 One `tallax.StepCounter` drives the temperature of the gate, the learning rate and the clip threshold. Statistics watch
 the gate's logits and a masked head, a vector `tallax.Counter` counts the tokens of each expert, and a `tallax.Buffer`
 holds the routing bias that keeps their load even without an auxiliary loss. Evaluation between the epochs counts
-nothing, which is checked each time. A `tallax.Logger` writes all of it, every few steps, to a file and to TensorBoard.
-At the end come a table of every item, plots, and how to look at what was logged.
+nothing, which is checked each time. A `tallax.Logger` writes all of it, every few steps, to a file and to TensorBoard,
+and `tallax.Checkpoints` keeps what is needed to go on: a run that was stopped or killed goes on after its last whole
+epoch, to the very same end. There come a table of every item, plots, and how to look at what was logged.
 
-    python examples/digits_moe.py [--epochs N] [--seed N] [--runs FOLDER]
+    python examples/digits_moe.py [--epochs N] [--seed N] [--runs FOLDER] [--fresh]
 """
 
 import os
@@ -23,6 +24,8 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
+import dataclasses
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -209,6 +212,21 @@ class History:
     clips: list[tallax.ClipCounts] = field(default_factory=list)
     accuracies: list[float] = field(default_factory=list)
 
+    def as_json(self) -> dict[str, Any]:
+        """Returns it as a checkpoint keeps it; float32 goes through JSON's numbers unharmed."""
+        steps = [{name: np.asarray(value).tolist() for name, value in step.items()} for step in self.steps]
+        return {
+            "steps": steps,
+            "clips": [dataclasses.asdict(each) for each in self.clips],
+            "accuracies": self.accuracies,
+        }
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> "History":
+        """Returns what a checkpoint kept."""
+        steps = [{name: np.float32(value) for name, value in step.items()} for step in found["steps"]]
+        return cls(steps, [tallax.ClipCounts(**each) for each in found["clips"]], found["accuracies"])
+
 
 class Data(NamedTuple):
     """Images, float32[n, 8, 8] in [0, 1], and their labels, int32[n]."""
@@ -235,17 +253,21 @@ def train(
     interrupt: Interrupt,
     console: Console,
     log: tallax.Logger,
+    checkpoints: tallax.Checkpoints,
+    history: History,
 ) -> History:
-    """Trains until the last epoch is done or Ctrl-C was pressed."""
-    batches, history = len(data.train_labels) // BATCH, History()
+    """Trains from where the history ends, with a checkpoint an epoch, until all are done or Ctrl-C was pressed."""
+    batches, done = len(data.train_labels) // BATCH, len(history.accuracies)
     step = tallax.compile_step(train_step, model, optimizer)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("compiling", total=epochs * batches)
+        bar = progress.add_task("compiling", total=epochs * batches, completed=done * batches)
         for epoch in range(1, epochs + 1):
-            steps = []
+            steps, order = [], shuffle.permutation(len(data.train_labels))
+            if epoch <= done:
+                continue  # but the generator has to be as far as it was
             with step:  # which holds the state until the end of the block
-                for batch in shuffle.permutation(len(data.train_labels))[: batches * BATCH].reshape(batches, BATCH):
+                for batch in order[: batches * BATCH].reshape(batches, BATCH):
                     if interrupt.requested:
                         return history
                     found = step(data.train_images[batch], data.train_labels[batch])
@@ -255,8 +277,10 @@ def train(
             with evaluating(model):
                 history.accuracies.append(float(accuracy(model, data.test_images, data.test_labels)))
             log.now(test_accuracy=history.accuracies[-1])
+            log.flush()  # or a kill could leave a checkpoint of steps whose records were still on their way
             history.clips.append(tallax.clip_counts(optimizer))
             history.steps += jax.device_get(steps)  # once an epoch, so that no step waits for the one before it
+            checkpoints.save(epoch * batches, model, optimizer, extra=history.as_json())
             loss = np.mean([step["loss"] for step in history.steps[-batches:]])
             right = history.accuracies[-1]
             progress.update(bar, description=f"epoch {epoch}: loss {loss:.3f}, test accuracy {right:.1%}")
@@ -318,12 +342,25 @@ def how_to_look(folder: Path) -> str:
     )
 
 
+def resumed(
+    checkpoints: tallax.Checkpoints, model: DigitsMoE, optimizer: nnx.Optimizer, epochs: int, console: Console
+) -> History:
+    """Restores the last checkpoint, if there is one, says so, and returns what led there."""
+    if checkpoints.latest() is None:
+        return History()
+    history = History.from_json(checkpoints.restore(model, optimizer).extra)
+    if len(history.accuracies) < epochs:
+        console.print(f"Resuming after epoch {len(history.accuracies)} of {epochs}; make demo FRESH=1 starts again.")
+    return history
+
+
 def main() -> int:
     """Trains, reports, and returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="passes over the training images (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the dropout and the order (%(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run gets its folder (%(default)s)")
+    parser.add_argument("--fresh", action="store_true", help="start again, and do not go on after the last epoch")
     parser.add_argument("--plots", action=argparse.BooleanOptionalAction, default=True, help="whether to draw plots")
     options = parser.parse_args()
     if options.epochs < 1:
@@ -337,18 +374,34 @@ def main() -> int:
     steps = options.epochs * (len(data.train_labels) // BATCH)
     model = DigitsMoE(optax.linear_schedule(5.0, 1.0, steps // 2), rngs=nnx.Rngs(options.seed))
     optimizer = make_optimizer(model, steps)
-    folder, shuffle = options.runs / f"digits-moe-{time.strftime('%Y%m%d-%H%M%S')}", np.random.default_rng(options.seed)
-    with tallax.Logger(tallax.sinks.Jsonl(folder), tallax.sinks.TensorBoard(folder), every=LOG_EVERY) as log:
-        history = train(model, optimizer, data, options.epochs, shuffle, interrupt, console, log)
+    folder = options.runs / f"digits-moe-seed-{options.seed}-epochs-{options.epochs}"
+    if options.fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    with (
+        tallax.Checkpoints(folder / "checkpoints") as checkpoints,
+        tallax.Logger(tallax.sinks.Jsonl(folder), tallax.sinks.TensorBoard(folder), every=LOG_EVERY) as log,
+    ):
+        try:
+            history = resumed(checkpoints, model, optimizer, options.epochs, console)
+        except tallax.TallaxError as error:
+            console.print(f"{error}\nmake demo FRESH=1 starts again.", markup=False, soft_wrap=True)
+            return 2
+        finished = len(history.accuracies) == options.epochs
+        shuffle = np.random.default_rng(options.seed)
+        train(model, optimizer, data, options.epochs, shuffle, interrupt, console, log, checkpoints, history)
     console.print(item_table(model, optimizer))
     if interrupt.requested:
         console.print(f"Stopped after step {int(model.step)} of {steps}, in epoch {len(history.accuracies) + 1}.")
+        console.print("The next run goes on at the beginning of that epoch.")
         return 130
     right = history.accuracies[-1]
-    console.print(f"Test accuracy {right:.2%} after {options.epochs} epochs, {time.perf_counter() - began:.0f} s.")
-    if options.plots:
-        _plots.write(folder, history.steps, history.clips, model.experts.gate_logits.compute())
-        console.print(f"Plots in {folder}", soft_wrap=True)
+    if finished:
+        console.print(f"Test accuracy {right:.2%}. This run is finished: make demo FRESH=1 starts again.")
+    else:
+        console.print(f"Test accuracy {right:.2%} after {options.epochs} epochs, {time.perf_counter() - began:.0f} s.")
+        if options.plots:
+            _plots.write(folder, history.steps, history.clips, model.experts.gate_logits.compute())
+            console.print(f"Plots in {folder}", soft_wrap=True)
     console.print(how_to_look(folder), soft_wrap=True, highlight=False)
     if right < TARGET and options.epochs >= EPOCHS:
         console.print(f"[red]That is below {TARGET:.0%}, which a full run is expected to reach.[/red]")

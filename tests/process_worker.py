@@ -7,6 +7,8 @@ same functions and runs them by itself, on all of the data.
 """
 
 import json
+import os
+import pathlib
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 from flax import nnx
 
 import tallax
@@ -22,6 +26,8 @@ from tests.cases import ITEMS
 from tests.meshes import KINDS, P, feed, mesh_of, result_of
 
 STEPS, ROWS = 3, 64
+FOLDER = pathlib.Path(os.environ.get("TALLAX_TEST_FOLDER", "."))  # of the variants that save and restore
+MATRIX = np.arange(64.0, dtype=np.float32).reshape(8, 8)
 X = np.random.default_rng(0).normal(size=(STEPS, ROWS, 2)).astype(np.float32)
 # One in each eight rows, so that every device has as many finite entries, as the Ema of shares asks for.
 X[:, 3::8, 0] = np.array([np.nan, np.inf, -np.inf], np.float32)[:, None]
@@ -181,6 +187,51 @@ def shares(items: Items) -> Items:
     return whole
 
 
+def saved_model(items: Items) -> tuple[Model, Any, jax.sharding.Mesh]:
+    """Returns what is saved: trained items, and a matrix that is split over all devices of all processes."""
+    mesh = mesh_of_all()
+    model = Model(items)
+    model.matrix = nnx.Param(jax.device_put(MATRIX, jax.NamedSharding(mesh, P("data"))))
+    model.rngs = nnx.Rngs(5)
+    return model, nnx.Optimizer(model, optax.sgd(0.1, momentum=0.9), wrt=nnx.Param), mesh
+
+
+def save(items: Items) -> Items:
+    """Trains, and saves at once and in the background; what processes hold apart and not alike is refused."""
+    model, optimizer, _ = saved_model(trained(graph=True)(items))
+    with tallax.Checkpoints(FOLDER / "series", keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, model, optimizer, extra={"step": step})
+        assert checkpoints.steps() == [2, 3]
+    tallax.save(FOLDER / "one", model, optimizer)
+    if jax.process_count() > 1:
+        apart = nnx.Dict(count=tallax.Counter(jax.process_index()))
+        with pytest.raises(tallax.ReplicasError, match="another process"):
+            tallax.save(FOLDER / "apart", apart)
+        assert not (FOLDER / "apart").exists()
+    return model.items
+
+
+def restore(items: Items) -> Items:
+    """Restores both into a new model, on the devices of its own, and compares them."""
+    found = None
+    for path in ("one", "series"):
+        model, optimizer, mesh = saved_model(Items())
+        model.matrix[...] = model.matrix[...] * 0
+        if path == "one":
+            tallax.restore(FOLDER / path, model, optimizer)
+        else:
+            report = tallax.Checkpoints(FOLDER / path).restore(model, optimizer)
+            assert (report.step, report.extra) == (3, {"step": 3})
+        assert model.matrix[...].sharding == jax.NamedSharding(mesh, P("data"))
+        for shard in model.matrix[...].addressable_shards:
+            assert np.array_equal(shard.data, MATRIX[shard.index])
+        assert found is None or found == model.items.totals()
+        found = model.items.totals()
+    tallax.assert_replicated(model)
+    return model.items
+
+
 def host_local(items: Items) -> Items:
     """The mistake: each process hands in its own rows as NumPy, which JAX takes for the same everywhere."""
     mesh, rank = mesh_of_all(), jax.process_index()
@@ -206,6 +257,8 @@ VARIANTS: dict[str, Callable[[Items], Items]] = {
     "shard-map": summed,
     "shares": shares,
     "host-local": host_local,
+    "save": save,
+    "restore": restore,
 }
 
 

@@ -21,7 +21,9 @@ LAYERS = [
     {"counters", "schedules", "statistics", "_differentiable"},
     {"differentiation", "reading", "replicas"},
     {"compiling", "optimizers", "sinks"},
-    {"logging", "checking"},
+    {"logging", "checkpoints"},
+    {"interop"},
+    {"checking"},
     {"__init__"},
 ]
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -76,9 +78,11 @@ def test_the_surface():
     names = {name for name in vars(tallax) if not name.startswith("_")}
     submodules = {
         "checking",
+        "checkpoints",
         "compiling",
         "counters",
         "differentiation",
+        "interop",
         "logging",
         "optimizers",
         "reading",
@@ -91,6 +95,8 @@ def test_the_surface():
         "Buffer",
         "CannotCheckError",
         "CheckFailedError",
+        "CheckpointError",
+        "Checkpoints",
         "CompiledStep",
         "ClipByGlobalNormState",
         "ClipCounts",
@@ -104,6 +110,8 @@ def test_the_surface():
         "Reading",
         "ReplacedVariableError",
         "ReplicasError",
+        "RestoreError",
+        "RestoreReport",
         "Run",
         "RunError",
         "RunInUseError",
@@ -115,22 +123,30 @@ def test_the_surface():
         "TraceError",
         "TracedReadError",
         "assert_replicated",
+        "checkpoint_target",
         "clip_by_global_norm",
         "clip_counts",
         "collect",
         "combine_replicas",
         "compile_step",
         "counter_after_n_calls",
+        "from_checkpoint",
         "grad",
         "per_replica",
         "replica_specs",
+        "restore",
+        "save",
         "scheduled",
         "snapshot",
         "statecheck",
+        "to_checkpoint",
         "value_and_grad",
     }
     public = [getattr(tallax, name) for name in names - submodules] + [
-        getattr(tallax.statistics, name) for name in vars(tallax.statistics) if not name.startswith("_")
+        getattr(package, name)
+        for package in (tallax.statistics, tallax.interop)
+        for name in vars(package)
+        if not name.startswith("_")
     ]
     for thing in public:
         assert thing.__doc__

@@ -14,6 +14,8 @@ from benchmarks._timing import Case, Group, measure
 
 TINY = transformer.Size(layers=1, width=8, heads=2, vocabulary=8, sequences=2, tokens=4)
 SMALL = {  # what to call `group` with, so that a case compiles in a second or two
+    "async-checkpoints": (2, 3),
+    "checkpoints": (TINY, 3),
     "compile-step": (2, 3),
     "compile-time": (3,),
     "logging": (3, TINY),

@@ -71,7 +71,11 @@ def assert_table_is_whole(output: str) -> None:
 
 
 def test_a_short_run_shows_every_item_and_draws_every_plot(tmp_path):
-    """Two epochs end with code 0, a table of every item, exact counts in it, and plots in the folder that is named."""
+    """Two epochs end with code 0, a table of every item, exact counts in it, and plots in the folder that is named.
+
+    The same command once more shows the same table, says that all is done, and trains nothing; what a killed run does
+    is the matter of test_checkpoint_kills.py.
+    """
     process = start("--epochs", 2, "--runs", tmp_path)
     output = finish(process, 180)
     assert process.returncode == 0, output
@@ -95,6 +99,13 @@ def test_a_short_run_shows_every_item_and_draws_every_plot(tmp_path):
         content = (folder / f"{plot}.png").read_bytes()
         assert content.startswith(b"\x89PNG")
         assert len(content) > 10_000, f"{plot}.png is nearly empty"
+    again = start("--epochs", 2, "--runs", tmp_path)
+    second = finish(again, 180)
+    assert again.returncode == 0, second
+    assert "This run is finished: make demo FRESH=1 starts again." in second
+    assert [line for line in second.splitlines() if "│" in line] == [
+        line for line in output.splitlines() if "│" in line
+    ]
 
 
 def test_ctrl_c_ends_it_with_the_table_so_far(tmp_path):
@@ -113,6 +124,7 @@ def test_ctrl_c_ends_it_with_the_table_so_far(tmp_path):
     assert epoch == step // 22 + 1
     assert re.search(rf"│ step +│ StepCounter +│ {step:,} ", output)
     assert_table_is_whole(output)
+    assert "The next run goes on at the beginning of that epoch." in output
     (folder,) = tmp_path.iterdir()
     assert tallax.Run(folder).steps[-1] == max(step // 10 * 10, step // 22 * 22)  # what was taken is written
 
@@ -136,7 +148,7 @@ def as_users_run_it():
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("as_users_run_it")
-def test_the_step_is_compiled_once_and_every_token_is_counted(monkeypatch):
+def test_the_step_is_compiled_once_and_every_token_is_counted(monkeypatch, tmp_path):
     """Over 3 epochs the forward pass is traced twice, for training and for evaluation, and every token is counted."""
     monkeypatch.syspath_prepend(str(DEMO.parent))
     import digits_moe
@@ -149,16 +161,19 @@ def test_the_step_is_compiled_once_and_every_token_is_counted(monkeypatch):
     monkeypatch.setattr(digits_moe.SecondLook, "__call__", lambda *args: traces.append(1) or forward(*args))
     model = digits_moe.DigitsMoE(optax.linear_schedule(5.0, 1.0, 33), rngs=nnx.Rngs(1))
     optimizer = digits_moe.make_optimizer(model, 66)
-    history = digits_moe.train(
-        model,
-        optimizer,
-        digits_moe.load_data(),
-        epochs=3,
-        shuffle=np.random.default_rng(1),
-        interrupt=digits_moe.Interrupt(),
-        console=Console(file=io.StringIO()),
-        log=tallax.Logger(),
-    )
+    with tallax.Checkpoints(tmp_path) as checkpoints:
+        history = digits_moe.train(
+            model,
+            optimizer,
+            digits_moe.load_data(),
+            epochs=3,
+            shuffle=np.random.default_rng(1),
+            interrupt=digits_moe.Interrupt(),
+            console=Console(file=io.StringIO()),
+            log=tallax.Logger(),
+            checkpoints=checkpoints,
+            history=digits_moe.History(),
+        )
     assert len(traces) == 2
     assert len(history.steps) == int(model.step.step) == 66
     gate = model.experts.gate_logits.compute()

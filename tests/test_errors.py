@@ -18,6 +18,7 @@ from flax import nnx
 
 import tallax
 from tallax._errors import compose, describe, name_of
+from tests import checkpoint_errors
 
 
 class Expert(tallax.Module):
@@ -1036,6 +1037,7 @@ model.layer.w: what the function writes to a Variable with ref=True would be los
   fix:  a plain Variable: leave ref out, or nnx.with_vars(model, ref=False)""",
     ),
 }
+CASES |= checkpoint_errors.CASES
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -1082,6 +1084,8 @@ def test_the_hierarchy():
         tallax.StructureError: ValueError,
         tallax.CannotCheckError: ValueError,
         tallax.CheckFailedError: AssertionError,
+        tallax.CheckpointError: OSError,
+        tallax.RestoreError: ValueError,
         tallax.MissingExtraError: ImportError,
         tallax.SinkError: RuntimeError,
         tallax.RunInUseError: RuntimeError,

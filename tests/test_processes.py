@@ -34,6 +34,7 @@ def run(folder, processes, devices, variants, seconds=120):
         "JAX_PLATFORMS": "cpu",
         # Not conftest's eight devices; and programs this small take longer to optimize than to run.
         "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "TALLAX_TEST_FOLDER": str(folder),
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
     }
     started = []
@@ -107,6 +108,19 @@ def test_processes_count_what_one_process_counts(tmp_path, processes, devices, v
                 for field in (2, 3):
                     totals["extrema"][field] = expected["extrema"][field]
             assert_same_totals(totals, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((2, 1), (1, 1)), pytest.param((1, 2), (2, 1), marks=pytest.mark.thorough)],
+    ids=["2 to 1", "1 to 2"],
+)
+def test_what_some_processes_save_others_restore(tmp_path, before, after):
+    """Another number of processes and devices: totals are exact, and parameters lie where the new model has them."""
+    run(tmp_path, *before, ["save"])
+    for found in run(tmp_path, *after, ["restore"]):
+        assert_same_totals(found["restore"], by_one_process())
 
 
 @pytest.mark.slow

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact, cheap, non-trainable state for Flax NNX models."""
 
+from tallax import interop as interop
 from tallax import sinks as sinks
 from tallax import statistics as statistics
 from tallax._errors import CannotCheckError as CannotCheckError
 from tallax._errors import CheckFailedError as CheckFailedError
+from tallax._errors import CheckpointError as CheckpointError
 from tallax._errors import HeldError as HeldError
 from tallax._errors import InvalidTypeError as InvalidTypeError
 from tallax._errors import InvalidValueError as InvalidValueError
 from tallax._errors import MissingExtraError as MissingExtraError
 from tallax._errors import ReplacedVariableError as ReplacedVariableError
 from tallax._errors import ReplicasError as ReplicasError
+from tallax._errors import RestoreError as RestoreError
 from tallax._errors import RunInUseError as RunInUseError
 from tallax._errors import SinkError as SinkError
 from tallax._errors import StructureError as StructureError
@@ -21,6 +24,13 @@ from tallax._module import Module as Module
 from tallax._variables import Buffer as Buffer
 from tallax._variables import Counter as Counter
 from tallax.checking import statecheck as statecheck
+from tallax.checkpoints import Checkpoints as Checkpoints
+from tallax.checkpoints import RestoreReport as RestoreReport
+from tallax.checkpoints import checkpoint_target as checkpoint_target
+from tallax.checkpoints import from_checkpoint as from_checkpoint
+from tallax.checkpoints import restore as restore
+from tallax.checkpoints import save as save
+from tallax.checkpoints import to_checkpoint as to_checkpoint
 from tallax.compiling import CompiledStep as CompiledStep
 from tallax.compiling import compile_step as compile_step
 from tallax.counters import StepCounter as StepCounter

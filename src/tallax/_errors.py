@@ -11,6 +11,8 @@ TallaxError
 ├── ReplicasError           also a ValueError: which copies should be summed? why do these differ?
 ├── HeldError               also a RuntimeError: a value was used that a compiled step holds
 ├── StructureError          also a ValueError: the model is no longer the one that a step was compiled for
+├── CheckpointError         also an OSError: there is no checkpoint, or it is damaged, foreign, or too new
+├── RestoreError            also a ValueError: a checkpoint and a model differ; it has a `report`
 ├── CannotCheckError        also a ValueError: statecheck was given nothing that it can run
 ├── CheckFailedError        also an AssertionError: statecheck found a fault
 ├── SinkError               also a RuntimeError: a sink of a Logger could not write
@@ -79,6 +81,20 @@ class HeldError(TallaxError, RuntimeError):
 
 class StructureError(TallaxError, ValueError):
     """The bound objects are no longer those that a step was compiled for, or hold what it cannot take."""
+
+
+class CheckpointError(TallaxError, OSError):
+    """There is no checkpoint, or one that can't be read: damaged, of another kind, or of a later version."""
+
+
+class RestoreError(TallaxError, ValueError):
+    """A checkpoint and the objects that it was to be restored into differ.
+
+    Attributes:
+        report: a `RestoreReport` of all differences; None where the error was made without one.
+    """
+
+    report: Any = None
 
 
 class CannotCheckError(TallaxError, ValueError):

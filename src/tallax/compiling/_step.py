@@ -142,6 +142,11 @@ class CompiledStep:
 
     # --- the state --------------------------------------------------------------------------------------------------
 
+    @property
+    def objects(self) -> tuple[Any, ...]:
+        """What the step is bound to."""
+        return self._objects
+
     def sync(self) -> None:
         """Puts everything back on the objects, as the last completed step left it; waits for that step.
 

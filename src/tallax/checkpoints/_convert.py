@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counters of other libraries, and of older models, as exact counts."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from tallax import _limbs
+from tallax.checkpoints._leaves import PYTHON, stored_dtype
+from tallax.checkpoints._manifest import Entry
+
+
+class NoCountError(ValueError):
+    """A value is no count; the text says why."""
+
+
+def converts(saved: Entry, wanted: Entry) -> bool:
+    """Returns whether an array may become a `Counter`, as far as shape and dtype tell."""
+    if saved.dtype == "uint32" and saved.shape == wanted.shape:
+        return not saved.kind  # the words of a Counter, saved by Orbax alone
+    if saved.dtype not in PYTHON and not _is_number(saved.dtype):
+        return False
+    return saved.shape == wanted.shape[:-1] and saved.dtype not in ("bool", "complex")
+
+
+def counted(name: str, saved: Entry, array: np.ndarray) -> tuple[np.ndarray, str | None, str | None]:
+    """Returns the words of a count, how it was converted, and a warning where the old form may have lost something.
+
+    Raises:
+        NoCountError: an entry is negative, or not whole.
+    """
+    if saved.shape == (*array.shape[:-1], 2) and saved.dtype == "uint32" and not saved.kind:
+        return array, None, None
+    return exact_counts(name, saved.dtype, array)
+
+
+def exact_counts(name: str, dtype: str, array: np.ndarray) -> tuple[np.ndarray, str | None, str | None]:
+    """As `counted`, of an array that is no Counter's."""
+    values = array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
+    if np.any(values < 0):
+        why = "below 0: it wrapped around" if array.dtype.kind == "i" else "below 0"
+        raise NoCountError(f"{dtype} with {values.min()}, which is {why}")
+    if values.dtype == np.float64 and not np.array_equal(values, np.floor(values)):
+        raise NoCountError(f"{dtype} with {values[values != np.floor(values)].flat[0]}, which is no whole number")
+    if values.dtype == np.float64 and np.any(values >= 2.0**64):
+        raise NoCountError(f"{dtype} with {values.max()}, which is beyond 64 bits")
+    limit, why = _limit(array.dtype)
+    warning = None
+    if array.size and values.max() >= limit:
+        warning = f"{name}: was {dtype} at {int(values.max())}, and {why}: the true count may be larger"
+    return _limbs.from_uint64(values.astype(np.uint64)), f"{name}: {dtype} -> exact count", warning
+
+
+def _limit(dtype: np.dtype) -> tuple[float, str]:
+    if jnp.issubdtype(dtype, jnp.floating):
+        bits = jnp.finfo(dtype).nmant + 1
+        return 2**bits, f"{dtype} adds nothing to 2**{bits}"
+    most = int(np.iinfo(dtype).max)
+    return most, f"{dtype} ends there"
+
+
+def _is_number(dtype: str) -> bool:
+    return bool(jnp.issubdtype(stored_dtype(dtype), jnp.number)) and not dtype.startswith("key:")

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arrays as a checkpoint has them: keys of random streams as words, numbers as arrays; and a sum of their bits."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tallax._placement import is_in_host_memory, unsplit
+from tallax.checkpoints._holders import PYTHON
+
+KEY = "key:"
+
+
+def dtype_of(leaf: Any) -> str:
+    """Returns what a checkpoint says the dtype of a leaf is; for a key what it is made by, for a number its type."""
+    if isinstance(leaf, bool | int | float | complex) and not isinstance(leaf, np.generic):
+        return type(leaf).__name__
+    if is_key(leaf):
+        return f"{KEY}{jax.random.key_impl(leaf)}"
+    return str(np.dtype(leaf.dtype))
+
+
+def is_key(leaf: Any) -> bool:
+    """Tells whether a leaf is an array of typed random keys."""
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def stored(leaf: Any) -> Any:
+    """Returns a leaf as the array that is written: a `jax.Array` where it is one, and NumPy otherwise.
+
+    Raises:
+        OverflowError: a Python integer beyond 64 bits.
+    """
+    if is_key(leaf):
+        return jax.random.key_data(leaf)
+    if isinstance(leaf, jax.Array | np.ndarray):
+        return leaf
+    return np.asarray(leaf, np.int64) if type(leaf) is int else np.asarray(leaf)
+
+
+def stored_dtype(dtype: str) -> np.dtype[Any]:
+    """Returns the dtype of what is written for what `dtype_of` says.
+
+    Raises:
+        TypeError: there is no such dtype.
+    """
+    if dtype.startswith(KEY):
+        return np.dtype(np.uint32)
+    if dtype in PYTHON:
+        return np.dtype({"bool": np.bool_, "int": np.int64, "float": np.float64, "complex": np.complex128}[dtype])
+    return jnp.dtype(dtype)
+
+
+def size_of(shape: Sequence[int], dtype: str) -> int:
+    """Returns how many bytes are written."""
+    return math.prod(shape) * stored_dtype(dtype).itemsize
+
+
+def sums_of(arrays: Sequence[Any]) -> list[int]:
+    """Returns the sum of each array's words modulo 2**32, which tells whether what is read is what was written.
+
+    It does not depend on where an array lies. On the host it is as quick as reading the memory, and on a device too.
+    """
+    sums: list[Any] = [None] * len(arrays)
+    there = []
+    for k, array in enumerate(arrays):
+        if isinstance(array, jax.Array) and not (array.is_fully_addressable and is_in_host_memory(array)):
+            there.append(k)
+        else:
+            sums[k] = _sum_on_host(np.asarray(array))
+    groups: dict[Any, list[int]] = {}
+    for k in there:
+        groups.setdefault(frozenset(arrays[k].sharding.device_set), []).append(k)
+    for members in groups.values():
+        for k, total in zip(members, _sums_on_device([arrays[k] for k in members]), strict=True):
+            sums[k] = int(total)
+    return sums
+
+
+def _sum_on_host(array: np.ndarray) -> int:
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if flat.dtype.itemsize == 1:  # booleans and narrower numbers too, which NumPy keeps in a byte each
+        return int(flat.view(np.uint8).sum(dtype=np.uint32))
+    width = 2 if flat.dtype.itemsize == 2 else 4
+    return int(flat.view(f"uint{8 * width}").sum(dtype=np.uint32))
+
+
+@functools.partial(jax.jit)
+def _sum_of(array: jax.Array) -> jax.Array:
+    if array.dtype == jnp.bool_:
+        array = array.astype(jnp.uint8)
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        return _sum_of(array.real) + _sum_of(array.imag)
+    width = min(array.dtype.itemsize, 4)
+    words = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * width}"))
+    return unsplit(words.astype(jnp.uint32).sum(dtype=jnp.uint32))
+
+
+def _sums_on_device(arrays: Sequence[jax.Array]) -> list[np.ndarray]:
+    return [np.asarray(total) for total in [_sum_of(array) for array in arrays]]

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a checkpoint tells of itself: JSON, kept as one more array beside the others.
+
+It names everything that was saved, with kind, dtype, shape and sum, and holds the values of items as they are: a
+thousand counters are a thousand lines in it, where each would be an array of its own to Orbax. Nothing in it is trusted
+before it has been looked at, and no name in it is ever a path on a disk.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import re
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tallax._errors import CheckpointError, compose
+from tallax.checkpoints._leaves import size_of, stored_dtype
+
+FORMAT = 1
+MOST = 2**28  # bytes of a manifest, items included
+_NAME = re.compile(r"[\w%~ -]+(/[\w%~ -]+)*", re.ASCII)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One array of a checkpoint.
+
+    Attributes:
+        kind: of the Variable that held it, such as `Param` or `Counter`; empty where that is not known.
+        dtype: as `_leaves.dtype_of` says; for a `Counter` that of its words.
+        shape: of the array; for a `Counter` of its words.
+        owner: the kind of the statistic or `Scheduled` whose state it is; empty for others.
+        configuration: what that statistic was made with.
+        reduce: how copies of an item combine; empty for others.
+        persistent: False for what is named, but not kept.
+        at: where its bytes lie among those of the items; None for an array of its own.
+        sum: of its words; None where it is not known.
+    """
+
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    owner: str = ""
+    configuration: str = ""
+    reduce: str = ""
+    persistent: bool = True
+    at: int | None = None
+    sum: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it is."""
+        return size_of(self.shape, self.dtype)
+
+    def __str__(self) -> str:
+        if self.kind == "Counter":
+            return f"counts[{','.join(map(str, self.shape[:-1]))}]"
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """Everything that a checkpoint tells of itself.
+
+    Attributes:
+        entries: by name.
+        items: the bytes of all items, one behind the other.
+        extra: what the user put in, JSON.
+        step: the number under which `Checkpoints` saved it.
+    """
+
+    entries: Mapping[str, Entry]
+    items: bytes = b""
+    extra: Any = None
+    step: int | None = None
+
+    def array(self, name: str) -> np.ndarray:
+        """Returns the array of an item, by its name."""
+        entry = self.entries[name]
+        assert entry.at is not None
+        part = self.items[entry.at : entry.at + entry.nbytes]
+        return np.frombuffer(part, stored_dtype(entry.dtype)).reshape(entry.shape)
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns it as JSON has it."""
+        defaults = {field.name: field.default for field in dataclasses.fields(Entry)}
+        entries = {
+            name: {key: value for key, value in vars(entry).items() if value != defaults[key]}
+            for name, entry in self.entries.items()
+        }
+        body = {"entries": entries, "items": base64.b64encode(self.items).decode()}
+        body |= {"extra": self.extra, "step": self.step}
+        return {"format": FORMAT, **body, "crc32": _crc_of(body)}
+
+    def encoded(self) -> np.ndarray:
+        """Returns it as an array of bytes."""
+        return np.frombuffer(json.dumps(self.as_json(), separators=(",", ":")).encode(), np.uint8)
+
+    @classmethod
+    def decoded(cls, array: Any) -> Manifest:
+        """Returns what an array of bytes says.
+
+        Raises:
+            CheckpointError: it says nothing, or what no version of tallax wrote, or what a later one wrote.
+        """
+        if getattr(array, "ndim", None) != 1 or array.dtype != np.uint8 or array.size > MOST:
+            raise damaged("its manifest is no text")
+        try:
+            found = json.loads(np.asarray(array).tobytes())
+        except (ValueError, RecursionError):
+            raise damaged("its manifest is no JSON") from None
+        return cls.from_json(found)
+
+    @classmethod
+    def from_json(cls, found: Any) -> Manifest:
+        """Returns what JSON says; raises as `decoded` does."""
+        version = found.get("format") if isinstance(found, dict) else None
+        if isinstance(version, int) and version > FORMAT:
+            raise CheckpointError(
+                compose(
+                    "the checkpoint",
+                    "was written by a newer tallax than this one.",
+                    got=f"format {version}",
+                    expected=f"format {FORMAT}",
+                    fix="pip install --upgrade tallax",
+                )
+            )
+        if version != FORMAT:
+            raise damaged("its manifest has no format")
+        body: dict[str, Any] = {key: found.get(key) for key in ("entries", "items", "extra", "step")}
+        if found.get("crc32") != _crc_of(body):
+            raise damaged("its manifest is not what was written")
+        try:
+            items = base64.b64decode(body["items"], validate=True)
+            entries = {_checked_name(name): _entry(entry, len(items)) for name, entry in body["entries"].items()}
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise damaged(f"its manifest makes no sense ({error})") from None
+        step = body["step"]
+        return cls(entries, items, body["extra"], step if isinstance(step, int) else None)
+
+
+def damaged(what: str) -> CheckpointError:
+    """Returns the error of a checkpoint of which something is wrong."""
+    return CheckpointError(
+        compose(
+            "the checkpoint",
+            "is damaged, or was tampered with.",
+            got=what,
+            fix="restore an earlier one: tallax.Checkpoints(folder).restore(model, step=...)",
+        )
+    )
+
+
+def _crc_of(body: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(body, separators=(",", ":"), sort_keys=True).encode())
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError("a name that no object has")
+    return name
+
+
+def _entry(found: dict[str, Any], size: int) -> Entry:
+    types = {field.name: field.type for field in dataclasses.fields(Entry)}
+    for key, value in found.items():
+        expected = {"str": str, "bool": bool, "tuple[int, ...]": list}.get(str(types[key]), int)
+        if type(value) is not expected:
+            raise ValueError(f"{key} of an entry is a {type(value).__name__}")
+    shape = tuple(found["shape"])
+    if not all(type(axis) is int and axis >= 0 for axis in shape) or len(shape) > 32:
+        raise ValueError("an entry has no shape")
+    entry = Entry(**{**found, "shape": shape})
+    if entry.at is not None and not 0 <= entry.at <= entry.at + entry.nbytes <= size:
+        raise ValueError("an item lies outside of the items")
+    if entry.kind == "Counter" and (entry.dtype != "uint32" or entry.shape[-1:] != (2,)):
+        raise ValueError("a count is not made of words")
+    return entry

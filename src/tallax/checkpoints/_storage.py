@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`save` and `restore`: one folder, written and read by Orbax.
+
+What is in a folder is compared with the objects by names, shapes and dtypes before any array is read, and only what the
+objects have is read: nothing in a checkpoint makes a path, and none of its sizes is believed. Everything is JSON and
+arrays; there is no pickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import logging
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from tallax._errors import CheckpointError, ReplicasError, TallaxError, compose
+from tallax._placement import is_committed
+from tallax.checkpoints._compare import Missing, Policy, Rename, Unexpected
+from tallax.checkpoints._holders import PYTHON, RESERVED, named_objects
+from tallax.checkpoints._leaves import KEY
+from tallax.checkpoints._manifest import MOST, Manifest, damaged
+from tallax.checkpoints._report import RestoreReport
+from tallax.checkpoints._restoring import Source, Target
+from tallax.checkpoints._tree import Contents
+
+_METADATA = "_METADATA"  # what Orbax writes into every folder of a tree
+_UNFINISHED = ".orbax-checkpoint-tmp"
+
+
+def save(path: str | os.PathLike[str], *objects: Any, extra: Any = None, **named: Any) -> None:
+    """Writes all that objects hold into a new folder, and returns once it is there to stay.
+
+    The folder is Orbax's, with what `to_checkpoint` returns in it. It appears whole or not at all. In several processes
+    all have to call it together.
+
+    Args:
+        path: of the folder, which must not exist.
+        *objects: see `to_checkpoint`.
+        extra: see `to_checkpoint`.
+        **named: see `to_checkpoint`.
+
+    Raises:
+        CheckpointError: there is something at `path` already, or it can't be written.
+        ReplicasError: what processes hold each for itself differs between them.
+        TallaxError: as `to_checkpoint` does.
+
+    Example:
+        >>> import tempfile, tallax
+        >>> from flax import nnx
+        >>> path = tempfile.mkdtemp() + "/trained"
+        >>> tallax.save(path, nnx.Dict(step=tallax.Counter(3)), extra={"epoch": 2})
+        >>> model = nnx.Dict(step=tallax.Counter())
+        >>> tallax.restore(path, model).extra, int(model.step)
+        ({'epoch': 2}, 3)
+    """
+    folder = Path(path).absolute()
+    if folder.exists():
+        raise CheckpointError(
+            compose(
+                str(path),
+                "is there already, and a checkpoint is never written over.",
+                fix="another path; or tallax.Checkpoints(folder, keep=3), which removes old ones after a new one",
+            )
+        )
+    contents = Contents.of(named_objects(objects, named), extra)
+    ocp = orbax()
+    with _told(str(path), "can't be written"), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        checkpointer.save(folder, args=arguments(contents))
+
+
+def arguments(contents: Contents, step: int | None = None) -> Any:
+    """Returns what Orbax is to save, with the manifest once more as JSON that anybody can read."""
+    tree = contents.tree(step)
+    encoded = tree[RESERVED]
+    if jax.process_count() > 1:
+        _refuse_differences(encoded)
+    return orbax().args.StandardSave(tree, custom_metadata=Manifest.decoded(encoded).as_json())
+
+
+def restore(
+    path: str | os.PathLike[str],
+    *objects: Any,
+    missing: Missing = "error",
+    unexpected: Unexpected = "error",
+    rename: Rename = None,
+    **named: Any,
+) -> RestoreReport:
+    """Puts what a folder has into objects, all of it or nothing, and returns what became of each name.
+
+    It takes what `save` and `Checkpoints` wrote, and what Orbax wrote of `nnx.state(model)` or of a dict of states; see
+    `from_checkpoint` for these. Arrays go to the devices where the objects have theirs. In several processes all have
+    to call it together.
+
+    Args:
+        path: of the folder.
+        *objects: see `from_checkpoint`.
+        missing: see `from_checkpoint`.
+        unexpected: see `from_checkpoint`.
+        rename: see `from_checkpoint`.
+        **named: see `from_checkpoint`.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged, unfinished, of another kind or of a later version.
+        RestoreError: as `from_checkpoint` does.
+        TallaxError: as `from_checkpoint` does.
+    """
+    policy = Policy(missing, unexpected, rename)
+    target = Target.of(named_objects(objects, named))
+    folder = folder_of(Path(path).absolute(), str(path))
+    handler = orbax().PyTreeCheckpointHandler()
+    with _told(str(path), "can't be read"), orbax().Checkpointer(handler) as checkpointer:
+        tree = _outline(handler, folder)
+        manifest = _manifest(checkpointer, folder, tree)
+        source = Source.of(tree, tuple(target.objects), manifest)
+
+        def fetch(names: Mapping[str, str], target: Target) -> Mapping[str, Any]:
+            wanted = {source.arrays[old].name: new for new, old in names.items()}
+            return _read(checkpointer, folder, tree, wanted, target)
+
+        return target.restore(source, fetch, policy)
+
+
+def orbax() -> Any:
+    """Returns `orbax.checkpoint`, which takes a second to import."""
+    import orbax.checkpoint
+
+    return orbax.checkpoint
+
+
+def folder_of(path: Path, name: str) -> Path:
+    """Returns the folder with the arrays: `path`, or the one item in it that Orbax's manager has put there.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    what, fix = "there is nothing", "the folder that tallax.save wrote"
+    if path.is_dir():
+        if _UNFINISHED in path.name:
+            what, fix = "it was never finished: its writer was stopped", "an earlier checkpoint"
+        elif (path / _METADATA).is_file():
+            return path
+        else:
+            items = [item for item in path.iterdir() if (item / _METADATA).is_file()]
+            steps = [item for item in path.iterdir() if item.name.isdigit()]
+            if len(items) == 1:
+                if not items[0].name.isdigit():
+                    return items[0]
+            what, fix = "a folder that Orbax has not written a tree to", "the folder that tallax.save wrote"
+            if steps:
+                what, fix = f"a folder of {len(steps)} checkpoints", "tallax.Checkpoints(path).restore(model)"
+    elif path.exists():
+        what, fix = "a file", "tallax.interop.from_torch(path, model) for a .pt or .safetensors file"
+    raise CheckpointError(compose(name, "is no checkpoint.", got=what, fix=fix))
+
+
+def _outline(handler: Any, folder: Path) -> Any:
+    """Returns what stands for the arrays, with shapes and dtypes as their own storage has them."""
+    tree = _attempted(lambda: handler.metadata(folder).tree)
+    seen = set()
+    for leaf in jax.tree.leaves(tree):
+        if leaf.name in seen:  # Orbax takes {"a.b": x} and {"a": {"b": x}} for the same
+            raise damaged(f"two arrays are written as {leaf.name!r}, so one of them is lost")
+        seen.add(leaf.name)
+        storage = getattr(leaf, "storage", None)
+        chunk = getattr(storage, "chunk_shape", None) or ()
+        if math.prod(chunk) > max(1, math.prod(leaf.shape)):
+            raise damaged(f"{leaf.name} has pieces larger than itself")
+    return tree
+
+
+def _attempted(call: Callable[[], Any]) -> Any:
+    """Returns what one of Orbax's calls does; raises where it fails, without a word from the reads that it drops."""
+    failure, result = None, None
+    with contextlib.ExitStack() as quiet:
+        try:
+            result = call()
+        except Exception as error:
+            failure = first_line(error)
+            quiet.enter_context(_silence())
+        if failure is not None:
+            gc.collect()
+    if failure is not None:
+        raise damaged(failure)
+    return result
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps asyncio from printing a traceback for each coroutine that is collected unfinished."""
+    log, hook = logging.getLogger("asyncio"), sys.unraisablehook
+    was, log.disabled = log.disabled, True
+    sys.unraisablehook = lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled, sys.unraisablehook = was, hook
+
+
+def _manifest(checkpointer: Any, folder: Path, tree: Any) -> Manifest | None:
+    leaf = tree.get(RESERVED) if isinstance(tree, Mapping) else None
+    if leaf is None:
+        return None
+    if getattr(leaf, "dtype", None) != np.uint8 or len(leaf.shape) != 1 or leaf.shape[0] > MOST:
+        raise damaged("its manifest is no text")
+    return Manifest.decoded(_read(checkpointer, folder, tree, {RESERVED: RESERVED}, None)[RESERVED])
+
+
+def _read(
+    checkpointer: Any, folder: Path, tree: Any, wanted: Mapping[str, str], target: Target | None
+) -> dict[str, Any]:
+    """Returns some arrays of a folder.
+
+    Args:
+        checkpointer: Orbax's.
+        folder: with the arrays.
+        tree: what stands for all of them.
+        wanted: those to read, by Orbax's names, with the names to return them by.
+        target: the objects that they are for, which say on what devices they are to be.
+    """
+    if not wanted:
+        return {}
+    ocp = orbax()
+    skip = ocp.type_handlers.RestoreArgs(restore_type=np.ndarray)
+
+    def item(leaf: Any) -> Any:
+        return 0 if leaf.name in wanted else ocp.PLACEHOLDER
+
+    def how(leaf: Any) -> Any:
+        if target is None or leaf.name not in wanted:
+            return skip
+        own = target.leaves[wanted[leaf.name]]
+        if not is_committed(own) or _is_special(target, wanted[leaf.name], leaf):
+            return skip
+        return ocp.ArrayRestoreArgs(
+            restore_type=jax.Array, sharding=own.sharding, global_shape=tuple(leaf.shape), dtype=leaf.dtype
+        )
+
+    arguments = ocp.args.PyTreeRestore(item=jax.tree.map(item, tree), restore_args=jax.tree.map(how, tree))
+    found = _attempted(lambda: checkpointer.restore(folder, args=arguments))
+    names = [leaf.name for leaf in jax.tree.leaves(tree)]
+    leaves = jax.tree.leaves(found, is_leaf=lambda leaf: leaf is ocp.PLACEHOLDER)
+    return {wanted[name]: leaf for name, leaf in zip(names, leaves, strict=True) if name in wanted}
+
+
+def _is_special(target: Target, name: str, leaf: Any) -> bool:
+    """Tells whether an array is not simply put where the objects have theirs, but made into something first."""
+    entry = target.entries[name]
+    same = (entry.shape, entry.dtype) == (tuple(leaf.shape), str(np.dtype(leaf.dtype)))
+    return not same or entry.kind == "Counter" or entry.dtype.startswith(KEY) or entry.dtype in PYTHON
+
+
+def _refuse_differences(manifest: np.ndarray) -> None:
+    """Raises where processes would save different things: only the first one's would be written."""
+    everywhere = np.asarray(multihost_utils.process_allgather(np.frombuffer(_digest(manifest), np.uint8)))
+    if len(np.unique(everywhere.reshape(jax.process_count(), -1), axis=0)) > 1:
+        raise ReplicasError(
+            compose(
+                "the checkpoint",
+                "what is not on all devices together is the same in all processes, as only one's is written.",
+                got="other items, arrays or names in another process",
+                fix="tallax.assert_replicated(model, only=...), which names the first that differs",
+            )
+        )
+
+
+def _digest(manifest: np.ndarray) -> bytes:
+    return hashlib.blake2b(manifest.tobytes(), digest_size=16).digest()
+
+
+@contextlib.contextmanager
+def _told(name: str, what: str) -> Iterator[None]:
+    """Words whatever Orbax and its storage raise."""
+    try:
+        yield
+    except TallaxError:
+        raise
+    except Exception as error:
+        raise unreadable(name, what, error) from None
+
+
+def unreadable(name: str, what: str, error: Exception) -> CheckpointError:
+    """Returns the error of something that Orbax can't do, with the first line of what it says."""
+    return CheckpointError(
+        compose(
+            name,
+            f"{what}.",
+            got=first_line(error),
+            fix="look for a full disk, rights, or a damaged file; an earlier checkpoint may be whole",
+        )
+    )
+
+
+def first_line(error: Exception) -> str:
+    """Returns the beginning of what an error says; Orbax's run to thousands of characters."""
+    said = f"{type(error).__name__}: {error}".splitlines()[0]
+    return said if len(said) <= 200 else f"{said[:197]}..."

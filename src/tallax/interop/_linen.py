@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flax Linen's variables, into NNX modules and out of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from tallax import _limbs
+from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+from tallax._variables import Buffer, Counter
+from tallax.checkpoints import RestoreReport
+from tallax.checkpoints._compare import Missing, Rename, Unexpected, renamed
+from tallax.checkpoints._holders import joined, key_of
+from tallax.interop._named import MODEL, checked, holders_in, put
+
+_COLLECTIONS: dict[type, str] = {
+    Counter: "counters",
+    Buffer: "buffers",
+    nnx.Param: "params",
+    nnx.BatchStat: "batch_stats",
+    nnx.Cache: "cache",
+    nnx.Intermediate: "intermediates",
+    nnx.Perturbation: "perturbations",
+}
+
+
+def from_linen(
+    variables: Mapping[str, Any],
+    model: nnx.Module,
+    *,
+    missing: Missing = "error",
+    unexpected: Unexpected = "error",
+    rename: Rename = None,
+) -> RestoreReport:
+    """Puts the variables of a Linen module into an NNX module, all of it or nothing.
+
+    `params/Dense_0/kernel` goes to `model.Dense_0.kernel`: the collection is left out, since in NNX the type of the
+    Variable tells it. An integer of any collection, such as `counters/step`, goes into a `tallax.Counter` exactly.
+    Random streams, which are no variables in Linen, stay as they are.
+
+    Args:
+        variables: `{"params": ..., "counters": ..., "batch_stats": ...}`, as `init` and `apply` return them; boxes of
+            partitioned parameters are opened.
+        model: an NNX module of the same layers.
+        missing: see `tallax.from_checkpoint`.
+        unexpected: see `tallax.from_checkpoint`.
+        rename: from Linen's names without the collection to the module's, `{"Dense_0": "layer"}`, or a function.
+
+    Raises:
+        InvalidTypeError: `variables` is no such dict, or `model` no module.
+        InvalidValueError: an argument makes no sense, or two collections have one name.
+        RestoreError: as `tallax.from_checkpoint` does.
+
+    Example:
+        >>> import jax.numpy as jnp, tallax
+        >>> from flax import nnx
+        >>> model = nnx.Dict(layer=nnx.Linear(2, 2, use_bias=False, rngs=nnx.Rngs(0)), step=tallax.Counter())
+        >>> variables = {"params": {"Dense_0": {"kernel": jnp.ones((2, 2))}}, "counters": {"step": jnp.int32(7)}}
+        >>> report = tallax.interop.from_linen(variables, model, rename={"Dense_0": "layer"})
+        >>> int(model.step), report.converted
+        (7, ('model/step: int32 -> exact count',))
+    """
+    if not isinstance(variables, Mapping) or not all(isinstance(part, Mapping) for part in variables.values()):
+        raise InvalidTypeError(
+            compose(
+                "from_linen",
+                "takes collections of variables.",
+                got=describe(variables),
+                expected="{'params': {...}, 'batch_stats': {...}}",
+                fix="module.init(key, x), or {'params': params}",
+            )
+        )
+    arrays, short = {}, {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+        {name: dict(part) for name, part in variables.items()}, is_leaf=lambda leaf: hasattr(leaf, "unbox")
+    ):
+        name = joined([key_of(key) for key in path])
+        leaf = leaf.unbox() if hasattr(leaf, "unbox") else leaf
+        arrays[name] = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+        short[name] = name.partition("/")[2]
+    by_short = {name: full for full, name in short.items()}
+    if len(by_short) < len(short):
+        twice = next(name for name in short if by_short[short[name]] != name)
+        raise InvalidValueError(
+            compose(
+                twice,
+                "two collections have a variable of this name, and in an NNX module it is one attribute.",
+                got=by_short[short[twice]],
+                fix="hand in one collection after the other, with missing='init'",
+            )
+        )
+    names = {by_short[old]: f"{MODEL}/{new}" for old, new in renamed(by_short, rename).items()}
+    return put(arrays, model, names, missing=missing, unexpected=unexpected)
+
+
+def to_linen(model: nnx.Module, *, rename: Rename = None) -> dict[str, Any]:
+    """Returns a module's state as Linen's collections of variables, the inverse of `from_linen`.
+
+    The type of a Variable tells the collection: `params`, `batch_stats`, `cache`, `intermediates`; a `Counter` goes to
+    `counters`, as int32, a `Buffer` to `buffers`, and any other to one of its type's name. Random streams, and what is
+    declared with `persistent=False`, are not in it.
+
+    Args:
+        model: the module.
+        rename: from the module's names to Linen's, `{"layer": "Dense_0"}`, or a function.
+
+    Raises:
+        InvalidTypeError: `model` is no module.
+        InvalidValueError: a count is beyond int32, or `rename` makes no sense.
+    """
+    found = {}
+    for holder in holders_in(checked(model)):
+        for name, leaf in zip(holder.names, holder.leaves, strict=True):
+            value = _int32(name, np.asarray(holder.variable)) if isinstance(holder.variable, Counter) else leaf
+            found[name.removeprefix(f"{MODEL}/")] = (_collection(holder.variable), value)
+    result: dict[str, Any] = {}
+    for old, new in renamed(found, rename).items():
+        collection, value = found[old]
+        *parents, last = new.split("/")
+        node = result.setdefault(collection, {})
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return result
+
+
+def _collection(variable: Any) -> str:
+    if variable is None:
+        return "arrays"
+    known = next((name for kind, name in _COLLECTIONS.items() if isinstance(variable, kind)), None)
+    return known or type(variable).__name__.lower()
+
+
+def _int32(name: str, counts: np.ndarray) -> np.ndarray:
+    if np.any(counts > np.uint64(_limbs.INT32_MAX)):
+        raise InvalidValueError(
+            compose(
+                name,
+                "a count in Linen is an int32.",
+                got=describe(counts),
+                fix="nnx, which keeps tallax.Counter; or counter.set(n) with n below 2**31",
+            )
+        )
+    return counts.astype(np.int32)

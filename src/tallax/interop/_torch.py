@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch's state, into NNX modules and out of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, MissingExtraError, compose, describe
+from tallax._variables import Counter
+from tallax.checkpoints import RestoreReport
+from tallax.checkpoints._compare import Missing, Rename, Unexpected, renamed
+from tallax.checkpoints._holders import joined
+from tallax.interop import _safetensors
+from tallax.interop._named import MODEL, checked, holders_in, put
+
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+def from_torch(
+    source: Any,
+    model: nnx.Module,
+    *,
+    missing: Missing = "error",
+    unexpected: Unexpected = "error",
+    rename: Rename = None,
+) -> RestoreReport:
+    """Puts PyTorch's state into an NNX module, all of it or nothing.
+
+    Names are those of the attributes: `encoder.weight` goes to `model.encoder.kernel`. What PyTorch calls `weight` is
+    the kernel of a linear layer or a convolution, transposed, the embedding of an `Embed`, and the scale of a norm;
+    `running_mean` and `running_var` are the mean and the variance of a `BatchNorm`. Every other name is the same, as of
+    a `register_buffer`; an `nnx.Sequential` takes the numbers of PyTorch's. An integer such as `num_batches_tracked`
+    goes into a `tallax.Counter` of its name, exactly; `nnx.BatchNorm` has none, so without one `unexpected="ignore"`
+    has to leave it out. Random streams, which PyTorch's modules do not have, stay as they are.
+
+    Args:
+        source: a module, its `state_dict()`, or the path of a `.safetensors` file or of one that `torch.save` wrote of
+            a `state_dict`. Files are not trusted: safetensors hold no code, and `torch.load` gets `weights_only=True`.
+        model: an NNX module of the same layers.
+        missing: see `tallax.from_checkpoint`.
+        unexpected: see `tallax.from_checkpoint`.
+        rename: from PyTorch's names to those of the attributes, with dots: `{"features.0": "stem"}`, or a function.
+
+    Raises:
+        CheckpointError: a file can't be read.
+        InvalidTypeError: the source is none of these, or the model no module.
+        InvalidValueError: an argument makes no sense.
+        MissingExtraError: `torch` is needed and not installed.
+        RestoreError: as `tallax.from_checkpoint` does.
+
+    Example:
+        >>> import numpy as np, tallax
+        >>> from flax import nnx
+        >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+        >>> state = {"weight": np.ones((3, 2), np.float32), "bias": np.zeros(3, np.float32)}
+        >>> report = tallax.interop.from_torch(state, model)
+        >>> report.renamed
+        (('weight', 'model/kernel'), ('bias', 'model/bias'))
+    """
+    places = _places(model)
+    arrays = {name: _as_numpy(name, value) for name, value in _state_of(source).items()}
+    if callable(rename) or rename is None:
+        own = renamed(arrays, rename)
+    else:  # beginnings end at dots here
+        mapping = {_slashed(old): _slashed(new) for old, new in rename.items()}
+        slashed = renamed(map(_slashed, arrays), mapping)
+        own = {old.replace("/", "."): new.replace("/", ".") for old, new in slashed.items()}
+    names = {old: places[new].name for old, new in own.items() if new in places}
+    changed = {old: places[own[old]].into(array) if old in names else array for old, array in arrays.items()}
+    return put(changed, model, names, missing=missing, unexpected=unexpected)
+
+
+def to_torch(model: nnx.Module) -> dict[str, Any]:
+    """Returns a module's state as a PyTorch `state_dict`, the inverse of `from_torch`; counts become int64.
+
+    Random streams, and what is declared with `persistent=False`, are not in it.
+
+    Raises:
+        InvalidTypeError: `model` is no module.
+        InvalidValueError: a count is beyond int64.
+        MissingExtraError: `torch` is not installed.
+    """
+    result = {}
+    names = {place.name: (name, place) for name, place in _places(model).items()}
+    for holder in holders_in(model):
+        for full, leaf in zip(holder.names, holder.leaves, strict=True):
+            name, place = names[full]
+            array = np.asarray(holder.variable) if isinstance(holder.variable, Counter) else np.asarray(leaf)
+            if array.dtype == np.uint64:
+                if np.any(array > np.uint64(2**63 - 1)):
+                    raise InvalidValueError(
+                        compose(
+                            name,
+                            "a count in PyTorch is an int64.",
+                            got=describe(array),
+                            fix="counter.set(n) with n below 2**63",
+                        )
+                    )
+                array = array.astype(np.int64)
+            result[name] = _as_tensor(place.back(array))
+    return result
+
+
+# --- names and layouts ------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where an array of PyTorch's lies in a module, and what is done to it on the way, and back."""
+
+    name: str
+    into: Change
+    back: Change
+
+
+_WORDS = {
+    (nnx.Linear, "kernel"): "weight", (nnx.Conv, "kernel"): "weight", (nnx.ConvTranspose, "kernel"): "weight",
+    (nnx.Embed, "embedding"): "weight", (nnx.BatchNorm, "mean"): "running_mean", (nnx.BatchNorm, "var"): "running_var",
+    (nnx.BatchNorm, "scale"): "weight", (nnx.LayerNorm, "scale"): "weight", (nnx.GroupNorm, "scale"): "weight",
+    (nnx.RMSNorm, "scale"): "weight", (nnx.InstanceNorm, "scale"): "weight",
+}  # fmt: skip
+
+
+def _places(model: Any) -> dict[str, _Place]:
+    """Returns where a module has what PyTorch would call by each name."""
+    nodes: dict[Any, Any] = dict(nnx.iter_graph(checked(model)))
+    names = {id(holder.variable): holder.names for holder in holders_in(model) if holder.variable is not None}
+    bare = {holder.names[0] for holder in holders_in(model) if holder.variable is None}
+    found = {}
+    for path, node in nodes.items():
+        name = joined((MODEL, *path))
+        owner = nodes.get(path[:-1])
+        for full in names.get(id(node), (name,) if name in bare else ()):
+            parts = [str(part) for k, part in enumerate(path) if not _is_list_of(nodes, path, k)]
+            words = (word for (kind, own), word in _WORDS.items() if isinstance(owner, kind) and own == path[-1])
+            word = next(words, parts[-1])
+            parts[-1:] = [word, *full.removeprefix(name).split("/")[1:]]
+            into, back = _layout(owner) if word == "weight" and path[-1] == "kernel" else (_same, _same)
+            found[".".join(parts)] = _Place(full, into, back)
+    return found
+
+
+def _is_list_of(nodes: Mapping[Any, Any], path: tuple[Any, ...], k: int) -> bool:
+    return path[k] == "layers" and isinstance(nodes.get(path[:k]), nnx.Sequential)
+
+
+def _layout(owner: Any) -> tuple[Change, Change]:
+    if isinstance(owner, nnx.ConvTranspose):  # (in, out, *window), of the gradient of a convolution: so turned around
+        return _guarded(_transposed_into), _guarded(_transposed_back)
+    return _guarded(lambda x: np.moveaxis(x, (0, 1), (-1, -2))), _guarded(lambda x: np.moveaxis(x, (-1, -2), (0, 1)))
+
+
+def _transposed_into(array: np.ndarray) -> np.ndarray:
+    return np.flip(np.moveaxis(array, (0, 1), (-2, -1)), tuple(range(array.ndim - 2)))
+
+
+def _transposed_back(array: np.ndarray) -> np.ndarray:
+    return np.moveaxis(np.flip(array, tuple(range(array.ndim - 2))), (-2, -1), (0, 1))
+
+
+def _guarded(change: Change) -> Change:
+    return lambda array: change(array) if array.ndim >= 2 else array  # the comparison tells of a wrong shape
+
+
+def _same(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def _slashed(name: str) -> str:
+    return name.replace(".", "/")
+
+
+# --- tensors ----------------------------------------------------------------------------------------------------------
+
+
+def _state_of(source: Any) -> Mapping[str, Any]:
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        return _safetensors.read(path) if path.suffix == ".safetensors" else _loaded(path)
+    state = source.state_dict() if hasattr(source, "state_dict") else source
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise InvalidTypeError(
+            compose(
+                "from_torch",
+                "takes a module, a state_dict, or the path of one.",
+                got=describe(source),
+                fix="from_torch(module, model), from_torch('model.safetensors', model)",
+            )
+        )
+    return state
+
+
+def _loaded(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(compose(str(path), "is no file.", fix="the path of a .pt or .safetensors file"))
+    torch = _torch()
+    try:  # mapped, so that nothing takes memory before it is compared
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise CheckpointError(
+            compose(
+                str(path),
+                "is no file of tensors that can be read without running what is in it.",
+                got=f"{type(error).__name__}: {error}".splitlines()[0][:200],
+                fix="torch.save(module.state_dict(), path), by PyTorch 1.6 or later",
+            )
+        ) from None
+    return _state_of(found)
+
+
+def _as_numpy(name: str, value: Any) -> np.ndarray:
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return np.asarray(value)
+    if not (hasattr(value, "detach") and hasattr(value, "numpy")):
+        raise InvalidTypeError(
+            compose(
+                name,
+                "a state_dict holds tensors.",
+                got=describe(value),
+                fix="the entry that is one, such as torch.load(path, weights_only=True)['state_dict']",
+            )
+        )
+    tensor = value.detach().cpu()
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if kind in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):  # which PyTorch does not hand to NumPy
+        torch = _torch()
+        words = tensor.contiguous().view(torch.int16 if kind == "bfloat16" else torch.int8).numpy()
+        return words.view(jax.numpy.dtype(kind))
+    return tensor.numpy()
+
+
+def _as_tensor(array: np.ndarray) -> Any:
+    torch = _torch()
+    array = np.array(array, order="C")  # a copy: JAX's memory is not to be written to
+    kind = str(array.dtype)
+    if kind in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        words = array.view(np.int16 if kind == "bfloat16" else np.int8)
+        return torch.from_numpy(words).view(getattr(torch, kind))
+    return torch.from_numpy(array)
+
+
+def _torch() -> Any:
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError:
+        raise MissingExtraError.of("tallax.interop", "torch", "torch") from None
+    return torch

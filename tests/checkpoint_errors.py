@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text of every error of checkpoints and of interop; test_errors.py renders them beside all others."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import types
+import unittest.mock
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import tallax
+from tallax.checkpoints._manifest import Manifest
+from tallax.interop import from_linen, from_torch, to_linen, to_torch
+
+
+def in_a_folder(act):
+    """Returns a use of a model in a new working folder, so that its paths are the same wherever the tests run."""
+
+    def run(model):
+        before = pathlib.Path.cwd()
+        with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)
+            try:
+                act(model)
+            finally:
+                os.chdir(before)
+
+    return run
+
+
+def rewritten(**changes):
+    """Returns a restore of a tree whose manifest somebody has changed who knows how it is written."""
+
+    def act(model):
+        tree = tallax.to_checkpoint(model)
+        manifest = dataclasses.replace(Manifest.decoded(tree["tallax"]), **changes)
+        tallax.from_checkpoint({**tree, "tallax": manifest.encoded()}, model)
+
+    return act
+
+
+def of_the_future(model):
+    tree = tallax.to_checkpoint(model)
+    found = json.loads(tree["tallax"].tobytes())
+    found["format"] = 2
+    tallax.from_checkpoint({"tallax": np.frombuffer(json.dumps(found).encode(), np.uint8)}, model)
+
+
+def bit_flipped(model):
+    model.table = nnx.Param(jnp.ones(3))
+    tree = tallax.to_checkpoint(model)
+    tree["model"]["table"] = jnp.float32([1, 2, 1])
+    tallax.from_checkpoint(tree, model)
+
+
+def another(act):
+    """Returns a restore of what a model was before something was done to it."""
+
+    def run(model):
+        tree = tallax.to_checkpoint(model)
+        act(model)
+        tallax.from_checkpoint(tree, model)
+
+    return run
+
+
+def without_a_place(model):
+    tallax.from_checkpoint(tallax.to_checkpoint(model.experts[0]), nnx.Dict(bias=model.experts[0].bias))
+
+
+def rename(mapping):
+    return lambda model: tallax.from_checkpoint(tallax.to_checkpoint(model), model, rename=mapping)
+
+
+def held(model):
+    step = tallax.compile_step(lambda model: None, model)
+    step()
+    tallax.to_checkpoint(model)
+
+
+def series(model, *steps):
+    with tallax.Checkpoints("run") as checkpoints:
+        for step in steps:
+            checkpoints.save(step, model)
+        checkpoints.restore(model, step=30)
+
+
+def differing(model):
+    with (
+        unittest.mock.patch("jax.process_count", return_value=2),
+        unittest.mock.patch(
+            "jax.experimental.multihost_utils.process_allgather", lambda own: np.stack([own, own + np.uint8(1)])
+        ),
+    ):
+        tallax.save("one", model)
+
+
+def count_beyond(act, count):
+    def run(model):
+        model.experts[0].step.set(count)
+        act(model)
+
+    return run
+
+
+def unloadable(model):
+    def load(path, **options):
+        assert options["weights_only"] is True
+        raise ValueError("Weights only load failed.")
+
+    pathlib.Path("a.pt").write_bytes(b"x")
+    with unittest.mock.patch.dict(sys.modules, torch=types.SimpleNamespace(load=load)):
+        from_torch("a.pt", model)
+
+
+def damaged_file(model):
+    pathlib.Path("a.safetensors").write_bytes(b"\xff" * 20)
+    from_torch("a.safetensors", model)
+
+
+CASES = {
+    "save-over": (
+        in_a_folder(lambda model: [tallax.save("one", model), tallax.save("one", model)]),
+        tallax.CheckpointError,
+        """\
+one: is there already, and a checkpoint is never written over.
+  fix:  another path; or tallax.Checkpoints(folder, keep=3), which removes old ones after a new one""",
+    ),
+    "save-nothing": (
+        lambda model: tallax.to_checkpoint(),
+        tallax.InvalidTypeError,
+        """\
+a checkpoint: takes the modules and optimizers whose state it is to keep.
+  got:  none
+  fix:  tallax.save(path, model, optimizer)""",
+    ),
+    "save-a-state": (
+        lambda model: tallax.to_checkpoint(nnx.state(model)),
+        tallax.InvalidTypeError,
+        """\
+a checkpoint: takes modules, optimizers and compiled steps.
+  got:  State (State({ 'experts': { 0: { 'bias': Buffer( # 2...)
+  fix:  tallax.save(path, model, optimizer), or tallax.save(path, step)""",
+    ),
+    "save-one-name": (
+        lambda model: tallax.to_checkpoint(model, tallax=model),
+        tallax.InvalidValueError,
+        """\
+tallax: each object of a checkpoint has a name of its own.
+  got:  tallax=...
+  fix:  another name""",
+    ),
+    "save-held": (
+        held,
+        tallax.HeldError,
+        """\
+model/experts/0/bias: is held by a compiled step, which keeps the state on the device between its calls.
+  got:  the object that the step is bound to
+  fix:  the step itself, as in tallax.save(path, step); or step.sync() first""",
+    ),
+    "save-in-a-trace": (
+        nnx.jit(tallax.to_checkpoint),
+        tallax.TracedReadError,
+        """\
+model/experts/0/bias: is saved and restored between steps.
+  got:  float32[2] (traced)
+  fix:  call it outside of jit""",
+    ),
+    "save-an-object": (
+        lambda model: tallax.to_checkpoint(nnx.Dict(name=nnx.Variable("text"))),
+        tallax.InvalidTypeError,
+        """\
+model/name: a checkpoint keeps arrays and numbers.
+  got:  str ('text')
+  fix:  an attribute that is no Variable, for what does not change""",
+    ),
+    "save-a-large-integer": (
+        lambda model: tallax.to_checkpoint(nnx.Dict(seed=nnx.Variable(2**70))),
+        tallax.InvalidTypeError,
+        """\
+model/seed: an integer in a checkpoint has 64 bits.
+  got:  int (1180591620717411303424)
+  fix:  tallax.Counter, or an attribute that is no Variable""",
+    ),
+    "save-extra": (
+        lambda model: tallax.to_checkpoint(model, extra=model),
+        tallax.InvalidTypeError,
+        """\
+extra: is kept as JSON.
+  got:  Model (Model( # Buffer: 7 (28 B), Counter: 20 (80 B), Total: 27 ...)
+  fix:  numbers, text, lists: extra={"epoch": 3}""",
+    ),
+    "save-differing": (
+        in_a_folder(differing),
+        tallax.ReplicasError,
+        """\
+the checkpoint: what is not on all devices together is the same in all processes, as only one's is written.
+  got:  other items, arrays or names in another process
+  fix:  tallax.assert_replicated(model, only=...), which names the first that differs""",
+    ),
+    "restore-nothing": (
+        in_a_folder(lambda model: tallax.restore("no/such", model)),
+        tallax.CheckpointError,
+        """\
+no/such: is no checkpoint.
+  got:  there is nothing
+  fix:  the folder that tallax.save wrote""",
+    ),
+    "restore-no-tree": (
+        lambda model: tallax.from_checkpoint("text", model),
+        tallax.CheckpointError,
+        """\
+the checkpoint: is no tree of arrays.
+  got:  str ('text')
+  fix:  what Orbax restores of tallax.to_checkpoint(...), or of nnx.state(model)""",
+    ),
+    "restore-damaged": (
+        bit_flipped,
+        tallax.CheckpointError,
+        """\
+the checkpoint: is damaged, or was tampered with.
+  got:  model/table is not what was written
+  fix:  restore an earlier one: tallax.Checkpoints(folder).restore(model, step=...)""",
+    ),
+    "restore-the-future": (
+        of_the_future,
+        tallax.CheckpointError,
+        """\
+the checkpoint: was written by a newer tallax than this one.
+  got:       format 2
+  expected:  format 1
+  fix:       pip install --upgrade tallax""",
+    ),
+    "restore-missing": (
+        another(lambda model: setattr(model, "new", tallax.Counter())),
+        tallax.RestoreError,
+        """\
+model/new: is not in the checkpoint.
+  fix:  missing='init' to keep what the objects have; or rename={'model/old_name': 'model/new_name'}""",
+    ),
+    "restore-several-missing": (
+        lambda model: tallax.from_checkpoint({"old": jnp.ones(3)}, nnx.Dict(a=tallax.Counter(), b=tallax.Counter())),
+        tallax.RestoreError,
+        """\
+model/a, model/b: are not in the checkpoint.
+  got:  a checkpoint that has also model/old
+  fix:  missing='init' to keep what the objects have; or rename={'model/old_name': 'model/new_name'}""",
+    ),
+    "restore-unexpected": (
+        without_a_place,
+        tallax.RestoreError,
+        """\
+model/step, model/tokens: in the checkpoint, and not in the objects.
+  fix:  unexpected='ignore' to leave it out; hand in all objects that were saved; or rename=""",
+    ),
+    "restore-mismatch": (
+        another(lambda model: setattr(model.experts[0], "bias", tallax.Buffer(np.zeros(2, np.int8)))),
+        tallax.RestoreError,
+        """\
+model/experts/0/bias: the checkpoint has it in another form, and nothing is cast or cut in silence.
+  got:       float32[2] in the checkpoint
+  expected:  int8[2], as in the objects
+  fix:       make the model as it was saved; or rename= what is no longer the same, with missing='init'""",
+    ),
+    "restore-policy": (
+        lambda model: tallax.from_checkpoint({}, model, missing="ignore"),
+        tallax.InvalidValueError,
+        """\
+missing: says what is done about names that only one side has.
+  got:       str ('ignore')
+  expected:  'error' or 'init'
+  fix:       missing='error'""",
+    ),
+    "rename-nothing": (
+        rename({"model/old": "model/new"}),
+        tallax.InvalidValueError,
+        """\
+rename: goes from names in the checkpoint to those in the objects.
+  got:       'model/old', which is the beginning of no name in the checkpoint
+  expected:  model/experts/0/bias, model/experts/0/step, model/experts/0/tokens and 5 more
+  fix:       rename={'model/old_name': 'model/new_name'}, or a function from name to name""",
+    ),
+    "rename-to-one": (
+        rename(lambda name: "model/same"),
+        tallax.InvalidValueError,
+        """\
+rename: gives each array a name of its own.
+  got:  'model/same' for 'model/experts/0/bias' and for 'model/experts/0/step'
+  fix:  another name for one of them""",
+    ),
+    "series-empty": (
+        in_a_folder(series),
+        tallax.CheckpointError,
+        """\
+run: has no checkpoint.
+  fix:  checkpoints.latest() tells whether there is one""",
+    ),
+    "series-other": (
+        in_a_folder(lambda model: series(model, 1, 2)),
+        tallax.CheckpointError,
+        """\
+run: has no such checkpoint.
+  got:       step=30
+  expected:  one of [1, 2]
+  fix:       step=2""",
+    ),
+    "series-backwards": (
+        in_a_folder(lambda model: series(model, 2, 1)),
+        tallax.InvalidValueError,
+        """\
+step: checkpoints are numbered upwards.
+  got:  1, with 2 in run
+  fix:  restore the latest one first; or another folder""",
+    ),
+    "series-every": (
+        lambda model: tallax.Checkpoints("run", every=0),
+        tallax.InvalidValueError,
+        """\
+every: takes a positive integer.
+  got:  int (0)
+  fix:  keep=3, every=1000""",
+    ),
+    "torch-source": (
+        lambda model: from_torch(3, model),
+        tallax.InvalidTypeError,
+        """\
+from_torch: takes a module, a state_dict, or the path of one.
+  got:  int (3)
+  fix:  from_torch(module, model), from_torch('model.safetensors', model)""",
+    ),
+    "torch-model": (
+        lambda model: from_torch({}, 3),
+        tallax.InvalidTypeError,
+        """\
+model: takes an NNX module.
+  got:  int (3)
+  fix:  from_torch(source, model)""",
+    ),
+    "torch-entry": (
+        lambda model: from_torch({"weight": "text"}, model),
+        tallax.InvalidTypeError,
+        """\
+weight: a state_dict holds tensors.
+  got:  str ('text')
+  fix:  the entry that is one, such as torch.load(path, weights_only=True)['state_dict']""",
+    ),
+    "torch-count": (
+        count_beyond(lambda model: to_torch(model.experts[0]), 2**63),
+        tallax.InvalidValueError,
+        """\
+step: a count in PyTorch is an int64.
+  got:  uint64[] (9223372036854775808)
+  fix:  counter.set(n) with n below 2**63""",
+    ),
+    "torch-no-file": (
+        in_a_folder(lambda model: from_torch("no/such.pt", model)),
+        tallax.CheckpointError,
+        """\
+no/such.pt: is no file.
+  fix:  the path of a .pt or .safetensors file""",
+    ),
+    "torch-file": (
+        in_a_folder(unloadable),
+        tallax.CheckpointError,
+        """\
+a.pt: is no file of tensors that can be read without running what is in it.
+  got:  ValueError: Weights only load failed.
+  fix:  torch.save(module.state_dict(), path), by PyTorch 1.6 or later""",
+    ),
+    "torch-safetensors": (
+        in_a_folder(damaged_file),
+        tallax.CheckpointError,
+        """\
+a.safetensors: is no readable .safetensors file.
+  got:  a header of 18446744073709551615 bytes in a file of 20
+  fix:  a file that safetensors wrote""",
+    ),
+    "linen-variables": (
+        lambda model: from_linen({"params": 3}, model),
+        tallax.InvalidTypeError,
+        """\
+from_linen: takes collections of variables.
+  got:       dict ({'params': 3})
+  expected:  {'params': {...}, 'batch_stats': {...}}
+  fix:       module.init(key, x), or {'params': params}""",
+    ),
+    "linen-one-name": (
+        lambda model: from_linen({"params": {"a": jnp.ones(1)}, "counters": {"a": jnp.ones(1)}}, model),
+        tallax.InvalidValueError,
+        """\
+counters/a: two collections have a variable of this name, and in an NNX module it is one attribute.
+  got:  params/a
+  fix:  hand in one collection after the other, with missing='init'""",
+    ),
+    "linen-count": (
+        count_beyond(lambda model: to_linen(model.experts[0]), 2**31),
+        tallax.InvalidValueError,
+        """\
+model/step: a count in Linen is an int32.
+  got:  uint64[] (2147483648)
+  fix:  nnx, which keeps tallax.Counter; or counter.set(n) with n below 2**31""",
+    ),
+}

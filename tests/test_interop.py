@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""State of Linen and of files of tensors, into NNX modules and back; test_comparisons.py has PyTorch itself."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import tallax
+from tallax.interop import from_linen, from_torch, to_linen
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Flax's layers mix dtypes."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+class LinenModel(nn.Module):
+    """What a Linen user has: parameters, batch statistics and a counter of their own."""
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        step = self.variable("counters", "step", lambda: jnp.zeros((), jnp.int32))
+        if train and not self.is_initializing():
+            step.value += 1
+        x = nn.Dense(4)(x)
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        return nn.Dense(2)(nn.relu(x))
+
+
+class Model(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(1)
+        self.first = nnx.Linear(3, 4, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, momentum=0.99, rngs=rngs)
+        self.second = nnx.Linear(4, 2, rngs=rngs)
+        self.dropout = nnx.Dropout(0.0, rngs=rngs)
+        self.step = tallax.Counter()
+
+    def __call__(self, x):
+        return self.second(nnx.relu(self.dropout(self.norm(self.first(x)))))
+
+
+RENAME = {"Dense_0": "first", "BatchNorm_0": "norm", "Dense_1": "second"}
+X = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+
+
+def linen_variables(calls=3):
+    module = LinenModel()
+    variables = module.init(jax.random.key(0), X)
+    for _ in range(calls):
+        _, changed = module.apply(variables, X, mutable=["batch_stats", "counters"])
+        variables = {**variables, **changed}
+    return module, variables
+
+
+def test_linen_variables_go_into_a_module_and_back():
+    """All collections, an int32 counter exactly; the module computes what Linen's did, and gives the same back."""
+    module, variables = linen_variables()
+    model = Model()
+    report = from_linen(variables, model, rename=RENAME)
+    assert int(model.step) == 3
+    assert report.converted == ("model/step: int32 -> exact count",)
+    assert set(report.missing) == {"model/dropout/rngs/count", "model/dropout/rngs/key"}  # which Linen has not
+    model.eval()
+    np.testing.assert_array_equal(model(X), module.apply(variables, X, train=False))
+    back = to_linen(model, rename={new: old for old, new in RENAME.items()})
+    assert jax.tree.structure(back) == jax.tree.structure(jax.tree.map(np.asarray, {**variables}))
+    jax.tree.map(np.testing.assert_array_equal, back, {**variables})
+    assert back["counters"]["step"].dtype == np.int32
+
+
+def test_linen_that_does_not_fit():
+    """A name or a shape that differs, a count that does not fit back, and what is no collection."""
+    _, variables = linen_variables(0)
+    model = Model()
+    with pytest.raises(tallax.RestoreError, match="model/first/bias, model/first/kernel, model/norm/bias and 5 more"):
+        from_linen(variables, model)
+    with pytest.raises(tallax.InvalidTypeError, match="takes collections of variables"):
+        from_linen({"params": jnp.ones(3)}, model)
+    with pytest.raises(tallax.InvalidValueError, match="two collections have a variable of this name"):
+        from_linen({"params": {"step": jnp.ones(3)}, "counters": {"step": jnp.ones(3)}}, model)
+    model.step.set(2**31)
+    with pytest.raises(tallax.InvalidValueError, match="a count in Linen is an int32"):
+        to_linen(model)
+    boxed = nn.with_partitioning(nn.initializers.ones, (None, "model"))(jax.random.key(0), (2, 3))
+    layer = nnx.Dict(kernel=nnx.Param(jnp.zeros((2, 3))))
+    from_linen({"params": {"kernel": boxed}}, layer)
+    assert layer.kernel[...].sum() == 6
+
+
+# --- files of tensors -------------------------------------------------------------------------------------------------
+
+
+def safetensors(path, **arrays):
+    """Writes a file as the format's description has it."""
+    header, data = {"__metadata__": {"by": "hand"}}, b""
+    kinds = {"float32": "F32", "int64": "I64", "bfloat16": "BF16", "bool": "BOOL"}
+    for name, array in arrays.items():
+        end = len(data) + array.nbytes
+        header[name.replace("__", ".")] = {
+            "dtype": kinds[str(array.dtype)],
+            "shape": list(array.shape),
+            "data_offsets": [len(data), end],
+        }
+        data += array.tobytes()
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+class Torchlike(nnx.Module):
+    def __init__(self):
+        self.body = nnx.Sequential(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(4, 2, rngs=nnx.Rngs(0)))
+        self.half = tallax.Buffer(jnp.zeros(2, jnp.bfloat16))
+        self.num_batches_tracked = tallax.Counter()
+        self.position = tallax.Buffer(np.zeros(3, np.int32))
+
+
+def arrays():
+    rng = np.random.default_rng(0)
+    return {
+        "body__0__weight": rng.normal(size=(4, 3)).astype(np.float32),
+        "body__0__bias": np.ones(4, np.float32),
+        "body__2__weight": rng.normal(size=(2, 4)).astype(np.float32),
+        "body__2__bias": np.ones(2, np.float32),
+        "half": np.array([1.5, -2.0], jnp.bfloat16),
+        "num_batches_tracked": np.array(2**40 + 1),
+        "position": np.arange(3),
+    }
+
+
+def test_a_safetensors_file_goes_into_a_module(tmp_path):
+    """Names, layouts and dtypes; an int64 becomes an exact count, or int32 where every value fits."""
+    model = Torchlike()
+    report = from_torch(safetensors(tmp_path / "a.safetensors", **arrays()), model)
+    assert int(model.num_batches_tracked) == 2**40 + 1
+    np.testing.assert_array_equal(model.body.layers[2].kernel[...], arrays()["body__2__weight"].T)
+    assert model.half[...].tolist() == [1.5, -2.0]
+    assert report.converted == (
+        "model/num_batches_tracked: int64 -> exact count",
+        "model/position: int64 -> int32, all values the same",
+    )
+    wide = {**arrays(), "position": np.array([1, 2, 2**31])}
+    with pytest.raises(tallax.RestoreError, match=r"(?s)model/position.*int64\[3\] in the checkpoint"):
+        from_torch(safetensors(tmp_path / "b.safetensors", **wide), model)
+    turned = {**arrays(), "body__0__weight": np.zeros((3, 4), np.float32)}
+    with pytest.raises(tallax.RestoreError, match=r"(?s)model/body/layers/0/kernel.*float32\[4,3\] in the checkpoint"):
+        from_torch(safetensors(tmp_path / "c.safetensors", **turned), model)
+    extra = safetensors(tmp_path / "d.safetensors", **arrays(), old__weight=np.ones(2, np.float32))
+    with pytest.raises(tallax.RestoreError, match=r"old.weight: in the checkpoint, and not in the objects"):
+        from_torch(extra, model)
+    model.twin = nnx.Dict(weight=nnx.Param(jnp.zeros(2)))
+    from_torch(extra, model, rename={"old": "twin"})
+    assert model.twin.weight[...].sum() == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00" * 7,
+        (2**60).to_bytes(8, "little") + b"{}",
+        (4).to_bytes(8, "little") + b"nope",
+        (2).to_bytes(8, "little") + b"[]",
+        (59).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36000000]}}'[:59],
+        (57).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,-4]}} ',
+        (57).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[1000],"data_offsets":[0,4]}}' + b"\x00" * 4,
+        (60).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4000,4004]}}',
+        (11).to_bytes(8, "little") + b'{"a":{"b":1',
+        (9999).to_bytes(8, "little") + b"[" * 9999,
+    ],
+)
+def test_a_damaged_safetensors_file_is_told(tmp_path, content):
+    """Lengths, offsets and shapes are looked at before anything is taken."""
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(tallax.CheckpointError, match=r"is no readable \.safetensors file"):
+        from_torch(path, Torchlike())
+
+
+def test_what_is_no_source():
+    """Neither a module, nor a dict of tensors, nor a file."""
+    for source, error, says in (
+        (3, tallax.InvalidTypeError, "takes a module, a state_dict, or the path of one"),
+        ({"weight": "text"}, tallax.InvalidTypeError, "a state_dict holds tensors"),
+        ("no/such.pt", tallax.CheckpointError, "is no file"),
+        ("no/such.safetensors", tallax.CheckpointError, "is no readable"),
+    ):
+        with pytest.raises(error, match=says):
+            from_torch(source, nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+    with pytest.raises(tallax.InvalidTypeError, match="takes an NNX module"):
+        from_torch({}, 3)

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch's modules and files, into NNX modules and back: they compute the same, and every number is exact.
+
+PyTorch is large, so `make test` does without it; `make compare`, which CI runs, installs it.
+"""
+
+from __future__ import annotations
+
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import tallax
+from tallax.interop import from_torch, to_torch
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Flax's layers mix dtypes."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+class Theirs(torch.nn.Module):
+    """Layers whose weights lie otherwise than Flax's, and buffers of all sorts."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, (3, 2), groups=1)
+        self.up = torch.nn.ConvTranspose2d(4, 2, (2, 3), stride=2)
+        self.norm = torch.nn.BatchNorm2d(2)
+        self.body = torch.nn.Sequential(torch.nn.LayerNorm(5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+        self.embed = torch.nn.Embedding(7, 5)
+        self.register_buffer("steps", torch.tensor(2**40 + 1))
+        self.register_buffer("narrow", torch.tensor([1.5, -2.0], dtype=torch.bfloat16))
+        self.register_buffer("mask", torch.tensor([True, False]))
+        self.register_buffer("scratch", torch.zeros(3), persistent=False)
+
+    def images(self, x):
+        return self.norm(self.up(self.conv(x)))
+
+    def tokens(self, x):
+        return self.body(self.embed(x))
+
+
+class Norm(nnx.BatchNorm):
+    """A norm that keeps PyTorch's count too."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.num_batches_tracked = tallax.Counter()
+
+
+class Ours(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.conv = nnx.Conv(3, 4, (3, 2), padding="VALID", rngs=rngs)
+        self.up = nnx.ConvTranspose(4, 2, (2, 3), strides=2, padding="VALID", rngs=rngs)
+        self.norm = Norm(2, use_running_average=True, rngs=rngs)
+        self.body = nnx.Sequential(nnx.LayerNorm(5, epsilon=1e-5, rngs=rngs), nnx.tanh, nnx.Linear(5, 3, rngs=rngs))
+        self.embed = nnx.Embed(7, 5, rngs=rngs)
+        self.steps = tallax.Counter()
+        self.narrow = tallax.Buffer(jnp.zeros(2, jnp.bfloat16))
+        self.mask = tallax.Buffer(jnp.zeros(2, bool))
+        self.scratch = tallax.Buffer(jnp.zeros(3), persistent=False)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def images(self, x):
+        return self.norm(self.up(self.conv(x)))
+
+    def tokens(self, x):
+        return self.body(self.embed(x))
+
+
+X = np.random.default_rng(0).normal(size=(2, 3, 6, 5)).astype(np.float32)
+IDS = np.arange(7).reshape(1, 7)
+
+
+def theirs():
+    """Returns a module whose every number is its own, in evaluation mode."""
+    torch.manual_seed(0)
+    module = Theirs()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    module.train()
+    for _ in range(3):
+        module.images(torch.from_numpy(X))
+    return module.eval()
+
+
+def assert_same_outputs(module, model):
+    with torch.no_grad():
+        images, tokens = module.images(torch.from_numpy(X)).numpy(), module.tokens(torch.from_numpy(IDS)).numpy()
+    np.testing.assert_allclose(np.moveaxis(model.images(np.moveaxis(X, 1, -1)), -1, 1), images, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model.tokens(IDS), tokens, rtol=1e-4, atol=1e-5)
+
+
+def sources(module, folder):
+    torch.save(module.state_dict(), folder / "a.pt")
+    return {"module": module, "state_dict": module.state_dict(), "file": folder / "a.pt"}
+
+
+@pytest.mark.parametrize("kind", ["module", "state_dict", "file"])
+def test_a_module_computes_what_pytorch_s_did(kind, tmp_path):
+    """Convolutions, their transposes, norms, embeddings; counts exactly; dropout's streams stay."""
+    module, model = theirs(), Ours()
+    report = from_torch(sources(module, tmp_path)[kind], model)
+    assert_same_outputs(module, model)
+    assert (int(model.steps), int(model.norm.num_batches_tracked)) == (2**40 + 1, 3)
+    assert model.narrow[...].tolist() == [1.5, -2.0]
+    assert model.mask[...].tolist() == [True, False]
+    assert report.reset == ("model/scratch",)
+    assert set(report.missing) == {"model/dropout/rngs/count", "model/dropout/rngs/key"}
+    assert ("body.2.weight", "model/body/layers/2/kernel") in report.renamed
+
+
+def test_a_module_of_pytorch_computes_what_ours_did():
+    """The way back: `load_state_dict` takes it, strictly, and every number is the same."""
+    module, model = theirs(), Ours()
+    from_torch(module, model)
+    model.steps += 1
+    fresh = Theirs().eval()
+    fresh.load_state_dict(to_torch(model), strict=True)
+    assert_same_outputs(fresh, model)
+    assert int(fresh.steps) == 2**40 + 2
+    for name, tensor in module.state_dict().items():
+        if name != "steps":
+            assert torch.equal(tensor, fresh.state_dict()[name]), name
+            assert tensor.dtype == fresh.state_dict()[name].dtype
+
+
+def test_without_a_place_for_the_count_it_is_unexpected():
+    """`nnx.BatchNorm` has no `num_batches_tracked`: that is said, and left out only when it is asked for."""
+    norm, ours = torch.nn.BatchNorm1d(2), nnx.BatchNorm(2, rngs=nnx.Rngs(0))
+    with pytest.raises(tallax.RestoreError, match="num_batches_tracked: in the checkpoint, and not in the objects"):
+        from_torch(norm, ours)
+    assert from_torch(norm, ours, unexpected="ignore").unexpected == ("num_batches_tracked",)
+
+
+def test_names_may_differ():
+    """By beginnings of names, with dots, or by a function."""
+    module, model = torch.nn.Sequential(torch.nn.Linear(2, 3)), nnx.Dict(head=nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+    for rename in ({"0": "head"}, lambda name: name.replace("0.", "head.")):
+        from_torch(module, model, rename=rename)
+        np.testing.assert_array_equal(model.head.kernel[...], module[0].weight.detach().numpy().T)
+
+
+def test_a_file_with_code_in_it_does_not_run(tmp_path):
+    """`torch.load` gets `weights_only=True`, and what it refuses is an error that says so."""
+
+    class Evil:
+        def __reduce__(self):
+            return (tmp_path.joinpath("ran").write_text, ("x",))
+
+    torch.save({"weight": Evil()}, tmp_path / "zip.pt")
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Evil()))
+    torch.save({"weight": torch.ones(3), "more": {"nested": 3}}, tmp_path / "nested.pt")
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    for name in ("zip.pt", "pickle.pt"):
+        with pytest.raises(tallax.CheckpointError, match="that can be read without running what is in it"):
+            from_torch(tmp_path / name, model)
+    with pytest.raises(tallax.InvalidTypeError, match="more: a state_dict holds tensors"):
+        from_torch(tmp_path / "nested.pt", model)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_of_safetensors_s_own(tmp_path):
+    """What its own library writes is read as it was."""
+    library = pytest.importorskip("safetensors.torch")
+    module, model = theirs(), Ours()
+    library.save_file(module.state_dict(), tmp_path / "a.safetensors")
+    from_torch(tmp_path / "a.safetensors", model)
+    assert_same_outputs(module, model)
+    assert int(model.steps) == 2**40 + 1
