@@ -117,9 +117,16 @@ def main() -> None:
         with _refusing(typer):
             from tallax_runs._show import show as run_show
 
-            run_show(path, items, json_wanted=json)
+            run_show(path, items, json_wanted=json, checkpoint=_checkpoint)
 
     app()
+
+
+def _checkpoint(path: str) -> Any:
+    """Returns what is to be shown of a checkpoint; imports JAX and Orbax, which runs do without."""
+    from tallax.checkpoints import shown
+
+    return shown(path)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 try:
     from rich import box
@@ -28,18 +28,21 @@ _NARROW = 100  # columns
 _WITHOUT_TERMINAL = 120
 
 
-def show(path: str, items: Sequence[str], *, json_wanted: bool) -> None:
+def show(
+    path: str, items: Sequence[str], *, json_wanted: bool, checkpoint: Callable[[str], Shown] | None = None
+) -> None:
     """Prints every item of a run or a checkpoint: path, kind, value, shape, bytes, and whether checkpoints keep it.
 
     Args:
         path: of the run or the checkpoint.
         items: patterns of names; all without any.
         json_wanted: print JSON instead, in which integers are exact and nothing is left out.
+        checkpoint: reads one.
 
     Raises:
         RunError: it is neither, or has been damaged.
     """
-    shown = read(path).only(items)
+    shown = read(path, checkpoint).only(items)
     if json_wanted:
         print(json.dumps(as_json(shown), allow_nan=False))
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,14 +91,25 @@ class Shown:
         return {name: value for name, value in everything.items() if not _owner(name, self.items)}
 
 
-def read(path: str | os.PathLike[str]) -> Shown:
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Tells whether Orbax has written something at a path: a checkpoint, or a series of them."""
+    return any(any(Path(path).glob(f"{below}_*METADATA")) for below in ("", "*/", "*/*/"))
+
+
+def read(path: str | os.PathLike[str], checkpoint: Callable[[str], Shown] | None = None) -> Shown:
     """Returns what there is to show at a path.
+
+    Args:
+        path: of a run, or of a checkpoint.
+        checkpoint: reads one, which takes JAX.
 
     Raises:
         RunError: it is neither a run nor a checkpoint, or has been damaged.
     """
     if is_run(path):
         return of_run(Run(path, keep=1), str(path))
+    if checkpoint is not None and is_checkpoint(path):
+        return checkpoint(str(path))
     raise RunError(
         laid_out(
             str(path),

@@ -10,6 +10,7 @@ from tallax.checkpoints._loop import Checkpoints as Checkpoints
 from tallax.checkpoints._report import RestoreReport as RestoreReport
 from tallax.checkpoints._restoring import checkpoint_target as checkpoint_target
 from tallax.checkpoints._restoring import from_checkpoint as from_checkpoint
+from tallax.checkpoints._shown import shown as shown
 from tallax.checkpoints._storage import restore as restore
 from tallax.checkpoints._storage import save as save
 from tallax.checkpoints._tree import to_checkpoint as to_checkpoint

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `tallax show` says of a checkpoint: every item with its exact value, without the model that it is of."""
+
+from __future__ import annotations
+
+import ast
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+
+from tallax import _limbs, statistics
+from tallax._errors import InvalidTypeError, InvalidValueError
+from tallax.checkpoints._leaves import size_of, stored_dtype
+from tallax.checkpoints._manifest import Entry, Manifest
+from tallax.checkpoints._restoring import Source
+from tallax.checkpoints._storage import _manifest, _outline, _read, _told, folder_of, orbax
+from tallax.logging._numbers import Numbers
+from tallax.schedules import Scheduled
+from tallax_runs import Item
+from tallax_runs._shown import Shown
+
+_SMALL = 64  # entries of an array that is no item: what is larger is weights, and not read
+_READABLE = {name: kind for name, kind in vars(statistics).items() if isinstance(kind, type)}
+
+
+def shown(path: str | os.PathLike[str]) -> Shown:
+    """Returns what a checkpoint holds: that of `tallax.save`, one of `tallax.Checkpoints`, the latest, or Orbax's own.
+
+    Args:
+        path: its folder, or that of a series.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged, unfinished or of a later version.
+    """
+    folder, handler = _folder(path), orbax().PyTreeCheckpointHandler()
+    with _told(str(path), "can't be read"), orbax().Checkpointer(handler) as checkpointer:
+        tree = _outline(handler, folder)
+        manifest = _manifest(checkpointer, folder, tree)
+        source = Source.of(tree, tuple(map(str, tree)) if isinstance(tree, Mapping) else ("",), manifest)
+        entries = source.manifest.entries
+        wanted = {source.arrays[name].name: name for name, entry in entries.items() if _is_to_be_read(entry)}
+        arrays = _read(checkpointer, folder, tree, wanted, None)
+    numbers, items = Numbers(), {}
+    for name, entry in sorted(entries.items()):
+        name_of_owner = name.rpartition("/")[0] if entry.owner else name
+        items[name_of_owner] = _described(entry)
+        array = source.manifest.array(name) if entry.at is not None else arrays.get(name)
+        if array is not None and np.isrealobj(array):
+            numbers.add(name_of_owner, _value(entry, np.asarray(array)))
+    about, facts = _about(folder, source.manifest, total=len(entries))
+    return Shown("checkpoint", str(path), about, facts, items, numbers.scalars, numbers.histograms, {})
+
+
+def _folder(path: str | os.PathLike[str]) -> Path:
+    """Returns the folder with the arrays; of a series, that of the latest checkpoint."""
+    folder = Path(path).absolute()
+    if folder.is_dir():
+        steps = [int(item.name) for item in folder.iterdir() if item.name.isdigit() and item.is_dir()]
+        if steps and not (folder / "_METADATA").exists():
+            folder /= str(max(steps))
+    return folder_of(folder, str(path))
+
+
+def _is_to_be_read(entry: Entry) -> bool:
+    """Tells whether an array is worth reading: the state of an item, or a few numbers."""
+    is_item = bool(entry.owner) or entry.kind in ("Counter", "Buffer")
+    few_numbers = not entry.kind and math.prod(entry.shape) <= _SMALL
+    return entry.persistent and entry.at is None and (is_item or few_numbers)
+
+
+def _value(entry: Entry, state: np.ndarray) -> Any:
+    """Returns what an array stands for."""
+    owner = _owner(entry)
+    if owner is not None:
+        return owner.read(state)
+    if entry.kind == "Counter":
+        counts = _limbs.to_uint64(state)
+        return counts if counts.ndim else int(counts)
+    return state if state.ndim else state.item()
+
+
+def _owner(entry: Entry) -> Any:
+    """Returns a statistic of the kind and configuration that an entry tells, or None where there is none like it."""
+    if entry.owner == "Scheduled":
+        return Scheduled(optax.constant_schedule(math.nan))  # never called: what it had then is not in a checkpoint
+    kind = _READABLE.get(entry.owner)
+    if kind is None:
+        return None
+    try:
+        return kind(**ast.literal_eval(entry.configuration))
+    except (ValueError, SyntaxError, TypeError, InvalidTypeError, InvalidValueError):
+        return None
+
+
+def _described(entry: Entry) -> Item:
+    shape = entry.shape[:-1] if entry.kind == "Counter" else entry.shape
+    dtype = str(stored_dtype(entry.dtype)) if entry.kind else entry.dtype
+    return Item(entry.owner or entry.kind or "array", shape, dtype, size_of(entry.shape, entry.dtype), entry.persistent)
+
+
+def _about(folder: Path, manifest: Manifest, *, total: int) -> tuple[str, dict[str, Any]]:
+    step = manifest.step
+    if step is None and (folder.name.isdigit() or folder.parent.name.isdigit()):
+        step = int(folder.name if folder.name.isdigit() else folder.parent.name)
+    about = f"{total} arrays" if step is None else f"step {step:,}, {total} arrays"
+    return about, {"step": step} | ({} if manifest.extra is None else {"extra": manifest.extra})
