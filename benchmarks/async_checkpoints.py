@@ -38,15 +38,16 @@ def _train_step(model: _Large, x: jax.Array) -> jax.Array:
 
 def group(arrays: int = 60, width: int = 1000) -> Group:
     """Returns the cases. Before each, what the one before began to write is waited for, untimed."""
+    turns: dict[str, _Turn] = {}
     return Group(
         "async-checkpoints",
         f"the time that a checkpoint of {arrays * width**2 * 4 / 1e6:.0f} MB takes from a loop",
         _COPY,
         [
-            _case(_COPY, _copied(arrays, width)),
-            _case("Checkpoints.save(n, step), and a step", _through_step(arrays, width), limit=2.0),
-            _case("Checkpoints.save(n, model), and a step", _of_objects(arrays, width), limit=2.0),
-            _case("Orbax's manager, save(n, state), and a step", _by_orbax(arrays, width)),
+            _case(_COPY, _copied(arrays, width), turns),
+            _case("Checkpoints.save(n, step), and a step", _through_step(arrays, width), turns, limit=2.0),
+            _case("Checkpoints.save(n, model), and a step", _of_objects(arrays, width), turns, limit=2.0),
+            _case("Orbax's manager, save(n, state), and a step", _by_orbax(arrays, width), turns),
         ],
         one_call=True,
         rounds_in_one=10,
@@ -64,25 +65,21 @@ class _Turn:
         self.save(number)
         jax.block_until_ready(self.step())
 
-    def fresh(self) -> int:
-        self.wait()
-        return next(self.numbers)
 
-
-def _case(name: str, make: Callable[[], _Turn], limit: float | None = None) -> Case:
-    made: list[_Turn] = []
-
+def _case(name: str, make: Callable[[], _Turn], turns: dict[str, _Turn], limit: float | None = None) -> Case:
     def once() -> _Turn:
-        made.append(make())
-        return made[0]
+        turns[name] = make()
+        return turns[name]
+
+    def wait() -> None:
+        for turn in turns.values():  # or the one case would be timed while the other's checkpoint is written
+            turn.wait()
 
     def fresh() -> int:
-        return made[0].fresh()
+        wait()
+        return next(turns[name].numbers)
 
-    def done() -> None:
-        made[0].wait()
-
-    return Case(name=name, make=once, fresh=fresh, limit=limit, done=done)
+    return Case(name=name, make=once, fresh=fresh, limit=limit, done=wait)
 
 
 def _folder() -> str:

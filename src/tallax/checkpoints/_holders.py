@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import types
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from tallax._errors import HeldError, InvalidTypeError, InvalidValueError, TracedReadError, compose, describe
+from tallax._module import EvalAware
 from tallax._placement import is_traced
 from tallax._variables import Counter, Held, Item
 from tallax.compiling import CompiledStep
@@ -20,6 +23,7 @@ from tallax.schedules import Scheduled
 from tallax.statistics import Statistic
 
 RESERVED = "tallax"  # where a checkpoint keeps what it tells of itself
+_CONSTANTS = {int, float, bool, str, tuple, dict, list, type(None), types.FunctionType, type}
 PYTHON = {"bool": bool, "int": int, "float": float, "complex": complex}
 
 
@@ -136,14 +140,19 @@ def holders_of(objects: Mapping[str, Any]) -> list[Holder]:
     """
     found: list[Holder] = []
     for name, thing in objects.items():
-        nodes = list(nnx.iter_graph(thing))
-        owners = {id(node.item): node for _, node in nodes if isinstance(node, Statistic | Scheduled)}
-        bare = []
-        for path, node in nodes:
+        variables, bare, owners = [], [], {}
+        for path, node in nnx.iter_graph(thing):
+            kind = type(node)
+            if kind in _CONSTANTS:  # most of what there is, and Flax's own `isinstance` takes long
+                continue
             if isinstance(node, nnx.Variable):
-                found.append(_holder_of(name, path, node, owners.get(id(node))))
+                variables.append((path, node))
+            elif isinstance(node, EvalAware):
+                if isinstance(node, Statistic | Scheduled):
+                    owners[id(node.item)] = node
             elif isinstance(node, jax.Array | np.ndarray):
                 bare.append(path)
+        found += [_holder_of(name, path, node, owners.get(id(node))) for path, node in variables]
         if bare:
             found += _bare_arrays(name, thing, set(bare))
     return sorted(found, key=lambda holder: holder.names)
@@ -190,6 +199,7 @@ def joined(parts: Sequence[Any], *, quoted: int = 0) -> str:
     return "/".join([*map(str, parts[:quoted]), *(_quoted(str(part)) for part in parts[quoted:])])
 
 
+@functools.lru_cache(maxsize=4096)
 def _quoted(part: str) -> str:
     # Orbax joins the keys of a tree by dots, so that {"a.b": x} and {"a": {"b": x}} would be the same to it.
     return urllib.parse.quote(part, safe=" ").replace(".", "%2E") or "%"

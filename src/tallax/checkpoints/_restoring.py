@@ -21,7 +21,7 @@ from tallax.checkpoints._holders import PYTHON, RESERVED, Holder, holders_of, jo
 from tallax.checkpoints._leaves import KEY, is_key, stored, stored_dtype, sums_of
 from tallax.checkpoints._manifest import Entry, Manifest, damaged
 from tallax.checkpoints._report import RestoreReport
-from tallax.checkpoints._tree import entry_of, whole
+from tallax.checkpoints._tree import entry_of, has_shares, whole
 from tallax.replicas import per_replica
 from tallax.statistics import Statistic
 
@@ -215,8 +215,10 @@ class Target:
     @classmethod
     def of(cls, objects: dict[str, Any]) -> Target:
         """Returns what named objects hold."""
-        wholes = {name: whole(thing) for name, thing in objects.items()}
-        holders = holders_of(wholes)
+        wholes, holders = objects, holders_of(objects)
+        if any(has_shares(holder) for holder in holders):
+            wholes = {name: whole(thing) for name, thing in objects.items()}
+            holders = holders_of(wholes)
         pairs = [
             (holder, name, leaf) for holder in holders for name, leaf in zip(holder.names, holder.leaves, strict=True)
         ]

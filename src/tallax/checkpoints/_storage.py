@@ -81,11 +81,11 @@ def save(path: str | os.PathLike[str], *objects: Any, extra: Any = None, **named
 
 def arguments(contents: Contents, step: int | None = None) -> Any:
     """Returns what Orbax is to save, with the manifest once more as JSON that anybody can read."""
-    tree = contents.tree(step)
-    encoded = tree[RESERVED]
+    manifest = contents.manifest(step)
+    tree = contents.tree(manifest)
     if jax.process_count() > 1:
-        _refuse_differences(encoded)
-    return orbax().args.StandardSave(tree, custom_metadata=Manifest.decoded(encoded).as_json())
+        _refuse_differences(tree[RESERVED])
+    return orbax().args.StandardSave(tree, custom_metadata=manifest.as_json())
 
 
 def restore(

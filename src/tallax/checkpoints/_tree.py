@@ -95,7 +95,10 @@ class Contents:
         entries: dict[str, Entry] = {}
         arrays: dict[str, Any] = {}
         inline: dict[str, Any] = {}
-        for holder in holders_of({name: whole(thing) for name, thing in objects.items()}):
+        holders = holders_of(objects)
+        if any(has_shares(holder) for holder in holders):
+            holders = holders_of({name: whole(thing) for name, thing in objects.items()})
+        for holder in holders:
             for name, leaf in zip(holder.names, holder.leaves, strict=True):
                 entries[name] = entry_of(holder, leaf)
                 if holder.persistent:
@@ -107,8 +110,8 @@ class Contents:
         arrays, inline = jax.tree.map(lambda array: array.copy(), (self.arrays, self.inline))
         return dataclasses.replace(self, arrays=arrays, inline=inline)
 
-    def tree(self, step: int | None = None) -> dict[str, Any]:
-        """Returns the tree of arrays."""
+    def tree(self, manifest: Manifest | None = None) -> dict[str, Any]:
+        """Returns the tree of arrays; waits for the values, where their manifest is not known yet."""
         tree: dict[str, Any] = {}
         for name, array in self.arrays.items():
             *parents, last = name.split("/")
@@ -116,7 +119,7 @@ class Contents:
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[last] = array
-        tree[RESERVED] = self.manifest(step).encoded()
+        tree[RESERVED] = (manifest or self.manifest()).encoded()
         return tree
 
     def manifest(self, step: int | None = None) -> Manifest:
@@ -152,6 +155,11 @@ def entry_of(holder: Holder, leaf: Any) -> Entry:
         reduce=str(holder.variable.get_metadata("reduce")) if isinstance(holder.variable, Item) else "",
         persistent=holder.persistent,
     )
+
+
+def has_shares(holder: Holder) -> bool:
+    """Tells whether an item is kept as a share for each replica."""
+    return isinstance(holder.variable, Item) and holder.variable.shares is not None
 
 
 def whole(thing: Any) -> Any:
