@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
+import time
+import weakref
 
 import hypothesis
 import hypothesis.strategies as st
@@ -18,6 +20,7 @@ import pytest
 from flax import nnx
 
 import tallax
+from tallax.checkpoints._loop import _tell_of_what_is_lost
 from tests.cases import ITEMS, MODES, Everything, assert_same_state, batch, leaves
 
 MESH = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
@@ -574,6 +577,41 @@ def test_a_failure_in_the_background_is_told(tmp_path):
     with pytest.raises(tallax.CheckpointError, match="can't be written to"):
         checkpoints.wait()
     checkpoints.close()
+
+
+def test_a_program_that_ends_too_early_is_told(tmp_path, capsys):
+    """Python stops the threads that write before the last checkpoint is there: that is said, once nobody waits."""
+    checkpoints = tallax.Checkpoints(tmp_path / "a")
+    checkpoints.save(1, make())
+    checkpoints.wait()
+    _tell_of_what_is_lost(weakref.ref(checkpoints))
+    assert capsys.readouterr().err == ""
+    shutil.rmtree(tmp_path / "a")
+    (tmp_path / "a").write_text("in the way")
+    checkpoints.save(2, make())
+    while checkpoints.lost() is None:
+        time.sleep(0.001)
+    _tell_of_what_is_lost(weakref.ref(checkpoints))
+    assert capsys.readouterr().err.endswith("The program ended without checkpoints.close().\n")
+    with pytest.raises(tallax.CheckpointError):
+        checkpoints.close()
+
+
+def test_a_half_removed_checkpoint_does_no_harm(tmp_path):
+    """A kill may come while an old one is removed: the later ones are restored, and saving goes on."""
+    with tallax.Checkpoints(tmp_path, keep=2) as checkpoints:
+        for n in (1, 2):
+            checkpoints.save(n, make())
+    for name in ("_CHECKPOINT_METADATA", "default/_METADATA", "default/manifest.ocdbt"):
+        (tmp_path / "1" / name).unlink()
+    model = make()
+    model.step.set(3)
+    with tallax.Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.restore(make()).step == 2
+        with pytest.raises(tallax.CheckpointError):
+            checkpoints.restore(make(), step=1)
+        checkpoints.save(model.step, model)
+        assert checkpoints.steps() == [2, 3]
 
 
 def test_what_a_killed_program_left_is_removed(tmp_path):

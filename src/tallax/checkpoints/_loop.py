@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures
+import operator
 import os
 import shutil
 import sys
 import weakref
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, SupportsIndex
 
 import jax
 
@@ -72,13 +73,13 @@ class Checkpoints:
         self._writing: concurrent.futures.Future[None] | None = None
         atexit.register(_tell_of_what_is_lost, weakref.ref(self))
 
-    def save(self, step: int, *objects: Any, extra: Any = None, force: bool = False, **named: Any) -> bool:
+    def save(self, step: SupportsIndex, *objects: Any, extra: Any = None, force: bool = False, **named: Any) -> bool:
         """Saves objects under a number, if it is one of those to save at.
 
         While the one before is still being written, it waits for that.
 
         Args:
-            step: the number, larger than that of any checkpoint in the folder.
+            step: the number, larger than that of any checkpoint in the folder; a `Counter` is one.
             *objects: see `to_checkpoint`.
             extra: see `to_checkpoint`.
             force: whether to save at any number, as after the last step.
@@ -93,6 +94,7 @@ class Checkpoints:
             InvalidValueError: there is a checkpoint of a larger number.
             TallaxError: as `tallax.save` does.
         """
+        step = operator.index(step)  # a Counter is one, too
         if step % self._every and not force:
             return False
         latest = self.latest()
