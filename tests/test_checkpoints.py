@@ -20,6 +20,7 @@ import pytest
 from flax import nnx
 
 import tallax
+from tallax.checkpoints._leaves import _sum_of, _sum_on_host, sums_of
 from tallax.checkpoints._loop import _tell_of_what_is_lost
 from tests.cases import ITEMS, MODES, Everything, assert_same_state, batch, leaves
 
@@ -218,6 +219,21 @@ def test_any_mixture_comes_back_from_a_folder(tmp_path_factory, names, seed):
     tallax.save(path, saved)
     tallax.restore(path, other)
     assert same(bits(saved), bits(other))
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["bool", "int8", "uint8", "int16", "bfloat16", "float16", "int32", "float32", "complex64", "float8_e4m3fn", "int4"],
+)
+def test_the_sum_of_an_array_is_the_same_on_the_host_and_on_a_device(dtype):
+    """Whichever computed it when it was saved; and it tells one bit."""
+    noise = np.random.default_rng(0).integers(0, 2, (3, 5, 7))
+    array = jnp.asarray(noise).astype(dtype)
+    split = jax.device_put(array.reshape(-1)[:104], jax.NamedSharding(MESH, jax.P("data")))
+    for each in (array, split):
+        assert _sum_on_host(np.asarray(each)) == int(_sum_of(each))
+    other = array.at[1, 2, 3].set(jnp.asarray(1 - noise[1, 2, 3]).astype(dtype))
+    assert sums_of([array]) != sums_of([other])
 
 
 # --- what differs is told ---------------------------------------------------------------------------------------------

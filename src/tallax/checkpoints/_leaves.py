@@ -85,8 +85,8 @@ def sums_of(arrays: Sequence[Any]) -> list[int]:
 
 
 def _sum_on_host(array: np.ndarray) -> int:
-    flat = np.ascontiguousarray(array).reshape(-1)
-    if flat.dtype.itemsize == 1:  # booleans and narrower numbers too, which NumPy keeps in a byte each
+    flat = np.ascontiguousarray(array.astype(np.int8) if _is_narrow(array.dtype) else array).reshape(-1)
+    if flat.dtype.itemsize == 1:
         return int(flat.view(np.uint8).sum(dtype=np.uint32))
     width = 2 if flat.dtype.itemsize == 2 else 4
     return int(flat.view(f"uint{8 * width}").sum(dtype=np.uint32))
@@ -94,13 +94,17 @@ def _sum_on_host(array: np.ndarray) -> int:
 
 @functools.partial(jax.jit)
 def _sum_of(array: jax.Array) -> jax.Array:
-    if array.dtype == jnp.bool_:
-        array = array.astype(jnp.uint8)
+    if array.dtype == jnp.bool_ or _is_narrow(array.dtype):
+        array = array.astype(jnp.int8)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         return _sum_of(array.real) + _sum_of(array.imag)
     width = min(array.dtype.itemsize, 4)
     words = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * width}"))
     return unsplit(words.astype(jnp.uint32).sum(dtype=jnp.uint32))
+
+
+def _is_narrow(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.integer)) and jnp.iinfo(dtype).bits < 8
 
 
 def _sums_on_device(arrays: Sequence[jax.Array]) -> list[np.ndarray]:
