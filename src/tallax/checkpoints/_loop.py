@@ -133,7 +133,7 @@ class Checkpoints:
         self.wait()
         if not self._folder.is_dir():
             return []
-        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit() and path.is_dir())
+        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal() and path.is_dir())
 
     def restore(
         self,

@@ -152,9 +152,9 @@ def folder_of(path: Path, name: str) -> Path:
             return path
         else:
             items = [item for item in path.iterdir() if (item / _METADATA).is_file()]
-            steps = [item for item in path.iterdir() if item.name.isdigit()]
+            steps = [item for item in path.iterdir() if item.name.isdecimal()]
             if len(items) == 1:
-                if not items[0].name.isdigit():
+                if not items[0].name.isdecimal():
                     return items[0]
             what, fix = "a folder that Orbax has not written a tree to", "the folder that tallax.save wrote"
             if steps:
