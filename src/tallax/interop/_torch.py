@@ -105,8 +105,8 @@ def to_torch(model: nnx.Module) -> dict[str, Any]:
                         )
                     )
                 array = array.astype(np.int64)
-            result[name] = _as_tensor(place.back(array))
-    return result
+            result[name] = place.back(array)
+    return {name: _as_tensor(array) for name, array in result.items()}
 
 
 # --- names and layouts ------------------------------------------------------------------------------------------------
