@@ -236,6 +236,15 @@ def test_the_sum_of_an_array_is_the_same_on_the_host_and_on_a_device(dtype):
     assert sums_of([array]) != sums_of([other])
 
 
+def test_a_weak_scalar_stays_one():
+    """Or half-precision activations would be float32 after a restore, and every step traced once more."""
+    saved, other = (nnx.Dict(scale=nnx.Variable(jnp.asarray(x)), n=nnx.Variable(jnp.asarray(3))) for x in (0.1, 0.7))
+    tallax.from_checkpoint(tallax.to_checkpoint(saved), other)
+    assert same(bits(saved), bits(other))
+    assert other.scale[...].weak_type
+    assert (other.scale[...] * jnp.ones(2, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
 # --- what differs is told ---------------------------------------------------------------------------------------------
 
 

@@ -289,7 +289,10 @@ def in_place_of(leaf: Any, array: Any, entry: Entry) -> Any:
         keys = jax.random.wrap_key_data(words, impl=entry.dtype.removeprefix(KEY))
         return placed(keys, leaf.sharding) if is_committed(leaf) else keys
     if not is_committed(leaf):
-        return jnp.asarray(np.asarray(array))
+        host = np.asarray(array)
+        if leaf.weak_type and host.ndim == 0:  # a Python number of the same bits: what it multiplies must not widen
+            return jnp.asarray(host.item())
+        return jnp.asarray(host)
     if isinstance(array, jax.Array):
         return array if array.sharding == leaf.sharding else _moved(array, leaf.sharding)
     return placed(array, leaf.sharding)
