@@ -19,7 +19,7 @@ from tallax._errors import CheckpointError, InvalidValueError, TallaxError, comp
 from tallax.checkpoints._compare import Missing, Rename, Unexpected
 from tallax.checkpoints._holders import named_objects
 from tallax.checkpoints._report import RestoreReport
-from tallax.checkpoints._storage import _UNFINISHED, arguments, orbax, restore, unreadable
+from tallax.checkpoints._storage import UNFINISHED, arguments, orbax, restore, unreadable
 from tallax.checkpoints._tree import Contents
 from tallax.compiling import CompiledStep
 
@@ -229,7 +229,7 @@ class Checkpoints:
         ocp = orbax()
         if jax.process_index() == 0 and self._folder.is_dir():
             for path in self._folder.iterdir():
-                if _UNFINISHED in path.name:
+                if UNFINISHED in path.name:
                     shutil.rmtree(path, ignore_errors=True)
         background = self._async and jax.process_count() > 1
         options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, enable_async_checkpointing=background)

@@ -18,7 +18,7 @@ from tallax._errors import InvalidTypeError, InvalidValueError
 from tallax.checkpoints._leaves import size_of, stored_dtype
 from tallax.checkpoints._manifest import Entry, Manifest
 from tallax.checkpoints._restoring import Source
-from tallax.checkpoints._storage import _manifest, _outline, _read, _told, folder_of, orbax
+from tallax.checkpoints._storage import METADATA, folder_of, manifest_of, orbax, outline_of, read_arrays, told
 from tallax.logging._numbers import Numbers
 from tallax.schedules import Scheduled
 from tallax_runs import Item
@@ -38,13 +38,13 @@ def shown(path: str | os.PathLike[str]) -> Shown:
         CheckpointError: there is none, or it is damaged, unfinished or of a later version.
     """
     folder, handler = _folder(path), orbax().PyTreeCheckpointHandler()
-    with _told(str(path), "can't be read"), orbax().Checkpointer(handler) as checkpointer:
-        tree = _outline(handler, folder)
-        manifest = _manifest(checkpointer, folder, tree)
+    with told(str(path), "can't be read"), orbax().Checkpointer(handler) as checkpointer:
+        tree = outline_of(handler, folder)
+        manifest = manifest_of(checkpointer, folder, tree)
         source = Source.of(tree, tuple(map(str, tree)) if isinstance(tree, Mapping) else ("",), manifest)
         entries = source.manifest.entries
         wanted = {source.arrays[name].name: name for name, entry in entries.items() if _is_to_be_read(entry)}
-        arrays = _read(checkpointer, folder, tree, wanted, None)
+        arrays = read_arrays(checkpointer, folder, tree, wanted, None)
     numbers, items = Numbers(), {}
     for name, entry in sorted(entries.items()):
         name_of_owner = name.rpartition("/")[0] if entry.owner else name
@@ -61,7 +61,7 @@ def _folder(path: str | os.PathLike[str]) -> Path:
     folder = Path(path).absolute()
     if folder.is_dir():
         steps = [int(item.name) for item in folder.iterdir() if item.name.isdigit() and item.is_dir()]
-        if steps and not (folder / "_METADATA").exists():
+        if steps and not (folder / METADATA).exists():
             folder /= str(max(steps))
     return folder_of(folder, str(path))
 

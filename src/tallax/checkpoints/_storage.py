@@ -34,8 +34,8 @@ from tallax.checkpoints._report import RestoreReport
 from tallax.checkpoints._restoring import Source, Target
 from tallax.checkpoints._tree import Contents
 
-_METADATA = "_METADATA"  # what Orbax writes into every folder of a tree
-_UNFINISHED = ".orbax-checkpoint-tmp"
+METADATA = "_METADATA"  # what Orbax writes into every folder of a tree
+UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 def save(path: str | os.PathLike[str], *objects: Any, extra: Any = None, **named: Any) -> None:
@@ -75,7 +75,7 @@ def save(path: str | os.PathLike[str], *objects: Any, extra: Any = None, **named
         )
     contents = Contents.of(named_objects(objects, named), extra)
     ocp = orbax()
-    with _told(str(path), "can't be written"), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    with told(str(path), "can't be written"), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
         checkpointer.save(folder, args=arguments(contents))
 
 
@@ -119,14 +119,14 @@ def restore(
     target = Target.of(named_objects(objects, named))
     folder = folder_of(Path(path).absolute(), str(path))
     handler = orbax().PyTreeCheckpointHandler()
-    with _told(str(path), "can't be read"), orbax().Checkpointer(handler) as checkpointer:
-        tree = _outline(handler, folder)
-        manifest = _manifest(checkpointer, folder, tree)
+    with told(str(path), "can't be read"), orbax().Checkpointer(handler) as checkpointer:
+        tree = outline_of(handler, folder)
+        manifest = manifest_of(checkpointer, folder, tree)
         source = Source.of(tree, tuple(target.objects), manifest)
 
         def fetch(names: Mapping[str, str], target: Target) -> Mapping[str, Any]:
             wanted = {source.arrays[old].name: new for new, old in names.items()}
-            return _read(checkpointer, folder, tree, wanted, target)
+            return read_arrays(checkpointer, folder, tree, wanted, target)
 
         return target.restore(source, fetch, policy)
 
@@ -146,12 +146,12 @@ def folder_of(path: Path, name: str) -> Path:
     """
     what, fix = "there is nothing", "the folder that tallax.save wrote"
     if path.is_dir():
-        if _UNFINISHED in path.name:
+        if UNFINISHED in path.name:
             what, fix = "it was never finished: its writer was stopped", "an earlier checkpoint"
-        elif (path / _METADATA).is_file():
+        elif (path / METADATA).is_file():
             return path
         else:
-            items = [item for item in path.iterdir() if (item / _METADATA).is_file()]
+            items = [item for item in path.iterdir() if (item / METADATA).is_file()]
             steps = [item for item in path.iterdir() if item.name.isdecimal()]
             if len(items) == 1:
                 if not items[0].name.isdecimal():
@@ -164,7 +164,7 @@ def folder_of(path: Path, name: str) -> Path:
     raise CheckpointError(compose(name, "is no checkpoint.", got=what, fix=fix))
 
 
-def _outline(handler: Any, folder: Path) -> Any:
+def outline_of(handler: Any, folder: Path) -> Any:
     """Returns what stands for the arrays, with shapes and dtypes as their own storage has them."""
     tree = _attempted(lambda: handler.metadata(folder).tree)
     seen = set()
@@ -209,16 +209,16 @@ def _silence() -> Iterator[None]:
         log.disabled, sys.unraisablehook = was, hook
 
 
-def _manifest(checkpointer: Any, folder: Path, tree: Any) -> Manifest | None:
+def manifest_of(checkpointer: Any, folder: Path, tree: Any) -> Manifest | None:
     leaf = tree.get(RESERVED) if isinstance(tree, Mapping) else None
     if leaf is None:
         return None
     if getattr(leaf, "dtype", None) != np.uint8 or len(leaf.shape) != 1 or leaf.shape[0] > MOST:
         raise damaged("its manifest is no text")
-    return Manifest.decoded(_read(checkpointer, folder, tree, {RESERVED: RESERVED}, None)[RESERVED])
+    return Manifest.decoded(read_arrays(checkpointer, folder, tree, {RESERVED: RESERVED}, None)[RESERVED])
 
 
-def _read(
+def read_arrays(
     checkpointer: Any, folder: Path, tree: Any, wanted: Mapping[str, str], target: Target | None
 ) -> dict[str, Any]:
     """Returns some arrays of a folder.
@@ -281,7 +281,7 @@ def _digest(manifest: np.ndarray) -> bytes:
 
 
 @contextlib.contextmanager
-def _told(name: str, what: str) -> Iterator[None]:
+def told(name: str, what: str) -> Iterator[None]:
     """Words whatever Orbax and its storage raise."""
     try:
         yield
