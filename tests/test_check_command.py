@@ -135,7 +135,7 @@ def test_two_if_it_could_not_run(file, capfd, name, says):
     assert "fix:" in err
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_what_hangs_is_ended(file, capfd):
     """A module that never returns is given up after the limit."""
     began = time.monotonic()
@@ -331,7 +331,7 @@ def test_pitfalls_of_the_problem_are_named(tmp_path, text, pitfall, monkeypatch)
     assert pitfall in pitfalls(grade(tmp_path, text))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_from_start_to_grade(tmp_path):
     """`--start` writes a file, which `tallax check` then grades with 1; it never writes over one."""
     path = tmp_path / "solution.py"

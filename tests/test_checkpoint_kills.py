@@ -44,7 +44,7 @@ def finish(process, seconds=120):
     return lines
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
     """A run killed at a random moment, and another to the end, come to the very bits of one that nobody disturbed."""
     rng, reached = random.Random(0), 0

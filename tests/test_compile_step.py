@@ -97,7 +97,11 @@ def assert_all_same(left, right):
 
 @pytest.mark.parametrize(
     ("graph", "donate"),
-    [(True, True), (False, True), pytest.param(True, False, marks=pytest.mark.thorough)],
+    [
+        (True, True),
+        pytest.param(False, True, marks=pytest.mark.thorough),
+        pytest.param(True, False, marks=pytest.mark.thorough),
+    ],
     ids=["graph", "tree", "kept"],
 )
 def test_a_thousand_random_steps_are_those_of_nnx_jit(graph, donate):

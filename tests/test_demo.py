@@ -108,6 +108,7 @@ def test_a_short_run_shows_every_item_and_draws_every_plot(tmp_path):
     ]
 
 
+@pytest.mark.thorough
 def test_ctrl_c_ends_it_with_the_table_so_far(tmp_path):
     """SIGINT in the middle of training ends it with code 130, where it stopped, and the table, without a traceback."""
     # Made to take the pipe for a terminal, rich shows the progress bar while it works.

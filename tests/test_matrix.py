@@ -278,6 +278,7 @@ MISUSED = {"two-names": TwoNames, "custom-vjp": Forgets, "closure": Frozen}
 checked = functools.cache(lambda make: tallax.statecheck(make, batch(), calls=2))
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("as_users_run_it")
 @pytest.mark.parametrize("name", CANNOT_KNOW)
 def test_statecheck_says_so(name):

@@ -191,6 +191,7 @@ def test_progress_is_told():
     assert {"transformations", "jit graph", "scan tree", "eval mode", "widths"} <= set(told)
 
 
+@pytest.mark.thorough
 def test_a_call_can_be_any_function_of_the_model():
     """`call=` checks a training step, with the loss it makes."""
 
@@ -305,7 +306,7 @@ def test_one_call_is_too_few():
 # --- pytest -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_fixture_fails_a_test(tmp_path):
     """The fixture `statecheck` is there without an import, and fails a test with the finding."""
     (tmp_path / "test_it.py").write_text(
