@@ -337,7 +337,7 @@ def test_from_start_to_grade(tmp_path):
     path = tmp_path / "solution.py"
 
     def tallax_check(*args):
-        command = [sys.executable, "-c", "from tallax.cli import main; main()", "check", *args]
+        command = [sys.executable, "-c", "from tallax_cli import main; main()", "check", *args]
         return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
     started = tallax_check("--start", str(path))
