@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules, one file for each family."""
+
+from __future__ import annotations
+
+from tallax_lint._rule import Rule
+from tallax_lint.rules import replaced
+
+RULES: tuple[Rule, ...] = (replaced.RULE,)
