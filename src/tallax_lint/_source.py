@@ -20,3 +20,21 @@ class Source:
     path: str
     text: str
     tree: ast.Module | None = None
+
+    def parse(self) -> ast.Module | None:
+        if self.tree is None:
+            import warnings
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                try:
+                    self.tree = ast.parse(self.text)
+                except (SyntaxError, ValueError):
+                    return None
+        return self.tree
+
+
+def read(path: str) -> Source | None:
+    try:
+        return Source(path, open(path, encoding="utf-8").read())
+    except (OSError, ValueError):
+        return None

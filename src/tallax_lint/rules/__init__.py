@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from tallax_lint._check import CHECKS
 from tallax_lint._rule import Rule
 from tallax_lint.rules import replaced
 
 RULES: tuple[Rule, ...] = (replaced.RULE,)
+
+__all__ = ["CHECKS", "RULES"]
