@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tallax_lint._finding import Edit, Finding
-from tallax_lint._index import File, Scope
+from tallax_lint._index import File, Scope, parent_of
+from tallax_lint._kinds import Type
 from tallax_lint._rule import Rule
 from tallax_lint._uses import Uses
 from tallax_lint._values import Values
@@ -26,6 +27,30 @@ class Context:
         self.values = values
         self.uses = Uses(values)
         self.findings: list[Finding] = []
+        self._at_hand: list[Scope] | None = None
+        self._scopes: dict[int, Scope] | None = None
+
+    def classes_at_hand(self) -> list[Scope]:
+        """Returns the classes of the file and those that it imports by name."""
+        if self._at_hand is None:
+            found = list(self.file.classes)
+            for name, bindings in self.file.bindings.items():
+                for binding in bindings:
+                    if binding.how == "import" and name != "*":
+                        value = self.values.dotted(binding.what, self.file)
+                        if isinstance(value, Type) and not isinstance(value.cls, str) and value.cls not in found:
+                            found.append(value.cls)
+            self._at_hand = found
+        return self._at_hand
+
+    def scope_of(self, node: ast.AST) -> Scope:
+        """Returns the scope that a node stands in."""
+        if self._scopes is None:
+            self._scopes = {id(scope.node): scope for scope in self.file.inside()}
+        current = parent_of(node)
+        while current is not None and id(current) not in self._scopes:
+            current = parent_of(current)
+        return self._scopes[id(current)] if current is not None else self.file
 
     def report(self, rule: Rule, node: ast.AST, message: str, edits: tuple[Edit, ...] = ()) -> None:
         """Takes down a finding at a node."""

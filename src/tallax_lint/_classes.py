@@ -139,6 +139,12 @@ class Classes:
             return Callee(value.scope, bound, value.transformed)
         return value
 
+    def own_member(self, cls: Scope, name: str) -> Value | None | bool:
+        """Returns what an attribute that a class itself sets or declares holds, False if it does neither."""
+        if name not in self.settings(cls) and name not in cls.bindings:
+            return False
+        return self.member(cls, name, None)
+
     def _member(self, cls: Scope, name: str) -> Value | None:
         for current in self.lineage(cls):
             if isinstance(current, str):

@@ -10,19 +10,16 @@ from typing import TypeAlias
 from tallax_lint._index import Scope
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
 class Frame:
-    """Where an expression is worked out: a scope, and the arguments of the call where they are known."""
+    """Where an expression is worked out: a scope, and within a called function the arguments as far as they are known."""
 
-    scope: Scope
-    arguments: tuple[tuple[str, Value | None], ...] = ()
+    __slots__ = ("arguments", "depth", "memory", "scope")
 
-    def argument(self, name: str) -> tuple[bool, Value | None]:
-        """Returns whether a parameter's argument is known, and what it holds."""
-        for key, value in self.arguments:
-            if key == name:
-                return True, value
-        return False, None
+    def __init__(self, scope: Scope, arguments: dict[str, Value] | None = None, depth: int = 0):
+        self.scope = scope
+        self.arguments = arguments or {}
+        self.depth = depth
+        self.memory: dict[object, Value | None] = {} if arguments else scope.memory
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

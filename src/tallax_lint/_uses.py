@@ -108,7 +108,7 @@ class Uses:
                 if item[0] >= len(node.elts):
                     break
                 node, item = node.elts[item[0]], item[1:]
-            elif isinstance(node, ast.Name) and node.id in frame.scope.bindings and not frame.argument(node.id)[0]:
+            elif isinstance(node, ast.Name) and node.id in frame.scope.bindings and node.id not in frame.arguments:
                 found = [b for b in reaching(frame.scope.bindings[node.id], node.lineno) if b.how == "value"]
                 if len(found) != 1:
                     break

@@ -13,7 +13,9 @@ from tallax_lint._kinds import Value, NOTHING, Array, Callee, Frame, Instance, I
 from tallax_lint._names import JITS, LAYER_VARIABLES, LAYERS, NNX_TRANSFORMS, NOT_NODES, RAW_TRANSFORMS, VARIABLES, canonical
 from tallax_lint._tree import Tree
 
+# How deep expressions nest, and calls within calls: what is farther from a place seldom decides about it.
 _DEEPEST = 24
+_FARTHEST = 3
 _BUILTINS = {"int": "int", "float": "float", "bool": "bool", "complex": "float", "round": "int", "len": "int", "ord": "int"}
 _TRANSFORMS = RAW_TRANSFORMS | NNX_TRANSFORMS | JITS
 # Those that return what they are given, or something that holds it.
@@ -35,23 +37,21 @@ class Values(Classes):
         if node is None:
             return None
         frame = scope if isinstance(scope, Frame) else Frame(scope)
-        memory = frame.scope.memory if not frame.arguments else None
-        if memory is not None and node in memory:
+        memory = frame.memory
+        if node in memory:
             return memory[node]
         if self._depth > _DEEPEST:
             return None
         work = _WORK.get(type(node))
         if work is None:
             return Plain("text") if isinstance(node, ast.JoinedStr) else None
-        if memory is not None:
-            memory[node] = None  # what is defined by itself
+        memory[node] = None  # what is defined by itself
         self._depth += 1
         try:
             value = work(self, node, frame)
         finally:
             self._depth -= 1
-        if memory is not None:
-            memory[node] = value
+        memory[node] = value
         return value
 
     # Names
@@ -81,14 +81,12 @@ class Values(Classes):
         if binding.how == "def":
             return self.defined(binding.what)
         if binding.how == "parameter":
-            known, value = frame.argument(binding.what.arg)
-            return value if known else self.parameter(binding.what, frame.scope)
+            known = frame.arguments.get(binding.what.arg)
+            return known if known is not None else self.parameter(binding.what, frame.scope)
         if binding.how == "annotation":
             return self.annotated(binding.what, frame.scope)
         if binding.how == "changed":
-            node = binding.what
-            before = self.name(node.target.id, node.lineno - 1, frame) if node.lineno > 1 else None
-            return _arrays.combined(self.content_of(before), self.of(node.value, frame), node.op) if before else None
+            return self._changed(binding.what, frame)
         if binding.how not in ("value", "element"):
             return None
         value = self.of(binding.what, frame)
@@ -97,6 +95,16 @@ class Values(Classes):
         for k in binding.item:
             value = item(value, k)
         return value
+
+    def _changed(self, node: ast.AugAssign, frame: Frame) -> Value | None:
+        """Returns what a name holds after `+=`."""
+        memory = frame.memory
+        if node not in memory:
+            memory[node] = None  # in a loop it depends on itself
+            before = self.name(node.target.id, node.lineno - 1, frame)  # type: ignore[union-attr]
+            if before is not None:
+                memory[node] = _arrays.combined(self.content_of(before), self.of(node.value, frame), node.op)
+        return memory[node]
 
     def defined(self, scope: Scope) -> Value | None:
         """Returns what a class or function statement binds."""
@@ -448,6 +456,8 @@ class Values(Classes):
     def returned(self, callee: Callee, node: ast.Call, frame: Frame) -> Value | None:
         """Returns what a call of one of the project's functions gives back."""
         scope = callee.scope
+        if frame.depth >= _FARTHEST:
+            return None
         if callee.transformed and callee.transformed not in JITS and not callee.transformed.endswith(("checkpoint", "remat")):
             return None
         inner = self.frame_of(callee, node, frame)
@@ -466,18 +476,18 @@ class Values(Classes):
     def frame_of(self, callee: Callee, node: ast.Call, frame: Frame) -> Frame:
         """Returns where the body of a called function is worked out: its scope, with the arguments as far as known."""
         scope = callee.scope
-        arguments: list[tuple[str, Value | None]] = []
+        arguments: dict[str, Value | None] = {}
         parameters = scope.parameters
         if callee.bound is not None and parameters and scope.self_name:
-            arguments.append((parameters[0].arg, callee.bound))
+            arguments[parameters[0].arg] = callee.bound
             parameters = parameters[1:]
         for parameter, given in zip(parameters, node.args, strict=False):
             if isinstance(given, ast.Starred):
                 break
-            arguments.append((parameter.arg, self.of(given, frame)))
-        arguments += [(word.arg, self.of(word.value, frame)) for word in node.keywords if word.arg]
+            arguments[parameter.arg] = self.of(given, frame)
+        arguments |= {word.arg: self.of(word.value, frame) for word in node.keywords if word.arg}
         # An argument of unknown kind may still be annotated.
-        return Frame(scope, tuple((name, value) for name, value in arguments if value is not None))
+        return Frame(scope, {name: value for name, value in arguments.items() if value is not None}, frame.depth + 1)
 
     # Variables' values
 

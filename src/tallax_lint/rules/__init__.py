@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from tallax_lint._check import CHECKS
 from tallax_lint._rule import Rule
-from tallax_lint.rules import replaced
+from tallax_lint.rules import replaced, value, weak
 
-RULES: tuple[Rule, ...] = (replaced.RULE,)
+RULES: tuple[Rule, ...] = (replaced.RULE, weak.RULE, value.RULE)
 
 __all__ = ["CHECKS", "RULES"]
