@@ -167,6 +167,14 @@ def statement_of(node: ast.AST) -> ast.stmt:
     return node
 
 
+def enclosing(node: ast.AST, *kinds: type) -> ast.AST | None:
+    """Returns the innermost node of some kinds around a node."""
+    current = parent_of(node)
+    while current is not None and not isinstance(current, kinds):
+        current = parent_of(current)
+    return current
+
+
 def _collect(file: File, tree: ast.Module) -> None:
     """Fills a file's scopes in one walk, without recursion: source may be nested deeper than Python's stack."""
     stack: list[tuple[ast.AST, Scope, tuple[Lines, ...]]] = [(tree, file, ())]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tallax_lint import _arrays
 from tallax_lint._classes import Classes
-from tallax_lint._index import Binding, Lines, Scope, parent_of
+from tallax_lint._index import Binding, Lines, Scope
 from tallax_lint._kinds import Value, NOTHING, Array, Callee, Frame, Instance, Items, Name, Number, Plain, Type, Variable, element, item, joined
 from tallax_lint._names import JITS, LAYER_VARIABLES, LAYERS, NNX_TRANSFORMS, NOT_NODES, RAW_TRANSFORMS, VARIABLES, canonical
 from tallax_lint._tree import Tree
@@ -580,14 +580,6 @@ def _given(call: ast.Call, name: str, place: int, keyword: str) -> ast.expr | No
 def _spelled(name: str) -> str:
     """Returns a canonical module name as Python imports it."""
     return {"nnx": "flax.nnx", "jnp": "jax.numpy", "np": "numpy"}.get(name, name)
-
-
-def enclosing(node: ast.AST, *kinds: type) -> ast.AST | None:
-    """Returns the innermost node of some kinds around a node."""
-    current = parent_of(node)
-    while current is not None and not isinstance(current, kinds):
-        current = parent_of(current)
-    return current
 
 
 _WORK = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from tallax_lint._check import CHECKS
 from tallax_lint._rule import Rule
-from tallax_lint.rules import replaced, value, weak
+from tallax_lint.rules import counters, replaced, sync, value, weak
 
-RULES: tuple[Rule, ...] = (replaced.RULE, weak.RULE, value.RULE)
+RULES: tuple[Rule, ...] = (replaced.RULE, sync.RULE, counters.NARROW, weak.RULE, value.RULE, counters.PYTHON)
 
 __all__ = ["CHECKS", "RULES"]
