@@ -180,9 +180,9 @@ class Values(Classes):
             if around is scope:
                 continue
             for call in around.of(ast.Call):
-                given = _given(call, own, place, argument.arg)
-                if given is not None:
-                    found.append(self.of(given, around))
+                handed = given(call, own, place, argument.arg)
+                if handed is not None:
+                    found.append(self.of(handed, around))
         return joined(found)
 
     # Types
@@ -550,7 +550,7 @@ def _default_of(argument: ast.arg, scope: Scope) -> ast.expr | None:
     return None
 
 
-def _given(call: ast.Call, name: str, place: int, keyword: str) -> ast.expr | None:
+def given(call: ast.Call, name: str, place: int, keyword: str) -> ast.expr | None:
     """Returns what a call hands to a function's parameter: `f(a)`, `nnx.jit(f)(a)`, `nnx.cond(p, f, g, a)`, `nnx.fori_loop(..., f, a)`."""
     function = call.func
     arguments = call.args

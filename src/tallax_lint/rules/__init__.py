@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from tallax_lint._check import CHECKS
 from tallax_lint._rule import Rule
-from tallax_lint.rules import counters, replaced, sync, value, weak
+from tallax_lint.rules import counters, lost, parameters, replaced, sync, value, weak
 
-RULES: tuple[Rule, ...] = (replaced.RULE, sync.RULE, counters.NARROW, weak.RULE, value.RULE, counters.PYTHON)
+RULES: tuple[Rule, ...] = (parameters.RULE, replaced.RULE, sync.RULE, counters.NARROW, weak.RULE, value.RULE, counters.PYTHON, lost.RULE)
 
 __all__ = ["CHECKS", "RULES"]
