@@ -15,7 +15,6 @@ from tallax_lint._kinds import Value, Array, Items, Name, Number, Plain
 
 Work = Callable[[ast.expr], "Value | None"]
 
-MADE = {"process_index", "process_count"}
 _COUNTS = {"jax.process_index", "jax.process_count", "jax.device_count", "jax.local_device_count"}
 _FLOATS = {"math." + n for n in ("log", "sqrt", "exp", "sin", "cos", "log2", "log10", "pi", "e", "inf", "tanh", "pow", "log1p")}
 _INTS = {"math.floor", "math.ceil", "math.prod", "math.gcd", "math.comb"}

@@ -7,7 +7,7 @@ import ast
 from typing import Any, NamedTuple
 
 from tallax_lint._index import Scope, targets
-from tallax_lint._kinds import Value, Callee, Frame, Name, Type, Variable, item, joined
+from tallax_lint._kinds import Callee, Frame, Items, Name, Type, Value, Variable, item, joined
 from tallax_lint._names import NODES, NOT_NODES, VARIABLES
 
 # What runs before a module is used: attributes that these set are what the module is made of.
@@ -72,6 +72,7 @@ class Classes:
     defined: Any
     instance: Any
     transform_of: Any
+    filled: Any
 
     def bases(self, cls: Scope) -> list[Scope | str]:
         """Returns what a class derives from directly: classes of the project, or names of other libraries."""
@@ -165,14 +166,13 @@ class Classes:
     def _set(self, settings: list[Setting], cls: Scope, name: str) -> Value | None:
         values: list[Value | None] = []
         for setting in settings:
-            value = self.value_of(setting)
-            if value is None and _is_guarded(setting):
+            if _is_guarded(setting):
                 continue
-            values.append(value)
+            values.append(self.value_of(setting))
         value = joined(values)
         if isinstance(value, Variable):
             return Variable(value.type, value.call, value.frame, value.cls, (cls, name))
-        return value
+        return self.filled(value, name, [scope for method in cls.methods for scope in method.inside()]) if value == Items() else value
 
     def value_of(self, setting: Setting) -> Value | None:
         """Returns what one assignment to an attribute puts there."""

@@ -16,6 +16,7 @@ from tallax_lint._tree import Tree
 # How deep expressions nest, and calls within calls: what is farther from a place seldom decides about it.
 _DEEPEST = 24
 _FARTHEST = 3
+_EMPTY = Items()
 _BUILTINS = {"int": "int", "float": "float", "bool": "bool", "complex": "float", "round": "int", "len": "int", "ord": "int"}
 _TRANSFORMS = RAW_TRANSFORMS | NNX_TRANSFORMS | JITS
 # Those that return what they are given, or something that holds it.
@@ -66,7 +67,8 @@ class Values(Classes):
         while scope is not None:
             if name in scope.bindings and (scope.kind != "class" or scope is start):
                 within = frame if scope is start else Frame(scope)
-                return joined([self.binding(b, within) for b in reaching(scope.bindings[name], line)])
+                value = joined([self.binding(b, within) for b in reaching(scope.bindings[name], line)])
+                return self.filled(value, name, [scope]) if value == _EMPTY else value
             scope = scope.parent
         for star in frame.scope.file.bindings.get("*", ()):
             found = self.dotted(f"{star.what}.{name}", frame.scope)
@@ -95,6 +97,18 @@ class Values(Classes):
         for k in binding.item:
             value = item(value, k)
         return value
+
+    def filled(self, empty: Value, name: str, scopes: Sequence[Scope]) -> Value:
+        """Returns what a list that starts empty holds after what some functions append to it, by name or by `self.name`."""
+        found: list[Value | None] = []
+        for scope in scopes:
+            for call in scope.of(ast.Call):
+                function = call.func
+                if isinstance(function, ast.Attribute) and function.attr == "append" and len(call.args) == 1:
+                    owner = function.value
+                    if (owner.id if isinstance(owner, ast.Name) else getattr(owner, "attr", "")) == name:
+                        found.append(self.of(call.args[0], scope))
+        return Items(each=joined(found)) if found else empty
 
     def _changed(self, node: ast.AugAssign, frame: Frame) -> Value | None:
         """Returns what a name holds after `+=`."""
@@ -441,7 +455,7 @@ class Values(Classes):
             return Callee(inner.scope, inner.bound, name) if isinstance(inner, Callee) else None
         if name == "functools.partial" and node.args:
             return None
-        if name.startswith(("jnp.", "np.", "jax.", "nnx.initializers.", "math.")) or name in _arrays.MADE:
+        if name.startswith(("jnp.", "np.", "jax.", "nnx.initializers", "math.")):
             return _arrays.made(name, node, lambda argument: self.content_of(self.of(argument, frame)))
         return self.named(name) if name.startswith("nnx.") else None
 

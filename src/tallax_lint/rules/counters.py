@@ -99,7 +99,7 @@ class Model(nnx.Module):
 _SIZES = re.compile(r"(?:^|_)(?:batch_size|batch_count|num_(?:tokens|samples|examples|elements)|n_(?:tokens|samples|examples))$")
 _FLOATS = {"float", "float32", "bfloat16", "float16"}
 _INTEGERS = {"int", "int32", "uint32", "int16", "uint16", "int8", "uint8"}
-_ITERATING = {"__iter__", "__next__", "append", "extend", "insert", "pop", "__setstate__", "set_state"}
+_BOOKKEEPING = {"append", "extend", "insert", "pop", "remove", "clear", "set_state", "load_state_dict"}
 
 
 @CHECKS.each_class
@@ -212,9 +212,11 @@ def python_number(cls: Scope, context: Context) -> None:
         return
     for name, settings in context.values.settings(cls).items():
         for setting in settings:
-            if setting.making or setting.method is None or setting.method.name.rpartition(".")[2] in _ITERATING:
+            method = "" if setting.method is None else setting.method.name.rpartition(".")[2]
+            special = method.startswith("__") and method != "__call__"  # iterators and containers keep their own books
+            if setting.making or special or method in _BOOKKEEPING:
                 continue
-            if not _counts_up(setting.node, name, setting.method.self_name or ""):
+            if setting.method is None or not _counts_up(setting.node, name, setting.method.self_name or ""):
                 continue
             value = context.values.member(cls, name, None)
             if isinstance(value, Number) and value.type in ("int", "float") and _is_made_plain(cls, name, context):

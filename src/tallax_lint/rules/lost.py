@@ -237,7 +237,9 @@ def _is_changed(target: ast.expr, scope: Scope, context: Context) -> bool:
 
 
 def _is_evaluating(call: ast.Call) -> bool:
-    """Says whether a call asks for no randomness and no new statistics: `model(x, deterministic=True)`."""
+    """Says whether a call asks for no randomness and no new statistics, or brings its own: `model(x, deterministic=True)`."""
+    if any(word.arg == "rngs" for word in call.keywords):
+        return True
     asks = {"deterministic": True, "use_running_average": True, "train": False, "training": False, "is_training": False}
     return any(isinstance(word.value, ast.Constant) and asks.get(word.arg or "") is word.value.value for word in call.keywords)
 

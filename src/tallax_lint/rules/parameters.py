@@ -65,7 +65,7 @@ class Gate(nnx.Module):
 
 _UNTRAINED = re.compile(
     r"\b(?:non-?\s?(?:trainable|learnable|trained|learned)|un(?:trained|trainable)|frozen|buffers?|"
-    r"fixed(?! (?:size|length|point|number|seed|shape|dim))|"
+    r"fixed(?!:| (?:size|length|point|number|seed|shape|dim|bug|issue|the))|"
     r"(?:not|never|isn't|n't)(?: be)? (?:a )?(?:train\w*|learn\w*|optimi[sz]ed|updated by (?:the )?(?:optimi[sz]er|gradient))|"
     r"only train it if|no gradients?|without gradients?)\b",
     re.IGNORECASE,
@@ -93,7 +93,7 @@ def kept_as_parameter(node: ast.Call, scope: Scope, context: Context) -> None:
         return
     if variable.type == "nnx.LoRAParam":
         return
-    evidence = _stated(node) or _by_value(node, scope, context) or _by_use(node, scope, context)
+    evidence = _stated(node) or _by_use(node, scope, context)
     if evidence:
         name = _attribute(node)
         shown = f"`self.{name}`" if name else "this"
@@ -172,8 +172,9 @@ def _by_use(node: ast.Call, scope: Scope, context: Context) -> str:
     said = _said(node, scope, context)
     if said == "learned":
         return ""
-    if said:
-        return said
+    evidence = said or _by_value(node, scope, context)
+    if evidence:
+        return evidence
     statement = statement_of(node)
     if _is_replaced_by_state(statement, name, cls, context):
         return "a few lines on it is made an untrained Variable"

@@ -7,7 +7,7 @@ import ast
 
 from tallax_lint._check import CHECKS, Context
 from tallax_lint._index import Scope, enclosing, parent_of, statement_of
-from tallax_lint._kinds import Array, Callee, Instance, Name, Value, Variable
+from tallax_lint._kinds import Array, Callee, Instance, Name, Number, Value, Variable
 from tallax_lint._names import JITS, NNX_TRANSFORMS, RAW_TRANSFORMS
 from tallax_lint._rule import Rule
 
@@ -77,7 +77,7 @@ def converted(node: ast.Call, scope: Scope, context: Context) -> None:
     place = _step(node, scope, context)
     if not place:
         return
-    if any(_is_state(argument, node, scope, context) for argument in arguments):
+    if any(_is_state(argument, node, place, scope, context) for argument in arguments):
         context.report(
             RULE, node, f"`{shown}(...)` of a Variable's value {place} waits for the device, or fails under a trace; keep it an array, "
             "and read it outside of the step",
@@ -88,9 +88,7 @@ def converted(node: ast.Call, scope: Scope, context: Context) -> None:
 def decided(node: ast.If | ast.While | ast.IfExp, scope: Scope, context: Context) -> None:
     """Reports `if` and `while` on state in a step."""
     value = context.values.of(node.test, scope)
-    if not isinstance(value, Array) or value.state is None or not _is_forward(scope, context):
-        return
-    if isinstance(node.test, (ast.Name, ast.Attribute)) and isinstance(value, Variable):
+    if not isinstance(value, (Array, Number)) or value.state is None or not _is_forward(scope, context):
         return
     word = "while" if isinstance(node, ast.While) else "if"
     context.report(
@@ -99,12 +97,17 @@ def decided(node: ast.If | ast.While | ast.IfExp, scope: Scope, context: Context
     )
 
 
-def _is_state(node: ast.expr, call: ast.Call, scope: Scope, context: Context) -> bool:
-    """Says whether an argument is an array of state, or an array that is written into state."""
+def _is_state(node: ast.expr, call: ast.Call, place: str, scope: Scope, context: Context) -> bool:
+    """Says whether an argument is an array of state, or an array that is written into state.
+
+    Under a trace a Python number in a Variable is an array too.
+    """
     value: Value | None = context.values.of(node, scope)
     if isinstance(value, Variable):
         content = context.values.content(value)
         return isinstance(content, Array)
+    if isinstance(value, Number):
+        return value.state is not None and place == "in a step"
     if not isinstance(value, Array):
         return False
     if value.state is not None:

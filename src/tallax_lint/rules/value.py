@@ -54,6 +54,9 @@ A read becomes `[...]` where the Variable is known to hold an array, else `get_v
 )
 
 
+_LAYERS_OWN = {"kernel", "bias", "scale", "embedding", "lora_a", "lora_b"}
+
+
 @CHECKS.node(ast.Attribute)
 def value_of_a_variable(node: ast.Attribute, scope: Scope, context: Context) -> None:
     """Reports `x.value` where `x` is a Variable."""
@@ -61,7 +64,11 @@ def value_of_a_variable(node: ast.Attribute, scope: Scope, context: Context) -> 
         return
     variable = context.values.of(node.value, scope)
     if variable is None:
-        variable = _by_its_name(node.value, scope, context)
+        variable = (
+            _as_told_apart(node, scope, context)
+            or _as_one_of_its_kinds(node.value, scope, context)
+            or _by_its_name(node.value, scope, context)
+        )
     if not isinstance(variable, Variable) or (variable.cls is not None and context.values.defines(variable.cls, "value")):
         return
     shown = context.source_of(node.value)
@@ -70,6 +77,43 @@ def value_of_a_variable(node: ast.Attribute, scope: Scope, context: Context) -> 
     if isinstance(node.ctx, ast.Store):
         instead = f"{shown}[...] = ..." if isinstance(held, Array) else f"{shown}.set_value(...)"
     context.report(RULE, node, f"`{shown}.value` is deprecated; write `{instead}`", _edits(node, held, context))
+
+
+def _as_told_apart(node: ast.Attribute, scope: Scope, context: Context) -> Variable | None:
+    """Returns the Variable that `isinstance` has told an object to be: `x.value if isinstance(x, nnx.Variable) else x`."""
+    own = ast.dump(node.value)
+    inner: ast.AST = node
+    above = parent_of(node)
+    while above is not None and not isinstance(above, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        if isinstance(above, (ast.If, ast.IfExp)) and _is_in_body(inner, above):
+            for call in ast.walk(above.test):
+                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "isinstance" and len(call.args) == 2:
+                    if ast.dump(call.args[0]) == own:
+                        told = context.values.annotated(call.args[1], scope)
+                        return told if isinstance(told, Variable) else None
+        inner, above = above, parent_of(above)
+    return None
+
+
+def _is_in_body(node: ast.AST, branch: ast.If | ast.IfExp) -> bool:
+    return node in branch.body if isinstance(branch, ast.If) else node is branch.body
+
+
+def _as_one_of_its_kinds(node: ast.expr, scope: Scope, context: Context) -> Variable | None:
+    """Returns the Variable that an attribute holds in one branch of the class's `__init__`: an array in another has no `.value`."""
+    if not isinstance(node, ast.Attribute):
+        return None
+    owner = context.values.of(node.value, scope)
+    if not isinstance(owner, Instance) or isinstance(owner.cls, str):
+        return None
+    for cls in context.values.lineage(owner.cls):
+        settings = context.values.settings(cls).get(node.attr) if not isinstance(cls, str) else None
+        if settings:
+            held = [context.values.value_of(s) for s in settings if not s.augmented]
+            if any(isinstance(value, Instance) for value in held):
+                return None
+            return next((Variable(value.type) for value in held if isinstance(value, Variable)), None)
+    return None
 
 
 def _by_its_name(node: ast.expr, scope: Scope, context: Context) -> Variable | None:
@@ -88,7 +132,8 @@ def _by_its_name(node: ast.expr, scope: Scope, context: Context) -> Variable | N
             return None
         found.append(value)
     if not found:
-        return None
+        # Flax's own layers call their parameters so, and nothing else in such code has a `.kernel.value`.
+        return Variable("nnx.Param") if node.attr in _LAYERS_OWN and owner is None else None
     return found[0] if len(found) == 1 else Variable(found[0].type)
 
 

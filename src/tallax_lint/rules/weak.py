@@ -27,7 +27,7 @@ place of one were measured with Adam).
 A Variable that holds a Python number, `nnx.Variable(0)`, has no `[...]`: outside of a transformation
 `self.count[...] += 1` raises TypeError.
 
-The rule reports an `nnx.Param` with a weak initial value, any other Variable with one that is later written with a
+The rule reports a module's `nnx.Param` with a weak initial value of floats, any other Variable with one that is later written with a
 strongly typed value, and a Python number in a Variable that is indexed with `[...]`. A weak count that only `+= 1`
 changes stays weak, and is no finding.
 """,
@@ -74,6 +74,8 @@ def weak_initial_value(node: ast.Call, scope: Scope, context: Context) -> None:
     kind = variable.cls.name.rpartition(".")[2] if variable.cls is not None else variable.type
     if isinstance(value, Array) and value.weak:
         if derives(variable.type, "nnx.Param"):
+            if cls is None or not name or not value.dtype.startswith("float"):
+                return  # not surely part of a model that is trained; and no optimizer trains integers
             then = "the first optimizer step makes it strong"
         elif name and cls is not None and _is_written_strongly(cls, name, context):
             then = "the first write makes it strong"
