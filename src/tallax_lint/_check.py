@@ -36,7 +36,7 @@ class Context:
             found = list(self.file.classes)
             for name, bindings in self.file.bindings.items():
                 for binding in bindings:
-                    if binding.how == "import" and name != "*":
+                    if binding.how == "import" and name.strip("_")[:1].isupper():
                         value = self.values.dotted(binding.what, self.file)
                         if isinstance(value, Type) and not isinstance(value.cls, str) and value.cls not in found:
                             found.append(value.cls)

@@ -28,13 +28,21 @@ _SORTED = {
     ast.IfExp,
     ast.For,
 }
-_LEAVES = {"ctx", "op", "ops", "id", "attr", "type_comment", "kind", "type_params", "type_ignores"}
+# Fields that hold names and flags rather than nodes.
+_WORDS = {"ctx", "op", "ops", "id", "attr", "type_comment", "kind", "type_params", "type_ignores", "name", "module", "level", "arg", "asname",
+          "kwd_attrs", "rest", "simple", "is_async", "conversion", "tag", "func_type"}
+_LEAVES = {ast.Constant, ast.Name, ast.Pass, ast.Break, ast.Continue, ast.Global, ast.Nonlocal, ast.Import, ast.ImportFrom, ast.MatchStar,
+           ast.MatchSingleton}
+# The fields of each kind of node that hold nodes, last first: what is put on a stack last is taken first.
 _FIELDS: dict[type, tuple[str, ...]] = {
-    kind: tuple(field for field in kind._fields if field not in _LEAVES)
+    kind: () if kind in _LEAVES else tuple(field for field in reversed(kind._fields) if field not in _WORDS)
     for kind in vars(ast).values()
     if isinstance(kind, type) and issubclass(kind, ast.AST)
 }
-_FIELDS[ast.Constant] = ()
+_FIELDS[ast.arg] = ("annotation",)
+_FIELDS[ast.keyword] = ("value",)
+# Nothing is bound by these, and no rule asks for them: they need no turn of their own.
+_SILENT = {ast.Constant, ast.Name, ast.Pass}
 _BRANCHING = {"body", "orelse", "handlers", "finalbody"}
 
 
@@ -178,48 +186,39 @@ def enclosing(node: ast.AST, *kinds: type) -> ast.AST | None:
 def _collect(file: File, tree: ast.Module) -> None:
     """Fills a file's scopes in one walk, without recursion: source may be nested deeper than Python's stack."""
     stack: list[tuple[ast.AST, Scope, tuple[Lines, ...]]] = [(tree, file, ())]
+    take, put = stack.pop, stack.append
     while stack:
-        node, scope, branches = stack.pop()
-        kind = type(node)
+        node, scope, branches = take()
+        kind = node.__class__
         if kind in _SORTED:
-            scope.nodes.setdefault(kind, []).append(node)
-        bind = _BINDERS.get(kind)
-        if bind is not None:
-            bind(node, scope, branches)
-        inner = scope
-        if kind in _SCOPES:
-            inner = _open(node, scope, file, branches)
+            nodes = scope.nodes
+            if kind in nodes:
+                nodes[kind].append(node)
+            else:
+                nodes[kind] = [node]
+        if kind in _BINDERS:
+            _BINDERS[kind](node, scope, branches)
+        inner = _open(node, scope, file, branches) if kind in _SCOPES else scope
         for field in _FIELDS[kind]:
             value = getattr(node, field, None)
             if value.__class__ is list:
-                where = inner if field == "body" else scope
-                within = branches
-                if inner is not scope and field == "body":
-                    within = ()
-                elif field in _BRANCHING and value and kind in _BRANCHES and isinstance(value[0], ast.AST):
-                    last = value[-1]
-                    within = (*branches, (value[0].lineno, last.end_lineno or last.lineno))  # type: ignore[attr-defined]
-                for child in value:
-                    if isinstance(child, ast.AST):
-                        child.parent = node  # type: ignore[attr-defined]
-                        stack.append((child, where, within))
-            elif isinstance(value, ast.AST):
-                value.parent = node  # type: ignore[attr-defined]
-                # A lambda's body is its own; defaults and annotations are worked out outside.
-                stack.append((value, inner if field == "body" else scope, branches))
-    for nested in file.inside():
-        for nodes in nested.nodes.values():
-            nodes.sort(key=_place)
-        for bindings in nested.bindings.values():
-            bindings.sort(key=_line)
-
-
-def _line(binding: Binding) -> int:
-    return binding.line
-
-
-def _place(node: ast.AST) -> tuple[int, int]:
-    return node.lineno, node.col_offset  # type: ignore[attr-defined]
+                within, where = branches, scope
+                if field in _BRANCHING and value:
+                    if inner is not scope:
+                        within, where = (), inner
+                    elif kind in _BRANCHES:
+                        last = value[-1]
+                        within = (*branches, (value[0].lineno, last.end_lineno or last.lineno))
+                for child in reversed(value):
+                    if child is not None:  # a key of `{**other}`
+                        child.parent = node
+                        if child.__class__ not in _SILENT:
+                            put((child, where, within))
+            elif value is not None:
+                value.parent = node
+                if value.__class__ not in _SILENT:
+                    # A lambda's body is its own; defaults and annotations are worked out outside.
+                    put((value, inner if field == "body" else scope, branches))
 
 
 _SCOPES = {ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef}

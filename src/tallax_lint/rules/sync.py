@@ -87,8 +87,10 @@ def converted(node: ast.Call, scope: Scope, context: Context) -> None:
 @CHECKS.node(ast.If, ast.While, ast.IfExp)
 def decided(node: ast.If | ast.While | ast.IfExp, scope: Scope, context: Context) -> None:
     """Reports `if` and `while` on state in a step."""
+    if not _is_forward(scope, context):
+        return
     value = context.values.of(node.test, scope)
-    if not isinstance(value, (Array, Number)) or value.state is None or not _is_forward(scope, context):
+    if not isinstance(value, (Array, Number)) or value.state is None:
         return
     word = "while" if isinstance(node, ast.While) else "if"
     context.report(
@@ -156,6 +158,12 @@ def _step(node: ast.Call, scope: Scope, context: Context) -> str:
 
 def _is_forward(scope: Scope, context: Context) -> bool:
     """Says whether a function is part of a module's forward path or runs under a transformation."""
+    if "forward" not in scope.memory:
+        scope.memory["forward"] = _is_forward_path(scope, context)
+    return bool(scope.memory["forward"])
+
+
+def _is_forward_path(scope: Scope, context: Context) -> bool:
     current: Scope | None = scope
     while current is not None and current.kind == "function":
         if _is_called_back(current):

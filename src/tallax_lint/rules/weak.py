@@ -63,8 +63,10 @@ class Gate(nnx.Module):
 @CHECKS.node(ast.Call)
 def weak_initial_value(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports the call that makes a Variable with such a value."""
+    function = node.func
+    last = function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
     given = initial(node)
-    if given is None or _is_cheap_no(node):
+    if given is None or not last.strip("_")[:1].isupper():  # no type's name: most calls are of functions
         return
     variable = context.values.of(node, scope)
     if not isinstance(variable, Variable) or variable.call is not node:
@@ -90,14 +92,6 @@ def weak_initial_value(node: ast.Call, scope: Scope, context: Context) -> None:
             RULE, node, f"this {kind} holds a Python number, `{context.source_of(given)}`, and is indexed with `[...]`, which raises "
             "TypeError; give it an array with a dtype", _as_array(given, value, scope, context),
         )
-
-
-def _is_cheap_no(node: ast.Call) -> bool:
-    """Says whether a call surely makes no Variable, by its spelling: most calls are those of functions in small letters."""
-    function = node.func
-    name = function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
-    above = parent_of(node)
-    return name[:1].islower() and isinstance(above, (ast.Call, ast.BinOp, ast.Return, ast.Expr))
 
 
 def _attribute_of(node: ast.Call, scope: Scope) -> tuple[str, Scope | None]:
