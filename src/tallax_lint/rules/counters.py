@@ -174,11 +174,12 @@ def _amount(node: ast.expr, frame: Frame, context: Context) -> str:
             return _amount(expanded.args[0], inner, context)
         if expanded.func.attr == "astype":
             return _amount(expanded.func.value, inner, context)
-    if isinstance(value, Number):
-        return "one" if value.type in ("int", "bool") or value.value == 1.0 else _named(expanded)
-    if isinstance(value, Array) and value.dtype in ("int", "bool", "int32") and _is_sum(expanded):
-        return "size"
-    return "sum" if _is_sum(expanded) else _named(expanded)
+    if isinstance(value, Number) and value.value is not None:
+        return "one" if value.type in ("int", "bool") or value.value == 1.0 else ""
+    if isinstance(expanded, ast.Call) and _is_sum(expanded):
+        whole = isinstance(value, Array) and value.dtype in ("int", "bool", "int32")
+        return "size" if whole or _is_mask(expanded) else "sum"
+    return _named(node) or _named(expanded)
 
 
 def _named(node: ast.expr) -> str:
@@ -188,6 +189,13 @@ def _named(node: ast.expr) -> str:
     if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and node.value.attr == "shape":
         return "size"
     return "size" if name and _SIZES.search(name) else ""
+
+
+def _is_mask(node: ast.Call) -> bool:
+    """Says whether what is summed up is a condition: `(x > 0).sum()`, `jnp.sum(mask)`."""
+    summed = node.args[0] if node.args else node.func.value if isinstance(node.func, ast.Attribute) else node
+    name = summed.attr if isinstance(summed, ast.Attribute) else summed.id if isinstance(summed, ast.Name) else ""
+    return isinstance(summed, ast.Compare) or "mask" in name
 
 
 def _is_sum(node: ast.expr) -> bool:

@@ -113,7 +113,7 @@ def handed(node: ast.Call, scope: Scope, context: Context) -> None:
         if not given.transformed:
             bound = given.bound
             if isinstance(bound, Instance) and not isinstance(bound.cls, str) and context.values.is_node(bound.cls):
-                if changes(bound.cls, given.scope.name.rpartition(".")[2], context):
+                if not _uses_references(scope, context) and changes(bound.cls, given.scope.name.rpartition(".")[2], context):
                     _report(node, f"`{context.source_of(node.args[0])}` changes its module", transform, context)
             else:
                 _judge(given.scope, transform, given.scope.node, context)
@@ -337,7 +337,7 @@ _BY_REFERENCE = re.compile(r"^nnx\.(?:var_defaults\(|use_hijax\(True|use_refs\(T
 def _uses_references(scope: Scope, context: Context) -> bool:
     """Says whether the code around, or the whole file, uses Variables that are references, which JAX itself keeps."""
     outer = scope
-    while outer.parent is not None and outer.parent.kind == "function":
+    while outer.parent is not None and outer.parent.kind != "file":
         outer = outer.parent
     first, last = outer.node.lineno, outer.node.end_lineno  # type: ignore[attr-defined]
     text = "\n".join(context.file.lines[max(first - 6, 0) : last])

@@ -70,7 +70,9 @@ _UNTRAINED = re.compile(
     r"only train it if|no gradients?|without gradients?)\b",
     re.IGNORECASE,
 )
-_TRAINED = re.compile(r"(?<!non-)(?<!non )(?<!un)(?<!not )\b(?:learn(?:ed|able|t)|trainable|trained)\b", re.IGNORECASE)
+_TRAINED = re.compile(
+    r"(?<!non-)(?<!non )(?<!not )(?<!not be )(?<!n't )(?<!never )(?<!n't be )\b(?:learn(?:ed|able|t)|trainable|trained)\b", re.IGNORECASE
+)
 _RUNNING = re.compile(r"^_?(?:(?:running|moving)_(?:mean|var|variance|std|avg|average|sum|min|max|count)|num_batches_tracked)$")
 _COUNTER = re.compile(r"^_?(?:count|counter|step|steps|step_count|global_step|num_steps|n_steps|num_updates|num_calls|n_calls|iteration|"
                       r"iterations|epoch|call_count|update_count|\w+_(?:count|counter))$")
@@ -191,7 +193,7 @@ def _said(node: ast.Call, scope: Scope, context: Context) -> str:
                 comment += " " + context.comments_at(binding.line)
                 first = _first_of_block(binding.line, given.id, scope)
                 comment += " " + context.comments_at(first)
-    if _TRAINED.search(comment) and not _UNTRAINED.search(comment):
+    if _TRAINED.search(comment):
         return "learned"
     found = _UNTRAINED.search(comment)
     return f'its comment says "{found.group(0)}"' if found else ""
