@@ -113,7 +113,7 @@ def handed(node: ast.Call, scope: Scope, context: Context) -> None:
         if not given.transformed:
             bound = given.bound
             if isinstance(bound, Instance) and not isinstance(bound.cls, str) and context.values.is_node(bound.cls):
-                if not _uses_references(scope, context) and changes(bound.cls, given.scope.name.rpartition(".")[2], context):
+                if not _uses_references(bound.cls) and changes(bound.cls, given.scope.name.rpartition(".")[2], context):
                     _report(node, f"`{context.source_of(node.args[0])}` changes its module", transform, context)
             else:
                 _judge(given.scope, transform, given.scope.node, context)
@@ -126,7 +126,7 @@ def _judge(scope: Scope, transform: str, place: ast.AST, context: Context) -> No
     if scope.file is not context.file or scope.memory.get("judged"):
         return
     scope.memory["judged"] = True
-    if _uses_references(scope, context):
+    if _uses_references(scope):
         return
     handled = _taken_apart(scope, context) | _returned(scope) | {scope.self_name or ""}
     for inner in scope.inside():
@@ -334,15 +334,15 @@ def _is_differentiated(name: str, scope: Scope, context: Context) -> bool:
 _BY_REFERENCE = re.compile(r"^nnx\.(?:var_defaults\(|use_hijax\(True|use_refs\(True|set_)", re.MULTILINE)
 
 
-def _uses_references(scope: Scope, context: Context) -> bool:
+def _uses_references(scope: Scope) -> bool:
     """Says whether the code around, or the whole file, uses Variables that are references, which JAX itself keeps."""
     outer = scope
-    while outer.parent is not None and outer.parent.kind != "file":
+    while outer.parent is not None and outer.parent.kind == "function":
         outer = outer.parent
     first, last = outer.node.lineno, outer.node.end_lineno  # type: ignore[attr-defined]
-    text = "\n".join(context.file.lines[max(first - 6, 0) : last])
+    text = "\n".join(scope.file.lines[max(first - 6, 0) : last])
     words = ("hijax", "ref=True", "use_refs", "mutable_array")
-    return any(word in text for word in words) or bool(_BY_REFERENCE.search(context.file.text))
+    return any(word in text for word in words) or bool(_BY_REFERENCE.search(scope.file.text))
 
 
 def _makes_self_static(decorator: ast.Call, scope: Scope) -> bool:
