@@ -43,10 +43,9 @@ def _main(arguments: Sequence[str] | None) -> int:
     options = parser.parse_args(arguments)
     if options.list_rules or options.explain is not None:
         from tallax_lint import _explain
-        from tallax_lint.rules import RULES
 
         codes = () if options.explain is None else codes_of(options.explain, "--explain")
-        explained = "\n".join(_explain.explained(rule) for rule in RULES if rule.code in codes)
+        explained = "\n".join(_explain.explained(rule) for rule in _explain.RULES if rule.code in codes)
         sys.stdout.write(explained if codes else _explain.listed())
         return 0
     paths = options.paths or ["."]
