@@ -6,12 +6,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from tallax_lint import _run
 from tallax_lint._config import Config, ConfigError, codes_of, config_above, overridden
 from tallax_lint._run import Report
 from tallax_lint._source import Problem, decoded
+
+if TYPE_CHECKING:
+    from tallax_lint._fixes import Change
 
 _EPILOG = """\
 Exits with 0 if nothing is found, with 1 if something is or if a file can't be parsed, and with 2 if it could not do
@@ -69,21 +73,22 @@ def _mended(report: Report, config: Config, options: argparse.Namespace) -> int:
     """Writes what can be mended, or shows the difference, and returns the exit status."""
     from tallax_lint import _fixes
 
-    result = _fixes.mended(report, config)
+    changes, after = _fixes.mended(report, config)
     if options.diff:
-        for path, (before, after) in result.files.items():
-            sys.stdout.write(_fixes.diff(path, before, after))
-        _say_problems(result.report.problems)
-        print(f"{_of(result.count, 'finding')} would be mended in {_of(len(result.files), 'file')}.", file=sys.stderr)
-        return max(report.status, result.report.status)
-    for path, (before, after) in result.files.items():
-        problem = _fixes.write(path, before, after)
+        for path, change in changes.items():
+            sys.stdout.write(_fixes.diff(path, change))
+        _say_problems(after.problems)
+        _say_mended("would be mended", changes)
+        return max(report.status, after.status)
+    for path, change in list(changes.items()):
+        problem = _fixes.write(path, change)
         if problem is not None:
-            result.report.problems.append(problem)
-    _show(result.report, options)
-    print(f"Mended {_of(result.count, 'finding')} in {_of(len(result.files), 'file')}.", file=sys.stderr)
-    _summarize(result.report)
-    return result.report.status
+            after.problems.append(problem)
+            del changes[path]
+    _show(after, options)
+    _say_mended("mended", changes)
+    _summarize(after)
+    return after.status
 
 
 def _show(report: Report, options: argparse.Namespace) -> None:
@@ -104,6 +109,11 @@ def _say_problems(problems: Sequence[Problem]) -> None:
     sys.stdout.flush()  # where both streams go to one place, the order is kept
     for problem in problems:
         print(problem, file=sys.stderr)
+
+
+def _say_mended(verb: str, changes: Mapping[str, Change]) -> None:
+    count = sum(change.mended for change in changes.values())
+    print(f"{_of(count, 'problem')} in {_of(len(changes), 'file')} {verb}.", file=sys.stderr)
 
 
 def _summarize(report: Report) -> None:

@@ -61,8 +61,8 @@ def _means(pattern: str, path: str) -> bool:
 class _Walk:
     """Collects files by what they really are, so that each is there once whatever leads to it.
 
-    Links to folders are followed last: a file has the path that goes without them if there is one, and a loop ends at
-    folders that were visited.
+    Links are followed last: a file has the path that goes without them if there is one, and a loop ends at folders that
+    were visited.
     """
 
     def __init__(self, exclude: Sequence[str], root: str):
@@ -83,9 +83,13 @@ class _Walk:
             self._take(os.path.realpath(path), path)
 
     def follow_links(self) -> None:
-        """Takes what lies behind the links that were met."""
+        """Takes what lies behind the links that were met; of one that leads nowhere, nothing."""
         while self._links:
-            self._folder(self._links.pop(0))
+            path = self._links.pop(0)
+            if os.path.isdir(path):
+                self._folder(path)
+            elif os.path.isfile(path):
+                self._take(os.path.realpath(path), path)
 
     def _folder(self, path: str) -> None:
         try:
@@ -98,13 +102,12 @@ class _Walk:
         self._visited.add((status.st_dev, status.st_ino))
         real = os.path.realpath(path)
         for entry in self._entries(path):
-            if entry.is_symlink() and os.path.isdir(entry.path):
+            if entry.is_symlink():
                 self._links.append(entry.path)
             elif entry.is_dir(follow_symlinks=False):
                 self._folder(entry.path)
-            elif entry.name.endswith(_ENDINGS) and os.path.isfile(entry.path):
-                link = entry.is_symlink()
-                self._take(os.path.realpath(entry.path) if link else os.path.join(real, entry.name), entry.path)
+            elif entry.is_file(follow_symlinks=False):  # no pipe, which would be waited for
+                self._take(os.path.join(real, entry.name), entry.path)
 
     def _entries(self, path: str) -> Iterator[os.DirEntry[str]]:
         """Yields what lies in a folder and is not left out, in order."""
@@ -115,10 +118,10 @@ class _Walk:
             self._refused(path, error)
             return
         for entry in entries:
-            if entry.name.endswith(_ENDINGS) or entry.is_dir():
-                never = any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in _NEVER) and entry.is_dir()
-                if never or (self.exclude and self._excluded(entry.path)):
-                    continue
+            folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir(follow_symlinks=False)
+            if folder and any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in _NEVER):
+                continue
+            if (folder or entry.name.endswith(_ENDINGS)) and not (self.exclude and self._excluded(entry.path)):
                 yield entry
 
     def _excluded(self, path: str) -> bool:

@@ -11,6 +11,7 @@ import bisect
 import dataclasses
 import os
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from tallax_lint import _run
 from tallax_lint._config import Config
@@ -21,23 +22,16 @@ from tallax_lint._source import Problem, Source, decoded, lines_of
 _ROUNDS = 10
 
 
-@dataclasses.dataclass(frozen=True)
-class Mended:
-    """What mending came to.
+class Change(NamedTuple):
+    """A file's bytes before and after, and how many findings that mends."""
 
-    Attributes:
-        report: What is left to say of the files as they are now.
-        files: Of those that changed, by path, the bytes before and after.
-        count: How many findings were mended.
-    """
-
-    report: Report
-    files: dict[str, tuple[bytes, bytes]]
-    count: int
+    before: bytes
+    after: bytes
+    mended: int
 
 
-def mended(report: Report, config: Config) -> Mended:
-    """Returns the files of a report, mended; writes nothing."""
+def mended(report: Report, config: Config) -> tuple[dict[str, Change], Report]:
+    """Returns the files that change, by path, and what there is left to say of all; writes nothing."""
     before = report.sources
     outside = [problem for problem in report.problems if problem.path not in before]
     now, counts = dict(before), dict.fromkeys(before, 0)
@@ -62,9 +56,12 @@ def mended(report: Report, config: Config) -> Mended:
             break
         now |= changed
         report = _run.judged(now.values(), config)
-    files = {path: (_bytes(before[path]), _bytes(now[path])) for path in now if now[path] is not before[path]}
-    report = dataclasses.replace(report, problems=[*outside, *report.problems, *refused.values()])
-    return Mended(report, files, sum(count for path, count in counts.items() if path in files))
+    changes = {
+        path: Change(_bytes(before[path]), _bytes(now[path]), counts[path])
+        for path in now
+        if now[path] is not before[path]
+    }
+    return changes, dataclasses.replace(report, problems=[*outside, *report.problems, *refused.values()])
 
 
 def edited(source: Source, findings: Sequence[Finding]) -> tuple[Source, int]:
@@ -123,7 +120,7 @@ def applied(text: str, edits: Iterable[Edit]) -> str:
     return text
 
 
-def write(path: str, before: bytes, after: bytes) -> Problem | None:
+def write(path: str, change: Change) -> Problem | None:
     """Puts a file's new bytes in place of its old ones, all at once; returns why it can't be done."""
     import tempfile
 
@@ -131,11 +128,11 @@ def write(path: str, before: bytes, after: bytes) -> Problem | None:
     temporary = None
     try:
         with open(real, "rb") as file:
-            if file.read() != before:
+            if file.read() != change.before:
                 return Problem(path, "not mended: what it holds can't be kept, or has changed since it was read")
         handle, temporary = tempfile.mkstemp(prefix=".tallax-lint-", dir=os.path.dirname(real))
         with open(handle, "wb") as file:
-            file.write(after)
+            file.write(change.after)
         os.chmod(temporary, os.stat(real).st_mode & 0o7777)
         os.replace(temporary, real)
     except OSError as error:
@@ -145,13 +142,13 @@ def write(path: str, before: bytes, after: bytes) -> Problem | None:
     return None
 
 
-def diff(path: str, before: bytes, after: bytes) -> str:
+def diff(path: str, change: Change) -> str:
     """Returns a unified diff."""
     import difflib
 
-    source = decoded(path, before)
+    source = decoded(path, change.before)
     encoding = source.encoding if isinstance(source, Source) else "utf-8"
-    old, new = (lines_of(data.decode(encoding)) for data in (before, after))
+    old, new = (lines_of(data.decode(encoding)) for data in change[:2])
     return "".join(
         line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
         for line in difflib.unified_diff(old, new, path, path)
