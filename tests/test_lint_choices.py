@@ -6,6 +6,7 @@ from __future__ import annotations
 import builtins
 import os
 import pathlib
+import sys
 
 import pytest
 
@@ -63,6 +64,20 @@ def test_each_file_once(capsys):
     assert reported(capsys, ".", "b/real.py", "a") == ["b/real.py:1 TLX001", "linked/seen.py:1 TLX001"]
     assert reported(capsys, "b/real.py", "./b/real.py", os.path.abspath("b/real.py"))[0] == "b/real.py:1 TLX001"
     assert len(found(["b/real.py", os.path.abspath("b/real.py")], (), ".")[0]) == 1
+
+
+def test_folders_nest_more_deeply_than_calls(capsys, tmp_path):
+    """And are looked at."""
+    depth = sys.getrecursionlimit() + 10
+    for _ in range(depth):
+        os.mkdir("d")
+        os.chdir("d")
+    write("a.py")
+    os.chdir(tmp_path)
+    assert reported(capsys, ".") == ["d/" * depth + "a.py:1 TLX001"]
+    os.remove("d/" * depth + "a.py")
+    for k in range(depth, 0, -1):  # shutil.rmtree would not come back
+        os.rmdir("d/" * k)
 
 
 def test_what_may_not_be_read(capsys, monkeypatch):

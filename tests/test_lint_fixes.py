@@ -232,6 +232,7 @@ def test_places_in_notebooks(capsys):
         ('{"cells": [3]}', 1, "not a notebook of format 4"),
         ('{"worksheets": []}', 1, "not a notebook of format 4"),
         ("3", 1, "not a notebook of format 4"),
+        ('{"cells": [], "metadata": []}', 1, "not a notebook of format 4"),
         ('{"cells": [], "metadata": {"kernelspec": {"language": "julia"}}}', 0, "a notebook in julia"),
     ],
 )

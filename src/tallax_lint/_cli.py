@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # of the folder one is in, or of the output
+        print(f"tallax lint: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 

@@ -14,11 +14,37 @@ from tallax_lint.rules import RULES
 _INDEX = """\
 # The rules of `tallax lint`
 
-Written from the rules themselves by `make pages`; `tallax lint --explain TLX002` prints the same. A rule is silenced on
-a line by `# noqa: TLX002`, in some files by `per-file-ignores` and everywhere by `ignore` in `[tool.tallax.lint]`.
+`tallax lint PATH...` reads Python files, notebooks and what lies below folders, and says what goes wrong with the state
+of the models there. It runs none of that code and imports no JAX. `tallax lint --explain TLX002` prints a rule's page;
+`--fix` mends what can be mended safely, `--diff` shows what it would do.
 
-| code | name | what it finds | `--fix` |
-|---|---|---|---|
+{rows}
+## To silence a rule
+
+- on a line, or in the whole of the statement that the line ends: `# noqa: TLX002`; a `# noqa` without codes means all
+- in a file: `# tallax: skip-file` as a comment of its own among the first ten lines
+- in a project, by code, by name or by the beginning of a code, in its `pyproject.toml`:
+
+```toml
+[tool.tallax.lint]
+select = ["TLX"]
+ignore = ["TLX006"]
+exclude = ["third_party", "*_pb2.py"]
+per-file-ignores = {{ "tests/*" = ["host-sync"] }}
+```
+
+A pattern without a `/` is compared with the names of files and folders, one with a `/` with paths from the folder of
+that file; `*` also stands for a `/`. `--select`, `--ignore` and `--exclude` take the place of what stands there.
+
+## In other tools
+
+`--format` is `text`, `json` (one list of objects with `path`, `line`, `column`, `code`, `slug`, `message`, `fixable`,
+and in notebooks `cell`), `github` (annotations) or `sarif`. Columns count from 1, in UTF-8 bytes; SARIF has characters.
+
+The exit status is 0 if nothing is found, 1 if something is or if a file can't be parsed, and 2 if it could not do what
+it was asked for: a wrong option or configuration, a path that is not there, a file that can't be read or written.
+
+For pre-commit there are the hooks `tallax-lint` and `tallax-lint-fix`.
 """
 
 
@@ -40,11 +66,13 @@ def page(rule: Rule) -> str:
 
 def pages() -> dict[str, str]:
     """Returns every page, by the name of its file."""
-    rows = "".join(
-        f"| [{rule.code}]({rule.code}.md) | `{rule.slug}` | {rule.title} | {'yes' if rule.fix else ''} |\n"
+    rows = ["| code | name | what it finds | `--fix` |", "|---|---|---|---|"]
+    rows += [
+        f"| [{rule.code}]({rule.code}.md) | `{rule.slug}` | {rule.title} | {'yes' if rule.fix else ''} |"
         for rule in RULES
-    )
-    return {"index.md": _INDEX + rows, **{f"{rule.code}.md": page(rule) for rule in RULES}}
+    ]
+    index = _INDEX.format(rows="\n".join(rows) + "\n")
+    return {"index.md": index, **{f"{rule.code}.md": page(rule) for rule in RULES}}
 
 
 def listed() -> str:

@@ -71,12 +71,13 @@ class _Walk:
         self.files: dict[str, str] = {}
         self.problems: list[Problem] = []
         self._visited: set[tuple[int, int]] = set()
+        self._folders: list[tuple[str, str]] = []  # with what they really are
         self._links: list[str] = []
 
     def visit(self, path: str) -> None:
         """Takes a file or folder that was named."""
         if os.path.isdir(path):
-            self._folder(path)
+            self._below(path)
         elif not os.path.lexists(path):
             self.problems.append(Problem(path, "there is no such file or folder", status=2))
         elif not any(matches(pattern, relative(path, self.root)) for pattern in self.exclude):
@@ -87,11 +88,16 @@ class _Walk:
         while self._links:
             path = self._links.pop(0)
             if os.path.isdir(path):
-                self._folder(path)
+                self._below(path)
             elif os.path.isfile(path):
                 self._take(os.path.realpath(path), path)
 
-    def _folder(self, path: str) -> None:
+    def _below(self, path: str) -> None:
+        self._folders.append((path, os.path.realpath(path)))
+        while self._folders:  # no recursion: folders nest more deeply than calls may
+            self._folder(*self._folders.pop())
+
+    def _folder(self, path: str, real: str) -> None:
         try:
             status = os.stat(path)
         except OSError as error:
@@ -100,12 +106,11 @@ class _Walk:
         if (status.st_dev, status.st_ino) in self._visited:
             return
         self._visited.add((status.st_dev, status.st_ino))
-        real = os.path.realpath(path)
         for entry in self._entries(path):
             if entry.is_symlink():
                 self._links.append(entry.path)
             elif entry.is_dir(follow_symlinks=False):
-                self._folder(entry.path)
+                self._folders.append((entry.path, os.path.join(real, entry.name)))
             elif entry.is_file(follow_symlinks=False):  # no pipe, which would be waited for
                 self._take(os.path.join(real, entry.name), entry.path)
 

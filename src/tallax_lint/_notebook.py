@@ -104,11 +104,11 @@ def source(path: str, data: bytes) -> Source | Problem:
         text = data.decode(encoding)
         whole = json.loads(text)
         cells = list(_code_cells(whole))
+        language = _language(whole)
     except (ValueError, RecursionError) as error:
         return Problem(path, f"skipped: not a notebook in JSON: {error}")
     except (TypeError, KeyError, AttributeError):
         return Problem(path, "skipped: not a notebook of format 4")
-    language = _language(whole)
     if language != "python":
         return Problem(path, f"skipped: a notebook in {language}", status=0)
     notebook = Notebook(text, cells)
