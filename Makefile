@@ -7,7 +7,7 @@ EXTRAS := cli plot demo console tensorboard parquet wandb mlflow
 comma := ,
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test quick thorough compare lint format bench constraints clean
+.PHONY: help demo test quick thorough compare lint format pages bench constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -40,6 +40,9 @@ lint: $(VENV)/.dev  ## check style, format and types
 format: $(VENV)/.dev  ## mend style and format where that is safe
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+pages: $(VENV)/.dev  ## write docs/lint from the linter's rules
+	$(BIN)/python -m tallax_lint._explain docs/lint
 
 bench: $(VENV)/.bench  ## measure, side by side; prints a table and writes benchmarks/results/*.json
 	$(BIN)/python -m benchmarks $(ARGS)

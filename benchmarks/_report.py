@@ -32,6 +32,8 @@ def table(group: Group, results: list[Result]) -> Table:
         columns.add_row(*_row(result))
         for name in result.case.versus:
             columns.add_row("", "", "", _ratio(result, name), name, _limit(result, name))
+        if result.case.limit_seconds is not None:
+            columns.add_row("", "", "", "", "", f"<= {duration(result.case.limit_seconds)}: {_verdict(result.in_time)}")
     return columns
 
 
@@ -93,8 +95,11 @@ def _limit(result: Result, name: str) -> str:
     limit = result.limits[name]
     if limit is None:
         return ""
-    verdict = {True: "[green]met[/]", False: "[red]missed[/]", None: "not measured"}[result.meets(name)]
-    return f"<= {limit:.2f}: {verdict}"
+    return f"<= {limit:.2f}: {_verdict(result.meets(name))}"
+
+
+def _verdict(met: bool | None) -> str:
+    return {True: "[green]met[/]", False: "[red]missed[/]", None: "not measured"}[met]
 
 
 def _case(result: Result) -> dict[str, Any]:
@@ -107,6 +112,7 @@ def _case(result: Result) -> dict[str, Any]:
         "ratio": result.ratio and result.ratio.median,
         "ratios": {name: asdict(ratio) for name, ratio in result.ratios.items()},
         "limits": {name: limit for name, limit in result.limits.items() if limit is not None},
+        **({} if result.case.limit_seconds is None else {"limit_seconds": result.case.limit_seconds}),
         "met": result.met,
         "left_out": None if result.seconds else f"{result.case.needs} is not installed",
     }

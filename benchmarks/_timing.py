@@ -37,6 +37,7 @@ class Case:
         reference: the case that `ratio` and `limit` refer to; None for the group's own.
         versus: further cases to report ratios to, each with the ratio promised not to be exceeded, or None.
         limit: the ratio that an issue promises not to exceed.
+        limit_seconds: likewise the median time of a call.
         needs: a module without which the case is left out.
         done: called, untimed, when all is measured.
     """
@@ -48,6 +49,7 @@ class Case:
     reference: str | None = None
     versus: Mapping[str, float | None] = field(default_factory=dict)
     limit: float | None = None
+    limit_seconds: float | None = None
     needs: str | None = None
     done: Callable[[], Any] | None = None
 
@@ -133,7 +135,16 @@ class Result:
     def met(self) -> bool | None:
         """Whether every limit is kept; None where there is none, or nothing to compare."""
         verdicts = [self.meets(name) for name, limit in self.limits.items() if limit is not None]
+        if self.case.limit_seconds is not None:
+            verdicts.append(self.in_time)
         return None if not verdicts or None in verdicts else all(verdicts)
+
+    @property
+    def in_time(self) -> bool | None:
+        """Whether a call takes no longer than was promised; None where nothing was, or nothing measured."""
+        if self.case.limit_seconds is None or self.seconds is None:
+            return None
+        return self.seconds.median <= self.case.limit_seconds
 
     @property
     def limits(self) -> dict[str, float | None]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `tallax check model.py:Model --inputs 'float32[8,4]'`, `tallax watch runs/1`, `tallax plot runs/1`.
+"""The command line: `tallax check model.py:Model --inputs 'float32[8,4]'`, `tallax lint src`, `tallax watch runs/1`.
 
-What looks at runs starts without JAX, which takes seconds.
+What looks at source and at runs starts without JAX, which takes seconds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ from typing import Any
 
 
 def main() -> None:
-    """Runs the command line; without the `cli` extra, says how to install it and exits with 2."""
+    """Runs the command line; without the `cli` extra, all but `lint` say how to install it and exit with 2."""
+    if sys.argv[1:2] == ["lint"]:  # before typer is looked for: an editor asks at every stroke, and may do without
+        from tallax_lint._cli import main as lint_main
+
+        raise SystemExit(lint_main(sys.argv[2:]))
     try:
         import typer
     except ModuleNotFoundError:
@@ -73,6 +77,13 @@ def main() -> None:
             print(MissingExtraError.of("tallax check", "cli", "rich"), file=sys.stderr)
             raise typer.Exit(2) from None
         raise typer.Exit(run(target, inputs, call, calls, limit, as_json=json, start=start))
+
+    @app.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+    def lint(arguments: list[str] = typer.Argument(None, metavar="PATH...")) -> None:
+        """Find in source what goes wrong with the state of models; `tallax lint --help` has the options."""
+        from tallax_lint._cli import main as lint_main
+
+        raise typer.Exit(lint_main(arguments or []))
 
     @app.command()
     def watch(

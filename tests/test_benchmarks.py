@@ -18,6 +18,7 @@ SMALL = {  # what to call `group` with, so that a case compiles in a second or t
     "checkpoints": (TINY, 3),
     "compile-step": (2, 3),
     "compile-time": (3,),
+    "lint": (300,),
     "logging": (3, TINY),
     "loops": (2, 3, TINY),
     "mixed-items": (2, 3),
@@ -25,7 +26,7 @@ SMALL = {  # what to call `group` with, so that a case compiles in a second or t
     "step-time": ((0, 2),),
     "transformer": (TINY, (3,)),
 }
-QUICK = ("readings",)  # the others compile many programs, and run in `make thorough`
+QUICK = ("lint", "readings")  # the others compile many programs, and run in `make thorough`
 TICK = 2.0**-20  # a power of two, so that sums and quotients of times are exact
 
 
@@ -94,6 +95,20 @@ def test_ratios_and_limits_follow_the_work():
     assert by_name["slow and awaited"].ratio.median == 2**19
     assert [result.met for result in results] == [None, True, False, None, None, None, None]
     assert by_name["one"].seconds.median == by_name["one"].seconds.upper == TICK
+
+
+def test_a_time_may_be_promised_too():
+    """The median of a call is held to it, as a ratio is to a limit of its own."""
+    clock = FakeClock()
+    cases = [
+        Case(name="kept", make=lambda: clock.work(1), limit_seconds=TICK),
+        Case(name="missed", make=lambda: clock.work(2), limit=2.0, limit_seconds=1.5 * TICK),
+        Case(name="absent", make=int, needs="no_such_module", limit_seconds=1.0),
+    ]
+    group = Group("fake", "", "kept", cases)
+    results = measure(group, rounds=3, clock=clock)
+    assert [result.met for result in results] == [True, False, None]
+    assert sum("<= 954 ns" in cell for cell in _report.table(group, results).columns[-1]._cells) == 1
 
 
 def test_a_case_runs_as_often_as_its_round_has_room_for():

@@ -1,10 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files as the rules see them: text and syntax tree, of Python files and of notebooks."""
+"""Files as the rules see them: text and syntax tree, of Python files and of notebooks.
+
+Reading decodes and does no more, so that files which do not concern the rules cost little; `Source.parse` is asked only
+for those that do. What can't be read or parsed becomes a `Problem`, a word to the user, and never an exception.
+"""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+import re
+import warnings
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from tallax_lint._notebook import Notebook
+
+_BOM = b"\xef\xbb\xbf"
+# As the parser ends lines. `str.splitlines` would also end them at form feeds, which are white space in Python.
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+
+
+class Problem(NamedTuple):
+    """Why a file, or a part of it, was not judged.
+
+    Attributes:
+        path: The file, as it was named or found.
+        message: What is the matter, in one line.
+        line: Where, counted as in a `Finding`; None where it is the whole file.
+        cell: Of a notebook, the cell that `line` counts in.
+        status: The exit status that it makes at least: 2 where the run could not do what it was asked for.
+    """
+
+    path: str
+    message: str
+    line: int | None = None
+    cell: int | None = None
+    status: int = 1
+
+    def __str__(self) -> str:
+        places = (f"cell {self.cell}" if self.cell else None, str(self.line) if self.line else None)
+        return ":".join([self.path, *filter(None, places)]) + f": {self.message}"
 
 
 @dataclasses.dataclass
@@ -13,28 +49,108 @@ class Source:
 
     Attributes:
         path: As it was named or found, with `/` between folders.
-        text: Its code; of a notebook, the code of all cells, one below the other.
-        tree: The syntax tree of `text`; None as long as nobody asked for it, see `parsed`.
+        text: Its code, without a byte order mark, its line ends as they are; of a notebook, the code of all cells, one
+            below the other, in which what is not Python is blank. `parse` blanks the cells that do not parse.
+        tree: The syntax tree of `text`; None as long as nobody asked for it, see `parse`.
+        encoding: What the file is encoded in.
+        notebook: What `text` was taken from; None for a Python file.
+        problems: Why `parse` returned None, or left cells out.
     """
 
     path: str
     text: str
     tree: ast.Module | None = None
+    encoding: str = "utf-8"
+    notebook: Notebook | None = None
+    problems: list[Problem] = dataclasses.field(default_factory=list)
 
     def parse(self) -> ast.Module | None:
-        if self.tree is None:
-            import warnings
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')
-                try:
-                    self.tree = ast.parse(self.text)
-                except (SyntaxError, ValueError):
-                    return None
+        """Returns the syntax tree, whose columns count UTF-8 bytes; None with a word in `problems` if there is none."""
+        if self.tree is None and not self.problems:
+            parsed = tree_of(self.text)
+            if isinstance(parsed, Fault) and self.notebook is not None:
+                self._leave_out_cells()
+                parsed = tree_of(self.text)
+            if isinstance(parsed, ast.Module):
+                self.tree = parsed
+            elif not self.problems:
+                self.problems.append(Problem(self.path, f"skipped: {parsed.message}", parsed.line))
         return self.tree
 
+    def place(self, line: int) -> tuple[int | None, int]:
+        """Returns where a line of `text` stands: a notebook's cell, None for a Python file, and the line in it."""
+        return (None, line) if self.notebook is None else self.notebook.place(line)
 
-def read(path: str) -> Source | None:
+    def lines(self) -> list[str]:
+        """Returns the lines of `text` with their ends, as the parser counts them."""
+        return lines_of(self.text)
+
+    def _leave_out_cells(self) -> None:
+        assert self.notebook is not None
+        for cell in self.notebook.cells:
+            fault = tree_of(cell.code)
+            if isinstance(fault, Fault):
+                cell.blank()
+                message = f"cell skipped: {fault.message}"
+                self.problems.append(Problem(self.path, message, fault.line, cell.number))
+        self.text = self.notebook.code()
+
+
+class Fault(NamedTuple):
+    """Why text has no syntax tree."""
+
+    message: str
+    line: int | None = None
+
+
+def lines_of(text: str) -> list[str]:
+    """Returns the lines with their ends, as the parser counts them."""
+    return _LINE.findall(text)
+
+
+def tree_of(text: str) -> ast.Module | Fault:
+    """Returns the syntax tree of some text, without the parser's warnings, or why there is none."""
     try:
-        return Source(path, open(path, encoding="utf-8").read())
-    except (OSError, ValueError):
-        return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(text)
+    except SyntaxError as error:
+        return Fault(f"does not parse: {error.msg}", error.lineno)
+    except (RecursionError, MemoryError):
+        return Fault("nested too deeply for Python's parser")
+    except ValueError as error:  # null bytes, surrogates, and integers of thousands of digits
+        return Fault(f"does not parse: {error}")
+
+
+def read(path: str) -> Source | Problem:
+    """Returns a file, or why it can't be read."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        return Problem(path, f"can't be read: {error.strerror or error}", status=2)
+    return decoded(path, data)
+
+
+def decoded(path: str, data: bytes) -> Source | Problem:
+    """Returns the file that consists of some bytes, or why it can't be read."""
+    if path.endswith(".ipynb"):
+        from tallax_lint import _notebook
+
+        return _notebook.source(path, data)
+    try:
+        encoding = _encoding(data)
+        return Source(path, data.decode(encoding), encoding=encoding)
+    except (SyntaxError, LookupError, ValueError) as error:  # of a cookie, of a codec, of bytes
+        return Problem(path, f"skipped: its encoding can't be read: {str(error).splitlines()[0]}")
+
+
+def _encoding(data: bytes) -> str:
+    """Returns what PEP 263 says of some bytes; `utf-8-sig` is UTF-8 with a byte order mark."""
+    second = data.find(b"\n", data.find(b"\n") + 1)
+    if b"coding" not in (data if second < 0 else data[:second]):
+        return "utf-8-sig" if data.startswith(_BOM) else "utf-8"
+    import io
+    import tokenize
+
+    return tokenize.detect_encoding(io.BytesIO(data).readline)[0]

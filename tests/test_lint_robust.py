@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tallax lint` does not crash: on odd files, on every package that is installed, on programs that grammars make up."""
+
+from __future__ import annotations
+
+import pathlib
+import sysconfig
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from tallax_lint import Config, _fixes, lint
+from tallax_lint._run import judged
+from tallax_lint._source import Problem, Source, decoded, read
+
+NNX = b"from flax import nnx\n"
+DEEP = "nested too deeply"
+WRONG = "skipped: does not parse"
+CODEC = "skipped: its encoding can't be read"
+
+
+def nested(statement, depth):
+    return (
+        NNX + "".join("  " * k + statement.format(k) + "\n" for k in range(depth)).encode() + b"  " * depth + b"pass\n"
+    )
+
+
+ODD = {
+    "empty": (b"", None),
+    "blank": (b"\n\x0c\n\t\n", None),
+    "mark": (b"\xef\xbb\xbf" + NNX, None),
+    "mark and another cookie": (b"\xef\xbb\xbf# coding: latin-1\n" + NNX, CODEC),
+    "latin-1": (b"# coding: latin-1\ns = '\xe9'\n" + NNX, None),
+    "cookie in the second line": (b"#!/usr/bin/python\n# vim: set fileencoding=cp1252 :\ns = '\x80'\n" + NNX, None),
+    "no such codec": (b"# coding: klingon\n" + NNX, CODEC),
+    "a codec of bytes": (b"# coding: hex\n" + NNX, CODEC),
+    "surrogates": (b"# coding: unicode_escape\nx = '\\ud800'\n" + NNX, WRONG),
+    "not UTF-8": (b"s = '\xe9'\n" + NNX, CODEC),
+    "UTF-16": (NNX.decode().encode("utf-16"), CODEC),
+    "NUL": (NNX + b"x = 1\0\n", WRONG),
+    "binary": (bytes(range(256)), CODEC),
+    "Python 2": (NNX + b"print 'hello'\n", WRONG),
+    "cut off": (NNX + b"class A(nnx.Module", WRONG),
+    "invalid escapes": (NNX + b"s = '\\d'; 1 is 1; 1or 1\n", None),
+    "carriage returns": (NNX.replace(b"\n", b"\r") + b"class A(nnx.Module):\r  x = 1\r", None),
+    "no newline": (NNX + b"class A(nnx.Module): pass", None),
+    "form feeds and tabs": (b"\x0c" + NNX + b"class A(nnx.Module):\n\x0c\tdef f(self):\n\x0c\t\tself.x = 1\n", None),
+    "separators in strings": (NNX + "s = '\u2028\x1c\x85'\nx = nnx.Param(1)\n".encode(), None),
+    "500 parentheses": (NNX + b"x = " + b"(" * 500 + b"1" + b")" * 500, WRONG),
+    "150 parentheses": (NNX + b"x = " + b"(" * 150 + b"1" + b")" * 150, None),
+    "5,000 minuses": (NNX + b"x = " + b"-" * 5000 + b"1", DEEP),
+    "5,000 terms": (NNX + b"x = 1" + b" + 1" * 5000, DEEP),
+    "700 terms": (NNX + b"x = nnx.Param(1)" + b" + 1" * 700, None),
+    "700 calls": (NNX + b"x = nnx" + b".f()" * 300, None),
+    "a thousand elifs": (NNX + b"if a: b\n" + b"elif nnx: c\n" * 1000, DEEP),
+    "99 functions": (nested("def f{}(x=nnx.Param(1)):", 99), None),
+    "99 classes": (nested("class C{}(nnx.Module):", 99), None),
+    "a hundred ifs": (nested("if f{}:", 100), WRONG),
+    "a long number": (NNX + b"x = " + b"9" * 10_000, WRONG),
+    "a long line": (NNX + b"x = [" + b"nnx.Param(1), " * 20_000 + b"]", None),
+    "odd names": (NNX + "\uff4enx = nnx.Param\nclass \xdcn\xef(nnx.Module): \uff58 = 1\n".encode(), None),
+    "50,000 lines": (NNX + b"class A(nnx.Module):\n  def f(self):\n    self.x = 1\n    self.x += 1\n\n" * 10_000, None),
+}
+
+
+def failures(problems):
+    """Returns the problems that are faults of the linter."""
+    return [problem for problem in problems if problem.status == 2 or "not mended" in problem.message]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_files(name, tmp_path):
+    """They are judged, or skipped with a word in one line; what depends on the parser's version may be either."""
+    data, word = ODD[name]
+    path = tmp_path / "odd.py"
+    path.write_bytes(data)
+    source = read(str(path))
+    problems = [source] if isinstance(source, Problem) else source.problems
+    if isinstance(source, Source):
+        assert (source.parse() is None) == bool(problems)
+    assert len(problems) == (word is not None) or word == DEEP
+    assert all("\n" not in str(problem) and (word or "") in str(problem) for problem in problems)
+    _, after = _fixes.mended(lint([str(path)], Config()), Config())
+    assert not failures(after.problems)
+
+
+def test_classes_that_derive_from_themselves(tmp_path):
+    """Nor do files that import each other keep the linter busy."""
+    (tmp_path / "a.py").write_text("from flax import nnx\nfrom b import B\nclass A(B, A, nnx.Module): x = A.x\n")
+    (tmp_path / "b.py").write_text("from a import A\nfrom b import B\nclass B(A): x = B.x = A\n")
+    assert not lint([str(tmp_path)], Config()).problems
+
+
+SITE = pathlib.Path(sysconfig.get_paths()["purelib"])
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("start", "abcdefghijklmnopqrstuvwxyz_")
+def test_every_installed_package(start):
+    """Nothing fails, and every edit applies, parses and settles."""
+    paths = [str(path) for path in sorted(SITE.iterdir()) if path.name[0].lower() == start]
+    report = lint([path for path in paths if pathlib.Path(path).is_dir() or path.endswith(".py")], Config())
+    assert not failures(report.problems)
+    _, after = _fixes.mended(report, Config())
+    assert not failures(after.problems)
+    assert not any(finding.fixable for finding in after.findings)
+
+
+def survives(code):
+    """The linter judges a program, or says why not, and its edits settle."""
+    source = decoded("made.py", code)
+    assert isinstance(source, Source)
+    report = judged([source], Config())
+    _, after = _fixes.mended(report, Config())
+    assert not failures(after.problems)
+
+
+MANY = hypothesis.settings(max_examples=300, suppress_health_check=list(hypothesis.HealthCheck))
+
+
+@pytest.mark.thorough
+@pytest.mark.filterwarnings("ignore")  # what hypothesmith compiles
+@pytest.mark.parametrize("strategy", ["from_grammar", "from_node"])
+def test_programs_of_the_grammar(strategy):
+    """Whatever the grammar allows."""
+    import hypothesmith
+
+    @MANY
+    @hypothesis.given(getattr(hypothesmith, strategy)())
+    def check(code):
+        survives(NNX + code.encode(errors="ignore"))
+
+    check()
+
+
+LINES = [
+    line
+    for path in sorted((pathlib.Path(__file__).parent / "lint_cases").glob("*.py"))
+    for line in path.read_text().splitlines(keepends=True)
+]
+
+
+@pytest.mark.thorough
+@MANY
+@hypothesis.given(st.lists(st.tuples(st.sampled_from(LINES), st.integers(0, 3)), max_size=30))
+def test_programs_of_shuffled_cases(lines):
+    """Lines of the cases in any order, at any depth: most do not parse, those that do are odd."""
+    survives(NNX + "".join("    " * depth + line.lstrip() for line, depth in lines).encode())
+
+
+@pytest.mark.thorough
+@MANY
+@hypothesis.given(st.integers(0, len(LINES)), st.integers(1, 40), st.sets(st.integers(0, 40)), st.data())
+def test_programs_of_cut_cases(start, length, gone, data):
+    """Stretches of the cases without some lines, or with a word less."""
+    lines = [line for k, line in enumerate(LINES[start : start + length]) if k not in gone]
+    words = "".join(lines).split(" ")
+    del words[data.draw(st.integers(0, len(words) - 1))]
+    survives(NNX + " ".join(words).encode())
