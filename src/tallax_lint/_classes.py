@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 from typing import Any, NamedTuple
 
 from tallax_lint._index import Scope, targets
@@ -171,7 +172,7 @@ class Classes:
             values.append(self.value_of(setting))
         value = joined(values)
         if isinstance(value, Variable):
-            return Variable(value.type, value.call, value.frame, value.cls, (cls, name))
+            return dataclasses.replace(value, home=(cls, name))
         return self.filled(value, name, [scope for method in cls.methods for scope in method.inside()]) if value == Items() else value
 
     def value_of(self, setting: Setting) -> Value | None:
@@ -202,7 +203,7 @@ class Classes:
                 values.append(self.binding(binding, Frame(cls)))
         value = joined(values)
         if isinstance(value, Variable):
-            return Variable(value.type, value.call, value.frame, value.cls, (cls, name))
+            return dataclasses.replace(value, home=(cls, name))
         return value
 
     def defines(self, cls: Scope, name: str) -> bool:

@@ -32,6 +32,7 @@ class Variable:
         frame: Where that call stands.
         cls: The project's own subclass.
         home: The class and the name of the attribute that holds it.
+        or_else: Where it may be made instead, in other branches.
     """
 
     type: str
@@ -39,6 +40,7 @@ class Variable:
     frame: Frame | None = None
     cls: Scope | None = None
     home: tuple[Scope, str] | None = None
+    or_else: tuple[Variable, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -148,7 +150,8 @@ def joined(values: list[Value | None]) -> Value | None:
 
 def _both(a: Value, b: Value) -> Value | None:
     if isinstance(a, Variable) and isinstance(b, Variable):
-        return a if a.type == b.type else dataclasses.replace(a, type="nnx.Variable" if a.type != "nnx.Param" else b.type)
+        kind = a.type if a.type == b.type else b.type if a.type == "nnx.Param" else "nnx.Variable"
+        return dataclasses.replace(a, type=kind, or_else=(*a.or_else, b))
     if isinstance(a, Array) and isinstance(b, Array):
         return Array(
             a.weak if a.weak == b.weak else None,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 from collections.abc import Sequence
 
 from tallax_lint import _arrays
@@ -507,6 +508,8 @@ class Values(Classes):
 
     def content(self, variable: Variable) -> Value | None:
         """Returns what a Variable holds when it is made, marked as its state."""
+        if variable.or_else:
+            return joined([self.content(dataclasses.replace(v, home=variable.home, or_else=())) for v in (variable, *variable.or_else)])
         value = None
         if variable.call is not None and variable.frame is not None:
             given = initial(variable.call)

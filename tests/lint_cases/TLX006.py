@@ -76,3 +76,16 @@ def read(model: Model, unknown, optimizer: nnx.Optimizer, other: "nnx.Variable |
     shown += unknown.value if isinstance(unknown, nnx.Variable) else 0  # error: TLX006
     print("self.count.value", shown, dict(value=1))
     return optimizer.step.value  # error: TLX006
+
+
+class Statistics(nnx.Module):
+    """`[...]` of a dict raises KeyError: one that may be held is left to get_value."""
+
+    def __init__(self, shape):
+        if isinstance(shape, tuple):
+            self.mean = nnx.BatchStat(jnp.zeros(shape))
+        else:
+            self.mean = nnx.BatchStat(jax.tree.map(jnp.zeros_like, shape))
+
+    def __call__(self, x):
+        return jax.tree.map(jnp.subtract, x, self.mean.value)  # error: TLX006

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import re
 
 from tallax_lint._check import CHECKS, Context, end_of, replacement
 from tallax_lint._finding import Edit
@@ -48,8 +49,9 @@ class Gate(nnx.Module):
         return x * self.scale[...]
 """,
     fix="""\
-A read becomes `[...]` where the Variable is known to hold an array, else `get_value()`. `x.value += 1` becomes
-`x[...] += 1` for an array, and every other write `x.set_value(...)`, which does what the old write did.""",
+A read becomes `[...]` where the Variable is known to hold an array, else `get_value()`. A write becomes
+`x.set_value(...)`, which does what the old one did; only `x.value += 1` on an array whose dtype and shape it keeps
+becomes `x[...] += 1`.""",
     misses="Objects whose class can't be told, such as an unannotated `model` of a class in a file that is not imported.",
 )
 
@@ -123,40 +125,68 @@ def _by_its_name(node: ast.expr, scope: Scope, context: Context) -> Variable | N
     owner = context.values.of(node.value, scope)
     if owner is not None and not (isinstance(owner, Instance) and isinstance(owner.cls, str)):
         return None
-    found: list[Variable] = []
+    found = False
     for cls in context.classes_at_hand():
         value = context.values.own_member(cls, node.attr)
         if value is False:
             continue
         if not isinstance(value, Variable):
             return None
-        found.append(value)
-    if not found:
-        # Flax's own layers call their parameters so, and nothing else in such code has a `.kernel.value`.
-        return Variable("nnx.Param") if node.attr in _LAYERS_OWN and owner is None else None
-    return found[0] if len(found) == 1 else Variable(found[0].type)
+        found = True
+    # Flax's own layers call their parameters so, and nothing else in such code has a `.kernel.value`.
+    if not found and (node.attr not in _LAYERS_OWN or owner is not None):
+        return None
+    return Variable("nnx.Variable")  # what it holds, nobody knows
 
 
 def _edits(node: ast.Attribute, held: object, context: Context) -> tuple[Edit, ...]:
     statement = parent_of(node)
     if isinstance(node.ctx, ast.Load):
         return (replacement(end_of(node.value), end_of(node), "[...]" if isinstance(held, Array) else ".get_value()"),)
-    if isinstance(statement, ast.AugAssign) and isinstance(held, Array):
+    if isinstance(statement, ast.AugAssign):
         given = context.values.of(statement.value, context.scope_of(statement))
-        whole = isinstance(given, Number) and given.type in ("int", "bool")
-        if whole or held.dtype.startswith("float"):
+        if isinstance(held, Array) and isinstance(given, Number) and _keeps(held, given, statement.op):
             return (replacement(end_of(node.value), end_of(node), "[...]"),)
-    if isinstance(statement, ast.Assign) and statement.targets == [node] and not _mentions(statement.value, node):
-        if statement.value.lineno == statement.lineno:
-            before = replacement(end_of(node.value), (statement.value.lineno, statement.value.col_offset), ".set_value(")
-            behind = end_of(statement.value)
-            return (before, replacement(behind, behind, ")"))
+        if not _is_path(node.value):
+            return ()
+        operator = _OPERATORS.get(type(statement.op))
+        return _written(node, statement, f".set_value({ast.unparse(node.value)}.get_value() {operator} ", context) if operator else ()
+    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+        return _written(node, statement, ".set_value(", context)
     return ()
 
 
-def _mentions(value: ast.expr, node: ast.Attribute) -> bool:
-    """Says whether an assigned value has `.value`s of its own, which are mended first."""
-    del node
-    return any(isinstance(inner, ast.Attribute) and inner.attr == "value" for inner in ast.walk(value))
+_OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 
 
+def _keeps(held: Array, given: Number, operator: ast.operator) -> bool:
+    """Says whether arithmetic with a Python number leaves an array its dtype: it always leaves the shape."""
+    if held.dtype.startswith(("float", "bfloat")):
+        return given.type in ("int", "float", "bool")
+    return held.dtype.startswith(("int", "uint")) and given.type in ("int", "bool") and not isinstance(operator, ast.Div)
+
+
+def _is_path(node: ast.expr) -> bool:
+    """Says whether an expression is of names and attributes only, and can be worked out twice."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return isinstance(node, ast.Name)
+
+
+def _written(node: ast.Attribute, statement: ast.Assign | ast.AugAssign, call: str, context: Context) -> tuple[Edit, ...]:
+    """Returns the edits that put `call` in place of `.value =`, and the closing parenthesis behind the statement."""
+    line, column = end_of(node)
+    behind = context.file.lines[line - 1].encode()[column:]
+    sign = re.match(rb"[ \t]*[-+*/]?=[ \t]*", behind)
+    value = statement.value
+    # A bare tuple would become several arguments, and what is to be mended within is mended first.
+    if sign is None or isinstance(value, (ast.Tuple, ast.Yield, ast.YieldFrom, ast.Await, ast.Starred, ast.NamedExpr)):
+        return ()
+    if any(isinstance(inner, ast.Attribute) and inner.attr == "value" for inner in ast.walk(value)):
+        return ()
+    wrapped = isinstance(statement, ast.AugAssign) and not isinstance(value, (ast.Constant, ast.Name, ast.Attribute, ast.Call))
+    last = (statement.end_lineno or line, statement.end_col_offset or 0)
+    return (
+        replacement(end_of(node.value), (line, column + sign.end()), call + "(" * wrapped),
+        replacement(last, last, ")" + ")" * wrapped),
+    )
