@@ -16,19 +16,112 @@ from tallax_lint._kinds import Value, Array, Items, Name, Number, Plain
 Work = Callable[[ast.expr], "Value | None"]
 
 _COUNTS = {"jax.process_index", "jax.process_count", "jax.device_count", "jax.local_device_count"}
-_FLOATS = {"math." + n for n in ("log", "sqrt", "exp", "sin", "cos", "log2", "log10", "pi", "e", "inf", "tanh", "pow", "log1p")}
+_FLOATS = {
+    "math." + n for n in ("log", "sqrt", "exp", "sin", "cos", "log2", "log10", "pi", "e", "inf", "tanh", "pow", "log1p")
+}
 _INTS = {"math.floor", "math.ceil", "math.prod", "math.gcd", "math.comb"}
-_DTYPES = {"float32", "float64", "float16", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool_",
-           "int_", "float_", "complex64"}
-_STRONG = {"zeros": "float", "ones": "float", "empty": "float", "eye": "float", "linspace": "float", "tril": "", "triu": "",
-           "arange": "int", "identity": "float", "concatenate": "", "stack": ""}
-_ELEMENTWISE = {"log", "exp", "sqrt", "abs", "negative", "square", "log1p", "expm1", "tanh", "sin", "cos", "reciprocal", "sign", "clip",
-                "maximum", "minimum", "add", "multiply", "subtract", "divide", "power", "squeeze", "reshape", "broadcast_to", "ravel",
-                "expand_dims", "tile", "repeat", "transpose", "logit", "arctanh", "float_power"}
+_DTYPES = {
+    "float32",
+    "float64",
+    "float16",
+    "bfloat16",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "bool_",
+    "int_",
+    "float_",
+    "complex64",
+}
+_STRONG = {
+    "zeros": "float",
+    "ones": "float",
+    "empty": "float",
+    "eye": "float",
+    "linspace": "float",
+    "tril": "",
+    "triu": "",
+    "arange": "int",
+    "identity": "float",
+    "concatenate": "",
+    "stack": "",
+}
+_ELEMENTWISE = {
+    "log",
+    "exp",
+    "sqrt",
+    "abs",
+    "negative",
+    "square",
+    "log1p",
+    "expm1",
+    "tanh",
+    "sin",
+    "cos",
+    "reciprocal",
+    "sign",
+    "clip",
+    "maximum",
+    "minimum",
+    "add",
+    "multiply",
+    "subtract",
+    "divide",
+    "power",
+    "squeeze",
+    "reshape",
+    "broadcast_to",
+    "ravel",
+    "expand_dims",
+    "tile",
+    "repeat",
+    "transpose",
+    "logit",
+    "arctanh",
+    "float_power",
+}
 _FLOATING = {"log", "exp", "sqrt", "log1p", "expm1", "tanh", "sin", "cos", "reciprocal", "divide", "logit", "arctanh"}
-_REDUCING = {"sum", "mean", "var", "std", "prod", "max", "min", "dot", "matmul", "einsum", "argmax", "argmin", "all", "any", "median",
-             "count_nonzero", "cumsum", "norm"}
-_KEEPING = {"reshape", "squeeze", "ravel", "flatten", "transpose", "copy", "repeat", "swapaxes", "clip", "add", "multiply", "set", "get", "at"}
+_REDUCING = {
+    "sum",
+    "mean",
+    "var",
+    "std",
+    "prod",
+    "max",
+    "min",
+    "dot",
+    "matmul",
+    "einsum",
+    "argmax",
+    "argmin",
+    "all",
+    "any",
+    "median",
+    "count_nonzero",
+    "cumsum",
+    "norm",
+}
+_KEEPING = {
+    "reshape",
+    "squeeze",
+    "ravel",
+    "flatten",
+    "transpose",
+    "copy",
+    "repeat",
+    "swapaxes",
+    "clip",
+    "add",
+    "multiply",
+    "set",
+    "get",
+    "at",
+}
 
 
 def dtype_word(node: ast.expr | None) -> str:
@@ -44,7 +137,11 @@ def _argument(node: ast.Call, place: int | None, word: str) -> ast.expr | None:
     for keyword in node.keywords:
         if keyword.arg == word:
             return keyword.value
-    if place is not None and place < len(node.args) and not any(isinstance(a, ast.Starred) for a in node.args[: place + 1]):
+    if (
+        place is not None
+        and place < len(node.args)
+        and not any(isinstance(a, ast.Starred) for a in node.args[: place + 1])
+    ):
         return node.args[place]
     return None
 
@@ -84,7 +181,13 @@ def _numpy(module: str, last: str, node: ast.Call, work: Work) -> Value | None:
         return _array(module, node, work)
     if last == "full":
         dtype = _argument(node, 2, "dtype")
-        fill = work(node.args[1]) if len(node.args) > 1 else work(f) if (f := _argument(node, None, "fill_value")) else None
+        fill = (
+            work(node.args[1])
+            if len(node.args) > 1
+            else work(f)
+            if (f := _argument(node, None, "fill_value"))
+            else None
+        )
         if dtype is not None:
             return Array(False, dtype_word(dtype), None, _is_scalar_shape(node.args[0] if node.args else None))
         if isinstance(fill, Number):
@@ -122,7 +225,15 @@ def _numpy(module: str, last: str, node: ast.Call, work: Work) -> Value | None:
 def _array(module: str, node: ast.Call, work: Work) -> Value | None:
     dtype = _argument(node, 1, "dtype")
     value = work(node.args[0]) if node.args else None
-    scalar = True if isinstance(value, Number) else value.scalar if isinstance(value, Array) else False if isinstance(value, Items) else None
+    scalar = (
+        True
+        if isinstance(value, Number)
+        else value.scalar
+        if isinstance(value, Array)
+        else False
+        if isinstance(value, Items)
+        else None
+    )
     if dtype is not None:
         return Array(False, dtype_word(dtype), _state([value]), scalar)
     if isinstance(value, Number):
@@ -149,7 +260,15 @@ def _elementwise(module: str, last: str, node: ast.Call, work: Work) -> Value | 
         if not isinstance(value, Number) and not (isinstance(value, Array) and value.weak):
             weak = None
     first = values[0]
-    dtype = "float" if last in _FLOATING else first.dtype if isinstance(first, Array) else first.type if isinstance(first, Number) else ""
+    dtype = (
+        "float"
+        if last in _FLOATING
+        else first.dtype
+        if isinstance(first, Array)
+        else first.type
+        if isinstance(first, Number)
+        else ""
+    )
     if weak is False and dtype == "int":
         dtype = ""
     return Array(weak, dtype, state)
@@ -159,7 +278,9 @@ def method(base: Array, name: str, node: ast.Call, work: Work) -> Value | None:
     """Returns what a method of an array returns."""
     state = "derived" if base.state else None
     if name == "astype":
-        return Array(False, dtype_word(node.args[0] if node.args else _argument(node, None, "dtype")), state, base.scalar)
+        return Array(
+            False, dtype_word(node.args[0] if node.args else _argument(node, None, "dtype")), state, base.scalar
+        )
     if name in ("tolist",):
         return Plain("list")
     if name in _KEEPING:
@@ -191,8 +312,13 @@ def combined(left: Value | None, right: Value | None, operator: ast.operator) ->
     if not weak and any(isinstance(side, Array) and side.weak is None for side in (left, right)):
         strong = any(isinstance(side, Array) and side.weak is False for side in (left, right))
         return Array(False if strong else None, "", state)
-    words = [side.dtype if isinstance(side, Array) else side.type if isinstance(side, Number) else "" for side in (left, right)]
-    strong_words = [w for w, side in zip(words, (left, right), strict=True) if isinstance(side, Array) and not side.weak]
+    words = [
+        side.dtype if isinstance(side, Array) else side.type if isinstance(side, Number) else ""
+        for side in (left, right)
+    ]
+    strong_words = [
+        w for w, side in zip(words, (left, right), strict=True) if isinstance(side, Array) and not side.weak
+    ]
     dtype = words[0] if words[0] == words[1] else strong_words[0] if len(strong_words) == 1 else ""
     if "float" in words and dtype in ("int", "bool"):
         dtype = "float"
@@ -202,7 +328,9 @@ def combined(left: Value | None, right: Value | None, operator: ast.operator) ->
 
 
 def _both_scalar(left: Value | None, right: Value | None) -> bool | None:
-    sides = [True if isinstance(side, Number) else side.scalar if isinstance(side, Array) else None for side in (left, right)]
+    sides = [
+        True if isinstance(side, Number) else side.scalar if isinstance(side, Array) else None for side in (left, right)
+    ]
     return True if sides == [True, True] else None
 
 
@@ -212,7 +340,9 @@ def _floats(dtype: str) -> bool:
 
 def _is_scalar_shape(node: ast.expr | None) -> bool | None:
     if isinstance(node, ast.Tuple):
-        return not node.elts or (len(node.elts) == 1 and isinstance(node.elts[0], ast.Constant) and node.elts[0].value == 1)
+        return not node.elts or (
+            len(node.elts) == 1 and isinstance(node.elts[0], ast.Constant) and node.elts[0].value == 1
+        )
     if isinstance(node, ast.Constant):
         return node.value == 1
     return None

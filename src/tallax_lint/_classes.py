@@ -112,8 +112,15 @@ class Classes:
 
     def is_module(self, cls: Scope) -> bool:
         """Says whether a class is an nnx.Module."""
-        return any(isinstance(b, str) and b.startswith("nnx.") and b[4:5].isupper() and b not in VARIABLES
-                   and b not in NODES and b not in NOT_NODES for b in self.lineage(cls))
+        return any(
+            isinstance(b, str)
+            and b.startswith("nnx.")
+            and b[4:5].isupper()
+            and b not in VARIABLES
+            and b not in NODES
+            and b not in NOT_NODES
+            for b in self.lineage(cls)
+        )
 
     def is_node(self, cls: Scope) -> bool:
         """Says whether a class is an nnx.Module or another node of the graph."""
@@ -160,8 +167,14 @@ class Classes:
                 return self._of_body(current, name)
             if current.method("__init__") is not None and not _calls_super(current.method("__init__")):
                 # Its own __init__ takes the place of those below: what they set is not there.
-                return next((self._of_body(c, name) for c in self.lineage(current)[1:]
-                             if not isinstance(c, str) and name in c.bindings), None)
+                return next(
+                    (
+                        self._of_body(c, name)
+                        for c in self.lineage(current)[1:]
+                        if not isinstance(c, str) and name in c.bindings
+                    ),
+                    None,
+                )
         return None
 
     def _set(self, settings: list[Setting], cls: Scope, name: str) -> Value | None:
@@ -173,7 +186,11 @@ class Classes:
         value = joined(values)
         if isinstance(value, Variable):
             return dataclasses.replace(value, home=(cls, name))
-        return self.filled(value, name, [scope for method in cls.methods for scope in method.inside()]) if value == Items() else value
+        return (
+            self.filled(value, name, [scope for method in cls.methods for scope in method.inside()])
+            if value == Items()
+            else value
+        )
 
     def value_of(self, setting: Setting) -> Value | None:
         """Returns what one assignment to an attribute puts there."""
@@ -193,7 +210,9 @@ class Classes:
             if binding.how == "annotation":
                 values.append(self.annotated(binding.what, cls))
             elif binding.how == "def":
-                decorated = {d.id if isinstance(d, ast.Name) else getattr(d, "attr", "") for d in binding.what.decorators}
+                decorated = {
+                    d.id if isinstance(d, ast.Name) else getattr(d, "attr", "") for d in binding.what.decorators
+                }
                 if binding.what.kind == "function" and decorated & {"property", "cached_property", "setter"}:
                     declared = getattr(binding.what.node, "returns", None)
                     values.append(self.annotated(declared, cls) if declared is not None else None)
@@ -264,8 +283,8 @@ def _is_guarded(setting: Setting) -> bool:
     while node is not None and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
         node = getattr(node, "parent", None)
         if isinstance(node, ast.If) and any(
-            isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name) and inner.func.id == "isinstance" for inner in ast.walk(node.test)
+            isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name) and inner.func.id == "isinstance"
+            for inner in ast.walk(node.test)
         ):
             return True
     return False
-

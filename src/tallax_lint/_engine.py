@@ -81,5 +81,3 @@ def _findings_of(file: File, values: Values) -> list[Finding]:
     for check in CHECKS.files:
         check(file, context)
     return context.findings
-
-

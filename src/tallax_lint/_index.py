@@ -29,10 +29,42 @@ _SORTED = {
     ast.For,
 }
 # Fields that hold names and flags rather than nodes.
-_WORDS = {"ctx", "op", "ops", "id", "attr", "type_comment", "kind", "type_params", "type_ignores", "name", "module", "level", "arg", "asname",
-          "kwd_attrs", "rest", "simple", "is_async", "conversion", "tag", "func_type"}
-_LEAVES = {ast.Constant, ast.Name, ast.Pass, ast.Break, ast.Continue, ast.Global, ast.Nonlocal, ast.Import, ast.ImportFrom, ast.MatchStar,
-           ast.MatchSingleton}
+_WORDS = {
+    "ctx",
+    "op",
+    "ops",
+    "id",
+    "attr",
+    "type_comment",
+    "kind",
+    "type_params",
+    "type_ignores",
+    "name",
+    "module",
+    "level",
+    "arg",
+    "asname",
+    "kwd_attrs",
+    "rest",
+    "simple",
+    "is_async",
+    "conversion",
+    "tag",
+    "func_type",
+}
+_LEAVES = {
+    ast.Constant,
+    ast.Name,
+    ast.Pass,
+    ast.Break,
+    ast.Continue,
+    ast.Global,
+    ast.Nonlocal,
+    ast.Import,
+    ast.ImportFrom,
+    ast.MatchStar,
+    ast.MatchSingleton,
+}
 # The fields of each kind of node that hold nodes, last first: what is put on a stack last is taken first.
 _FIELDS: dict[type, tuple[str, ...]] = {
     kind: () if kind in _LEAVES else tuple(field for field in reversed(kind._fields) if field not in _WORDS)

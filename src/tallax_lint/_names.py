@@ -24,7 +24,15 @@ VARIABLES = {
 
 # Classes of nnx that are nodes of the graph without being modules that a model is made of.
 NODES = {"nnx.Pytree", "nnx.Object", "nnx.List", "nnx.Dict", "nnx.Rngs", "nnx.RngStream"}
-NOT_NODES = {"nnx.State", "nnx.GraphDef", "nnx.GraphState", "nnx.PathContains", "nnx.OfType", "nnx.StateAxes", "nnx.Carry"}
+NOT_NODES = {
+    "nnx.State",
+    "nnx.GraphDef",
+    "nnx.GraphState",
+    "nnx.PathContains",
+    "nnx.OfType",
+    "nnx.StateAxes",
+    "nnx.Carry",
+}
 
 # The Variables that Flax's own layers hold, by attribute.
 LAYER_VARIABLES = {
@@ -60,16 +68,59 @@ LAYERS: dict[str, set[str]] = {
 }
 
 # Layers of Flax whose calls change their state: running statistics, random number streams, caches, metrics.
-CHANGING_LAYERS = {"nnx.BatchNorm", "nnx.Dropout", "nnx.Rngs", "nnx.RngStream", "nnx.SpectralNorm", "nnx.Optimizer", "nnx.MultiMetric"}
+CHANGING_LAYERS = {
+    "nnx.BatchNorm",
+    "nnx.Dropout",
+    "nnx.Rngs",
+    "nnx.RngStream",
+    "nnx.SpectralNorm",
+    "nnx.Optimizer",
+    "nnx.MultiMetric",
+}
 CHANGING_METHODS = {"update", "reset", "init_cache"}
 
 # Functions that take a function and run it under a trace. Those of JAX hand no module's changes back.
-RAW_TRANSFORMS = {"jax.jit", "jax.pmap", "jax.vmap", "jax.checkpoint", "jax.remat", "jax.ad_checkpoint.checkpoint", "jax.grad",
-                  "jax.value_and_grad", "jax.shard_map", "jax.lax.scan", "jax.lax.cond", "jax.lax.switch", "jax.lax.while_loop",
-                  "jax.lax.fori_loop", "jax.lax.map", "jax.experimental.shard_map.shard_map", "jax.linearize", "jax.vjp", "jax.jvp"}
-NNX_TRANSFORMS = {"nnx.jit", "nnx.pmap", "nnx.vmap", "nnx.remat", "nnx.checkpoint", "nnx.grad", "nnx.value_and_grad", "nnx.shard_map",
-                  "nnx.scan", "nnx.cond", "nnx.switch", "nnx.while_loop", "nnx.fori_loop", "nnx.jit_partial", "nnx.custom_vjp",
-                  "nnx.eval_shape", "nnx.jvp", "nnx.vjp"}
+RAW_TRANSFORMS = {
+    "jax.jit",
+    "jax.pmap",
+    "jax.vmap",
+    "jax.checkpoint",
+    "jax.remat",
+    "jax.ad_checkpoint.checkpoint",
+    "jax.grad",
+    "jax.value_and_grad",
+    "jax.shard_map",
+    "jax.lax.scan",
+    "jax.lax.cond",
+    "jax.lax.switch",
+    "jax.lax.while_loop",
+    "jax.lax.fori_loop",
+    "jax.lax.map",
+    "jax.experimental.shard_map.shard_map",
+    "jax.linearize",
+    "jax.vjp",
+    "jax.jvp",
+}
+NNX_TRANSFORMS = {
+    "nnx.jit",
+    "nnx.pmap",
+    "nnx.vmap",
+    "nnx.remat",
+    "nnx.checkpoint",
+    "nnx.grad",
+    "nnx.value_and_grad",
+    "nnx.shard_map",
+    "nnx.scan",
+    "nnx.cond",
+    "nnx.switch",
+    "nnx.while_loop",
+    "nnx.fori_loop",
+    "nnx.jit_partial",
+    "nnx.custom_vjp",
+    "nnx.eval_shape",
+    "nnx.jvp",
+    "nnx.vjp",
+}
 JITS = {"jax.jit", "jax.pmap", "nnx.jit", "nnx.pmap", "nnx.jit_partial", "tallax.compile_step"}
 
 _PREFIXES = (
@@ -101,7 +152,16 @@ def canonical(dotted: str) -> str:
     return dotted
 
 
-_FUNCTIONS = {name.partition(".")[2] for name in NNX_TRANSFORMS} | {"split", "merge", "state", "update", "pop", "clone", "data", "static"}
+_FUNCTIONS = {name.partition(".")[2] for name in NNX_TRANSFORMS} | {
+    "split",
+    "merge",
+    "state",
+    "update",
+    "pop",
+    "clone",
+    "data",
+    "static",
+}
 
 
 def derives(name: str, ancestor: str) -> bool:

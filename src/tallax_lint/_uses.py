@@ -156,5 +156,7 @@ def write_at(use: Use) -> Write | None:
         for whole in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
             for single, item in targets(whole):
                 if single is place:
-                    return Write(use, statement, statement.value if item is not None else None, item or (), None, replaces)
+                    return Write(
+                        use, statement, statement.value if item is not None else None, item or (), None, replaces
+                    )
     return Write(use, statement, None, (), None, replaces)

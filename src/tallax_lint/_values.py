@@ -10,19 +10,61 @@ from collections.abc import Sequence
 from tallax_lint import _arrays
 from tallax_lint._classes import Classes
 from tallax_lint._index import Binding, Lines, Scope
-from tallax_lint._kinds import Value, NOTHING, Array, Callee, Frame, Instance, Items, Name, Number, Plain, Type, Variable, element, item, joined
-from tallax_lint._names import JITS, LAYER_VARIABLES, LAYERS, NNX_TRANSFORMS, NOT_NODES, RAW_TRANSFORMS, VARIABLES, canonical
+from tallax_lint._kinds import (
+    Value,
+    NOTHING,
+    Array,
+    Callee,
+    Frame,
+    Instance,
+    Items,
+    Name,
+    Number,
+    Plain,
+    Type,
+    Variable,
+    element,
+    item,
+    joined,
+)
+from tallax_lint._names import (
+    JITS,
+    LAYER_VARIABLES,
+    LAYERS,
+    NNX_TRANSFORMS,
+    NOT_NODES,
+    RAW_TRANSFORMS,
+    VARIABLES,
+    canonical,
+)
 from tallax_lint._tree import Tree
 
 # How deep expressions nest, and calls within calls: what is farther from a place seldom decides about it.
 _DEEPEST = 24
 _FARTHEST = 3
 _EMPTY = Items()
-_BUILTINS = {"int": "int", "float": "float", "bool": "bool", "complex": "float", "round": "int", "len": "int", "ord": "int"}
+_BUILTINS = {
+    "int": "int",
+    "float": "float",
+    "bool": "bool",
+    "complex": "float",
+    "round": "int",
+    "len": "int",
+    "ord": "int",
+}
 _TRANSFORMS = RAW_TRANSFORMS | NNX_TRANSFORMS | JITS
 # Those that return what they are given, or something that holds it.
-_THROUGH = {"nnx.data", "nnx.static", "nnx.clone", "copy.deepcopy", "copy.copy", "jax.lax.stop_gradient", "jax.device_put",
-            "jax.block_until_ready", "jax.lax.with_sharding_constraint"}
+_THROUGH = {
+    "nnx.data",
+    "nnx.static",
+    "nnx.clone",
+    "copy.deepcopy",
+    "copy.copy",
+    "jax.lax.stop_gradient",
+    "jax.device_put",
+    "jax.block_until_ready",
+    "jax.lax.with_sharding_constraint",
+}
 
 
 class Values(Classes):
@@ -217,7 +259,9 @@ class Values(Classes):
                 return self.annotated(parsed, scope)
             return None
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-            return joined([v for v in (self.annotated(node.left, scope), self.annotated(node.right, scope)) if v != NOTHING])
+            return joined(
+                [v for v in (self.annotated(node.left, scope), self.annotated(node.right, scope)) if v != NOTHING]
+            )
         if isinstance(node, ast.Subscript):
             return self._parametrised(node, scope)
         value = self.of(node, scope)
@@ -439,8 +483,10 @@ class Values(Classes):
             return self.of(node.args[0], frame)
         if name in ("typing.cast", "cast") and len(node.args) == 2:
             return self.annotated(node.args[0], frame.scope)
-        if name in ("list", "tuple", "reversed", "sorted", "nnx.List", "nnx.Sequential") and node.args and not (
-            name == "nnx.Sequential"
+        if (
+            name in ("list", "tuple", "reversed", "sorted", "nnx.List", "nnx.Sequential")
+            and node.args
+            and not (name == "nnx.Sequential")
         ):
             return self.of(node.args[0], frame)
         if name == "enumerate" and node.args:
@@ -473,7 +519,11 @@ class Values(Classes):
         scope = callee.scope
         if frame.depth >= _FARTHEST:
             return None
-        if callee.transformed and callee.transformed not in JITS and not callee.transformed.endswith(("checkpoint", "remat")):
+        if (
+            callee.transformed
+            and callee.transformed not in JITS
+            and not callee.transformed.endswith(("checkpoint", "remat"))
+        ):
             return None
         inner = self.frame_of(callee, node, frame)
         if isinstance(scope.node, ast.Lambda):
@@ -509,7 +559,12 @@ class Values(Classes):
     def content(self, variable: Variable) -> Value | None:
         """Returns what a Variable holds when it is made, marked as its state."""
         if variable.or_else:
-            return joined([self.content(dataclasses.replace(v, home=variable.home, or_else=())) for v in (variable, *variable.or_else)])
+            return joined(
+                [
+                    self.content(dataclasses.replace(v, home=variable.home, or_else=()))
+                    for v in (variable, *variable.or_else)
+                ]
+            )
         value = None
         if variable.call is not None and variable.frame is not None:
             given = initial(variable.call)
@@ -547,7 +602,11 @@ def reaching(bindings: Sequence[Binding], line: int) -> Sequence[Binding]:
         return [b for b in bindings if b.how != "changed"] or bindings
     for k in range(len(before) - 1, -1, -1):
         if all(first <= line <= last for first, last in before[k].branches) or _same_branch(before[k], line):
-            return [b for b in before[k:] if b.how != "changed" or b is before[k]] if before[k].how == "changed" else before[k:]
+            return (
+                [b for b in before[k:] if b.how != "changed" or b is before[k]]
+                if before[k].how == "changed"
+                else before[k:]
+            )
     return before
 
 
@@ -574,13 +633,17 @@ def given(call: ast.Call, name: str, place: int, keyword: str) -> ast.expr | Non
     if any(isinstance(argument, ast.Starred) for argument in arguments):
         return None
     direct = isinstance(function, ast.Name) and function.id == name
-    wrapped = isinstance(function, ast.Call) and any(isinstance(a, ast.Name) and a.id == name for a in function.args[:1])
+    wrapped = isinstance(function, ast.Call) and any(
+        isinstance(a, ast.Name) and a.id == name for a in function.args[:1]
+    )
     if direct or wrapped:
         for word in call.keywords:
             if word.arg == keyword:
                 return word.value
         return arguments[place] if place < len(arguments) else None
-    last = function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    last = (
+        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    )
     if last in ("cond", "switch"):
         branches = arguments[1:3] if last == "cond" else arguments[1:2]
         names = [n for b in branches for n in (b.elts if isinstance(b, (ast.Tuple, ast.List)) else [b])]
@@ -589,7 +652,11 @@ def given(call: ast.Call, name: str, place: int, keyword: str) -> ast.expr | Non
             return operands[place] if place < len(operands) else None
     if last == "fori_loop" and len(arguments) == 4 and isinstance(arguments[2], ast.Name) and arguments[2].id == name:
         return arguments[3] if place == 1 else None
-    if last == "while_loop" and len(arguments) == 3 and any(isinstance(a, ast.Name) and a.id == name for a in arguments[:2]):
+    if (
+        last == "while_loop"
+        and len(arguments) == 3
+        and any(isinstance(a, ast.Name) and a.id == name for a in arguments[:2])
+    ):
         return arguments[2] if place == 0 else None
     return None
 

@@ -5,7 +5,19 @@ from __future__ import annotations
 
 from tallax_lint._check import CHECKS
 from tallax_lint._rule import Rule
-from tallax_lint.rules import callbacks, counters, filters, lost, parameters, references, replaced, sow, sync, value, weak
+from tallax_lint.rules import (
+    callbacks,
+    counters,
+    filters,
+    lost,
+    parameters,
+    references,
+    replaced,
+    sow,
+    sync,
+    value,
+    weak,
+)
 
 RULES: tuple[Rule, ...] = (
     parameters.RULE,

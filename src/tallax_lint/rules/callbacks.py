@@ -56,16 +56,23 @@ class Model(nnx.Module):
 def counted(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports `jax.debug.callback(f, ...)` where `f` adds to something outside."""
     function = node.func
-    last = function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    last = (
+        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    )
     if not last.endswith("callback") or not node.args:
         return
     callee = context.values.of(function, scope)
-    if not isinstance(callee, Name) or callee.name not in ("jax.debug.callback", "jax.experimental.host_callback.id_tap"):
+    if not isinstance(callee, Name) or callee.name not in (
+        "jax.debug.callback",
+        "jax.experimental.host_callback.id_tap",
+    ):
         return
     given = context.values.of(node.args[0], scope)
     if isinstance(given, Callee) and _adds_outside(given.scope):
         context.report(
-            RULE, node, f"`{context.source_of(node.args[0])}` counts in a debug callback, which JAX may run more or less often than once; "
+            RULE,
+            node,
+            f"`{context.source_of(node.args[0])}` counts in a debug callback, which JAX may run more or less often than once; "
             "count in the program, with tallax.Counter",
         )
 

@@ -96,7 +96,9 @@ class Model(nnx.Module):
     misses="Numbers that a function of another project returns.",
 )
 
-_SIZES = re.compile(r"(?:^|_)(?:batch_size|batch_count|num_(?:tokens|samples|examples|elements)|n_(?:tokens|samples|examples))$")
+_SIZES = re.compile(
+    r"(?:^|_)(?:batch_size|batch_count|num_(?:tokens|samples|examples|elements)|n_(?:tokens|samples|examples))$"
+)
 _FLOATS = {"float", "float32", "bfloat16", "float16"}
 _INTEGERS = {"int", "int32", "uint32", "int16", "uint16", "int8", "uint8"}
 _BOOKKEEPING = {"append", "extend", "insert", "pop", "remove", "clear", "set_state", "load_state_dict"}
@@ -111,7 +113,12 @@ def narrow(cls: Scope, context: Context) -> None:
     held: dict[str, tuple[Variable, Array]] = {}
     for name in _attributes(cls):
         variable = context.values.member(cls, name, None)
-        if not isinstance(variable, Variable) or variable.call is None or variable.frame is None or variable.home is None:
+        if (
+            not isinstance(variable, Variable)
+            or variable.call is None
+            or variable.frame is None
+            or variable.home is None
+        ):
             continue
         content = context.values.content(variable)
         if isinstance(content, Array) and content.dtype in _FLOATS | _INTEGERS:
@@ -199,7 +206,11 @@ def _is_mask(node: ast.Call) -> bool:
 
 
 def _is_sum(node: ast.expr) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("sum", "count_nonzero")
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("sum", "count_nonzero")
+    )
 
 
 def _is_reset(cls: Scope, name: str, context: Context) -> bool:
@@ -229,7 +240,9 @@ def python_number(cls: Scope, context: Context) -> None:
             value = context.values.member(cls, name, None)
             if isinstance(value, Number) and value.type in ("int", "float") and _is_made_plain(cls, name, context):
                 context.report(
-                    PYTHON, setting.node, f"`self.{name}` is a plain Python number on a module: each new value is another structure, so "
+                    PYTHON,
+                    setting.node,
+                    f"`self.{name}` is a plain Python number on a module: each new value is another structure, so "
                     "nnx.jit traces again; use tallax.Counter, or an nnx.Variable with a dtype",
                 )
 

@@ -48,7 +48,9 @@ _OPTIMIZERS = {"nnx.Optimizer", "nnx.ModelAndOptimizer"}
 def unfiltered(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports `nnx.Optimizer(..., wrt=nnx.Variable)` and `nnx.EMA(model, decay)`."""
     function = node.func
-    last = function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    last = (
+        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    )
     if not last.endswith(("Optimizer", "EMA")):
         return
     callee = context.values.of(function, scope)
@@ -57,7 +59,9 @@ def unfiltered(node: ast.Call, scope: Scope, context: Context) -> None:
     words = {word.arg: word.value for word in node.keywords}
     if callee.name in _OPTIMIZERS and "wrt" in words and _is_all(words["wrt"], scope, context):
         context.report(
-            RULE, node, f"`wrt={context.source_of(words['wrt'])}` trains every Variable, counts and statistics too; write `wrt=nnx.Param`"
+            RULE,
+            node,
+            f"`wrt={context.source_of(words['wrt'])}` trains every Variable, counts and statistics too; write `wrt=nnx.Param`",
         )
     elif callee.name == "nnx.EMA" and node.args and ("only" not in words or _is_all(words["only"], scope, context)):
         model = context.values.of(node.args[0], scope)
@@ -84,5 +88,3 @@ def _state_of(cls: Scope, context: Context) -> str:
             if isinstance(value, Instance) and value.cls == "nnx.BatchNorm":
                 return name
     return ""
-
-

@@ -7,7 +7,7 @@ import ast
 import re
 
 from tallax_lint._check import CHECKS, Context
-from tallax_lint._index import Scope, targets
+from tallax_lint._index import Scope, enclosing, targets
 from tallax_lint._kinds import Callee, Instance, Name, Variable
 from tallax_lint._names import CHANGING_LAYERS, NODES
 from tallax_lint._rule import Rule
@@ -67,8 +67,25 @@ def step(model: Model, x):
     misses="Modules whose class can't be told, and those that leave such a function through a global name.",
 )
 
-_RAW = {"jax.jit", "jax.pmap", "jax.vmap", "jax.checkpoint", "jax.remat", "jax.ad_checkpoint.checkpoint", "jax.lax.scan"}
-_TAKING_APART = {"nnx.split", "nnx.merge", "nnx.state", "nnx.update", "nnx.to_tree", "nnx.to_pure_dict", "nnx.graphdef", "nnx.call"}
+_RAW = {
+    "jax.jit",
+    "jax.pmap",
+    "jax.vmap",
+    "jax.checkpoint",
+    "jax.remat",
+    "jax.ad_checkpoint.checkpoint",
+    "jax.lax.scan",
+}
+_TAKING_APART = {
+    "nnx.split",
+    "nnx.merge",
+    "nnx.state",
+    "nnx.update",
+    "nnx.to_tree",
+    "nnx.to_pure_dict",
+    "nnx.graphdef",
+    "nnx.call",
+}
 _DIFFERENTIATING = {"nnx.value_and_grad", "nnx.grad"}
 
 
@@ -88,7 +105,9 @@ def decorated(scope: Scope, context: Context) -> None:
                 cls = scope.method_of
                 if cls is not None and context.values.is_module(cls):
                     context.report(
-                        RULE, scope.node, f"`self` is static under {transform}: the module's values are constants of the compiled program, "
+                        RULE,
+                        scope.node,
+                        f"`{scope.self_name}` is static under {transform}: the module's values are constants of the compiled program, "
                         "and its updates are lost; use nnx.jit",
                     )
             return
@@ -102,7 +121,9 @@ def _is_harmless(decorator: ast.expr) -> bool:
 def handed(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports a function or module that is handed to a transformation of JAX."""
     function = node.func
-    last = function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    last = (
+        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    )
     if last not in ("jit", "pmap", "vmap", "checkpoint", "remat", "scan") or not node.args:
         return
     transform = context.values.transform_of(function, scope)
@@ -158,7 +179,11 @@ def _judge_call(call: ast.Call, root: str, scope: Scope, transform: str, place: 
         if isinstance(value, Instance) and value.cls in ("nnx.Rngs", "nnx.RngStream"):
             _report(call, f"drawing from `{root}` changes it", transform, context)
             return
-        if isinstance(value, Instance) and not isinstance(value.cls, str) and context.values.find_method(value.cls, function.attr):
+        if (
+            isinstance(value, Instance)
+            and not isinstance(value.cls, str)
+            and context.values.find_method(value.cls, function.attr)
+        ):
             owner, name = function.value, function.attr
     value = context.values.of(owner, scope)
     if not isinstance(value, Instance):
@@ -167,14 +192,22 @@ def _judge_call(call: ast.Call, root: str, scope: Scope, transform: str, place: 
         _report(call, f"drawing from `{root}` changes it", transform, context)
     elif _changes_when_called(value, name, context):
         _report(place, f"calling `{context.source_of(function)}` changes `{root}`", transform, context)
-    elif value.cls == "nnx.Module" and transform in ("jax.jit", "jax.pmap", "jax.checkpoint", "jax.remat") and isinstance(owner, ast.Name):
+    elif (
+        value.cls == "nnx.Module"
+        and transform in ("jax.jit", "jax.pmap", "jax.checkpoint", "jax.remat")
+        and isinstance(owner, ast.Name)
+    ):
         _report(place, f"`{root}` may be any module, and calling it may change it", transform, context)
 
 
 def _report(node: ast.AST, what: str, transform: str, context: Context) -> None:
     instead = transform.rpartition(".")[2]
     remedy = {"checkpoint": "nnx.remat", "remat": "nnx.remat"}.get(instead, f"nnx.{instead}")
-    context.report(RULE, node, f"{what} under {transform}, and the update is lost; use {remedy}, or return nnx.state(...) and nnx.update")
+    context.report(
+        RULE,
+        node,
+        f"{what} under {transform}, and the update is lost; use {remedy}, or return nnx.state(...) and nnx.update",
+    )
 
 
 def _changes_when_called(value: Instance, name: str, context: Context) -> bool:
@@ -190,17 +223,26 @@ def changes(cls: Scope, name: str, context: Context, seen: frozenset[tuple[Scope
     seen = seen | {(cls, name)}
     method = context.values.find_method(cls, name)
     if method is None:
-        return any(base in CHANGING_LAYERS for base in context.values.lineage(cls) if isinstance(base, str)) and name == "__call__"
+        return (
+            any(base in CHANGING_LAYERS for base in context.values.lineage(cls) if isinstance(base, str))
+            and name == "__call__"
+        )
     for scope in method.inside():
         for node in scope.of(ast.Assign, ast.AugAssign):
             for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 for single, _ in targets(whole):
-                    if _root(single) == method.self_name and not isinstance(single, ast.Name) and _is_written(single, scope, context):
+                    if (
+                        _root(single) == method.self_name
+                        and not isinstance(single, ast.Name)
+                        and _is_written(single, scope, context)
+                    ):
                         return True
         for call in scope.of(ast.Call):
             function = call.func
             if _root(function) != method.self_name and not isinstance(function, ast.Name):
                 continue
+            if _is_conditional(call):
+                continue  # `if self.dropout is not None`: it may well be None
             if isinstance(function, ast.Attribute):
                 if function.attr in ("set_value", "sow") and _root(function) == method.self_name:
                     return True
@@ -219,9 +261,17 @@ def changes(cls: Scope, name: str, context: Context, seen: frozenset[tuple[Scope
     return False
 
 
+def _is_conditional(node: ast.AST) -> bool:
+    """Says whether a node stands in a branch of its function."""
+    branch = enclosing(node, ast.If, ast.IfExp, ast.FunctionDef, ast.AsyncFunctionDef)
+    return isinstance(branch, (ast.If, ast.IfExp))
+
+
 def _is_written(target: ast.expr, scope: Scope, context: Context) -> bool:
     """Says whether a target is a Variable's value, or an attribute that holds one."""
-    if isinstance(target, (ast.Subscript, ast.Attribute)) and isinstance(context.values.of(target.value, scope), Variable):
+    if isinstance(target, (ast.Subscript, ast.Attribute)) and isinstance(
+        context.values.of(target.value, scope), Variable
+    ):
         return True
     return isinstance(target, ast.Attribute) and isinstance(context.values.of(target, scope), Variable)
 
@@ -233,7 +283,11 @@ def _is_changed(target: ast.expr, scope: Scope, context: Context) -> bool:
     owner = context.values.of(target.value, scope) if isinstance(target, ast.Attribute) else None
     if not isinstance(owner, Instance):
         return False
-    return owner.cls in NODES or owner.cls == "nnx.Module" if isinstance(owner.cls, str) else context.values.is_node(owner.cls)
+    return (
+        owner.cls in NODES or owner.cls == "nnx.Module"
+        if isinstance(owner.cls, str)
+        else context.values.is_node(owner.cls)
+    )
 
 
 def _is_evaluating(call: ast.Call) -> bool:
@@ -241,7 +295,9 @@ def _is_evaluating(call: ast.Call) -> bool:
     if any(word.arg == "rngs" for word in call.keywords):
         return True
     asks = {"deterministic": True, "use_running_average": True, "train": False, "training": False, "is_training": False}
-    return any(isinstance(word.value, ast.Constant) and asks.get(word.arg or "") is word.value.value for word in call.keywords)
+    return any(
+        isinstance(word.value, ast.Constant) and asks.get(word.arg or "") is word.value.value for word in call.keywords
+    )
 
 
 def _root(node: ast.expr) -> str:
@@ -307,9 +363,15 @@ def _taken_apart(scope: Scope, context: Context) -> set[str]:
 
 def _returned(scope: Scope) -> set[str]:
     """Returns the names that a function hands back."""
-    nodes = [scope.node.body] if isinstance(scope.node, ast.Lambda) else [r.value for r in scope.of(ast.Return) if r.value is not None]
+    nodes = (
+        [scope.node.body]
+        if isinstance(scope.node, ast.Lambda)
+        else [r.value for r in scope.of(ast.Return) if r.value is not None]
+    )
     found: set[str] = set()
-    waiting = [element for node in nodes for element in (node.elts if isinstance(node, (ast.Tuple, ast.List)) else [node])]
+    waiting = [
+        element for node in nodes for element in (node.elts if isinstance(node, (ast.Tuple, ast.List)) else [node])
+    ]
     while waiting:
         node = waiting.pop()
         if isinstance(node, (ast.Tuple, ast.List)):
@@ -326,7 +388,9 @@ def _is_differentiated(name: str, scope: Scope, context: Context) -> bool:
     """Says whether a name is handed to what nnx.grad made: then it is a module, or Variables."""
     for call in scope.of(ast.Call):
         if any(isinstance(a, ast.Name) and a.id == name for a in call.args[:1]):
-            if context.values.transform_of(call.func, scope) in _DIFFERENTIATING and not isinstance(call.func, ast.Attribute):
+            if context.values.transform_of(call.func, scope) in _DIFFERENTIATING and not isinstance(
+                call.func, ast.Attribute
+            ):
                 return True
     return False
 
@@ -355,5 +419,3 @@ def _makes_self_static(decorator: ast.Call, scope: Scope) -> bool:
             if scope.self_name in [n.value for n in ast.walk(word.value) if isinstance(n, ast.Constant)]:
                 return True
     return False
-
-

@@ -71,11 +71,16 @@ _UNTRAINED = re.compile(
     re.IGNORECASE,
 )
 _TRAINED = re.compile(
-    r"(?<!non-)(?<!non )(?<!not )(?<!not be )(?<!n't )(?<!never )(?<!n't be )\b(?:learn(?:ed|able|t)|trainable|trained)\b", re.IGNORECASE
+    r"(?<!non-)(?<!non )(?<!not )(?<!not be )(?<!n't )(?<!never )(?<!n't be )\b(?:learn(?:ed|able|t)|trainable|trained)\b",
+    re.IGNORECASE,
 )
-_RUNNING = re.compile(r"^_?(?:(?:running|moving)_(?:mean|var|variance|std|avg|average|sum|min|max|count)|num_batches_tracked)$")
-_COUNTER = re.compile(r"^_?(?:count|counter|step|steps|step_count|global_step|num_steps|n_steps|num_updates|num_calls|n_calls|iteration|"
-                      r"iterations|epoch|call_count|update_count|\w+_(?:count|counter))$")
+_RUNNING = re.compile(
+    r"^_?(?:(?:running|moving)_(?:mean|var|variance|std|avg|average|sum|min|max|count)|num_batches_tracked)$"
+)
+_COUNTER = re.compile(
+    r"^_?(?:count|counter|step|steps|step_count|global_step|num_steps|n_steps|num_updates|num_calls|n_calls|iteration|"
+    r"iterations|epoch|call_count|update_count|\w+_(?:count|counter))$"
+)
 _EPSILON = re.compile(r"(?:^|_)eps(?:ilon)?$")
 _INTEGERS = {"int32", "int64", "uint32", "uint64", "int16", "bool", "bool_"}
 _GRADIENT = re.compile(r"grad|learning_rate|\blr\b|optimi|normali[sz]e|clip|project|load|assign|quant", re.IGNORECASE)
@@ -87,7 +92,9 @@ _TINY = 1e-4
 def kept_as_parameter(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports the call that makes an nnx.Param of something that is none."""
     function = node.func
-    last = function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    last = (
+        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    )
     if not last[:1].isupper() and not last.startswith("_"):
         return
     variable = context.values.of(node, scope)
@@ -99,8 +106,12 @@ def kept_as_parameter(node: ast.Call, scope: Scope, context: Context) -> None:
     if evidence:
         name = _attribute(node)
         shown = f"`self.{name}`" if name else "this"
-        context.report(RULE, node, f"{shown} is kept as {last}, which the optimizer updates and decays, but {evidence}; use nnx.Variable, "
-                                   "a subclass of it or a tallax item")
+        context.report(
+            RULE,
+            node,
+            f"{shown} is kept as {last}, which the optimizer updates and decays, but {evidence}; use nnx.Variable, "
+            "a subclass of it or a tallax item",
+        )
 
 
 def _attribute(node: ast.Call) -> str:
@@ -133,7 +144,12 @@ def _by_value(node: ast.Call, scope: Scope, context: Context) -> str:
     if _is_infinite(given, scope, context):
         return "it starts at infinity, as a bound does"
     inner = given.func if isinstance(given, ast.Call) else None
-    if isinstance(inner, ast.Attribute) and inner.attr in ("tril", "triu") and isinstance(given, ast.Call) and given.args:
+    if (
+        isinstance(inner, ast.Attribute)
+        and inner.attr in ("tril", "triu")
+        and isinstance(given, ast.Call)
+        and given.args
+    ):
         made = given.args[0]
         if isinstance(made, ast.Call) and isinstance(made.func, ast.Attribute) and made.func.attr == "ones":
             return "it is a mask of zeros and ones"
@@ -147,12 +163,21 @@ def _is_arange(given: ast.expr, scope: Scope, context: Context) -> bool:
 
 def _is_infinite(given: ast.expr, scope: Scope, context: Context) -> bool:
     """Says whether an array is made of infinities: `jnp.array(-float("inf"))`, `jnp.full(n, jnp.inf)`."""
-    if not isinstance(given, ast.Call) or not isinstance(given.func, ast.Attribute) or given.func.attr not in ("array", "asarray", "full"):
+    if (
+        not isinstance(given, ast.Call)
+        or not isinstance(given.func, ast.Attribute)
+        or given.func.attr not in ("array", "asarray", "full")
+    ):
         return False
     for argument in given.args:
         if isinstance(argument, ast.UnaryOp):
             argument = argument.operand
-        if isinstance(argument, ast.Call) and isinstance(argument.func, ast.Name) and argument.func.id == "float" and argument.args:
+        if (
+            isinstance(argument, ast.Call)
+            and isinstance(argument.func, ast.Name)
+            and argument.func.id == "float"
+            and argument.args
+        ):
             text = argument.args[0]
             if isinstance(text, ast.Constant) and str(text.value).strip("+-").lower() in ("inf", "infinity"):
                 return True
@@ -215,7 +240,11 @@ def _is_replaced_by_state(statement: ast.stmt, name: str, cls: Scope, context: C
         if isinstance(branch, ast.If) and parent_of(branch) is parent_of(statement) and other in branch.body:
             made = context.values.of(setting.value, setting.scope)
             text = ast.dump(branch.test)
-            if isinstance(made, Variable) and not derives(made.type, "nnx.Param") and not re.search("train|learn", text, re.IGNORECASE):
+            if (
+                isinstance(made, Variable)
+                and not derives(made.type, "nnx.Param")
+                and not re.search("train|learn", text, re.IGNORECASE)
+            ):
                 return True
     return False
 
@@ -250,7 +279,9 @@ def _is_blend(node: ast.expr, home: tuple[Scope, str], write: Write, context: Co
     node, frame = context.uses.expanded(node, Frame(write.use.scope), write.item)
     if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Add):
         return False
-    products = [side for side in (node.left, node.right) if isinstance(side, ast.BinOp) and isinstance(side.op, ast.Mult)]
+    products = [
+        side for side in (node.left, node.right) if isinstance(side, ast.BinOp) and isinstance(side.op, ast.Mult)
+    ]
     return len(products) == 2 and any(
         context.uses.is_old(factor, frame, home) for product in products for factor in (product.left, product.right)
     )
@@ -258,9 +289,15 @@ def _is_blend(node: ast.expr, home: tuple[Scope, str], write: Write, context: Co
 
 def _depends(write: Write, home: tuple[Scope, str]) -> bool:
     value = write.value
-    return isinstance(value, ast.Call) and any(
-        isinstance(n, ast.Attribute) and n.attr == home[1] and isinstance(n.value, ast.Name) for a in value.args for n in ast.walk(a)
-    ) and bool(write.item)
+    return (
+        isinstance(value, ast.Call)
+        and any(
+            isinstance(n, ast.Attribute) and n.attr == home[1] and isinstance(n.value, ast.Name)
+            for a in value.args
+            for n in ast.walk(a)
+        )
+        and bool(write.item)
+    )
 
 
 def _is_initialising(write: Write) -> bool:
@@ -271,7 +308,11 @@ def _is_initialising(write: Write) -> bool:
 def _read(node: ast.Call, name: str, cls: Scope, context: Context) -> str:
     """Returns what the class's own reads say."""
     reads = [use for use in context.uses.reads(cls, name) if use.method.name.rpartition(".")[2] not in MAKING]
-    if not reads or any(_is_elsewhere(c, name, context) for c in context.file.classes if c is not cls and cls in context.values.lineage(c)):
+    if not reads or any(
+        _is_elsewhere(c, name, context)
+        for c in context.file.classes
+        if c is not cls and cls in context.values.lineage(c)
+    ):
         return ""
     if all(_is_stopped(use.node, use.scope, context) for use in reads):
         return "every read stops its gradient"
@@ -327,7 +368,11 @@ def _is_bound(node: ast.Attribute, added: bool) -> bool:
     """Says whether a read is a bound, `jnp.maximum(x, self.cutoff[...])`, or is added to something as an epsilon is."""
     place = _content(node)
     above = parent_of(place)
-    if isinstance(above, ast.Call) and isinstance(above.func, ast.Attribute) and above.func.attr in ("maximum", "minimum", "clip"):
+    if (
+        isinstance(above, ast.Call)
+        and isinstance(above.func, ast.Attribute)
+        and above.func.attr in ("maximum", "minimum", "clip")
+    ):
         return place in above.args[1:] or any(word.value is place for word in above.keywords)
     return added and isinstance(above, ast.BinOp) and isinstance(above.op, ast.Add)
 

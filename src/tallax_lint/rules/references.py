@@ -69,7 +69,9 @@ def counted_twice(cls: Scope, context: Context) -> None:
             if isinstance(context.values.of(call, setting.scope), Variable):
                 if any(_is_under_remat(write.use, cls, context) for write in context.uses.writes(cls, name)):
                     context.report(
-                        RULE, call, f"`self.{name}` is a reference that is written under remat, which runs its updates twice or loses them; "
+                        RULE,
+                        call,
+                        f"`self.{name}` is a reference that is written under remat, which runs its updates twice or loses them; "
                         "leave `ref=True` out",
                     )
 
@@ -80,7 +82,13 @@ def _is_under_remat(use: Use, cls: Scope, context: Context) -> bool:
             return True
     for call in (call for scope in context.file.inside() for call in scope.of(ast.Call)):
         function = call.func
-        last = function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+        last = (
+            function.attr
+            if isinstance(function, ast.Attribute)
+            else function.id
+            if isinstance(function, ast.Name)
+            else ""
+        )
         if last in ("remat", "checkpoint") and call.args:
             scope = context.scope_of(call)
             if context.values.transform_of(function, scope) in _REMATS:

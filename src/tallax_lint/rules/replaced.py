@@ -94,7 +94,9 @@ def assigned_over(node: ast.Assign, scope: Scope, context: Context) -> None:
             if isinstance(given, (Array, Number)):
                 shown = context.source_of(single)
                 context.report(
-                    RULE, node, f"this assignment replaces the {_called(value)} in `{shown}` by "
+                    RULE,
+                    node,
+                    f"this assignment replaces the {_called(value)} in `{shown}` by "
                     f"{'an array' if isinstance(given, Array) else 'a number'}; write `{shown}[...] = ...`",
                 )
                 return
@@ -138,5 +140,18 @@ def _called(value: Variable) -> str:
     return value.cls.name.rpartition(".")[2] if value.cls is not None else value.type
 
 
-_OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv: "//", ast.Mod: "%", ast.Pow: "**", ast.BitOr: "|",
-              ast.BitAnd: "&", ast.BitXor: "^", ast.MatMult: "@", ast.LShift: "<<", ast.RShift: ">>"}
+_OPERATORS = {
+    ast.Add: "+",
+    ast.Sub: "-",
+    ast.Mult: "*",
+    ast.Div: "/",
+    ast.FloorDiv: "//",
+    ast.Mod: "%",
+    ast.Pow: "**",
+    ast.BitOr: "|",
+    ast.BitAnd: "&",
+    ast.BitXor: "^",
+    ast.MatMult: "@",
+    ast.LShift: "<<",
+    ast.RShift: ">>",
+}

@@ -76,10 +76,16 @@ def grows(file: File, context: Context) -> None:
             for scope in method.inside():
                 for call in scope.of(ast.Call):
                     function = call.func
-                    if isinstance(function, ast.Attribute) and function.attr == "sow" and is_self(function.value, scope) is method:
+                    if (
+                        isinstance(function, ast.Attribute)
+                        and function.attr == "sow"
+                        and is_self(function.value, scope) is method
+                    ):
                         if len(call.args) <= 3 and not any(word.arg == "reduce_fn" for word in call.keywords):
                             context.report(
-                                RULE, call, "each call appends to what was sown, and nothing in this file takes it out: the module grows, "
+                                RULE,
+                                call,
+                                "each call appends to what was sown, and nothing in this file takes it out: the module grows, "
                                 "and a jitted step is traced again; use nnx.capture or nnx.pop, or a tallax statistic",
                             )
 
@@ -90,7 +96,11 @@ def _called_in_loops(file: File, context: Context) -> set[Scope]:
         for call in scope.of(ast.Call):
             if enclosing(call, ast.For, ast.While) is not None:
                 value = context.values.of(call.func, scope)
-                if isinstance(value, Instance) and not isinstance(value.cls, str) and context.values.is_module(value.cls):
+                if (
+                    isinstance(value, Instance)
+                    and not isinstance(value.cls, str)
+                    and context.values.is_module(value.cls)
+                ):
                     if enclosing(call, ast.ClassDef) is None:
                         found.add(value.cls)
     return found

@@ -79,7 +79,9 @@ def converted(node: ast.Call, scope: Scope, context: Context) -> None:
         return
     if any(_is_state(argument, node, place, scope, context) for argument in arguments):
         context.report(
-            RULE, node, f"`{shown}(...)` of a Variable's value {place} waits for the device, or fails under a trace; keep it an array, "
+            RULE,
+            node,
+            f"`{shown}(...)` of a Variable's value {place} waits for the device, or fails under a trace; keep it an array, "
             "and read it outside of the step",
         )
 
@@ -94,7 +96,9 @@ def decided(node: ast.If | ast.While | ast.IfExp, scope: Scope, context: Context
         return
     word = "while" if isinstance(node, ast.While) else "if"
     context.report(
-        RULE, node.test, f"`{word}` on a Variable's value in a step waits for the device, or fails under a trace; use jnp.where or "
+        RULE,
+        node.test,
+        f"`{word}` on a Variable's value in a step waits for the device, or fails under a trace; use jnp.where or "
         "nnx.cond",
     )
 

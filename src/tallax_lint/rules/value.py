@@ -71,7 +71,9 @@ def value_of_a_variable(node: ast.Attribute, scope: Scope, context: Context) -> 
             or _as_one_of_its_kinds(node.value, scope, context)
             or _by_its_name(node.value, scope, context)
         )
-    if not isinstance(variable, Variable) or (variable.cls is not None and context.values.defines(variable.cls, "value")):
+    if not isinstance(variable, Variable) or (
+        variable.cls is not None and context.values.defines(variable.cls, "value")
+    ):
         return
     shown = context.source_of(node.value)
     held = context.values.content(variable)
@@ -89,7 +91,12 @@ def _as_told_apart(node: ast.Attribute, scope: Scope, context: Context) -> Varia
     while above is not None and not isinstance(above, (ast.FunctionDef, ast.AsyncFunctionDef)):
         if isinstance(above, (ast.If, ast.IfExp)) and _is_in_body(inner, above):
             for call in ast.walk(above.test):
-                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "isinstance" and len(call.args) == 2:
+                if (
+                    isinstance(call, ast.Call)
+                    and isinstance(call.func, ast.Name)
+                    and call.func.id == "isinstance"
+                    and len(call.args) == 2
+                ):
                     if ast.dump(call.args[0]) == own:
                         told = context.values.annotated(call.args[1], scope)
                         return told if isinstance(told, Variable) else None
@@ -150,7 +157,11 @@ def _edits(node: ast.Attribute, held: object, context: Context) -> tuple[Edit, .
         if not _is_path(node.value):
             return ()
         operator = _OPERATORS.get(type(statement.op))
-        return _written(node, statement, f".set_value({ast.unparse(node.value)}.get_value() {operator} ", context) if operator else ()
+        return (
+            _written(node, statement, f".set_value({ast.unparse(node.value)}.get_value() {operator} ", context)
+            if operator
+            else ()
+        )
     if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
         return _written(node, statement, ".set_value(", context)
     return ()
@@ -163,7 +174,9 @@ def _keeps(held: Array, given: Number, operator: ast.operator) -> bool:
     """Says whether arithmetic with a Python number leaves an array its dtype: it always leaves the shape."""
     if held.dtype.startswith(("float", "bfloat")):
         return given.type in ("int", "float", "bool")
-    return held.dtype.startswith(("int", "uint")) and given.type in ("int", "bool") and not isinstance(operator, ast.Div)
+    return (
+        held.dtype.startswith(("int", "uint")) and given.type in ("int", "bool") and not isinstance(operator, ast.Div)
+    )
 
 
 def _is_path(node: ast.expr) -> bool:
@@ -173,7 +186,9 @@ def _is_path(node: ast.expr) -> bool:
     return isinstance(node, ast.Name)
 
 
-def _written(node: ast.Attribute, statement: ast.Assign | ast.AugAssign, call: str, context: Context) -> tuple[Edit, ...]:
+def _written(
+    node: ast.Attribute, statement: ast.Assign | ast.AugAssign, call: str, context: Context
+) -> tuple[Edit, ...]:
     """Returns the edits that put `call` in place of `.value =`, and the closing parenthesis behind the statement."""
     line, column = end_of(node)
     behind = context.file.lines[line - 1].encode()[column:]
@@ -184,7 +199,9 @@ def _written(node: ast.Attribute, statement: ast.Assign | ast.AugAssign, call: s
         return ()
     if any(isinstance(inner, ast.Attribute) and inner.attr == "value" for inner in ast.walk(value)):
         return ()
-    wrapped = isinstance(statement, ast.AugAssign) and not isinstance(value, (ast.Constant, ast.Name, ast.Attribute, ast.Call))
+    wrapped = isinstance(statement, ast.AugAssign) and not isinstance(
+        value, (ast.Constant, ast.Name, ast.Attribute, ast.Call)
+    )
     last = (statement.end_lineno or line, statement.end_col_offset or 0)
     return (
         replacement(end_of(node.value), (line, column + sign.end()), call + "(" * wrapped),

@@ -64,7 +64,9 @@ class Gate(nnx.Module):
 def weak_initial_value(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports the call that makes a Variable with such a value."""
     function = node.func
-    last = function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    last = (
+        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    )
     given = initial(node)
     if given is None or not last.strip("_")[:1].isupper():  # no type's name: most calls are of functions
         return
@@ -84,13 +86,19 @@ def weak_initial_value(node: ast.Call, scope: Scope, context: Context) -> None:
         else:
             return
         context.report(
-            RULE, node, f"the initial value of this {kind}, `{context.source_of(given)}`, is weakly typed: {then}, and the step is "
-            "traced again; give it a dtype", _with_dtype(given, value, scope, context),
+            RULE,
+            node,
+            f"the initial value of this {kind}, `{context.source_of(given)}`, is weakly typed: {then}, and the step is "
+            "traced again; give it a dtype",
+            _with_dtype(given, value, scope, context),
         )
     elif isinstance(value, Number) and name and cls is not None and _is_indexed(cls, name, node, context):
         context.report(
-            RULE, node, f"this {kind} holds a Python number, `{context.source_of(given)}`, and is indexed with `[...]`, which raises "
-            "TypeError; give it an array with a dtype", _as_array(given, value, scope, context),
+            RULE,
+            node,
+            f"this {kind} holds a Python number, `{context.source_of(given)}`, and is indexed with `[...]`, which raises "
+            "TypeError; give it an array with a dtype",
+            _as_array(given, value, scope, context),
         )
 
 
@@ -165,10 +173,19 @@ def _with_dtype(given: ast.expr, value: Array, scope: Scope, context: Context) -
     jnp = _numpy_name(scope, context)
     function = given.func if isinstance(given, ast.Call) else None
     made = function.attr if isinstance(function, ast.Attribute) else ""
-    if not jnp or not isinstance(given, ast.Call) or made not in ("array", "asarray", "full") or value.dtype not in ("int", "float"):
+    if (
+        not jnp
+        or not isinstance(given, ast.Call)
+        or made not in ("array", "asarray", "full")
+        or value.dtype not in ("int", "float")
+    ):
         return ()
     last = [*given.args, *(word.value for word in given.keywords)]
-    if not last or any(isinstance(a, ast.Starred) for a in given.args) or any(w.arg in (None, "dtype") for w in given.keywords):
+    if (
+        not last
+        or any(isinstance(a, ast.Starred) for a in given.args)
+        or any(w.arg in (None, "dtype") for w in given.keywords)
+    ):
         return ()
     return (insertion(max(last, key=end_of), f", dtype={_dtype(value.dtype, jnp)}"),)
 
@@ -179,5 +196,3 @@ def _as_array(given: ast.expr, value: Number, scope: Scope, context: Context) ->
         return ()
     start = (given.lineno, given.col_offset)
     return (replacement(start, start, f"{jnp}.array("), insertion(given, f", dtype={_dtype(value.type, jnp)})"))
-
-
