@@ -124,6 +124,13 @@ def test_edits_outside_of_the_file(edit):
         _fixes.applied("abcdefg\n", [edit])
 
 
+def test_many_edits(capsys):
+    """Ten thousand in one file are applied in a moment."""
+    A.write_text("if a:\n    x += 1\n" * 10_000)
+    assert ran(capsys, "--fix", A) == (0, [], ["10,000 problems in 1 file mended."])
+    assert A.read_text() == "if a:\n    x[...] += 1\n" * 10_000
+
+
 def test_at_the_end_of_the_file():
     """A line may follow the last."""
     assert _fixes.applied("a\n", [Edit(2, 0, 2, 0, "b\n")]) == "a\nb\n"
