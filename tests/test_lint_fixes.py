@@ -111,6 +111,7 @@ def test_overlapping_edits():
     assert made(inner, whole, split) == ("f(c, b)\n", 1)
     assert made(split, inner) == ("h(d, b)\n", 1)
     assert made(inner, behind, twice) == ("f(c.x, e)\n", 3)
+    assert made(behind, edits_of(Edit(1, 3, 1, 3, ".y"))) == ("f(a.x, b)\n", 1)
     assert made(wrong) == ("f(a, b)\n", 0)
 
 
@@ -183,11 +184,11 @@ def test_what_can_not_be_written(capsys, monkeypatch):
 
 CELLS = (
     ("markdown", "# x += 1\n"),
-    ("code", "%matplotlib inline\n!pip install x \\\n  y += 1\nx += 1  # \u00e9\n"),
+    ("code", "%matplotlib inline\n!pip install x \\\n  y += 1 \\\n  z += 1\nx += 1  # \u00e9\n"),
     ("code", "%%bash\nx += 1"),
     ("code", "%%time\ny += 1\nfiles = !ls x += 1\nif y:\n    !echo x += 1\n    y?"),
     ("code", "def broken(:\n    x += 1"),
-    ("code", "z = (1\n  % 2)\ns = '''\n%a\n'''\nz += 1"),
+    ("code", "z = (1\n  % 2)\nw = 1 \\\n  % 2\ns = '''\n%a\n'''\nz += 1"),
 )
 
 
@@ -221,13 +222,23 @@ def test_notebooks(style, capsys):
     assert errors == ["b.ipynb:cell 5:1: cell skipped: does not parse: invalid syntax"]
 
 
+def test_cells_that_would_not_parse_any_more(capsys):
+    """Leave the notebook as it was."""
+    before = notebook(("code", "(\n"), ("code", "x += 1\nBREAK"))
+    B.write_text(before)
+    status, _, errors = ran(capsys, "--fix", B)
+    assert status == 1
+    assert errors[1].startswith("b.ipynb: not mended: the edits can't be applied: what they leave does not parse")
+    assert B.read_text() == before
+
+
 def test_places_in_notebooks(capsys):
     """Are the cell's number among all cells, and the line in it."""
     B.write_text(notebook(*CELLS))
     assert [line.split(" TLX")[0] for line in ran(capsys, B)[1]] == [
-        "b.ipynb:cell 2:4:1:",
+        "b.ipynb:cell 2:5:1:",
         "b.ipynb:cell 4:2:1:",
-        "b.ipynb:cell 6:6:1:",
+        "b.ipynb:cell 6:8:1:",
     ]
 
 
