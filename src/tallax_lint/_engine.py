@@ -1,15 +1,85 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the rules over files."""
+"""Runs the rules over files: which of them to parse, what the rules are asked about, and in which order."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+import re
+from collections.abc import Iterator, Sequence
 
+from tallax_lint._check import Context
 from tallax_lint._finding import Finding
+from tallax_lint._index import File
 from tallax_lint._source import Source
+from tallax_lint._tree import Tree
+from tallax_lint._values import Values
+from tallax_lint.rules import CHECKS
+
+# A class statement's name and bases, in files that do not mention nnx but may derive from classes that do.
+_CLASS = re.compile(r"^[ \t]*class\s+(\w+)\s*\(([^)]*)\)", re.MULTILINE)
+_NAME = re.compile(r"(\w+)\s*(?:\[|,|$)")
 
 
 def findings_in(sources: Sequence[Source]) -> list[Finding]:
     """Returns what the rules report in some files, in the order of place, with `# noqa` not yet considered."""
-    del sources
-    return []
+    # Millions of nodes that all live until the end: looking for garbage among them takes longer than the rules.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        values = Values(Tree())
+        found: list[Finding] = []
+        for file in list(_relevant(sources, values)):
+            found += _findings_of(file, values)
+        return sorted(set(found))
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _relevant(sources: Sequence[Source], values: Values) -> Iterator[File]:
+    """Yields the files that a rule may speak of: those that mention nnx, and those that derive from classes there."""
+    others: list[tuple[Source, list[tuple[str, set[str]]]]] = []
+    known: set[str] = set()
+    for source in sources:
+        if "nnx" in source.text:
+            file = values.tree.add(source)
+            if file is not None:
+                known |= {cls.name.rpartition(".")[2] for cls in file.classes}
+                yield file
+        elif "class" in source.text:
+            classes = [(name, set(_NAME.findall(bases))) for name, bases in _CLASS.findall(source.text) if bases]
+            if classes:
+                others.append((source, classes))
+    grown = True
+    while grown:
+        grown = False
+        for source, classes in list(others):
+            if any(bases & known for _, bases in classes):
+                others.remove((source, classes))
+                file = values.tree.add(source)
+                if file is not None and any(values.is_node(cls) for cls in file.classes):
+                    known |= {name for name, _ in classes}
+                    grown = True
+                    yield file
+
+
+def _findings_of(file: File, values: Values) -> list[Finding]:
+    context = Context(file, values)
+    for scope in file.inside():
+        for kind, checks in CHECKS.nodes.items():
+            nodes = scope.nodes.get(kind)
+            if nodes:
+                for check in checks:
+                    for node in nodes:
+                        check(node, scope, context)
+        if scope.kind == "class":
+            for check in CHECKS.classes:
+                check(scope, context)
+        elif scope.kind == "function":
+            for check in CHECKS.functions:
+                check(scope, context)
+    for check in CHECKS.files:
+        check(file, context)
+    return context.findings
+
+

@@ -1,12 +1,121 @@
+"""Variables that are replaced."""
+
+from typing import TYPE_CHECKING, cast
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx import Variable as V
+
+
+class Count(nnx.Variable):
+    pass
+
+
+class Adding(nnx.Variable):
+    def __iadd__(self, other):
+        self.set_value(self.get_value() + other)
+        return self
+
+
+class Base(nnx.Module):
+    def __init__(self):
+        self.count = Count(jnp.array(0))
+
+
+class Derived(Base):
+    def __call__(self, x):
+        self.count += 1  # error: TLX002
+        return x
 
 
 class Model(nnx.Module):
-    def __init__(self):
-        self.count = nnx.Variable(jnp.zeros((), jnp.int32))
+    state: V
+
+    def __init__(self, n, start):
+        self.count = V(jnp.zeros((), jnp.int32))
+        self.number = nnx.Variable(0)
+        self.mean, self.var = nnx.BatchStat(jnp.zeros(n)), nnx.BatchStat(jnp.ones(n))
+        self.losses = nnx.Intermediate(jnp.zeros(()))
+        self.adding = Adding(jnp.zeros((), jnp.int32))
+        self.array = jnp.zeros(())
+        self.maybe = nnx.Variable(jnp.zeros(n)) if start is None else start
+        if isinstance(start, nnx.Variable):
+            self.start = start
+        else:
+            self.start = nnx.Variable(jnp.asarray(start, jnp.float32))
+            if TYPE_CHECKING:
+                self.start = cast(nnx.Variable, self.start)
+        if n:
+            self.bias = nnx.Param(jnp.zeros(n))
+        else:
+            self.bias = None
 
     def __call__(self, x):
         self.count += 1  # error: TLX002
+        self.count = self.count + 1  # error: TLX002
+        self.number += 1  # error: TLX002
+        self.bias = self.bias * 2  # error: TLX002
+        self.state -= 1  # error: TLX002
+        self.losses = nnx.Intermediate(x.mean())
+        self.adding += 1
+        self.array += 1
+        self.maybe = unknown(self.maybe)
         self.count[...] += 1
+        self.mean.value, self.var.value = x.mean(), x.var()  # noqa: TLX006
+        self.mean, self.var = self.statistics(x)  # error: TLX002
         return x
+
+    @staticmethod
+    @jax.jit
+    def statistics(x):
+        return x.mean(), x.var() + jnp.ones(())
+
+
+def unknown(x):
+    return globals()["something"](x)
+
+
+def train():
+    model, other = Model(1, None), nnx.Variable(jnp.zeros(()))
+    model.count += 1  # error: TLX002
+
+    @nnx.jit
+    def step(model, other, derived: Derived):
+        model.count += 1  # error: TLX002
+        derived.count += 1  # error: TLX002
+        other += 1  # error: TLX002
+
+    step(model, other, Derived())
+
+    def local():
+        scale = model.bias
+        scale += 1
+        return scale
+
+    return local
+
+
+class TakenAway(Base):
+    def __init__(self):
+        self.count = jnp.zeros(())
+
+    def __call__(self):
+        self.count += 1
+
+
+class NoBase(Base):
+    def __init__(self):
+        self.other = 1
+
+    def __call__(self):
+        self.count = 0
+        self.count += 1
+
+
+class NotAModule:
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self):
+        self.count += 1

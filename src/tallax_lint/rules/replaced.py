@@ -3,6 +3,13 @@
 
 from __future__ import annotations
 
+import ast
+
+from tallax_lint._check import CHECKS, Context, insertion
+from tallax_lint._classes import MAKING, is_self
+from tallax_lint._finding import Edit
+from tallax_lint._index import Scope, parent_of, targets
+from tallax_lint._kinds import Array, Frame, Number, Value, Variable, item
 from tallax_lint._rule import Rule
 
 RULE = Rule(
@@ -10,8 +17,13 @@ RULE = Rule(
     slug="replaced-variable",
     title="A Variable is replaced instead of written",
     why="""\
-`self.count += 1` and `self.count = self.count + 1` put an array, or a new object, where the module had a Variable. From
-then on no transformation writes the value back, `nnx.state(model, Count)` does not hold it, and a checkpoint leaves it out.
+`self.count += 1` and `self.count = self.count + 1` put an array where the module had a Variable. From then on no
+transformation writes the value back, `nnx.state(model, Count)` does not hold it, and a checkpoint leaves it out; nothing
+is raised. Flax once advertised the spelling, so much code has it.
+
+The rule reports an assignment where the attribute (or the function's parameter) surely holds a Variable, in this class
+or one it derives from in any file, and what is assigned is surely an array or number. A new Variable
+(`self.losses = nnx.Intermediate(x)`) is no finding, nor is what `__init__` chooses in its branches.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -40,4 +52,91 @@ class Model(nnx.Module):
         return x
 """,
     fix="`self.x += y` becomes `self.x[...] += y` where the Variable is known to hold an array.",
+    misses="What an unknown function returns (it may return a Variable), and objects whose class can't be told.",
 )
+
+
+@CHECKS.node(ast.AugAssign)
+def changed_in_place(node: ast.AugAssign, scope: Scope, context: Context) -> None:
+    """Reports `self.x += y` on a Variable, and `x += y` on a parameter that is one."""
+    target = node.target
+    if isinstance(target, ast.Attribute):
+        value = context.values.of(target, scope)
+    elif isinstance(target, ast.Name) and _is_handed_in(target.id, scope):
+        value = context.values.name(target.id, node.lineno - 1, Frame(scope))
+    else:
+        return
+    if not isinstance(value, Variable) or _takes(value, node.op, context):
+        return
+    shown = context.source_of(target)
+    operator = _OPERATORS.get(type(node.op), "...")
+    context.report(
+        RULE,
+        node,
+        f"`{shown} {operator}= ...` replaces the {_called(value)} by an array; write `{shown}[...] {operator}= ...`",
+        _in_place(target, value, context),
+    )
+
+
+@CHECKS.node(ast.Assign)
+def assigned_over(node: ast.Assign, scope: Scope, context: Context) -> None:
+    """Reports `self.x = array`, also within tuples, where the attribute holds a Variable."""
+    for whole in node.targets:
+        for single, place in targets(whole):
+            if not isinstance(single, ast.Attribute) or place is None or _is_making(single, scope):
+                continue
+            value = context.values.of(single, scope)
+            if not isinstance(value, Variable) or _is_for_types_only(node):
+                continue
+            given: Value | None = context.values.of(node.value, scope)
+            for k in place:
+                given = item(given, k)
+            if isinstance(given, (Array, Number)):
+                shown = context.source_of(single)
+                context.report(
+                    RULE, node, f"this assignment replaces the {_called(value)} in `{shown}` by "
+                    f"{'an array' if isinstance(given, Array) else 'a number'}; write `{shown}[...] = ...`",
+                )
+                return
+
+
+def _is_handed_in(name: str, scope: Scope) -> bool:
+    """Says whether a name is a parameter, or a part of one: what is done to it was meant to reach the caller."""
+    for binding in scope.bindings.get(name, ()):
+        if binding.how == "parameter":
+            return True
+        if binding.how == "value" and isinstance(binding.what, ast.Name) and binding.what.id in scope.bindings:
+            return any(b.how == "parameter" for b in scope.bindings[binding.what.id])
+    return False
+
+
+def _takes(value: Variable, operator: ast.operator, context: Context) -> bool:
+    """Says whether the Variable's own class says what `+=` does."""
+    del operator
+    return value.cls is not None and context.values.defines(value.cls, "__iadd__")
+
+
+def _in_place(target: ast.expr, value: Variable, context: Context) -> tuple[Edit, ...]:
+    return (insertion(target, "[...]"),) if isinstance(context.values.content(value), Array) else ()
+
+
+def _is_making(target: ast.Attribute, scope: Scope) -> bool:
+    method = is_self(target.value, scope)
+    return method is not None and method.name.rpartition(".")[2] in MAKING
+
+
+def _is_for_types_only(node: ast.AST) -> bool:
+    current: ast.AST | None = node
+    while current is not None:
+        if isinstance(current, ast.If) and "TYPE_CHECKING" in ast.dump(current.test):
+            return True
+        current = parent_of(current)
+    return False
+
+
+def _called(value: Variable) -> str:
+    return value.cls.name.rpartition(".")[2] if value.cls is not None else value.type
+
+
+_OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv: "//", ast.Mod: "%", ast.Pow: "**", ast.BitOr: "|",
+              ast.BitAnd: "&", ast.BitXor: "^", ast.MatMult: "@", ast.LShift: "<<", ast.RShift: ">>"}

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Flax, JAX and NumPy call things: the words that the rules know, under one spelling each."""
+
+from __future__ import annotations
+
+# Flax's Variable types, and the type each derives from.
+VARIABLES = {
+    "nnx.Variable": "",
+    "nnx.Param": "nnx.Variable",
+    "nnx.LoRAParam": "nnx.Param",
+    "nnx.BatchStat": "nnx.Variable",
+    "nnx.Cache": "nnx.Variable",
+    "nnx.Intermediate": "nnx.Variable",
+    "nnx.Perturbation": "nnx.Intermediate",
+    "nnx.RngState": "nnx.Variable",
+    "nnx.RngCount": "nnx.RngState",
+    "nnx.RngKey": "nnx.RngState",
+    "nnx.OptState": "nnx.Variable",
+    "nnx.OptArray": "nnx.OptState",
+    "nnx.OptVariable": "nnx.OptState",
+    "nnx.MetricState": "nnx.Variable",
+    "nnx.SpectralNormState": "nnx.Variable",
+}
+
+# Classes of nnx that are nodes of the graph without being modules that a model is made of.
+NODES = {"nnx.Pytree", "nnx.Object", "nnx.List", "nnx.Dict", "nnx.Rngs", "nnx.RngStream"}
+NOT_NODES = {"nnx.State", "nnx.GraphDef", "nnx.GraphState", "nnx.PathContains", "nnx.OfType", "nnx.StateAxes", "nnx.Carry"}
+
+# The Variables that Flax's own layers hold, by attribute.
+LAYER_VARIABLES = {
+    "kernel": "nnx.Param",
+    "bias": "nnx.Param",
+    "scale": "nnx.Param",
+    "embedding": "nnx.Param",
+    "mean": "nnx.BatchStat",
+    "var": "nnx.BatchStat",
+    "lora_a": "nnx.LoRAParam",
+    "lora_b": "nnx.LoRAParam",
+    "step": "nnx.OptState",
+    "cached_key": "nnx.Cache",
+    "cached_value": "nnx.Cache",
+    "cache_index": "nnx.Cache",
+}
+_NORMS = dict.fromkeys(("BatchNorm",), {"mean", "var", "scale", "bias"})
+_KERNELS = dict.fromkeys(("Linear", "LinearGeneral", "Conv", "ConvTranspose", "Einsum"), {"kernel", "bias"})
+LAYERS: dict[str, set[str]] = {
+    "nnx." + name: attributes
+    for name, attributes in {
+        **_NORMS,
+        **_KERNELS,
+        "LayerNorm": {"scale", "bias"},
+        "RMSNorm": {"scale"},
+        "GroupNorm": {"scale", "bias"},
+        "Embed": {"embedding"},
+        "LoRA": {"lora_a", "lora_b"},
+        "Optimizer": {"step"},
+        "ModelAndOptimizer": {"step"},
+        "MultiHeadAttention": {"cached_key", "cached_value", "cache_index"},
+    }.items()
+}
+
+# Layers of Flax whose calls change their state: running statistics, random number streams, caches, metrics.
+CHANGING_LAYERS = {"nnx.BatchNorm", "nnx.Dropout", "nnx.Rngs", "nnx.RngStream", "nnx.SpectralNorm", "nnx.Optimizer", "nnx.MultiMetric"}
+CHANGING_METHODS = {"update", "reset", "init_cache"}
+
+# Functions that take a function and run it under a trace. Those of JAX hand no module's changes back.
+RAW_TRANSFORMS = {"jax.jit", "jax.pmap", "jax.vmap", "jax.checkpoint", "jax.remat", "jax.ad_checkpoint.checkpoint", "jax.grad",
+                  "jax.value_and_grad", "jax.shard_map", "jax.lax.scan", "jax.lax.cond", "jax.lax.switch", "jax.lax.while_loop",
+                  "jax.lax.fori_loop", "jax.lax.map", "jax.experimental.shard_map.shard_map", "jax.linearize", "jax.vjp", "jax.jvp"}
+NNX_TRANSFORMS = {"nnx.jit", "nnx.pmap", "nnx.vmap", "nnx.remat", "nnx.checkpoint", "nnx.grad", "nnx.value_and_grad", "nnx.shard_map",
+                  "nnx.scan", "nnx.cond", "nnx.switch", "nnx.while_loop", "nnx.fori_loop", "nnx.jit_partial", "nnx.custom_vjp",
+                  "nnx.eval_shape", "nnx.jvp", "nnx.vjp"}
+JITS = {"jax.jit", "jax.pmap", "nnx.jit", "nnx.pmap", "nnx.jit_partial", "tallax.compile_step"}
+
+_PREFIXES = (
+    ("flax.nnx.", "nnx."),
+    ("flax.experimental.nnx.", "nnx."),
+    ("jax.numpy.", "jnp."),
+    ("numpy.", "np."),
+    ("jax._src.", "jax."),
+)
+_MODULES = {"flax.nnx": "nnx", "flax.experimental.nnx": "nnx", "jax.numpy": "jnp", "numpy": "np"}
+
+
+def canonical(dotted: str) -> str:
+    """Returns the one spelling of a name from Flax, JAX or NumPy; any other name as it is.
+
+    `flax.nnx.variablelib.Param` and `flax.experimental.nnx.Param` are both `nnx.Param`: Flax moves things between its
+    modules, not between names.
+    """
+    if dotted in _MODULES:
+        return _MODULES[dotted]
+    for prefix, short in _PREFIXES:
+        if dotted.startswith(prefix):
+            rest = dotted[len(prefix) :]
+            if short == "nnx.":
+                last = rest.rpartition(".")[2]
+                # A submodule, as in `from flax.nnx import variablelib`, has a small first letter and no home of its own.
+                return short + (last if last[:1].isupper() or rest.count(".") == 0 or last in _FUNCTIONS else rest)
+            return short + rest
+    return dotted
+
+
+_FUNCTIONS = {name.partition(".")[2] for name in NNX_TRANSFORMS} | {"split", "merge", "state", "update", "pop", "clone", "data", "static"}
+
+
+def derives(name: str, ancestor: str) -> bool:
+    """Says whether one of Flax's Variable types is another or derives from it."""
+    while name:
+        if name == ancestor:
+            return True
+        name = VARIABLES.get(name, "")
+    return False

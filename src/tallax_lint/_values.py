@@ -1,0 +1,622 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Works out what an expression holds, across functions, classes and files, on demand and no further than asked."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Sequence
+
+from tallax_lint import _arrays
+from tallax_lint._classes import Classes
+from tallax_lint._index import Binding, Lines, Scope
+from tallax_lint._kinds import Value, NOTHING, Array, Callee, Frame, Instance, Items, Name, Number, Plain, Type, Variable, element, item, joined
+from tallax_lint._names import JITS, LAYER_VARIABLES, LAYERS, NNX_TRANSFORMS, NOT_NODES, RAW_TRANSFORMS, VARIABLES, canonical
+from tallax_lint._tree import Tree
+
+# How deep expressions nest, and calls within calls: what is farther from a place seldom decides about it.
+_DEEPEST = 24
+_FARTHEST = 3
+_EMPTY = Items()
+_BUILTINS = {"int": "int", "float": "float", "bool": "bool", "complex": "float", "round": "int", "len": "int", "ord": "int"}
+_TRANSFORMS = RAW_TRANSFORMS | NNX_TRANSFORMS | JITS
+# Those that return what they are given, or something that holds it.
+_THROUGH = {"nnx.data", "nnx.static", "nnx.clone", "copy.deepcopy", "copy.copy", "jax.lax.stop_gradient", "jax.device_put",
+            "jax.block_until_ready", "jax.lax.with_sharding_constraint"}
+
+
+class Values(Classes):
+    """What the expressions of a tree hold."""
+
+    def __init__(self, tree: Tree):
+        super().__init__()
+        self.tree = tree
+        self._depth = 0
+        self._dotted: dict[tuple[Scope, str], Value | None] = {}
+
+    def of(self, node: ast.expr | None, scope: Scope | Frame) -> Value | None:
+        """Returns what an expression in a scope holds, None if that can't be told."""
+        if node is None:
+            return None
+        frame = scope if isinstance(scope, Frame) else Frame(scope)
+        memory = frame.memory
+        if node in memory:
+            return memory[node]
+        if self._depth > _DEEPEST:
+            return None
+        work = _WORK.get(type(node))
+        if work is None:
+            return Plain("text") if isinstance(node, ast.JoinedStr) else None
+        memory[node] = None  # what is defined by itself
+        self._depth += 1
+        try:
+            value = work(self, node, frame)
+        finally:
+            self._depth -= 1
+        memory[node] = value
+        return value
+
+    # Names
+
+    def _name(self, node: ast.Name, frame: Frame) -> Value | None:
+        return self.name(node.id, node.lineno, frame)
+
+    def name(self, name: str, line: int, frame: Frame) -> Value | None:
+        """Returns what a name holds at a line."""
+        start: Scope | None = frame.scope
+        scope = start
+        while scope is not None:
+            if name in scope.bindings and (scope.kind != "class" or scope is start):
+                within = frame if scope is start else Frame(scope)
+                value = joined([self.binding(b, within) for b in reaching(scope.bindings[name], line)])
+                return self.filled(value, name, [scope]) if value == _EMPTY else value
+            scope = scope.parent
+        for star in frame.scope.file.bindings.get("*", ()):
+            found = self.dotted(f"{star.what}.{name}", frame.scope)
+            if not isinstance(found, Name):
+                return found
+        return Name(name)
+
+    def binding(self, binding: Binding, frame: Frame) -> Value | None:
+        """Returns what a name holds by one of its bindings."""
+        if binding.how == "import":
+            return self.dotted(binding.what, frame.scope)
+        if binding.how == "def":
+            return self.defined(binding.what)
+        if binding.how == "parameter":
+            known = frame.arguments.get(binding.what.arg)
+            return known if known is not None else self.parameter(binding.what, frame.scope)
+        if binding.how == "annotation":
+            return self.annotated(binding.what, frame.scope)
+        if binding.how == "changed":
+            return self._changed(binding.what, frame)
+        if binding.how not in ("value", "element"):
+            return None
+        value = self.of(binding.what, frame)
+        if binding.how == "element":
+            value = element(value)
+        for k in binding.item:
+            value = item(value, k)
+        return value
+
+    def filled(self, empty: Value, name: str, scopes: Sequence[Scope]) -> Value:
+        """Returns what a list that starts empty holds after what some functions append to it, by name or by `self.name`."""
+        found: list[Value | None] = []
+        for scope in scopes:
+            for call in scope.of(ast.Call):
+                function = call.func
+                if isinstance(function, ast.Attribute) and function.attr == "append" and len(call.args) == 1:
+                    owner = function.value
+                    if (owner.id if isinstance(owner, ast.Name) else getattr(owner, "attr", "")) == name:
+                        found.append(self.of(call.args[0], scope))
+        return Items(each=joined(found)) if found else empty
+
+    def _changed(self, node: ast.AugAssign, frame: Frame) -> Value | None:
+        """Returns what a name holds after `+=`."""
+        memory = frame.memory
+        if node not in memory:
+            memory[node] = None  # in a loop it depends on itself
+            before = self.name(node.target.id, node.lineno - 1, frame)  # type: ignore[union-attr]
+            if before is not None:
+                memory[node] = _arrays.combined(self.content_of(before), self.of(node.value, frame), node.op)
+        return memory[node]
+
+    def defined(self, scope: Scope) -> Value | None:
+        """Returns what a class or function statement binds."""
+        if scope.kind == "class":
+            return Type(scope)
+        transformed = next((t for t in map(self.transform_of, scope.decorators, [scope.parent] * 99) if t), "")
+        return Callee(scope, transformed=transformed)
+
+    def transform_of(self, node: ast.expr, scope: Scope | None) -> str:
+        """Returns the transformation that a decorator or callee stands for: `jax.jit`, `partial(jax.jit, ...)`, `nnx.jit(...)`."""
+        if scope is None:
+            return ""
+        if isinstance(node, ast.Call):
+            inner = self.transform_of(node.func, scope)
+            if inner:
+                return inner
+            value = self.of(node.func, scope)
+            if isinstance(value, Name) and value.name == "functools.partial" and node.args:
+                return self.transform_of(node.args[0], scope)
+            return ""
+        value = self.of(node, scope)
+        return value.name if isinstance(value, Name) and value.name in _TRANSFORMS else ""
+
+    def dotted(self, dotted: str, scope: Scope) -> Value | None:
+        """Returns what an imported name is: a class or function of the project, or a name of another library."""
+        key = (scope.file, dotted)
+        if key not in self._dotted:
+            self._dotted[key] = None  # files that import from each other in a circle
+            self._dotted[key] = self._imported(dotted, scope)
+        return self._dotted[key]
+
+    def _imported(self, dotted: str, scope: Scope) -> Value | None:
+        name = canonical(dotted)
+        if name.startswith(("nnx.", "jnp.", "np.", "jax.")) or name in ("nnx", "jnp", "np", "jax"):
+            return Name(name)
+        module, _, last = dotted.rpartition(".")
+        if self.tree.module(dotted, scope.file) is not None:
+            return Name(dotted)
+        file = self.tree.module(module, scope.file) if module else None
+        if file is None or last not in file.bindings:
+            if file is not None:
+                for star in file.bindings.get("*", ()):
+                    found = self.dotted(f"{star.what}.{last}", file)
+                    if not isinstance(found, Name):
+                        return found
+            return Name(dotted)
+        return joined([self.binding(b, Frame(file)) for b in file.bindings[last][-1:]])
+
+    def parameter(self, argument: ast.arg, scope: Scope) -> Value | None:
+        """Returns what a parameter holds: by being `self`, by its annotation, its default, or the calls that are in sight."""
+        if scope.self_name == argument.arg:
+            assert scope.parent is not None
+            return self.instance(scope.parent)
+        if argument.annotation is not None:
+            found = self.annotated(argument.annotation, scope.parent or scope)
+            if found is not None:
+                return found
+        default = _default_of(argument, scope)
+        if default is not None:
+            found = self.of(default, scope.parent or scope)
+            return Number(found.type) if isinstance(found, Number) else None
+        return self.passed(argument, scope)
+
+    def passed(self, argument: ast.arg, scope: Scope) -> Value | None:
+        """Returns what the calls in the function around hand to a nested function's parameter."""
+        outer = scope.parent
+        own = getattr(scope.node, "name", None)
+        if outer is None or outer.kind != "function" or own is None or argument not in scope.parameters:
+            return None
+        place = scope.parameters.index(argument)
+        found: list[Value | None] = []
+        for around in outer.inside():
+            if around is scope:
+                continue
+            for call in around.of(ast.Call):
+                handed = given(call, own, place, argument.arg)
+                if handed is not None:
+                    found.append(self.of(handed, around))
+        return joined(found)
+
+    # Types
+
+    def annotated(self, node: ast.expr, scope: Scope) -> Value | None:
+        """Returns what a value of an annotated type is."""
+        if isinstance(node, ast.Constant):
+            if node.value is None:
+                return NOTHING
+            if isinstance(node.value, str):
+                try:
+                    parsed = ast.parse(node.value, mode="eval").body
+                except (SyntaxError, ValueError, RecursionError, MemoryError):
+                    return None
+                for inner in ast.walk(parsed):
+                    inner.lineno = node.lineno  # type: ignore[attr-defined]
+                return self.annotated(parsed, scope)
+            return None
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+            return joined([v for v in (self.annotated(node.left, scope), self.annotated(node.right, scope)) if v != NOTHING])
+        if isinstance(node, ast.Subscript):
+            return self._parametrised(node, scope)
+        value = self.of(node, scope)
+        if isinstance(value, Type):
+            return self.instance(value.cls) if not isinstance(value.cls, str) else self.named(value.cls)
+        return self.named(value.name) if isinstance(value, Name) else None
+
+    def _parametrised(self, node: ast.Subscript, scope: Scope) -> Value | None:
+        base = self.of(node.value, scope)
+        last = base.name.rpartition(".")[2] if isinstance(base, Name) else ""
+        inner = node.slice
+        if last == "Optional":
+            return self.annotated(inner, scope)
+        if last in ("Annotated", "ClassVar", "Final"):
+            return self.annotated(inner.elts[0] if isinstance(inner, ast.Tuple) else inner, scope)
+        if last in ("list", "List", "Sequence", "Iterable", "set"):
+            return Items(each=self.annotated(inner, scope))
+        if last in ("tuple", "Tuple"):
+            elements = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+            if len(elements) == 2 and isinstance(elements[1], ast.Constant) and elements[1].value is Ellipsis:
+                return Items(each=self.annotated(elements[0], scope))
+            return Items(tuple(self.annotated(element, scope) for element in elements))
+        if last in ("dict", "Dict", "Mapping", "Callable", "type", "Type", "Literal"):
+            return Plain(last)
+        if last in ("Float", "Int", "UInt", "Bool", "Num", "Inexact", "Shaped", "Complex", "Integer"):  # jaxtyping's
+            return Array()
+        return self.annotated(node.value, scope)
+
+    def named(self, name: str) -> Value | None:
+        """Returns what an object of a type of another library is."""
+        name = canonical(name)
+        if name in VARIABLES:
+            return Variable(name)
+        if name in ("int", "float", "bool"):
+            return Number(name)
+        if name in ("str", "bytes", "dict", "set", "None"):
+            return Plain(name)
+        if name in ("jax.Array", "jnp.ndarray", "np.ndarray", "chex.Array", "jaxtyping.Array", "jax.typing.ArrayLike"):
+            return Array()
+        if name.startswith("nnx.") and name[4:5].isupper() and name not in NOT_NODES:
+            return Instance(name)
+        return None
+
+    def instance(self, cls: Scope) -> Value | None:
+        """Returns what an object of one of the project's classes is."""
+        kind = self.variable_type(cls)
+        return Variable(kind, cls=cls) if kind else Instance(cls)
+
+    # Attributes
+
+    def _attribute(self, node: ast.Attribute, frame: Frame) -> Value | None:
+        base = self.of(node.value, frame)
+        return self.attribute(base, node.attr, node, frame)
+
+    def attribute(self, base: Value | None, name: str, node: ast.Attribute, frame: Frame) -> Value | None:
+        """Returns what an attribute of something holds."""
+        if isinstance(base, Name):
+            return self.dotted(f"{_spelled(base.name)}.{name}", frame.scope)
+        if isinstance(base, Instance):
+            if isinstance(base.cls, str):
+                if name in LAYERS.get(base.cls, ()):
+                    return Variable(LAYER_VARIABLES[name])
+                return None
+            return self.member(base.cls, name, base)
+        if isinstance(base, Type) and not isinstance(base.cls, str):
+            found = self.member(base.cls, name, None)
+            return found if isinstance(found, Callee) else None
+        if isinstance(base, Variable):
+            if base.cls is not None and self.defines(base.cls, name):
+                return None
+            if name in ("value", "raw_value"):
+                return self.content(base)
+            base = self.content(base)
+            if base is None:
+                base = Array(state="derived")
+        if name in ("size", "ndim"):
+            return Number("int", size=name == "size")
+        if name == "shape":
+            return Items(each=Number("int", size=True))
+        if isinstance(base, Array):
+            if name in ("T", "mT", "real", "imag", "at"):
+                return Array(base.weak, base.dtype, "derived" if base.state else None)
+            return Plain(name) if name in ("dtype", "sharding") else None
+        return None
+
+    # Everything else
+
+    def _constant(self, node: ast.Constant, frame: Frame) -> Value | None:
+        del frame
+        value = node.value
+        if isinstance(value, bool):
+            return Number("bool", value=float(value))
+        if isinstance(value, (int, float)):
+            try:
+                return Number(type(value).__name__, value=float(value))
+            except OverflowError:
+                return Number("int")
+        return NOTHING if value is None else Plain("text" if isinstance(value, (str, bytes)) else "constant")
+
+    def _subscript(self, node: ast.Subscript, frame: Frame) -> Value | None:
+        base = self.of(node.value, frame)
+        if isinstance(base, Variable):
+            whole = isinstance(node.slice, ast.Constant) and node.slice.value is Ellipsis
+            content = self.content(base)
+            if whole:
+                return content if content is not None else Array(state=base.home or "derived")
+            return Array(state="derived") if content is None or isinstance(content, Array) else None
+        if isinstance(base, Items):
+            if isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, int):
+                return item(base, node.slice.value)
+            return base.each if not isinstance(node.slice, ast.Slice) else base
+        if isinstance(base, Array):
+            return Array(base.weak, base.dtype, "derived" if base.state else None)
+        if isinstance(base, (Type, Name)):
+            return base  # a generic class with its parameters
+        return None
+
+    def _operation(self, node: ast.BinOp, frame: Frame) -> Value | None:
+        left = self.content_of(self.of(node.left, frame))
+        right = self.content_of(self.of(node.right, frame))
+        return _arrays.combined(left, right, node.op)
+
+    def _unary(self, node: ast.UnaryOp, frame: Frame) -> Value | None:
+        value = self.content_of(self.of(node.operand, frame))
+        if isinstance(node.op, ast.Not):
+            state = value.state if isinstance(value, (Array, Number)) else None
+            return Number("bool", state="derived" if state else None)
+        if isinstance(value, Number):
+            negative = isinstance(node.op, ast.USub) and value.value is not None
+            return Number(value.type, value.size, value.state, -value.value if negative else None)  # type: ignore[operator]
+        if isinstance(value, Array):
+            return Array(value.weak, value.dtype, "derived" if value.state else None, value.scalar)
+        return None
+
+    def _compare(self, node: ast.Compare, frame: Frame) -> Value | None:
+        if all(isinstance(op, (ast.Is, ast.IsNot, ast.In, ast.NotIn)) for op in node.ops):
+            return Number("bool")
+        sides = [self.content_of(self.of(side, frame)) for side in (node.left, *node.comparators)]
+        state = "derived" if any(isinstance(side, (Array, Number)) and side.state for side in sides) else None
+        if any(isinstance(side, Array) for side in sides):
+            return Array(False, "bool", state)
+        return Number("bool", state=state) if all(isinstance(side, (Number, Plain)) for side in sides) else None
+
+    def _boolean(self, node: ast.BoolOp, frame: Frame) -> Value | None:
+        return joined([self.of(value, frame) for value in node.values])
+
+    def _choice(self, node: ast.IfExp, frame: Frame) -> Value | None:
+        return joined([self.of(node.body, frame), self.of(node.orelse, frame)])
+
+    def _sequence(self, node: ast.Tuple | ast.List, frame: Frame) -> Value | None:
+        if any(isinstance(element, ast.Starred) for element in node.elts):
+            return Plain("sequence")
+        if len(node.elts) > 64:  # a table of constants
+            return Items(each=self.of(node.elts[0], frame))
+        return Items(tuple(self.of(element, frame) for element in node.elts))
+
+    def _comprehension(self, node: ast.ListComp, frame: Frame) -> Value | None:
+        return Items(each=self.of(node.elt, frame))
+
+    def _plain(self, node: ast.expr, frame: Frame) -> Value | None:
+        del frame
+        return Plain(type(node).__name__.lower())
+
+    def _named_expression(self, node: ast.NamedExpr, frame: Frame) -> Value | None:
+        return self.of(node.value, frame)
+
+    def _lambda(self, node: ast.Lambda, frame: Frame) -> Value | None:
+        return next((Callee(child) for child in frame.scope.children if child.node is node), None)
+
+    # Calls
+
+    def _call(self, node: ast.Call, frame: Frame) -> Value | None:
+        function = node.func
+        callee = self.of(function, frame)
+        if isinstance(callee, Name):
+            return self._library(callee.name, node, frame)
+        if isinstance(callee, Type):
+            if isinstance(callee.cls, str):
+                return self.named(callee.cls)
+            made = self.instance(callee.cls)
+            return Variable(made.type, node, frame, callee.cls) if isinstance(made, Variable) else made
+        if isinstance(callee, Callee):
+            return self.returned(callee, node, frame)
+        if isinstance(function, ast.Attribute):
+            return self._method(self.of(function.value, frame), function.attr, node, frame)
+        return None
+
+    def _method(self, base: Value | None, name: str, node: ast.Call, frame: Frame) -> Value | None:
+        if isinstance(base, Variable):
+            if name in ("get_value", "get_raw_value"):
+                return self.content(base)
+            if name in ("replace", "copy"):
+                return Variable(base.type, None, None, base.cls)
+            if name in ("set_value", "set_metadata"):
+                return NOTHING
+            base = self.content(base) or Array(state="derived")
+        if name == "item":
+            return Number("", state=base.state if isinstance(base, Array) else None)
+        if isinstance(base, Array):
+            return _arrays.method(base, name, node, lambda argument: self.of(argument, frame))
+        if name in ("sum", "mean", "astype", "reshape") and base is None:
+            return _arrays.method(Array(), name, node, lambda argument: self.of(argument, frame))
+        return None
+
+    def _library(self, name: str, node: ast.Call, frame: Frame) -> Value | None:
+        if name in VARIABLES:
+            return Variable(name, node, frame)
+        if name in _BUILTINS:
+            argument = self.content_of(self.of(node.args[0], frame)) if node.args else None
+            state = "derived" if isinstance(argument, (Array, Number)) and argument.state else None
+            size = name == "len" or (isinstance(argument, Number) and argument.size)
+            return Number(_BUILTINS[name], size, state if name != "len" else None)
+        if name in ("min", "max", "sum", "abs") and node.args:
+            parts = [self.content_of(self.of(argument, frame)) for argument in node.args]
+            return joined([element(part) if isinstance(part, Items) else part for part in parts])
+        if name == "super":
+            return self._super(frame)
+        if name in _THROUGH and node.args:
+            return self.of(node.args[0], frame)
+        if name in ("typing.cast", "cast") and len(node.args) == 2:
+            return self.annotated(node.args[0], frame.scope)
+        if name in ("list", "tuple", "reversed", "sorted", "nnx.List", "nnx.Sequential") and node.args and not (
+            name == "nnx.Sequential"
+        ):
+            return self.of(node.args[0], frame)
+        if name == "enumerate" and node.args:
+            return Items(each=Items((Number("int"), element(self.of(node.args[0], frame)))))
+        if name == "zip":
+            return Items(each=Items(tuple(element(self.of(argument, frame)) for argument in node.args)))
+        if name in ("range",):
+            return Items(each=Number("int"))
+        if name in ("str", "dict", "set", "repr", "hasattr", "isinstance", "format"):
+            return Number("bool") if name in ("hasattr", "isinstance") else Plain(name)
+        if name in _TRANSFORMS:
+            inner = self.of(node.args[0], frame) if node.args else None
+            return Callee(inner.scope, inner.bound, name) if isinstance(inner, Callee) else None
+        if name == "functools.partial" and node.args:
+            return None
+        if name.startswith(("jnp.", "np.", "jax.", "nnx.initializers", "math.")):
+            return _arrays.made(name, node, lambda argument: self.content_of(self.of(argument, frame)))
+        return self.named(name) if name.startswith("nnx.") else None
+
+    def _super(self, frame: Frame) -> Value | None:
+        scope: Scope | None = frame.scope
+        while scope is not None and scope.method_of is None:
+            scope = scope.parent
+        bases = self.bases(scope.method_of) if scope is not None and scope.method_of is not None else []
+        first = next((base for base in bases if not isinstance(base, str)), None)
+        return Instance(first) if first is not None else None
+
+    def returned(self, callee: Callee, node: ast.Call, frame: Frame) -> Value | None:
+        """Returns what a call of one of the project's functions gives back."""
+        scope = callee.scope
+        if frame.depth >= _FARTHEST:
+            return None
+        if callee.transformed and callee.transformed not in JITS and not callee.transformed.endswith(("checkpoint", "remat")):
+            return None
+        inner = self.frame_of(callee, node, frame)
+        if isinstance(scope.node, ast.Lambda):
+            return self.of(scope.node.body, inner)
+        results = list(scope.of(ast.Return))
+        if not results or len(results) > 8:
+            declared = getattr(scope.node, "returns", None)
+            return self.annotated(declared, scope.parent or scope) if declared is not None else None
+        found = joined([self.of(result.value, inner) if result.value is not None else NOTHING for result in results])
+        if found is None:
+            declared = getattr(scope.node, "returns", None)
+            found = self.annotated(declared, scope.parent or scope) if declared is not None else None
+        return found
+
+    def frame_of(self, callee: Callee, node: ast.Call, frame: Frame) -> Frame:
+        """Returns where the body of a called function is worked out: its scope, with the arguments as far as known."""
+        scope = callee.scope
+        arguments: dict[str, Value | None] = {}
+        parameters = scope.parameters
+        if callee.bound is not None and parameters and scope.self_name:
+            arguments[parameters[0].arg] = callee.bound
+            parameters = parameters[1:]
+        for parameter, given in zip(parameters, node.args, strict=False):
+            if isinstance(given, ast.Starred):
+                break
+            arguments[parameter.arg] = self.of(given, frame)
+        arguments |= {word.arg: self.of(word.value, frame) for word in node.keywords if word.arg}
+        # An argument of unknown kind may still be annotated.
+        return Frame(scope, {name: value for name, value in arguments.items() if value is not None}, frame.depth + 1)
+
+    # Variables' values
+
+    def content(self, variable: Variable) -> Value | None:
+        """Returns what a Variable holds when it is made, marked as its state."""
+        if variable.or_else:
+            return joined([self.content(dataclasses.replace(v, home=variable.home, or_else=())) for v in (variable, *variable.or_else)])
+        value = None
+        if variable.call is not None and variable.frame is not None:
+            given = initial(variable.call)
+            value = self.of(given, variable.frame) if given is not None else None
+        state = variable.home or "derived"
+        if isinstance(value, Array):
+            return Array(value.weak, value.dtype, state, value.scalar)
+        if isinstance(value, Number):
+            return Number(value.type, False, state, value.value)
+        return value
+
+    def content_of(self, value: Value | None) -> Value | None:
+        """Returns a Variable's content as arithmetic sees it; of anything else the thing itself."""
+        if isinstance(value, Variable):
+            content = self.content(value)
+            return content if content is not None else Array(state=value.home or "derived")
+        return value
+
+
+def initial(call: ast.Call) -> ast.expr | None:
+    """Returns the initial value that a Variable is made with."""
+    if call.args and not isinstance(call.args[0], ast.Starred):
+        return call.args[0]
+    return next((word.value for word in call.keywords if word.arg == "value"), None)
+
+
+def reaching(bindings: Sequence[Binding], line: int) -> Sequence[Binding]:
+    """Returns the bindings of a name that may hold at a line of its scope, or of one within.
+
+    The last one before the line that surely ran hides all before it. Where none stands before the line (a loop, a
+    function that is called later), all may hold.
+    """
+    before = [b for b in bindings if b.line < line or (b.line == line and b.how in ("parameter", "element", "def"))]
+    if not before:
+        return [b for b in bindings if b.how != "changed"] or bindings
+    for k in range(len(before) - 1, -1, -1):
+        if all(first <= line <= last for first, last in before[k].branches) or _same_branch(before[k], line):
+            return [b for b in before[k:] if b.how != "changed" or b is before[k]] if before[k].how == "changed" else before[k:]
+    return before
+
+
+def _same_branch(binding: Binding, line: int) -> bool:
+    innermost: Lines | None = binding.branches[-1] if binding.branches else None
+    return innermost is None or innermost[0] <= line <= innermost[1]
+
+
+def _default_of(argument: ast.arg, scope: Scope) -> ast.expr | None:
+    arguments = scope.node.args  # type: ignore[attr-defined]
+    positional = scope.parameters
+    if argument in positional:
+        k = positional.index(argument) - (len(positional) - len(arguments.defaults))
+        return arguments.defaults[k] if k >= 0 else None
+    if argument in arguments.kwonlyargs:
+        return arguments.kw_defaults[arguments.kwonlyargs.index(argument)]
+    return None
+
+
+def given(call: ast.Call, name: str, place: int, keyword: str) -> ast.expr | None:
+    """Returns what a call hands to a function's parameter: `f(a)`, `nnx.jit(f)(a)`, `nnx.cond(p, f, g, a)`, `nnx.fori_loop(..., f, a)`."""
+    function = call.func
+    arguments = call.args
+    if any(isinstance(argument, ast.Starred) for argument in arguments):
+        return None
+    direct = isinstance(function, ast.Name) and function.id == name
+    wrapped = isinstance(function, ast.Call) and any(isinstance(a, ast.Name) and a.id == name for a in function.args[:1])
+    if direct or wrapped:
+        for word in call.keywords:
+            if word.arg == keyword:
+                return word.value
+        return arguments[place] if place < len(arguments) else None
+    last = function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    if last in ("cond", "switch"):
+        branches = arguments[1:3] if last == "cond" else arguments[1:2]
+        names = [n for b in branches for n in (b.elts if isinstance(b, (ast.Tuple, ast.List)) else [b])]
+        if any(isinstance(n, ast.Name) and n.id == name for n in names):
+            operands = arguments[3:] if last == "cond" else arguments[2:]
+            return operands[place] if place < len(operands) else None
+    if last == "fori_loop" and len(arguments) == 4 and isinstance(arguments[2], ast.Name) and arguments[2].id == name:
+        return arguments[3] if place == 1 else None
+    if last == "while_loop" and len(arguments) == 3 and any(isinstance(a, ast.Name) and a.id == name for a in arguments[:2]):
+        return arguments[2] if place == 0 else None
+    return None
+
+
+def _spelled(name: str) -> str:
+    """Returns a canonical module name as Python imports it."""
+    return {"nnx": "flax.nnx", "jnp": "jax.numpy", "np": "numpy"}.get(name, name)
+
+
+_WORK = {
+    ast.Name: Values._name,
+    ast.Attribute: Values._attribute,
+    ast.Constant: Values._constant,
+    ast.Subscript: Values._subscript,
+    ast.BinOp: Values._operation,
+    ast.UnaryOp: Values._unary,
+    ast.Compare: Values._compare,
+    ast.BoolOp: Values._boolean,
+    ast.IfExp: Values._choice,
+    ast.Tuple: Values._sequence,
+    ast.List: Values._sequence,
+    ast.ListComp: Values._comprehension,
+    ast.GeneratorExp: Values._comprehension,
+    ast.Dict: Values._plain,
+    ast.DictComp: Values._plain,
+    ast.Set: Values._plain,
+    ast.NamedExpr: Values._named_expression,
+    ast.Lambda: Values._lambda,
+    ast.Call: Values._call,
+}

@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TLX008: a module that changes under a transformation of JAX, which hands the change to nobody."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from tallax_lint._check import CHECKS, Context
+from tallax_lint._index import Scope, targets
+from tallax_lint._kinds import Callee, Instance, Name, Variable
+from tallax_lint._names import CHANGING_LAYERS, NODES
+from tallax_lint._rule import Rule
+from tallax_lint._values import given, reaching
+
+RULE = Rule(
+    code="TLX008",
+    slug="lost-update",
+    title="A module's update is lost under a transformation of JAX",
+    why="""\
+`jax.jit`, `jax.checkpoint`, `jax.lax.scan` and `jax.vmap` know nothing of modules. A module that is handed in comes as a
+copy, so what a call changes in it (counts, running statistics, random number streams) is gone when the function returns
+without it. One that is closed over is a constant: its weights are baked in, and a change raises `TraceContextError` or is
+silently lost. `static_argnums=0` on a method makes `self` such a constant as well.
+
+The rule reports functions under these transformations that change a module, or call one that does, by argument or by
+closure, without returning it or its state; and those that call a module of which nothing is known but that it is an
+`nnx.Module`. A module of the project whose call changes nothing is no finding, nor is one that is merged within.
+""",
+    bad="""\
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Model(nnx.Module):
+    def __init__(self):
+        self.count = nnx.Variable(jnp.array(0, dtype=jnp.int32))
+
+    def __call__(self, x):
+        self.count[...] += 1
+        return x
+
+
+@jax.jit
+def step(model: Model, x):
+    return model(x)
+""",
+    good="""\
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Model(nnx.Module):
+    def __init__(self):
+        self.count = nnx.Variable(jnp.array(0, dtype=jnp.int32))
+
+    def __call__(self, x):
+        self.count[...] += 1
+        return x
+
+
+@nnx.jit
+def step(model: Model, x):
+    return model(x)
+""",
+    misses="Modules whose class can't be told, and those that leave such a function through a global name.",
+)
+
+_RAW = {"jax.jit", "jax.pmap", "jax.vmap", "jax.checkpoint", "jax.remat", "jax.ad_checkpoint.checkpoint", "jax.lax.scan"}
+_TAKING_APART = {"nnx.split", "nnx.merge", "nnx.state", "nnx.update", "nnx.to_tree", "nnx.to_pure_dict", "nnx.graphdef", "nnx.call"}
+_DIFFERENTIATING = {"nnx.value_and_grad", "nnx.grad"}
+
+
+@CHECKS.each_function
+def decorated(scope: Scope, context: Context) -> None:
+    """Reports a function under a decorator of JAX that changes a module."""
+    outer = scope.parent
+    if outer is None:
+        return
+    transforms = [context.values.transform_of(decorator, outer) for decorator in scope.decorators]
+    if not all(t or _is_harmless(d) for t, d in zip(transforms, scope.decorators, strict=True)):
+        return  # another decorator may hand the state in and out
+    for decorator, transform in zip(scope.decorators, transforms, strict=True):
+        if transform in _RAW:
+            _judge(scope, transform, scope.node, context)
+            if isinstance(decorator, ast.Call) and _makes_self_static(decorator, scope):
+                cls = scope.method_of
+                if cls is not None and context.values.is_module(cls):
+                    context.report(
+                        RULE, scope.node, f"`self` is static under {transform}: the module's values are constants of the compiled program, "
+                        "and its updates are lost; use nnx.jit",
+                    )
+            return
+
+
+def _is_harmless(decorator: ast.expr) -> bool:
+    return isinstance(decorator, ast.Name) and decorator.id in ("staticmethod", "classmethod", "override")
+
+
+@CHECKS.node(ast.Call)
+def handed(node: ast.Call, scope: Scope, context: Context) -> None:
+    """Reports a function or module that is handed to a transformation of JAX."""
+    function = node.func
+    last = function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    if last not in ("jit", "pmap", "vmap", "checkpoint", "remat", "scan") or not node.args:
+        return
+    transform = context.values.transform_of(function, scope)
+    if transform not in _RAW:
+        return
+    given = context.values.of(node.args[0], scope)
+    if isinstance(given, Callee):
+        if not given.transformed:
+            bound = given.bound
+            if isinstance(bound, Instance) and not isinstance(bound.cls, str) and context.values.is_node(bound.cls):
+                if not _uses_references(bound.cls) and changes(bound.cls, given.scope.name.rpartition(".")[2], context):
+                    _report(node, f"`{context.source_of(node.args[0])}` changes its module", transform, context)
+            else:
+                _judge(given.scope, transform, given.scope.node, context)
+    elif isinstance(given, Instance) and _changes_when_called(given, "__call__", context):
+        _report(node, f"calling `{context.source_of(node.args[0])}` changes it", transform, context)
+
+
+def _judge(scope: Scope, transform: str, place: ast.AST, context: Context) -> None:
+    """Reports what a function does to modules that it closes over or is handed and does not return."""
+    if scope.file is not context.file or scope.memory.get("judged"):
+        return
+    scope.memory["judged"] = True
+    if _uses_references(scope):
+        return
+    handled = _taken_apart(scope, context) | _returned(scope) | {scope.self_name or ""}
+    for inner in scope.inside():
+        for node in inner.of(ast.Assign, ast.AugAssign, ast.AnnAssign):
+            for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                for single, _ in targets(whole):
+                    root = "" if isinstance(single, ast.Name) else _origin(_root(single), inner, scope)
+                    if root and root not in handled and _is_changed(single, inner, context):
+                        _report(node, f"this changes `{root}`", transform, context)
+        for call in inner.of(ast.Call):
+            root = _origin(_root(call.func), inner, scope)
+            if root and root not in handled and not _is_evaluating(call):
+                _judge_call(call, root, inner, transform, place, context)
+    for parameter in scope.parameters:
+        if parameter.arg not in handled:
+            if _is_differentiated(parameter.arg, scope, context) and context.values.parameter(parameter, scope) is None:
+                _report(place, f"`{parameter.arg}` is a module whose updates are not returned", transform, context)
+                return
+
+
+def _judge_call(call: ast.Call, root: str, scope: Scope, transform: str, place: ast.AST, context: Context) -> None:
+    function = call.func
+    owner, name = function, "__call__"
+    if isinstance(function, ast.Attribute):
+        value = context.values.of(function.value, scope)
+        if isinstance(value, Variable) and function.attr in ("set_value", "set_raw_value"):
+            _report(call, f"this changes `{root}`", transform, context)
+            return
+        if isinstance(value, Instance) and value.cls in ("nnx.Rngs", "nnx.RngStream"):
+            _report(call, f"drawing from `{root}` changes it", transform, context)
+            return
+        if isinstance(value, Instance) and not isinstance(value.cls, str) and context.values.find_method(value.cls, function.attr):
+            owner, name = function.value, function.attr
+    value = context.values.of(owner, scope)
+    if not isinstance(value, Instance):
+        return
+    if value.cls in ("nnx.Rngs", "nnx.RngStream"):
+        _report(call, f"drawing from `{root}` changes it", transform, context)
+    elif _changes_when_called(value, name, context):
+        _report(place, f"calling `{context.source_of(function)}` changes `{root}`", transform, context)
+    elif value.cls == "nnx.Module" and transform in ("jax.jit", "jax.pmap", "jax.checkpoint", "jax.remat") and isinstance(owner, ast.Name):
+        _report(place, f"`{root}` may be any module, and calling it may change it", transform, context)
+
+
+def _report(node: ast.AST, what: str, transform: str, context: Context) -> None:
+    instead = transform.rpartition(".")[2]
+    remedy = {"checkpoint": "nnx.remat", "remat": "nnx.remat"}.get(instead, f"nnx.{instead}")
+    context.report(RULE, node, f"{what} under {transform}, and the update is lost; use {remedy}, or return nnx.state(...) and nnx.update")
+
+
+def _changes_when_called(value: Instance, name: str, context: Context) -> bool:
+    if isinstance(value.cls, str):
+        return value.cls in CHANGING_LAYERS and name == "__call__"
+    return context.values.is_node(value.cls) and changes(value.cls, name, context)
+
+
+def changes(cls: Scope, name: str, context: Context, seen: frozenset[tuple[Scope, str]] = frozenset()) -> bool:
+    """Says whether a method surely changes the state of its module, itself or through the modules it holds."""
+    if (cls, name) in seen or len(seen) > 20:
+        return False
+    seen = seen | {(cls, name)}
+    method = context.values.find_method(cls, name)
+    if method is None:
+        return any(base in CHANGING_LAYERS for base in context.values.lineage(cls) if isinstance(base, str)) and name == "__call__"
+    for scope in method.inside():
+        for node in scope.of(ast.Assign, ast.AugAssign):
+            for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                for single, _ in targets(whole):
+                    if _root(single) == method.self_name and not isinstance(single, ast.Name) and _is_written(single, scope, context):
+                        return True
+        for call in scope.of(ast.Call):
+            function = call.func
+            if _root(function) != method.self_name and not isinstance(function, ast.Name):
+                continue
+            if isinstance(function, ast.Attribute):
+                if function.attr in ("set_value", "sow") and _root(function) == method.self_name:
+                    return True
+                if isinstance(function.value, ast.Name) and function.value.id == method.self_name:
+                    if context.values.find_method(cls, function.attr) is not None:
+                        if changes(cls, function.attr, context, seen):
+                            return True
+                        continue
+            value = context.values.of(function, scope)
+            if isinstance(value, Instance):
+                if isinstance(value.cls, str):
+                    if value.cls in CHANGING_LAYERS:
+                        return True
+                elif changes(value.cls, "__call__", context, seen):
+                    return True
+    return False
+
+
+def _is_written(target: ast.expr, scope: Scope, context: Context) -> bool:
+    """Says whether a target is a Variable's value, or an attribute that holds one."""
+    if isinstance(target, (ast.Subscript, ast.Attribute)) and isinstance(context.values.of(target.value, scope), Variable):
+        return True
+    return isinstance(target, ast.Attribute) and isinstance(context.values.of(target, scope), Variable)
+
+
+def _is_changed(target: ast.expr, scope: Scope, context: Context) -> bool:
+    """Says whether assigning to a target changes a module or a Variable."""
+    if _is_written(target, scope, context):
+        return True
+    owner = context.values.of(target.value, scope) if isinstance(target, ast.Attribute) else None
+    if not isinstance(owner, Instance):
+        return False
+    return owner.cls in NODES or owner.cls == "nnx.Module" if isinstance(owner.cls, str) else context.values.is_node(owner.cls)
+
+
+def _is_evaluating(call: ast.Call) -> bool:
+    """Says whether a call asks for no randomness and no new statistics, or brings its own: `model(x, deterministic=True)`."""
+    if any(word.arg == "rngs" for word in call.keywords):
+        return True
+    asks = {"deterministic": True, "use_running_average": True, "train": False, "training": False, "is_training": False}
+    return any(isinstance(word.value, ast.Constant) and asks.get(word.arg or "") is word.value.value for word in call.keywords)
+
+
+def _root(node: ast.expr) -> str:
+    """Returns the name that an expression of attributes and items starts from."""
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _origin(name: str, inner: Scope, outermost: Scope) -> str:
+    """Returns the parameter or closed-over name of a function that a name within it stands for; empty if it was made there.
+
+    A parameter of a function within is what that function is called with: `loss_fn(m)`, `nnx.grad(loss_fn)(model)`.
+    """
+    scope: Scope | None = inner
+    while scope is not None:
+        if name in scope.bindings and scope.kind != "class":
+            parameter = next((b.what for b in scope.bindings[name] if b.how == "parameter"), None)
+            if scope is outermost:
+                return name if parameter is not None else ""
+            if _is_within(scope, outermost):
+                return _handed_down(parameter, scope, outermost) if parameter is not None else ""
+            return name if scope.kind == "function" or any(b.how == "value" for b in scope.bindings[name]) else ""
+        scope = scope.parent
+    return ""
+
+
+def _handed_down(parameter: ast.arg, scope: Scope, outermost: Scope) -> str:
+    own = getattr(scope.node, "name", None)
+    if own is None or parameter not in scope.parameters or scope.parent is None:
+        return ""
+    place = scope.parameters.index(parameter)
+    for around in outermost.inside():
+        if around is not scope:
+            for call in around.of(ast.Call):
+                expression = given(call, own, place, parameter.arg)
+                if isinstance(expression, ast.Name):
+                    return _origin(expression.id, around, outermost)
+    return ""
+
+
+def _is_within(scope: Scope, outermost: Scope) -> bool:
+    current: Scope | None = scope
+    while current is not None:
+        if current is outermost:
+            return True
+        current = current.parent
+    return False
+
+
+def _taken_apart(scope: Scope, context: Context) -> set[str]:
+    """Returns the names whose state a function takes apart and handles itself."""
+    found: set[str] = set()
+    for inner in scope.inside():
+        for call in inner.of(ast.Call):
+            function = call.func
+            if isinstance(function, ast.Attribute) and function.attr in {n.partition(".")[2] for n in _TAKING_APART}:
+                callee = context.values.of(function, inner)
+                if isinstance(callee, Name) and callee.name in _TAKING_APART:
+                    found |= {a.id for a in call.args if isinstance(a, ast.Name)}
+    return found
+
+
+def _returned(scope: Scope) -> set[str]:
+    """Returns the names that a function hands back."""
+    nodes = [scope.node.body] if isinstance(scope.node, ast.Lambda) else [r.value for r in scope.of(ast.Return) if r.value is not None]
+    found: set[str] = set()
+    waiting = [element for node in nodes for element in (node.elts if isinstance(node, (ast.Tuple, ast.List)) else [node])]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (ast.Tuple, ast.List)):
+            waiting += node.elts
+        elif isinstance(node, ast.Name):
+            found.add(node.id)
+            for binding in reaching(scope.bindings.get(node.id, ()), node.lineno):
+                if binding.how == "value" and isinstance(binding.what, (ast.Tuple, ast.List)):
+                    waiting += binding.what.elts
+    return found
+
+
+def _is_differentiated(name: str, scope: Scope, context: Context) -> bool:
+    """Says whether a name is handed to what nnx.grad made: then it is a module, or Variables."""
+    for call in scope.of(ast.Call):
+        if any(isinstance(a, ast.Name) and a.id == name for a in call.args[:1]):
+            if context.values.transform_of(call.func, scope) in _DIFFERENTIATING and not isinstance(call.func, ast.Attribute):
+                return True
+    return False
+
+
+_BY_REFERENCE = re.compile(r"^nnx\.(?:var_defaults\(|use_hijax\(True|use_refs\(True|set_)", re.MULTILINE)
+
+
+def _uses_references(scope: Scope) -> bool:
+    """Says whether the code around, or the whole file, uses Variables that are references, which JAX itself keeps."""
+    outer = scope
+    while outer.parent is not None and outer.parent.kind == "function":
+        outer = outer.parent
+    first, last = outer.node.lineno, outer.node.end_lineno  # type: ignore[attr-defined]
+    text = "\n".join(scope.file.lines[max(first - 6, 0) : last])
+    words = ("hijax", "ref=True", "use_refs", "mutable_array")
+    return any(word in text for word in words) or bool(_BY_REFERENCE.search(scope.file.text))
+
+
+def _makes_self_static(decorator: ast.Call, scope: Scope) -> bool:
+    for word in decorator.keywords:
+        if word.arg == "static_argnums":
+            numbers = [n.value for n in ast.walk(word.value) if isinstance(n, ast.Constant)]
+            if 0 in [n for n in numbers if not isinstance(n, bool)] and scope.self_name:
+                return True
+        if word.arg == "static_argnames" and scope.self_name:
+            if scope.self_name in [n.value for n in ast.walk(word.value) if isinstance(n, ast.Constant)]:
+                return True
+    return False
+
+

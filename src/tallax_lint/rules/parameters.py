@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TLX001: state that is kept as a trained parameter."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from tallax_lint._check import CHECKS, Context
+from tallax_lint._classes import MAKING
+from tallax_lint._index import Scope, enclosing, parent_of, statement_of
+from tallax_lint._kinds import Array, Frame, Name, Number, Variable
+from tallax_lint._names import derives
+from tallax_lint._rule import Rule
+from tallax_lint._uses import Write
+from tallax_lint._values import initial, reaching
+
+RULE = Rule(
+    code="TLX001",
+    slug="param-state",
+    title="State kept as nnx.Param",
+    why="""\
+The optimizer updates every `nnx.Param`: a counter gets a gradient of zero and is still decayed (10 becomes 9.9 after one
+step of AdamW), a clip bound of infinity becomes NaN and takes all weights along, running statistics drift. Flax ignores
+`nnx.Param(x, trainable=False)`: it is metadata that nobody reads. Use `nnx.Variable`, a subclass of it, `nnx.BatchStat`,
+or tallax's items.
+
+A name proves nothing: means, scales and temperatures are learned in many models. The rule wants evidence:
+`trainable=False`; an initial value that is infinite, or of integers or booleans; the class itself counts it up, blends it
+(`m * old + (1 - m) * new`), writes it in its forward path, or puts a function of itself in its place; it is read only to
+update other state, only behind `stop_gradient`, or only as a tiny bound or epsilon; it is set to another, untrained
+Variable a few lines on; a comment there says that it is fixed or not trained; or it has the name *and* the start of a
+counter or running statistic (`step` at 0, `running_mean` at zeros). A comment that says it is learned silences the rule.
+""",
+    bad="""\
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Gate(nnx.Module):
+    def __init__(self):
+        self.limit = nnx.Param(jnp.array(jnp.inf, dtype=jnp.float32))
+
+    def __call__(self, x):
+        return jnp.minimum(x, self.limit[...])
+""",
+    good="""\
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Bound(nnx.Variable):
+    pass
+
+
+class Gate(nnx.Module):
+    def __init__(self):
+        self.limit = Bound(jnp.array(jnp.inf, dtype=jnp.float32))
+
+    def __call__(self, x):
+        return jnp.minimum(x, self.limit[...])
+""",
+    misses="Tables and constants of which nothing but their name says that they are not learned.",
+)
+
+_UNTRAINED = re.compile(
+    r"\b(?:non-?\s?(?:trainable|learnable|trained|learned)|un(?:trained|trainable)|frozen|buffers?|"
+    r"fixed(?!:| (?:size|length|point|number|seed|shape|dim|bug|issue|the))|"
+    r"(?:not|never|isn't|n't)(?: be)? (?:a )?(?:train\w*|learn\w*|optimi[sz]ed|updated by (?:the )?(?:optimi[sz]er|gradient))|"
+    r"only train it if|no gradients?|without gradients?)\b",
+    re.IGNORECASE,
+)
+_TRAINED = re.compile(
+    r"(?<!non-)(?<!non )(?<!not )(?<!not be )(?<!n't )(?<!never )(?<!n't be )\b(?:learn(?:ed|able|t)|trainable|trained)\b", re.IGNORECASE
+)
+_RUNNING = re.compile(r"^_?(?:(?:running|moving)_(?:mean|var|variance|std|avg|average|sum|min|max|count)|num_batches_tracked)$")
+_COUNTER = re.compile(r"^_?(?:count|counter|step|steps|step_count|global_step|num_steps|n_steps|num_updates|num_calls|n_calls|iteration|"
+                      r"iterations|epoch|call_count|update_count|\w+_(?:count|counter))$")
+_EPSILON = re.compile(r"(?:^|_)eps(?:ilon)?$")
+_INTEGERS = {"int32", "int64", "uint32", "uint64", "int16", "bool", "bool_"}
+_GRADIENT = re.compile(r"grad|learning_rate|\blr\b|optimi|normali[sz]e|clip|project|load|assign|quant", re.IGNORECASE)
+_LOADING = re.compile(r"load|assign|init|restore|from_", re.IGNORECASE)
+_TINY = 1e-4
+
+
+@CHECKS.node(ast.Call)
+def kept_as_parameter(node: ast.Call, scope: Scope, context: Context) -> None:
+    """Reports the call that makes an nnx.Param of something that is none."""
+    function = node.func
+    last = function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    if not last[:1].isupper() and not last.startswith("_"):
+        return
+    variable = context.values.of(node, scope)
+    if not isinstance(variable, Variable) or variable.call is not node or not derives(variable.type, "nnx.Param"):
+        return
+    if variable.type == "nnx.LoRAParam":
+        return
+    evidence = _stated(node) or _by_use(node, scope, context)
+    if evidence:
+        name = _attribute(node)
+        shown = f"`self.{name}`" if name else "this"
+        context.report(RULE, node, f"{shown} is kept as {last}, which the optimizer updates and decays, but {evidence}; use nnx.Variable, "
+                                   "a subclass of it or a tallax item")
+
+
+def _attribute(node: ast.Call) -> str:
+    statement = parent_of(node)
+    if isinstance(statement, ast.Call):  # nnx.data(nnx.Param(...))
+        statement = parent_of(statement)
+    target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
+    return target.attr if isinstance(target, ast.Attribute) else ""
+
+
+def _stated(node: ast.Call) -> str:
+    """Returns what the call itself says: `trainable=False`."""
+    for word in node.keywords:
+        if word.arg in ("trainable", "requires_grad", "learnable", "is_trainable"):
+            if isinstance(word.value, ast.Constant) and word.value.value is False:
+                return f"`{word.arg}=False` is metadata that Flax ignores"
+    return ""
+
+
+def _by_value(node: ast.Call, scope: Scope, context: Context) -> str:
+    """Returns what the initial value says: infinities, integers, masks."""
+    given = initial(node)
+    if given is None:
+        return ""
+    value = context.values.of(given, scope)
+    if isinstance(value, Array) and value.dtype in _INTEGERS:
+        return f"it holds {value.dtype.rstrip('_')}, which has no gradient"
+    if isinstance(value, Array) and value.dtype == "int" and _is_arange(given, scope, context):
+        return "it holds integers, which have no gradient"
+    if _is_infinite(given, scope, context):
+        return "it starts at infinity, as a bound does"
+    inner = given.func if isinstance(given, ast.Call) else None
+    if isinstance(inner, ast.Attribute) and inner.attr in ("tril", "triu") and isinstance(given, ast.Call) and given.args:
+        made = given.args[0]
+        if isinstance(made, ast.Call) and isinstance(made.func, ast.Attribute) and made.func.attr == "ones":
+            return "it is a mask of zeros and ones"
+    return ""
+
+
+def _is_arange(given: ast.expr, scope: Scope, context: Context) -> bool:
+    node = context.uses.expanded(given, Frame(scope))[0]
+    return any(isinstance(n, ast.Attribute) and n.attr == "arange" for n in ast.walk(node))
+
+
+def _is_infinite(given: ast.expr, scope: Scope, context: Context) -> bool:
+    """Says whether an array is made of infinities: `jnp.array(-float("inf"))`, `jnp.full(n, jnp.inf)`."""
+    if not isinstance(given, ast.Call) or not isinstance(given.func, ast.Attribute) or given.func.attr not in ("array", "asarray", "full"):
+        return False
+    for argument in given.args:
+        if isinstance(argument, ast.UnaryOp):
+            argument = argument.operand
+        if isinstance(argument, ast.Call) and isinstance(argument.func, ast.Name) and argument.func.id == "float" and argument.args:
+            text = argument.args[0]
+            if isinstance(text, ast.Constant) and str(text.value).strip("+-").lower() in ("inf", "infinity"):
+                return True
+        value = context.values.of(argument, scope)
+        if isinstance(value, Name) and value.name in ("jnp.inf", "np.inf", "math.inf"):
+            return True
+    return False
+
+
+def _by_use(node: ast.Call, scope: Scope, context: Context) -> str:
+    """Returns what the class does with it."""
+    name = _attribute(node)
+    method: Scope | None = scope
+    while method is not None and method.method_of is None:
+        method = method.parent
+    cls = method.method_of if method is not None else None
+    if not name or cls is None:
+        return ""
+    said = _said(node, scope, context)
+    if said == "learned":
+        return ""
+    evidence = said or _by_value(node, scope, context)
+    if evidence:
+        return evidence
+    statement = statement_of(node)
+    if _is_replaced_by_state(statement, name, cls, context):
+        return "a few lines on it is made an untrained Variable"
+    return _written(name, cls, context) or _read(node, name, cls, context) or _named(node, name, scope, context)
+
+
+def _said(node: ast.Call, scope: Scope, context: Context) -> str:
+    """Returns what a comment beside the statement, or above the value it uses, says of it."""
+    comment = context.comments_at(statement_of(node).lineno)
+    given = initial(node)
+    if isinstance(given, ast.Name) and given.id in scope.bindings:
+        for binding in reaching(scope.bindings[given.id], node.lineno):
+            if binding.how == "value" and 0 <= node.lineno - binding.line <= 8:
+                comment += " " + context.comments_at(binding.line)
+                first = _first_of_block(binding.line, given.id, scope)
+                comment += " " + context.comments_at(first)
+    if _TRAINED.search(comment):
+        return "learned"
+    found = _UNTRAINED.search(comment)
+    return f'its comment says "{found.group(0)}"' if found else ""
+
+
+def _first_of_block(line: int, name: str, scope: Scope) -> int:
+    """Returns the line of the first assignment to a name among those close above one."""
+    lines = sorted(b.line for b in scope.bindings[name] if 0 <= line - b.line <= 6)
+    return lines[0] if lines else line
+
+
+def _is_replaced_by_state(statement: ast.stmt, name: str, cls: Scope, context: Context) -> bool:
+    """Says whether an `if` behind the statement, in the same block, makes the attribute an untrained Variable after all."""
+    for setting in context.values.settings(cls).get(name, ()):
+        other = setting.node
+        if other is statement or other.lineno < statement.lineno or setting.value is None:
+            continue
+        branch = parent_of(other)
+        if isinstance(branch, ast.If) and parent_of(branch) is parent_of(statement) and other in branch.body:
+            made = context.values.of(setting.value, setting.scope)
+            text = ast.dump(branch.test)
+            if isinstance(made, Variable) and not derives(made.type, "nnx.Param") and not re.search("train|learn", text, re.IGNORECASE):
+                return True
+    return False
+
+
+def _written(name: str, cls: Scope, context: Context) -> str:
+    """Returns what the class's own writes say."""
+    home = (cls, name)
+    for write in context.uses.writes(cls, name):
+        method = write.use.method.name.rpartition(".")[2]
+        if method in MAKING or _LOADING.search(method) or _GRADIENT.search(_text(write, context)):
+            continue
+        for node, frame in context.uses.increments(write, home) or ():
+            value = context.values.of(node, frame)
+            if isinstance(value, Number) and (value.size or value.type in ("int", "bool") or value.value == 1.0):
+                return "the class counts it up"
+        if write.value is not None and _is_blend(write.value, home, write, context):
+            return "the class blends it as a running statistic"
+        if write.replaces and write.operator is None and write.value is not None and _depends(write, home):
+            return "the class puts a function of itself in its place, as of a statistic"
+        if write.use.method in context.values.forward(cls) and not write.replaces and not _is_initialising(write):
+            return "the forward path writes it"
+    return ""
+
+
+def _text(write: Write, context: Context) -> str:
+    first, last = write.statement.lineno, write.statement.end_lineno or write.statement.lineno
+    return "\n".join(context.file.lines[first - 1 : last])
+
+
+def _is_blend(node: ast.expr, home: tuple[Scope, str], write: Write, context: Context) -> bool:
+    """Says whether a value is `a * old + b * new`."""
+    node, frame = context.uses.expanded(node, Frame(write.use.scope), write.item)
+    if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Add):
+        return False
+    products = [side for side in (node.left, node.right) if isinstance(side, ast.BinOp) and isinstance(side.op, ast.Mult)]
+    return len(products) == 2 and any(
+        context.uses.is_old(factor, frame, home) for product in products for factor in (product.left, product.right)
+    )
+
+
+def _depends(write: Write, home: tuple[Scope, str]) -> bool:
+    value = write.value
+    return isinstance(value, ast.Call) and any(
+        isinstance(n, ast.Attribute) and n.attr == home[1] and isinstance(n.value, ast.Name) for a in value.args for n in ast.walk(a)
+    ) and bool(write.item)
+
+
+def _is_initialising(write: Write) -> bool:
+    branch = enclosing(write.statement, ast.If)
+    return isinstance(branch, ast.If) and "init" in ast.dump(branch.test).lower()
+
+
+def _read(node: ast.Call, name: str, cls: Scope, context: Context) -> str:
+    """Returns what the class's own reads say."""
+    reads = [use for use in context.uses.reads(cls, name) if use.method.name.rpartition(".")[2] not in MAKING]
+    if not reads or any(_is_elsewhere(c, name, context) for c in context.file.classes if c is not cls and cls in context.values.lineage(c)):
+        return ""
+    if all(_is_stopped(use.node, use.scope, context) for use in reads):
+        return "every read stops its gradient"
+    if all(_only_updates(use.node, name, use.scope, context) for use in reads):
+        return "it is read only to update other state"
+    given = initial(node)
+    tiny = given is not None and any(
+        isinstance(n, ast.Constant) and isinstance(n.value, float) and 0 < n.value <= _TINY for n in ast.walk(given)
+    )
+    if (tiny or _EPSILON.search(name)) and all(_is_bound(use.node, bool(_EPSILON.search(name))) for use in reads):
+        return "it is read only as a bound or epsilon"
+    return ""
+
+
+def _is_elsewhere(cls: Scope, name: str, context: Context) -> bool:
+    return bool(context.uses.of(cls, name))
+
+
+def _content(node: ast.Attribute) -> ast.AST:
+    """Returns the expression that reads a Variable's value: `self.x[...]`, `self.x.value`, `self.x.get_value()`."""
+    above = parent_of(node)
+    if isinstance(above, ast.Subscript) and above.value is node:
+        return above
+    if isinstance(above, ast.Attribute) and above.attr in ("value", "get_value"):
+        call = parent_of(above)
+        return call if isinstance(call, ast.Call) and call.func is above else above
+    return node
+
+
+def _is_stopped(node: ast.Attribute, scope: Scope, context: Context) -> bool:
+    above = parent_of(_content(node))
+    if not isinstance(above, ast.Call) or not isinstance(above.func, (ast.Attribute, ast.Name)):
+        return False
+    callee = context.values.of(above.func, scope)
+    return isinstance(callee, Name) and callee.name in ("jax.lax.stop_gradient", "lax.stop_gradient")
+
+
+def _only_updates(node: ast.Attribute, name: str, scope: Scope, context: Context) -> bool:
+    """Says whether a read is part of what is written into another, untrained Variable."""
+    statement = statement_of(node)
+    if not isinstance(statement, (ast.Assign, ast.AugAssign)):
+        return False
+    for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
+        if not isinstance(target, (ast.Subscript, ast.Attribute)):
+            return False
+        held = context.values.of(target.value, scope)
+        if not isinstance(held, Variable) or derives(held.type, "nnx.Param") or (held.home and held.home[1] == name):
+            return False
+    return True
+
+
+def _is_bound(node: ast.Attribute, added: bool) -> bool:
+    """Says whether a read is a bound, `jnp.maximum(x, self.cutoff[...])`, or is added to something as an epsilon is."""
+    place = _content(node)
+    above = parent_of(place)
+    if isinstance(above, ast.Call) and isinstance(above.func, ast.Attribute) and above.func.attr in ("maximum", "minimum", "clip"):
+        return place in above.args[1:] or any(word.value is place for word in above.keywords)
+    return added and isinstance(above, ast.BinOp) and isinstance(above.op, ast.Add)
+
+
+def _named(node: ast.Call, name: str, scope: Scope, context: Context) -> str:
+    """Returns what name and initial value say together."""
+    given = initial(node)
+    value = context.values.of(given, scope)
+    if given is None or not isinstance(value, (Array, Number)):
+        return ""
+    maker = given.func.attr if isinstance(given, ast.Call) and isinstance(given.func, ast.Attribute) else ""
+    if _RUNNING.match(name) and maker in ("zeros", "ones", "full", "array", "zeros_like", "ones_like"):
+        return "it has the name and the start of a running statistic"
+    zero = isinstance(value, Number) and value.value == 0
+    if maker in ("array", "asarray") and isinstance(given, ast.Call) and given.args:
+        inner = context.values.of(given.args[0], scope)
+        zero = isinstance(inner, Number) and inner.value == 0
+    if maker in ("zeros", "ones"):
+        zero = isinstance(value, Array) and bool(value.scalar)
+    return "it has the name and the start of a counter" if zero and _COUNTER.match(name) else ""

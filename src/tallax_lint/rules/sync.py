@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TLX003: reading a Variable's value into Python where that stops the device or the trace."""
+
+from __future__ import annotations
+
+import ast
+
+from tallax_lint._check import CHECKS, Context
+from tallax_lint._index import Scope, enclosing, parent_of, statement_of
+from tallax_lint._kinds import Array, Callee, Instance, Name, Number, Value, Variable
+from tallax_lint._names import JITS, NNX_TRANSFORMS, RAW_TRANSFORMS
+from tallax_lint._rule import Rule
+
+RULE = Rule(
+    code="TLX003",
+    slug="host-sync",
+    title="A Variable's value read into Python in a step",
+    why="""\
+`int(self.count[...])`, `float(...)`, `.item()`, `np.asarray(...)`, `if self.count[...] > 3:` need the number now. Under a
+trace there is none, and JAX raises `ConcretizationTypeError` or `TracerBoolConversionError`; outside of one Python waits
+until the device has done all that was asked of it, on every call.
+
+The rule reports them on the array of a Variable, and on what is computed from it or written into it, in a module's
+`__call__` and the methods it reaches, in functions under a transformation, and in loops that call a jitted step (but not
+behind `if step % 100 == 0`). Shapes and dtypes are known without the device, a Variable that holds a Python number needs
+none, and reports, properties and host iterators are no steps.
+""",
+    bad="""\
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Gate(nnx.Module):
+    def __init__(self):
+        self.count = nnx.Variable(jnp.array(0, dtype=jnp.int32))
+
+    def __call__(self, x):
+        if self.count[...] > 100:
+            x = 2 * x
+        return x
+""",
+    good="""\
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Gate(nnx.Module):
+    def __init__(self):
+        self.count = nnx.Variable(jnp.array(0, dtype=jnp.int32))
+
+    def __call__(self, x):
+        return jnp.where(self.count[...] > 100, 2 * x, x)
+""",
+    misses="Values that reach Python through functions of other projects, and losses: only state is looked at.",
+)
+
+_CONVERTING = {"int", "float", "bool", "complex"}
+_FETCHING = {"np.asarray", "np.array", "jax.device_get", "print"}
+_TRANSFORMS = JITS | NNX_TRANSFORMS | RAW_TRANSFORMS
+
+
+@CHECKS.node(ast.Call)
+def converted(node: ast.Call, scope: Scope, context: Context) -> None:
+    """Reports `int(x)`, `x.item()`, `np.asarray(x)` and the like on state in a step."""
+    function = node.func
+    if isinstance(function, ast.Name) and function.id in _CONVERTING | {"print"} and node.args:
+        shown, arguments = function.id, node.args if function.id == "print" else node.args[:1]
+    elif isinstance(function, ast.Attribute) and function.attr in ("item", "tolist") and not node.args:
+        shown, arguments = f".{function.attr}", [function.value]
+    elif isinstance(function, ast.Attribute) and function.attr in ("asarray", "array", "device_get") and node.args:
+        callee = context.values.of(function, scope)
+        if not isinstance(callee, Name) or callee.name not in _FETCHING:
+            return
+        shown, arguments = callee.name, node.args[:1]
+    else:
+        return
+    place = _step(node, scope, context)
+    if not place:
+        return
+    if any(_is_state(argument, node, place, scope, context) for argument in arguments):
+        context.report(
+            RULE, node, f"`{shown}(...)` of a Variable's value {place} waits for the device, or fails under a trace; keep it an array, "
+            "and read it outside of the step",
+        )
+
+
+@CHECKS.node(ast.If, ast.While, ast.IfExp)
+def decided(node: ast.If | ast.While | ast.IfExp, scope: Scope, context: Context) -> None:
+    """Reports `if` and `while` on state in a step."""
+    if not _is_forward(scope, context):
+        return
+    value = context.values.of(node.test, scope)
+    if not isinstance(value, (Array, Number)) or value.state is None:
+        return
+    word = "while" if isinstance(node, ast.While) else "if"
+    context.report(
+        RULE, node.test, f"`{word}` on a Variable's value in a step waits for the device, or fails under a trace; use jnp.where or "
+        "nnx.cond",
+    )
+
+
+def _is_state(node: ast.expr, call: ast.Call, place: str, scope: Scope, context: Context) -> bool:
+    """Says whether an argument is an array of state, or an array that is written into state.
+
+    Under a trace a Python number in a Variable is an array too.
+    """
+    value: Value | None = context.values.of(node, scope)
+    if isinstance(value, Variable):
+        content = context.values.content(value)
+        return isinstance(content, Array)
+    if isinstance(value, Number):
+        return value.state is not None and place == "in a step"
+    if not isinstance(value, Array):
+        return False
+    if value.state is not None:
+        return _is_known_array(node, value, scope, context)
+    return _feeds_state(call, scope, context)
+
+
+def _is_known_array(node: ast.expr, value: Array, scope: Scope, context: Context) -> bool:
+    """Says whether the Variables in an expression surely hold arrays: a Python number in one needs no device."""
+    if value.dtype or value.weak is not None:
+        return True
+    for inner in ast.walk(node):
+        if isinstance(inner, (ast.Attribute, ast.Name)):
+            held = context.values.of(inner, scope)
+            if isinstance(held, Variable):
+                return isinstance(context.values.content(held), Array)
+    return False
+
+
+def _feeds_state(call: ast.Call, scope: Scope, context: Context) -> bool:
+    """Says whether a statement writes a Variable's value."""
+    statement = statement_of(call)
+    if not isinstance(statement, (ast.Assign, ast.AugAssign)):
+        return False
+    for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
+        if isinstance(target, (ast.Subscript, ast.Attribute)):
+            if isinstance(context.values.of(target.value, scope), Variable):
+                return True
+    return False
+
+
+def _step(node: ast.Call, scope: Scope, context: Context) -> str:
+    """Returns which kind of step a call stands in, empty if in none."""
+    if _is_forward(scope, context):
+        return "in a step"
+    loop = enclosing(node, ast.For, ast.While)
+    if loop is None or not _is_training(loop, scope, context):
+        return ""
+    current = parent_of(node)
+    while current is not None and current is not loop:
+        if isinstance(current, (ast.If, ast.FunctionDef, ast.Lambda)):
+            return ""
+        current = parent_of(current)
+    return "in a training loop"
+
+
+def _is_forward(scope: Scope, context: Context) -> bool:
+    """Says whether a function is part of a module's forward path or runs under a transformation."""
+    if "forward" not in scope.memory:
+        scope.memory["forward"] = _is_forward_path(scope, context)
+    return bool(scope.memory["forward"])
+
+
+def _is_forward_path(scope: Scope, context: Context) -> bool:
+    current: Scope | None = scope
+    while current is not None and current.kind == "function":
+        if _is_called_back(current):
+            return False
+        if is_transformed(current, context):
+            return True
+        cls = current.method_of
+        if cls is not None:
+            return context.values.is_module(cls) and current in context.values.forward(cls)
+        current = current.parent
+    return False
+
+
+def is_transformed(scope: Scope, context: Context) -> bool:
+    """Says whether a function is decorated with a transformation, or handed to one where it is defined."""
+    if "transformed" not in scope.memory:
+        scope.memory["transformed"] = None
+        outer = scope.parent
+        found = any(context.values.transform_of(d, outer) for d in scope.decorators)
+        name = getattr(scope.node, "name", "")
+        if not found and outer is not None and outer.kind != "class":
+            for call in outer.of(ast.Call):
+                given = [a for a in call.args if isinstance(a, ast.Name) and a.id == name or a is scope.node]
+                if given:
+                    callee = context.values.of(call.func, outer)
+                    found = found or (isinstance(callee, Name) and callee.name in _TRANSFORMS)
+        scope.memory["transformed"] = found
+    return bool(scope.memory["transformed"])
+
+
+def _is_called_back(scope: Scope) -> bool:
+    """Says whether a function is handed to a callback, and so runs on the host."""
+    outer = scope.parent
+    name = getattr(scope.node, "name", "")
+    if outer is None or outer.kind == "class":
+        return False
+    for call in outer.of(ast.Call):
+        function = call.func
+        if isinstance(function, ast.Attribute) and "callback" in function.attr:
+            if any(a is scope.node or (isinstance(a, ast.Name) and a.id == name) for a in call.args):
+                return True
+    return False
+
+
+def _is_training(loop: ast.AST, scope: Scope, context: Context) -> bool:
+    """Says whether a loop calls a jitted function or an optimizer's update."""
+    first, last = loop.lineno, loop.end_lineno or loop.lineno  # type: ignore[attr-defined]
+    for call in scope.of(ast.Call):
+        if first <= call.lineno <= last:
+            callee = context.values.of(call.func, scope)
+            if isinstance(callee, Callee) and callee.transformed in JITS:
+                return True
+            if isinstance(call.func, ast.Attribute) and call.func.attr == "update":
+                owner = context.values.of(call.func.value, scope)
+                if isinstance(owner, Instance) and owner.cls in ("nnx.Optimizer", "nnx.ModelAndOptimizer"):
+                    return True
+    return False

@@ -1,0 +1,102 @@
+"""State kept as nnx.Param."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class MoEBias(nnx.Variable):
+    pass
+
+
+class Scale(nnx.Param):
+    pass
+
+
+class Bounds(nnx.Module):
+    def __init__(self, dtype):
+        self.low = nnx.Param(jnp.array(-float("inf"), dtype=dtype))  # error: TLX001
+        self.high = nnx.Param(jnp.full((4,), jnp.inf))  # error: TLX001
+        self.ids = nnx.Param(jnp.arange(8, dtype=jnp.int32))  # error: TLX001
+        self.mask = nnx.Param(jnp.tril(jnp.ones((8, 8))))  # error: TLX001
+        self.table = nnx.Param(jnp.ones(8), trainable=False)  # error: TLX001
+        self.cutoff = nnx.Param(jnp.array(1e-10, dtype=jnp.float32))  # error: TLX001
+        self.layer_scale = nnx.Param(jnp.full((8,), 1e-5, dtype=jnp.float32))
+        self.quantized = nnx.Param(jnp.zeros((8, 8), jnp.int8))
+
+    def __call__(self, x):
+        x = jnp.clip(x, self.low[...], self.high[...])
+        return jnp.log(jnp.maximum(x, self.cutoff[...])) * self.layer_scale[...]
+
+
+class Statistics(nnx.Module):
+    def __init__(self, shape, rngs: nnx.Rngs):
+        self.calls = nnx.Param(jnp.zeros(()))  # error: TLX001, TLX004
+        self.average = nnx.Param(jnp.zeros(shape))  # error: TLX001
+        self.u = nnx.Param(jax.random.normal(rngs.params(), shape))  # error: TLX001
+        self.mean = nnx.Param(jnp.ones(shape))  # error: TLX001
+        self.var = nnx.Param(jnp.ones(shape))  # error: TLX001
+        self.running_var = nnx.Param(jnp.ones(shape))  # error: TLX001
+        self.global_step = nnx.Param(jnp.array(0.0, dtype=jnp.float32))  # error: TLX001
+        self.momentum = nnx.Param(nnx.initializers.constant(0.9)(rngs.params(), ()))  # error: TLX001
+        self.velocity = nnx.Variable(jnp.zeros(shape))
+        self.target = nnx.Param(jnp.ones(shape))  # error: TLX001
+        self.eps = nnx.Param(jnp.ones((1,)))  # error: TLX001
+
+    def __call__(self, x):
+        self.calls[...] += 1
+        self.u[...] = x / jnp.linalg.norm(x)
+        return x + jax.lax.stop_gradient(self.target[...])
+
+    def observe(self, x):
+        self.average[...] = 0.9 * self.average[...] + 0.1 * x
+        self.mean, self.var = merged(x, self.mean, self.var)  # noqa: TLX002
+        self.velocity[...] = self.momentum[...] * self.velocity[...] + x
+
+    def scaled(self, x):
+        return x / jnp.sqrt(x + self.eps)
+
+
+def merged(x, mean, var):
+    return mean + x.mean(), var + x.var()
+
+
+class Said(nnx.Module):
+    def __init__(self, bound, n, rngs: nnx.Rngs, use_bias, rule):
+        # Used as it is, not trained.
+        self.bound = nnx.Param(jnp.ones(n))  # error: TLX001
+        positions = jnp.linspace(0, 1, n)  # fixed positions
+        self.positions = nnx.Param(positions)  # error: TLX001
+        # FIXED: better initialization
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (n, n)))
+        # Learnable frequencies, from a fixed curve.
+        self.curve = nnx.Param(jnp.linspace(0, 1, n))
+        self.bias = nnx.Param(jnp.zeros(n))  # error: TLX001
+        if rule == "loss free":
+            self.bias = MoEBias(jnp.zeros(n))
+
+
+class Learned(nnx.Module):
+    """What is learned, whatever it is called."""
+
+    def __init__(self, n, trainable, rngs: nnx.Rngs):
+        self.mean = nnx.Param(jnp.zeros(n))
+        self.log_std = nnx.Param(jnp.zeros(n))
+        self.temperature = nnx.Param(jnp.full((1, n), 0.5, dtype=jnp.float32))
+        self.scale = Scale(jnp.ones(n))
+        self.step_size = nnx.Param(jnp.ones(()))
+        if trainable:
+            self.curve = nnx.Param(jnp.linspace(0, 1, n))
+        else:
+            self.curve = nnx.Variable(jnp.linspace(0, 1, n))
+        self.state = nnx.BatchStat(jnp.zeros(n))
+        self.loss_weights = nnx.Param(jnp.zeros(n))
+
+    def __call__(self, x):
+        return (x - self.mean[...]) * jnp.exp(self.log_std[...]) / self.temperature[...] * self.scale[...]
+
+    def balance(self, grads, learning_rate):
+        self.loss_weights[...] = self.loss_weights[...] - learning_rate * grads
+
+    def load(self, array):
+        self.mean[...] = array

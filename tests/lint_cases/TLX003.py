@@ -1,0 +1,65 @@
+"""Values read into Python in a step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+
+class Model(nnx.Module):
+    def __init__(self, n):
+        self.count = nnx.Variable(jnp.array(0, dtype=jnp.int32))
+        self.mean = nnx.BatchStat(jnp.zeros(n))
+        self.weight = nnx.Param(jnp.ones(n))
+        self.epoch = nnx.Variable(0)
+        self.scale = nnx.Param(jnp.ones(n))
+        self.momentum = 0.9
+
+    def __call__(self, x):
+        if self.count[...] > 100:  # error: TLX003
+            x = x * 2
+        while self.mean.get_value().sum() > 0:  # error: TLX003
+            x = x + 1
+        total = int(self.count[...])  # error: TLX003
+        mean = x.mean()
+        self.mean[...] = self.momentum * self.mean[...] + float(jnp.mean(x))  # error: TLX003
+        print(self.mean[...])  # error: TLX003
+        if self.weight[...].shape[0] == 3 and self.scale is not None:
+            x = x + self.weight[...] if self.scale else x
+        if self.mean.ndim > 1 or len(self.weight[...]) > 2:
+            x = x * 2
+        return self.helper(x) + total + mean
+
+    def helper(self, x):
+        return x * self.mean[...].sum().item()  # error: TLX003
+
+    def summary(self):
+        return {"count": int(self.count[...]), "mean": np.asarray(self.mean[...])}
+
+    @property
+    def seen(self):
+        return int(self.count[...])
+
+    def __next__(self):
+        if self.epoch.get_value() > 3:
+            raise StopIteration
+        return int(self.epoch.get_value())
+
+
+@nnx.jit
+def step(model: Model, x):
+    jax.debug.callback(lambda n: print(int(n)), model.count[...])
+    return bool(model.count[...] > 1)  # error: TLX003
+
+
+def train(batches):
+    model = Model(3)
+    optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+    first = int(optimizer.step[...])
+    for k, batch in enumerate(batches):
+        loss = step(model, batch)
+        seen = int(model.count[...])  # error: TLX003
+        if k % 100 == 0:
+            print(float(model.mean[...].sum()), float(loss))
+    return first, seen, float(model.mean[...].sum())

@@ -1,0 +1,58 @@
+"""Plain Python counters."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Base(nnx.Module):
+    calls: int = 0
+
+    def __init__(self):
+        self.seen = 0
+
+
+class Model(Base):
+    def __init__(self, n):
+        super().__init__()
+        self.count = 0
+        self.loss = 0.0
+        self.array = jnp.zeros(())
+        self.index = 0
+        self.names = ""
+        self.given = n
+        self.count += 1
+
+    def __call__(self, x):
+        self.count += 1  # error: TLX007
+        self.seen += 1  # error: TLX007
+        self.calls -= 1  # error: TLX007
+        self.count = self.count + 1  # error: TLX007
+        self.array += 1
+        self.index = (self.index + 1) % 3
+        self.names += "x"
+        self.given += 1
+        self.trained = True
+        return x
+
+    def update(self, loss):
+        self.loss += 0.5  # error: TLX007
+        return loss
+
+    def __next__(self):
+        self.count += 1
+
+
+class Sized(nnx.Pytree):
+    def __init__(self):
+        self.length = 0
+
+    def append(self, x):
+        self.length += 1
+
+
+class Trainer:
+    def __init__(self):
+        self.steps = 0
+
+    def __call__(self):
+        self.steps += 1

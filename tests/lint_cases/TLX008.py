@@ -1,0 +1,141 @@
+"""Updates lost under transformations of JAX."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+
+class Counting(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.count = nnx.Variable(jnp.array(0, dtype=jnp.int32))
+        self.linear = nnx.Linear(3, 3, rngs=rngs)
+
+    def __call__(self, x):
+        self.count[...] += 1
+        return self.linear(x)
+
+    def evaluate(self, x):
+        return self.linear(x)
+
+    @partial(jax.jit, static_argnums=0)
+    def static(self, x):  # error: TLX008
+        return self.linear(x)
+
+    def checkpointed(self, x):
+        return jax.checkpoint(self.__call__)(x)  # error: TLX008
+
+    def evaluated(self, x):
+        return jax.checkpoint(self.evaluate)(x)
+
+
+class Normed(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+        self.layers = nnx.List([Counting(rngs)])
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x)
+
+
+class Pure(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.cell = nnx.GRUCell(3, 3, rngs=rngs)
+
+    def __call__(self, carry, xs):
+        def step(carry, x):
+            return self.cell(carry, x)
+
+        return lax.scan(step, carry, xs)
+
+
+@jax.jit
+def by_argument(model: Counting, x):  # error: TLX008
+    return model(x)
+
+
+@jax.jit
+def returned(model: Counting, x):
+    return model(x), model
+
+
+@jax.jit
+def evaluated(model: Counting, x):
+    return model.evaluate(x)
+
+
+@jax.jit
+def pure(graphdef, state, x):
+    model = nnx.merge(graphdef, state)
+    return model(x), nnx.state(model)
+
+
+@jax.jit
+def step(model, x):  # error: TLX008
+    def loss_fn(m):
+        return m(x).mean()
+
+    return nnx.value_and_grad(loss_fn)(model)
+
+
+def closures(model: nnx.Module, xs, known: Counting):
+    rngs = nnx.Rngs(0)
+    plain = Pure(rngs)
+    normed = Normed(rngs)
+
+    @jax.jit
+    def unknown(x):  # error: TLX008
+        return model(x)
+
+    @jax.jit
+    @jax.checkpoint
+    def batch(x):  # error: TLX008
+        return normed(x)
+
+    @jax.jit
+    def running(x):
+        return normed(x, use_running_average=True)
+
+    @jax.jit
+    def writes(x):
+        known.count[...] += 1  # error: TLX008
+        known.count.value = x  # error: TLX006, TLX008
+        known.other = x  # error: TLX008
+        return x
+
+    @jax.vmap
+    def draws(x):
+        return x + jax.random.normal(rngs.params(), x.shape)  # error: TLX008
+
+    @jax.jit
+    def harmless(x):
+        return plain(x, x), known.evaluate(x)
+
+    @nnx.jit
+    def fine(model, x):
+        return model(x)
+
+    @jax.jit
+    def apart(x):
+        graphdef, state = nnx.split(known)
+        return nnx.merge(graphdef, state)(x)
+
+    def body(carry, x):  # error: TLX008
+        return carry, known(x)
+
+    return lax.scan(body, None, xs), jax.vmap(known)(xs)  # error: TLX008
+
+
+def by_reference(x):
+    model = nnx.Variable(jnp.array(0), ref=True)
+
+    @jax.jit
+    def step(x):
+        model[...] += 1
+        return x
+
+    return step(x)
