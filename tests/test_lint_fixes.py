@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import stat
+import time
 
 import pytest
 
@@ -220,6 +221,18 @@ def test_notebooks(style, capsys):
     status, output, errors = ran(capsys, B)
     assert (status, output) == (1, [])
     assert errors == ["b.ipynb:cell 5:1: cell skipped: does not parse: invalid syntax"]
+
+
+@pytest.mark.parametrize(
+    "line", ["\\x00" * 5000, " " * 20_000 + "a", "'" * 20_001, "a." * 10_000, "(" * 20_000, "=" * 20_000]
+)
+@pytest.mark.parametrize("quote", ["", '"""'])
+def test_lines_that_are_hard_to_read(line, quote, capsys):
+    """Take no longer than their length."""
+    B.write_text(notebook(("code", f"{quote}\n{line}\n{quote}\n")))
+    start = time.perf_counter()
+    assert ran(capsys, B)[0] in (0, 1)
+    assert time.perf_counter() - start < 5
 
 
 def test_cells_that_would_not_parse_any_more(capsys):

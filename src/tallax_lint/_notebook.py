@@ -17,7 +17,7 @@ _CELL_MAGIC = re.compile(r"\s*%%(\w+)")
 # `%magic`, `!shell`, `?help`, `help?`, and `name = %magic` or `name = !shell`, at the start of a statement.
 _MAGIC = re.compile(r"[%!?]|[\w.\[\]*]+\?\??[ \t]*$|[\w., \t\[\]*]+=[ \t]*[%!]")
 _TOKEN = re.compile(r"""#.*|\"""|'''|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[()\[\]{}]|\\$""")
-_CLOSING = {quote: re.compile(rf"(?:\\.|(?!{quote}).)*{quote}") for quote in ('"""', "'''")}
+_CLOSING = {quote: re.compile(rf"(?:[^\\]|\\.)*?{quote}") for quote in ('"""', "'''")}
 _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"[ \t\r\n]*")
 
