@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -42,16 +43,16 @@ def group(most: int = 60_000) -> Group:
 
 
 def _files(most: int, of: str = "") -> list[str]:
-    """Returns files that are installed: those that mention nnx, or those of a package that do not."""
-    found, lines = [], 0
-    for path in sorted((_SITE / of).rglob("*.py"), key=lambda path: ("flax/nnx" not in path.as_posix(), path)):
-        text = _text(str(path))
-        if ("nnx" in text) is not bool(of):
-            found.append(str(path))
-            lines += text.count("\n")
-        if lines >= most:
-            break
-    return found
+    """Returns files that are installed: those that mention nnx, Flax's own first, or those of a package that do not."""
+    found: dict[str, int] = {}
+    for folder in (of,) if of else ("flax/nnx", "flax", "orbax", ""):
+        for path in map(str, sorted((_SITE / folder).rglob("*.py"))):
+            text = _text(path)
+            if path not in found and ("nnx" not in text if of else re.search(r"\bnnx\b", text)):  # not `onnx`
+                found[path] = text.count("\n")
+            if sum(found.values()) >= most:
+                return [*found]
+    return [*found]
 
 
 def _text(path: str) -> str:

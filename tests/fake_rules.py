@@ -35,7 +35,9 @@ def findings_in(sources):
 
 def _of(source):
     if "CRASH" in source.text:
-        raise RecursionError("too deep")
+        raise KeyError("gone")
+    if "DEEP" in source.text:
+        raise RecursionError
     for number, line in enumerate(source.lines(), 1):
         for code, pattern, replacement in _WORDS:
             for match in re.finditer(pattern, line):

@@ -188,9 +188,14 @@ def test_a_rule_that_fails_takes_one_file_with_it(capsys):
     """The others are judged, and the failure is told."""
     write("a.py", "PARAM\n")
     write("b.py", "CRASH\n")
+    write("c.py", "DEEP\n")
     status, output, errors = ran(capsys, ".")
     assert (status, len(output)) == (2, 1)
-    assert errors == ["b.py: tallax lint failed on it, RecursionError: too deep"]
+    assert errors == [
+        "b.py: tallax lint failed on it, KeyError: 'gone'",
+        "c.py: skipped: nested too deeply for the rules",
+    ]
+    assert ran(capsys, "c.py")[0] == 1
 
 
 def test_ctrl_c_and_a_broken_pipe_end_quietly(capsys, monkeypatch):

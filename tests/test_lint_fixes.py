@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import stat
+import time
 
 import pytest
 
@@ -111,6 +112,7 @@ def test_overlapping_edits():
     assert made(inner, whole, split) == ("f(c, b)\n", 1)
     assert made(split, inner) == ("h(d, b)\n", 1)
     assert made(inner, behind, twice) == ("f(c.x, e)\n", 3)
+    assert made(behind, edits_of(Edit(1, 3, 1, 3, ".y"))) == ("f(a.x, b)\n", 1)
     assert made(wrong) == ("f(a, b)\n", 0)
 
 
@@ -122,6 +124,13 @@ def test_edits_outside_of_the_file(edit):
     """Are refused."""
     with pytest.raises(ValueError, match=r"there is no line|has no column|ends before"):
         _fixes.applied("abcdefg\n", [edit])
+
+
+def test_many_edits(capsys):
+    """Ten thousand in one file are applied in a moment."""
+    A.write_text("if a:\n    x += 1\n" * 10_000)
+    assert ran(capsys, "--fix", A) == (0, [], ["10,000 problems in 1 file mended."])
+    assert A.read_text() == "if a:\n    x[...] += 1\n" * 10_000
 
 
 def test_at_the_end_of_the_file():
@@ -176,11 +185,11 @@ def test_what_can_not_be_written(capsys, monkeypatch):
 
 CELLS = (
     ("markdown", "# x += 1\n"),
-    ("code", "%matplotlib inline\n!pip install x \\\n  y += 1\nx += 1  # \u00e9\n"),
+    ("code", "%matplotlib inline\n!pip install x \\\n  y += 1 \\\n  z += 1\nx += 1  # \u00e9\n"),
     ("code", "%%bash\nx += 1"),
     ("code", "%%time\ny += 1\nfiles = !ls x += 1\nif y:\n    !echo x += 1\n    y?"),
     ("code", "def broken(:\n    x += 1"),
-    ("code", "z = (1\n  % 2)\ns = '''\n%a\n'''\nz += 1"),
+    ("code", "z = (1\n  % 2)\nw = 1 \\\n  % 2\ns = '''\n%a\n'''\nz += 1"),
 )
 
 
@@ -214,13 +223,35 @@ def test_notebooks(style, capsys):
     assert errors == ["b.ipynb:cell 5:1: cell skipped: does not parse: invalid syntax"]
 
 
+@pytest.mark.parametrize(
+    "line", ["\\x00" * 5000, " " * 20_000 + "a", "'" * 20_001, "a." * 10_000, "(" * 20_000, "=" * 20_000]
+)
+@pytest.mark.parametrize("quote", ["", '"""'])
+def test_lines_that_are_hard_to_read(line, quote, capsys):
+    """Take no longer than their length."""
+    B.write_text(notebook(("code", f"{quote}\n{line}\n{quote}\n")))
+    start = time.perf_counter()
+    assert ran(capsys, B)[0] in (0, 1)
+    assert time.perf_counter() - start < 5
+
+
+def test_cells_that_would_not_parse_any_more(capsys):
+    """Leave the notebook as it was."""
+    before = notebook(("code", "(\n"), ("code", "x += 1\nBREAK"))
+    B.write_text(before)
+    status, _, errors = ran(capsys, "--fix", B)
+    assert status == 1
+    assert errors[1].startswith("b.ipynb: not mended: the edits can't be applied: what they leave does not parse")
+    assert B.read_text() == before
+
+
 def test_places_in_notebooks(capsys):
     """Are the cell's number among all cells, and the line in it."""
     B.write_text(notebook(*CELLS))
     assert [line.split(" TLX")[0] for line in ran(capsys, B)[1]] == [
-        "b.ipynb:cell 2:4:1:",
+        "b.ipynb:cell 2:5:1:",
         "b.ipynb:cell 4:2:1:",
-        "b.ipynb:cell 6:6:1:",
+        "b.ipynb:cell 6:8:1:",
     ]
 
 

@@ -112,12 +112,14 @@ def applied(text: str, edits: Iterable[Edit]) -> str:
             raise ValueError(f"line {line} has no column {column}")
         return starts[line - 1] + len(body[:column].decode())
 
-    for edit in sorted(edits, reverse=True):
+    pieces, done = [], 0
+    for edit in sorted(edits):
         start, end = offset(edit.line, edit.column), offset(edit.end_line, edit.end_column)
-        if end < start:
-            raise ValueError(f"an edit ends before it starts, at line {edit.line}")
-        text = text[:start] + edit.text.replace("\n", newline or "\n") + text[end:]
-    return text
+        if not done <= start <= end:
+            raise ValueError(f"an edit ends before it starts, or before another one, at line {edit.line}")
+        pieces += [text[done:start], edit.text.replace("\n", newline or "\n")]
+        done = end
+    return "".join(pieces) + text[done:]
 
 
 def write(path: str, change: Change) -> Problem | None:
@@ -163,8 +165,9 @@ def _chosen(source: Source, findings: Sequence[Finding]) -> tuple[list[Edit], in
         edits = sorted(set(finding.edits))
         if edits and all(map(_apart, edits, edits[1:])) and all(_fits(edit, taken) for edit in edits):
             if source.notebook is None or all(source.notebook.holds(edit.line, edit.end_line) for edit in edits):
-                for edit in set(edits).difference(taken):
-                    bisect.insort(taken, edit)
+                for edit in edits:
+                    if edit not in taken[(k := bisect.bisect_left(taken, edit)) : k + 1]:
+                        taken.insert(k, edit)
                 count += 1
     return taken, count
 

@@ -15,9 +15,9 @@ from tallax_lint._source import Problem, Source
 _OF_PYTHON = frozenset({"capture", "debug", "ipytest", "prun", "time", "timeit"})
 _CELL_MAGIC = re.compile(r"\s*%%(\w+)")
 # `%magic`, `!shell`, `?help`, `help?`, and `name = %magic` or `name = !shell`, at the start of a statement.
-_MAGIC = re.compile(r"[ \t]*(?:[%!?]|[\w.\[\]*]+\?\??[ \t]*$|[\w., \t\[\]*]+=[ \t]*[%!])")
+_MAGIC = re.compile(r"[%!?]|[\w.\[\]*]+\?\??[ \t]*$|[\w., \t\[\]*]+=[ \t]*[%!]")
 _TOKEN = re.compile(r"""#.*|\"""|'''|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[()\[\]{}]|\\$""")
-_CLOSING = {quote: re.compile(rf"(?:\\.|(?!{quote}).)*{quote}") for quote in ('"""', "'''")}
+_CLOSING = {quote: re.compile(rf"(?:[^\\]|\\.)*?{quote}") for quote in ('"""', "'''")}
 _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -145,7 +145,7 @@ def _python(original: str) -> str:
     for k, line in enumerate(lines):
         if within:
             lines[k], within = "", line.endswith("\\")
-        elif not (depth or quote or more) and _MAGIC.match(line):
+        elif not (depth or quote or more) and _MAGIC.match(line.lstrip(" \t")):
             lines[k], within = line[: len(line) - len(line.lstrip())] + "pass", line.endswith("\\")
         else:
             depth, quote, more = _left_open(line, depth, quote)

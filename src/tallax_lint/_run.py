@@ -77,14 +77,15 @@ def judged(sources: Iterable[Source | Problem], config: Config, problems: Sequen
 
 
 def _found(sources: list[Source]) -> tuple[list[Finding], list[Problem]]:
-    """Returns what the rules say; a file on which they fail, a fault of theirs, takes no other file with it."""
+    """Returns what the rules say; a file that is too much for them takes no other file with it."""
     try:
         return _engine.findings_in(sources), []
     except Exception as error:
         if len(sources) == 1:
-            return [], [
-                Problem(sources[0].path, f"tallax lint failed on it, {type(error).__name__}: {error}", status=2)
-            ]
+            path = sources[0].path
+            if isinstance(error, RecursionError):
+                return [], [Problem(path, "skipped: nested too deeply for the rules")]
+            return [], [Problem(path, f"tallax lint failed on it, {type(error).__name__}: {error}", status=2)]
     findings: list[Finding] = []
     problems: list[Problem] = []
     for source in sources:

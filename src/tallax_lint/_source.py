@@ -142,7 +142,7 @@ def decoded(path: str, data: bytes) -> Source | Problem:
         encoding = _encoding(data)
         return Source(path, data.decode(encoding), encoding=encoding)
     except (SyntaxError, LookupError, ValueError) as error:  # of a cookie, of a codec, of bytes
-        return Problem(path, f"skipped: its encoding can't be read: {str(error).splitlines()[0]}")
+        return Problem(path, f"skipped: its encoding can't be read: {str(error).partition(chr(10))[0]}")
 
 
 def _encoding(data: bytes) -> str:
