@@ -17,6 +17,7 @@ from tallax_lint.rules import CHECKS
 
 # A class statement's name and bases, in files that do not mention nnx but may derive from classes that do.
 _CLASS = re.compile(r"^[ \t]*class\s+(\w+)\s*\(([^)]*)\)", re.MULTILINE)
+_NNX = re.compile(r"\bnnx\b")  # and not onnx
 _NAME = re.compile(r"(\w+)\s*(?:\[|,|$)")
 
 
@@ -41,7 +42,7 @@ def _relevant(sources: Sequence[Source], values: Values) -> Iterator[File]:
     others: list[tuple[Source, list[tuple[str, set[str]]]]] = []
     known: set[str] = set()
     for source in sources:
-        if "nnx" in source.text:
+        if "nnx" in source.text and _NNX.search(source.text):
             file = values.tree.add(source)
             if file is not None:
                 known |= {cls.name.rpartition(".")[2] for cls in file.classes}

@@ -23,7 +23,7 @@ class Tree:
         self._files: dict[str, File | None] = {}
         self._isfile: dict[str, bool] = {}
         self._roots: dict[str, list[str]] = {}
-        self._modules: dict[tuple[str, str], File | None] = {}
+        self._modules: dict[tuple[str, str], str | None] = {}
 
     def add(self, source: Source) -> File | None:
         """Returns the index of a source, None if it does not parse."""
@@ -37,21 +37,28 @@ class Tree:
 
     def module(self, dotted: str, importer: File) -> File | None:
         """Returns the file of a module as another file would import it, None if it is none of the project's."""
+        path = self.path_of(dotted, importer)
+        if path is None:
+            return None
+        if path not in self._files:
+            source = read(path)
+            self._files[path] = self.add(source) if isinstance(source, Source) else None
+        return self._files[path]
+
+    def path_of(self, dotted: str, importer: File) -> str | None:
+        """Returns where a module lies as another file would import it, without reading it."""
         folder = os.path.dirname(os.path.abspath(importer.path))
         key = (folder, dotted)
         if key not in self._modules:
             self._modules[key] = self._find(dotted.replace(".", os.sep), folder)
         return self._modules[key]
 
-    def _find(self, relative: str, folder: str) -> File | None:
+    def _find(self, relative: str, folder: str) -> str | None:
         for root in self._roots_of(folder):
             base = os.path.join(root, relative)
             for path in (base + ".py", os.path.join(base, "__init__.py")):
                 if self._exists(path):
-                    if path not in self._files:
-                        source = read(path)
-                        self._files[path] = self.add(source) if isinstance(source, Source) else None
-                    return self._files[path]
+                    return path
         return None
 
     def _roots_of(self, folder: str) -> list[str]:

@@ -198,7 +198,7 @@ class Values(Classes):
         if name.startswith(("nnx.", "jnp.", "np.", "jax.")) or name in ("nnx", "jnp", "np", "jax"):
             return Name(name)
         module, _, last = dotted.rpartition(".")
-        if self.tree.module(dotted, scope.file) is not None:
+        if self.tree.path_of(dotted, scope.file) is not None:
             return Name(dotted)
         file = self.tree.module(module, scope.file) if module else None
         if file is None or last not in file.bindings:

@@ -22,6 +22,7 @@ The rule reports a callback that adds to a name or attribute outside of itself.
 """,
     bad="""\
 import jax
+from flax import nnx
 
 seen = {"tokens": 0}
 
@@ -30,8 +31,8 @@ def note(n):
     seen["tokens"] += int(n)
 
 
-@jax.jit
-def step(tokens):  # nnx
+@nnx.jit
+def step(tokens):
     jax.debug.callback(note, tokens.size)
     return tokens
 """,

@@ -156,11 +156,12 @@ def _judge(scope: Scope, transform: str, place: ast.AST, context: Context) -> No
                 for single, _ in targets(whole):
                     root = "" if isinstance(single, ast.Name) else _origin(_root(single), inner, scope)
                     if root and root not in handled and _is_changed(single, inner, context):
-                        _report(node, f"this changes `{root}`", transform, context)
+                        closed = not any(parameter.arg == root for parameter in scope.parameters)
+                        _report(node, f"this changes `{root}`", transform, context, closed)
         for call in inner.of(ast.Call):
             root = _origin(_root(call.func), inner, scope)
             if root and root not in handled and not _is_evaluating(call):
-                _judge_call(call, root, inner, transform, place, context)
+                _judge_call(call, root, inner, scope, transform, context)
     for parameter in scope.parameters:
         if parameter.arg not in handled:
             if _is_differentiated(parameter.arg, scope, context) and context.values.parameter(parameter, scope) is None:
@@ -168,16 +169,18 @@ def _judge(scope: Scope, transform: str, place: ast.AST, context: Context) -> No
                 return
 
 
-def _judge_call(call: ast.Call, root: str, scope: Scope, transform: str, place: ast.AST, context: Context) -> None:
-    function = call.func
+def _judge_call(call: ast.Call, root: str, scope: Scope, judged: Scope, transform: str, context: Context) -> None:
+    """Reports a call within a judged function that changes what comes from outside under the name of `root`."""
+    function, place = call.func, judged.node
+    closed = not any(parameter.arg == root for parameter in judged.parameters)
     owner, name = function, "__call__"
     if isinstance(function, ast.Attribute):
         value = context.values.of(function.value, scope)
         if isinstance(value, Variable) and function.attr in ("set_value", "set_raw_value"):
-            _report(call, f"this changes `{root}`", transform, context)
+            _report(call, f"this changes `{root}`", transform, context, closed)
             return
         if isinstance(value, Instance) and value.cls in ("nnx.Rngs", "nnx.RngStream"):
-            _report(call, f"drawing from `{root}` changes it", transform, context)
+            _report(call, f"drawing from `{root}` changes it", transform, context, closed)
             return
         if (
             isinstance(value, Instance)
@@ -189,25 +192,27 @@ def _judge_call(call: ast.Call, root: str, scope: Scope, transform: str, place: 
     if not isinstance(value, Instance):
         return
     if value.cls in ("nnx.Rngs", "nnx.RngStream"):
-        _report(call, f"drawing from `{root}` changes it", transform, context)
+        _report(call, f"drawing from `{root}` changes it", transform, context, closed)
     elif _changes_when_called(value, name, context):
-        _report(place, f"calling `{context.source_of(function)}` changes `{root}`", transform, context)
+        _report(place, f"calling `{context.source_of(function)}` changes `{root}`", transform, context, closed)
     elif (
         value.cls == "nnx.Module"
+        and (closed or _is_differentiated(root, judged, context))
         and transform in ("jax.jit", "jax.pmap", "jax.checkpoint", "jax.remat")
         and isinstance(owner, ast.Name)
     ):
-        _report(place, f"`{root}` may be any module, and calling it may change it", transform, context)
+        _report(place, f"`{root}` may be any module, and calling it may change it", transform, context, closed)
 
 
-def _report(node: ast.AST, what: str, transform: str, context: Context) -> None:
-    instead = transform.rpartition(".")[2]
-    remedy = {"checkpoint": "nnx.remat", "remat": "nnx.remat"}.get(instead, f"nnx.{instead}")
-    context.report(
-        RULE,
-        node,
-        f"{what} under {transform}, and the update is lost; use {remedy}, or return nnx.state(...) and nnx.update",
+def _report(node: ast.AST, what: str, transform: str, context: Context, closed: bool = False) -> None:
+    last = transform.rpartition(".")[2]
+    remedy = "nnx.remat" if last in ("checkpoint", "remat") else f"nnx.{last}"
+    then = (
+        f"which closes over it: Flax raises TraceContextError, or the update is lost; hand it to {remedy} as an argument"
+        if closed
+        else f"and the update is lost; use {remedy}, or return nnx.state(...) and nnx.update"
     )
+    context.report(RULE, node, f"{what} under {transform}, {then}")
 
 
 def _changes_when_called(value: Instance, name: str, context: Context) -> bool:

@@ -77,10 +77,12 @@ def value_of_a_variable(node: ast.Attribute, scope: Scope, context: Context) -> 
         return
     shown = context.source_of(node.value)
     held = context.values.content(variable)
+    edits = _edits(node, held, context)
     instead = f"{shown}[...]" if isinstance(held, Array) else f"{shown}.get_value()"
     if isinstance(node.ctx, ast.Store):
-        instead = f"{shown}[...] = ..." if isinstance(held, Array) else f"{shown}.set_value(...)"
-    context.report(RULE, node, f"`{shown}.value` is deprecated; write `{instead}`", _edits(node, held, context))
+        kept = bool(edits) and edits[0].text == "[...]"
+        instead = f"{shown}[...] += ..." if kept else f"{shown}.set_value(...)"
+    context.report(RULE, node, f"`{shown}.value` is deprecated; write `{instead}`", edits)
 
 
 def _as_told_apart(node: ast.Attribute, scope: Scope, context: Context) -> Variable | None:

@@ -55,7 +55,7 @@ class Gate(nnx.Module):
     def __call__(self, x):
         return x > self.threshold[...]
 """,
-    fix="The initial value gets a dtype, `jnp.array(0.5, dtype=jnp.float32)`, where the literal or the call is in sight.",
+    fix="The initial value gets a dtype, `jnp.array(0.5, dtype=jnp.float32)`, where the literal or the call is in sight (and `int32` for a whole number); a model in float64 wants another.",
     misses="Initial values whose type can't be told from source, such as an unannotated argument.",
 )
 
