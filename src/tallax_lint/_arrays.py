@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 
-from tallax_lint._kinds import Value, Array, Items, Name, Number, Plain
+from tallax_lint._kinds import Array, Items, Name, Number, Plain, Value
 
 Work = Callable[[ast.expr], "Value | None"]
 

@@ -109,7 +109,7 @@ class Scope:
         children: The scopes within it.
     """
 
-    __slots__ = ("node", "name", "parent", "kind", "bindings", "nodes", "children", "file", "memory")
+    __slots__ = ("bindings", "children", "file", "kind", "memory", "name", "node", "nodes", "parent")
 
     def __init__(self, node: ast.AST, name: str, kind: str, parent: Scope | None, file: File):
         self.node, self.name, self.kind, self.parent, self.file = node, name, kind, parent, file
@@ -177,7 +177,7 @@ class File(Scope):
         classes: All its classes, also those within functions.
     """
 
-    __slots__ = ("path", "module", "package", "text", "_lines", "classes", "functions")
+    __slots__ = ("_lines", "classes", "functions", "module", "package", "path", "text")
 
     def __init__(self, tree: ast.Module, path: str, text: str, module: str, package: str):
         super().__init__(tree, "", "file", None, self)
@@ -241,7 +241,7 @@ def _collect(file: File, tree: ast.Module) -> None:
                     elif kind in _BRANCHES:
                         last = value[-1]
                         within = (*branches, (value[0].lineno, last.end_lineno or last.lineno))
-                for child in reversed(value):
+                for child in reversed(value or ()):
                     if child is not None:  # a key of `{**other}`
                         child.parent = node
                         if child.__class__ not in _SILENT:

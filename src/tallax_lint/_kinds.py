@@ -11,7 +11,7 @@ from tallax_lint._index import Scope
 
 
 class Frame:
-    """Where an expression is worked out: a scope, and within a called function the arguments as far as they are known."""
+    """Where an expression is worked out: a scope, and in a called function the arguments as far as known."""
 
     __slots__ = ("arguments", "depth", "memory", "scope")
 

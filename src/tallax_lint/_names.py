@@ -49,22 +49,21 @@ LAYER_VARIABLES = {
     "cached_value": "nnx.Cache",
     "cache_index": "nnx.Cache",
 }
-_NORMS = dict.fromkeys(("BatchNorm",), {"mean", "var", "scale", "bias"})
-_KERNELS = dict.fromkeys(("Linear", "LinearGeneral", "Conv", "ConvTranspose", "Einsum"), {"kernel", "bias"})
 LAYERS: dict[str, set[str]] = {
-    "nnx." + name: attributes
-    for name, attributes in {
-        **_NORMS,
-        **_KERNELS,
-        "LayerNorm": {"scale", "bias"},
-        "RMSNorm": {"scale"},
-        "GroupNorm": {"scale", "bias"},
-        "Embed": {"embedding"},
-        "LoRA": {"lora_a", "lora_b"},
-        "Optimizer": {"step"},
-        "ModelAndOptimizer": {"step"},
-        "MultiHeadAttention": {"cached_key", "cached_value", "cache_index"},
-    }.items()
+    "nnx.Linear": {"kernel", "bias"},
+    "nnx.LinearGeneral": {"kernel", "bias"},
+    "nnx.Conv": {"kernel", "bias"},
+    "nnx.ConvTranspose": {"kernel", "bias"},
+    "nnx.Einsum": {"kernel", "bias"},
+    "nnx.BatchNorm": {"mean", "var", "scale", "bias"},
+    "nnx.LayerNorm": {"scale", "bias"},
+    "nnx.RMSNorm": {"scale"},
+    "nnx.GroupNorm": {"scale", "bias"},
+    "nnx.Embed": {"embedding"},
+    "nnx.LoRA": {"lora_a", "lora_b"},
+    "nnx.Optimizer": {"step"},
+    "nnx.ModelAndOptimizer": {"step"},
+    "nnx.MultiHeadAttention": {"cached_key", "cached_value", "cache_index"},
 }
 
 # Layers of Flax whose calls change their state: running statistics, random number streams, caches, metrics.
@@ -146,7 +145,7 @@ def canonical(dotted: str) -> str:
             rest = dotted[len(prefix) :]
             if short == "nnx.":
                 last = rest.rpartition(".")[2]
-                # A submodule, as in `from flax.nnx import variablelib`, has a small first letter and no home of its own.
+                # A submodule, as in `from flax.nnx import variablelib`, has a small first letter.
                 return short + (last if last[:1].isupper() or rest.count(".") == 0 or last in _FUNCTIONS else rest)
             return short + rest
     return dotted

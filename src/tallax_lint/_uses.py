@@ -7,10 +7,11 @@ import ast
 import dataclasses
 from typing import NamedTuple
 
+from tallax_lint._bindings import reaching
 from tallax_lint._classes import is_self
 from tallax_lint._index import Scope, parent_of, statement_of, targets
 from tallax_lint._kinds import Array, Callee, Frame, Number
-from tallax_lint._values import Values, reaching
+from tallax_lint._values import Values
 
 Home = tuple[Scope, str]
 
@@ -137,9 +138,9 @@ def write_at(use: Use) -> Write | None:
     place: ast.AST = use.node
     above = parent_of(place)
     replaces = True
-    if isinstance(above, ast.Subscript) and above.value is place:
-        place, replaces = above, False
-    elif isinstance(above, ast.Attribute) and above.attr in ("value", "raw_value"):
+    if (isinstance(above, ast.Subscript) and above.value is place) or (
+        isinstance(above, ast.Attribute) and above.attr in ("value", "raw_value")
+    ):
         place, replaces = above, False
     elif isinstance(above, ast.Attribute) and above.attr in ("set_value", "set_raw_value"):
         call = parent_of(above)

@@ -8,10 +8,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from tallax_lint import _arrays
-from tallax_lint._classes import Classes
-from tallax_lint._index import Binding, Lines, Scope
+from tallax_lint._bindings import default_of, given, initial, reaching, spelled
+from tallax_lint._index import Binding, Scope
 from tallax_lint._kinds import (
-    Value,
     NOTHING,
     Array,
     Callee,
@@ -22,6 +21,7 @@ from tallax_lint._kinds import (
     Number,
     Plain,
     Type,
+    Value,
     Variable,
     element,
     item,
@@ -32,12 +32,12 @@ from tallax_lint._names import (
     LAYER_VARIABLES,
     LAYERS,
     NNX_TRANSFORMS,
-    NOT_NODES,
     RAW_TRANSFORMS,
     VARIABLES,
     canonical,
 )
 from tallax_lint._tree import Tree
+from tallax_lint._types import Types
 
 # How deep expressions nest, and calls within calls: what is farther from a place seldom decides about it.
 _DEEPEST = 24
@@ -67,7 +67,7 @@ _THROUGH = {
 }
 
 
-class Values(Classes):
+class Values(Types):
     """What the expressions of a tree hold."""
 
     def __init__(self, tree: Tree):
@@ -111,7 +111,7 @@ class Values(Classes):
             if name in scope.bindings and (scope.kind != "class" or scope is start):
                 within = frame if scope is start else Frame(scope)
                 value = joined([self.binding(b, within) for b in reaching(scope.bindings[name], line)])
-                return self.filled(value, name, [scope]) if value == _EMPTY else value
+                return self.filled(name, [scope]) if value == _EMPTY else value
             scope = scope.parent
         for star in frame.scope.file.bindings.get("*", ()):
             found = self.dotted(f"{star.what}.{name}", frame.scope)
@@ -141,8 +141,10 @@ class Values(Classes):
             value = item(value, k)
         return value
 
-    def filled(self, empty: Value, name: str, scopes: Sequence[Scope]) -> Value:
-        """Returns what a list that starts empty holds after what some functions append to it, by name or by `self.name`."""
+    def filled(self, name: str, scopes: Sequence[Scope]) -> Value:
+        """Returns what a list that starts empty holds after what some functions append to it, by name or by
+        `self.name`.
+        """
         found: list[Value | None] = []
         for scope in scopes:
             for call in scope.of(ast.Call):
@@ -151,7 +153,7 @@ class Values(Classes):
                     owner = function.value
                     if (owner.id if isinstance(owner, ast.Name) else getattr(owner, "attr", "")) == name:
                         found.append(self.of(call.args[0], scope))
-        return Items(each=joined(found)) if found else empty
+        return Items(each=joined(found))
 
     def _changed(self, node: ast.AugAssign, frame: Frame) -> Value | None:
         """Returns what a name holds after `+=`."""
@@ -171,7 +173,9 @@ class Values(Classes):
         return Callee(scope, transformed=transformed)
 
     def transform_of(self, node: ast.expr, scope: Scope | None) -> str:
-        """Returns the transformation that a decorator or callee stands for: `jax.jit`, `partial(jax.jit, ...)`, `nnx.jit(...)`."""
+        """Returns the transformation that a decorator or callee stands for: `jax.jit`, `partial(jax.jit, ...)`,
+        `nnx.jit(...)`.
+        """
         if scope is None:
             return ""
         if isinstance(node, ast.Call):
@@ -211,7 +215,9 @@ class Values(Classes):
         return joined([self.binding(b, Frame(file)) for b in file.bindings[last][-1:]])
 
     def parameter(self, argument: ast.arg, scope: Scope) -> Value | None:
-        """Returns what a parameter holds: by being `self`, by its annotation, its default, or the calls that are in sight."""
+        """Returns what a parameter holds: by being `self`, by its annotation, its default, or the calls that are in
+        sight.
+        """
         if scope.self_name == argument.arg:
             assert scope.parent is not None
             return self.instance(scope.parent)
@@ -219,7 +225,7 @@ class Values(Classes):
             found = self.annotated(argument.annotation, scope.parent or scope)
             if found is not None:
                 return found
-        default = _default_of(argument, scope)
+        default = default_of(argument, scope)
         if default is not None:
             found = self.of(default, scope.parent or scope)
             return Number(found.type) if isinstance(found, Number) else None
@@ -242,74 +248,6 @@ class Values(Classes):
                     found.append(self.of(handed, around))
         return joined(found)
 
-    # Types
-
-    def annotated(self, node: ast.expr, scope: Scope) -> Value | None:
-        """Returns what a value of an annotated type is."""
-        if isinstance(node, ast.Constant):
-            if node.value is None:
-                return NOTHING
-            if isinstance(node.value, str):
-                try:
-                    parsed = ast.parse(node.value, mode="eval").body
-                except (SyntaxError, ValueError, RecursionError, MemoryError):
-                    return None
-                for inner in ast.walk(parsed):
-                    inner.lineno = node.lineno  # type: ignore[attr-defined]
-                return self.annotated(parsed, scope)
-            return None
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-            return joined(
-                [v for v in (self.annotated(node.left, scope), self.annotated(node.right, scope)) if v != NOTHING]
-            )
-        if isinstance(node, ast.Subscript):
-            return self._parametrised(node, scope)
-        value = self.of(node, scope)
-        if isinstance(value, Type):
-            return self.instance(value.cls) if not isinstance(value.cls, str) else self.named(value.cls)
-        return self.named(value.name) if isinstance(value, Name) else None
-
-    def _parametrised(self, node: ast.Subscript, scope: Scope) -> Value | None:
-        base = self.of(node.value, scope)
-        last = base.name.rpartition(".")[2] if isinstance(base, Name) else ""
-        inner = node.slice
-        if last == "Optional":
-            return self.annotated(inner, scope)
-        if last in ("Annotated", "ClassVar", "Final"):
-            return self.annotated(inner.elts[0] if isinstance(inner, ast.Tuple) else inner, scope)
-        if last in ("list", "List", "Sequence", "Iterable", "set"):
-            return Items(each=self.annotated(inner, scope))
-        if last in ("tuple", "Tuple"):
-            elements = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-            if len(elements) == 2 and isinstance(elements[1], ast.Constant) and elements[1].value is Ellipsis:
-                return Items(each=self.annotated(elements[0], scope))
-            return Items(tuple(self.annotated(element, scope) for element in elements))
-        if last in ("dict", "Dict", "Mapping", "Callable", "type", "Type", "Literal"):
-            return Plain(last)
-        if last in ("Float", "Int", "UInt", "Bool", "Num", "Inexact", "Shaped", "Complex", "Integer"):  # jaxtyping's
-            return Array()
-        return self.annotated(node.value, scope)
-
-    def named(self, name: str) -> Value | None:
-        """Returns what an object of a type of another library is."""
-        name = canonical(name)
-        if name in VARIABLES:
-            return Variable(name)
-        if name in ("int", "float", "bool"):
-            return Number(name)
-        if name in ("str", "bytes", "dict", "set", "None"):
-            return Plain(name)
-        if name in ("jax.Array", "jnp.ndarray", "np.ndarray", "chex.Array", "jaxtyping.Array", "jax.typing.ArrayLike"):
-            return Array()
-        if name.startswith("nnx.") and name[4:5].isupper() and name not in NOT_NODES:
-            return Instance(name)
-        return None
-
-    def instance(self, cls: Scope) -> Value | None:
-        """Returns what an object of one of the project's classes is."""
-        kind = self.variable_type(cls)
-        return Variable(kind, cls=cls) if kind else Instance(cls)
-
     # Attributes
 
     def _attribute(self, node: ast.Attribute, frame: Frame) -> Value | None:
@@ -319,7 +257,7 @@ class Values(Classes):
     def attribute(self, base: Value | None, name: str, node: ast.Attribute, frame: Frame) -> Value | None:
         """Returns what an attribute of something holds."""
         if isinstance(base, Name):
-            return self.dotted(f"{_spelled(base.name)}.{name}", frame.scope)
+            return self.dotted(f"{spelled(base.name)}.{name}", frame.scope)
         if isinstance(base, Instance):
             if isinstance(base.cls, str):
                 if name in LAYERS.get(base.cls, ()):
@@ -483,11 +421,7 @@ class Values(Classes):
             return self.of(node.args[0], frame)
         if name in ("typing.cast", "cast") and len(node.args) == 2:
             return self.annotated(node.args[0], frame.scope)
-        if (
-            name in ("list", "tuple", "reversed", "sorted", "nnx.List", "nnx.Sequential")
-            and node.args
-            and not (name == "nnx.Sequential")
-        ):
+        if name in ("list", "tuple", "reversed", "sorted", "nnx.List") and node.args:
             return self.of(node.args[0], frame)
         if name == "enumerate" and node.args:
             return Items(each=Items((Number("int"), element(self.of(node.args[0], frame)))))
@@ -546,10 +480,10 @@ class Values(Classes):
         if callee.bound is not None and parameters and scope.self_name:
             arguments[parameters[0].arg] = callee.bound
             parameters = parameters[1:]
-        for parameter, given in zip(parameters, node.args, strict=False):
-            if isinstance(given, ast.Starred):
+        for parameter, argument in zip(parameters, node.args, strict=False):
+            if isinstance(argument, ast.Starred):
                 break
-            arguments[parameter.arg] = self.of(given, frame)
+            arguments[parameter.arg] = self.of(argument, frame)
         arguments |= {word.arg: self.of(word.value, frame) for word in node.keywords if word.arg}
         # An argument of unknown kind may still be annotated.
         return Frame(scope, {name: value for name, value in arguments.items() if value is not None}, frame.depth + 1)
@@ -582,88 +516,6 @@ class Values(Classes):
             content = self.content(value)
             return content if content is not None else Array(state=value.home or "derived")
         return value
-
-
-def initial(call: ast.Call) -> ast.expr | None:
-    """Returns the initial value that a Variable is made with."""
-    if call.args and not isinstance(call.args[0], ast.Starred):
-        return call.args[0]
-    return next((word.value for word in call.keywords if word.arg == "value"), None)
-
-
-def reaching(bindings: Sequence[Binding], line: int) -> Sequence[Binding]:
-    """Returns the bindings of a name that may hold at a line of its scope, or of one within.
-
-    The last one before the line that surely ran hides all before it. Where none stands before the line (a loop, a
-    function that is called later), all may hold.
-    """
-    before = [b for b in bindings if b.line < line or (b.line == line and b.how in ("parameter", "element", "def"))]
-    if not before:
-        return [b for b in bindings if b.how != "changed"] or bindings
-    for k in range(len(before) - 1, -1, -1):
-        if all(first <= line <= last for first, last in before[k].branches) or _same_branch(before[k], line):
-            return (
-                [b for b in before[k:] if b.how != "changed" or b is before[k]]
-                if before[k].how == "changed"
-                else before[k:]
-            )
-    return before
-
-
-def _same_branch(binding: Binding, line: int) -> bool:
-    innermost: Lines | None = binding.branches[-1] if binding.branches else None
-    return innermost is None or innermost[0] <= line <= innermost[1]
-
-
-def _default_of(argument: ast.arg, scope: Scope) -> ast.expr | None:
-    arguments = scope.node.args  # type: ignore[attr-defined]
-    positional = scope.parameters
-    if argument in positional:
-        k = positional.index(argument) - (len(positional) - len(arguments.defaults))
-        return arguments.defaults[k] if k >= 0 else None
-    if argument in arguments.kwonlyargs:
-        return arguments.kw_defaults[arguments.kwonlyargs.index(argument)]
-    return None
-
-
-def given(call: ast.Call, name: str, place: int, keyword: str) -> ast.expr | None:
-    """Returns what a call hands to a function's parameter: `f(a)`, `nnx.jit(f)(a)`, `nnx.cond(p, f, g, a)`, `nnx.fori_loop(..., f, a)`."""
-    function = call.func
-    arguments = call.args
-    if any(isinstance(argument, ast.Starred) for argument in arguments):
-        return None
-    direct = isinstance(function, ast.Name) and function.id == name
-    wrapped = isinstance(function, ast.Call) and any(
-        isinstance(a, ast.Name) and a.id == name for a in function.args[:1]
-    )
-    if direct or wrapped:
-        for word in call.keywords:
-            if word.arg == keyword:
-                return word.value
-        return arguments[place] if place < len(arguments) else None
-    last = (
-        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
-    )
-    if last in ("cond", "switch"):
-        branches = arguments[1:3] if last == "cond" else arguments[1:2]
-        names = [n for b in branches for n in (b.elts if isinstance(b, (ast.Tuple, ast.List)) else [b])]
-        if any(isinstance(n, ast.Name) and n.id == name for n in names):
-            operands = arguments[3:] if last == "cond" else arguments[2:]
-            return operands[place] if place < len(operands) else None
-    if last == "fori_loop" and len(arguments) == 4 and isinstance(arguments[2], ast.Name) and arguments[2].id == name:
-        return arguments[3] if place == 1 else None
-    if (
-        last == "while_loop"
-        and len(arguments) == 3
-        and any(isinstance(a, ast.Name) and a.id == name for a in arguments[:2])
-    ):
-        return arguments[2] if place == 0 else None
-    return None
-
-
-def _spelled(name: str) -> str:
-    """Returns a canonical module name as Python imports it."""
-    return {"nnx": "flax.nnx", "jnp": "jax.numpy", "np": "numpy"}.get(name, name)
 
 
 _WORK = {

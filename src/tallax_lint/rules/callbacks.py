@@ -15,8 +15,9 @@ RULE = Rule(
     slug="callback-counter",
     title="Counting in jax.debug.callback",
     why="""\
-`jax.debug.callback` is for looking: JAX may run it once where five calls were meant, more often than once, out of order or
-not at all (jax-ml/jax#16637 counts 1 in place of 5), and each run stops for the host. What it adds up is no count.
+`jax.debug.callback` is for looking: JAX may run it once where five calls were meant, more often than once, out of
+order or not at all (jax-ml/jax#16637 counts 1 in place of 5), and each run stops for the host. What it adds up is no
+count.
 
 The rule reports a callback that adds to a name or attribute outside of itself.
 """,
@@ -49,7 +50,10 @@ class Model(nnx.Module):
         self.tokens.increment(tokens.size)
         return tokens
 """,
-    misses="Callbacks that are methods of other projects, and `io_callback`, which runs as often and in the order that it says.",
+    misses=(
+        "Callbacks that are methods of other projects, and `io_callback`, which runs as often and in the "
+        "order that it says."
+    ),
 )
 
 
@@ -73,7 +77,8 @@ def counted(node: ast.Call, scope: Scope, context: Context) -> None:
         context.report(
             RULE,
             node,
-            f"`{context.source_of(node.args[0])}` counts in a debug callback, which JAX may run more or less often than once; "
+            f"`{context.source_of(node.args[0])}` counts in a debug callback, which JAX may run more "
+            "or less often than once; "
             "count in the program, with tallax.Counter",
         )
 

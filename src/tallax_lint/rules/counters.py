@@ -18,13 +18,13 @@ NARROW = Rule(
     slug="narrow-counter",
     title="A counter that stops or wraps within a training run",
     why="""\
-A float32 counter stands still at 2**24 = 16,777,216: adding 1 changes nothing any more. An int32 one wraps to a negative
-number at 2**31, which a count of elements, tokens or samples reaches within hours. Neither raises anything.
+A float32 counter stands still at 2**24 = 16,777,216: adding 1 changes nothing any more. An int32 one wraps to a
+negative number at 2**31, which a count of elements, tokens or samples reaches within hours. Neither raises anything.
 
-The rule looks at what a class adds to a Variable of its own, through local names and functions of the project: counts of
-elements (`x.size`, `x.shape[0]`, `len(batch)`, `mask.sum()`) in 32 bits or fewer, counts of calls in a float that nothing
-resets, and the sum that belongs to a count of elements in a float. A step counter in int32 or uint32, a ring index taken
-modulo its length and a count capped by `jnp.minimum` are no findings.
+The rule looks at what a class adds to a Variable of its own, through local names and functions of the project: counts
+of elements (`x.size`, `x.shape[0]`, `len(batch)`, `mask.sum()`) in 32 bits or fewer, counts of calls in a float that
+nothing resets, and the sum that belongs to a count of elements in a float. A step counter in int32 or uint32, a ring
+index taken modulo its length and a count capped by `jnp.minimum` are no findings.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -52,7 +52,9 @@ class Seen(nnx.Module):
         self.tokens.increment(tokens.size)
         return tokens
 """,
-    misses="Amounts whose meaning can't be told (`+= n` of an unannotated argument), and counts kept outside of modules.",
+    misses=(
+        "Amounts whose meaning can't be told (`+= n` of an unannotated argument), and counts kept outside of modules."
+    ),
 )
 
 PYTHON = Rule(
@@ -61,12 +63,12 @@ PYTHON = Rule(
     title="A plain Python counter on a module",
     why="""\
 A Python number on a module is part of its structure, not of its state. Under `nnx.jit` every new value is another
-structure, so each call is traced and compiled again; in a checkpoint and in `nnx.state` it is missing. Under `jax.jit`
-it stays what it was at the trace.
+structure, so each call is traced and compiled again; in a checkpoint and in `nnx.state` it is missing. Under
+`jax.jit` it stays what it was at the trace.
 
-The rule reports `self.calls += 1` and `self.calls = self.calls + 1` in a module's method other than `__init__`, where the
-attribute is made as a Python number. Plain Python classes, iterators' `__iter__` and `__next__`, arrays, and counts that
-come back (`% n`) are no findings.
+The rule reports `self.calls += 1` and `self.calls = self.calls + 1` in a module's method other than `__init__`, where
+the attribute is made as a Python number. Plain Python classes, iterators' `__iter__` and `__next__`, arrays, and
+counts that come back (`% n`) are no findings.
 """,
     bad="""\
 from flax import nnx
@@ -146,10 +148,12 @@ def _attributes(cls: Scope) -> set[str]:
 def _outgrown(name: str, content: Array, amounts: set[str], counts_elements: bool, cls: Scope, context: Context) -> str:
     if content.dtype in _FLOATS:
         if "size" in amounts or ("one" in amounts and not _is_reset(cls, name, context)):
-            return f"`self.{name}` counts in {_spelled(content)}, where adding 1 changes nothing from 2**24 on; use tallax.Counter"
+            where = f"counts in {_spelled(content)}, where adding 1 changes nothing from 2**24 on"
+            return f"`self.{name}` {where}; use tallax.Counter"
         if "sum" in amounts and counts_elements:
             return (
-                f"`self.{name}` adds up what another attribute counts, in {_spelled(content)}: of counts it is exact only up to 2**24; "
+                f"`self.{name}` adds up what another attribute counts, in {_spelled(content)}: of "
+                "counts it is exact only up to 2**24; "
                 "use tallax.Rate or tallax.Moments"
             )
     elif "size" in amounts:

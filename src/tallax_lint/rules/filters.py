@@ -19,8 +19,8 @@ RULE = Rule(
 `nnx.Optimizer(model, tx, wrt=nnx.Variable)` and `wrt=...` train and decay counts, statistics and bounds as well.
 `nnx.EMA(model, decay)` averages every Variable: of an integer counter at 10 it reads 1.
 
-The rule reports an optimizer whose `wrt` is `nnx.Variable` or `...`, and an EMA without `only=` of a module that surely
-holds other Variables than parameters.
+The rule reports an optimizer whose `wrt` is `nnx.Variable` or `...`, and an EMA without `only=` of a module that
+surely holds other Variables than parameters.
 """,
     bad="""\
 import optax
@@ -61,7 +61,8 @@ def unfiltered(node: ast.Call, scope: Scope, context: Context) -> None:
         context.report(
             RULE,
             node,
-            f"`wrt={context.source_of(words['wrt'])}` trains every Variable, counts and statistics too; write `wrt=nnx.Param`",
+            f"`wrt={context.source_of(words['wrt'])}` trains every Variable, counts and statistics "
+            "too; write `wrt=nnx.Param`",
         )
     elif callee.name == "nnx.EMA" and node.args and ("only" not in words or _is_all(words["only"], scope, context)):
         model = context.values.of(node.args[0], scope)

@@ -6,22 +6,22 @@ from __future__ import annotations
 import ast
 import re
 
+from tallax_lint._bindings import given, reaching
 from tallax_lint._check import CHECKS, Context
 from tallax_lint._index import Scope, enclosing, targets
 from tallax_lint._kinds import Callee, Instance, Name, Variable
 from tallax_lint._names import CHANGING_LAYERS, NODES
 from tallax_lint._rule import Rule
-from tallax_lint._values import given, reaching
 
 RULE = Rule(
     code="TLX008",
     slug="lost-update",
     title="A module's update is lost under a transformation of JAX",
     why="""\
-`jax.jit`, `jax.checkpoint`, `jax.lax.scan` and `jax.vmap` know nothing of modules. A module that is handed in comes as a
-copy, so what a call changes in it (counts, running statistics, random number streams) is gone when the function returns
-without it. One that is closed over is a constant: its weights are baked in, and a change raises `TraceContextError` or is
-silently lost. `static_argnums=0` on a method makes `self` such a constant as well.
+`jax.jit`, `jax.checkpoint`, `jax.lax.scan` and `jax.vmap` know nothing of modules. A module that is handed in comes
+as a copy, so what a call changes in it (counts, running statistics, random number streams) is gone when the function
+returns without it. One that is closed over is a constant: its weights are baked in, and a change raises
+`TraceContextError` or is silently lost. `static_argnums=0` on a method makes `self` such a constant as well.
 
 The rule reports functions under these transformations that change a module, or call one that does, by argument or by
 closure, without returning it or its state; and those that call a module of which nothing is known but that it is an
@@ -107,7 +107,8 @@ def decorated(scope: Scope, context: Context) -> None:
                     context.report(
                         RULE,
                         scope.node,
-                        f"`{scope.self_name}` is static under {transform}: the module's values are constants of the compiled program, "
+                        f"`{scope.self_name}` is static under {transform}: the module's values are "
+                        "constants of the compiled program, "
                         "and its updates are lost; use nnx.jit",
                     )
             return
@@ -208,7 +209,8 @@ def _report(node: ast.AST, what: str, transform: str, context: Context, closed: 
     last = transform.rpartition(".")[2]
     remedy = "nnx.remat" if last in ("checkpoint", "remat") else f"nnx.{last}"
     then = (
-        f"which closes over it: Flax raises TraceContextError, or the update is lost; hand it to {remedy} as an argument"
+        "which closes over it: Flax raises TraceContextError, or the update is lost; hand it to "
+        f"{remedy} as an argument"
         if closed
         else f"and the update is lost; use {remedy}, or return nnx.state(...) and nnx.update"
     )
@@ -296,7 +298,9 @@ def _is_changed(target: ast.expr, scope: Scope, context: Context) -> bool:
 
 
 def _is_evaluating(call: ast.Call) -> bool:
-    """Says whether a call asks for no randomness and no new statistics, or brings its own: `model(x, deterministic=True)`."""
+    """Says whether a call asks for no randomness and no new statistics, or brings its own: `model(x,
+    deterministic=True)`.
+    """
     if any(word.arg == "rngs" for word in call.keywords):
         return True
     asks = {"deterministic": True, "use_running_average": True, "train": False, "training": False, "is_training": False}
@@ -313,7 +317,7 @@ def _root(node: ast.expr) -> str:
 
 
 def _origin(name: str, inner: Scope, outermost: Scope) -> str:
-    """Returns the parameter or closed-over name of a function that a name within it stands for; empty if it was made there.
+    """Returns the parameter or closed-over name that a name within a function stands for; empty if it was made there.
 
     A parameter of a function within is what that function is called with: `loss_fn(m)`, `nnx.grad(loss_fn)(model)`.
     """

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import re
 
+from tallax_lint._bindings import initial, reaching
 from tallax_lint._check import CHECKS, Context
 from tallax_lint._classes import MAKING
 from tallax_lint._index import Scope, enclosing, parent_of, statement_of
@@ -13,24 +14,24 @@ from tallax_lint._kinds import Array, Frame, Name, Number, Variable
 from tallax_lint._names import derives
 from tallax_lint._rule import Rule
 from tallax_lint._uses import Write
-from tallax_lint._values import initial, reaching
 
 RULE = Rule(
     code="TLX001",
     slug="param-state",
     title="State kept as nnx.Param",
     why="""\
-The optimizer updates every `nnx.Param`: a counter gets a gradient of zero and is still decayed (10 becomes 9.9 after one
-step of AdamW), a clip bound of infinity becomes NaN and takes all weights along, running statistics drift. Flax ignores
-`nnx.Param(x, trainable=False)`: it is metadata that nobody reads. Use `nnx.Variable`, a subclass of it, `nnx.BatchStat`,
-or tallax's items.
+The optimizer updates every `nnx.Param`: a counter gets a gradient of zero and is still decayed (10 becomes 9.9 after
+one step of AdamW), a clip bound of infinity becomes NaN and takes all weights along, running statistics drift. Flax
+ignores `nnx.Param(x, trainable=False)`: it is metadata that nobody reads. Use `nnx.Variable`, a subclass of it,
+`nnx.BatchStat`, or tallax's items.
 
 A name proves nothing: means, scales and temperatures are learned in many models. The rule wants evidence:
-`trainable=False`; an initial value that is infinite, or of integers or booleans; the class itself counts it up, blends it
-(`m * old + (1 - m) * new`), writes it in its forward path, or puts a function of itself in its place; it is read only to
-update other state, only behind `stop_gradient`, or only as a tiny bound or epsilon; it is set to another, untrained
-Variable a few lines on; a comment there says that it is fixed or not trained; or it has the name *and* the start of a
-counter or running statistic (`step` at 0, `running_mean` at zeros). A comment that says it is learned silences the rule.
+`trainable=False`; an initial value that is infinite, or of integers or booleans; the class itself counts it up,
+blends it (`m * old + (1 - m) * new`), writes it in its forward path, or puts a function of itself in its place; it is
+read only to update other state, only behind `stop_gradient`, or only as a tiny bound or epsilon; it is set to
+another, untrained Variable a few lines on; a comment there says that it is fixed or not trained; or it has the name
+*and* the start of a counter or running statistic (`step` at 0, `running_mean` at zeros). A comment that says it is
+learned silences the rule.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -66,12 +67,14 @@ class Gate(nnx.Module):
 _UNTRAINED = re.compile(
     r"\b(?:non-?\s?(?:trainable|learnable|trained|learned)|un(?:trained|trainable)|frozen|buffers?|"
     r"fixed(?!:| (?:size|length|point|number|seed|shape|dim|bug|issue|the))|"
-    r"(?:not|never|isn't|n't)(?: be)? (?:a )?(?:train\w*|learn\w*|optimi[sz]ed|updated by (?:the )?(?:optimi[sz]er|gradient))|"
+    r"(?:not|never|isn't|n't)(?: be)? (?:a )?"
+    r"(?:train\w*|learn\w*|optimi[sz]ed|updated by (?:the )?(?:optimi[sz]er|gradient))|"
     r"only train it if|no gradients?|without gradients?)\b",
     re.IGNORECASE,
 )
 _TRAINED = re.compile(
-    r"(?<!non-)(?<!non )(?<!not )(?<!not be )(?<!n't )(?<!never )(?<!n't be )\b(?:learn(?:ed|able|t)|trainable|trained)\b",
+    r"(?<!non-)(?<!non )(?<!not )(?<!not be )(?<!n't )(?<!never )(?<!n't be )"
+    r"\b(?:learn(?:ed|able|t)|trainable|trained)\b",
     re.IGNORECASE,
 )
 _RUNNING = re.compile(
@@ -231,7 +234,9 @@ def _first_of_block(line: int, name: str, scope: Scope) -> int:
 
 
 def _is_replaced_by_state(statement: ast.stmt, name: str, cls: Scope, context: Context) -> bool:
-    """Says whether an `if` behind the statement, in the same block, makes the attribute an untrained Variable after all."""
+    """Says whether an `if` behind the statement, in the same block, makes the attribute an untrained Variable after
+    all.
+    """
     for setting in context.values.settings(cls).get(name, ()):
         other = setting.node
         if other is statement or other.lineno < statement.lineno or setting.value is None:

@@ -16,9 +16,9 @@ RULE = Rule(
     slug="reference-remat",
     title="A Variable(ref=True) written under remat",
     why="""\
-`nnx.remat` and `jax.checkpoint` run the forward pass again for the gradient. An update of an ordinary Variable is handed
-back once; one of a reference (`nnx.Variable(x, ref=True)`) happens each time the code runs, so a count is twice what it
-should be, or is lost in graph mode. Neither raises.
+`nnx.remat` and `jax.checkpoint` run the forward pass again for the gradient. An update of an ordinary Variable is
+handed back once; one of a reference (`nnx.Variable(x, ref=True)`) happens each time the code runs, so a count is
+twice what it should be, or is lost in graph mode. Neither raises.
 
 The rule reports the Variable where its class writes it in a method that it puts under remat itself.
 """,
@@ -71,7 +71,8 @@ def counted_twice(cls: Scope, context: Context) -> None:
                     context.report(
                         RULE,
                         call,
-                        f"`self.{name}` is a reference that is written under remat, which runs its updates twice or loses them; "
+                        f"`self.{name}` is a reference that is written under remat, which runs its "
+                        "updates twice or loses them; "
                         "leave `ref=True` out",
                     )
 

@@ -22,10 +22,10 @@ writes the value back, `nnx.state(model, nnx.BatchStat)` does not hold it, and a
 raised. `self.count += 1`, which Flax once advertised and which changed the Variable in place, now raises
 NotImplementedError.
 
-The rule reports an assignment where the attribute (or the function's parameter) surely holds a Variable, in this class
-or one it derives from in any file, and what is assigned is surely an array or number. A new Variable
-(`self.losses = nnx.Intermediate(x)`) is no finding, nor is what `__init__` chooses in its branches, nor a Variable whose
-own class says what `+=` does, as tallax's do.
+The rule reports an assignment where the attribute (or the function's parameter) surely holds a Variable, in this
+class or one it derives from in any file, and what is assigned is surely an array or number. A new Variable
+(`self.losses = nnx.Intermediate(x)`) is no finding, nor is what `__init__` chooses in its branches, nor a Variable
+whose own class says what `+=` does, as tallax's do.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -75,7 +75,8 @@ def changed_in_place(node: ast.AugAssign, scope: Scope, context: Context) -> Non
     context.report(
         RULE,
         node,
-        f"`{shown} {operator}= ...` on a Variable ({_called(value)}) raises NotImplementedError, and in older Flax changed it in "
+        f"`{shown} {operator}= ...` on a Variable ({_called(value)}) raises NotImplementedError, and "
+        "in older Flax changed it in "
         f"place; write `{shown}[...] {operator}= ...`",
         _in_place(target, value, context),
     )
@@ -116,11 +117,11 @@ def _is_handed_in(name: str, scope: Scope) -> bool:
 
 
 def _takes(value: Variable, operator: ast.operator, context: Context) -> bool:
-    """Says whether the Variable's own class says what `+=` does; those of tallax do."""
+    """Says whether the Variable's own class says what `+=` does."""
     if value.cls is None:
         return False
     known = {ast.Add: "__iadd__", ast.Sub: "__isub__", ast.Mult: "__imul__"}.get(type(operator), "__iadd__")
-    return value.cls.file.module.startswith("tallax.") or context.values.defines(value.cls, known)
+    return context.values.defines(value.cls, known)
 
 
 def _in_place(target: ast.expr, value: Variable, context: Context) -> tuple[Edit, ...]:

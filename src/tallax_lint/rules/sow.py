@@ -17,9 +17,9 @@ RULE = Rule(
     slug="sow-uncaptured",
     title="sow in a loop, and nothing that takes the values out",
     why="""\
-`self.sow(nnx.Intermediate, name, x)` appends to a tuple on the module at every call. As long as nothing takes the values
-out (`nnx.capture`, `nnx.pop`), the tuple grows: memory with it, and every jitted call has another structure and is traced
-again.
+`self.sow(nnx.Intermediate, name, x)` appends to a tuple on the module at every call. As long as nothing takes the
+values out (`nnx.capture`, `nnx.pop`), the tuple grows: memory with it, and every jitted call has another structure
+and is traced again.
 
 The rule reports a `sow` without a `reduce_fn` of its own where the same file calls the module in a loop and mentions
 neither `capture` nor `pop`.
@@ -85,7 +85,8 @@ def grows(file: File, context: Context) -> None:
                             context.report(
                                 RULE,
                                 call,
-                                "each call appends to what was sown, and nothing in this file takes it out: the module grows, "
+                                "each call appends to what was sown, and nothing in this file takes "
+                                "it out: the module grows, "
                                 "and a jitted step is traced again; use nnx.capture or nnx.pop, or a tallax statistic",
                             )
 

@@ -16,14 +16,14 @@ RULE = Rule(
     slug="host-sync",
     title="A Variable's value read into Python in a step",
     why="""\
-`int(self.count[...])`, `float(...)`, `.item()`, `np.asarray(...)`, `if self.count[...] > 3:` need the number now. Under a
-trace there is none, and JAX raises `ConcretizationTypeError` or `TracerBoolConversionError`; outside of one Python waits
-until the device has done all that was asked of it, on every call.
+`int(self.count[...])`, `float(...)`, `.item()`, `np.asarray(...)`, `if self.count[...] > 3:` need the number now.
+Under a trace there is none, and JAX raises `ConcretizationTypeError` or `TracerBoolConversionError`; outside of one
+Python waits until the device has done all that was asked of it, on every call.
 
 The rule reports them on the array of a Variable, and on what is computed from it or written into it, in a module's
-`__call__` and the methods it reaches, in functions under a transformation, and in loops that call a jitted step (but not
-behind `if step % 100 == 0`). Shapes and dtypes are known without the device, a Variable that holds a Python number needs
-none, and reports, properties and host iterators are no steps.
+`__call__` and the methods it reaches, in functions under a transformation, and in loops that call a jitted step (but
+not behind `if step % 100 == 0`). Shapes and dtypes are known without the device, a Variable that holds a Python
+number needs none, and reports, properties and host iterators are no steps.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -81,7 +81,8 @@ def converted(node: ast.Call, scope: Scope, context: Context) -> None:
         context.report(
             RULE,
             node,
-            f"`{shown}(...)` of a Variable's value {place} waits for the device, or fails under a trace; keep it an array, "
+            f"`{shown}(...)` of a Variable's value {place} waits for the device, or fails under a "
+            "trace; keep it an array, "
             "and read it outside of the step",
         )
 
@@ -190,7 +191,7 @@ def is_transformed(scope: Scope, context: Context) -> bool:
         name = getattr(scope.node, "name", "")
         if not found and outer is not None and outer.kind != "class":
             for call in outer.of(ast.Call):
-                given = [a for a in call.args if isinstance(a, ast.Name) and a.id == name or a is scope.node]
+                given = [a for a in call.args if (isinstance(a, ast.Name) and a.id == name) or a is scope.node]
                 if given:
                     callee = context.values.of(call.func, outer)
                     found = found or (isinstance(callee, Name) and callee.name in _TRANSFORMS)

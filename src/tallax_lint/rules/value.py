@@ -17,12 +17,12 @@ RULE = Rule(
     slug="deprecated-value",
     title="`.value` of a Variable",
     why="""\
-Flax has deprecated `.value`: `variable[...]` reads an array, `variable[...] = x` writes it and keeps shape and dtype, and
-`get_value()` and `set_value(x)` do the same for whatever else a Variable holds (a Python number, a dict).
+Flax has deprecated `.value`: `variable[...]` reads an array, `variable[...] = x` writes it and keeps shape and dtype,
+and `get_value()` and `set_value(x)` do the same for whatever else a Variable holds (a Python number, a dict).
 
-The rule reports `.value` where what stands before it is a Variable: an attribute that a class of the project sets to one
-(or that every class which has an attribute of that name does), a parameter annotated as one, a local name. An enum
-member, a field called `value` and a submodule called `value` are none.
+The rule reports `.value` where what stands before it is a Variable: an attribute that a class of the project sets to
+one (or that every class which has an attribute of that name does), a parameter annotated as one, a local name. An
+enum member, a field called `value` and a submodule called `value` are none.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -52,7 +52,9 @@ class Gate(nnx.Module):
 A read becomes `[...]` where the Variable is known to hold an array, else `get_value()`. A write becomes
 `x.set_value(...)`, which does what the old one did; only `x.value += 1` on an array whose dtype and shape it keeps
 becomes `x[...] += 1`.""",
-    misses="Objects whose class can't be told, such as an unannotated `model` of a class in a file that is not imported.",
+    misses=(
+        "Objects whose class can't be told, such as an unannotated `model` of a class in a file that is not imported."
+    ),
 )
 
 
@@ -86,7 +88,9 @@ def value_of_a_variable(node: ast.Attribute, scope: Scope, context: Context) -> 
 
 
 def _as_told_apart(node: ast.Attribute, scope: Scope, context: Context) -> Variable | None:
-    """Returns the Variable that `isinstance` has told an object to be: `x.value if isinstance(x, nnx.Variable) else x`."""
+    """Returns the Variable that `isinstance` has told an object to be: `x.value if isinstance(x, nnx.Variable) else
+    x`.
+    """
     own = ast.dump(node.value)
     inner: ast.AST = node
     above = parent_of(node)
@@ -111,7 +115,9 @@ def _is_in_body(node: ast.AST, branch: ast.If | ast.IfExp) -> bool:
 
 
 def _as_one_of_its_kinds(node: ast.expr, scope: Scope, context: Context) -> Variable | None:
-    """Returns the Variable that an attribute holds in one branch of the class's `__init__`: an array in another has no `.value`."""
+    """Returns the Variable that an attribute holds in one branch of the class's `__init__`: an array in another has no
+    `.value`.
+    """
     if not isinstance(node, ast.Attribute):
         return None
     owner = context.values.of(node.value, scope)
@@ -128,7 +134,9 @@ def _as_one_of_its_kinds(node: ast.expr, scope: Scope, context: Context) -> Vari
 
 
 def _by_its_name(node: ast.expr, scope: Scope, context: Context) -> Variable | None:
-    """Returns the Variable that an attribute of an unknown object is, if every class at hand that sets it holds one there."""
+    """Returns the Variable that an attribute of an unknown object is, if every class at hand that sets it holds one
+    there.
+    """
     if not isinstance(node, ast.Attribute):
         return None
     owner = context.values.of(node.value, scope)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 
+from tallax_lint._bindings import initial
 from tallax_lint._check import CHECKS, Context, end_of, insertion, replacement
 from tallax_lint._finding import Edit
 from tallax_lint._index import Scope, parent_of
@@ -12,7 +13,6 @@ from tallax_lint._kinds import Array, Frame, Number, Variable
 from tallax_lint._names import derives
 from tallax_lint._rule import Rule
 from tallax_lint._uses import Use
-from tallax_lint._values import initial
 
 RULE = Rule(
     code="TLX005",
@@ -20,16 +20,16 @@ RULE = Rule(
     title="A weakly typed or Python number as initial value",
     why="""\
 `jnp.array(0.5)`, `jnp.asarray(x)` of a Python number and `jnp.full(shape, 0.5)` are weakly typed: JAX treats them as
-Python numbers that may still take another dtype. The first optimizer step, or the first write of a computed value, makes
-the Variable strongly typed; its type has changed, so a jitted training step is traced and compiled again (three traces in
-place of one were measured with Adam).
+Python numbers that may still take another dtype. The first optimizer step, or the first write of a computed value,
+makes the Variable strongly typed; its type has changed, so a jitted training step is traced and compiled again (three
+traces in place of one were measured with Adam).
 
-A Variable that holds a Python number, `nnx.Variable(0)`, has no `[...]`: outside of a transformation
-`self.count[...] += 1` raises TypeError.
+A Variable that holds a Python number, `nnx.Variable(0)`, has no `[...]`: outside of a transformation `self.count[...]
++= 1` raises TypeError.
 
-The rule reports a module's `nnx.Param` with a weak initial value of floats, any other Variable with one that is later written with a
-strongly typed value, and a Python number in a Variable that is indexed with `[...]`. A weak count that only `+= 1`
-changes stays weak, and is no finding.
+The rule reports a module's `nnx.Param` with a weak initial value of floats, any other Variable with one that is later
+written with a strongly typed value, and a Python number in a Variable that is indexed with `[...]`. A weak count that
+only `+= 1` changes stays weak, and is no finding.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -55,7 +55,10 @@ class Gate(nnx.Module):
     def __call__(self, x):
         return x > self.threshold[...]
 """,
-    fix="The initial value gets a dtype, `jnp.array(0.5, dtype=jnp.float32)`, where the literal or the call is in sight (and `int32` for a whole number); a model in float64 wants another.",
+    fix=(
+        "The initial value gets a dtype, `jnp.array(0.5, dtype=jnp.float32)`, where the literal or the call "
+        "is in sight (and `int32` for a whole number); a model in float64 wants another."
+    ),
     misses="Initial values whose type can't be told from source, such as an unannotated argument.",
 )
 
@@ -96,7 +99,8 @@ def weak_initial_value(node: ast.Call, scope: Scope, context: Context) -> None:
         context.report(
             RULE,
             node,
-            f"this {kind} holds a Python number, `{context.source_of(given)}`, and is indexed with `[...]`, which raises "
+            f"this {kind} holds a Python number, `{context.source_of(given)}`, and is indexed with "
+            "`[...]`, which raises "
             "TypeError; give it an array with a dtype",
             _as_array(given, value, scope, context),
         )
@@ -133,7 +137,9 @@ def _is_written_strongly(cls: Scope, name: str, context: Context) -> bool:
 
 
 def _is_indexed(cls: Scope, name: str, made: ast.Call, context: Context) -> bool:
-    """Says whether the attribute is read or written with `[...]`, by its class or one that derives from it in the file."""
+    """Says whether the attribute is read or written with `[...]`, by its class or one that derives from it in the
+    file.
+    """
     del made
     heirs = [c for c in context.file.classes if c is not cls and cls in context.values.lineage(c)]
     if any(_has_ellipsis(use) for c in (cls, *heirs) for use in context.uses.of(c, name)):
