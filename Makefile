@@ -36,6 +36,7 @@ lint: $(VENV)/.dev  ## check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
+	$(BIN)/tallax lint src examples benchmarks
 
 format: $(VENV)/.dev  ## mend style and format where that is safe
 	$(BIN)/ruff check --fix .

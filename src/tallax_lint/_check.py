@@ -82,9 +82,11 @@ class Context:
 
 @dataclasses.dataclass
 class Checks:
-    """What is asked of each node of a kind, class, function and file."""
+    """What is asked of each node of a kind, call, class, function and file."""
 
     nodes: dict[type, list[NodeCheck]] = dataclasses.field(default_factory=dict)
+    calls: dict[str, list[NodeCheck]] = dataclasses.field(default_factory=dict)
+    types: list[NodeCheck] = dataclasses.field(default_factory=list)
     classes: list[ScopeCheck] = dataclasses.field(default_factory=list)
     functions: list[ScopeCheck] = dataclasses.field(default_factory=list)
     files: list[ScopeCheck] = dataclasses.field(default_factory=list)
@@ -95,6 +97,18 @@ class Checks:
         def add(check: NodeCheck) -> NodeCheck:
             for kind in kinds:
                 self.nodes.setdefault(kind, []).append(check)
+            return check
+
+        return add
+
+    def call(self, *names: str) -> Callable[[NodeCheck], NodeCheck]:
+        """Asks a function about each call of something with these last names; without any, with a type's name."""
+
+        def add(check: NodeCheck) -> NodeCheck:
+            for name in names:
+                self.calls.setdefault(name, []).append(check)
+            if not names:
+                self.types.append(check)
             return check
 
         return add

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import re
 from collections.abc import Iterator, Sequence
 
 from tallax_lint._check import Context
 from tallax_lint._finding import Finding
-from tallax_lint._index import File
+from tallax_lint._index import File, last_name
 from tallax_lint._source import Source
 from tallax_lint._tree import Tree
 from tallax_lint._values import Values
@@ -66,6 +67,12 @@ def _relevant(sources: Sequence[Source], values: Values) -> Iterator[File]:
 
 def _findings_of(file: File, values: Values) -> list[Finding]:
     context = Context(file, values)
+    aliases = {
+        name: binding.what.rpartition(".")[2]
+        for name, bindings in file.bindings.items()
+        for binding in bindings
+        if binding.how == "import"
+    }
     for scope in file.inside():
         for kind, checks in CHECKS.nodes.items():
             nodes = scope.nodes.get(kind)
@@ -73,6 +80,14 @@ def _findings_of(file: File, values: Values) -> list[Finding]:
                 for check in checks:
                     for node in nodes:
                         check(node, scope, context)
+        for node in scope.nodes.get(ast.Call, ()):
+            name = last_name(node.func)
+            name = aliases.get(name, name)
+            for check in CHECKS.calls.get(name, ()):
+                check(node, scope, context)
+            if name.lstrip("_")[:1].isupper():
+                for check in CHECKS.types:
+                    check(node, scope, context)
         if scope.kind == "class":
             for check in CHECKS.classes:
                 check(scope, context)

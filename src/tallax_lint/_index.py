@@ -200,6 +200,11 @@ def parent_of(node: ast.AST) -> ast.AST | None:
     return getattr(node, "parent", None)
 
 
+def last_name(node: ast.expr) -> str:
+    """Returns the last name of an expression such as `nnx.Param`, empty if it is none."""
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
 def statement_of(node: ast.AST) -> ast.stmt:
     """Returns the statement that a node is part of."""
     while not isinstance(node, ast.stmt):

@@ -57,14 +57,11 @@ class Model(nnx.Module):
 )
 
 
-@CHECKS.node(ast.Call)
+@CHECKS.call("callback", "id_tap")
 def counted(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports `jax.debug.callback(f, ...)` where `f` adds to something outside."""
     function = node.func
-    last = (
-        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
-    )
-    if not last.endswith("callback") or not node.args:
+    if not node.args:
         return
     callee = context.values.of(function, scope)
     if not isinstance(callee, Name) or callee.name not in (

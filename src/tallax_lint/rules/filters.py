@@ -44,15 +44,10 @@ def make(model: nnx.Module):
 _OPTIMIZERS = {"nnx.Optimizer", "nnx.ModelAndOptimizer"}
 
 
-@CHECKS.node(ast.Call)
+@CHECKS.call("Optimizer", "ModelAndOptimizer", "EMA")
 def unfiltered(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports `nnx.Optimizer(..., wrt=nnx.Variable)` and `nnx.EMA(model, decay)`."""
     function = node.func
-    last = (
-        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
-    )
-    if not last.endswith(("Optimizer", "EMA")):
-        return
     callee = context.values.of(function, scope)
     if not isinstance(callee, Name):
         return

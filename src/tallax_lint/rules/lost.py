@@ -118,14 +118,11 @@ def _is_harmless(decorator: ast.expr) -> bool:
     return isinstance(decorator, ast.Name) and decorator.id in ("staticmethod", "classmethod", "override")
 
 
-@CHECKS.node(ast.Call)
+@CHECKS.call("jit", "pmap", "vmap", "checkpoint", "remat", "scan")
 def handed(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports a function or module that is handed to a transformation of JAX."""
     function = node.func
-    last = (
-        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
-    )
-    if last not in ("jit", "pmap", "vmap", "checkpoint", "remat", "scan") or not node.args:
+    if not node.args:
         return
     transform = context.values.transform_of(function, scope)
     if transform not in _RAW:

@@ -9,7 +9,7 @@ import re
 from tallax_lint._bindings import initial, reaching
 from tallax_lint._check import CHECKS, Context
 from tallax_lint._classes import MAKING
-from tallax_lint._index import Scope, enclosing, parent_of, statement_of
+from tallax_lint._index import Scope, enclosing, last_name, parent_of, statement_of
 from tallax_lint._kinds import Array, Frame, Name, Number, Variable
 from tallax_lint._names import derives
 from tallax_lint._rule import Rule
@@ -91,15 +91,9 @@ _LOADING = re.compile(r"load|assign|init|restore|from_", re.IGNORECASE)
 _TINY = 1e-4
 
 
-@CHECKS.node(ast.Call)
+@CHECKS.call()
 def kept_as_parameter(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports the call that makes an nnx.Param of something that is none."""
-    function = node.func
-    last = (
-        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
-    )
-    if not last[:1].isupper() and not last.startswith("_"):
-        return
     variable = context.values.of(node, scope)
     if not isinstance(variable, Variable) or variable.call is not node or not derives(variable.type, "nnx.Param"):
         return
@@ -112,8 +106,8 @@ def kept_as_parameter(node: ast.Call, scope: Scope, context: Context) -> None:
         context.report(
             RULE,
             node,
-            f"{shown} is kept as {last}, which the optimizer updates and decays, but {evidence}; use nnx.Variable, "
-            "a subclass of it or a tallax item",
+            f"{shown} is kept as {last_name(node.func)}, which the optimizer updates and decays, but {evidence}; "
+            "use nnx.Variable, a subclass of it or a tallax item",
         )
 
 

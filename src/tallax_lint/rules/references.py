@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 
 from tallax_lint._check import CHECKS, Context
-from tallax_lint._index import Scope
+from tallax_lint._index import Scope, last_name
 from tallax_lint._kinds import Callee, Instance, Variable
 from tallax_lint._rule import Rule
 from tallax_lint._uses import Use
@@ -83,13 +83,7 @@ def _is_under_remat(use: Use, cls: Scope, context: Context) -> bool:
             return True
     for call in (call for scope in context.file.inside() for call in scope.of(ast.Call)):
         function = call.func
-        last = (
-            function.attr
-            if isinstance(function, ast.Attribute)
-            else function.id
-            if isinstance(function, ast.Name)
-            else ""
-        )
+        last = last_name(function)
         if last in ("remat", "checkpoint") and call.args:
             scope = context.scope_of(call)
             if context.values.transform_of(function, scope) in _REMATS:

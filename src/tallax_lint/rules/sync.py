@@ -59,7 +59,7 @@ _FETCHING = {"np.asarray", "np.array", "jax.device_get", "print"}
 _TRANSFORMS = JITS | NNX_TRANSFORMS | RAW_TRANSFORMS
 
 
-@CHECKS.node(ast.Call)
+@CHECKS.call("int", "float", "bool", "complex", "print", "item", "tolist", "asarray", "array", "device_get")
 def converted(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports `int(x)`, `x.item()`, `np.asarray(x)` and the like on state in a step."""
     function = node.func

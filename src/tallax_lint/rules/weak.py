@@ -63,15 +63,11 @@ class Gate(nnx.Module):
 )
 
 
-@CHECKS.node(ast.Call)
+@CHECKS.call()
 def weak_initial_value(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports the call that makes a Variable with such a value."""
-    function = node.func
-    last = (
-        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
-    )
     given = initial(node)
-    if given is None or not last.strip("_")[:1].isupper():  # no type's name: most calls are of functions
+    if given is None:
         return
     variable = context.values.of(node, scope)
     if not isinstance(variable, Variable) or variable.call is not node:

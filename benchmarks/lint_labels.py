@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores `tallax lint` on labelled places: `python -m benchmarks.lint_labels LABELS.jsonl CHECKOUTS`.
+
+LABELS has an object a line with `repo`, `commit`, `path`, `line`, `rule` (a slug), `label` (`bug` or `ok`) and `kind`
+(`adjacent` is out of scope). CHECKOUTS has a folder for each repository and commit, `owner+name@` and eight digits.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import pathlib
+import sys
+
+from tallax_lint import Config, lint
+from tallax_lint.rules import RULES
+
+
+def main(labels: str, checkouts: str) -> None:
+    """Prints what is found of the bugs, and reported of the places that are fine, by rule."""
+    places = [json.loads(line) for line in pathlib.Path(labels).read_text().splitlines()]
+    known = {rule.slug for rule in RULES}
+    found: set[tuple[str, int, str]] = set()
+    for name in sorted({_folder(place) for place in places}):
+        report = lint([str(pathlib.Path(checkouts) / name)], Config())
+        found |= {(finding.path, finding.line, finding.slug) for finding in report.findings}
+    counts: dict[str, collections.Counter[tuple[str, bool]]] = collections.defaultdict(collections.Counter)
+    for place in places:
+        if place["kind"] == "adjacent" or place["rule"] not in known:
+            continue
+        path = str(pathlib.Path(checkouts) / _folder(place) / place["path"])
+        hit = (path, place["line"], place["rule"]) in found
+        counts[place["rule"]][place["label"], hit] += 1
+        if hit != (place["label"] == "bug"):
+            print(
+                f"{'missed' if not hit else 'reported'}: {place['rule']} {place['path']}:{place['line']} {place['note']}"
+            )
+    for slug, count in sorted(counts.items()):
+        bugs, fine = (sum(count[label, hit] for hit in (True, False)) for label in ("bug", "ok"))
+        print(
+            f"{slug:20} {count['bug', True]} of {bugs} bugs found, {count['ok', True]} of {fine} fine places reported"
+        )
+
+
+def _folder(place: dict[str, str]) -> str:
+    return f"{place['repo'].replace('/', '+')}@{place['commit'][:8]}"
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
