@@ -32,14 +32,12 @@ def main(labels: str, checkouts: str) -> None:
         hit = (path, place["line"], place["rule"]) in found
         counts[place["rule"]][place["label"], hit] += 1
         if hit != (place["label"] == "bug"):
-            print(
-                f"{'missed' if not hit else 'reported'}: {place['rule']} {place['path']}:{place['line']} {place['note']}"
-            )
+            what = "reported" if hit else "missed"
+            print(f"{what}: {place['rule']} {place['path']}:{place['line']} {place['note']}")
     for slug, count in sorted(counts.items()):
         bugs, fine = (sum(count[label, hit] for hit in (True, False)) for label in ("bug", "ok"))
-        print(
-            f"{slug:20} {count['bug', True]} of {bugs} bugs found, {count['ok', True]} of {fine} fine places reported"
-        )
+        hits = count["bug", True], count["ok", True]
+        print(f"{slug:20} {hits[0]} of {bugs} bugs found, {hits[1]} of {fine} fine places reported")
 
 
 def _folder(place: dict[str, str]) -> str:
