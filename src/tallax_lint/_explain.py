@@ -44,8 +44,8 @@ and in notebooks `cell`), `github` (annotations) or `sarif`. Columns count from 
 The exit status is 0 if nothing is found, 1 if something is or if a file can't be parsed, and 2 if it could not do what
 it was asked for: a wrong option or configuration, a path that is not there, a file that can't be read or written.
 
-ruff takes `noqa` comments with codes that it does not know for useless ones, and removes them; it leaves those of others
-alone when told: `external = ["TLX"]` below `[tool.ruff.lint]`.
+ruff takes `noqa` comments with codes that it does not know for useless ones, and removes them; it leaves those alone
+when told: `external = ["TLX"]` below `[tool.ruff.lint]`.
 
 For pre-commit there are the hooks `tallax-lint` and `tallax-lint-fix`.
 """
