@@ -18,7 +18,9 @@ from tallax_lint.rules import CHECKS
 
 # A class statement's name and bases, in files that do not mention nnx but may derive from classes that do.
 _CLASS = re.compile(r"^[ \t]*class\s+(\w+)\s*\(([^)]*)\)", re.MULTILINE)
+_FEW = 50
 _NNX = re.compile(r"\bnnx\b")  # and not onnx
+_RENAMED = re.compile(r"(\w+)[ \t]+as[ \t]+(\w+)")
 _NAME = re.compile(r"(\w+)\s*(?:\[|,|$)")
 
 
@@ -42,6 +44,8 @@ def _relevant(sources: Sequence[Source], values: Values) -> Iterator[File]:
     """Yields the files that a rule may speak of: those that mention nnx, and those that derive from classes there."""
     others: list[tuple[Source, list[tuple[str, set[str]]]]] = []
     known: set[str] = set()
+    # A commit's files, say: what they derive from may lie in files that were not handed in.
+    few = len(sources) <= _FEW
     for source in sources:
         if "nnx" in source.text and _NNX.search(source.text):
             file = values.tree.add(source)
@@ -50,13 +54,15 @@ def _relevant(sources: Sequence[Source], values: Values) -> Iterator[File]:
                 yield file
         elif "class" in source.text:
             classes = [(name, set(_NAME.findall(bases))) for name, bases in _CLASS.findall(source.text) if bases]
+            renamed = {new: old for old, new in _RENAMED.findall(source.text)} if classes else {}
+            classes = [(name, bases | {renamed[base] for base in bases & renamed.keys()}) for name, bases in classes]
             if classes:
                 others.append((source, classes))
     grown = True
     while grown:
         grown = False
         for source, classes in list(others):
-            if any(bases & known for _, bases in classes):
+            if few or any(bases & known for _, bases in classes):
                 others.remove((source, classes))
                 file = values.tree.add(source)
                 if file is not None and any(values.is_node(cls) for cls in file.classes):

@@ -126,10 +126,12 @@ class Scope:
             yield from self.nodes.get(kind, ())
 
     def inside(self) -> Iterator[Scope]:
-        """Yields the scope and all within it."""
-        yield self
-        for child in self.children:
-            yield from child.inside()
+        """Yields the scope and all within it, in the order of the source."""
+        waiting = [self]
+        while waiting:
+            scope = waiting.pop()
+            yield scope
+            waiting.extend(reversed(scope.children))
 
     @property
     def method_of(self) -> Scope | None:
