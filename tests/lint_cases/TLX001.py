@@ -37,6 +37,7 @@ class Statistics(nnx.Module):
         self.mean = nnx.Param(jnp.ones(shape))  # error: TLX001
         self.var = nnx.Param(jnp.ones(shape))  # error: TLX001
         self.running_var = nnx.Param(jnp.ones(shape))  # error: TLX001
+        self.latents_std = nnx.Param(jnp.ones(shape))  # error: TLX001
         self.global_step = nnx.Param(jnp.array(0.0, dtype=jnp.float32))  # error: TLX001
         self.momentum = nnx.Param(nnx.initializers.constant(0.9)(rngs.params(), ()))  # error: TLX001
         self.velocity = nnx.Variable(jnp.zeros(shape))

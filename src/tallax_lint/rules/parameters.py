@@ -30,8 +30,8 @@ A name proves nothing: means, scales and temperatures are learned in many models
 blends it (`m * old + (1 - m) * new`), writes it in its forward path, or puts a function of itself in its place; it is
 read only to update other state, only behind `stop_gradient`, or only as a tiny bound or epsilon; it is set to
 another, untrained Variable a few lines on; a comment there says that it is fixed or not trained; or it has the name
-*and* the start of a counter or running statistic (`step` at 0, `running_mean` at zeros). A comment that says it is
-learned silences the rule.
+*and* the start of a counter (`step` at 0), a running statistic (`running_mean` at zeros) or a buffer that a converted
+checkpoint fills in (`latents_std` at ones). A comment that says it is learned silences the rule.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -83,6 +83,11 @@ _RUNNING = re.compile(
 _COUNTER = re.compile(
     r"^_?(?:count|counter|step|steps|step_count|global_step|num_steps|n_steps|num_updates|num_calls|n_calls|iteration|"
     r"iterations|epoch|call_count|update_count|\w+_(?:count|counter))$"
+)
+# What PyTorch models register as buffers under these very names, and a converted checkpoint fills in.
+_BUFFER = re.compile(
+    r"^_?(?:inv_freqs?|freqs_cis|position_ids|relative_position_index|attn_mask|causal_mask|(?:hann_)?window|mel_(?:basis|filters?)|"
+    r"(?:forward|inverse)_basis|(?:latents?|pixel|image|data|obs|input)_(?:mean|std|var))$"
 )
 _EPSILON = re.compile(r"(?:^|_)eps(?:ilon)?$")
 _INTEGERS = {"int32", "int64", "uint32", "uint64", "int16", "bool", "bool_"}
@@ -385,6 +390,8 @@ def _named(node: ast.Call, name: str, scope: Scope, context: Context) -> str:
     maker = given.func.attr if isinstance(given, ast.Call) and isinstance(given.func, ast.Attribute) else ""
     if _RUNNING.match(name) and maker in ("zeros", "ones", "full", "array", "zeros_like", "ones_like"):
         return "it has the name and the start of a running statistic"
+    if _BUFFER.match(name) and maker in ("zeros", "ones", "full", "zeros_like", "ones_like"):
+        return "it has the name and the start of a buffer that a checkpoint fills in"
     zero = isinstance(value, Number) and value.value == 0
     if maker in ("array", "asarray") and isinstance(given, ast.Call) and given.args:
         inner = context.values.of(given.args[0], scope)
