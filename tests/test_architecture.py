@@ -154,3 +154,28 @@ def test_the_surface():
         for name, member in vars(thing).items():
             if callable(member) and not name.startswith("_"):
                 assert member.__doc__, f"{thing.__name__}.{name}"
+
+
+@pytest.mark.parametrize("package", ["tallax_lint", "tallax_runs"])
+def test_packages_without_jax(package):
+    """What looks at source or at runs imports neither JAX nor tallax, and no file of it another that imports it back."""
+    above: dict[str, set[str]] = {}
+    for path in sorted((SOURCE.parent / package).rglob("*.py")):
+        relative = path.relative_to(SOURCE.parent).with_suffix("")
+        parts = relative.parts[:-1] if relative.name == "__init__" else relative.parts
+        found = above.setdefault(".".join(parts), set())
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(package):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                found |= {
+                    name if (SOURCE.parent / (name.replace(".", "/") + ".py")).exists() else node.module
+                    for name in names
+                }
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                modules = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+                assert not {str(m).partition(".")[0] for m in modules} & {"jax", "flax", "optax", "tallax"}, path
+    # Take away what imports nothing that is left; a circle is what stays.
+    while above:
+        free = {name for name, names in above.items() if not names & above.keys() - {name}}
+        assert free, f"these import each other: {sorted(above)}"
+        above = {name: names for name, names in above.items() if name not in free}

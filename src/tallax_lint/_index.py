@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 Lines = tuple[int, int]
-Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 # What rules and `_values` look for within a scope.
 _SORTED = {
@@ -127,7 +126,7 @@ class Scope:
 
     def inside(self) -> Iterator[Scope]:
         """Yields the scope and all within it, in the order of the source."""
-        waiting = [self]
+        waiting: list[Scope] = [self]
         while waiting:
             scope = waiting.pop()
             yield scope
@@ -291,24 +290,21 @@ def _bind(scope: Scope, name: str, binding: Binding) -> None:
     scope.bindings.setdefault(name, []).append(binding)
 
 
-def _targets(target: ast.expr, item: tuple[int, ...] = ()) -> Iterator[tuple[ast.expr, tuple[int, ...] | None]]:
+def targets(target: ast.expr, item: tuple[int, ...] = ()) -> Iterator[tuple[ast.expr, tuple[int, ...] | None]]:
     """Yields the single targets of an assignment and where in the value's tuples they stand, None behind a star."""
     if isinstance(target, (ast.Tuple, ast.List)):
         starred = False
         for k, element in enumerate(target.elts):
             starred = starred or isinstance(element, ast.Starred)
             inner = element.value if isinstance(element, ast.Starred) else element
-            for single, place in _targets(inner, (*item, k)):
+            for single, place in targets(inner, (*item, k)):
                 yield single, None if starred else place
     else:
         yield target, item
 
 
-targets = _targets
-
-
 def _bind_targets(target: ast.expr, how: str, what: Any, scope: Scope, branches: tuple[Lines, ...]) -> None:
-    for single, item in _targets(target):
+    for single, item in targets(target):
         if isinstance(single, ast.Name):
             kind = how if item is not None else "unknown"
             _bind(scope, single.id, Binding(kind, what, item or (), single.lineno, branches))

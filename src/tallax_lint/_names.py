@@ -76,7 +76,6 @@ CHANGING_LAYERS = {
     "nnx.Optimizer",
     "nnx.MultiMetric",
 }
-CHANGING_METHODS = {"update", "reset", "init_cache"}
 
 # Functions that take a function and run it under a trace. Those of JAX hand no module's changes back.
 RAW_TRANSFORMS = {
