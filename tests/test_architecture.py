@@ -158,7 +158,7 @@ def test_the_surface():
 
 @pytest.mark.parametrize("package", ["tallax_lint", "tallax_runs"])
 def test_packages_without_jax(package):
-    """What looks at source or at runs imports neither JAX nor tallax, and no file of it another that imports it back."""
+    """What looks at source or at runs imports no JAX and no tallax, and nothing in a circle."""
     above: dict[str, set[str]] = {}
     for path in sorted((SOURCE.parent / package).rglob("*.py")):
         relative = path.relative_to(SOURCE.parent).with_suffix("")
