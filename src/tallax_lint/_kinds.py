@@ -33,6 +33,7 @@ class Variable:
         cls: The project's own subclass.
         home: The class and the name of the attribute that holds it.
         or_else: Where it may be made instead, in other branches.
+        held: What it holds where another library makes it and that is known.
     """
 
     type: str
@@ -41,6 +42,7 @@ class Variable:
     cls: Scope | None = None
     home: tuple[Scope, str] | None = None
     or_else: tuple[Variable, ...] = ()
+    held: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

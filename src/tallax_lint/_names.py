@@ -66,6 +66,9 @@ LAYERS: dict[str, set[str]] = {
     "nnx.MultiHeadAttention": {"cached_key", "cached_value", "cache_index"},
 }
 
+# Those of them that are there whatever the layer's options, and the dtypes of those that are always the same.
+ALWAYS_ARRAYS = {"kernel": "", "embedding": "", "mean": "", "var": "", "step": "uint32"}
+
 # Layers of Flax whose calls change their state: running statistics, random number streams, caches, metrics.
 CHANGING_LAYERS = {
     "nnx.BatchNorm",

@@ -28,6 +28,7 @@ from tallax_lint._kinds import (
     joined,
 )
 from tallax_lint._names import (
+    ALWAYS_ARRAYS,
     JITS,
     LAYER_VARIABLES,
     LAYERS,
@@ -261,7 +262,8 @@ class Values(Types):
         if isinstance(base, Instance):
             if isinstance(base.cls, str):
                 if name in LAYERS.get(base.cls, ()):
-                    return Variable(LAYER_VARIABLES[name])
+                    held = Array(False, ALWAYS_ARRAYS[name], "derived") if name in ALWAYS_ARRAYS else None
+                    return Variable(LAYER_VARIABLES[name], held=held)
                 return None
             return self.member(base.cls, name, base)
         if isinstance(base, Type) and not isinstance(base.cls, str):
@@ -499,7 +501,7 @@ class Values(Types):
                     for v in (variable, *variable.or_else)
                 ]
             )
-        value = None
+        value = variable.held
         if variable.call is not None and variable.frame is not None:
             given = initial(variable.call)
             value = self.of(given, variable.frame) if given is not None else None

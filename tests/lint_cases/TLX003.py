@@ -59,6 +59,7 @@ def train(batches):
     first = int(optimizer.step[...])
     for k, batch in enumerate(batches):
         loss = step(model, batch)
+        print(int(optimizer.step[...]))  # error: TLX003
         seen = int(model.count[...])  # error: TLX003
         if k % 100 == 0:
             print(float(model.mean[...].sum()), float(loss))

@@ -18,6 +18,8 @@ class Counts(nnx.Module):
         self.calls = Count(jnp.zeros(()))  # error: TLX004
         self.observed = Count(jnp.ones((1,)))  # error: TLX004
         self.total = nnx.MetricState(jnp.array(0, dtype=jnp.float32))  # error: TLX004
+        self.python = Count(0)  # error: TLX004
+        self.host = Count(0)
         self.step = Count(jnp.zeros((), jnp.int32))
         self.ring = Count(jnp.zeros((), jnp.int32))
         self.capped = Count(jnp.zeros((), jnp.int32))
@@ -34,6 +36,7 @@ class Counts(nnx.Module):
         self.calls.value += 1  # noqa: TLX006
         self.observed[...] = grown(x, self.observed[...])
         self.total[...] += x.sum()
+        self.python.set_value(self.python.get_value() + x.size)
         self.step[...] += 1
         self.ring[...] = (self.ring[...] + x.shape[0]) % 100
         self.capped[...] = jnp.minimum(self.capped[...] + x.shape[0], 100)
@@ -41,6 +44,9 @@ class Counts(nnx.Module):
         self.amount[...] += mask
         self.average[...] = 0.9 * self.average[...] + 0.1 * x.mean()
         return x
+
+    def load(self, batch):
+        self.host.set_value(self.host.get_value() + len(batch))
 
     def reset(self):
         self.accumulated[...] = jnp.zeros(())

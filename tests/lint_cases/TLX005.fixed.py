@@ -25,6 +25,7 @@ class Model(nnx.Module):
         self.velocity = nnx.Variable(jnp.array(0.0, dtype=jnp.float32))  # error: TLX005
         self.python = nnx.Variable(jnp.array(0, dtype=jnp.int32))  # error: TLX005
         self.index = nnx.Variable(jnp.array(jax.process_index() if start else 0, dtype=jnp.int32))  # error: TLX005
+        self.trained = nnx.Param(jnp.array(0.5, dtype=jnp.float32))  # error: TLX005
         self.host = nnx.Variable(0)
         self.weak_count = nnx.Variable(jnp.array(0))
         self.typed = nnx.Param(jnp.array(0.5, dtype=jnp.float32))

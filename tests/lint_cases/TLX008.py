@@ -130,6 +130,15 @@ def closures(model: nnx.Module, xs, known: Counting):
     return lax.scan(body, None, xs), jax.vmap(known)(xs)  # error: TLX008
 
 
+def branches(model: Counting, x):
+    def counted(x):
+        model.count[...] += 1  # error: TLX008
+        return x
+
+    x = lax.cond(x.sum() > 0, counted, lambda x: x, x)
+    return lax.fori_loop(0, 3, lambda k, x: model.evaluate(x), x)
+
+
 def by_reference(x):
     model = nnx.Variable(jnp.array(0), ref=True)
 

@@ -123,6 +123,8 @@ def narrow(cls: Scope, context: Context) -> None:
         ):
             continue
         content = context.values.content(variable)
+        if isinstance(content, Number) and content.type == "int" and _is_in_step(cls, name, context):
+            content = Array(True, "int")  # under a trace, where a step runs, a Python number is one
         if isinstance(content, Array) and content.dtype in _FLOATS | _INTEGERS:
             held[name] = (variable, content)
             added[name] = _amounts(cls, variable.home, context)
@@ -132,6 +134,12 @@ def narrow(cls: Scope, context: Context) -> None:
         if message and variable.call is not None and variable.home is not None:
             if variable.home[0].file is context.file:
                 context.report(NARROW, statement_of(variable.call), message)
+
+
+def _is_in_step(cls: Scope, name: str, context: Context) -> bool:
+    """Says whether the forward path writes an attribute."""
+    forward = context.values.forward(cls)
+    return any(write.use.method in forward for write in context.uses.writes(cls, name))
 
 
 def _attributes(cls: Scope) -> set[str]:

@@ -18,7 +18,7 @@ RULE = Rule(
     slug="lost-update",
     title="A module's update is lost under a transformation of JAX",
     why="""\
-`jax.jit`, `jax.checkpoint`, `jax.lax.scan` and `jax.vmap` know nothing of modules. A module that is handed in comes
+`jax.jit`, `jax.checkpoint`, `jax.vmap` and the control flow of `jax.lax` know nothing of modules. A module that is handed in comes
 as a copy, so what a call changes in it (counts, running statistics, random number streams) is gone when the function
 returns without it. One that is closed over is a constant: its weights are baked in, and a change raises
 `TraceContextError` or is silently lost. `static_argnums=0` on a method makes `self` such a constant as well.
@@ -75,7 +75,13 @@ _RAW = {
     "jax.remat",
     "jax.ad_checkpoint.checkpoint",
     "jax.lax.scan",
+    "jax.lax.map",
+    "jax.lax.cond",
+    "jax.lax.while_loop",
+    "jax.lax.fori_loop",
 }
+# Which of their arguments are functions.
+_FUNCTIONS = {"jax.lax.cond": slice(1, 3), "jax.lax.while_loop": slice(0, 2), "jax.lax.fori_loop": slice(2, 3)}
 _TAKING_APART = {
     "nnx.split",
     "nnx.merge",
@@ -118,26 +124,27 @@ def _is_harmless(decorator: ast.expr) -> bool:
     return isinstance(decorator, ast.Name) and decorator.id in ("staticmethod", "classmethod", "override")
 
 
-@CHECKS.call("jit", "pmap", "vmap", "checkpoint", "remat", "scan")
+@CHECKS.call("jit", "pmap", "vmap", "checkpoint", "remat", "scan", "map", "cond", "while_loop", "fori_loop")
 def handed(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports a function or module that is handed to a transformation of JAX."""
-    function = node.func
-    if not node.args:
-        return
-    transform = context.values.transform_of(function, scope)
-    if transform not in _RAW:
-        return
-    given = context.values.of(node.args[0], scope)
+    transform = context.values.transform_of(node.func, scope)
+    if transform in _RAW:
+        for argument in node.args[_FUNCTIONS.get(transform, slice(0, 1))]:
+            _judge_given(argument, node, transform, scope, context)
+
+
+def _judge_given(argument: ast.expr, node: ast.Call, transform: str, scope: Scope, context: Context) -> None:
+    given = context.values.of(argument, scope)
     if isinstance(given, Callee):
         if not given.transformed:
             bound = given.bound
             if isinstance(bound, Instance) and not isinstance(bound.cls, str) and context.values.is_node(bound.cls):
                 if not _uses_references(bound.cls) and changes(bound.cls, given.scope.name.rpartition(".")[2], context):
-                    _report(node, f"`{context.source_of(node.args[0])}` changes its module", transform, context)
+                    _report(node, f"`{context.source_of(argument)}` changes its module", transform, context)
             else:
                 _judge(given.scope, transform, given.scope.node, context)
     elif isinstance(given, Instance) and _changes_when_called(given, "__call__", context):
-        _report(node, f"calling `{context.source_of(node.args[0])}` changes it", transform, context)
+        _report(node, f"calling `{context.source_of(argument)}` changes it", transform, context)
 
 
 def _judge(scope: Scope, transform: str, place: ast.AST, context: Context) -> None:

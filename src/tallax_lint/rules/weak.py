@@ -27,9 +27,9 @@ traces in place of one were measured with Adam).
 A Variable that holds a Python number, `nnx.Variable(0)`, has no `[...]`: outside of a transformation `self.count[...]
 += 1` raises TypeError.
 
-The rule reports a module's `nnx.Param` with a weak initial value of floats, any other Variable with one that is later
-written with a strongly typed value, and a Python number in a Variable that is indexed with `[...]`. A weak count that
-only `+= 1` changes stays weak, and is no finding.
+The rule reports a module's `nnx.Param` with a weak initial value of floats or a Python float, any other Variable with a
+weak one that is later written with a strongly typed value, and a Python number in a Variable that is indexed with
+`[...]`. A weak count that only `+= 1` changes stays weak, and is no finding.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -90,6 +90,14 @@ def weak_initial_value(node: ast.Call, scope: Scope, context: Context) -> None:
             f"the initial value of this {kind}, `{context.source_of(given)}`, is weakly typed: {then}, and the step is "
             "traced again; give it a dtype",
             _with_dtype(given, value, scope, context),
+        )
+    elif isinstance(value, Number) and value.type == "float" and name and derives(variable.type, "nnx.Param"):
+        context.report(
+            RULE,
+            node,
+            f"this {kind} holds a Python number, `{context.source_of(given)}`: the first optimizer step makes it an "
+            "array of a strong type, and the step is traced again; give it an array with a dtype",
+            _as_array(given, value, scope, context),
         )
     elif isinstance(value, Number) and name and cls is not None and _is_indexed(cls, name, node, context):
         context.report(
