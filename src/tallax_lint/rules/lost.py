@@ -18,10 +18,10 @@ RULE = Rule(
     slug="lost-update",
     title="A module's update is lost under a transformation of JAX",
     why="""\
-`jax.jit`, `jax.checkpoint`, `jax.vmap` and the control flow of `jax.lax` know nothing of modules. A module that is handed in comes
-as a copy, so what a call changes in it (counts, running statistics, random number streams) is gone when the function
-returns without it. One that is closed over is a constant: its weights are baked in, and a change raises
-`TraceContextError` or is silently lost. `static_argnums=0` on a method makes `self` such a constant as well.
+`jax.jit`, `jax.checkpoint`, `jax.vmap` and the control flow of `jax.lax` know nothing of modules. A module that is
+handed in comes as a copy, so what a call changes in it (counts, running statistics, random number streams) is gone
+when the function returns without it. One that is closed over is a constant: its weights are baked in, and a change
+raises `TraceContextError` or is silently lost. `static_argnums=0` on a method makes `self` such a constant as well.
 
 The rule reports functions under these transformations that change a module, or call one that does, by argument or by
 closure, without returning it or its state; and those that call a module of which nothing is known but that it is an

@@ -27,8 +27,8 @@ traces in place of one were measured with Adam).
 A Variable that holds a Python number, `nnx.Variable(0)`, has no `[...]`: outside of a transformation `self.count[...]
 += 1` raises TypeError.
 
-The rule reports a module's `nnx.Param` with a weak initial value of floats or a Python float, any other Variable with a
-weak one that is later written with a strongly typed value, and a Python number in a Variable that is indexed with
+The rule reports a module's `nnx.Param` with a weak initial value of floats or a Python float, any other Variable with
+a weak one that is later written with a strongly typed value, and a Python number in a Variable that is indexed with
 `[...]`. A weak count that only `+= 1` changes stays weak, and is no finding.
 """,
     bad="""\
