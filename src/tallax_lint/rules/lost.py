@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import ast
-import re
 
-from tallax_lint._bindings import given, reaching
+from tallax_lint._changes import changes, changes_when_called, is_changed, is_evaluating, uses_references
 from tallax_lint._check import CHECKS, Context
-from tallax_lint._index import Scope, enclosing, targets
+from tallax_lint._flow import origin, returned, root_of
+from tallax_lint._index import Scope, targets
 from tallax_lint._kinds import Callee, Instance, Name, Variable
-from tallax_lint._names import CHANGING_LAYERS, NODES
 from tallax_lint._rule import Rule
 
 RULE = Rule(
@@ -139,11 +138,11 @@ def _judge_given(argument: ast.expr, node: ast.Call, transform: str, scope: Scop
         if not given.transformed:
             bound = given.bound
             if isinstance(bound, Instance) and not isinstance(bound.cls, str) and context.values.is_node(bound.cls):
-                if not _uses_references(bound.cls) and changes(bound.cls, given.scope.name.rpartition(".")[2], context):
+                if not uses_references(bound.cls) and changes(bound.cls, given.scope.name.rpartition(".")[2], context):
                     _report(node, f"`{context.source_of(argument)}` changes its module", transform, context)
             else:
                 _judge(given.scope, transform, given.scope.node, context)
-    elif isinstance(given, Instance) and _changes_when_called(given, "__call__", context):
+    elif isinstance(given, Instance) and changes_when_called(given, "__call__", context):
         _report(node, f"calling `{context.source_of(argument)}` changes it", transform, context)
 
 
@@ -152,20 +151,20 @@ def _judge(scope: Scope, transform: str, place: ast.AST, context: Context) -> No
     if scope.file is not context.file or scope.memory.get("judged"):
         return
     scope.memory["judged"] = True
-    if _uses_references(scope):
+    if uses_references(scope):
         return
-    handled = _taken_apart(scope, context) | _returned(scope) | {scope.self_name or ""}
+    handled = _taken_apart(scope, context) | returned(scope) | {scope.self_name or ""}
     for inner in scope.inside():
         for node in inner.of(ast.Assign, ast.AugAssign, ast.AnnAssign):
             for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 for single, _ in targets(whole):
-                    root = "" if isinstance(single, ast.Name) else _origin(_root(single), inner, scope)
-                    if root and root not in handled and _is_changed(single, inner, context):
+                    root = "" if isinstance(single, ast.Name) else origin(root_of(single), inner, scope)
+                    if root and root not in handled and is_changed(single, inner, context):
                         closed = not any(parameter.arg == root for parameter in scope.parameters)
                         _report(node, f"this changes `{root}`", transform, context, closed)
         for call in inner.of(ast.Call):
-            root = _origin(_root(call.func), inner, scope)
-            if root and root not in handled and not _is_evaluating(call):
+            root = origin(root_of(call.func), inner, scope)
+            if root and root not in handled and not is_evaluating(call):
                 _judge_call(call, root, inner, scope, transform, context)
     for parameter in scope.parameters:
         if parameter.arg not in handled:
@@ -198,7 +197,7 @@ def _judge_call(call: ast.Call, root: str, scope: Scope, judged: Scope, transfor
         return
     if value.cls in ("nnx.Rngs", "nnx.RngStream"):
         _report(call, f"drawing from `{root}` changes it", transform, context, closed)
-    elif _changes_when_called(value, name, context):
+    elif changes_when_called(value, name, context):
         _report(place, f"calling `{context.source_of(function)}` changes `{root}`", transform, context, closed)
     elif (
         value.cls == "nnx.Module"
@@ -221,146 +220,6 @@ def _report(node: ast.AST, what: str, transform: str, context: Context, closed: 
     context.report(RULE, node, f"{what} under {transform}, {then}")
 
 
-def _changes_when_called(value: Instance, name: str, context: Context) -> bool:
-    if isinstance(value.cls, str):
-        return value.cls in CHANGING_LAYERS and name == "__call__"
-    return context.values.is_node(value.cls) and changes(value.cls, name, context)
-
-
-def changes(cls: Scope, name: str, context: Context, seen: frozenset[tuple[Scope, str]] = frozenset()) -> bool:
-    """Says whether a method surely changes the state of its module, itself or through the modules it holds."""
-    if (cls, name) in seen or len(seen) > 20:
-        return False
-    seen = seen | {(cls, name)}
-    method = context.values.find_method(cls, name)
-    if method is None:
-        return (
-            any(base in CHANGING_LAYERS for base in context.values.lineage(cls) if isinstance(base, str))
-            and name == "__call__"
-        )
-    for scope in method.inside():
-        for node in scope.of(ast.Assign, ast.AugAssign):
-            for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                for single, _ in targets(whole):
-                    if (
-                        _root(single) == method.self_name
-                        and not isinstance(single, ast.Name)
-                        and _is_written(single, scope, context)
-                    ):
-                        return True
-        for call in scope.of(ast.Call):
-            function = call.func
-            if _root(function) != method.self_name and not isinstance(function, ast.Name):
-                continue
-            if _is_conditional(call):
-                continue  # `if self.dropout is not None`: it may well be None
-            if isinstance(function, ast.Attribute):
-                if function.attr in ("set_value", "sow") and _root(function) == method.self_name:
-                    return True
-                if isinstance(function.value, ast.Name) and function.value.id == method.self_name:
-                    if context.values.find_method(cls, function.attr) is not None:
-                        if changes(cls, function.attr, context, seen):
-                            return True
-                        continue
-            value = context.values.of(function, scope)
-            if isinstance(value, Instance):
-                if isinstance(value.cls, str):
-                    if value.cls in CHANGING_LAYERS:
-                        return True
-                elif changes(value.cls, "__call__", context, seen):
-                    return True
-    return False
-
-
-def _is_conditional(node: ast.AST) -> bool:
-    """Says whether a node stands in a branch of its function."""
-    branch = enclosing(node, ast.If, ast.IfExp, ast.FunctionDef, ast.AsyncFunctionDef)
-    return isinstance(branch, (ast.If, ast.IfExp))
-
-
-def _is_written(target: ast.expr, scope: Scope, context: Context) -> bool:
-    """Says whether a target is a Variable's value, or an attribute that holds one."""
-    if isinstance(target, (ast.Subscript, ast.Attribute)) and isinstance(
-        context.values.of(target.value, scope), Variable
-    ):
-        return True
-    return isinstance(target, ast.Attribute) and isinstance(context.values.of(target, scope), Variable)
-
-
-def _is_changed(target: ast.expr, scope: Scope, context: Context) -> bool:
-    """Says whether assigning to a target changes a module or a Variable."""
-    if _is_written(target, scope, context):
-        return True
-    owner = context.values.of(target.value, scope) if isinstance(target, ast.Attribute) else None
-    if not isinstance(owner, Instance):
-        return False
-    return (
-        owner.cls in NODES or owner.cls == "nnx.Module"
-        if isinstance(owner.cls, str)
-        else context.values.is_node(owner.cls)
-    )
-
-
-def _is_evaluating(call: ast.Call) -> bool:
-    """Says whether a call asks for no randomness and no new statistics, or brings its own: `model(x,
-    deterministic=True)`.
-    """
-    if any(word.arg == "rngs" for word in call.keywords):
-        return True
-    asks = {"deterministic": True, "use_running_average": True, "train": False, "training": False, "is_training": False}
-    return any(
-        isinstance(word.value, ast.Constant) and asks.get(word.arg or "") is word.value.value for word in call.keywords
-    )
-
-
-def _root(node: ast.expr) -> str:
-    """Returns the name that an expression of attributes and items starts from."""
-    while isinstance(node, (ast.Attribute, ast.Subscript)):
-        node = node.value
-    return node.id if isinstance(node, ast.Name) else ""
-
-
-def _origin(name: str, inner: Scope, outermost: Scope) -> str:
-    """Returns the parameter or closed-over name that a name within a function stands for; empty if it was made there.
-
-    A parameter of a function within is what that function is called with: `loss_fn(m)`, `nnx.grad(loss_fn)(model)`.
-    """
-    scope: Scope | None = inner
-    while scope is not None:
-        if name in scope.bindings and scope.kind != "class":
-            parameter = next((b.what for b in scope.bindings[name] if b.how == "parameter"), None)
-            if scope is outermost:
-                return name if parameter is not None else ""
-            if _is_within(scope, outermost):
-                return _handed_down(parameter, scope, outermost) if parameter is not None else ""
-            return name if scope.kind == "function" or any(b.how == "value" for b in scope.bindings[name]) else ""
-        scope = scope.parent
-    return ""
-
-
-def _handed_down(parameter: ast.arg, scope: Scope, outermost: Scope) -> str:
-    own = getattr(scope.node, "name", None)
-    if own is None or parameter not in scope.parameters or scope.parent is None:
-        return ""
-    place = scope.parameters.index(parameter)
-    for around in outermost.inside():
-        if around is not scope:
-            for call in around.of(ast.Call):
-                expression = given(call, own, place, parameter.arg)
-                if isinstance(expression, ast.Name):
-                    return _origin(expression.id, around, outermost)
-    return ""
-
-
-def _is_within(scope: Scope, outermost: Scope) -> bool:
-    current: Scope | None = scope
-    while current is not None:
-        if current is outermost:
-            return True
-        current = current.parent
-    return False
-
-
 def _taken_apart(scope: Scope, context: Context) -> set[str]:
     """Returns the names whose state a function takes apart and handles itself."""
     found: set[str] = set()
@@ -374,29 +233,6 @@ def _taken_apart(scope: Scope, context: Context) -> set[str]:
     return found
 
 
-def _returned(scope: Scope) -> set[str]:
-    """Returns the names that a function hands back."""
-    nodes = (
-        [scope.node.body]
-        if isinstance(scope.node, ast.Lambda)
-        else [r.value for r in scope.of(ast.Return) if r.value is not None]
-    )
-    found: set[str] = set()
-    waiting = [
-        element for node in nodes for element in (node.elts if isinstance(node, (ast.Tuple, ast.List)) else [node])
-    ]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, (ast.Tuple, ast.List)):
-            waiting += node.elts
-        elif isinstance(node, ast.Name):
-            found.add(node.id)
-            for binding in reaching(scope.bindings.get(node.id, ()), node.lineno):
-                if binding.how == "value" and isinstance(binding.what, (ast.Tuple, ast.List)):
-                    waiting += binding.what.elts
-    return found
-
-
 def _is_differentiated(name: str, scope: Scope, context: Context) -> bool:
     """Says whether a name is handed to what nnx.grad made: then it is a module, or Variables."""
     for call in scope.of(ast.Call):
@@ -406,20 +242,6 @@ def _is_differentiated(name: str, scope: Scope, context: Context) -> bool:
             ):
                 return True
     return False
-
-
-_BY_REFERENCE = re.compile(r"^nnx\.(?:var_defaults\(|use_hijax\(True|use_refs\(True|set_)", re.MULTILINE)
-
-
-def _uses_references(scope: Scope) -> bool:
-    """Says whether the code around, or the whole file, uses Variables that are references, which JAX itself keeps."""
-    outer = scope
-    while outer.parent is not None and outer.parent.kind == "function":
-        outer = outer.parent
-    first, last = outer.node.lineno, outer.node.end_lineno  # type: ignore[attr-defined]
-    text = "\n".join(scope.file.lines[max(first - 6, 0) : last])
-    words = ("hijax", "ref=True", "use_refs", "mutable_array")
-    return any(word in text for word in words) or bool(_BY_REFERENCE.search(scope.file.text))
 
 
 def _makes_self_static(decorator: ast.Call, scope: Scope) -> bool:
