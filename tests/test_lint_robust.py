@@ -27,6 +27,7 @@ def nested(statement, depth):
     )
 
 
+MODEL = b"class M(nnx.Module):\n  def __init__(self): self.c = nnx.Param(jnp.ones(3))\n"
 ODD = {
     "empty": (b"", None),
     "blank": (b"\n\x0c\n\t\n", None),
@@ -61,6 +62,14 @@ ODD = {
     "a long number": (NNX + b"x = " + b"9" * 10_000, WRONG),
     "a long line": (NNX + b"x = [" + b"nnx.Param(1), " * 20_000 + b"]", None),
     "odd names": (NNX + "\uff4enx = nnx.Param\nclass \xdcn\xef(nnx.Module): \uff58 = 1\n".encode(), None),
+    # Of these each line once looked at all those before it.
+    "5,000 bindings": (NNX + MODEL + b"def f():\n" + b"  m = M()\n  m.c.value\n" * 5_000, None),
+    "5,000 branches": (NNX + MODEL + b"def f(a):\n" + b"  if a:\n    m = M()\n  m.c.value\n" * 5_000, None),
+    "5,000 appends": (NNX + b"def f():\n  xs = []\n" + b"  xs.append(nnx.Param(a))\n  xs[0].value\n" * 5_000, None),
+    "5,000 calls": (
+        NNX + MODEL + b"def f():\n  def g(m):\n" + b"    m.c.value\n" * 5_000 + b"  g(M())\n" * 5_000,
+        None,
+    ),
     "50,000 lines": (NNX + b"class A(nnx.Module):\n  def f(self):\n    self.x = 1\n    self.x += 1\n\n" * 10_000, None),
 }
 

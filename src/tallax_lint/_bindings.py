@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import ast
+import bisect
 from collections.abc import Sequence
 
 from tallax_lint._index import Binding, Lines, Scope
+
+# So many bindings that may all hold, and nothing is known.
+_FAR = 64
 
 
 def initial(call: ast.Call) -> ast.expr | None:
@@ -20,19 +24,22 @@ def reaching(bindings: Sequence[Binding], line: int) -> Sequence[Binding]:
     """Returns the bindings of a name that may hold at a line of its scope, or of one within.
 
     The last one before the line that surely ran hides all before it. Where none stands before the line (a loop, a
-    function that is called later), all may hold.
+    function that is called later), all may hold; none is returned where they are too many to tell.
     """
-    before = [b for b in bindings if b.line < line or (b.line == line and b.how in ("parameter", "element", "def"))]
-    if not before:
-        return [b for b in bindings if b.how != "changed"] or bindings
-    for k in range(len(before) - 1, -1, -1):
-        if all(first <= line <= last for first, last in before[k].branches) or _same_branch(before[k], line):
-            return (
-                [b for b in before[k:] if b.how != "changed" or b is before[k]]
-                if before[k].how == "changed"
-                else before[k:]
-            )
-    return before
+    # A generated file may bind a name thousands of times: the one that decides is near.
+    end = bisect.bisect_left(bindings, line, key=_line)
+    while end < len(bindings) and bindings[end].line == line and bindings[end].how in ("parameter", "element", "def"):
+        end += 1
+    for k in range(end - 1, max(end - _FAR, 0) - 1, -1):
+        if all(first <= line <= last for first, last in bindings[k].branches) or _same_branch(bindings[k], line):
+            return bindings[k:end]
+    if end > _FAR:
+        return ()
+    return bindings[:end] or [b for b in bindings if b.how != "changed"] or bindings
+
+
+def _line(binding: Binding) -> int:
+    return binding.line
 
 
 def _same_branch(binding: Binding, line: int) -> bool:

@@ -130,6 +130,7 @@ class Plain:
 
 Value: TypeAlias = Variable | Instance | Type | Callee | Name | Array | Number | Items | Plain
 NOTHING = Plain("None")
+_MANY = 8  # places where one Variable may be made, beyond which nobody looks
 
 
 def joined(values: list[Value | None]) -> Value | None:
@@ -153,6 +154,8 @@ def joined(values: list[Value | None]) -> Value | None:
 def _both(a: Value, b: Value) -> Value | None:
     if isinstance(a, Variable) and isinstance(b, Variable):
         kind = a.type if a.type == b.type else b.type if a.type == "nnx.Param" else "nnx.Variable"
+        if (a.call is None and a.held is None) or len(a.or_else) >= _MANY:
+            return Variable(kind, cls=a.cls, home=a.home)  # what it holds can't be told
         return dataclasses.replace(a, type=kind, or_else=(*a.or_else, b))
     if isinstance(a, Array) and isinstance(b, Array):
         return Array(

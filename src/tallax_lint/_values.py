@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from tallax_lint import _arrays
 from tallax_lint._bindings import default_of, given, initial, reaching, spelled
-from tallax_lint._index import Binding, Scope
+from tallax_lint._index import Binding, Scope, last_name
 from tallax_lint._kinds import (
     NOTHING,
     Array,
@@ -112,7 +112,7 @@ class Values(Types):
             if name in scope.bindings and (scope.kind != "class" or scope is start):
                 within = frame if scope is start else Frame(scope)
                 value = joined([self.binding(b, within) for b in reaching(scope.bindings[name], line)])
-                return self.filled(name, [scope]) if value == _EMPTY else value
+                return self._filled_here(name, scope) if value == _EMPTY else value
             scope = scope.parent
         for star in frame.scope.file.bindings.get("*", ()):
             found = self.dotted(f"{star.what}.{name}", frame.scope)
@@ -128,7 +128,7 @@ class Values(Types):
             return self.defined(binding.what)
         if binding.how == "parameter":
             known = frame.arguments.get(binding.what.arg)
-            return known if known is not None else self.parameter(binding.what, frame.scope)
+            return known if known is not None else self._parameter(binding.what, frame.scope)
         if binding.how == "annotation":
             return self.annotated(binding.what, frame.scope)
         if binding.how == "changed":
@@ -142,19 +142,29 @@ class Values(Types):
             value = item(value, k)
         return value
 
+    def _filled_here(self, name: str, scope: Scope) -> Value | None:
+        key = ("filled", name)
+        if key not in scope.memory:
+            scope.memory[key] = None  # a list that is appended to from itself
+            scope.memory[key] = self.filled(name, [scope])
+        return scope.memory[key]
+
     def filled(self, name: str, scopes: Sequence[Scope]) -> Value:
         """Returns what a list that starts empty holds after what some functions append to it, by name or by
         `self.name`.
         """
         found: list[Value | None] = []
         for scope in scopes:
-            for call in scope.of(ast.Call):
-                function = call.func
-                if isinstance(function, ast.Attribute) and function.attr == "append" and len(call.args) == 1:
-                    owner = function.value
-                    if (owner.id if isinstance(owner, ast.Name) else getattr(owner, "attr", "")) == name:
-                        found.append(self.of(call.args[0], scope))
+            if "appended" not in scope.memory:
+                scope.memory["appended"] = _appended(scope)
+            found += [self.of(argument, scope) for argument in scope.memory["appended"].get(name, ())]
         return Items(each=joined(found))
+
+    def _parameter(self, argument: ast.arg, scope: Scope) -> Value | None:
+        if argument not in scope.memory:
+            scope.memory[argument] = None  # a function that is handed what it returns
+            scope.memory[argument] = self.parameter(argument, scope)
+        return scope.memory[argument]
 
     def _changed(self, node: ast.AugAssign, frame: Frame) -> Value | None:
         """Returns what a name holds after `+=`."""
@@ -518,6 +528,16 @@ class Values(Types):
             content = self.content(value)
             return content if content is not None else Array(state=value.home or "derived")
         return value
+
+
+def _appended(scope: Scope) -> dict[str, list[ast.expr]]:
+    """Returns what a function appends to lists, by the last part of their names."""
+    found: dict[str, list[ast.expr]] = {}
+    for call in scope.of(ast.Call):
+        function = call.func
+        if isinstance(function, ast.Attribute) and function.attr == "append" and len(call.args) == 1:
+            found.setdefault(last_name(function.value), []).append(call.args[0])
+    return found
 
 
 _WORK = {
