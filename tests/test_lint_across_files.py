@@ -46,7 +46,7 @@ def written(folder: pathlib.Path, **files: str) -> pathlib.Path:
 
 def codes(*paths: pathlib.Path) -> list[tuple[str, int, str]]:
     """Returns file, line and code of each finding."""
-    report = lint([str(path) for path in paths], Config())
+    report = lint(paths, Config())
     assert not report.problems
     return [(pathlib.Path(f.path).name, f.line, f.code) for f in report.findings]
 

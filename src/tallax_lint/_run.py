@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Sequence
 
 from tallax_lint import _engine, _noqa
@@ -36,7 +37,7 @@ class Report:
         return max([int(bool(self.findings)), *(problem.status for problem in self.problems)])
 
 
-def lint(paths: Sequence[str], config: Config | None = None) -> Report:
+def lint(paths: Sequence[str | os.PathLike[str]], config: Config | None = None) -> Report:
     """Judges files, and the Python files and notebooks in folders.
 
     Args:
@@ -52,8 +53,8 @@ def lint(paths: Sequence[str], config: Config | None = None) -> Report:
         'there is no such file or folder'
     """
     if config is None:
-        config = config_above(paths[0] if paths else ".")
-    files, problems = found(paths, config.exclude, config.root)
+        config = config_above(os.fspath(paths[0]) if paths else ".")
+    files, problems = found([os.fspath(path) for path in paths], config.exclude, config.root)
     return judged([read(file) for file in files], config, problems)
 
 
