@@ -24,7 +24,7 @@ LAYERS = [
     {"logging"},
     {"checkpoints"},
     {"interop"},
-    {"checking"},
+    {"checking", "_doctor"},
     {"__init__"},
 ]
 FILES = sorted(SOURCE.rglob("*.py"))
