@@ -136,7 +136,7 @@ def probe() -> None:
 def _ask_jax() -> dict[str, Any]:
     import jax
 
-    return {"x64": bool(jax.config.jax_enable_x64)}
+    return {"x64": bool(jax.config.read("jax_enable_x64"))}
 
 
 def _ask_backend() -> dict[str, Any]:
