@@ -74,7 +74,7 @@ def test_every_extra_is_listed(told):
         "demo",
         "torch",
     }
-    assert told["extras"]["cli"] == {name: metadata.version(name) for name in ("rich", "typer")}
+    assert told["extras"]["cli"] == {name: _doctor._version(name) for name in ("rich", "typer")}
 
 
 @pytest.mark.parametrize(
