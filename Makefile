@@ -7,11 +7,11 @@ EXTRAS := cli plot demo console tensorboard parquet wandb mlflow
 comma := ,
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test quick thorough compare lint format pages bench constraints clean
+.PHONY: help demo test quick thorough compare lint dist-check format pages bench constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## train a mixture of experts on handwritten digits, or go on with it; FRESH=1 starts again
 	@$(BIN)/python examples/digits_moe.py $(if $(FRESH),--fresh) $(ARGS)
@@ -32,11 +32,15 @@ thorough: $(VENV)/.dev  ## run the tests that take minutes: statecheck judges tw
 compare: $(VENV)/.bench  ## run the tests beside PyTorch and torchmetrics, which are large
 	$(BIN)/python -m pytest tests/test_comparisons.py tests/test_torch.py $(ARGS)
 
-lint: $(VENV)/.dev  ## check style, format and types
+lint: $(VENV)/.dev  ## check style, format and types, and that no code is dead
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
+	$(BIN)/vulture
 	$(BIN)/tallax lint src examples benchmarks
+
+dist-check: $(VENV)/.dev  ## build wheel and sdist, and run tests against the wheel, installed by itself
+	PYTHON=$(BIN)/python .ci/dist-check
 
 format: $(VENV)/.dev  ## mend style and format where that is safe
 	$(BIN)/ruff check --fix .

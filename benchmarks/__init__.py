@@ -12,6 +12,7 @@ GROUPS = {
     "compile-time": "benchmarks.compile_time",
     "differentiation": "benchmarks.differentiation",
     "eager": "benchmarks.eager_counters",
+    "imports": "benchmarks.imports",
     "lint": "benchmarks.lint",
     "logging": "benchmarks.logged_loops",
     "loops": "benchmarks.loops",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `tallax check model.py:Model --inputs 'float32[8,4]'`, `tallax lint src`, `tallax watch runs/1`.
+"""The command line: `tallax check model.py:Model --inputs 'float32[8,4]'`, `tallax lint src`, `tallax doctor`.
 
 What looks at source and at runs starts without JAX, which takes seconds.
 """
@@ -13,11 +13,15 @@ from typing import Any
 
 
 def main() -> None:
-    """Runs the command line; without the `cli` extra, all but `lint` say how to install it and exit with 2."""
+    """Runs the command line; without the `cli` extra, all but `lint` and `doctor` name it and exit with 2."""
     if sys.argv[1:2] == ["lint"]:  # before typer is looked for: an editor asks at every stroke, and may do without
         from tallax_lint._cli import main as lint_main
 
         raise SystemExit(lint_main(sys.argv[2:]))
+    if sys.argv[1:2] == ["doctor"]:  # likewise: what is missing is what it tells
+        from tallax._doctor import main as doctor_main
+
+        raise SystemExit(doctor_main(sys.argv[2:]))
     try:
         import typer
     except ModuleNotFoundError:
@@ -84,6 +88,13 @@ def main() -> None:
         from tallax_lint._cli import main as lint_main
 
         raise typer.Exit(lint_main(arguments or []))
+
+    @app.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+    def doctor(arguments: list[str] = typer.Argument(None, metavar="[--json]")) -> None:
+        """Print versions, devices, modes and extras: what to paste in a bug report."""
+        from tallax._doctor import main as doctor_main
+
+        raise typer.Exit(doctor_main(arguments or []))
 
     @app.command()
     def watch(

@@ -4,6 +4,8 @@
 import ast
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -24,7 +26,7 @@ LAYERS = [
     {"logging"},
     {"checkpoints"},
     {"interop"},
-    {"checking"},
+    {"checking", "_doctor"},
     {"__init__"},
 ]
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -76,7 +78,7 @@ def test_no_internals(path):
 
 def test_the_surface():
     """Every public name has a docstring, and is one of these."""
-    names = {name for name in vars(tallax) if not name.startswith("_")}
+    names = {name for name in dir(tallax) if name[0].isalpha()} - {"TYPE_CHECKING", "importlib"}
     submodules = {
         "checking",
         "checkpoints",
@@ -147,13 +149,66 @@ def test_the_surface():
         getattr(package, name)
         for package in (tallax.statistics, tallax.interop)
         for name in vars(package)
-        if not name.startswith("_")
+        if name[0].isalpha()
     ]
     for thing in public:
         assert thing.__doc__
         for name, member in vars(thing).items():
             if callable(member) and not name.startswith("_"):
                 assert member.__doc__, f"{thing.__name__}.{name}"
+
+
+def test_what_type_checkers_read_is_what_there_is():
+    """The imports in `if TYPE_CHECKING` are the tables by which names are found, and `*` gives what they list."""
+    tree = ast.parse((SOURCE / "__init__.py").read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    declared = [(node.module, alias.name) for node in block.body for alias in node.names]
+    assert all(alias.asname == alias.name for node in block.body for alias in node.names)
+    assert len(declared) == len(set(declared))
+    assert {name: module for module, name in declared if module != "tallax"} == tallax._HOMES
+    assert {name for module, name in declared if module == "tallax"} == tallax._MODULES
+    starred = {}
+    exec("from tallax import *", starred)
+    assert starred.keys() - {"__builtins__"} == tallax._HOMES.keys() | {"interop", "sinks", "statistics"}
+    with pytest.raises(AttributeError, match=r"^module 'tallax' has no attribute 'stat'$"):
+        _ = tallax.stat
+
+
+@pytest.mark.parametrize(
+    ("statement", "loaded"),
+    [
+        ("import tallax", set()),
+        ("from tallax import Counter, StepCounter", {"_errors", "_limbs", "_module", "_variables", "counters"}),
+        ("from tallax import statistics", {"_errors", "_limbs", "_module", "_variables", "statistics"}),
+        ("import tallax.sinks", {"_errors", "sinks"}),
+        ("from tallax import Scheduled", {"_errors", "_limbs", "_module", "_variables", "schedules"}),
+    ],
+)
+def test_what_is_imported(statement, loaded):
+    """A program waits for the import of what it uses; by itself, tallax imports not even JAX."""
+    code = f"import sys\n{statement}\nprint(*(m for m in sys.modules if m == 'jax' or m.startswith('tallax.')))"
+    names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    parts = {name.split(".")[1] for name in names if name != "jax"}
+    assert parts - {"_notebooks", "_placement", "_replicas", "_differentiable"} == loaded
+    assert loaded or "jax" not in names
+
+
+def test_names_may_be_asked_for_within_a_trace():
+    """No module makes arrays when it is imported: in a trace these would be tracers that outlive it."""
+    code = """
+import jax, tallax
+
+def f(x):
+    for name in dir(tallax):
+        getattr(tallax, name)
+    return x
+
+print(len(jax.make_jaxpr(f)(1.0).eqns))
+with jax.checking_leaks():
+    jax.jit(f)(1.0)
+"""
+    ended = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "0\n"
 
 
 @pytest.mark.parametrize("package", ["tallax_lint", "tallax_runs"])

@@ -452,7 +452,8 @@ def test_a_slow_sink_may_drop_records_which_are_counted():
 def test_a_hanging_sink_can_be_interrupted():
     """Ctrl-C while closing waits for a stuck sink gives up, and says how much is not written."""
     program = """
-import os, signal, threading, time, tallax
+import os, signal, threading, time
+from tallax import Logger  # imported before the clock runs
 
 class Stuck:
     def write(self, record):
@@ -462,7 +463,7 @@ class Stuck:
 
 threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 try:
-    with tallax.Logger(Stuck(), every=1) as log:
+    with Logger(Stuck(), every=1) as log:
         for step in range(5):
             log(step=step)
 except KeyboardInterrupt as error:

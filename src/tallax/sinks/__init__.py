@@ -15,8 +15,7 @@
 Anything with a `write(record)` and a `close()` is a sink: see `Sink`.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tallax.sinks._sink import Sink as Sink
 from tallax.sinks._sink import as_sink as as_sink
@@ -32,26 +31,25 @@ if TYPE_CHECKING:
     from tallax.sinks._parquet import Parquet as Parquet
     from tallax.sinks._tensorboard import TensorBoard as TensorBoard
     from tallax.sinks._wandb import WandB as WandB
+else:  # so that a type checker reports a name that is not there
+    import importlib
 
+    _FILES = {
+        "Clu": "_adapters",
+        "Console": "_console",
+        "Jsonl": "_jsonl",
+        "MLflow": "_mlflow",
+        "Parquet": "_parquet",
+        "TensorBoard": "_tensorboard",
+        "WandB": "_wandb",
+    }
 
-_FILES = {
-    "Clu": "_adapters",
-    "Console": "_console",
-    "Jsonl": "_jsonl",
-    "MLflow": "_mlflow",
-    "Parquet": "_parquet",
-    "TensorBoard": "_tensorboard",
-    "WandB": "_wandb",
-}
+    def __getattr__(name):
+        if name not in _FILES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{_FILES[name]}"), name)
+        globals()[name] = value
+        return value
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _FILES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_FILES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_FILES})
+    def __dir__():
+        return sorted({*globals(), *_FILES})

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands in several files is the same in each: the commands of CI, the version, the limits of documents."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def commands_of(target):
+    """Returns the commands of a target of the Makefile, which come before the next empty line."""
+    recipe = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe
+    return [line.strip().replace("$(BIN)", ".venv/bin") for line in recipe[1].splitlines()]
+
+
+def makes_of_ci():
+    return re.findall(r"^\s*(make .*)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+
+
+def test_the_hooks_are_what_lint_runs():
+    """pre-commit runs the commands of `make lint`, with the same tools, in the same order."""
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    commands = commands_of("lint")
+    assert len(commands) >= 5
+    assert [hook["entry"] for hook in hooks] == commands
+    assert all(hook["pass_filenames"] is False and hook["language"] == "system" for hook in hooks)
+
+
+def test_the_workflow_runs_what_ci_runs():
+    """On the oldest Python all of `.ci/run`, and on the newest what that runs there; each action by its commit."""
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    runs = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
+    *all_of_it, on_the_newest = makes_of_ci()
+    assert runs["oldest"] == all_of_it
+    assert on_the_newest.startswith(runs["newest"][0] + " PYTHON=")
+    pythons = {name: job["steps"][1]["with"]["python-version"] for name, job in jobs.items()}
+    assert pythons["oldest"] == PROJECT["requires-python"].removeprefix(">=")
+    assert f"Programming Language :: Python :: {pythons['newest']}" == PROJECT["classifiers"][-3]
+    for job in jobs.values():
+        for step in job["steps"]:
+            assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", step.get("uses", "a/b@" + "0" * 40))
+
+
+def test_the_citation_is_of_this_version():
+    """As in pyproject.toml, licence and all."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
+    assert citation["keywords"] == PROJECT["keywords"]
+
+
+def test_classifiers():
+    """Typed, on any system; the licence is an SPDX expression, beside which PyPI takes no classifier of one."""
+    assert {"Typing :: Typed", "Operating System :: OS Independent"} <= set(PROJECT["classifiers"])
+    assert PROJECT["license"] == "Apache-2.0"
+    assert not [name for name in PROJECT["classifiers"] if name.startswith("License ::")]
+
+
+@pytest.mark.parametrize("section", ["Added", "Changed"])
+def test_the_changelog(section):
+    """What is not yet released comes first, under the headings of Keep a Changelog."""
+    unreleased = (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1]
+    assert unreleased.startswith("[Unreleased]")
+    assert f"\n### {section}\n" in unreleased
+
+
+def test_contributing_is_short():
+    """Under 60 lines, and every target that it names is one."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert text.count("\n") < 60
+    for target in re.findall(r"make ([a-z-]+)", text):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE) or target == "sets", target

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Type checkers read what users write: right uses pass strictly, wrong ones are reported."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tallax
+
+ROOT = Path(__file__).parent.parent
+TYPING = ROOT / "tests" / "typing"
+EXPECTED = {
+    (number, rule)
+    for number, line in enumerate((TYPING / "wrong.py").read_text().splitlines(), start=1)
+    for rule in re.findall(r"\breport\w+", line.partition("  # ")[2])
+}
+
+
+def reported(file):
+    """Returns the line and the rule of each complaint about a file, which imports what this interpreter does."""
+    command = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable, "--outputjson", str(file)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    found = json.loads(ended.stdout)
+    assert found["summary"]["filesAnalyzed"] == 1
+    return {(at["range"]["start"]["line"] + 1, at["rule"]) for at in found["generalDiagnostics"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "expected"), [("api.py", set()), ("wrong.py", EXPECTED)])
+def test_what_type_checkers_report(file, expected):
+    """Nothing of right uses, in the strict mode; of wrong ones, each by its rule."""
+    pytest.importorskip("basedpyright")
+    assert reported(TYPING / file) == expected
+
+
+def test_every_public_name_is_used():
+    """The file of right uses has every name, of the statistics too."""
+    text = (TYPING / "api.py").read_text()
+    statistics = {name for name in vars(tallax.statistics) if name[0].isupper()}
+    for name in {*tallax.__all__, *statistics}:
+        assert re.search(rf"\b{name}\b", text), name
+
+
+def test_packages_say_that_they_are_typed():
+    """Each package has its marker, without which type checkers take nothing from it."""
+    for package in ("tallax", "tallax_lint", "tallax_runs"):
+        assert (Path(tallax.__file__).parents[1] / package / "py.typed").exists()
