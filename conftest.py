@@ -42,7 +42,7 @@ pytest_collect_file = (
     )
     + Sybil(
         parsers=[PythonCodeBlockParser()],
-        patterns=["README.md", "docs/*.md"],
+        patterns=["README.md", "docs/*.md", "docs/guides/*.md"],
         setup=_as_users_run_it,
         teardown=_strict_again,
     )

@@ -33,6 +33,6 @@ def test_the_worked_solution_is_the_one_that_is_graded():
 
 def test_links_lead_somewhere():
     """Every relative link of README and of a page leads to a file."""
-    for page in (ROOT / "README.md", *DOCS.glob("*.md")):
+    for page in (ROOT / "README.md", *DOCS.rglob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
