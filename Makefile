@@ -30,7 +30,7 @@ thorough: $(VENV)/.dev  ## run the tests that take minutes: statecheck judges tw
 	$(BIN)/python -m pytest -m thorough --numprocesses 2 tests $(ARGS)
 
 compare: $(VENV)/.bench  ## run the tests beside PyTorch and torchmetrics, which are large
-	$(BIN)/python -m pytest tests/test_comparisons.py tests/test_torch.py $(ARGS)
+	$(BIN)/python -m pytest tests/test_comparisons.py tests/test_coming_from.py tests/test_torch.py $(ARGS)
 
 lint: $(VENV)/.dev  ## check style, format and types
 	$(BIN)/ruff check .
