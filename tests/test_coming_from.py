@@ -39,6 +39,7 @@ def test_the_module_of_pytorch_and_the_one_of_tallax():
     theirs.train(), ours.train()
     both(1)
     assert int(ours.step) == 4
+    assert sorted(tallax.interop.to_torch(ours)) == sorted(theirs.state_dict())
 
 
 def test_a_write_in_place_and_a_read():
