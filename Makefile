@@ -7,7 +7,7 @@ EXTRAS := cli plot demo console tensorboard parquet wandb mlflow
 comma := ,
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test quick thorough compare lint dist-check format pages bench constraints clean
+.PHONY: help demo test quick thorough compare lint dist-check format pages docs bench constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -30,7 +30,7 @@ thorough: $(VENV)/.dev  ## run the tests that take minutes: statecheck judges tw
 	$(BIN)/python -m pytest -m thorough --numprocesses 2 tests $(ARGS)
 
 compare: $(VENV)/.bench  ## run the tests beside PyTorch and torchmetrics, which are large
-	$(BIN)/python -m pytest tests/test_comparisons.py tests/test_torch.py $(ARGS)
+	$(BIN)/python -m pytest tests/test_comparisons.py tests/test_coming_from.py tests/test_torch.py $(ARGS)
 
 lint: $(VENV)/.dev  ## check style, format and types, and that no code is dead
 	$(BIN)/ruff check .
@@ -49,12 +49,15 @@ format: $(VENV)/.dev  ## mend style and format where that is safe
 pages: $(VENV)/.dev  ## write docs/lint from the linter's rules
 	$(BIN)/python -m tallax_lint._explain docs/lint
 
+docs: $(VENV)/.docs  ## write the documentation site to build/site, to be read without network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
+
 bench: $(VENV)/.bench  ## measure, side by side; prints a table and writes benchmarks/results/*.json
 	$(BIN)/python -m benchmarks $(ARGS)
 
 constraints: $(VENV)/.dev  ## resolve the pins again
 	$(PIP) uv
-	$(BIN)/uv pip compile --universal --python-version 3.11 $(patsubst %,--extra %,$(EXTRAS)) --group dev --no-emit-index-url --no-header \
+	$(BIN)/uv pip compile --universal --python-version 3.11 $(patsubst %,--extra %,$(EXTRAS)) --group dev --group docs --no-emit-index-url --no-header \
 	  --no-annotate --quiet --upgrade --output-file constraints.txt pyproject.toml
 
 clean:  ## remove the environments and everything made
@@ -74,6 +77,10 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) --editable '.[$(subst $() ,$(comma),$(EXTRAS))]' --group dev
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --group docs
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev

@@ -24,12 +24,14 @@ hypothesis.settings.load_profile("tallax")
 
 
 def _as_users_run_it(namespace: dict) -> None:
-    """Examples use optax, whose own schedules mix dtypes."""
+    """Examples use optax, whose own schedules mix dtypes, and add a bias as everybody does."""
     jax.config.update("jax_numpy_dtype_promotion", "standard")
+    jax.config.update("jax_numpy_rank_promotion", "allow")
 
 
 def _strict_again(namespace: dict) -> None:
     jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 pytest_collect_file = (
@@ -42,7 +44,7 @@ pytest_collect_file = (
     )
     + Sybil(
         parsers=[PythonCodeBlockParser()],
-        patterns=["README.md", "docs/*.md"],
+        patterns=["README.md", "docs/*.md", "docs/guides/*.md"],
         setup=_as_users_run_it,
         teardown=_strict_again,
     )

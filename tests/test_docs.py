@@ -8,6 +8,7 @@ from importlib import resources
 import tallax
 from tallax.checking import RULES
 from tallax.checking._statecheck import _TIER
+from tallax_lint import lint
 from tests.corpus.case import RULES as CORPUS_RULES
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -31,8 +32,19 @@ def test_the_worked_solution_is_the_one_that_is_graded():
     assert f"```python\n{code}```" in (DOCS / "exercise.md").read_text()
 
 
+def test_the_linter_finds_the_pitfalls(tmp_path):
+    """In the examples of that page the linter finds what the table says, once each."""
+    page = (DOCS / "pitfalls.md").read_text()
+    code = tmp_path / "pitfalls.py"
+    code.write_text("\n\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)))
+    found = [problem.code for problem in lint([str(code)]).findings]
+    assert found == [f"TLX{n:03}" for n in (1, 2, 3, 4, 5, 7, 8, 10)]
+    slugs = dict(re.findall(r"\| \[(TLX\d+)\]\S+ \| `([a-z-]+)`", page))
+    assert set(slugs.values()) <= set(RULES)
+
+
 def test_links_lead_somewhere():
     """Every relative link of README and of a page leads to a file."""
-    for page in (ROOT / "README.md", *DOCS.glob("*.md")):
+    for page in (ROOT / "README.md", *DOCS.rglob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"

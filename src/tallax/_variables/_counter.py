@@ -150,7 +150,10 @@ class Counter(Item):
             axis_name: as for `increment`.
 
         Raises:
-            As `increment` does.
+            InvalidTypeError: as for `increment`.
+            InvalidValueError: as for `increment`.
+            ReplicasError: as for `increment`.
+            TraceError: as for `increment`.
 
         Example:
             >>> import jax.numpy as jnp, tallax

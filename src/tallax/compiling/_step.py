@@ -130,7 +130,7 @@ class CompiledStep:
             What the function returns, each array with a leading axis more.
 
         Raises:
-            As a call does.
+            TallaxError: as a call does.
         """
         holding = self._holding or self._hold(batches, options)
         return self._run(holding, holding.programs.many, batches, options)

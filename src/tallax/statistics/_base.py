@@ -44,7 +44,7 @@ class Statistic(EvalAware, abc.ABC):
 
         Args:
             x: an array of booleans, integers or floats; see the statistic for the shapes it takes. No gradient flows
-            in.
+                in.
             where: a boolean array that broadcasts to `x.shape`.
 
         Raises:

@@ -31,7 +31,7 @@ class HistogramResult:
 
     Attributes:
         counts: entries per bin, uint64[bins]. Bin i holds `edges[i] <= x < edges[i + 1]`; the last holds its upper
-        edge.
+            edge.
         edges: float32[bins + 1].
         underflow: finite entries below the first edge.
         overflow: finite entries above the last edge.
