@@ -2,7 +2,8 @@
 """Scores `tallax lint` on labelled places: `python -m benchmarks.lint_labels LABELS.jsonl CHECKOUTS`.
 
 LABELS has an object a line with `repo`, `commit`, `path`, `line`, `rule` (a slug), `label` (`bug` or `ok`) and `kind`
-(`adjacent` is out of scope). Exits with 1 where less is found, or more reported, than was promised. CHECKOUTS has a folder for each repository and commit, `owner+name@` and eight digits.
+(`adjacent` is out of scope). CHECKOUTS has a folder for each repository and commit, `owner+name@` and eight digits.
+Exits with 1 where less is found, or more reported, than was promised.
 """
 
 from __future__ import annotations
