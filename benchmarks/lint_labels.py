@@ -3,6 +3,7 @@
 
 LABELS has an object a line with `repo`, `commit`, `path`, `line`, `rule` (a slug), `label` (`bug` or `ok`) and `kind`
 (`adjacent` is out of scope). CHECKOUTS has a folder for each repository and commit, `owner+name@` and eight digits.
+Exits with 1 where less is found, or more reported, than was promised.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import sys
 
 from tallax_lint import Config, lint
 from tallax_lint.rules import RULES
+
+# The share of bugs to be found over all rules, and by each rule that has a few of them; of fine places to be reported.
+_ALL, _EACH, _FEW, _WRONGLY = 0.85, 0.70, 5, 0.05
 
 
 def main(labels: str, checkouts: str) -> None:
@@ -34,10 +38,17 @@ def main(labels: str, checkouts: str) -> None:
         if hit != (place["label"] == "bug"):
             what = "reported" if hit else "missed"
             print(f"{what}: {place['rule']} {place['path']}:{place['line']} {place['note']}")
+    short = []
     for slug, count in sorted(counts.items()):
         bugs, fine = (sum(count[label, hit] for hit in (True, False)) for label in ("bug", "ok"))
         hits = count["bug", True], count["ok", True]
         print(f"{slug:20} {hits[0]} of {bugs} bugs found, {hits[1]} of {fine} fine places reported")
+        if bugs >= _FEW and hits[0] < _EACH * bugs:
+            short.append(slug)
+    whole = sum(counts.values(), collections.Counter())
+    bugs, fine = (sum(whole[label, hit] for hit in (True, False)) for label in ("bug", "ok"))
+    if short or whole["bug", True] < _ALL * bugs or whole["ok", True] > _WRONGLY * fine:
+        sys.exit(f"missed what was promised: {', '.join(short) or 'over all rules'}")
 
 
 def _folder(place: dict[str, str]) -> str:

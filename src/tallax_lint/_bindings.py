@@ -7,7 +7,7 @@ import ast
 import bisect
 from collections.abc import Sequence
 
-from tallax_lint._index import Binding, Lines, Scope
+from tallax_lint._index import Binding, Lines, Scope, last_name
 
 # So many bindings that may all hold, and nothing is known.
 _FAR = 64
@@ -76,9 +76,7 @@ def given(call: ast.Call, name: str, place: int, keyword: str) -> ast.expr | Non
             if word.arg == keyword:
                 return word.value
         return arguments[place] if place < len(arguments) else None
-    last = (
-        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
-    )
+    last = last_name(function)
     if last in ("cond", "switch"):
         branches = arguments[1:3] if last == "cond" else arguments[1:2]
         names = [n for b in branches for n in (b.elts if isinstance(b, (ast.Tuple, ast.List)) else [b])]

@@ -8,6 +8,7 @@ parent. What the names mean is left to `_values`, which asks for few of them.
 from __future__ import annotations
 
 import ast
+import bisect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -25,7 +26,6 @@ _SORTED = {
     ast.If,
     ast.While,
     ast.IfExp,
-    ast.For,
 }
 # Fields that hold names and flags rather than nodes.
 _WORDS = {
@@ -178,14 +178,13 @@ class File(Scope):
         classes: All its classes, also those within functions.
     """
 
-    __slots__ = ("_lines", "classes", "functions", "module", "package", "path", "text")
+    __slots__ = ("_lines", "classes", "module", "package", "path", "text")
 
     def __init__(self, tree: ast.Module, path: str, text: str, module: str, package: str):
         super().__init__(tree, "", "file", None, self)
         self.path, self.text, self.module, self.package = path, text, module, package
         self._lines: list[str] | None = None
         self.classes: list[Scope] = []
-        self.functions: list[Scope] = []
         _collect(self, tree)
 
     @property
@@ -274,7 +273,6 @@ def _open(node: Any, scope: Scope, file: File, branches: tuple[Lines, ...]) -> S
         file.classes.append(inner)
     else:
         inner = Scope(node, name, "function", scope, file)
-        file.functions.append(inner)
         arguments = node.args
         for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
             inner.bindings[argument.arg] = [Binding("parameter", argument, (), node.lineno, ())]
@@ -287,7 +285,12 @@ def _open(node: Any, scope: Scope, file: File, branches: tuple[Lines, ...]) -> S
 
 
 def _bind(scope: Scope, name: str, binding: Binding) -> None:
-    scope.bindings.setdefault(name, []).append(binding)
+    """Notes a binding in the order of lines, in which `reaching` looks; the walk all but keeps it."""
+    known = scope.bindings.setdefault(name, [])
+    if known and known[-1].line > binding.line:
+        bisect.insort(known, binding, key=lambda other: other.line)
+    else:
+        known.append(binding)
 
 
 def targets(target: ast.expr, item: tuple[int, ...] = ()) -> Iterator[tuple[ast.expr, tuple[int, ...] | None]]:

@@ -43,6 +43,7 @@ from tallax_lint._types import Types
 # How deep expressions nest, and calls within calls: what is farther from a place seldom decides about it.
 _DEEPEST = 24
 _FARTHEST = 3
+_MANY_RETURNS = 8
 _EMPTY = Items()
 _BUILTINS = {
     "int": "int",
@@ -180,8 +181,8 @@ class Values(Types):
         """Returns what a class or function statement binds."""
         if scope.kind == "class":
             return Type(scope)
-        transformed = next((t for t in map(self.transform_of, scope.decorators, [scope.parent] * 99) if t), "")
-        return Callee(scope, transformed=transformed)
+        transforms = (self.transform_of(decorator, scope.parent) for decorator in scope.decorators)
+        return Callee(scope, transformed=next(filter(None, transforms), ""))
 
     def transform_of(self, node: ast.expr, scope: Scope | None) -> str:
         """Returns the transformation that a decorator or callee stands for: `jax.jit`, `partial(jax.jit, ...)`,
@@ -439,15 +440,13 @@ class Values(Types):
             return Items(each=Items((Number("int"), element(self.of(node.args[0], frame)))))
         if name == "zip":
             return Items(each=Items(tuple(element(self.of(argument, frame)) for argument in node.args)))
-        if name in ("range",):
+        if name == "range":
             return Items(each=Number("int"))
         if name in ("str", "dict", "set", "repr", "hasattr", "isinstance", "format"):
             return Number("bool") if name in ("hasattr", "isinstance") else Plain(name)
         if name in _TRANSFORMS:
             inner = self.of(node.args[0], frame) if node.args else None
             return Callee(inner.scope, inner.bound, name) if isinstance(inner, Callee) else None
-        if name == "functools.partial" and node.args:
-            return None
         if name.startswith(("jnp.", "np.", "jax.", "nnx.initializers", "math.")):
             return _arrays.made(name, node, lambda argument: self.content_of(self.of(argument, frame)))
         return self.named(name) if name.startswith("nnx.") else None
@@ -474,14 +473,13 @@ class Values(Types):
         inner = self.frame_of(callee, node, frame)
         if isinstance(scope.node, ast.Lambda):
             return self.of(scope.node.body, inner)
-        results = list(scope.of(ast.Return))
-        if not results or len(results) > 8:
-            declared = getattr(scope.node, "returns", None)
-            return self.annotated(declared, scope.parent or scope) if declared is not None else None
-        found = joined([self.of(result.value, inner) if result.value is not None else NOTHING for result in results])
-        if found is None:
-            declared = getattr(scope.node, "returns", None)
-            found = self.annotated(declared, scope.parent or scope) if declared is not None else None
+        results = [result.value for result in scope.of(ast.Return)]
+        found = None
+        if len(results) <= _MANY_RETURNS:
+            found = joined([self.of(result, inner) if result is not None else NOTHING for result in results])
+        declared = getattr(scope.node, "returns", None)
+        if found is None and declared is not None:
+            found = self.annotated(declared, scope.parent or scope)
         return found
 
     def frame_of(self, callee: Callee, node: ast.Call, frame: Frame) -> Frame:
@@ -513,8 +511,7 @@ class Values(Types):
             )
         value = variable.held
         if variable.call is not None and variable.frame is not None:
-            given = initial(variable.call)
-            value = self.of(given, variable.frame) if given is not None else None
+            value = self.of(initial(variable.call), variable.frame)
         state = variable.home or "derived"
         if isinstance(value, Array):
             return Array(value.weak, value.dtype, state, value.scalar)

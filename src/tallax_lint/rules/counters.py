@@ -8,7 +8,7 @@ import re
 
 from tallax_lint._check import CHECKS, Context
 from tallax_lint._classes import MAKING
-from tallax_lint._index import Scope, enclosing, statement_of
+from tallax_lint._index import Scope, enclosing, last_name, statement_of
 from tallax_lint._kinds import Array, Frame, Number, Variable
 from tallax_lint._rule import Rule
 from tallax_lint._uses import Home
@@ -202,7 +202,7 @@ def _amount(node: ast.expr, frame: Frame, context: Context) -> str:
 
 
 def _named(node: ast.expr) -> str:
-    name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+    name = last_name(node)
     if name in ("size", "nbytes"):
         return "size"
     if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and node.value.attr == "shape":
@@ -213,8 +213,7 @@ def _named(node: ast.expr) -> str:
 def _is_mask(node: ast.Call) -> bool:
     """Says whether what is summed up is a condition: `(x > 0).sum()`, `jnp.sum(mask)`."""
     summed = node.args[0] if node.args else node.func.value if isinstance(node.func, ast.Attribute) else node
-    name = summed.attr if isinstance(summed, ast.Attribute) else summed.id if isinstance(summed, ast.Name) else ""
-    return isinstance(summed, ast.Compare) or "mask" in name
+    return isinstance(summed, ast.Compare) or "mask" in last_name(summed)
 
 
 def _is_sum(node: ast.expr) -> bool:

@@ -10,6 +10,7 @@ from tallax_lint._check import CHECKS, Context
 from tallax_lint._flow import origin, returned, root_of
 from tallax_lint._index import Scope, targets
 from tallax_lint._kinds import Callee, Instance, Name, Variable
+from tallax_lint._names import RAW_TRANSFORMS
 from tallax_lint._rule import Rule
 
 RULE = Rule(
@@ -66,18 +67,16 @@ def step(model: Model, x):
     misses="Modules whose class can't be told, and those that leave such a function through a global name.",
 )
 
-_RAW = {
-    "jax.jit",
-    "jax.pmap",
-    "jax.vmap",
-    "jax.checkpoint",
-    "jax.remat",
-    "jax.ad_checkpoint.checkpoint",
-    "jax.lax.scan",
-    "jax.lax.map",
-    "jax.lax.cond",
-    "jax.lax.while_loop",
-    "jax.lax.fori_loop",
+# Differentiating and sharding have their own ways with state, and are left to statecheck.
+_RAW = RAW_TRANSFORMS - {
+    "jax.grad",
+    "jax.value_and_grad",
+    "jax.shard_map",
+    "jax.experimental.shard_map.shard_map",
+    "jax.lax.switch",
+    "jax.linearize",
+    "jax.vjp",
+    "jax.jvp",
 }
 # Which of their arguments are functions.
 _FUNCTIONS = {"jax.lax.cond": slice(1, 3), "jax.lax.while_loop": slice(0, 2), "jax.lax.fori_loop": slice(2, 3)}
