@@ -137,6 +137,12 @@ def test_copies_keep_the_value():
     assert stacked[...].tolist() == [0, 1, 2]
 
 
+def test_one_that_is_half_made_has_no_attributes():
+    """A debugger that looks at `self` before `__init__` has run is told so, and doesn't recurse."""
+    with pytest.raises(AttributeError, match="'Buffer' object has no attribute"):
+        repr(tallax.Buffer.__new__(tallax.Buffer))
+
+
 BAD = {
     "shape": (lambda b: b.set_value(jnp.zeros(4)), tallax.InvalidValueError),
     "shape-scalar-array": (lambda b: b.set_value(jnp.zeros(())), tallax.InvalidValueError),

@@ -311,7 +311,7 @@ Buffer: an integer does not fit int32.
 Buffer: reduce says how the copies of replicas combine.
   got:       str ('mean')
   expected:  'sum', 'max', 'min', 'same'
-  fix:       reduce="same" for a value that every replica computes alike""",
+  fix:       reduce="same" for a value that every replica computes alike, as jax.lax.pmean makes it""",
     ),
     "counter-reduce": (
         lambda model: tallax.Counter(reduce="max"),
@@ -376,7 +376,7 @@ model.experts[1].step: a Counter has no exact host value inside a trace.
 inner.experts[0].step: inside shard_map, an increment that is the same on every device may mean one event or one each.
   got:  an increment that varies over none of the mapped axes ('data',) (or check_vma=False)
   fix:  like=batch to sum it over the axes the batch is split on, axis_name=('data',) to name them, or axis_name=() \
-to count it once""",
+to count it once, as after jax.lax.psum""",
     ),
     "shares-read": (
         shares_read,

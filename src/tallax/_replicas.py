@@ -67,7 +67,7 @@ def axes_to_combine(
                     "inside shard_map, an increment that is the same on every device may mean one event or one each.",
                     got=f"an increment that varies over none of the mapped axes {mapped} (or check_vma=False)",
                     fix=f"like=batch to sum it over the axes the batch is split on, axis_name={mapped!r} to name them, "
-                    "or axis_name=() to count it once",
+                    "or axis_name=() to count it once, as after jax.lax.psum",
                 )
             )
         axes = known - own

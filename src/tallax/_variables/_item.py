@@ -54,7 +54,7 @@ class Item(nnx.Variable[Any]):
                     "reduce says how the copies of replicas combine.",
                     got=describe(reduce),
                     expected=", ".join(map(repr, _REDUCTIONS)),
-                    fix='reduce="same" for a value that every replica computes alike',
+                    fix='reduce="same" for a value that every replica computes alike, as jax.lax.pmean makes it',
                 )
             )
         super().__init__(value, hijax=False, ref=False, persistent=bool(persistent), reduce=reduce, **metadata)
@@ -107,11 +107,12 @@ class Item(nnx.Variable[Any]):
 
     def __getattr__(self, name: str) -> Any:
         # Flax forwards unknown attributes to the raw value. Dunders are left out: NumPy would find a Counter's limbs by
-        # `__array_interface__`, and `copy.deepcopy` would return the array by `__deepcopy__`.
+        # `__array_interface__`, and `copy.deepcopy` would return the array by `__deepcopy__`. Flax's own names get here
+        # where `__init__` has not run, as when a debugger looks, and looking for metadata asks for them again.
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         if self.has_metadata(name):
             return self.get_metadata(name)
-        if name.startswith("__"):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.get_value(), name)
 
     def __nnx_repr__(self) -> Any:
