@@ -39,8 +39,8 @@ lint: $(VENV)/.dev  ## check style, format and types, and that no code is dead
 	$(BIN)/vulture
 	$(BIN)/tallax lint src examples benchmarks
 
-dist-check: $(VENV)/.dev  ## build wheel and sdist, and run tests against the wheel, installed by itself
-	PYTHON=$(BIN)/python .ci/dist-check
+dist-check: $(VENV)/.dist  ## build wheel and sdist, and run the tests against the wheel, installed outside the checkout
+	PYTHON=$(BIN)/python EXTRAS=$(subst $() ,$(comma),$(EXTRAS)) .ci/dist-check
 
 format: $(VENV)/.dev  ## mend style and format where that is safe
 	$(BIN)/ruff check --fix .
@@ -77,6 +77,10 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) --editable '.[$(subst $() ,$(comma),$(EXTRAS))]' --group dev
+	@touch $@
+
+$(VENV)/.dist: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --group dist
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/bin/python pyproject.toml constraints.txt

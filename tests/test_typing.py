@@ -2,6 +2,7 @@
 """Type checkers read what users write: right uses pass strictly, wrong ones are reported."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -35,6 +36,20 @@ def test_what_type_checkers_report(file, expected):
     """Nothing of right uses, in the strict mode; of wrong ones, each by its rule."""
     pytest.importorskip("basedpyright")
     assert reported(TYPING / file) == expected
+
+
+@pytest.mark.slow
+def test_every_type_is_declared():
+    """Nothing public, or that it leads to, is left to inference, in which type checkers differ; but for an answer
+    to the exercise, which is written as its reader would write it."""
+    pytest.importorskip("basedpyright")
+    command = [sys.executable, "-m", "basedpyright", "--verifytypes", "tallax", "--ignoreexternal", "--outputjson"]
+    found_first = {**os.environ, "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=found_first)
+    symbols = json.loads(ended.stdout)["typeCompleteness"]["symbols"]
+    assert {"tallax.counters.StepCounter.step", "tallax.Counter"} <= {symbol["name"] for symbol in symbols}
+    unknown = {symbol["name"] for symbol in symbols if not symbol["isTypeKnown"] or symbol["isTypeAmbiguous"]}
+    assert {name for name in unknown if not name.startswith("tallax.checking.exercise.solution.")} == set()
 
 
 def test_every_public_name_is_used():

@@ -59,7 +59,7 @@ class EvalAware(Module):
     """
 
     def __init__(self):
-        self.deterministic = False
+        self.deterministic: bool = False
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """Used by `nnx.view`.

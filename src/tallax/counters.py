@@ -40,7 +40,7 @@ class StepCounter(EvalAware):
     def __init__(self, rngs: nnx.Rngs):
         super().__init__()
         rngs.params()
-        self.step = Counter(reduce="same")
+        self.step: Counter = Counter(reduce="same")
 
     def __call__(self) -> jax.Array | np.ndarray | np.int32:
         """Returns the number of this call, an int32 scalar saturated at 2**31 - 1 (`int(counter.step)` is exact).

@@ -129,7 +129,8 @@ class Reading:
         *,
         lasting: bool = False,
     ):
-        self.entries, self._decode = entries, decode
+        self.entries: Sequence[Entry] = entries
+        self._decode = decode
         self._copies = _Copies(arrays, gather=not lasting or len(arrays) > _MANY)
         self._lock = threading.Lock()
         self._result: dict[str, Any] | None = None

@@ -63,7 +63,7 @@ class Scheduled(EvalAware):
         self.name = name
         jax.eval_shape(lambda: self._scheduled(0))  # raises where it gives no scalar; computes nothing
         # On the host, as everything before jax.distributed.initialize must be, so `schedule(0)` is left for later.
-        self.state = Buffer(np.array((0.0, 0.0, _NOT_CALLED), np.float32))
+        self.state: Buffer = Buffer(np.array((0.0, 0.0, _NOT_CALLED), np.float32))
 
     def __call__(self, step: Any = None) -> jax.Array:
         """Returns the value at `step`, and keeps it.

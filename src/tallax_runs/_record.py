@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -49,7 +50,7 @@ class Bins:
             return NotImplemented
         return np.array_equal(self.edges, other.edges) and np.array_equal(self.counts, other.counts)
 
-    __hash__ = None  # pyright: ignore[reportAssignmentType]
+    __hash__: ClassVar[None] = None  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 @dataclass(frozen=True)

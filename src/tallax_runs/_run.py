@@ -63,7 +63,7 @@ class Run(History):
 
     def __init__(self, path: str | os.PathLike[str], *, keep: int | None = None):
         super().__init__(keep)
-        self.path = Path(path)
+        self.path: Path = Path(path)
         self._files: dict[Path, _Tail] = {}
         self._find()
         if not self._files:

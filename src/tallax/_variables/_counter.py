@@ -339,7 +339,11 @@ class Counter(Item):
             )
         )
 
-    __itruediv__ = __ifloordiv__ = __imul__
+    def __itruediv__(self, other: Any) -> Self:
+        return self.__imul__(other)
+
+    def __ifloordiv__(self, other: Any) -> Self:
+        return self.__imul__(other)
 
     def advance(self) -> jax.Array | np.ndarray | np.int32:
         """Adds 1 to a scalar count, once for all replicas, and returns what `peek` then does: a step counter's call."""

@@ -86,8 +86,9 @@ class Activity(Statistic):
                     fix="Activity(x.shape[-1], window=1000)",
                 )
             )
-        self.units, self.window = int(units), None if window is None else int(window)
-        self.state = Buffer(_nothing(self.units))
+        self.units: int = int(units)
+        self.window: int | None = None if window is None else int(window)
+        self.state: Buffer = Buffer(_nothing(self.units))
 
     def compute(self) -> ActivityResult:
         """Returns the rate of each unit, which are dead, and the length of the window so far."""

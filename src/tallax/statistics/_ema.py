@@ -105,8 +105,10 @@ class Ema(Statistic):
                     fix="Ema(0.99), which remembers about 100 updates",
                 )
             )
-        self.decay, self.debias, self.shape = float(decay), bool(debias), as_shape(shape)
-        self.state = Buffer(np.zeros((*self.shape, 2 + _digits.WIDTH), np.float32))
+        self.decay: float = float(decay)
+        self.debias: bool = bool(debias)
+        self.shape: tuple[int, ...] = as_shape(shape)
+        self.state: Buffer = Buffer(np.zeros((*self.shape, 2 + _digits.WIDTH), np.float32))
 
     def compute(self) -> EmaResult:
         """Returns the average, its weight, and how many entries were left out, each of the declared shape."""

@@ -83,8 +83,8 @@ class Extrema(Statistic):
 
     def __init__(self, shape: int | tuple[int, ...] = (), *, axis_name: AxisName | None = None):
         super().__init__(axis_name=axis_name)
-        self.shape = as_shape(shape)
-        self.state = Buffer(_nothing(self.shape))
+        self.shape: tuple[int, ...] = as_shape(shape)
+        self.state: Buffer = Buffer(_nothing(self.shape))
 
     def compute(self) -> ExtremaResult:
         """Returns the extremes, when they came, and the counts, each of the declared shape."""

@@ -98,8 +98,9 @@ class Histogram(Counts):
 
     def __init__(self, low: float, high: float, bins: int = 64, *, axis_name: AxisName | None = None):
         super().__init__(axis_name=axis_name)
-        self.low, self.high = float(low), float(high)
-        self.bins = operator.index(bins)
+        self.low: float = float(low)
+        self.high: float = float(high)
+        self.bins: int = operator.index(bins)
         finite = np.isfinite([self.low, self.high]).all() and max(abs(self.low), abs(self.high)) < 2.0**127
         if not (finite and self.low < self.high and 1 <= self.bins <= 65_536) or np.any(np.diff(self.edges) <= 0):
             raise InvalidValueError(
@@ -111,7 +112,7 @@ class Histogram(Counts):
                     fix="Histogram(-5.0, 5.0, bins=64)",
                 )
             )
-        self.counts = Counter(shape=self.bins + len(_OUTSIDE))
+        self.counts: Counter = Counter(shape=self.bins + len(_OUTSIDE))
 
     @property
     def edges(self) -> np.ndarray:

@@ -173,9 +173,9 @@ class LogHistogram(Counts):
                     fix="LogHistogram(relative_error=0.01)",
                 )
             )
-        self.relative_error = float(relative_error)
-        self.mantissa_bits = next(m for m in range(_MANTISSA) if 1 / (2 ** (m + 1) + 1) <= relative_error)
-        self.counts = Counter(shape=2 * self._buckets + len(_SPECIAL))
+        self.relative_error: float = float(relative_error)
+        self.mantissa_bits: int = next(m for m in range(_MANTISSA) if 1 / (2 ** (m + 1) + 1) <= relative_error)
+        self.counts: Counter = Counter(shape=2 * self._buckets + len(_SPECIAL))
 
     @property
     def _buckets(self) -> int:

@@ -90,8 +90,8 @@ class Moments(Statistic):
 
     def __init__(self, shape: int | tuple[int, ...] = (), *, axis_name: AxisName | None = None):
         super().__init__(axis_name=axis_name)
-        self.shape = as_shape(shape)
-        self.moments = Buffer(np.zeros((*self.shape, _central.FIELDS), np.float32))
+        self.shape: tuple[int, ...] = as_shape(shape)
+        self.moments: Buffer = Buffer(np.zeros((*self.shape, _central.FIELDS), np.float32))
 
     def compute(self) -> MomentsResult:
         """Returns the counts and moments, each of the statistic's shape."""

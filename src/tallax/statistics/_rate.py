@@ -58,8 +58,8 @@ class Rate(Counts):
 
     def __init__(self, shape: int | tuple[int, ...] = (), *, axis_name: AxisName | None = None):
         super().__init__(axis_name=axis_name)
-        self.shape = as_shape(shape)
-        self.counts = Counter(shape=(*self.shape, 2))
+        self.shape: tuple[int, ...] = as_shape(shape)
+        self.counts: Counter = Counter(shape=(*self.shape, 2))
 
     def compute(self) -> RateResult:
         """Returns fired, total and their ratio, each of the rate's shape."""
