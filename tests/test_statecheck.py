@@ -210,6 +210,25 @@ def test_a_call_can_be_any_function_of_the_model():
     assert {finding.rule for finding in report.failures} <= {"param-state"}  # a step writes parameters: so it should
 
 
+@pytest.mark.thorough
+def test_what_a_call_makes_is_told_apart_from_what_it_changes():
+    """Sown values are lost in other modes than Flax's default; the remedy is to take them out."""
+
+    class Sowing(nnx.Module):
+        def __init__(self):
+            self.scale = nnx.Param(jnp.ones(()))
+
+        def __call__(self, x):
+            y = x * self.scale[...]
+            self.sow(nnx.Intermediate, "mean", y.mean())
+            return y
+
+    (first, *_) = tallax.statecheck(Sowing, X).failures
+    assert (first.rule, first.path) == ("lost-update", "mean/0")
+    assert first.message == "is made by a call, and is not there afterwards."
+    assert "nnx.capture or nnx.pop" in first.fix
+
+
 # --- widths -----------------------------------------------------------------------------------------------------------
 
 

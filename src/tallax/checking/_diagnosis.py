@@ -35,6 +35,10 @@ _FIXES = {
     "raises": "the error says more; it runs without this transformation",
 }
 
+_FIX_OF_MADE = (
+    "make it in __init__; what is sown, take out after each call by nnx.capture or nnx.pop, or keep a tallax statistic"
+)
+
 
 def fix_for(rule: str, path: str = "") -> str:
     """Returns the usual remedy."""
@@ -54,7 +58,9 @@ def diagnosed(difference: Difference, model: Any, where: str) -> Finding:
         rule, message = "replaced-variable", f"is a Variable in one run and an {got.kind} in the other."
     elif difference.is_unchanged:
         rule, message = "lost-update", "is left as it was: the update is lost."
-        if expected is not None and expected.kind == "array":
+        if got is None:
+            message, fix = "is made by a call, and is not there afterwards.", _FIX_OF_MADE
+        elif expected is not None and expected.kind == "array":
             message = "is left as it was: a bare array is state in graph mode only."
             fix = fix_for("python-counter", path)
     elif difference.is_overcounted:
