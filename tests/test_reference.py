@@ -41,7 +41,16 @@ def test_the_reference_names_what_is_there():
 
 
 def test_the_pages_are_on_the_site():
-    """mkdocs.yml leads to every page; `tallax` has no `__all__` that could say otherwise."""
+    """mkdocs.yml leads to every page."""
     navigation = (PAGES.parents[1] / "mkdocs.yml").read_text()
     assert all(f"api/{page.name}" in navigation for page in PAGES.glob("*.md"))
-    assert not hasattr(tallax, "__all__")
+
+
+def test_all_is_what_is_there():
+    """`from tallax import *` brings all that the pages name, and the three modules that users write the names of."""
+    assert {f"tallax.{name}" for name in tallax.__all__} == public("tallax") | {
+        "tallax.interop",
+        "tallax.sinks",
+        "tallax.statistics",
+    }
+    assert all(hasattr(tallax, name) for name in tallax.__all__)
