@@ -7,7 +7,7 @@ EXTRAS := cli plot demo console tensorboard parquet wandb mlflow
 comma := ,
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test quick thorough compare lint dist-check format pages docs bench constraints clean
+.PHONY: help demo test quick thorough compare lint dist-check format pages notebook docs bench constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -48,6 +48,9 @@ format: $(VENV)/.dev  ## mend style and format where that is safe
 
 pages: $(VENV)/.dev  ## write docs/lint from the linter's rules
 	$(BIN)/python -m tallax_lint._explain docs/lint
+
+notebook: $(VENV)/.dev  ## run docs/tutorial.md, and write docs/tutorial.ipynb with what it prints
+	$(BIN)/python docs/_notebook.py docs/tutorial.md docs/tutorial.ipynb
 
 docs: $(VENV)/.docs  ## write the documentation site to build/site, to be read without network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site

@@ -45,6 +45,7 @@ pytest_collect_file = (
     + Sybil(
         parsers=[PythonCodeBlockParser()],
         patterns=["README.md", "docs/*.md", "docs/guides/*.md"],
+        excludes=["docs/tutorial.md"],  # tests/test_tutorial.py runs it as the notebook that it also is
         setup=_as_users_run_it,
         teardown=_strict_again,
     )
