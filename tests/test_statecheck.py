@@ -110,8 +110,8 @@ as state any more. [replaced-variable]
           got:      3
           expected: a Variable
           source:   test_statecheck.py:{line_of("self.step = self.step + 1")}: self.step = self.step + 1
-          fix:      self.step[...] = value keeps the Variable; or derive from tallax.Module, which refuses this, and \
-write self.step += 1 on a tallax.Counter"""
+          fix:      self.step[...] = value keeps the Variable; or derive from tallax.Module, which refuses this; a \
+count is self.step += 1 on a tallax.Counter"""
     )
     assert wrong.failures == (finding,)
     assert right.passed

@@ -24,7 +24,7 @@ _FIXES = {
     "frozen-value": "read it within the transformed function from a module that is its argument, not from a closure, a "
     "global or a Python number",
     "replaced-variable": "self.{name}[...] = value keeps the Variable; or derive from tallax.Module, which refuses "
-    "this, and write self.{name} += 1 on a tallax.Counter",
+    "this; a count is self.{name} += 1 on a tallax.Counter",
     "python-counter": "keep it in a Variable: self.{name} = tallax.Counter(), then self.{name} += 1; or "
     "tallax.Buffer(value), then self.{name}[...] = value",
     "host-sync": "stay on the device: jnp.where or nnx.cond for a decision, counter.every(n) for every n-th step; read "
