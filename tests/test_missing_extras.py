@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What needs an extra says so where it is not installed, and how to install it; all else works without."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -8,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-EXTRAS = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"][
-    "optional-dependencies"
-]
+ROOT = Path(__file__).parent.parent
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 # Of each extra: what is not installed, and a use of it.
 USES = {
     "cli": ("typer", "import tallax_cli; tallax_cli.main()"),
@@ -42,6 +42,16 @@ importing = True
 def test_every_extra_has_a_use_here():
     """All but the demo's, which installs what examples/digits_moe.py imports."""
     assert USES.keys() == EXTRAS.keys() - {"demo"}
+
+
+def test_every_extra_is_documented():
+    """The quick start has them all, with what each installs."""
+    page = (ROOT / "docs" / "quickstart.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", page, flags=re.MULTILINE))
+    packages = {extra: [re.split("[<>=]", need)[0] for need in needs] for extra, needs in EXTRAS.items()}
+    assert {extra: sorted(told.split(", ")) for extra, told in rows.items()} == {
+        extra: sorted(names) for extra, names in packages.items()
+    }
 
 
 @pytest.mark.parametrize("extra", USES)
