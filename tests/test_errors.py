@@ -785,7 +785,8 @@ statecheck of Model: a model that can't be called needs to be told what to run.
         """\
 statecheck of Model: a plain call of the model raises.
   got:  ZeroDivisionError: integer division or modulo by zero
-  fix:  statecheck(make, x) with inputs that the model takes, or call=lambda model, x: ... for another call""",
+  fix:  statecheck(make, x) with inputs that the model takes, or call=lambda model, x: ... for another call; \
+on the command line --inputs 'float32[8,4]', or --call with a function's name""",
     ),
     "check-once": (
         lambda model: tallax.statecheck(Model, calls=1),
