@@ -308,7 +308,7 @@ StepCounter: takes one key from an nnx.Rngs.
         """\
 model.rate: this attribute holds a Rate, which an assignment would drop.
   got:  NoneType (None)
-  fix:  self.rate.update(x), which writes into it""",
+  fix:  self.rate.update(x), which writes into it; or del self.rate first""",
     ),
     "replaced-schedule": (
         watched(lambda watched: setattr(watched, "temperature", 2.0)),
@@ -316,7 +316,7 @@ model.rate: this attribute holds a Rate, which an assignment would drop.
         """\
 model.temperature: this attribute holds a Scheduled, which an assignment would drop.
   got:  float (2.0)
-  fix:  self.temperature.pin(x), which writes into it""",
+  fix:  self.temperature.pin(x), which writes into it; or del self.temperature first""",
     ),
     "replaced-step-counter": (
         watched(lambda watched: setattr(watched, "step", int(watched.step) + 1)),
@@ -324,7 +324,7 @@ model.temperature: this attribute holds a Scheduled, which an assignment would d
         """\
 model.step: this attribute holds a StepCounter, which an assignment would drop.
   got:  int (1)
-  fix:  self.step(), which writes into it""",
+  fix:  self.step(), which writes into it; or del self.step first""",
     ),
     "scheduled-transformation": (
         lambda model: tallax.scheduled(optax.sgd(1.0)),

@@ -79,8 +79,8 @@ def _remedy(name: str, current: nnx.Variable[Any] | EvalAware) -> str:
     if isinstance(current, EvalAware):
         for method, written in (("pin", "pin(x)"), ("update", "update(x)")):
             if hasattr(current, method):
-                return f"self.{name}.{written}, which writes into it"
-        return f"self.{name}(), which writes into it"
+                return f"self.{name}.{written}, which writes into it; or del self.{name} first"
+        return f"self.{name}(), which writes into it; or del self.{name} first"
     if hasattr(current, "increment"):
         return f"self.{name} += 1, self.{name}.set(n)"
     return f"self.{name}[...] = x"
