@@ -317,11 +317,12 @@ def test_pitfalls_of_the_class_are_named(tmp_path, text, pitfall):
         (CLASS.replace("rngs.params()", "rngs.params(), rngs.params()") + FUNCTION, ("exercise", "rngs")),
         (CLASS.replace("+= 1", "+= 2") + FUNCTION, ("exercise", "step")),
         (CLASS.replace("return self.step[...]", "return self.step[...] * 1.0") + FUNCTION, ("exercise", "output")),
-        (CLASS.replace("return self.step[...]", "pass") + FUNCTION, ("exercise", "")),
+        (CLASS.replace("return self.step[...]", "pass") + FUNCTION, ("exercise", "output")),
+        (CLASS.replace("rngs.params()", "rngs.params.no_such()") + FUNCTION, ("exercise", "")),
     ],
     ids=[
         "read-in-loop", "list", "float", "shape", "off-by-one", "floats", "no-function", "no-class", "no-key",
-        "two-keys", "by-two", "float-output", "no-output",
+        "two-keys", "by-two", "float-output", "no-output", "raises",
     ],
 )  # fmt: skip
 def test_pitfalls_of_the_problem_are_named(tmp_path, text, pitfall, monkeypatch):
@@ -329,6 +330,17 @@ def test_pitfalls_of_the_problem_are_named(tmp_path, text, pitfall, monkeypatch)
     passed = Report("", (), (), 0.0, "")  # what statecheck says of the class is another test's matter
     monkeypatch.setattr("tallax.checking._exercise.statecheck", lambda *args, **kwargs: passed)
     assert pitfall in pitfalls(grade(tmp_path, text))
+
+
+def test_only_what_is_unwritten_is_to_be_filled_in(tmp_path):
+    """An error of the solution's own is to be mended; the comments to fill in are the starter's alone."""
+    starter = resources.files("tallax.checking.exercise").joinpath("starter.py").read_text()
+    assert {finding.fix for finding in grade(tmp_path, starter).failures} == {"fill in what the comments say"}
+    no_such = CLASS.replace("rngs.params()", "rngs.params.no_such()")
+    for text in (class_with(body="self.step += 1\nreturn self.step"), no_such):
+        failures = grade(tmp_path, text + FUNCTION).failures
+        assert len(failures) == 2
+        assert not [finding for finding in failures if "fill in" in finding.fix]
 
 
 @pytest.mark.thorough

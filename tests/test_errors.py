@@ -28,11 +28,28 @@ class Expert(tallax.Module):
         self.step = tallax.Counter()
 
 
+class Watched(tallax.Module):
+    def __init__(self):
+        self.rate = tallax.statistics.Rate()
+        self.temperature = tallax.Scheduled(lambda count: 1.0)
+        self.step = tallax.StepCounter(nnx.Rngs(0))
+
+
 class Model(nnx.Module):
     def __init__(self):
         self.experts = nnx.List([Expert(), Expert()])
         self.rate = tallax.statistics.Rate(shape=2)
         self.temperature = tallax.Scheduled(lambda count: 1.0)
+
+
+def watched(use):
+    """Returns a use of a Module that holds what is made of several Variables."""
+
+    def act(model):
+        model = Watched()
+        use(model)
+
+    return act
 
 
 def make_three():
@@ -236,6 +253,110 @@ model.experts[0].tokens: a Counter of shape (2,) takes what ends in its shape.
 model.experts[0].step: a Counter holds at most 2**64 - 1.
   got:  int (18446744073709551616)
   fix:  a smaller number""",
+    ),
+    "several-counts": (
+        lambda model: int(model.experts[0].tokens),
+        tallax.InvalidTypeError,
+        """\
+model.experts[0].tokens: is several counts, and int() gives one.
+  got:  a Counter of shape (2,)
+  fix:  np.asarray(counter), which is exact; or int(np.asarray(counter).sum())""",
+    ),
+    "compare": (
+        lambda model: model.experts[0].step > 3,
+        tallax.InvalidTypeError,
+        """\
+model.experts[0].step: a Counter is put in order by its value.
+  got:  a comparison with int (3)
+  fix:  int(counter) > n on the host; counter.value > n, or counter.every(n), in a compiled function""",
+    ),
+    "compare-buffer": (
+        lambda model: max(model.experts[0].bias, 0.0),
+        tallax.InvalidTypeError,
+        """\
+model.experts[0].bias: a Buffer is put in order by its value.
+  got:  a comparison with float (0.0)
+  fix:  buffer[...] > x""",
+    ),
+    "a-dtype-as-a-label": (
+        lambda model: tallax.Buffer(0.0, dtype="bfloat16"),
+        tallax.InvalidTypeError,
+        """\
+Buffer: has the dtype and the shape of what it is made from.
+  got:  dtype=str ('bfloat16')
+  fix:  Buffer(jnp.zeros(shape, dtype)); a Counter takes shape=, and counts to 2**64 - 1 as it is""",
+    ),
+    "a-slip-as-a-label": (
+        lambda model: tallax.Counter(persistant=False),
+        tallax.InvalidTypeError,
+        """\
+Counter: persistent is written otherwise.
+  got:  persistant=bool (False)
+  fix:  persistent=..., or another name for a label of your own""",
+    ),
+    "no-rngs": (
+        lambda model: tallax.StepCounter(0),
+        tallax.InvalidTypeError,
+        """\
+StepCounter: takes one key from an nnx.Rngs.
+  got:  int (0)
+  fix:  StepCounter(nnx.Rngs(0)), or a tallax.Counter(), which takes none""",
+    ),
+    "replaced-statistic": (
+        watched(lambda watched: setattr(watched, "rate", watched.rate.update(True))),
+        tallax.ReplacedVariableError,
+        """\
+model.rate: this attribute holds a Rate, which an assignment would drop.
+  got:  NoneType (None)
+  fix:  self.rate.update(x), which writes into it; or del self.rate first""",
+    ),
+    "replaced-schedule": (
+        watched(lambda watched: setattr(watched, "temperature", 2.0)),
+        tallax.ReplacedVariableError,
+        """\
+model.temperature: this attribute holds a Scheduled, which an assignment would drop.
+  got:  float (2.0)
+  fix:  self.temperature.pin(x), which writes into it; or del self.temperature first""",
+    ),
+    "replaced-step-counter": (
+        watched(lambda watched: setattr(watched, "step", int(watched.step) + 1)),
+        tallax.ReplacedVariableError,
+        """\
+model.step: this attribute holds a StepCounter, which an assignment would drop.
+  got:  int (1)
+  fix:  self.step(), which writes into it; or del self.step first""",
+    ),
+    "scheduled-transformation": (
+        lambda model: tallax.scheduled(optax.sgd(1.0)),
+        tallax.InvalidTypeError,
+        """\
+scheduled: takes what makes a transformation, and its arguments.
+  got:  a GradientTransformationExtraArgs
+  fix:  tallax.scheduled(optax.adamw, learning_rate=schedule)""",
+    ),
+    "save-without-a-path": (
+        lambda model: tallax.save(model, "somewhere"),
+        tallax.InvalidTypeError,
+        """\
+a checkpoint: is called by its path, which comes first.
+  got:  a Model
+  fix:  tallax.save(path, model, optimizer)""",
+    ),
+    "restore-without-a-path": (
+        lambda model: tallax.restore(model, "somewhere"),
+        tallax.InvalidTypeError,
+        """\
+a checkpoint: is called by its path, which comes first.
+  got:  a Model
+  fix:  tallax.restore(path, model, optimizer)""",
+    ),
+    "save-without-a-step": (
+        lambda model: tallax.Checkpoints("somewhere").save(model),
+        tallax.InvalidTypeError,
+        """\
+step: is the number of the checkpoint, and comes first.
+  got:  a Model
+  fix:  checkpoints.save(n, model, optimizer)""",
     ),
     "every": (
         lambda model: model.experts[0].step.every(0),
@@ -785,7 +906,8 @@ statecheck of Model: a model that can't be called needs to be told what to run.
         """\
 statecheck of Model: a plain call of the model raises.
   got:  ZeroDivisionError: integer division or modulo by zero
-  fix:  statecheck(make, x) with inputs that the model takes, or call=lambda model, x: ... for another call""",
+  fix:  statecheck(make, x) with inputs that the model takes, or call=lambda model, x: ... for another call; \
+on the command line --inputs 'float32[8,4]', or --call with a function's name""",
     ),
     "check-once": (
         lambda model: tallax.statecheck(Model, calls=1),
@@ -897,7 +1019,7 @@ bound.experts.0.step: is held by a compiled step, so a trace can't have it: a re
         """\
 collect: takes the modules that hold the items.
   got:  int (3)
-  fix:  collect(model)""",
+  fix:  collect(model); log(model, loss=loss) for a Logger's numbers""",
     ),
     "collect-in-a-trace": (
         nnx.jit(tallax.collect),

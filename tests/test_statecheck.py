@@ -229,6 +229,19 @@ def test_what_a_call_makes_is_told_apart_from_what_it_changes():
     assert "nnx.capture or nnx.pop" in first.fix
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_model_without_state_passes(caplog):
+    """There is nothing to save, which Orbax refuses and which is no fault of the model."""
+
+    class Square(nnx.Module):
+        def __call__(self, x):
+            return x**2
+
+    report = tallax.statecheck(Square, X)
+    assert report.passed, str(report)
+    assert not caplog.records  # Orbax would log from a thread that nobody waits for
+
+
 # --- widths -----------------------------------------------------------------------------------------------------------
 
 
@@ -362,3 +375,4 @@ def test_the_fixture_fails_a_test(tmp_path):
     assert "1 failed, 1 passed" in ran.stdout, ran.stdout + ran.stderr
     assert "CheckFailedError" in ran.stdout
     assert "step: was a Variable" in ran.stdout
+    assert "raise_on_failure" not in ran.stdout  # the traceback ends in the test

@@ -12,15 +12,17 @@ from tallax._errors import ReplacedVariableError, compose, describe
 
 
 class Module(nnx.Module):
-    """An `nnx.Module` whose Variables can't be overwritten by mistake.
+    """An `nnx.Module` whose Variables, and items made of several, can't be overwritten by mistake.
 
     In a plain `nnx.Module`, `self.step = self.step + 1` replaces the Variable by an array: from then on the value is
     not saved, not threaded through transformations, and not found by any filter, without a word. Here it raises and
-    says what to write instead. Assigning another Variable, `del self.step`, and an explicit `nnx.data(...)` stay
+    says what to write instead; and so it does for a statistic, a `Scheduled` and a `StepCounter`, as in
+    `self.rate = self.rate.update(x)`. Assigning another one, `del self.step`, and an explicit `nnx.data(...)` stay
     possible.
 
     Raises:
-        ReplacedVariableError: an attribute that holds a Variable is assigned something that is not one.
+        ReplacedVariableError: an attribute that holds a Variable is assigned something that is not one; or one that
+            holds a statistic, a `Scheduled` or a `StepCounter`, what is neither a module nor a Variable.
 
     Example:
         >>> import tallax
@@ -39,7 +41,9 @@ class Module(nnx.Module):
         current = vars(self).get(name)
         if current is value and value is not None:
             return  # what `self.step += 1` ends with: the item wrote itself, and Flax's checks take 5 to 10 us
-        if isinstance(current, nnx.Variable) and not isinstance(value, nnx.Variable | dataclasses.Field):
+        if (isinstance(current, nnx.Variable) and not isinstance(value, nnx.Variable | dataclasses.Field)) or (
+            isinstance(current, EvalAware) and not isinstance(value, nnx.Variable | nnx.Pytree | dataclasses.Field)
+        ):
             raise ReplacedVariableError(
                 compose(
                     current,
@@ -71,7 +75,12 @@ class EvalAware(Module):
             self.deterministic = deterministic
 
 
-def _remedy(name: str, current: nnx.Variable[Any]) -> str:
+def _remedy(name: str, current: nnx.Variable[Any] | EvalAware) -> str:
+    if isinstance(current, EvalAware):
+        for method, written in (("pin", "pin(x)"), ("update", "update(x)")):
+            if hasattr(current, method):
+                return f"self.{name}.{written}, which writes into it; or del self.{name} first"
+        return f"self.{name}(), which writes into it; or del self.{name} first"
     if hasattr(current, "increment"):
         return f"self.{name} += 1, self.{name}.set(n)"
     return f"self.{name}[...] = x"

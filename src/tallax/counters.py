@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax._errors import InvalidValueError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
 from tallax._module import EvalAware
 from tallax._variables import Counter
 
@@ -24,6 +24,9 @@ class StepCounter(EvalAware):
 
     Args:
         rngs: one key is taken from `rngs.params()`, so that adding a counter shifts the stream as any other layer does.
+
+    Raises:
+        InvalidTypeError: `rngs` is no `nnx.Rngs`.
 
     `model.eval()` sets `deterministic`, and then a call returns the value and adds nothing.
 
@@ -39,6 +42,15 @@ class StepCounter(EvalAware):
 
     def __init__(self, rngs: nnx.Rngs):
         super().__init__()
+        if not hasattr(rngs, "params"):
+            raise InvalidTypeError(
+                compose(
+                    "StepCounter",
+                    "takes one key from an nnx.Rngs.",
+                    got=describe(rngs),
+                    fix="StepCounter(nnx.Rngs(0)), or a tallax.Counter(), which takes none",
+                )
+            )
         rngs.params()
         self.step: Counter = Counter(reduce="same")
 

@@ -207,7 +207,7 @@ def scheduled(
         **kwargs: its keyword arguments, likewise.
 
     Raises:
-        InvalidTypeError: `step` is not an integer.
+        InvalidTypeError: `inner_factory` is a transformation already, or `step` is not an integer.
 
     Example:
         >>> import jax.numpy as jnp, optax, tallax
@@ -217,6 +217,15 @@ def scheduled(
         >>> updates
         Array(-0.5, dtype=float32)
     """
+    if isinstance(inner_factory, tuple):
+        raise InvalidTypeError(
+            compose(
+                "scheduled",
+                "takes what makes a transformation, and its arguments.",
+                got=f"a {type(inner_factory).__name__}",
+                fix="tallax.scheduled(optax.adamw, learning_rate=schedule)",
+            )
+        )
     static = {static_args} if isinstance(static_args, str) else set(static_args)
     bound = inspect.signature(inner_factory).bind(*args, **kwargs)
     for name, value in bound.arguments.items():

@@ -221,7 +221,12 @@ def entries_of(objects: Sequence[Any], names: Sequence[str] | None = None) -> li
     for number, thing in enumerate(objects):
         if not isinstance(thing, nnx.Pytree):
             raise InvalidTypeError(
-                compose("collect", "takes the modules that hold the items.", got=describe(thing), fix="collect(model)")
+                compose(
+                    "collect",
+                    "takes the modules that hold the items.",
+                    got=describe(thing),
+                    fix="collect(model); log(model, loss=loss) for a Logger's numbers",
+                )
             )
         found = _entries_in(thing)
         if any(entry.name in entries for entry in found):

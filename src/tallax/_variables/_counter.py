@@ -249,7 +249,17 @@ class Counter(Item):
         return np.array(_limbs.to_uint64(np.asarray(raw)), dtype)
 
     def __int__(self) -> int:
-        return int(self.__array__())
+        counts = self.__array__()
+        if counts.ndim:
+            raise InvalidTypeError(
+                compose(
+                    self,
+                    "is several counts, and int() gives one.",
+                    got=f"a Counter of shape {counts.shape}",
+                    fix="np.asarray(counter), which is exact; or int(np.asarray(counter).sum())",
+                )
+            )
+        return int(counts)
 
     __index__ = __int__
 

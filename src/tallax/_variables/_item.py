@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, TypeAlias
+import difflib
+from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 
 import flax.errors
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from flax import nnx
 from flax.nnx import reprlib
 
-from tallax._errors import InvalidValueError, ReplicasError, TraceError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, TraceError, compose, describe
 from tallax._notebooks import bundle, card, tree
 from tallax._placement import is_committed, is_traced
 from tallax._replicas import mapped_axes
@@ -45,6 +46,26 @@ class Item(nnx.Variable[Any]):
                         f"an item is a plain Variable; {name}=True loses or doubles counts under transformations.",
                         got=f"{name}=True",
                         fix=f"leave {name} out",
+                    )
+                )
+        for name in metadata:  # Flax takes any name for a label, so a slip would be one, in silence
+            meant = difflib.get_close_matches(name, ("persistent", "reduce", "shape"), n=1, cutoff=0.8)
+            if meant and name != "shape":
+                raise InvalidTypeError(
+                    compose(
+                        type(self).__name__,
+                        f"{meant[0]} is written otherwise.",
+                        got=f"{name}={describe(metadata[name])}",
+                        fix=f"{meant[0]}=..., or another name for a label of your own",
+                    )
+                )
+            if name in ("dtype", "shape"):  # a label of that name would hide the array's own
+                raise InvalidTypeError(
+                    compose(
+                        type(self).__name__,
+                        "has the dtype and the shape of what it is made from.",
+                        got=f"{name}={describe(metadata[name])}",
+                        fix="Buffer(jnp.zeros(shape, dtype)); a Counter takes shape=, and counts to 2**64 - 1 as it is",
                     )
                 )
         if reduce not in _REDUCTIONS:
@@ -114,6 +135,21 @@ class Item(nnx.Variable[Any]):
         if self.has_metadata(name):
             return self.get_metadata(name)
         return getattr(self.get_value(), name)
+
+    def _not_ordered(self, other: Any) -> NoReturn:
+        counts = hasattr(self, "increment")
+        raise InvalidTypeError(
+            compose(
+                self,
+                f"a {type(self).__name__} is put in order by its value.",
+                got=f"a comparison with {describe(other)}",
+                fix="int(counter) > n on the host; counter.value > n, or counter.every(n), in a compiled function"
+                if counts
+                else "buffer[...] > x",
+            )
+        )
+
+    __lt__ = __le__ = __gt__ = __ge__ = _not_ordered
 
     def __nnx_repr__(self) -> Any:
         raw = self.get_raw_value()

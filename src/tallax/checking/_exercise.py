@@ -31,6 +31,7 @@ CASES = ((0, 0), (0, 1), (42, 5), (7, 12), (3.0, 4.0), (65_537, 3), (2**31 - 1, 
 _HINTS = {
     "missing": "tallax check --start solution.py writes a file to start from",
     "body": "fill in what the comments say",
+    "raises": "mend what raises: StepCounter(nnx.Rngs(0))() and counter_after_n_calls(0, 5) have to run",
     "value": "make the counter once, call it n_calls times, then return jnp.array([counter.step.value, n_calls])",
     "type": "jnp.array([counter.step.value, n_calls]): one integer array of shape (2,)",
     "scalar": "return self.step.value, and start it as an integer: jnp.zeros((), jnp.int32)",
@@ -104,6 +105,8 @@ def _of_class(counter: Any) -> tuple[list[Finding], bool]:
             found.append(_finding("exercise", "rngs", "one key is taken from rngs.", "key", got=f"{taken} keys"))
         start = _value(made.step)
         results = [made(), made()]
+        if None in results:
+            return [_finding("exercise", "output", "is the new count.", "scalar", got="None")], False
         counts = [int(result) for result in results]
     except Exception as error:
         return [_raised(error)], False
@@ -127,14 +130,19 @@ def _raised(error: Exception) -> Finding:
     line = line_of_error(error)
     # A plain Variable has no in-place addition, and says so in one of two ways.
     is_iadd = "+=" in line and ".value" not in line and "[" not in line
+    hint = "iadd" if is_iadd else "body" if _is_unwritten(error) else "raises"
     return Finding(
         "replaced-variable" if is_iadd else "exercise",
         "step" if is_iadd else "",
         "self.step += 1 on a plain nnx.Variable raises." if is_iadd else "raises when it is made or called.",
         got=f"{type(error).__name__}: {error}".split("\n")[0],
-        fix=_HINTS["iadd" if is_iadd else "body"],
+        fix=_HINTS[hint],
         source=line,
     )
+
+
+def _is_unwritten(error: Exception) -> bool:
+    return isinstance(error, NotImplementedError) and not error.args  # the starter's own; Flax's says something
 
 
 def _of_case(function: Any, seed: float, n_calls: float) -> list[Finding]:
@@ -143,7 +151,7 @@ def _of_case(function: Any, seed: float, n_calls: float) -> list[Finding]:
     try:
         result = function(seed, n_calls)
     except Exception as error:
-        hint = "body" if isinstance(error, NotImplementedError) else "argument" if isinstance(seed, float) else "value"
+        hint = "body" if _is_unwritten(error) else "argument" if isinstance(seed, float) else "raises"
         return [
             Finding(
                 "exercise",

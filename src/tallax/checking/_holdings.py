@@ -293,6 +293,8 @@ def _through_orbax(model: Any, program: Program) -> Any:
 
     new = program.make()
     state = jax.tree.map(jnp.asarray, nnx.state(model))
+    if not jax.tree.leaves(state):  # nothing to save, which Orbax refuses, and says so in a background thread
+        return new
     target = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), jax.tree.map(jnp.asarray, nnx.state(new))
     )

@@ -142,6 +142,7 @@ class Report:
         Raises:
             CheckFailedError: also an AssertionError, with the text of every failure.
         """
+        __tracebackhide__ = True  # pytest then shows the test, and not the whole report as `self`
         if self.failures:
             raise CheckFailedError(f"{self.summary()}\n\n" + "\n\n".join(map(str, self.failures)))
         return self

@@ -163,7 +163,8 @@ def _cannot(program: Program, error: Exception) -> CannotCheckError:
             f"statecheck of {program.name}",
             "a plain call of the model raises.",
             got=f"{type(error).__name__}: {error}",
-            fix="statecheck(make, x) with inputs that the model takes, or call=lambda model, x: ... for another call",
+            fix="statecheck(make, x) with inputs that the model takes, or call=lambda model, x: ... for another call; "
+            "on the command line --inputs 'float32[8,4]', or --call with a function's name",
         )
     )
 

@@ -15,7 +15,7 @@ from typing import Any, Self, SupportsIndex
 
 import jax
 
-from tallax._errors import CheckpointError, InvalidValueError, TallaxError, compose, describe
+from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, TallaxError, compose, describe
 from tallax.checkpoints._compare import Missing, Rename, Unexpected
 from tallax.checkpoints._holders import named_objects
 from tallax.checkpoints._report import RestoreReport
@@ -91,9 +91,19 @@ class Checkpoints:
 
         Raises:
             CheckpointError: this one, or the one before, could not be written.
+            InvalidTypeError: `step` is no integer.
             InvalidValueError: there is a checkpoint of a larger number.
             TallaxError: as `tallax.save` does.
         """
+        if not hasattr(step, "__index__"):
+            raise InvalidTypeError(
+                compose(
+                    "step",
+                    "is the number of the checkpoint, and comes first.",
+                    got=f"a {type(step).__name__}",
+                    fix="checkpoints.save(n, model, optimizer)",
+                )
+            )
         step = operator.index(step)  # a Counter is one, too
         if step % self._every and not force:
             return False

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from tallax._errors import CheckpointError, ReplicasError, TallaxError, compose
+from tallax._errors import CheckpointError, InvalidTypeError, ReplicasError, TallaxError, compose
 from tallax._placement import is_committed
 from tallax.checkpoints._compare import Missing, Policy, Rename, Unexpected
 from tallax.checkpoints._holders import PYTHON, RESERVED, named_objects
@@ -36,6 +36,15 @@ from tallax.checkpoints._tree import Contents
 
 METADATA = "_METADATA"  # what Orbax writes into every folder of a tree
 UNFINISHED = ".orbax-checkpoint-tmp"
+
+
+def path_of(path: Any, call: str) -> Path:
+    """Returns the path that a call begins with; raises, and shows the call, where something else came first."""
+    if isinstance(path, str | os.PathLike):
+        return Path(path)
+    raise InvalidTypeError(
+        compose("a checkpoint", "is called by its path, which comes first.", got=f"a {type(path).__name__}", fix=call)
+    )
 
 
 def save(path: str | os.PathLike[str], *objects: Any, extra: Any = None, **named: Any) -> None:
@@ -52,6 +61,7 @@ def save(path: str | os.PathLike[str], *objects: Any, extra: Any = None, **named
 
     Raises:
         CheckpointError: there is something at `path` already, or it can't be written.
+        InvalidTypeError: `path` is none.
         ReplicasError: what processes hold each for itself differs between them.
         TallaxError: as `to_checkpoint` does.
 
@@ -64,7 +74,7 @@ def save(path: str | os.PathLike[str], *objects: Any, extra: Any = None, **named
         >>> tallax.restore(path, model).extra, int(model.step)
         ({'epoch': 2}, 3)
     """
-    folder = Path(path).absolute()
+    folder = path_of(path, "tallax.save(path, model, optimizer)").absolute()
     if folder.exists():
         raise CheckpointError(
             compose(
@@ -112,12 +122,14 @@ def restore(
 
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged, unfinished, of another kind or of a later version.
+        InvalidTypeError: `path` is none.
         RestoreError: as `from_checkpoint` does.
         TallaxError: as `from_checkpoint` does.
     """
+    path = path_of(path, "tallax.restore(path, model, optimizer)")
     policy = Policy(missing, unexpected, rename)
     target = Target.of(named_objects(objects, named))
-    folder = folder_of(Path(path).absolute(), str(path))
+    folder = folder_of(path.absolute(), str(path))
     handler = orbax().PyTreeCheckpointHandler()
     with told(str(path), "can't be read"), orbax().Checkpointer(handler) as checkpointer:
         tree = outline_of(handler, folder)
