@@ -34,40 +34,43 @@ class Shares(NamedTuple):
     shape: tuple[int, ...]  # of one share; a scalar's are kept in an array
 
 
+def _refuse_slip(kind: str, name: str, value: Any) -> None:
+    """Raises where a label is none: Flax takes any name for one, so that a slip would pass in silence."""
+    if name in ("hijax", "ref") and value:
+        raise InvalidValueError(
+            compose(
+                kind,
+                f"an item is a plain Variable; {name}=True loses or doubles counts under transformations.",
+                got=f"{name}=True",
+                fix=f"leave {name} out",
+            )
+        )
+    if name in ("dtype", "shape"):  # a label of that name would hide the array's own
+        raise InvalidTypeError(
+            compose(
+                kind,
+                "has the dtype and the shape of what it is made from.",
+                got=f"{name}={describe(value)}",
+                fix="Buffer(jnp.zeros(shape, dtype)); a Counter takes shape=, and counts to 2**64 - 1 as it is",
+            )
+        )
+    for meant in difflib.get_close_matches(name, ("persistent", "reduce", "shape"), n=1, cutoff=0.8):
+        raise InvalidTypeError(
+            compose(
+                kind,
+                f"{meant} is written otherwise.",
+                got=f"{name}={describe(value)}",
+                fix=f"{meant}=..., or another name for a label of your own",
+            )
+        )
+
+
 class Item(nnx.Variable[Any]):
     """What both kinds share: what they declare, reads and writes by `.value`, and the guarded store."""
 
     def __init__(self, value: Any, *, persistent: bool, reduce: str, metadata: dict[str, Any]):
-        for name in ("hijax", "ref"):
-            if metadata.pop(name, False):
-                raise InvalidValueError(
-                    compose(
-                        type(self).__name__,
-                        f"an item is a plain Variable; {name}=True loses or doubles counts under transformations.",
-                        got=f"{name}=True",
-                        fix=f"leave {name} out",
-                    )
-                )
-        for name in metadata:  # Flax takes any name for a label, so a slip would be one, in silence
-            meant = difflib.get_close_matches(name, ("persistent", "reduce", "shape"), n=1, cutoff=0.8)
-            if meant and name != "shape":
-                raise InvalidTypeError(
-                    compose(
-                        type(self).__name__,
-                        f"{meant[0]} is written otherwise.",
-                        got=f"{name}={describe(metadata[name])}",
-                        fix=f"{meant[0]}=..., or another name for a label of your own",
-                    )
-                )
-            if name in ("dtype", "shape"):  # a label of that name would hide the array's own
-                raise InvalidTypeError(
-                    compose(
-                        type(self).__name__,
-                        "has the dtype and the shape of what it is made from.",
-                        got=f"{name}={describe(metadata[name])}",
-                        fix="Buffer(jnp.zeros(shape, dtype)); a Counter takes shape=, and counts to 2**64 - 1 as it is",
-                    )
-                )
+        for name in metadata:
+            _refuse_slip(type(self).__name__, name, metadata[name])
         if reduce not in _REDUCTIONS:
             raise InvalidValueError(
                 compose(
@@ -78,7 +81,8 @@ class Item(nnx.Variable[Any]):
                     fix='reduce="same" for a value that every replica computes alike, as jax.lax.pmean makes it',
                 )
             )
-        super().__init__(value, hijax=False, ref=False, persistent=bool(persistent), reduce=reduce, **metadata)
+        own = {"hijax": False, "ref": False, "persistent": bool(persistent), "reduce": reduce}
+        super().__init__(value, **{**metadata, **own})
 
     # Without Flax's deprecation warnings: PyTorch's and older Flax's users write `.value`, and here it is safe.
     @property
