@@ -131,6 +131,33 @@ def test_reads():
     assert len(vector) == 2
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_equality_is_exact(compiled):
+    """Beyond 2**31 - 1 as well, where reads are alike: with counters, Python's integers and NumPy's."""
+    large = nnx.Dict(a=tallax.Counter(2**40), b=tallax.Counter(2**41), c=tallax.Counter(2**40))
+
+    def compared(model):
+        a = model.a
+        reflected = 2**40 == a  # noqa: SIM300
+        return [a == model.b, a == model.c, a != model.b, a != model.c, a == 2**40, a == 2**41, reflected, a != 2**40]
+
+    answers = (nnx.jit(compared) if compiled else compared)(large)
+    assert list(map(bool, answers)) == [False, True, True, False, True, False, True, False]
+    assert [bool(large.a == n) for n in (-1, 2**31 - 1, 2**64, np.uint64(2**40))] == [False, False, False, True]
+
+
+def test_equality_goes_count_by_count():
+    """As with arrays; an array of the device is compared with the value that is read, as in Flax."""
+    counter = tallax.Counter(shape=3)
+    counter += jnp.array([1, 2, 3])
+    assert (counter == 2).tolist() == [False, True, False]
+    assert (counter != np.array([1, 2, 4])).tolist() == [False, False, True]
+    assert (counter == np.array([1, -2, 3])).tolist() == [True, False, True]
+    assert (counter == jnp.array([1, 2, 4])).tolist() == [True, True, False]
+    assert counter != None  # noqa: E711
+    assert tallax.Counter(1) in [tallax.Counter(0), tallax.Counter(1)]
+
+
 def test_the_limbs_do_not_show():
     """Neither attributes nor printing give the storage away, and a mapped state can still be printed."""
     counter = tallax.Counter(2**33, shape=2)

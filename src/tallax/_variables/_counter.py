@@ -39,12 +39,13 @@ _divisible = jax.jit(_limbs.divisible, static_argnums=1, inline=True)
 _array, _ndarray, _uint32, _int32 = np.array, np.ndarray, np.dtype(np.uint32), np.int32  # bound once, for `_advance`
 
 
-class Counter(Item):
+class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
     """An exact count, or an array of them: right up to 2**64 - 1 without x64, where it stays.
 
     `counter += n` counts, also under transformations. `int(counter)` is the exact count on the host;
     `counter[...]`, `counter.value` and `counter.get_value()` give `int32[*shape]` saturated at 2**31 - 1, for schedules
-    and comparisons; `np.asarray(counter)` is `uint64[*shape]`. Assigning any of the three sets the count.
+    and comparisons; `np.asarray(counter)` is `uint64[*shape]`. Assigning any of the three sets the count. `==` and `!=`
+    between counters, and with an integer, are exact.
 
     | field | shape | dtype | reset value | how copies combine |
     |---|---|---|---|---|
@@ -262,6 +263,27 @@ class Counter(Item):
         return int(counts)
 
     __index__ = __int__
+
+    # Flax's own would compare what reads give, in which all counts from 2**31 - 1 on are alike.
+    def __eq__(self, other: object) -> Any:
+        words = self.words()
+        if not _is_limbs(words):
+            return super().__eq__(other)
+        if isinstance(other, Counter):
+            theirs = other.words()
+        elif isinstance(other, int | np.integer):
+            if not 0 <= other <= _limbs.MAX:
+                return np.zeros(self.shape, np.bool_)[()]
+            theirs = np.broadcast_to(_limbs.from_int(int(other)), words.shape)
+        elif isinstance(other, np.ndarray) and other.dtype.kind in "iu" and (other >= 0).all():
+            theirs = _limbs.from_uint64(other)
+        else:
+            return super().__eq__(other)
+        return (words == theirs).all(-1)
+
+    def __ne__(self, other: object) -> Any:
+        equal = self == other
+        return not equal if isinstance(equal, bool) else ~equal
 
     def __float__(self) -> float:
         return float(int(self))

@@ -153,7 +153,17 @@ class Item(nnx.Variable[Any]):
             )
         )
 
-    __lt__ = __le__ = __gt__ = __ge__ = _not_ordered
+    def __lt__(self, other: Any) -> NoReturn:
+        self._not_ordered(other)
+
+    def __le__(self, other: Any) -> NoReturn:
+        self._not_ordered(other)
+
+    def __gt__(self, other: Any) -> NoReturn:
+        self._not_ordered(other)
+
+    def __ge__(self, other: Any) -> NoReturn:
+        self._not_ordered(other)
 
     def __nnx_repr__(self) -> Any:
         raw = self.get_raw_value()
