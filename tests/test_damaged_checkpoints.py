@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import pickle
 import random
@@ -91,9 +92,9 @@ def damaged_copies(good, folder, flips, seed):
             yield f"{file} {name}", copy
 
 
-def check_damages(good, folder, flips, seed=0):
+def check_damages(good, folder, flips, seed=0, every=1):
     whole, start, refusals = bits(make(3)), bits(make()), 0
-    for what, copy in damaged_copies(good, folder, flips, seed):
+    for what, copy in itertools.islice(damaged_copies(good, folder, flips, seed), 0, None, every):
         model = make()
         try:
             tallax.restore(copy, model)
@@ -105,13 +106,13 @@ def check_damages(good, folder, flips, seed=0):
 
 
 def test_any_damage_to_any_file_is_told_or_does_no_harm(good, tmp_path):
-    """Each file in turn: a bit flipped, cut in half, empty, zeros, noise, gone. Nothing wrong ever comes back."""
-    assert check_damages(good, tmp_path, flips=2) > 20
+    """A bit flipped, cut in half, empty, zeros, noise, gone: a third of all. Nothing wrong ever comes back."""
+    assert check_damages(good, tmp_path, flips=2, every=3) > 8  # of seven, so that each kind has its turn
 
 
 @pytest.mark.thorough
 def test_more_damage(good, tmp_path):
-    """A hundred bits of each file."""
+    """Each file in each way, and thirty bits of each."""
     assert check_damages(good, tmp_path, flips=30, seed=1) > 90
 
 
