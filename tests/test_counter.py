@@ -164,6 +164,9 @@ def test_the_limbs_do_not_show():
     assert not hasattr(counter, "__array_interface__")
     assert "8589934592" in repr(tallax.Counter(2**33))
     assert "uint64" in repr(counter)
+    held = nnx.Module()
+    held.count = counter
+    assert "value=Array(shape=(2,), dtype=dtype('uint64'))" in repr(held)
     assert "ShapeDtypeStruct" in repr(nnx.eval_shape(lambda: tallax.StepCounter(nnx.Rngs(0))))
     assert "(2, 2)" in repr(jax.tree.map(jnp.shape, nnx.state(nnx.Dict(c=counter))))
 
