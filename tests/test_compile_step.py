@@ -465,6 +465,27 @@ LOUD = {
 }
 
 
+def test_a_model_can_be_printed_within_a_step():
+    """Flax then puts shapes in place of arrays, also within a count that is only added to."""
+    printed = []
+
+    class Model(nnx.Module):
+        def __init__(self):
+            self.seen = tallax.Counter(shape=3)
+            self.rate = tallax.statistics.Rate()
+
+    def step(model):
+        model.seen += 1
+        printed.append(repr(model))
+
+    model = Model()
+    with tallax.compile_step(step, model) as compiled:
+        compiled()
+        assert "held by a compiled step" in repr(model)
+    assert "value=Array(shape=(3,), dtype=dtype('uint64'))" in printed[0]
+    assert model.seen.__array__().tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize("name", LOUD)
 def test_everything_else_is_loud(name):
     """No use of the model sees an old value: each raises, names the value and `step.sync()`, and changes nothing."""

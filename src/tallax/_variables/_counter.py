@@ -297,15 +297,15 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
     def __nnx_repr__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         raw = self.get_raw_value()
         part: Any
-        kind: Any = type(raw)
         for part in super().__nnx_repr__():
-            if getattr(part, "key", None) == "value" and isinstance(raw, jax.Array | np.ndarray | Held):
+            if getattr(part, "key", None) == "value":
                 readable = raw.is_readable_by(self) if isinstance(raw, Held) else not is_traced(raw) and _is_limbs(raw)
+                value: Any = part.value
                 if readable and not self.shares:
                     part = type(part)("value", np.asarray(self) if self.shape else int(self))
-            elif getattr(part, "key", None) == "value" and getattr(raw, "dtype", None) == np.uint32:
-                # Within a module Flax prints the shape of an array instead: that of the counts, not of their words.
-                part = type(part)("value", kind(raw.shape[:-1], np.dtype(np.uint64)))
+                elif not isinstance(raw, Held) and getattr(value, "dtype", None) == np.uint32:
+                    # Within a module Flax prints shapes in place of arrays: here that of counts, not of their words.
+                    part = type(part)("value", type(value)(value.shape[:-1], np.dtype(np.uint64)))
             yield part
 
     def shown(self) -> Any:

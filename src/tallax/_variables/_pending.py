@@ -35,7 +35,9 @@ class Pending:
 
     @property
     def limbs(self) -> jax.Array:
-        """The count by now."""
+        """The count by now; or what stands for the array where there is none, as when Flax prints a module."""
+        if not isinstance(self.base, jax.Array | np.ndarray):
+            return self.base
         return _limbs.add(jnp.asarray(self.base), _limbs.pair(self.added))
 
     @property
