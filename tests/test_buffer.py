@@ -137,6 +137,14 @@ def test_copies_keep_the_value():
     assert stacked[...].tolist() == [0, 1, 2]
 
 
+def test_a_name_that_is_nowhere_is_told_of_the_buffer_and_not_of_its_array():
+    """With what Python needs to suggest one that is near."""
+    buffer = tallax.Buffer(1.0)
+    with pytest.raises(AttributeError, match="'Buffer' object has no attribute 'set_valeu'") as raised:
+        buffer.set_valeu(2.0)
+    assert (raised.value.name, raised.value.obj is buffer) == ("set_valeu", True)
+
+
 def test_one_that_is_half_made_has_no_attributes():
     """A debugger that looks at `self` before `__init__` has run is told so, and doesn't recurse."""
     with pytest.raises(AttributeError, match="'Buffer' object has no attribute"):

@@ -350,6 +350,46 @@ a checkpoint: is called by its path, which comes first.
   got:  a Model
   fix:  tallax.restore(path, model, optimizer)""",
     ),
+    "checkpoints-without-a-path": (
+        lambda model: tallax.Checkpoints(3),
+        tallax.InvalidTypeError,
+        """\
+a checkpoint: is called by its path, which comes first.
+  got:  a int
+  fix:  tallax.Checkpoints(folder)""",
+    ),
+    "shape": (
+        lambda model: tallax.statistics.Rate(shape=(2, -1)),
+        tallax.InvalidValueError,
+        """\
+Rate: a shape is made of sizes.
+  got:  shape=(2, -1)
+  fix:  shape=8, shape=(2, 8)""",
+    ),
+    "shape-of-words": (
+        lambda model: tallax.Counter(shape="ab"),
+        tallax.InvalidValueError,
+        """\
+Counter: a shape is made of sizes.
+  got:  shape='ab'
+  fix:  shape=8, shape=(2, 8)""",
+    ),
+    "no-mesh": (
+        lambda model: tallax.per_replica(model, None, "data"),
+        tallax.InvalidTypeError,
+        """\
+per_replica: takes the mesh along which the replicas lie.
+  got:  NoneType (None)
+  fix:  mesh = jax.make_mesh((jax.device_count(),), ("data",)); tallax.per_replica(model, mesh, "data")""",
+    ),
+    "no-step": (
+        lambda model: tallax.compile_step(model.experts, model),
+        tallax.InvalidTypeError,
+        """\
+compile_step: takes the function that makes a step.
+  got:  a List
+  fix:  compile_step(train_step, model, optimizer)""",
+    ),
     "save-without-a-step": (
         lambda model: tallax.Checkpoints("somewhere").save(model),
         tallax.InvalidTypeError,

@@ -13,6 +13,7 @@ otherwise the increment is dispatched to the device, so that counting never wait
 step (`tallax.compile_step`) owns the value, a `Held` stands in its place, and inside the step's trace a `Pending`.
 """
 
+from tallax._variables._amounts import as_shape as as_shape
 from tallax._variables._buffer import Buffer as Buffer
 from tallax._variables._counter import Counter as Counter
 from tallax._variables._held import Held as Held

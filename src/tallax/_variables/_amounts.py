@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import jax
@@ -67,6 +68,19 @@ def check_broadcasts(value: Any, shape: tuple[int, ...], *, item: object) -> Non
     fits = zip(reversed(came), reversed(shape), strict=False)
     if len(came) > len(shape) or not all(size in (1, own) for size, own in fits):
         raise wrong_shape(value, shape, item=item)
+
+
+def as_shape(shape: int | tuple[int, ...], *, item: object) -> tuple[int, ...]:
+    """Returns a shape, which may be given as one number; raises where it is none."""
+    try:
+        sizes = tuple(map(operator.index, shape if isinstance(shape, tuple | list) else (shape,)))
+    except TypeError:
+        sizes = (-1,)
+    if any(size < 0 for size in sizes):
+        raise InvalidValueError(
+            compose(item, "a shape is made of sizes.", got=f"shape={shape!r}", fix="shape=8, shape=(2, 8)")
+        )
+    return sizes
 
 
 def wrong_shape(value: Any, shape: tuple[int, ...], *, item: object, ending: bool = False) -> InvalidValueError:

@@ -17,6 +17,7 @@ from tallax._placement import is_traced, on_host
 from tallax._replicas import AxisName, axes_to_combine, count_over, on_first, replica_count, sum_over
 from tallax._variables._amounts import (
     amount_of,
+    as_shape,
     check_broadcasts,
     check_integer,
     host_counts,
@@ -85,7 +86,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         reduce: Literal["sum", "same"] = "sum",
         **metadata: Any,
     ):
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        shape = as_shape(shape, item="Counter")
         first = host_counts(start, item="Counter", limit=_limbs.MAX)
         if first.ndim:
             raise InvalidValueError(

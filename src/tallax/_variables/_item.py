@@ -134,11 +134,13 @@ class Item(nnx.Variable[Any]):
         # Flax forwards unknown attributes to the raw value. Dunders are left out: NumPy would find a Counter's limbs by
         # `__array_interface__`, and `copy.deepcopy` would return the array by `__deepcopy__`. Flax's own names get here
         # where `__init__` has not run, as when a debugger looks, and looking for metadata asks for them again.
-        if name.startswith("_"):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        if self.has_metadata(name):
-            return self.get_metadata(name)
-        return getattr(self.get_value(), name)
+        if not name.startswith("_"):
+            if self.has_metadata(name):
+                return self.get_metadata(name)
+            value = self.get_value()
+            if hasattr(value, name):
+                return getattr(value, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     def _not_ordered(self, other: Any) -> NoReturn:
         counts = hasattr(self, "increment")

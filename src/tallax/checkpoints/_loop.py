@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 import weakref
-from pathlib import Path
 from typing import Any, Self, SupportsIndex
 
 import jax
@@ -19,7 +18,7 @@ from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError,
 from tallax.checkpoints._compare import Missing, Rename, Unexpected
 from tallax.checkpoints._holders import named_objects
 from tallax.checkpoints._report import RestoreReport
-from tallax.checkpoints._storage import UNFINISHED, arguments, orbax, restore, unreadable
+from tallax.checkpoints._storage import UNFINISHED, arguments, orbax, path_of, restore, unreadable
 from tallax.checkpoints._tree import Contents
 from tallax.compiling import CompiledStep
 
@@ -66,7 +65,7 @@ class Checkpoints:
                 raise InvalidValueError(
                     compose(name, "takes a positive integer.", got=describe(value), fix="keep=3, every=1000")
                 )
-        self._name, self._folder = str(folder), Path(folder).absolute()
+        self._name, self._folder = str(folder), path_of(folder, "tallax.Checkpoints(folder)").absolute()
         self._keep, self._every, self._async = keep, every, async_
         self._manager: Any = None
         self._writer: concurrent.futures.ThreadPoolExecutor | None = None

@@ -80,6 +80,15 @@ class CompiledStep:
     """A step that owns the state of its objects between calls; made by `compile_step`."""
 
     def __init__(self, function: Callable[..., Any], objects: tuple[Any, ...], *, donate: bool, graph: bool | None):
+        if not callable(function):
+            raise InvalidTypeError(
+                compose(
+                    "compile_step",
+                    "takes the function that makes a step.",
+                    got=f"a {type(function).__name__}",
+                    fix="compile_step(train_step, model, optimizer)",
+                )
+            )
         if not objects or not all(isinstance(thing, nnx.Pytree) for thing in objects):
             raise InvalidTypeError(
                 compose(

@@ -16,7 +16,7 @@ from flax import nnx
 from flax.nnx import filterlib
 
 from tallax import _limbs
-from tallax._errors import InvalidValueError, ReplicasError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, compose, describe
 from tallax._variables import Counter, Item, Shares
 from tallax.replicas._agreement import check_alike, check_concrete, fingerprints
 from tallax.statistics import Statistic
@@ -45,6 +45,7 @@ def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str
     A scalar `Buffer` has the shape (1,) while it keeps shares.
 
     Raises:
+        InvalidTypeError: `mesh` is none.
         InvalidValueError: the mesh has no such axis.
         ReplicasError: an item keeps shares already.
         TracedReadError: called inside a trace.
@@ -63,6 +64,15 @@ def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str
         >>> int(tallax.combine_replicas(model).seen)
         64
     """
+    if not isinstance(mesh, jax.sharding.Mesh | jax.sharding.AbstractMesh):
+        raise InvalidTypeError(
+            compose(
+                "per_replica",
+                "takes the mesh along which the replicas lie.",
+                got=describe(mesh),
+                fix='mesh = jax.make_mesh((jax.device_count(),), ("data",)); tallax.per_replica(model, mesh, "data")',
+            )
+        )
     axes = axis_name if isinstance(axis_name, tuple) else (axis_name,)
     if not axes or not set(axes) <= set(mesh.axis_names):
         raise InvalidValueError(

@@ -209,11 +209,6 @@ def leading_axes(x: jax.Array, shape: tuple[int, ...], item: object, *, argument
     return tuple(range(leading))
 
 
-def as_shape(shape: int | tuple[int, ...]) -> tuple[int, ...]:
-    """Returns a shape that may have been given as one number."""
-    return (shape,) if isinstance(shape, int) else tuple(shape)
-
-
 def stored_state(item: Counter | Buffer) -> Any:
     """Returns an item's value where it is: on the host, on the device, or traced; a Counter's as words."""
     return item.words() if isinstance(item, Counter) else item.stored()

@@ -17,9 +17,9 @@ from tallax import _limbs
 from tallax._errors import InvalidValueError, compose
 from tallax._placement import is_traced, unsplit
 from tallax._replicas import AxisName, axes_to_combine, count_over, sum_over
-from tallax._variables import Buffer
+from tallax._variables import Buffer, as_shape
 from tallax.statistics import _digits
-from tallax.statistics._base import Statistic, as_shape, current_state, leading_axes
+from tallax.statistics._base import Statistic, current_state, leading_axes
 
 if TYPE_CHECKING:
     from tallax._limbs import Limbs
@@ -107,7 +107,7 @@ class Ema(Statistic):
             )
         self.decay: float = float(decay)
         self.debias: bool = bool(debias)
-        self.shape: tuple[int, ...] = as_shape(shape)
+        self.shape: tuple[int, ...] = as_shape(shape, item="Ema")
         self.state: Buffer = Buffer(np.zeros((*self.shape, 2 + _digits.WIDTH), np.float32))
 
     def compute(self) -> EmaResult:

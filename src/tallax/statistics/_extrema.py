@@ -15,8 +15,8 @@ import numpy as np
 from tallax import _limbs
 from tallax._placement import is_traced, unsplit
 from tallax._replicas import AxisName, axes_to_combine, count_over, min_over
-from tallax._variables import Buffer
-from tallax.statistics._base import Statistic, as_shape, current_state, leading_axes
+from tallax._variables import Buffer, as_shape
+from tallax.statistics._base import Statistic, current_state, leading_axes
 
 # The rows of the state. What was fed nothing has the largest `at`, so that it loses every comparison; it reads as 0.
 _COUNT, _NAN, _MIN_AT, _MAX_AT, _VALUES = range(5)
@@ -83,7 +83,7 @@ class Extrema(Statistic):
 
     def __init__(self, shape: int | tuple[int, ...] = (), *, axis_name: AxisName | None = None):
         super().__init__(axis_name=axis_name)
-        self.shape: tuple[int, ...] = as_shape(shape)
+        self.shape: tuple[int, ...] = as_shape(shape, item="Extrema")
         self.state: Buffer = Buffer(_nothing(self.shape))
 
     def compute(self) -> ExtremaResult:

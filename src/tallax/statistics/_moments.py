@@ -16,9 +16,9 @@ import numpy as np
 from tallax import _limbs
 from tallax._placement import is_traced
 from tallax._replicas import AxisName, axes_to_combine, count_over, marked, max_over, sum_over, varying_axes
-from tallax._variables import Buffer
+from tallax._variables import Buffer, as_shape
 from tallax.statistics import _central, _digits
-from tallax.statistics._base import Statistic, as_shape, current_state, leading_axes
+from tallax.statistics._base import Statistic, current_state, leading_axes
 from tallax.statistics._powersums import count_finite, plain_power_sums, power_sums, rough_sum_and_range
 
 
@@ -90,7 +90,7 @@ class Moments(Statistic):
 
     def __init__(self, shape: int | tuple[int, ...] = (), *, axis_name: AxisName | None = None):
         super().__init__(axis_name=axis_name)
-        self.shape: tuple[int, ...] = as_shape(shape)
+        self.shape: tuple[int, ...] = as_shape(shape, item="Moments")
         self.moments: Buffer = Buffer(np.zeros((*self.shape, _central.FIELDS), np.float32))
 
     def compute(self) -> MomentsResult:

@@ -15,8 +15,8 @@ import numpy as np
 from tallax import _limbs
 from tallax._placement import unsplit
 from tallax._replicas import AxisName
-from tallax._variables import Counter
-from tallax.statistics._base import Counts, as_shape, current_state, exact_or_traced, leading_axes
+from tallax._variables import Counter, as_shape
+from tallax.statistics._base import Counts, current_state, exact_or_traced, leading_axes
 
 
 @jax.tree_util.register_dataclass
@@ -58,7 +58,7 @@ class Rate(Counts):
 
     def __init__(self, shape: int | tuple[int, ...] = (), *, axis_name: AxisName | None = None):
         super().__init__(axis_name=axis_name)
-        self.shape: tuple[int, ...] = as_shape(shape)
+        self.shape: tuple[int, ...] = as_shape(shape, item="Rate")
         self.counts: Counter = Counter(shape=(*self.shape, 2))
 
     def compute(self) -> RateResult:
