@@ -304,7 +304,9 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
                 value: Any = part.value
                 if readable and not self.shares:
                     part = type(part)("value", np.asarray(self) if self.shape else int(self))
-                elif not isinstance(raw, Held) and getattr(value, "dtype", None) == np.uint32:
+                elif (
+                    not isinstance(value, jax.Array | np.ndarray | Held) and getattr(value, "dtype", None) == np.uint32
+                ):
                     # Within a module Flax prints shapes in place of arrays: here that of counts, not of their words.
                     part = type(part)("value", type(value)(value.shape[:-1], np.dtype(np.uint64)))
             yield part
