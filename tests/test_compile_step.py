@@ -99,11 +99,12 @@ def assert_all_same(left, right):
     ("graph", "donate"),
     [
         (True, True),
-        pytest.param(False, True, marks=pytest.mark.thorough),
-        pytest.param(True, False, marks=pytest.mark.thorough),
+        (False, True),
+        (True, False),
     ],
     ids=["graph", "tree", "kept"],
 )
+@pytest.mark.thorough
 def test_a_thousand_random_steps_are_those_of_nnx_jit(graph, donate):
     """Losses and all state, to the bit, with batches of two sizes in random order; read and written in between."""
     random = np.random.default_rng(0)

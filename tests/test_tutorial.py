@@ -65,7 +65,7 @@ def test_the_linter_finds_the_mistake_and_nothing_else():
     assert code.splitlines()[found.line - 1].strip() == "self.mean = 0.9 * self.mean + 0.1 * x.mean(0)"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_notebook_prints_what_it_says(tmp_path):
     """In a fresh kernel: the same words, and the same numbers but for what another CPU rounds otherwise."""
     again = tmp_path / "tutorial.ipynb"
