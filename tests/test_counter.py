@@ -131,6 +131,13 @@ def test_reads():
     assert len(vector) == 2
 
 
+@pytest.mark.parametrize("shape", [3, np.int64(3), (3,), [3], np.array([3])], ids=repr)
+def test_a_shape_may_be_one_number_or_any_sequence(shape):
+    """Of a counter and of a statistic."""
+    assert tallax.Counter(shape=shape).shape == (3,)
+    assert tallax.statistics.Rate(shape).shape == (3,)
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_equality_is_exact(compiled):
     """Beyond 2**31 - 1 as well, where reads are alike: with counters, Python's integers and NumPy's."""

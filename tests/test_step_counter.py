@@ -23,6 +23,12 @@ def test_it_starts_at_zero_and_counts_calls():
     assert counter().dtype == np.int32
 
 
+def test_a_stream_that_is_not_there_is_missed_in_flax_words():
+    """An nnx.Rngs is what is wanted, so nothing is said of its kind."""
+    with pytest.raises(AttributeError, match="params"):
+        tallax.StepCounter(nnx.Rngs(dropout=0))
+
+
 def test_it_takes_one_key():
     """The next key of the stream is the one after exactly one `rngs.params()`."""
     rngs, reference = nnx.Rngs(7), nnx.Rngs(7)

@@ -42,7 +42,7 @@ class StepCounter(EvalAware):
 
     def __init__(self, rngs: nnx.Rngs):
         super().__init__()
-        if not hasattr(rngs, "params"):
+        if not isinstance(rngs, nnx.Rngs) and not hasattr(rngs, "params"):  # one without that stream says so itself
             raise InvalidTypeError(
                 compose(
                     "StepCounter",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 from typing import Any
@@ -71,16 +72,18 @@ def check_broadcasts(value: Any, shape: tuple[int, ...], *, item: object) -> Non
 
 
 def as_shape(shape: int | tuple[int, ...], *, item: object) -> tuple[int, ...]:
-    """Returns a shape, which may be given as one number; raises where it is none."""
-    try:
-        sizes = tuple(map(operator.index, shape if isinstance(shape, tuple | list) else (shape,)))
-    except TypeError:
-        sizes = (-1,)
-    if any(size < 0 for size in sizes):
-        raise InvalidValueError(
-            compose(item, "a shape is made of sizes.", got=f"shape={shape!r}", fix="shape=8, shape=(2, 8)")
-        )
-    return sizes
+    """Returns a shape, which may be given as one number.
+
+    Raises:
+        InvalidValueError: it is not made of integers from 0 on.
+    """
+    with contextlib.suppress(TypeError):
+        sizes = tuple(map(operator.index, (shape,) if isinstance(shape, int | np.integer) else shape))
+        if all(size >= 0 for size in sizes):
+            return sizes
+    raise InvalidValueError(
+        compose(item, "a shape is made of sizes.", got=f"shape={shape!r}", fix="shape=8, shape=(2, 8)")
+    )
 
 
 def wrong_shape(value: Any, shape: tuple[int, ...], *, item: object, ending: bool = False) -> InvalidValueError:

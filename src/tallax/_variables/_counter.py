@@ -46,7 +46,8 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
     `counter += n` counts, also under transformations. `int(counter)` is the exact count on the host;
     `counter[...]`, `counter.value` and `counter.get_value()` give `int32[*shape]` saturated at 2**31 - 1, for schedules
     and comparisons; `np.asarray(counter)` is `uint64[*shape]`. Assigning any of the three sets the count. `==` and `!=`
-    between counters, and with an integer, are exact.
+    give `bool[*shape]`: exactly for another Counter, an integer and NumPy's integers, and by the value that is read for
+    anything else.
 
     | field | shape | dtype | reset value | how copies combine |
     |---|---|---|---|---|
@@ -62,7 +63,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
 
     Raises:
         InvalidTypeError: a count or increment that is not an integer.
-        InvalidValueError: a negative one, one of another shape, or a start beyond 2**64 - 1.
+        InvalidValueError: a negative one, one of another shape, a start beyond 2**64 - 1, or `shape` is none.
         TraceError: written from a trace that the counter does not belong to.
         TracedReadError: `int(counter)` or `np.asarray(counter)` inside a trace.
 

@@ -22,6 +22,7 @@ from tallax_runs._wording import size
 
 Reduce: TypeAlias = Literal["sum", "max", "min", "same"]
 _REDUCTIONS = ("sum", "max", "min", "same")
+_MISSING = object()
 
 # Compiled once for eager use: the quickest way from NumPy to a jax.Array (6 us, where jnp.asarray takes 17).
 to_device = jax.jit(lambda x: x)
@@ -137,9 +138,9 @@ class Item(nnx.Variable[Any]):
         if not name.startswith("_"):
             if self.has_metadata(name):
                 return self.get_metadata(name)
-            value = self.get_value()
-            if hasattr(value, name):
-                return getattr(value, name)
+            found = getattr(self.get_value(), name, _MISSING)
+            if found is not _MISSING:
+                return found
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     def _not_ordered(self, other: Any) -> NoReturn:

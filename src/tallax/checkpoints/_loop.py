@@ -37,6 +37,7 @@ class Checkpoints:
             several processes Orbax copies it to the host first.
 
     Raises:
+        InvalidTypeError: `folder` is no path.
         InvalidValueError: `keep` or `every` is not a positive integer.
 
     Example:

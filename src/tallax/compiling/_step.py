@@ -55,7 +55,7 @@ def compile_step(
 
     Raises:
         StructureError: an item is reached on two ways.
-        InvalidTypeError: there is nothing to bind.
+        InvalidTypeError: there is nothing to bind, or `train_step` can't be called.
 
     Example:
         >>> import jax.numpy as jnp, tallax

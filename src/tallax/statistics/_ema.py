@@ -75,7 +75,7 @@ class Ema(Statistic):
     about 1e-7 / (1 - decay). Inside `shard_map` an update takes two all-reduces, for counts and for the sum.
 
     Raises:
-        InvalidValueError: `decay` is not a number in [0, 1).
+        InvalidValueError: `decay` is not a number in [0, 1), or `shape` is no shape.
 
     Example:
         >>> import jax.numpy as jnp, tallax

@@ -72,6 +72,9 @@ class Extrema(Statistic):
 
     An update inside `shard_map` takes two all-reduces, one for the counts and one for the extremes.
 
+    Raises:
+        InvalidValueError: `shape` is no shape.
+
     Example:
         >>> import jax.numpy as jnp, tallax
         >>> logits = tallax.statistics.Extrema()

@@ -73,6 +73,9 @@ class Moments(Statistic):
     deviations from the batch's own mean, as in the first update, two more passes find a better one. Inside `shard_map`
     it takes two all-reduces, three with `where`, and four more where a better pivot has to be found.
 
+    Raises:
+        InvalidValueError: `shape` is no shape.
+
     Example:
         >>> import jax.numpy as jnp, tallax
         >>> loss = tallax.statistics.Moments()

@@ -48,6 +48,9 @@ class Rate(Counts):
         shape: one rate for each head, expert, ...: the last axes of what `update` takes; the axes before are counted.
         axis_name: see `Statistic`.
 
+    Raises:
+        InvalidValueError: `shape` is no shape.
+
     Example:
         >>> import jax.numpy as jnp, tallax
         >>> heads = tallax.statistics.Rate(shape=2)
