@@ -116,17 +116,20 @@ def test_more_damage(good, tmp_path):
     assert check_damages(good, tmp_path, flips=30, seed=1) > 90
 
 
-def test_a_bit_that_orbax_would_not_notice(good, tmp_path):
-    """Random floats do not compress, so they lie in the file as they are, without a sum of their own."""
-    file = max((path for path in good.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-    shutil.copytree(good, tmp_path / "bad")
+def test_a_bit_that_orbax_would_not_notice(tmp_path):
+    """What does not compress lies in a file as it is, without a sum of its own, and can be found there."""
+    noise = np.random.default_rng(0).integers(0, 2**32, 5000, np.uint32)
+    tallax.save(tmp_path / "one", nnx.Dict(noise=nnx.Variable(jnp.asarray(noise))))
+    here = noise[2500:2508].tobytes()
+    (file,) = (path for path in (tmp_path / "one").rglob("*") if path.is_file() and here in path.read_bytes())
     data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    (tmp_path / "bad" / file.relative_to(good)).write_bytes(data)
-    assert "model/layer/kernel is not what was written" in refused(tmp_path / "bad")
+    data[data.index(here)] ^= 1
+    file.write_bytes(data)
+    fresh = nnx.Dict(noise=nnx.Variable(jnp.zeros(5000, jnp.uint32)))
+    assert "model/noise is not what was written" in refused(tmp_path / "one", fresh)
     with ocp.StandardCheckpointer() as checkpointer:  # which reads it all the same
-        kernel = np.asarray(checkpointer.restore(tmp_path / "bad")["model"]["layer"]["kernel"])
-    assert (kernel != np.asarray(make(3).layer.kernel[...])).sum() == 1
+        read = np.asarray(checkpointer.restore(tmp_path / "one")["model"]["noise"])
+    assert (read != noise).nonzero()[0].tolist() == [2500]
 
 
 # --- what is no checkpoint --------------------------------------------------------------------------------------------
