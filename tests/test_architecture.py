@@ -14,7 +14,7 @@ import tallax
 SOURCE = pathlib.Path(tallax.__file__).parent
 # Lowest first. A file or package imports only from lines above its own.
 LAYERS = [
-    {"_placement"},
+    {"_lazy", "_placement"},
     {"_errors"},
     {"_notebooks"},
     {"_limbs"},
@@ -189,7 +189,7 @@ def test_what_is_imported(statement, loaded):
     code = f"import sys\n{statement}\nprint(*(m for m in sys.modules if m == 'jax' or m.startswith('tallax.')))"
     names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     parts = {name.split(".")[1] for name in names if name != "jax"}
-    assert parts - {"_notebooks", "_placement", "_replicas", "_differentiable"} == loaded
+    assert parts - {"_lazy", "_notebooks", "_placement", "_replicas", "_differentiable"} == loaded
     assert loaded or "jax" not in names
 
 

@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from tallax_runs import Run as Run
     from tallax_runs import RunError as RunError
 else:  # so that a type checker reports a name that is not there
-    import importlib
+    from tallax._lazy import lazily as _lazily
 
     _MODULES = {"checking", "checkpoints", "compiling", "counters", "differentiation", "interop", "logging"}
     _MODULES |= {"optimizers", "reading", "replicas", "schedules", "sinks", "statistics"}
@@ -98,13 +98,4 @@ else:  # so that a type checker reports a name that is not there
     _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
     __all__ = sorted({"interop", "sinks", "statistics", *_HOMES})
 
-    def __getattr__(name):
-        if name in _HOMES:
-            value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
-            return value
-        if name in _MODULES:
-            return importlib.import_module(f"{__name__}.{name}")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-    def __dir__():
-        return sorted({*globals(), *_MODULES, *_HOMES})
+    __getattr__, __dir__ = _lazily(__name__, _HOMES, _MODULES)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import nnx
 
@@ -49,7 +49,7 @@ class Module(nnx.Module):
                     current,
                     f"this attribute holds a {type(current).__name__}, which an assignment would drop.",
                     got=describe(value),
-                    fix=_remedy(name, current),
+                    fix=getattr(type(current), "written_by", "self.{name}[...] = x").format(name=name),
                 )
             )
         super().__setattr__(name, value)
@@ -62,6 +62,8 @@ class EvalAware(Module):
     `nnx.Dropout`. In graph mode it is a static attribute, so each mode is compiled once.
     """
 
+    written_by: ClassVar[str] = "self.{name}(), which writes into it; or del self.{name} first"  # what errors advise
+
     def __init__(self):
         self.deterministic: bool = False
 
@@ -73,14 +75,3 @@ class EvalAware(Module):
         """
         if deterministic is not None:
             self.deterministic = deterministic
-
-
-def _remedy(name: str, current: nnx.Variable[Any] | EvalAware) -> str:
-    if isinstance(current, EvalAware):
-        for method, written in (("pin", "pin(x)"), ("update", "update(x)")):
-            if hasattr(current, method):
-                return f"self.{name}.{written}, which writes into it; or del self.{name} first"
-        return f"self.{name}(), which writes into it; or del self.{name} first"
-    if hasattr(current, "increment"):
-        return f"self.{name} += 1, self.{name}.set(n)"
-    return f"self.{name}[...] = x"

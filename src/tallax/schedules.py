@@ -48,6 +48,8 @@ class Scheduled(EvalAware):
         Array(1., dtype=float32)
     """
 
+    written_by = "self.{name}.pin(x), which writes into it; or del self.{name} first"
+
     def __init__(self, schedule: Callable[[Any], Any], *, name: str | None = None):
         if not callable(schedule):
             raise InvalidTypeError(

@@ -51,6 +51,9 @@ class Buffer(Item):
         Array([2. , 0.5, 0.5, 0.5], dtype=float32)
     """
 
+    compared_by = "buffer[...] > x"
+    written_by = "self.{name}[...] = x"
+
     def __init__(self, value: Any, *, persistent: bool = True, reduce: Reduce = "same", **metadata: Any):
         super().__init__(_strong(value), persistent=persistent, reduce=reduce, metadata=metadata)
 

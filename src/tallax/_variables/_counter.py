@@ -78,6 +78,9 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         1099511627781
     """
 
+    compared_by = "int(counter) > n on the host; counter.value > n, or counter.every(n), in a compiled function"
+    written_by = "self.{name} += 1, self.{name}.set(n)"
+
     def __init__(
         self,
         start: int = 0,

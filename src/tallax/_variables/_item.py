@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, TypeAlias
 
 import flax.errors
 import jax
@@ -68,6 +68,10 @@ def _refuse_slip(kind: str, name: str, value: Any) -> None:
 
 class Item(nnx.Variable[Any]):
     """What both kinds share: what they declare, reads and writes by `.value`, and the guarded store."""
+
+    # What errors advise.
+    compared_by: ClassVar[str]
+    written_by: ClassVar[str]
 
     def __init__(self, value: Any, *, persistent: bool, reduce: str, metadata: dict[str, Any]):
         for name in metadata:
@@ -144,15 +148,12 @@ class Item(nnx.Variable[Any]):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     def _not_ordered(self, other: Any) -> NoReturn:
-        counts = hasattr(self, "increment")
         raise InvalidTypeError(
             compose(
                 self,
                 f"a {type(self).__name__} is put in order by its value.",
                 got=f"a comparison with {describe(other)}",
-                fix="int(counter) > n on the host; counter.value > n, or counter.every(n), in a compiled function"
-                if counts
-                else "buffer[...] > x",
+                fix=self.compared_by,
             )
         )
 

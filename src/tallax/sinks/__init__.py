@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tallax.sinks._tensorboard import TensorBoard as TensorBoard
     from tallax.sinks._wandb import WandB as WandB
 else:  # so that a type checker reports a name that is not there
-    import importlib
+    from tallax._lazy import lazily as _lazily
 
     _FILES = {
         "Clu": "_adapters",
@@ -43,13 +43,4 @@ else:  # so that a type checker reports a name that is not there
         "TensorBoard": "_tensorboard",
         "WandB": "_wandb",
     }
-
-    def __getattr__(name):
-        if name not in _FILES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{__name__}.{_FILES[name]}"), name)
-        globals()[name] = value
-        return value
-
-    def __dir__():
-        return sorted({*globals(), *_FILES})
+    __getattr__, __dir__ = _lazily(__name__, {name: f"{__name__}.{file}" for name, file in _FILES.items()})

@@ -35,6 +35,8 @@ class Statistic(EvalAware, abc.ABC):
     nothing while it is True.
     """
 
+    written_by = "self.{name}.update(x), which writes into it; or del self.{name} first"
+
     def __init__(self, *, axis_name: AxisName | None = None):
         super().__init__()
         self.axis_name = axis_name
