@@ -18,6 +18,7 @@ from tallax_lint import Config, lint
 
 # In lines a second, as an issue promises.
 _MENTIONING, _OTHERS = 60_000, 600_000
+_START_SECONDS = 0.2  # from start to finish, with a small file
 _SITE = Path(sysconfig.get_paths()["purelib"])
 
 
@@ -39,6 +40,16 @@ def group(most: int = 60_000) -> Group:
             _other("ruff", what, files, parser, "check", "--isolated", "--no-cache", "--quiet"),
             _other("flake8", what, files, parser, "--isolated", "--jobs=1", "--quiet"),
         ]
+    small = ["-m", "tallax_lint", __file__]
+    cases += [
+        Case(name="python, nothing", make=lambda: _process("-c", "pass"), reference="python, nothing"),
+        Case(
+            name="tallax lint, from start to finish on one file",
+            make=lambda: _process(*small),
+            reference="python, nothing",
+            limit_seconds=_START_SECONDS,
+        ),
+    ]
     return Group("lint", f"one core, {' and '.join(title)}", references[0], cases, one_call=True, rounds_in_one=30)
 
 
@@ -66,6 +77,10 @@ def _parsed(path: str) -> ast.Module | None:
             return ast.parse(_text(path))
         except (SyntaxError, ValueError):  # a template
             return None
+
+
+def _process(*arguments: str) -> Callable[[], object]:
+    return lambda: subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
 
 
 def _other(name: str, what: str, files: Sequence[str], reference: str, *options: str) -> Case:

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import textwrap
-import time
 from importlib import resources
 
 import jax.numpy as jnp
@@ -138,9 +137,7 @@ def test_two_if_it_could_not_run(file, capfd, name, says):
 @pytest.mark.thorough
 def test_what_hangs_is_ended(file, capfd):
     """A module that never returns is given up after the limit."""
-    began = time.monotonic()
     assert checked(f"{file}:Hangs", "float32[3]", limit=15.0) == 2
-    assert time.monotonic() - began < 60
     err = capfd.readouterr().err
     assert "did not end within 15 seconds" in err
     assert "still at: plain calls" in err
