@@ -123,6 +123,7 @@ NNX_TRANSFORMS = {
     "nnx.vjp",
 }
 JITS = {"jax.jit", "jax.pmap", "nnx.jit", "nnx.pmap", "nnx.jit_partial", "tallax.compile_step"}
+TRANSFORMS = RAW_TRANSFORMS | NNX_TRANSFORMS | JITS
 
 _PREFIXES = (
     ("flax.nnx.", "nnx."),

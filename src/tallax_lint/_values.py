@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 from collections.abc import Sequence
 
 from tallax_lint import _arrays
-from tallax_lint._bindings import default_of, given, initial, reaching, spelled
+from tallax_lint._bindings import default_of, given, reaching, spelled
+from tallax_lint._calls import Calls
 from tallax_lint._index import Binding, Scope, last_name
 from tallax_lint._kinds import (
     NOTHING,
@@ -27,49 +27,15 @@ from tallax_lint._kinds import (
     item,
     joined,
 )
-from tallax_lint._names import (
-    ALWAYS_ARRAYS,
-    JITS,
-    LAYER_VARIABLES,
-    LAYERS,
-    NNX_TRANSFORMS,
-    RAW_TRANSFORMS,
-    VARIABLES,
-    canonical,
-)
+from tallax_lint._names import ALWAYS_ARRAYS, LAYER_VARIABLES, LAYERS, TRANSFORMS, canonical
 from tallax_lint._tree import Tree
-from tallax_lint._types import Types
 
-# How deep expressions nest, and calls within calls: what is farther from a place seldom decides about it.
+# How deep expressions nest: what is farther from a place seldom decides about it.
 _DEEPEST = 24
-_FARTHEST = 3
-_MANY_RETURNS = 8
 _EMPTY = Items()
-_BUILTINS = {
-    "int": "int",
-    "float": "float",
-    "bool": "bool",
-    "complex": "float",
-    "round": "int",
-    "len": "int",
-    "ord": "int",
-}
-_TRANSFORMS = RAW_TRANSFORMS | NNX_TRANSFORMS | JITS
-# Those that return what they are given, or something that holds it.
-_THROUGH = {
-    "nnx.data",
-    "nnx.static",
-    "nnx.clone",
-    "copy.deepcopy",
-    "copy.copy",
-    "jax.lax.stop_gradient",
-    "jax.device_put",
-    "jax.block_until_ready",
-    "jax.lax.with_sharding_constraint",
-}
 
 
-class Values(Types):
+class Values(Calls):
     """What the expressions of a tree hold."""
 
     def __init__(self, tree: Tree):
@@ -199,7 +165,7 @@ class Values(Types):
                 return self.transform_of(node.args[0], scope)
             return ""
         value = self.of(node, scope)
-        return value.name if isinstance(value, Name) and value.name in _TRANSFORMS else ""
+        return value.name if isinstance(value, Name) and value.name in TRANSFORMS else ""
 
     def dotted(self, dotted: str, scope: Scope) -> Value | None:
         """Returns what an imported name is: a class or function of the project, or a name of another library."""
@@ -382,150 +348,6 @@ class Values(Types):
     def _lambda(self, node: ast.Lambda, frame: Frame) -> Value | None:
         return next((Callee(child) for child in frame.scope.children if child.node is node), None)
 
-    # Calls
-
-    def _call(self, node: ast.Call, frame: Frame) -> Value | None:
-        function = node.func
-        callee = self.of(function, frame)
-        if isinstance(callee, Name):
-            return self._library(callee.name, node, frame)
-        if isinstance(callee, Type):
-            if isinstance(callee.cls, str):
-                return self.named(callee.cls)
-            made = self.instance(callee.cls)
-            return Variable(made.type, node, frame, callee.cls) if isinstance(made, Variable) else made
-        if isinstance(callee, Callee):
-            return self.returned(callee, node, frame)
-        if isinstance(function, ast.Attribute):
-            return self._method(self.of(function.value, frame), function.attr, node, frame)
-        return None
-
-    def _method(self, base: Value | None, name: str, node: ast.Call, frame: Frame) -> Value | None:
-        if isinstance(base, Variable):
-            if name in ("get_value", "get_raw_value"):
-                return self.content(base)
-            if name in ("replace", "copy"):
-                return Variable(base.type, None, None, base.cls)
-            if name in ("set_value", "set_metadata"):
-                return NOTHING
-            base = self.content(base) or Array(state="derived")
-        if name == "item":
-            return Number("", state=base.state if isinstance(base, Array) else None)
-        if isinstance(base, Array):
-            return _arrays.method(base, name, node, lambda argument: self.of(argument, frame))
-        if name in ("sum", "mean", "astype", "reshape") and base is None:
-            return _arrays.method(Array(), name, node, lambda argument: self.of(argument, frame))
-        return None
-
-    def _library(self, name: str, node: ast.Call, frame: Frame) -> Value | None:
-        if name in VARIABLES:
-            return Variable(name, node, frame)
-        if name in _BUILTINS:
-            argument = self.content_of(self.of(node.args[0], frame)) if node.args else None
-            state = "derived" if isinstance(argument, (Array, Number)) and argument.state else None
-            size = name == "len" or (isinstance(argument, Number) and argument.size)
-            return Number(_BUILTINS[name], size, state if name != "len" else None)
-        if name in ("min", "max", "sum", "abs") and node.args:
-            parts = [self.content_of(self.of(argument, frame)) for argument in node.args]
-            return joined([element(part) if isinstance(part, Items) else part for part in parts])
-        if name == "super":
-            return self._super(frame)
-        if name in _THROUGH and node.args:
-            return self.of(node.args[0], frame)
-        if name in ("typing.cast", "cast") and len(node.args) == 2:
-            return self.annotated(node.args[0], frame.scope)
-        if name in ("list", "tuple", "reversed", "sorted", "nnx.List") and node.args:
-            return self.of(node.args[0], frame)
-        if name == "enumerate" and node.args:
-            return Items(each=Items((Number("int"), element(self.of(node.args[0], frame)))))
-        if name == "zip":
-            return Items(each=Items(tuple(element(self.of(argument, frame)) for argument in node.args)))
-        if name == "range":
-            return Items(each=Number("int"))
-        if name in ("str", "dict", "set", "repr", "hasattr", "isinstance", "format"):
-            return Number("bool") if name in ("hasattr", "isinstance") else Plain(name)
-        if name in _TRANSFORMS:
-            inner = self.of(node.args[0], frame) if node.args else None
-            return Callee(inner.scope, inner.bound, name) if isinstance(inner, Callee) else None
-        if name.startswith(("jnp.", "np.", "jax.", "nnx.initializers", "math.")):
-            return _arrays.made(name, node, lambda argument: self.content_of(self.of(argument, frame)))
-        return self.named(name) if name.startswith("nnx.") else None
-
-    def _super(self, frame: Frame) -> Value | None:
-        scope: Scope | None = frame.scope
-        while scope is not None and scope.method_of is None:
-            scope = scope.parent
-        bases = self.bases(scope.method_of) if scope is not None and scope.method_of is not None else []
-        first = next((base for base in bases if not isinstance(base, str)), None)
-        return Instance(first) if first is not None else None
-
-    def returned(self, callee: Callee, node: ast.Call, frame: Frame) -> Value | None:
-        """Returns what a call of one of the project's functions gives back."""
-        scope = callee.scope
-        if frame.depth >= _FARTHEST:
-            return None
-        if (
-            callee.transformed
-            and callee.transformed not in JITS
-            and not callee.transformed.endswith(("checkpoint", "remat"))
-        ):
-            return None
-        inner = self.frame_of(callee, node, frame)
-        if isinstance(scope.node, ast.Lambda):
-            return self.of(scope.node.body, inner)
-        results = [result.value for result in scope.of(ast.Return)]
-        found = None
-        if len(results) <= _MANY_RETURNS:
-            found = joined([self.of(result, inner) if result is not None else NOTHING for result in results])
-        declared = getattr(scope.node, "returns", None)
-        if found is None and declared is not None:
-            found = self.annotated(declared, scope.parent or scope)
-        return found
-
-    def frame_of(self, callee: Callee, node: ast.Call, frame: Frame) -> Frame:
-        """Returns where the body of a called function is worked out: its scope, with the arguments as far as known."""
-        scope = callee.scope
-        arguments: dict[str, Value | None] = {}
-        parameters = scope.parameters
-        if callee.bound is not None and parameters and scope.self_name:
-            arguments[parameters[0].arg] = callee.bound
-            parameters = parameters[1:]
-        for parameter, argument in zip(parameters, node.args, strict=False):
-            if isinstance(argument, ast.Starred):
-                break
-            arguments[parameter.arg] = self.of(argument, frame)
-        arguments |= {word.arg: self.of(word.value, frame) for word in node.keywords if word.arg}
-        # An argument of unknown kind may still be annotated.
-        return Frame(scope, {name: value for name, value in arguments.items() if value is not None}, frame.depth + 1)
-
-    # Variables' values
-
-    def content(self, variable: Variable) -> Value | None:
-        """Returns what a Variable holds when it is made, marked as its state."""
-        if variable.or_else:
-            return joined(
-                [
-                    self.content(dataclasses.replace(v, home=variable.home, or_else=()))
-                    for v in (variable, *variable.or_else)
-                ]
-            )
-        value = variable.held
-        if variable.call is not None and variable.frame is not None:
-            value = self.of(initial(variable.call), variable.frame)
-        state = variable.home or "derived"
-        if isinstance(value, Array):
-            return Array(value.weak, value.dtype, state, value.scalar)
-        if isinstance(value, Number):
-            return Number(value.type, False, state, value.value)
-        return value
-
-    def content_of(self, value: Value | None) -> Value | None:
-        """Returns a Variable's content as arithmetic sees it; of anything else the thing itself."""
-        if isinstance(value, Variable):
-            content = self.content(value)
-            return content if content is not None else Array(state=value.home or "derived")
-        return value
-
 
 def _appended(scope: Scope) -> dict[str, list[ast.expr]]:
     """Returns what a function appends to lists, by the last part of their names."""
@@ -556,5 +378,5 @@ _WORK = {
     ast.Set: Values._plain,
     ast.NamedExpr: Values._named_expression,
     ast.Lambda: Values._lambda,
-    ast.Call: Values._call,
+    ast.Call: Values.call,
 }

@@ -8,7 +8,7 @@ import ast
 from tallax_lint._check import CHECKS, Context
 from tallax_lint._index import Scope, enclosing, parent_of, statement_of
 from tallax_lint._kinds import Array, Callee, Instance, Name, Number, Value, Variable
-from tallax_lint._names import JITS, NNX_TRANSFORMS, RAW_TRANSFORMS
+from tallax_lint._names import JITS, TRANSFORMS
 from tallax_lint._rule import Rule
 
 RULE = Rule(
@@ -56,7 +56,6 @@ class Gate(nnx.Module):
 
 _CONVERTING = {"int", "float", "bool", "complex"}
 _FETCHING = {"np.asarray", "np.array", "jax.device_get", "print"}
-_TRANSFORMS = JITS | NNX_TRANSFORMS | RAW_TRANSFORMS
 
 
 @CHECKS.call("int", "float", "bool", "complex", "print", "item", "tolist", "asarray", "array", "device_get")
@@ -194,7 +193,7 @@ def is_transformed(scope: Scope, context: Context) -> bool:
                 given = [a for a in call.args if (isinstance(a, ast.Name) and a.id == name) or a is scope.node]
                 if given:
                     callee = context.values.of(call.func, outer)
-                    found = found or (isinstance(callee, Name) and callee.name in _TRANSFORMS)
+                    found = found or (isinstance(callee, Name) and callee.name in TRANSFORMS)
         scope.memory["transformed"] = found
     return bool(scope.memory["transformed"])
 
