@@ -54,6 +54,7 @@ notebook: $(VENV)/.dev  ## run docs/tutorial.md, and write docs/tutorial.ipynb w
 
 docs: $(VENV)/.docs  ## write the documentation site to build/site, to be read without network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
+	! grep -rEo '<(script|img|link|iframe)[^>]* (src|href)="?https?:[^ >]*' build/site --include='*.html'  # nothing from elsewhere
 
 bench: $(VENV)/.bench  ## measure, side by side; prints a table and writes benchmarks/results/*.json
 	$(BIN)/python -m benchmarks $(ARGS)
