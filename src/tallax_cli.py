@@ -13,7 +13,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Runs the command line; without the `cli` extra, all but `lint` and `doctor` name it and exit with 2."""
+    """Runs the command line; what needs the `cli` extra, and misses it, names it and exits with 2."""
     if sys.argv[1:2] == ["lint"]:  # before typer is looked for: an editor asks at every stroke, and may do without
         from tallax_lint._cli import main as lint_main
 
@@ -22,6 +22,11 @@ def main() -> None:
         from tallax._doctor import main as doctor_main
 
         raise SystemExit(doctor_main(sys.argv[2:]))
+    if sys.argv[1:2] == ["--version"]:
+        from tallax import __version__
+
+        print("tallax", __version__)
+        return
     try:
         import typer
     except ModuleNotFoundError:
@@ -30,10 +35,10 @@ def main() -> None:
         print(MissingExtraError.of("the tallax command", "cli", "typer"), file=sys.stderr)
         raise SystemExit(2) from None
 
-    app = typer.Typer(no_args_is_help=True, add_completion=False, help="Exact, cheap state for Flax NNX models.")
+    app = typer.Typer(no_args_is_help=True, help="Exact, cheap state for Flax NNX models.")
 
     @app.callback()
-    def root() -> None:
+    def root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
         pass
 
     @app.command()

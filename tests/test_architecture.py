@@ -14,7 +14,7 @@ import tallax
 SOURCE = pathlib.Path(tallax.__file__).parent
 # Lowest first. A file or package imports only from lines above its own.
 LAYERS = [
-    {"_lazy", "_placement"},
+    {"_lazy", "_placement", "_version"},
     {"_errors"},
     {"_notebooks"},
     {"_limbs"},
@@ -169,7 +169,8 @@ def test_what_type_checkers_read_is_what_there_is():
     assert {name for module, name in declared if module == "tallax"} == tallax._MODULES
     starred = {}
     exec("from tallax import *", starred)
-    assert starred.keys() - {"__builtins__"} == tallax._HOMES.keys() | {"interop", "sinks", "statistics"}
+    public = tallax._HOMES.keys() - {"__version__"}
+    assert starred.keys() - {"__builtins__"} == public | {"interop", "sinks", "statistics"}
     with pytest.raises(AttributeError, match=r"^module 'tallax' has no attribute 'stat'$"):
         _ = tallax.stat
 

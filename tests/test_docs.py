@@ -48,3 +48,10 @@ def test_links_lead_somewhere():
     for page in (ROOT / "README.md", *DOCS.rglob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_code_is_narrow():
+    """A line of an example has no more than 100 characters: the site shows so many without a bar to scroll."""
+    for page in (ROOT / "README.md", *DOCS.rglob("*.md")):
+        for code in re.findall(r"^```(?:python|py|bash|sh)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
+            assert not [line for line in code.splitlines() if len(line) > 100], page.name

@@ -2,11 +2,15 @@
 """What stands in several files is the same in each: the commands of CI, the version, the limits of documents."""
 
 import re
+import subprocess
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+
+import tallax
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -68,6 +72,27 @@ def test_the_changelog(section):
     unreleased = (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1]
     assert unreleased.startswith("[Unreleased]")
     assert f"\n### {section}\n" in unreleased
+
+
+def test_the_version():
+    """`tallax.__version__` is what is installed, or says that it is a source tree; `import *` leaves it alone."""
+    try:
+        installed = metadata.version("tallax")
+    except metadata.PackageNotFoundError:
+        installed = "0+source"
+    assert tallax.__version__ == installed
+    assert "__version__" not in tallax.__all__
+
+
+def test_the_sdist_is_whole():
+    """All that git keeps at the top of the repository is in the sdist, so that its tests run from it."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no repository: `.ci/dist-check` runs the tests from the sdist")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    always = {".gitignore", "pyproject.toml"}  # what hatchling takes along by itself
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = set(project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"])
+    assert {name.split("/")[0] for name in tracked} == wanted | always
 
 
 def test_contributing_is_short():

@@ -180,6 +180,8 @@ except RuntimeError:
         (["count", "--calls", "many"], 2, "takes an integer"),
         (["count", "--calls", "nan"], 2, "takes an integer"),
         (["--help"], 0, "count"),
+        (["--help"], 0, "--install-completion"),
+        (["--version"], 0, f"tallax {tallax.__version__}\n"),
     ],
 )
 def test_the_command_line_counts(arguments, code, text):

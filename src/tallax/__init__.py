@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from tallax._module import Module as Module
     from tallax._variables import Buffer as Buffer
     from tallax._variables import Counter as Counter
+    from tallax._version import __version__ as __version__
     from tallax.checking import statecheck as statecheck
     from tallax.checkpoints import Checkpoints as Checkpoints
     from tallax.checkpoints import RestoreReport as RestoreReport
@@ -83,6 +84,7 @@ else:  # so that a type checker reports a name that is not there
         ),
         "tallax._module": "Module",
         "tallax._variables": "Buffer Counter",
+        "tallax._version": "__version__",
         "tallax.checking": "statecheck",
         "tallax.checkpoints": "Checkpoints RestoreReport checkpoint_target from_checkpoint restore save to_checkpoint",
         "tallax.compiling": "CompiledStep compile_step",
@@ -96,6 +98,6 @@ else:  # so that a type checker reports a name that is not there
         "tallax_runs": "Run RunError",
     }
     _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
-    __all__ = sorted({"interop", "sinks", "statistics", *_HOMES})
+    __all__ = sorted({"interop", "sinks", "statistics", *_HOMES} - {"__version__"})  # it is not for `import *`
 
     __getattr__, __dir__ = _lazily(__name__, _HOMES, _MODULES)

@@ -37,7 +37,7 @@ def check(
         file, name = target, ""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     try:
-        with Progress(*columns, console=errors, transient=True) as progress:
+        with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
             task = progress.add_task("start")
             report = check_file(
                 file,

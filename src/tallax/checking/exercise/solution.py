@@ -10,7 +10,8 @@ class StepCounter(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs):
         rngs.params()
-        self.step = nnx.Variable(jnp.zeros((), jnp.int32))  # no nnx.Param: an optimizer would train it
+        # no nnx.Param: an optimizer would train it
+        self.step = nnx.Variable(jnp.zeros((), jnp.int32))
 
     def __call__(self) -> jax.Array:
         self.step[...] += 1  # writes into the Variable; `self.step = ...` would replace it
@@ -18,7 +19,7 @@ class StepCounter(nnx.Module):
 
 
 def counter_after_n_calls(seed: int, n_calls: int) -> jax.Array:
-    """Returns the integer array [counter, n_calls]: a new counter's value after n_calls calls, and n_calls."""
+    """Returns two integers as one array: a new counter's value after n_calls calls, and n_calls."""
     counter = StepCounter(nnx.Rngs(int(seed)))
     for _ in range(int(n_calls)):
         counter()

@@ -18,5 +18,5 @@ class StepCounter(nnx.Module):
 
 
 def counter_after_n_calls(seed: int, n_calls: int) -> jax.Array:
-    """Returns the integer array [counter, n_calls]: a new counter's value after n_calls calls, and n_calls."""
+    """Returns two integers as one array: a new counter's value after n_calls calls, and n_calls."""
     raise NotImplementedError
