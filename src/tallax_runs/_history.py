@@ -14,7 +14,12 @@ Value = TypeVar("Value")
 
 @dataclass
 class Series(Generic[Value]):
-    """The values that one name had, and at which steps."""
+    """The values that one name had, and at which steps.
+
+    Attributes:
+        steps: in the order of the records.
+        values: one for each step: an int, exact however large, or a float of a scalar; `Bins` of a histogram.
+    """
 
     steps: list[int] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)

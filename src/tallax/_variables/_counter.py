@@ -420,6 +420,9 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
 
         Also where Flax has put counts in their place: `nnx.to_pure_dict` saves what `get_value()` gives, int32 counts,
         and `nnx.update` writes them back as they are.
+
+        Raises:
+            InvalidValueError: such a count is saturated, so that the exact one is lost.
         """
         raw = self.stored()
         if _is_limbs(raw) or not isinstance(raw, jax.Array | np.ndarray):

@@ -24,7 +24,11 @@ class Outcome(enum.Enum):
 class Cell:
     """One check: a row of the report's table, and its column where the row has several.
 
-    `note` says why it was skipped, or how often it ran.
+    Attributes:
+        check: the row: a transformation, or what was looked at.
+        mode: the column: `graph`, `graph_updates=False`, `tree` or `split/merge`; empty where there is one column.
+        outcome: how it ended.
+        note: why it was skipped, or how often it ran.
     """
 
     check: str
