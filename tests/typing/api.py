@@ -54,6 +54,7 @@ def items(model: Model) -> None:
     assert_type(model.temperature.pin(2.0), None)
     assert_type(model.temperature.release(), None)
     assert_type(tallax.counter_after_n_calls(0, 5), jax.Array)
+    assert_type(tallax.__version__, str)
 
 
 def every_statistic(x: jax.Array) -> None:
