@@ -6,6 +6,7 @@ import re
 from importlib import resources
 
 import tallax
+import tallax_cli
 from tallax.checking import RULES
 from tallax.checking._statecheck import _TIER
 from tallax_lint import lint
@@ -55,3 +56,11 @@ def test_code_is_narrow():
     for page in (ROOT / "README.md", *DOCS.rglob("*.md")):
         for code in re.findall(r"^```(?:python|py|bash|sh)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
             assert not [line for line in code.splitlines() if len(line) > 100], page.name
+
+
+def test_every_command_is_on_its_page():
+    """The page of the command line has each command that there is, in alphabetical order."""
+    rows = re.findall(r"^\| `tallax (\w+)[ `]", (DOCS / "command-line.md").read_text(), flags=re.MULTILINE)
+    commands = re.findall(r"@app\.command\(.*\)\n    def (\w+)", pathlib.Path(tallax_cli.__file__).read_text())
+    assert rows == sorted(commands)
+    assert len(commands) > 5
