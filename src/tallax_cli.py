@@ -68,7 +68,7 @@ def main() -> None:
             None, help="A function of the model and the inputs, in the file, to run in its place."
         ),
         calls: int = typer.Option(3, min=2, help="How often each run calls the model."),
-        limit: float = typer.Option(300.0, help="Seconds after which a check that has not ended is given up."),
+        limit: float = typer.Option(300.0, min=0.0, help="Seconds after which a check that has not ended is given up."),
         json: bool = typer.Option(False, "--json", help="Print the report as JSON."),
         start: bool = typer.Option(False, "--start", help="Write the exercise's starting file instead."),
     ) -> None:

@@ -14,7 +14,7 @@ import pytest
 import tallax
 from tallax.checking import Report
 from tallax.checking._command import check
-from tallax.checking._exercise import graded
+from tallax.checking._exercise import graded, write_starter
 from tallax.checking._process import check_file
 from tallax.checking._targets import found, input_of, loaded, modules_in
 
@@ -338,6 +338,13 @@ def test_only_what_is_unwritten_is_to_be_filled_in(tmp_path):
         failures = grade(tmp_path, text + FUNCTION).failures
         assert len(failures) == 2
         assert not [finding for finding in failures if "fill in" in finding.fix]
+
+
+def test_start_writes_python_only(tmp_path):
+    """What is no name of such a file is refused, and nothing is written: FILE:NAME was to be checked, it seems."""
+    with pytest.raises(tallax.CannotCheckError, match=r"--start solution\.py"):
+        write_starter(tmp_path / "gate.py:Gate")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.thorough

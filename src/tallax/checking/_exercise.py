@@ -47,8 +47,12 @@ def write_starter(path: Path) -> None:
     """Writes the file to start the exercise from.
 
     Raises:
-        CannotCheckError: something is there already.
+        CannotCheckError: something is there already, or the path does not end in .py.
     """
+    if path.suffix != ".py":  # as where FILE:NAME is meant to be checked
+        raise CannotCheckError(
+            compose("--start", "names a file of Python to write.", got=str(path), fix="--start solution.py")
+        )
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(resources.files("tallax.checking.exercise").joinpath("starter.py").read_text(encoding="utf-8"))
