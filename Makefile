@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 EXTRAS := cli plot demo console tensorboard parquet wandb mlflow
 comma := ,
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# Most of the tests' time is XLA's, compiling programs that hardly ever change: they are kept for a month, for the next run
+# of any checkout, apart for each kind of processor.
+PROCESSOR := $(shell grep -m1 ^flags /proc/cpuinfo 2>/dev/null | cksum | cut -d' ' -f1)
+PROGRAMS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tallax/programs-$(PROCESSOR)
 
 .PHONY: help demo test quick thorough compare lint dist-check format pages notebook docs bench constraints clean
 .DELETE_ON_ERROR:
@@ -16,16 +20,17 @@ help:  ## list the targets
 demo: $(VENV)/.demo  ## train a mixture of experts on handwritten digits, or go on with it; FRESH=1 starts again
 	@$(BIN)/python examples/digits_moe.py $(if $(FRESH),--fresh) $(ARGS)
 
+test thorough compare dist-check: export JAX_COMPILATION_CACHE_DIR = $(PROGRAMS)
+test thorough compare dist-check: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+
 # loadfile: the examples of one docstring or README share their names, so they run in one process.
 test: $(VENV)/.dev  ## run the tests, but for the longest
+	@mkdir -p $(PROGRAMS) && find $(PROGRAMS) -type f -mtime +30 -delete
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 quick: $(VENV)/.dev  ## run the tests that take no more than a moment
 	$(BIN)/python -m pytest -m 'not slow and not thorough' $(ARGS)
 
-# The checks of one module compile programs that those of another compile too.
-thorough: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/$(VENV)/.jax-cache
-thorough: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 thorough: $(VENV)/.dev  ## run the tests that take minutes: statecheck judges two hundred modules; more meshes and layouts
 	$(BIN)/python -m pytest -m thorough --numprocesses 2 tests $(ARGS)
 
@@ -64,8 +69,8 @@ constraints: $(VENV)/.dev  ## resolve the pins again
 	$(BIN)/uv pip compile --universal --python-version 3.11 $(patsubst %,--extra %,$(EXTRAS)) --group dev --group docs --no-emit-index-url --no-header \
 	  --no-annotate --quiet --upgrade --output-file constraints.txt pyproject.toml
 
-clean:  ## remove the environments and everything made
-	rm -rf .venv* runs benchmarks/results build dist
+clean:  ## remove the environments and everything made, compiled programs too
+	rm -rf .venv* runs benchmarks/results build dist $(PROGRAMS)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -78,7 +78,7 @@ EPOCHS, KILLS = 13, 10
 def demo(folder):
     """Starts the demo, quietly, as `make demo` does, but that it need not compile each time anew."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(folder.parent / "compiled")
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder.parent / "compiled"))
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     command = [sys.executable, str(ROOT / "examples" / "digits_moe.py"), "--epochs", str(EPOCHS), "--runs", str(folder)]
     output = subprocess.PIPE

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The matrix: every item under every transformation in every mode. Each cell is the right count, or an error.
 
-All items are on one model, so a cell compiles once; what it leaves is compared with plain calls, item by item and to
-the bit. What an item refuses is run for each item alone.
+All items are on one model, so a cell compiles once; and many cells are one program to XLA, which `make test` keeps.
+What a cell leaves is compared with plain calls, item by item and to the bit. What an item refuses is run for each item
+alone.
 """
 
 import functools
@@ -15,7 +16,6 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 
 import tallax
 from tallax.checking import _transformations as package
@@ -43,23 +43,6 @@ from tests.cases import (
 pytestmark = pytest.mark.slow
 
 BATCHES = [(batch(k),) for k in range(3)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_once(tmp_path_factory):
-    """Many cells are one program to XLA, and compiling it is nearly all of their time: it is kept on disk."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.2,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    compilation_cache.reset_cache()
-    for name, value in options.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @functools.cache
