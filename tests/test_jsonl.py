@@ -254,7 +254,7 @@ import resource, tallax
 from tallax.sinks import Jsonl, Record
 sink = Jsonl({str(tmp_path)!r})
 sink.write(Record(1, 0.0, scalars={{"loss": 1.0}}))
-size = sink._end
+size = sink._file._end
 resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, resource.RLIM_INFINITY))
 try:
     sink.write(Record(2, 0.0, scalars={{"loss": 1.0}}))

@@ -155,7 +155,8 @@ except tallax.SinkError as error:
 
 def test_without_tensorboardx(monkeypatch):
     """Where tensorboardX is missing, the error is the line to type."""
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboardX"]:
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "tallax.sinks._tensorboard")
     monkeypatch.delitem(vars(tallax.sinks), "TensorBoard")
     with pytest.raises(tallax.MissingExtraError, match=re.escape("pip install 'tallax[tensorboard]'")):

@@ -33,21 +33,25 @@ class Encoder:
 
     def __init__(self) -> None:
         self._edges: dict[str, np.ndarray] = {}
-        self._items: Mapping[str, Item] = {}
+        self._items: Mapping[str, Item] = {}  # all that lines have said
+        self._said: Mapping[str, Item] | None = None  # those of the last record
 
     def line(self, record: Record) -> bytes:
         """Returns the line of a record."""
-        entry: dict[str, Any] = {"step": record.step, "time": record.time}
+        parts = [f'{{"step":{_json(record.step)},"time":{_json(record.time)}']
         if record.process:
-            entry["process"] = record.process
-        entry["scalars"] = {name: plain(value) for name, value in record.scalars.items()}
+            parts.append(f'"process":{_json(record.process)}')
+        parts.append(f'"scalars":{_scalars(record.scalars)}')
         if record.histograms:
-            entry["histograms"] = {name: self._histogram(name, bins) for name, bins in record.histograms.items()}
-        new = {name: asdict(item) for name, item in record.items.items() if self._items.get(name) != item}
-        if new:
-            entry["items"] = new
-            self._items = {**self._items, **record.items}
-        return json.dumps(entry, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+            histograms = {name: self._histogram(name, bins) for name, bins in record.histograms.items()}
+            parts.append(f'"histograms":{_json(histograms)}')
+        if record.items is not self._said:
+            new = {name: asdict(item) for name, item in record.items.items() if self._items.get(name) != item}
+            if new:
+                parts.append(f'"items":{_json(new)}')
+                self._items = {**self._items, **record.items}
+            self._said = record.items
+        return f"{','.join(parts)}}}\n".encode()
 
     def _histogram(self, name: str, bins: Bins) -> dict[str, Any]:
         known = self._edges.get(name)
@@ -124,6 +128,17 @@ class Decoder:
         if edges.shape != (len(counts) + 1,):
             raise ValueError
         return Bins(edges, counts)
+
+
+def _scalars(scalars: Mapping[str, int | float]) -> str:
+    try:
+        return _json(scalars)
+    except ValueError:  # one is not finite, as is seldom: it takes longer to find out which
+        return _json({name: plain(value) for name, value in scalars.items()})
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
 
 
 def plain(value: int | float) -> int | float | str:

@@ -13,7 +13,7 @@ import jax
 
 from tallax._errors import InvalidTypeError, InvalidValueError, SinkError, compose, describe
 from tallax._variables import Counter
-from tallax.logging._taking import Taken, take
+from tallax.logging._taking import Taken, Taker
 from tallax.logging._writer import Failure, Writer
 from tallax.reading import Reading
 from tallax.sinks import Sink, as_sink
@@ -84,6 +84,7 @@ class Logger:
         self._sinks: list[Sink] = [as_sink(sink) for sink in sinks]
         self._every, self._counter = every, step
         self._capacity, self._drops, self._all = capacity, overflow == "drop", all_processes
+        self._taker = Taker()
         self._writer: Writer | None = None
         self._closed = False
         self._calls = 0  # made without step=; from the second on, shifted to where the counter stood at the first
@@ -202,7 +203,7 @@ class Logger:
 
     def _log(self, objects: Sequence[Any], now: int, scalars: dict[str, Any], *, explicit: bool) -> None:
         self._check(now, explicit=explicit)
-        taken = take(objects, scalars, now, None if explicit else self._counter)
+        taken = self._taker.take(objects, scalars, now, None if explicit else self._counter)
         if self._explicit is None and not explicit:
             taken = self._begin(taken)
         self._explicit, self._last = explicit, now

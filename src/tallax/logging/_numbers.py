@@ -30,6 +30,14 @@ class Numbers:
         self.scalars: dict[str, int | float] = {}
         self.histograms: dict[str, Bins] = {}
 
+    def update(self, values: Mapping[str, Any]) -> None:
+        """Adds what items have, by their names: most are numbers."""
+        for name, value in values.items():
+            if value.__class__ is int or value.__class__ is float:
+                self.scalars[name] = value
+            else:
+                self.add(name, value)
+
     def add(self, name: str, value: Any) -> None:
         """Adds what an item has: a number, an array, or the record of a statistic, each field under its own name.
 

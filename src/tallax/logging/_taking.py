@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from tallax._errors import InvalidTypeError, InvalidValueError, TracedReadError,
 from tallax._placement import is_traced
 from tallax.compiling import CompiledStep
 from tallax.logging._numbers import Numbers
-from tallax.reading import Reading, collect
+from tallax.reading import Entry, Reading, collect
 from tallax_runs import Item, Record
 
 
@@ -28,6 +30,7 @@ class Taken:
         counter: the name of the item that has it more exactly, if one does.
         time: in seconds since the epoch.
         readings: of items.
+        known: what these items are.
         scalars: on the host.
         arrays: scalars by name, on the way to the host.
     """
@@ -36,64 +39,105 @@ class Taken:
     counter: str | None
     time: float
     readings: Sequence[Reading]
+    known: Known
     scalars: Mapping[str, int | float]
     arrays: Reading | None
 
     def record(self, process: int, extra: Mapping[str, int]) -> Record:
         """Returns the record, which has these scalars too; waits for the device."""
         numbers = Numbers()
-        step, items = self.step, {}
+        step = self.step
         for reading in self.readings:
-            for name, value in reading.result().items():
-                numbers.add(name, value)
-                if name == self.counter:
-                    step = value
-            items |= described(reading)
+            values = reading.result()
+            numbers.update(values)
+            step = values.get(self.counter, step) if self.counter else step
         numbers.scalars |= self.scalars
         if self.arrays is not None:
             numbers.scalars |= self.arrays.result()
         numbers.scalars |= extra
-        return Record(step, self.time, process, numbers.scalars, numbers.histograms, items)
+        return Record(step, self.time, process, numbers.scalars, numbers.histograms, self.known.items)
 
 
-def described(reading: Reading) -> dict[str, Item]:
-    """Returns what the items of a reading are."""
-    return {entry.name: entry.description for entry in reading.entries}
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What the items of some readings are.
 
-
-def take(objects: Sequence[Any], scalars: Mapping[str, Any], step: int, counter: str | None) -> Taken:
-    """Returns what a call was given, on its way to the host; waits for nothing.
-
-    Args:
-        objects: compiled steps, and modules.
-        scalars: numbers, and arrays of one.
-        step: see `Taken`.
-        counter: likewise.
-
-    Raises:
-        InvalidTypeError: an object is no module, or a scalar no number.
-        InvalidValueError: a scalar has a shape, or its name is that of an item; or two objects have items of one name.
-        TracedReadError: inside a trace.
+    Attributes:
+        entries: of each reading.
     """
-    steps = [thing for thing in objects if isinstance(thing, CompiledStep)]
-    modules = [thing for thing in objects if not isinstance(thing, CompiledStep)]
-    # Checked before anything is sent on its way: an error takes nothing.
-    numbers: dict[str, Any] = {name: _checked(name, value) for name, value in scalars.items()}
-    readings = [step.collect() for step in steps]
-    if modules:
-        readings.append(collect(*modules))
-    names = [entry.name for reading in readings for entry in reading.entries]
-    _refuse_twins(names, numbers)
-    there = [name for name, value in numbers.items() if isinstance(value, jax.Array)]
-    arrays = None
-    if there:
-        # Gathered into an array of the reading's own: the next step may take the memory of these.
-        arrays = Reading(
-            (),
-            [numbers.pop(name) for name in there],
-            lambda copies: dict(zip(there, map(_number, copies), strict=True)),
+
+    entries: Sequence[Sequence[Entry]]
+
+    def are(self, readings: Sequence[Reading]) -> bool:
+        """Tells whether readings are of the same items, as those of one compiled step are."""
+        return len(self.entries) == len(readings) and all(
+            entries is reading.entries for entries, reading in zip(self.entries, readings, strict=True)
         )
-    return Taken(step, counter if counter in names else None, time.time(), readings, numbers, arrays)
+
+    @functools.cached_property
+    def names(self) -> frozenset[str]:
+        """The names of all items.
+
+        Raises:
+            InvalidValueError: two items have one name.
+        """
+        names: set[str] = set()
+        for entry in itertools.chain(*self.entries):
+            if entry.name in names:
+                raise _twins(entry.name, "the name of two items")
+            names.add(entry.name)
+        return frozenset(names)
+
+    @functools.cached_property
+    def items(self) -> Mapping[str, Item]:
+        """Each by its name."""
+        return {entry.name: entry.description for entry in itertools.chain(*self.entries)}
+
+
+class Taker:
+    """Takes what the calls of a Logger are given."""
+
+    def __init__(self) -> None:
+        self._known = Known(())
+
+    def take(self, objects: Sequence[Any], scalars: Mapping[str, Any], step: int, counter: str | None) -> Taken:
+        """Returns what a call was given, on its way to the host; waits for nothing.
+
+        Args:
+            objects: compiled steps, and modules.
+            scalars: numbers, and arrays of one.
+            step: see `Taken`.
+            counter: likewise.
+
+        Raises:
+            InvalidTypeError: an object is no module, or a scalar no number.
+            InvalidValueError: a scalar has a shape, or its name is that of an item; or two objects have items of one
+                name.
+            TracedReadError: inside a trace.
+        """
+        steps = [thing for thing in objects if isinstance(thing, CompiledStep)]
+        modules = [thing for thing in objects if not isinstance(thing, CompiledStep)]
+        # Checked before anything is sent on its way: an error takes nothing.
+        numbers: dict[str, Any] = {name: _checked(name, value) for name, value in scalars.items()}
+        readings = [step.collect() for step in steps]
+        if modules:
+            readings.append(collect(*modules))
+        known = self._known
+        if not known.are(readings):
+            known = Known([reading.entries for reading in readings])
+        _refuse_twins(known.names, numbers)
+        self._known = known
+        there = [name for name, value in numbers.items() if isinstance(value, jax.Array)]
+        arrays = None
+        if there:
+            # Gathered into an array of the reading's own: the next step may take the memory of these.
+            arrays = Reading(
+                (),
+                [numbers.pop(name) for name in there],
+                lambda copies: dict(zip(there, map(_number, copies), strict=True)),
+            )
+        counter = counter if counter in known.names else None
+        return Taken(step, counter, time.time(), readings, known, numbers, arrays)
 
 
 def _checked(name: str, value: Any) -> int | float | jax.Array:
@@ -142,23 +186,13 @@ def _number(value: Any) -> int | float:
     return int(number) if isinstance(number, bool) else number
 
 
-def _refuse_twins(items: list[str], scalars: Mapping[str, Any]) -> None:
-    """Raises where two values would be written under one name."""
-    known: set[str] = set()
-    for name in [*items, *scalars]:
-        if name in known:
-            raise InvalidValueError(
-                compose(
-                    name,
-                    "two values have this name, and one would hide the other.",
-                    got="the name of two items" if items.count(name) > 1 else "a scalar and an item",
-                    fix="another name for the scalar; or log modules that hold both: log(nnx.Dict(a=a, b=b))",
-                )
-            )
-        known.add(name)
+def _refuse_twins(items: frozenset[str], scalars: Mapping[str, Any]) -> None:
+    """Raises where a scalar would be written under a name that is an item's."""
     for name in scalars:
+        if name in items:
+            raise _twins(name, "a scalar and an item")
         parent = name.rpartition("/")[0]
-        if parent in known:
+        if parent in items:
             raise InvalidValueError(
                 compose(
                     name,
@@ -167,3 +201,14 @@ def _refuse_twins(items: list[str], scalars: Mapping[str, Any]) -> None:
                     fix="another name for the scalar",
                 )
             )
+
+
+def _twins(name: str, got: str) -> InvalidValueError:
+    return InvalidValueError(
+        compose(
+            name,
+            "two values have this name, and one would hide the other.",
+            got=got,
+            fix="another name for the scalar; or log modules that hold both: log(nnx.Dict(a=a, b=b))",
+        )
+    )

@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+from tallax.sinks._growing import GrowingFile
 from tallax.sinks._locking import lock
 from tallax_runs import Record
 from tallax_runs._format import FIRST_LINE, Decoder, Encoder
@@ -33,49 +34,40 @@ class Jsonl:
 
     def __init__(self, path: str | os.PathLike[str]):
         self._path = Path(path)
-        self._file: int | None = None
+        self._file: GrowingFile | None = None
         self._encoder = Encoder()
-        self._end = 0
 
     def write(self, record: Record) -> None:
         if self._file is None:
             self._file = self._open(record)
-        self._append(self._file, self._encoder.line(record))
+        try:
+            self._file.append(self._encoder.line(record))
+        except BaseException:
+            self._encoder = Encoder()  # the next line leans on none before it
+            raise
 
     def close(self) -> None:
         file, self._file = self._file, None
         if file is not None:
-            os.close(file)
+            file.close()
 
     def __repr__(self) -> str:
         return f"Jsonl({str(self._path)!r})"
 
-    def _open(self, record: Record) -> int:
+    def _open(self, record: Record) -> GrowingFile:
         path = file_of(self._path, record.process)
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            lock(file, path)
-            self._end = _cut(file, path, record.step)
-            os.lseek(file, self._end, os.SEEK_SET)
-            if not self._end:
-                self._append(file, FIRST_LINE)
+            lock(descriptor, path)
+            end = _cut(descriptor, path, record.step)
+            file = GrowingFile(descriptor, end)
+            if not end:
+                file.append(FIRST_LINE)
         except BaseException:
-            os.close(file)
+            os.close(descriptor)
             raise
         return file
-
-    def _append(self, file: int, line: bytes) -> None:
-        rest = memoryview(line)
-        try:
-            while rest:
-                rest = rest[os.write(file, rest) :]
-        except OSError:
-            self._encoder = Encoder()  # the next line leans on none before it
-            os.ftruncate(file, self._end)
-            os.lseek(file, self._end, os.SEEK_SET)
-            raise
-        self._end += len(line)
 
 
 def _cut(file: int, path: Path, step: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from tallax._errors import MissingExtraError
+from tallax.sinks._growing import GrowingFile
 from tallax_runs import Bins, Record
 
 try:
-    from tensorboardX import RecordWriter
     from tensorboardX.proto import event_pb2, summary_pb2, tensor_pb2
+    from tensorboardX.record_writer import masked_crc32c
     from tensorboardX.summary import histogram_raw
 except ModuleNotFoundError:
     raise MissingExtraError.of("sinks.TensorBoard", "tensorboard", "tensorboardX") from None
@@ -29,17 +31,18 @@ Summary: Any = vars(summary_pb2)["Summary"]
 SummaryMetadata: Any = vars(summary_pb2)["SummaryMetadata"]
 TensorProto: Any = vars(tensor_pb2)["TensorProto"]
 
-_DOUBLE = 2  # DT_DOUBLE among TensorFlow's numbers for dtypes
+_EXACT = 2**24  # the largest integer up to which single precision holds all
+_TENSOR = TensorProto(dtype=2, double_val=[0.0])  # DT_DOUBLE among TensorFlow's numbers for dtypes
 _NO_CURVE = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="tallax"))  # no dashboard of that name
 
 
 class TensorBoard:
     """Writes an event file for TensorBoard: curves, and histograms with the bins that were counted.
 
-    A record is one event, written and synchronised before `write` returns. TensorBoard's curves are single precision
-    (so is all that its data server reads), which holds integers up to 2**24. From the first count on that it can't
-    hold, `<name>/exact` has them too, in double precision: no curve, but a tensor for `EventAccumulator.Tensors`, exact
-    below 2**53. Counts of bins are in double precision.
+    A record is one event, handed to the operating system whole: it outlasts the program however that ends. TensorBoard's
+    curves are single precision (so is all that its data server reads), which holds integers up to 2**24. From the first
+    count on that it can't hold, `<name>/exact` has them too, in double precision: no curve, but a tensor for
+    `EventAccumulator.Tensors`, exact below 2**53. Counts of bins are in double precision.
 
     Resuming: TensorBoard is told to hide what is there of the first record's step and later ones, by `purge_step`'s
     event.
@@ -54,52 +57,90 @@ class TensorBoard:
 
     def __init__(self, logdir: str | os.PathLike[str]):
         self._logdir = Path(logdir)
-        self._writer: Any = None
-        self._large: set[str] = set()  # names of counts beyond single precision
+        self._file: GrowingFile | None = None
+        self._form = _Form((), frozenset())
 
     def write(self, record: Record) -> None:
-        if self._writer is None:
-            self._writer = self._open(record)
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in record.scalars.items()]
-        values += self._exact(record.scalars)
-        for name, bins in record.histograms.items():
-            values += _histogram(name, bins).value
-        event = Event(wall_time=record.time, step=record.step, summary=Summary(value=values))
-        self._writer.write(event.SerializeToString())
-        self._writer.flush()
+        if self._file is None:
+            self._file = self._open(record)
+        self._file.append(_framed(self._form_for(record.scalars).filled_in(record)))
 
     def close(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     def __repr__(self) -> str:
         return f"TensorBoard({str(self._logdir)!r})"
 
-    def _open(self, record: Record) -> Any:
+    def _open(self, record: Record) -> GrowingFile:
         folder = self._logdir / f"process-{record.process}" if record.process else self._logdir
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads the files of a run in the order of their names.
-        writer = RecordWriter(
-            str(folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}")
-        )
-        writer.write(Event(wall_time=record.time, file_version="brain.Event:2").SerializeToString())
-        start = SessionLog(status=SessionLog.START)
-        writer.write(Event(wall_time=record.time, step=record.step, session_log=start).SerializeToString())
-        return writer
+        path = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        file = GrowingFile(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        version = Event(wall_time=record.time, file_version="brain.Event:2")
+        start = Event(wall_time=record.time, step=record.step, session_log=SessionLog(status=SessionLog.START))
+        try:
+            file.append(b"".join(_framed(event.SerializeToString()) for event in (version, start)))
+        except BaseException:
+            file.close()
+            path.unlink()  # the next record begins another
+            raise
+        return file
 
-    def _exact(self, scalars: Mapping[str, int | float]) -> list[Any]:
-        """Returns in double precision what single precision has been found not to hold."""
-        counts = {name: value for name, value in scalars.items() if isinstance(value, int)}
-        self._large |= {name for name, value in counts.items() if float(np.float32(value)) != value}
-        return [
-            Summary.Value(
-                tag=f"{name}/exact",
-                tensor=TensorProto(dtype=_DOUBLE, double_val=[float(counts[name])]),
-                metadata=_NO_CURVE,
-            )
-            for name in counts.keys() & self._large
-        ]
+    def _form_for(self, scalars: Mapping[str, int | float]) -> _Form:
+        """Returns the form for these scalars: mostly the one of those before, for their names are the same."""
+        form = self._form
+        beyond = [name for name, value in scalars.items() if value.__class__ is int and not -_EXACT <= value <= _EXACT]
+        new = {name for name in beyond if name not in form.large and float(np.float32(scalars[name])) != scalars[name]}
+        if new or form.names != (*scalars,):
+            self._form = form = _Form((*scalars,), form.large | new)
+        return form
+
+
+class _Form:
+    """The event of a record, to be filled in: to make all its parts anew would take ten times as long.
+
+    Args:
+        names: of the scalars.
+        large: those that single precision has been found not to hold, of which there may be more than are in `names`.
+    """
+
+    def __init__(self, names: tuple[str, ...], large: frozenset[str]):
+        self.names, self.large = names, large
+        exact = [name for name in names if name in large]
+        curves = [Summary.Value(tag=name, simple_value=0.0) for name in names]
+        tensors = [Summary.Value(tag=f"{name}/exact", tensor=_TENSOR, metadata=_NO_CURVE) for name in exact]
+        self._event = Event(summary=Summary(value=curves + tensors))
+        self._values = list(self._event.summary.value)
+        self._exact = list(zip(exact, self._values[len(names) :], strict=True))
+
+    def filled_in(self, record: Record) -> bytes:
+        """Returns the event of a record, serialized."""
+        event = self._event
+        event.wall_time, event.step = record.time, record.step
+        for value, scalar in zip(self._values, record.scalars.values(), strict=False):
+            value.simple_value = scalar
+        for name, value in self._exact:
+            value.tensor.double_val[0] = record.scalars[name]
+        every = event.summary.value
+        try:
+            for name, bins in record.histograms.items():
+                every.extend(_histogram(name, bins).value)
+            return event.SerializeToString()
+        finally:
+            del every[len(self._values) :]
+
+
+def _framed(data: bytes) -> bytes:
+    """Returns an event as it is in a file: its length and its bytes, each followed by its checksum."""
+    length = struct.pack("<Q", len(data))
+    return b"".join([length, _checksum(length), data, _checksum(data)])
+
+
+def _checksum(data: bytes) -> bytes:
+    return struct.pack("<I", masked_crc32c(data))
 
 
 def _histogram(name: str, bins: Bins) -> Any:
