@@ -17,38 +17,39 @@ from benchmarks._timing import Case, Group
 
 Loop = tuple[tuple[Any, ...], Any, tuple[Any, ...]]  # the objects, the step bound to them, and the batch
 EVERY = 10  # steps
+LONG, SHORT = 10, 500  # steps of a call, of which each is long or short
 
 
 def group(items: int = 200, size: transformer.Size = transformer.USUAL) -> Group:
-    """Returns the cases. A call is ten steps, of which the first is logged; at its end everything is written."""
+    """Returns the cases. A call is a number of steps, of which every tenth is logged; at its end all is written."""
     a_layer = -(-items // size.layers)
     large = f"transformer, {a_layer * size.layers} items"
     return Group(
         "logging",
-        f"{EVERY} steps of a training loop, one of them logged; what was logged is on disk at the end",
+        f"{LONG} or {SHORT} steps of a training loop, every {EVERY}th logged; what was logged is on disk at the end",
         f"{large}, no logging",
         [
-            *_cases(large, lambda: _transformer(a_layer, size), limit=1.05),
-            *_cases(f"0.4 ms MLP, {items} counters", lambda: _counters(items)),
+            *_cases(large, lambda: _transformer(a_layer, size), LONG, limit=1.05),
+            *_cases(f"0.4 ms MLP, {items} counters", lambda: _counters(items), SHORT),
         ],
         rounds_in_one=10,
     )
 
 
-def _cases(what: str, make: Callable[[], Loop], limit: float | None = None) -> Iterator[Case]:
+def _cases(what: str, make: Callable[[], Loop], steps: int, limit: float | None = None) -> Iterator[Case]:
     none = f"{what}, no logging"
     options: dict[str, Any] = {"wait": jax.block_until_ready, "reference": none}
-    yield Case(name=none, make=lambda: _silent(make()), **options)
+    yield Case(name=none, make=lambda: _silent(make(), steps), **options)
     yield Case(
         name=f"{what}, Logger to JSONL and TensorBoard",
-        make=lambda: _logged(make()),
+        make=lambda: _logged(make(), steps),
         limit=limit,
         needs="tensorboardX",
         **options,
     )
-    yield Case(name=f"{what}, Logger to JSONL", make=lambda: _logged(make(), tensorboard=False), **options)
+    yield Case(name=f"{what}, Logger to JSONL", make=lambda: _logged(make(), steps, tensorboard=False), **options)
     yield Case(
-        name=f"{what}, float() of each and add_scalar", make=lambda: _naive(make()), needs="tensorboardX", **options
+        name=f"{what}, float() of each and add_scalar", make=lambda: _naive(make(), steps), needs="tensorboardX", **options
     )
 
 
@@ -62,18 +63,18 @@ def _counters(number: int) -> Loop:
     return things, tallax.compile_step(ref.train_step, *things), ref.batch(number)
 
 
-def _silent(loop: Loop) -> Callable[[], Any]:
+def _silent(loop: Loop, steps: int) -> Callable[[], Any]:
     _, step, batch = loop
 
     def run() -> Any:
-        for _ in range(EVERY):
+        for _ in range(steps):
             loss = step(*batch)
         return loss
 
     return run
 
 
-def _logged(loop: Loop, *, tensorboard: bool = True) -> Callable[[], Any]:
+def _logged(loop: Loop, steps: int, *, tensorboard: bool = True) -> Callable[[], Any]:
     _, step, batch = loop
     folder = tempfile.mkdtemp()
     sinks: list[Any] = [tallax.sinks.Jsonl(folder)]
@@ -84,17 +85,17 @@ def _logged(loop: Loop, *, tensorboard: bool = True) -> Callable[[], Any]:
 
     def run() -> Any:
         nonlocal done
-        for number in range(done, done + EVERY):
+        for number in range(done, done + steps):
             loss = step(*batch)
             log(step, loss=loss, step=number)
-        done += EVERY
+        done += steps
         log.flush()
         return loss
 
     return run
 
 
-def _naive(loop: Loop) -> Callable[[], Any]:
+def _naive(loop: Loop, steps: int) -> Callable[[], Any]:
     """Reads each item by itself, through the step that holds it: what many loops do, once for each metric."""
     from tensorboardX import SummaryWriter
 
@@ -110,13 +111,13 @@ def _naive(loop: Loop) -> Callable[[], Any]:
 
     def run() -> Any:
         nonlocal done
-        for number in range(done, done + EVERY):
+        for number in range(done, done + steps):
             loss = step(*batch)
             if number % EVERY == 0:
                 writer.add_scalar("loss", float(loss), number)
                 for name, item in items:
                     writer.add_scalar(name, _number(item), number)
-        done += EVERY
+        done += steps
         return loss
 
     return run

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Logger: when it logs, what it takes, and what becomes of it when sinks are slow, fail, or hang."""
 
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 from flax import nnx
 
 import tallax
+from tallax.logging import _writer
 from tallax.statistics import Activity, Ema, Extrema, Histogram, LogHistogram, Moments, Rate
 
 
@@ -481,6 +483,47 @@ def test_ctrl_c_in_the_loop_flushes():
         run(log, 5)
         raise KeyboardInterrupt
     assert sink.steps == [1, 2, 3, 4, 5]
+
+
+def test_ctrl_c_while_the_loop_waits_for_a_sink():
+    """The record in hand, which found no place in the queue yet, is written as well."""
+    sink = Kept(gate=threading.Event())
+    threading.Timer(0.5, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt), tallax.Logger(sink, every=1, capacity=1) as log:  # noqa: PT012
+        try:
+            run(log, 50)  # stuck at the third
+        finally:
+            sink.gate.set()
+    assert sink.steps == [1, 2, 3]
+
+
+def test_nobody_waits_while_the_thread_rests(monkeypatch):
+    """Between two writes the thread rests; flush, a queue that fills up, and closing call it."""
+    monkeypatch.setattr(_writer, "_REST", 1e6)
+    sink = Kept()
+    log = tallax.Logger(sink, every=1, capacity=4)
+    run(log, 1)
+    log.flush()
+    run(log, 1, start=1)
+    assert sink.steps == [1]
+    log.flush()
+    assert sink.steps == [1, 2]
+    run(log, 20, start=2)
+    log.close()
+    assert sink.steps == list(range(1, 23))
+
+
+def test_what_the_items_are_is_said_anew_where_they_change():
+    """A Logger that is given other objects, or a step that was compiled anew, tells of their items."""
+    first, second = counting(1), nnx.Dict(step=tallax.Counter(2), fired=Rate())
+    steps = [tallax.compile_step(lambda model: model.step.increment(), model) for model in (first, second)]
+    sink = Kept()
+    with tallax.Logger(sink, every=1) as log:
+        for k, step in enumerate([*steps, steps[0], steps[0]]):
+            step()
+            log(step, step=k)
+    assert [sorted(record.items) for record in sink.records] == [["step"], ["fired", "step"], ["step"], ["step"]]
+    assert [record.scalars["step"] for record in sink.records] == [2, 3, 3, 4]
 
 
 def test_a_program_that_forgets_to_close_flushes_when_it_ends(tmp_path):

@@ -76,6 +76,31 @@ def test_counts_are_exact_below_2_to_the_53(tmp_path):
     assert exact(reader, "tokens/exact") == list(enumerate(counts))[2:]
 
 
+def test_names_that_come_and_go(tmp_path):
+    """Each record has its own names and numbers, whatever those before had: NaN beside a large count, none at all."""
+    records = [
+        {"a": 1, "loss": float("nan"), "tokens": 2**53 - 1},
+        {"a": 2, "loss": 0.5, "tokens": 2**53 - 2},
+        {"loss": -1e300, "a": 3},
+        {},
+        {"a": 2**24 + 1, "long/" + "x" * 300: 7, "tokens": 5},
+    ]
+    sink = TensorBoard(tmp_path)
+    for step, scalars in enumerate(records):
+        bins = {"acts": Bins(np.arange(3.0), np.array([step, 1], np.uint64))} if step % 2 else {}
+        sink.write(Record(step, 0.0, scalars=scalars, histograms=bins))
+    sink.close()
+    reader = read(tmp_path)
+    for name in {name for scalars in records for name in scalars}:
+        found = [(event.step, event.value) for event in reader.Scalars(name)]
+        with np.errstate(over="ignore"):
+            wanted = [(k, float(np.float32(scalars[name]))) for k, scalars in enumerate(records) if name in scalars]
+        np.testing.assert_array_equal(found, wanted)
+    assert exact(reader, "tokens/exact") == [(0, 2**53 - 1), (1, 2**53 - 2), (4, 5)]
+    assert exact(reader, "a/exact") == [(4, 2**24 + 1)]
+    assert [event.histogram_value.bucket for event in reader.Histograms("acts")] == [[1, 1], [3, 1]]
+
+
 def test_the_bins_are_the_statistics(tmp_path):
     """A histogram's counts are those that were counted, bin by bin, and its edges those that were declared."""
     model = nnx.Dict(acts=tallax.statistics.Histogram(-2.0, 2.0, bins=16), load=tallax.Counter(shape=3))

@@ -38,20 +38,23 @@ class Encoder:
 
     def line(self, record: Record) -> bytes:
         """Returns the line of a record."""
-        parts = [f'{{"step":{_json(record.step)},"time":{_json(record.time)}']
+        entry: dict[str, Any] = {"step": record.step, "time": record.time}
         if record.process:
-            parts.append(f'"process":{_json(record.process)}')
-        parts.append(f'"scalars":{_scalars(record.scalars)}')
+            entry["process"] = record.process
+        entry["scalars"] = dict(record.scalars)
         if record.histograms:
-            histograms = {name: self._histogram(name, bins) for name, bins in record.histograms.items()}
-            parts.append(f'"histograms":{_json(histograms)}')
+            entry["histograms"] = {name: self._histogram(name, bins) for name, bins in record.histograms.items()}
         if record.items is not self._said:
             new = {name: asdict(item) for name, item in record.items.items() if self._items.get(name) != item}
             if new:
-                parts.append(f'"items":{_json(new)}')
+                entry["items"] = new
                 self._items = {**self._items, **record.items}
             self._said = record.items
-        return f"{','.join(parts)}}}\n".encode()
+        try:
+            return _encoded(entry)
+        except ValueError:  # a number is not finite, which is seldom; to find out which ones takes longer
+            entry["scalars"] = {name: plain(value) for name, value in record.scalars.items()}
+            return _encoded(entry)
 
     def _histogram(self, name: str, bins: Bins) -> dict[str, Any]:
         known = self._edges.get(name)
@@ -130,15 +133,8 @@ class Decoder:
         return Bins(edges, counts)
 
 
-def _scalars(scalars: Mapping[str, int | float]) -> str:
-    try:
-        return _json(scalars)
-    except ValueError:  # one is not finite, as is seldom: it takes longer to find out which
-        return _json({name: plain(value) for name, value in scalars.items()})
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+def _encoded(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
 def plain(value: int | float) -> int | float | str:

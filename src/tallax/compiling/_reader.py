@@ -19,6 +19,7 @@ class Reader:
     def __init__(self, entries: list[Entry], layout: Layout):
         places = {id(place.variable): place for place in layout.places}
         self._entries = entries
+        self._names = [entry.name for entry in entries]
         self._scalars: list[str] = []
         starts: list[int] = []
         self._shaped: list[tuple[Entry, int, int, tuple[int, ...]]] = []
@@ -47,7 +48,7 @@ class Reader:
         return Reading(self._entries, arrays, self._decode, lasting=self._lasting)
 
     def _decode(self, copies: list[np.ndarray]) -> dict[str, Any]:
-        result: dict[str, Any] = dict.fromkeys(entry.name for entry in self._entries)
+        result: dict[str, Any] = dict.fromkeys(self._names)
         others = copies
         if self._scalars or self._shaped:
             packed, *others = copies

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,10 @@ from tallax.logging._taking import Taken
 from tallax.sinks import Sink
 
 _DROPPED = "logger/dropped_records"
+# The thread rests that long once it has caught up. Records of a loop that logs more often are written several at a time:
+# that takes the interpreter a fraction of what as many single ones do, each of which finds the caches of the processor
+# full of the loop's own. Those of a loop that logs less often are written at once.
+_REST = 0.1  # seconds
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Writer:
         self._queue: collections.deque[Taken] = collections.deque()
         self._unwritten = 0  # in the queue, and on its way to the sinks
         self._dropped = 0
+        self._flushes = 0  # under way
         self._ending = False
         self._failures: list[Failure] = []
         self._thread = threading.Thread(target=self._run, name="tallax.Logger", daemon=True)
@@ -61,15 +67,23 @@ class Writer:
             if self._drops and len(self._queue) >= self._capacity:
                 self._dropped += 1  # one of those in the queue is going to tell
                 return
-            self._changed.wait_for(lambda: len(self._queue) < self._capacity)
-            self._queue.append(taken)
-            self._unwritten += 1
-            self._changed.notify_all()
+            try:
+                self._changed.wait_for(lambda: len(self._queue) < self._capacity)
+            finally:  # on Ctrl-C too: what was taken is written
+                self._queue.append(taken)
+                self._unwritten += 1
+                if len(self._queue) == 1 or self._is_pressing():  # or else the thread rests
+                    self._changed.notify_all()
 
     def flush(self) -> None:
         """Waits until everything that was handed over is written."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._unwritten)
+            self._flushes += 1
+            self._changed.notify_all()
+            try:
+                self._changed.wait_for(lambda: not self._unwritten)
+            finally:
+                self._flushes -= 1
 
     def close(self) -> None:
         """Waits until everything is written and all sinks are closed."""
@@ -90,15 +104,19 @@ class Writer:
         return self._unwritten
 
     def _run(self) -> None:
+        rested = 0.0  # when, by the monotonic clock
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._ending)
+                if not self._queue:
+                    self._changed.wait_for(lambda: self._queue or self._ending)
+                    self._changed.wait_for(self._is_pressing, rested - time.monotonic())
                 if not self._queue:
                     break
                 taken = self._queue.popleft()
                 extra = {_DROPPED: self._dropped} if self._drops else {}
                 self._changed.notify_all()
             self._write(taken, extra)
+            rested = time.monotonic() + _REST
             with self._changed:
                 self._unwritten -= 1
                 self._changed.notify_all()
@@ -107,6 +125,10 @@ class Writer:
                 sink.close()
             except BaseException as error:
                 self._fail(Failure(repr(sink), "closing", error))
+
+    def _is_pressing(self) -> bool:
+        """Tells whether the thread is not to rest: somebody waits for it, or the queue fills up."""
+        return self._ending or self._flushes > 0 or 2 * len(self._queue) >= self._capacity
 
     def _write(self, taken: Taken, extra: dict[str, int]) -> None:
         try:
