@@ -49,7 +49,10 @@ def _cases(what: str, make: Callable[[], Loop], steps: int, limit: float | None 
     )
     yield Case(name=f"{what}, Logger to JSONL", make=lambda: _logged(make(), steps, tensorboard=False), **options)
     yield Case(
-        name=f"{what}, float() of each and add_scalar", make=lambda: _naive(make(), steps), needs="tensorboardX", **options
+        name=f"{what}, float() of each and add_scalar",
+        make=lambda: _naive(make(), steps),
+        needs="tensorboardX",
+        **options,
     )
 
 

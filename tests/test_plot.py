@@ -87,6 +87,29 @@ def test_edges_may_move():
     assert heat.edges[-1] == 12.0
 
 
+def test_a_thousand_entries_are_all_seen():
+    """There are no more rows than can be drawn: neighbours share one, on edges of their own, and none is lost."""
+    counts = np.zeros(1001, np.uint64)
+    counts[::97] = 5
+    heat = heat_of(series_of(counts, edges=np.arange(1002) - 0.5))
+    assert heat.entries
+    assert heat.edges.tolist() == [*(np.arange(126) * 8 - 0.5), 1000.5]
+    np.testing.assert_allclose(heat.shares[heat.shares > 0], 1 / 11)
+
+
+def test_the_zeros_of_a_rectifier_leave_the_rest_its_colors():
+    """Where nine in ten values are 0, colors tell the others apart, and the color bar says that there is more."""
+
+    def highest(edges, *counts):
+        bins = Bins(np.array(edges), np.array(counts, np.uint64))
+        figure = draw(panels_of(history([Record(1, 0.0, histograms={"acts": bins})]), ()), "", "heatmap", 1, 2)
+        return figure.axes[0].collections[0].norm.vmax
+
+    assert highest([-1.0, 0.0, 1.0, 2.0, 3.0, 4.0], 0, 900, 50, 30, 20) == 0.05
+    assert highest([-1.0, 0.0, 1.0, 2.0, 3.0, 4.0], 0, 500, 300, 100, 100) == 0.5
+    assert highest([-0.5, 0.5, 1.5, 2.5], 900, 50, 50) == 0.9  # the first entry of an array is as good as the others
+
+
 def test_records_that_are_left_out_are_part_of_the_next():
     """Of more records than there are columns, the last is among those shown; of two of one step, the later one."""
     heat = heat_of(series_of(*([k, 0, 0, 0, 0, 0, 0, 0] for k in range(1, 1000))), records=10)

@@ -29,6 +29,7 @@ _TOLD_APART = 10  # curves, by the colors of a legend
 _COLORS = "viridis"
 _SHARES = "YlGnBu"  # few values are light, and none are white
 _LARGEST = 1e300
+_SPIKE = 4.0  # times the share of any other bin: what that of zeros has at least where it is not drawn to scale
 _TITLE = 42  # characters
 
 
@@ -135,8 +136,9 @@ def _highest(heat: Heat) -> float:
     """Returns the largest share, but for that of zeros: those of a rectifier would make everything else look alike."""
     shares = np.nan_to_num(heat.shares)
     around = (heat.edges[:-1] <= 0) & (heat.edges[1:] > 0)
-    others = shares[:, ~around] if heat.axis.threshold is not None else shares
-    return float(others.max(initial=0.0) or shares.max(initial=0.0) or 1.0)
+    most, others = shares.max(initial=0.0), shares[:, ~around].max(initial=0.0)
+    spiked = not heat.entries and others and (heat.axis.threshold is not None or most > _SPIKE * others)
+    return float((others if spiked else most) or 1.0)
 
 
 def _decades(axis: Axis) -> list[float]:

@@ -18,6 +18,7 @@ from tallax_runs._record import Bins
 ENTRIES = 12  # of an array, as curves of one panel; with more, its histogram tells more
 _RECORDS = 300  # columns of a heat map
 _BINS = 64  # its rows, where the edges of the records differ
+_ROWS = 128  # its rows where they don't, at most: a row that is narrower than a dot may not be drawn at all
 # Fields that share a unit, the uppermost curve first.
 _FAMILIES = (
     ("p99", "median", "p01"),
@@ -142,10 +143,13 @@ def heat_of(series: Series[Bins], records: int = _RECORDS) -> Heat:
     steps = [series.steps[k] for k in chosen]
     bins = [series.values[k] for k in chosen]
     axis = Axis.of(bins)
+    are_entries = all(each.are_entries for each in bins)
     alike = all(np.array_equal(each.edges, bins[0].edges) for each in bins)
-    n = len(bins[0].counts) if alike and axis.threshold is None else _BINS
-    edges = axis.edges(n)
-    mass = np.stack([axis.spread(each, n) for each in bins])
+    if alike and axis.threshold is None:
+        bins = [each.at_most(_ROWS) for each in bins]
+        edges, mass = bins[0].edges, np.stack([each.counts.astype(np.float64) for each in bins])
+    else:
+        edges, mass = axis.edges(_BINS), np.stack([axis.spread(each, _BINS) for each in bins])
     found = _grown(mass)
     if found is not None:
         mass, kept = found
@@ -153,7 +157,7 @@ def heat_of(series: Series[Bins], records: int = _RECORDS) -> Heat:
     totals = mass.sum(1, keepdims=True)
     with np.errstate(invalid="ignore"):
         shares = np.where(totals > 0, mass / totals, math.nan)
-    return Heat(steps, edges, shares, axis, found is not None, all(each.are_entries for each in bins))
+    return Heat(steps, edges, shares, axis, found is not None, are_entries)
 
 
 def _grown(mass: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

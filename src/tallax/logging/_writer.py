@@ -13,9 +13,9 @@ from tallax.logging._taking import Taken
 from tallax.sinks import Sink
 
 _DROPPED = "logger/dropped_records"
-# The thread rests that long once it has caught up. Records of a loop that logs more often are written several at a time:
-# that takes the interpreter a fraction of what as many single ones do, each of which finds the caches of the processor
-# full of the loop's own. Those of a loop that logs less often are written at once.
+# The thread rests that long once it has caught up. Records of a loop that logs more often are written several at a
+# time, which takes the interpreter a fraction of what as many single ones do: each would wake the thread, and find the
+# caches of the processor full of the loop's own. Those of a loop that logs less often are written at once.
 _REST = 0.1  # seconds
 
 

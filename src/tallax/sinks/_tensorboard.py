@@ -40,9 +40,9 @@ _NO_CURVE = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="
 class TensorBoard:
     """Writes an event file for TensorBoard: curves, and histograms with the bins that were counted.
 
-    A record is one event, handed to the operating system whole: it outlasts the program however that ends. TensorBoard's
-    curves are single precision (so is all that its data server reads), which holds integers up to 2**24. From the first
-    count on that it can't hold, `<name>/exact` has them too, in double precision: no curve, but a tensor for
+    A record is one event, handed to the operating system whole: it outlasts the program however that ends. The curves
+    of TensorBoard are single precision (so is all that its data server reads), which holds integers up to 2**24. From
+    the first count on that it can't hold, `<name>/exact` has them too, in double precision: no curve, but a tensor for
     `EventAccumulator.Tensors`, exact below 2**53. Counts of bins are in double precision.
 
     Resuming: TensorBoard is told to hide what is there of the first record's step and later ones, by `purge_step`'s
