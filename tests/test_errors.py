@@ -1174,6 +1174,14 @@ Logger: overflow= is 'wait' or 'drop'.
   got:  str ('raise')
   fix:  overflow='drop'""",
     ),
+    "log-to-a-store-elsewhere": (
+        lambda model: tallax.Logger("gs://bucket/runs/7"),
+        tallax.InvalidValueError,
+        """\
+sinks.Jsonl: writes to a folder on this machine.
+  got:  'gs://bucket/runs/7'
+  fix:  a local folder, which `gcloud storage rsync` or `aws s3 sync` copies; or the store mounted as one""",
+    ),
     "logger-no-sink": (
         lambda model: tallax.Logger(tallax.sinks.Jsonl),
         tallax.InvalidTypeError,

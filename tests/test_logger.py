@@ -139,6 +139,49 @@ def test_a_call_between_two_records_looks_at_nothing():
     assert sink.steps == [1]
 
 
+@pytest.mark.parametrize(("stride", "every"), [(10, 100), (10, 10), (7, 10), (1000, 10), (3, 1)])
+def test_a_call_may_be_several_steps(stride, every):
+    """As a call of `step.scan` is: what is logged is the first call, and each that reaches or passes a multiple."""
+    model, sink = counting(5), Kept()
+    expected = []
+    with tallax.Logger(sink, every=every) as log:
+        for call in range(1, 61):
+            model.step += stride
+            log(model, call=call)
+            at = 5 + stride * call
+            if call == 1 or at // every > (at - stride) // every:
+                expected.append((at, call))
+    assert [(record.step, record.scalars["call"]) for record in sink.records] == expected
+
+
+def test_a_counter_that_does_not_count_every_call():
+    """With gradients accumulated over four calls, or a counter that stands still, calls are what is counted."""
+    model, sink = counting(), Kept()
+    with tallax.Logger(sink, every=10) as log:
+        for call in range(1, 41):
+            if call % 4 == 0:
+                model.step += 1
+            log(model)
+    assert sink.steps == [0, 3, 5, 8]  # at calls 1, 12, 22 and 32
+
+
+def test_calls_from_several_threads():
+    """No call is lost, nor counted with another's."""
+    sink = Kept()
+    switching = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with tallax.Logger(sink, every=1) as log:
+            threads = [threading.Thread(target=lambda: [log(x=1) for _ in range(500)]) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(switching)
+    assert sink.steps == list(range(1, 2001))
+
+
 def test_now_logs_whatever_the_step():
     """What is found between two records is logged at once, at the step the run is at, and not counted as a call."""
     model, sink = counting(), Kept()
@@ -344,6 +387,14 @@ def test_a_reading_is_resolved_beside_the_loop(monkeypatch):
     assert [record.scalars["x"] for record in sink.records] == [2.0] * 3
     assert threading.main_thread() not in asked
     assert set(asked) == sink.threads
+
+
+@pytest.mark.parametrize("sink", ["Jsonl", "Parquet", "TensorBoard", None])
+def test_an_address_of_a_store_elsewhere(sink, monkeypatch, tmp_path):
+    """It is refused at once: a folder called gs: would be made here, and vanish with the machine."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(tallax.InvalidValueError, match="writes to a folder on this machine"):
+        _ = tallax.Logger("gs://bucket/run") if sink is None else getattr(tallax.sinks, sink)("gs://bucket/run")
 
 
 def test_several_objects():
@@ -581,7 +632,7 @@ def test_other_processes_read_and_do_not_write(monkeypatch):
     quiet, asked = Kept(), Kept()
     with tallax.Logger(quiet) as log:
         log(counting(3))
-        assert log._first is not None  # it was read
+        assert log._asked is not None  # it was read
     with tallax.Logger(asked, all_processes=True) as log:
         log(counting(3))
     assert quiet.records == []

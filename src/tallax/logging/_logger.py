@@ -6,16 +6,15 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import jax
 
 from tallax._errors import InvalidTypeError, InvalidValueError, SinkError, compose, describe
-from tallax._variables import Counter
-from tallax.logging._taking import Taken, Taker
+from tallax.logging._taking import Taken, Taker, counter_of
 from tallax.logging._writer import Failure, Writer
-from tallax.reading import Reading
 from tallax.sinks import Sink, as_sink
 
 
@@ -28,13 +27,16 @@ class Logger:
     Which step it is, a call says with `step=`, or else the run's step counter does: of all items the `Counter` called
     `step` with the shortest path, which a `tallax.StepCounter` has. So a run that goes on from a checkpoint goes on
     with its curves, and what had been logged past that checkpoint is replaced. Without such a counter, calls are
-    counted. (To know where a run stands, the second call waits for the first step to be done; no other call waits.)
+    counted. A call may be several steps, as one of `step.scan` is: it is logged where it reaches or passes a multiple.
+    (To know where a run stands, and how many steps a call takes it on, the second call waits for the first step to be
+    done and the third for the second; no other call waits.)
 
     What is written of an item: a number, or for a statistic each field of what `compute()` returns (`gate/fired/rate`);
     a histogram with its own bins. Of an array of up to 32 entries, each (`load/3`); of a larger one the extremes, the
     mean and a histogram. Counts of what is rare, such as NaN, are left out while they are 0.
 
-    A program of several processes logs in all of them, since reading is a program that all run; process 0 writes.
+    Calls may come from several threads. A program of several processes logs in all of them, since reading is a program
+    that all run; process 0 writes.
 
     Args:
         *sinks: from `tallax.sinks`; the folder of the run, for `tallax.sinks.Jsonl(folder)`; objects of your own with
@@ -87,14 +89,19 @@ class Logger:
         self._taker = Taker()
         self._writer: Writer | None = None
         self._closed = False
-        self._calls = 0  # made without step=; from the second on, shifted to where the counter stood at the first
+        self._lock = threading.RLock()
+        self._calls = 0  # made without step=; the run is at step `_base + _stride * _calls`
+        self._base, self._stride = 0, 1
         self._last = 0  # the step of the last call that was logged
         self._next = 0  # the step of the next
         self._due = 0  # `_next`, or less, to have a look before that
         self._explicit: bool | None = None  # whether calls say their step
-        self._first: tuple[Reading, int] | None = (
-            None  # the first, and at which call: until it has told where the run stands
-        )
+        # Where the run stands its counter says at the first call, and by how many steps a call takes it on, at the
+        # second. It is waited for at the next call: all processes have to know it at the same one, for to log may take
+        # a program that all of them run.
+        self._unknown = 2  # of these two
+        self._asked: tuple[Taken, int, bool] | None = None  # what is to tell, of which call, and whether it is logged
+        self._stood: tuple[int, int] | None = None  # what it told last, of which call
 
     def __call__(self, *objects: Any, step: int | None = None, **scalars: Any) -> None:
         """Logs, if it is time to.
@@ -112,24 +119,29 @@ class Logger:
                 and not by the next; no Counter has the name that the Logger was given, or several could be the one.
             TracedReadError: inside a trace.
         """
-        if step is None:
-            self._calls = now = self._calls + 1
-        else:
+        if step is not None:
             now = step if step.__class__ is int else self._as_step(step)
-        if self._last <= now < self._due:
+            if self._last <= now < self._due:
+                return
+            with self._lock:
+                self._look(objects, now, scalars, explicit=True)
             return
-        self._look(objects, now, scalars, explicit=step is not None)
+        with self._lock:  # or calls of two threads might be counted as one
+            self._calls += 1
+            if self._base + self._stride * self._calls >= self._due:
+                self._look(objects, None, scalars, explicit=False)
 
     def now(self, *objects: Any, step: int | None = None, **scalars: Any) -> None:
         """Logs, whatever the step: what an evaluation found, or the end of a run. Not counted as a call.
 
         Args and Raises: as of a call.
         """
-        self._check_open()
-        self._settle()
-        at = self._calls if step is None else self._as_step(step)
-        self._log(objects, at, scalars, explicit=step is not None)
-        self._raise_failures()
+        with self._lock:
+            self._check_open()
+            self._settle()
+            at = self._counted() if step is None else self._as_step(step)
+            self._log(objects, at, scalars, explicit=step is not None)
+            self._raise_failures()
 
     def flush(self) -> None:
         """Waits until all sinks have written all that was taken.
@@ -177,36 +189,60 @@ class Logger:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _look(self, objects: Sequence[Any], now: int, scalars: dict[str, Any], *, explicit: bool) -> None:
+    def _look(self, objects: Sequence[Any], step: int | None, scalars: dict[str, Any], *, explicit: bool) -> None:
         """Logs if it is time to, and raises what has failed since the last look."""
         self._check_open()
-        if self._settle():
-            now = self._calls
-        if now >= self._next or now < self._last:
+        self._settle()
+        now = self._counted() if step is None else step
+        if now >= self._next or (explicit and now < self._last):
             self._log(objects, now, scalars, explicit=explicit)
             self._next = (now // self._every + 1) * self._every
-        self._due = now + 1 if self._first is not None else self._next
+        elif self._stood is not None and self._unknown:
+            self._ask(self._taker.take(objects, scalars, now, self._counter), logged=False)
+        self._due = now if self._asked is not None else self._next
         self._raise_failures()
 
-    def _settle(self) -> bool:
-        """Shifts the count of calls to where the run's counter stood at the first, once that has been read."""
-        first, self._first = self._first, None
-        if first is None:
-            return False
-        reading, call = first
-        assert self._counter is not None
-        stood = reading.result()[self._counter]
-        self._calls += stood - call
-        self._last = stood
-        self._next = (stood // self._every + 1) * self._every
-        return True
+    def _counted(self) -> int:
+        """Returns the step of the run, by the calls so far."""
+        return self._base + self._stride * self._calls
+
+    def _ask(self, taken: Taken, *, logged: bool) -> None:
+        """Has what was taken tell, at the next call, where the run stood at this one."""
+        if taken.counter is None:
+            self._unknown = 0
+        elif self._stood is None or self._stood[1] < self._calls:
+            self._asked = taken, self._calls, logged
+
+    def _settle(self) -> None:
+        """Learns what was asked."""
+        asked, self._asked = self._asked, None
+        if asked is None:
+            return
+        taken, call, logged = asked
+        stood = taken.counted()
+        if self._stood is not None:
+            before, at = self._stood
+            self._stride = max(1, (stood - before) // (call - at))
+            if not logged and stood >= self._next:  # it was time to, which nobody knew
+                self._put(taken)
+                logged = True
+        if logged:
+            self._last, self._next = stood, (stood // self._every + 1) * self._every
+        self._stood, self._unknown = (stood, call), self._unknown - 1
+        self._base = stood - self._stride * call
 
     def _log(self, objects: Sequence[Any], now: int, scalars: dict[str, Any], *, explicit: bool) -> None:
         self._check(now, explicit=explicit)
         taken = self._taker.take(objects, scalars, now, None if explicit else self._counter)
         if self._explicit is None and not explicit:
-            taken = self._begin(taken)
+            self._counter = counter_of(taken, self._counter)
+            taken = dataclasses.replace(taken, counter=self._counter)
         self._explicit, self._last = explicit, now
+        if self._unknown and not explicit:
+            self._ask(taken, logged=True)
+        self._put(taken)
+
+    def _put(self, taken: Taken) -> None:
         # All processes read, since that may take a program that all have to run.
         if jax.process_index() == 0 or self._all:
             self._started().put(taken)
@@ -227,7 +263,7 @@ class Logger:
                     fix="log(model, step=step) everywhere; or nowhere, with a tallax.StepCounter on the model",
                 )
             )
-        if now < self._last:
+        if explicit and now < self._last:
             raise InvalidValueError(
                 compose(
                     "Logger",
@@ -236,43 +272,6 @@ class Logger:
                     fix="a new Logger for what goes on from an earlier step: it replaces what was logged past that",
                 )
             )
-
-    def _begin(self, taken: Taken) -> Taken:
-        """Finds the counter of the run's steps in what the first call was given."""
-        entries = [(entry, reading) for reading in taken.readings for entry in reading.entries]
-        counters = {
-            entry.name: reading
-            for entry, reading in entries
-            if entry.owner is None and isinstance(entry.item, Counter) and not entry.item.shape
-        }
-        if self._counter is None:
-            called = [name for name in counters if name.rpartition("/")[2] == "step"]
-            shortest = min((name.count("/") for name in called), default=0)
-            called = [name for name in called if name.count("/") == shortest]
-            if not called:
-                return taken
-            if len(called) > 1:
-                raise InvalidValueError(
-                    compose(
-                        "Logger",
-                        "several counters could be the one that counts the run's steps.",
-                        got=", ".join(called),
-                        fix=f"Logger(..., step={called[0]!r})",
-                    )
-                )
-            (self._counter,) = called
-        elif self._counter not in counters:
-            raise InvalidValueError(
-                compose(
-                    "Logger",
-                    "step= is the name of a Counter of one count.",
-                    got=describe(self._counter),
-                    expected=", ".join(counters) or "a model with a tallax.StepCounter",
-                    fix="one of these; or log(model, step=...) without it",
-                )
-            )
-        self._first = counters[self._counter], taken.step
-        return dataclasses.replace(taken, counter=self._counter)
 
     def _as_step(self, step: Any) -> int:
         if isinstance(step, bool | jax.Array) or not hasattr(step, "__index__"):

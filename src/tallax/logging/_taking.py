@@ -15,6 +15,7 @@ import numpy as np
 
 from tallax._errors import InvalidTypeError, InvalidValueError, TracedReadError, compose, describe
 from tallax._placement import is_traced
+from tallax._variables import Counter
 from tallax.compiling import CompiledStep
 from tallax.logging._numbers import Numbers
 from tallax.reading import Entry, Reading, collect
@@ -43,14 +44,17 @@ class Taken:
     scalars: Mapping[str, int | float]
     arrays: Reading | None
 
+    def counted(self) -> int:
+        """Returns what the counter says; waits for the device."""
+        assert self.counter is not None
+        return self.readings[self.known.names[self.counter]].result()[self.counter]
+
     def record(self, process: int, extra: Mapping[str, int]) -> Record:
         """Returns the record, which has these scalars too; waits for the device."""
         numbers = Numbers()
-        step = self.step
         for reading in self.readings:
-            values = reading.result()
-            numbers.update(values)
-            step = values.get(self.counter, step) if self.counter else step
+            numbers.update(reading.result())
+        step = self.step if self.counter is None else self.counted()
         numbers.scalars |= self.scalars
         if self.arrays is not None:
             numbers.scalars |= self.arrays.result()
@@ -75,18 +79,19 @@ class Known:
         )
 
     @functools.cached_property
-    def names(self) -> frozenset[str]:
-        """The names of all items.
+    def names(self) -> Mapping[str, int]:
+        """Of each item by its name, the number of its reading.
 
         Raises:
             InvalidValueError: two items have one name.
         """
-        names: set[str] = set()
-        for entry in itertools.chain(*self.entries):
-            if entry.name in names:
-                raise _twins(entry.name, "the name of two items")
-            names.add(entry.name)
-        return frozenset(names)
+        names: dict[str, int] = {}
+        for number, entries in enumerate(self.entries):
+            for entry in entries:
+                if entry.name in names:
+                    raise _twins(entry.name, "the name of two items")
+                names[entry.name] = number
+        return names
 
     @functools.cached_property
     def items(self) -> Mapping[str, Item]:
@@ -140,6 +145,48 @@ class Taker:
         return Taken(step, counter, time.time(), readings, known, numbers, arrays)
 
 
+def counter_of(taken: Taken, name: str | None) -> str | None:
+    """Returns the name of the Counter that counts the steps of a run, among what was taken.
+
+    Args:
+        taken: by the first call.
+        name: the one that it has to be; without it the one called `step` with the shortest path, if there is one.
+
+    Raises:
+        InvalidValueError: there is none of that name, or several could be the one.
+    """
+    counters = [
+        entry.name
+        for entry in itertools.chain(*taken.known.entries)
+        if entry.owner is None and isinstance(entry.item, Counter) and not entry.item.shape
+    ]
+    if name is not None:
+        if name in counters:
+            return name
+        raise InvalidValueError(
+            compose(
+                "Logger",
+                "step= is the name of a Counter of one count.",
+                got=describe(name),
+                expected=", ".join(counters) or "a model with a tallax.StepCounter",
+                fix="one of these; or log(model, step=...) without it",
+            )
+        )
+    called = [name for name in counters if name.rpartition("/")[2] == "step"]
+    shortest = min((name.count("/") for name in called), default=0)
+    called = [name for name in called if name.count("/") == shortest]
+    if len(called) > 1:
+        raise InvalidValueError(
+            compose(
+                "Logger",
+                "several counters could be the one that counts the run's steps.",
+                got=", ".join(called),
+                fix=f"Logger(..., step={called[0]!r})",
+            )
+        )
+    return called[0] if called else None
+
+
 def _checked(name: str, value: Any) -> int | float | jax.Array:
     if isinstance(value, bool):
         return int(value)
@@ -186,7 +233,7 @@ def _number(value: Any) -> int | float:
     return int(number) if isinstance(number, bool) else number
 
 
-def _refuse_twins(items: frozenset[str], scalars: Mapping[str, Any]) -> None:
+def _refuse_twins(items: Mapping[str, int], scalars: Mapping[str, Any]) -> None:
     """Raises where a scalar would be written under a name that is an item's."""
     for name in scalars:
         if name in items:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tallax.sinks._growing import GrowingFile
 from tallax.sinks._locking import lock
+from tallax.sinks._places import place
 from tallax_runs import Record
 from tallax_runs._format import FIRST_LINE, Decoder, Encoder
 from tallax_runs._run import file_of
@@ -28,12 +29,13 @@ class Jsonl:
             `.jsonl`. Further processes put their number in its name.
 
     Raises:
+        InvalidValueError: it is the address of a store elsewhere, such as `gs://...`.
         RunError: the file holds something else, or has been damaged. It is left as it is.
         RunInUseError: another program, or another Logger, is writing to it.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self._path = Path(path)
+        self._path = place("sinks.Jsonl", path)
         self._file: GrowingFile | None = None
         self._encoder = Encoder()
 

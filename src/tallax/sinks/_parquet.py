@@ -13,6 +13,7 @@ import numpy as np
 
 from tallax._errors import MissingExtraError, compose
 from tallax.sinks._locking import lock
+from tallax.sinks._places import place
 from tallax_runs import Record, RunError
 
 try:
@@ -64,13 +65,14 @@ class Parquet:
             ends in `.parquet`. Nothing else should lie there. Further processes put their number in the files' names.
 
     Raises:
+        InvalidValueError: it is the address of a store elsewhere, such as `gs://...`.
         MissingExtraError: pyarrow is not installed.
         RunError: a part is none that this class wrote, or has been damaged. It is left as it is.
         RunInUseError: another program, or another Logger, is writing to it.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self._path = Path(path)
+        self._path = place("sinks.Parquet", path)
         self._lock: int | None = None
         self._process = 0
         self._part = 0  # the number of the part that is being filled

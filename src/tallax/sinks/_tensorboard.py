@@ -8,13 +8,13 @@ import socket
 import struct
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tallax._errors import MissingExtraError
 from tallax.sinks._growing import GrowingFile
+from tallax.sinks._places import place
 from tallax_runs import Bins, Record
 
 try:
@@ -53,11 +53,12 @@ class TensorBoard:
             on in it.
 
     Raises:
+        InvalidValueError: it is the address of a store elsewhere, such as `gs://...`.
         MissingExtraError: tensorboardX is not installed.
     """
 
     def __init__(self, logdir: str | os.PathLike[str]):
-        self._logdir = Path(logdir)
+        self._logdir = place("sinks.TensorBoard", logdir)
         self._file: GrowingFile | None = None
         self._form = _Form((), frozenset())
 
