@@ -22,7 +22,8 @@ class Logger:
     """Logs the items of a model, and scalars beside them, every so many steps, without stopping the device.
 
     The first call is logged, and then the steps that `every` divides. Another call costs a comparison. A call that is
-    logged starts a copy of all items to the host and returns; a thread waits for it, and hands a record to each sink.
+    logged starts a copy of all items to the host and returns; a thread waits for it, and hands a record to each sink:
+    at once, or where there are more than ten a second, several at a time.
 
     Which step it is, a call says with `step=`, or else the run's step counter does: of all items the `Counter` called
     `step` with the shortest path, which a `tallax.StepCounter` has. So a run that goes on from a checkpoint goes on
