@@ -136,6 +136,20 @@ def test_a_module_of_pytorch_computes_what_ours_did():
             assert tensor.dtype == fresh.state_dict()[name].dtype
 
 
+@pytest.mark.parametrize("transpose_kernel", [False, True])
+def test_a_square_transposed_convolution_is_turned_as_flax_takes_it(transpose_kernel):
+    """As many channels go in as come out, so no shape would tell that a kernel lies the wrong way."""
+    theirs = torch.nn.ConvTranspose2d(3, 3, (2, 3), stride=2)
+    ours = nnx.ConvTranspose(
+        3, 3, (2, 3), strides=2, padding="VALID", transpose_kernel=transpose_kernel, rngs=nnx.Rngs(0)
+    )
+    from_torch(theirs, ours)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(X)).numpy()
+    np.testing.assert_allclose(np.moveaxis(ours(np.moveaxis(X, 1, -1)), -1, 1), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(to_torch(ours)["weight"], theirs.weight.detach())
+
+
 def test_without_a_place_for_the_count_it_is_unexpected():
     """`nnx.BatchNorm` has no `num_batches_tracked`: that is said, and left out only when it is asked for."""
     norm, ours = torch.nn.BatchNorm1d(2), nnx.BatchNorm(2, rngs=nnx.Rngs(0))

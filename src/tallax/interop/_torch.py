@@ -153,7 +153,8 @@ def _is_list_of(nodes: Mapping[Any, Any], path: tuple[Any, ...], k: int) -> bool
 
 
 def _layout(owner: Any) -> tuple[Change, Change]:
-    if isinstance(owner, nnx.ConvTranspose):  # (in, out, *window), of the gradient of a convolution: so turned around
+    # PyTorch's is (in, out, *window), of the gradient of a convolution: so it is turned around, unless Flax does that.
+    if isinstance(owner, nnx.ConvTranspose) and not owner.transpose_kernel:
         return _guarded(_transposed_into), _guarded(_transposed_back)
     return _guarded(lambda x: np.moveaxis(x, (0, 1), (-1, -2))), _guarded(lambda x: np.moveaxis(x, (-1, -2), (0, 1)))
 
