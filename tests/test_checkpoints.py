@@ -238,11 +238,46 @@ def test_the_sum_of_an_array_is_the_same_on_the_host_and_on_a_device(dtype):
 
 def test_a_weak_scalar_stays_one():
     """Or half-precision activations would be float32 after a restore, and every step traced once more."""
-    saved, other = (nnx.Dict(scale=nnx.Variable(jnp.asarray(x)), n=nnx.Variable(jnp.asarray(3))) for x in (0.1, 0.7))
-    tallax.from_checkpoint(tallax.to_checkpoint(saved), other)
-    assert same(bits(saved), bits(other))
-    assert other.scale[...].weak_type
-    assert (other.scale[...] * jnp.ones(2, jnp.bfloat16)).dtype == jnp.bfloat16
+    saved, other, placed = (
+        nnx.Dict(
+            scale=nnx.Variable(jnp.asarray(x)),
+            n=nnx.Variable(jnp.asarray(3)),
+            many=nnx.Variable(jnp.broadcast_to(jnp.asarray(x), 3)),
+        )
+        for x in (0.1, 0.7, 0.7)
+    )
+    for name in ("scale", "many"):
+        placed[name].set_raw_value(jax.device_put(placed[name][...], jax.devices()[1]))
+    for model in (other, placed):
+        tallax.from_checkpoint(tallax.to_checkpoint(saved), model)
+        assert same(bits(saved), bits(model))
+        for name in ("scale", "many"):
+            assert model[name][...].weak_type
+            assert (model[name][...] * jnp.ones(3, jnp.bfloat16)).dtype == jnp.bfloat16
+    assert placed.many[...].devices() == {jax.devices()[1]}
+
+
+def test_a_number_that_a_compiled_step_made_an_array_is_the_same_number():
+    """A model that was trained goes into a new one, and one that was not into a trained one; exactly, or not at all."""
+
+    def made(number, ratio):
+        return nnx.Dict(number=nnx.Variable(number), ratio=nnx.Variable(ratio), flag=nnx.Variable(True))
+
+    trained = made(7, 0.1)
+    nnx.jit(lambda model: None)(trained)
+    assert isinstance(trained.number.get_raw_value(), jax.Array)
+    new = made(1, 0.25)
+    report = tallax.from_checkpoint(tallax.to_checkpoint(trained), new)
+    values = (new.number.get_raw_value(), new.ratio.get_raw_value(), new.flag.get_raw_value())
+    assert values == (7, float(np.float32(0.1)), True)
+    assert [type(value) for value in values] == [int, float, bool]
+    assert "model/number: int32 -> int, the same number" in report.converted
+    tallax.from_checkpoint(tallax.to_checkpoint(made(2**31 - 1, 0.25)), trained)
+    assert int(trained.number[...]) == 2**31 - 1
+    assert trained.ratio[...].weak_type
+    for inexact, says in ((made(2**31, 0.25), "int with 2147483648"), (made(7, 0.1), "float with 0.1, which float32")):
+        assert says in str(refused(tallax.to_checkpoint(inexact), trained))
+    assert "int[] in the checkpoint" in str(refused(tallax.to_checkpoint(made(7, 1)), made(7, 1.0)))
 
 
 # --- what differs is told ---------------------------------------------------------------------------------------------
@@ -340,7 +375,9 @@ def test_what_is_not_persistent_is_neither_saved_nor_kept():
     assert "at" not in entries["model/debug"]
     model.noise[...] = 2.0
     report = tallax.from_checkpoint(tree, model)
-    assert report.reset == ("model/debug", "model/noise", "model/rate/counts")
+    assert report.reset == ("model/debug", "model/rate/counts")
+    assert report.kept == ("model/noise",)  # a Buffer has no reset value
+    assert "not saved, kept as it was: model/noise" in str(report)
     assert (int(model.debug), model.rate.compute().total, float(model.noise[...])) == (0, 0, 2.0)
 
 
@@ -361,12 +398,31 @@ def test_renames():
         assert int(new.count) == 4
         assert new.last[...].sum() == 2
         assert ("model/encoder/a", "model/backbone/a") in report.renamed
-    for rename, says in (
-        ({"model/none": "x"}, "is the beginning of no name"),
-        (lambda name: "same", "a name of its own"),
+    for rename, error, says in (
+        ({"model/none": "x"}, tallax.InvalidValueError, "is the beginning of no name"),
+        (lambda name: "same", tallax.InvalidValueError, "a name of its own"),
+        ({"model/step": "model/encoder/a"}, tallax.InvalidValueError, "a name of its own"),
+        (lambda name: None, tallax.InvalidTypeError, r"NoneType \(None\) for 'model/encoder/a'"),
+        ({"model/step": 3}, tallax.InvalidTypeError, "or a mapping of names"),
+        ([("model/step", "model/count")], tallax.InvalidTypeError, "or a mapping of names"),
     ):
-        with pytest.raises(tallax.InvalidValueError, match=says):
+        with pytest.raises(error, match=says):
             tallax.from_checkpoint(tree, old, rename=rename)
+    tallax.from_checkpoint(
+        tree,
+        swapped := nnx.Dict(encoder=nnx.Dict(a=nnx.Param(jnp.ones(2)), b=nnx.Param(jnp.zeros(1))), step=tallax.Counter()),
+        rename={"model/encoder/a": "model/encoder/b", "model/encoder/b": "model/encoder/a"},
+    )
+    assert (swapped.encoder.a[...].tolist(), swapped.encoder.b[...].tolist()) == ([1, 1], [1])
+
+
+def test_an_error_says_why_only_the_checkpoint_has_a_name():
+    """It was renamed to what the objects do not have, or they declare that it is not kept."""
+    tree = tallax.to_checkpoint(make(seen=tallax.Counter(3)))
+    error = refused(tree, make(seen=tallax.Counter()), rename={"model/seen": "model/sen"})
+    assert "model/seen (renamed to model/sen)" in str(error)
+    error = refused(tree, make(seen=tallax.Counter(persistent=False)))
+    assert "model/seen (persistent=False in the objects): in the checkpoint" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -581,6 +637,8 @@ def test_what_a_loop_saves_and_what_not(tmp_path):
         assert checkpoints.save(35, model, force=True)
         assert not checkpoints.save(35, model, force=True)
         assert checkpoints.latest() == 35
+        with pytest.raises(tallax.InvalidValueError, match="numbered from 0"):
+            checkpoints.save(-10, model)
         with pytest.raises(tallax.InvalidValueError, match="numbered upwards"):
             checkpoints.save(30, model)
         assert checkpoints.steps() == [30, 35]
@@ -664,6 +722,28 @@ def test_a_restore_that_fails_while_it_writes_changes_nothing(monkeypatch):
         tallax.from_checkpoint(tree, model)
     monkeypatch.undo()
     assert bits(model) == before
+
+
+def test_a_model_of_shares_that_takes_no_value_is_not_half_restored(monkeypatch):
+    """Its values are combined, restored and shared out again, and where that fails all of it is as it was."""
+    model = nnx.Dict(seen=tallax.Counter(5), w=nnx.Param(jnp.ones(2)), x=nnx.Param(jnp.ones(2)))
+    tree = tallax.to_checkpoint(model)
+    shares = tallax.per_replica(model, MESH, "data")
+    shares.seen.set_raw_value(shares.seen.get_raw_value() * 0)
+    shares.w[...] = 2.0
+    before = bits(shares)
+    write = nnx.Param.set_raw_value
+
+    def refuse(self, value):
+        if self is shares.x:
+            raise RuntimeError("no")
+        write(self, value)
+
+    monkeypatch.setattr(nnx.Param, "set_raw_value", refuse)
+    with pytest.raises(RuntimeError, match="no"):
+        tallax.from_checkpoint(tree, shares)
+    monkeypatch.undo()
+    assert bits(shares) == before
 
 
 def test_nothing_of_orbax_is_imported_early():

@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
-from tallax._errors import InvalidValueError, RestoreError, compose, describe
-from tallax.checkpoints._convert import converts
+from tallax._errors import InvalidTypeError, InvalidValueError, RestoreError, compose, describe
+from tallax.checkpoints._convert import converts, is_same_number
 from tallax.checkpoints._leaves import stored_dtype
 from tallax.checkpoints._manifest import Entry
 from tallax.checkpoints._report import RestoreReport
@@ -69,6 +69,7 @@ def plan(saved: Mapping[str, Entry], wanted: Mapping[str, Entry], policy: Policy
         told: further fields of the report.
 
     Raises:
+        InvalidTypeError: `rename` is no mapping of names and no function, or gives what is no name.
         InvalidValueError: `rename` says nothing of use, or gives two arrays one name.
         RestoreError: they differ more than the policy allows.
     """
@@ -82,9 +83,10 @@ def plan(saved: Mapping[str, Entry], wanted: Mapping[str, Entry], policy: Policy
         restored=tuple(name for name in common if faults[name] is None),
         missing=tuple(name for name in persistent if name not in sources),
         unexpected=tuple(old for old, new in names.items() if new not in persistent),
-        reset=tuple(name for name, entry in wanted.items() if not entry.persistent),
+        reset=tuple(name for name, entry in wanted.items() if not entry.persistent and entry.resets),
+        kept=tuple(name for name, entry in wanted.items() if not entry.persistent and not entry.resets),
         mismatched=tuple(f"{name}: {fault[0]}; expected {fault[1]}" for name, fault in faults.items() if fault),
-        renamed=tuple((old, new) for old, new in names.items() if old != new and new in persistent),
+        renamed=tuple((old, new) for old, new in names.items() if old != new),
         **told,
     )
     for name, fault in faults.items():
@@ -102,13 +104,25 @@ def renamed(names: Iterable[str], rename: Rename) -> dict[str, str]:
         rename: a function; or a mapping from names, or beginnings of names up to a slash, the longest of which counts.
 
     Raises:
+        InvalidTypeError: it is neither, or gives what is no name.
         InvalidValueError: a key of the mapping is the beginning of no name, or two arrays get one name.
     """
     names = list(names)
+    check_rename(rename)
     if rename is None:
         return {name: name for name in names}
     if callable(rename):
-        result = {name: str(rename(name)) for name in names}
+        result = {name: rename(name) for name in names}
+        for old, new in result.items():
+            if not isinstance(new, str):
+                raise InvalidTypeError(
+                    compose(
+                        "rename",
+                        "gives each array a name.",
+                        got=f"{describe(new)} for {old!r}",
+                        fix="return name, where it stays the same",
+                    )
+                )
     else:
         result, used = {}, set()
         for name in names:
@@ -142,6 +156,21 @@ def renamed(names: Iterable[str], rename: Rename) -> dict[str, str]:
     return result
 
 
+def check_rename(rename: Any) -> None:
+    """Raises where something is no `rename`."""
+    if rename is None or callable(rename):
+        return
+    if not isinstance(rename, Mapping) or not all(isinstance(name, str) for pair in rename.items() for name in pair):
+        raise InvalidTypeError(
+            compose(
+                "rename",
+                "is a function from name to name, or a mapping of names.",
+                got=describe(rename),
+                fix="rename={'model/old_name': 'model/new_name'}",
+            )
+        )
+
+
 def mismatch(name: str, got: str, expected: str, report: RestoreReport) -> RestoreError:
     """Returns the error of an array that does not fit; of several, the first one's."""
     others = len(report.mismatched) - 1
@@ -165,6 +194,8 @@ def _fault(saved: Entry, wanted: Entry) -> tuple[str, str] | None:
         return None if converts(saved, wanted) else (str(saved), str(wanted))
     if (saved.kind == "Counter") != (wanted.kind == "Counter") and saved.kind:
         return str(saved), str(wanted)
+    if is_same_number(saved, wanted):
+        return None
     dtypes = {wanted.dtype} if saved.kind else {wanted.dtype, str(stored_dtype(wanted.dtype))}  # of keys and numbers
     if saved.shape != wanted.shape or saved.dtype not in dtypes:
         return str(saved), str(wanted)
@@ -179,19 +210,20 @@ def _made(entry: Entry) -> str:
 
 def _refuse_by_policy(report: RestoreReport, policy: Policy) -> None:
     missing = [name for name in report.missing if name not in policy.optional]
+    unexpected = [_with_reason(name, report) for name in report.unexpected]
     if missing and policy.missing == "error":
         error = RestoreError(
             compose(
                 _some(missing),
                 "is not in the checkpoint." if len(missing) == 1 else "are not in the checkpoint.",
-                got=f"a checkpoint that has also {_some(report.unexpected)}" if report.unexpected else None,
+                got=f"a checkpoint that has also {_some(unexpected)}" if unexpected else None,
                 fix="missing='init' to keep what the objects have; or rename={'model/old_name': 'model/new_name'}",
             )
         )
     elif report.unexpected and policy.unexpected == "error":
         error = RestoreError(
             compose(
-                _some(report.unexpected),
+                _some(unexpected),
                 "in the checkpoint, and not in the objects.",
                 fix="unexpected='ignore' to leave it out; hand in all objects that were saved; or rename=",
             )
@@ -200,6 +232,14 @@ def _refuse_by_policy(report: RestoreReport, policy: Policy) -> None:
         return
     error.report = report
     raise error
+
+
+def _with_reason(name: str, report: RestoreReport) -> str:
+    """Returns a name that only the checkpoint has, with what explains that."""
+    new = dict(report.renamed).get(name, name)
+    if new in report.reset or new in report.kept:
+        return f"{name} (persistent=False in the objects)"
+    return name if new == name else f"{name} (renamed to {new})"
 
 
 def _some(names: Iterable[str], most: int = 3) -> str:

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counters of other libraries, and of older models, as exact counts."""
+"""What may change its form: counters of other libraries and older models, and numbers that a compiled step made arrays."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from tallax import _limbs
-from tallax.checkpoints._leaves import PYTHON, stored_dtype
+from tallax.checkpoints._leaves import KEY, PYTHON, stored_dtype
 from tallax.checkpoints._manifest import Entry
+
+_SORTS = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
 
 
 class NoCountError(ValueError):
-    """A value is no count; the text says why."""
+    """A value is no count, or not the same in another form; the text says why."""
 
 
 def converts(saved: Entry, wanted: Entry) -> bool:
@@ -22,6 +26,29 @@ def converts(saved: Entry, wanted: Entry) -> bool:
     if saved.dtype not in PYTHON and not _is_number(saved.dtype):
         return False
     return saved.shape == wanted.shape[:-1] and saved.dtype not in ("bool", "complex")
+
+
+def is_same_number(saved: Entry, wanted: Entry) -> bool:
+    """Returns whether one is a number of Python's and the other an array of one, of the same sort.
+
+    `nnx.jit` gives an array where a Variable held a number, so a model that was trained and a new one differ so.
+    """
+    if saved.shape or wanted.shape or (saved.dtype in PYTHON) == (wanted.dtype in PYTHON):
+        return False
+    return any(_is_a(sort, saved) and _is_a(sort, wanted) for sort in _SORTS)
+
+
+def same_number(name: str, saved: Entry, wanted: Entry, array: np.ndarray) -> tuple[np.ndarray, str]:
+    """Returns a number in the form that is wanted, and how it was converted.
+
+    Raises:
+        NoCountError: it would not be the same.
+    """
+    with np.errstate(over="ignore"):
+        converted = array.astype(stored_dtype(wanted.dtype))
+    if not np.array_equal(converted.astype(array.dtype), array, equal_nan=array.dtype.kind in "fc"):
+        raise NoCountError(f"{saved.dtype} with {array.item()}, which {converted.dtype} does not have")
+    return converted, f"{name}: {saved.dtype} -> {wanted.dtype}, the same number"
 
 
 def counted(name: str, saved: Entry, array: np.ndarray) -> tuple[np.ndarray, str | None, str | None]:
@@ -60,5 +87,9 @@ def _limit(dtype: np.dtype) -> tuple[float, str]:
     return most, f"{dtype} ends there"
 
 
+def _is_a(sort: Any, entry: Entry) -> bool:
+    return not entry.dtype.startswith(KEY) and bool(jnp.issubdtype(stored_dtype(entry.dtype), sort))
+
+
 def _is_number(dtype: str) -> bool:
-    return bool(jnp.issubdtype(stored_dtype(dtype), jnp.number)) and not dtype.startswith("key:")
+    return bool(jnp.issubdtype(stored_dtype(dtype), jnp.number)) and not dtype.startswith(KEY)

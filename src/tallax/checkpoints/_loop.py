@@ -92,7 +92,7 @@ class Checkpoints:
         Raises:
             CheckpointError: this one, or the one before, could not be written.
             InvalidTypeError: `step` is no integer.
-            InvalidValueError: there is a checkpoint of a larger number.
+            InvalidValueError: there is a checkpoint of a larger number, or `step` is below 0.
             TallaxError: as `tallax.save` does.
         """
         if not hasattr(step, "__index__"):
@@ -105,6 +105,10 @@ class Checkpoints:
                 )
             )
         step = operator.index(step)  # a Counter is one, too
+        if step < 0:
+            raise InvalidValueError(
+                compose("step", "checkpoints are numbered from 0.", got=str(step), fix="checkpoints.save(n, model)")
+            )
         if step % self._every and not force:
             return False
         latest = self.latest()

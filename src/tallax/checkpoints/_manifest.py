@@ -53,6 +53,11 @@ class Entry:
     sum: int | None = None
 
     @property
+    def resets(self) -> bool:
+        """Whether it has a value to be reset to: a count does, and what a statistic keeps."""
+        return self.kind == "Counter" or self.owner not in ("", "Scheduled")
+
+    @property
     def nbytes(self) -> int:
         """How many bytes it is."""
         return size_of(self.shape, self.dtype)

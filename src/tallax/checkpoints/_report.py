@@ -16,10 +16,11 @@ class RestoreReport:
         missing: names that the checkpoint lacks; they kept the value that they had.
         unexpected: names in the checkpoint that nothing in the objects has; they were not read.
         reset: names of items with `persistent=False`, which are at their reset value now.
-        converted: what was stored in another form, and what it is now: an old counter that became exact.
+        kept: names of what has `persistent=False` and no reset value, such as a `Buffer`; they kept what they had.
+        converted: what was stored in another form, and what it is now: an old counter that became exact, a number.
         warnings: where the old form may have lost something before it was saved.
         mismatched: what fits by its name and not by its kind, shape or dtype; only in the report of an error.
-        renamed: pairs of a name in the checkpoint and what `rename` made of it.
+        renamed: pairs of a name in the checkpoint and what `rename` made of it, where that is another.
         step: the number under which `Checkpoints` saved it; None for others.
         extra: what was saved as `extra=`.
     """
@@ -28,6 +29,7 @@ class RestoreReport:
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     reset: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
     converted: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
@@ -43,6 +45,7 @@ class RestoreReport:
             ("missing, kept as it was", self.missing),
             ("unexpected, not read", self.unexpected),
             ("reset", self.reset),
+            ("not saved, kept as it was", self.kept),
             ("mismatched", self.mismatched),
             ("renamed", renamed),
             ("converted", self.converted),

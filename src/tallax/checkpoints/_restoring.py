@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from tallax._errors import CheckpointError, compose, describe
 from tallax._placement import is_committed, placed
 from tallax._variables import Item
 from tallax.checkpoints._compare import Missing, Plan, Policy, Rename, Unexpected, mismatch, plan
-from tallax.checkpoints._convert import NoCountError, counted
+from tallax.checkpoints._convert import NoCountError, counted, is_same_number, same_number
 from tallax.checkpoints._holders import PYTHON, RESERVED, Holder, holders_of, joined, key_of, named_objects
 from tallax.checkpoints._leaves import KEY, is_key, stored, stored_dtype, sums_of
 from tallax.checkpoints._manifest import Entry, Manifest, damaged
@@ -53,7 +54,7 @@ def from_checkpoint(
 
     Returns:
         Names of everything: restored, missing, unexpected, reset, converted. Items with `persistent=False` are reset;
-        a `Buffer` among them keeps what it has.
+        a `Buffer` among them has nothing to be reset to, and keeps what it has.
 
     Raises:
         CheckpointError: the tree is damaged, or a later version wrote it.
@@ -246,34 +247,39 @@ class Target:
         values = {}
         for name, array in arrays.items():
             saved, wanted = manifest.entries[found.sources[name]], self.entries[name]
-            if wanted.kind == "Counter" and saved.kind != "Counter":
-                try:
+            how = warning = None
+            try:
+                if wanted.kind == "Counter" and saved.kind != "Counter":
                     array, how, warning = counted(name, saved, np.asarray(array))
-                except NoCountError as error:
-                    report = dataclasses.replace(found.report, mismatched=(f"{name}: {error}; expected {wanted}",))
-                    raise mismatch(name, str(error), str(wanted), report) from None
-                converted += [how] if how else []
-                warnings += [warning] if warning else []
+                elif is_same_number(saved, wanted):
+                    array, how = same_number(name, saved, wanted, np.asarray(array))
+            except NoCountError as error:
+                report = dataclasses.replace(found.report, mismatched=(f"{name}: {error}; expected {wanted}",))
+                raise mismatch(name, str(error), str(wanted), report) from None
+            converted += [how] if how else []
+            warnings += [warning] if warning else []
             values[name] = in_place_of(self.leaves[name], array, wanted)
         return values, dataclasses.replace(found.report, converted=tuple(converted), warnings=tuple(warnings))
 
     def _write(self, values: Mapping[str, Any]) -> None:
         """Puts values in, all or none."""
-        done: list[Holder] = []
+        touched: list[Holder] = []
         try:
             for holder in self.holders:
                 if any(name in values for name in holder.names):
-                    done.append(holder)
+                    touched.append(holder)
                     holder.put([values.get(name, leaf) for name, leaf in zip(holder.names, holder.leaves, strict=True)])
                 elif not holder.persistent:
-                    done.append(holder)
+                    touched.append(holder)
                     _reset(holder)
             for name, thing in self.objects.items():
                 if thing is not self.wholes[name]:
+                    touched += holders_of({name: thing})
                     _share_out(self.wholes[name], thing)
         except BaseException:
-            for holder in done:
-                holder.put(holder.leaves)
+            for holder in touched:
+                with contextlib.suppress(Exception):  # one that takes no value has its own still
+                    holder.put(holder.leaves)
             raise
 
 
@@ -289,13 +295,20 @@ def in_place_of(leaf: Any, array: Any, entry: Entry) -> Any:
         keys = jax.random.wrap_key_data(words, impl=entry.dtype.removeprefix(KEY))
         return placed(keys, leaf.sharding) if is_committed(leaf) else keys
     if not is_committed(leaf):
-        host = np.asarray(array)
-        if leaf.weak_type and host.ndim == 0:  # a Python number of the same bits: what it multiplies must not widen
-            return jnp.asarray(host.item())
-        return jnp.asarray(host)
+        return _weak(np.asarray(array)) if leaf.weak_type else jnp.asarray(np.asarray(array))
+    if leaf.weak_type and leaf.is_fully_addressable:
+        return placed(_weak(np.asarray(array)), leaf.sharding)
     if isinstance(array, jax.Array):
         return array if array.sharding == leaf.sharding else _moved(array, leaf.sharding)
     return placed(array, leaf.sharding)
+
+
+def _weak(host: np.ndarray) -> jax.Array:
+    """Returns an array with the promotion of a Python number, of the same bits: what it multiplies must not widen."""
+    weak = jnp.asarray(host.item() if host.ndim == 0 else host.dtype.type(0).item())
+    if weak.dtype != host.dtype:  # x64 was switched since
+        return jnp.asarray(host)
+    return weak if host.ndim == 0 else jnp.broadcast_to(weak, host.shape).at[...].set(host)
 
 
 def _moved(array: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:

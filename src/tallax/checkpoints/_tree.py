@@ -86,7 +86,7 @@ class Contents:
         """Returns what named objects hold."""
         try:
             extra = json.loads(json.dumps(extra, allow_nan=False))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             raise InvalidTypeError(
                 compose(
                     "extra", "is kept as JSON.", got=describe(extra), fix='numbers, text, lists: extra={"epoch": 3}'

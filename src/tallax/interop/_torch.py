@@ -16,7 +16,7 @@ from flax import nnx
 from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, MissingExtraError, compose, describe
 from tallax._variables import Counter
 from tallax.checkpoints import RestoreReport
-from tallax.checkpoints._compare import Missing, Rename, Unexpected, renamed
+from tallax.checkpoints._compare import Missing, Rename, Unexpected, check_rename, renamed
 from tallax.checkpoints._holders import joined
 from tallax.interop import _safetensors
 from tallax.interop._named import MODEL, checked, holders_in, put
@@ -51,7 +51,7 @@ def from_torch(
 
     Raises:
         CheckpointError: a file can't be read.
-        InvalidTypeError: the source is none of these, or the model no module.
+        InvalidTypeError: the source is none of these, the model no module, or `rename` no mapping and no function.
         InvalidValueError: an argument makes no sense.
         MissingExtraError: `torch` is needed and not installed.
         RestoreError: as `tallax.from_checkpoint` does.
@@ -67,6 +67,7 @@ def from_torch(
     """
     places = _places(model)
     arrays = {name: _as_numpy(name, value) for name, value in _state_of(source).items()}
+    check_rename(rename)
     if callable(rename) or rename is None:
         own = renamed(arrays, rename)
     else:  # beginnings end at dots here
