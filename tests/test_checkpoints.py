@@ -746,6 +746,36 @@ def test_a_model_of_shares_that_takes_no_value_is_not_half_restored(monkeypatch)
     assert bits(shares) == before
 
 
+def test_what_has_no_values_is_told():
+    """What a partial restore of Orbax did not find, and a model of `nnx.eval_shape`; and addresses, which are no paths."""
+    saved = make()
+    tree = tallax.to_checkpoint(saved)
+    tree["model"]["w"] = jax.ShapeDtypeStruct((2,), jnp.float32)
+    before = bits(saved)
+    with pytest.raises(tallax.CheckpointError, match="model/w: has no value in the tree"):
+        tallax.from_checkpoint(tree, saved)
+    assert bits(saved) == before
+    with pytest.raises(tallax.InvalidTypeError, match=r"without any, of nnx\.eval_shape"):
+        tallax.from_checkpoint(tallax.to_checkpoint(saved), nnx.eval_shape(make))
+    for call in (tallax.save, tallax.restore, lambda path, _: tallax.Checkpoints(path)):
+        with pytest.raises(tallax.InvalidValueError, match="gs://bucket/run: a checkpoint of tallax's own is a folder"):
+            call("gs://bucket/run", saved)
+    endless: list[object] = []
+    for _ in range(10_000):
+        endless = [endless]
+    with pytest.raises(tallax.InvalidTypeError, match="is kept as JSON"):
+        tallax.to_checkpoint(saved, extra=endless)
+
+
+def test_a_part_of_a_model_may_be_called_as_the_manifest_is(tmp_path):
+    """In what Orbax wrote by itself."""
+    old, new = (nnx.Dict(tallax=nnx.Dict(step=nnx.Variable(jnp.int32(n)))) for n in (3, 0))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "plain", nnx.state(old))
+    tallax.restore(tmp_path / "plain", new)
+    assert int(new.tallax.step[...]) == 3
+
+
 def test_nothing_of_orbax_is_imported_early():
     """`import tallax` takes no longer for it."""
     import subprocess

@@ -6,6 +6,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
+import pathlib
 import pickle
 import random
 import shutil
@@ -18,6 +20,8 @@ import tensorstore
 from flax import nnx
 
 import tallax
+from tallax.checkpoints import _manifest as manifest_module
+from tallax.checkpoints import shown
 from tallax.checkpoints._manifest import Entry, Manifest
 from tests.cases import leaves
 
@@ -266,6 +270,75 @@ def test_sizes_are_looked_at_before_memory_is_taken(good, tmp_path):
         checkpointer.save(tmp_path / "plain", tallax.to_checkpoint(make(3))["model"])
     with pytest.raises(tallax.RestoreError, match="float32"):
         tallax.restore(tmp_path / "plain", nnx.Dict(layer=nnx.Dict(kernel=nnx.Param(jnp.ones(3)))), unexpected="ignore")
+
+
+def test_files_that_would_be_read_without_end_or_elsewhere(good, tmp_path):
+    """A pipe, which nobody writes to; files of zeros that take no room on the disk; links that lead out."""
+
+    def copy(name):
+        return pathlib.Path(shutil.copytree(good, tmp_path / name))
+
+    pipe = copy("pipe")
+    (pipe / "manifest.ocdbt").unlink()
+    os.mkfifo(pipe / "manifest.ocdbt")
+    assert "'manifest.ocdbt' is neither a file nor a folder" in refused(pipe)
+    for name, says in (("manifest.ocdbt", "has 34359738368 bytes"), ("_METADATA", "has more in it than any model")):
+        os.truncate(copy(f"huge{name}") / name, 2**35)
+        assert says in refused(tmp_path / f"huge{name}")
+    bomb = copy("bomb")
+    (bomb / "_METADATA").write_bytes(b"[" + b"[]," * 2**23 + b"[]]")
+    assert "has more in it than any model" in refused(bomb)
+    linked = copy("linked")
+    data = next(path for path in sorted((linked / "d").iterdir()))
+    data.rename(tmp_path / "elsewhere")
+    data.symlink_to(tmp_path / "elsewhere")
+    assert "a link that leads out of it" in refused(linked)
+    within = copy("within")
+    data = within / "d" / data.name
+    data.rename(within / "moved")
+    data.symlink_to("../moved")
+    (tmp_path / "latest").symlink_to(within)
+    tallax.restore(tmp_path / "latest", make())
+    data.unlink()
+    data.symlink_to(data.name)
+    assert "is neither a file nor a folder" in refused(within)
+
+
+def test_a_manifest_is_no_larger_than_one_that_is_read(monkeypatch):
+    """What would take gigabytes of Python's objects is refused, and never written."""
+    tree = tallax.to_checkpoint(make(3))
+    for content in (b"[" + b"[]," * 2**22 + b"[]]", b'{"a":{},"b":' * 2**22):
+        assert "more values than any that tallax writes" in of_tree({**tree, "tallax": np.frombuffer(content, np.uint8)})
+    for name in ("MOST", "_MANY"):
+        monkeypatch.setattr(manifest_module, name, 300)
+        with pytest.raises(tallax.InvalidValueError, match="is kept within bounds"):
+            tallax.to_checkpoint(make(3), extra=list(range(300)))
+        monkeypatch.undo()
+
+
+def test_a_checkpoint_is_shown_without_taking_its_word(tmp_path):
+    """A configuration that is no such statistic's, or that Python would choke on; and items too large to look at."""
+    model = nnx.Dict(seen=tallax.statistics.Histogram(0.0, 1.0, bins=4), large=tallax.Buffer(np.zeros(2**25, np.float32)))
+    tree = tallax.to_checkpoint(model)
+    seen = Manifest.decoded(tree["tallax"]).entries["model/seen/counts"]
+    lies = [
+        {"configuration": "{'low': 0.0, 'high': 1.0, 'bins': 7}"},
+        {"configuration": "{'low': 0.0, 'high': 1.0, 'bins': 10_000_000_000_000}"},
+        {"configuration": "-" * 9_000 + "1"},
+        {"configuration": "print('no')"},
+        {"owner": "HistogramResult"},
+        {"owner": "Statistic"},
+        {"owner": "Scheduled"},
+        {"owner": "__doc__"},
+    ]
+    entries = Manifest.decoded(tree["tallax"]).entries
+    more = {f"model/lie{k}/counts": dataclasses.replace(seen, **lie) for k, lie in enumerate(lies)}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "one", honest(tree, entries={**entries, **more}))
+    found = shown(tmp_path / "one")
+    assert found.items["model/large"].nbytes == 2**27
+    edges = {name: bins.edges[0] for name, bins in found.histograms.items()}
+    assert edges == {"model/seen": 0.0} | {f"model/lie{k}": -0.5 for k in range(len(lies))}  # counts, and no more
 
 
 def test_no_pickle_is_ever_read(good, tmp_path, monkeypatch):

@@ -224,6 +224,15 @@ def _check_leaf(name: str, leaf: Any) -> None:
                 fix="call it outside of jit",
             )
         )
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise InvalidTypeError(
+            compose(
+                name,
+                "what is saved or restored has values, whose devices and form a restore keeps.",
+                got=f"{leaf.dtype}{list(leaf.shape)} without any, of nnx.eval_shape",
+                fix="the model itself: model = Model(rngs)",
+            )
+        )
     if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
         raise InvalidTypeError(
             compose(

@@ -38,7 +38,7 @@ class Checkpoints:
 
     Raises:
         InvalidTypeError: `folder` is no path.
-        InvalidValueError: `keep` or `every` is not a positive integer.
+        InvalidValueError: `keep` or `every` is not a positive integer, or `folder` an address, such as `gs://...`.
 
     Example:
         >>> import tempfile, jax.numpy as jnp, tallax

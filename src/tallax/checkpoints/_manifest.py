@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from tallax._errors import CheckpointError, compose
+from tallax._errors import CheckpointError, InvalidValueError, compose
 from tallax.checkpoints._leaves import size_of, stored_dtype
 
 FORMAT = 1
 MOST = 2**28  # bytes of a manifest, items included
+_MANY = 2**23  # values in it: Python takes some sixty bytes for the three of `[],`
 _NAME = re.compile(r"[\w%~ -]+(/[\w%~ -]+)*", re.ASCII)
 
 
@@ -103,8 +104,23 @@ class Manifest:
         return {"format": FORMAT, **body, "crc32": _crc_of(body)}
 
     def encoded(self) -> np.ndarray:
-        """Returns it as an array of bytes."""
-        return np.frombuffer(json.dumps(self.as_json(), separators=(",", ":")).encode(), np.uint8)
+        """Returns it as an array of bytes.
+
+        Raises:
+            InvalidValueError: it would be more than is ever read again.
+        """
+        text = json.dumps(self.as_json(), separators=(",", ":")).encode()
+        if is_too_much(text):
+            raise InvalidValueError(
+                compose(
+                    "the checkpoint",
+                    "what it tells of itself, extra= and small items included, is kept within bounds.",
+                    got=f"{len(text)} bytes of JSON",
+                    expected=f"{MOST} bytes at most, and {_MANY} values",
+                    fix="a file of its own for what is large in extra=; tallax.Counter(shape=...) for a great many counts",
+                )
+            )
+        return np.frombuffer(text, np.uint8)
 
     @classmethod
     def decoded(cls, array: Any) -> Manifest:
@@ -115,8 +131,11 @@ class Manifest:
         """
         if getattr(array, "ndim", None) != 1 or array.dtype != np.uint8 or array.size > MOST:
             raise damaged("its manifest is no text")
+        text = np.asarray(array).tobytes()
+        if is_too_much(text):
+            raise damaged("its manifest has more values than any that tallax writes")
         try:
-            found = json.loads(np.asarray(array).tobytes())
+            found = json.loads(text)
         except (ValueError, RecursionError):
             raise damaged("its manifest is no JSON") from None
         return cls.from_json(found)
@@ -147,6 +166,11 @@ class Manifest:
             raise damaged(f"its manifest makes no sense ({error})") from None
         step = body["step"]
         return cls(entries, items, body["extra"], step if isinstance(step, int) else None)
+
+
+def is_too_much(text: bytes, *, times: int = 1) -> bool:
+    """Tells whether JSON is too large to be read, or would be once it is Python's objects."""
+    return len(text) > times * MOST or sum(map(text.count, (b",", b"[", b"{"))) > times * _MANY
 
 
 def damaged(what: str) -> CheckpointError:

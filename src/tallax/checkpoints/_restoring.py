@@ -68,7 +68,26 @@ def from_checkpoint(
     policy = Policy(missing, unexpected, rename)
     target = Target.of(named_objects(objects, named))
     source = Source.of(tree, tuple(target.objects))
-    return target.restore(source, lambda names, _: {new: source.arrays[old] for new, old in names.items()}, policy)
+    return target.restore(source, lambda names, _: given(source.arrays, names), policy)
+
+
+def given(arrays: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Returns those arrays of a tree that are wanted, by the names that the objects have for them.
+
+    Raises:
+        CheckpointError: one is not there: what Orbax did not find in a partial restore, it leaves as it was asked for.
+    """
+    for old in names.values():
+        if not isinstance(arrays[old], jax.Array | np.ndarray | np.generic):
+            raise CheckpointError(
+                compose(
+                    old,
+                    "has no value in the tree.",
+                    got=describe(arrays[old]),
+                    fix="a tree that Orbax has restored; without what the checkpoint lacks, and missing='init'",
+                )
+            )
+    return {new: arrays[old] for new, old in names.items()}
 
 
 def checkpoint_target(metadata: Any, *objects: Any, **named: Any) -> Any:

@@ -14,7 +14,6 @@ import numpy as np
 import optax
 
 from tallax import _limbs, statistics
-from tallax._errors import InvalidTypeError, InvalidValueError
 from tallax.checkpoints._leaves import size_of, stored_dtype
 from tallax.checkpoints._manifest import Entry, Manifest
 from tallax.checkpoints._restoring import Source
@@ -25,7 +24,13 @@ from tallax_runs import Item
 from tallax_runs._shown import Shown
 
 _SMALL = 64  # entries of an array that is no item: what is larger is weights, and not read
-_READABLE = {name: kind for name, kind in vars(statistics).items() if isinstance(kind, type)}
+_LARGE = 2**26  # bytes of an item: there is no model here that would say how large it may be
+_LONG = 10_000  # characters of a configuration
+_READABLE = {
+    name: kind
+    for name, kind in vars(statistics).items()
+    if isinstance(kind, type) and issubclass(kind, statistics.Statistic)
+}
 
 
 def shown(path: str | os.PathLike[str]) -> Shown:
@@ -70,7 +75,7 @@ def _is_to_be_read(entry: Entry) -> bool:
     """Tells whether an array is worth reading: the state of an item, or a few numbers."""
     is_item = bool(entry.owner) or entry.kind in ("Counter", "Buffer")
     few_numbers = not entry.kind and math.prod(entry.shape) <= _SMALL
-    return entry.persistent and entry.at is None and (is_item or few_numbers)
+    return entry.persistent and entry.at is None and (is_item or few_numbers) and entry.nbytes <= _LARGE
 
 
 def _value(entry: Entry, state: np.ndarray) -> Any:
@@ -86,15 +91,19 @@ def _value(entry: Entry, state: np.ndarray) -> Any:
 
 def _owner(entry: Entry) -> Any:
     """Returns a statistic of the kind and configuration that an entry tells, or None where there is none like it."""
+    try:
+        owner = _made(entry)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return None
+    return owner if owner is not None and np.shape(owner.item.get_raw_value()) == entry.shape else None
+
+
+def _made(entry: Entry) -> Any:
     if entry.owner == "Scheduled":
         return Scheduled(optax.constant_schedule(math.nan))  # never called: what it had then is not in a checkpoint
-    kind = _READABLE.get(entry.owner)
-    if kind is None:
+    if entry.owner not in _READABLE or len(entry.configuration) > _LONG:
         return None
-    try:
-        return kind(**ast.literal_eval(entry.configuration))
-    except (ValueError, SyntaxError, TypeError, InvalidTypeError, InvalidValueError):
-        return None
+    return _READABLE[entry.owner](**ast.literal_eval(entry.configuration))
 
 
 def _described(entry: Entry) -> Item:

@@ -24,23 +24,32 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from tallax._errors import CheckpointError, InvalidTypeError, ReplicasError, TallaxError, compose
+from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, ReplicasError, TallaxError, compose
 from tallax._placement import is_committed
 from tallax.checkpoints._compare import Missing, Policy, Rename, Unexpected
 from tallax.checkpoints._holders import PYTHON, RESERVED, named_objects
 from tallax.checkpoints._leaves import KEY
-from tallax.checkpoints._manifest import MOST, Manifest, damaged
+from tallax.checkpoints._manifest import MOST, Manifest, damaged, is_too_much
 from tallax.checkpoints._report import RestoreReport
 from tallax.checkpoints._restoring import Source, Target
 from tallax.checkpoints._tree import Contents
 
 METADATA = "_METADATA"  # what Orbax writes into every folder of a tree
 UNFINISHED = ".orbax-checkpoint-tmp"
+_TOC, _TOC_MOST = "manifest.ocdbt", 2**24  # tensorstore's own manifest, of some hundred bytes, which it reads whole
 
 
 def path_of(path: Any, call: str) -> Path:
     """Returns the path that a call begins with; raises, and shows the call, where something else came first."""
     if isinstance(path, str | os.PathLike):
+        if "://" in str(path):
+            raise InvalidValueError(
+                compose(
+                    str(path),
+                    "a checkpoint of tallax's own is a folder on a disk.",
+                    fix="a path that is mounted; or Orbax's own calls, with tallax.to_checkpoint and from_checkpoint",
+                )
+            )
         return Path(path)
     raise InvalidTypeError(
         compose("a checkpoint", "is called by its path, which comes first.", got=f"a {type(path).__name__}", fix=call)
@@ -62,6 +71,7 @@ def save(path: str | os.PathLike[str], *objects: Any, extra: Any = None, **named
     Raises:
         CheckpointError: there is something at `path` already, or it can't be written.
         InvalidTypeError: `path` is none.
+        InvalidValueError: `path` is an address, such as `gs://...`.
         ReplicasError: what processes hold each for itself differs between them.
         TallaxError: as `to_checkpoint` does.
 
@@ -123,6 +133,7 @@ def restore(
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged, unfinished, of another kind or of a later version.
         InvalidTypeError: `path` is none.
+        InvalidValueError: `path` is an address, such as `gs://...`.
         RestoreError: as `from_checkpoint` does.
         TallaxError: as `from_checkpoint` does.
     """
@@ -176,8 +187,33 @@ def folder_of(path: Path, name: str) -> Path:
     raise CheckpointError(compose(name, "is no checkpoint.", got=what, fix=fix))
 
 
+def _look_at_files(folder: Path) -> None:
+    """Raises where Orbax and its storage would read without end, or more than a checkpoint has, or elsewhere."""
+    home = os.path.realpath(folder)
+    for root, folders, files in os.walk(folder):
+        for path in (Path(root, name) for name in (*folders, *files)):
+            name = ascii(str(path.relative_to(folder)))
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
+                raise CheckpointError(
+                    compose(
+                        "the checkpoint",
+                        "has nothing outside of its folder.",
+                        got=f"{name}, a link that leads out of it",
+                        fix="a copy without links, cp -rL FOLDER COPY, where you trust who made them",
+                    )
+                )
+            if not (path.is_file() or path.is_dir()):
+                raise damaged(f"{name} is neither a file nor a folder")
+            if path.name == _TOC and path.stat().st_size > _TOC_MOST:
+                raise damaged(f"{name} has {path.stat().st_size} bytes")
+    metadata = folder / METADATA
+    if metadata.stat().st_size > 2 * MOST or is_too_much(metadata.read_bytes(), times=2):
+        raise damaged(f"{METADATA} has more in it than any model")
+
+
 def outline_of(handler: Any, folder: Path) -> Any:
     """Returns what stands for the arrays, with shapes and dtypes as their own storage has them."""
+    _look_at_files(folder)
     tree = _attempted(lambda: handler.metadata(folder).tree)
     seen = set()
     for leaf in jax.tree.leaves(tree):
@@ -223,7 +259,7 @@ def _silence() -> Iterator[None]:
 
 def manifest_of(checkpointer: Any, folder: Path, tree: Any) -> Manifest | None:
     leaf = tree.get(RESERVED) if isinstance(tree, Mapping) else None
-    if leaf is None:
+    if leaf is None or isinstance(leaf, Mapping):  # a part of a model may be called so
         return None
     if getattr(leaf, "dtype", None) != np.uint8 or len(leaf.shape) != 1 or leaf.shape[0] > MOST:
         raise damaged("its manifest is no text")

@@ -86,11 +86,9 @@ class Contents:
         """Returns what named objects hold."""
         try:
             extra = json.loads(json.dumps(extra, allow_nan=False))
-        except (TypeError, ValueError, RecursionError):
+        except (TypeError, ValueError, RecursionError) as error:
             raise InvalidTypeError(
-                compose(
-                    "extra", "is kept as JSON.", got=describe(extra), fix='numbers, text, lists: extra={"epoch": 3}'
-                )
+                compose("extra", "is kept as JSON.", got=str(error), fix='numbers, text, lists: extra={"epoch": 3}')
             ) from None
         entries: dict[str, Entry] = {}
         arrays: dict[str, Any] = {}

@@ -14,8 +14,9 @@ from tallax._errors import InvalidTypeError, compose, describe
 from tallax.checkpoints import RestoreReport
 from tallax.checkpoints._compare import Missing, Policy, Unexpected
 from tallax.checkpoints._holders import Holder, holders_of
+from tallax.checkpoints._leaves import is_key, stored
 from tallax.checkpoints._manifest import Entry, Manifest
-from tallax.checkpoints._restoring import Source, Target
+from tallax.checkpoints._restoring import Source, Target, given
 
 MODEL = "model"
 
@@ -38,6 +39,7 @@ def put(
         unexpected: see `tallax.from_checkpoint`.
     """
     target = Target.of({MODEL: checked(model)})
+    arrays = {name: stored(array) if is_key(array) else array for name, array in arrays.items()}
     arrays, narrowed = _narrowed(arrays, names, target)
     entries = {name: Entry("", str(np.dtype(array.dtype)), tuple(array.shape)) for name, array in arrays.items()}
     streams = frozenset(
@@ -47,7 +49,7 @@ def put(
     policy = Policy(missing, unexpected, lambda name: names.get(name, name), streams)
     report = target.restore(
         Source(Manifest(entries), dict(arrays)),
-        lambda found, _: {new: arrays[old] for new, old in found.items()},
+        lambda found, _: given(arrays, found),
         policy,
     )
     return dataclasses.replace(report, converted=(*report.converted, *narrowed))
