@@ -408,11 +408,9 @@ def test_renames():
     ):
         with pytest.raises(error, match=says):
             tallax.from_checkpoint(tree, old, rename=rename)
-    tallax.from_checkpoint(
-        tree,
-        swapped := nnx.Dict(encoder=nnx.Dict(a=nnx.Param(jnp.ones(2)), b=nnx.Param(jnp.zeros(1))), step=tallax.Counter()),
-        rename={"model/encoder/a": "model/encoder/b", "model/encoder/b": "model/encoder/a"},
-    )
+    swapped = nnx.Dict(encoder=nnx.Dict(a=nnx.Param(jnp.ones(2)), b=nnx.Param(jnp.zeros(1))), step=tallax.Counter())
+    swap = {"model/encoder/a": "model/encoder/b", "model/encoder/b": "model/encoder/a"}
+    tallax.from_checkpoint(tree, swapped, rename=swap)
     assert (swapped.encoder.a[...].tolist(), swapped.encoder.b[...].tolist()) == ([1, 1], [1])
 
 
@@ -747,7 +745,7 @@ def test_a_model_of_shares_that_takes_no_value_is_not_half_restored(monkeypatch)
 
 
 def test_what_has_no_values_is_told():
-    """What a partial restore of Orbax did not find, and a model of `nnx.eval_shape`; and addresses, which are no paths."""
+    """What a partial restore of Orbax did not find, a model of `nnx.eval_shape`; and addresses, which are no paths."""
     saved = make()
     tree = tallax.to_checkpoint(saved)
     tree["model"]["w"] = jax.ShapeDtypeStruct((2,), jnp.float32)

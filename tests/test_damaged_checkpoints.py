@@ -308,7 +308,8 @@ def test_a_manifest_is_no_larger_than_one_that_is_read(monkeypatch):
     """What would take gigabytes of Python's objects is refused, and never written."""
     tree = tallax.to_checkpoint(make(3))
     for content in (b"[" + b"[]," * 2**22 + b"[]]", b'{"a":{},"b":' * 2**22):
-        assert "more values than any that tallax writes" in of_tree({**tree, "tallax": np.frombuffer(content, np.uint8)})
+        bomb = np.frombuffer(content, np.uint8)
+        assert "more values than any that tallax writes" in of_tree({**tree, "tallax": bomb})
     for name in ("MOST", "_MANY"):
         monkeypatch.setattr(manifest_module, name, 300)
         with pytest.raises(tallax.InvalidValueError, match="is kept within bounds"):
@@ -318,7 +319,8 @@ def test_a_manifest_is_no_larger_than_one_that_is_read(monkeypatch):
 
 def test_a_checkpoint_is_shown_without_taking_its_word(tmp_path):
     """A configuration that is no such statistic's, or that Python would choke on; and items too large to look at."""
-    model = nnx.Dict(seen=tallax.statistics.Histogram(0.0, 1.0, bins=4), large=tallax.Buffer(np.zeros(2**25, np.float32)))
+    model = nnx.Dict(seen=tallax.statistics.Histogram(0.0, 1.0, bins=4))
+    model.large = tallax.Buffer(np.zeros(2**25, np.float32))
     tree = tallax.to_checkpoint(model)
     seen = Manifest.decoded(tree["tallax"]).entries["model/seen/counts"]
     lies = [

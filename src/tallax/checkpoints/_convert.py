@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may change its form: counters of other libraries and older models, and numbers that a compiled step made arrays."""
+"""What may change its form: counters of other libraries and older models, numbers that a compiled step made arrays."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays as a checkpoint has them: keys of random streams as words, numbers as arrays; and a sum of their bits."""
+"""Arrays as a checkpoint has them: keys of random streams as words, numbers as arrays, and back; a sum of bits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tallax._placement import is_in_host_memory, unsplit
+from tallax._placement import is_committed, is_in_host_memory, placed, unsplit
 from tallax.checkpoints._holders import PYTHON
 
 KEY = "key:"
@@ -43,6 +43,46 @@ def stored(leaf: Any) -> Any:
     if isinstance(leaf, jax.Array | np.ndarray):
         return leaf
     return np.asarray(leaf, np.int64) if type(leaf) is int else np.asarray(leaf)
+
+
+def in_place_of(leaf: Any, array: Any, dtype: str) -> Any:
+    """Returns what is stored in the form and on the devices in which an object has its value, the inverse of `stored`.
+
+    Args:
+        leaf: what the object has.
+        array: what is stored.
+        dtype: what `dtype_of` says of `leaf`.
+    """
+    if dtype in PYTHON and not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+        return PYTHON[dtype](np.asarray(array).item())
+    if isinstance(leaf, np.ndarray | np.generic):
+        host = np.array(array)
+        return host if isinstance(leaf, np.ndarray) else host[()]
+    if dtype.startswith(KEY):
+        words = array if isinstance(array, jax.Array) else jnp.asarray(array)
+        keys = jax.random.wrap_key_data(words, impl=dtype.removeprefix(KEY))
+        return placed(keys, leaf.sharding) if is_committed(leaf) else keys
+    if not is_committed(leaf):
+        return _weak(np.asarray(array)) if leaf.weak_type else jnp.asarray(np.asarray(array))
+    if leaf.weak_type and leaf.is_fully_addressable:
+        return placed(_weak(np.asarray(array)), leaf.sharding)
+    if isinstance(array, jax.Array):
+        return array if array.sharding == leaf.sharding else _moved(array, leaf.sharding)
+    return placed(array, leaf.sharding)
+
+
+def _weak(host: np.ndarray) -> jax.Array:
+    """Returns an array with the promotion of a Python number, of the same bits: what it multiplies must not widen."""
+    weak = jnp.asarray(host.item() if host.ndim == 0 else host.dtype.type(0).item())
+    if weak.dtype != host.dtype:  # x64 was switched since
+        return jnp.asarray(host)
+    return weak if host.ndim == 0 else jnp.broadcast_to(weak, host.shape).at[...].set(host)
+
+
+def _moved(array: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
+    if array.is_fully_addressable and not sharding.is_fully_addressable:
+        return placed(np.asarray(array), sharding)
+    return placed(array, sharding)
 
 
 def stored_dtype(dtype: str) -> np.dtype[Any]:

@@ -117,7 +117,7 @@ class Manifest:
                     "what it tells of itself, extra= and small items included, is kept within bounds.",
                     got=f"{len(text)} bytes of JSON",
                     expected=f"{MOST} bytes at most, and {_MANY} values",
-                    fix="a file of its own for what is large in extra=; tallax.Counter(shape=...) for a great many counts",
+                    fix="a file of its own for what is large in extra=; tallax.Counter(shape=...) for many counts",
                 )
             )
         return np.frombuffer(text, np.uint8)

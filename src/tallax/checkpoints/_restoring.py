@@ -5,23 +5,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax._errors import CheckpointError, compose, describe
-from tallax._placement import is_committed, placed
+from tallax._placement import is_committed
 from tallax._variables import Item
 from tallax.checkpoints._compare import Missing, Plan, Policy, Rename, Unexpected, mismatch, plan
 from tallax.checkpoints._convert import NoCountError, counted, is_same_number, same_number
-from tallax.checkpoints._holders import PYTHON, RESERVED, Holder, holders_of, joined, key_of, named_objects
-from tallax.checkpoints._leaves import KEY, is_key, stored, stored_dtype, sums_of
+from tallax.checkpoints._holders import RESERVED, Holder, holders_of, joined, key_of, named_objects
+from tallax.checkpoints._leaves import in_place_of, stored, sums_of
 from tallax.checkpoints._manifest import Entry, Manifest, damaged
 from tallax.checkpoints._report import RestoreReport
+from tallax.checkpoints._sources import Source, given, leaves_of
 from tallax.checkpoints._tree import entry_of, has_shares, whole
 from tallax.replicas import per_replica
 from tallax.statistics import Statistic
@@ -71,25 +70,6 @@ def from_checkpoint(
     return target.restore(source, lambda names, _: given(source.arrays, names), policy)
 
 
-def given(arrays: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Returns those arrays of a tree that are wanted, by the names that the objects have for them.
-
-    Raises:
-        CheckpointError: one is not there: what Orbax did not find in a partial restore, it leaves as it was asked for.
-    """
-    for old in names.values():
-        if not isinstance(arrays[old], jax.Array | np.ndarray | np.generic):
-            raise CheckpointError(
-                compose(
-                    old,
-                    "has no value in the tree.",
-                    got=describe(arrays[old]),
-                    fix="a tree that Orbax has restored; without what the checkpoint lacks, and missing='init'",
-                )
-            )
-    return {new: arrays[old] for new, old in names.items()}
-
-
 def checkpoint_target(metadata: Any, *objects: Any, **named: Any) -> Any:
     """Returns what to hand to Orbax's own restore, so that arrays come to the devices where objects have theirs.
 
@@ -119,7 +99,7 @@ def checkpoint_target(metadata: Any, *objects: Any, **named: Any) -> Any:
     """
     target = Target.of(named_objects(objects, named))
     tree = getattr(metadata, "tree", metadata)
-    _leaves_of(tree, quoted=True)  # raises where it is none
+    leaves_of(tree, quoted=True)  # raises where it is none
     quoted = isinstance(tree, Mapping) and RESERVED in tree
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
     everywhere = jax.NamedSharding(mesh, jax.P())
@@ -133,86 +113,6 @@ def checkpoint_target(metadata: Any, *objects: Any, **named: Any) -> Any:
         return jax.ShapeDtypeStruct(told.shape, told.dtype, sharding=own.sharding if fits else anywhere)
 
     return jax.tree_util.tree_map_with_path(leaf_of, tree)
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A checkpoint: what it says that it has, and its arrays, or what stands for them.
-
-    Attributes:
-        manifest: what it tells of itself; made up from the arrays where tallax did not write it.
-        arrays: by name.
-    """
-
-    manifest: Manifest
-    arrays: dict[str, Any]
-
-    @classmethod
-    def of(cls, tree: Any, objects: Sequence[str], manifest: Manifest | None = None) -> Source:
-        """Returns what is in a tree.
-
-        Args:
-            tree: nested dicts of arrays, or of anything with a shape and a dtype.
-            objects: what the objects are called that it is for.
-            manifest: what it tells of itself, where that is known already.
-
-        Raises:
-            CheckpointError: the manifest and the arrays do not agree.
-        """
-        leaves = _leaves_of(tree, quoted=isinstance(tree, Mapping) and RESERVED in tree)
-        found = leaves.pop(RESERVED, None)
-        if manifest is None and found is not None:
-            manifest = Manifest.decoded(found)
-        if manifest is None:
-            return cls._foreign(leaves, objects)
-        entries = {name: entry for name, entry in manifest.entries.items() if entry.persistent and entry.at is None}
-        for name in {**entries, **leaves}:
-            if name not in leaves or name not in entries:
-                raise damaged(f"{name} is in the manifest, or among the arrays, but not in both")
-            shape, dtype = tuple(leaves[name].shape), str(np.dtype(leaves[name].dtype))
-            entry = entries[name]
-            if (shape, dtype) != (entry.shape, str(stored_dtype(entry.dtype))):
-                raise damaged(f"{name} is {dtype}{list(shape)}, and {entry} in the manifest")
-        return cls(manifest, leaves)
-
-    @classmethod
-    def _foreign(cls, leaves: dict[str, Any], objects: Sequence[str]) -> Source:
-        """Returns what Orbax wrote of an `nnx.State`, under the names that tallax would have given."""
-        named = all(name.split("/")[0] in objects for name in leaves)
-        arrays = {}
-        for name, leaf in leaves.items():
-            name = name.removesuffix("/value")
-            arrays[name if named else f"{objects[0]}/{name}"] = stored(leaf) if is_key(leaf) else leaf
-        entries = {name: Entry("", str(np.dtype(leaf.dtype)), tuple(leaf.shape)) for name, leaf in arrays.items()}
-        return cls(Manifest(entries), arrays)
-
-
-def _leaves_of(tree: Any, *, quoted: bool) -> dict[str, Any]:
-    """Returns the arrays of a tree, or what stands for them, by name.
-
-    Args:
-        tree: nested dicts.
-        quoted: whether its keys are parts of names already.
-    """
-    try:
-        flat = [([*map(key_of, path)], leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-        leaves = {joined(keys, quoted=len(keys) if quoted else 0): leaf for keys, leaf in flat}
-    except (TypeError, ValueError, RecursionError):
-        leaves = {}
-    for name, leaf in leaves.items():
-        if isinstance(leaf, bool | int | float | complex):
-            leaves[name] = np.asarray(leaf)
-    arrays = (hasattr(leaf, "dtype") and hasattr(leaf, "shape") for leaf in leaves.values())
-    if not leaves or "" in leaves or not all(arrays):
-        raise CheckpointError(
-            compose(
-                "the checkpoint",
-                "is no tree of arrays.",
-                got=describe(tree),
-                fix="what Orbax restores of tallax.to_checkpoint(...), or of nnx.state(model)",
-            )
-        )
-    return leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +177,7 @@ class Target:
                 raise mismatch(name, str(error), str(wanted), report) from None
             converted += [how] if how else []
             warnings += [warning] if warning else []
-            values[name] = in_place_of(self.leaves[name], array, wanted)
+            values[name] = in_place_of(self.leaves[name], array, wanted.dtype)
         return values, dataclasses.replace(found.report, converted=tuple(converted), warnings=tuple(warnings))
 
     def _write(self, values: Mapping[str, Any]) -> None:
@@ -300,40 +200,6 @@ class Target:
                 with contextlib.suppress(Exception):  # one that takes no value has its own still
                     holder.put(holder.leaves)
             raise
-
-
-def in_place_of(leaf: Any, array: Any, entry: Entry) -> Any:
-    """Returns an array in the form and on the devices in which an object has its value."""
-    if entry.dtype in PYTHON and not isinstance(leaf, jax.Array | np.ndarray | np.generic):
-        return PYTHON[entry.dtype](np.asarray(array).item())
-    if isinstance(leaf, np.ndarray | np.generic):
-        host = np.array(array)
-        return host if isinstance(leaf, np.ndarray) else host[()]
-    if entry.dtype.startswith(KEY):
-        words = array if isinstance(array, jax.Array) else jnp.asarray(array)
-        keys = jax.random.wrap_key_data(words, impl=entry.dtype.removeprefix(KEY))
-        return placed(keys, leaf.sharding) if is_committed(leaf) else keys
-    if not is_committed(leaf):
-        return _weak(np.asarray(array)) if leaf.weak_type else jnp.asarray(np.asarray(array))
-    if leaf.weak_type and leaf.is_fully_addressable:
-        return placed(_weak(np.asarray(array)), leaf.sharding)
-    if isinstance(array, jax.Array):
-        return array if array.sharding == leaf.sharding else _moved(array, leaf.sharding)
-    return placed(array, leaf.sharding)
-
-
-def _weak(host: np.ndarray) -> jax.Array:
-    """Returns an array with the promotion of a Python number, of the same bits: what it multiplies must not widen."""
-    weak = jnp.asarray(host.item() if host.ndim == 0 else host.dtype.type(0).item())
-    if weak.dtype != host.dtype:  # x64 was switched since
-        return jnp.asarray(host)
-    return weak if host.ndim == 0 else jnp.broadcast_to(weak, host.shape).at[...].set(host)
-
-
-def _moved(array: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
-    if array.is_fully_addressable and not sharding.is_fully_addressable:
-        return placed(np.asarray(array), sharding)
-    return placed(array, sharding)
 
 
 def _reset(holder: Holder) -> None:

@@ -14,10 +14,10 @@ import numpy as np
 import optax
 
 from tallax import _limbs, statistics
+from tallax.checkpoints._folders import METADATA, folder_of, manifest_of, orbax, outline_of, read_arrays, told
 from tallax.checkpoints._leaves import size_of, stored_dtype
 from tallax.checkpoints._manifest import Entry, Manifest
-from tallax.checkpoints._restoring import Source
-from tallax.checkpoints._storage import METADATA, folder_of, manifest_of, orbax, outline_of, read_arrays, told
+from tallax.checkpoints._sources import Source
 from tallax.logging._numbers import Numbers
 from tallax.schedules import Scheduled
 from tallax_runs import Item

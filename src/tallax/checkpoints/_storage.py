@@ -2,21 +2,14 @@
 """`save` and `restore`: one folder, written and read by Orbax.
 
 What is in a folder is compared with the objects by names, shapes and dtypes before any array is read, and only what the
-objects have is read: nothing in a checkpoint makes a path, and none of its sizes is believed. Everything is JSON and
-arrays; there is no pickle.
+objects have is read.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import hashlib
-import logging
-import math
 import os
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +17,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, ReplicasError, TallaxError, compose
-from tallax._placement import is_committed
+from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, ReplicasError, compose
 from tallax.checkpoints._compare import Missing, Policy, Rename, Unexpected
-from tallax.checkpoints._holders import PYTHON, RESERVED, named_objects
-from tallax.checkpoints._leaves import KEY
-from tallax.checkpoints._manifest import MOST, Manifest, damaged, is_too_much
+from tallax.checkpoints._folders import folder_of, manifest_of, orbax, outline_of, read_arrays, told
+from tallax.checkpoints._holders import RESERVED, named_objects
 from tallax.checkpoints._report import RestoreReport
-from tallax.checkpoints._restoring import Source, Target
+from tallax.checkpoints._restoring import Target
+from tallax.checkpoints._sources import Source
 from tallax.checkpoints._tree import Contents
-
-METADATA = "_METADATA"  # what Orbax writes into every folder of a tree
-UNFINISHED = ".orbax-checkpoint-tmp"
-_TOC, _TOC_MOST = "manifest.ocdbt", 2**24  # tensorstore's own manifest, of some hundred bytes, which it reads whole
 
 
 def path_of(path: Any, call: str) -> Path:
@@ -154,162 +142,6 @@ def restore(
         return target.restore(source, fetch, policy)
 
 
-def orbax() -> Any:
-    """Returns `orbax.checkpoint`, which takes a second to import."""
-    import orbax.checkpoint
-
-    return orbax.checkpoint
-
-
-def folder_of(path: Path, name: str) -> Path:
-    """Returns the folder with the arrays: `path`, or the one item in it that Orbax's manager has put there.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    what, fix = "there is nothing", "the folder that tallax.save wrote"
-    if path.is_dir():
-        if UNFINISHED in path.name:
-            what, fix = "it was never finished: its writer was stopped", "an earlier checkpoint"
-        elif (path / METADATA).is_file():
-            return path
-        else:
-            items = [item for item in path.iterdir() if (item / METADATA).is_file()]
-            steps = [item for item in path.iterdir() if item.name.isdecimal()]
-            if len(items) == 1:
-                if not items[0].name.isdecimal():
-                    return items[0]
-            what, fix = "a folder that Orbax has not written a tree to", "the folder that tallax.save wrote"
-            if steps:
-                what, fix = f"a folder of {len(steps)} checkpoints", "tallax.Checkpoints(path).restore(model)"
-    elif path.exists():
-        what, fix = "a file", "tallax.interop.from_torch(path, model) for a .pt or .safetensors file"
-    raise CheckpointError(compose(name, "is no checkpoint.", got=what, fix=fix))
-
-
-def _look_at_files(folder: Path) -> None:
-    """Raises where Orbax and its storage would read without end, or more than a checkpoint has, or elsewhere."""
-    home = os.path.realpath(folder)
-    for root, folders, files in os.walk(folder):
-        for path in (Path(root, name) for name in (*folders, *files)):
-            name = ascii(str(path.relative_to(folder)))
-            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
-                raise CheckpointError(
-                    compose(
-                        "the checkpoint",
-                        "has nothing outside of its folder.",
-                        got=f"{name}, a link that leads out of it",
-                        fix="a copy without links, cp -rL FOLDER COPY, where you trust who made them",
-                    )
-                )
-            if not (path.is_file() or path.is_dir()):
-                raise damaged(f"{name} is neither a file nor a folder")
-            if path.name == _TOC and path.stat().st_size > _TOC_MOST:
-                raise damaged(f"{name} has {path.stat().st_size} bytes")
-    metadata = folder / METADATA
-    if metadata.stat().st_size > 2 * MOST or is_too_much(metadata.read_bytes(), times=2):
-        raise damaged(f"{METADATA} has more in it than any model")
-
-
-def outline_of(handler: Any, folder: Path) -> Any:
-    """Returns what stands for the arrays, with shapes and dtypes as their own storage has them."""
-    _look_at_files(folder)
-    tree = _attempted(lambda: handler.metadata(folder).tree)
-    seen = set()
-    for leaf in jax.tree.leaves(tree):
-        if leaf.name in seen:  # Orbax takes {"a.b": x} and {"a": {"b": x}} for the same
-            raise damaged(f"two arrays are written as {leaf.name!r}, so one of them is lost")
-        seen.add(leaf.name)
-        storage = getattr(leaf, "storage", None)
-        chunk = getattr(storage, "chunk_shape", None) or ()
-        if math.prod(chunk) > max(1, math.prod(leaf.shape)):
-            raise damaged(f"{leaf.name} has pieces larger than itself")
-    return tree
-
-
-def _attempted(call: Callable[[], Any]) -> Any:
-    """Returns what one of Orbax's calls does; raises where it fails, without a word from the reads that it drops."""
-    failure, result = None, None
-    with contextlib.ExitStack() as quiet:
-        try:
-            result = call()
-        except Exception as error:
-            failure = first_line(error)
-            quiet.enter_context(_silence())
-        if failure is not None:
-            gc.collect()
-    if failure is not None:
-        raise damaged(failure)
-    return result
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keeps asyncio from printing a traceback for each coroutine that is collected unfinished."""
-    log, hook = logging.getLogger("asyncio"), sys.unraisablehook
-    was, log.disabled = log.disabled, True
-    sys.unraisablehook = lambda _: None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.disabled, sys.unraisablehook = was, hook
-
-
-def manifest_of(checkpointer: Any, folder: Path, tree: Any) -> Manifest | None:
-    leaf = tree.get(RESERVED) if isinstance(tree, Mapping) else None
-    if leaf is None or isinstance(leaf, Mapping):  # a part of a model may be called so
-        return None
-    if getattr(leaf, "dtype", None) != np.uint8 or len(leaf.shape) != 1 or leaf.shape[0] > MOST:
-        raise damaged("its manifest is no text")
-    return Manifest.decoded(read_arrays(checkpointer, folder, tree, {RESERVED: RESERVED}, None)[RESERVED])
-
-
-def read_arrays(
-    checkpointer: Any, folder: Path, tree: Any, wanted: Mapping[str, str], target: Target | None
-) -> dict[str, Any]:
-    """Returns some arrays of a folder.
-
-    Args:
-        checkpointer: Orbax's.
-        folder: with the arrays.
-        tree: what stands for all of them.
-        wanted: those to read, by Orbax's names, with the names to return them by.
-        target: the objects that they are for, which say on what devices they are to be.
-    """
-    if not wanted:
-        return {}
-    ocp = orbax()
-    skip = ocp.type_handlers.RestoreArgs(restore_type=np.ndarray)
-
-    def item(leaf: Any) -> Any:
-        return 0 if leaf.name in wanted else ocp.PLACEHOLDER
-
-    def how(leaf: Any) -> Any:
-        if target is None or leaf.name not in wanted:
-            return skip
-        own = target.leaves[wanted[leaf.name]]
-        if not is_committed(own) or _is_special(target, wanted[leaf.name], leaf):
-            return skip
-        return ocp.ArrayRestoreArgs(
-            restore_type=jax.Array, sharding=own.sharding, global_shape=tuple(leaf.shape), dtype=leaf.dtype
-        )
-
-    arguments = ocp.args.PyTreeRestore(item=jax.tree.map(item, tree), restore_args=jax.tree.map(how, tree))
-    found = _attempted(lambda: checkpointer.restore(folder, args=arguments))
-    names = [leaf.name for leaf in jax.tree.leaves(tree)]
-    leaves = jax.tree.leaves(found, is_leaf=lambda leaf: leaf is ocp.PLACEHOLDER)
-    return {wanted[name]: leaf for name, leaf in zip(names, leaves, strict=True) if name in wanted}
-
-
-def _is_special(target: Target, name: str, leaf: Any) -> bool:
-    """Tells whether an array is not simply put where the objects have theirs, but made into something first."""
-    entry = target.entries[name]
-    same = (entry.shape, entry.dtype) == (tuple(leaf.shape), str(np.dtype(leaf.dtype)))
-    return not same or entry.kind == "Counter" or entry.dtype.startswith(KEY) or entry.dtype in PYTHON
-
-
 def _refuse_differences(manifest: np.ndarray) -> None:
     """Raises where processes would save different things: only the first one's would be written."""
     everywhere = np.asarray(multihost_utils.process_allgather(np.frombuffer(_digest(manifest), np.uint8)))
@@ -326,32 +158,3 @@ def _refuse_differences(manifest: np.ndarray) -> None:
 
 def _digest(manifest: np.ndarray) -> bytes:
     return hashlib.blake2b(manifest.tobytes(), digest_size=16).digest()
-
-
-@contextlib.contextmanager
-def told(name: str, what: str) -> Iterator[None]:
-    """Words whatever Orbax and its storage raise."""
-    try:
-        yield
-    except TallaxError:
-        raise
-    except Exception as error:
-        raise unreadable(name, what, error) from None
-
-
-def unreadable(name: str, what: str, error: Exception) -> CheckpointError:
-    """Returns the error of something that Orbax can't do, with the first line of what it says."""
-    return CheckpointError(
-        compose(
-            name,
-            f"{what}.",
-            got=first_line(error),
-            fix="look for a full disk, rights, or a damaged file; an earlier checkpoint may be whole",
-        )
-    )
-
-
-def first_line(error: Exception) -> str:
-    """Returns the beginning of what an error says; Orbax's run to thousands of characters."""
-    said = f"{type(error).__name__}: {error}".splitlines()[0]
-    return said if len(said) <= 200 else f"{said[:197]}..."

@@ -16,7 +16,8 @@ from tallax.checkpoints._compare import Missing, Policy, Unexpected
 from tallax.checkpoints._holders import Holder, holders_of
 from tallax.checkpoints._leaves import is_key, stored
 from tallax.checkpoints._manifest import Entry, Manifest
-from tallax.checkpoints._restoring import Source, Target, given
+from tallax.checkpoints._restoring import Target
+from tallax.checkpoints._sources import Source, given
 
 MODEL = "model"
 
