@@ -91,6 +91,13 @@ def test_linen_that_does_not_fit():
     model.step.set(2**31)
     with pytest.raises(tallax.InvalidValueError, match="a count in Linen is an int32"):
         to_linen(model)
+    with pytest.raises(tallax.CheckpointError, match="params/kernel: has no value in the tree"):
+        from_linen(
+            jax.eval_shape(lambda: {"params": {"kernel": jnp.ones(2)}}), nnx.Dict(kernel=nnx.Param(jnp.zeros(2)))
+        )
+    keyed = nnx.Dict(key=nnx.Variable(jax.random.key(1)))
+    from_linen({"state": {"key": jax.random.key(2)}}, keyed)
+    assert keyed.key[...] == jax.random.key(2)
     boxed = nn.with_partitioning(nn.initializers.ones, (None, "model"))(jax.random.key(0), (2, 3))
     layer = nnx.Dict(kernel=nnx.Param(jnp.zeros((2, 3))))
     from_linen({"params": {"kernel": boxed}}, layer)
@@ -177,6 +184,7 @@ def test_a_safetensors_file_goes_into_a_module(tmp_path):
         (60).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4000,4004]}}',
         (11).to_bytes(8, "little") + b'{"a":{"b":1',
         (9999).to_bytes(8, "little") + b"[" * 9999,
+        (9 * 2**22).to_bytes(8, "little") + b'{"a":{},"' * 2**22,
     ],
 )
 def test_a_damaged_safetensors_file_is_told(tmp_path, content):
@@ -192,6 +200,7 @@ def test_what_is_no_source():
     for source, error, says in (
         (3, tallax.InvalidTypeError, "takes a module, a state_dict, or the path of one"),
         ({"weight": "text"}, tallax.InvalidTypeError, "a state_dict holds tensors"),
+        ({"\x1b[31mred": np.ones(3)}, tallax.InvalidTypeError, r"(?s)takes a module.*\\x1b\[31mred"),
         ("no/such.pt", tallax.CheckpointError, "is no file"),
         ("no/such.safetensors", tallax.CheckpointError, "is no readable"),
     ):

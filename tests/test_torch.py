@@ -116,7 +116,7 @@ def test_a_module_computes_what_pytorch_s_did(kind, tmp_path):
     assert (int(model.steps), int(model.norm.num_batches_tracked)) == (2**40 + 1, 3)
     assert model.narrow[...].tolist() == [1.5, -2.0]
     assert model.mask[...].tolist() == [True, False]
-    assert report.reset == ("model/scratch",)
+    assert report.kept == ("model/scratch",)
     assert set(report.missing) == {"model/dropout/rngs/count", "model/dropout/rngs/key"}
     assert ("body.2.weight", "model/body/layers/2/kernel") in report.renamed
 
@@ -183,6 +183,66 @@ def test_a_file_with_code_in_it_does_not_run(tmp_path):
     with pytest.raises(tallax.InvalidTypeError, match="more: a state_dict holds tensors"):
         from_torch(tmp_path / "nested.pt", model)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_a_tensor_that_no_array_is_like_is_told(tmp_path):
+    """Without values, sparse, quantized; but a view that PyTorch computes late is as good as any."""
+    for tensor, says in (
+        (torch.ones(2, device="meta"), "float32, strided, on 'meta'"),
+        (torch.ones(2).to_sparse(), "float32, sparse_coo, on 'cpu'"),
+        (torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "qint8, strided"),
+    ):
+        with pytest.raises(tallax.InvalidTypeError, match=says):
+            from_torch({"x": tensor}, nnx.Dict(x=nnx.Param(jnp.zeros(2))))
+    model = nnx.Dict(conj=nnx.Variable(jnp.zeros(2, jnp.complex64)), neg=nnx.Variable(jnp.zeros(2)))
+    late = torch.tensor([1 + 2j, 3 - 4j], dtype=torch.complex64).conj()
+    from_torch({"conj": late, "neg": late.imag}, model)
+    assert model.conj[...].tolist() == [1 - 2j, 3 + 4j]
+    assert model.neg[...].tolist() == [-2, 4]
+    (tmp_path / "old.pt").write_bytes(b"")
+    with pytest.raises(tallax.CheckpointError, match="no zip archive"):
+        from_torch(tmp_path / "old.pt", model)
+    torch.save(torch.nn.Linear(2, 3), tmp_path / "whole.pt")
+    with pytest.raises(tallax.CheckpointError) as caught:
+        from_torch(tmp_path / "whole.pt", model)
+    assert "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "bfloat16",
+        "float8_e4m3fn",
+        "float8_e5m2",
+        "float8_e4m3fnuz",
+        "float8_e5m2fnuz",
+        "float8_e8m0fnu",
+        "bool",
+        "uint16",
+        "uint32",
+        "int8",
+        "float16",
+        "complex64",
+    ],
+)
+def test_every_dtype_that_both_have_goes_there_and_back(dtype):
+    """To the bit; what only one has is told."""
+    bits = np.arange(16, dtype=np.uint8) % 2 if dtype == "bool" else np.arange(16, dtype=np.uint8) * 17
+    model, other = (nnx.Dict(x=nnx.Variable(jnp.asarray(x.view(dtype)))) for x in (bits, bits * 0))
+    tensors = to_torch(model)
+    assert str(tensors["x"].dtype) == f"torch.{dtype}"
+    from_torch(tensors, other)
+    assert np.asarray(other.x[...]).tobytes() == bits.tobytes()
+
+
+def test_numbers_that_pytorch_has_not_and_random_keys():
+    """Integers of four bits are told; a key that is no stream's goes as its words, and comes back as a key."""
+    with pytest.raises(tallax.InvalidTypeError, match="x: PyTorch has no such numbers"):
+        to_torch(nnx.Dict(x=nnx.Variable(jnp.ones(2, jnp.int4))))
+    model, other = (nnx.Dict(key=nnx.Variable(jax.random.key(seed))) for seed in (3, 4))
+    from_torch(to_torch(model), other)
+    assert jax.random.key_data(other.key[...]).tolist() == jax.random.key_data(model.key[...]).tolist()
 
 
 def test_a_file_of_safetensors_s_own(tmp_path):

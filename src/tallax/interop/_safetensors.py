@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax._errors import CheckpointError, compose
+from tallax.checkpoints._manifest import is_too_much
 
 _MOST = 100_000_000  # bytes of JSON, the limit of the format
 _DTYPES = {
@@ -41,8 +42,11 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     length = int.from_bytes(content[:8].tobytes(), "little")
     if length > min(_MOST, content.size - 8):
         raise _unreadable(path, f"a header of {length} bytes in a file of {content.size}")
+    text = content[8 : 8 + length].tobytes()
+    if is_too_much(text):
+        raise _unreadable(path, f"a header of {length} bytes, with more tensors than any model")
     try:
-        header = json.loads(content[8 : 8 + length].tobytes())
+        header = json.loads(text)
         data = content[8 + length :]
         return {name: _array(data, told) for name, told in header.items() if name != "__metadata__"}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,12 @@ from tallax._variables import Counter
 from tallax.checkpoints import RestoreReport
 from tallax.checkpoints._compare import Missing, Rename, Unexpected, check_rename, renamed
 from tallax.checkpoints._holders import joined
+from tallax.checkpoints._leaves import stored
 from tallax.interop import _safetensors
 from tallax.interop._named import MODEL, checked, holders_in, put
+
+# What PyTorch hands over to NumPy, and takes from it, as words only.
+_NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
 
 Change = Callable[[np.ndarray], np.ndarray]
 
@@ -82,10 +88,10 @@ def from_torch(
 def to_torch(model: nnx.Module) -> dict[str, Any]:
     """Returns a module's state as a PyTorch `state_dict`, the inverse of `from_torch`; counts become int64.
 
-    Random streams, and what is declared with `persistent=False`, are not in it.
+    Random streams, and what is declared with `persistent=False`, are not in it; other random keys are as their words.
 
     Raises:
-        InvalidTypeError: `model` is no module.
+        InvalidTypeError: `model` is no module, or PyTorch has not its numbers.
         InvalidValueError: a count is beyond int64.
         MissingExtraError: `torch` is not installed.
     """
@@ -94,7 +100,8 @@ def to_torch(model: nnx.Module) -> dict[str, Any]:
     for holder in holders_in(model):
         for full, leaf in zip(holder.names, holder.leaves, strict=True):
             name, place = names[full]
-            array = np.asarray(holder.variable) if isinstance(holder.variable, Counter) else np.asarray(leaf)
+            counts = isinstance(holder.variable, Counter)
+            array = np.asarray(holder.variable if counts else stored(leaf))
             if array.dtype == np.uint64:
                 if np.any(array > np.uint64(2**63 - 1)):
                     raise InvalidValueError(
@@ -107,7 +114,7 @@ def to_torch(model: nnx.Module) -> dict[str, Any]:
                     )
                 array = array.astype(np.int64)
             result[name] = place.back(array)
-    return {name: _as_tensor(array) for name, array in result.items()}
+    return {name: _as_tensor(name, array) for name, array in result.items()}
 
 
 # --- names and layouts ------------------------------------------------------------------------------------------------
@@ -186,67 +193,89 @@ def _slashed(name: str) -> str:
 def _state_of(source: Any) -> Mapping[str, Any]:
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        return _safetensors.read(path) if path.suffix == ".safetensors" else _loaded(path)
+        source = _safetensors.read(path) if path.suffix == ".safetensors" else _loaded(path)
     state = source.state_dict() if hasattr(source, "state_dict") else source
-    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+    # Names that are not printed would steer the terminal on which an error shows them.
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) and name.isprintable() for name in state):
         raise InvalidTypeError(
             compose(
                 "from_torch",
                 "takes a module, a state_dict, or the path of one.",
-                got=describe(source),
+                got=_on_one_line(ascii(source)) if isinstance(source, Mapping) else describe(source),
                 fix="from_torch(module, model), from_torch('model.safetensors', model)",
             )
         )
     return state
 
 
-def _loaded(path: Path) -> Mapping[str, Any]:
+def _loaded(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(compose(str(path), "is no file.", fix="the path of a .pt or .safetensors file"))
-    torch = _torch()
+    torch, is_zip = _torch(), zipfile.is_zipfile(path)
     try:  # mapped, so that nothing takes memory before it is compared
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
+        said = _on_one_line(f"{type(error).__name__}: {error}")
         raise CheckpointError(
             compose(
                 str(path),
                 "is no file of tensors that can be read without running what is in it.",
-                got=f"{type(error).__name__}: {error}".splitlines()[0][:200],
+                got=said if is_zip else "no zip archive, which is what PyTorch has written since 1.6",
                 fix="torch.save(module.state_dict(), path), by PyTorch 1.6 or later",
             )
         ) from None
-    return _state_of(found)
+    return found
+
+
+def _on_one_line(text: str) -> str:
+    """Returns the beginning of a text, without what steers terminals: PyTorch prints parts of its errors in bold."""
+    return re.sub(r"\x1b\[\d*m", "", text.splitlines()[0])[:200]
 
 
 def _as_numpy(name: str, value: Any) -> np.ndarray:
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return np.asarray(value)
+        return np.asarray(stored(value))
     if not (hasattr(value, "detach") and hasattr(value, "numpy")):
         raise InvalidTypeError(
             compose(
                 name,
                 "a state_dict holds tensors.",
-                got=describe(value),
+                got=" ".join(describe(value).split()),
                 fix="the entry that is one, such as torch.load(path, weights_only=True)['state_dict']",
             )
         )
-    tensor = value.detach().cpu()
-    kind = str(tensor.dtype).removeprefix("torch.")
-    if kind in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):  # which PyTorch does not hand to NumPy
-        torch = _torch()
-        words = tensor.contiguous().view(torch.int16 if kind == "bfloat16" else torch.int8).numpy()
-        return words.view(jax.numpy.dtype(kind))
-    return tensor.numpy()
+    kind = str(value.dtype).removeprefix("torch.")
+    try:
+        tensor = value.detach().cpu().resolve_conj().resolve_neg()
+        if kind in _NARROW:
+            torch = _torch()
+            words = tensor.contiguous().view(torch.int16 if kind == "bfloat16" else torch.int8).numpy()
+            return words.view(jax.numpy.dtype(kind))
+        return tensor.numpy()
+    except (TypeError, RuntimeError):  # NotImplementedError of a tensor without data is one
+        raise InvalidTypeError(
+            compose(
+                name,
+                "a tensor goes into an array where NumPy has the like: dense, with values, and of numbers.",
+                got=f"{value.dtype}, {value.layout}, on {value.device.type!r}".replace("torch.", ""),
+                fix="tensor.to_dense(), tensor.dequantize(), or a module that has its weights",
+            )
+        ) from None
 
 
-def _as_tensor(array: np.ndarray) -> Any:
+def _as_tensor(name: str, array: np.ndarray) -> Any:
     torch = _torch()
     array = np.array(array, order="C")  # a copy: JAX's memory is not to be written to
     kind = str(array.dtype)
-    if kind in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+    if kind in _NARROW:
         words = array.view(np.int16 if kind == "bfloat16" else np.int8)
         return torch.from_numpy(words).view(getattr(torch, kind))
-    return torch.from_numpy(array)
+    try:
+        return torch.from_numpy(array)
+    except TypeError:
+        raise InvalidTypeError(
+            compose(name, "PyTorch has no such numbers.", got=describe(array), fix="cast it where it is meant")
+        ) from None
 
 
 def _torch() -> Any:
