@@ -150,6 +150,29 @@ def test_a_square_transposed_convolution_is_turned_as_flax_takes_it(transpose_ke
     assert torch.equal(to_torch(ours)["weight"], theirs.weight.detach())
 
 
+def test_attention_goes_there_and_back():
+    """PyTorch's matrices of all heads become Flax's, heads apart; what it keeps as one matrix is split by its owner."""
+    theirs = torch.nn.MultiheadAttention(6, 2, batch_first=True)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    state = theirs.state_dict()
+    for kind in ("weight", "bias"):
+        parts = zip(("query", "key", "value"), state.pop(f"in_proj_{kind}").chunk(3), strict=True)
+        state |= {f"{name}.{kind}": part for name, part in parts}
+    ours = nnx.MultiHeadAttention(2, 6, decode=False, rngs=nnx.Rngs(0))
+    from_torch(state, ours, rename={"out_proj": "out"})
+    x = np.random.default_rng(0).normal(size=(2, 4, 6)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs(*[torch.from_numpy(x)] * 3)[0].numpy()
+    np.testing.assert_allclose(ours(x, deterministic=True), expected, rtol=1e-4, atol=1e-5)
+    back = to_torch(ours)
+    assert all(torch.equal(back[name.replace("out_proj", "out")], tensor) for name, tensor in state.items())
+    general = nnx.LinearGeneral(4, (2, 3), rngs=nnx.Rngs(0))
+    with pytest.raises(tallax.RestoreError, match=r"(?s)model/kernel.*float32\[4,6\] in the checkpoint"):
+        from_torch({"weight": torch.ones(4, 6), "bias": torch.ones(6)}, general)
+
+
 def test_without_a_place_for_the_count_it_is_unexpected():
     """`nnx.BatchNorm` has no `num_batches_tracked`: that is said, and left out only when it is asked for."""
     norm, ours = torch.nn.BatchNorm1d(2), nnx.BatchNorm(2, rngs=nnx.Rngs(0))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import zipfile
@@ -41,11 +42,12 @@ def from_torch(
     """Puts PyTorch's state into an NNX module, all of it or nothing.
 
     Names are those of the attributes: `encoder.weight` goes to `model.encoder.kernel`. What PyTorch calls `weight` is
-    the kernel of a linear layer or a convolution, transposed, the embedding of an `Embed`, and the scale of a norm;
-    `running_mean` and `running_var` are the mean and the variance of a `BatchNorm`. Every other name is the same, as of
-    a `register_buffer`; an `nnx.Sequential` takes the numbers of PyTorch's. An integer such as `num_batches_tracked`
-    goes into a `tallax.Counter` of its name, exactly; `nnx.BatchNorm` has none, so without one `unexpected="ignore"`
-    has to leave it out. Random streams, which PyTorch's modules do not have, stay as they are.
+    the kernel of a linear layer or a convolution, transposed, and by heads where it is an `nnx.LinearGeneral` of
+    attention; the embedding of an `Embed`, and the scale of a norm; `running_mean` and `running_var` are the mean and
+    the variance of a `BatchNorm`. Every other name is the same, as of a `register_buffer`; an `nnx.Sequential` takes
+    the numbers of PyTorch's. An integer such as `num_batches_tracked` goes into a `tallax.Counter` of its name,
+    exactly; `nnx.BatchNorm` has none, so without one `unexpected="ignore"` has to leave it out. Random streams, which
+    PyTorch's modules do not have, stay as they are.
 
     Args:
         source: a module, its `state_dict()`, or the path of a `.safetensors` file or of one that `torch.save` wrote of
@@ -134,6 +136,7 @@ _WORDS = {
     (nnx.Embed, "embedding"): "weight", (nnx.BatchNorm, "mean"): "running_mean", (nnx.BatchNorm, "var"): "running_var",
     (nnx.BatchNorm, "scale"): "weight", (nnx.LayerNorm, "scale"): "weight", (nnx.GroupNorm, "scale"): "weight",
     (nnx.RMSNorm, "scale"): "weight", (nnx.InstanceNorm, "scale"): "weight",
+    (nnx.LinearGeneral, "kernel"): "weight", (nnx.LinearGeneral, "bias"): "bias",
 }  # fmt: skip
 
 
@@ -151,7 +154,7 @@ def _places(model: Any) -> dict[str, _Place]:
             words = (word for (kind, own), word in _WORDS.items() if isinstance(owner, kind) and own == path[-1])
             word = next(words, parts[-1])
             parts[-1:] = [word, *full.removeprefix(name).split("/")[1:]]
-            into, back = _layout(owner) if word == "weight" and path[-1] == "kernel" else (_same, _same)
+            into, back = _layout(owner, path[-1])
             found[".".join(parts)] = _Place(full, into, back)
     return found
 
@@ -160,11 +163,27 @@ def _is_list_of(nodes: Mapping[Any, Any], path: tuple[Any, ...], k: int) -> bool
     return path[k] == "layers" and isinstance(nodes.get(path[:k]), nnx.Sequential)
 
 
-def _layout(owner: Any) -> tuple[Change, Change]:
+def _layout(owner: Any, attribute: Any) -> tuple[Change, Change]:
+    if isinstance(owner, nnx.LinearGeneral) and attribute in ("kernel", "bias"):
+        return _general(owner, attribute)
+    if attribute != "kernel" or not isinstance(owner, nnx.Linear | nnx.Conv | nnx.ConvTranspose):
+        return _same, _same
     # PyTorch's is (in, out, *window), of the gradient of a convolution: so it is turned around, unless Flax does that.
     if isinstance(owner, nnx.ConvTranspose) and not owner.transpose_kernel:
         return _guarded(_transposed_into), _guarded(_transposed_back)
     return _guarded(lambda x: np.moveaxis(x, (0, 1), (-1, -2))), _guarded(lambda x: np.moveaxis(x, (-1, -2), (0, 1)))
+
+
+def _general(owner: nnx.LinearGeneral, attribute: str) -> tuple[Change, Change]:
+    """Returns how the matrix of a linear layer becomes one with several axes of features, as heads are, and back."""
+    rows, columns = math.prod(owner.out_features), math.prod(owner.in_features)
+    shape, flat = (*owner.in_features, *owner.out_features), (columns, rows)
+    if attribute == "bias":
+        shape, flat = owner.out_features, (rows,)
+    return (
+        lambda array: array.T.reshape(shape) if array.shape == flat[::-1] else array,
+        lambda array: array.reshape(flat).T if array.shape == shape else array,
+    )
 
 
 def _transposed_into(array: np.ndarray) -> np.ndarray:
