@@ -261,7 +261,9 @@ def train(
     step = tallax.compile_step(train_step, model, optimizer)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("compiling", total=epochs * batches, completed=done * batches)
+        bar = progress.add_task(
+            "compiling" if done < epochs else "finished", total=epochs * batches, completed=done * batches
+        )
         for epoch in range(1, epochs + 1):
             steps, order = [], shuffle.permutation(len(data.train_labels))
             if epoch <= done:
