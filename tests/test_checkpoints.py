@@ -60,8 +60,8 @@ class Layers(nnx.Module):
 
 def objects(seed: int, *, empty: bool = True):
     model = nnx.Dict(layers=Layers(seed), everything=Everything())
-    if not empty:  # Orbax takes no array of size 0, says `pair/value/0`, and keeps only one of `a.b` and `a: {b`
-        del model.layers.empty, model.layers.small, model.layers.pair, model.layers.odd
+    if not empty:  # Orbax takes no array of size 0, and keeps only one of `a.b` and `a: {b`
+        del model.layers.empty, model.layers.small, model.layers.odd
     tx = optax.chain(
         tallax.clip_by_global_norm(optax.linear_schedule(0.1, 1.0, 10)),
         tallax.scheduled(optax.adamw, learning_rate=optax.cosine_decay_schedule(1e-3, 100)),

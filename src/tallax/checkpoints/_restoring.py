@@ -66,7 +66,7 @@ def from_checkpoint(
     """
     policy = Policy(missing, unexpected, rename)
     target = Target.of(named_objects(objects, named))
-    source = Source.of(tree, tuple(target.objects))
+    source = Source.of(tree, tuple(target.objects), known=target.entries)
     return target.restore(source, lambda names, _: given(source.arrays, names), policy)
 
 

@@ -133,7 +133,7 @@ def restore(
     with told(str(path), "can't be read"), orbax().Checkpointer(handler) as checkpointer:
         tree = outline_of(handler, folder)
         manifest = manifest_of(checkpointer, folder, tree)
-        source = Source.of(tree, tuple(target.objects), manifest)
+        source = Source.of(tree, tuple(target.objects), manifest, known=target.entries)
 
         def fetch(names: Mapping[str, str], target: Target) -> Mapping[str, Any]:
             wanted = {source.arrays[old].name: new for new, old in names.items()}
