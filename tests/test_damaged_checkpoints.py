@@ -304,6 +304,28 @@ def test_files_that_would_be_read_without_end_or_elsewhere(good, tmp_path):
     assert "is neither a file nor a folder" in refused(within)
 
 
+def test_a_name_of_a_plain_checkpoint_is_no_path_and_a_string_no_array(tmp_path):
+    """Without tensorstore's database Orbax makes folders of names: none of another checkpoint's, nor of the disk's."""
+    tree = {"step": jnp.int32(4), "more": {"w": jnp.ones(3)}}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
+        for name in ("plain", "other"):
+            checkpointer.save(tmp_path / name, args=ocp.args.PyTreeSave(tree))
+    model = nnx.Dict(step=tallax.Counter())
+    metadata = tmp_path / "plain" / "_METADATA"
+    good = metadata.read_text()
+    for key in (f"{tmp_path}/other/more", "../other/more", ".."):
+        found = json.loads(good)
+        found["tree_metadata"]["('more', 'w')"]["key_metadata"][0]["key"] = key
+        metadata.write_text(json.dumps(found))
+        assert "a name that would be a path" in refused(tmp_path / "plain", model)
+    found = json.loads(good)
+    found["tree_metadata"]["('more', 'w')"]["value_metadata"]["value_type"] = "string"
+    metadata.write_text(json.dumps(found))
+    assert "'more.w', of which Orbax says StringMetadata" in refused(tmp_path / "plain", model)
+    metadata.write_text(good)
+    assert tallax.restore(tmp_path / "plain", model, unexpected="ignore").restored == ("model/step",)
+
+
 def test_a_manifest_is_no_larger_than_one_that_is_read(monkeypatch):
     """What would take gigabytes of Python's objects is refused, and never written."""
     tree = tallax.to_checkpoint(make(3))

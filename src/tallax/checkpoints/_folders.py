@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import logging
 import math
 import os
@@ -87,8 +88,22 @@ def _look_at_files(folder: Path) -> None:
             if path.name == _TOC and path.stat().st_size > _TOC_MOST:
                 raise damaged(f"{name} has {path.stat().st_size} bytes")
     metadata = folder / METADATA
-    if metadata.stat().st_size > 2 * MOST or is_too_much(metadata.read_bytes(), times=2):
+    if metadata.stat().st_size > 2 * MOST or is_too_much(text := metadata.read_bytes(), times=2):
         raise damaged(f"{METADATA} has more in it than any model")
+    _look_at_names(text, are_paths=not (folder / _TOC).exists())
+
+
+def _look_at_names(text: bytes, *, are_paths: bool) -> None:
+    """Raises where Orbax would take a name for a path elsewhere, as it does outside of tensorstore's database."""
+    try:
+        told = json.loads(text)
+        keys = [str(key["key"]) for entry in told["tree_metadata"].values() for key in entry["key_metadata"]]
+        are_paths = are_paths or told.get("use_ocdbt") is not True
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return  # Orbax says what is wrong with it
+    for key in keys:
+        if are_paths and ("/" in key or key in ("..", ".")):
+            raise damaged(f"{key!a}, a name that would be a path")
 
 
 def outline_of(handler: Any, folder: Path) -> Any:
@@ -97,13 +112,22 @@ def outline_of(handler: Any, folder: Path) -> Any:
     tree = _attempted(lambda: handler.metadata(folder).tree)
     seen = set()
     for leaf in jax.tree.leaves(tree):
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            raise CheckpointError(
+                compose(
+                    "the checkpoint",
+                    "is restored where it is of arrays and numbers.",
+                    got=f"{leaf.name!a}, of which Orbax says {type(leaf).__name__}",
+                    fix="Orbax's own restore, and tallax.from_checkpoint of that part of its tree which has arrays",
+                )
+            )
         if leaf.name in seen:  # Orbax takes {"a.b": x} and {"a": {"b": x}} for the same
-            raise damaged(f"two arrays are written as {leaf.name!r}, so one of them is lost")
+            raise damaged(f"two arrays are written as {leaf.name!a}, so one of them is lost")
         seen.add(leaf.name)
         storage = getattr(leaf, "storage", None)
         chunk = getattr(storage, "chunk_shape", None) or ()
         if math.prod(chunk) > max(1, math.prod(leaf.shape)):
-            raise damaged(f"{leaf.name} has pieces larger than itself")
+            raise damaged(f"{leaf.name!a} has pieces larger than itself")
     return tree
 
 
@@ -215,5 +239,5 @@ def unreadable(name: str, what: str, error: Exception) -> CheckpointError:
 
 def first_line(error: Exception) -> str:
     """Returns the beginning of what an error says; Orbax's run to thousands of characters."""
-    said = f"{type(error).__name__}: {error}".splitlines()[0]
+    said = "".join(filter(str.isprintable, f"{type(error).__name__}: {error}".splitlines()[0]))
     return said if len(said) <= 200 else f"{said[:197]}..."
