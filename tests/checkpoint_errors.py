@@ -11,9 +11,12 @@ import sys
 import tempfile
 import types
 import unittest.mock
+import zipfile
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 from flax import nnx
 
 import tallax
@@ -116,7 +119,8 @@ def unloadable(model):
         assert options["weights_only"] is True
         raise ValueError("Weights only load failed.")
 
-    pathlib.Path("a.pt").write_bytes(b"x")
+    with zipfile.ZipFile("a.pt", "w") as archive:
+        archive.writestr("data.pkl", b"x")
     with unittest.mock.patch.dict(sys.modules, torch=types.SimpleNamespace(load=load)):
         from_torch("a.pt", model)
 
@@ -124,6 +128,57 @@ def unloadable(model):
 def damaged_file(model):
     pathlib.Path("a.safetensors").write_bytes(b"\xff" * 20)
     from_torch("a.safetensors", model)
+
+
+def of_several_arrays(act):
+    """Returns a restore of a folder of Orbax's own, after something was done to it."""
+
+    def run(model):
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
+            checkpointer.save(pathlib.Path.cwd() / "one", args=ocp.args.PyTreeSave({"w": jnp.ones(3)}))
+        act(pathlib.Path("one"))
+        tallax.restore("one", model)
+
+    return in_a_folder(run)
+
+
+def into_a_link(folder):
+    (folder / "_METADATA").rename("elsewhere")
+    (folder / "_METADATA").symlink_to("../elsewhere")
+
+
+def into_a_string(folder):
+    text = (folder / "_METADATA").read_text()
+    (folder / "_METADATA").write_text(text.replace('"jax.Array"', '"string"'))
+
+
+def without_a_value(model):
+    tree = {"experts": jax.tree.map(lambda _: jax.ShapeDtypeStruct((3,), jnp.float32), {"table": 0})}
+    tallax.from_checkpoint(tree, nnx.Dict(experts=nnx.Dict(table=nnx.Param(jnp.ones(3)))))
+
+
+def too_much(model):
+    with unittest.mock.patch("tallax.checkpoints._manifest.MOST", 100):
+        tallax.to_checkpoint(nnx.Dict(step=tallax.Counter()))
+
+
+def sparse(model):
+    def refuse():
+        raise TypeError("no")
+
+    tensor = types.SimpleNamespace(
+        dtype="torch.float32", layout="torch.sparse_coo", device=types.SimpleNamespace(type="cpu")
+    )
+    tensor.detach, tensor.numpy = refuse, refuse
+    from_torch({"w": tensor}, model)
+
+
+def narrow(model):
+    def from_numpy(array):
+        raise TypeError("no")
+
+    with unittest.mock.patch.dict(sys.modules, torch=types.SimpleNamespace(from_numpy=from_numpy)):
+        to_torch(nnx.Dict(w=nnx.Param(jnp.ones(2, jnp.int4))))
 
 
 CASES = {
@@ -195,7 +250,7 @@ model/seed: an integer in a checkpoint has 64 bits.
         tallax.InvalidTypeError,
         """\
 extra: is kept as JSON.
-  got:  Model (Model( # Buffer: 7 (28 B), Counter: 20 (80 B), Total: 27 ...)
+  got:  Object of type Model is not JSON serializable
   fix:  numbers, text, lists: extra={"epoch": 3}""",
     ),
     "save-differing": (
@@ -407,5 +462,93 @@ counters/a: two collections have a variable of this name, and in an NNX module i
 model/step: a count in Linen is an int32.
   got:  uint64[] (2147483648)
   fix:  nnx, which keeps tallax.Counter; or counter.set(n) with n below 2**31""",
+    ),
+    "save-to-an-address": (
+        lambda model: tallax.save("gs://bucket/run", model),
+        tallax.InvalidValueError,
+        """\
+gs://bucket/run: a checkpoint of tallax's own is a folder on a disk.
+  fix:  a path that is mounted; or Orbax's own calls, with tallax.to_checkpoint and from_checkpoint""",
+    ),
+    "save-too-much": (
+        too_much,
+        tallax.InvalidValueError,
+        """\
+the checkpoint: what it tells of itself, extra= and small items included, is kept within bounds.
+  got:       174 bytes of JSON
+  expected:  100 bytes at most, and 8388608 values
+  fix:       a file of its own for what is large in extra=; tallax.Counter(shape=...) for many counts""",
+    ),
+    "save-below-0": (
+        in_a_folder(lambda model: series(model, -1)),
+        tallax.InvalidValueError,
+        """\
+step: checkpoints are numbered from 0.
+  got:  -1
+  fix:  checkpoints.save(n, model)""",
+    ),
+    "save-abstract": (
+        lambda model: tallax.to_checkpoint(nnx.eval_shape(lambda: nnx.Dict(w=nnx.Param(jnp.ones(2))))),
+        tallax.InvalidTypeError,
+        """\
+model/w: what is saved or restored has values, whose devices and form a restore keeps.
+  got:  float32[2] without any, of nnx.eval_shape
+  fix:  the model itself: model = Model(rngs)""",
+    ),
+    "restore-rename-to-none": (
+        lambda model: rename(lambda name: None)(nnx.Dict(step=tallax.Counter())),
+        tallax.InvalidTypeError,
+        """\
+rename: gives each array a name.
+  got:  NoneType (None) for 'model/step'
+  fix:  return name, where it stays the same""",
+    ),
+    "restore-rename-by-a-list": (
+        rename([("model/a", "model/b")]),
+        tallax.InvalidTypeError,
+        """\
+rename: is a function from name to name, or a mapping of names.
+  got:  list ([('model/a', 'model/b')])
+  fix:  rename={'model/old_name': 'model/new_name'}""",
+    ),
+    "restore-without-a-value": (
+        without_a_value,
+        tallax.CheckpointError,
+        """\
+model/experts/table: has no value in the tree.
+  got:  ShapeDtypeStruct (ShapeDtypeStruct(shape=(3,), dtype=float32))
+  fix:  a tree that Orbax has restored; without what the checkpoint lacks, and missing='init'""",
+    ),
+    "restore-link": (
+        of_several_arrays(into_a_link),
+        tallax.CheckpointError,
+        """\
+the checkpoint: has nothing outside of its folder.
+  got:  '_METADATA', a link that leads out of it
+  fix:  a copy without links, cp -rL FOLDER COPY, where you trust who made them""",
+    ),
+    "restore-string": (
+        of_several_arrays(into_a_string),
+        tallax.CheckpointError,
+        """\
+the checkpoint: is restored where it is of arrays and numbers.
+  got:  'w', of which Orbax says StringMetadata
+  fix:  Orbax's own restore, and tallax.from_checkpoint of that part of its tree which has arrays""",
+    ),
+    "torch-sparse": (
+        sparse,
+        tallax.InvalidTypeError,
+        """\
+w: a tensor goes into an array where NumPy has the like: dense, with values, and of numbers.
+  got:  float32, sparse_coo, on 'cpu'
+  fix:  tensor.to_dense(), tensor.dequantize(), or a module that has its weights""",
+    ),
+    "torch-int4": (
+        narrow,
+        tallax.InvalidTypeError,
+        """\
+w: PyTorch has no such numbers.
+  got:  int4[2] ([1, 1])
+  fix:  cast it where it is meant""",
     ),
 }

@@ -195,6 +195,41 @@ def test_a_damaged_safetensors_file_is_told(tmp_path, content):
         from_torch(path, Torchlike())
 
 
+def test_several_files_of_tensors_with_an_index(tmp_path):
+    """As large models come; each array in the file that the index tells, beside it, and none left out."""
+    named = {name.replace("__", "."): name for name in arrays()}
+    places = {name: f"model-{k % 2}.safetensors" for k, name in enumerate(named)}
+    for file in set(places.values()):
+        safetensors(tmp_path / file, **{named[n]: arrays()[named[n]] for n, place in places.items() if place == file})
+    index = tmp_path / "model.safetensors.index.json"
+    model, other = Torchlike(), Torchlike()
+    index.write_text(json.dumps({"metadata": {"total_size": 3}, "weight_map": places}))
+    from_torch(index, model)
+    from_torch(safetensors(tmp_path / "one.safetensors", **arrays()), other)
+    np.testing.assert_array_equal(model.body.layers[2].kernel[...], other.body.layers[2].kernel[...])
+    assert int(model.num_batches_tracked) == 2**40 + 1
+    (tmp_path / "sub").mkdir()
+    safetensors(tmp_path / "sub" / "model-0.safetensors", half=arrays()["half"])
+    less = {name: place for name, place in places.items() if name != "half"}
+    for wrong, says in (
+        ({"weight_map": places | {"half": "sub/model-0.safetensors"}}, "is not beside the index"),
+        ({"weight_map": places | {"half": f"{tmp_path}/sub/model-0.safetensors"}}, "is not beside the index"),
+        ({"weight_map": places | {"half": ".."}}, "is no readable"),
+        ({"weight_map": places | {"half": "gone.safetensors"}}, "gone.safetensors: is no readable"),
+        ({"weight_map": places | {"more": "model-0.safetensors"}}, "but not in both"),
+        ({"weight_map": less}, "but not in both"),
+        ({"weight_map": places | {"half": 3}}, "is no readable"),
+        ({"weight_map": [1]}, "makes no sense"),
+        ([], "makes no sense"),
+    ):
+        index.write_text(json.dumps(wrong))
+        with pytest.raises(tallax.CheckpointError, match=says):
+            from_torch(index, other)
+    index.unlink()
+    with pytest.raises(tallax.CheckpointError, match="makes no sense"):
+        from_torch(index, other)
+
+
 def test_what_is_no_source():
     """Neither a module, nor a dict of tensors, nor a file."""
     for source, error, says in (

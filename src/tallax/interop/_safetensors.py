@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads `.safetensors` files: a length, JSON, and the bytes of arrays, which are mapped and not loaded.
 
+A large model is in several of them, with an index: JSON that tells the file of each array.
+
 References:
     The format's description in the repository huggingface/safetensors, section Format.
 """
@@ -51,6 +53,31 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         return {name: _array(data, told) for name, told in header.items() if name != "__metadata__"}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _unreadable(path, f"a header that makes no sense ({type(error).__name__}: {error})") from None
+
+
+def read_index(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Returns the arrays of several files by name, from the index that lies beside them.
+
+    Raises:
+        CheckpointError: as `read` does; or the index and the files do not agree, or it names a file elsewhere.
+    """
+    text = Path(path).read_bytes() if Path(path).is_file() and Path(path).stat().st_size <= _MOST else b""
+    try:
+        places = {} if is_too_much(text) else json.loads(text)["weight_map"]
+        files = sorted({str(file) for file in places.values()})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _unreadable(path, f"an index that makes no sense ({type(error).__name__})") from None
+    for file in files:
+        if Path(file).name != file:
+            raise _unreadable(path, f"{file!a}, which is not beside the index")
+    found: dict[str, np.ndarray] = {}
+    for file in files:
+        arrays = read(Path(path).parent / file)
+        told = {name for name, place in places.items() if place == file}
+        for name in arrays.keys() ^ told:
+            raise _unreadable(path, f"{name!a}, which is in {file} or in the index, but not in both")
+        found |= arrays
+    return found
 
 
 def _array(data: np.ndarray, told: dict[str, Any]) -> np.ndarray:

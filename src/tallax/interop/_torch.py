@@ -50,8 +50,9 @@ def from_torch(
     PyTorch's modules do not have, stay as they are.
 
     Args:
-        source: a module, its `state_dict()`, or the path of a `.safetensors` file or of one that `torch.save` wrote of
-            a `state_dict`. Files are not trusted: safetensors hold no code, and `torch.load` gets `weights_only=True`.
+        source: a module, its `state_dict()`, or the path of a `.safetensors` file, of the `.safetensors.index.json` of
+            several, or of one that `torch.save` wrote of a `state_dict`. Files are not trusted: safetensors hold no
+            code, and `torch.load` gets `weights_only=True`.
         model: an NNX module of the same layers.
         missing: see `tallax.from_checkpoint`.
         unexpected: see `tallax.from_checkpoint`.
@@ -212,7 +213,10 @@ def _slashed(name: str) -> str:
 def _state_of(source: Any) -> Mapping[str, Any]:
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        source = _safetensors.read(path) if path.suffix == ".safetensors" else _loaded(path)
+        if path.name.endswith(".safetensors.index.json"):
+            source = _safetensors.read_index(path)
+        else:
+            source = _safetensors.read(path) if path.suffix == ".safetensors" else _loaded(path)
     state = source.state_dict() if hasattr(source, "state_dict") else source
     # Names that are not printed would steer the terminal on which an error shows them.
     if not isinstance(state, Mapping) or not all(isinstance(name, str) and name.isprintable() for name in state):
