@@ -8,8 +8,8 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from tallax_lint._index import Scope, targets
-from tallax_lint._kinds import Callee, Frame, Items, Name, Type, Value, Variable, item, joined
-from tallax_lint._names import NODES, NOT_NODES, VARIABLES
+from tallax_lint._kinds import NOTHING, Array, Callee, Frame, Items, Name, Type, Value, Variable, item, joined
+from tallax_lint._names import ALWAYS_ARRAYS, LAYER_VARIABLES, LAYERS, NODES, NOT_NODES, VARIABLES
 
 # What runs before a module is used: attributes that these set are what the module is made of.
 MAKING = {"__init__", "__post_init__", "setup", "__new__", "__init_subclass__"}
@@ -43,6 +43,14 @@ class Setting(NamedTuple):
     def making(self) -> bool:
         """Whether it is part of making the object."""
         return self.method is None or self.method.name.rpartition(".")[2] in MAKING
+
+
+def of_layer(layer: str, name: str) -> Variable | None:
+    """Returns the Variable that an attribute of one of Flax's layers holds, None if it may hold none."""
+    if name not in LAYERS.get(layer, ()):
+        return None
+    held = Array(False, ALWAYS_ARRAYS[name], "derived") if name in ALWAYS_ARRAYS else None
+    return Variable(LAYER_VARIABLES[name], held=held)
 
 
 def is_self(node: ast.expr, scope: Scope) -> Scope | None:
@@ -157,26 +165,29 @@ class Classes:
         return self.member(cls, name, None)
 
     def _member(self, cls: Scope, name: str) -> Value | None:
+        later: list[Setting] = []  # what methods of the nearest class that does so put there once it is made
         for current in self.lineage(cls):
             if isinstance(current, str):
+                held = of_layer(current, name)
+                if held is not None:
+                    return held
                 continue
             settings = [s for s in self.settings(current).get(name, ()) if not s.augmented]
             making = [s for s in settings if s.making]
-            if making or settings:
-                return self._set(making or settings, current, name)
+            later = later or [s for s in settings if not s.making]
+            if making:
+                held = self._set(making, current, name)
+                return self._set([*making, *later], current, name) if held == NOTHING else held
             if name in current.bindings:
                 return self._of_body(current, name)
             if current.method("__init__") is not None and not _calls_super(current.method("__init__")):
                 # Its own __init__ takes the place of those below: what they set is not there.
-                return next(
-                    (
-                        self._of_body(c, name)
-                        for c in self.lineage(current)[1:]
-                        if not isinstance(c, str) and name in c.bindings
-                    ),
-                    None,
-                )
-        return None
+                declared = [c for c in self.lineage(current)[1:] if not isinstance(c, str) and name in c.bindings]
+                if declared:
+                    return self._of_body(declared[0], name)
+                break
+        owner = later[0].method.method_of if later and later[0].method is not None else None
+        return self._set(later, owner, name) if owner is not None else None
 
     def _set(self, settings: list[Setting], cls: Scope, name: str) -> Value | None:
         values: list[Value | None] = []

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from tallax_lint import _arrays
 from tallax_lint._bindings import default_of, given, reaching, spelled
 from tallax_lint._calls import Calls
+from tallax_lint._classes import of_layer
 from tallax_lint._index import Binding, Scope, last_name
 from tallax_lint._kinds import (
     NOTHING,
@@ -27,7 +28,7 @@ from tallax_lint._kinds import (
     item,
     joined,
 )
-from tallax_lint._names import ALWAYS_ARRAYS, LAYER_VARIABLES, LAYERS, TRANSFORMS, canonical
+from tallax_lint._names import TRANSFORMS, canonical
 from tallax_lint._tree import Tree
 
 # How deep expressions nest: what is farther from a place seldom decides about it.
@@ -238,10 +239,7 @@ class Values(Calls):
             return self.dotted(f"{spelled(base.name)}.{name}", frame.scope)
         if isinstance(base, Instance):
             if isinstance(base.cls, str):
-                if name in LAYERS.get(base.cls, ()):
-                    held = Array(False, ALWAYS_ARRAYS[name], "derived") if name in ALWAYS_ARRAYS else None
-                    return Variable(LAYER_VARIABLES[name], held=held)
-                return None
+                return of_layer(base.cls, name)
             return self.member(base.cls, name, base)
         if isinstance(base, Type) and not isinstance(base.cls, str):
             found = self.member(base.cls, name, None)
