@@ -54,6 +54,19 @@ _THROUGH = {
 }
 
 
+def _is_still(layer: str, call: ast.Call) -> bool:
+    """Says whether a layer of Flax is made so that calling it changes nothing."""
+    words = {word.arg: word.value for word in call.keywords}
+    if None in words:
+        return False
+    on = {name for name, value in words.items() if isinstance(value, ast.Constant) and value.value is True}
+    if layer == "nnx.Dropout":
+        rate = call.args[0] if call.args else words.get("rate")
+        never = isinstance(rate, ast.Constant) and rate.value == 0
+        return "rngs" not in words or "deterministic" in on or never
+    return layer == "nnx.BatchNorm" and "use_running_average" in on
+
+
 class Calls(Types):
     """What calls give, and what Variables hold."""
 
@@ -123,7 +136,8 @@ class Calls(Types):
             return Callee(inner.scope, inner.bound, name) if isinstance(inner, Callee) else None
         if name.startswith(("jnp.", "np.", "jax.", "nnx.initializers", "math.")):
             return _arrays.made(name, node, lambda argument: self.content_of(self.of(argument, frame)))
-        return self.named(name) if name.startswith("nnx.") else None
+        made = self.named(name) if name.startswith("nnx.") else None
+        return dataclasses.replace(made, still=True) if isinstance(made, Instance) and _is_still(name, node) else made
 
     def _super(self, frame: Frame) -> Value | None:
         scope: Scope | None = frame.scope

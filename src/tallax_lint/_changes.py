@@ -16,8 +16,9 @@ _BY_REFERENCE = re.compile(r"^nnx\.(?:var_defaults\(|use_hijax\(True|use_refs\(T
 
 
 def changes_when_called(value: Instance, name: str, context: Context) -> bool:
+    """Says whether a call of an object's method surely changes its state."""
     if isinstance(value.cls, str):
-        return value.cls in CHANGING_LAYERS and name == "__call__"
+        return name in CHANGING_LAYERS.get(value.cls, ()) and not value.still
     return context.values.is_node(value.cls) and changes(value.cls, name, context)
 
 
@@ -28,10 +29,7 @@ def changes(cls: Scope, name: str, context: Context, seen: frozenset[tuple[Scope
     seen = seen | {(cls, name)}
     method = context.values.find_method(cls, name)
     if method is None:
-        return (
-            any(base in CHANGING_LAYERS for base in context.values.lineage(cls) if isinstance(base, str))
-            and name == "__call__"
-        )
+        return any(name in CHANGING_LAYERS.get(b, ()) for b in context.values.lineage(cls) if isinstance(b, str))
     for scope in method.inside():
         for node in scope.of(ast.Assign, ast.AugAssign):
             for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
@@ -59,7 +57,7 @@ def changes(cls: Scope, name: str, context: Context, seen: frozenset[tuple[Scope
             value = context.values.of(function, scope)
             if isinstance(value, Instance):
                 if isinstance(value.cls, str):
-                    if value.cls in CHANGING_LAYERS:
+                    if changes_when_called(value, "__call__", context):
                         return True
                 elif changes(value.cls, "__call__", context, seen):
                     return True

@@ -26,6 +26,7 @@ _SORTED = {
     ast.If,
     ast.While,
     ast.IfExp,
+    ast.Assert,
 }
 # Fields that hold names and flags rather than nodes.
 _WORDS = {

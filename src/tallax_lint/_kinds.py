@@ -47,9 +47,14 @@ class Variable:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Instance:
-    """An object of a class: one of the project's, or one of Flax by its name."""
+    """An object of a class: one of the project's, or one of Flax by its name.
+
+    Attributes:
+        still: Whether it was made so that calling it changes nothing, such as a Dropout without a stream to draw from.
+    """
 
     cls: Scope | str
+    still: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -69,15 +69,22 @@ LAYERS: dict[str, set[str]] = {
 # Those of them that are there whatever the layer's options, and the dtypes of those that are always the same.
 ALWAYS_ARRAYS = {"kernel": "", "embedding": "", "mean": "", "var": "", "step": "uint32"}
 
-# Layers of Flax whose calls change their state: running statistics, random number streams, caches, metrics.
+# The methods of Flax's classes that change their state: running statistics, random number streams, caches, metrics.
+_METRIC = {"update", "reset"}
 CHANGING_LAYERS = {
-    "nnx.BatchNorm",
-    "nnx.Dropout",
-    "nnx.Rngs",
-    "nnx.RngStream",
-    "nnx.SpectralNorm",
-    "nnx.Optimizer",
-    "nnx.MultiMetric",
+    "nnx.BatchNorm": {"__call__"},
+    "nnx.Dropout": {"__call__"},
+    "nnx.Rngs": {"__call__"},
+    "nnx.RngStream": {"__call__"},
+    "nnx.SpectralNorm": {"__call__"},
+    "nnx.Optimizer": {"update"},
+    "nnx.ModelAndOptimizer": {"update"},
+    "nnx.EMA": {"update"},
+    "nnx.Metric": _METRIC,
+    "nnx.MultiMetric": _METRIC,
+    "nnx.Average": _METRIC,
+    "nnx.Accuracy": _METRIC,
+    "nnx.Welford": _METRIC,
 }
 
 # Functions that take a function and run it under a trace. Those of JAX hand no module's changes back.
@@ -128,6 +135,7 @@ TRANSFORMS = RAW_TRANSFORMS | NNX_TRANSFORMS | JITS
 _PREFIXES = (
     ("flax.nnx.", "nnx."),
     ("flax.experimental.nnx.", "nnx."),
+    ("nnx.", "nnx."),  # `nnx.metrics.Average`
     ("jax.numpy.", "jnp."),
     ("numpy.", "np."),
     ("jax._src.", "jax."),

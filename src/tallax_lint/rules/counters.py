@@ -264,13 +264,13 @@ def _counts_up(node: ast.stmt, name: str, own: str) -> bool:
         return isinstance(node.op, (ast.Add, ast.Sub)) and enclosing(node, ast.Lambda) is None
     if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.BinOp) or len(node.targets) != 1:
         return False
-    old = node.value.left
-    return (
-        isinstance(node.value.op, (ast.Add, ast.Sub))
-        and isinstance(old, ast.Attribute)
+    sides = [node.value.left, node.value.right] if isinstance(node.value.op, ast.Add) else [node.value.left]
+    return isinstance(node.value.op, (ast.Add, ast.Sub)) and any(
+        isinstance(old, ast.Attribute)
         and old.attr == name
         and isinstance(old.value, ast.Name)
         and old.value.id == own
+        for old in sides
     )
 
 

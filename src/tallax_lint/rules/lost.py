@@ -179,6 +179,10 @@ def _judge_call(call: ast.Call, root: str, scope: Scope, judged: Scope, transfor
     owner, name = function, "__call__"
     if isinstance(function, ast.Attribute):
         value = context.values.of(function.value, scope)
+        if isinstance(value, Instance) and isinstance(value.cls, str):
+            if changes_when_called(value, function.attr, context):
+                _report(place, f"calling `{context.source_of(function)}` changes `{root}`", transform, context, closed)
+                return
         if isinstance(value, Variable) and function.attr in ("set_value", "set_raw_value"):
             _report(call, f"this changes `{root}`", transform, context, closed)
             return
@@ -209,7 +213,7 @@ def _judge_call(call: ast.Call, root: str, scope: Scope, judged: Scope, transfor
 
 def _report(node: ast.AST, what: str, transform: str, context: Context, closed: bool = False) -> None:
     last = transform.rpartition(".")[2]
-    remedy = "nnx.remat" if last in ("checkpoint", "remat") else f"nnx.{last}"
+    remedy = {"checkpoint": "nnx.remat", "map": "nnx.scan"}.get(last, f"nnx.{last}")
     then = (
         "which closes over it: Flax raises TraceContextError, or the update is lost; hand it to "
         f"{remedy} as an argument"

@@ -82,10 +82,10 @@ def changed_in_place(node: ast.AugAssign, scope: Scope, context: Context) -> Non
     )
 
 
-@CHECKS.node(ast.Assign)
-def assigned_over(node: ast.Assign, scope: Scope, context: Context) -> None:
+@CHECKS.node(ast.Assign, ast.AnnAssign)
+def assigned_over(node: ast.Assign | ast.AnnAssign, scope: Scope, context: Context) -> None:
     """Reports `self.x = array`, also within tuples, where the attribute holds a Variable."""
-    for whole in node.targets:
+    for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
         for single, place in targets(whole):
             if not isinstance(single, ast.Attribute) or place is None or _is_making(single, scope):
                 continue

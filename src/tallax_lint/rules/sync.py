@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 
 from tallax_lint._check import CHECKS, Context
 from tallax_lint._index import Scope, enclosing, parent_of, statement_of
@@ -54,16 +55,16 @@ class Gate(nnx.Module):
     misses="Values that reach Python through functions of other projects, and losses: only state is looked at.",
 )
 
-_CONVERTING = {"int", "float", "bool", "complex"}
+_CONVERTING = {"int", "float", "bool", "complex", "range"}
 _FETCHING = {"np.asarray", "np.array", "jax.device_get", "print"}
 
 
-@CHECKS.call("int", "float", "bool", "complex", "print", "item", "tolist", "asarray", "array", "device_get")
+@CHECKS.call("int", "float", "bool", "complex", "range", "print", "item", "tolist", "asarray", "array", "device_get")
 def converted(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports `int(x)`, `x.item()`, `np.asarray(x)` and the like on state in a step."""
     function = node.func
     if isinstance(function, ast.Name) and function.id in _CONVERTING | {"print"} and node.args:
-        shown, arguments = function.id, node.args if function.id == "print" else node.args[:1]
+        shown, arguments = function.id, node.args if function.id in ("print", "range") else node.args[:1]
     elif isinstance(function, ast.Attribute) and function.attr in ("item", "tolist") and not node.args:
         shown, arguments = f".{function.attr}", [function.value]
     elif isinstance(function, ast.Attribute) and function.attr in ("asarray", "array", "device_get") and node.args:
@@ -80,27 +81,39 @@ def converted(node: ast.Call, scope: Scope, context: Context) -> None:
         context.report(
             RULE,
             node,
-            f"`{shown}(...)` of a Variable's value {place} waits for the device, or fails under a "
-            "trace; keep it an array, "
-            "and read it outside of the step",
+            f"`{shown}(...)` of a Variable's value {place} waits for the device, or "
+            f"{'shows a tracer' if shown == 'print' else 'fails'} under a trace; keep it an array, and read it outside "
+            "of the step",
         )
 
 
-@CHECKS.node(ast.If, ast.While, ast.IfExp)
-def decided(node: ast.If | ast.While | ast.IfExp, scope: Scope, context: Context) -> None:
-    """Reports `if` and `while` on state in a step."""
+@CHECKS.node(ast.If, ast.While, ast.IfExp, ast.Assert)
+def decided(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, context: Context) -> None:
+    """Reports `if`, `while` and `assert` on state in a step."""
     if not _is_forward(scope, context):
         return
-    value = context.values.of(node.test, scope)
-    if not isinstance(value, (Array, Number)) or value.state is None:
-        return
-    word = "while" if isinstance(node, ast.While) else "if"
-    context.report(
-        RULE,
-        node.test,
-        f"`{word}` on a Variable's value in a step waits for the device, or fails under a trace; use jnp.where or "
-        "nnx.cond",
-    )
+    for test in _conditions(node.test):
+        value = context.values.of(test, scope)
+        if isinstance(value, (Array, Number)) and value.state is not None:
+            word = {ast.While: "while", ast.Assert: "assert"}.get(type(node), "if")
+            context.report(
+                RULE,
+                node.test,
+                f"`{word}` on a Variable's value in a step waits for the device, or fails under a trace; use "
+                + ("jax.experimental.checkify" if word == "assert" else "jnp.where or nnx.cond"),
+            )
+            return
+
+
+def _conditions(test: ast.expr) -> Iterator[ast.expr]:
+    """Yields the conditions that `and`, `or` and `not` join: Python asks each of them whether it is true."""
+    if isinstance(test, ast.BoolOp):
+        for value in test.values:
+            yield from _conditions(value)
+    elif isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        yield from _conditions(test.operand)
+    else:
+        yield test
 
 
 def _is_state(node: ast.expr, call: ast.Call, place: str, scope: Scope, context: Context) -> bool:
