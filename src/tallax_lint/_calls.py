@@ -175,8 +175,9 @@ class Calls(Types):
         scope = callee.scope
         arguments: dict[str, Value | None] = {}
         parameters = scope.parameters
-        if callee.bound is not None and parameters and scope.self_name:
-            arguments[parameters[0].arg] = callee.bound
+        bound = callee.bound if scope.self_name else self.class_of(callee) if scope.cls_name else None
+        if bound is not None:
+            arguments[parameters[0].arg] = bound
             parameters = parameters[1:]
         for parameter, argument in zip(parameters, node.args, strict=False):
             if isinstance(argument, ast.Starred):
@@ -185,6 +186,14 @@ class Calls(Types):
         arguments |= {word.arg: self.of(word.value, frame) for word in node.keywords if word.arg}
         # An argument of unknown kind may still be annotated.
         return Frame(scope, {name: value for name, value in arguments.items() if value is not None}, frame.depth + 1)
+
+    def class_of(self, callee: Callee) -> Type | None:
+        """Returns the class that a class method is called on."""
+        if isinstance(callee.bound, Type):
+            return callee.bound
+        if isinstance(callee.bound, (Instance, Variable)) and callee.bound.cls is not None:
+            return Type(callee.bound.cls)
+        return Type(callee.scope.method_of) if callee.scope.method_of is not None else None
 
     # Variables' values
 

@@ -155,8 +155,17 @@ class Scope:
         """What a method calls its instance; None for a static or class method, or none at all."""
         if self.method_of is None or isinstance(self.node, ast.Lambda) or not self.parameters:
             return None
-        plain = {d.id for d in self.decorators if isinstance(d, ast.Name)}
-        return None if plain & {"staticmethod", "classmethod"} else self.parameters[0].arg
+        return None if self._is_decorated("staticmethod", "classmethod") else self.parameters[0].arg
+
+    @property
+    def cls_name(self) -> str | None:
+        """What a class method calls its class; None for any other function."""
+        if self.method_of is None or not self.parameters or not self._is_decorated("classmethod"):
+            return None
+        return self.parameters[0].arg
+
+    def _is_decorated(self, *names: str) -> bool:
+        return any(isinstance(d, ast.Name) and d.id in names for d in self.decorators)
 
     def method(self, name: str) -> Scope | None:
         """Returns the class's own method of a name, the last one if there are more."""

@@ -200,6 +200,8 @@ class Values(Calls):
         if scope.self_name == argument.arg:
             assert scope.parent is not None
             return self.instance(scope.parent)
+        if scope.cls_name == argument.arg and scope.method_of is not None:
+            return Type(scope.method_of)
         if argument.annotation is not None:
             found = self.annotated(argument.annotation, scope.parent or scope)
             if found is not None:
@@ -243,6 +245,8 @@ class Values(Calls):
             return self.member(base.cls, name, base)
         if isinstance(base, Type) and not isinstance(base.cls, str):
             found = self.member(base.cls, name, None)
+            if isinstance(found, Callee) and found.scope.cls_name:
+                return Callee(found.scope, base, found.transformed)
             return found if isinstance(found, Callee) else None
         if isinstance(base, Variable):
             if base.cls is not None and self.defines(base.cls, name):

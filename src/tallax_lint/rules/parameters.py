@@ -8,11 +8,13 @@ import re
 
 from tallax_lint._bindings import initial, reaching
 from tallax_lint._check import CHECKS, Context
-from tallax_lint._index import Scope, last_name, parent_of, statement_of
+from tallax_lint._classes import MAKING
+from tallax_lint._index import Scope, enclosing, last_name, parent_of, statement_of
 from tallax_lint._kinds import Array, Frame, Name, Number, Variable
 from tallax_lint._names import derives
 from tallax_lint._rule import Rule
 from tallax_lint.rules._evidence import read, written
+from tallax_lint.rules._tables import table
 
 RULE = Rule(
     code="TLX001",
@@ -83,10 +85,15 @@ _COUNTER = re.compile(
     r"^_?(?:count|counter|step|steps|step_count|global_step|num_steps|n_steps|num_updates|num_calls|n_calls|iteration|"
     r"iterations|epoch|call_count|update_count|\w+_(?:count|counter))$"
 )
-# What PyTorch models register as buffers under these very names, and a converted checkpoint fills in.
+# What PyTorch models register as buffers under these very names, and a converted checkpoint fills in: such as are
+# called so only if they are that, and such as must also start as zeros or ones.
 _BUFFER = re.compile(
-    r"^_?(?:inv_freqs?|freqs_cis|position_ids|relative_position_index|attn_mask|causal_mask|(?:hann_)?window|mel_(?:basis|filters?)|"
-    r"(?:forward|inverse)_basis|(?:latents?|pixel|image|data|obs|input)_(?:mean|std|var))$"
+    r"^_?(?:(?:original_)?inv_freqs?|freqs_cis|position_ids|relative_position_index|attn_mask|causal_mask|"
+    r"(?:e_score_)?correction_bias|(?:positional_encoding_)?gaussian_matrix)$"
+)
+_FILLED = re.compile(
+    r"^_?(?:(?:hann_)?window|mel_(?:basis|filters?)|(?:forward|inverse)_basis|std_(?:bias|scale)|"
+    r"(?:latents?|pixel|image|data|obs|input)_(?:mean|std|var)|(?:ema_)?cluster_size|embed_avg|final_logits_bias)$"
 )
 _INTEGERS = {"int32", "int64", "uint32", "uint64", "int16", "bool", "bool_"}
 
@@ -95,9 +102,25 @@ _INTEGERS = {"int32", "int64", "uint32", "uint64", "int16", "bool", "bool_"}
 def kept_as_parameter(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports the call that makes an nnx.Param of something that is none."""
     variable = context.values.of(node, scope)
-    if not isinstance(variable, Variable) or variable.call is not node or not derives(variable.type, "nnx.Param"):
-        return
-    if variable.type == "nnx.LoRAParam":
+    if isinstance(variable, Variable) and variable.call is node:
+        _judge(node, variable, scope, context)
+
+
+@CHECKS.each_class
+def made_by_a_function(cls: Scope, context: Context) -> None:
+    """Reports `self.x = make(...)` where the function returns such an nnx.Param."""
+    for settings in context.values.settings(cls).values():
+        for setting in settings:
+            node = setting.value
+            if isinstance(node, ast.Call) and setting.item == ():
+                variable = context.values.of(node, setting.scope)
+                if isinstance(variable, Variable) and variable.call is not None and variable.call is not node:
+                    if not isinstance(context.values.of(node.func, setting.scope), Name):  # `nnx.data(nnx.Param(...))`
+                        _judge(node, variable, setting.scope, context)
+
+
+def _judge(node: ast.Call, variable: Variable, scope: Scope, context: Context) -> None:
+    if not derives(variable.type, "nnx.Param") or variable.type == "nnx.LoRAParam":
         return
     evidence = _stated(node) or _by_use(node, scope, context)
     if evidence:
@@ -106,7 +129,7 @@ def kept_as_parameter(node: ast.Call, scope: Scope, context: Context) -> None:
         context.report(
             RULE,
             node,
-            f"{shown} is kept as {last_name(node.func)}, which the optimizer updates and decays, but {evidence}; "
+            f"{shown} is kept as {variable.type.rpartition('.')[2] if variable.cls is None else variable.cls.name}, which the optimizer updates and decays, but {evidence}; "
             "use nnx.Variable, a subclass of it or a tallax item",
         )
 
@@ -202,7 +225,12 @@ def _by_use(node: ast.Call, scope: Scope, context: Context) -> str:
     statement = statement_of(node)
     if _is_replaced_by_state(statement, name, cls, context):
         return "a few lines on it is made an untrained Variable"
-    return written(name, cls, context) or read(node, name, cls, context) or _named(node, name, scope, context)
+    return (
+        written(name, cls, context)
+        or read(node, name, cls, context)
+        or _computed(node, name, scope, context)
+        or _named(node, name, scope, context)
+    )
 
 
 def _said(node: ast.Call, scope: Scope, context: Context) -> str:
@@ -248,8 +276,26 @@ def _is_replaced_by_state(statement: ast.stmt, name: str, cls: Scope, context: C
     return False
 
 
+def _computed(node: ast.Call, name: str, scope: Scope, context: Context) -> str:
+    """Returns what the computation of the initial value says."""
+    given = initial(node)
+    method = scope.name.rpartition(".")[2]
+    if given is None or method not in MAKING or _is_chosen(node, name):
+        return ""
+    return table(given, Frame(scope), context)
+
+
+def _is_chosen(node: ast.Call, name: str) -> bool:
+    """Says whether the name, or a condition around it, says that it is learned."""
+    branch = enclosing(node, ast.If, ast.IfExp, ast.FunctionDef)
+    condition = ast.dump(branch.test) if isinstance(branch, (ast.If, ast.IfExp)) else ""
+    return re.search("train|learn", f"{name} {condition}", re.IGNORECASE) is not None
+
+
 def _named(node: ast.Call, name: str, scope: Scope, context: Context) -> str:
-    """Returns what name and initial value say together."""
+    """Returns what the name says, or name and initial value together."""
+    if _BUFFER.match(name) and not _is_chosen(node, name):
+        return "it has the name of a buffer"
     given = initial(node)
     value = context.values.of(given, scope)
     if given is None or not isinstance(value, (Array, Number)):
@@ -257,7 +303,7 @@ def _named(node: ast.Call, name: str, scope: Scope, context: Context) -> str:
     maker = given.func.attr if isinstance(given, ast.Call) and isinstance(given.func, ast.Attribute) else ""
     if _RUNNING.match(name) and maker in ("zeros", "ones", "full", "array", "zeros_like", "ones_like"):
         return "it has the name and the start of a running statistic"
-    if _BUFFER.match(name) and maker in ("zeros", "ones", "full", "zeros_like", "ones_like"):
+    if _FILLED.match(name) and maker in ("zeros", "ones", "full", "zeros_like", "ones_like"):
         return "it has the name and the start of a buffer that a checkpoint fills in"
     zero = isinstance(value, Number) and value.value == 0
     if maker in ("array", "asarray") and isinstance(given, ast.Call) and given.args:
