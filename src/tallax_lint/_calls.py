@@ -19,10 +19,12 @@ from tallax_lint._kinds import (
     Name,
     Number,
     Plain,
+    Table,
     Type,
     Value,
     Variable,
     element,
+    item,
     joined,
 )
 from tallax_lint._names import JITS, TRANSFORMS, VARIABLES
@@ -88,6 +90,10 @@ class Calls(Types):
         return None
 
     def _method(self, base: Value | None, name: str, node: ast.Call, frame: Frame) -> Value | None:
+        if isinstance(base, Table):
+            if name in ("values", "items"):
+                return Items(each=base.each if name == "values" else Items((None, base.each)))
+            return base.each if name == "get" and len(node.args) == 1 else None
         if isinstance(base, Variable):
             if name in ("get_value", "get_raw_value"):
                 return self.content(base)
@@ -129,6 +135,11 @@ class Calls(Types):
             return Items(each=Items(tuple(element(self.of(argument, frame)) for argument in node.args)))
         if name == "range":
             return Items(each=Number("int"))
+        if name == "nnx.to_flat_state":
+            return Items(each=Items((None, Variable("nnx.Variable"))))
+        if name in ("dict", "nnx.Dict") and len(node.args) == 1 and not node.keywords:
+            given = self.of(node.args[0], frame)
+            return given if isinstance(given, Table) else Table(item(element(given), 1))
         if name in ("str", "dict", "set", "repr", "hasattr", "isinstance", "format"):
             return Number("bool") if name in ("hasattr", "isinstance") else Plain(name)
         if name in TRANSFORMS:

@@ -127,13 +127,20 @@ class Items:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Table:
+    """A dict; `each` is what every value is."""
+
+    each: Value | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Plain:
     """Something that is surely no Variable and no array: `None`, a string, a dict, a shape."""
 
     what: str
 
 
-Value: TypeAlias = Variable | Instance | Type | Callee | Name | Array | Number | Items | Plain
+Value: TypeAlias = Variable | Instance | Type | Callee | Name | Array | Number | Items | Table | Plain
 NOTHING = Plain("None")
 _MANY = 8  # places where one Variable may be made, beyond which nobody looks
 

@@ -21,6 +21,7 @@ from tallax_lint._kinds import (
     Name,
     Number,
     Plain,
+    Table,
     Type,
     Value,
     Variable,
@@ -292,6 +293,8 @@ class Values(Calls):
             if isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, int):
                 return item(base, node.slice.value)
             return base.each if not isinstance(node.slice, ast.Slice) else base
+        if isinstance(base, Table):
+            return base.each
         if isinstance(base, Array):
             return Array(base.weak, base.dtype, "derived" if base.state else None)
         if isinstance(base, (Type, Name)):
@@ -344,6 +347,14 @@ class Values(Calls):
         del frame
         return Plain(type(node).__name__.lower())
 
+    def _dict(self, node: ast.Dict, frame: Frame) -> Value | None:
+        if not node.values or None in node.keys or len(node.values) > 64:
+            return Plain("dict")
+        return Table(joined([self.of(value, frame) for value in node.values]))
+
+    def _dict_comprehension(self, node: ast.DictComp, frame: Frame) -> Value | None:
+        return Table(self.of(node.value, frame))
+
     def _named_expression(self, node: ast.NamedExpr, frame: Frame) -> Value | None:
         return self.of(node.value, frame)
 
@@ -375,8 +386,8 @@ _WORK = {
     ast.List: Values._sequence,
     ast.ListComp: Values._comprehension,
     ast.GeneratorExp: Values._comprehension,
-    ast.Dict: Values._plain,
-    ast.DictComp: Values._plain,
+    ast.Dict: Values._dict,
+    ast.DictComp: Values._dict_comprehension,
     ast.Set: Values._plain,
     ast.NamedExpr: Values._named_expression,
     ast.Lambda: Values._lambda,

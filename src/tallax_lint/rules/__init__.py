@@ -14,6 +14,7 @@ from tallax_lint.rules import (
     references,
     replaced,
     sow,
+    static,
     sync,
     value,
     weak,
@@ -34,4 +35,4 @@ RULES: tuple[Rule, ...] = (
     sow.RULE,
 )
 
-__all__ = ["CHECKS", "RULES"]
+__all__ = ["CHECKS", "RULES", "static"]

@@ -69,6 +69,9 @@ structure, so each call is traced and compiled again; in a checkpoint and in `nn
 The rule reports `self.calls += 1` and `self.calls = self.calls + 1` in a module's method other than `__init__`, where
 the attribute is made as a Python number. Plain Python classes, iterators' `__iter__` and `__next__`, arrays, and
 counts that come back (`% n`) are no findings.
+
+It also reports an array that the forward path puts where `__init__` has put None, a flag or a number: for Flax the
+attribute is no state, so the assignment raises ValueError. `nnx.data(None)` in `__init__` says that one will come.
 """,
     bad="""\
 from flax import nnx
@@ -256,6 +259,34 @@ def python_number(cls: Scope, context: Context) -> None:
                     f"`self.{name}` is a plain Python number on a module: each new value is another structure, so "
                     "nnx.jit traces again; use tallax.Counter, or an nnx.Variable with a dtype",
                 )
+
+
+@CHECKS.each_class
+def array_in_a_plain_attribute(cls: Scope, context: Context) -> None:
+    """Reports an attribute of a module that is made as None or a number and given an array by its forward path."""
+    for name, settings in context.values.settings(cls).items():
+        later = [s for s in settings if not s.making and not s.augmented]
+        if not later or name in cls.bindings or not context.values.is_module(cls) or not _is_made_static(cls, name, context):
+            continue
+        forward = context.values.forward(cls)
+        for setting in later:
+            if setting.method in forward and isinstance(context.values.value_of(setting), Array):
+                context.report(
+                    PYTHON,
+                    setting.node,
+                    f"`self.{name}` is made as a plain value and given an array by the forward path: Flax raises "
+                    "ValueError, or traces again in older versions; make it an nnx.Cache or nnx.Variable",
+                )
+
+
+def _is_made_static(cls: Scope, name: str, context: Context) -> bool:
+    """Says whether whatever makes a module makes the attribute a None, a flag or a number that is written out."""
+    for current in context.values.lineage(cls):
+        made = [] if isinstance(current, str) else context.values.settings(current).get(name, [])
+        making = [s for s in made if s.making and not s.augmented]
+        if making:
+            return all(isinstance(s.value, ast.Constant) and s.item == () for s in making)
+    return False
 
 
 def _counts_up(node: ast.stmt, name: str, own: str) -> bool:

@@ -8,9 +8,9 @@ import ast
 from tallax_lint._changes import changes, changes_when_called, is_changed, is_evaluating, uses_references
 from tallax_lint._check import CHECKS, Context
 from tallax_lint._flow import origin, returned, root_of
-from tallax_lint._index import Scope, targets
+from tallax_lint._index import Scope, last_name, targets
 from tallax_lint._kinds import Callee, Instance, Name, Variable
-from tallax_lint._names import RAW_TRANSFORMS
+from tallax_lint._names import NODES, RAW_TRANSFORMS
 from tallax_lint._rule import Rule
 
 RULE = Rule(
@@ -80,6 +80,7 @@ _RAW = RAW_TRANSFORMS - {
 }
 # Which of their arguments are functions.
 _FUNCTIONS = {"jax.lax.cond": slice(1, 3), "jax.lax.while_loop": slice(0, 2), "jax.lax.fori_loop": slice(2, 3)}
+_FUNCTION_WORDS = {"f", "fun", "body_fun", "cond_fun", "true_fun", "false_fun"}
 _TAKING_APART = {
     "nnx.split",
     "nnx.merge",
@@ -102,19 +103,9 @@ def decorated(scope: Scope, context: Context) -> None:
     transforms = [context.values.transform_of(decorator, outer) for decorator in scope.decorators]
     if not all(t or _is_harmless(d) for t, d in zip(transforms, scope.decorators, strict=True)):
         return  # another decorator may hand the state in and out
-    for decorator, transform in zip(scope.decorators, transforms, strict=True):
+    for transform in transforms:
         if transform in _RAW:
             _judge(scope, transform, scope.node, context)
-            if isinstance(decorator, ast.Call) and _makes_self_static(decorator, scope):
-                cls = scope.method_of
-                if cls is not None and context.values.is_module(cls):
-                    context.report(
-                        RULE,
-                        scope.node,
-                        f"`{scope.self_name}` is static under {transform}: the module's values are "
-                        "constants of the compiled program, "
-                        "and its updates are lost; use nnx.jit",
-                    )
             return
 
 
@@ -127,7 +118,8 @@ def handed(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports a function or module that is handed to a transformation of JAX."""
     transform = context.values.transform_of(node.func, scope)
     if transform in _RAW:
-        for argument in node.args[_FUNCTIONS.get(transform, slice(0, 1))]:
+        functions = node.args[_FUNCTIONS.get(transform, slice(0, 1))]
+        for argument in [*functions, *(word.value for word in node.keywords if word.arg in _FUNCTION_WORDS)]:
             _judge_given(argument, node, transform, scope, context)
 
 
@@ -165,6 +157,8 @@ def _judge(scope: Scope, transform: str, place: ast.AST, context: Context) -> No
             root = origin(root_of(call.func), inner, scope)
             if root and root not in handled and not is_evaluating(call):
                 _judge_call(call, root, inner, scope, transform, context)
+            for stream in _streams_handed_on(call, inner, scope, context) - handled:
+                _report(place, f"`{context.source_of(call.func)}` draws from `{stream}`", transform, context)
     for parameter in scope.parameters:
         if parameter.arg not in handled:
             if _is_differentiated(parameter.arg, scope, context) and context.values.parameter(parameter, scope) is None:
@@ -211,6 +205,24 @@ def _judge_call(call: ast.Call, root: str, scope: Scope, judged: Scope, transfor
         _report(place, f"`{root}` may be any module, and calling it may change it", transform, context, closed)
 
 
+def _streams_handed_on(call: ast.Call, inner: Scope, scope: Scope, context: Context) -> set[str]:
+    """Returns the function's own `nnx.Rngs` that it hands to the call of a module; what makes a module may have them."""
+    value = context.values.of(call.func, inner)
+    merged = isinstance(call.func, ast.Name) and any(
+        isinstance(b.what, ast.Call) and last_name(b.what.func) == "merge" for b in inner.bindings.get(call.func.id, ())
+    )
+    if not merged and not (isinstance(value, Instance) and value.cls not in NODES):
+        return set()
+    given = [*call.args, *(word.value for word in call.keywords)]
+    roots = {origin(argument.id, inner, scope) for argument in given if isinstance(argument, ast.Name)}
+    return {
+        parameter.arg
+        for parameter in scope.parameters
+        if parameter.arg in roots and parameter.annotation is not None
+        if context.values.parameter(parameter, scope) == Instance("nnx.Rngs")
+    }
+
+
 def _report(node: ast.AST, what: str, transform: str, context: Context, closed: bool = False) -> None:
     last = transform.rpartition(".")[2]
     remedy = {"checkpoint": "nnx.remat", "map": "nnx.scan"}.get(last, f"nnx.{last}")
@@ -243,17 +255,5 @@ def _is_differentiated(name: str, scope: Scope, context: Context) -> bool:
             if context.values.transform_of(call.func, scope) in _DIFFERENTIATING and not isinstance(
                 call.func, ast.Attribute
             ):
-                return True
-    return False
-
-
-def _makes_self_static(decorator: ast.Call, scope: Scope) -> bool:
-    for word in decorator.keywords:
-        if word.arg == "static_argnums":
-            numbers = [n.value for n in ast.walk(word.value) if isinstance(n, ast.Constant)]
-            if 0 in [n for n in numbers if not isinstance(n, bool)] and scope.self_name:
-                return True
-        if word.arg == "static_argnames" and scope.self_name:
-            if scope.self_name in [n.value for n in ast.walk(word.value) if isinstance(n, ast.Constant)]:
                 return True
     return False

@@ -9,7 +9,7 @@ from tallax_lint._check import CHECKS, Context, insertion
 from tallax_lint._classes import MAKING, is_self
 from tallax_lint._finding import Edit
 from tallax_lint._index import Scope, parent_of, targets
-from tallax_lint._kinds import Array, Frame, Number, Value, Variable, item
+from tallax_lint._kinds import Array, Frame, Items, Number, Table, Value, Variable, item
 from tallax_lint._rule import Rule
 
 RULE = Rule(
@@ -62,7 +62,7 @@ class Model(nnx.Module):
 def changed_in_place(node: ast.AugAssign, scope: Scope, context: Context) -> None:
     """Reports `self.x += y` on a Variable, and `x += y` on a parameter that is one."""
     target = node.target
-    if isinstance(target, ast.Attribute):
+    if isinstance(target, ast.Attribute) or _is_element(target, scope, context):
         value = context.values.of(target, scope)
     elif isinstance(target, ast.Name) and _is_handed_in(target.id, scope):
         value = context.values.name(target.id, node.lineno - 1, Frame(scope))
@@ -87,7 +87,9 @@ def assigned_over(node: ast.Assign | ast.AnnAssign, scope: Scope, context: Conte
     """Reports `self.x = array`, also within tuples, where the attribute holds a Variable."""
     for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
         for single, place in targets(whole):
-            if not isinstance(single, ast.Attribute) or place is None or _is_making(single, scope):
+            if place is None or not (isinstance(single, ast.Attribute) or _is_element(single, scope, context)):
+                continue
+            if isinstance(single, ast.Attribute) and _is_making(single, scope):
                 continue
             value = context.values.of(single, scope)
             if not isinstance(value, Variable) or _is_for_types_only(node):
@@ -104,6 +106,13 @@ def assigned_over(node: ast.Assign | ast.AnnAssign, scope: Scope, context: Conte
                     f"{'an array' if isinstance(given, Array) else 'a number'}; write `{shown}[...] = ...`",
                 )
                 return
+
+
+def _is_element(target: ast.expr, scope: Scope, context: Context) -> bool:
+    """Says whether a target is an element of a list or dict that a module holds."""
+    if not isinstance(target, ast.Subscript) or not isinstance(target.value, ast.Attribute):
+        return False
+    return isinstance(context.values.of(target.value, scope), (Items, Table))
 
 
 def _is_handed_in(name: str, scope: Scope) -> bool:

@@ -8,7 +8,7 @@ import re
 
 from tallax_lint._check import CHECKS, Context, end_of, replacement
 from tallax_lint._finding import Edit
-from tallax_lint._index import Scope, parent_of
+from tallax_lint._index import Scope, last_name, parent_of
 from tallax_lint._kinds import Array, Instance, Number, Variable
 from tallax_lint._rule import Rule
 
@@ -58,6 +58,10 @@ becomes `x[...] += 1`.""",
 )
 
 
+# Where a model is made abstractly, its Variables hold what has these too, but takes no `[...]`.
+_ABSTRACT = {"shape", "dtype", "ndim", "size", "sharding", "aval", "weak_type", "nbytes"}
+_TYPE_TESTS = {"isinstance", "type", "hasattr", "getattr"}
+_OPTIMIZER = re.compile(r"optim(?:izer)?$|^opt$", re.IGNORECASE)
 _LAYERS_OWN = {"kernel", "bias", "scale", "embedding", "lora_a", "lora_b"}
 
 
@@ -79,12 +83,22 @@ def value_of_a_variable(node: ast.Attribute, scope: Scope, context: Context) -> 
         return
     shown = context.source_of(node.value)
     held = context.values.content(variable)
+    if isinstance(node.ctx, ast.Load) and _is_asked_what_it_is(node):
+        held = None
     edits = _edits(node, held, context)
     instead = f"{shown}[...]" if isinstance(held, Array) else f"{shown}.get_value()"
     if isinstance(node.ctx, ast.Store):
         kept = bool(edits) and edits[0].text == "[...]"
         instead = f"{shown}[...] += ..." if kept else f"{shown}.set_value(...)"
     context.report(RULE, node, f"`{shown}.value` is deprecated; write `{instead}`", edits)
+
+
+def _is_asked_what_it_is(node: ast.Attribute) -> bool:
+    """Says whether a read asks for what abstract values have as well, `x.value.shape`, or for its type."""
+    above = parent_of(node)
+    if isinstance(above, ast.Attribute):
+        return above.attr in _ABSTRACT
+    return isinstance(above, ast.Call) and node in above.args[:1] and last_name(above.func) in _TYPE_TESTS
 
 
 def _as_told_apart(node: ast.Attribute, scope: Scope, context: Context) -> Variable | None:
@@ -151,6 +165,8 @@ def _by_its_name(node: ast.expr, scope: Scope, context: Context) -> Variable | N
             return None
         found = True
     # Flax's own layers call their parameters so, and nothing else in such code has a `.kernel.value`.
+    if not found and node.attr == "step" and _OPTIMIZER.search(last_name(node.value)):
+        return Variable("nnx.OptState", held=Array(False, "uint32", "derived"))
     if not found and (node.attr not in _LAYERS_OWN or owner is not None):
         return None
     return Variable("nnx.Variable")  # what it holds, nobody knows
