@@ -101,3 +101,43 @@ class Learned(nnx.Module):
 
     def load(self, array):
         self.mean[...] = array
+
+
+class Held(nnx.Param):
+    @classmethod
+    def zeros(cls, n):
+        return cls(jnp.zeros(n))
+
+
+def sines(n):
+    places = jnp.arange(n)
+    return jnp.stack([jnp.sin(places), jnp.cos(places)], axis=-1)
+
+
+def decaying(n):
+    return nnx.Param(jnp.zeros(n))
+
+
+class Tables(nnx.Module):
+    """Tables that are computed from positions; what starts from positions and is learned; names of buffers."""
+
+    def __init__(self, n, base, learned, rngs: nnx.Rngs):
+        bands = 1.0 / base ** (jnp.arange(0, n, 2) / n)
+        self.bands = nnx.Param(bands)  # error: TLX001
+        self.waves = nnx.Param(sines(n).astype(jnp.float32))  # error: TLX001
+        self.hop = nnx.Param(jnp.hanning(n))  # error: TLX001
+        self.log_bands = nnx.Param(jnp.exp(-jnp.log(base) * jnp.arange(n) / n))  # error: TLX001
+        self.rates = nnx.Param(jnp.log(jnp.arange(1, n + 1, dtype=jnp.float32)))
+        self.noisy = nnx.Param(sines(n) + jax.random.normal(rngs.params(), (n, 2)))
+        self.learned_waves = nnx.Param(sines(n))
+        if learned:
+            self.either = nnx.Param(sines(n))
+        else:
+            self.either = nnx.Variable(sines(n))
+        self.running_mean = decaying(n)  # error: TLX001
+        self.decay = decaying(n)
+        self.e_score_correction_bias = Held.zeros(n)  # error: TLX001
+        self.held = Held.zeros(n)
+
+    def refit(self, x):
+        self.rates = nnx.Param(jnp.linalg.lstsq(sines(8), x)[0])

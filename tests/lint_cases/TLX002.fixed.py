@@ -119,3 +119,45 @@ class NotAModule:
 
     def __call__(self):
         self.count += 1
+
+
+class Replacing(Base):
+    """Replaces what its base has made, in a method of its own."""
+
+    def observe(self, x):
+        self.count = x.sum()  # error: TLX002
+
+    def note(self):
+        self.count: jax.Array = self.count + 1  # error: TLX002
+
+
+class Shared(nnx.Linear):
+    """Gives what Flax's layer holds another name."""
+
+    def __init__(self, n, rngs: nnx.Rngs):
+        super().__init__(n, n, rngs=rngs)
+        self.weight = self.kernel
+
+    def halve(self):
+        self.weight = self.weight / 2  # error: TLX002
+        self.kernel = self.kernel[...] / 2  # error: TLX002
+
+
+class Many(nnx.Module):
+    def __init__(self, n):
+        self.all = nnx.List([nnx.Variable(jnp.zeros(n)) for _ in range(3)])
+        self.named = nnx.Dict({"a": nnx.Variable(jnp.zeros(n)), "b": nnx.Variable(jnp.zeros(n))})
+        self.late = None
+        self.arrays = [jnp.zeros(n)]
+
+    def fill(self, n):
+        self.late = nnx.Variable(jnp.zeros(n))
+
+    def __call__(self, x):
+        self.all[0][...] += x  # error: TLX002
+        self.all[1] = self.all[1] + x  # error: TLX002
+        self.named["a"] = x.mean()  # error: TLX002
+        self.all[2][...] += x
+        self.arrays[0] += x
+        self.late[...] += x  # error: TLX002
+        return x

@@ -64,3 +64,24 @@ def train(batches):
         if k % 100 == 0:
             print(float(model.mean[...].sum()), float(loss))
     return first, seen, float(model.mean[...].sum())
+
+
+class Conditions(nnx.Module):
+    """What Python asks for its truth, its length or its number."""
+
+    def __init__(self, n):
+        self.count = nnx.Variable(jnp.array(0, dtype=jnp.int32))
+        self.table = nnx.Variable(jnp.zeros(n))
+
+    def __call__(self, x, train):
+        if train and self.count[...] > 3:  # error: TLX003
+            x = x * 2
+        if not (train or self.count.get_value() == 0):  # error: TLX003
+            x = x * 2
+        assert self.count[...] >= 0  # error: TLX003
+        assert train and self.table.shape == x.shape
+        for _ in range(self.count[...]):  # error: TLX003
+            x = x * 2
+        for _ in range(self.table.shape[0]):
+            x = x * 2
+        return x if train or self.table is not None else -x

@@ -89,3 +89,26 @@ class Statistics(nnx.Module):
 
     def __call__(self, x):
         return jax.tree.map(jnp.subtract, x, self.mean.value)  # error: TLX006
+
+
+class Abstract(nnx.Module):
+    """A model may be made without arrays: then its Variables have shapes and dtypes, and no `[...]`."""
+
+    def __init__(self, n):
+        self.kernel = nnx.Param(jnp.ones((n, n)))
+
+    def shape(self):
+        if isinstance(self.kernel.value, jax.ShapeDtypeStruct):  # error: TLX006
+            return self.kernel.value.shape  # error: TLX006
+        return self.kernel.value.sum()  # error: TLX006
+
+
+def flat(model, optimizer):
+    leaves = dict(nnx.to_flat_state(nnx.state(model)))
+    for path, leaf in leaves.items():
+        leaves[path].value = leaf.value * 2  # error: TLX006, TLX006
+    for path, leaf in nnx.to_flat_state(nnx.state(model)):
+        print(path, leaf.value)  # error: TLX006
+    for leaf in leaves:
+        print(leaf.value)
+    return optimizer.step.value, model.step.value  # error: TLX006

@@ -148,3 +148,82 @@ def by_reference(x):
         return x
 
     return step(x)
+
+
+@jax.jit
+def updated(optimizer: nnx.Optimizer, model: nnx.Module, grads):  # error: TLX008
+    optimizer.update(model, grads)
+
+
+@jax.jit
+def updated_and_returned(optimizer: nnx.Optimizer, model: nnx.Module, grads):
+    optimizer.update(model, grads)
+    return optimizer, model
+
+
+@partial(jax.jit, donate_argnums=0)
+def measured(average: nnx.metrics.Average, x):  # error: TLX008
+    average.update(values=x)
+
+
+@jax.jit
+def read(average: nnx.metrics.Average):
+    return average.compute()
+
+
+class Dropped(nnx.Module):
+    def __init__(self, rate, rngs: nnx.Rngs):
+        self.never = nnx.Dropout(0.0, rngs=rngs)
+        self.without = nnx.Dropout(rate)
+        self.drop = nnx.Dropout(rate, rngs=rngs)
+        self.norm = nnx.BatchNorm(3, use_running_average=True, rngs=rngs)
+
+    def __call__(self, x):
+        x = jax.checkpoint(self.never)(x)
+        x = jax.checkpoint(self.without)(x)
+        x = jax.checkpoint(self.norm)(x)
+        return lax.map(lambda row: self.drop(row), x)  # error: TLX008
+
+    def layers(self, xs):
+        def body(carry, x):  # error: TLX008
+            return carry, self.drop(x)
+
+        return lax.scan(f=body, init=None, xs=xs)
+
+
+@partial(jax.jit, static_argnames=("model",))
+def constant(model: Pure, x):  # error: TLX008
+    return model(x, x)
+
+
+@partial(nnx.jit, static_argnums=1)
+def unhashable(x, rngs: nnx.Rngs):  # error: TLX008
+    return x
+
+
+@partial(jax.jit, static_argnames="known")
+def told_by_its_method(known, x):  # error: TLX008
+    return known.checkpointed(x)
+
+
+@partial(jax.jit, static_argnames=("graphdef", "other"))
+def static_and_fine(graphdef, other, state, x):
+    return other.apply(nnx.merge(graphdef, state), x)
+
+
+def compiled(model: Counting, x):
+    def run(model: Counting, x):
+        return model.evaluate(x)
+
+    return jax.jit(run, static_argnums=0)(model, x)  # error: TLX008
+
+
+@jax.jit
+def handed_on(graphdef, state, x, rngs: nnx.Rngs):  # error: TLX008
+    model = nnx.merge(graphdef, state)
+    return model(x, rngs=rngs)
+
+
+@jax.jit
+def made(rngs: nnx.Rngs):
+    return nnx.state(Counting(rngs=rngs))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import ast
 import re
 
-from tallax_lint._bindings import initial
 from tallax_lint._check import Context
 from tallax_lint._classes import MAKING
 from tallax_lint._index import Scope, enclosing, parent_of, statement_of
@@ -76,8 +75,8 @@ def _is_initialising(write: Write) -> bool:
     return isinstance(branch, ast.If) and "init" in ast.dump(branch.test).lower()
 
 
-def read(node: ast.Call, name: str, cls: Scope, context: Context) -> str:
-    """Returns what the class's own reads say."""
+def read(given: ast.expr | None, name: str, cls: Scope, context: Context) -> str:
+    """Returns what the class's own reads say of a parameter with an initial value."""
     reads = [use for use in context.uses.reads(cls, name) if use.method.name.rpartition(".")[2] not in MAKING]
     if not reads or any(
         _is_elsewhere(c, name, context)
@@ -89,7 +88,6 @@ def read(node: ast.Call, name: str, cls: Scope, context: Context) -> str:
         return "every read stops its gradient"
     if all(_only_updates(use.node, name, use.scope, context) for use in reads):
         return "it is read only to update other state"
-    given = initial(node)
     tiny = given is not None and any(
         isinstance(n, ast.Constant) and isinstance(n.value, float) and 0 < n.value <= _TINY for n in ast.walk(given)
     )

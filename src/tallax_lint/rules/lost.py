@@ -20,12 +20,14 @@ RULE = Rule(
     why="""\
 `jax.jit`, `jax.checkpoint`, `jax.vmap` and the control flow of `jax.lax` know nothing of modules. A module that is
 handed in comes as a copy, so what a call changes in it (counts, running statistics, random number streams) is gone
-when the function returns without it. One that is closed over is a constant: its weights are baked in, and a change
-raises `TraceContextError` or is silently lost. `static_argnums=0` on a method makes `self` such a constant as well.
+when the function returns without it; so are the updates of an `nnx.Optimizer` or a metric. One that is closed over is
+a constant: its weights are baked in, and a change raises `TraceContextError` or is silently lost. `static_argnums=0` on
+a method makes `self` such a constant as well, and `static_argnames="model"` the model.
 
 The rule reports functions under these transformations that change a module, or call one that does, by argument or by
 closure, without returning it or its state; and those that call a module of which nothing is known but that it is an
-`nnx.Module`. A module of the project whose call changes nothing is no finding, nor is one that is merged within.
+`nnx.Module`; and `nnx.Rngs` that are handed to such a function and on to a module. A module of the project whose call
+changes nothing is no finding, nor is one that is merged within.
 """,
     bad="""\
 import jax

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import re
+from typing import NamedTuple
 
 from tallax_lint._bindings import initial, reaching
 from tallax_lint._check import CHECKS, Context
@@ -30,9 +31,11 @@ A name proves nothing: means, scales and temperatures are learned in many models
 `trainable=False`; an initial value that is infinite, or of integers or booleans; the class itself counts it up,
 blends it (`m * old + (1 - m) * new`), writes it in its forward path, or puts a function of itself in its place; it is
 read only to update other state, only behind `stop_gradient`, or only as a tiny bound or epsilon; it is set to
-another, untrained Variable a few lines on; a comment there says that it is fixed or not trained; or it has the name
-*and* the start of a counter (`step` at 0), a running statistic (`running_mean` at zeros) or a buffer that a converted
-checkpoint fills in (`latents_std` at ones). A comment that says it is learned silences the rule.
+another, untrained Variable a few lines on; a comment there says that it is fixed or not trained; it is a table that
+is computed from positions alone (sines of `arange`, powers of a base, a window); or it has the name *and* the start of
+a counter (`step` at 0), a running statistic (`running_mean` at zeros) or a buffer that a converted checkpoint fills in
+(`latents_std` at ones). Only few names of buffers are enough alone (`inv_freq`, `position_ids`,
+`e_score_correction_bias`). A comment, name or condition that says it is learned silences the rule.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -119,10 +122,19 @@ def made_by_a_function(cls: Scope, context: Context) -> None:
                         _judge(node, variable, setting.scope, context)
 
 
+class _Start(NamedTuple):
+    """The initial value, and where it is worked out: in the function that makes the parameter, if there is one."""
+
+    node: ast.expr
+    frame: Frame
+
+
 def _judge(node: ast.Call, variable: Variable, scope: Scope, context: Context) -> None:
     if not derives(variable.type, "nnx.Param") or variable.type == "nnx.LoRAParam":
         return
-    evidence = _stated(node) or _by_use(node, scope, context)
+    given = initial(variable.call) if variable.call is not None else None
+    start = _Start(given, variable.frame) if given is not None and variable.frame is not None else None
+    evidence = _stated(node) or _by_use(node, start, scope, context)
     if evidence:
         name = _attribute(node)
         shown = f"`self.{name}`" if name else "this"
@@ -151,17 +163,17 @@ def _stated(node: ast.Call) -> str:
     return ""
 
 
-def _by_value(node: ast.Call, scope: Scope, context: Context) -> str:
+def _by_value(start: _Start | None, context: Context) -> str:
     """Returns what the initial value says: infinities, integers, masks."""
-    given = initial(node)
-    if given is None:
+    if start is None:
         return ""
-    value = context.values.of(given, scope)
+    given, frame = start
+    value = context.values.of(given, frame)
     if isinstance(value, Array) and value.dtype in _INTEGERS:
         return f"it holds {value.dtype.rstrip('_')}, which has no gradient"
-    if isinstance(value, Array) and value.dtype == "int" and _is_arange(given, scope, context):
+    if isinstance(value, Array) and value.dtype == "int" and _is_arange(given, frame, context):
         return "it holds integers, which have no gradient"
-    if _is_infinite(given, scope, context):
+    if _is_infinite(given, frame, context):
         return "it starts at infinity, as a bound does"
     inner = given.func if isinstance(given, ast.Call) else None
     if (
@@ -176,12 +188,12 @@ def _by_value(node: ast.Call, scope: Scope, context: Context) -> str:
     return ""
 
 
-def _is_arange(given: ast.expr, scope: Scope, context: Context) -> bool:
-    node = context.uses.expanded(given, Frame(scope))[0]
+def _is_arange(given: ast.expr, frame: Frame, context: Context) -> bool:
+    node = context.uses.expanded(given, frame)[0]
     return any(isinstance(n, ast.Attribute) and n.attr == "arange" for n in ast.walk(node))
 
 
-def _is_infinite(given: ast.expr, scope: Scope, context: Context) -> bool:
+def _is_infinite(given: ast.expr, frame: Frame, context: Context) -> bool:
     """Says whether an array is made of infinities: `jnp.array(-float("inf"))`, `jnp.full(n, jnp.inf)`."""
     if (
         not isinstance(given, ast.Call)
@@ -201,13 +213,13 @@ def _is_infinite(given: ast.expr, scope: Scope, context: Context) -> bool:
             text = argument.args[0]
             if isinstance(text, ast.Constant) and str(text.value).strip("+-").lower() in ("inf", "infinity"):
                 return True
-        value = context.values.of(argument, scope)
+        value = context.values.of(argument, frame)
         if isinstance(value, Name) and value.name in ("jnp.inf", "np.inf", "math.inf"):
             return True
     return False
 
 
-def _by_use(node: ast.Call, scope: Scope, context: Context) -> str:
+def _by_use(node: ast.Call, start: _Start | None, scope: Scope, context: Context) -> str:
     """Returns what the class does with it."""
     name = _attribute(node)
     method: Scope | None = scope
@@ -219,7 +231,7 @@ def _by_use(node: ast.Call, scope: Scope, context: Context) -> str:
     said = _said(node, scope, context)
     if said == "learned":
         return ""
-    evidence = said or _by_value(node, scope, context)
+    evidence = said or _by_value(start, context)
     if evidence:
         return evidence
     statement = statement_of(node)
@@ -227,9 +239,9 @@ def _by_use(node: ast.Call, scope: Scope, context: Context) -> str:
         return "a few lines on it is made an untrained Variable"
     return (
         written(name, cls, context)
-        or read(node, name, cls, context)
-        or _computed(node, name, scope, context)
-        or _named(node, name, scope, context)
+        or read(start.node if start is not None else None, name, cls, context)
+        or _computed(node, start, name, scope, context)
+        or _named(node, start, name, context)
     )
 
 
@@ -276,13 +288,12 @@ def _is_replaced_by_state(statement: ast.stmt, name: str, cls: Scope, context: C
     return False
 
 
-def _computed(node: ast.Call, name: str, scope: Scope, context: Context) -> str:
+def _computed(node: ast.Call, start: _Start | None, name: str, scope: Scope, context: Context) -> str:
     """Returns what the computation of the initial value says."""
-    given = initial(node)
     method = scope.name.rpartition(".")[2]
-    if given is None or method not in MAKING or _is_chosen(node, name):
+    if start is None or method not in MAKING or _is_chosen(node, name):
         return ""
-    return table(given, Frame(scope), context)
+    return table(start.node, start.frame, context)
 
 
 def _is_chosen(node: ast.Call, name: str) -> bool:
@@ -292,13 +303,15 @@ def _is_chosen(node: ast.Call, name: str) -> bool:
     return re.search("train|learn", f"{name} {condition}", re.IGNORECASE) is not None
 
 
-def _named(node: ast.Call, name: str, scope: Scope, context: Context) -> str:
+def _named(node: ast.Call, start: _Start | None, name: str, context: Context) -> str:
     """Returns what the name says, or name and initial value together."""
     if _BUFFER.match(name) and not _is_chosen(node, name):
         return "it has the name of a buffer"
-    given = initial(node)
-    value = context.values.of(given, scope)
-    if given is None or not isinstance(value, (Array, Number)):
+    if start is None:
+        return ""
+    given, frame = start
+    value = context.values.of(given, frame)
+    if not isinstance(value, (Array, Number)):
         return ""
     maker = given.func.attr if isinstance(given, ast.Call) and isinstance(given.func, ast.Attribute) else ""
     if _RUNNING.match(name) and maker in ("zeros", "ones", "full", "array", "zeros_like", "ones_like"):
@@ -307,7 +320,7 @@ def _named(node: ast.Call, name: str, scope: Scope, context: Context) -> str:
         return "it has the name and the start of a buffer that a checkpoint fills in"
     zero = isinstance(value, Number) and value.value == 0
     if maker in ("array", "asarray") and isinstance(given, ast.Call) and given.args:
-        inner = context.values.of(given.args[0], scope)
+        inner = context.values.of(given.args[0], frame)
         zero = isinstance(inner, Number) and inner.value == 0
     if maker in ("zeros", "ones"):
         zero = isinstance(value, Array) and bool(value.scalar)

@@ -22,8 +22,8 @@ writes the value back, `nnx.state(model, nnx.BatchStat)` does not hold it, and a
 raised. `self.count += 1`, which Flax once advertised and which changed the Variable in place, now raises
 NotImplementedError.
 
-The rule reports an assignment where the attribute (or the function's parameter) surely holds a Variable, in this
-class or one it derives from in any file, and what is assigned is surely an array or number. A new Variable
+The rule reports an assignment where the attribute (or an element of a list or dict in it, or the function's parameter)
+surely holds a Variable, in this class or one it derives from in any file, and what is assigned is surely an array or number. A new Variable
 (`self.losses = nnx.Intermediate(x)`) is no finding, nor is what `__init__` chooses in its branches, nor a Variable
 whose own class says what `+=` does, as tallax's do.
 """,

@@ -21,6 +21,8 @@ RULE = Rule(
 Under a trace there is none, and JAX raises `ConcretizationTypeError` or `TracerBoolConversionError`; outside of one
 Python waits until the device has done all that was asked of it, on every call.
 
+`assert` and `range(...)` ask for it as well, and so does each side of `and` and `or`.
+
 The rule reports them on the array of a Variable, and on what is computed from it or written into it, in a module's
 `__call__` and the methods it reaches, in functions under a transformation, and in loops that call a jitted step (but
 not behind `if step % 100 == 0`). Shapes and dtypes are known without the device, a Variable that holds a Python

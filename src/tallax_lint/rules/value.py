@@ -49,7 +49,8 @@ class Gate(nnx.Module):
         return x * self.scale[...]
 """,
     fix="""\
-A read becomes `[...]` where the Variable is known to hold an array, else `get_value()`. A write becomes
+A read becomes `[...]` where the Variable is known to hold an array, else `get_value()`; so do `x.value.shape`, `.dtype`
+and the like, and `isinstance(x.value, ...)`, which a model without arrays is asked for too. A write becomes
 `x.set_value(...)`, which does what the old one did; only `x.value += 1` on an array whose dtype and shape it keeps
 becomes `x[...] += 1`.""",
     misses=(
