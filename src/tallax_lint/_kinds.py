@@ -44,6 +44,11 @@ class Variable:
     or_else: tuple[Variable, ...] = ()
     held: Array | None = None
 
+    @property
+    def called(self) -> str:
+        """What messages call its type."""
+        return self.type if self.cls is None else self.cls.name.rpartition(".")[2]
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Instance:

@@ -266,7 +266,9 @@ def array_in_a_plain_attribute(cls: Scope, context: Context) -> None:
     """Reports an attribute of a module that is made as None or a number and given an array by its forward path."""
     for name, settings in context.values.settings(cls).items():
         later = [s for s in settings if not s.making and not s.augmented]
-        if not later or name in cls.bindings or not context.values.is_module(cls) or not _is_made_static(cls, name, context):
+        if not later or name in cls.bindings or not context.values.is_module(cls):
+            continue
+        if not _is_made_static(cls, name, context):
             continue
         forward = context.values.forward(cls)
         for setting in later:
@@ -297,10 +299,7 @@ def _counts_up(node: ast.stmt, name: str, own: str) -> bool:
         return False
     sides = [node.value.left, node.value.right] if isinstance(node.value.op, ast.Add) else [node.value.left]
     return isinstance(node.value.op, (ast.Add, ast.Sub)) and any(
-        isinstance(old, ast.Attribute)
-        and old.attr == name
-        and isinstance(old.value, ast.Name)
-        and old.value.id == own
+        isinstance(old, ast.Attribute) and old.attr == name and isinstance(old.value, ast.Name) and old.value.id == own
         for old in sides
     )
 

@@ -208,7 +208,7 @@ def _judge_call(call: ast.Call, root: str, scope: Scope, judged: Scope, transfor
 
 
 def _streams_handed_on(call: ast.Call, inner: Scope, scope: Scope, context: Context) -> set[str]:
-    """Returns the function's own `nnx.Rngs` that it hands to the call of a module; what makes a module may have them."""
+    """Returns the function's own `nnx.Rngs` that it hands to the call of a module; what makes one may have them."""
     value = context.values.of(call.func, inner)
     merged = isinstance(call.func, ast.Name) and any(
         isinstance(b.what, ast.Call) and last_name(b.what.func) == "merge" for b in inner.bindings.get(call.func.id, ())

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tallax_lint._bindings import initial, reaching
 from tallax_lint._check import CHECKS, Context
 from tallax_lint._classes import MAKING
-from tallax_lint._index import Scope, enclosing, last_name, parent_of, statement_of
+from tallax_lint._index import Scope, enclosing, parent_of, statement_of
 from tallax_lint._kinds import Array, Frame, Name, Number, Variable
 from tallax_lint._names import derives
 from tallax_lint._rule import Rule
@@ -141,8 +141,8 @@ def _judge(node: ast.Call, variable: Variable, scope: Scope, context: Context) -
         context.report(
             RULE,
             node,
-            f"{shown} is kept as {variable.type.rpartition('.')[2] if variable.cls is None else variable.cls.name}, which the optimizer updates and decays, but {evidence}; "
-            "use nnx.Variable, a subclass of it or a tallax item",
+            f"{shown} is kept as {variable.called}, which the optimizer updates and decays, but {evidence}; use "
+            "nnx.Variable, a subclass of it or a tallax item",
         )
 
 

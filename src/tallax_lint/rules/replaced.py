@@ -23,9 +23,9 @@ raised. `self.count += 1`, which Flax once advertised and which changed the Vari
 NotImplementedError.
 
 The rule reports an assignment where the attribute (or an element of a list or dict in it, or the function's parameter)
-surely holds a Variable, in this class or one it derives from in any file, and what is assigned is surely an array or number. A new Variable
-(`self.losses = nnx.Intermediate(x)`) is no finding, nor is what `__init__` chooses in its branches, nor a Variable
-whose own class says what `+=` does, as tallax's do.
+surely holds a Variable, in this class or one it derives from in any file, and what is assigned is surely an array or
+number. A new Variable (`self.losses = nnx.Intermediate(x)`) is no finding, nor is what `__init__` chooses in its
+branches, nor a Variable whose own class says what `+=` does, as tallax's do.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -75,7 +75,7 @@ def changed_in_place(node: ast.AugAssign, scope: Scope, context: Context) -> Non
     context.report(
         RULE,
         node,
-        f"`{shown} {operator}= ...` on a Variable ({_called(value)}) raises NotImplementedError, and "
+        f"`{shown} {operator}= ...` on a Variable ({value.called}) raises NotImplementedError, and "
         "in older Flax changed it in "
         f"place; write `{shown}[...] {operator}= ...`",
         _in_place(target, value, context),
@@ -102,7 +102,7 @@ def assigned_over(node: ast.Assign | ast.AnnAssign, scope: Scope, context: Conte
                 context.report(
                     RULE,
                     node,
-                    f"this assignment replaces the {_called(value)} in `{shown}` by "
+                    f"this assignment replaces the {value.called} in `{shown}` by "
                     f"{'an array' if isinstance(given, Array) else 'a number'}; write `{shown}[...] = ...`",
                 )
                 return
@@ -149,10 +149,6 @@ def _is_for_types_only(node: ast.AST) -> bool:
             return True
         current = parent_of(current)
     return False
-
-
-def _called(value: Variable) -> str:
-    return value.cls.name.rpartition(".")[2] if value.cls is not None else value.type
 
 
 _OPERATORS = {

@@ -74,7 +74,7 @@ def _is_module(parameter: ast.arg, scope: Scope, context: Context) -> bool:
     value = values.parameter(parameter, scope)
     if isinstance(value, Instance):
         if isinstance(value.cls, str):
-            return value.cls in NODES or value.cls in LAYERS or value.cls in CHANGING_LAYERS or value.cls == "nnx.Module"
+            return value.cls in {"nnx.Module", *NODES, *LAYERS, *CHANGING_LAYERS}
         return values.is_node(value.cls)
     if value is not None or parameter.annotation is not None:
         return False

@@ -74,7 +74,6 @@ def weak_initial_value(node: ast.Call, scope: Scope, context: Context) -> None:
         return
     value = context.values.of(given, scope)
     name, cls = _attribute_of(node, scope)
-    kind = variable.cls.name.rpartition(".")[2] if variable.cls is not None else variable.type
     if isinstance(value, Array) and value.weak:
         if derives(variable.type, "nnx.Param"):
             if cls is None or not name or not value.dtype.startswith("float"):
@@ -87,23 +86,23 @@ def weak_initial_value(node: ast.Call, scope: Scope, context: Context) -> None:
         context.report(
             RULE,
             node,
-            f"the initial value of this {kind}, `{context.source_of(given)}`, is weakly typed: {then}, and the step is "
-            "traced again; give it a dtype",
+            f"the initial value of this {variable.called}, `{context.source_of(given)}`, is weakly typed: {then}, "
+            "and the step is traced again; give it a dtype",
             _with_dtype(given, value, scope, context),
         )
     elif isinstance(value, Number) and value.type == "float" and name and derives(variable.type, "nnx.Param"):
         context.report(
             RULE,
             node,
-            f"this {kind} holds a Python number, `{context.source_of(given)}`: the first optimizer step makes it an "
-            "array of a strong type, and the step is traced again; give it an array with a dtype",
+            f"this {variable.called} holds a Python number, `{context.source_of(given)}`: the first optimizer step makes "
+            "it an array of a strong type, and the step is traced again; give it an array with a dtype",
             _as_array(given, value, scope, context),
         )
     elif isinstance(value, Number) and name and cls is not None and _is_indexed(cls, name, node, context):
         context.report(
             RULE,
             node,
-            f"this {kind} holds a Python number, `{context.source_of(given)}`, and is indexed with "
+            f"this {variable.called} holds a Python number, `{context.source_of(given)}`, and is indexed with "
             "`[...]`, which raises "
             "TypeError; give it an array with a dtype",
             _as_array(given, value, scope, context),
