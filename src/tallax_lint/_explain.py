@@ -21,7 +21,8 @@ of the models there. It runs none of that code and imports no JAX. `tallax lint 
 {rows}
 ## To silence a rule
 
-- on a line, or in the whole of the statement that the line ends: `# noqa: TLX002`; a `# noqa` without codes means all
+- on a line, or in the whole of the statement that the line ends: `# noqa: TLX002`, or the beginning of codes; a
+  `# noqa` without codes means all
 - in a file: `# tallax: skip-file` as a comment of its own among the first ten lines
 - in a project, by code, by name or by the beginning of a code, in its `pyproject.toml`:
 

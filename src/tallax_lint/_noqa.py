@@ -61,5 +61,7 @@ class _Comments:
 
 
 def _means(words: frozenset[str] | None, finding: Finding) -> bool:
-    """Whether a comment without codes, or with these, means a finding."""
-    return words is None or finding.slug in words or finding.code in {word.upper() for word in words}
+    """Whether a comment without codes, or with these, means a finding: `TLX` means all of them, as in flake8."""
+    return words is None or any(
+        word == finding.slug or (word[:3].upper() == "TLX" and finding.code.startswith(word.upper())) for word in words
+    )

@@ -94,8 +94,8 @@ def weak_initial_value(node: ast.Call, scope: Scope, context: Context) -> None:
         context.report(
             RULE,
             node,
-            f"this {variable.called} holds a Python number, `{context.source_of(given)}`: the first optimizer step makes "
-            "it an array of a strong type, and the step is traced again; give it an array with a dtype",
+            f"this {variable.called} holds a Python number, `{context.source_of(given)}`: the first optimizer step "
+            "makes it an array of a strong type, and the step is traced again; give it an array with a dtype",
             _as_array(given, value, scope, context),
         )
     elif isinstance(value, Number) and name and cls is not None and _is_indexed(cls, name, node, context):
