@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tallax_lint._bindings import initial, reaching
 from tallax_lint._check import CHECKS, Context
 from tallax_lint._classes import MAKING
-from tallax_lint._index import Scope, enclosing, parent_of, statement_of
+from tallax_lint._index import Scope, enclosing, last_name, parent_of, statement_of
 from tallax_lint._kinds import Array, Frame, Name, Number, Variable
 from tallax_lint._names import derives
 from tallax_lint._rule import Rule
@@ -115,11 +115,12 @@ def made_by_a_function(cls: Scope, context: Context) -> None:
     for settings in context.values.settings(cls).values():
         for setting in settings:
             node = setting.value
-            if isinstance(node, ast.Call) and setting.item == ():
-                variable = context.values.of(node, setting.scope)
-                if isinstance(variable, Variable) and variable.call is not None and variable.call is not node:
-                    if not isinstance(context.values.of(node.func, setting.scope), Name):  # `nnx.data(nnx.Param(...))`
-                        _judge(node, variable, setting.scope, context)
+            if not isinstance(node, ast.Call) or setting.item != () or last_name(node.func)[:1].isupper():
+                continue
+            variable = context.values.of(node, setting.scope)
+            if isinstance(variable, Variable) and variable.call is not None and variable.call is not node:
+                if not isinstance(context.values.of(node.func, setting.scope), Name):  # `nnx.data(nnx.Param(...))`
+                    _judge(node, variable, setting.scope, context)
 
 
 class _Start(NamedTuple):
