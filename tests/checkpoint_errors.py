@@ -64,6 +64,19 @@ def bit_flipped(model):
     tallax.from_checkpoint(tree, model)
 
 
+def cast(model):
+    model.table = nnx.Param(jnp.ones(3))
+    tree = tallax.to_checkpoint(model)
+    tree["model"]["table"] = tree["model"]["table"].astype(jnp.bfloat16)
+    tallax.from_checkpoint(tree, model)
+
+
+def several_trees(model):
+    for name in ("state", "ema"):
+        tallax.save(f"run/{name}", model)
+    tallax.restore("run", model)
+
+
 def another(act):
     """Returns a restore of what a model was before something was done to it."""
 
@@ -284,6 +297,23 @@ the checkpoint: is no tree of arrays.
 the checkpoint: is damaged, or was tampered with.
   got:  model/table is not what was written
   fix:  restore an earlier one: tallax.Checkpoints(folder).restore(model, step=...)""",
+    ),
+    "restore-cast": (
+        cast,
+        tallax.CheckpointError,
+        """\
+model/table: is not as it was written; Orbax casts to the dtypes of what it is asked for, and JAX what has 64 bits.
+  got:       bfloat16[3]
+  expected:  float32[3], as the manifest says
+  fix:       ask Orbax for tallax.checkpoint_target(metadata, model); or an earlier checkpoint, if this is damaged""",
+    ),
+    "restore-several-trees": (
+        in_a_folder(several_trees),
+        tallax.CheckpointError,
+        """\
+run: is no checkpoint.
+  got:  a folder of 2 trees: 'ema', 'state'
+  fix:  the path of one of these""",
     ),
     "restore-the-future": (
         of_the_future,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import shutil
@@ -18,6 +19,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
+from orbax.checkpoint.experimental import v1
 
 import tallax
 from tallax.checkpoints._leaves import _sum_of, _sum_on_host, sums_of
@@ -31,6 +33,13 @@ MESH = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
 def standard_promotion():
     """Flax's layers and optax mix dtypes."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@contextlib.contextmanager
+def in_mode(mode: str):
+    """All of a program in one of Flax's modes."""
+    with nnx.set_graph_mode(mode != "tree"), nnx.set_graph_updates(mode == "graph"):
         yield
 
 
@@ -130,6 +139,87 @@ def test_a_tree_goes_through_any_call_of_orbax(tmp_path):
     assert same(bits(*saved), bits(*other))
 
 
+def of_many_kinds(seed):
+    """A small model; among what it has is what JAX has only with x64."""
+    rngs = nnx.Rngs(seed)
+    return nnx.Dict(
+        layer=nnx.Linear(2, 3, rngs=rngs), dropout=nnx.Dropout(0.5, rngs=rngs), seen=tallax.Counter(2**40 + seed),
+        half=nnx.Param(jnp.full(3, seed, jnp.bfloat16)), pair=nnx.Variable({"n": (jnp.int8(seed), jnp.zeros((0, 2)))}),
+        number=nnx.Variable(seed), long=np.full(2, 2**40 + seed), ratio=nnx.Variable(np.full((), seed / 3)),
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_orbax_s_first_version_and_its_next(tmp_path):
+    """By what each of them calls metadata, a target in which nothing is cast; and `restore` takes what v1 wrote."""
+    saved = of_many_kinds(5)
+    tree = tallax.to_checkpoint(saved)
+    v1.save(tmp_path / "next", tree)
+    v1.save_async(tmp_path / "later", tree).result()
+    with v1.training.Checkpointer(tmp_path / "series") as checkpointer:
+        checkpointer.save(3, tree)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "first", tree)
+        checkpointer.wait_until_finished()
+
+    def first(model):
+        with ocp.StandardCheckpointer() as checkpointer:
+            target = tallax.checkpoint_target(checkpointer.metadata(tmp_path / "first"), model)
+            tallax.from_checkpoint(checkpointer.restore(tmp_path / "first", target), model)
+
+    def series(model):
+        with v1.training.Checkpointer(tmp_path / "series") as checkpointer:
+            target = tallax.checkpoint_target(checkpointer.metadata(3), model)
+            tallax.from_checkpoint(checkpointer.load(3, target), model)
+
+    def following(model):
+        target = tallax.checkpoint_target(v1.metadata(tmp_path / "next"), model)
+        tallax.from_checkpoint(v1.load(tmp_path / "next", target), model)
+
+    for restore in (
+        first,
+        series,
+        following,
+        lambda model: tallax.from_checkpoint(v1.load(tmp_path / "later"), model),
+        lambda model: tallax.restore(tmp_path / "later", model),
+        lambda model: tallax.Checkpoints(tmp_path / "series").restore(model),
+    ):
+        other = of_many_kinds(2)
+        restore(other)
+        assert bits(other) == bits(saved)
+
+
+def test_what_orbax_s_next_version_wrote_of_a_state(tmp_path):
+    """Without tallax: numbers and typed keys, too, by a target of its metadata."""
+    saved, other = (nnx.Dict(number=nnx.Variable(seed), rngs=nnx.Rngs(seed)) for seed in (3, 4))
+    v1.save(tmp_path / "state", nnx.to_pure_dict(nnx.state(saved)))
+    target = tallax.checkpoint_target(v1.metadata(tmp_path / "state"), other)
+    tallax.from_checkpoint(v1.load(tmp_path / "state", target), other)
+    assert bits(other) == bits(saved)
+
+
+def test_what_orbax_cast_is_told(tmp_path):
+    """Asked for another dtype than was written, it casts in silence: that is no damage, and the remedy is another."""
+    model = make(long=np.full(2, 2**40))
+    v1.save(tmp_path / "one", tallax.to_checkpoint(model))
+    target = tallax.checkpoint_target(v1.metadata(tmp_path / "one"), model)
+    target["model"]["w"] = jax.ShapeDtypeStruct((2,), jnp.bfloat16, sharding=target["model"]["w"].sharding)
+    before = bits(model)
+    with pytest.raises(tallax.CheckpointError, match=r"(?s)model/w: is not as it was written.*checkpoint_target"):
+        tallax.from_checkpoint(v1.load(tmp_path / "one", target), model)
+    assert bits(model) == before
+
+
+def test_a_folder_of_several_trees_names_them(tmp_path):
+    """As of a Composite, and of v1's checkpointables: which of them is meant is for the caller to say."""
+    model = make()
+    trees = {name: tallax.to_checkpoint(model) for name in ("state", "ema")}
+    v1.save_checkpointables(tmp_path / "both", trees)
+    with pytest.raises(tallax.CheckpointError, match="a folder of 2 trees: 'ema', 'state'"):
+        tallax.restore(tmp_path / "both", model)
+    tallax.restore(tmp_path / "both" / "ema", model)
+
+
 def test_only_small_items_are_in_the_manifest():
     """A thousand counters are one array to Orbax; parameters and large buffers have their own."""
     model = nnx.Dict(counts=nnx.List([tallax.Counter(k) for k in range(1000)]), w=nnx.Param(jnp.ones(2)))
@@ -161,7 +251,7 @@ def test_every_mode_gives_the_same_tree(mode):
         assert int(model.parts["counter"].item) == 2
     else:
         MODES[mode](train)(model, batch())
-        with nnx.set_graph_mode(mode != "tree"):
+        with in_mode(mode):
             tree = tallax.to_checkpoint(model)
     left, right = ({k: np.asarray(v).tobytes() for k, v in leaves_of(t).items()} for t in (tree, expected))
     assert left == right
@@ -201,12 +291,14 @@ def mixture(names, seed):
 )
 @hypothesis.settings(max_examples=25)
 def test_any_mixture_comes_back_to_the_bit(names, seed, mode):
-    """Any items and layers, with any bits in them, from any mode into any other."""
-    saved, other = mixture(names, seed), mixture(names, seed + 1)
-    with nnx.set_graph_mode(mode != "tree"):
+    """Any items and layers, with any bits in them, in any mode and from it into any other."""
+    saved, other, another = (mixture(names, seed + k) for k in range(3))
+    with in_mode(mode):
         tree = tallax.to_checkpoint(saved)
+        tallax.from_checkpoint(tree, another)
     tallax.from_checkpoint(tree, other)
     assert same(bits(saved), bits(other))
+    assert same(bits(saved), bits(another))
 
 
 @pytest.mark.thorough
@@ -579,13 +671,13 @@ def training():
     return model, nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
 
 
-@pytest.mark.parametrize("async_", [True, False])
-def test_a_loop_goes_on_where_it_was(tmp_path, async_):
+@pytest.mark.parametrize(("async_", "mode"), [(True, "graph-no-updates"), (False, "graph"), (True, "tree")])
+def test_a_loop_goes_on_where_it_was(tmp_path, async_, mode):
     """Saved through a compiled step that donates, while it runs on; then everything is as if it had never stopped."""
 
     def run(steps, folder):
         things = training()
-        with tallax.Checkpoints(folder, keep=2, every=3, async_=async_) as checkpoints:
+        with in_mode(mode), tallax.Checkpoints(folder, keep=2, every=3, async_=async_) as checkpoints:
             start = checkpoints.latest() or 0
             step = tallax.compile_step(train_step, *things)
             if start:

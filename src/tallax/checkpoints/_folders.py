@@ -61,6 +61,9 @@ def folder_of(path: Path, name: str) -> Path:
                 if not items[0].name.isdecimal():
                     return items[0]
             what, fix = "a folder that Orbax has not written a tree to", "the folder that tallax.save wrote"
+            if len(items) > 1:
+                what = f"a folder of {len(items)} trees: {', '.join(sorted(ascii(item.name) for item in items)[:3])}"
+                fix = "the path of one of these"
             if steps:
                 what, fix = f"a folder of {len(steps)} checkpoints", "tallax.Checkpoints(path).restore(model)"
     elif path.exists():

@@ -98,6 +98,13 @@ def stored_dtype(dtype: str) -> np.dtype[Any]:
     return jnp.dtype(dtype)
 
 
+def needs_numpy(dtype: Any) -> bool:
+    """Tells whether JAX would cast what has this dtype: what has 64 bits, without x64."""
+    if jnp.issubdtype(dtype, jax.dtypes.extended):  # of keys
+        return False
+    return jax.dtypes.canonicalize_dtype(dtype) != dtype
+
+
 def size_of(shape: Sequence[int], dtype: str) -> int:
     """Returns how many bytes are written."""
     return math.prod(shape) * stored_dtype(dtype).itemsize

@@ -16,8 +16,8 @@ from tallax._placement import is_committed
 from tallax._variables import Item
 from tallax.checkpoints._compare import Missing, Plan, Policy, Rename, Unexpected, mismatch, plan
 from tallax.checkpoints._convert import NoCountError, counted, is_same_number, same_number
-from tallax.checkpoints._holders import RESERVED, Holder, holders_of, joined, key_of, named_objects
-from tallax.checkpoints._leaves import in_place_of, stored, sums_of
+from tallax.checkpoints._holders import PYTHON, RESERVED, Holder, holders_of, joined, key_of, named_objects
+from tallax.checkpoints._leaves import in_place_of, needs_numpy, stored, sums_of
 from tallax.checkpoints._manifest import Entry, Manifest, damaged
 from tallax.checkpoints._report import RestoreReport
 from tallax.checkpoints._sources import Source, given, leaves_of
@@ -74,10 +74,12 @@ def checkpoint_target(metadata: Any, *objects: Any, **named: Any) -> Any:
     """Returns what to hand to Orbax's own restore, so that arrays come to the devices where objects have theirs.
 
     Without it Orbax puts them where they were saved from, and raises where there are other devices now. Shapes and
-    dtypes are those that were saved, so that Orbax casts nothing, and `from_checkpoint` can tell what differs.
+    dtypes are those that were saved, so that Orbax casts nothing, and `from_checkpoint` can tell what differs; arrays
+    of 64 bits, which JAX has only with x64, come as NumPy's.
 
     Args:
-        metadata: what Orbax says of the checkpoint: `manager.item_metadata(step)`.
+        metadata: what Orbax says of the checkpoint: `manager.item_metadata(step)`, `checkpointer.metadata(path)`, or
+            `metadata(path)` of its `experimental.v1`.
         *objects: see `to_checkpoint`.
         **named: see `to_checkpoint`.
 
@@ -98,14 +100,20 @@ def checkpoint_target(metadata: Any, *objects: Any, **named: Any) -> Any:
         ('model/step',)
     """
     target = Target.of(named_objects(objects, named))
-    tree = getattr(metadata, "tree", metadata)
+    tree = metadata
+    for attribute in ("item_metadata", "metadata", "tree"):  # of Orbax's records, each of which has the next in it
+        tree = tree if isinstance(tree, Mapping) else getattr(tree, attribute, tree)
     leaves_of(tree, quoted=True)  # raises where it is none
     quoted = isinstance(tree, Mapping) and RESERVED in tree
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
     everywhere = jax.NamedSharding(mesh, jax.P())
     anywhere = everywhere if jax.process_count() > 1 else jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
-    def leaf_of(path: Any, told: Any) -> jax.ShapeDtypeStruct:
+    def leaf_of(path: Any, told: Any) -> Any:
+        if type(told) in PYTHON.values():  # a number, which Orbax's v1 tells by another
+            return told
+        if needs_numpy(told.dtype):
+            return np.broadcast_to(np.zeros((), told.dtype), told.shape)  # which takes no memory
         keys = [key_of(key) for key in path]
         name = joined(keys, quoted=len(keys) if quoted else 0).removesuffix("/value")
         own: Any = target.leaves.get(name, target.leaves.get(f"{next(iter(target.objects))}/{name}"))

@@ -45,6 +45,7 @@ class Source:
         """
         leaves = leaves_of(tree, quoted=isinstance(tree, Mapping) and RESERVED in tree)
         found = leaves.pop(RESERVED, None)
+        read_by_others = manifest is None
         if manifest is None and found is not None:
             manifest = Manifest.decoded(found)
         if manifest is None:
@@ -56,6 +57,8 @@ class Source:
             shape, dtype = tuple(leaves[name].shape), str(np.dtype(leaves[name].dtype))
             entry = entries[name]
             if (shape, dtype) != (entry.shape, str(stored_dtype(entry.dtype))):
+                if read_by_others and shape == entry.shape:
+                    raise _cast(name, f"{dtype}{list(shape)}", entry)
                 raise damaged(f"{name} is {dtype}{list(shape)}, and {entry} in the manifest")
         return cls(manifest, leaves)
 
@@ -69,6 +72,19 @@ class Source:
             arrays[name] = stored(leaf) if is_key(leaf) else leaf
         entries = {name: Entry("", str(np.dtype(leaf.dtype)), tuple(leaf.shape)) for name, leaf in arrays.items()}
         return cls(Manifest(entries), arrays)
+
+
+def _cast(name: str, got: str, entry: Entry) -> CheckpointError:
+    """Returns the error of an array that came in another dtype than it was written in."""
+    return CheckpointError(
+        compose(
+            name,
+            "is not as it was written; Orbax casts to the dtypes of what it is asked for, and JAX what has 64 bits.",
+            got=got,
+            expected=f"{entry}, as the manifest says",
+            fix="ask Orbax for tallax.checkpoint_target(metadata, model); or an earlier checkpoint, if this is damaged",
+        )
+    )
 
 
 def _without_value(name: str, known: Collection[str]) -> str:
