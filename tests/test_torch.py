@@ -173,6 +173,51 @@ def test_attention_goes_there_and_back():
         from_torch({"weight": torch.ones(4, 6), "bias": torch.ones(6)}, general)
 
 
+def test_an_lstm_goes_there_and_back():
+    """By the recipe on the page: two biases are one, and the gates are in the same order."""
+    theirs, ours = torch.nn.LSTM(4, 6, batch_first=True), nnx.RNN(nnx.OptimizedLSTMCell(4, 6, rngs=nnx.Rngs(0)))
+    state = theirs.state_dict()
+    state["bias_hh_l0"] = state["bias_hh_l0"] + state.pop("bias_ih_l0")
+    names = {"weight_ih_l0": "dense_i.weight", "weight_hh_l0": "dense_h.weight", "bias_hh_l0": "dense_h.bias"}
+    from_torch(state, ours.cell, rename=names)
+    x = np.random.default_rng(0).normal(size=(2, 5, 4)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(x))[0].numpy()
+    np.testing.assert_allclose(ours(x), expected, rtol=1e-4, atol=1e-5)
+    back = to_torch(ours.cell)
+    assert all(torch.equal(back[new], state[old]) for old, new in names.items())
+
+
+def test_what_weights_do_not_bring_along():
+    """The table of docs/coming-from-pytorch.md: images, flattening, padding and strides, momentum, epsilons, gelu."""
+    theirs = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, stride=2, padding=1), torch.nn.BatchNorm2d(8), torch.nn.GELU(), torch.nn.Flatten(),
+        torch.nn.Linear(32, 6), torch.nn.LayerNorm(6),
+    )  # fmt: skip
+    rngs = nnx.Rngs(0)
+    ours = nnx.Sequential(
+        nnx.Conv(3, 8, (3, 3), strides=2, padding=1, rngs=rngs), Norm(8, momentum=0.9, rngs=rngs),
+        lambda x: nnx.gelu(x, approximate=False), lambda x: x.transpose(0, 3, 1, 2).reshape(len(x), -1),
+        nnx.Linear(32, 6, rngs=rngs), nnx.LayerNorm(6, epsilon=1e-5, rngs=rngs),
+    )  # fmt: skip
+    from_torch(theirs, ours)
+    x = np.random.default_rng(0).normal(size=(4, 3, 4, 4)).astype(np.float32)
+
+    def outputs():
+        with torch.no_grad():
+            return ours(x.transpose(0, 2, 3, 1)), theirs(torch.from_numpy(x)).numpy()
+
+    theirs.train(), ours.train()
+    np.testing.assert_allclose(*outputs(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(ours.layers[1].mean[...], theirs[1].running_mean, rtol=1e-4, atol=1e-6)
+    n = 4 * 2 * 2  # PyTorch keeps the unbiased variance, Flax the biased one
+    unbiased = 0.9 + (ours.layers[1].var[...] - 0.9) * n / (n - 1)
+    np.testing.assert_allclose(unbiased, theirs[1].running_var, rtol=1e-4, atol=1e-6)
+    theirs.eval(), ours.eval()
+    from_torch(theirs, ours)
+    np.testing.assert_allclose(*outputs(), rtol=1e-4, atol=1e-5)
+
+
 def test_without_a_place_for_the_count_it_is_unexpected():
     """`nnx.BatchNorm` has no `num_batches_tracked`: that is said, and left out only when it is asked for."""
     norm, ours = torch.nn.BatchNorm1d(2), nnx.BatchNorm(2, rngs=nnx.Rngs(0))
