@@ -174,7 +174,7 @@ def test_the_limbs_do_not_show():
     held = nnx.Module()
     held.count = counter
     assert "value=Array(shape=(2,), dtype=dtype('uint64'))" in repr(held)
-    assert "ShapeDtypeStruct" in repr(nnx.eval_shape(lambda: tallax.StepCounter(nnx.Rngs(0))))
+    assert "ShapeDtypeStruct" in repr(nnx.eval_shape(lambda: tallax.StepCounter(nnx.Rngs(0))).step)
     assert "(2, 2)" in repr(jax.tree.map(jnp.shape, nnx.state(nnx.Dict(c=counter))))
 
 

@@ -309,3 +309,18 @@ def test_one_counter_is_the_one_truth(graph):
     counts = tallax.clip_counts(optimizer)
     assert counts.updates == 4
     assert counts.max_norm == pytest.approx(0.8)
+
+
+def test_printing_shows_the_value():
+    """In one line, as statistics do it; by its schedule alone where there is no value to read."""
+    temperature = tallax.Scheduled(optax.linear_schedule(5.0, 1.0, 10), name="gate")
+    assert repr(temperature) == "Scheduled('gate', polynomial_schedule): 5"
+    temperature(5)
+    assert str(temperature) == "Scheduled('gate', polynomial_schedule): 3"
+    temperature.pin(2.5)
+    assert repr(temperature) == "Scheduled('gate', polynomial_schedule): 2.5, pinned"
+    assert repr(nnx.eval_shape(lambda: tallax.Scheduled(ramp))) == "Scheduled(ramp)"
+    said = []
+    nnx.jit(lambda t: said.append(repr(t)))(temperature)
+    assert said == ["Scheduled('gate', polynomial_schedule)"]
+    assert "state=Buffer(" in repr(nnx.Dict(t=temperature))

@@ -192,3 +192,16 @@ def test_the_command_line_counts(arguments, code, text):
     assert done.returncode == code, done.stderr
     assert text in (done.stdout if code == 0 else done.stderr)
     assert "Traceback" not in done.stderr
+
+
+def test_printing_shows_the_count():
+    """In one line, as statistics do it; by its kind alone where there is no count to read."""
+    counter = tallax.StepCounter(nnx.Rngs(0))
+    counter()
+    counter.step += 2**40
+    assert repr(counter) == str(counter) == "StepCounter(): 1099511627777"
+    assert repr(nnx.eval_shape(lambda: tallax.StepCounter(nnx.Rngs(0)))) == "StepCounter()"
+    said = []
+    nnx.jit(lambda counter: said.append(repr(counter)))(counter)
+    assert said == ["StepCounter()"]
+    assert "step=Counter(" in repr(nnx.Dict(calls=counter))

@@ -65,6 +65,13 @@ class StepCounter(EvalAware):
         """Returns the exact number of calls."""
         return int(self.step)
 
+    def __repr__(self) -> str:
+        """Returns one line, with the exact number of calls where it can be read."""
+        count = self.step.shown()
+        return "StepCounter()" if count is None else f"StepCounter(): {' '.join(str(count).split())}"
+
+    __str__ = __repr__
+
 
 def counter_after_n_calls(seed: int | float, n_calls: int | float) -> jax.Array:
     """Makes a `StepCounter` from `seed`, calls it `n_calls` times, and returns its value beside `n_calls`.

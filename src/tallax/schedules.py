@@ -126,15 +126,23 @@ class Scheduled(EvalAware):
             return float(self._scheduled(0) if mode == _NOT_CALLED else value)
         return jnp.where(mode == _NOT_CALLED, self._scheduled(0), value)
 
+    def __repr__(self) -> str:
+        """Returns one line: the schedule and, where it can be read, the value, and whether it is pinned."""
+        said = self._said()
+        return f"{self._title()}: {said}" if said else self._title()
+
+    __str__ = __repr__
+
     def __treescope_repr__(self, path: Any, subtree_renderer: Any) -> Any:
         attributes = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return tree(self, attributes, self._said(), path, subtree_renderer)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        return bundle(card(repr(self), None))
+
+    def _title(self) -> str:
         name = f"{self.name!r}, " if self.name is not None else ""
-        title = f"Scheduled({name}{_called(self.schedule)})"
-        said = self._said()
-        return bundle(card(f"{title}: {said}" if said else title, None))
+        return f"Scheduled({name}{_called(self.schedule)})"
 
     def _said(self) -> str:
         """Returns the value in words, and whether it is pinned; nothing where it can't be read."""
