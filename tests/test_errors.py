@@ -730,6 +730,14 @@ LogHistogram: the relative error lies in [1e-4, 0.5].
   got:  float (0.9)
   fix:  LogHistogram(relative_error=0.01)""",
     ),
+    "no-stack": (
+        lambda model: tallax.statistics.LogHistogram().compute()[0],
+        tallax.InvalidValueError,
+        """\
+LogHistogramResult: only the result of a stack of histograms, such as one for each layer, has parts.
+  got:  the result of a single histogram
+  fix:  the result itself, without [...]""",
+    ),
     "quantile": (
         lambda model: tallax.statistics.LogHistogram().compute().quantile(99),
         tallax.InvalidValueError,

@@ -14,10 +14,9 @@ from flax import nnx
 from tallax import _limbs
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
 from tallax._module import EvalAware
-from tallax._notebooks import bundle, card, tree
+from tallax._notebooks import bundle, card, tree, worded
 from tallax._placement import is_traced
 from tallax._variables import Buffer, Counter, Pending
-from tallax_runs._wording import number
 
 _NOT_CALLED = -1.0  # in the place of 1 for pinned and 0 for not
 
@@ -75,14 +74,16 @@ class Scheduled(EvalAware):
                 sees it as int32, saturated at 2**31 - 1. Without it, the value of the last call is returned.
 
         Returns:
-            float32[]: the pinned value while there is one, otherwise `schedule(step)`.
+            float32[]: the pinned value while there is one, otherwise `schedule(step)`. Where `vmap` has made a stack of
+            them, as for `scan` over layers, a call of the stack returns one value for each.
 
         Raises:
             InvalidTypeError: `step` is not an integer scalar.
         """
         if step is None:
             return self.value
-        _, pinned, mode = self.state[...]
+        state = self.state[...]
+        pinned, mode = state[..., 1], state[..., 2]
         value = jnp.where(mode > 0, pinned, self._scheduled(step_value(step)))
         if not self.deterministic:
             self.state[...] = _packed(value, pinned, jnp.maximum(mode, 0.0))
@@ -108,7 +109,7 @@ class Scheduled(EvalAware):
                     fix="pin(2.0), or release() to follow the schedule",
                 )
             )
-        self.state[...] = _packed(value, value, 1.0)
+        self.state[...] = jnp.broadcast_to(_packed(value, value, 1.0), self.state.shape)
 
     def release(self) -> None:
         """Follows the schedule again from the next call."""
@@ -120,10 +121,12 @@ class Scheduled(EvalAware):
         return self.state
 
     def read(self, state: Any) -> Any:
-        """Returns the value of a state: a float for a NumPy array, float32[] for one of JAX's."""
-        value, _, mode = state
+        """Returns the value of a state: a float for a NumPy array, float32[] for one of JAX's; of a stack, an array."""
+        value, mode = state[..., 0], state[..., 2]
         if isinstance(state, np.ndarray):
-            return float(self._scheduled(0) if mode == _NOT_CALLED else value)
+            called = mode != _NOT_CALLED
+            current = value if called.all() else np.where(called, value, self._scheduled(0))
+            return current if state.ndim > 1 else float(current)
         return jnp.where(mode == _NOT_CALLED, self._scheduled(0), value)
 
     def __repr__(self) -> str:
@@ -150,7 +153,8 @@ class Scheduled(EvalAware):
         if state is None:
             return ""
         state = np.asarray(state)
-        return f"{number(self.read(state))}{', pinned' if state[2] > 0 else ''}"
+        value = " ".join(worded(self.read(state)).split())
+        return f"{value}{', pinned' if (state[..., 2] > 0).any() else ''}"
 
     def _scheduled(self, count: Any) -> jax.Array:
         value = jnp.asarray(self.schedule(count), jnp.float32)
@@ -172,7 +176,8 @@ def _called(schedule: Any) -> str:
 
 
 def _packed(value: Any, pinned: Any, is_pinned: Any) -> jax.Array:
-    return jnp.stack([jnp.asarray(part, jnp.float32) for part in (value, pinned, is_pinned)])
+    parts = (jnp.asarray(part, jnp.float32) for part in (value, pinned, is_pinned))
+    return jnp.stack(jnp.broadcast_arrays(*parts), axis=-1)
 
 
 def step_value(step: Any) -> jax.Array | np.int32:

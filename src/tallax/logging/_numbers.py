@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -50,6 +51,10 @@ class Numbers:
 
     def _add(self, name: str, value: Any) -> None:
         match value:
+            case HistogramResult() if value.counts.ndim > 1:
+                self._add_stack(name, value, value.counts.shape[:-1])
+            case LogHistogramResult() if value.buckets.ndim > 1:
+                self._add_stack(name, value, value.buckets.shape[:-1])
             case HistogramResult():
                 self.histograms[name] = Bins(np.asarray(value.edges, np.float64), value.counts)
                 outside = (field.name for field in dataclasses.fields(value) if field.name not in ("counts", "edges"))
@@ -82,6 +87,14 @@ class Numbers:
 
     def _add_seen(self, name: str, counts: dict[str, Any]) -> None:
         self.scalars.update((f"{name}/{what}", int(count)) for what, count in counts.items() if count)
+
+    def _add_stack(self, name: str, value: Any, shape: tuple[int, ...]) -> None:
+        """Adds each histogram of a stack, or what lies in all of them where there are many."""
+        if math.prod(shape) > ENTRIES:
+            self._add(name, value.together())
+        else:
+            for place in np.ndindex(shape):
+                self._add(f"{name}/{','.join(map(str, place))}", value[place])
 
     def _add_log_histogram(self, name: str, value: LogHistogramResult) -> None:
         bins = _without_gaps(value.buckets[1:-1], value.bounds[1:-1])

@@ -16,7 +16,7 @@ from tallax._errors import InvalidValueError, compose
 from tallax._replicas import AxisName
 from tallax._variables import Counter
 from tallax.statistics._base import Counts, current_state, exact_or_traced
-from tallax.statistics._looks import plot_bars, title_counts
+from tallax.statistics._looks import plot_bars, shape_of_stack, stacked, sum_of_stack, title_counts
 from tallax.statistics._slots import count_slots
 from tallax_runs._bars import one_line
 from tallax_runs._record import Bins
@@ -28,6 +28,9 @@ _OUTSIDE = ("underflow", "overflow", "nan", "posinf", "neginf")
 @dataclass(frozen=True, eq=False, repr=False)
 class HistogramResult:
     """What a `Histogram` has seen. Counts are exact outside a trace; int32, saturated, inside one.
+
+    Of a stack of histograms, as `vmap` makes one for `scan` over layers, each count has the leading axes of the stack:
+    `result[k]` is that of layer k. Printed and drawn, they are put together.
 
     Attributes:
         counts: entries per bin, uint64[bins]. Bin i holds `edges[i] <= x < edges[i + 1]`; the last holds its upper
@@ -48,11 +51,31 @@ class HistogramResult:
     posinf: Any
     neginf: Any
 
+    def __getitem__(self, index: Any) -> HistogramResult:
+        """Returns one result of a stack.
+
+        Raises:
+            InvalidValueError: this is the result of a single histogram.
+        """
+        stacked(self, self.counts)
+        outside = (getattr(self, name)[index] for name in _OUTSIDE)
+        single = (int(count) if isinstance(count, np.generic) else count for count in outside)
+        return HistogramResult(self.counts[index], self.edges, *single)
+
     def __repr__(self) -> str:
-        outside = ", ".join(f"{name}={getattr(self, name)}" for name in _OUTSIDE)
-        low, high = self.edges[0], self.edges[-1]
-        looks = one_line(self.counts, trim=False) if isinstance(self.counts, np.ndarray) else f"counts={self.counts}"
-        return f"HistogramResult({low:g} |{looks}| {high:g}, {outside})"
+        whole, low, high = self.together(), self.edges[0], self.edges[-1]
+        outside = ", ".join(f"{name}={getattr(whole, name)}" for name in _OUTSIDE)
+        if not isinstance(whole.counts, np.ndarray):
+            return f"HistogramResult({low:g} |counts={self.counts}| {high:g}, {outside})"
+        looks = one_line(whole.counts, trim=False)
+        return f"HistogramResult({shape_of_stack(self.counts)}{low:g} |{looks}| {high:g}, {outside})"
+
+    def together(self) -> HistogramResult:
+        """Returns the result of a whole stack, all counts added up; that of a single histogram is itself."""
+        if not isinstance(self.counts, np.ndarray) or self.counts.ndim == 1:
+            return self
+        outside = (int(sum_of_stack(np.ravel(getattr(self, name))[:, None])[0]) for name in _OUTSIDE)
+        return HistogramResult(sum_of_stack(self.counts), self.edges, *outside)
 
     def plot(self, ax: Any = None) -> Any:
         """Draws the bins on matplotlib axes, new ones if None is given, and returns the axes.
@@ -60,8 +83,9 @@ class HistogramResult:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        axes = plot_bars(self.counts, self.edges, ax)
-        title_counts(axes, {name: getattr(self, name) for name in _OUTSIDE})
+        whole = self.together()
+        axes = plot_bars(whole.counts, self.edges, ax)
+        title_counts(axes, {name: getattr(whole, name) for name in _OUTSIDE})
         return axes
 
 
@@ -126,17 +150,17 @@ class Histogram(Counts):
     def read(self, state: Any) -> HistogramResult:
         """Returns the record of a state; see `Statistic.read`."""
         counts = exact_or_traced(state)
-        outside = list(counts[self.bins :])
-        if isinstance(counts, np.ndarray):
+        outside = [counts[..., self.bins + k] for k in range(len(_OUTSIDE))]
+        if isinstance(counts, np.ndarray) and counts.ndim == 1:
             outside = [int(count) for count in outside]
-        return HistogramResult(counts[: self.bins], self.edges, *outside)
+        return HistogramResult(counts[..., : self.bins], self.edges, *outside)
 
     def plot(self, ax: Any = None) -> Any:
         """Draws what was seen so far; see `HistogramResult.plot`."""
         return self.compute().plot(ax)
 
     def _bins(self, result: HistogramResult) -> Bins:
-        return Bins(np.asarray(result.edges, np.float64), result.counts)
+        return Bins(np.asarray(result.edges, np.float64), result.together().counts)
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         if x.size:

@@ -17,7 +17,7 @@ from tallax._errors import InvalidValueError, compose, describe
 from tallax._replicas import AxisName
 from tallax._variables import Counter
 from tallax.statistics._base import Counts, current_state, exact_or_traced
-from tallax.statistics._looks import plot_bars, title_counts
+from tallax.statistics._looks import plot_bars, saturating_sum, shape_of_stack, stacked, sum_of_stack, title_counts
 from tallax.statistics._slots import count_slots
 from tallax_runs._bars import bars_of
 from tallax_runs._record import Bins
@@ -32,6 +32,9 @@ _SPECIAL = ("zero", "nan", "posinf", "neginf")
 @dataclass(frozen=True, eq=False, repr=False)
 class LogHistogramResult:
     """What a `LogHistogram` has seen. Counts are exact outside a trace; int32, saturated, inside one.
+
+    Of a stack of them, as `vmap` makes one for `scan` over layers, each count has the leading axes of the stack, and so
+    has what `quantile` returns: `result[k]` is the result of layer k. Printed and drawn, they are put together.
 
     Attributes:
         count: entries that were not NaN, infinite ones included.
@@ -67,6 +70,9 @@ class LogHistogramResult:
         Raises:
             InvalidValueError: `q` is outside [0, 1].
         """
+        if self.buckets.ndim > 1:
+            each = [self[k].quantile(q) for k in range(len(self.buckets))]
+            return np.stack(each) if isinstance(self.buckets, np.ndarray) else jnp.stack(each)
         middles = _middles(self.bounds)
         if isinstance(self.buckets, np.ndarray):
             ranks = np.asarray(q, np.float64)
@@ -87,12 +93,34 @@ class LogHistogramResult:
         values = jnp.asarray(middles, jnp.float32)[jnp.searchsorted(below, rank, side="right", method="compare_all")]
         return jnp.where(below[-1] > 0, values, jnp.nan)
 
+    def __getitem__(self, index: Any) -> LogHistogramResult:
+        """Returns one result of a stack.
+
+        Raises:
+            InvalidValueError: this is the result of a single histogram.
+        """
+        stacked(self, self.buckets)
+        counts = (part[index] for part in (self.count, self.zero, self.nan))
+        single = (int(count) if isinstance(count, np.generic) else count for count in counts)
+        return LogHistogramResult(*single, self.buckets[index], self.relative_error, self.mantissa_bits)
+
+    def together(self) -> LogHistogramResult:
+        """Returns the result of a whole stack, all counts added up; that of a single histogram is itself."""
+        if not isinstance(self.buckets, np.ndarray) or self.buckets.ndim == 1:
+            return self
+        buckets = sum_of_stack(self.buckets)
+        zero, nan = (int(sum_of_stack(np.ravel(part)[:, None])[0]) for part in (self.zero, self.nan))
+        counts = sum(buckets.tolist()), zero, nan
+        return LogHistogramResult(*counts, buckets, self.relative_error, self.mantissa_bits)
+
     def __repr__(self) -> str:
         if not isinstance(self.buckets, np.ndarray):
             return f"LogHistogramResult(count={self.count}, zero={self.zero}, nan={self.nan})"
-        text = bars_of(Bins(self.bounds[1:-1], self.buckets[1:-1]), 36) if self.count else ""
-        middle = f", median {self.quantile(0.5):.3g}, 99% {self.quantile(0.99):.3g}" if self.count else ""
-        return f"LogHistogramResult({text} {self.count:,} values{middle}, {self.zero:,} zeros, {self.nan:,} NaN)"
+        whole, stack = self.together(), shape_of_stack(self.buckets)
+        text = bars_of(Bins(self.bounds[1:-1], whole.buckets[1:-1]), 36) if whole.count else ""
+        middle = f", median {whole.quantile(0.5):.3g}, 99% {whole.quantile(0.99):.3g}" if whole.count else ""
+        apart = f"{whole.zero:,} zeros, {whole.nan:,} NaN"
+        return f"LogHistogramResult({stack}{text} {whole.count:,} values{middle}, {apart})"
 
     def plot(self, ax: Any = None) -> Any:
         """Draws the density over a symmetric logarithmic axis; returns the matplotlib axes.
@@ -102,6 +130,8 @@ class LogHistogramResult:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
+        if self.buckets.ndim > 1:
+            return self.together().plot(ax)
         seen = np.flatnonzero(self._per_octave())
         first, last = (seen[0], seen[-1] + 1) if seen.size else (0, 1)
         edges = self.bounds[1:-1][first : last + 1]
@@ -191,15 +221,17 @@ class LogHistogram(Counts):
         counts = exact_or_traced(state)
         exact = isinstance(counts, np.ndarray)
         end = 2 * self._buckets
-        positive, negative = counts[: self._buckets], counts[self._buckets : end]
-        zero, nan, posinf, neginf = counts[end:]
-        parts = [neginf[None], negative[::-1], zero[None], positive, posinf[None]]
+        positive, negative = counts[..., : self._buckets], counts[..., self._buckets : end]
+        zero, nan, posinf, neginf = (counts[..., end + k] for k in range(len(_SPECIAL)))
+        parts = [neginf[..., None], negative[..., ::-1], zero[..., None], positive, posinf[..., None]]
         if exact:
-            buckets = np.concatenate(parts)
-            count, zero, nan = sum(buckets.tolist()), int(zero), int(nan)
+            buckets = np.concatenate(parts, axis=-1)
+            count = saturating_sum(buckets, -1)
+            if buckets.ndim == 1:
+                count, zero, nan = sum(buckets.tolist()), int(zero), int(nan)
         else:
-            buckets = jnp.concatenate(parts)
-            count = _limbs.to_int32(_limbs.total(buckets, (0,)))
+            buckets = jnp.concatenate(parts, axis=-1)
+            count = _limbs.to_int32(_limbs.total(buckets, (buckets.ndim - 1,)))
         return LogHistogramResult(count, zero, nan, buckets, self.relative_error, self.mantissa_bits)
 
     def plot(self, ax: Any = None) -> Any:
@@ -207,7 +239,7 @@ class LogHistogram(Counts):
         return self.compute().plot(ax)
 
     def _bins(self, result: LogHistogramResult) -> Bins:
-        return Bins(result.bounds[1:-1], result.buckets[1:-1])
+        return Bins(result.bounds[1:-1], result.together().buckets[1:-1])
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         if x.size:

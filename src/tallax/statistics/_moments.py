@@ -108,7 +108,7 @@ class Moments(Statistic):
         values = state[..., 8:].astype(np.float64)
         pairs = [values[..., k] + values[..., k + 1] for k in (1, 3, 5, 7)]
         mean, variance, skewness, kurtosis = _standardized(np, count.astype(np.float64), values[..., 0], *pairs)
-        if self.shape:
+        if count.ndim:
             return MomentsResult(count, mean, variance, skewness, kurtosis, nonfinite)
         return MomentsResult(int(count), float(mean), float(variance), float(skewness), float(kurtosis), int(nonfinite))
 
