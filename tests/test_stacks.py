@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 import tallax
+from tallax.checkpoints import shown
 from tallax.statistics import Histogram, LogHistogram, Moments
 
 LAYERS = 3
@@ -138,3 +139,16 @@ def test_a_stack_is_drawn_together():
         assert "1 nan" in axes.get_title().lower()
         pyplot.close(axes.figure)
         assert "svg" in stack._repr_mimebundle_()["text/html"]
+
+
+def test_a_checkpoint_of_a_stack_is_read(tmp_path):
+    """`tallax show` has the statistics of each layer, and not the words that they are made of."""
+    model = nnx.Dict(acts=fed(lambda: Histogram(-1.0, 1.0, bins=4))[0], mean=fed(Moments)[0])
+    model.t = stack_of(lambda: tallax.Scheduled(optax.constant_schedule(2.0)))
+    model.t(0)
+    tallax.save(tmp_path / "saved", model)
+    told = shown(tmp_path / "saved")
+    assert told.histograms["model/acts/1"].counts.tolist() == model.acts.compute()[1].counts.tolist()
+    assert told.scalars["model/acts/1/nan"] == 1
+    assert told.scalars["model/mean/count/1"] == 39
+    assert told.scalars["model/t/2"] == 2.0

@@ -95,7 +95,10 @@ def _owner(entry: Entry) -> Any:
         owner = _made(entry)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None
-    return owner if owner is not None and np.shape(owner.item.get_raw_value()) == entry.shape else None
+    if owner is None:
+        return None
+    shape = np.shape(owner.item.get_raw_value())
+    return owner if entry.shape[len(entry.shape) - len(shape) :] == shape else None  # the axes before are a stack's
 
 
 def _made(entry: Entry) -> Any:

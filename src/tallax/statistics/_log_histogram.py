@@ -100,9 +100,9 @@ class LogHistogramResult:
             InvalidValueError: this is the result of a single histogram.
         """
         stacked(self, self.buckets)
-        counts = (part[index] for part in (self.count, self.zero, self.nan))
-        single = (int(count) if isinstance(count, np.generic) else count for count in counts)
-        return LogHistogramResult(*single, self.buckets[index], self.relative_error, self.mantissa_bits)
+        parts = (part[index] for part in (self.count, self.zero, self.nan))
+        count, zero, nan = (int(part) if isinstance(part, np.generic) else part for part in parts)
+        return LogHistogramResult(count, zero, nan, self.buckets[index], self.relative_error, self.mantissa_bits)
 
     def together(self) -> LogHistogramResult:
         """Returns the result of a whole stack, all counts added up; that of a single histogram is itself."""
@@ -110,8 +110,7 @@ class LogHistogramResult:
             return self
         buckets = sum_of_stack(self.buckets)
         zero, nan = (int(sum_of_stack(np.ravel(part)[:, None])[0]) for part in (self.zero, self.nan))
-        counts = sum(buckets.tolist()), zero, nan
-        return LogHistogramResult(*counts, buckets, self.relative_error, self.mantissa_bits)
+        return LogHistogramResult(sum(buckets.tolist()), zero, nan, buckets, self.relative_error, self.mantissa_bits)
 
     def __repr__(self) -> str:
         if not isinstance(self.buckets, np.ndarray):
