@@ -28,6 +28,7 @@ LAYERS = [
     {"interop"},
     {"checking", "_doctor"},
     {"__init__"},
+    {"__main__"},
 ]
 FILES = sorted(SOURCE.rglob("*.py"))
 

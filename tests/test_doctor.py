@@ -11,6 +11,7 @@ from importlib import metadata
 import jax
 import pytest
 
+import tallax
 from tallax import _doctor
 
 WITHOUT_TYPER = """
@@ -142,3 +143,10 @@ def test_what_is_missing_names_the_install_line(monkeypatch):
     found = _doctor.examined()
     assert found["extras"] == {}
     assert "not installed: a source tree, whose extras are not known" in _doctor.worded(found)
+
+
+def test_python_m_tallax_is_the_command():
+    """`python -m tallax` runs the command of that very Python, as one does where PATH leads elsewhere."""
+    command = [sys.executable, "-W", "error", "-m", "tallax", "--version"]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert ended.stdout == f"tallax {tallax.__version__}\n", ended.stderr

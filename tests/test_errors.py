@@ -520,7 +520,8 @@ model.experts[0].bias: this attribute holds a Buffer, which an assignment would 
         """\
 model.experts[1].step: a Counter was written from another trace than its own, so the write would be lost.
   got:  a model, or state that was merged into one, which the transformed function closes over
-  fix:  pass the model as an argument, to nnx.jit, nnx.scan, ...; or nnx.merge(..., copy=True) and return its state""",
+  fix:  pass the model as an argument, to nnx.jit, nnx.scan, ...; or return what is counted, and add it outside; or \
+nnx.merge(..., copy=True) and return its state""",
     ),
     "traced-read": (
         in_a_trace,
@@ -1107,7 +1108,15 @@ loss: has no value on the host inside a trace.
         """\
 temperature: two values have this name, and one would hide the other.
   got:  a scalar and an item
-  fix:  another name for the scalar; or log modules that hold both: log(nnx.Dict(a=a, b=b))""",
+  fix:  another name for the scalar""",
+    ),
+    "log-two-of-one-name": (
+        logged(lambda log, model: log(model, model, step=1)),
+        tallax.InvalidValueError,
+        """\
+bias: two values have this name, and one would hide the other.
+  got:  the name of two items
+  fix:  log modules that hold both: log(nnx.Dict(a=a, b=b))""",
     ),
     "log-below-an-item": (
         logged(lambda log, model: log(model, **{"rate/fired": 1})),

@@ -226,8 +226,8 @@ class Item(nnx.Variable[Any]):
                     self,
                     f"a {type(self).__name__} was written from another trace than its own, so the write would be lost.",
                     got="a model, or state that was merged into one, which the transformed function closes over",
-                    fix="pass the model as an argument, to nnx.jit, nnx.scan, ...; or nnx.merge(..., copy=True) "
-                    "and return its state",
+                    fix="pass the model as an argument, to nnx.jit, nnx.scan, ...; or return what is counted, and add "
+                    "it outside; or nnx.merge(..., copy=True) and return its state",
                 )
             ) from None
 

@@ -89,7 +89,9 @@ class Known:
         for number, entries in enumerate(self.entries):
             for entry in entries:
                 if entry.name in names:
-                    raise _twins(entry.name, "the name of two items")
+                    raise _twins(
+                        entry.name, "the name of two items", "log modules that hold both: log(nnx.Dict(a=a, b=b))"
+                    )
                 names[entry.name] = number
         return names
 
@@ -237,7 +239,7 @@ def _refuse_twins(items: Mapping[str, int], scalars: Mapping[str, Any]) -> None:
     """Raises where a scalar would be written under a name that is an item's."""
     for name in scalars:
         if name in items:
-            raise _twins(name, "a scalar and an item")
+            raise _twins(name, "a scalar and an item", "another name for the scalar")
         parent = name.rpartition("/")[0]
         if parent in items:
             raise InvalidValueError(
@@ -250,12 +252,12 @@ def _refuse_twins(items: Mapping[str, int], scalars: Mapping[str, Any]) -> None:
             )
 
 
-def _twins(name: str, got: str) -> InvalidValueError:
+def _twins(name: str, got: str, fix: str) -> InvalidValueError:
     return InvalidValueError(
         compose(
             name,
             "two values have this name, and one would hide the other.",
             got=got,
-            fix="another name for the scalar; or log modules that hold both: log(nnx.Dict(a=a, b=b))",
+            fix=fix,
         )
     )
