@@ -1110,14 +1110,6 @@ temperature: two values have this name, and one would hide the other.
   got:  a scalar and an item
   fix:  another name for the scalar""",
     ),
-    "log-two-of-one-name": (
-        logged(lambda log, model: log(model, model, step=1)),
-        tallax.InvalidValueError,
-        """\
-bias: two values have this name, and one would hide the other.
-  got:  the name of two items
-  fix:  log modules that hold both: log(nnx.Dict(a=a, b=b))""",
-    ),
     "log-below-an-item": (
         logged(lambda log, model: log(model, **{"rate/fired": 1})),
         tallax.InvalidValueError,

@@ -646,3 +646,14 @@ def test_after_closing_a_call_raises():
     log.close()
     with pytest.raises(tallax.InvalidValueError, match="has been closed"):
         log(step=2)
+
+
+def test_two_steps_that_have_an_item_of_one_name():
+    """Neither hides the other: it is an error, whose remedy is for items."""
+    models = nnx.Dict(c=tallax.Counter()), nnx.Dict(c=tallax.Counter())
+    steps = [tallax.compile_step(lambda model: model.c.increment(1), model) for model in models]
+    for step in steps:
+        step()
+    with tallax.Logger(Kept(), every=1) as log, pytest.raises(tallax.InvalidValueError, match="hold both") as caught:
+        log(*steps, step=1)
+    assert "scalar" not in str(caught.value)

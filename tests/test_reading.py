@@ -251,3 +251,10 @@ def test_no_items():
     reading = tallax.collect(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
     assert reading.ready()
     assert reading.result() == {}
+
+
+def test_a_number_in_front_hides_nothing():
+    """A second object's `c` is not called `1/c` where the first has an item of that name: all three are there."""
+    first = nnx.Dict({"c": tallax.Counter(3), "1": nnx.Dict(c=tallax.Counter(4))})
+    values = tallax.collect(first, nnx.Dict(c=tallax.Counter(5))).result()
+    assert values == {"c": 3, "1/c": 4, "1/1/c": 5}

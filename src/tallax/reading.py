@@ -229,8 +229,8 @@ def entries_of(objects: Sequence[Any], names: Sequence[str] | None = None) -> li
                 )
             )
         found = _entries_in(thing)
-        if any(entry.name in entries for entry in found):
-            label = names[number] if names is not None else str(number)
+        label = names[number] if names is not None else str(number)
+        while any(entry.name in entries for entry in found):  # the label itself may be what something is called
             found = [dataclasses.replace(entry, name=f"{label}/{entry.name}") for entry in found]
         entries.update((entry.name, entry) for entry in found)
     return list(entries.values())
