@@ -3,10 +3,15 @@
 
 import doctest
 import os
+import signal
 
 # Read by XLA when the first backend starts, so before anything creates an array.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# A shell has what it runs in the background ignore Ctrl-C, and all that this starts: tests that interrupt would wait.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import hypothesis
 import jax
