@@ -31,13 +31,15 @@ def findings_in(sources: Sequence[Source]) -> list[Finding]:
     # Millions of nodes that all live until the end: looking for garbage among them takes longer than the rules.
     collecting = gc.isenabled()
     gc.disable()
+    tree = Tree()
     try:
-        values = Values(Tree())
+        values = Values(tree)
         found: list[Finding] = []
         for file in list(_relevant(sources, values)):
             found += _findings_of(file, values)
         return sorted(set(found))
     finally:
+        tree.release()
         if collecting:
             gc.enable()
 

@@ -51,7 +51,6 @@ class Source:
         path: As it was named or found, with `/` between folders.
         text: Its code, without a byte order mark, its line ends as they are; of a notebook, the code of all cells, one
             below the other, in which what is not Python is blank. `parse` blanks the cells that do not parse.
-        tree: The syntax tree of `text`; None as long as nobody asked for it, see `parse`.
         encoding: What the file is encoded in.
         notebook: What `text` was taken from; None for a Python file.
         problems: Why `parse` returned None, or left cells out.
@@ -59,23 +58,23 @@ class Source:
 
     path: str
     text: str
-    tree: ast.Module | None = None
     encoding: str = "utf-8"
     notebook: Notebook | None = None
     problems: list[Problem] = dataclasses.field(default_factory=list)
 
     def parse(self) -> ast.Module | None:
         """Returns the syntax tree, whose columns count UTF-8 bytes; None with a word in `problems` if there is none."""
-        if self.tree is None and not self.problems:
+        if self.problems:
+            return None
+        parsed = tree_of(self.text)
+        if isinstance(parsed, Fault) and self.notebook is not None:
+            self._leave_out_cells()
             parsed = tree_of(self.text)
-            if isinstance(parsed, Fault) and self.notebook is not None:
-                self._leave_out_cells()
-                parsed = tree_of(self.text)
-            if isinstance(parsed, ast.Module):
-                self.tree = parsed
-            elif not self.problems:
-                self.problems.append(Problem(self.path, f"skipped: {parsed.message}", parsed.line))
-        return self.tree
+        if isinstance(parsed, ast.Module):
+            return parsed
+        if not self.problems:
+            self.problems.append(Problem(self.path, f"skipped: {parsed.message}", parsed.line))
+        return None
 
     def place(self, line: int) -> tuple[int | None, int]:
         """Returns where a line of `text` stands: a notebook's cell, None for a Python file, and the line in it."""
