@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from tallax_lint._finding import Finding
 from tallax_lint._source import Source
 
-_NOQA = re.compile(r"#\s*noqa(?![\w-])(?:\s*:([^#]*))?", re.IGNORECASE)  # a colon means these codes and no others
+_NOQA = re.compile(r"#\s*noqa(?![\w-])(?:[^\S\n]*:([^#\n]*))?", re.IGNORECASE)  # a colon means these codes and no others
 _SKIP = re.compile(r"[ \t\f]*#\s*tallax:\s*skip-file\b")
 _BETWEEN = (tokenize.NEWLINE, tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT)
 _HEAD = 10  # lines in which a file may ask to be skipped
@@ -21,7 +21,8 @@ def unsilenced(source: Source, findings: Sequence[Finding]) -> list[Finding]:
     """Returns the findings in a file that no comment silences."""
     if not findings or any(_SKIP.match(line) for line in source.text[: 200 * _HEAD].splitlines()[:_HEAD]):
         return []
-    if "noqa" not in source.text.lower():
+    words = [_codes(found) for found in _NOQA.finditer(source.text)]  # in comments, and perhaps in strings
+    if not any(_means(some, finding) for some in words for finding in findings):
         return list(findings)
     comments = _Comments(source.text)
     return [finding for finding in findings if not comments.silence(finding)]
@@ -57,7 +58,12 @@ class _Comments:
     def _note(self, line: int, comment: str) -> None:
         found = _NOQA.search(comment)
         if found is not None:
-            self._words[line] = None if found[1] is None else frozenset(re.findall(r"[\w-]+", found[1]))
+            self._words[line] = _codes(found)
+
+
+def _codes(found: re.Match[str]) -> frozenset[str] | None:
+    """Returns the codes of a comment, None if it names none and so means all."""
+    return None if found[1] is None else frozenset(re.findall(r"[\w-]+", found[1]))
 
 
 def _means(words: frozenset[str] | None, finding: Finding) -> bool:

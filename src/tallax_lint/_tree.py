@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from tallax_lint._index import File
 from tallax_lint._source import Source, read
 
 _ROOT_MARKS = (".git", "pyproject.toml", "setup.py")
+_INSTALLED = ("site-packages", "dist-packages")  # where packages lie side by side that belong to many projects
 
 
 class Tree:
@@ -21,7 +23,7 @@ class Tree:
 
     def __init__(self) -> None:
         self._files: dict[str, File | None] = {}
-        self._isfile: dict[str, bool] = {}
+        self._listed: dict[str, frozenset[str]] = {}
         self._roots: dict[str, list[str]] = {}
         self._modules: dict[tuple[str, str], str | None] = {}
 
@@ -57,15 +59,26 @@ class Tree:
         folder = os.path.dirname(os.path.abspath(importer.path))
         key = (folder, dotted)
         if key not in self._modules:
-            self._modules[key] = self._find(dotted.replace(".", os.sep), folder)
+            self._modules[key] = self._find(dotted, folder)
         return self._modules[key]
 
-    def _find(self, relative: str, folder: str) -> str | None:
+    def _find(self, dotted: str, folder: str) -> str | None:
+        first = dotted.partition(".")[0]
+        # A package's modules see the standard library's `typing`, whatever they call one of their own.
+        if first in sys.stdlib_module_names and "__init__.py" in self._names(folder):
+            return None
         for root in self._roots_of(folder):
-            base = os.path.join(root, relative)
-            for path in (base + ".py", os.path.join(base, "__init__.py")):
-                if self._exists(path):
-                    return path
+            names = self._names(root)
+            if first not in names and first + ".py" not in names:
+                continue
+            if os.path.basename(root) in _INSTALLED and not (folder + os.sep).startswith(os.path.join(root, first, "")):
+                continue  # of another distribution
+            base = os.path.join(root, dotted.replace(".", os.sep))
+            parent, last = os.path.split(base)
+            if last + ".py" in self._names(parent):
+                return base + ".py"
+            if "__init__.py" in self._names(base):
+                return os.path.join(base, "__init__.py")
         return None
 
     def _roots_of(self, folder: str) -> list[str]:
@@ -73,20 +86,27 @@ class Tree:
         if folder not in self._roots:
             here = [folder, os.path.join(folder, "src")]
             above = os.path.dirname(folder)
-            last = above == folder or any(os.path.exists(os.path.join(folder, mark)) for mark in _ROOT_MARKS)
+            last = above == folder or os.path.basename(folder) in _INSTALLED
+            last = last or any(mark in self._names(folder) for mark in _ROOT_MARKS)
             self._roots[folder] = here if last else [*here, *self._roots_of(above)]
         return self._roots[folder]
 
-    def _exists(self, path: str) -> bool:
-        if path not in self._isfile:
-            self._isfile[path] = os.path.isfile(path)
-        return self._isfile[path]
+    def _names(self, folder: str) -> frozenset[str]:
+        """Returns what lies in a folder: one question to the system instead of one for each module looked for."""
+        names = self._listed.get(folder)
+        if names is None:
+            try:
+                names = frozenset(os.listdir(folder))
+            except OSError:
+                names = frozenset()
+            self._listed[folder] = names
+        return names
 
     def _dotted(self, path: str) -> tuple[str, str]:
         """Returns a file's module and package, by the `__init__.py` files around it."""
         folder, name = os.path.split(path)
         parts: list[str] = []
-        while self._exists(os.path.join(folder, "__init__.py")) and os.path.dirname(folder) != folder:
+        while "__init__.py" in self._names(folder) and os.path.dirname(folder) != folder:
             folder, last = os.path.split(folder)
             parts.insert(0, last)
         package = ".".join(parts)
