@@ -70,6 +70,8 @@ class Classes:
 
     def __init__(self) -> None:
         self._bases: dict[Scope, list[Scope | str]] = {}
+        self._asked = 0  # how many classes' bases are being worked out
+        self._lineages: dict[Scope, list[Scope | str]] = {}
         self._settings: dict[Scope, dict[str, list[Setting]]] = {}
         self._members: dict[tuple[Scope, str], Value | None] = {}
         self._forward: dict[Scope, set[Scope]] = {}
@@ -87,6 +89,7 @@ class Classes:
         """Returns what a class derives from directly: classes of the project, or names of other libraries."""
         if cls not in self._bases:
             self._bases[cls] = []  # a class that derives from itself
+            self._asked += 1
             found: list[Scope | str] = []
             for base in cls.node.bases:  # type: ignore[attr-defined]
                 value = self.of(base, cls.parent)
@@ -97,10 +100,13 @@ class Classes:
                 else:
                     found.append("")
             self._bases[cls] = found
+            self._asked -= 1
         return self._bases[cls]
 
     def lineage(self, cls: Scope) -> list[Scope | str]:
         """Returns a class and all it derives from, nearest first."""
+        if cls in self._lineages:
+            return self._lineages[cls]
         found: list[Scope | str] = []
         waiting: list[Scope | str] = [cls]
         while waiting and len(found) < 200:
@@ -109,6 +115,8 @@ class Classes:
                 found.append(current)
                 if not isinstance(current, str):
                     waiting = [*self.bases(current), *waiting]
+        if not self._asked:  # else some of the bases may not be known yet
+            self._lineages[cls] = found
         return found
 
     def variable_type(self, cls: Scope) -> str:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import ast
 import bisect
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 Lines = tuple[int, int]
+_Waiting = tuple[ast.AST, "Scope", tuple[Lines, ...]]  # a node, and the scope and branches that it stands in
 
 # What rules and `_values` look for within a scope.
 _SORTED = {
@@ -109,7 +111,7 @@ class Scope:
         children: The scopes within it.
     """
 
-    __slots__ = ("bindings", "children", "file", "kind", "memory", "name", "node", "nodes", "parent")
+    __slots__ = ("__dict__", "bindings", "children", "file", "kind", "memory", "name", "node", "nodes", "parent")
 
     def __init__(self, node: ast.AST, name: str, kind: str, parent: Scope | None, file: File):
         self.node, self.name, self.kind, self.parent, self.file = node, name, kind, parent, file
@@ -150,7 +152,7 @@ class Scope:
         """The function's or class's decorators, outermost first."""
         return getattr(self.node, "decorator_list", [])
 
-    @property
+    @functools.cached_property
     def self_name(self) -> str | None:
         """What a method calls its instance; None for a static or class method, or none at all."""
         if self.method_of is None or isinstance(self.node, ast.Lambda) or not self.parameters:
@@ -244,45 +246,64 @@ def enclosing(node: ast.AST, *kinds: type) -> ast.AST | None:
 def _collect(file: File, tree: ast.Module) -> list[ast.AST]:
     """Fills a file's scopes in one walk, without recursion: source may be nested deeper than Python's stack.
 
-    Returns the nodes within which others stand.
+    Returns the nodes within which others may stand.
     """
-    inner_nodes: list[ast.AST] = []
-    stack: list[tuple[ast.AST, Scope, tuple[Lines, ...]]] = [(tree, file, ())]
-    take, put = stack.pop, stack.append
+    walked: list[ast.AST] = []
+    stack: list[_Waiting] = [(tree, file, ())]
+    take, put, note = stack.pop, stack.append, walked.append
+    plans, silent = _PLANS, _SILENT
     while stack:
         node, scope, branches = take()
-        inner_nodes.append(node)
+        note(node)
         kind = node.__class__
-        if kind in _SORTED:
+        is_sorted, bind, fields, has_blocks = plans[kind]
+        if is_sorted:
             nodes = scope.nodes
             if kind in nodes:
                 nodes[kind].append(node)
             else:
                 nodes[kind] = [node]
-        if kind in _BINDERS:
-            _BINDERS[kind](node, scope, branches)
-        inner = _open(node, scope, file, branches) if kind in _SCOPES else scope
-        for field in _FIELDS[kind]:
+        if bind is not None:
+            bind(node, scope, branches)
+        if has_blocks:
+            stack += _within_blocks(node, scope, branches)
+            continue
+        for field in fields:
             value = getattr(node, field, None)
             if value.__class__ is list:
-                within, where = branches, scope
-                if field in _BRANCHING and value:
-                    if inner is not scope:
-                        within, where = (), inner
-                    elif kind in _BRANCHES:
-                        last = value[-1]
-                        within = (*branches, (value[0].lineno, last.end_lineno or last.lineno))
-                for child in reversed(value or ()):
+                for child in reversed(value):
                     if child is not None:  # a key of `{**other}`
                         child.parent = node
-                        if child.__class__ not in _SILENT:
-                            put((child, where, within))
+                        if child.__class__ not in silent:
+                            put((child, scope, branches))
             elif value is not None:
                 value.parent = node
-                if value.__class__ not in _SILENT:
-                    # A lambda's body is its own; defaults and annotations are worked out outside.
-                    put((value, inner if field == "body" else scope, branches))
-    return inner_nodes
+                if value.__class__ not in silent:
+                    put((value, scope, branches))
+    return walked
+
+
+def _within_blocks(node: ast.AST, scope: Scope, branches: tuple[Lines, ...]) -> list[_Waiting]:
+    """Returns what stands in a statement with a body, last first, each with its scope and the branches around it."""
+    found: list[_Waiting] = []
+    kind = node.__class__
+    inner = _open(node, scope, branches) if kind in _SCOPES else scope
+    for field in _FIELDS[kind]:
+        value = getattr(node, field, None)
+        where, within = scope, branches
+        if field in _BRANCHING and value:
+            # A lambda's body is its own, as a function's is; defaults and annotations are worked out outside.
+            if inner is not scope:
+                where, within = inner, branches if kind is ast.Lambda else ()
+            elif kind in _BRANCHES:
+                last = value[-1]
+                within = (*branches, (value[0].lineno, last.end_lineno or last.lineno))
+        for child in reversed(value) if value.__class__ is list else [value]:  # type: ignore[call-overload]
+            if child is not None:
+                child.parent = node
+                if child.__class__ not in _SILENT:
+                    found.append((child, where, within))
+    return found
 
 
 _SCOPES = {ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef}
@@ -291,15 +312,15 @@ if hasattr(ast, "TryStar"):
     _BRANCHES.add(ast.TryStar)
 
 
-def _open(node: Any, scope: Scope, file: File, branches: tuple[Lines, ...]) -> Scope:
+def _open(node: Any, scope: Scope, branches: tuple[Lines, ...]) -> Scope:
     """Makes the scope of a function or class, and binds its parameters."""
     own = getattr(node, "name", "<lambda>")
     name = f"{scope.name}.{own}" if scope.name else own
     if isinstance(node, ast.ClassDef):
-        inner = Scope(node, name, "class", scope, file)
-        file.classes.append(inner)
+        inner = Scope(node, name, "class", scope, scope.file)
+        scope.file.classes.append(inner)
     else:
-        inner = Scope(node, name, "function", scope, file)
+        inner = Scope(node, name, "function", scope, scope.file)
         arguments = node.args
         for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
             inner.bindings[argument.arg] = [Binding("parameter", argument, (), node.lineno, ())]
@@ -320,17 +341,17 @@ def _bind(scope: Scope, name: str, binding: Binding) -> None:
         known.append(binding)
 
 
-def targets(target: ast.expr, item: tuple[int, ...] = ()) -> Iterator[tuple[ast.expr, tuple[int, ...] | None]]:
-    """Yields the single targets of an assignment and where in the value's tuples they stand, None behind a star."""
-    if isinstance(target, (ast.Tuple, ast.List)):
-        starred = False
-        for k, element in enumerate(target.elts):
-            starred = starred or isinstance(element, ast.Starred)
-            inner = element.value if isinstance(element, ast.Starred) else element
-            for single, place in targets(inner, (*item, k)):
-                yield single, None if starred else place
-    else:
-        yield target, item
+def targets(target: ast.expr, item: tuple[int, ...] = ()) -> Sequence[tuple[ast.expr, tuple[int, ...] | None]]:
+    """Returns the single targets of an assignment and where in the value's tuples they stand, None behind a star."""
+    if not isinstance(target, (ast.Tuple, ast.List)):
+        return ((target, item),)
+    found: list[tuple[ast.expr, tuple[int, ...] | None]] = []
+    starred = False
+    for k, element in enumerate(target.elts):
+        starred = starred or isinstance(element, ast.Starred)
+        inner = element.value if isinstance(element, ast.Starred) else element
+        found += [(single, None if starred else place) for single, place in targets(inner, (*item, k))]
+    return found
 
 
 def _bind_targets(target: ast.expr, how: str, what: Any, scope: Scope, branches: tuple[Lines, ...]) -> None:
@@ -407,4 +428,10 @@ _BINDERS: dict[type, Any] = {
     ast.ExceptHandler: _caught,
     ast.Import: _import,
     ast.ImportFrom: _import_from,
+}
+
+# Of each kind of node: whether it is sorted, what it binds, which fields hold others, and whether one of them is a body.
+_PLANS: dict[type, tuple[bool, Any, tuple[str, ...], bool]] = {
+    kind: (kind in _SORTED, _BINDERS.get(kind), fields, not _BRANCHING.isdisjoint(fields) and kind is not ast.IfExp)
+    for kind, fields in _FIELDS.items()
 }

@@ -155,8 +155,8 @@ def joined(values: list[Value | None]) -> Value | None:
 
     A Variable or None is that Variable: what is done to it is done to a Variable.
     """
-    if not values:
-        return None
+    if len(values) < 2:
+        return values[0] if values else None
     if any(isinstance(value, Variable) for value in values):
         values = [value for value in values if value != NOTHING]
     first = values[0]

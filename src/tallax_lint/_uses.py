@@ -66,6 +66,11 @@ class Uses:
             self._all[cls] = found
         return self._all[cls].get(name, [])
 
+    def written(self, cls: Scope) -> set[str]:
+        """Returns the names of the attributes that the class's methods write, or the values of the Variables in them."""
+        self.of(cls, "")
+        return {name for name, uses in self._all[cls].items() if any(write_at(use) is not None for use in uses)}
+
     def writes(self, cls: Scope, name: str) -> list[Write]:
         """Returns the places where the class's methods write an attribute or the value of the Variable in it."""
         return [write for use in self.of(cls, name) if (write := write_at(use)) is not None]

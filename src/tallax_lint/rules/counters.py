@@ -116,7 +116,7 @@ def narrow(cls: Scope, context: Context) -> None:
         return
     added: dict[str, set[str]] = {}
     held: dict[str, tuple[Variable, Array]] = {}
-    for name in _attributes(cls):
+    for name in sorted(context.uses.written(cls)):
         variable = context.values.member(cls, name, None)
         if (
             not isinstance(variable, Variable)
@@ -143,17 +143,6 @@ def _is_in_step(cls: Scope, name: str, context: Context) -> bool:
     """Says whether the forward path writes an attribute."""
     forward = context.values.forward(cls)
     return any(write.use.method in forward for write in context.uses.writes(cls, name))
-
-
-def _attributes(cls: Scope) -> set[str]:
-    """Returns the names of the attributes of `self` that a class's methods name."""
-    return {
-        node.attr
-        for method in cls.methods
-        for scope in method.inside()
-        for node in scope.of(ast.Attribute)
-        if isinstance(node.value, ast.Name) and node.value.id == method.self_name
-    }
 
 
 def _outgrown(name: str, content: Array, amounts: set[str], counts_elements: bool, cls: Scope, context: Context) -> str:
