@@ -8,7 +8,7 @@ import re
 
 from tallax_lint._check import Context
 from tallax_lint._flow import root_of
-from tallax_lint._index import Scope, enclosing, targets
+from tallax_lint._index import File, Scope, enclosing, targets
 from tallax_lint._kinds import Instance, Variable
 from tallax_lint._names import CHANGING_LAYERS, NODES
 
@@ -113,4 +113,10 @@ def uses_references(scope: Scope) -> bool:
     first, last = outer.node.lineno, outer.node.end_lineno  # type: ignore[attr-defined]
     text = "\n".join(scope.file.lines[max(first - 6, 0) : last])
     words = ("hijax", "ref=True", "use_refs", "mutable_array")
-    return any(word in text for word in words) or bool(_BY_REFERENCE.search(scope.file.text))
+    return any(word in text for word in words) or _asks_for_references(scope.file)
+
+
+def _asks_for_references(file: File) -> bool:
+    if "references" not in file.memory:
+        file.memory["references"] = bool(_BY_REFERENCE.search(file.text))
+    return bool(file.memory["references"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tallax_lint._finding import Edit, Finding
@@ -82,14 +82,16 @@ class Context:
 
 @dataclasses.dataclass
 class Checks:
-    """What is asked of each node of a kind, call, class, function and file."""
+    """What is asked of each node of a kind, attribute, call, class, function and file."""
 
     nodes: dict[type, list[NodeCheck]] = dataclasses.field(default_factory=dict)
+    attributes: dict[str, list[NodeCheck]] = dataclasses.field(default_factory=dict)
     calls: dict[str, list[NodeCheck]] = dataclasses.field(default_factory=dict)
     types: list[NodeCheck] = dataclasses.field(default_factory=list)
     classes: list[ScopeCheck] = dataclasses.field(default_factory=list)
     functions: list[ScopeCheck] = dataclasses.field(default_factory=list)
     files: list[ScopeCheck] = dataclasses.field(default_factory=list)
+    _of_calls: dict[str, Sequence[NodeCheck]] = dataclasses.field(default_factory=dict)
 
     def node(self, *kinds: type) -> Callable[[NodeCheck], NodeCheck]:
         """Asks a function about each node of some kinds."""
@@ -97,6 +99,16 @@ class Checks:
         def add(check: NodeCheck) -> NodeCheck:
             for kind in kinds:
                 self.nodes.setdefault(kind, []).append(check)
+            return check
+
+        return add
+
+    def attribute(self, *names: str) -> Callable[[NodeCheck], NodeCheck]:
+        """Asks a function about each attribute with one of these names."""
+
+        def add(check: NodeCheck) -> NodeCheck:
+            for name in names:
+                self.attributes.setdefault(name, []).append(check)
             return check
 
         return add
@@ -112,6 +124,14 @@ class Checks:
             return check
 
         return add
+
+    def of_call(self, name: str) -> Sequence[NodeCheck]:
+        """Returns what is asked of a call of something with this last name."""
+        found = self._of_calls.get(name)
+        if found is None:
+            is_type = name.lstrip("_")[:1].isupper()
+            found = self._of_calls[name] = (*self.calls.get(name, ()), *(self.types if is_type else ()))
+        return found
 
     def each_class(self, check: ScopeCheck) -> ScopeCheck:
         """Asks a function about each class."""

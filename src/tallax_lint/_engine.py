@@ -100,14 +100,13 @@ def _findings_of(file: File, values: Values) -> list[Finding]:
                 for check in checks:
                     for node in nodes:
                         check(node, scope, context)
+        for node in scope.nodes.get(ast.Attribute, ()):
+            for check in CHECKS.attributes.get(node.attr, ()):
+                check(node, scope, context)
         for node in scope.nodes.get(ast.Call, ()):
             name = last_name(node.func)
-            name = aliases.get(name, name)
-            for check in CHECKS.calls.get(name, ()):
+            for check in CHECKS.of_call(aliases.get(name, name)):
                 check(node, scope, context)
-            if name.lstrip("_")[:1].isupper():
-                for check in CHECKS.types:
-                    check(node, scope, context)
         if scope.kind == "class":
             for check in CHECKS.classes:
                 check(scope, context)

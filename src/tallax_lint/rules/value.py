@@ -66,11 +66,9 @@ _OPTIMIZER = re.compile(r"optim(?:izer)?$|^opt$", re.IGNORECASE)
 _LAYERS_OWN = {"kernel", "bias", "scale", "embedding", "lora_a", "lora_b"}
 
 
-@CHECKS.node(ast.Attribute)
+@CHECKS.attribute("value")
 def value_of_a_variable(node: ast.Attribute, scope: Scope, context: Context) -> None:
     """Reports `x.value` where `x` is a Variable."""
-    if node.attr != "value":
-        return
     variable = context.values.of(node.value, scope)
     if variable is None:
         variable = (
