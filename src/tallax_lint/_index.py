@@ -190,14 +190,15 @@ class File(Scope):
         classes: All its classes, also those within functions.
     """
 
-    __slots__ = ("_inner", "_lines", "classes", "module", "package", "path", "text")
+    __slots__ = ("_lines", "_walked", "classes", "module", "package", "path", "text")
 
     def __init__(self, tree: ast.Module, path: str, text: str, module: str, package: str):
         super().__init__(tree, "", "file", None, self)
         self.path, self.text, self.module, self.package = path, text, module, package
         self._lines: list[str] | None = None
         self.classes: list[Scope] = []
-        self._inner = _collect(self, tree)
+        self._walked: list[ast.AST] = []
+        self.collect(tree)
 
     @property
     def lines(self) -> list[str]:
@@ -206,6 +207,10 @@ class File(Scope):
             self._lines = self.text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
         return self._lines
 
+    def collect(self, tree: ast.Module) -> None:
+        """Takes in the statements of a syntax tree: those of the file, or some of them."""
+        self._walked += _collect(self, tree)
+
     def release(self) -> None:
         """Undoes the circles of parents and children: the file is freed as soon as nobody has it, without a search for
         garbage among its nodes, which takes longer than all rules together.
@@ -213,9 +218,9 @@ class File(Scope):
         for scope in list(self.inside()):
             scope.parent = None
             scope.children, scope.bindings, scope.nodes, scope.memory = [], {}, {}, {}
-        for node in self._inner:
+        for node in self._walked:
             node.__dict__.clear()
-        self._inner, self.classes = [], []
+        self._walked, self.classes = [], []
 
 
 def parent_of(node: ast.AST) -> ast.AST | None:

@@ -7,6 +7,7 @@ import os
 import sys
 
 from tallax_lint._index import File
+from tallax_lint._outline import Outline, outlined
 from tallax_lint._source import Source, read
 
 _ROOT_MARKS = (".git", "pyproject.toml", "setup.py")
@@ -30,7 +31,10 @@ class Tree:
     def add(self, source: Source) -> File | None:
         """Returns the index of a source, None if it does not parse."""
         path = os.path.abspath(source.path)
-        if self._files.get(path) is None:
+        known = self._files.get(path)
+        if isinstance(known, Outline):
+            known.take_in_all()
+        elif known is None:
             self._files[path] = None  # a file that is being read is no help to itself
             tree = source.parse()
             if tree is not None:
@@ -43,8 +47,10 @@ class Tree:
         if path is None:
             return None
         if path not in self._files:
+            self._files[path] = None  # a file that is being read is no help to itself
             source = read(path)
-            self._files[path] = self.add(source) if isinstance(source, Source) else None
+            if isinstance(source, Source):
+                self._files[path] = outlined(source, *self._dotted(path))
         return self._files[path]
 
     def release(self) -> None:
