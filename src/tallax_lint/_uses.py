@@ -8,7 +8,7 @@ import dataclasses
 from typing import NamedTuple
 
 from tallax_lint._bindings import reaching
-from tallax_lint._classes import is_self
+from tallax_lint._classes import MAKING, is_self
 from tallax_lint._index import Scope, parent_of, statement_of, targets
 from tallax_lint._kinds import Array, Callee, Frame, Number
 from tallax_lint._values import Values
@@ -67,9 +67,11 @@ class Uses:
         return self._all[cls].get(name, [])
 
     def written(self, cls: Scope) -> set[str]:
-        """Returns the names of the attributes that the class's methods write, or the values of the Variables in them."""
+        """Returns the names of the attributes that the class's methods write, or whose Variables they write, once they
+        are made.
+        """
         self.of(cls, "")
-        return {name for name, uses in self._all[cls].items() if any(write_at(use) is not None for use in uses)}
+        return {name for name, uses in self._all[cls].items() if any(_is_written_later(use) for use in uses)}
 
     def writes(self, cls: Scope, name: str) -> list[Write]:
         """Returns the places where the class's methods write an attribute or the value of the Variable in it."""
@@ -136,6 +138,12 @@ class Uses:
         if len(results) != 1:
             return None
         return results[0], self.values.frame_of(callee, node, frame)
+
+
+def _is_written_later(use: Use) -> bool:
+    write = write_at(use)
+    making = use.method.name.rpartition(".")[2] in MAKING
+    return write is not None and not (making and write.replaces and write.operator is None)
 
 
 def write_at(use: Use) -> Write | None:
