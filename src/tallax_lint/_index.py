@@ -276,7 +276,7 @@ def _collect(file: File, tree: ast.Module) -> list[ast.AST]:
         for field in fields:
             value = getattr(node, field, None)
             if value.__class__ is list:
-                for child in reversed(value):
+                for child in reversed(value):  # type: ignore[call-overload]
                     if child is not None:  # a key of `{**other}`
                         child.parent = node
                         if child.__class__ not in silent:
@@ -435,7 +435,7 @@ _BINDERS: dict[type, Any] = {
     ast.ImportFrom: _import_from,
 }
 
-# Of each kind of node: whether it is sorted, what it binds, which fields hold others, and whether one of them is a body.
+# Of each kind of node: whether it is sorted, what it binds, which fields hold others, and whether one is a body.
 _PLANS: dict[type, tuple[bool, Any, tuple[str, ...], bool]] = {
     kind: (kind in _SORTED, _BINDERS.get(kind), fields, not _BRANCHING.isdisjoint(fields) and kind is not ast.IfExp)
     for kind, fields in _FIELDS.items()

@@ -28,7 +28,7 @@ class _Piece(NamedTuple):
 class Outline(File):
     """A file whose functions and classes are parsed one by one.
 
-    The text is cut by its left margin, which a string over several lines may cross. Where what is left does not parse
+    The text is cut by its left margin, which a string over several lines may touch. Where what is left does not parse
     then, `outlined` takes the file as a whole; where a piece does not, its name is unknown, and rules are silent on it.
     """
 
@@ -46,9 +46,10 @@ class Outline(File):
             if isinstance(tree, ast.Module):
                 self.collect(tree)
 
-    def take_in_all(self) -> None:
-        """Parses the rest, in a file that is to be judged after all."""
-        for name in list(self._pieces):
+    def complete(self, whole: ast.Module) -> None:
+        """Takes in the rest of a file that is to be judged after all, but nothing that only stands in its strings."""
+        named = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        for name in {node.name for node in whole.body if isinstance(node, named)}:
             self.take_in(name)
 
 

@@ -31,15 +31,18 @@ class Tree:
     def add(self, source: Source) -> File | None:
         """Returns the index of a source, None if it does not parse."""
         path = os.path.abspath(source.path)
-        known = self._files.get(path)
-        if isinstance(known, Outline):
-            known.take_in_all()
-        elif known is None:
+        file = self._files.get(path)
+        if file is None or isinstance(file, Outline):
             self._files[path] = None  # a file that is being read is no help to itself
             tree = source.parse()
-            if tree is not None:
-                self._files[path] = File(tree, source.path, source.text, *self._dotted(path))
-        return self._files[path]
+            if tree is None:
+                return None
+            if isinstance(file, Outline):
+                file.complete(tree)
+            else:
+                file = File(tree, source.path, source.text, *self._dotted(path))
+            self._files[path] = file
+        return file
 
     def module(self, dotted: str, importer: File) -> File | None:
         """Returns the file of a module as another file would import it, None if it is none of the project's."""
