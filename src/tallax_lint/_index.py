@@ -73,8 +73,11 @@ _FIELDS: dict[type, tuple[str, ...]] = {
     for kind in vars(ast).values()
     if isinstance(kind, type) and issubclass(kind, ast.AST)
 }
-_FIELDS[ast.arg] = ("annotation",)
 _FIELDS[ast.keyword] = ("value",)
+# Nothing happens in annotations: what they say is read where somebody asks for it.
+_FIELDS[ast.arguments] = ("kw_defaults", "defaults")
+for _kind in (ast.AnnAssign, ast.FunctionDef, ast.AsyncFunctionDef):
+    _FIELDS[_kind] = tuple(field for field in _FIELDS[_kind] if field not in ("annotation", "returns"))
 # Nothing is bound by these, and no rule asks for them: they need no turn of their own.
 _SILENT = {ast.Constant, ast.Name, ast.Pass}
 _BRANCHING = {"body", "orelse", "handlers", "finalbody"}
