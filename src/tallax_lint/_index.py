@@ -78,8 +78,9 @@ _FIELDS[ast.keyword] = ("value",)
 _FIELDS[ast.arguments] = ("kw_defaults", "defaults")
 for _kind in (ast.AnnAssign, ast.FunctionDef, ast.AsyncFunctionDef):
     _FIELDS[_kind] = tuple(field for field in _FIELDS[_kind] if field not in ("annotation", "returns"))
-# Nothing is bound by these, and no rule asks for them: they need no turn of their own.
-_SILENT = {ast.Constant, ast.Name, ast.Pass}
+# Nothing is bound by these, and no rule asks for them or for what they stand in: they are not walked. None stands for
+# an optional field that is missing, or the key of `{**other}`.
+_SILENT = {ast.Constant, ast.Name, ast.Pass, type(None)}
 _BRANCHING = {"body", "orelse", "handlers", "finalbody"}
 
 
@@ -227,7 +228,7 @@ class File(Scope):
 
 
 def parent_of(node: ast.AST) -> ast.AST | None:
-    """Returns the node that another stands in."""
+    """Returns the node that another stands in, None of a file's; names and constants do not know theirs."""
     return getattr(node, "parent", None)
 
 
@@ -261,33 +262,32 @@ def _collect(file: File, tree: ast.Module) -> list[ast.AST]:
     take, put, note = stack.pop, stack.append, walked.append
     plans, silent = _PLANS, _SILENT
     while stack:
-        node, scope, branches = take()
-        note(node)
-        kind = node.__class__
-        is_sorted, bind, fields, has_blocks = plans[kind]
-        if is_sorted:
-            nodes = scope.nodes
-            if kind in nodes:
-                nodes[kind].append(node)
-            else:
-                nodes[kind] = [node]
-        if bind is not None:
-            bind(node, scope, branches)
-        if has_blocks:
-            stack += _within_blocks(node, scope, branches)
-            continue
-        for field in fields:
-            value = getattr(node, field, None)
-            if value.__class__ is list:
-                for child in reversed(value):  # type: ignore[call-overload]
-                    if child is not None:  # a key of `{**other}`
+        here, scope, branches = take()
+        while here is not None:
+            node, here = here, None
+            note(node)
+            kind = node.__class__
+            is_sorted, bind, fields, has_blocks = plans[kind]
+            if is_sorted:
+                nodes = scope.nodes
+                if kind in nodes:
+                    nodes[kind].append(node)
+                else:
+                    nodes[kind] = [node]
+            if bind is not None:
+                bind(node, scope, branches)
+            if has_blocks:
+                stack += _within_blocks(node, scope, branches)
+                break
+            for field in fields:
+                value: Any = getattr(node, field, None)
+                # Of the children, the first is walked next, and the others wait.
+                for child in reversed(value) if value.__class__ is list else (value,):
+                    if child.__class__ not in silent:
                         child.parent = node
-                        if child.__class__ not in silent:
-                            put((child, scope, branches))
-            elif value is not None:
-                value.parent = node
-                if value.__class__ not in silent:
-                    put((value, scope, branches))
+                        if here is not None:
+                            put((here, scope, branches))
+                        here = child
     return walked
 
 
@@ -297,7 +297,7 @@ def _within_blocks(node: ast.AST, scope: Scope, branches: tuple[Lines, ...]) -> 
     kind = node.__class__
     inner = _open(node, scope, branches) if kind in _SCOPES else scope
     for field in _FIELDS[kind]:
-        value = getattr(node, field, None)
+        value: Any = getattr(node, field, None)
         where, within = scope, branches
         if field in _BRANCHING and value:
             # A lambda's body is its own, as a function's is; defaults and annotations are worked out outside.
@@ -306,11 +306,10 @@ def _within_blocks(node: ast.AST, scope: Scope, branches: tuple[Lines, ...]) -> 
             elif kind in _BRANCHES:
                 last = value[-1]
                 within = (*branches, (value[0].lineno, last.end_lineno or last.lineno))
-        for child in reversed(value) if value.__class__ is list else [value]:  # type: ignore[call-overload]
-            if child is not None:
+        for child in reversed(value) if value.__class__ is list else (value,):
+            if child.__class__ not in _SILENT:
                 child.parent = node
-                if child.__class__ not in _SILENT:
-                    found.append((child, where, within))
+                found.append((child, where, within))
     return found
 
 
