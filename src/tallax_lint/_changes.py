@@ -8,7 +8,7 @@ import re
 
 from tallax_lint._check import Context
 from tallax_lint._flow import root_of
-from tallax_lint._index import File, Scope, enclosing, targets
+from tallax_lint._index import File, Scope, targets
 from tallax_lint._kinds import Instance, Variable
 from tallax_lint._names import CHANGING_LAYERS, NODES
 
@@ -44,7 +44,7 @@ def changes(cls: Scope, name: str, context: Context, seen: frozenset[tuple[Scope
             function = call.func
             if root_of(function) != method.self_name and not isinstance(function, ast.Name):
                 continue
-            if _is_conditional(call):
+            if _is_conditional(call, scope):
                 continue  # `if self.dropout is not None`: it may well be None
             if isinstance(function, ast.Attribute):
                 if function.attr in ("set_value", "sow") and root_of(function) == method.self_name:
@@ -64,9 +64,9 @@ def changes(cls: Scope, name: str, context: Context, seen: frozenset[tuple[Scope
     return False
 
 
-def _is_conditional(node: ast.AST) -> bool:
+def _is_conditional(node: ast.AST, scope: Scope) -> bool:
     """Says whether a node stands in a branch of its function."""
-    branch = enclosing(node, ast.If, ast.IfExp, ast.FunctionDef, ast.AsyncFunctionDef)
+    branch = scope.file.enclosing(node, ast.If, ast.IfExp, ast.FunctionDef, ast.AsyncFunctionDef)
     return isinstance(branch, (ast.If, ast.IfExp))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tallax_lint._finding import Edit, Finding
-from tallax_lint._index import File, Scope, parent_of
+from tallax_lint._index import File, Scope
 from tallax_lint._kinds import Type
 from tallax_lint._rule import Rule
 from tallax_lint._uses import Uses
@@ -47,9 +47,9 @@ class Context:
         """Returns the scope that a node stands in."""
         if self._scopes is None:
             self._scopes = {id(scope.node): scope for scope in self.file.inside()}
-        current = parent_of(node)
+        current = self.file.parent_of(node)
         while current is not None and id(current) not in self._scopes:
-            current = parent_of(current)
+            current = self.file.parent_of(current)
         return self._scopes[id(current)] if current is not None else self.file
 
     def report(self, rule: Rule, node: ast.AST, message: str, edits: tuple[Edit, ...] = ()) -> None:

@@ -307,7 +307,7 @@ def _is_guarded(setting: Setting) -> bool:
         return False
     node: Any = setting.node
     while node is not None and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-        node = getattr(node, "parent", None)
+        node = setting.scope.file.parent_of(node)
         if isinstance(node, ast.If) and any(
             isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name) and inner.func.id == "isinstance"
             for inner in ast.walk(node.test)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a file declares: scopes, the names bound in them, classes, and the attributes that their methods set.
 
-One walk over the syntax tree, which also sorts the nodes that rules ask for by scope and kind and gives each node its
-parent. What the names mean is left to `_values`, which asks for few of them.
+One walk over the syntax tree, which also sorts the nodes that rules ask for by scope and kind, and notes what each of
+them stands in. What the names mean is left to `_values`, which asks for few of them.
 """
 
 from __future__ import annotations
@@ -194,14 +194,15 @@ class File(Scope):
         classes: All its classes, also those within functions.
     """
 
-    __slots__ = ("_lines", "_walked", "classes", "module", "package", "path", "text")
+    __slots__ = ("_lines", "_parents", "classes", "module", "package", "path", "text")
 
     def __init__(self, tree: ast.Module, path: str, text: str, module: str, package: str):
         super().__init__(tree, "", "file", None, self)
         self.path, self.text, self.module, self.package = path, text, module, package
         self._lines: list[str] | None = None
         self.classes: list[Scope] = []
-        self._walked: list[ast.AST] = []
+        # Beside the tree rather than in it, which would be a circle then.
+        self._parents: dict[ast.AST, ast.AST] = {}
         self.collect(tree)
 
     @property
@@ -213,23 +214,33 @@ class File(Scope):
 
     def collect(self, tree: ast.Module) -> None:
         """Takes in the statements of a syntax tree: those of the file, or some of them."""
-        self._walked += _collect(self, tree)
+        _collect(self, tree, self._parents)
+
+    def parent_of(self, node: ast.AST) -> ast.AST | None:
+        """Returns what a node of the file stands in, None of the whole; names and constants are not asked."""
+        return self._parents.get(node)
+
+    def statement_of(self, node: ast.AST) -> ast.stmt:
+        """Returns the statement that a node of the file is part of."""
+        while not isinstance(node, ast.stmt):
+            node = self._parents[node]
+        return node
+
+    def enclosing(self, node: ast.AST, *kinds: type) -> ast.AST | None:
+        """Returns the innermost node of some kinds around a node of the file."""
+        current = self.parent_of(node)
+        while current is not None and not isinstance(current, kinds):
+            current = self.parent_of(current)
+        return current
 
     def release(self) -> None:
-        """Undoes the circles of parents and children: the file is freed as soon as nobody has it, without a search for
-        garbage among its nodes, which takes longer than all rules together.
+        """Undoes the circles of scopes: the file is freed as soon as nobody has it, without a search for garbage among
+        its nodes, which takes longer than the rules.
         """
         for scope in list(self.inside()):
-            scope.parent = None
+            scope.parent = scope.file = None  # type: ignore[assignment]
             scope.children, scope.bindings, scope.nodes, scope.memory = [], {}, {}, {}
-        for node in self._walked:
-            node.__dict__.clear()
-        self._walked, self.classes = [], []
-
-
-def parent_of(node: ast.AST) -> ast.AST | None:
-    """Returns the node that another stands in, None of a file's; names and constants do not know theirs."""
-    return getattr(node, "parent", None)
+        self._parents, self.classes = {}, []
 
 
 def last_name(node: ast.expr) -> str:
@@ -237,35 +248,15 @@ def last_name(node: ast.expr) -> str:
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
-def statement_of(node: ast.AST) -> ast.stmt:
-    """Returns the statement that a node is part of."""
-    while not isinstance(node, ast.stmt):
-        node = node.parent  # type: ignore[attr-defined]
-    return node
-
-
-def enclosing(node: ast.AST, *kinds: type) -> ast.AST | None:
-    """Returns the innermost node of some kinds around a node."""
-    current = parent_of(node)
-    while current is not None and not isinstance(current, kinds):
-        current = parent_of(current)
-    return current
-
-
-def _collect(file: File, tree: ast.Module) -> list[ast.AST]:
-    """Fills a file's scopes in one walk, without recursion: source may be nested deeper than Python's stack.
-
-    Returns the nodes within which others may stand.
-    """
-    walked: list[ast.AST] = []
+def _collect(file: File, tree: ast.Module, parents: dict[ast.AST, ast.AST]) -> None:
+    """Fills a file's scopes in one walk, without recursion: source may be nested deeper than Python's stack."""
     stack: list[_Waiting] = [(tree, file, ())]
-    take, put, note = stack.pop, stack.append, walked.append
+    take, put = stack.pop, stack.append
     plans, silent = _PLANS, _SILENT
     while stack:
         here, scope, branches = take()
         while here is not None:
             node, here = here, None
-            note(node)
             kind = node.__class__
             is_sorted, bind, fields, has_blocks = plans[kind]
             if is_sorted:
@@ -277,21 +268,22 @@ def _collect(file: File, tree: ast.Module) -> list[ast.AST]:
             if bind is not None:
                 bind(node, scope, branches)
             if has_blocks:
-                stack += _within_blocks(node, scope, branches)
+                stack += _within_blocks(node, scope, branches, parents)
                 break
             for field in fields:
                 value: Any = getattr(node, field, None)
                 # Of the children, the first is walked next, and the others wait.
                 for child in reversed(value) if value.__class__ is list else (value,):
                     if child.__class__ not in silent:
-                        child.parent = node
+                        parents[child] = node
                         if here is not None:
                             put((here, scope, branches))
                         here = child
-    return walked
 
 
-def _within_blocks(node: ast.AST, scope: Scope, branches: tuple[Lines, ...]) -> list[_Waiting]:
+def _within_blocks(
+    node: ast.AST, scope: Scope, branches: tuple[Lines, ...], parents: dict[ast.AST, ast.AST]
+) -> list[_Waiting]:
     """Returns what stands in a statement with a body, last first, each with its scope and the branches around it."""
     found: list[_Waiting] = []
     kind = node.__class__
@@ -308,7 +300,7 @@ def _within_blocks(node: ast.AST, scope: Scope, branches: tuple[Lines, ...]) -> 
                 within = (*branches, (value[0].lineno, last.end_lineno or last.lineno))
         for child in reversed(value) if value.__class__ is list else (value,):
             if child.__class__ not in _SILENT:
-                child.parent = node
+                parents[child] = node
                 found.append((child, where, within))
     return found
 

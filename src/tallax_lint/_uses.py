@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tallax_lint._bindings import reaching
 from tallax_lint._classes import MAKING, is_self
-from tallax_lint._index import Scope, parent_of, statement_of, targets
+from tallax_lint._index import Scope, targets
 from tallax_lint._kinds import Array, Callee, Frame, Number
 from tallax_lint._values import Values
 
@@ -149,21 +149,22 @@ def _is_written_later(use: Use) -> bool:
 def write_at(use: Use) -> Write | None:
     """Returns the write that a use is, None if it is a read."""
     place: ast.AST = use.node
-    above = parent_of(place)
+    file = use.scope.file
+    above = file.parent_of(place)
     replaces = True
     if (isinstance(above, ast.Subscript) and above.value is place) or (
         isinstance(above, ast.Attribute) and above.attr in ("value", "raw_value")
     ):
         place, replaces = above, False
     elif isinstance(above, ast.Attribute) and above.attr in ("set_value", "set_raw_value"):
-        call = parent_of(above)
+        call = file.parent_of(above)
         if isinstance(call, ast.Call) and call.func is above:
             given = call.args[0] if call.args else None
-            return Write(use, statement_of(call), given, (), None, False)
+            return Write(use, file.statement_of(call), given, (), None, False)
         return None
     if not isinstance(getattr(place, "ctx", None), ast.Store):
         return None
-    statement = statement_of(place)
+    statement = file.statement_of(place)
     if isinstance(statement, ast.AugAssign):
         return Write(use, statement, statement.value, (), statement.op, replaces)
     if isinstance(statement, (ast.Assign, ast.AnnAssign)):

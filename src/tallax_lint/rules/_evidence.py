@@ -8,10 +8,10 @@ import re
 
 from tallax_lint._check import Context
 from tallax_lint._classes import MAKING
-from tallax_lint._index import Scope, enclosing, parent_of, statement_of
+from tallax_lint._index import File, Scope
 from tallax_lint._kinds import Frame, Name, Number, Variable
 from tallax_lint._names import derives
-from tallax_lint._uses import Write
+from tallax_lint._uses import Use, Write
 
 _EPSILON = re.compile(r"(?:^|_)eps(?:ilon)?$")
 _GRADIENT = re.compile(r"grad|learning_rate|\blr\b|optimi|normali[sz]e|clip|project|load|assign|quant", re.IGNORECASE)
@@ -71,7 +71,7 @@ def _depends(write: Write, home: tuple[Scope, str]) -> bool:
 
 
 def _is_initialising(write: Write) -> bool:
-    branch = enclosing(write.statement, ast.If)
+    branch = write.use.scope.file.enclosing(write.statement, ast.If)
     return isinstance(branch, ast.If) and "init" in ast.dump(branch.test).lower()
 
 
@@ -91,7 +91,7 @@ def read(given: ast.expr | None, name: str, cls: Scope, context: Context) -> str
     tiny = given is not None and any(
         isinstance(n, ast.Constant) and isinstance(n.value, float) and 0 < n.value <= _TINY for n in ast.walk(given)
     )
-    if (tiny or _EPSILON.search(name)) and all(_is_bound(use.node, bool(_EPSILON.search(name))) for use in reads):
+    if (tiny or _EPSILON.search(name)) and all(_is_bound(use, bool(_EPSILON.search(name))) for use in reads):
         return "it is read only as a bound or epsilon"
     return ""
 
@@ -100,19 +100,19 @@ def _is_elsewhere(cls: Scope, name: str, context: Context) -> bool:
     return bool(context.uses.of(cls, name))
 
 
-def _content(node: ast.Attribute) -> ast.AST:
+def _content(node: ast.Attribute, file: File) -> ast.AST:
     """Returns the expression that reads a Variable's value: `self.x[...]`, `self.x.value`, `self.x.get_value()`."""
-    above = parent_of(node)
+    above = file.parent_of(node)
     if isinstance(above, ast.Subscript) and above.value is node:
         return above
     if isinstance(above, ast.Attribute) and above.attr in ("value", "get_value"):
-        call = parent_of(above)
+        call = file.parent_of(above)
         return call if isinstance(call, ast.Call) and call.func is above else above
     return node
 
 
 def _is_stopped(node: ast.Attribute, scope: Scope, context: Context) -> bool:
-    above = parent_of(_content(node))
+    above = scope.file.parent_of(_content(node, scope.file))
     if not isinstance(above, ast.Call) or not isinstance(above.func, (ast.Attribute, ast.Name)):
         return False
     callee = context.values.of(above.func, scope)
@@ -121,7 +121,7 @@ def _is_stopped(node: ast.Attribute, scope: Scope, context: Context) -> bool:
 
 def _only_updates(node: ast.Attribute, name: str, scope: Scope, context: Context) -> bool:
     """Says whether a read is part of what is written into another, untrained Variable."""
-    statement = statement_of(node)
+    statement = scope.file.statement_of(node)
     if not isinstance(statement, (ast.Assign, ast.AugAssign)):
         return False
     for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
@@ -133,10 +133,10 @@ def _only_updates(node: ast.Attribute, name: str, scope: Scope, context: Context
     return True
 
 
-def _is_bound(node: ast.Attribute, added: bool) -> bool:
+def _is_bound(use: Use, added: bool) -> bool:
     """Says whether a read is a bound, `jnp.maximum(x, self.cutoff[...])`, or is added to something as an epsilon is."""
-    place = _content(node)
-    above = parent_of(place)
+    place = _content(use.node, use.scope.file)
+    above = use.scope.file.parent_of(place)
     if (
         isinstance(above, ast.Call)
         and isinstance(above.func, ast.Attribute)

@@ -7,8 +7,8 @@ import ast
 import re
 
 from tallax_lint._check import CHECKS, Context
-from tallax_lint._classes import MAKING
-from tallax_lint._index import Scope, enclosing, last_name, statement_of
+from tallax_lint._classes import MAKING, Setting
+from tallax_lint._index import Scope, last_name
 from tallax_lint._kinds import Array, Frame, Number, Variable
 from tallax_lint._rule import Rule
 from tallax_lint._uses import Home
@@ -134,9 +134,9 @@ def narrow(cls: Scope, context: Context) -> None:
     counts_elements = any("size" in amounts for amounts in added.values())
     for name, (variable, content) in held.items():
         message = _outgrown(name, content, added[name], counts_elements, cls, context)
-        if message and variable.call is not None and variable.home is not None:
-            if variable.home[0].file is context.file:
-                context.report(NARROW, statement_of(variable.call), message)
+        if message and variable.call is not None and variable.frame is not None:
+            if variable.frame.scope.file is context.file:
+                context.report(NARROW, context.file.statement_of(variable.call), message)
 
 
 def _is_in_step(cls: Scope, name: str, context: Context) -> bool:
@@ -238,7 +238,7 @@ def python_number(cls: Scope, context: Context) -> None:
             special = method.startswith("__") and method != "__call__"  # iterators and containers keep their own books
             if setting.making or special or method in _BOOKKEEPING:
                 continue
-            if setting.method is None or not _counts_up(setting.node, name, setting.method.self_name or ""):
+            if setting.method is None or not _counts_up(setting, name):
                 continue
             value = context.values.member(cls, name, None)
             if isinstance(value, Number) and value.type in ("int", "float") and _is_made_plain(cls, name, context):
@@ -280,10 +280,11 @@ def _is_made_static(cls: Scope, name: str, context: Context) -> bool:
     return False
 
 
-def _counts_up(node: ast.stmt, name: str, own: str) -> bool:
+def _counts_up(setting: Setting, name: str) -> bool:
     """Says whether a statement adds to an attribute of `self` or takes from it."""
+    node, own = setting.node, setting.method.self_name if setting.method is not None else None
     if isinstance(node, ast.AugAssign):
-        return isinstance(node.op, (ast.Add, ast.Sub)) and enclosing(node, ast.Lambda) is None
+        return isinstance(node.op, (ast.Add, ast.Sub))
     if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.BinOp) or len(node.targets) != 1:
         return False
     sides = [node.value.left, node.value.right] if isinstance(node.value.op, ast.Add) else [node.value.left]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tallax_lint._bindings import initial, reaching
 from tallax_lint._check import CHECKS, Context
 from tallax_lint._classes import MAKING
-from tallax_lint._index import Scope, enclosing, last_name, parent_of, statement_of
+from tallax_lint._index import File, Scope, last_name
 from tallax_lint._kinds import Array, Frame, Name, Number, Variable
 from tallax_lint._names import derives
 from tallax_lint._rule import Rule
@@ -137,7 +137,7 @@ def _judge(node: ast.Call, variable: Variable, scope: Scope, context: Context) -
     start = _Start(given, variable.frame) if given is not None and variable.frame is not None else None
     evidence = _stated(node) or _by_use(node, start, scope, context)
     if evidence:
-        name = _attribute(node)
+        name = _attribute(node, scope.file)
         shown = f"`self.{name}`" if name else "this"
         context.report(
             RULE,
@@ -147,10 +147,10 @@ def _judge(node: ast.Call, variable: Variable, scope: Scope, context: Context) -
         )
 
 
-def _attribute(node: ast.Call) -> str:
-    statement = parent_of(node)
+def _attribute(node: ast.Call, file: File) -> str:
+    statement = file.parent_of(node)
     if isinstance(statement, ast.Call):  # nnx.data(nnx.Param(...))
-        statement = parent_of(statement)
+        statement = file.parent_of(statement)
     target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
     return target.attr if isinstance(target, ast.Attribute) else ""
 
@@ -222,7 +222,7 @@ def _is_infinite(given: ast.expr, frame: Frame, context: Context) -> bool:
 
 def _by_use(node: ast.Call, start: _Start | None, scope: Scope, context: Context) -> str:
     """Returns what the class does with it."""
-    name = _attribute(node)
+    name = _attribute(node, scope.file)
     method: Scope | None = scope
     while method is not None and method.method_of is None:
         method = method.parent
@@ -235,7 +235,7 @@ def _by_use(node: ast.Call, start: _Start | None, scope: Scope, context: Context
     evidence = said or _by_value(start, context)
     if evidence:
         return evidence
-    statement = statement_of(node)
+    statement = scope.file.statement_of(node)
     if _is_replaced_by_state(statement, name, cls, context):
         return "a few lines on it is made an untrained Variable"
     return (
@@ -248,7 +248,7 @@ def _by_use(node: ast.Call, start: _Start | None, scope: Scope, context: Context
 
 def _said(node: ast.Call, scope: Scope, context: Context) -> str:
     """Returns what a comment beside the statement, or above the value it uses, says of it."""
-    comment = context.comments_at(statement_of(node).lineno)
+    comment = context.comments_at(scope.file.statement_of(node).lineno)
     given = initial(node)
     if isinstance(given, ast.Name) and given.id in scope.bindings:
         for binding in reaching(scope.bindings[given.id], node.lineno):
@@ -272,12 +272,13 @@ def _is_replaced_by_state(statement: ast.stmt, name: str, cls: Scope, context: C
     """Says whether an `if` behind the statement, in the same block, makes the attribute an untrained Variable after
     all.
     """
+    file = cls.file
     for setting in context.values.settings(cls).get(name, ()):
         other = setting.node
         if other is statement or other.lineno < statement.lineno or setting.value is None:
             continue
-        branch = parent_of(other)
-        if isinstance(branch, ast.If) and parent_of(branch) is parent_of(statement) and other in branch.body:
+        branch, above = file.parent_of(other), file.parent_of(statement)
+        if isinstance(branch, ast.If) and file.parent_of(branch) is above and other in branch.body:
             made = context.values.of(setting.value, setting.scope)
             text = ast.dump(branch.test)
             if (
@@ -292,21 +293,21 @@ def _is_replaced_by_state(statement: ast.stmt, name: str, cls: Scope, context: C
 def _computed(node: ast.Call, start: _Start | None, name: str, scope: Scope, context: Context) -> str:
     """Returns what the computation of the initial value says."""
     method = scope.name.rpartition(".")[2]
-    if start is None or method not in MAKING or _is_chosen(node, name):
+    if start is None or method not in MAKING or _is_chosen(node, name, context):
         return ""
     return table(start.node, start.frame, context)
 
 
-def _is_chosen(node: ast.Call, name: str) -> bool:
+def _is_chosen(node: ast.Call, name: str, context: Context) -> bool:
     """Says whether the name, or a condition around it, says that it is learned."""
-    branch = enclosing(node, ast.If, ast.IfExp, ast.FunctionDef)
+    branch = context.file.enclosing(node, ast.If, ast.IfExp, ast.FunctionDef)
     condition = ast.dump(branch.test) if isinstance(branch, (ast.If, ast.IfExp)) else ""
     return re.search("train|learn", f"{name} {condition}", re.IGNORECASE) is not None
 
 
 def _named(node: ast.Call, start: _Start | None, name: str, context: Context) -> str:
     """Returns what the name says, or name and initial value together."""
-    if _BUFFER.match(name) and not _is_chosen(node, name):
+    if _BUFFER.match(name) and not _is_chosen(node, name, context):
         return "it has the name of a buffer"
     if start is None:
         return ""

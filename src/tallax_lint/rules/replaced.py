@@ -8,7 +8,7 @@ import ast
 from tallax_lint._check import CHECKS, Context, insertion
 from tallax_lint._classes import MAKING, is_self
 from tallax_lint._finding import Edit
-from tallax_lint._index import Scope, parent_of, targets
+from tallax_lint._index import Scope, targets
 from tallax_lint._kinds import Array, Frame, Items, Number, Table, Value, Variable, item
 from tallax_lint._rule import Rule
 
@@ -94,7 +94,7 @@ def assigned_over(node: ast.Assign | ast.AnnAssign, scope: Scope, context: Conte
             if isinstance(single, ast.Attribute) and _is_making(single, scope):
                 continue
             value = context.values.of(single, scope)
-            if not isinstance(value, Variable) or _is_for_types_only(node):
+            if not isinstance(value, Variable) or _is_for_types_only(node, context):
                 continue
             given: Value | None = context.values.of(node.value, scope)
             for k in place:
@@ -144,12 +144,12 @@ def _is_making(target: ast.Attribute, scope: Scope) -> bool:
     return method is not None and method.name.rpartition(".")[2] in MAKING
 
 
-def _is_for_types_only(node: ast.AST) -> bool:
+def _is_for_types_only(node: ast.AST, context: Context) -> bool:
     current: ast.AST | None = node
     while current is not None:
         if isinstance(current, ast.If) and "TYPE_CHECKING" in ast.dump(current.test):
             return True
-        current = parent_of(current)
+        current = context.file.parent_of(current)
     return False
 
 

@@ -8,7 +8,7 @@ import re
 
 from tallax_lint._check import CHECKS, Context
 from tallax_lint._classes import is_self
-from tallax_lint._index import File, Scope, enclosing
+from tallax_lint._index import File, Scope
 from tallax_lint._kinds import Instance
 from tallax_lint._rule import Rule
 
@@ -95,13 +95,13 @@ def _called_in_loops(file: File, context: Context) -> set[Scope]:
     found: set[Scope] = set()
     for scope in file.inside():
         for call in scope.of(ast.Call):
-            if enclosing(call, ast.For, ast.While) is not None:
+            if file.enclosing(call, ast.For, ast.While) is not None:
                 value = context.values.of(call.func, scope)
                 if (
                     isinstance(value, Instance)
                     and not isinstance(value.cls, str)
                     and context.values.is_module(value.cls)
                 ):
-                    if enclosing(call, ast.ClassDef) is None:
+                    if file.enclosing(call, ast.ClassDef) is None:
                         found.add(value.cls)
     return found

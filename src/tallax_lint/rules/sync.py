@@ -7,7 +7,7 @@ import ast
 from collections.abc import Iterator
 
 from tallax_lint._check import CHECKS, Context
-from tallax_lint._index import Scope, enclosing, parent_of, statement_of
+from tallax_lint._index import Scope
 from tallax_lint._kinds import Array, Callee, Instance, Name, Number, Value, Variable
 from tallax_lint._names import JITS, TRANSFORMS
 from tallax_lint._rule import Rule
@@ -150,7 +150,7 @@ def _is_known_array(node: ast.expr, value: Array, scope: Scope, context: Context
 
 def _feeds_state(call: ast.Call, scope: Scope, context: Context) -> bool:
     """Says whether a statement writes a Variable's value."""
-    statement = statement_of(call)
+    statement = scope.file.statement_of(call)
     if not isinstance(statement, (ast.Assign, ast.AugAssign)):
         return False
     for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
@@ -164,14 +164,14 @@ def _step(node: ast.Call, scope: Scope, context: Context) -> str:
     """Returns which kind of step a call stands in, empty if in none."""
     if _is_forward(scope, context):
         return "in a step"
-    loop = enclosing(node, ast.For, ast.While)
+    loop = scope.file.enclosing(node, ast.For, ast.While)
     if loop is None or not _is_training(loop, scope, context):
         return ""
-    current = parent_of(node)
+    current = scope.file.parent_of(node)
     while current is not None and current is not loop:
         if isinstance(current, (ast.If, ast.FunctionDef, ast.Lambda)):
             return ""
-        current = parent_of(current)
+        current = scope.file.parent_of(current)
     return "in a training loop"
 
 

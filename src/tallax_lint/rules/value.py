@@ -8,7 +8,7 @@ import re
 
 from tallax_lint._check import CHECKS, Context, end_of, replacement
 from tallax_lint._finding import Edit
-from tallax_lint._index import Scope, last_name, parent_of
+from tallax_lint._index import Scope, last_name
 from tallax_lint._kinds import Array, Instance, Number, Variable
 from tallax_lint._rule import Rule
 
@@ -82,7 +82,7 @@ def value_of_a_variable(node: ast.Attribute, scope: Scope, context: Context) -> 
         return
     shown = context.source_of(node.value)
     held = context.values.content(variable)
-    if isinstance(node.ctx, ast.Load) and _is_asked_what_it_is(node):
+    if isinstance(node.ctx, ast.Load) and _is_asked_what_it_is(node, context):
         held = None
     edits = _edits(node, held, context)
     instead = f"{shown}[...]" if isinstance(held, Array) else f"{shown}.get_value()"
@@ -92,9 +92,9 @@ def value_of_a_variable(node: ast.Attribute, scope: Scope, context: Context) -> 
     context.report(RULE, node, f"`{shown}.value` is deprecated; write `{instead}`", edits)
 
 
-def _is_asked_what_it_is(node: ast.Attribute) -> bool:
+def _is_asked_what_it_is(node: ast.Attribute, context: Context) -> bool:
     """Says whether a read asks for what abstract values have as well, `x.value.shape`, or for its type."""
-    above = parent_of(node)
+    above = context.file.parent_of(node)
     if isinstance(above, ast.Attribute):
         return above.attr in _ABSTRACT
     return isinstance(above, ast.Call) and node in above.args[:1] and last_name(above.func) in _TYPE_TESTS
@@ -106,7 +106,7 @@ def _as_told_apart(node: ast.Attribute, scope: Scope, context: Context) -> Varia
     """
     own = ast.dump(node.value)
     inner: ast.AST = node
-    above = parent_of(node)
+    above = context.file.parent_of(node)
     while above is not None and not isinstance(above, (ast.FunctionDef, ast.AsyncFunctionDef)):
         if isinstance(above, (ast.If, ast.IfExp)) and _is_in_body(inner, above):
             for call in ast.walk(above.test):
@@ -119,7 +119,7 @@ def _as_told_apart(node: ast.Attribute, scope: Scope, context: Context) -> Varia
                     if ast.dump(call.args[0]) == own:
                         told = context.values.annotated(call.args[1], scope)
                         return told if isinstance(told, Variable) else None
-        inner, above = above, parent_of(above)
+        inner, above = above, scope.file.parent_of(above)
     return None
 
 
@@ -172,7 +172,7 @@ def _by_its_name(node: ast.expr, scope: Scope, context: Context) -> Variable | N
 
 
 def _edits(node: ast.Attribute, held: object, context: Context) -> tuple[Edit, ...]:
-    statement = parent_of(node)
+    statement = context.file.parent_of(node)
     if isinstance(node.ctx, ast.Load):
         return (replacement(end_of(node.value), end_of(node), "[...]" if isinstance(held, Array) else ".get_value()"),)
     if isinstance(statement, ast.AugAssign):

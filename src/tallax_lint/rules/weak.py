@@ -8,7 +8,7 @@ import ast
 from tallax_lint._bindings import initial
 from tallax_lint._check import CHECKS, Context, end_of, insertion, replacement
 from tallax_lint._finding import Edit
-from tallax_lint._index import Scope, parent_of
+from tallax_lint._index import Scope
 from tallax_lint._kinds import Array, Frame, Number, Variable
 from tallax_lint._names import derives
 from tallax_lint._rule import Rule
@@ -111,7 +111,7 @@ def weak_initial_value(node: ast.Call, scope: Scope, context: Context) -> None:
 
 def _attribute_of(node: ast.Call, scope: Scope) -> tuple[str, Scope | None]:
     """Returns the attribute of `self` that a value is assigned to, and the class."""
-    above = parent_of(node)
+    above = scope.file.parent_of(node)
     target = None
     if isinstance(above, ast.Assign) and len(above.targets) == 1:
         target = above.targets[0]
@@ -158,7 +158,7 @@ def _is_indexed(cls: Scope, name: str, made: ast.Call, context: Context) -> bool
 
 
 def _has_ellipsis(use: Use) -> bool:
-    above = parent_of(use.node)
+    above = use.scope.file.parent_of(use.node)
     return isinstance(above, ast.Subscript) and above.value is use.node and _is_ellipsis(above)
 
 
