@@ -82,14 +82,14 @@ class Context:
 
 @dataclasses.dataclass
 class Checks:
-    """What is asked of each node of a kind, attribute, call, class, function and file."""
+    """What is asked of each node of a kind, attribute, call, class, decorated function and file."""
 
     nodes: dict[type, list[NodeCheck]] = dataclasses.field(default_factory=dict)
     attributes: dict[str, list[NodeCheck]] = dataclasses.field(default_factory=dict)
     calls: dict[str, list[NodeCheck]] = dataclasses.field(default_factory=dict)
     types: list[NodeCheck] = dataclasses.field(default_factory=list)
     classes: list[ScopeCheck] = dataclasses.field(default_factory=list)
-    functions: list[ScopeCheck] = dataclasses.field(default_factory=list)
+    decorated: list[ScopeCheck] = dataclasses.field(default_factory=list)
     files: list[ScopeCheck] = dataclasses.field(default_factory=list)
     _of_calls: dict[str, Sequence[NodeCheck]] = dataclasses.field(default_factory=dict)
 
@@ -138,9 +138,9 @@ class Checks:
         self.classes.append(check)
         return check
 
-    def each_function(self, check: ScopeCheck) -> ScopeCheck:
-        """Asks a function about each function and method."""
-        self.functions.append(check)
+    def each_decorated(self, check: ScopeCheck) -> ScopeCheck:
+        """Asks a function about each function and method that has a decorator."""
+        self.decorated.append(check)
         return check
 
     def each_file(self, check: ScopeCheck) -> ScopeCheck:

@@ -110,8 +110,8 @@ def _findings_of(file: File, values: Values) -> list[Finding]:
         if scope.kind == "class":
             for check in CHECKS.classes:
                 check(scope, context)
-        elif scope.kind == "function":
-            for check in CHECKS.functions:
+        elif scope.decorators:
+            for check in CHECKS.decorated:
                 check(scope, context)
     for check in CHECKS.files:
         check(file, context)

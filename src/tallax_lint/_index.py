@@ -238,7 +238,7 @@ class File(Scope):
         its nodes, which takes longer than the rules.
         """
         for scope in list(self.inside()):
-            scope.parent = scope.file = None  # type: ignore[assignment]
+            scope.node = scope.parent = scope.file = None  # type: ignore[assignment]
             scope.children, scope.bindings, scope.nodes, scope.memory = [], {}, {}, {}
         self._parents, self.classes = {}, []
 
@@ -362,7 +362,10 @@ def _bind_targets(target: ast.expr, how: str, what: Any, scope: Scope, branches:
 
 def _assign(node: ast.Assign, scope: Scope, branches: tuple[Lines, ...]) -> None:
     for target in node.targets:
-        _bind_targets(target, "value", node.value, scope, branches)
+        if isinstance(target, ast.Name):
+            _bind(scope, target.id, Binding("value", node.value, (), target.lineno, branches))
+        elif not isinstance(target, ast.Attribute):
+            _bind_targets(target, "value", node.value, scope, branches)
 
 
 def _annotated(node: ast.AnnAssign, scope: Scope, branches: tuple[Lines, ...]) -> None:

@@ -96,7 +96,7 @@ _TAKING_APART = {
 _DIFFERENTIATING = {"nnx.value_and_grad", "nnx.grad"}
 
 
-@CHECKS.each_function
+@CHECKS.each_decorated
 def decorated(scope: Scope, context: Context) -> None:
     """Reports a function under a decorator of JAX that changes a module."""
     outer = scope.parent

@@ -14,7 +14,7 @@ from tallax_lint.rules.lost import RULE
 _COMPILING = {"jax.jit", "jax.pmap", "nnx.jit", "nnx.pmap"}
 
 
-@CHECKS.each_function
+@CHECKS.each_decorated
 def decorated(scope: Scope, context: Context) -> None:
     """Reports a function whose decorator declares a module static."""
     for decorator in scope.decorators:
