@@ -14,6 +14,7 @@ from tallax_lint._index import File
 from tallax_lint._outline import Outline, outlined
 from tallax_lint._source import Source
 from tallax_lint._tree import Tree
+from tallax_lint._walk import walk
 
 FLAX = pathlib.Path(flax.__file__).parent
 
@@ -32,7 +33,9 @@ def bound(file: File) -> dict[str, list[tuple[str, int]]]:
 def test_it_binds_what_the_whole_file_binds(path):
     """Whatever is asked for is bound as in the whole file, at the same lines; of real files."""
     text = path.read_text(encoding="utf-8")
-    whole = File(ast.parse(text), "m.py", text, "m", "")
+    tree = ast.parse(text)
+    whole = File(tree, "m.py", text, "m", "")
+    walk(whole, tree)
     outline = outlined(Source("m.py", text), "m", "")
     assert outline is not None
     assert all(name in outline.bindings and outline.bindings[name] for name in whole.bindings)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from tallax_lint._index import Binding, File
 from tallax_lint._source import Source, tree_of
+from tallax_lint._walk import walk
 
 # What begins at the left margin: a decorator, a function or class by its name, or any other statement.
 _STATEMENT = re.compile(r"^(?:(@)|(?:(?:async[ \t]+)?def|class)[ \t]+(\w+)|[^\s#)\]}])", re.MULTILINE)
@@ -36,6 +37,7 @@ class Outline(File):
 
     def __init__(self, tree: ast.Module, source: Source, pieces: dict[str, list[_Piece]], module: str, package: str):
         super().__init__(tree, source.path, source.text, module, package)
+        walk(self, tree)
         self._pieces = pieces
         self.bindings = _Bindings(self)
 
@@ -44,7 +46,7 @@ class Outline(File):
         for piece in self._pieces.pop(name, ()):
             tree = tree_of("\n" * piece.above + piece.text)
             if isinstance(tree, ast.Module):
-                self.collect(tree)
+                walk(self, tree)
 
     def complete(self, whole: ast.Module) -> None:
         """Takes in the rest of a file that is to be judged after all, but nothing that only stands in its strings."""
@@ -76,7 +78,11 @@ def outlined(source: Source, module: str, package: str) -> File | None:
     if isinstance(tree, ast.Module):
         return Outline(tree, source, pieces, module, package)
     whole = source.parse()
-    return File(whole, source.path, source.text, module, package) if whole is not None else None
+    if whole is None:
+        return None
+    file = File(whole, source.path, source.text, module, package)
+    walk(file, whole)
+    return file
 
 
 def _cut(text: str) -> tuple[str, dict[str, list[_Piece]]]:

@@ -9,6 +9,7 @@ import sys
 from tallax_lint._index import File
 from tallax_lint._outline import Outline, outlined
 from tallax_lint._source import Source, read
+from tallax_lint._walk import walk
 
 _ROOT_MARKS = (".git", "pyproject.toml", "setup.py")
 _INSTALLED = ("site-packages", "dist-packages")  # where packages lie side by side that belong to many projects
@@ -41,6 +42,7 @@ class Tree:
                 file.complete(tree)
             else:
                 file = File(tree, source.path, source.text, *self._dotted(path))
+                walk(file, tree)
             self._files[path] = file
         return file
 
