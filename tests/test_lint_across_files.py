@@ -140,3 +140,35 @@ class Model(Module):
         return sum(each.value for each in self.many) + self.many[0].value  # nnx
 """
     assert codes(written(tmp_path, model=text)) == [("model.py", 13, "TLX006"), ("model.py", 13, "TLX006")]
+
+
+MAKER = """\
+import jax.numpy as jnp
+from flax import nnx
+
+
+
+
+def made():
+    return nnx.Variable(jnp.array(0, dtype=jnp.int32))
+"""
+COUNTING = """\
+from flax import nnx
+from maker import made
+
+
+class Seen(nnx.Module):
+    def __init__(self):
+        self.tokens = made()
+
+    def __call__(self, tokens):
+        self.tokens[...] += tokens.size
+        return tokens
+"""
+
+
+def test_what_another_file_makes_is_not_reported_at_its_line(tmp_path):
+    """The call that makes a counter stands in another file, whose line numbers mean nothing in this one."""
+    assert codes(written(tmp_path, maker=MAKER, model=COUNTING)) == []
+    inline = COUNTING.replace("from maker import made\n", MAKER)
+    assert [code for _, _, code in codes(written(tmp_path, model=inline))] == ["TLX004"]
