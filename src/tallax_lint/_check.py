@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from tallax_lint._finding import Edit, Finding
 from tallax_lint._index import File, Scope
@@ -16,6 +16,7 @@ from tallax_lint._uses import Uses
 from tallax_lint._values import Values
 
 NodeCheck = Callable[[Any, Scope, "Context"], None]
+_Key = TypeVar("_Key")
 ScopeCheck = Callable[[Any, "Context"], None]
 
 
@@ -91,47 +92,25 @@ class Checks:
     classes: list[ScopeCheck] = dataclasses.field(default_factory=list)
     decorated: list[ScopeCheck] = dataclasses.field(default_factory=list)
     files: list[ScopeCheck] = dataclasses.field(default_factory=list)
-    _of_calls: dict[str, Sequence[NodeCheck]] = dataclasses.field(default_factory=dict)
 
     def node(self, *kinds: type) -> Callable[[NodeCheck], NodeCheck]:
         """Asks a function about each node of some kinds."""
-
-        def add(check: NodeCheck) -> NodeCheck:
-            for kind in kinds:
-                self.nodes.setdefault(kind, []).append(check)
-            return check
-
-        return add
+        return _adder(self.nodes, kinds)
 
     def attribute(self, *names: str) -> Callable[[NodeCheck], NodeCheck]:
         """Asks a function about each attribute with one of these names."""
-
-        def add(check: NodeCheck) -> NodeCheck:
-            for name in names:
-                self.attributes.setdefault(name, []).append(check)
-            return check
-
-        return add
+        return _adder(self.attributes, names)
 
     def call(self, *names: str) -> Callable[[NodeCheck], NodeCheck]:
         """Asks a function about each call of something with these last names; without any, with a type's name."""
+        if names:
+            return _adder(self.calls, names)
 
         def add(check: NodeCheck) -> NodeCheck:
-            for name in names:
-                self.calls.setdefault(name, []).append(check)
-            if not names:
-                self.types.append(check)
+            self.types.append(check)
             return check
 
         return add
-
-    def of_call(self, name: str) -> Sequence[NodeCheck]:
-        """Returns what is asked of a call of something with this last name."""
-        found = self._of_calls.get(name)
-        if found is None:
-            is_type = name.lstrip("_")[:1].isupper()
-            found = self._of_calls[name] = (*self.calls.get(name, ()), *(self.types if is_type else ()))
-        return found
 
     def each_class(self, check: ScopeCheck) -> ScopeCheck:
         """Asks a function about each class."""
@@ -147,6 +126,17 @@ class Checks:
         """Asks a function about each file."""
         self.files.append(check)
         return check
+
+
+def _adder(table: dict[_Key, list[NodeCheck]], keys: Sequence[_Key]) -> Callable[[NodeCheck], NodeCheck]:
+    """Returns the decorator that enters a check under some keys."""
+
+    def add(check: NodeCheck) -> NodeCheck:
+        for key in keys:
+            table.setdefault(key, []).append(check)
+        return check
+
+    return add
 
 
 CHECKS = Checks()

@@ -70,7 +70,7 @@ class Classes:
 
     def __init__(self) -> None:
         self._bases: dict[Scope, list[Scope | str]] = {}
-        self._asked = 0  # how many classes' bases are being worked out
+        self._unfinished = 0  # how many classes' bases are being worked out
         self._lineages: dict[Scope, list[Scope | str]] = {}
         self._settings: dict[Scope, dict[str, list[Setting]]] = {}
         self._members: dict[tuple[Scope, str], Value | None] = {}
@@ -89,7 +89,7 @@ class Classes:
         """Returns what a class derives from directly: classes of the project, or names of other libraries."""
         if cls not in self._bases:
             self._bases[cls] = []  # a class that derives from itself
-            self._asked += 1
+            self._unfinished += 1
             found: list[Scope | str] = []
             for base in cls.node.bases:  # type: ignore[attr-defined]
                 value = self.of(base, cls.parent)
@@ -100,7 +100,7 @@ class Classes:
                 else:
                     found.append("")
             self._bases[cls] = found
-            self._asked -= 1
+            self._unfinished -= 1
         return self._bases[cls]
 
     def lineage(self, cls: Scope) -> list[Scope | str]:
@@ -115,7 +115,7 @@ class Classes:
                 found.append(current)
                 if not isinstance(current, str):
                     waiting = [*self.bases(current), *waiting]
-        if not self._asked:  # else some of the bases may not be known yet
+        if not self._unfinished:  # else some of the bases may not be known yet
             self._lineages[cls] = found
         return found
 
@@ -281,8 +281,6 @@ def _settings_in(scope: Scope, method: Scope, found: dict[str, list[Setting]]) -
     for node in scope.of(ast.Assign, ast.AnnAssign, ast.AugAssign):
         annotation = node.annotation if isinstance(node, ast.AnnAssign) else None
         for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
-            if isinstance(whole, ast.Name):
-                continue
             for single, place in targets(whole):
                 if isinstance(single, ast.Attribute) and is_self(single.value, scope) is method:
                     setting = Setting(method, scope, node, node.value, place, annotation)

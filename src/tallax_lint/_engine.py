@@ -105,8 +105,12 @@ def _findings_of(file: File, values: Values) -> list[Finding]:
                 check(node, scope, context)
         for node in scope.nodes.get(ast.Call, ()):
             name = last_name(node.func)
-            for check in CHECKS.of_call(aliases.get(name, name)):
+            name = aliases.get(name, name)
+            for check in CHECKS.calls.get(name, ()):
                 check(node, scope, context)
+            if name.lstrip("_")[:1].isupper():
+                for check in CHECKS.types:
+                    check(node, scope, context)
         if scope.kind == "class":
             for check in CHECKS.classes:
                 check(scope, context)

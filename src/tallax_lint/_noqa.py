@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from tallax_lint._finding import Finding
 from tallax_lint._source import Source
 
-_NOQA = re.compile(
-    r"#\s*noqa(?![\w-])(?:[^\S\n]*:([^#\n]*))?", re.IGNORECASE
-)  # a colon means these codes and no others
+# A colon means these codes and no others.
+_NOQA = re.compile(r"#\s*noqa(?![\w-])(?:[^\S\n]*:([^#\n]*))?", re.IGNORECASE)
 _SKIP = re.compile(r"[ \t\f]*#\s*tallax:\s*skip-file\b")
 _BETWEEN = (tokenize.NEWLINE, tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT)
 _HEAD = 10  # lines in which a file may ask to be skipped

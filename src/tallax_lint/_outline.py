@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from tallax_lint._index import Binding, File
@@ -89,27 +90,27 @@ def _cut(text: str) -> tuple[str, dict[str, list[_Piece]]]:
     """Returns a file's text with its functions and classes blanked, and those by name."""
     rest: list[str] = []
     pieces: dict[str, list[_Piece]] = {}
-    start, name, copied, above = -1, "", 0, 0
+    copied = above = 0
+    for name, start, end in _spans(text):
+        above += text.count("\n", copied, start)
+        pieces.setdefault(name, []).append(_Piece(text[start:end], above))
+        lines = text.count("\n", start, end)
+        rest += text[copied:start], "\n" * lines
+        above += lines
+        copied = end
+    return "".join([*rest, text[copied:]]), pieces
 
-    def close(end: int) -> None:
-        nonlocal copied, above
-        if name:
-            rest.append(text[copied:start])
-            above += rest[-1].count("\n")
-            pieces.setdefault(name, []).append(_Piece(text[start:end], above))
-            lines = text.count("\n", start, end)
-            rest.append("\n" * lines)
-            above += lines
-            copied = end
 
+def _spans(text: str) -> Iterator[tuple[str, int, int]]:
+    """Yields the functions and classes at the left margin: name, where the first decorator starts, and the end."""
+    name, start = "", -1  # of the one that is open; behind a decorator, it has a start and no name yet
     for found in _STATEMENT.finditer(text):
         decorator, own = found.groups()
         if start >= 0 and not name and (decorator or own):
-            name = own or ""  # behind a decorator, what it decorates
+            name = own or ""
             continue
-        if start >= 0:
-            close(found.start())
-        start, name = (found.start(), own or "") if decorator or own else (-1, "")
-    close(len(text))
-    rest.append(text[copied:])
-    return "".join(rest), pieces
+        if name:
+            yield name, start, found.start()
+        name, start = own or "", found.start() if decorator or own else -1
+    if name:
+        yield name, start, len(text)
