@@ -281,6 +281,8 @@ def _settings_in(scope: Scope, method: Scope, found: dict[str, list[Setting]]) -
     for node in scope.of(ast.Assign, ast.AnnAssign, ast.AugAssign):
         annotation = node.annotation if isinstance(node, ast.AnnAssign) else None
         for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
+            if isinstance(whole, ast.Name):
+                continue  # most targets are, and this is asked of every assignment
             for single, place in targets(whole):
                 if isinstance(single, ast.Attribute) and is_self(single.value, scope) is method:
                     setting = Setting(method, scope, node, node.value, place, annotation)

@@ -185,7 +185,10 @@ def _bind_targets(target: ast.expr, how: str, what: Any, scope: Scope, branches:
 
 def _assign(node: ast.Assign, scope: Scope, branches: tuple[Lines, ...]) -> None:
     for target in node.targets:
-        _bind_targets(target, "value", node.value, scope, branches)
+        if isinstance(target, ast.Name):  # most are
+            _bind(scope, target.id, Binding("value", node.value, (), target.lineno, branches))
+        elif not isinstance(target, ast.Attribute):
+            _bind_targets(target, "value", node.value, scope, branches)
 
 
 def _annotated(node: ast.AnnAssign, scope: Scope, branches: tuple[Lines, ...]) -> None:

@@ -86,6 +86,8 @@ def changed_in_place(node: ast.AugAssign, scope: Scope, context: Context) -> Non
 def assigned_over(node: ast.Assign | ast.AnnAssign, scope: Scope, context: Context) -> None:
     """Reports `self.x = array`, also within tuples, where the attribute holds a Variable."""
     for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
+        if isinstance(whole, ast.Name):
+            continue  # most targets are, and this is asked of every assignment
         for single, place in targets(whole):
             if place is None or not (isinstance(single, ast.Attribute) or _is_element(single, scope, context)):
                 continue
