@@ -142,7 +142,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
             self._add(limbs_of(by, item=self, limit=None), like, axis_name)
 
     def tally(self, counts: jax.Array, most: int, axis_name: AxisName | None) -> None:
-        """Adds how often each of at most `most` things was counted: for statistics, which know that from their input."""
+        """Adds what a statistic counted, of which no entry exceeds `most`."""
         if not self._add_word(counts, (), most, None, axis_name):
             self.increment(counts, axis_name=axis_name)
 

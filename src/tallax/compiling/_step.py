@@ -312,7 +312,9 @@ class CompiledStep:
             limbs = [packing.part(items.packed, number) for number in sorted(whole)]
             inputs = [bases, added, limbs, items.values + rest, constants, batch, options]
             try:
-                program, shape = jax.make_jaxpr(functools.partial(self._pure, layout, apart), return_shape=True)(*inputs)
+                program, shape = jax.make_jaxpr(functools.partial(self._pure, layout, apart), return_shape=True)(
+                    *inputs
+                )
             except (TypeError, ValueError):
                 # Other state may have met a count in two parts, as `nnx.update(model, saved)` in one branch of two.
                 if not apart:

@@ -163,7 +163,10 @@ def _sum(given: list[_Part], found: Uses) -> _Part:
 def _agreed(parts: Sequence[_Part], found: Uses) -> _Part:
     """Returns what a part is if it is one of several, of which the program chooses."""
     first = parts[0]
-    if isinstance(first, _Added | _Amount) and len({(type(part), getattr(part, "number", None)) for part in parts}) == 1:
+    if (
+        isinstance(first, _Added | _Amount)
+        and len({(type(part), getattr(part, "number", None)) for part in parts}) == 1
+    ):
         return max(parts, key=lambda part: part.bound)
     if all(part == first for part in parts):
         return first
@@ -172,7 +175,7 @@ def _agreed(parts: Sequence[_Part], found: Uses) -> _Part:
 
 
 def _replicated(params: dict[str, Any], given: list[_Part], after: list[_Part], found: Uses) -> list[_Part]:
-    """Returns what comes out of a call; of a `shard_map`, only parts of which every device has the whole are followed."""
+    """Returns what comes out of a call; from a `shard_map`, only what every device has whole."""
     if "in_specs" not in params:
         return after
     split = [part for part, spec in zip(given, params["in_specs"], strict=True) if any(spec)]
