@@ -83,10 +83,10 @@ def observed(program, way):
         return seen, jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.as_pure(nnx.state(m))))
 
 
-def check(program):
+def check(program, ways=tuple(WAYS)):
     """Asserts that a program does the same in every way to run it, and what the oracle says."""
     seen, state = observed(program, "nnx.jit")
-    for way in WAYS:
+    for way in ways:
         if way != "nnx.jit":
             assert_same(observed(program, way), (seen, state), f"{way} differs from nnx.jit:\n{program}")
     if program.is_known_to_oracle:
@@ -111,7 +111,8 @@ def numbers(state):
 
     def of(state, *lane):
         counts = [
-            (state[name][lane].astype(np.uint64) << np.uint64([0, 32])).sum(-1, dtype=np.uint64).ravel() for name in "cdv"
+            (state[name][lane].astype(np.uint64) << np.uint64([0, 32])).sum(-1, dtype=np.uint64).ravel()
+            for name in "cdv"
         ]
         return [int(count) for part in counts for count in part] + [int(state["t"][lane])]
 
@@ -120,7 +121,7 @@ def numbers(state):
 
 def assert_same(got, expected, message):
     left, right = jax.tree.leaves(got), jax.tree.leaves(expected)
-    assert jax.tree.structure(got) == jax.tree.structure(expected), f"{message}\n{jax.tree.structure(got)}\n{jax.tree.structure(expected)}"
+    assert jax.tree.structure(got) == jax.tree.structure(expected), message
     for a, b in zip(left, right, strict=True):
         assert (a.dtype, a.shape) == (b.dtype, b.shape), message
         if a.dtype.kind == "f":
@@ -140,8 +141,103 @@ def quick_compilation():
 
 @pytest.mark.usefixtures("quick_compilation")
 @hypothesis.seed(SEED)
-@hypothesis.settings(max_examples=COUNT, derandomize=False, database=None, suppress_health_check=list(hypothesis.HealthCheck), print_blob=False)
+@hypothesis.settings(
+    max_examples=COUNT, derandomize=False, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+)
 @given(programs.programs())
 def test_random_programs(program):
     """Whatever a program does to counters and statistics, every mode does to the bit, and Python's integers agree."""
     check(program)
+
+
+# Each is the body of `m, x, k`; a batch decides which branch is taken.
+WRITES = {
+    "set": "m.c.set(3)",
+    "reset": "m.c.reset()",
+    "reset of a vector": "m.v.reset()",
+    "set of an entry": "m.v[1] = 7",
+    "set of an entry that is computed": "m.v[x[0] % 3] = x[1]",
+    "set to another counter": "m.c.set(m.d)",
+    "set to what another counter reads": "m.c.set(m.v[1])",
+    "swap": "swap(m.c, m.d)",
+    "reset, then added to": "m.c.reset(); m.c += 5; m.v.reset(); m.v.increment(x)",
+    "added to, then set, then added to": "m.c += 2**31; m.c.set(1); m.c += 2**32 - 1",
+    "assigned": "m.c.value += 1; m.v[2] += 2",
+    "added and read": "m.c += 1; m.t[...] = mix(m.t[...], m.c.value)",
+    "another counter's count added": "m.c.increment(m.d); m.v.increment(m.c)",
+    "merge": "m.q.update(x > 1); m.r.merge(m.q)",
+    "reset of statistics": "m.r.update(x > 0); m.r.reset(); m.h.update(f(x)); m.h.reset(); m.h.update(f(x))",
+    "undone": "saved = snapshot(m); m.c.set(9); m.v += 2; undo(m, saved)",
+    "a sum that wraps in a copy": "saved = snapshot(m); m.c += 2**31; m.c += 2**31; "
+    "m.t[...] = mix(m.t[...], m.c.every(7)); undo(m, saved)",
+}
+AROUND = {
+    "cond": "cond(x[0] > 1, {}, nothing, m, x, k)",
+    "other branch of cond": "cond(x[0] > 1, adding, {}, m, x, k)",
+    "switch": "switch(x[0] % 3, [nothing, {}, adding], m, x, k)",
+    "nested cond": "cond(x[0] > 1, lambda m, x, k: cond(x[1] > 1, {0}, adding, m, x, k), nothing, m, x, k)",
+    "scan": "scan(3, {}, m, x, k)",
+    "fori": "fori(3, {}, m, x, k)",
+    "while": "loop(x[0] % 4, {}, m, x, k)",
+    "cond in scan": "scan(3, lambda m, x, k: cond(k > 1, {0}, adding, m, x, k), m, x, k)",
+    "scan in cond": "cond(x[0] > 1, lambda m, x, k: scan(2, {0}, m, x, k), nothing, m, x, k)",
+    "remat": "remat({}, m, x, k)",
+    "cond in grad": "grad(lambda m, x, k: cond(x[0] > 1, {0}, adding, m, x, k), m, x, k)",
+    "jit": "jit({}, m, x, k)",
+}
+STEP = """
+def nothing(m, x, k):
+    pass
+def adding(m, x, k):
+    m.c += 3; m.d.count(x); m.v.increment(x); m.r.update(x > 1)
+def inner(m, x, k):
+    {inner}
+def step(m, x, k=np.int32(0)):
+    m.v.count(x > 1); m.d += 1
+    {outer}
+    m.c.count(x > 4)
+    return m.t[...], m.v[...]
+"""
+DRIVE = """
+def drive(m, step, see):
+    for values in ([5, 2, 1], [0, 1, 2], [0, 5, 5], [4, 0, 3]):
+        see(step(batch(values)))
+    m.c += 2
+    see(step.scan(batch([[5, 1, 0], [1, 5, 5], [2, 2, 2]])))
+    see(step.counts())
+    m.v[1] = 3
+    see(step(batch([4, 4, 4])))
+"""
+
+
+SHORT = ("nnx.jit", "compile_step")
+CROSSED = [(inner, around) for inner in WRITES for around in AROUND]
+FEW = ("set", "reset, then added to", "swap")
+
+
+def check_write(inner, around, ways):
+    step = STEP.format(inner=WRITES[inner], outer=AROUND[around].format("inner"))
+    check(Program(step, DRIVE, (2**32 - 2, 2**31 - 3, (5, 2**31 - 2, 2**32 - 3)), ("r", "q", "h")), ways)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("inner", WRITES)
+def test_writes_in_a_branch(inner):
+    """Every kind of write to a count, in a branch, is what it is in plain calls."""
+    check_write(inner, "cond", SHORT)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("inner", FEW)
+def test_writes_within(inner, around):
+    """Every way to get to a write is followed, and so are the additions of other branches."""
+    check_write(inner, around, SHORT)
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize(("inner", "around"), CROSSED)
+def test_all_writes_everywhere(inner, around):
+    """Every kind of write, within each of them, in every mode."""
+    check_write(inner, around, tuple(WAYS))
