@@ -12,8 +12,9 @@ import pytest
 from hypothesis import strategies as st
 
 from tallax_lint import Config, _engine, _fixes, lint
+from tallax_lint._reading import decoded, read
 from tallax_lint._run import judged
-from tallax_lint._source import Problem, Source, decoded, read
+from tallax_lint._source import Problem, Source
 from tests import fake_rules
 
 NNX = b"from flax import nnx\n"
