@@ -17,8 +17,9 @@ from rich.console import Console
 
 import tallax
 from tallax.checking import Finding, Outcome, Report
+from tallax.checking._collecting import condensed
 from tallax.checking._program import program_of
-from tallax.checking._statecheck import condensed, reference_of, results
+from tallax.checking._statecheck import reference_of, results
 from tallax.checking._transformations import GRAPH, MODES, TRANSFORMATIONS
 from tests.corpus.case import Counted
 from tests.right_modules import RIGHT

@@ -17,7 +17,17 @@ from tallax.checking._program import Batch, Program
 from tallax.checking._reference import Reference, called
 from tallax.checking._report import Cell, Finding, Outcome
 from tallax.checking._sources import line_of_assignment
-from tallax.checking._state import Leaf, Snapshot, arrays_agree, changed, cycle_of, differences, snapshot, variables_of
+from tallax.checking._state import (
+    Leaf,
+    Snapshot,
+    arrays_agree,
+    attribute_of,
+    changed,
+    cycle_of,
+    differences,
+    snapshot,
+    variables_of,
+)
 from tallax.checking._transformations import (
     GRAPH,
     MODES,
@@ -308,7 +318,8 @@ def one_trace(program: Program, reference: Reference) -> Results:
             jax.block_until_ready(step(model, batch))
             held.append(snapshot(model))
             if traces > before and before:
-                drifts |= {path: types for path, types in _drift(held[-3], held[-2]).items() if path not in drifts}
+                for path, types in _drift(held[-3], held[-2]).items():
+                    drifts.setdefault(attribute_of(path, held[0]), types)
     except Exception:  # the matrix reports it
         yield Cell("one trace", "", Outcome.SKIPPED, "does not run under nnx.jit")
         return
