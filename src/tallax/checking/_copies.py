@@ -50,7 +50,7 @@ def copies(program: Program, reference: Reference) -> Results:
             if missed:
                 when = f"calling the copy made by {name} changed the model"
             else:
-                missed = differences(reference.start, reference.end, snapshot(copied))
+                missed = differences(reference.start, reference.end, snapshot(copied), reference.noisy)
         yield from reported(
             name,
             [

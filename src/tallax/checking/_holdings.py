@@ -124,6 +124,13 @@ def _writers(program: Program) -> dict[str, set[str]]:
     return {}
 
 
+def _writers_of(path: str, writers: dict[str, set[str]]) -> set[str]:
+    """Returns the writers of the Variable at a path; of one that holds a tree, the path goes on within it."""
+    while path and path not in writers:
+        path = path.rpartition("/")[0]
+    return writers.get(path, set())
+
+
 def _trained(program: Program, reference: Reference) -> set[str]:
     """Returns the parameters and the optimizer state that a `call=` writes outside of any module's forward pass.
 
@@ -138,7 +145,7 @@ def _trained(program: Program, reference: Reference) -> set[str]:
         if path in reference.start
         and (holder := reference.start[path].variable) is not None
         and issubclass(holder, (nnx.Param, nnx.OptState))
-        and "forward" not in writers.get(path, ())
+        and "forward" not in _writers_of(path, writers)
     }
 
 
@@ -198,7 +205,7 @@ def eval_mode(program: Program, reference: Reference) -> Results:
     findings = _changes_in_eval(program, model, before, after, bool(switches))
     if findings and not program.is_own_call:
         writers = _writers(program)
-        findings = [finding for finding in findings if writers.get(finding.path) != {"call"}]
+        findings = [finding for finding in findings if _writers_of(finding.path, writers) != {"call"}]
     yield from reported("eval mode", findings, "" if switches else "the model has no eval switch")
 
 

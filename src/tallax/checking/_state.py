@@ -9,7 +9,7 @@ import functools
 import pickle
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal, TypeAlias
@@ -249,14 +249,29 @@ def same(left: Leaf, right: Leaf) -> bool:
     return _equal(left.value, right.value)
 
 
-def differences(start: Snapshot, expected: Snapshot, got: Snapshot) -> list[Difference]:
-    """Returns where `got` is not what it should be: integers exactly, floats but for rounding."""
+def differences(start: Snapshot, expected: Snapshot, got: Snapshot, noisy: Collection[str] = ()) -> list[Difference]:
+    """Returns where `got` is not what it should be: integers exactly, floats but for rounding.
+
+    At the paths in `noisy` a float must only have changed, as in `Reference`.
+    """
     found = []
     for path in dict.fromkeys((*expected, *got)):
         a, b = expected.get(path), got.get(path)
+        if path in noisy and _is_noise(start.get(path), a, b):
+            continue
         if a is None or b is None or not _agree(start.get(path), a, b):
             found.append(Difference(attribute_of(path, start), start.get(path), a, b))
     return found
+
+
+def _is_noise(start: Leaf | None, a: Leaf | None, b: Leaf | None) -> bool:
+    if start is None or a is None or b is None or not all(isinstance(leaf.value, np.ndarray) for leaf in (start, a, b)):
+        return False
+    return (
+        (a.kind, a.variable, a.value.dtype, a.value.shape) == (b.kind, b.variable, b.value.dtype, b.value.shape)
+        and _is_float(a.value)
+        and same(start, a) == same(start, b)
+    )
 
 
 def changed(before: Snapshot, after: Snapshot) -> list[str]:

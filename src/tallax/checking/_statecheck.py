@@ -14,7 +14,7 @@ from tallax.checking import _copies, _hazards, _holdings, _matrix, _widths
 from tallax.checking._collecting import Collected
 from tallax.checking._program import Program, program_of
 from tallax.checking._progress import progress_line
-from tallax.checking._reference import Reference, called
+from tallax.checking._reference import Reference, called, with_noise
 from tallax.checking._report import Cell, Finding, Outcome, Report
 from tallax.checking._transformations import GRAPH
 
@@ -132,7 +132,8 @@ def check_into(
         collected.notify("plain calls")
         program = program_of(make, inputs, calls, call)
         collected.name = program.name
-        for result in results(program, reference_of(program), collected.notify):
+        reference = with_noise(program, reference_of(program))
+        for result in results(program, reference, collected.notify):
             collected.add(adjust(result) if adjust else result)
             if collected.is_out_of_time:
                 return f"out of time at: {collected.at}"

@@ -246,7 +246,8 @@ def _fractional(program: Program, reference: Reference, path: str, edge: int) ->
             else f"self.{name} = tallax.Counter() for the whole units, and multiply by the scale where it is read",
             source=line_of_assignment(program.make(), path),
             # Sums of squares and of losses are kept so on purpose: a small share of a large total may well be lost.
-            is_warning=follows_data,
+            # A training step may sum gradients, and start anew after a few steps.
+            is_warning=follows_data or not program.is_own_call,
         )
     ]
 
