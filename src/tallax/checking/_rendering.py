@@ -35,7 +35,7 @@ def rendered(report: Report) -> Group:
     parts.append(others)
     for finding in report.findings:
         parts += [Text(), *_finding(finding)]
-    return Group(*parts, Text(), Text(report.summary(), "bold red" if report.failures else "bold green"))
+    return Group(*parts, Text(), Text(report.summary(), "bold green" if report.passed else "bold red"))
 
 
 def _mark(outcome: Outcome) -> Text:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tallax.checking._program import Batch
+from tallax.compiling import compile_step
 from tallax.differentiation import value_and_grad
 
 Outputs: TypeAlias = list[tuple[jax.Array, ...]]
@@ -68,6 +69,7 @@ class Transformation:
         differentiates: whether it needs parameters.
         is_basic: whether it is run on a model without state too, where only outputs can differ.
         donates: whether it gives the model's arrays away, so that no two Variables may hold the same one.
+        takes_cycles: whether it takes a model that a part of it refers back to, in graph mode.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Transformation:
     differentiates: bool = False
     donates: bool = False
     is_basic: bool = False
+    takes_cycles: bool = True
 
     def run_in(self, mode: Mode) -> Run | None:
         """Returns the form of it that a mode uses, or None."""
@@ -212,6 +215,15 @@ def _switch(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
 
     compiled = nnx.jit(step)
     return _each(lambda model, batch: compiled(model, batch, jnp.int32(1)), model, batches)
+
+
+def _compile_step(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+    with compile_step(call, model) as step:
+        return [jax.block_until_ready(step(batch)) for batch in batches]
+
+
+def _compile_step_of_cond(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+    return _compile_step(_branch(call, is_taken=True), model, batches)
 
 
 def _eval_shape(call: Call, model: Any, batches: Sequence[Batch]) -> None:
@@ -365,4 +377,6 @@ TRANSFORMATIONS = (
     Transformation("cond, not taken", _cond_not_taken, _stepwise(_raw_branch(False)), executes=False),
     Transformation("switch", _switch, _stepwise(_raw_switch)),
     Transformation("eval_shape", _eval_shape, modes=(GRAPH, NO_UPDATES, TREE), executes=False),
+    Transformation("compile_step", _compile_step, modes=(GRAPH,), donates=True, takes_cycles=False),
+    Transformation("compile_step of cond", _compile_step_of_cond, modes=(GRAPH,), donates=True, takes_cycles=False),
 )
