@@ -57,9 +57,8 @@ def run(*arguments, checkout=None):
     """Returns the exit status of the script and its output."""
     environment = {name: value for name, value in os.environ.items() if name != flax_nnx.VARIABLE}
     environment |= {} if checkout is None else {flax_nnx.VARIABLE: str(checkout)}
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=300, env=environment
-    )
+    command = [sys.executable, str(SCRIPT), *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, env=environment)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs Flax's own tests of NNX with `Counter` and `Buffer` in place of Flax's Variables, and reports what fails.
+"""Runs Flax's own tests of NNX with `Counter` and `Buffer` in place of Flax's Variables, and reports the failures.
 
     FLAX_CHECKOUT=path/to/flax python tests/peers/flax_nnx.py [transforms_test.py ...]
 
 The checkout is one of Flax's repository or of its source distribution, at the release that is installed. Each test file
-runs three times: unchanged, with Counters for non-negative integers and Buffers for other arrays, and with Buffers alone
-(`flax_nnx_substitution.py` says how). A test that passes unchanged and fails with tallax is either expected, because it
-asserts what a documented law of tallax excludes, or tallax's fault. `flax_nnx_expected.toml` lists the expected failures.
+runs three times: unchanged; with Counters for non-negative integers and Buffers for other arrays; and with Buffers
+alone (`flax_nnx_substitution.py` does it). If a test passes unchanged and fails with tallax, it is either expected to,
+because it asserts something that a documented law of tallax excludes, or it shows a fault of tallax.
+`flax_nnx_expected.toml` lists the expected failures.
 
-Exits 1 if there is a fault, if a listed failure no longer fails, or if a test did not finish; otherwise 0.
+Exits 1 if there is a fault, if a listed failure no longer fails, or if a test file did not finish; otherwise 0.
 """
 
 from __future__ import annotations
@@ -59,14 +60,14 @@ class Expected:
 
 @dataclasses.dataclass
 class Verdict:
-    """What the tests of one run with tallax say, beside those of the unchanged run."""
+    """The tests of one run with tallax, compared with those of the unchanged run."""
 
     passed: list[str] = dataclasses.field(default_factory=list)
     skipped: list[str] = dataclasses.field(default_factory=list)
     not_ours: list[str] = dataclasses.field(default_factory=list)  # fails unchanged, too
     expected: dict[str, str] = dataclasses.field(default_factory=dict)  # test to law
     faults: dict[str, str] = dataclasses.field(default_factory=dict)  # test to error
-    used: set[tuple[int, str]] = dataclasses.field(default_factory=set)  # which pattern of which entry explained a test
+    used: set[tuple[int, str]] = dataclasses.field(default_factory=set)  # entries by number, and their patterns
 
 
 def read_expected(path: pathlib.Path) -> list[Expected]:
@@ -131,14 +132,22 @@ def run_file(folder: pathlib.Path, name: str, replace: str, limit: float) -> dic
             command += ["-p", "no:cacheprovider", "-p", "flax_nnx_substitution", str(folder / name)]
             command += [f"--deselect={test}" for test in results]
             process = subprocess.Popen(
-                command, cwd=scratch, env=environment, start_new_session=True, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, text=True,
+                command,
+                cwd=scratch,
+                env=environment,
+                start_new_session=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
             try:
                 output, _ = process.communicate(timeout=max(1.0, ends - time.monotonic()))
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 output, _ = process.communicate()
+            except BaseException:  # Ctrl-C
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
             new = _read(records)
             results |= new
             if process.returncode in (0, 1, 5):  # as pytest ends: all passed, some failed, none left to run
@@ -152,7 +161,7 @@ def _read(records: pathlib.Path) -> dict[str, Result]:
     found: dict[str, Result] = {}
     for line in records.read_text().splitlines():
         entry = json.loads(line)
-        test, old = entry.pop("test"), None
+        test = entry.pop("test")
         old = found.get(test)
         if old is None or old.outcome == "crashed" or not old.fails:  # a failed part of a test stays
             found[test] = Result(**entry)
@@ -167,10 +176,8 @@ def run_all(folder: pathlib.Path, files: list[str], limit: float) -> dict[str, d
             results = run_file(folder, name, replace, limit)
             runs[replace] |= results
             failed = sum(result.fails for result in results.values())
-            print(
-                f"{name}, {replace or 'unchanged'}: {len(results)} tests, {failed} fail, {time.monotonic() - began:.0f} s",
-                flush=True,
-            )
+            took = f"{time.monotonic() - began:.0f} s"
+            print(f"{name}, {replace or 'unchanged'}: {len(results)} tests, {failed} fail, {took}", flush=True)
     return runs
 
 
@@ -182,7 +189,8 @@ def report(runs: dict[str, dict[str, Result]], expected: list[Expected]) -> bool
         verdicts.append(verdict)
         touched = [result for result in runs[replace].values() if result.counters or result.buffers]
         print(f"\n{replace}: {len(runs[replace])} tests, {len(touched)} of them make a tallax variable")
-        print(f"  pass: {len(verdict.passed)}, skipped: {len(verdict.skipped)}, fail unchanged too: {len(verdict.not_ours)}")
+        print(f"  pass: {len(verdict.passed)}, skipped: {len(verdict.skipped)}")
+        print(f"  fail unchanged too: {len(verdict.not_ours)}")
         print(f"  fail as expected: {len(verdict.expected)}")
         for law, number in collections.Counter(verdict.expected.values()).most_common():
             print(f"    {number:4} {law}")
@@ -195,22 +203,25 @@ def report(runs: dict[str, dict[str, Result]], expected: list[Expected]) -> bool
     unfinished = [result.error for test, result in unchanged.items() if test.endswith(REST)]
     for error in unfinished:
         print(error)
-    return not (old or unfinished or any(verdict.faults for verdict in verdicts))
+    if unused := [replace for replace in RUNS[1:] if not any(r.counters or r.buffers for r in runs[replace].values())]:
+        print(f"no test made a tallax variable: {', '.join(unused)}")
+    return not (old or unfinished or unused or any(verdict.faults for verdict in verdicts))
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("files", nargs="*", help="names of test files below tests/nnx; all, if none is given")
+    parser.add_argument("files", nargs="*", help="paths of test files below tests/nnx; by default all directly in it")
     parser.add_argument("--limit", type=float, default=1800, help="seconds for one run of one file")
     parser.add_argument("--expected", type=pathlib.Path, default=HERE / "flax_nnx_expected.toml")
     parser.add_argument("--save", type=pathlib.Path, help="a file to write all results to, as JSON")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the run of tests ends, too
     checkout = os.environ.get(VARIABLE)
     if not checkout:
         print(f"Flax's tests did not run: {VARIABLE} does not name a checkout of Flax.")
         return 0
     folder = pathlib.Path(checkout, "tests", "nnx").resolve()
-    files = options.files or sorted(str(path.relative_to(folder)) for path in folder.rglob("*_test.py"))
+    files = options.files or sorted(path.name for path in folder.glob("*_test.py"))
     if not files:
         print(f"Flax's tests did not run: {folder} has no tests.")
         return 1

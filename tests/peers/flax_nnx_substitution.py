@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A pytest plugin: Flax's tests see tallax's Variables under the names of Flax's own.
 
-`tests/peers/flax_nnx.py` loads it. In each test module the name `nnx` is replaced by `Names`, which returns stand-ins for
-`nnx.Variable`, `nnx.BatchStat`, `nnx.Cache` and `nnx.Param`, and Flax's own objects for all other names. The same is done
-in the modules of Flax's layers (`flax.nnx.nn`), for this process alone.
+`tests/peers/flax_nnx.py` loads it. In each test module the name `nnx` is replaced by `Names`, which returns stand-ins
+for `nnx.Variable`, `nnx.BatchStat`, `nnx.Cache` and `nnx.Param`, and Flax's own objects for all other names. The same
+is done in the modules of Flax's layers (`flax.nnx.nn`), for this process alone.
 
 A stand-in is a subclass of `tallax.Buffer`. Calling it returns a Buffer of itself; a Counter, if counters are asked for
 and the value is made of non-negative integers; or Flax's own Variable, if the value is not an array, which no tallax
-variable holds. `isinstance` and filters accept all three. `nnx.Param` is replaced only in tests that do not
-differentiate, and never by a Counter: its values are weights.
+variable holds. `isinstance` and filters accept all three. `nnx.Param` is replaced only in tests that neither
+differentiate nor read Linen's parameters, and never by a Counter: its values are weights.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ import tallax
 REPLACE = os.environ.get("TALLAX_PEERS_REPLACE", "")  # "counter", "buffer", or "" for an unchanged run
 RECORDS = pathlib.Path(os.environ["TALLAX_PEERS_RECORDS"])
 STATE, PARAMETER = ("Variable", "BatchStat", "Cache"), "Param"
-DIFFERENTIATES = re.compile(r"grad|vjp|jvp|[Oo]ptimizer|DiffState|linearize")
+# Tests that need Flax's own `nnx.Param`: they differentiate, or read Linen's collection of parameters.
+NEEDS_PARAMETERS = re.compile(r"grad|vjp|jvp|[Oo]ptimizer|DiffState|linearize|bridge")
 
 made = {"counters": 0, "buffers": 0}  # by the running test
 
@@ -84,9 +85,9 @@ def _again(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, jax.Array | np.ndarray | np.generic | bool | int | float | complex | nnx.Variable) and not (
-        isinstance(value, jax.Ref) or isinstance(value, np.ndarray) and value.dtype == object
-    )
+    if isinstance(value, jax.Ref) or getattr(value, "dtype", None) == np.dtype(object):
+        return False
+    return isinstance(value, jax.Array | np.ndarray | np.generic | bool | int | float | complex | nnx.Variable)
 
 
 def _counts(value: Any) -> bool:
@@ -141,7 +142,7 @@ def _record(**entry: Any) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Written before the test too, so that the test which ends the process is known."""
-    names.with_parameters = not DIFFERENTIATES.search(item.name + inspect.getsource(item.function))
+    names.with_parameters = not NEEDS_PARAMETERS.search(item.nodeid + inspect.getsource(item.function))
     made.update(counters=0, buffers=0)
     _record(test=item.nodeid, outcome="crashed", error="the process ended in this test")
 
@@ -152,7 +153,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Any:
     if report.failed or report.skipped or call.when == "call":
         error = ""
         if report.failed and call.excinfo is not None:
-            line = next((str(entry.statement) for entry in reversed(call.excinfo.traceback) if entry.path == item.path), "")
+            inside = [entry for entry in call.excinfo.traceback if entry.path == item.path]
+            line = str(inside[-1].statement) if inside else ""
             error = f"{call.excinfo.typename}: {call.excinfo.value} | at: {' '.join(line.split())}"
         _record(test=item.nodeid, outcome=report.outcome, error=error[:2000], **made)
     return report
