@@ -3,7 +3,8 @@
 
     FLAX_CHECKOUT=path/to/flax python tests/peers/flax_nnx.py [transforms_test.py ...]
 
-The checkout is one of Flax's repository or of its source distribution, at the release that is installed. Each test file
+The checkout is Flax's repository or its source distribution, at the release that is installed:
+`pip download --no-deps --no-binary flax flax==0.12.8` downloads the latter. Each test file
 runs three times: unchanged; with Counters for non-negative integers and Buffers for other arrays; and with Buffers
 alone (`flax_nnx_substitution.py` does it). If a test passes unchanged and fails with tallax, it is either expected to,
 because it asserts something that a documented law of tallax excludes, or it shows a fault of tallax.
