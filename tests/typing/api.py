@@ -26,7 +26,7 @@ class Model(tallax.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         self.seen += 1
-        self.fired.increment(x, like=x, axis_name="batch", at_most=4)
+        self.fired.increment(x, like=x, axis_name="batch")
         self.fired.count(x > 0)
         self.rate.update(x, where=x > 1)
         return x * self.temperature(self.step())

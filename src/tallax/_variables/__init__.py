@@ -20,4 +20,5 @@ from tallax._variables._held import Held as Held
 from tallax._variables._item import Item as Item
 from tallax._variables._item import Shares as Shares
 from tallax._variables._pending import AT_MOST as AT_MOST
+from tallax._variables._pending import READ as READ
 from tallax._variables._pending import Pending as Pending

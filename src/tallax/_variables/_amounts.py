@@ -41,19 +41,19 @@ def limbs_of(value: Any, *, item: object, limit: int | None = _limbs.MAX) -> Any
     return _limbs.from_uint64(amount) if isinstance(amount, np.ndarray) else _widen(amount)
 
 
-def word_of(amount: Any, axes: tuple[int, ...], at_most: int | None) -> tuple[Any, int] | None:
+def word_of(amount: Any, axes: tuple[int, ...], limit: int | None) -> tuple[Any, int] | None:
     """Returns the sum of an amount over `axes` as uint32, and what bounds it; None where 32 bits might not hold it.
 
     Args:
         amount: as `amount_of` returns it.
         axes: of a traced amount.
-        at_most: a bound on each entry that is better than its dtype's.
+        limit: a bound on each entry that is better than its dtype's.
     """
     if isinstance(amount, np.ndarray):
         most = int(amount.max(initial=0))
         return (amount.astype(np.uint32)[()], most) if most <= _limbs.WORD else None
     most = 1 if amount.dtype == np.bool_ else int(jnp.iinfo(amount.dtype).max)
-    most = most if at_most is None else min(most, at_most)
+    most = most if limit is None else min(most, limit)
     most *= math.prod(amount.shape[axis] for axis in axes)
     return (_sum(amount, axes), most) if most <= _limbs.WORD else None
 

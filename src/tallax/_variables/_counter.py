@@ -115,9 +115,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
 
     # --- counting ---------------------------------------------------------------------------------------------------
 
-    def increment(
-        self, by: Any = 1, *, like: Any = None, axis_name: AxisName | None = None, at_most: int | None = None
-    ) -> None:
+    def increment(self, by: Any = 1, *, like: Any = None, axis_name: AxisName | None = None) -> None:
         """Adds `by`, exactly; the count stays at 2**64 - 1 once it is there.
 
         Args:
@@ -128,9 +126,6 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
                 summed over the mesh axes that either of them varies on.
             axis_name: the mapped axis or axes to sum `by` over, where they can't be seen: under `vmap`, `pmap`, and
                 `shard_map(check_vma=False)`. `()` says that it is the same everywhere, and counts once.
-            at_most: what no entry of `by` exceeds, where that is known and its dtype does not tell. It changes no
-                count; where what one step adds is thereby known to fit 32 bits, `tallax.compile_step` keeps it in one
-                word. An entry beyond it may count wrong there.
 
         Raises:
             InvalidTypeError: `by` is not an integer.
@@ -143,8 +138,13 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         check_broadcasts(by, self.shape, item=self)
         if isinstance(by, Counter):
             self._add(by.words(), like, axis_name)
-        elif not self._add_word(by, (), at_most, like, axis_name):
+        elif not self._add_word(by, (), None, like, axis_name):
             self._add(limbs_of(by, item=self, limit=None), like, axis_name)
+
+    def tally(self, counts: jax.Array, most: int, axis_name: AxisName | None) -> None:
+        """Adds what a statistic counted, of which no entry exceeds `most`."""
+        if not self._add_word(counts, (), most, None, axis_name):
+            self.increment(counts, axis_name=axis_name)
 
     def count(self, events: Any, *, like: Any = None, axis_name: AxisName | None = None) -> None:
         """Adds how many entries of a mask are true, or the sum of an integer array's entries, exactly.
@@ -443,13 +443,13 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         return _limbs.from_uint64(host_counts(counts, item=self))
 
     def _add_word(
-        self, by: Any, axes: tuple[int, ...], at_most: int | None, like: Any, axis_name: AxisName | None
+        self, by: Any, axes: tuple[int, ...], most: int | None, like: Any, axis_name: AxisName | None
     ) -> bool:
         """Adds the sum of `by` over `axes` to what a compiled step adds; False elsewhere, and where it may not fit."""
         raw = self.get_raw_value()
         if not isinstance(raw, Pending):
             return False
-        word = word_of(amount_of(by, item=self), axes, at_most)
+        word = word_of(amount_of(by, item=self), axes, most)
         if word is None:
             return False
         values, most = word

@@ -13,7 +13,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from tallax import _limbs
 
-AT_MOST = "tallax.at_most:"  # how an increment in a jaxpr says what bounds it
+# Names in the jaxpr of a step, by which it is known that a `Pending` is used as it may be.
+AT_MOST = "tallax.at_most:"  # of what an increment adds, with what bounds it
+READ = "tallax.read"  # of both parts, where they are read together
 
 
 @jax.tree_util.register_dataclass
@@ -22,11 +24,12 @@ class Pending:
     """What a `Counter` holds inside `tallax.compile_step`.
 
     All of a step's counts lie in one array on the device. A count that is read is sliced out of it; one that is only
-    added to is not, so its `base` must not enter any arithmetic. `added` is a plain word, which XLA folds and
-    concatenates with those of the other counters; there are no carries before the whole array is added to.
+    added to is not. `added` is a plain word, which XLA folds and concatenates with those of the other counters; there
+    are no carries before the whole array is added to. Anything but a read or an increment has the step traced again
+    with the count whole (`tallax.compiling._uses`), so a `Pending` need not be exact there.
 
     Attributes:
-        base: the limbs before the step, or those that were written over them: uint32[*shape, 2].
+        base: the limbs before the step, uint32[*shape, 2].
         added: what was added to them since, uint32[*shape]. That it fits is shown by the bound of each increment.
     """
 
@@ -38,7 +41,8 @@ class Pending:
         """The count by now; or what stands for the array where there is none, as when Flax prints a module."""
         if not isinstance(self.base, jax.Array | np.ndarray):
             return self.base
-        return _limbs.add(jnp.asarray(self.base), _limbs.pair(self.added))
+        base, added = (checkpoint_name(jnp.asarray(part), READ) for part in (self.base, self.added))
+        return _limbs.add(base, _limbs.pair(added))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,6 +62,6 @@ class Pending:
         return Pending(self.base, self.added + checkpoint_name(values, f"{AT_MOST}{most}"))
 
     def at(self, limbs: Any) -> Pending:
-        """Returns the count after `limbs` were written over it."""
-        # A zero that can be seen to be this count's own: whoever follows the count through the program needs no more.
+        """Returns the count after `limbs` were written over it; it will be kept whole."""
+        # A zero that is made of this count's own word, in a way that is no increment: so it is seen to be written.
         return Pending(jnp.asarray(limbs), self.added * np.uint32(0))

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -60,15 +59,14 @@ class Packing:
 
         Args:
             packed: the array before.
-            added: what to add, by the number of the count: uint32, or what `_limbs.unsigned` makes a word of.
+            added: what to add, by the number of the count: uint32.
             whole: limbs to put in place of others.
         """
         words = [
             np.zeros(size, np.uint32) if number in whole else unsplit(jnp.asarray(added[number])).reshape(size)
             for number, size in enumerate(self.sizes)
         ]
-        runs = [jnp.concatenate(list(run)) for _, run in itertools.groupby(words, key=lambda word: word.dtype)]
-        word = jnp.concatenate([_limbs.unsigned(run).astype(jnp.uint32) for run in runs])
+        word = jnp.concatenate(words)
         low, high = packed[0] + word, packed[1]
         carried = low < word
         full = carried & (high == np.uint32(_limbs.WORD))

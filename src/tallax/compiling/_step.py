@@ -21,7 +21,6 @@ from tallax._variables import Item, Pending
 from tallax.compiling._holding import Holding
 from tallax.compiling._layout import Layout, owned
 from tallax.compiling._refusals import changed, in_a_trace, refuse_objects, written_past
-from tallax.compiling._sources import with_sources
 from tallax.compiling._state import Items, Programs, State
 from tallax.compiling._structure import Structure, names_of, refuse_shared
 from tallax.compiling._uses import uses
@@ -104,7 +103,7 @@ class CompiledStep:
         refuse_shared(objects, self._names, items_only=self._graph, kind=Item)
         self._structure = Structure(objects, self._names)  # the one that it is compiled for
         self._layout: Layout | None = None
-        self._wide: frozenset[int] = frozenset()  # counts that the step may add more to than 32 bits hold
+        self._whole: frozenset[int] = frozenset()  # counts that the step does more with than add to and read
         self._traces = 0
         self._results: list[Any] = []  # how what the function returns is built, of each kind that there was
         self._programs: Programs | None = None
@@ -260,6 +259,7 @@ class CompiledStep:
         shardings = jax.tree.map(lambda array: array.sharding if is_committed(array) else None, state)
         if self._programs is None or self._programs.shardings != shardings:
             self._programs = self._compiled(shardings)
+            self._whole = frozenset()  # the counts may have other numbers now
         structure = Structure(self._objects, self._names)
         self._holding = Holding(self._programs, layout, structure, state, copies=self._donate)
         return self._holding
@@ -304,28 +304,36 @@ class CompiledStep:
         assert layout is not None
         packing = layout.packing
         numbers = range(len(layout.counters))
+        whole = self._whole
         while True:
-            apart = [number for number in numbers if number not in self._wide]
-            zeros: list[Any] = [np.zeros((*packing.shapes[number], 2), np.uint32) for number in apart]
+            apart = [number for number in numbers if number not in whole]
+            bases: list[Any] = [np.zeros((*packing.shapes[number], 2), np.uint32) for number in apart]
             added = [np.zeros(packing.shapes[number], np.uint32) for number in apart]
-            whole = [packing.part(items.packed, number) for number in numbers if number in self._wide]
-            inputs = [zeros, added, whole, items.values + rest, constants, batch, options]
-            pure = functools.partial(self._pure, layout, apart)
-            program, shape = jax.make_jaxpr(pure, return_shape=True)(*inputs)
+            limbs = [packing.part(items.packed, number) for number in sorted(whole)]
+            inputs = [bases, added, limbs, items.values + rest, constants, batch, options]
+            try:
+                program, shape = jax.make_jaxpr(functools.partial(self._pure, layout, apart), return_shape=True)(
+                    *inputs
+                )
+            except (TypeError, ValueError):
+                # Other state may have met a count in two parts, as `nnx.update(model, saved)` in one branch of two.
+                if not apart:
+                    raise
+                whole = frozenset(numbers)
+                continue
             found = uses(program, len(apart))
-            if not found.wide:
+            if not found.whole:
                 break
-            self._wide |= {apart[k] for k in found.wide}
+            whole |= {apart[k] for k in found.whole}
+        self._whole = whole
         for k in found.read:
-            zeros[k] = packing.part(items.packed, apart[k])
-        program = with_sources(program, len(apart), kept=found.written)
+            bases[k] = packing.part(items.packed, apart[k])
         outputs = jaxpr_as_fun(program)(*jax.tree.leaves(inputs))
-        bases, words, limbs, values, result = jax.tree.unflatten(jax.tree.structure(shape), outputs)
+        _, words, limbs, values, result = jax.tree.unflatten(jax.tree.structure(shape), outputs)
         packed = items.packed
         if numbers:
-            replaced = dict(zip((number for number in numbers if number in self._wide), limbs, strict=True))
-            replaced |= {apart[k]: Pending(bases[k], words[k]).limbs for k in found.written}
-            packed = packing.plus(packed, dict(zip(apart, words, strict=True)), replaced)
+            added, replaced = dict(zip(apart, words, strict=True)), dict(zip(sorted(whole), limbs, strict=True))
+            packed = packing.plus(packed, added, replaced)
         return State(Items(packed, values[: layout.lasting]), values[layout.lasting :]), result
 
     def _pure(
@@ -334,8 +342,8 @@ class CompiledStep:
     ) -> tuple[Any, ...]:  # fmt: skip
         """The step as a function of arrays: counts in two parts, whole ones, other values, and what it is given."""
         counts: dict[int, Any] = {number: Pending(*parts) for number, *parts in zip(apart, bases, added, strict=True)}
-        rest = [number for number in range(len(layout.counters)) if number not in counts]
-        counts.update(zip(rest, whole, strict=True))
+        others = [number for number in range(len(layout.counters)) if number not in counts]
+        counts.update(zip(others, whole, strict=True))
         objects = layout.merge(counts, values, constants)
         before = Structure(objects, self._names)
         with self._tracing():
@@ -348,8 +356,9 @@ class CompiledStep:
             )
         counts, values = after
         parts = [_in_two(counts[number], word) for number, word in zip(apart, added, strict=True)]
-        limbs = [counts[number] for number in rest]
-        return [base for base, _ in parts], [word for _, word in parts], limbs, values, result
+        limbs = [_in_one(counts[number]) for number in others]
+        result = jax.tree.map(_in_one, result, is_leaf=lambda leaf: isinstance(leaf, Pending))
+        return [part.base for part in parts], [part.added for part in parts], limbs, values, result
 
     @contextlib.contextmanager
     def _tracing(self) -> Iterator[None]:
@@ -363,7 +372,11 @@ class CompiledStep:
             holding.is_tracing = False
 
 
-def _in_two(count: Any, word: Any) -> tuple[Any, Any]:
-    """Returns a count's base and what was added; it is whole where Flax, or the user, has put one in its place."""
-    pending = count if isinstance(count, Pending) else Pending(None, word).at(count)
-    return pending.base, pending.added
+def _in_two(count: Any, word: Any) -> Pending:
+    """Returns a count in two parts; it is whole where Flax, or the user, has put one in its place."""
+    return count if isinstance(count, Pending) else Pending(None, word).at(count)
+
+
+def _in_one(value: Any) -> Any:
+    """Returns a count whole, and anything else as it is."""
+    return value.limbs if isinstance(value, Pending) else value

@@ -165,7 +165,7 @@ class Histogram(Counts):
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         if x.size:
             counts = _count_bins(x, where, self.low, self.high, self.bins)
-            self.counts.increment(counts, axis_name=self.axis_name, at_most=x.size)
+            self.counts.tally(counts, x.size, self.axis_name)
 
     def _configuration(self) -> dict[str, Any]:
         return {"low": self.low, "high": self.high, "bins": self.bins}
