@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from tallax._errors import InvalidValueError, compose
 from tallax._replicas import AxisName
 from tallax._variables import Counter
-from tallax.statistics._base import Counts, current_state, exact_or_traced
+from tallax.statistics._base import Counts, exact_or_traced
 from tallax.statistics._looks import plot_bars, shape_of_stack, stacked, sum_of_stack, title_counts
 from tallax.statistics._slots import count_slots
 from tallax_runs._bars import one_line
@@ -104,6 +105,7 @@ class Histogram(Counts):
         high: the last edge.
         bins: how many bins there are, at most 65,536.
         axis_name: see `Statistic`.
+        persistent: whether checkpoints keep it.
 
     Values of any shape are taken and compared in float32 (float64 where x64 is enabled and they have it). XLA flushes
     subnormal numbers, so they count as zeros.
@@ -120,7 +122,9 @@ class Histogram(Counts):
         ([1, 1, 0, 2], 1, 1)
     """
 
-    def __init__(self, low: float, high: float, bins: int = 64, *, axis_name: AxisName | None = None):
+    def __init__(
+        self, low: float, high: float, bins: int = 64, *, axis_name: AxisName | None = None, persistent: bool = True
+    ):
         super().__init__(axis_name=axis_name)
         self.low: float = float(low)
         self.high: float = float(high)
@@ -136,7 +140,7 @@ class Histogram(Counts):
                     fix="Histogram(-5.0, 5.0, bins=64)",
                 )
             )
-        self.counts: Counter = Counter(shape=self.bins + len(_OUTSIDE))
+        self.counts: Counter = Counter(shape=self.bins + len(_OUTSIDE), persistent=persistent)
 
     @property
     def edges(self) -> np.ndarray:
@@ -145,11 +149,11 @@ class Histogram(Counts):
 
     def compute(self) -> HistogramResult:
         """Returns the counts of the bins and of what lay outside them."""
-        return self.read(current_state(self.counts))
+        return self.read(self.state_here())
 
-    def read(self, state: Any) -> HistogramResult:
+    def read(self, state: Mapping[str, Any]) -> HistogramResult:
         """Returns the record of a state; see `Statistic.read`."""
-        counts = exact_or_traced(state)
+        counts = exact_or_traced(state["counts"])
         outside = [counts[..., self.bins + k] for k in range(len(_OUTSIDE))]
         if isinstance(counts, np.ndarray) and counts.ndim == 1:
             outside = [int(count) for count in outside]
