@@ -224,6 +224,8 @@ def step_value(step: Any) -> jax.Array | np.int32:
         step = step.get_value()
     if isinstance(step, Pending):  # likewise, inside `tallax.compile_step`
         return _limbs.to_int32(step.limbs)
+    if isinstance(step, np.ndarray | np.generic) and step.ndim == 0 and step.dtype.kind in "iu":
+        step = int(step)  # JAX would cut it to 32 bits
     if isinstance(step, int) and not isinstance(step, bool):
         return np.int32(max(-_limbs.INT32_MAX, min(step, _limbs.INT32_MAX)))
     if isinstance(step, jax.Array | np.ndarray | np.generic) and jnp.issubdtype(step.dtype, jnp.integer):

@@ -470,6 +470,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
 
     def _add(self, increment: Any, like: Any, axis_name: AxisName | None) -> None:
         """Adds limbs that broadcast to the counter's, combined over replicas."""
+        self._refuse_shares()
         replicas = self._combination(increment, like, axis_name)
         self._add_combined(on_first(count_over(increment, replicas.over), replicas.once))
 

@@ -72,6 +72,7 @@ class Activity(Statistic):
         ActivityResult(rates=array([1. , 0. , 0.5]), dead=array([False,  True, False]), updates=1)
     """
 
+    _rounding = "nonzero"
     _dtypes: ClassVar[Mapping[str, Any]] = {"quiet": np.dtype(np.uint32)}
 
     def __init__(

@@ -19,6 +19,7 @@ from tallax._notebooks import bundle, card, tree
 from tallax._placement import is_traced
 from tallax._replicas import AxisName, on_first, varying_axes
 from tallax._variables import Counter, Item, refuse_cast
+from tallax.statistics._host import Rounding, as_real_array
 from tallax_runs._record import Bins
 
 
@@ -43,9 +44,19 @@ class Statistic(EvalAware, abc.ABC):
 
     written_by = "self.{name}.update(x), which writes into it; or del self.{name} first"
     _dtypes: ClassVar[Mapping[str, Any]] = {}  # of its buffers, by attribute
+    _rounding: ClassVar[Rounding] = "infinite"  # of float64 from the host
 
     def __init__(self, *, axis_name: AxisName | None = None):
         super().__init__()
+        if not isinstance(axis_name, Hashable) or (isinstance(axis_name, tuple) and not all(map(_is_axis, axis_name))):
+            raise InvalidTypeError(
+                compose(
+                    type(self).__name__,
+                    "axis_name is the name of a mapped axis, or a tuple of names.",
+                    got=describe(axis_name),
+                    fix='axis_name="data", or axis_name=("data", "model")',
+                )
+            )
         self.axis_name = axis_name
 
     def update(self, x: Any, *, where: Any = None) -> None:
@@ -53,7 +64,8 @@ class Statistic(EvalAware, abc.ABC):
 
         Args:
             x: an array of booleans, integers or floats; see the statistic for the shapes it takes. No gradient flows
-                in.
+                in. Python integers and NumPy's of 64 bits are rounded to float32 if 32 bits do not hold them; float64
+                is, so a number beyond 3.4e38 is infinite. (A `Histogram` counts it by its sign outside the edges.)
             where: a boolean array that broadcasts to `x.shape`.
 
         Raises:
@@ -217,7 +229,7 @@ class Statistic(EvalAware, abc.ABC):
         return tuple(sorted(own - others - frozenset().union(*map(varying_axes, values)), key=str))
 
     def _checked(self, x: Any, where: Any) -> tuple[jax.Array, jax.Array | None]:
-        values = _real_array(x, self, "a statistic takes a real array.")
+        values = _real_array(x, self, "a statistic takes a real array.", self._rounding)
         if where is None:
             return values, None
         mask = _real_array(where, self, "where= takes a boolean array.")
@@ -296,18 +308,15 @@ def exact_or_traced(words: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
     return _limbs.to_int32(words) if isinstance(words, jax.Array) else _limbs.to_uint64(words)
 
 
-def _real_array(x: Any, item: object, rule: str) -> jax.Array:
-    try:
-        values = jnp.asarray(x)
-    except (TypeError, ValueError):
-        values = None
-    if values is None or not (jnp.isrealobj(values) and _is_numeric(values.dtype)):
+def _real_array(x: Any, item: object, rule: str, rounding: Rounding = "infinite") -> jax.Array:
+    values = as_real_array(x, rounding)
+    if values is None:
         raise InvalidTypeError(compose(item, rule, got=describe(x), fix="jnp.asarray(x), or x.real"))
     return jax.lax.stop_gradient(values) if is_traced(values) else values
 
 
-def _is_numeric(dtype: Any) -> bool:
-    return bool(jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_)
+def _is_axis(name: Any) -> bool:
+    return isinstance(name, Hashable)
 
 
 def _on_one_line(text: str) -> str:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import numbers
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -27,6 +26,7 @@ from tallax._replicas import (
 )
 from tallax._variables import Buffer, Counter, as_shape
 from tallax.statistics._base import Statistic, entries_of, leading_axes
+from tallax.statistics._host import as_number
 
 _SUM, _WEIGHT = range(2)  # the columns of the average
 
@@ -103,7 +103,8 @@ class Ema(Statistic):
         persistent: bool = True,
     ):
         super().__init__(axis_name=axis_name)
-        if not (isinstance(decay, numbers.Real) and 0 <= decay < 1):
+        number = as_number(decay)
+        if number is None or not 0 <= number < 1:
             raise InvalidValueError(
                 compose(
                     "Ema",
@@ -113,7 +114,7 @@ class Ema(Statistic):
                     fix="Ema(0.99), which remembers about 100 updates",
                 )
             )
-        self.decay: float = float(decay)
+        self.decay: float = number
         self.debias: bool = bool(debias)
         self.shape: tuple[int, ...] = as_shape(shape, item="Ema")
         self.nonfinite: Counter = Counter(shape=self.shape, persistent=persistent)

@@ -18,6 +18,7 @@ from tallax._errors import InvalidValueError, compose, describe
 from tallax._replicas import AxisName
 from tallax._variables import Counter
 from tallax.statistics._base import Counts, exact_or_traced
+from tallax.statistics._host import as_number
 from tallax.statistics._looks import plot_bars, saturating_sum, shape_of_stack, stacked, sum_of_stack, title_counts
 from tallax.statistics._slots import count_slots
 from tallax_runs._bars import bars_of
@@ -178,7 +179,7 @@ class LogHistogram(Counts):
     float64 and integers are rounded to float32 first.
 
     Raises:
-        InvalidValueError: `relative_error` is out of range.
+        InvalidValueError: `relative_error` is not a number in [1e-4, 0.5].
 
     Example:
         >>> import jax.numpy as jnp, tallax
@@ -195,7 +196,8 @@ class LogHistogram(Counts):
 
     def __init__(self, relative_error: float = 0.05, *, axis_name: AxisName | None = None, persistent: bool = True):
         super().__init__(axis_name=axis_name)
-        if not 1e-4 <= relative_error <= 0.5:
+        error = as_number(relative_error)
+        if error is None or not 1e-4 <= error <= 0.5:
             raise InvalidValueError(
                 compose(
                     "LogHistogram",
@@ -204,8 +206,8 @@ class LogHistogram(Counts):
                     fix="LogHistogram(relative_error=0.01)",
                 )
             )
-        self.relative_error: float = float(relative_error)
-        self.mantissa_bits: int = next(m for m in range(_MANTISSA) if 1 / (2 ** (m + 1) + 1) <= relative_error)
+        self.relative_error: float = error
+        self.mantissa_bits: int = next(m for m in range(_MANTISSA) if 1 / (2 ** (m + 1) + 1) <= error)
         self.counts: Counter = Counter(shape=2 * self._buckets + len(_SPECIAL), persistent=persistent)
 
     @property

@@ -61,6 +61,8 @@ class Rate(Counts):
         array([1.        , 0.33333333])
     """
 
+    _rounding = "nonzero"
+
     def __init__(
         self, shape: int | tuple[int, ...] = (), *, axis_name: AxisName | None = None, persistent: bool = True
     ):
