@@ -62,8 +62,6 @@ class Buffer(Item):
         raw = self.stored()
         if isinstance(raw, np.ndarray):
             raw = to_device(raw)
-        elif is_traced(raw):
-            raw = jax.lax.stop_gradient(raw)
         return raw if index is ... else raw[index]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

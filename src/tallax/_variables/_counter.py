@@ -219,7 +219,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         if not _is_limbs(raw):  # counts, a shape, a sharding, or whatever else a tree.map over the state has put here
             return raw
         if isinstance(raw, np.ndarray):
-            value = to_device(self.peek())
+            value = to_device(_read_on_host(raw))
         else:
             value = (_limbs.to_int32 if is_traced(raw) else _int32_on_device)(raw)
         return value if index is ... else value[index]
@@ -227,12 +227,9 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
     def peek(self) -> jax.Array | np.ndarray | np.int32:
         """Returns what `get_value()` does, but from NumPy while the counter is on the host: no dispatch."""
         raw = self.get_raw_value()
-        if type(raw) is not np.ndarray:
+        if type(raw) is not _ndarray or raw.dtype != _uint32:
             return self.get_value()
-        if raw.ndim == 1:
-            low, high = raw.tolist()
-            return np.int32(low if high == 0 and low <= _limbs.INT32_MAX else _limbs.INT32_MAX)
-        return _limbs.to_int32_on_host(raw)
+        return _read_on_host(raw)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -503,3 +500,11 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
 
 def _is_limbs(value: Any) -> bool:
     return isinstance(value, jax.Array | np.ndarray) and value.dtype == np.uint32
+
+
+def _read_on_host(limbs: np.ndarray) -> np.ndarray | np.int32:
+    """Returns int32[*shape], saturated at 2**31 - 1."""
+    if limbs.ndim > 1:
+        return _limbs.to_int32_on_host(limbs)
+    low, high = limbs.tolist()
+    return np.int32(low if high == 0 and low <= _limbs.INT32_MAX else _limbs.INT32_MAX)

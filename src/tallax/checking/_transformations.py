@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from tallax.checking._program import Batch
@@ -154,6 +155,32 @@ def _differentiated(call: Call, differentiate: Callable[..., Any]) -> Call:
     return step
 
 
+# A derivative that is not compiled: JAX gives the function the arrays of the state as they are, or as arrays of a type
+# of its own, which a model that reads its state must take. Batches are passed without a derivative, since a model may
+# hand them to functions that have none.
+
+
+def no_tangent(x: Any) -> Any:
+    """Returns the zero tangent of an array, which is of a dtype of its own for integers and keys."""
+    return jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else np.zeros(x.shape, jax.dtypes.float0)
+
+
+def _vjp(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+    def step(model: Any, batch: Batch) -> tuple[jax.Array, ...]:
+        outputs, pull = nnx.vjp(lambda model: call(model, batch), model)
+        pull(jax.tree.map(no_tangent, outputs))
+        return outputs
+
+    return _each(step, model, batches)
+
+
+def _jvp(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+    def step(model: Any, batch: Batch) -> tuple[jax.Array, ...]:
+        return nnx.jvp(lambda model: call(model, batch), (model,), (jax.tree.map(no_tangent, model),))[0]
+
+    return _each(step, model, batches)
+
+
 def _scan(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
     def body(model: Any, batch: Batch) -> tuple[Any, tuple[jax.Array, ...]]:
         return model, call(model, batch)
@@ -278,6 +305,24 @@ def _raw_value_and_grad(pure: Pure) -> Pure:
     return jax.jit(step)
 
 
+def _raw_vjp(pure: Pure) -> Pure:
+    def step(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
+        outputs, pull, state = jax.vjp(lambda state: pure(state, batch), state, has_aux=True)
+        pull(jax.tree.map(no_tangent, outputs))
+        return outputs, state
+
+    return step
+
+
+def _raw_jvp(pure: Pure) -> Pure:
+    def step(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
+        tangents = jax.tree.map(no_tangent, state)
+        outputs, _, state = jax.jvp(lambda state: pure(state, batch), (state,), (tangents,), has_aux=True)
+        return outputs, state
+
+    return step
+
+
 def _raw_scan(pure: Pure, state: Any, batches: Sequence[Batch]) -> tuple[Outputs, Any]:
     def body(state: Any, batch: Batch) -> tuple[Any, tuple[jax.Array, ...]]:
         outputs, state = pure(state, batch)
@@ -362,6 +407,8 @@ TRANSFORMATIONS = (
     Transformation(
         "value_and_grad", _value_and_grad, _stepwise(_raw_value_and_grad), differentiates=True, is_basic=True
     ),
+    Transformation("vjp", _vjp, _stepwise(_raw_vjp), modes=(NO_UPDATES, TREE, RAW), differentiates=True),
+    Transformation("jvp", _jvp, _stepwise(_raw_jvp), modes=(NO_UPDATES, TREE, RAW), differentiates=True),
     Transformation("remat", _remat, _stepwise(lambda pure: jax.jit(jax.checkpoint(pure)))),
     Transformation(
         "grad of remat",
