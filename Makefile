@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 PROCESSOR := $(shell grep -m1 ^flags /proc/cpuinfo 2>/dev/null | cksum | cut -d' ' -f1)
 PROGRAMS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tallax/programs-$(PROCESSOR)
 
-.PHONY: help demo test quick thorough compare lint dist-check format pages notebook docs bench constraints clean
+.PHONY: help demo test quick thorough compare peers lint dist-check format pages notebook docs bench constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -36,6 +36,9 @@ thorough: $(VENV)/.dev  ## run the tests that take minutes: statecheck judges tw
 
 compare: $(VENV)/.bench  ## run the tests beside PyTorch and torchmetrics, which are large
 	$(BIN)/python -m pytest tests/test_comparisons.py tests/test_coming_from.py tests/test_torch.py $(ARGS)
+
+peers: $(VENV)/.dev  ## run Flax's own tests with Counter and Buffer, from the sources that FLAX_CHECKOUT names
+	$(BIN)/python tests/peers/flax_nnx.py $(ARGS)
 
 lint: $(VENV)/.dev  ## check style, format and types, and that no code is dead
 	$(BIN)/ruff check .

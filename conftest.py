@@ -4,6 +4,7 @@
 import doctest
 import os
 import signal
+import tempfile
 
 # Read by XLA when the first backend starts, so before anything creates an array.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -29,12 +30,17 @@ hypothesis.settings.load_profile("tallax")
 
 
 def _as_users_run_it(namespace: dict) -> None:
-    """Examples use optax, whose own schedules mix dtypes, and add a bias as everybody does."""
+    """Examples write to the working folder, use optax, whose schedules mix dtypes, and add biases of a lower rank."""
+    namespace["__folder__"] = os.getcwd(), tempfile.TemporaryDirectory()
+    os.chdir(namespace["__folder__"][1].name)
     jax.config.update("jax_numpy_dtype_promotion", "standard")
     jax.config.update("jax_numpy_rank_promotion", "allow")
 
 
 def _strict_again(namespace: dict) -> None:
+    before, folder = namespace.pop("__folder__")
+    os.chdir(before)
+    folder.cleanup()
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -107,6 +107,42 @@ ITEMS = {
 }
 
 
+# Every way to read an item inside a compiled function. The step counter and the Scheduled come under the names of what
+# a model calls, and count; a model that only reads is one that does not touch.
+READS: dict[str, tuple[Callable[[Any], Any], ...]] = {
+    "counter": (
+        lambda item: item.value,
+        lambda item: item[...],
+        lambda item: item.peek(),
+        lambda item: (item + 1, 2 * item, -item, item // 2, item % 2),
+        lambda item: item.every(2),
+        lambda item: (item == 1, item != 1, item == jnp.int32(1), item == item, item.value > 1),  # noqa: PLR0124
+        lambda item: (jnp.asarray(item), jnp.where(item == 1, 2.0, 3.0), jnp.minimum(item, 1)),
+    ),
+    "counter-vector": (
+        lambda item: (item.value, item[1], item[:2], item.shape, item.ndim),
+        lambda item: item.every(2),
+        lambda item: (item == np.arange(3), item == 2, item == item),  # noqa: PLR0124
+        lambda item: (item.sum(), item.astype(jnp.float32), item / 2),
+    ),
+    "buffer": (
+        lambda item: (item.value, item[...], item[1], item.get_value(index=0)),
+        lambda item: (item + 1, 2.0 * item, item @ jnp.ones(3), item.value > 0.5, item == item.value),
+        lambda item: (item.sum(), jnp.tanh(item), len(item), list(item)),
+    ),
+    "buffer-scalar": (lambda item: item[...], lambda item: item * 2.0),
+    "step-counter": (lambda item: item.step.value, lambda item: item.step.peek()),
+    "scheduled": (lambda item: item.value, lambda item: item(), lambda item: item.schedule(item.state[0])),
+}
+
+
+def read(name: str, item: Any) -> list[jax.Array]:
+    """Returns all numbers that an item's reads give, as arrays."""
+    ways = READS.get(name, (lambda item: item.compute(),))
+    values = [way(item) for way in ways], tallax.snapshot(nnx.Dict(item=item))
+    return [jnp.asarray(leaf) for leaf in jax.tree.leaves(values)]
+
+
 def _split_merge(f: Callable[..., Any]) -> Callable[..., Any]:
     def call(model: Any, *args: Any) -> Any:
         graphdef, state = nnx.split(model)
@@ -170,6 +206,21 @@ class Everything(nnx.Module):
         for name, part in self.parts.items():
             ITEMS[name].touch(part, x)
         return self.layer(x)
+
+
+class Reader(Everything):
+    """Reads every item before and after it is touched; its outputs are what was read."""
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        before = [read(name, self.parts[name].item) for name in sorted(self.parts)]
+        logits = super().__call__(x)
+        after = [read(name, self.parts[name].item) for name in sorted(self.parts)]
+        return tuple(jax.tree.leaves((logits, before, after)))
+
+
+def call_reader(model: Reader, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Calls a model that reads as the matrix calls one that does not."""
+    return model(*inputs)
 
 
 def call(model: Everything, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

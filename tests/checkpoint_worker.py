@@ -69,7 +69,7 @@ def main(folder: str, steps: int) -> None:
             checkpoints.save(n + 1, step)
             print(f"step {n + 1}", flush=True)
     step.sync()
-    print(f"done {digest(model, optimizer)} {int(model.step)} {model.outputs.compute().counts.sum()}", flush=True)
+    print(f"done {digest(model, optimizer)} {int(model.step)} {int(model.mean.compute().count)}", flush=True)
 
 
 if __name__ == "__main__":

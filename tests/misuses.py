@@ -12,8 +12,8 @@ from flax import nnx
 
 import tallax
 from tallax.checking import _transformations as package
-from tallax.checking._transformations import stacked
-from tests.transformations import no_tangent, scan_broadcast
+from tallax.checking._transformations import no_tangent, stacked
+from tests.transformations import scan_broadcast
 
 # --- a model that the transformed function closes over ----------------------------------------------------------------
 

@@ -171,7 +171,7 @@ def test_an_update_counts_as_one_whatever_it_holds():
     activity.update(np.ones((0, 3)))
     activity.update(np.ones((4, 3)), where=np.array([True, False, False]))
     assert values_of(activity.compute()) == ([1, 1, 1], [False, True, True], 2)
-    assert activity.state[:, 1, 0].tolist() == [6, 2, 2]
+    assert np.asarray(activity.counts)[:, 1].tolist() == [6, 2, 2]
 
 
 # --- exact counts -----------------------------------------------------------------------------------------------------
@@ -180,17 +180,17 @@ def test_an_update_counts_as_one_whatever_it_holds():
 def test_counts_are_exact_beyond_32_bits():
     """All four counts pass 2**32; inside a trace rates stay right and updates saturate."""
     activity = Activity(2, window=2**31 - 1)
-    for row, number in enumerate((2**32 - 1, 2**33 - 2, 2**32 - 1, 2**32 - 1)):
-        activity.state[:, row] = words(number)
+    activity.counts.set(np.array([2**32 - 1, 2**33 - 2, 2**32 - 1], np.uint64))
+    activity.quiet[...] = np.broadcast_to(words(2**32 - 1), (2, 2))
     nnx.jit(lambda a: a.update(jnp.array([[1, 0], [0, 0]])))(activity)
-    exact = np.asarray(activity.state).view(np.uint64)[..., 0].tolist()
-    assert exact == [[2**32, 2**33, 0, 2**32], [2**32 - 1, 2**33, 2**32, 2**32]]
+    assert np.asarray(activity.counts).tolist() == [[2**32, 2**33, 2**32], [2**32 - 1, 2**33, 2**32]]
+    assert np.asarray(activity.quiet).view(np.uint64)[..., 0].tolist() == [0, 2**32]
     result, traced = activity.compute(), nnx.jit(lambda a: a.compute())(activity)
     assert values_of(result) == ([0.5, (2**32 - 1) / 2**33], [False, True], 2**31 - 1)
     assert values_of(traced) == ([0.5, 0.5], [False, True], 2**31 - 1)
     assert (type(result.updates), traced.updates.dtype, result.rates.dtype) == (int, jnp.int32, np.float64)
     forever = Activity(2)
-    forever.state[:, 3] = words(2**40)
+    forever.counts.set(np.array([0, 0, 2**40], np.uint64))
     assert forever.compute().updates == 2**40
     assert nnx.jit(lambda a: a.compute())(forever).updates == 2**31 - 1
 
@@ -198,18 +198,18 @@ def test_counts_are_exact_beyond_32_bits():
 def test_never_stays_never():
     """Updates without firing leave a unit that never fired at the value that means so."""
     activity = fed([[False, False, True]] * 3)
-    assert np.asarray(activity.state).view(np.uint64)[:, 2, 0].tolist() == [2**64 - 1, 2**64 - 1, 0]
+    assert np.asarray(activity.quiet).view(np.uint64)[:, 0].tolist() == [2**64 - 1, 2**64 - 1, 0]
 
 
 def test_merging_compares_both_words():
     """The smaller number of updates since a unit fired is found whichever word tells."""
     for small, large in [((5, 1), (6, 1)), ((7, 1), (2, 2)), ((9, 0), (1, 1))]:
         left, right = Activity(1), Activity(1)
-        left.state[0, 2], right.state[0, 2] = np.array(small, np.uint32), np.array(large, np.uint32)
+        left.quiet[0], right.quiet[0] = np.array(small, np.uint32), np.array(large, np.uint32)
         for a, b in ((left, right), (right, left)):
             merged = nnx.clone(a)
             merged.merge(b)
-            assert merged.state[0, 2].tolist() == list(small)
+            assert merged.quiet[0].tolist() == list(small)
 
 
 # --- modes, replicas --------------------------------------------------------------------------------------------------
@@ -250,12 +250,12 @@ def test_sharded_batches_under_jit(kind, context, spec):
         for _ in range(2):
             activity.update(x)
             step(activity, x, where)
-            jax.block_until_ready(activity.state.get_raw_value())
+            jax.block_until_ready(activity.quiet.get_raw_value())
     for _ in range(2):
         expected.update(X)
         expected.update(X, where=mask)
     assert_same_state(activity, expected)
-    assert kind == "auto" or activity.state.get_raw_value().sharding.is_fully_replicated
+    assert kind == "auto" or activity.quiet.get_raw_value().sharding.is_fully_replicated
     assert activity.compute().dead.tolist() == [False, True, True, False]
     traced = nnx.jit(lambda a: a.compute())(activity)
     assert np.asarray(traced.dead).tolist() == [False, True, True, False]

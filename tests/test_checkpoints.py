@@ -409,7 +409,7 @@ def test_a_part_of_what_was_saved_is_restored_by_its_name():
     saved, other = objects(5), objects(2)
     tree = tallax.to_checkpoint(*saved)
     report = tallax.from_checkpoint(tree, other[0], unexpected="ignore")
-    assert all(name.startswith(("optimizer/", "rngs/")) for name in report.unexpected)
+    assert {name.split("/")[0] for name in report.unexpected} == {"optimizer", "rngs"}
     assert same(bits(saved[0]), bits(other[0]))
     tallax.from_checkpoint(tree, other[2], other[1], other[0])
     assert same(bits(*saved), bits(*other))

@@ -73,11 +73,13 @@ def test_in_a_terminal_it_is_a_table():
 
 
 def test_it_keeps_no_more_than_it_draws():
-    """However many records come."""
+    """However many records come, it keeps at most 200 values of a scalar, which no output shows."""
     sink = sinks.Console(console=terminal(), every_seconds=3600.0)
     for k in range(1000):
         sink.write(record(k))
-    assert all(len(series.steps) <= 200 for series in sink._history.scalars.values())
+    kept = [len(series.steps) for series in sink._history.scalars.values()]
+    assert kept
+    assert max(kept) <= 200
     sink.close()
 
 

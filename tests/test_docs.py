@@ -8,7 +8,7 @@ from importlib import resources
 import tallax
 import tallax_cli
 from tallax.checking import RULES
-from tallax.checking._statecheck import _TIER
+from tallax.checking._collecting import _TIER
 from tallax_lint import lint
 from tests.corpus.case import RULES as CORPUS_RULES
 

@@ -166,7 +166,7 @@ def test_extremes_per_head():
 def test_counts_are_exact_beyond_32_bits():
     """Counts, and the counts at which an extreme came, pass 2**32; inside a trace the record saturates."""
     extrema = fed(np.array([1.0, np.nan]))
-    extrema.state[0, 0], extrema.state[1, 0] = 2**32 - 1, 2**32 - 1
+    extrema.counts.set(2**32 - 1)
     nnx.jit(lambda e: e.update(jnp.array([5.0, 1.0, jnp.nan])))(extrema)
     assert values_of(extrema.compute()) == (1.0, 5.0, 1, 2**32 + 1, 2**32 + 1, 2**32)
     traced = nnx.jit(lambda e: e.compute())(extrema)
@@ -180,7 +180,7 @@ def test_ats_compare_by_both_words():
     """Of equal extremes beyond 2**32 the smaller `at` is found whichever word tells."""
     for small, large in [((5, 1), (6, 1)), ((7, 1), (2, 2)), ((9, 0), (1, 1))]:
         left, right = fed(np.array([1.0])), fed(np.array([1.0]))
-        left.state[2], right.state[2] = np.array(small, np.uint32), np.array(large, np.uint32)
+        left.extremes[0], right.extremes[0] = np.array(small, np.uint32), np.array(large, np.uint32)
         for a, b in ((left, right), (right, left)):
             merged = nnx.clone(a)
             merged.merge(b)
@@ -225,7 +225,7 @@ def test_sharded_batches_under_jit(kind, context, spec, shape):
         for _ in range(2):
             step(extrema, x, where)
             extrema.update(x)
-            jax.block_until_ready(extrema.state.get_raw_value())
+            jax.block_until_ready(extrema.extremes.get_raw_value())
     for _ in range(2):
         expected.update(X, where=mask)
         expected.update(X)

@@ -222,16 +222,16 @@ def test_copies_keep_the_value_and_live_on(item, copied, compiled):
     assert_same_state(other.item, model.item)
 
 
-# --- 7. One Variable per item -----------------------------------------------------------------------------------------
+# --- 7. Few arrays ----------------------------------------------------------------------------------------------------
 
 
 @every_item
-def test_one_variable_with_one_array(item):
-    """An item is one Variable that holds one array."""
+def test_few_arrays(item):
+    """An item is one Variable of one array, or a statistic of a Counter and a Buffer; no count is kept in floats."""
     variables = [v for _, v in nnx.iter_graph(nnx.Dict(i=item.make())) if isinstance(v, nnx.Variable)]
-    assert len(variables) == 1
-    assert isinstance(variables[0], tallax.Buffer | tallax.Counter)
-    assert len(jax.tree.leaves(variables[0])) == 1
+    kinds = sorted(type(variable).__name__ for variable in variables)
+    assert kinds in (["Buffer"], ["Counter"], ["Buffer", "Counter"])
+    assert all(len(jax.tree.leaves(variable)) == 1 for variable in variables)
 
 
 # --- eval mode --------------------------------------------------------------------------------------------------------

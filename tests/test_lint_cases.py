@@ -13,8 +13,9 @@ import re
 import pytest
 
 from tallax_lint import Config, _fixes, lint
+from tallax_lint._reading import decoded
 from tallax_lint._run import judged
-from tallax_lint._source import Source, decoded
+from tallax_lint._source import Source
 from tallax_lint.rules import RULES
 
 CASES = pathlib.Path(__file__).parent / "lint_cases"

@@ -12,7 +12,7 @@ import stat
 import pytest
 
 from tallax_lint import Edit, Finding, _fixes
-from tallax_lint._source import decoded
+from tallax_lint._reading import decoded
 from tests.fake_rules import install, notebook, ran
 
 

@@ -11,9 +11,11 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from tallax_lint import Config, _fixes, lint
+from tallax_lint import Config, _engine, _fixes, lint
+from tallax_lint._reading import decoded, read
 from tallax_lint._run import judged
-from tallax_lint._source import Problem, Source, decoded, read
+from tallax_lint._source import Problem, Source
+from tests import fake_rules
 
 NNX = b"from flax import nnx\n"
 DEEP = "nested too deeply"
@@ -90,10 +92,26 @@ def test_odd_files(name, tmp_path):
     problems = [source] if isinstance(source, Problem) else source.problems
     if isinstance(source, Source):
         assert (source.parse() is None) == bool(problems)
-    assert len(problems) == (word is not None) or word == DEEP
-    assert all("\n" not in str(problem) and (word or "") in str(problem) for problem in problems)
-    _, after = _fixes.mended(lint([str(path)], Config()), Config())
-    assert not failures(after.problems)
+    report = lint([str(path)], Config())
+    if word == DEEP:  # the parser, or the rules, or neither
+        problems = report.problems
+        assert len(problems) <= 1
+    else:
+        assert len(problems) == (word is not None)
+        assert report.problems == problems
+    for problem in problems:
+        assert "\n" not in str(problem)
+        assert (word or "") in str(problem)
+    _, after = _fixes.mended(report, Config())
+    assert [problem for problem in failures(after.problems) if word != DEEP] == []
+
+
+@pytest.mark.parametrize(("crash", "said"), [("CRASH", "tallax lint failed"), ("DEEP", "for the rules")])
+def test_a_fault_of_the_rules_is_seen(crash, said, monkeypatch):
+    """`failures`, on which the tests of this file rest, finds a rule that raises."""
+    monkeypatch.setattr(_engine, "findings_in", fake_rules.findings_in)
+    report = judged([decoded("made.py", f"x = {crash}\n".encode())], Config())
+    assert [said in str(problem) for problem in failures(report.problems)] == [True]
 
 
 def test_classes_that_derive_from_themselves(tmp_path):

@@ -32,9 +32,11 @@ from tests.cases import (
     TRANSFORMATIONS,
     Everything,
     Model,
+    Reader,
     assert_same_state,
     batch,
     call,
+    call_reader,
     leaves,
     matrix_table,
     silent_table,
@@ -87,6 +89,32 @@ def test_counted_once(cell):
     assert differing(model, 3 if transformation.executes else 0) == []
     if outputs is not None and transformation.executes:
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), outputs, reference(3)[1])
+
+
+_DERIVATIVES = ("vjp", "jvp", "linearize", "hessian", "grad of grad", "tallax.grad", "nnx.grad", "nothing_saveable")
+DERIVATIVES = [cell for cell in CELLS if any(part in cell for part in _DERIVATIVES)]
+MADE = {"made eagerly": Reader, "made by nnx.jit": lambda: nnx.jit(Reader)()}
+
+
+@functools.cache
+def read_by_plain_calls():
+    """Returns what a model that reads every item gives in three plain calls, and what it leaves."""
+    model = Reader()
+    return [call_reader(model, inputs) for inputs in BATCHES], state_of(model)
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+@pytest.mark.parametrize("cell", DERIVATIVES)
+def test_read_in_a_derivative(cell, make):
+    """Every way to read every item gives in a derivative what it gives in a plain call, whoever made the arrays."""
+    transformation, mode = CELLS[cell]
+    model = make()
+    with mode.active():
+        outputs = transformation.run_in(mode)(call_reader, model, BATCHES)
+    expected, left = read_by_plain_calls()
+    assert [name for name, state in state_of(model).items() if state != left[name]] == []
+    if outputs is not None:
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), outputs, expected)
 
 
 def test_no_cell_is_there_twice_or_missing():

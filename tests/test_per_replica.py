@@ -164,39 +164,191 @@ def test_no_collective_in_the_step(kind, name):
     assert set(collectives(*step_of(item))) == {"all-reduce"}
 
 
-def test_check_vma_false_needs_no_axis_name():
-    """Where all mapped axes are those of the shares, nothing has to be told; where not, it raises as ever."""
+def items(axis_name=None):
+    """Returns one of every kind; statistics know an axis name from the start."""
+    return nnx.Dict({name: make(axis_name=axis_name) for name, make in KINDS.items()})
+
+
+def feed_all(model, x, axis_name=None):
+    for item in model.values():
+        feed(item, x, axis_name=axis_name)
+
+
+def fed_whole(*batches):
+    whole = items()
+    for x in batches:
+        feed_all(whole, x)
+    return whole
+
+
+def assert_counts_the_same(combined, whole):
+    for name, item in whole.items():
+        if name == "extrema":  # when extremes came is told in the count of their own replica
+            for field in ("min", "max", "count", "nan"):
+                assert getattr(combined[name].compute(), field) == getattr(item.compute(), field)
+        else:
+            assert_counted_alike(combined[name], item, rtol=1e-5)
+
+
+def step_over(mesh, model, spec, body=feed_all, **how):
+    specs = tallax.replica_specs(model)
+    return nnx.shard_map(body, mesh=mesh, in_specs=(specs, spec), out_specs=None, **how)
+
+
+# Of the mesh: its shape, the axes of the shares, and the axes that the batch is split over.
+SPLITS = {
+    "all axes": ((4, 2), ("data", "model"), P(("data", "model"))),
+    "shares over more": ((4, 2), ("data", "model"), P("data")),
+    "shares over more, the other axis": ((4, 2), ("data", "model"), P("model")),
+    "shares over another": ((4, 2), ("model",), P("data")),
+    "shares over fewer": ((4, 2), ("model",), P(("data", "model"))),
+    "one of one": ((8, 1), ("data", "model"), P("data")),
+    "three axes": ((2, 2, 2), ("data", "model", "pipe"), P("pipe")),
+    "two of three": ((2, 2, 2), ("data", "model"), P(("model", "pipe"))),
+}
+SLOW_SPLITS = ("one of one", "shares over more, the other axis", "shares over fewer", "two of three")
+
+
+@pytest.mark.parametrize("kind", AXES)
+@pytest.mark.parametrize(
+    "split", [pytest.param(SPLITS[s], id=s, marks=[pytest.mark.slow] if s in SLOW_SPLITS else []) for s in SPLITS]
+)
+def test_what_is_the_same_on_an_axis_counts_once(split, kind):
+    """Whatever axes the shares lie along, the whole is what one device counts: no copy of an increment is added."""
+    shape, axes, spec = split
+    mesh = mesh_of(kind, shape, ("data", "model", "pipe")[: len(shape)])
+    model = on_mesh(tallax.per_replica(items(), mesh, axes), mesh)
+    step = nnx.jit(step_over(mesh, model, spec))
+    for x in X[:2]:
+        step(model, placed(x, mesh, *spec))
+        jax.block_until_ready(nnx.state(model))
+    assert_counts_the_same(tallax.combine_replicas(model), fed_whole(*X[:2]))
+
+
+def test_a_batch_split_anew_counts_once():
+    """Shares stay right where one step's batch is split over both axes and the next one's over one."""
+    mesh = mesh_of("auto")
+    model = tallax.per_replica(items(), mesh, ("data", "model"))
+    for x, spec in zip(X, (P(("data", "model")), P("data"), P("model")), strict=True):
+        nnx.jit(step_over(mesh, model, spec))(model, placed(x, mesh, *spec))
+        jax.block_until_ready(nnx.state(model))
+    assert_counts_the_same(tallax.combine_replicas(model), fed_whole(*X))
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("kind", AXES)
+def test_a_batch_that_is_not_split_asks(name, kind):
+    """A batch that every device has whole raises and names the item, with shares and without, on either mesh."""
+    mesh = mesh_of(kind)
+    for axes in ((), ("data",), ("data", "model")):
+        model = nnx.Dict(item=KINDS[name]())
+        model = on_mesh(tallax.per_replica(model, mesh, axes) if axes else model, mesh)
+        step = step_over(mesh, model, P(), feed_all)
+        with pytest.raises(tallax.ReplicasError, match=r"item\S*: inside shard_map"):
+            nnx.jit(step)(model, placed(X[0], mesh))
+
+
+def test_check_vma_false_needs_axis_names():
+    """Where nothing tells what the batch is split over, an update raises and names the item, unless it is told."""
+    mesh = mesh_of("auto")
+    for make in KINDS.values():
+        model = tallax.per_replica(nnx.Dict(item=make()), mesh, ("data", "model"))
+        with pytest.raises(tallax.ReplicasError, match=r"item\S*: inside shard_map"):
+            nnx.jit(step_over(mesh, model, P("data"), check_vma=False))(model, X[0])
+    model = tallax.per_replica(items(axis_name="data"), mesh, ("data", "model"))
+    body = functools.partial(feed_all, axis_name="data")
+    nnx.jit(step_over(mesh, model, P("data"), body, check_vma=False))(model, X[0])
+    jax.block_until_ready(nnx.state(model))
+    assert_counts_the_same(tallax.combine_replicas(model), fed_whole(X[0]))
+
+
+def _in_grad(model, x):
+    def loss(model, x):
+        feed_all(model.items_of, x)
+        return (model.w * x).sum()
+
+    tallax.value_and_grad(loss)(model, x)
+
+
+INSIDE = {
+    "cond": lambda m, x: nnx.cond(x[0, 0] < 9, lambda m, x: feed_all(m.items_of, x), lambda m, x: None, m, x),
+    "remat": nnx.remat(lambda m, x: feed_all(m.items_of, x)),
+    "grad": _in_grad,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inside", INSIDE.values(), ids=INSIDE)
+def test_nested_transformations_count_once(inside):
+    """The same within cond, remat and grad inside of `shard_map`, for shares over more axes than the batch's."""
+    mesh = mesh_of("auto")
+    model = tallax.per_replica(nnx.Dict(items_of=items(), w=nnx.Param(jnp.ones(2))), mesh, ("data", "model"))
+    nnx.jit(step_over(mesh, model, P("data"), lambda m, x: inside(m, x) and None))(model, X[0])
+    jax.block_until_ready(nnx.state(model))
+    assert_counts_the_same(tallax.combine_replicas(model).items_of, fed_whole(X[0]))
+
+
+@pytest.mark.slow
+def test_compile_step_counts_once():
+    """The same in compiled steps, called and scanned."""
+    mesh = mesh_of("auto")
+    model = tallax.per_replica(items(), mesh, ("data", "model"))
+    step = step_over(mesh, model, P("data"))
+    with tallax.compile_step(step, model) as compiled:
+        compiled(placed(X[0], mesh))
+        compiled.scan(placed(X[1:], mesh))
+        compiled.sync()
+    assert_counts_the_same(tallax.combine_replicas(model), fed_whole(*X))
+
+
+def test_merging_shares():
+    """Shares take in shares, and what all replicas have alike once; what is alike can't take in shares."""
     mesh = mesh_of("auto", (8,), ("data",))
-    model = tallax.per_replica(Model(), mesh, "data")
-    step = steps_of("split-merge", model, mesh, check_vma=False)
-    for x, mask in zip(X, MASK, strict=True):
-        step(model, x, mask)
-        jax.block_until_ready(model.examples.get_raw_value())
-    check(tallax.combine_replicas(model), expected())
-    wide = mesh_of("auto")
-    model = tallax.per_replica(Model(), wide, "data")
-    with pytest.raises(tallax.ReplicasError, match="inside shard_map"):
-        steps_of("split-merge", model, wide, check_vma=False)(model, X[0], MASK[0])
+    names = KINDS.keys() - {"counter"}
+
+    def merge(model):
+        for name in names:
+            model.a[name].merge(model.b[name])
+
+    def merged(left, right):
+        model = nnx.Dict(a=nnx.clone(left), b=nnx.clone(right))
+        specs = tallax.replica_specs(model)
+        nnx.jit(nnx.shard_map(merge, mesh=mesh, in_specs=(specs,), out_specs=None))(model)
+        return nnx.Dict({name: tallax.combine_replicas(model.a)[name] for name in names})
+
+    wholes = fed_whole(X[0]), fed_whole(X[1])
+    expected = nnx.Dict({name: nnx.clone(wholes[0][name]) for name in names})
+    for name in names:
+        expected[name].merge(wholes[1][name])
+    shares = [tallax.per_replica(whole, mesh, "data") for whole in wholes]
+    assert_counts_the_same(merged(shares[0], wholes[1]), expected)
+    assert_counts_the_same(merged(*wholes), expected)
+    with pytest.raises(tallax.ReplicasError, match=r"model\.a\S*: a statistic that is the same for all replicas"):
+        merged(wholes[0], shares[1])
+    assert_counts_the_same(merged(*shares), expected)
 
 
-def test_a_constant_increment_asks_about_the_other_axes():
-    """A share along one axis says nothing about another: a constant increment still has to."""
+def test_a_constant_increment_asks():
+    """A constant increment says nothing about any axis, with shares or without: it has to be told."""
     mesh = mesh_of("auto")
     model = tallax.per_replica(nnx.Dict(c=tallax.Counter()), mesh, "data")
 
-    def run(**how):
+    def run(by=None, like=False, **how):
         def count(model, x):
-            model.c.increment(x.shape[0], **how)
+            model.c.increment(x.shape[0] if by is None else by, like=x if like else None, **how)
 
         specs = tallax.replica_specs(model)
         nnx.jit(nnx.shard_map(count, mesh=mesh, in_specs=(specs, P("data", "model")), out_specs=None))(model, X[0])
         return int(tallax.combine_replicas(model).c)
 
-    with pytest.raises(tallax.ReplicasError, match=r"model\.c: inside shard_map"):
-        run()
-    assert run(axis_name="model") == 2 * 64
-    assert run(axis_name=("data", "model")) == 2 * 64 + 2 * 64
-    assert run(axis_name=()) == 4 * 64 + 16
+    for by in (None, 1, np.int32(1), np.ones((), np.uint32), True):
+        with pytest.raises(tallax.ReplicasError, match=r"model\.c: inside shard_map"):
+            run(by)
+    assert run(axis_name="model") == 2 * 16
+    assert run(axis_name=("data", "model")) == 32 + 2 * 64
+    assert run(axis_name=()) == 160 + 16
+    assert run(like=True) == 176 + 2 * 64
+    assert run(2**40, axis_name=()) == 304 + 2**40
 
 
 def test_axis_name_of_a_statistic_is_not_summed_into_shares():
@@ -364,7 +516,7 @@ def test_one_device_and_shared_items():
     specs = tallax.replica_specs(model)
 
     def body(model, x):
-        model.a += x.shape[0]
+        model.a.increment(x.shape[0], like=x)
 
     nnx.jit(nnx.shard_map(body, mesh=mesh, in_specs=(specs, P("data")), out_specs=None))(model, X[0])
     assert int(tallax.combine_replicas(model).b) == 2**33 + 64

@@ -20,8 +20,8 @@ import tallax_runs
 from tallax_runs import Record, Run
 from tallax_runs._format import FIRST_LINE
 from tallax_runs._plot import plot
-from tallax_runs._show import rendered
-from tallax_runs._shown import as_json, read
+from tallax_runs._show import read, rendered
+from tallax_runs._shown import as_json
 from tests.runs import ITEMS, odd_records, record, write
 
 COMMAND = [sys.executable, "-W", "error", "-c", "import tallax_cli; tallax_cli.main()", "show"]

@@ -2,11 +2,15 @@
 """statecheck finds every wrong module of the corpus, fails none of the right ones, and leaves nothing behind."""
 
 import dataclasses
+import functools
 import io
 import json
+import pickle
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +21,15 @@ from rich.console import Console
 
 import tallax
 from tallax.checking import Finding, Outcome, Report
-from tallax.checking._program import program_of
-from tallax.checking._statecheck import condensed, reference_of, results
+from tallax.checking._collecting import condensed
+from tallax.checking._copies import copies
+from tallax.checking._program import Program, program_of
+from tallax.checking._progress import progress_line
+from tallax.checking._reference import called
+from tallax.checking._state import attribute_of, snapshot
+from tallax.checking._statecheck import reference_of, results
 from tallax.checking._transformations import GRAPH, MODES, TRANSFORMATIONS
+from tallax.checking._widths import widths
 from tests.corpus.case import Counted
 from tests.right_modules import RIGHT
 from tests.wrong_modules import ARGUABLE, WRONG
@@ -207,7 +217,7 @@ def test_a_call_can_be_any_function_of_the_model():
     report = tallax.statecheck(Counted, X, call=lost)
     assert ("lost-update", "count") in {(finding.rule, finding.path) for finding in report.failures}
     report = tallax.statecheck(Counted, X, call=step)
-    assert {finding.rule for finding in report.failures} <= {"param-state"}  # a step writes parameters: so it should
+    assert report.passed, str(report)  # a step writes parameters: so it should
 
 
 @pytest.mark.thorough
@@ -223,10 +233,83 @@ def test_what_a_call_makes_is_told_apart_from_what_it_changes():
             self.sow(nnx.Intermediate, "mean", y.mean())
             return y
 
-    (first, *_) = tallax.statecheck(Sowing, X).failures
-    assert (first.rule, first.path) == ("lost-update", "mean/0")
+    report = tallax.statecheck(Sowing, X)
+    (first,) = report.failures  # three calls sow three values, and it is one fault
+    assert [finding.path for finding in report.warnings] == ["mean"]
+    assert (first.rule, first.path) == ("lost-update", "mean")
     assert first.message == "is made by a call, and is not there afterwards."
     assert "nnx.capture or nnx.pop" in first.fix
+
+
+def test_what_calls_make_is_named_by_its_attribute():
+    """One value for each call is one attribute, however deep it is sown, and whatever was there before."""
+    start = snapshot(nnx.Dict(a=nnx.List([nnx.Variable(jnp.zeros(()))]), b=nnx.Dict(c=nnx.Variable(jnp.zeros(())))))
+    assert attribute_of("a/0", start) == "a/0"
+    assert attribute_of("a/1", start) == "a"
+    assert attribute_of("b/sown/2", start) == "b/sown"
+    assert attribute_of("b/sown/2/loss", start) == "b/sown"
+    assert attribute_of("mean/0", start) == "mean"
+    assert attribute_of("b/d", start) == "b/d"
+    assert attribute_of("new", {}) == "new"
+
+
+def _to_module(what):
+    class Holds(nnx.Module):
+        def __init__(self):
+            self.inner = nnx.Dict(kept=what)
+
+        def __call__(self, x):
+            return x
+
+    return Holds
+
+
+@pytest.mark.parametrize(
+    ("what", "path", "says"),
+    [
+        (nnx.relu, "inner/kept", "holds relu of jax, which pickle cannot copy."),
+        (jax.nn.silu, "inner/kept", "holds silu of jax, which pickle cannot copy."),
+        (lambda x: x, "inner/kept", "holds <lambda> of tests, which pickle cannot copy."),
+        (functools.partial(nnx.relu), "inner/kept", "holds relu of jax, which pickle cannot copy."),
+        ((1, lambda x: x), "inner/kept/1", "holds <lambda> of tests, which pickle cannot copy."),
+        (threading.Lock(), "inner/kept", "holds a lock, which pickle cannot copy."),
+    ],
+    ids=["custom-jvp", "jitted", "lambda", "partial", "tuple", "lock"],
+)
+def test_what_does_not_pickle_is_named(what, path, says):
+    """The attribute at fault is named, and not the module: JAX's own functions are among those that do not pickle."""
+    model = nnx.Dict(inner=nnx.Dict(kept=nnx.static(what)))
+    found = [(finding.path, finding.message) for finding in pickled(model)]
+    assert found == [(path, says)]
+
+
+@pytest.mark.parametrize("what", [jax.nn.gelu, nnx.softmax, functools.partial(jnp.mean, axis=0)], ids=str)
+def test_functions_that_pickle_are_no_finding(what):
+    """Plain functions of JAX pickle, and so does a partial of one that does."""
+    assert [f.path for f in pickled(nnx.Dict(kept=nnx.static(what)))] == ([] if pickles(what) else ["kept"])
+
+
+def test_a_local_class_is_what_does_not_pickle():
+    """A class within a function is named, where the attributes are right."""
+    (finding,) = pickled(_to_module(3)())
+    assert (finding.path, finding.is_warning) == ("", True)
+    assert finding.message.startswith("is of the class _to_module.<locals>.Holds")
+
+
+def pickles(what):
+    try:
+        pickle.dumps(what)
+    except Exception:
+        return False
+    return True
+
+
+def pickled(model):
+    """Returns what the check of copies says of pickling a model."""
+    program = Program("", lambda: model, lambda model, batch: (), ((), ()))
+    reference = called(program, model)
+    found = [f for f in copies(program, reference) if isinstance(f, Finding)]
+    return [finding for finding in found if finding.where == ("pickle",)]
 
 
 @pytest.mark.filterwarnings("error")
@@ -300,6 +383,164 @@ def test_every_width_has_its_edge(dtype, counts):
     assert found[0].is_warning == (counts == "calls" and dtype in (jnp.int32, jnp.uint32))
 
 
+def _widths_of(make):
+    with GRAPH.active():
+        program = program_of(make, (X,), 3, None)
+        return [found for found in widths(program, reference_of(program)) if isinstance(found, Finding)]
+
+
+def _adding(start, change, dtype=jnp.float32, shape=()):
+    class Adds(nnx.Module):
+        def __init__(self):
+            self.n = nnx.BatchStat(jnp.full(shape, start, dtype))
+
+        def __call__(self, x):
+            self.n[...] = jnp.asarray(change(self.n[...], x), dtype)
+            return x
+
+    return Adds
+
+
+@pytest.mark.parametrize(
+    ("make", "edge"),
+    [
+        (_adding(1e-4, lambda n, x: n + len(x)), "2**24"),
+        (_adding(0.5, lambda n, x: n + 1), "2**24"),
+        (_adding(1000.3, lambda n, x: n + 1), "2**24"),
+        (_adding(1e-4, lambda n, x: n + (x > 0).sum(0), shape=4), "2**24"),
+        (_adding(1e-4, lambda n, x: n + len(x), jnp.float16), "2**11"),
+        (_adding(0.5, lambda n, x: n + 1, jnp.bfloat16), "2**8"),
+        (_adding(1e-3, lambda n, x: n + len(x), jnp.bfloat16), "2**8"),
+        (_adding(0.0, lambda n, x: n + 0.1 * len(x)), "adds up in float32, which loses increments of 0.6 "),
+        (_adding(0.0, lambda n, x: n + 0.1 * len(x), jnp.float16), "adds up in float16"),
+        (_adding(0.0, lambda n, x: n + 1 / 3), "adds up in float32"),
+        (_adding(1e-8, lambda n, x: n + jnp.full(len(x), 0.3).sum()), "adds up in float32"),
+    ],
+)
+def test_counts_are_found_by_their_increments(make, edge):
+    """Wherever a count starts and whatever it adds: each call adds the same from any start, until it is lost."""
+    (found,) = _widths_of(make)
+    assert (found.rule, found.path, found.is_warning) == ("narrow-counter", "n", False)
+    assert edge in found.message
+
+
+@pytest.mark.parametrize(
+    "change", [lambda n, x: n + jnp.abs(x).sum(), lambda n, x: n + (x**2).mean(0)], ids=["weights", "squares"]
+)
+def test_sums_of_data_are_only_told(change):
+    """A sum of weights or of squares loses small shares of a large total; that may be meant so."""
+    shape = jax.eval_shape(change, jnp.zeros(()), X).shape
+    (found,) = _widths_of(_adding(1e-4, change, shape=shape))
+    assert (found.rule, found.is_warning) == ("narrow-counter", True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda n, x: 0.9 * n + 0.1,
+        lambda n, x: 0.99999 * n + 1e-5,
+        lambda n, x: n + 1e-3 * (10.0 - n),
+        lambda n, x: 1 - (1 - n) * 0.9,
+        lambda n, x: 0.999 * n + 1,
+        lambda n, x: jnp.minimum(n + 0.1, 1.0),
+        lambda n, x: jnp.minimum(n + 0.3, 1e6),
+        lambda n, x: jnp.minimum(n + 1, 1e6),
+        lambda n, x: (n + 0.1) % 1.0,
+        lambda n, x: 1.1 * n + 0.1,
+        lambda n, x: 2 * n + 1,
+        lambda n, x: jnp.maximum(n, jnp.abs(x).max() * (1 + n)),
+    ],
+    ids=[
+        "average", "slow-average", "running-mean", "correction", "decayed-count", "warmup", "capped", "capped-count",
+        "phase", "growth", "doubling", "peak",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("start", [0.0, 1e-4])
+def test_averages_and_bounded_values_are_no_counts(change, start):
+    """What moves by another amount from another start is no count, however slow it is."""
+    assert _widths_of(_adding(start, change)) == []
+
+
+# --- ended early, and progress ----------------------------------------------------------------------------------------
+
+
+def _interrupt_at(name):
+    def notify(check):
+        if check == name:
+            raise KeyboardInterrupt
+
+    return notify
+
+
+def test_an_interrupt_carries_the_partial_report():
+    """Ctrl-C ends the check; what had run is in the exception, whose text Python prints."""
+    with pytest.raises(KeyboardInterrupt) as caught:
+        tallax.statecheck(Rebinds, X, on_progress=_interrupt_at("jit graph"))
+    (report,) = caught.value.args
+    assert report.incomplete == "interrupted at: jit graph"
+    assert [(finding.rule, finding.path) for finding in report.failures] == [("replaced-variable", "step")]
+    assert "Rebinds: incomplete, interrupted at: jit graph; 1 failed; " in str(caught.value)
+    assert (nnx.Variable.set_value.__qualname__, report.passed) == ("Variable.set_value", False)
+
+
+def test_an_interrupt_of_a_right_model_is_no_pass():
+    """A report that is not whole does not pass, whatever it has."""
+    with pytest.raises(KeyboardInterrupt) as caught:
+        tallax.statecheck(Counted, X, on_progress=_interrupt_at("attributes"))
+    (report,) = caught.value.args
+    assert (report.failures, report.passed) == ((), False)
+    assert "no failure so far" in report.summary()
+    with pytest.raises(tallax.CheckFailedError, match="interrupted at: attributes"):
+        report.raise_on_failure()
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+
+
+def test_out_of_time_gives_the_partial_report():
+    """After the limit no check is begun, and the report says so."""
+    report = tallax.statecheck(Counted, X, limit_seconds=0)
+    assert report.incomplete == "out of time at: reproducible"
+    assert [cell.check for cell in report.cells] == ["reproducible"]
+    assert not report.passed
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("has_rich", [True, False])
+def test_progress_is_one_line_on_a_terminal(monkeypatch, has_rich):
+    """The line names the check that runs, and is gone at the end; rich draws it if it is installed."""
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    if not has_rich:
+        monkeypatch.setitem(sys.modules, "rich.progress", None)
+    with progress_line() as notify:
+        notify("scan tree")
+        time.sleep(0.3)  # rich draws ten times a second
+    drawn = stream.getvalue()
+    assert "scan tree" in drawn
+    assert drawn.rstrip("\n").endswith("\x1b[2K")
+    assert ("\x1b[?25l" in drawn) == has_rich  # rich hides the cursor
+
+
+def test_progress_is_silent_unless_asked(capfd):
+    """Where stderr is no terminal nothing is shown; `progress=True` writes a line for each check."""
+    tallax.statecheck(Counted, X, limit_seconds=0)
+    assert capfd.readouterr().err == ""
+    tallax.statecheck(Counted, X, limit_seconds=0, progress=True)
+    assert capfd.readouterr().err == "check: plain calls\ncheck: reproducible\ncheck: reproducible\n"
+
+
+def test_progress_can_be_refused_on_a_terminal(monkeypatch):
+    """`progress=False` shows nothing anywhere."""
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    tallax.statecheck(Counted, X, limit_seconds=0, progress=False)
+    assert stream.getvalue() == ""
+
+
 # --- what can't be checked --------------------------------------------------------------------------------------------
 
 
@@ -367,12 +608,27 @@ def test_the_fixture_fails_a_test(tmp_path):
 
             def test_wrong(statecheck):
                 statecheck(Wrong, jnp.ones(2))
+
+
+            def test_limit(statecheck):
+                statecheck(Wrong, jnp.ones(2), limit_seconds=0)
+
+
+            def test_interrupted(statecheck):
+                def stop(check):
+                    if check == "jit graph":
+                        raise KeyboardInterrupt
+
+                statecheck(Wrong, jnp.ones(2), on_progress=stop)
             """
         )
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:sybil", str(tmp_path)]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
-    assert "1 failed, 1 passed" in ran.stdout, ran.stdout + ran.stderr
+    assert "2 failed, 1 passed" in ran.stdout, ran.stdout + ran.stderr
+    assert "Wrong: incomplete, out of time at: reproducible" in ran.stdout
+    assert "KeyboardInterrupt" in ran.stdout
+    assert "Wrong: incomplete, interrupted at: jit graph; 1 failed" in ran.stdout
     assert "CheckFailedError" in ran.stdout
     assert "step: was a Variable" in ran.stdout
     assert "raise_on_failure" not in ran.stdout  # the traceback ends in the test

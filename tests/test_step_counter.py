@@ -41,11 +41,11 @@ def test_it_takes_one_key():
 @pytest.mark.parametrize("n", [0, 1, 5, 5.0, 1000, np.int64(3), np.float32(3.0), jnp.int32(3)])
 @pytest.mark.parametrize("seed", [0, 1.0, -3, 2**31, 2**40, 2**63, 2**64 - 1, 10**30])
 def test_counter_after_n_calls(seed, n):
-    """The result is [n, n] as int32, for integers and floats that hold them, and any seed."""
+    """The result is [n, n] as float32, for integers and floats that hold them, and any seed."""
     result = tallax.counter_after_n_calls(seed, n)
     assert isinstance(result, jax.Array)
-    assert (result.shape, result.dtype) == ((2,), jnp.int32)
-    assert result.tolist() == [int(n), int(n)]
+    assert (result.shape, result.dtype, result.weak_type) == ((2,), jnp.float32, False)
+    assert result.tolist() == [float(n), float(n)]
 
 
 @pytest.mark.parametrize(
@@ -174,8 +174,8 @@ except RuntimeError:
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (["count", "--seed", "0", "--calls", "5"], 0, "[5 5]"),
-        (["count", "--seed", "1e3", "--calls", "2.0"], 0, "[2 2]"),
+        (["count", "--seed", "0", "--calls", "5"], 0, "[5. 5.]"),
+        (["count", "--seed", "1e3", "--calls", "2.0"], 0, "[2. 2.]"),
         (["count", "--calls", "-1"], 2, "a number of calls is not negative"),
         (["count", "--calls", "many"], 2, "takes an integer"),
         (["count", "--calls", "nan"], 2, "takes an integer"),

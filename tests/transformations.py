@@ -14,14 +14,23 @@ import pickle
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 import tallax
 from tallax.checking import _transformations as package
-from tallax.checking._transformations import GRAPH, NO_UPDATES, RAW, TREE, Transformation, loss_of, stacked, unstacked
+from tallax.checking._transformations import (
+    GRAPH,
+    NO_UPDATES,
+    RAW,
+    TREE,
+    Transformation,
+    loss_of,
+    no_tangent,
+    stacked,
+    unstacked,
+)
 
 NNX = (GRAPH, NO_UPDATES, TREE)
 
@@ -101,7 +110,7 @@ def _on_split_state(call):
     return step
 
 
-def _vjp(call):
+def _vjp_of_inputs(call):
     def step(model, batch):
         outputs, pull = nnx.vjp(call, model, batch)
         pull(outputs)
@@ -110,7 +119,7 @@ def _vjp(call):
     return step
 
 
-def _raw_vjp(pure):
+def _raw_vjp_of_inputs(pure):
     def step(state, batch):
         outputs, pull, state = jax.vjp(pure, state, batch, has_aux=True)
         pull(outputs)
@@ -119,21 +128,53 @@ def _raw_vjp(pure):
     return step
 
 
-def no_tangent(x):
-    """Returns the zero tangent of an array, which for integers is of a dtype of its own."""
-    return jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else np.zeros(x.shape, jax.dtypes.float0)
-
-
-def _jvp(call):
+def _jvp_of_inputs(call):
     return lambda model, batch: nnx.jvp(call, (model, batch), (jax.tree.map(no_tangent, model), batch))[0]
 
 
-def _raw_jvp(pure):
+def _raw_jvp_of_inputs(pure):
     def step(state, batch):
         outputs, _, state = jax.jvp(lambda batch: pure(state, batch), (batch,), (batch,), has_aux=True)
         return outputs, state
 
     return step
+
+
+def _raw_linearize(pure):
+    def step(state, batch):
+        outputs, push, state = jax.linearize(pure, state, batch, has_aux=True)
+        push(*jax.tree.map(no_tangent, (state, batch)))
+        return outputs, state
+
+    return step
+
+
+def _raw_twice(differentiate):
+    """Returns the transformation of a pure function into a second derivative of its loss."""
+
+    def differentiated(pure):
+        def step(state, batch):
+            def loss(batch):
+                outputs, after = pure(state, batch)
+                return loss_of(outputs) ** 2, (outputs, after)
+
+            return differentiate(loss)(batch)[1]
+
+        return step
+
+    return differentiated
+
+
+def _hessian(loss):
+    return jax.hessian(loss, has_aux=True)
+
+
+def _grad_of_grad(loss):
+    def norm(batch):
+        gradients, aux = jax.grad(loss, has_aux=True)(batch)
+        return sum((g**2).sum() for g in gradients), aux
+
+    return jax.grad(norm, has_aux=True)
 
 
 def _with_own_rule(call):
@@ -362,8 +403,16 @@ MORE = (
     Transformation("tallax.grad", _grad_alone(tallax.grad), _raw_each(_raw_in_grad()), differentiates=True),
     Transformation("nnx.grad", _grad_alone(nnx.grad), modes=(GRAPH,), differentiates=True),
     Transformation("nnx.value_and_grad of split state", _each(_on_split_state), modes=NNX, differentiates=True),
-    Transformation("vjp", _each(_vjp), _raw_each(_raw_vjp), modes=(NO_UPDATES, TREE, RAW)),
-    Transformation("jvp", _each(_jvp), _raw_each(_raw_jvp), modes=(NO_UPDATES, TREE, RAW)),
+    Transformation(
+        "vjp of inputs, too", _each(_vjp_of_inputs), _raw_each(_raw_vjp_of_inputs), modes=(NO_UPDATES, TREE, RAW)
+    ),
+    Transformation(
+        "jvp of inputs, too", _each(_jvp_of_inputs), _raw_each(_raw_jvp_of_inputs), modes=(NO_UPDATES, TREE, RAW)
+    ),
+    Transformation("linearize", raw=_raw_each(_raw_linearize), modes=(RAW,)),
+    Transformation("hessian", raw=_raw_each(_raw_twice(_hessian)), modes=(RAW,)),
+    Transformation("grad of grad", raw=_raw_each(_raw_twice(_grad_of_grad)), modes=(RAW,)),
+    Transformation("vmap of vjp", raw=_raw_over_lanes(lambda pure: jax.vmap(package._raw_vjp(pure))), modes=(RAW,)),
     Transformation("custom_vjp", _each(_with_own_rule), _raw_each(_raw_with_own_rule)),
     Transformation(
         "grad of custom_vjp",

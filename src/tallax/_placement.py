@@ -40,7 +40,7 @@ def is_committed(value: Any) -> bool:
 def on_host(raw: Any) -> np.ndarray | None:
     """Returns an array as NumPy where that neither waits for the device nor loses a deliberate placement."""
     if isinstance(raw, np.ndarray):
-        return raw
+        return np.asarray(raw)  # JAX's derivatives hand out a subclass
     if isinstance(raw, jax.Array) and not is_traced(raw) and not is_committed(raw) and is_ready(raw):
         return np.asarray(raw)
     return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,22 @@ if TYPE_CHECKING:
     from tallax._limbs import Limbs
 
 AxisName: TypeAlias = Hashable | tuple[Hashable, ...]
+
+
+class Combination(NamedTuple):
+    """How the increments of replicas are combined before a state takes them in.
+
+    Attributes:
+        over: the axes that they are summed over.
+        once: the axes along which the state is per-replica and the increment is the same: only the first replica along
+            them takes it in, or the sum over all replicas would have it several times.
+    """
+
+    over: tuple[Hashable, ...] = ()
+    once: tuple[Hashable, ...] = ()
+
+
+NOT_COMBINED = Combination()
 
 
 def varying_axes(value: Any) -> frozenset[Hashable]:
@@ -40,13 +56,15 @@ def mapped_axes() -> tuple[Hashable, ...]:
 
 def axes_to_combine(
     *increments: Any, state: Any, like: Any = None, axis_name: AxisName | None = None, alike: bool = False
-) -> tuple[Hashable, ...]:
-    """Returns the axes over which an update's increments are to be combined before `state` takes them in.
+) -> Combination:
+    """Returns how an update's increments are to be combined before `state` takes them in.
+
+    An increment is summed over the axes that it varies on, and over no others. Along an axis of per-replica state each
+    replica keeps its own increment if they vary, and only the first replica does if they are all the same.
 
     Args:
         *increments: what was computed from one replica's share of the data.
-        state: the item that is going to take them in. Axes that it varies over itself, or keeps a share for each
-            replica of, are left alone: each replica then keeps a count of its own.
+        state: the item that is going to take them in.
         like: an array that varies over the axes to combine over, usually the batch.
         axis_name: the axes themselves; an empty tuple means that the increment is the same everywhere and counts once.
         alike: whether an increment that nothing tells about is the same everywhere and counts once.
@@ -55,24 +73,28 @@ def axes_to_combine(
         ReplicasError: inside `shard_map`, where neither the increments nor the arguments tell the axes.
     """
     mapped = mapped_axes()
+    if axis_name is None and not mapped:
+        return NOT_COMBINED
+    known, kept = frozenset().union(*map(varying_axes, (*increments, like))), frozenset(state.replica_axes)
     if axis_name is not None:
-        axes = frozenset(axis_name if isinstance(axis_name, tuple) else (axis_name,)) - frozenset(state.replica_axes)
-    elif mapped:
-        own = frozenset().union(state.replica_axes, *map(varying_axes, jax.tree.leaves(state.get_raw_value())))
-        known = frozenset().union(*map(varying_axes, (*increments, like)))
-        if not known and not alike and frozenset(mapped) - own:
-            raise ReplicasError(
-                compose(
-                    state,
-                    "inside shard_map, an increment that is the same on every device may mean one event or one each.",
-                    got=f"an increment that varies over none of the mapped axes {mapped} (or check_vma=False)",
-                    fix=f"like=batch to sum it over the axes the batch is split on, axis_name={mapped!r} to name them, "
-                    "or axis_name=() to count it once, as after jax.lax.psum",
-                )
+        named = frozenset(axis_name if isinstance(axis_name, tuple) else (axis_name,))
+        return Combination(_in_order(named - kept), _in_order(kept - named - (known if named else frozenset())))
+    # State that a user has split by hand varies without being declared per-replica.
+    by_hand = frozenset().union(*map(varying_axes, jax.tree.leaves(state.get_raw_value()))) - kept
+    if not known and not alike and frozenset(mapped) - by_hand:
+        raise ReplicasError(
+            compose(
+                state,
+                "inside shard_map, an increment that is the same on every device may mean one event or one each.",
+                got=f"an increment that varies over none of the mapped axes {mapped} (or check_vma=False)",
+                fix=f"like=batch to sum it over the axes the batch is split on, axis_name={mapped!r} to name them, "
+                "or axis_name=() to count it once, as after jax.lax.psum",
             )
-        axes = known - own
-    else:
-        axes = frozenset()
+        )
+    return Combination(_in_order(known - kept - by_hand), _in_order(kept - known))
+
+
+def _in_order(axes: frozenset[Hashable]) -> tuple[Hashable, ...]:
     return tuple(sorted(axes, key=str))
 
 
@@ -107,6 +129,8 @@ def replica_count(axes: tuple[Hashable, ...]) -> int:
     return math.prod(jax.lax.axis_size(axis) for axis in axes)
 
 
-def on_first(value: jax.Array, axes: tuple[Hashable, ...]) -> jax.Array:
-    """Returns `value` on the first replica along `axes`, and 0 on the others."""
-    return jnp.where(jax.lax.axis_index(axes) == 0, value, jnp.zeros_like(value))
+def on_first(value: jax.Array, axes: tuple[Hashable, ...], otherwise: Any = 0) -> jax.Array:
+    """Returns `value` on the first replica along `axes`, and `otherwise` on the others; `value` if there are none."""
+    if not axes:
+        return value
+    return jnp.where(jax.lax.axis_index(axes) == 0, value, jnp.asarray(otherwise, value.dtype))

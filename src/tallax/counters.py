@@ -81,7 +81,8 @@ def counter_after_n_calls(seed: int | float, n_calls: int | float) -> jax.Array:
         n_calls: a non-negative integer, or a float that holds one.
 
     Returns:
-        int32[2]: `[counter, n_calls]`, which are equal.
+        float32[2]: `[counter, n_calls]`, which are equal. Beyond 2**24 both are rounded to the nearest float32;
+        `int(counter.step)` of a `StepCounter` is exact.
 
     Raises:
         InvalidValueError: `n_calls` is negative, or either argument is not finite or not whole.
@@ -89,7 +90,7 @@ def counter_after_n_calls(seed: int | float, n_calls: int | float) -> jax.Array:
     Example:
         >>> import tallax
         >>> tallax.counter_after_n_calls(seed=0, n_calls=5)
-        Array([5, 5], dtype=int32)
+        Array([5., 5.], dtype=float32)
     """
     seed = _whole("seed", seed)
     calls = _whole("n_calls", n_calls)
@@ -100,7 +101,7 @@ def counter_after_n_calls(seed: int | float, n_calls: int | float) -> jax.Array:
     counter = StepCounter(nnx.Rngs(seed if -(2**63) <= seed < 2**63 else seed % 2**63))
     for _ in range(calls):
         counter()
-    return jnp.array([counter.step.value, calls], jnp.int32)
+    return jnp.array([int(counter.step), calls], jnp.float32)
 
 
 def _whole(name: str, value: Any) -> int:

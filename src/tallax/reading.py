@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from tallax._placement import home_of, is_committed, is_in_host_memory, is_ready
 from tallax._variables import Buffer, Counter
 from tallax.schedules import Scheduled
 from tallax.statistics import Statistic
-from tallax.statistics._base import current_state, stored_state
+from tallax.statistics._base import stored_state
 from tallax_runs import Item
 from tallax_runs._wording import size
 
@@ -42,7 +42,7 @@ def collect(*objects: Any) -> Reading:
             `0/step`, `1/step`.
 
     Raises:
-        InvalidTypeError: something is no module.
+        InvalidTypeError: something is no module; or the state of a statistic was cast.
         ReplicasError: an item is kept as a share for each replica.
         TracedReadError: inside a trace; there `snapshot` returns arrays.
 
@@ -60,7 +60,7 @@ def collect(*objects: Any) -> Reading:
     entries = entries_of(objects)
     states: list[Any] = []
     for entry in entries:
-        if is_traced(*jax.tree.leaves(entry.item.get_raw_value())):
+        if is_traced(*(leaf for item in entry.items.values() for leaf in jax.tree.leaves(item.get_raw_value()))):
             raise TracedReadError(
                 compose(
                     entry.name,
@@ -69,7 +69,7 @@ def collect(*objects: Any) -> Reading:
                     fix="tallax.snapshot(model), which returns arrays; or collect(model) outside",
                 )
             )
-        states.append(stored_state(entry.item))
+        states += entry.stored()
     there = [k for k, state in enumerate(states) if isinstance(state, jax.Array)]
 
     arrays = [states[k] for k in there]
@@ -79,7 +79,7 @@ def collect(*objects: Any) -> Reading:
     def decode(copies: list[np.ndarray]) -> dict[str, Any]:
         copied = iter(copies)
         here = (next(copied) if state is None else state for state in states)
-        return {entry.name: entry.value(state) for entry, state in zip(entries, here, strict=True)}
+        return {entry.name: entry.value([next(here) for _ in entry.items]) for entry in entries}
 
     return Reading(entries, arrays, decode)
 
@@ -173,32 +173,47 @@ class Reading:
 
 @dataclass(frozen=True)
 class Entry:
-    """One item of some objects.
+    """What some objects hold under one name: a Variable of its own, or a statistic or `Scheduled` with its Variables.
 
     Attributes:
         name: its path, joined by slashes.
-        item: the Variable.
-        owner: the statistic or `Scheduled` that it is the state of, if there is one.
+        items: the Variables, by attribute; one of its own by an empty name.
+        owner: the statistic or `Scheduled` that they are the state of, if there is one.
     """
 
     name: str
-    item: Counter | Buffer
+    items: Mapping[str, Counter | Buffer]
     owner: Statistic | Scheduled | None
+
+    @property
+    def item(self) -> Counter | Buffer:
+        """The Variable; of several, the one with the largest array."""
+        if len(self.items) == 1:
+            return next(iter(self.items.values()))
+        return max(self.items.values(), key=lambda item: item.get_raw_value().nbytes)
 
     @functools.cached_property
     def description(self) -> Item:
-        """What the item is, whatever its value."""
+        """What the item is, whatever its value: the dtype and shape are those of the largest array."""
         item = self.item
         raw = item.get_raw_value()
         shape, kind = raw.shape, type(item if self.owner is None else self.owner).__name__
         if isinstance(item, Counter):
             shape = shape[:-1]
-        return Item(kind, tuple(shape), str(raw.dtype), raw.nbytes, bool(item.get_metadata("persistent", True)))
+        size = sum(each.get_raw_value().nbytes for each in self.items.values())
+        return Item(kind, tuple(shape), str(raw.dtype), size, bool(item.get_metadata("persistent", True)))
 
-    def value(self, state: np.ndarray) -> Any:
+    def stored(self) -> list[Any]:
+        """Returns the state where it is, an array for each Variable; those of Counters are words."""
+        if self.owner is not None:
+            return list(self.owner.stored_state().values())
+        return [stored_state(item) for item in self.items.values()]
+
+    def value(self, states: Sequence[np.ndarray]) -> Any:
         """Returns what a state stands for, on the host."""
         if self.owner is not None:
-            return self.owner.read(state)
+            return self.owner.read(dict(zip(self.items, states, strict=True)))
+        (state,) = states
         if isinstance(self.item, Counter):
             if state.ndim > 1:
                 return _limbs.to_uint64(state)
@@ -238,19 +253,25 @@ def entries_of(objects: Sequence[Any], names: Sequence[str] | None = None) -> li
 
 def _entries_in(thing: Any) -> list[Entry]:
     nodes = list(nnx.iter_graph(thing))
-    owners = {id(node.item): (path, node) for path, node in nodes if isinstance(node, Statistic | Scheduled)}
-    found = []
+    owned: dict[int, tuple[Any, Any]] = {}
+    for path, node in nodes:
+        if isinstance(node, Statistic | Scheduled):
+            owned.update((id(item), (path, node)) for item in node.variables.values())
+    found, seen = [], set()
     for path, node in nodes:
         if isinstance(node, Counter | Buffer):
-            path, owner = owners.get(id(node), (path, None))
-            found.append(Entry("/".join(map(str, path)), node, owner))
+            path, owner = owned.get(id(node), (path, None))
+            if id(owner) not in seen:
+                found.append(Entry("/".join(map(str, path)), {"": node} if owner is None else owner.variables, owner))
+            if owner is not None:
+                seen.add(id(owner))
     return found
 
 
 def _as_arrays(entry: Entry) -> Any:
     if entry.owner is None:
         return entry.item.get_value()
-    return jax.tree.map(jnp.asarray, entry.owner.read(current_state(entry.item)))
+    return jax.tree.map(jnp.asarray, entry.owner.read(entry.owner.state_here()))
 
 
 class _Copies:

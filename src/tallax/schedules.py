@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from tallax._errors import InvalidTypeError, InvalidValueError, compose, describ
 from tallax._module import EvalAware
 from tallax._notebooks import bundle, card, tree, worded
 from tallax._placement import is_traced
-from tallax._variables import Buffer, Counter, Pending
+from tallax._variables import Buffer, Counter, Pending, refuse_cast
 
 _NOT_CALLED = -1.0  # in the place of 1 for pinned and 0 for not
 
@@ -31,6 +31,7 @@ class Scheduled(EvalAware):
     Args:
         schedule: an optax schedule, or any function from an int32 count to a scalar.
         name: a label for tables and logs, where the attribute's name does not say enough.
+        persistent: whether checkpoints keep it.
 
     In eval mode (`model.eval()`, or `nnx.view(model, deterministic=True)`) a call returns the value and keeps nothing.
 
@@ -49,7 +50,7 @@ class Scheduled(EvalAware):
 
     written_by = "self.{name}.pin(x), which writes into it; or del self.{name} first"
 
-    def __init__(self, schedule: Callable[[Any], Any], *, name: str | None = None):
+    def __init__(self, schedule: Callable[[Any], Any], *, name: str | None = None, persistent: bool = True):
         if not callable(schedule):
             raise InvalidTypeError(
                 compose(
@@ -64,7 +65,8 @@ class Scheduled(EvalAware):
         self.name = name
         jax.eval_shape(lambda: self._scheduled(0))  # raises where it gives no scalar; computes nothing
         # On the host, as everything before jax.distributed.initialize must be, so `schedule(0)` is left for later.
-        self.state: Buffer = Buffer(np.array((0.0, 0.0, _NOT_CALLED), np.float32))
+        start = np.array((0.0, 0.0, _NOT_CALLED), np.float32)
+        self.state: Buffer = Buffer(start, persistent=persistent)
 
     def __call__(self, step: Any = None) -> jax.Array:
         """Returns the value at `step`, and keeps it.
@@ -82,6 +84,7 @@ class Scheduled(EvalAware):
         """
         if step is None:
             return self.value
+        self.refuse_casts()
         state = self.state[...]
         pinned, mode = state[..., 1], state[..., 2]
         value = jnp.where(mode > 0, pinned, self._scheduled(step_value(step)))
@@ -92,7 +95,8 @@ class Scheduled(EvalAware):
     @property
     def value(self) -> jax.Array:
         """float32[]: the value of the last call, or the pinned one; `schedule(0)` before."""
-        return self.read(self.state[...])
+        self.refuse_casts()
+        return self._value_of(self.state[...])
 
     def pin(self, value: Any) -> None:
         """Holds the value at `value` whatever the step, from now on; compiled steps are not compiled again.
@@ -109,6 +113,7 @@ class Scheduled(EvalAware):
                     fix="pin(2.0), or release() to follow the schedule",
                 )
             )
+        self.refuse_casts()
         self.state[...] = jnp.broadcast_to(_packed(value, value, 1.0), self.state.shape)
 
     def release(self) -> None:
@@ -116,12 +121,33 @@ class Scheduled(EvalAware):
         self.state[...] = _packed(self.value, 0.0, 0.0)
 
     @property
-    def item(self) -> Buffer:
-        """The Variable that holds the state."""
-        return self.state
+    def variables(self) -> dict[str, Buffer]:
+        """The Variable that holds the state, by attribute."""
+        return {"state": self.state}
 
-    def read(self, state: Any) -> Any:
+    def stored_state(self) -> dict[str, Any]:
+        """Returns the state by attribute, on the host, on the device, or traced."""
+        self.refuse_casts()
+        return {"state": self.state.stored()}
+
+    def state_here(self) -> dict[str, Any]:
+        """Returns the state by attribute: a NumPy array, or inside a trace a traced one."""
+        state = self.stored_state()["state"]
+        return {"state": jax.lax.stop_gradient(state) if is_traced(state) else np.asarray(state)}
+
+    def refuse_casts(self) -> None:
+        """Raises if the state was cast.
+
+        Raises:
+            InvalidTypeError: it was.
+        """
+        refuse_cast(self, self.state, np.float32)
+
+    def read(self, state: Mapping[str, Any]) -> Any:
         """Returns the value of a state: a float for a NumPy array, float32[] for one of JAX's; of a stack, an array."""
+        return self._value_of(state["state"])
+
+    def _value_of(self, state: Any) -> Any:
         value, mode = state[..., 0], state[..., 2]
         if isinstance(state, np.ndarray):
             called = mode != _NOT_CALLED
@@ -153,7 +179,7 @@ class Scheduled(EvalAware):
         if state is None:
             return ""
         state = np.asarray(state)
-        value = " ".join(worded(self.read(state)).split())
+        value = " ".join(worded(self._value_of(state)).split())
         return f"{value}{', pinned' if (state[..., 2] > 0).any() else ''}"
 
     def _scheduled(self, count: Any) -> jax.Array:
@@ -198,6 +224,8 @@ def step_value(step: Any) -> jax.Array | np.int32:
         step = step.get_value()
     if isinstance(step, Pending):  # likewise, inside `tallax.compile_step`
         return _limbs.to_int32(step.limbs)
+    if isinstance(step, np.ndarray | np.generic) and step.ndim == 0 and step.dtype.kind in "iu":
+        step = int(step)  # JAX would cut it to 32 bits
     if isinstance(step, int) and not isinstance(step, bool):
         return np.int32(max(-_limbs.INT32_MAX, min(step, _limbs.INT32_MAX)))
     if isinstance(step, jax.Array | np.ndarray | np.generic) and jnp.issubdtype(step.dtype, jnp.integer):

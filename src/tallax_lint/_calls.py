@@ -93,7 +93,10 @@ class Calls(Types):
         if isinstance(base, Table):
             if name in ("values", "items"):
                 return Items(each=base.each if name == "values" else Items((None, base.each)))
-            return base.each if name == "get" and len(node.args) == 1 else None
+            if name in ("get", "pop", "setdefault") and node.args:
+                key = node.args[0].value if isinstance(node.args[0], ast.Constant) else None
+                return (base.under(key) if isinstance(key, str) else base.each) if len(node.args) == 1 else None
+            return None
         if isinstance(base, Variable):
             if name in ("get_value", "get_raw_value"):
                 return self.content(base)
@@ -137,9 +140,10 @@ class Calls(Types):
             return Items(each=Number("int"))
         if name == "nnx.to_flat_state":
             return Items(each=Items((None, Variable("nnx.Variable"))))
-        if name in ("dict", "nnx.Dict") and len(node.args) == 1 and not node.keywords:
-            given = self.of(node.args[0], frame)
-            return given if isinstance(given, Table) else Table(item(element(given), 1))
+        if name in ("dict", "nnx.Dict") and len(node.args) <= 1 and (node.args or node.keywords):
+            return self._table(name, node, frame)
+        if name == "getattr" and len(node.args) == 2 and isinstance(node.args[1], ast.Constant):
+            return self.attribute(self.of(node.args[0], frame), str(node.args[1].value), node, frame)
         if name in ("str", "dict", "set", "repr", "hasattr", "isinstance", "format"):
             return Number("bool") if name in ("hasattr", "isinstance") else Plain(name)
         if name in TRANSFORMS:
@@ -149,6 +153,19 @@ class Calls(Types):
             return _arrays.made(name, node, lambda argument: self.content_of(self.of(argument, frame)))
         made = self.named(name) if name.startswith("nnx.") else None
         return dataclasses.replace(made, still=True) if isinstance(made, Instance) and _is_still(name, node) else made
+
+    def _table(self, name: str, node: ast.Call, frame: Frame) -> Table:
+        """Returns what `dict(...)` or `nnx.Dict(...)` makes of a mapping, of pairs, and of keywords."""
+        given = Table()
+        if node.args:
+            value = self.of(node.args[0], frame)
+            given = value if isinstance(value, Table) else Table(item(element(value), 1))
+        words = [(word.arg, self.of(word.value, frame)) for word in node.keywords]
+        named = tuple((key, value) for key, value in words if key is not None)
+        each = joined([*([given.each] if node.args else []), *(value for _, value in words)])
+        if len(named) < len(words) or (node.args and not given.named and named):
+            named = ()  # any key may be that of a mapping which is not written out
+        return Table(each, (*given.named, *named) if named or not words else (), name == "nnx.Dict")
 
     def _super(self, frame: Frame) -> Value | None:
         scope: Scope | None = frame.scope

@@ -78,6 +78,7 @@ class Classes:
 
     # `Values` works these out.
     of: Any
+    attribute: Any
     binding: Any
     annotated: Any
     defined: Any

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from tallax_lint import _run
 from tallax_lint._config import Config, ConfigError, codes_of, config_above, overridden
+from tallax_lint._reading import decoded
 from tallax_lint._run import Report
-from tallax_lint._source import Problem, decoded
+from tallax_lint._source import Problem
 
 if TYPE_CHECKING:
     from tallax_lint._fixes import Change

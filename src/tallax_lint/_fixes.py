@@ -16,8 +16,9 @@ from typing import NamedTuple
 from tallax_lint import _run
 from tallax_lint._config import Config
 from tallax_lint._finding import Edit, Finding
+from tallax_lint._reading import decoded
 from tallax_lint._run import Report
-from tallax_lint._source import Problem, Source, decoded, lines_of
+from tallax_lint._source import Problem, Source, lines_of
 
 _ROUNDS = 10
 

@@ -133,9 +133,21 @@ class Items:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Table:
-    """A dict; `each` is what every value is."""
+    """A dict.
+
+    Attributes:
+        each: What every value is.
+        named: The values under the keys that are written out.
+        is_node: Whether it is an `nnx.Dict`, whose values are attributes too.
+    """
 
     each: Value | None = None
+    named: tuple[tuple[str, Value | None], ...] = ()
+    is_node: bool = False
+
+    def under(self, key: str) -> Value | None:
+        """Returns the value under a key."""
+        return dict(self.named).get(key, self.each)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -193,6 +205,8 @@ def element(value: Value | None) -> Value | None:
     """Returns what the elements of a sequence hold."""
     if isinstance(value, Items):
         return value.each if value.each is not None else joined(list(value.items))
+    if isinstance(value, Table):
+        return Plain("text")  # a loop over a dict gives its keys
     return Array(value.weak, value.dtype, "derived" if value.state else None) if isinstance(value, Array) else None
 
 

@@ -11,7 +11,8 @@ from tallax_lint import _engine, _noqa
 from tallax_lint._config import Config, config_above
 from tallax_lint._files import found
 from tallax_lint._finding import Finding
-from tallax_lint._source import Problem, Source, read
+from tallax_lint._reading import read
+from tallax_lint._source import Problem, Source
 
 
 @dataclasses.dataclass(frozen=True)

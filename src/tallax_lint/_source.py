@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from tallax_lint._notebook import Notebook
 
-_BOM = b"\xef\xbb\xbf"
 # As the parser ends lines. `str.splitlines` would also end them at form feeds, which are white space in Python.
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 
@@ -119,37 +118,3 @@ def tree_of(text: str) -> ast.Module | Fault:
         return Fault("nested too deeply for Python's parser")
     except ValueError as error:  # null bytes, surrogates, and integers of thousands of digits
         return Fault(f"does not parse: {error}")
-
-
-def read(path: str) -> Source | Problem:
-    """Returns a file, or why it can't be read."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        return Problem(path, f"can't be read: {error.strerror or error}", status=2)
-    return decoded(path, data)
-
-
-def decoded(path: str, data: bytes) -> Source | Problem:
-    """Returns the file that consists of some bytes, or why it can't be read."""
-    if path.endswith(".ipynb"):
-        from tallax_lint import _notebook
-
-        return _notebook.source(path, data)
-    try:
-        encoding = _encoding(data)
-        return Source(path, data.decode(encoding), encoding=encoding)
-    except (SyntaxError, LookupError, ValueError) as error:  # of a cookie, of a codec, of bytes
-        return Problem(path, f"skipped: its encoding can't be read: {str(error).partition(chr(10))[0]}")
-
-
-def _encoding(data: bytes) -> str:
-    """Returns what PEP 263 says of some bytes; `utf-8-sig` is UTF-8 with a byte order mark."""
-    second = data.find(b"\n", data.find(b"\n") + 1)
-    if b"coding" not in (data if second < 0 else data[:second]):
-        return "utf-8-sig" if data.startswith(_BOM) else "utf-8"
-    import io
-    import tokenize
-
-    return tokenize.detect_encoding(io.BytesIO(data).readline)[0]

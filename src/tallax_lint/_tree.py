@@ -8,7 +8,8 @@ import sys
 
 from tallax_lint._index import File
 from tallax_lint._outline import Outline, outlined
-from tallax_lint._source import Source, read
+from tallax_lint._reading import read
+from tallax_lint._source import Source
 from tallax_lint._walk import walk
 
 _ROOT_MARKS = (".git", "pyproject.toml", "setup.py")

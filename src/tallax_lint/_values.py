@@ -35,6 +35,7 @@ from tallax_lint._tree import Tree
 # How deep expressions nest: what is farther from a place seldom decides about it.
 _DEEPEST = 24
 _EMPTY = Items()
+_OF_DICTS = frozenset(dir(dict))
 
 
 class Values(Calls):
@@ -257,6 +258,8 @@ class Values(Calls):
             base = self.content(base)
             if base is None:
                 base = Array(state="derived")
+        if isinstance(base, Table):
+            return base.under(name) if base.is_node and name not in _OF_DICTS else None
         if name in ("size", "ndim"):
             return Number("int", size=name == "size")
         if name == "shape":
@@ -292,9 +295,10 @@ class Values(Calls):
         if isinstance(base, Items):
             if isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, int):
                 return item(base, node.slice.value)
-            return base.each if not isinstance(node.slice, ast.Slice) else base
+            return element(base) if not isinstance(node.slice, ast.Slice) else base
         if isinstance(base, Table):
-            return base.each
+            key = node.slice.value if isinstance(node.slice, ast.Constant) else None
+            return base.under(key) if isinstance(key, str) else base.each
         if isinstance(base, Array):
             return Array(base.weak, base.dtype, "derived" if base.state else None)
         if isinstance(base, (Type, Name)):
@@ -350,7 +354,12 @@ class Values(Calls):
     def _dict(self, node: ast.Dict, frame: Frame) -> Value | None:
         if not node.values or None in node.keys or len(node.values) > 64:
             return Plain("dict")
-        return Table(joined([self.of(value, frame) for value in node.values]))
+        values = [self.of(value, frame) for value in node.values]
+        keys = [
+            key.value if isinstance(key, ast.Constant) and isinstance(key.value, str) else None for key in node.keys
+        ]
+        named = tuple((key, value) for key, value in zip(keys, values, strict=True) if key is not None)
+        return Table(joined(values), named if len(named) == len(keys) else ())
 
     def _dict_comprehension(self, node: ast.DictComp, frame: Frame) -> Value | None:
         return Table(self.of(node.value, frame))

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 try:
     from rich import box
@@ -19,8 +20,10 @@ except ModuleNotFoundError:
     raise MissingExtraError.of("tallax show", "cli", "rich") from None
 
 from tallax_runs._bars import bars_of
+from tallax_runs._errors import RunError, laid_out
 from tallax_runs._record import Bins
-from tallax_runs._shown import Shown, as_json, read
+from tallax_runs._run import FILE, Run, is_run
+from tallax_runs._shown import Shown, as_json, of_run
 from tallax_runs._wording import number, short, size
 
 _BARS = 16  # characters of a histogram
@@ -49,6 +52,35 @@ def show(
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WITHOUT_TERMINAL
     console = Console(highlight=False, width=width)
     console.print(rendered(shown, console.width))
+
+
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Tells whether Orbax has written something at a path: a checkpoint, or a series of them."""
+    return any(any(Path(path).glob(f"{below}_*METADATA")) for below in ("", "*/", "*/*/"))
+
+
+def read(path: str | os.PathLike[str], checkpoint: Callable[[str], Shown] | None = None) -> Shown:
+    """Returns what there is to show at a path.
+
+    Args:
+        path: of a run, or of a checkpoint.
+        checkpoint: reads one, which takes JAX.
+
+    Raises:
+        RunError: it is neither a run nor a checkpoint, or has been damaged.
+    """
+    if is_run(path):
+        return of_run(Run(path, keep=1), str(path))
+    if checkpoint is not None and is_checkpoint(path):
+        return checkpoint(str(path))
+    raise RunError(
+        laid_out(
+            str(path),
+            "is neither a run nor a checkpoint." if Path(path).exists() else "does not exist.",
+            expected=f"a folder with a file {FILE}, as tallax.sinks.Jsonl writes it, or one that tallax.save wrote",
+            fix="name the folder of one run, or of one checkpoint",
+        )
+    )
 
 
 def rendered(shown: Shown, width: int) -> RenderableType:

@@ -3,19 +3,15 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from tallax_runs._errors import RunError, laid_out
 from tallax_runs._format import plain
 from tallax_runs._history import History
 from tallax_runs._names import is_entry, matches
 from tallax_runs._record import Bins, Item
-from tallax_runs._run import FILE, Run, is_run
 from tallax_runs._wording import ago, number
 
 _ENTRIES = 8  # of an array; `--json` has all that there are
@@ -89,35 +85,6 @@ class Shown:
         """The numbers and the bins that are of no item."""
         everything: dict[str, int | float | Bins] = {**self.scalars, **self.histograms}
         return {name: value for name, value in everything.items() if not _owner(name, self.items)}
-
-
-def is_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Tells whether Orbax has written something at a path: a checkpoint, or a series of them."""
-    return any(any(Path(path).glob(f"{below}_*METADATA")) for below in ("", "*/", "*/*/"))
-
-
-def read(path: str | os.PathLike[str], checkpoint: Callable[[str], Shown] | None = None) -> Shown:
-    """Returns what there is to show at a path.
-
-    Args:
-        path: of a run, or of a checkpoint.
-        checkpoint: reads one, which takes JAX.
-
-    Raises:
-        RunError: it is neither a run nor a checkpoint, or has been damaged.
-    """
-    if is_run(path):
-        return of_run(Run(path, keep=1), str(path))
-    if checkpoint is not None and is_checkpoint(path):
-        return checkpoint(str(path))
-    raise RunError(
-        laid_out(
-            str(path),
-            "is neither a run nor a checkpoint." if Path(path).exists() else "does not exist.",
-            expected=f"a folder with a file {FILE}, as tallax.sinks.Jsonl writes it, or one that tallax.save wrote",
-            fix="name the folder of one run, or of one checkpoint",
-        )
-    )
 
 
 def of_run(history: History, path: str) -> Shown:

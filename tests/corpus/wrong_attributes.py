@@ -75,6 +75,49 @@ class RebindsDictItem(Layer):
         return gates
 
 
+@wrong("rebinds-list-items", "replaced-variable", "loads/1", "a loop over nnx.List by `enumerate` replaces each item")
+class RebindsListItems(Layer):
+    def __init__(self, rngs):
+        super().__init__(rngs)
+        self.loads = nnx.List([nnx.Variable(jnp.zeros((), jnp.uint32)) for _ in range(2)])
+
+    def __call__(self, x):
+        for i, load in enumerate(self.loads):
+            self.loads[i] = load + 1
+        return self.linear(x)
+
+
+@wrong("rebinds-deep-in-containers", "replaced-variable", "blocks/0/seen", "an attribute of an nnx.Dict in an nnx.List")
+class RebindsDeepInContainers(Layer):
+    def __init__(self, rngs):
+        super().__init__(rngs)
+        self.blocks = nnx.List([nnx.Dict(seen=nnx.Variable(jnp.zeros((), jnp.uint32)))])
+
+    def __call__(self, x):
+        self.blocks[0].seen = self.blocks[0].seen + 1
+        return self.linear(x)
+
+
+@wrong(
+    "rebinds-in-sequential", "replaced-variable", "layers/layers/0/mean", "a layer of nnx.Sequential rebinds its mean"
+)
+class RebindsInSequential(nnx.Module):
+    class Centered(Layer):
+        def __init__(self, rngs):
+            super().__init__(rngs)
+            self.mean = nnx.BatchStat(jnp.zeros(4))
+
+        def __call__(self, x):
+            self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+            return self.linear(x - self.mean)
+
+    def __init__(self, rngs):
+        self.layers = nnx.Sequential(self.Centered(rngs), nnx.relu)
+
+    def __call__(self, x):
+        return self.layers(x)
+
+
 @wrong("rebinds-by-setattr", "replaced-variable", "seen_1", "a loop over names, in a helper")
 class RebindsBySetattr(Layer):
     def __init__(self, rngs):

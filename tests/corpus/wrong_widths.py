@@ -309,3 +309,68 @@ def make_welford():
 @wrong("flax-multi-metric", "narrow-counter", "loss/count", "an Average inside", inputs=(LOGITS, LABELS), call=_update)
 def make_multi_metric():
     return nnx.MultiMetric(accuracy=nnx.metrics.Accuracy(), loss=nnx.metrics.Average())
+
+
+def _from(start, dtype, increment):
+    """Returns a layer with a BatchStat that starts at `start`, and to which each call adds `increment(x)`."""
+
+    class Sums(Layer):
+        def __init__(self, rngs):
+            super().__init__(rngs)
+            self.count = nnx.BatchStat(jnp.full((), start, dtype))
+
+        def __call__(self, x):
+            self.count[...] += jnp.asarray(increment(x), dtype)
+            return self.linear(x)
+
+    return Sums
+
+
+for _name, _start, _dtype, _increment, _why in (
+    ("from-epsilon", 1e-4, jnp.float32, len, "starts at 1e-4, as stable-baselines' RunningMeanStd"),
+    ("from-a-half", 0.5, jnp.float32, lambda x: 1, "starts at 0.5"),
+    ("from-any-number", 1000.3, jnp.float32, lambda x: (x > 0).sum(), "starts anywhere"),
+    ("float16-from-epsilon", 1e-4, jnp.float16, len, "float16 sticks at 2048"),
+    ("bfloat16-from-epsilon", 1e-3, jnp.bfloat16, len, "bfloat16 sticks at 256"),
+    ("in-units-of-a-tenth", 0.0, jnp.float32, lambda x: 0.1 * len(x), "the number of examples times a scale"),
+    ("in-float16-seconds", 0.0, jnp.float16, lambda x: 0.02, "time in steps of 20 ms: sticks after a minute"),
+    (
+        "of-fixed-weights",
+        1e-8,
+        jnp.float32,
+        lambda x: jnp.full(len(x), 0.3).sum(),
+        "a sum of weights that never change",
+    ),
+):
+    wrong(f"count-{_name}", "narrow-counter", "count", _why)(_from(_start, _dtype, _increment))
+
+
+@wrong(
+    "sum-of-weights",
+    "narrow-counter",
+    "count",
+    "weights come with the data; sums of squares look alike",
+    is_warned=True,
+)
+class SumOfWeights(Layer):
+    def __init__(self, rngs):
+        super().__init__(rngs)
+        self.count = nnx.BatchStat(jnp.full((), 1e-4, jnp.float32))
+
+    def __call__(self, x):
+        self.count[...] += jnp.abs(x).sum()
+        return self.linear(x)
+
+
+@wrong(
+    "model-cast-to-bfloat16", "narrow-counter", "count", "`model.half()` casts a float32 count too: it sticks at 256"
+)
+def make_model_cast_to_bfloat16(rngs):
+    model = _from(0.0, jnp.bfloat16, len)(rngs)
+    model.count.set_value(jnp.zeros(()))  # as it was made; the cast makes it bfloat16
+
+    def cast(leaf):
+        return leaf.astype(jnp.bfloat16) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    nnx.update(model, jax.tree.map(cast, nnx.state(model)))
+    return model

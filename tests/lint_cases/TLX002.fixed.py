@@ -161,3 +161,69 @@ class Many(nnx.Module):
         self.arrays[0] += x
         self.late[...] += x  # error: TLX002
         return x
+
+
+class Named(nnx.Module):
+    """Variables in dicts and lists, under names, by position, and one after another."""
+
+    def __init__(self, n):
+        self.kept = nnx.Dict(seen=nnx.Variable(jnp.zeros(n)), table=jnp.zeros(n))
+        self.both = nnx.Dict({"a": nnx.Variable(jnp.zeros(n))}, b=nnx.BatchStat(jnp.zeros(n)))
+        self.plain = dict(seen=nnx.Variable(jnp.zeros(n)))
+        self.deep = nnx.Dict(inner=nnx.Dict(seen=nnx.Variable(jnp.zeros(n))))
+        self.pair = nnx.List([nnx.Variable(jnp.zeros(n)), nnx.BatchStat(jnp.zeros(n))])
+        self.mixed = nnx.List([nnx.Variable(jnp.zeros(n)), nnx.Linear(1, 1, rngs=nnx.Rngs(0))])
+        self.unknown = nnx.Dict(**unknown(n))
+        self.count = nnx.Variable(jnp.zeros(()))
+        self.adding = Adding(jnp.zeros(()))
+        setattr(self, "count", nnx.Variable(jnp.ones(())))
+
+    def __call__(self, x):
+        self.kept["seen"] = self.kept["seen"] + 1  # error: TLX002
+        self.kept.seen = self.kept.seen + 1  # error: TLX002
+        self.kept["seen"][...] += x  # error: TLX002
+        self.kept.seen[...] += x  # error: TLX002
+        self.kept["table"] = self.kept["table"] + 1
+        self.kept.table = x.mean()
+        self.kept.table += x
+        self.kept["seen"][...] += x
+        self.kept.seen[...] = x
+        self.kept["seen"] = nnx.Variable(x)
+        self.both.a = x.mean()  # error: TLX002
+        self.both["b"] = x.mean()  # error: TLX002
+        self.plain["seen"] = x.mean()  # error: TLX002
+        self.deep["inner"]["seen"] = x.mean()  # error: TLX002
+        self.deep.inner.seen = x.mean()  # error: TLX002
+        self.unknown["seen"] = x.mean()
+        self.unknown.seen = x.mean()
+        for i, c in enumerate(self.pair):
+            self.pair[i] = c + 1  # error: TLX002
+            c[...] += 1
+        for i in range(len(self.pair)):
+            self.pair[i] = self.pair[i] * 2  # error: TLX002
+            self.pair[i][...] += 1  # error: TLX002
+            self.mixed[i] = x.mean()
+        self.pair[-1] = x.mean()  # error: TLX002
+        for name, c in self.both.items():
+            self.both[name] = c * 2  # error: TLX002
+        self.pair = nnx.List([c + 1 for c in self.pair])  # error: TLX002
+        self.pair = nnx.List([nnx.Variable(c + 1) for c in self.pair])
+        return x
+
+    def by_name(self, x, name):
+        setattr(self, "count", self.count + 1)  # error: TLX002
+        setattr(self, "count", getattr(self, "count") + 1)  # error: TLX002
+        object.__setattr__(self, "count", x.mean())  # error: TLX002
+        self.__setattr__("count", x.mean())  # error: TLX002
+        super().__setattr__("count", x.mean())  # error: TLX002
+        setattr(self.kept, "seen", x.mean())  # error: TLX002
+        setattr(self, "count", nnx.Variable(x.mean()))
+        setattr(self, "other", x.mean())
+        setattr(self, name, x.mean())
+        setattr(self, "count", unknown(x))
+
+
+def from_outside(model: Named, x):
+    setattr(model, "count", x.mean() + 1)  # error: TLX002
+    setattr(model, "count", jnp.mean(x))  # error: TLX002
+    model.kept.seen = jnp.mean(x)  # error: TLX002

@@ -85,3 +85,50 @@ class Conditions(nnx.Module):
         for _ in range(self.table.shape[0]):
             x = x * 2
         return x if train or self.table is not None else -x
+
+
+def log_now_and_then(batches, verbose):
+    """The condition of a branch is asked at every step; what stands behind it is not."""
+    model = Model(3)
+    for k, batch in enumerate(batches):
+        loss = step(model, batch)
+        if int(model.count[...]) % 100 == 0:  # error: TLX003
+            print(float(loss), int(model.count[...]))
+        if model.count[...] % 100 == 0:  # error: TLX003
+            print(float(loss))
+        if not model.count[...] % 100:  # error: TLX003
+            print(float(loss))
+        if model.count.get_value() > 3 and verbose:  # error: TLX003
+            print(float(loss))
+        if float(model.mean[...].sum()) > 3 or verbose:  # error: TLX003
+            print(float(loss))
+        assert model.mean[...].sum() < 9  # error: TLX003
+        name = "late" if model.count[...] > 3 else "early"  # error: TLX003
+        shown = float(loss) if k % 100 == 0 else float(model.count[...])
+        if k % 100 == 0:
+            if model.count[...] > 3:
+                print(float(model.mean[...].sum()), name, shown)
+            seen = int(model.count[...]) if model.count[...] > 3 else 0
+            print(seen)
+        if k % 100 == 0 and int(model.count[...]) > 3:
+            print(float(loss))
+        if verbose and model.count[...] > 3:
+            print(float(loss))
+        if model.epoch.get_value() > 3 or model.mean[...].shape[0] > 3 or model.count is None:
+            print(float(loss))
+    if int(model.count[...]) > 3:
+        print("done")
+
+
+def train_until(batch):
+    """A loop asks its own condition at every step, and what it runs over once."""
+    model = Model(3)
+    while model.count[...] < 1000:  # error: TLX003
+        step(model, batch)
+    while int(model.count[...]) < 2000:  # error: TLX003
+        step(model, batch)
+    for _ in range(int(model.count[...])):
+        step(model, batch)
+    for _ in range(3):
+        if model.count[...] > 3:
+            print("nothing is trained here")

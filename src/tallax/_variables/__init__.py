@@ -15,6 +15,7 @@ step (`tallax.compile_step`) owns the value, a `Held` stands in its place, and i
 
 from tallax._variables._amounts import as_shape as as_shape
 from tallax._variables._buffer import Buffer as Buffer
+from tallax._variables._casts import refuse_cast as refuse_cast
 from tallax._variables._counter import Counter as Counter
 from tallax._variables._held import Held as Held
 from tallax._variables._item import Item as Item

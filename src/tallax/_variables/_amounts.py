@@ -17,6 +17,7 @@ from tallax import _limbs
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
 from tallax._placement import is_ready, is_traced, unsplit
 
+_MOST = 2**31 - 1  # entries of an array of counts
 _widen = jax.jit(_limbs.widen, inline=True)
 
 
@@ -75,11 +76,12 @@ def as_shape(shape: int | tuple[int, ...], *, item: object) -> tuple[int, ...]:
     """Returns a shape, which may be given as one number.
 
     Raises:
-        InvalidValueError: it is not made of integers from 0 on.
+        InvalidValueError: it is not made of integers from 0 on, or has more than 2**31 - 1 entries.
     """
     with contextlib.suppress(TypeError):
-        sizes = tuple(map(operator.index, (shape,) if isinstance(shape, int | np.integer) else shape))
-        if all(size >= 0 for size in sizes):
+        given = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
+        sizes = tuple(map(operator.index, given))
+        if all(size >= 0 for size in sizes) and math.prod(sizes) <= _MOST and bool not in map(type, given):
             return sizes
     raise InvalidValueError(
         compose(item, "a shape is made of sizes.", got=f"shape={shape!r}", fix="shape=8, shape=(2, 8)")

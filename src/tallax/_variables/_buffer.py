@@ -62,8 +62,6 @@ class Buffer(Item):
         raw = self.stored()
         if isinstance(raw, np.ndarray):
             raw = to_device(raw)
-        elif is_traced(raw):
-            raw = jax.lax.stop_gradient(raw)
         return raw if index is ... else raw[index]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -123,7 +121,7 @@ class Buffer(Item):
 
 def _in_place(operation: Callable[[Any, Any], Any]) -> Callable[[Buffer, Any], Buffer]:
     def write(self: Buffer, other: Any) -> Buffer:
-        self.set_value(operation(self.get_value(), other))
+        self.set_value(operation(self.get_value(), _operand(other, self)))
         return self
 
     return write
@@ -131,6 +129,23 @@ def _in_place(operation: Callable[[Any, Any], Any]) -> Callable[[Buffer, Any], B
 
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor"):
     setattr(Buffer, f"__i{_name.rstrip('_')}__", _in_place(getattr(operator, _name)))
+
+
+def _operand(value: Any, buffer: Buffer) -> Any:
+    """Returns what is added to a buffer, and so on; raises for an integer that JAX would cut to 32 bits."""
+    is_float = jnp.issubdtype(buffer.dtype, jnp.inexact)
+    if type(value) is int:
+        if is_float:
+            return value if abs(value) < 2**31 else float(value)
+        widest = np.iinfo(jax.dtypes.canonicalize_dtype(np.int64))
+        if not widest.min <= value <= widest.max:
+            raise _does_not_fit(value, widest.dtype, item=buffer)
+    elif isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "iu":
+        dtype = jax.dtypes.canonicalize_dtype(value.dtype)
+        if is_float and not np.array_equal(np.asarray(value).astype(dtype), value):
+            return np.asarray(value).astype(buffer.dtype)
+        return _narrowed(np.asarray(value), dtype, item=buffer)
+    return value
 
 
 def _strong(value: Any) -> Any:
@@ -178,12 +193,16 @@ def _narrowed(array: np.ndarray, dtype: Any, *, item: object) -> np.ndarray:
     """Returns `array` in `dtype`; raises where an integer would not survive."""
     narrow = array.astype(dtype)
     if array.dtype.kind in "iu" and narrow.dtype.kind in "iu" and not np.array_equal(narrow, array):
-        raise InvalidValueError(
-            compose(
-                item,
-                f"an integer does not fit {narrow.dtype}.",
-                got=describe(array),
-                fix="tallax.Counter for counts beyond 32 bits, or a float dtype",
-            )
-        )
+        raise _does_not_fit(array, narrow.dtype, item=item)
     return narrow
+
+
+def _does_not_fit(value: Any, dtype: Any, *, item: object) -> InvalidValueError:
+    return InvalidValueError(
+        compose(
+            item,
+            f"an integer does not fit {dtype}.",
+            got=describe(value),
+            fix="tallax.Counter for counts beyond 32 bits, or a float dtype",
+        )
+    )

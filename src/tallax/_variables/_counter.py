@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 import flax.errors
@@ -14,18 +14,18 @@ import numpy as np
 from tallax import _limbs
 from tallax._errors import InvalidTypeError, InvalidValueError, TracedReadError, compose, describe
 from tallax._placement import is_traced, on_host
-from tallax._replicas import AxisName, axes_to_combine, count_over, on_first, replica_count, sum_over
+from tallax._replicas import AxisName, Combination, axes_to_combine, count_over, on_first, replica_count, sum_over
 from tallax._variables._amounts import (
     amount_of,
     as_shape,
     check_broadcasts,
-    check_integer,
     host_counts,
     limbs_of,
     refuse_negative,
     word_of,
     wrong_shape,
 )
+from tallax._variables._casts import refuse_cast
 from tallax._variables._held import Held
 from tallax._variables._item import Item, to_device
 from tallax._variables._pending import Pending
@@ -36,6 +36,8 @@ _assign_on_device = jax.jit(_limbs.assign)
 _int32_on_device = jax.jit(_limbs.to_int32)
 _total = jax.jit(_limbs.total, static_argnums=1, inline=True)
 _divisible = jax.jit(_limbs.divisible, static_argnums=1, inline=True)
+
+_READS = (np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.uint64))  # what counts are saved in by other libraries
 
 _array, _ndarray, _uint32, _int32 = np.array, np.ndarray, np.dtype(np.uint32), np.int32  # bound once, for `_advance`
 
@@ -217,7 +219,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         if not _is_limbs(raw):  # counts, a shape, a sharding, or whatever else a tree.map over the state has put here
             return raw
         if isinstance(raw, np.ndarray):
-            value = to_device(self.peek())
+            value = to_device(_read_on_host(raw))
         else:
             value = (_limbs.to_int32 if is_traced(raw) else _int32_on_device)(raw)
         return value if index is ... else value[index]
@@ -225,12 +227,9 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
     def peek(self) -> jax.Array | np.ndarray | np.int32:
         """Returns what `get_value()` does, but from NumPy while the counter is on the host: no dispatch."""
         raw = self.get_raw_value()
-        if type(raw) is not np.ndarray:
+        if type(raw) is not _ndarray or raw.dtype != _uint32:
             return self.get_value()
-        if raw.ndim == 1:
-            low, high = raw.tolist()
-            return np.int32(low if high == 0 and low <= _limbs.INT32_MAX else _limbs.INT32_MAX)
-        return _limbs.to_int32_on_host(raw)
+        return _read_on_host(raw)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -422,12 +421,14 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         and `nnx.update` writes them back as they are.
 
         Raises:
+            InvalidTypeError: the words were cast.
             InvalidValueError: such a count is saturated, so that the exact one is lost.
         """
         raw = self.stored()
         if _is_limbs(raw) or not isinstance(raw, jax.Array | np.ndarray):
             return raw
-        check_integer(raw, item=self)
+        if raw.dtype not in _READS:
+            refuse_cast(self, self, np.uint32)
         if is_traced(raw):
             return _limbs.widen(jnp.asarray(raw))
         counts = np.asarray(raw)
@@ -453,32 +454,57 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         if word is None:
             return False
         values, most = word
-        replicas = self._axes(values, like, axis_name)
-        most *= replica_count(replicas)
+        replicas = self._combination(values, like, axis_name)
+        most *= replica_count(replicas.over)
         if most > _limbs.WORD:
             return False
-        self._put(raw.plus(sum_over(values, replicas), most))
+        self._put(raw.plus(sum_over(values, replicas.over), most))
         return True
 
-    def _axes(self, increment: Any, like: Any, axis_name: AxisName | None) -> tuple[Hashable, ...]:
+    def _combination(self, increment: Any, like: Any, axis_name: AxisName | None) -> Combination:
         alike = self.get_metadata("reduce") == "same"
         return axes_to_combine(increment, state=self, like=like, axis_name=axis_name, alike=alike)
 
     def _add(self, increment: Any, like: Any, axis_name: AxisName | None) -> None:
+        """Adds limbs that broadcast to the counter's, combined over replicas."""
+        self._refuse_shares()
+        replicas = self._combination(increment, like, axis_name)
+        self._add_combined(on_first(count_over(increment, replicas.over), replicas.once))
+
+    def _add_combined(self, increment: Any) -> None:
         """Adds limbs that broadcast to the counter's: on the host where both are, or else on the device."""
         raw = self.words()
-        here, by = (on_host(raw), on_host(increment)) if not axis_name else (None, None)
+        here, by = on_host(raw), on_host(increment)
         if here is not None and by is not None:
             self._store(_limbs.from_uint64(_limbs.add_uint64(_limbs.to_uint64(here), _limbs.to_uint64(by))))
-            return
-        increment = count_over(increment, self._axes(increment, like, axis_name))
-        if axis_name == () and self.shares:  # once for all, and the shares will be summed
-            increment = on_first(increment, self.replica_axes)
-        if is_traced(raw, increment):
+        elif is_traced(raw, increment):
             self._store(_limbs.add(jnp.asarray(raw), jnp.broadcast_to(jnp.asarray(increment), raw.shape)))
         else:
             self._store(_add_on_device(raw, increment))
 
+    def _add_known(self, total: Any, increment: Any, most: int) -> None:
+        """Adds what a statistic has counted, combined over replicas, and added up with the counts in the same program.
+
+        Args:
+            total: the limbs of the sum of the counts and the increment.
+            increment: the limbs of the increment. A compiled step takes this in place of the sum, if it fits a word, so
+                that the count can be packed and added to with all others.
+            most: what no entry of the increment exceeds.
+        """
+        raw = self.get_raw_value()
+        if isinstance(raw, Pending) and most <= _limbs.WORD:
+            self._put(raw.plus(increment[..., 0], most))
+        else:
+            self._store(total)
+
 
 def _is_limbs(value: Any) -> bool:
     return isinstance(value, jax.Array | np.ndarray) and value.dtype == np.uint32
+
+
+def _read_on_host(limbs: np.ndarray) -> np.ndarray | np.int32:
+    """Returns int32[*shape], saturated at 2**31 - 1."""
+    if limbs.ndim > 1:
+        return _limbs.to_int32_on_host(limbs)
+    low, high = limbs.tolist()
+    return np.int32(low if high == 0 and low <= _limbs.INT32_MAX else _limbs.INT32_MAX)

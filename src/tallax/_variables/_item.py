@@ -113,6 +113,9 @@ class Item(nnx.Variable[Any]):
     def stored(self) -> Any:
         """Returns the raw value where it is one: that of all replicas, or inside `shard_map` this replica's share.
 
+        A value that is traced by a derivative only is returned as the array that it stands for, since no gradient
+        flows out of a state.
+
         Raises:
             ReplicasError: here it is the shares of several replicas.
             HeldError: a compiled step holds it, and this is a copy of the item that it holds it for.
@@ -121,7 +124,9 @@ class Item(nnx.Variable[Any]):
         raw = self.get_raw_value()
         if isinstance(raw, Pending):
             return raw.limbs
-        return raw.read(self) if isinstance(raw, Held) else raw
+        if isinstance(raw, Held):
+            return raw.read(self)
+        return jax.lax.stop_gradient(raw) if is_traced(raw) else plain(raw)
 
     def _refuse_shares(self) -> None:
         axes = self.replica_axes
@@ -230,6 +235,15 @@ class Item(nnx.Variable[Any]):
                     "it outside; or nnx.merge(..., copy=True) and return its state",
                 )
             ) from None
+
+
+def plain(raw: Any) -> Any:
+    """Returns a subclass of NumPy's array as an array of NumPy's own, and everything else as it is.
+
+    JAX's derivatives replace NumPy arrays among their arguments by a private subclass, whose comparisons, pickles and
+    type differ from those of an array.
+    """
+    return np.asarray(raw) if isinstance(raw, np.ndarray) else raw
 
 
 def _told(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from tallax._errors import TallaxError
 from tallax.checking._exercise import write_starter
 from tallax.checking._process import check_file
+from tallax.checking._progress import progress_line
 
 
 def check(
@@ -21,9 +21,9 @@ def check(
     """Checks FILE:NAME, or grades the exercise in FILE, and prints the report.
 
     Returns:
-        the exit code: 0 without failures, 1 with some, 2 if it could not be run.
+        the exit code: 0 without failures, 1 with some, 2 if it could not run, or not to its end and without a failure
+        until then.
     """
-    errors = Console(stderr=True, highlight=False)
     if start:
         try:
             write_starter(Path(target))
@@ -35,10 +35,8 @@ def check(
     file, colon, name = target.rpartition(":")
     if not colon or name.endswith(".py"):
         file, name = target, ""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     try:
-        with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
-            task = progress.add_task("start")
+        with progress_line() as notify:
             report = check_file(
                 file,
                 name or None,
@@ -46,7 +44,7 @@ def check(
                 call=call,
                 calls=calls,
                 limit_seconds=limit_seconds,
-                on_progress=lambda at: progress.update(task, description=at),
+                on_progress=notify,
             )
     except TallaxError as error:
         print(error, file=sys.stderr)
@@ -56,4 +54,4 @@ def check(
         print()
     else:
         Console(highlight=False).print(report)
-    return 0 if report.passed else 1
+    return 0 if report.passed else 1 if report.failures else 2

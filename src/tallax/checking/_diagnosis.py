@@ -129,7 +129,9 @@ def explained(error: BaseException, model: Any, start: Snapshot, where: str, *, 
 def _path_in(source: str, start: Snapshot) -> str:
     """Returns the path of the attribute that a line of source mentions, if one is known by that name."""
     own = re.findall(r"self\.(\w+)", source)
-    for name in (*own, *re.findall(r"\b[a-z_]\w*", source.partition(": ")[2])):
+    words = re.findall(r"\b([a-z_]\w*)(\()?", source.partition(": ")[2])
+    # `loss.mean()` calls a method of an array, and does not name an attribute `mean` of the model.
+    for name in (*own, *(word for word, call in words if not (call and hasattr(jax.Array, word)))):
         for path, leaf in start.items():
             if (leaf.kind != "attribute" or isinstance(leaf.value, Opaque)) and name in path.split("/"):
                 return path

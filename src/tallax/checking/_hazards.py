@@ -18,7 +18,7 @@ from tallax.checking._matrix import Results, reported
 from tallax.checking._program import Batch, Program
 from tallax.checking._reference import Reference
 from tallax.checking._report import Finding
-from tallax.checking._state import changed, snapshot
+from tallax.checking._state import attribute_of, changed, snapshot
 from tallax.checking._transformations import GRAPH, stacked
 
 Use = Callable[[Program, Any, Batch], Any]
@@ -69,7 +69,7 @@ def silent_losses(program: Program, reference: Reference) -> Results:
             agrees = set(written) - set(wrong)
             if wrong and not (where.startswith("nnx.vmap") and agrees):
                 for path in wrong:
-                    lost.setdefault(path, []).append(where)
+                    lost.setdefault(attribute_of(path, reference.start), []).append(where)
     findings = []
     if lost:
         paths = list(lost)

@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checks on what a model holds: attributes, parameters, eval mode, and copies of it."""
+"""The checks on what a model holds: attributes, parameters, and eval mode."""
 
 from __future__ import annotations
 
-import copy
-import pickle
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
+import contextlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
@@ -22,7 +17,8 @@ from tallax.checking._program import Program
 from tallax.checking._reference import Reference
 from tallax.checking._report import Cell, Finding, Outcome
 from tallax.checking._sources import line_of_assignment
-from tallax.checking._state import Leaf, changed, differences, snapshot, variables_of
+from tallax.checking._state import Leaf, Snapshot, attribute_of, changed, snapshot, variables_of
+from tallax.checking._writes import watched
 
 # Flax's own wrappers rewrite the parameters of the layer they wrap, and an optimizer trains them all the same.
 _REWRITERS = (nnx.SpectralNorm, nnx.WeightNorm)
@@ -80,6 +76,7 @@ def parameters(program: Program, reference: Reference) -> Results:
     """What is an `nnx.Param` is trained by the optimizer, and written by nobody else."""
     model = program.make()
     variables = variables_of(model)
+    trained = _trained(program, reference)
     decayed = _after_weight_decay(program)
     findings = []
     for path, leaf in reference.start.items():
@@ -90,7 +87,7 @@ def parameters(program: Program, reference: Reference) -> Results:
         variable = variables.get(path)
         if not is_float:
             message = f"is a {leaf.variable.__name__} of {leaf.value.dtype}s, which no gradient can train."
-        elif path in reference.written and ends is not None and ends.kind == "variable":
+        elif path in reference.written and path not in trained and ends is not None and ends.kind == "variable":
             message = f"is a {leaf.variable.__name__} that the model itself writes, and that the optimizer changes too."
         elif variable is not None and variable.has_metadata("trainable") and not variable.get_metadata("trainable"):
             message = f"is a {leaf.variable.__name__} with trainable=False, which neither Flax nor optax looks at."
@@ -111,6 +108,45 @@ def parameters(program: Program, reference: Reference) -> Results:
             )
         )
     yield from reported("parameters", findings)
+
+
+def _writers(program: Program) -> dict[str, set[str]]:
+    """Returns the kinds of code that write each path, as `Writes.writers` names them; empty if that cannot be seen."""
+    for compiled in (False, True):  # without compilation each write is seen, at its place
+        model = program.make()
+        try:
+            with watched(model) as writes, contextlib.nullcontext() if compiled else jax.disable_jit():
+                for batch in program.batches:
+                    program.call(model, batch)
+        except Exception:  # some of JAX's own functions can't do without compilation
+            continue
+        return writes.writers
+    return {}
+
+
+def _writers_of(path: str, writers: dict[str, set[str]]) -> set[str]:
+    """Returns the writers of the Variable at a path; of one that holds a tree, the path goes on within it."""
+    while path and path not in writers:
+        path = path.rpartition("/")[0]
+    return writers.get(path, set())
+
+
+def _trained(program: Program, reference: Reference) -> set[str]:
+    """Returns the parameters and the optimizer state that a `call=` writes outside of any module's forward pass.
+
+    If there are some, it is a training step: it may write parameters, and running it is no evaluation.
+    """
+    if program.is_own_call:
+        return set()
+    writers = _writers(program)
+    return {
+        path
+        for path in reference.written
+        if path in reference.start
+        and (holder := reference.start[path].variable) is not None
+        and issubclass(holder, (nnx.Param, nnx.OptState))
+        and "forward" not in _writers_of(path, writers)
+    }
 
 
 def _after_weight_decay(program: Program) -> dict[str, tuple[Leaf, Leaf]]:
@@ -163,12 +199,23 @@ def eval_mode(program: Program, reference: Reference) -> Results:
     if not reference.written:
         yield Cell("eval mode", "", Outcome.SKIPPED, "no state")
         return
+    if not program.is_own_call and (_trained(program, reference) or set(changed(before, after)) & set(switches)):
+        yield Cell("eval mode", "", Outcome.SKIPPED, "call= is a training step; check the model's own call as well")
+        return
+    findings = _changes_in_eval(program, model, before, after, bool(switches))
+    if findings and not program.is_own_call:
+        writers = _writers(program)
+        findings = [finding for finding in findings if _writers_of(finding.path, writers) != {"call"}]
+    yield from reported("eval mode", findings, "" if switches else "the model has no eval switch")
+
+
+def _changes_in_eval(program: Program, model: Any, before: Snapshot, after: Snapshot, switched: bool) -> list[Finding]:
     metrics = [
         "/".join(map(str, (*path, "")))
         for path, node in nnx.iter_graph(model, graph=True)
         if isinstance(node, nnx.Metric)
     ]
-    findings = []
+    findings: dict[str, Finding] = {}
     for path in changed(before, after):
         leaf = after.get(path, before.get(path))
         if leaf is None or leaf.kind != "variable" or _lives_in_eval(leaf) or path.startswith(tuple(metrics)):
@@ -176,14 +223,16 @@ def eval_mode(program: Program, reference: Reference) -> Results:
         if before.get(path) and leaf.variable is not None and issubclass(leaf.variable, nnx.Param):
             continue  # `parameters` has said all there is to say
         message = "changes in eval mode, so that evaluating the model moves its training state."
-        if not switches:
+        if not switched:
             message = "changes in every call, and the model has nothing that model.eval() could switch off."
             if not (leaf.variable and issubclass(leaf.variable, nnx.BatchStat)):
                 continue
-        findings.append(
+        attribute = attribute_of(path, before)
+        findings.setdefault(
+            attribute,
             Finding(
                 "eval-mode",
-                path,
+                attribute,
                 message,
                 ("model.eval(), then calls",),
                 got=after[path].describe() if path in after else "nothing there",
@@ -191,126 +240,12 @@ def eval_mode(program: Program, reference: Reference) -> Results:
                 fix="write it only `if not self.deterministic:` (or use_running_average), which model.eval() sets; "
                 "tallax's statistics and StepCounter do that",
                 source=line_of_assignment(model, path),
-                is_warning=not switches,
-            )
+                is_warning=not switched,
+            ),
         )
-    yield from reported("eval mode", findings, "" if switches else "the model has no eval switch")
+    return list(findings.values())
 
 
 def _lives_in_eval(leaf: Leaf) -> bool:
     holder = leaf.variable or object
     return issubclass(holder, _LIVE_IN_EVAL) or "cache" in holder.__name__.lower()
-
-
-# --- copies -----------------------------------------------------------------------------------------------------------
-
-
-def copies(program: Program, reference: Reference) -> Results:
-    """A copy holds what the model holds, goes on as the model does, and leaves the model alone."""
-    for name, make_copy in _COPIES.items():
-        model = program.make()
-        *first, last = program.batches
-        for batch in first:
-            program.call(model, batch)
-        before = snapshot(model)
-        empty = [path for path, leaf in before.items() if leaf.variable and np.size(leaf.value) == 0]
-        if make_copy is _through_orbax and empty:  # it says so in a background thread, with a traceback
-            yield from reported(name, [_refused(path, before[path]) for path in empty])
-            continue
-        try:
-            copied = make_copy(model, program)
-        except Exception as error:
-            yield from reported(name, [_uncopied(name, error)])
-            continue
-        missed = differences(reference.start, before, snapshot(copied))
-        when = name
-        if not missed:
-            when = f"a call after {name}"
-            program.call(copied, last)
-            missed = differences(reference.start, before, snapshot(model))
-            if missed:
-                when = f"calling the copy made by {name} changed the model"
-            else:
-                missed = differences(reference.start, reference.end, snapshot(copied))
-        yield from reported(
-            name,
-            [
-                Finding(
-                    "round-trip",
-                    difference.path,
-                    "does not survive being copied.",
-                    (when,),
-                    got="nothing there" if difference.got is None else difference.got.describe(),
-                    expected="nothing there" if difference.expected is None else difference.expected.describe(),
-                    fix="keep it in a Variable on the module; no closures, globals or plain Python attributes",
-                    source=line_of_assignment(model, difference.path),
-                )
-                for difference in missed
-            ],
-        )
-
-
-def _uncopied(name: str, error: Exception) -> Finding:
-    first = str(error).strip().splitlines() or [""]
-    return Finding(
-        "round-trip",
-        "",
-        f"{name} fails.",
-        (name,),
-        got=f"{type(error).__name__}: {first[0][:200]}",
-        fix="no lambdas, local functions or open files on the module",
-        # Loud, and often of no concern: Flax's own LSTMCell does not pickle.
-        is_warning=name in ("pickle", "deepcopy"),
-    )
-
-
-def _refused(path: str, leaf: Leaf) -> Finding:
-    return Finding(
-        "round-trip",
-        path,
-        "has no entries, and Orbax refuses to save such an array.",
-        ("checkpoint",),
-        got=leaf.describe(),
-        expected="at least one entry",
-        fix="leave the Variable out while there is nothing in it, or start with one row and a count of the rows in use",
-    )
-
-
-def _into_a_new_model(model: Any, program: Program) -> Any:
-    new = program.make()
-    state = jax.tree.map(_as_saved, nnx.state(model))
-    nnx.update(new, state)
-    return new
-
-
-def _as_saved(leaf: Any) -> Any:
-    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return leaf if is_key else jnp.asarray(np.asarray(leaf))
-
-
-def _through_orbax(model: Any, program: Program) -> Any:
-    import orbax.checkpoint as ocp
-
-    new = program.make()
-    state = jax.tree.map(jnp.asarray, nnx.state(model))
-    if not jax.tree.leaves(state):  # nothing to save, which Orbax refuses, and says so in a background thread
-        return new
-    target = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), jax.tree.map(jnp.asarray, nnx.state(new))
-    )
-    with tempfile.TemporaryDirectory() as folder, ocp.StandardCheckpointer() as checkpointer:
-        path = Path(folder) / "state"
-        checkpointer.save(path, state)
-        checkpointer.wait_until_finished()
-        nnx.update(new, checkpointer.restore(path, target))
-    return new
-
-
-_COPIES: dict[str, Callable[[Any, Program], Any]] = {
-    "clone": lambda model, program: nnx.clone(model),
-    "deepcopy": lambda model, program: copy.deepcopy(model),
-    "pickle": lambda model, program: pickle.loads(pickle.dumps(model)),
-    "split and merge": lambda model, program: nnx.merge(*nnx.split(model), copy=True),
-    "state into a new model": _into_a_new_model,
-    "checkpoint": _through_orbax,
-}

@@ -14,10 +14,19 @@ from flax import nnx
 
 from tallax.checking._diagnosis import OUTPUT, diagnosed, diagnosed_outputs, explained, fix_for
 from tallax.checking._program import Batch, Program
-from tallax.checking._reference import Reference, called
+from tallax.checking._reference import Reference, called, outputs_agree
 from tallax.checking._report import Cell, Finding, Outcome
 from tallax.checking._sources import line_of_assignment
-from tallax.checking._state import Leaf, Snapshot, arrays_agree, changed, cycle_of, differences, snapshot, variables_of
+from tallax.checking._state import (
+    Leaf,
+    Snapshot,
+    attribute_of,
+    changed,
+    cycle_of,
+    differences,
+    snapshot,
+    variables_of,
+)
 from tallax.checking._transformations import (
     GRAPH,
     MODES,
@@ -80,7 +89,7 @@ def reproducible(program: Program, reference: Reference) -> Results:
             )
             for path in changed(first.end, second.end)
         ]
-        if not findings and not _outputs_agree(first.outputs, second.outputs):
+        if not findings and not outputs_agree(first.outputs, second.outputs):
             message = "comes out otherwise when the same calls are made again."
             findings = [Finding("not-reproducible", OUTPUT, message, ("plain calls, twice",), fix=fix)]
     yield from reported("reproducible", findings)
@@ -107,7 +116,7 @@ def transformations(program: Program, reference: Reference) -> Results:
             run = transformation.run_in(mode)
             if run is None:
                 continue
-            if cycle and mode in (NO_UPDATES, TREE):
+            if cycle and (mode in (NO_UPDATES, TREE) or not transformation.takes_cycles):
                 yield Cell(transformation.name, mode.name, Outcome.WARNED)
                 continue
             if not reference.written and not transformation.is_basic:
@@ -165,13 +174,15 @@ def run_once(
         return [explained(error, program.make(), reference.start, where, shared=mode is not GRAPH)]
     expected = reference.end if transformation.executes else reference.start
     findings = [
-        diagnosed(difference, program.make(), where) for difference in differences(reference.start, expected, got)
+        diagnosed(difference, program.make(), where)
+        for difference in differences(reference.start, expected, got, reference.noisy)
     ]
     if (
         not findings
         and outputs is not None
         and transformation.executes
-        and not _outputs_agree(reference.outputs, outputs)
+        and not reference.has_noisy_outputs
+        and not outputs_agree(reference.outputs, outputs)
     ):
         findings.append(diagnosed_outputs(reference.outputs, outputs, where, _frozen(program, reference, outputs)))
     return findings
@@ -189,16 +200,9 @@ def _frozen(program: Program, reference: Reference, outputs: Outputs) -> str | N
             for batch in program.batches:
                 variables_of(model)[path].set_raw_value(start)
                 pinned.append(program.call(model, batch))
-        if _outputs_agree(jax.tree.map(np.asarray, pinned), outputs):
+        if outputs_agree(jax.tree.map(np.asarray, pinned), outputs):
             return path
     return None
-
-
-def _outputs_agree(expected: Outputs, got: Outputs) -> bool:
-    return all(
-        len(a) == len(b) and all(arrays_agree(x, y) for x, y in zip(a, b, strict=True))
-        for a, b in zip(expected, got, strict=True)
-    )
 
 
 def lanes(program: Program, reference: Reference) -> Results:
@@ -222,7 +226,7 @@ def lanes(program: Program, reference: Reference) -> Results:
                 found = [
                     diagnosed(difference, program.make(), f"{where}, model {k + 1} of {len(batches)}")
                     for k, (model, ref) in enumerate(zip(models, alone, strict=True))
-                    for difference in differences(ref.start, ref.end, snapshot(model))
+                    for difference in differences(ref.start, ref.end, snapshot(model), reference.noisy)
                 ]
             except Exception as error:
                 found = [explained(error, program.make(), reference.start, where, shared=mode is not GRAPH)]
@@ -308,7 +312,8 @@ def one_trace(program: Program, reference: Reference) -> Results:
             jax.block_until_ready(step(model, batch))
             held.append(snapshot(model))
             if traces > before and before:
-                drifts |= {path: types for path, types in _drift(held[-3], held[-2]).items() if path not in drifts}
+                for path, types in _drift(held[-3], held[-2]).items():
+                    drifts.setdefault(attribute_of(path, held[0]), types)
     except Exception:  # the matrix reports it
         yield Cell("one trace", "", Outcome.SKIPPED, "does not run under nnx.jit")
         return

@@ -12,10 +12,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from tallax._errors import CannotCheckError, compose
-from tallax.checking._report import Report
+from tallax.checking._collecting import Collected
+from tallax.checking._report import Report, cell_from, finding_from
 
 
 def check_file(
@@ -39,8 +41,12 @@ def check_file(
         limit_seconds: after which the process is ended.
         on_progress: called with the name of each check as it begins.
 
+    Returns:
+        the report. If the process hangs, exits or dies, or on Ctrl-C, it has the checks that had run, and is marked
+        `incomplete`.
+
     Raises:
-        CannotCheckError: the file, the name or the inputs are no good, or the process hangs, exits or dies.
+        CannotCheckError: the file, the name or the inputs are no good, or the process ended before the first check did.
     """
     reading, writing = os.pipe()
     request = {"file": file, "name": name, "inputs": list(inputs), "call": call, "calls": calls, "answer_to": writing}
@@ -51,43 +57,46 @@ def check_file(
         start_new_session=True,
     )
     os.close(writing)
-    at, answer = "start", None
+    collected = Collected(name or Path(file).name, on_progress=on_progress)
+    answer = None
+    early: tuple[str, str, str] | None = None  # the rule, what came, and the remedy
     deadline = time.monotonic() + limit_seconds
     try:
         for message in _lines(reading, deadline):
             if "at" in message:
-                at = message["at"]
-                on_progress(at)
+                collected.notify(message["at"])
+            elif "cell" in message:
+                collected.add(cell_from(message["cell"]))
+            elif "finding" in message:
+                collected.add(finding_from(message["finding"]))
             else:
                 answer = message
                 break
         else:
             process.wait(timeout=max(0.1, deadline - time.monotonic()))
     except (TimeoutError, subprocess.TimeoutExpired):
-        raise CannotCheckError(
-            compose(
-                _subject(file, name),
-                f"did not end within {limit_seconds:g} seconds.",
-                got=f"still at: {at}",
-                fix="smaller inputs or a smaller model; --limit SECONDS to wait longer",
-            )
-        ) from None
+        early = (
+            f"did not end within {limit_seconds:g} seconds",
+            f"still at: {collected.at}",
+            "smaller inputs or a smaller model; --limit SECONDS to wait longer",
+        )
+    except KeyboardInterrupt:
+        early = "was interrupted", f"at: {collected.at}", "run it again; a small model takes ten to thirty seconds"
     finally:
         os.close(reading)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # with all that it started
         process.wait()
     if answer is None:
-        code = process.returncode
-        how = f"died of signal {-code}" if code < 0 else f"exited with code {code}"
-        raise CannotCheckError(
-            compose(
-                _subject(file, name),
-                "ended before the check did.",
-                got=f"{how}, at: {at}",
-                fix="a module must not call exit(), and its file must not either when it is imported",
-            )
-        )
+        if early is None:
+            code = process.returncode
+            how = f"died of signal {-code}" if code < 0 else f"exited with code {code}"
+            fix = "a module must not call exit(), and its file must not either when it is imported"
+            early = "ended before the check did", f"{how}, at: {collected.at}", fix
+        rule, got, fix = early
+        if collected.cells:
+            return collected.report(f"{rule} ({got})")
+        raise CannotCheckError(compose(_subject(file, name), f"{rule}.", got=got, fix=fix))
     if "error" in answer:
         raise CannotCheckError(answer["error"])
     return Report.from_dict(answer["report"])

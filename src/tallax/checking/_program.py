@@ -30,12 +30,14 @@ class Program:
         call: `call(model, batch)` runs the model once and returns every array and number of its output, in a tuple.
         batches: the arrays of each call's inputs; what is no array is in `call`. They have the same shapes and dtypes,
             and different contents where they can: each is the one before, rolled by one along its first axis.
+        is_own_call: whether `call` is the model's own, not a function of the user's such as a training step.
     """
 
     name: str
     make: Callable[[], Any]
     call: Callable[[Any, Batch], tuple[jax.Array, ...]]
     batches: tuple[Batch, ...]
+    is_own_call: bool = True
 
 
 def program_of(make: Any, inputs: tuple[Any, ...], calls: int, call: Callable[..., Any] | None) -> Program:
@@ -76,7 +78,7 @@ def program_of(make: Any, inputs: tuple[Any, ...], calls: int, call: Callable[..
                 fix="call=lambda metric, x: metric.update(values=x)",
             )
         )
-    return Program(type(model).__name__, fresh, run, batches)
+    return Program(type(model).__name__, fresh, run, batches, call is None)
 
 
 def factory_of(make: Any) -> Callable[[], Any]:

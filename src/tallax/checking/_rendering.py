@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tallax.checking._report import Finding, Outcome, Report
+if TYPE_CHECKING:  # a report imports this to draw itself
+    from tallax.checking._report import Finding, Outcome, Report
 
-_STYLES = {Outcome.PASSED: "green", Outcome.FAILED: "bold red", Outcome.WARNED: "yellow", Outcome.SKIPPED: "dim"}
+_STYLES = {"PASSED": "green", "FAILED": "bold red", "WARNED": "yellow", "SKIPPED": "dim"}
 
 
 def rendered(report: Report) -> Group:
@@ -32,11 +35,11 @@ def rendered(report: Report) -> Group:
     parts.append(others)
     for finding in report.findings:
         parts += [Text(), *_finding(finding)]
-    return Group(*parts, Text(), Text(report.summary(), "bold red" if report.failures else "bold green"))
+    return Group(*parts, Text(), Text(report.summary(), "bold green" if report.passed else "bold red"))
 
 
 def _mark(outcome: Outcome) -> Text:
-    return Text(outcome.value, _STYLES[outcome])
+    return Text(outcome.value, _STYLES[outcome.name])
 
 
 def _finding(finding: Finding) -> tuple[RenderableType, RenderableType]:

@@ -56,6 +56,7 @@ RULES = {
     "host-callback": "a call runs Python on the host",
     "differs": "compiled calls do something else than plain ones",
     "raises": "a transformation raises where plain calls do not",
+    "deprecated-value": "a Variable is read or written as `.value`, which Flax deprecates (told of the exercise only)",
     "exercise": "a solution of the exercise does not do what the problem asks for",
 }
 
@@ -117,6 +118,7 @@ class Report:
         findings: the faults, worst first, warnings last.
         seconds: how long it took.
         versions: of what it ran on, as "flax 0.12.8, jax 0.10.2".
+        incomplete: why it ended before all checks had run, as "interrupted at: scan tree"; empty if all did.
     """
 
     name: str
@@ -124,6 +126,7 @@ class Report:
     findings: tuple[Finding, ...]
     seconds: float
     versions: str
+    incomplete: str = ""
 
     @property
     def failures(self) -> tuple[Finding, ...]:
@@ -137,24 +140,26 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether there is no failure."""
-        return not self.failures
+        """Whether every check ran and there is no failure."""
+        return not self.failures and not self.incomplete
 
     def raise_on_failure(self) -> Report:
-        """Returns the report itself if there is no failure.
+        """Returns the report itself if every check ran and there is no failure.
 
         Raises:
             CheckFailedError: also an AssertionError, with the text of every failure.
         """
         __tracebackhide__ = True  # pytest then shows the test, and not the whole report as `self`
-        if self.failures:
-            raise CheckFailedError(f"{self.summary()}\n\n" + "\n\n".join(map(str, self.failures)))
+        if not self.passed:
+            raise CheckFailedError("\n\n".join((self.summary(), *map(str, self.failures))))
         return self
 
     def summary(self) -> str:
         """Returns the result in one line."""
         ran = sum(cell.outcome is not Outcome.SKIPPED for cell in self.cells)
-        result = f"{len(self.failures)} failed" if self.failures else "passed"
+        result = f"{len(self.failures)} failed" if self.failures else "passed" if self.passed else "no failure so far"
+        if self.incomplete:
+            result = f"incomplete, {self.incomplete}; {result}"
         warned = f", {len(self.warnings)} to know" if self.warnings else ""
         return f"{self.name}: {result}{warned}; {ran} checks in {self.seconds:.1f} s on {self.versions}"
 
@@ -181,17 +186,32 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the report in dicts, lists, strings and numbers, as JSON takes them."""
-        cells = [{**dataclasses.asdict(cell), "outcome": cell.outcome.name} for cell in self.cells]
-        return {**dataclasses.asdict(self), "cells": cells}
+        return {**dataclasses.asdict(self), "cells": [to_plain(cell) for cell in self.cells]}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Report:
         """Returns the report that `to_dict` made the dict from."""
-        cells = tuple(Cell(**{**cell, "outcome": Outcome[cell["outcome"]]}) for cell in data["cells"])
-        findings = tuple(Finding(**{**finding, "where": tuple(finding["where"])}) for finding in data["findings"])
+        cells = tuple(cell_from(cell) for cell in data["cells"])
+        findings = tuple(finding_from(finding) for finding in data["findings"])
         return cls(**{**data, "cells": cells, "findings": findings})
 
     def __rich__(self) -> Any:
         from tallax.checking._rendering import rendered
 
         return rendered(self)
+
+
+def to_plain(result: Cell | Finding) -> dict[str, Any]:
+    """Returns a cell or a finding in strings and lists, as JSON takes them."""
+    plain = dataclasses.asdict(result)
+    return {**plain, "outcome": result.outcome.name} if isinstance(result, Cell) else plain
+
+
+def cell_from(data: dict[str, Any]) -> Cell:
+    """Returns the cell that `to_plain` made the dict from."""
+    return Cell(**{**data, "outcome": Outcome[data["outcome"]]})
+
+
+def finding_from(data: dict[str, Any]) -> Finding:
+    """Returns the finding that `to_plain` made the dict from."""
+    return Finding(**{**data, "where": tuple(data["where"])})

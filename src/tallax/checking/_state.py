@@ -9,7 +9,7 @@ import functools
 import pickle
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal, TypeAlias
@@ -114,6 +114,18 @@ def variables_of(model: Any) -> dict[str, nnx.Variable[Any]]:
     return {"/".join(map(str, path)): node for path, node in nodes if isinstance(node, nnx.Variable)}
 
 
+def attribute_of(path: str, start: Snapshot) -> str:
+    """Returns `path`, or for one that a call made the attribute that it made: `mean` for the sown `mean/2/loss`."""
+    if path in start:
+        return path
+    parts = path.split("/")
+    for count in range(len(parts) - 1, -1, -1):
+        prefix = "/".join((*parts[:count], ""))
+        if any(known.startswith(prefix) for known in start) or not count:
+            return "/".join(parts[:count] if count and parts[count].isdigit() else parts[: count + 1])
+    return path
+
+
 def cycle_of(model: Any) -> str | None:
     """Returns the path of an attribute that leads back to a module that holds it, or None."""
 
@@ -143,13 +155,31 @@ def _leaves_of(node: Any) -> Iterator[tuple[str, Leaf]]:
     elif isinstance(node, _PLAIN):
         yield "", Leaf("attribute", node)
     elif isinstance(node, _COPIED):
+        if any(isinstance(leaf, nnx.Variable) for leaf in jax.tree.leaves(node, is_leaf=_is_variable)):
+            return  # as the state of an optimizer, whose Variables are listed by themselves
         try:
-            yield "", Leaf("attribute", copy.deepcopy(node))
+            yield "", Leaf("attribute", _copied(node))
         except Exception:  # whatever a user's object says to being copied; it is not compared then
             return
     elif isinstance(node, np.random.Generator | np.random.RandomState | random.Random) or _is_plain_object(node):
         with contextlib.suppress(Exception):  # as above
             yield "", Leaf("attribute", Opaque(type(node).__name__, pickle.dumps(node)))
+
+
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
+
+
+def _copied(node: Any) -> Any:
+    """Returns a copy of a container, with the names of functions in their place.
+
+    A factory makes new closures each time, as those of an optimizer's transformation, and they never compare equal.
+    """
+    if not any(callable(leaf) for leaf in jax.tree.leaves(node)):
+        return copy.deepcopy(node)
+    return jax.tree.map(
+        lambda leaf: getattr(leaf, "__qualname__", type(leaf).__name__) if callable(leaf) else copy.deepcopy(leaf), node
+    )
 
 
 def _is_plain_object(node: Any) -> bool:
@@ -178,7 +208,10 @@ def _on_host(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Difference:
-    """A path at which a run left something else than it should have; None where one of them has no such path."""
+    """A path at which a run left something else than it should have; None where one of them has no such path.
+
+    Of a value that the calls made, the path is that of the attribute: three calls that sow differ once.
+    """
 
     path: str
     start: Leaf | None
@@ -216,14 +249,29 @@ def same(left: Leaf, right: Leaf) -> bool:
     return _equal(left.value, right.value)
 
 
-def differences(start: Snapshot, expected: Snapshot, got: Snapshot) -> list[Difference]:
-    """Returns where `got` is not what it should be: integers exactly, floats but for rounding."""
+def differences(start: Snapshot, expected: Snapshot, got: Snapshot, noisy: Collection[str] = ()) -> list[Difference]:
+    """Returns where `got` is not what it should be: integers exactly, floats but for rounding.
+
+    At the paths in `noisy` a float must only have changed, as in `Reference`.
+    """
     found = []
     for path in dict.fromkeys((*expected, *got)):
         a, b = expected.get(path), got.get(path)
+        if path in noisy and _is_noise(start.get(path), a, b):
+            continue
         if a is None or b is None or not _agree(start.get(path), a, b):
-            found.append(Difference(path, start.get(path), a, b))
+            found.append(Difference(attribute_of(path, start), start.get(path), a, b))
     return found
+
+
+def _is_noise(start: Leaf | None, a: Leaf | None, b: Leaf | None) -> bool:
+    if start is None or a is None or b is None or not all(isinstance(leaf.value, np.ndarray) for leaf in (start, a, b)):
+        return False
+    return (
+        (a.kind, a.variable, a.value.dtype, a.value.shape) == (b.kind, b.variable, b.value.dtype, b.value.shape)
+        and _is_float(a.value)
+        and same(start, a) == same(start, b)
+    )
 
 
 def changed(before: Snapshot, after: Snapshot) -> list[str]:

@@ -3,19 +3,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-import flax
 import jax
 
 from tallax._errors import CannotCheckError, InvalidValueError, compose, describe
-from tallax.checking import _hazards, _holdings, _matrix, _widths
+from tallax.checking import _copies, _hazards, _holdings, _matrix, _widths
+from tallax.checking._collecting import Collected
 from tallax.checking._program import Program, program_of
-from tallax.checking._reference import Reference, called
+from tallax.checking._progress import progress_line
+from tallax.checking._reference import Reference, called, with_noise
 from tallax.checking._report import Cell, Finding, Outcome, Report
 from tallax.checking._transformations import GRAPH
 
@@ -28,22 +27,11 @@ _CHECKS: tuple[Callable[[Program, Reference], _matrix.Results], ...] = (
     _matrix.transformations,
     _matrix.lanes,
     _holdings.eval_mode,
-    _holdings.copies,
+    _copies.copies,
     _widths.widths,
     _hazards.callbacks,
     _hazards.silent_losses,
 )
-
-# A finding of one tier explains those of the tiers below it at the same path, so these are not reported as well.
-_TIERS = (
-    {"not-reproducible"},
-    {"replaced-variable", "python-counter", "host-sync"},
-    {"lost-update", "counted-twice", "frozen-value", "param-state", "eval-mode", "narrow-counter", "shared-variable"},
-    {"retrace", "round-trip"},
-    {"differs"},
-    {"raises"},
-)
-_TIER = {rule: tier for tier, rules in enumerate(_TIERS) for rule in rules}
 
 
 def statecheck(
@@ -52,6 +40,8 @@ def statecheck(
     calls: int = 3,
     call: Callable[..., Any] | None = None,
     on_progress: Callable[[str], None] | None = None,
+    progress: bool | None = None,
+    limit_seconds: float | None = None,
 ) -> Report:
     """Runs a module through every transformation in every mode, and reports what happens to its state.
 
@@ -67,6 +57,9 @@ def statecheck(
         call: a function of the module and the inputs to run in place of the module's own call: a training step, or
             `lambda metric, x: metric.update(values=x)`.
         on_progress: called with the name of each check as it begins.
+        progress: whether a line on stderr shows the check that runs. None shows it if stderr is a terminal.
+        limit_seconds: after so many seconds no further check is begun, and the report is `incomplete`. None sets no
+            limit. A check that hangs is not ended; `tallax check --limit` ends one.
 
     Returns:
         a `Report`; print it, ask for its `failures` and `warnings`, or `raise_on_failure()`.
@@ -74,6 +67,8 @@ def statecheck(
     Raises:
         CannotCheckError: `make` is no factory of modules, or a plain call of its module raises.
         InvalidValueError: `calls` is below 2.
+        KeyboardInterrupt: on Ctrl-C. Its only argument is the report of the checks that had run, marked `incomplete`,
+            so that Python prints the report below the traceback.
 
     Example:
         >>> import jax.numpy as jnp
@@ -101,26 +96,48 @@ def statecheck(
                 fix="calls=3, or any integer from 2 on",
             )
         )
-    began = time.perf_counter()
-    notify = on_progress or (lambda name: None)
-    cells: list[Cell] = []
-    findings: list[Finding] = []
+    with progress_line(progress) as show:
+
+        def notify(check: str) -> None:
+            show(check)
+            if on_progress is not None:
+                on_progress(check)
+
+        name = getattr(make, "__name__", type(make).__name__)
+        collected = Collected(name, on_progress=notify, limit_seconds=limit_seconds)
+        try:
+            incomplete = check_into(collected, make, inputs, calls=calls, call=call)
+        except KeyboardInterrupt as interrupt:
+            interrupt.args = (collected.report(f"interrupted at: {collected.at}"),)
+            raise
+    return collected.report(incomplete)
+
+
+def check_into(
+    collected: Collected,
+    make: Any,
+    inputs: tuple[Any, ...] = (),
+    *,
+    calls: int = 3,
+    call: Any = None,
+    adjust: Callable[[Cell | Finding], Cell | Finding] | None = None,
+) -> str:
+    """Runs every check and collects its results, each through `adjust`.
+
+    Returns:
+        why it ended early; empty if it did not.
+    """
     with warnings.catch_warnings(), GRAPH.active():
         warnings.simplefilter("ignore")  # deprecations of Flax in the user's code: the linter's matter
-        notify("plain calls")
+        collected.notify("plain calls")
         program = program_of(make, inputs, calls, call)
-        for result in results(program, reference_of(program), notify):
-            if isinstance(result, Cell):
-                cells.append(result)
-            else:
-                findings.append(result)
-    return Report(
-        program.name,
-        tuple(cells),
-        tuple(condensed(findings)),
-        time.perf_counter() - began,
-        f"flax {flax.__version__}, jax {jax.__version__}",
-    )
+        collected.name = program.name
+        reference = with_noise(program, reference_of(program))
+        for result in results(program, reference, collected.notify):
+            collected.add(adjust(result) if adjust else result)
+            if collected.is_out_of_time:
+                return f"out of time at: {collected.at}"
+    return ""
 
 
 def results(
@@ -167,36 +184,3 @@ def _cannot(program: Program, error: Exception) -> CannotCheckError:
             "on the command line --inputs 'float32[8,4]', or --call with a function's name",
         )
     )
-
-
-def condensed(findings: list[Finding]) -> list[Finding]:
-    """Returns one finding for each rule and path, with all its places; without those that another one explains."""
-    merged: dict[tuple[str, str, bool], Finding] = {}
-    for finding in findings:
-        key = (finding.rule, finding.path, finding.is_warning)
-        known = merged.get(key)
-        if known is None:
-            merged[key] = finding
-        else:
-            where = tuple(dict.fromkeys((*known.where, *finding.where)))
-            merged[key] = dataclasses.replace(known, where=where)
-    best: dict[str, int] = {}
-    for finding in merged.values():
-        if not finding.is_warning:
-            best[finding.path] = min(best.get(finding.path, len(_TIERS)), _tier(finding))
-    explained = min(best.values(), default=len(_TIERS)) < _TIER["retrace"]
-    kept = [
-        finding
-        for finding in merged.values()
-        if finding.is_warning
-        or not (
-            (_TIER["retrace"] <= _tier(finding) and best[finding.path] < _tier(finding))
-            or (_tier(finding) >= _TIER["retrace"] and explained and finding.path in ("", "output"))
-            or (_tier(finding) == _TIER["raises"] and min(best.values()) < _TIER["raises"])
-        )
-    ]
-    return sorted(kept, key=lambda finding: (finding.is_warning, _tier(finding)))
-
-
-def _tier(finding: Finding) -> int:
-    return _TIER.get(finding.rule, len(_TIERS) - 1)

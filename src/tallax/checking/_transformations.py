@@ -15,9 +15,11 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from tallax.checking._program import Batch
+from tallax.compiling import compile_step
 from tallax.differentiation import value_and_grad
 
 Outputs: TypeAlias = list[tuple[jax.Array, ...]]
@@ -68,6 +70,7 @@ class Transformation:
         differentiates: whether it needs parameters.
         is_basic: whether it is run on a model without state too, where only outputs can differ.
         donates: whether it gives the model's arrays away, so that no two Variables may hold the same one.
+        takes_cycles: whether it takes a model that a part of it refers back to, in graph mode.
     """
 
     name: str
@@ -78,6 +81,7 @@ class Transformation:
     differentiates: bool = False
     donates: bool = False
     is_basic: bool = False
+    takes_cycles: bool = True
 
     def run_in(self, mode: Mode) -> Run | None:
         """Returns the form of it that a mode uses, or None."""
@@ -151,6 +155,32 @@ def _differentiated(call: Call, differentiate: Callable[..., Any]) -> Call:
     return step
 
 
+# A derivative that is not compiled: JAX gives the function the arrays of the state as they are, or as arrays of a type
+# of its own, which a model that reads its state must take. Batches are passed without a derivative, since a model may
+# hand them to functions that have none.
+
+
+def no_tangent(x: Any) -> Any:
+    """Returns the zero tangent of an array, which is of a dtype of its own for integers and keys."""
+    return jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else np.zeros(x.shape, jax.dtypes.float0)
+
+
+def _vjp(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+    def step(model: Any, batch: Batch) -> tuple[jax.Array, ...]:
+        outputs, pull = nnx.vjp(lambda model: call(model, batch), model)
+        pull(jax.tree.map(no_tangent, outputs))
+        return outputs
+
+    return _each(step, model, batches)
+
+
+def _jvp(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+    def step(model: Any, batch: Batch) -> tuple[jax.Array, ...]:
+        return nnx.jvp(lambda model: call(model, batch), (model,), (jax.tree.map(no_tangent, model),))[0]
+
+    return _each(step, model, batches)
+
+
 def _scan(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
     def body(model: Any, batch: Batch) -> tuple[Any, tuple[jax.Array, ...]]:
         return model, call(model, batch)
@@ -214,6 +244,15 @@ def _switch(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
     return _each(lambda model, batch: compiled(model, batch, jnp.int32(1)), model, batches)
 
 
+def _compile_step(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+    with compile_step(call, model) as step:
+        return [jax.block_until_ready(step(batch)) for batch in batches]
+
+
+def _compile_step_of_cond(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+    return _compile_step(_branch(call, is_taken=True), model, batches)
+
+
 def _eval_shape(call: Call, model: Any, batches: Sequence[Batch]) -> None:
     for batch in batches:
         nnx.eval_shape(call, model, batch)
@@ -264,6 +303,24 @@ def _raw_value_and_grad(pure: Pure) -> Pure:
         return jax.value_and_grad(loss, has_aux=True)(params)[0][1]
 
     return jax.jit(step)
+
+
+def _raw_vjp(pure: Pure) -> Pure:
+    def step(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
+        outputs, pull, state = jax.vjp(lambda state: pure(state, batch), state, has_aux=True)
+        pull(jax.tree.map(no_tangent, outputs))
+        return outputs, state
+
+    return step
+
+
+def _raw_jvp(pure: Pure) -> Pure:
+    def step(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
+        tangents = jax.tree.map(no_tangent, state)
+        outputs, _, state = jax.jvp(lambda state: pure(state, batch), (state,), (tangents,), has_aux=True)
+        return outputs, state
+
+    return step
 
 
 def _raw_scan(pure: Pure, state: Any, batches: Sequence[Batch]) -> tuple[Outputs, Any]:
@@ -350,6 +407,8 @@ TRANSFORMATIONS = (
     Transformation(
         "value_and_grad", _value_and_grad, _stepwise(_raw_value_and_grad), differentiates=True, is_basic=True
     ),
+    Transformation("vjp", _vjp, _stepwise(_raw_vjp), modes=(NO_UPDATES, TREE, RAW), differentiates=True),
+    Transformation("jvp", _jvp, _stepwise(_raw_jvp), modes=(NO_UPDATES, TREE, RAW), differentiates=True),
     Transformation("remat", _remat, _stepwise(lambda pure: jax.jit(jax.checkpoint(pure)))),
     Transformation(
         "grad of remat",
@@ -365,4 +424,6 @@ TRANSFORMATIONS = (
     Transformation("cond, not taken", _cond_not_taken, _stepwise(_raw_branch(False)), executes=False),
     Transformation("switch", _switch, _stepwise(_raw_switch)),
     Transformation("eval_shape", _eval_shape, modes=(GRAPH, NO_UPDATES, TREE), executes=False),
+    Transformation("compile_step", _compile_step, modes=(GRAPH,), donates=True, takes_cycles=False),
+    Transformation("compile_step of cond", _compile_step_of_cond, modes=(GRAPH,), donates=True, takes_cycles=False),
 )

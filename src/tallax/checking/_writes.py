@@ -36,12 +36,15 @@ class Writes:
         copies: the same for copies of them.
         lost: of those, the ones whose own Variable was left as it was.
         once: of copies, the ones written within `nnx.vmap` with an integer that is the same in every lane.
+        writers: for each path that was written, the kinds of code that did: `forward` within a module's `__call__`,
+            `method` within another method of a module, `call` anywhere else, as in an optimizer or in a training step.
     """
 
     own: dict[str, str] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
     once: dict[str, str] = field(default_factory=dict)
+    writers: dict[str, set[str]] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -67,6 +70,7 @@ def watched(model: Any) -> Iterator[Writes]:
                 frame = sys._getframe(1)
                 kind = writes.own if variable is variables.get(path) else writes.copies
                 kind.setdefault(path, users_line(frame))
+                writes.writers.setdefault(path, set()).add(_writer(frame))
                 if kind is writes.copies and args and _is_concrete_integer(args[0]) and _is_within_vmap(frame):
                     writes.once.setdefault(path, users_line(frame))
             return method(variable, *args, **kwargs)
@@ -104,3 +108,15 @@ def _is_within_vmap(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _writer(frame: FrameType | None) -> str:
+    """Returns `forward`, `method` or `call`: the code that a write belongs to, as in `Writes.writers`."""
+    found = "call"
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), nnx.Module):
+            if frame.f_code.co_name == "__call__":
+                return "forward"
+            found = "method"
+        frame = frame.f_back
+    return found

@@ -149,7 +149,7 @@ def holders_of(objects: Mapping[str, Any]) -> list[Holder]:
                 variables.append((path, node))
             elif isinstance(node, EvalAware):
                 if isinstance(node, Statistic | Scheduled):
-                    owners[id(node.item)] = node
+                    owners.update((id(item), node) for item in node.variables.values())
             elif isinstance(node, jax.Array | np.ndarray):
                 bare.append(path)
         found += [_holder_of(name, path, node, owners.get(id(node))) for path, node in variables]

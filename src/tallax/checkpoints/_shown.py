@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import optax
 
 from tallax import _limbs, statistics
 from tallax.checkpoints._folders import METADATA, folder_of, manifest_of, orbax, outline_of, read_arrays, told
-from tallax.checkpoints._leaves import size_of, stored_dtype
+from tallax.checkpoints._leaves import stored_dtype
 from tallax.checkpoints._manifest import Entry, Manifest
 from tallax.checkpoints._sources import Source
 from tallax.logging._numbers import Numbers
@@ -51,12 +51,19 @@ def shown(path: str | os.PathLike[str]) -> Shown:
         wanted = {source.arrays[name].name: name for name, entry in entries.items() if _is_to_be_read(entry)}
         arrays = read_arrays(checkpointer, folder, tree, wanted, None)
     numbers, items = Numbers(), {}
+    groups: dict[str, dict[str, Entry]] = {}  # by the name of the owner, if there is one
     for name, entry in sorted(entries.items()):
-        name_of_owner = name.rpartition("/")[0] if entry.owner else name
-        items[name_of_owner] = _described(entry)
-        array = source.manifest.array(name) if entry.at is not None else arrays.get(name)
-        if array is not None and np.isrealobj(array):
-            numbers.add(name_of_owner, _value(entry, np.asarray(array)))
+        groups.setdefault(name.rpartition("/")[0] if entry.owner else name, {})[name] = entry
+    for owner, group in groups.items():
+        items[owner] = _described(group.values())
+        found = {
+            name: source.manifest.array(name) if entry.at is not None else arrays.get(name)
+            for name, entry in group.items()
+        }
+        if all(array is not None and np.isrealobj(array) for array in found.values()):
+            value = _value(group, {name: np.asarray(array) for name, array in found.items()})
+            if value is not None:
+                numbers.add(owner, value)
     about, facts = _about(folder, source.manifest, total=len(entries))
     return Shown("checkpoint", str(path), about, facts, items, numbers.scalars, numbers.histograms, {})
 
@@ -78,27 +85,39 @@ def _is_to_be_read(entry: Entry) -> bool:
     return entry.persistent and entry.at is None and (is_item or few_numbers) and entry.nbytes <= _LARGE
 
 
-def _value(entry: Entry, state: np.ndarray) -> Any:
-    """Returns what an array stands for."""
-    owner = _owner(entry)
+def _value(entries: Mapping[str, Entry], arrays: Mapping[str, np.ndarray]) -> Any:
+    """Returns what arrays stand for: those of one owner, or one; None if it can't be told."""
+    owner = _owner(entries)
     if owner is not None:
-        return owner.read(state)
+        return owner.read({name.rpartition("/")[2]: array for name, array in arrays.items()})
+    if len(entries) > 1:
+        return None
+    ((entry, state),) = zip(entries.values(), arrays.values(), strict=True)
     if entry.kind == "Counter":
         counts = _limbs.to_uint64(state)
         return counts if counts.ndim else int(counts)
     return state if state.ndim else state.item()
 
 
-def _owner(entry: Entry) -> Any:
-    """Returns a statistic of the kind and configuration that an entry tells, or None where there is none like it."""
+def _owner(entries: Mapping[str, Entry]) -> Any:
+    """Returns a statistic of the kind and configuration that entries tell, or None where there is none like it."""
     try:
-        owner = _made(entry)
+        owner = _made(next(iter(entries.values())))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None
     if owner is None:
         return None
-    shape = np.shape(owner.item.get_raw_value())
-    return owner if entry.shape[len(entry.shape) - len(shape) :] == shape else None  # the axes before are a stack's
+    shapes = {name: np.shape(variable.get_raw_value()) for name, variable in owner.variables.items()}
+    if {name.rpartition("/")[2] for name in entries} != set(shapes):
+        return None
+    stacks = set()
+    for name, entry in entries.items():
+        shape = shapes[name.rpartition("/")[2]]
+        cut = len(entry.shape) - len(shape)
+        if cut < 0 or entry.shape[cut:] != shape:
+            return None
+        stacks.add(entry.shape[:cut])  # the axes before are a stack's
+    return owner if len(stacks) == 1 else None
 
 
 def _made(entry: Entry) -> Any:
@@ -109,10 +128,13 @@ def _made(entry: Entry) -> Any:
     return _READABLE[entry.owner](**ast.literal_eval(entry.configuration))
 
 
-def _described(entry: Entry) -> Item:
+def _described(entries: Collection[Entry]) -> Item:
+    """Returns what arrays are, those of one owner, or one: the dtype and shape are those of the largest."""
+    entry = max(entries, key=lambda entry: entry.nbytes)
     shape = entry.shape[:-1] if entry.kind == "Counter" else entry.shape
     dtype = str(stored_dtype(entry.dtype)) if entry.kind else entry.dtype
-    return Item(entry.owner or entry.kind or "array", shape, dtype, size_of(entry.shape, entry.dtype), entry.persistent)
+    size = sum(each.nbytes for each in entries)
+    return Item(entry.owner or entry.kind or "array", shape, dtype, size, entry.persistent)
 
 
 def _about(folder: Path, manifest: Manifest, *, total: int) -> tuple[str, dict[str, Any]]:

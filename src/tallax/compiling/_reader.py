@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,41 +24,64 @@ class Reader:
         self._names = [entry.name for entry in entries]
         self._scalars: list[str] = []
         starts: list[int] = []
-        self._shaped: list[tuple[Entry, int, int, tuple[int, ...]]] = []
-        self._others: list[tuple[Entry, int]] = []
-        packing = layout.packing
+        self._others: list[int] = []
+        # Of every other entry, where each of its arrays lies: words among all counts, or a value of its own.
+        self._parts: list[tuple[Entry, list[Callable[[np.ndarray, list[np.ndarray]], np.ndarray]]]] = []
+        packing, self._packed = layout.packing, False
         for entry in entries:
-            if entry.item.shares:
-                entry.item.stored()  # raises, and says how to combine them
-            place = places[id(entry.item)]
-            if place.number is None:
-                self._others.append((entry, place.arrays[0]))
-            elif packing.shapes[place.number] or entry.owner is not None:
-                start, end = packing.ends[place.number : place.number + 2]
-                self._shaped.append((entry, start, end, (*packing.shapes[place.number], 2)))
-            else:
+            numbers = [places[id(item)].number for item in entry.items.values()]
+            if entry.owner is None and numbers[0] is not None and not packing.shapes[numbers[0]]:
                 self._scalars.append(entry.name)
-                starts.append(packing.ends[place.number])
+                starts.append(packing.ends[numbers[0]])
+                continue
+            _refuse_unreadable(entry)
+            parts = []
+            for item, number in zip(entry.items.values(), numbers, strict=True):
+                if number is None:
+                    parts.append(functools.partial(_other, len(self._others)))
+                    self._others.append(places[id(item)].arrays[0])
+                else:
+                    parts.append(functools.partial(_words, *packing.ends[number : number + 2], packing.shapes[number]))
+                    self._packed = True
+            self._parts.append((entry, parts))
         self._places = np.array(starts, np.intp)  # of the scalar counts among all counts
-        self._lasting = all(k < layout.lasting for _, k in self._others)
+        self._packed |= bool(starts)
+        self._lasting = all(k < layout.lasting for k in self._others)
 
     def reading(self, state: State) -> Reading:
-        arrays = [state.items.packed] if self._scalars or self._shaped else []
+        arrays = [state.items.packed] if self._packed else []
         if self._others:
             values = state.values
-            arrays += [values[k] for _, k in self._others]
+            arrays += [values[k] for k in self._others]
         return Reading(self._entries, arrays, self._decode, lasting=self._lasting)
 
     def _decode(self, copies: list[np.ndarray]) -> dict[str, Any]:
         result: dict[str, Any] = dict.fromkeys(self._names)
-        others = copies
-        if self._scalars or self._shaped:
+        others, words = copies, np.zeros((0, 2), np.uint32)
+        if self._packed:
             packed, *others = copies
             words = np.ascontiguousarray(packed.T)
             counts = _limbs.to_uint64(words)[self._places].tolist()  # a list of Python integers, at once
             result.update(zip(self._scalars, counts, strict=True))
-            for entry, start, end, shape in self._shaped:
-                result[entry.name] = entry.value(words[start:end].reshape(shape))
-        for (entry, _), copy in zip(self._others, others, strict=True):
-            result[entry.name] = entry.value(copy)
+        for entry, parts in self._parts:
+            result[entry.name] = entry.value([part(words, others) for part in parts])
         return result
+
+
+def _words(start: int, end: int, shape: tuple[int, ...], words: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
+    del others
+    return words[start:end].reshape(*shape, 2)
+
+
+def _other(number: int, words: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
+    del words
+    return others[number]
+
+
+def _refuse_unreadable(entry: Entry) -> None:
+    """Raises if an entry's value is kept as shares of replicas, or was cast: now, and not once it is on the host."""
+    for item in entry.items.values():
+        if item.shares:
+            item.stored()
+    if entry.owner is not None:
+        entry.owner.refuse_casts()

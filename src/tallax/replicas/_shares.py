@@ -31,7 +31,11 @@ def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str
     The first replica's share starts from what was counted so far, the others' from nothing, so that all shares together
     are the whole. Inside a `shard_map` whose specs come from `replica_specs`, items look as they always do and count
     without any collective; what they read there is this replica's share. Elsewhere they raise, until `combine_replicas`
-    has made them whole. An increment with `axis_name=()`, which counts once, is kept by the first replica.
+    has made them whole.
+
+    An increment is summed over the axes that it varies on, and over no others, as without shares. Along an axis of the
+    shares on which it is the same, only the first replica keeps it. If nothing tells the axes, as of a constant or
+    under `check_vma=False`, it raises `ReplicasError`: name them with `like=` or `axis_name=`.
 
     What all replicas compute alike (`reduce="same"`: buffers unless they say otherwise, `StepCounter`, `Scheduled`)
     stays as it is, as do parameters.
@@ -59,7 +63,7 @@ def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str
         >>> @nnx.jit
         ... @nnx.shard_map(mesh=mesh, in_specs=(specs, jax.P("data")), out_specs=None)
         ... def step(model, x):
-        ...     model.seen += x.shape[0]
+        ...     model.seen.increment(x.shape[0], like=x)
         >>> step(model, jax.device_put(jnp.zeros(64), jax.NamedSharding(mesh, jax.P("data"))))
         >>> int(tallax.combine_replicas(model).seen)
         64

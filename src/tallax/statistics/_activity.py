@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +15,11 @@ import numpy as np
 from tallax import _limbs
 from tallax._errors import InvalidValueError, compose
 from tallax._placement import is_traced, unsplit
-from tallax._replicas import AxisName, axes_to_combine, count_over
-from tallax._variables import Buffer
-from tallax.statistics._base import Statistic, current_state, leading_axes
+from tallax._replicas import AxisName, Combination, axes_to_combine, count_over, on_first, replica_count
+from tallax._variables import Buffer, Counter
+from tallax.statistics._base import Statistic, entries_of, leading_axes
 
-_FIRED, _TOTAL, _QUIET, _UPDATES = range(4)  # the rows of the state
+_FIRED, _TOTAL, _UPDATES = range(3)  # the counts of a unit
 _WORD = np.uint32(2**32 - 1)
 
 
@@ -47,15 +46,14 @@ class Activity(Statistic):
 
     | field | shape | dtype | reset value | how copies combine |
     |---|---|---|---|---|
-    | state[:, 0, :] | (units, 2): entries that fired, two words | uint32 | 0 | sum |
-    | state[:, 1, :] | (units, 2): entries, two words | uint32 | 0 | sum |
-    | state[:, 2, :] | (units, 2): updates since it last fired, two words | uint32 | 2**64 - 1: never | min |
-    | state[:, 3, :] | (units, 2): updates, two words, the same for every unit | uint32 | 0 | sum |
+    | counts | (units, 3): fired, entries, updates (alike for all) | an exact `Counter` | 0 | sum |
+    | quiet | (units, 2): updates since it last fired, two words | uint32 | 2**64 - 1: never | min |
 
     Args:
         units: how many units there are: the size of the last axis of what `update` takes.
         window: how many updates without firing make a unit dead; without it, only a unit that never fired is.
         axis_name: see `Statistic`. A unit fires where it does on any replica.
+        persistent: whether checkpoints keep it.
 
     A masked entry neither fires nor counts in its unit's total. An update counts as one in the window whatever its mask
     and size, so a unit that is masked for a whole window is dead.
@@ -74,7 +72,17 @@ class Activity(Statistic):
         ActivityResult(rates=array([1. , 0. , 0.5]), dead=array([False,  True, False]), updates=1)
     """
 
-    def __init__(self, units: int, *, window: int | None = None, axis_name: AxisName | None = None):
+    _rounding = "nonzero"
+    _dtypes: ClassVar[Mapping[str, Any]] = {"quiet": np.dtype(np.uint32)}
+
+    def __init__(
+        self,
+        units: int,
+        *,
+        window: int | None = None,
+        axis_name: AxisName | None = None,
+        persistent: bool = True,
+    ):
         super().__init__(axis_name=axis_name)
         if not (_is_size(units) and (window is None or _is_size(window))):
             raise InvalidValueError(
@@ -88,47 +96,54 @@ class Activity(Statistic):
             )
         self.units: int = int(units)
         self.window: int | None = None if window is None else int(window)
-        self.state: Buffer = Buffer(_nothing(self.units))
+        self.counts: Counter = Counter(shape=(self.units, 3), persistent=persistent)
+        self.quiet: Buffer = Buffer(np.full((self.units, 2), _WORD), persistent=persistent)
 
     def compute(self) -> ActivityResult:
         """Returns the rate of each unit, which are dead, and the length of the window so far."""
-        return self.read(current_state(self.state))
+        return self.read(self.state_here())
 
-    def read(self, state: Any) -> ActivityResult:
+    def read(self, state: Mapping[str, Any]) -> ActivityResult:
         """Returns the record of a state; see `Statistic.read`."""
-        if is_traced(state):
-            words, counts = _limbs.to_float32(state[..., :_QUIET, :]), _limbs.to_int32(state)
-            rates = words[..., _FIRED] / jnp.maximum(words[..., _TOTAL], 1.0)
+        words, quiet = state["counts"], state["quiet"]
+        if is_traced(words):
+            counts, since, floats = _limbs.to_int32(words), _limbs.to_int32(quiet), _limbs.to_float32(words)
+            rates = floats[..., _FIRED] / jnp.maximum(floats[..., _TOTAL], 1.0)
             limit = _limbs.INT32_MAX if self.window is None else self.window
             updates = jnp.minimum(counts[..., _UPDATES].max(-1), limit)
         else:
-            counts = _limbs.to_uint64(state)
+            counts, since = _limbs.to_uint64(words), _limbs.to_uint64(quiet)
             rates = counts[..., _FIRED] / np.maximum(counts[..., _TOTAL], 1)
             updates = counts[..., _UPDATES].max(-1)
             updates = updates if self.window is None else np.minimum(updates, np.uint64(self.window))
             updates = updates if updates.ndim else int(updates)
-        dead = counts[..., _FIRED] == 0 if self.window is None else counts[..., _QUIET] >= self.window
+        dead = counts[..., _FIRED] == 0 if self.window is None else since >= self.window
         return ActivityResult(rates, dead, updates)
 
     def reset(self) -> None:
         """Forgets everything that was fed."""
-        self.state[...] = np.broadcast_to(_nothing(self.units), self.state.shape)
+        self.refuse_casts()
+        self.counts.reset()
+        self.quiet[...] = np.full(self.quiet.shape, _WORD)
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         axes = leading_axes(x, (self.units,), self, argument=f"{x.shape[-1]}" if x.ndim else "units")
-        state = self.state.stored()
-        replicas = axes_to_combine(x, where, state=self.state, axis_name=self.axis_name)
-        self.state[...] = _updated(state, x, where, axes, replicas)
+        replicas = axes_to_combine(x, where, state=self.counts, axis_name=self.axis_name)
+        updated = _updated(self.counts.words(), self.quiet.stored(), x, where, axes, replicas)
+        most = max(entries_of(x, axes) * replica_count(replicas.over), 1)
+        self.counts._add_known(*updated[:2], most=most)
+        self.quiet.set_value(updated[2])
 
-    def _merge(self, other: Activity) -> None:
-        self.state[...] = _merged(self.state.stored(), other.state.stored())
+    def _merge(self, other: Activity, once: tuple[Hashable, ...] = ()) -> None:
+        self.counts._add_combined(on_first(other.counts.words(), once))
+        self.quiet.set_value(_fewer(self.quiet.stored(), other.quiet.stored()))
 
     # Replicas took the same updates, so theirs are not added: those of the first share count.
     def _join(self, share: Activity, number: Any) -> None:
         del number
-        updates = self.state[:, _UPDATES]
+        updates = self.counts.words()[..., _UPDATES, :]
         self._merge(share)
-        self.state[:, _UPDATES] = updates
+        self.counts._store(self.counts.words().at[..., _UPDATES, :].set(updates))
 
     def _configuration(self) -> dict[str, Any]:
         return {"units": self.units, "window": self.window}
@@ -139,16 +154,16 @@ def _is_size(number: Any) -> bool:
     return is_integer and 1 <= int(number) <= _limbs.INT32_MAX
 
 
-def _nothing(units: int) -> np.ndarray:
-    state = np.zeros((units, 4, 2), np.uint32)
-    state[:, _QUIET] = _WORD
-    return state
-
-
-@functools.partial(jax.jit, static_argnums=(3, 4), inline=True)
+@functools.partial(jax.jit, static_argnums=(4, 5), inline=True)
 def _updated(
-    state: jax.Array, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], replicas: tuple[Hashable, ...]
-) -> jax.Array:
+    words: jax.Array,
+    quiet: jax.Array,
+    x: jax.Array,
+    where: jax.Array | None,
+    axes: tuple[int, ...],
+    replicas: Combination,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the limbs of the counts after an update, those of the update alone, and for how long units are quiet."""
     fired = x.astype(jnp.bool_)
     if where is not None:
         fired = fired & where
@@ -156,19 +171,19 @@ def _updated(
     if where is not None:
         total = unsplit(where.sum(axes, dtype=jnp.uint32))
     else:
-        total = jnp.full_like(fired, math.prod(x.shape[axis] for axis in axes))
-    counts = count_over(_limbs.pair(jnp.stack([fired, total], -1)), replicas)
-    one = _limbs.pair(jnp.ones_like(state[..., _UPDATES:, 0]))
-    fires = (counts[..., _FIRED, :] > 0).any(-1)[..., None, None]
-    quiet = jnp.where(fires, jnp.uint32(0), _limbs.add(state[..., _QUIET : _QUIET + 1, :], one))  # never stays never
-    counts = _limbs.add(state[..., :_QUIET, :], counts)
-    return jnp.concatenate([counts, quiet, _limbs.add(state[..., _UPDATES:, :], one)], -2)
+        total = jnp.full_like(fired, entries_of(x, axes))
+    counts = count_over(_limbs.pair(jnp.stack([fired, total], -1)), replicas.over)
+    counts = on_first(counts, replicas.once)
+    one = _limbs.pair(jnp.ones_like(quiet[..., 0]))
+    fires = (counts[..., _FIRED, :] > 0).any(-1, keepdims=True)
+    quiet = jnp.where(fires, jnp.uint32(0), _limbs.add(quiet, one))  # never stays never
+    counts = jnp.concatenate([counts, one[..., None, :]], -2)
+    return _limbs.add(words, counts), counts, quiet
 
 
 @functools.partial(jax.jit, inline=True)
-def _merged(left: jax.Array, right: jax.Array) -> jax.Array:
+def _fewer(left: jax.Array, right: jax.Array) -> jax.Array:
+    """Returns the smaller of two counts, both as limbs."""
     low, high, other_low, other_high = (words[..., word] for words in (left, right) for word in (0, 1))
     fewer = (other_high < high) | ((other_high == high) & (other_low < low))
-    quiet = jnp.where(fewer[..., None], right, left)[..., _QUIET : _QUIET + 1, :]
-    added = _limbs.add(left, right)
-    return jnp.concatenate([added[..., :_QUIET, :], quiet, added[..., _UPDATES:, :]], -2)
+    return jnp.where(fewer[..., None], right, left)

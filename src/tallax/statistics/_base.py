@@ -4,41 +4,59 @@
 from __future__ import annotations
 
 import abc
-from typing import Any
+import math
+from collections.abc import Hashable, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tallax import _limbs
-from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, compose, describe
 from tallax._module import EvalAware
 from tallax._notebooks import bundle, card, tree
 from tallax._placement import is_traced
-from tallax._replicas import AxisName
-from tallax._variables import Buffer, Counter
+from tallax._replicas import AxisName, on_first, varying_axes
+from tallax._variables import Counter, Item, refuse_cast
+from tallax.statistics._host import Rounding, as_real_array
 from tallax_runs._record import Bins
 
 
 class Statistic(EvalAware, abc.ABC):
-    """What every statistic is: a module that holds one Variable and is fed by `update`.
+    """What every statistic is: a module that owns its state and is fed by `update`.
 
-    A subclass keeps its state in one `Counter` or `Buffer`, and says in `_configuration` what two statistics must share
-    to be merged. `merge` is associative, and a statistic that was just `reset` is its identity. Replicas that each keep
-    a share (`tallax.per_replica`) are therefore merged, unless a subclass says otherwise in `_begin_share` and `_join`.
+    A subclass keeps its counts in a `Counter`, and what else it needs in a `Buffer`, whose dtype it declares in
+    `_dtypes`. It says in `_configuration` what two statistics must share to be merged. `merge` is associative, and a
+    statistic that was just `reset` is its identity. Replicas that each keep a share (`tallax.per_replica`) are
+    therefore merged, unless a subclass says otherwise in `_begin_share` and `_join`.
 
     Args:
+        persistent: whether checkpoints keep it.
         axis_name: the mapped axis or axes over which each update's increment is combined, as in `nnx.BatchNorm`.
             Needed under `vmap`, `pmap` and `shard_map(check_vma=False)`; under plain `shard_map` the values fed tell.
 
     `model.eval()`, `model.train()` and `nnx.view(model, deterministic=True)` switch `deterministic`, and `update` does
     nothing while it is True.
+
+    If its state is cast, as with the whole model to bfloat16, every later use raises `InvalidTypeError`.
     """
 
     written_by = "self.{name}.update(x), which writes into it; or del self.{name} first"
+    _dtypes: ClassVar[Mapping[str, Any]] = {}  # of its buffers, by attribute
+    _rounding: ClassVar[Rounding] = "infinite"  # of float64 from the host
 
     def __init__(self, *, axis_name: AxisName | None = None):
         super().__init__()
+        if not isinstance(axis_name, Hashable) or (isinstance(axis_name, tuple) and not all(map(_is_axis, axis_name))):
+            raise InvalidTypeError(
+                compose(
+                    type(self).__name__,
+                    "axis_name is the name of a mapped axis, or a tuple of names.",
+                    got=describe(axis_name),
+                    fix='axis_name="data", or axis_name=("data", "model")',
+                )
+            )
         self.axis_name = axis_name
 
     def update(self, x: Any, *, where: Any = None) -> None:
@@ -46,22 +64,28 @@ class Statistic(EvalAware, abc.ABC):
 
         Args:
             x: an array of booleans, integers or floats; see the statistic for the shapes it takes. No gradient flows
-                in.
+                in. Python integers and NumPy's of 64 bits are rounded to float32 if 32 bits do not hold them; float64
+                is, so a number beyond 3.4e38 is infinite. (A `Histogram` counts it by its sign outside the edges.)
             where: a boolean array that broadcasts to `x.shape`.
 
         Raises:
-            InvalidTypeError: `x` is not a real array, or `where` is not boolean.
+            InvalidTypeError: `x` is not a real array, `where` is not boolean, or the state was cast.
             InvalidValueError: a shape does not fit.
             ReplicasError: inside `shard_map`, where nothing tells which replicas to combine.
         """
         if self.deterministic:
             return
+        self.refuse_casts()
         values, mask = self._checked(x, where)
         self._accumulate(values, mask)
 
     def compute(self) -> Any:
-        """Returns a frozen record: exact integers and NumPy arrays outside a trace, traced arrays inside one."""
-        return self.read(current_state(self.item))
+        """Returns a frozen record: exact integers and NumPy arrays outside a trace, traced arrays inside one.
+
+        Raises:
+            InvalidTypeError: the state was cast.
+        """
+        return self.read(self.state_here())
 
     @abc.abstractmethod
     def reset(self) -> None:
@@ -71,7 +95,9 @@ class Statistic(EvalAware, abc.ABC):
         """Takes in everything that `other` was fed; `other` stays as it is.
 
         Raises:
+            InvalidTypeError: the state of either was cast.
             InvalidValueError: `other` is another kind of statistic, or configured otherwise.
+            ReplicasError: `other` is per-replica along axes along which this is not.
         """
         if type(other) is not type(self) or other._configuration() != self._configuration():
             raise InvalidValueError(
@@ -83,7 +109,9 @@ class Statistic(EvalAware, abc.ABC):
                     fix="make both with the same arguments",
                 )
             )
-        self._merge(other)
+        self.refuse_casts()
+        other.refuse_casts()
+        self._merge(other, self._once(other))
 
     def __repr__(self) -> str:
         """Returns one line: how it was made and, where its values can be read, what it has seen."""
@@ -93,8 +121,7 @@ class Statistic(EvalAware, abc.ABC):
     __str__ = __repr__
 
     def __treescope_repr__(self, path: Any, subtree_renderer: Any) -> Any:
-        item = next(name for name, value in vars(self).items() if value is self.item)
-        attributes = {**self._configuration(), "deterministic": self.deterministic, item: self.item}
+        attributes = {**self._configuration(), "deterministic": self.deterministic, **self.variables}
         return tree(self, attributes, self._said(), path, subtree_renderer)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
@@ -103,7 +130,12 @@ class Statistic(EvalAware, abc.ABC):
 
     def _said(self) -> str:
         """Returns what it has seen, in one line; nothing where its values can't be read."""
-        return "" if self.item.shown() is None else _on_one_line(repr(self.compute()))
+        if any(variable.shown() is None for variable in self.variables.values()):
+            return ""
+        try:
+            return _on_one_line(repr(self.compute()))
+        except InvalidTypeError:  # the state was cast, which a repr must not fail of
+            return ""
 
     def _bins(self, result: Any) -> Bins | None:
         """Returns what of a result is to be drawn, if anything."""
@@ -111,22 +143,46 @@ class Statistic(EvalAware, abc.ABC):
         return None
 
     @property
-    def item(self) -> Counter | Buffer:
-        """The Variable that holds the state."""
-        (item,) = (value for value in vars(self).values() if isinstance(value, Counter | Buffer))
-        return item
+    def variables(self) -> dict[str, Item]:
+        """The Variables that hold the state, by attribute."""
+        return {name: value for name, value in sorted(vars(self).items()) if isinstance(value, Item)}
+
+    def stored_state(self) -> dict[str, Any]:
+        """Returns the state by attribute, on the host, on the device, or traced; that of a Counter is its words.
+
+        Raises:
+            InvalidTypeError: the state was cast.
+        """
+        self.refuse_casts()
+        return {name: stored_state(variable) for name, variable in self.variables.items()}
+
+    def state_here(self) -> dict[str, Any]:
+        """Returns the state by attribute: NumPy arrays, or inside a trace traced ones; that of a Counter is its words.
+
+        Raises:
+            InvalidTypeError: the state was cast.
+        """
+        states = self.stored_state()
+        if is_traced(*states.values()):
+            return {name: jax.lax.stop_gradient(jnp.asarray(state)) for name, state in states.items()}
+        return {name: np.asarray(state) for name, state in states.items()}
 
     @abc.abstractmethod
-    def read(self, state: Any) -> Any:
-        """Returns the record of a state, which is a NumPy array or a traced one; a Counter's is its words."""
+    def read(self, state: Mapping[str, Any]) -> Any:
+        """Returns the record of a state: NumPy arrays or traced ones by attribute; that of a Counter is its words."""
 
     @abc.abstractmethod
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         """Takes in checked values."""
 
     @abc.abstractmethod
-    def _merge(self, other: Any) -> None:
-        """Takes in a statistic of the same configuration."""
+    def _merge(self, other: Any, once: tuple[Hashable, ...] = ()) -> None:
+        """Takes in a statistic of the same configuration.
+
+        Args:
+            other: the statistic.
+            once: the axes along which this one is per-replica and the other one is the same.
+        """
 
     @abc.abstractmethod
     def _configuration(self) -> dict[str, Any]:
@@ -146,8 +202,34 @@ class Statistic(EvalAware, abc.ABC):
         del number
         self._merge(share)
 
+    def refuse_casts(self) -> None:
+        """Raises if the state was cast.
+
+        Raises:
+            InvalidTypeError: it was.
+        """
+        for name, dtype in self._dtypes.items():
+            refuse_cast(self, vars(self)[name], dtype)
+
+    def _once(self, other: Statistic) -> tuple[Hashable, ...]:
+        """Returns the axes along which this statistic is per-replica and the other one is the same."""
+        own, others = (frozenset(next(iter(each.variables.values())).replica_axes) for each in (self, other))
+        if others - own:
+            raise ReplicasError(
+                compose(
+                    self,
+                    "a statistic that is the same for all replicas can't take in one that each replica has its own of.",
+                    got=f"one with shares over {tuple(sorted(others))}",
+                    fix="tallax.combine_replicas(other) between steps, and merge that",
+                )
+            )
+        if not own:
+            return ()
+        values = jax.tree.leaves([variable.get_raw_value() for variable in other.variables.values()])
+        return tuple(sorted(own - others - frozenset().union(*map(varying_axes, values)), key=str))
+
     def _checked(self, x: Any, where: Any) -> tuple[jax.Array, jax.Array | None]:
-        values = _real_array(x, self, "a statistic takes a real array.")
+        values = _real_array(x, self, "a statistic takes a real array.", self._rounding)
         if where is None:
             return values, None
         mask = _real_array(where, self, "where= takes a boolean array.")
@@ -183,8 +265,8 @@ class Counts(Statistic):
         """Forgets everything that was fed."""
         self.counts.reset()
 
-    def _merge(self, other: Any) -> None:
-        self.counts += other.counts
+    def _merge(self, other: Any, once: tuple[Hashable, ...] = ()) -> None:
+        self.counts._add_combined(on_first(other.counts.words(), once))
 
 
 def leading_axes(x: jax.Array, shape: tuple[int, ...], item: object, *, argument: str = "shape=...") -> tuple[int, ...]:
@@ -211,15 +293,14 @@ def leading_axes(x: jax.Array, shape: tuple[int, ...], item: object, *, argument
     return tuple(range(leading))
 
 
-def stored_state(item: Counter | Buffer) -> Any:
-    """Returns an item's value where it is: on the host, on the device, or traced; a Counter's as words."""
-    return item.words() if isinstance(item, Counter) else item.stored()
+def entries_of(x: jax.Array, axes: tuple[int, ...]) -> int:
+    """Returns how many entries of `x` go into each count."""
+    return math.prod(x.shape[axis] for axis in axes)
 
 
-def current_state(item: Counter | Buffer) -> np.ndarray | jax.Array:
-    """Returns an item's value, a Counter's as words: a NumPy array, or inside a trace a traced one."""
-    state = stored_state(item)
-    return jax.lax.stop_gradient(state) if is_traced(state) else np.asarray(state)
+def stored_state(variable: Item) -> Any:
+    """Returns a value where it is: on the host, on the device, or traced; that of a Counter as words."""
+    return variable.words() if isinstance(variable, Counter) else variable.stored()
 
 
 def exact_or_traced(words: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
@@ -227,18 +308,15 @@ def exact_or_traced(words: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
     return _limbs.to_int32(words) if isinstance(words, jax.Array) else _limbs.to_uint64(words)
 
 
-def _real_array(x: Any, item: object, rule: str) -> jax.Array:
-    try:
-        values = jnp.asarray(x)
-    except (TypeError, ValueError):
-        values = None
-    if values is None or not (jnp.isrealobj(values) and _is_numeric(values.dtype)):
+def _real_array(x: Any, item: object, rule: str, rounding: Rounding = "infinite") -> jax.Array:
+    values = as_real_array(x, rounding)
+    if values is None:
         raise InvalidTypeError(compose(item, rule, got=describe(x), fix="jnp.asarray(x), or x.real"))
     return jax.lax.stop_gradient(values) if is_traced(values) else values
 
 
-def _is_numeric(dtype: Any) -> bool:
-    return bool(jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_)
+def _is_axis(name: Any) -> bool:
+    return isinstance(name, Hashable)
 
 
 def _on_one_line(text: str) -> str:

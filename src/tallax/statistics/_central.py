@@ -9,17 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from tallax import _limbs
-from tallax.statistics import _digits
 from tallax.statistics._two_floats import Pair, add, add_float, exact_sum, product
 
-FIELDS = 2 * _digits.WIDTH + 1 + 8  # two counts, the unit, and four pairs
+FIELDS = 1 + 8  # the unit, and four pairs
 
 
 class State(NamedTuple):
-    """The state in parts."""
+    """The state in parts, but for the entries that were not finite."""
 
     seen: jax.Array  # limbs
-    nonfinite: jax.Array  # limbs
     unit: jax.Array
     mean: Pair
     m2: Pair
@@ -27,18 +25,18 @@ class State(NamedTuple):
     m4: Pair
 
 
-def unpack(state: jax.Array) -> State:
-    state = jax.lax.stop_gradient(jnp.asarray(state))
-    pairs = [(state[..., k], state[..., k + 1]) for k in (9, 11, 13, 15)]
-    return State(_digits.to_limbs(state[..., :4]), _digits.to_limbs(state[..., 4:8]), state[..., 8], *pairs)
+def unpack(seen: jax.Array, moments: jax.Array) -> State:
+    moments = jax.lax.stop_gradient(jnp.asarray(moments))
+    pairs = [(moments[..., k], moments[..., k + 1]) for k in (1, 3, 5, 7)]
+    return State(jnp.asarray(seen), moments[..., 0], *pairs)
 
 
 def pack(state: State) -> jax.Array:
-    floats = jnp.stack([state.unit, *state.mean, *state.m2, *state.m3, *state.m4], -1)
-    return jnp.concatenate([_digits.from_limbs(state.seen), _digits.from_limbs(state.nonfinite), floats], -1)
+    """Returns the floats of a state, float32[*shape, 9]."""
+    return jnp.stack([state.unit, *state.mean, *state.m2, *state.m3, *state.m4], -1)
 
 
-def of_batch(count: jax.Array, nonfinite: jax.Array, unit: jax.Array, pivot: jax.Array, sums: jax.Array) -> State:
+def of_batch(count: jax.Array, unit: jax.Array, pivot: jax.Array, sums: jax.Array) -> State:
     """Returns the state of a batch from its power sums about the pivot."""
     s1, s2, s3, s4 = sums
     shift = s1 / jnp.maximum(_limbs.to_float32(count), 1.0)  # from the pivot to the mean
@@ -47,7 +45,7 @@ def of_batch(count: jax.Array, nonfinite: jax.Array, unit: jax.Array, pivot: jax
     m3 = s3 - product(shift, product(3.0, s2) - 2.0 * moment)
     m4 = s4 - product(shift, 4.0 * s3 - product(shift, product(6.0, s2) - product(3.0, moment)))
     zero = jnp.zeros_like(m2)
-    return State(count, nonfinite, unit, exact_sum(pivot, shift), (m2, zero), (m3, zero), (m4, zero))
+    return State(count, unit, exact_sum(pivot, shift), (m2, zero), (m3, zero), (m4, zero))
 
 
 def union(a: State, b: State) -> State:
@@ -79,8 +77,8 @@ def union(a: State, b: State) -> State:
 
     # What saw nothing changes nothing, to the bit.
     no_a, no_b = (a.seen == 0).all(-1), (b.seen == 0).all(-1)
-    floats = jax.tree.map(lambda x, y, z: jnp.where(no_b, x, jnp.where(no_a, y, z)), a[2:], b[2:], both)
-    return State(count, _limbs.add(a.nonfinite, b.nonfinite), *floats)
+    floats = jax.tree.map(lambda x, y, z: jnp.where(no_b, x, jnp.where(no_a, y, z)), a[1:], b[1:], both)
+    return State(count, *floats)
 
 
 def _in_unit(state: State, unit: jax.Array) -> tuple[Pair, ...]:

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import functools
-import numbers
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +15,20 @@ import numpy as np
 from tallax import _limbs
 from tallax._errors import InvalidValueError, compose
 from tallax._placement import is_traced, unsplit
-from tallax._replicas import AxisName, axes_to_combine, count_over, sum_over
-from tallax._variables import Buffer, as_shape
-from tallax.statistics import _digits
-from tallax.statistics._base import Statistic, current_state, leading_axes
+from tallax._replicas import (
+    AxisName,
+    Combination,
+    axes_to_combine,
+    count_over,
+    on_first,
+    replica_count,
+    sum_over,
+)
+from tallax._variables import Buffer, Counter, as_shape
+from tallax.statistics._base import Statistic, entries_of, leading_axes
+from tallax.statistics._host import as_number
 
-if TYPE_CHECKING:
-    from tallax._limbs import Limbs
-
-_SUM, _WEIGHT = range(2)  # the first columns of the state; four digits follow
+_SUM, _WEIGHT = range(2)  # the columns of the average
 
 
 @jax.tree_util.register_dataclass
@@ -54,9 +58,9 @@ class Ema(Statistic):
 
     | field | shape | dtype | reset value | how copies combine |
     |---|---|---|---|---|
-    | state[..., 0] | shape: the weighted sum of the means | float32 | 0 | sum |
-    | state[..., 1] | shape: the sum of their weights | float32 | 0 | sum |
-    | state[..., 2:] | (*shape, 4): nonfinite, an exact count in 16-bit digits, lowest first | float32 | 0 | sum |
+    | average[..., 0] | shape: the weighted sum of the means | float32 | 0 | sum |
+    | average[..., 1] | shape: the sum of their weights | float32 | 0 | sum |
+    | nonfinite | shape: the entries that were left out | an exact `Counter` | 0 | sum |
 
     An average that forgets depends on the order of its updates, so two of them can't be made into the one of both
     streams, one after the other: `merge` pools them. Sums and weights add, so the value becomes the weighted mean of
@@ -70,6 +74,7 @@ class Ema(Statistic):
         shape: one average for each head, expert, ...: the last axes of what `update` takes; the mean is taken over the
             axes before.
         axis_name: see `Statistic`. The mean is that of all replicas' entries.
+        persistent: whether checkpoints keep it.
 
     Means and the average are computed in float32 whatever the dtype fed. Rounding leaves a relative error of up to
     about 1e-7 / (1 - decay). Inside `shard_map` an update takes two all-reduces, for counts and for the sum.
@@ -86,6 +91,8 @@ class Ema(Statistic):
         EmaResult(value=5.0, weight=0.75, nonfinite=1)
     """
 
+    _dtypes: ClassVar[Mapping[str, Any]] = {"average": np.dtype(np.float32)}
+
     def __init__(
         self,
         decay: float,
@@ -93,9 +100,11 @@ class Ema(Statistic):
         debias: bool = True,
         shape: int | tuple[int, ...] = (),
         axis_name: AxisName | None = None,
+        persistent: bool = True,
     ):
         super().__init__(axis_name=axis_name)
-        if not (isinstance(decay, numbers.Real) and 0 <= decay < 1):
+        number = as_number(decay)
+        if number is None or not 0 <= number < 1:
             raise InvalidValueError(
                 compose(
                     "Ema",
@@ -105,31 +114,35 @@ class Ema(Statistic):
                     fix="Ema(0.99), which remembers about 100 updates",
                 )
             )
-        self.decay: float = float(decay)
+        self.decay: float = number
         self.debias: bool = bool(debias)
         self.shape: tuple[int, ...] = as_shape(shape, item="Ema")
-        self.state: Buffer = Buffer(np.zeros((*self.shape, 2 + _digits.WIDTH), np.float32))
+        self.nonfinite: Counter = Counter(shape=self.shape, persistent=persistent)
+        self.average: Buffer = Buffer(np.zeros((*self.shape, 2), np.float32), persistent=persistent)
 
     def compute(self) -> EmaResult:
         """Returns the average, its weight, and how many entries were left out, each of the declared shape."""
-        return self.read(current_state(self.state))
+        return self.read(self.state_here())
 
-    def read(self, state: Any) -> EmaResult:
+    def read(self, state: Mapping[str, Any]) -> EmaResult:
         """Returns the record of a state; see `Statistic.read`."""
-        if is_traced(state):
-            return EmaResult(self._value(state, jnp), state[..., _WEIGHT], _limbs.to_int32(_nonfinite(state)))
-        parts = self._value(state, np), state[..., _WEIGHT], _digits.to_uint64(state[..., _WEIGHT + 1 :])
-        if state.ndim == 1:
+        words, average = state["nonfinite"], state["average"]
+        if is_traced(average):
+            return EmaResult(self._value(average, jnp), average[..., _WEIGHT], _limbs.to_int32(words))
+        parts = self._value(average, np), average[..., _WEIGHT], _limbs.to_uint64(words)
+        if average.ndim == 1:
             parts = [np.asarray(part).item() for part in parts]
         return EmaResult(*parts)
 
     def reset(self) -> None:
         """Forgets everything that was fed."""
-        self.state[...] = 0.0
+        self.refuse_casts()
+        self.nonfinite.reset()
+        self.average[...] = 0.0
 
-    def _value(self, state: Any, numpy: Any) -> Any:
-        """Returns the average; on the host and in a trace by the same float32 arithmetic."""
-        total, weight = state[..., _SUM], state[..., _WEIGHT]
+    def _value(self, average: Any, numpy: Any) -> Any:
+        """Returns the value; on the host and in a trace by the same float32 arithmetic."""
+        total, weight = average[..., _SUM], average[..., _WEIGHT]
         one = np.float32(1)
         if self.debias:
             return total / numpy.where(weight == 0, one, weight)
@@ -137,37 +150,43 @@ class Ema(Statistic):
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         axes = leading_axes(x, self.shape, self)
-        state = self.state.stored()
-        replicas = axes_to_combine(x, where, state=self.state, axis_name=self.axis_name)
-        self.state[...] = _updated(state, x, where, 1.0 - self.decay, axes, replicas)
+        replicas = axes_to_combine(x, where, state=self.nonfinite, axis_name=self.axis_name)
+        words, average = self.nonfinite.words(), self.average.stored()
+        updated = _updated(words, average, x, where, 1.0 - self.decay, axes, replicas)
+        self.nonfinite._add_known(*updated[:2], most=entries_of(x, axes) * replica_count(replicas.over))
+        self.average.set_value(updated[2])
 
-    def _merge(self, other: Ema) -> None:
-        self.state[...] = _pooled(self.state.stored(), other.state.stored())
+    def _merge(self, other: Ema, once: tuple[Hashable, ...] = ()) -> None:
+        self.nonfinite._add_combined(on_first(other.nonfinite.words(), once))
+        self.average.set_value(_pooled(self.average.stored(), other.average.stored()))
 
     # Replicas took the same steps, so theirs are averaged, where `merge` would pool two streams one after the other.
     def _begin_share(self) -> None:
-        self.state[..., _WEIGHT + 1 :] = 0.0
+        self.nonfinite.reset()
 
     def _join(self, share: Ema, number: Any) -> None:
-        state, other = self.state.stored(), share.state.stored()
-        mean = state + (other - state) / (number + 1).astype(jnp.float32)
-        nonfinite = _limbs.add(_nonfinite(state), _nonfinite(other))
-        self.state[...] = _packed(mean[..., _SUM], mean[..., _WEIGHT], nonfinite)
+        average, other = self.average.stored(), share.average.stored()
+        self.nonfinite._add_combined(share.nonfinite.words())
+        self.average.set_value(average + (other - average) / (number + 1).astype(jnp.float32))
 
     def _configuration(self) -> dict[str, Any]:
         return {"decay": self.decay, "shape": self.shape}
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5), inline=True)
+@functools.partial(jax.jit, static_argnums=(4, 5, 6), inline=True)
 def _updated(
-    state: jax.Array,
+    words: jax.Array,
+    average: jax.Array,
     x: jax.Array,
     where: jax.Array | None,
     share: float,
     axes: tuple[int, ...],
-    replicas: tuple[Hashable, ...],
-) -> jax.Array:
-    """Returns the state after an update that makes up `share` of the average."""
+    replicas: Combination,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the limbs of nonfinite entries after an update, those of the update alone, and the average after it.
+
+    The update makes up `share` of the average.
+    """
     share32 = jnp.float32(share)
     x = x.astype(jnp.float32)
     finite = jnp.isfinite(x)
@@ -175,11 +194,11 @@ def _updated(
     if where is not None:
         finite, bad = finite & where, bad & where
     counts = jnp.stack([kind.sum(axes, dtype=jnp.uint32) for kind in (finite, bad)], -1)
-    counts = count_over(_limbs.pair(counts), replicas)
+    counts = count_over(_limbs.pair(counts), replicas.over)
     entries, nonfinite = counts[..., 0, :], counts[..., 1, :]
-    total = sum_over(unsplit(jnp.where(finite, x, 0).sum(axes)), replicas)
+    total = sum_over(unsplit(jnp.where(finite, x, 0).sum(axes)), replicas.over)
     mean = total / jnp.maximum(_limbs.to_float32(entries), 1)
-    total, weight = state[..., _SUM], state[..., _WEIGHT]
+    total, weight = average[..., _SUM], average[..., _WEIGHT]
     # Rests where mean and average agree, which `decay * total + share * mean` need not.
     new_total = total + share32 * (mean - total)
     new_weight = weight + share32 * (1 - weight)
@@ -188,18 +207,9 @@ def _updated(
     nonfinite = _limbs.add(nonfinite, jnp.where(fits[..., None], jnp.uint32(0), entries))
     total = jnp.where(some & fits, new_total, total)
     weight = jnp.where(some & fits, new_weight, weight)
-    return _packed(total, weight, _limbs.add(_nonfinite(state), nonfinite))
+    # Every replica updates its average, also where all took in the same: the mean of equal ones is what they are.
+    nonfinite = on_first(nonfinite, replicas.once)
+    return _limbs.add(words, nonfinite), nonfinite, jnp.stack([total, weight], -1)
 
 
-@functools.partial(jax.jit, inline=True)
-def _pooled(left: jax.Array, right: jax.Array) -> jax.Array:
-    nonfinite = _limbs.add(_nonfinite(left), _nonfinite(right))
-    return _packed(left[..., _SUM] + right[..., _SUM], left[..., _WEIGHT] + right[..., _WEIGHT], nonfinite)
-
-
-def _packed(total: jax.Array, weight: jax.Array, nonfinite: Limbs) -> jax.Array:
-    return jnp.concatenate([jnp.stack([total, weight], -1), _digits.from_limbs(nonfinite)], -1)
-
-
-def _nonfinite(state: jax.Array) -> Limbs:
-    return _digits.to_limbs(state[..., _WEIGHT + 1 :])
+_pooled = jax.jit(lambda left, right: left + right, inline=True)

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,21 @@ import numpy as np
 
 from tallax import _limbs
 from tallax._placement import is_traced, unsplit
-from tallax._replicas import AxisName, axes_to_combine, count_over, min_over
-from tallax._variables import Buffer, as_shape
-from tallax.statistics._base import Statistic, current_state, leading_axes
+from tallax._replicas import (
+    AxisName,
+    Combination,
+    axes_to_combine,
+    count_over,
+    min_over,
+    on_first,
+    replica_count,
+)
+from tallax._variables import Buffer, Counter, as_shape
+from tallax.statistics._base import Statistic, entries_of, leading_axes
 
-# The rows of the state. What was fed nothing has the largest `at`, so that it loses every comparison; it reads as 0.
-_COUNT, _NAN, _MIN_AT, _MAX_AT, _VALUES = range(5)
+_COUNT, _NAN = range(2)
+# The rows of the extremes. What was fed nothing has the largest `at`, so that it loses every comparison; it reads as 0.
+_MIN_AT, _MAX_AT, _VALUES = range(3)
 _WORD = np.uint32(2**32 - 1)
 
 
@@ -55,14 +64,14 @@ class Extrema(Statistic):
 
     | field | shape | dtype | reset value | how copies combine |
     |---|---|---|---|---|
-    | state[..., 0, :] | (*shape, 2): count, two words | uint32 | 0 | sum |
-    | state[..., 1, :] | (*shape, 2): NaN, two words | uint32 | 0 | sum |
-    | state[..., 2:4, :] | (*shape, 2, 2): min_at and max_at, two words each | uint32 | 2**64 - 1 | of the extreme |
-    | state[..., 4, :] | (*shape, 2): min and -max, the bits of float32 | uint32 | those of inf | min |
+    | counts | (*shape, 2): entries, and NaN | an exact `Counter` | 0 | sum |
+    | extremes[..., :2, :] | (*shape, 2, 2): min_at and max_at, two words each | uint32 | 2**64 - 1 | of the extreme |
+    | extremes[..., 2, :] | (*shape, 2): min and -max, the bits of float32 | uint32 | those of inf | min |
 
     Args:
         shape: one pair for each head, expert, ...: the last axes of what `update` takes; the axes before are searched.
         axis_name: see `Statistic`.
+        persistent: whether checkpoints keep it.
 
     Values are compared in float32, so integers beyond 2**24 are rounded, and float64 (under x64) is too. XLA flushes
     subnormal numbers; they and -0.0 read as 0.0.
@@ -84,94 +93,113 @@ class Extrema(Statistic):
         ExtremaResult(min=-2.0, max=7.0, min_at=3, max_at=4, count=4, nan=1)
     """
 
-    def __init__(self, shape: int | tuple[int, ...] = (), *, axis_name: AxisName | None = None):
+    _dtypes: ClassVar[Mapping[str, Any]] = {"extremes": np.dtype(np.uint32)}
+
+    def __init__(
+        self, shape: int | tuple[int, ...] = (), *, axis_name: AxisName | None = None, persistent: bool = True
+    ):
         super().__init__(axis_name=axis_name)
         self.shape: tuple[int, ...] = as_shape(shape, item="Extrema")
-        self.state: Buffer = Buffer(_nothing(self.shape))
+        self.counts: Counter = Counter(shape=(*self.shape, 2), persistent=persistent)
+        self.extremes: Buffer = Buffer(_nothing(self.shape), persistent=persistent)
 
     def compute(self) -> ExtremaResult:
         """Returns the extremes, when they came, and the counts, each of the declared shape."""
-        return self.read(current_state(self.state))
+        return self.read(self.state_here())
 
-    def read(self, state: Any) -> ExtremaResult:
+    def read(self, state: Mapping[str, Any]) -> ExtremaResult:
         """Returns the record of a state; see `Statistic.read`."""
-        if is_traced(state):
-            empty = (state[..., _COUNT, :] == 0).all(-1)
-            counts = _limbs.to_int32(state[..., :_VALUES, :])
-            values = _values(state)
+        words, extremes = state["counts"], state["extremes"]
+        if is_traced(words):
+            counts, when = _limbs.to_int32(words), _limbs.to_int32(extremes[..., :_VALUES, :])
+            empty = (words[..., _COUNT, :] == 0).all(-1)
+            values = _values(extremes)
             choose = jnp.where
         else:
-            counts = _limbs.to_uint64(state[..., :_VALUES, :])
+            counts, when = _limbs.to_uint64(words), _limbs.to_uint64(extremes[..., :_VALUES, :])
             empty = counts[..., _COUNT] == 0
-            values = np.ascontiguousarray(state[..., _VALUES, :]).view(np.float32)
+            values = np.ascontiguousarray(extremes[..., _VALUES, :]).view(np.float32)
             choose = np.where
-        at = [choose(empty, counts.dtype.type(0), counts[..., row]) for row in (_MIN_AT, _MAX_AT)]
+        at = [choose(empty, when.dtype.type(0), when[..., row]) for row in (_MIN_AT, _MAX_AT)]
         extremes = values[..., 0], 0 - values[..., 1]  # 0 - x and not -x, which of 0.0 is -0.0
         parts = (*extremes, *at, counts[..., _COUNT], counts[..., _NAN])
-        if isinstance(state, np.ndarray) and state.ndim == 2:
+        if isinstance(words, np.ndarray) and words.ndim == 2:
             parts = [np.asarray(part).item() for part in parts]
         return ExtremaResult(*parts)
 
     def reset(self) -> None:
         """Forgets everything that was fed."""
-        self.state[...] = np.broadcast_to(_nothing(self.shape), self.state.shape)
+        self.refuse_casts()
+        self.counts.reset()
+        self.extremes[...] = np.broadcast_to(_nothing(self.shape), self.extremes.shape)
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         axes = leading_axes(x, self.shape, self)
-        state = self.state.stored()
-        replicas = axes_to_combine(x, where, state=self.state, axis_name=self.axis_name)
-        self.state[...] = _updated(state, x, where, axes, replicas)
+        replicas = axes_to_combine(x, where, state=self.counts, axis_name=self.axis_name)
+        updated = _updated(self.counts.words(), self.extremes.stored(), x, where, axes, replicas)
+        self.counts._add_known(*updated[:2], most=entries_of(x, axes) * replica_count(replicas.over))
+        self.extremes.set_value(updated[2])
 
-    def _merge(self, other: Extrema) -> None:
-        self.state[...] = _merged(self.state.stored(), other.state.stored())
+    def _merge(self, other: Extrema, once: tuple[Hashable, ...] = ()) -> None:
+        self.counts._add_combined(on_first(other.counts.words(), once))
+        self.extremes.set_value(_merged(self.extremes.stored(), other.extremes.stored()))
 
     def _configuration(self) -> dict[str, Any]:
         return {"shape": self.shape}
 
 
 def _nothing(shape: tuple[int, ...]) -> np.ndarray:
-    state = np.zeros((*shape, 5, 2), np.uint32)
-    state[..., [_MIN_AT, _MAX_AT], :] = _WORD
-    state[..., _VALUES, :] = np.float32(np.inf).view(np.uint32)
-    return state
+    extremes = np.zeros((*shape, 3, 2), np.uint32)
+    extremes[..., [_MIN_AT, _MAX_AT], :] = _WORD
+    extremes[..., _VALUES, :] = np.float32(np.inf).view(np.uint32)
+    return extremes
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4), inline=True)
+@functools.partial(jax.jit, static_argnums=(4, 5), inline=True)
 def _updated(
-    state: jax.Array, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], replicas: tuple[Hashable, ...]
-) -> jax.Array:
-    """Returns the state after the entries of all replicas: merged with the state that they make by themselves."""
+    words: jax.Array,
+    extremes: jax.Array,
+    x: jax.Array,
+    where: jax.Array | None,
+    axes: tuple[int, ...],
+    replicas: Combination,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the limbs of the counts after an update, those of the update alone, and the extremes after it.
+
+    The extremes of all replicas' entries are merged with those before.
+    """
     x = x.astype(jnp.float32)
     nan = jnp.isnan(x)
     taken = ~nan
     if where is not None:
         nan, taken = nan & where, taken & where
     counts = jnp.stack([taken.sum(axes, dtype=jnp.uint32), nan.sum(axes, dtype=jnp.uint32)], -1)
-    counts = count_over(_limbs.pair(counts), replicas)
+    counts = on_first(count_over(_limbs.pair(counts), replicas.over), replicas.once)
     least = [jnp.where(taken, signed, jnp.inf).min(axes, initial=jnp.inf) for signed in (x, -x)]
-    least = min_over(unsplit(jnp.stack(least, -1)), replicas)
+    least = min_over(unsplit(jnp.stack(least, -1)), replicas.over)
     least = jnp.where(least == 0, jnp.float32(0), least)  # one zero, so that equal extremes have equal bits
+    least = on_first(least, replicas.once, otherwise=jnp.inf)
     some = (counts[..., _COUNT, :] > 0).any(-1, keepdims=True)
-    at = jnp.where(some, _limbs.add(state[..., _COUNT, :], counts[..., _COUNT, :]), _WORD)
-    return _merged(state, _packed(counts, jnp.stack([at, at], -2), least))
+    after = _limbs.add(words, counts)
+    at = jnp.where(some, after[..., _COUNT, :], _WORD)
+    return after, counts, _merged(extremes, _packed(jnp.stack([at, at], -2), least))
 
 
 @functools.partial(jax.jit, inline=True)
 def _merged(left: jax.Array, right: jax.Array) -> jax.Array:
-    counts = _limbs.add(left[..., :_MIN_AT, :], right[..., :_MIN_AT, :])
     value, other = _values(left), _values(right)
-    at, other_at = left[..., _MIN_AT:_VALUES, :], right[..., _MIN_AT:_VALUES, :]
+    at, other_at = left[..., :_VALUES, :], right[..., :_VALUES, :]
     low, high, other_low, other_high = at[..., 0], at[..., 1], other_at[..., 0], other_at[..., 1]
     earlier = (other_high < high) | ((other_high == high) & (other_low < low))
     better = (other < value) | ((other == value) & earlier)
-    return _packed(counts, jnp.where(better[..., None], other_at, at), jnp.where(better, other, value))
+    return _packed(jnp.where(better[..., None], other_at, at), jnp.where(better, other, value))
 
 
-def _values(state: Any) -> jax.Array:
+def _values(extremes: Any) -> jax.Array:
     """Returns float32[*shape, 2]: min and -max."""
-    return jax.lax.bitcast_convert_type(state[..., _VALUES, :], jnp.float32)
+    return jax.lax.bitcast_convert_type(extremes[..., _VALUES, :], jnp.float32)
 
 
-def _packed(counts: jax.Array, at: jax.Array, values: jax.Array) -> jax.Array:
+def _packed(at: jax.Array, values: jax.Array) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
-    return jnp.concatenate([counts, at, bits[..., None, :]], -2)
+    return jnp.concatenate([at, bits[..., None, :]], -2)

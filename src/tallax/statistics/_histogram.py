@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import functools
-import operator
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,14 @@ import numpy as np
 from tallax._errors import InvalidValueError, compose
 from tallax._replicas import AxisName
 from tallax._variables import Counter
-from tallax.statistics._base import Counts, current_state, exact_or_traced
+from tallax.statistics._base import Counts, exact_or_traced
+from tallax.statistics._host import as_number
 from tallax.statistics._looks import plot_bars, shape_of_stack, stacked, sum_of_stack, title_counts
 from tallax.statistics._slots import count_slots
 from tallax_runs._bars import one_line
 from tallax_runs._record import Bins
 
+_MOST_BINS = 65_536
 _OUTSIDE = ("underflow", "overflow", "nan", "posinf", "neginf")
 
 
@@ -104,12 +107,14 @@ class Histogram(Counts):
         high: the last edge.
         bins: how many bins there are, at most 65,536.
         axis_name: see `Statistic`.
+        persistent: whether checkpoints keep it.
 
     Values of any shape are taken and compared in float32 (float64 where x64 is enabled and they have it). XLA flushes
     subnormal numbers, so they count as zeros.
 
     Raises:
-        InvalidValueError: the range is empty or not finite, or float32 can't tell its edges apart.
+        InvalidValueError: `low` or `high` is not a number, `bins` not an integer in [1, 65,536], the range is empty or
+            not finite, or float32 can't tell its edges apart.
 
     Example:
         >>> import jax.numpy as jnp, tallax
@@ -120,13 +125,18 @@ class Histogram(Counts):
         ([1, 1, 0, 2], 1, 1)
     """
 
-    def __init__(self, low: float, high: float, bins: int = 64, *, axis_name: AxisName | None = None):
+    _rounding = "largest"  # a number beyond float32 lies outside of the edges, and is not infinite
+
+    def __init__(
+        self, low: float, high: float, bins: int = 64, *, axis_name: AxisName | None = None, persistent: bool = True
+    ):
         super().__init__(axis_name=axis_name)
-        self.low: float = float(low)
-        self.high: float = float(high)
-        self.bins: int = operator.index(bins)
-        finite = np.isfinite([self.low, self.high]).all() and max(abs(self.low), abs(self.high)) < 2.0**127
-        if not (finite and self.low < self.high and 1 <= self.bins <= 65_536) or np.any(np.diff(self.edges) <= 0):
+        ends = as_number(low), as_number(high)
+        is_count = isinstance(bins, int | np.integer) and not isinstance(bins, bool) and 1 <= bins <= _MOST_BINS
+        self.low, self.high = (math.nan if end is None else end for end in ends)
+        self.bins: int = int(bins) if is_count else 1
+        in_order = -(2.0**127) < self.low < self.high < 2.0**127  # false of NaN
+        if not (is_count and in_order) or np.any(np.diff(self.edges) <= 0):
             raise InvalidValueError(
                 compose(
                     "Histogram",
@@ -136,7 +146,7 @@ class Histogram(Counts):
                     fix="Histogram(-5.0, 5.0, bins=64)",
                 )
             )
-        self.counts: Counter = Counter(shape=self.bins + len(_OUTSIDE))
+        self.counts: Counter = Counter(shape=self.bins + len(_OUTSIDE), persistent=persistent)
 
     @property
     def edges(self) -> np.ndarray:
@@ -145,11 +155,11 @@ class Histogram(Counts):
 
     def compute(self) -> HistogramResult:
         """Returns the counts of the bins and of what lay outside them."""
-        return self.read(current_state(self.counts))
+        return self.read(self.state_here())
 
-    def read(self, state: Any) -> HistogramResult:
+    def read(self, state: Mapping[str, Any]) -> HistogramResult:
         """Returns the record of a state; see `Statistic.read`."""
-        counts = exact_or_traced(state)
+        counts = exact_or_traced(state["counts"])
         outside = [counts[..., self.bins + k] for k in range(len(_OUTSIDE))]
         if isinstance(counts, np.ndarray) and counts.ndim == 1:
             outside = [int(count) for count in outside]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,8 @@ from tallax import _limbs
 from tallax._errors import InvalidValueError, compose, describe
 from tallax._replicas import AxisName
 from tallax._variables import Counter
-from tallax.statistics._base import Counts, current_state, exact_or_traced
+from tallax.statistics._base import Counts, exact_or_traced
+from tallax.statistics._host import as_number
 from tallax.statistics._looks import plot_bars, saturating_sum, shape_of_stack, stacked, sum_of_stack, title_counts
 from tallax.statistics._slots import count_slots
 from tallax_runs._bars import bars_of
@@ -172,11 +174,12 @@ class LogHistogram(Counts):
     Args:
         relative_error: what quantiles are within, in [1e-4, 0.5].
         axis_name: see `Statistic`.
+        persistent: whether checkpoints keep it.
 
     float64 and integers are rounded to float32 first.
 
     Raises:
-        InvalidValueError: `relative_error` is out of range.
+        InvalidValueError: `relative_error` is not a number in [1e-4, 0.5].
 
     Example:
         >>> import jax.numpy as jnp, tallax
@@ -191,9 +194,10 @@ class LogHistogram(Counts):
         G. Tene, HdrHistogram: buckets by exponent and leading bits, there of integers.
     """
 
-    def __init__(self, relative_error: float = 0.05, *, axis_name: AxisName | None = None):
+    def __init__(self, relative_error: float = 0.05, *, axis_name: AxisName | None = None, persistent: bool = True):
         super().__init__(axis_name=axis_name)
-        if not 1e-4 <= relative_error <= 0.5:
+        error = as_number(relative_error)
+        if error is None or not 1e-4 <= error <= 0.5:
             raise InvalidValueError(
                 compose(
                     "LogHistogram",
@@ -202,9 +206,9 @@ class LogHistogram(Counts):
                     fix="LogHistogram(relative_error=0.01)",
                 )
             )
-        self.relative_error: float = float(relative_error)
-        self.mantissa_bits: int = next(m for m in range(_MANTISSA) if 1 / (2 ** (m + 1) + 1) <= relative_error)
-        self.counts: Counter = Counter(shape=2 * self._buckets + len(_SPECIAL))
+        self.relative_error: float = error
+        self.mantissa_bits: int = next(m for m in range(_MANTISSA) if 1 / (2 ** (m + 1) + 1) <= error)
+        self.counts: Counter = Counter(shape=2 * self._buckets + len(_SPECIAL), persistent=persistent)
 
     @property
     def _buckets(self) -> int:
@@ -213,11 +217,11 @@ class LogHistogram(Counts):
 
     def compute(self) -> LogHistogramResult:
         """Returns the counts, from which the result's `quantile` reads values."""
-        return self.read(current_state(self.counts))
+        return self.read(self.state_here())
 
-    def read(self, state: Any) -> LogHistogramResult:
+    def read(self, state: Mapping[str, Any]) -> LogHistogramResult:
         """Returns the record of a state; see `Statistic.read`."""
-        counts = exact_or_traced(state)
+        counts = exact_or_traced(state["counts"])
         exact = isinstance(counts, np.ndarray)
         end = 2 * self._buckets
         positive, negative = counts[..., : self._buckets], counts[..., self._buckets : end]

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,21 @@ import numpy as np
 
 from tallax import _limbs
 from tallax._placement import is_traced
-from tallax._replicas import AxisName, axes_to_combine, count_over, marked, max_over, sum_over, varying_axes
-from tallax._variables import Buffer, as_shape
-from tallax.statistics import _central, _digits
-from tallax.statistics._base import Statistic, current_state, leading_axes
+from tallax._replicas import (
+    AxisName,
+    Combination,
+    axes_to_combine,
+    count_over,
+    marked,
+    max_over,
+    on_first,
+    replica_count,
+    sum_over,
+    varying_axes,
+)
+from tallax._variables import Buffer, Counter, as_shape
+from tallax.statistics import _central
+from tallax.statistics._base import Statistic, entries_of, leading_axes
 from tallax.statistics._powersums import count_finite, plain_power_sums, power_sums, rough_sum_and_range
 
 
@@ -54,13 +65,12 @@ class Moments(Statistic):
     and higher moments of a batch come from float32 sums about a pivot near its mean, and are merged into the state in
     pairs of float32, so neither a large mean nor a long stream costs precision.
 
-    | field | last axis of the state | dtype | reset value | how copies combine |
+    | field | shape | dtype | reset value | how copies combine |
     |---|---|---|---|---|
-    | count | 0:4, 16-bit digits, lowest first | float32 | 0 | sum, saturated at 2**64 - 1 |
-    | nonfinite | 4:8, likewise | float32 | 0 | sum, saturated at 2**64 - 1 |
-    | unit | 8, a power of two near the largest entry; 0 before one | float32 | 0 | max |
-    | mean | 9:11, high + low, in units | float32 | 0 | Chan's and Pebay's update |
-    | M2, M3, M4 | 11:17, sums of powers of (x - mean), each high + low | float32 | 0 | Chan's and Pebay's update |
+    | counts | (*shape, 2): finite entries, and others | an exact `Counter` | 0 | sum |
+    | moments[..., 0] | shape: the unit, a power of two near the largest entry | float32 | 0 | max |
+    | moments[..., 1:3] | (*shape, 2): the mean, high + low, in units | float32 | 0 | Chan's and Pebay's update |
+    | moments[..., 3:9] | (*shape, 6): M2, M3, M4, sums of powers of (x - mean), high + low | float32 | 0 | likewise |
 
     The unit keeps fourth powers in float32's range whatever the scale of the data is.
 
@@ -68,6 +78,7 @@ class Moments(Statistic):
         shape: one set of moments for each head, unit, ...: the last axes of what `update` takes; the axes before are
             counted.
         axis_name: see `Statistic`.
+        persistent: whether checkpoints keep it.
 
     An update takes one pass over the data, with the mean so far as the pivot; where that lies more than two standard
     deviations from the batch's own mean, as in the first update, two more passes find a better one. Inside `shard_map`
@@ -91,21 +102,28 @@ class Moments(Statistic):
         moments, Sandia report SAND2008-6212, 2008: equations 2.1 to 2.9.
     """
 
-    def __init__(self, shape: int | tuple[int, ...] = (), *, axis_name: AxisName | None = None):
+    _dtypes: ClassVar[Mapping[str, Any]] = {"moments": np.dtype(np.float32)}
+
+    def __init__(
+        self, shape: int | tuple[int, ...] = (), *, axis_name: AxisName | None = None, persistent: bool = True
+    ):
         super().__init__(axis_name=axis_name)
         self.shape: tuple[int, ...] = as_shape(shape, item="Moments")
-        self.moments: Buffer = Buffer(np.zeros((*self.shape, _central.FIELDS), np.float32))
+        self.counts: Counter = Counter(shape=(*self.shape, 2), persistent=persistent)
+        self.moments: Buffer = Buffer(np.zeros((*self.shape, _central.FIELDS), np.float32), persistent=persistent)
 
     def compute(self) -> MomentsResult:
         """Returns the counts and moments, each of the statistic's shape."""
-        return self.read(current_state(self.moments))
+        return self.read(self.state_here())
 
-    def read(self, state: Any) -> MomentsResult:
+    def read(self, state: Mapping[str, Any]) -> MomentsResult:
         """Returns the record of a state; see `Statistic.read`."""
-        if is_traced(state):
-            return _result_in_trace(state)
-        count, nonfinite = _digits.to_uint64(state[..., :4]), _digits.to_uint64(state[..., 4:8])
-        values = state[..., 8:].astype(np.float64)
+        words, moments = state["counts"], state["moments"]
+        if is_traced(words):
+            return _result_in_trace(words, moments)
+        counts = _limbs.to_uint64(words)
+        count, nonfinite = counts[..., 0], counts[..., 1]
+        values = moments.astype(np.float64)
         pairs = [values[..., k] + values[..., k + 1] for k in (1, 3, 5, 7)]
         mean, variance, skewness, kurtosis = _standardized(np, count.astype(np.float64), values[..., 0], *pairs)
         if count.ndim:
@@ -114,34 +132,51 @@ class Moments(Statistic):
 
     def reset(self) -> None:
         """Forgets everything that was fed."""
+        self.refuse_casts()
+        self.counts.reset()
         self.moments[...] = 0.0
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         axes = leading_axes(x, self.shape, self)
         if not x.size:
             return
-        state = self.moments.stored()
-        combined = axes_to_combine(x, where, state=self.moments, axis_name=self.axis_name)
-        self.moments.set_value(_updated(state, x, where, axes, combined))
+        replicas = axes_to_combine(x, where, state=self.counts, axis_name=self.axis_name)
+        updated = _updated(self.counts.words(), self.moments.stored(), x, where, axes, replicas)
+        self.counts._add_known(*updated[:2], most=entries_of(x, axes) * replica_count(replicas.over))
+        self.moments.set_value(updated[2])
 
-    def _merge(self, other: Moments) -> None:
-        self.moments.set_value(_merged(self.moments.stored(), other.moments.stored()))
+    def _merge(self, other: Moments, once: tuple[Hashable, ...] = ()) -> None:
+        words, moments = _merged(
+            self.counts.words(), other.counts.words(), self.moments.stored(), other.moments.stored(), once
+        )
+        self.counts._store(words)
+        self.moments.set_value(moments)
 
     def _configuration(self) -> dict[str, Any]:
         return {"shape": self.shape}
 
 
-@functools.partial(jax.jit, inline=True)
-def _merged(left: jax.Array, right: jax.Array) -> jax.Array:
-    return _central.pack(_central.union(_central.unpack(left), _central.unpack(right)))
+@functools.partial(jax.jit, static_argnums=4, inline=True)
+def _merged(
+    words: jax.Array, other_words: jax.Array, moments: jax.Array, other: jax.Array, once: tuple[Hashable, ...]
+) -> tuple[jax.Array, jax.Array]:
+    union = _central.union(_central.unpack(words[..., 0, :], moments), _central.unpack(other_words[..., 0, :], other))
+    added = _limbs.add(words, on_first(other_words, once))
+    return added, on_first(_central.pack(union), once, otherwise=moments)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4), inline=True)
+@functools.partial(jax.jit, static_argnums=(4, 5), inline=True)
 def _updated(
-    state: jax.Array, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], combined: tuple[Hashable, ...]
-) -> jax.Array:
-    """Returns the state after a batch, summed over the replicas along the mapped axes `combined`."""
-    before = _central.unpack(state)
+    words: jax.Array,
+    moments: jax.Array,
+    x: jax.Array,
+    where: jax.Array | None,
+    axes: tuple[int, ...],
+    replicas: Combination,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the limbs of the counts after a batch, those of the batch alone, and the moments after it."""
+    combined = replicas.over
+    before = _central.unpack(words[..., 0, :], moments)
     values = x.astype(jnp.float32)
     unit, pivot = jnp.where(before.unit > 0, before.unit, 1.0), before.mean[0]
     fed = jnp.full(x.shape[len(axes) :], math.prod(x.shape[axis] for axis in axes), jnp.uint32)
@@ -175,8 +210,10 @@ def _updated(
     near = (before.unit > 0) & (sums[0] ** 2 <= 0.8 * entries * sums[1]) & (sums[3] <= 2.0**24 * entries)
     good = (near | (entries == 0)).all()
     taken, sums, pivot, unit = jax.lax.cond(good, lambda: alike(taken, sums, pivot, unit), again)
-    count, nonfinite = count_over(_limbs.pair(jnp.stack([taken, fed - taken])), combined)
-    return _central.pack(_central.union(before, _central.of_batch(count, nonfinite, unit, pivot, sums)))
+    counts = count_over(_limbs.pair(jnp.stack([taken, fed - taken], -1)), combined)
+    union = _central.union(before, _central.of_batch(counts[..., 0, :], unit, pivot, sums))
+    counts = on_first(counts, replicas.once)
+    return _limbs.add(words, counts), counts, on_first(_central.pack(union), replicas.once, otherwise=moments)
 
 
 def _pivot_and_unit(
@@ -204,8 +241,8 @@ def _standardized(xp: Any, count: Any, unit: Any, mean: Any, m2: Any, m3: Any, m
     return mean * unit, variance * unit * unit, skewness, kurtosis
 
 
-def _result_in_trace(state: jax.Array) -> MomentsResult:
-    parts = _central.unpack(state)
-    moments = (high + low for high, low in (parts.mean, parts.m2, parts.m3, parts.m4))
-    floats = _standardized(jnp, _limbs.to_float32(parts.seen), parts.unit, *moments)
-    return MomentsResult(_limbs.to_int32(parts.seen), *floats, _limbs.to_int32(parts.nonfinite))
+def _result_in_trace(words: jax.Array, moments: jax.Array) -> MomentsResult:
+    parts, counts = _central.unpack(words[..., 0, :], moments), _limbs.to_int32(words)
+    sums = (high + low for high, low in (parts.mean, parts.m2, parts.m3, parts.m4))
+    floats = _standardized(jnp, _limbs.to_float32(parts.seen), parts.unit, *sums)
+    return MomentsResult(counts[..., 0], *floats, counts[..., 1])

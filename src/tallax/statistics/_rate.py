@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from tallax import _limbs
 from tallax._placement import unsplit
 from tallax._replicas import AxisName
 from tallax._variables import Counter, as_shape
-from tallax.statistics._base import Counts, current_state, exact_or_traced, leading_axes
+from tallax.statistics._base import Counts, exact_or_traced, leading_axes
 
 
 @jax.tree_util.register_dataclass
@@ -47,6 +48,7 @@ class Rate(Counts):
     Args:
         shape: one rate for each head, expert, ...: the last axes of what `update` takes; the axes before are counted.
         axis_name: see `Statistic`.
+        persistent: whether checkpoints keep it.
 
     Raises:
         InvalidValueError: `shape` is no shape.
@@ -59,24 +61,28 @@ class Rate(Counts):
         array([1.        , 0.33333333])
     """
 
-    def __init__(self, shape: int | tuple[int, ...] = (), *, axis_name: AxisName | None = None):
+    _rounding = "nonzero"
+
+    def __init__(
+        self, shape: int | tuple[int, ...] = (), *, axis_name: AxisName | None = None, persistent: bool = True
+    ):
         super().__init__(axis_name=axis_name)
         self.shape: tuple[int, ...] = as_shape(shape, item="Rate")
-        self.counts: Counter = Counter(shape=(*self.shape, 2))
+        self.counts: Counter = Counter(shape=(*self.shape, 2), persistent=persistent)
 
     def compute(self) -> RateResult:
         """Returns fired, total and their ratio, each of the rate's shape."""
-        return self.read(current_state(self.counts))
+        return self.read(self.state_here())
 
-    def read(self, state: Any) -> RateResult:
+    def read(self, state: Mapping[str, Any]) -> RateResult:
         """Returns the record of a state; see `Statistic.read`."""
-        counts = exact_or_traced(state)
+        counts = exact_or_traced(state["counts"])
         fired, total = counts[..., 0], counts[..., 1]
         if isinstance(counts, np.ndarray):
             rate = np.divide(fired, total, out=np.zeros(fired.shape), where=total != 0)
             return RateResult(fired, total, rate) if rate.shape else RateResult(int(fired), int(total), float(rate))
         # The counts saturate at 2**31 - 1; the ratio must not.
-        exact = _limbs.to_float32(state)
+        exact = _limbs.to_float32(state["counts"])
         rate = jnp.where(total == 0, 0.0, exact[..., 0] / jnp.maximum(exact[..., 1], 1.0))
         return RateResult(fired, total, rate)
 

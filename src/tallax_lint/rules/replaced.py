@@ -9,7 +9,7 @@ from tallax_lint._check import CHECKS, Context, insertion
 from tallax_lint._classes import MAKING, is_self
 from tallax_lint._finding import Edit
 from tallax_lint._index import Scope, targets
-from tallax_lint._kinds import Array, Frame, Items, Number, Table, Value, Variable, item
+from tallax_lint._kinds import Array, Frame, Items, Number, Table, Value, Variable, element, item
 from tallax_lint._rule import Rule
 
 RULE = Rule(
@@ -23,9 +23,10 @@ raised. `self.count += 1`, which Flax once advertised and which changed the Vari
 NotImplementedError.
 
 The rule reports an assignment where the attribute (or an element of a list or dict in it, or the function's parameter)
-surely holds a Variable, in this class or one it derives from in any file, and what is assigned is surely an array or
-number. A new Variable (`self.losses = nnx.Intermediate(x)`) is no finding, nor is what `__init__` chooses in its
-branches, nor a Variable whose own class says what `+=` does, as tallax's do.
+surely holds a Variable, in this class or one it derives from in any file, and the assigned value is surely an array or
+number. `setattr(self, "mean", ...)` is such an assignment, and so is a list of arrays in place of a list of Variables.
+A new Variable (`self.losses = nnx.Intermediate(x)`) is no finding, nor is what `__init__` chooses in its branches, nor
+a Variable whose own class says what `+=` does, as tallax's do.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -93,26 +94,77 @@ def assigned_over(node: ast.Assign | ast.AnnAssign, scope: Scope, context: Conte
                 continue
             if isinstance(single, ast.Attribute) and _is_making(single, scope):
                 continue
-            value = context.values.of(single, scope)
-            if not isinstance(value, Variable) or _is_for_types_only(node, context):
+            value = _held(context.values.of(single, scope))
+            if value is None or _is_for_types_only(node, context):
                 continue
             given: Value | None = context.values.of(node.value, scope)
             for k in place:
                 given = item(given, k)
-            if isinstance(given, (Array, Number)):
-                shown = context.source_of(single)
-                context.report(
-                    RULE,
-                    node,
-                    f"this assignment replaces the {value.called} in `{shown}` by "
-                    f"{'an array' if isinstance(given, Array) else 'a number'}; write `{shown}[...] = ...`",
-                )
+            if _replaces(value, given, node, context.source_of(single), context):
                 return
+
+
+@CHECKS.call("setattr", "__setattr__")
+def assigned_by_name(node: ast.Call, scope: Scope, context: Context) -> None:
+    """Reports `setattr(self, "x", array)`, `object.__setattr__(self, "x", array)` and `self.__setattr__("x", array)`
+    where the attribute holds a Variable.
+    """
+    arguments = list(node.args)
+    if len(arguments) == 2 and isinstance(node.func, ast.Attribute):
+        arguments.insert(0, node.func.value)
+    if len(arguments) != 3 or not isinstance(arguments[1], ast.Constant) or not isinstance(arguments[1].value, str):
+        return
+    owner, name = arguments[0], arguments[1].value
+    if isinstance(owner, ast.Call) and isinstance(owner.func, ast.Name) and owner.func.id == "super":
+        method = scope if scope.self_name else None
+        if method is None:
+            return
+        owner = ast.copy_location(ast.Name(method.self_name or "self", ast.Load()), owner)
+    target = ast.copy_location(ast.Attribute(owner, name, ast.Load()), node)
+    if _is_making(target, scope):
+        return
+    value = _held(context.values.attribute(context.values.of(owner, scope), name, target, Frame(scope)))
+    if value is not None and not _is_for_types_only(node, context):
+        given = context.values.of(arguments[2], scope)
+        _replaces(value, given, node, context.source_of(target), context)
+
+
+def _held(value: Value | None) -> Variable | Items | Table | None:
+    """Returns a Variable, or a list or dict of Variables; None for anything else."""
+    if isinstance(value, (Items, Table)):
+        return value if isinstance(_each(value), Variable) else None
+    return value if isinstance(value, Variable) else None
+
+
+def _each(value: Items | Table) -> Value | None:
+    return value.each if isinstance(value, Table) else element(value)
+
+
+def _replaces(
+    value: Variable | Items | Table, given: Value | None, node: ast.AST, shown: str, context: Context
+) -> bool:
+    """Reports that an assignment puts arrays or numbers where there were Variables, if it does."""
+    if isinstance(value, Variable):
+        if isinstance(given, (Array, Number)):
+            what = "an array" if isinstance(given, Array) else "a number"
+            message = f"this assignment replaces the {value.called} in `{shown}` by {what}; write `{shown}[...] = ...`"
+            context.report(RULE, node, message)
+            return True
+        return False
+    held = _each(value)
+    if type(given) is type(value) and isinstance(held, Variable) and isinstance(_each(given), Array):  # type: ignore[arg-type]
+        message = (
+            f"this assignment replaces each {held.called} in `{shown}` by an array; write into each, "
+            "`variable[...] = ...`"
+        )
+        context.report(RULE, node, message)
+        return True
+    return False
 
 
 def _is_element(target: ast.expr, scope: Scope, context: Context) -> bool:
     """Says whether a target is an element of a list or dict that a module holds."""
-    if not isinstance(target, ast.Subscript) or not isinstance(target.value, ast.Attribute):
+    if not isinstance(target, ast.Subscript) or not isinstance(target.value, (ast.Attribute, ast.Subscript)):
         return False
     return isinstance(context.values.of(target.value, scope), (Items, Table))
 

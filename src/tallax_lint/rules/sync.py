@@ -24,9 +24,10 @@ Python waits until the device has done all that was asked of it, on every call.
 `assert` and `range(...)` ask for it as well, and so does each side of `and` and `or`.
 
 The rule reports them on the array of a Variable, and on what is computed from it or written into it, in a module's
-`__call__` and the methods it reaches, in functions under a transformation, and in loops that call a jitted step (but
-not behind `if step % 100 == 0`). Shapes and dtypes are known without the device, a Variable that holds a Python
-number needs none, and reports, properties and host iterators are no steps.
+`__call__` and the methods it reaches, in functions under a transformation, and in loops that call a jitted step. There
+it leaves alone the lines behind `if k % 100 == 0`, but not a condition: `if int(model.count[...]) % 100 == 0` reads the
+count at every step. Shapes and dtypes are known without the device, a Variable that holds a Python number needs none,
+and reports, properties and host iterators are no steps.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -93,11 +94,12 @@ def converted(node: ast.Call, scope: Scope, context: Context) -> None:
 def decided(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, context: Context) -> None:
     """Reports `if`, `while` and `assert` on state in a step."""
     if not _is_forward(scope, context):
+        _decided_in_loop(node, scope, context)
         return
     for test in _conditions(node.test):
         value = context.values.of(test, scope)
         if isinstance(value, (Array, Number)) and value.state is not None:
-            word = {ast.While: "while", ast.Assert: "assert"}.get(type(node), "if")
+            word = _word(node)
             context.report(
                 RULE,
                 node.test,
@@ -105,6 +107,25 @@ def decided(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, con
                 + ("jax.experimental.checkify" if word == "assert" else "jnp.where or nnx.cond"),
             )
             return
+
+
+def _decided_in_loop(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, context: Context) -> None:
+    """Reports the condition that a training loop asks at every step; Python asks the first of `and` and `or` always."""
+    first = next(_conditions(node.test))
+    if isinstance(first, (ast.Name, ast.Constant)) or not _loop_at_every_step(first, scope, context):
+        return
+    value = context.values.of(first, scope)
+    if isinstance(value, Array) and value.state is not None and _is_known_array(first, value, scope, context):
+        context.report(
+            RULE,
+            node.test,
+            f"`{_word(node)}` on a Variable's value in a training loop waits for the device at every step; ask a step "
+            "number that Python has, as that of `enumerate`",
+        )
+
+
+def _word(node: ast.AST) -> str:
+    return {ast.While: "while", ast.Assert: "assert"}.get(type(node), "if")
 
 
 def _conditions(test: ast.expr) -> Iterator[ast.expr]:
@@ -164,15 +185,31 @@ def _step(node: ast.Call, scope: Scope, context: Context) -> str:
     """Returns which kind of step a call stands in, empty if in none."""
     if _is_forward(scope, context):
         return "in a step"
-    loop = scope.file.enclosing(node, ast.For, ast.While)
-    if loop is None or not _is_training(loop, scope, context):
-        return ""
-    current = scope.file.parent_of(node)
-    while current is not None and current is not loop:
-        if isinstance(current, (ast.If, ast.FunctionDef, ast.Lambda)):
-            return ""
-        current = scope.file.parent_of(current)
-    return "in a training loop"
+    return "in a training loop" if _loop_at_every_step(node, scope, context) else ""
+
+
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
+
+
+def _loop_at_every_step(node: ast.AST, scope: Scope, context: Context) -> bool:
+    """Says whether a training loop works an expression out at every step.
+
+    It does not within a branch, behind the first operand of `and` and `or`, or in the sequence that it runs over. The
+    condition of a branch it does.
+    """
+    file = scope.file
+    inner, outer = node, file.parent_of(node)
+    while outer is not None and not isinstance(
+        outer, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
+    ):
+        if isinstance(outer, (ast.If, ast.IfExp)) and inner is not outer.test:
+            return False
+        if isinstance(outer, ast.BoolOp) and inner is not outer.values[0]:
+            return False
+        if isinstance(outer, ast.While) or (isinstance(outer, ast.For) and inner is not outer.iter):
+            return _is_training(outer, scope, context)
+        inner, outer = outer, file.parent_of(outer)
+    return False
 
 
 def _is_forward(scope: Scope, context: Context) -> bool:
@@ -229,6 +266,13 @@ def _is_called_back(scope: Scope) -> bool:
 
 def _is_training(loop: ast.AST, scope: Scope, context: Context) -> bool:
     """Says whether a loop calls a jitted function or an optimizer's update."""
+    key = ("training", loop)
+    if key not in scope.memory:
+        scope.memory[key] = _trains(loop, scope, context)
+    return bool(scope.memory[key])
+
+
+def _trains(loop: ast.AST, scope: Scope, context: Context) -> bool:
     first, last = loop.lineno, loop.end_lineno or loop.lineno  # type: ignore[attr-defined]
     for call in scope.of(ast.Call):
         if first <= call.lineno <= last:

@@ -19,8 +19,8 @@ class StepCounter(nnx.Module):
 
 
 def counter_after_n_calls(seed: int, n_calls: int) -> jax.Array:
-    """Returns two integers as one array: a new counter's value after n_calls calls, and n_calls."""
+    """Returns float32[2]: a new counter's value after n_calls calls, and n_calls."""
     counter = StepCounter(nnx.Rngs(int(seed)))
     for _ in range(int(n_calls)):
         counter()
-    return jnp.array([counter.step[...], int(n_calls)])
+    return jnp.array([counter.step[...], int(n_calls)], jnp.float32)

@@ -18,5 +18,5 @@ class StepCounter(nnx.Module):
 
 
 def counter_after_n_calls(seed: int, n_calls: int) -> jax.Array:
-    """Returns two integers as one array: a new counter's value after n_calls calls, and n_calls."""
+    """Returns float32[2]: a new counter's value after n_calls calls, and n_calls."""
     raise NotImplementedError
