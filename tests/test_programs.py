@@ -62,7 +62,7 @@ def _counts_of(reading):
 
 
 WAYS = {
-    "plain calls": (True, True, lambda f, m: Steps(f, m)),
+    "plain calls": (True, True, Steps),
     "nnx.jit": (True, True, lambda f, m: Steps(nnx.jit(f), m)),
     "nnx.jit, graph_updates=False": (True, False, lambda f, m: Steps(nnx.jit(f), m)),
     "nnx.jit, tree": (False, False, lambda f, m: Steps(nnx.jit(f), m)),

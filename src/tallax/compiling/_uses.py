@@ -94,13 +94,11 @@ def uses(program: ClosedJaxpr, counts: int) -> Uses:
     inputs += [None] * (len(program.jaxpr.invars) - len(inputs))
     found = Uses()
     outputs = _follow(program.jaxpr, inputs, found)
-    for place, part in enumerate(outputs):
-        number, is_base = place % max(counts, 1), place < counts
-        right = isinstance(part, _Base if is_base else _Added) and part.number == number
-        if place >= 2 * counts or not right:
-            found.lose([part])
-            if place < 2 * counts:
-                found.whole.add(number)
+    found.lose(outputs[2 * counts :])
+    for number in range(counts):
+        base, added = outputs[number], outputs[counts + number]
+        if base != _Base(number) or not isinstance(added, _Added) or added.number != number:
+            found.lose([base, added, _Base(number)])
     return found
 
 
