@@ -163,6 +163,31 @@ def shares_read(model):
     int(shares.experts[0].step)
 
 
+def in_shares(model, body, *others):
+    """Runs a function of a model that keeps shares, and of others, inside `shard_map`."""
+    shares = shares_of(model)
+    specs = (tallax.replica_specs(shares), *(jax.P() for _ in others))
+    mesh = jax.make_mesh((8,), ("data",))
+    nnx.shard_map(body, mesh=mesh, in_specs=specs, out_specs=None)(shares, *others)
+
+
+def shares_written(model):
+    def body(model):
+        model.experts[0].step.value += 1
+
+    in_shares(model, body)
+
+
+def shares_merged(model):
+    in_shares(model, lambda shares, model: model.rate.merge(shares.rate), nnx.clone(model))
+
+
+def cast_and_update(model):
+    moments = tallax.statistics.Moments()
+    moments.moments.set_raw_value(jnp.zeros(9, jnp.bfloat16))
+    moments.update(1.0)
+
+
 def shares_twice(model):
     shares = shares_of(model)
     shares_of(shares.experts[0].step)
@@ -543,6 +568,39 @@ inner.experts[0].step: inside shard_map, an increment that is the same on every 
   got:  an increment that varies over none of the mapped axes ('data',) (or check_vma=False)
   fix:  like=batch to sum it over the axes the batch is split on, axis_name=('data',) to name them, or axis_name=() \
 to count it once, as after jax.lax.psum""",
+    ),
+    "shares-written": (
+        shares_written,
+        tallax.ReplicasError,
+        """\
+model.experts[0].step: while each replica keeps a share, what was added can't be told from a value that was read before.
+  got:  a write of int32[] (traced)
+  fix:  counter.increment(n) or counter.count(events), which see what is added; or counter.set(n)""",
+    ),
+    "shares-merged": (
+        shares_merged,
+        tallax.ReplicasError,
+        """\
+model.rate: a statistic that is the same for all replicas can't take in one that each replica has its own of.
+  got:  one with shares over ('data',)
+  fix:  tallax.combine_replicas(other) between steps, and merge that""",
+    ),
+    "cast": (
+        cast_and_update,
+        tallax.InvalidTypeError,
+        """\
+moments: its state is kept in float32 and was cast, so it cannot be right any more.
+  got:  bfloat16[9]
+  fix:  cast the parameters alone: nnx.state(model, nnx.Param); to have the state back, restore a checkpoint into a \
+new model""",
+    ),
+    "axis-name": (
+        lambda model: tallax.statistics.Rate(axis_name=["data"]),
+        tallax.InvalidTypeError,
+        """\
+Rate: axis_name is the name of a mapped axis, or a tuple of names.
+  got:  list (['data'])
+  fix:  axis_name="data", or axis_name=("data", "model")""",
     ),
     "shares-read": (
         shares_read,

@@ -27,7 +27,7 @@ def refuse_cast(owner: object, variable: Item, dtype: Any) -> None:
                 owner,
                 f"its state is kept in {np.dtype(dtype)} and was cast, so it cannot be right any more.",
                 got=f"{found}[{','.join(map(str, raw.shape))}]",
-                fix="cast the parameters alone, nnx.state(model, nnx.Param); nnx.update(model, state) with the state "
-                "from before the cast to go on",
+                fix="cast the parameters alone: nnx.state(model, nnx.Param); to have the state back, restore a "
+                "checkpoint into a new model",
             )
         )

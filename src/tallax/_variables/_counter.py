@@ -12,9 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax import _limbs
-from tallax._errors import InvalidTypeError, InvalidValueError, TracedReadError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, TracedReadError, compose, describe
 from tallax._placement import is_traced, on_host
-from tallax._replicas import AxisName, Combination, axes_to_combine, count_over, on_first, replica_count, sum_over
+from tallax._replicas import (
+    AxisName,
+    Combination,
+    axes_to_combine,
+    count_over,
+    on_first,
+    replica_count,
+    sum_over,
+    varying_axes,
+)
 from tallax._variables._amounts import (
     amount_of,
     as_shape,
@@ -333,8 +342,14 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         """
         check_broadcasts(n, self.shape, item=self)
         limbs = n.words() if isinstance(n, Counter) else limbs_of(n, item=self)
+        if getattr(self.get_raw_value(), "dtype", _uint32) not in (_uint32, *_READS):
+            refuse_cast(self, self, _uint32)
         broadcast = np.broadcast_to if isinstance(limbs, np.ndarray) else jnp.broadcast_to
-        self._store(broadcast(limbs, (*self.shape, 2)))
+        limbs = broadcast(limbs, (*self.shape, 2))
+        if self.shares:  # which will be summed: where all are set to the same, the first replica has it
+            self._refuse_shares()
+            limbs = on_first(limbs, tuple(axis for axis in self.replica_axes if axis not in varying_axes(limbs)))
+        self._store(limbs)
 
     def reset(self) -> None:
         """Sets the counts to zero."""
@@ -351,6 +366,15 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         if not wraps and index is ...:
             self.set(value)
             return
+        if self.shares:
+            raise ReplicasError(
+                compose(
+                    self,
+                    "while each replica keeps a share, what was added can't be told from a value that was read before.",
+                    got=f"a write of {describe(value)}",
+                    fix="counter.increment(n) or counter.count(events), which see what is added; or counter.set(n)",
+                )
+            )
         if index is ...:
             check_broadcasts(value, self.shape, item=self)
             old = raw
@@ -428,7 +452,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         if _is_limbs(raw) or not isinstance(raw, jax.Array | np.ndarray):
             return raw
         if raw.dtype not in _READS:
-            refuse_cast(self, self, np.uint32)
+            refuse_cast(self, self, _uint32)
         if is_traced(raw):
             return _limbs.widen(jnp.asarray(raw))
         counts = np.asarray(raw)

@@ -21,7 +21,7 @@ from tallax._variables import Counter
 
 # A float64 beyond float32 becomes infinite, or the largest float32; or all that counts of it is whether it is zero.
 Rounding: TypeAlias = Literal["infinite", "largest", "nonzero"]
-_LARGEST = np.finfo(np.float32).max
+_LARGEST, _LEAST = np.finfo(np.float32).max, np.finfo(np.float32).tiny
 
 
 def as_real_array(x: Any, rounding: Rounding = "infinite") -> jax.Array | None:
@@ -95,9 +95,10 @@ def _from_host(x: Any, rounding: Rounding) -> Any:
 
 
 def _narrowed(array: np.ndarray, rounding: Rounding) -> np.ndarray:
-    if rounding == "nonzero":
-        return array != 0
     if rounding == "largest":
         array = np.where(np.isinf(array), array, np.clip(array, -_LARGEST, _LARGEST))
-    with np.errstate(over="ignore"):
-        return array.astype(np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = array.astype(np.float32)
+    if rounding == "nonzero":  # also where it would be rounded to zero, or to a subnormal number, which XLA flushes
+        narrow = np.where((np.abs(narrow) < _LEAST) & (array != 0), np.float32(1), narrow)
+    return narrow
