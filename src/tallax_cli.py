@@ -74,7 +74,7 @@ def main() -> None:
     ) -> None:
         """Run a module through every transformation, and say what happens to its state.
 
-        Exits with 0 without failures, 1 with some, 2 if it could not run, or not to its end and nothing had failed by then.
+        Exits with 0 without failures, 1 with some, 2 if it could not run, or not to its end and nothing failed by then.
         """
         try:
             from tallax.checking._command import check as run

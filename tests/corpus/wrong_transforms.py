@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+import tallax
 from tests.corpus.case import SEQUENCE, Counted, Layer, wrong
 
 SILENT = "every mode agrees, so only watching the writes finds it"
@@ -395,3 +396,39 @@ def _under_grad_of_a_copy(model, x):
 )
 def make_batch_norm(rngs):
     return nnx.BatchNorm(4, rngs=rngs)
+
+
+@wrong(
+    "value-written-in-a-closure",
+    "lost-update raises",
+    "count",
+    "`.value = ` within a jax.jit that does not have the module as its argument",
+)
+class ValueWrittenInAClosure(Counted):
+    def __call__(self, x):
+        @jax.jit
+        def forward(x):
+            self.count.value = self.count.value + 1
+            return self.linear(x)
+
+        return forward(x)
+
+
+@wrong(
+    "counter-value-written-in-a-closure",
+    "lost-update raises",
+    "calls",
+    "the same on a tallax.Counter, which raises by name",
+)
+class CounterValueWrittenInAClosure(Layer):
+    def __init__(self, rngs):
+        super().__init__(rngs)
+        self.calls = tallax.Counter()
+
+    def __call__(self, x):
+        @jax.jit
+        def forward(x):
+            self.calls.value = self.calls.value + 1
+            return self.linear(x)
+
+        return forward(x)
