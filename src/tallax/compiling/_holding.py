@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from tallax._errors import HeldError, TraceError, compose
 from tallax._placement import is_committed, is_traced, placed
@@ -32,6 +33,7 @@ class Holding:
         self,
         programs: Programs,
         layout: Layout,
+        objects: tuple[Any, ...],
         structure: Structure,
         state: State,
         *,
@@ -42,13 +44,18 @@ class Holding:
         self.latest: collections.deque[tuple[Any, list[Any], Any]] = collections.deque([(*state.plain(), None)], 1)
         self.failed = False  # whether a call began and did not end
         self.is_tracing = False
-        self._structure, self._copies = structure, copies
+        self._objects, self._structure, self._copies = objects, structure, copies
         self._reader: Reader | None = None
         self.held = [self._held(place) for place in layout.places]
         self._variables = [place.variable for place in layout.places]
         self._next = 0
         for variable, held in zip(self._variables, self.held, strict=True):
             variable.set_raw_value(held)
+
+    @functools.cached_property
+    def nodes(self) -> dict[tuple[Any, ...], Any]:
+        """The bound modules and Variables by their paths."""
+        return dict(nnx.iter_graph(self._objects))
 
     @property
     def state(self) -> State:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from typing import Any, Self
 
@@ -18,12 +19,14 @@ from tallax import _limbs
 from tallax._errors import InvalidTypeError, TallaxError, compose
 from tallax._placement import home_of, is_committed, is_traced, placed
 from tallax._variables import Item, Pending
+from tallax.compiling._arguments import Arguments, values_of
 from tallax.compiling._holding import Holding
 from tallax.compiling._layout import Layout, owned
 from tallax.compiling._refusals import changed, in_a_trace, refuse_objects, written_past
+from tallax.compiling._results import Shape, flatten, refuse_references, with_references
 from tallax.compiling._sources import with_sources
 from tallax.compiling._state import Items, Programs, State
-from tallax.compiling._structure import Structure, names_of, refuse_shared
+from tallax.compiling._structure import Structure, refuse_shared
 from tallax.compiling._uses import uses
 from tallax.reading import Reading, collect
 
@@ -31,7 +34,12 @@ _LOOK_AT = 16  # Variables at each call, and twice as many modules: a few micros
 
 
 def compile_step(
-    train_step: Callable[..., Any], *objects: Any, donate: bool = True, graph: bool | None = None
+    train_step: Callable[..., Any],
+    *objects: Any,
+    donate: bool = True,
+    graph: bool | None = None,
+    static_argnums: int | Iterable[int] | None = None,
+    static_argnames: str | Iterable[str] | None = None,
 ) -> CompiledStep:
     """Compiles a training step for the objects that it is going to change: a model, its optimizer, metrics.
 
@@ -49,6 +57,10 @@ def compile_step(
         donate: whether a step may overwrite the memory of the state before it. What the objects held when the step took
             them over is copied first, so other references to it stay good.
         graph: whether Flax's graph mode takes the objects apart; None for the mode that is set.
+        static_argnums: positions of static parameters, as `jax.jit` counts them: over all parameters of `train_step`,
+            the objects included. In `train_step(model, x, mode)`, `mode` is at 2.
+        static_argnames: names of static parameters. Their values are hashable, stay Python values inside the step, and
+            each is traced once. A parameter in either list is static by position and by name.
 
     Returns:
         A `CompiledStep`, to be called with a batch.
@@ -56,6 +68,7 @@ def compile_step(
     Raises:
         StructureError: an item is reached on two ways.
         InvalidTypeError: there is nothing to bind, or `train_step` can't be called.
+        InvalidValueError: `train_step` has no such static parameter, or it is a bound object.
 
     Example:
         >>> import jax.numpy as jnp, tallax
@@ -73,13 +86,29 @@ def compile_step(
         >>> float(model.total[...])
         12.0
     """
-    return CompiledStep(train_step, objects, donate=donate, graph=graph)
+    return CompiledStep(
+        train_step,
+        objects,
+        donate=donate,
+        graph=graph,
+        static_argnums=static_argnums,
+        static_argnames=static_argnames,
+    )
 
 
 class CompiledStep:
     """A step that owns the state of its objects between calls; made by `compile_step`."""
 
-    def __init__(self, function: Callable[..., Any], objects: tuple[Any, ...], *, donate: bool, graph: bool | None):
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        objects: tuple[Any, ...],
+        *,
+        donate: bool,
+        graph: bool | None,
+        static_argnums: int | Iterable[int] | None,
+        static_argnames: str | Iterable[str] | None,
+    ):
         if not callable(function):
             raise InvalidTypeError(
                 compose(
@@ -100,13 +129,14 @@ class CompiledStep:
             )
         self._function, self._objects, self._donate = function, objects, donate
         self._graph = bool(nnx.set_graph_mode.current_value() if graph is None else graph)
-        self._names = names_of(function, objects)
+        self._arguments = Arguments(function, objects, static_argnums, static_argnames)
+        self._names = self._arguments.names
         refuse_shared(objects, self._names, items_only=self._graph, kind=Item)
         self._structure = Structure(objects, self._names)  # the one that it is compiled for
         self._layout: Layout | None = None
         self._wide: frozenset[int] = frozenset()  # counts that the step may add more to than 32 bits hold
         self._traces = 0
-        self._results: list[Any] = []  # how what the function returns is built, of each kind that there was
+        self._results: list[Shape] = []  # how the results are built, of each kind that there was
         self._programs: Programs | None = None
         self._holding: Holding | None = None
         functools.update_wrapper(self, function, updated=())
@@ -207,8 +237,7 @@ class CompiledStep:
         self.sync()
 
     def __repr__(self) -> str:
-        name = getattr(self._function, "__name__", repr(self._function))
-        return f"<compiled step {name} of {', '.join(self._names)}>"
+        return f"<compiled step {self._arguments.label} of {', '.join(self._names)}>"
 
     def _repr_html_(self) -> str:
         try:
@@ -223,13 +252,22 @@ class CompiledStep:
         holding.look(_LOOK_AT)
         if holding.failed:
             holding.checked_state()
+        if self._arguments.has_static:
+            batch, options = self._arguments.with_static(batch, options)
+        call = functools.partial(program, **options) if options else program
         before = holding.latest[0]
         items, rest, _ = before
         # Python raises KeyboardInterrupt between two of its own instructions. The program consumes the old state, so it
         # is called by `extend`, which has put the new one in its place before the next instruction. For the same reason
         # it returns lists and tuples only, which JAX makes without running any code of Python's.
         holding.failed = True
-        holding.latest.extend(map(program, (items,), (rest,), (holding.constants,), (batch,), (options,)))
+        try:
+            holding.latest.extend(itertools.starmap(call, ((items, rest, holding.constants, *batch),)))
+        except TypeError as error:
+            explained = self._arguments.explained(error, batch, options)
+            if explained is None:
+                raise
+            raise explained from error
         holding.failed = False
         items, rest, result = holding.latest[0]
         if is_traced(items[0]) or (items[0] is None and is_traced(*jax.tree.leaves((items, rest, result)))):
@@ -240,7 +278,7 @@ class CompiledStep:
         while isinstance(result, tuple):
             (result,) = result
             structure += 1
-        return jax.tree.unflatten(self._results[structure], result)
+        return self._results[structure].build(result, holding.nodes)
 
     def _hold(self, batch: tuple[Any, ...], options: dict[str, Any]) -> Holding:
         """Takes the state over from the objects."""
@@ -261,34 +299,38 @@ class CompiledStep:
         if self._programs is None or self._programs.shardings != shardings:
             self._programs = self._compiled(shardings)
         structure = Structure(self._objects, self._names)
-        self._holding = Holding(self._programs, layout, structure, state, copies=self._donate)
+        self._holding = Holding(self._programs, layout, self._objects, structure, state, copies=self._donate)
         return self._holding
 
     def _compiled(self, shardings: State) -> Programs:
         options: dict[str, Any] = {"donate_argnums": 1} if self._donate else {}
         if any(sharding is not None for sharding in jax.tree.leaves(shardings)):
             options["out_shardings"] = (*shardings.plain(), None)
-        return Programs(jax.jit(self._once, **options), jax.jit(self._many, **options), shardings)
+        once, many = (self._arguments.named(f, "items", "values", "arrays") for f in (self._once, self._many))
+        return Programs(jax.jit(once, **options), jax.jit(many, **options), shardings)
 
-    def _once(self, items: Any, rest: Any, constants: list[Any], batch: Any, options: Any) -> tuple[Any, ...]:
+    def _once(self, items: Any, rest: Any, constants: list[Any], /, *batch: Any, **options: Any) -> tuple[Any, ...]:
         """Traces the program of a call: what it returns is `Holding.latest`."""
         refuse_objects((batch, options))
         state, result = self._step(State(Items(*items), rest), constants, batch, options)
         return (*state.plain(), self._flat(result))
 
-    def _many(self, items: Any, rest: Any, constants: list[Any], batches: Any, options: Any) -> tuple[Any, ...]:
+    def _many(self, items: Any, rest: Any, constants: list[Any], /, *batches: Any, **options: Any) -> tuple[Any, ...]:
         """Traces the program of a scan, likewise."""
         refuse_objects((batches, options))
+        self._arguments.refuse_scalars(batches, options)
 
         def body(state: State, each: Any) -> tuple[State, Any]:
-            return self._step(state, constants, *each)
+            state, result = self._step(state, constants, *each)
+            refuse_references(result, self._names, self._arguments.label)
+            return state, result
 
         state, result = jax.lax.scan(body, State(Items(*items), rest), (batches, options))
         return (*state.plain(), self._flat(result))
 
     def _flat(self, result: Any) -> Any:
         """Returns a list of the leaves of a result, within as many tuples as tell the number of its structure."""
-        leaves, structure = jax.tree.flatten(result)
+        leaves, structure = flatten(result)
         if structure not in self._results:
             self._results.append(structure)
         wrapped: Any = leaves
@@ -309,9 +351,10 @@ class CompiledStep:
             zeros: list[Any] = [np.zeros((*packing.shapes[number], 2), np.uint32) for number in apart]
             added = [np.zeros(packing.shapes[number], np.uint32) for number in apart]
             whole = [packing.part(items.packed, number) for number in numbers if number in self._wide]
-            inputs = [zeros, added, whole, items.values + rest, constants, batch, options]
+            inputs = [zeros, added, whole, items.values + rest, constants]
             pure = functools.partial(self._pure, layout, apart)
-            program, shape = jax.make_jaxpr(pure, return_shape=True)(*inputs)
+            pure = self._arguments.named(pure, "bases", "added", "counts", "values", "arrays")
+            program, shape = jax.make_jaxpr(pure, return_shape=True)(*inputs, *batch, **options)
             found = uses(program, len(apart))
             if not found.wide:
                 break
@@ -319,7 +362,7 @@ class CompiledStep:
         for k in found.read:
             zeros[k] = packing.part(items.packed, apart[k])
         program = with_sources(program, len(apart), kept=found.written)
-        outputs = jaxpr_as_fun(program)(*jax.tree.leaves(inputs))
+        outputs = jaxpr_as_fun(program)(*jax.tree.leaves((inputs, batch, options)))
         bases, words, limbs, values, result = jax.tree.unflatten(jax.tree.structure(shape), outputs)
         packed = items.packed
         if numbers:
@@ -329,8 +372,8 @@ class CompiledStep:
         return State(Items(packed, values[: layout.lasting]), values[layout.lasting :]), result
 
     def _pure(
-        self, layout: Layout, apart: list[int], bases: Any, added: Any, whole: Any, values: Any, constants: Any,
-        batch: Any, options: Any,
+        self, layout: Layout, apart: list[int], bases: Any, added: Any, whole: Any, values: Any, constants: Any, /,
+        *batch: Any, **options: Any,
     ) -> tuple[Any, ...]:  # fmt: skip
         """The step as a function of arrays: counts in two parts, whole ones, other values, and what it is given."""
         counts: dict[int, Any] = {number: Pending(*parts) for number, *parts in zip(apart, bases, added, strict=True)}
@@ -339,7 +382,8 @@ class CompiledStep:
         objects = layout.merge(counts, values, constants)
         before = Structure(objects, self._names)
         with self._tracing():
-            result = self._function(*objects, *batch, **options)
+            batch, options = values_of((batch, options))
+            result = with_references(self._function(*objects, *batch, **options), objects, self._arguments.label)
         after = layout.split(objects, constants)
         if after is None:
             raise changed(
