@@ -6,7 +6,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable
 from html import escape
 from typing import Any, Self
 
@@ -15,20 +16,20 @@ import numpy as np
 from flax import nnx
 from jax.extend.core import jaxpr_as_fun
 
-from tallax import _limbs
 from tallax._errors import InvalidTypeError, TallaxError, compose
-from tallax._placement import home_of, is_committed, is_traced, placed
+from tallax._placement import is_committed, is_traced
 from tallax._variables import Item, Pending
 from tallax.compiling._arguments import Arguments, values_of
+from tallax.compiling._cells import tracing
 from tallax.compiling._holding import Holding
-from tallax.compiling._layout import Layout, owned
+from tallax.compiling._layout import Layout
 from tallax.compiling._refusals import changed, in_a_trace, refuse_objects, written_past
 from tallax.compiling._results import Shape, flatten, refuse_references, with_references
 from tallax.compiling._sources import with_sources
 from tallax.compiling._state import Items, Programs, State
 from tallax.compiling._structure import Structure, refuse_shared
 from tallax.compiling._uses import uses
-from tallax.reading import Reading, collect
+from tallax.reading import Reading, entries_of, reading_of
 
 _LOOK_AT = 16  # Variables at each call, and twice as many modules: a few microseconds
 
@@ -139,6 +140,7 @@ class CompiledStep:
         self._results: list[Shape] = []  # how the results are built, of each kind that there was
         self._programs: Programs | None = None
         self._holding: Holding | None = None
+        self._end = weakref.finalize(self, _retire, None)
         functools.update_wrapper(self, function, updated=())
 
     # --- running ----------------------------------------------------------------------------------------------------
@@ -155,8 +157,8 @@ class CompiledStep:
             HeldError: another step holds them, or a value was written past this one, which holds it.
             TraceError: called inside another compiled function.
         """
-        holding = self._holding or self._hold(batch, options)
-        return self._run(holding, holding.programs.once, batch, options)
+        holding = self._ready(batch, options)
+        return self._run(holding, self._programs.once, batch, options)
 
     def scan(self, *batches: Any, **options: Any) -> Any:
         """Runs as many steps as the batches have entries on their first axis, in one program, by `jax.lax.scan`.
@@ -171,8 +173,8 @@ class CompiledStep:
         Raises:
             TallaxError: as a call does.
         """
-        holding = self._holding or self._hold(batches, options)
-        return self._run(holding, holding.programs.many, batches, options)
+        holding = self._ready(batches, options)
+        return self._run(holding, self._programs.many, batches, options)
 
     @property
     def traces(self) -> int:
@@ -193,24 +195,10 @@ class CompiledStep:
             HeldError: a value was written past the step while it held it: what was written stays, and everything else
                 is put back. Or a step failed on the device after it had taken the memory of the state before it.
         """
-        holding = self._holding
-        if holding is None:
+        if self._holding is None:
             return
-        state = holding.checked_state()
-        layout = holding.layout
-        counts = layout.packing.unpack(np.asarray(state.items.packed)) if layout.counters else []
-        values, strays = state.values, holding.strays()
-        for place, held in zip(layout.places, holding.held, strict=True):
-            if place.name in strays:
-                continue
-            if place.number is None:
-                variable = place.structure.unflatten([values[k] for k in place.arrays])
-                place.variable.set_raw_value(variable.get_raw_value())
-            else:
-                limbs: Any = _limbs.from_uint64(counts[place.number])
-                sharding = held.sharding
-                place.variable.set_raw_value(limbs if sharding is None else placed(limbs, sharding))
-        self._holding = None
+        strays = self._holding.put_back()
+        self._hold(None)
         if strays:
             raise written_past(", ".join(strays))
 
@@ -226,9 +214,9 @@ class CompiledStep:
             ReplicasError: an item is kept as a share for each replica.
         """
         holding = self._holding
-        if holding is None:
-            return collect(*self._objects)
-        return holding.reading(self._objects, self._names)
+        if holding is None or holding.is_broken:
+            return reading_of(entries_of(self._objects, self._names))
+        return holding.reading(self._names)
 
     def __enter__(self) -> Self:
         return self
@@ -250,6 +238,8 @@ class CompiledStep:
 
     def _run(self, holding: Holding, program: Any, batch: tuple[Any, ...], options: dict[str, Any]) -> Any:
         holding.look(_LOOK_AT)
+        if not holding.is_current:
+            holding.catch_up()
         if holding.failed:
             holding.checked_state()
         if self._arguments.has_static:
@@ -280,33 +270,46 @@ class CompiledStep:
             structure += 1
         return self._results[structure].build(result, holding.nodes)
 
-    def _hold(self, batch: tuple[Any, ...], options: dict[str, Any]) -> Holding:
-        """Takes the state over from the objects."""
+    def _hold(self, holding: Holding | None) -> None:
+        """Keeps the state, or lets go of it. If the step is dropped, the values go back on the objects."""
+        self._holding = holding
+        self._end.detach()
+        if holding is not None:
+            self._end = weakref.finalize(self, _retire, holding)
+            self._end.atexit = False
+
+    def _ready(self, batch: tuple[Any, ...], options: dict[str, Any]) -> Holding:
+        """Returns the state, for a call; takes it over from the objects and from other steps if need be."""
+        before = self._holding
+        if before is not None and not before.is_broken and self._programs is not None:
+            return before
         layout = Layout(self._objects, self._names, graph=self._graph)
         refuse_shared(self._objects, self._names, items_only=self._graph, kind=Item)
         if self._layout is not None and layout.graphdef != self._layout.graphdef:
             raise changed(self._structure.change())
         self._layout = layout
-        counts, values = layout.values()
-        everything = [*values, *(place.variable.get_raw_value() for place in layout.counters)]
-        home = home_of(everything) or home_of(jax.tree.leaves((batch, options)))
-        mine = [owned(value, home, copy=self._donate) for value in values]
-        packed = owned(layout.packing.pack(counts), home, copy=True) if layout.counters else None
-        if is_traced(packed, *mine):
-            raise in_a_trace()
-        state = State(Items(packed, mine[: layout.lasting]), mine[layout.lasting :])
-        shardings = jax.tree.map(lambda array: array.sharding if is_committed(array) else None, state)
+        structure = Structure(self._objects, self._names)
+        holding = Holding(layout, self._objects, structure, (batch, options))
+        try:
+            self._hold(holding)
+            holding.install()
+        finally:
+            if holding.time < 0:
+                self._hold(before)
+        shardings = jax.tree.map(lambda array: array.sharding if is_committed(array) else None, holding.state)
         if self._programs is None or self._programs.shardings != shardings:
             self._programs = self._compiled(shardings)
-        structure = Structure(self._objects, self._names)
-        self._holding = Holding(self._programs, layout, self._objects, structure, state, copies=self._donate)
-        return self._holding
+        if before is not None:
+            before.retire()
+        return holding
 
     def _compiled(self, shardings: State) -> Programs:
         options: dict[str, Any] = {"donate_argnums": 1} if self._donate else {}
         if any(sharding is not None for sharding in jax.tree.leaves(shardings)):
             options["out_shardings"] = (*shardings.plain(), None)
-        once, many = (self._arguments.named(f, "items", "values", "arrays") for f in (self._once, self._many))
+        # A program that kept the step alive would keep the objects from getting their values back when it is dropped.
+        runs = (_weakly(self._once), _weakly(self._many))
+        once, many = (self._arguments.named(run, "items", "values", "arrays") for run in runs)
         return Programs(jax.jit(once, **options), jax.jit(many, **options), shardings)
 
     def _once(self, items: Any, rest: Any, constants: list[Any], /, *batch: Any, **options: Any) -> tuple[Any, ...]:
@@ -381,7 +384,7 @@ class CompiledStep:
         counts.update(zip(rest, whole, strict=True))
         objects = layout.merge(counts, values, constants)
         before = Structure(objects, self._names)
-        with self._tracing():
+        with tracing():
             batch, options = values_of((batch, options))
             result = with_references(self._function(*objects, *batch, **options), objects, self._arguments.label)
         after = layout.split(objects, constants)
@@ -395,16 +398,22 @@ class CompiledStep:
         limbs = [counts[number] for number in rest]
         return [base for base, _ in parts], [word for _, word in parts], limbs, values, result
 
-    @contextlib.contextmanager
-    def _tracing(self) -> Iterator[None]:
-        """While the function is traced, the bound objects are not its arguments: to read them would be a constant."""
-        holding = self._holding
-        assert holding is not None
-        holding.is_tracing = True
-        try:
-            yield
-        finally:
-            holding.is_tracing = False
+
+def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function that calls a method without keeping its object alive."""
+    reference: Any = weakref.WeakMethod(method)
+
+    def call(*args: Any, **options: Any) -> Any:
+        return reference()(*args, **options)
+
+    return call
+
+
+def _retire(holding: Holding | None) -> None:
+    # Inside a trace, or if a step failed on the device, the values stay with the holding, which the objects keep alive.
+    with contextlib.suppress(Exception):
+        if holding is not None:
+            holding.retire()
 
 
 def _in_two(count: Any, word: Any) -> tuple[Any, Any]:
