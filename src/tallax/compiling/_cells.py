@@ -152,12 +152,17 @@ def cell_of(variable: nnx.Variable[Any], name: str) -> Cell | None:
     Raises:
         HeldError: the Variable is a copy of one whose value a compiled step has.
     """
-    raw = variable.get_raw_value()
-    if isinstance(raw, Owned) and raw.cell.variable is variable and not raw.cell.is_released:
-        return raw.cell
-    if any(isinstance(leaf, Held) for leaf in jax.tree.leaves(raw)):
+    cell = owner_of(variable)
+    if cell is None and any(isinstance(leaf, Held) for leaf in jax.tree.leaves(variable.get_raw_value())):
         raise _copied(name)
-    return None
+    return cell
+
+
+def owner_of(variable: nnx.Variable[Any]) -> Cell | None:
+    """Returns the owner of a Variable's value; None if it has it itself, or is a copy."""
+    raw = variable.get_raw_value()
+    is_its = isinstance(raw, Owned) and raw.cell.variable is variable and not raw.cell.is_released
+    return raw.cell if is_its else None
 
 
 def _copied(name: str) -> HeldError:

@@ -18,6 +18,7 @@ from flax import nnx
 from tallax import _limbs
 from tallax._errors import HeldError, compose
 from tallax._placement import home_of, is_committed, is_traced, placed
+from tallax.compiling._cells import owner_of
 from tallax.compiling._layout import Layout, Place, owned
 from tallax.compiling._overlap import Overlap
 from tallax.compiling._reader import Reader
@@ -256,6 +257,18 @@ class Holding:
             (k,) = place.arrays
             values[k] = _like(owned(value, None, copy=k >= self.layout.lasting), values[k])
         self.latest.append(((packed, values[: self.layout.lasting]), values[self.layout.lasting :], None))
+
+
+def put_back(objects: tuple[Any, ...]) -> None:
+    """Puts all values back on some objects, whichever steps have them."""
+    places: dict[Holding, list[Place]] = {}
+    for _, node in nnx.iter_graph(objects):
+        cell = owner_of(node) if isinstance(node, nnx.Variable) else None
+        if cell is not None:
+            holding = cell.current()
+            places.setdefault(holding, []).append(cell.holders[holding])
+    for holding, its in places.items():
+        holding._give_back(its)
 
 
 def lost() -> HeldError:

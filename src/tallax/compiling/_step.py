@@ -21,7 +21,7 @@ from tallax._placement import is_committed, is_traced
 from tallax._variables import Item, Pending
 from tallax.compiling._arguments import Arguments, values_of
 from tallax.compiling._cells import tracing
-from tallax.compiling._holding import Holding
+from tallax.compiling._holding import Holding, put_back
 from tallax.compiling._layout import Layout
 from tallax.compiling._refusals import changed, in_a_trace, refuse_objects, written_past
 from tallax.compiling._results import Shape, flatten, refuse_references, with_references
@@ -191,14 +191,19 @@ class CompiledStep:
     def sync(self) -> None:
         """Puts everything back on the objects, as the last completed step left it; waits for that step.
 
+        Other steps that bind some of the objects take these over again at their next calls.
+
         Raises:
             HeldError: a value was written past the step while it held it: what was written stays, and everything else
                 is put back. Or a step failed on the device after it had taken the memory of the state before it.
         """
-        if self._holding is None:
-            return
-        strays = self._holding.put_back()
-        self._hold(None)
+        holding, strays = self._holding, []
+        others_may_hold = holding is None or holding.is_broken
+        if holding is not None:
+            strays = holding.put_back()
+            self._hold(None)
+        if others_may_hold:
+            put_back(self._objects)
         if strays:
             raise written_past(", ".join(strays))
 
