@@ -909,3 +909,38 @@ def test_a_call_waits_for_nothing():
     assert reading.result() == {"step": 2}
     assert reading.ready()
     step.sync()
+
+
+def test_under_a_transfer_guard():
+    """A first call, a call after `sync()`, reads and writes move values by explicit transfers only."""
+    model = nnx.Dict(
+        count=tallax.Counter(5),
+        vector=tallax.Counter(shape=3),
+        small=tallax.Buffer(np.float32(1.0)),
+        large=tallax.Buffer(np.zeros(2**15, np.float32)),
+        rate=tallax.statistics.Rate(),
+        array=nnx.Variable(np.ones(2, np.float32)),
+        number=nnx.Variable(3.0),
+    )
+
+    def run(model, x):
+        model.count += 1
+        model.vector += 1
+        model.small[...] = model.small[...] + x
+        model.rate.update(x > 0)
+        return model.array[...] * model.number[...]
+
+    x = jnp.float32(1.0)
+    step, second = tallax.compile_step(run, model), tallax.compile_step(run, model)
+    with jax.transfer_guard("disallow"):
+        for each in (step, second, step):
+            assert each(x).dtype == jnp.float32
+        assert (int(model.count), np.asarray(model.vector).tolist()) == (8, [3] * 3)
+        assert (float(model.small[...]), model.large.value.shape, model.rate.compute().fired) == (4.0, (2**15,), 3)
+        model.count.set(7)
+        model.vector.reset()
+        step(x)
+        step.sync()
+        step(x)
+        step.sync()
+    assert (int(model.count), np.asarray(model.vector).tolist()) == (9, [2] * 3)

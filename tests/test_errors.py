@@ -978,13 +978,13 @@ model.experts.0.step: is held by a compiled step, which keeps the state on the d
   got:  a use of the value, or of a copy of the model or its state, between two calls
   fix:  step.sync() first, which brings everything back; step.collect() to look at the items alone""",
     ),
-    "held-by-another": (
-        compiled()(lambda model, step: tallax.compile_step(lambda model: None, model)()),
+    "copy-of-held": (
+        compiled()(lambda model, step: tallax.compile_step(lambda model: None, nnx.clone(model))()),
         tallax.HeldError,
         """\
-model.experts.0.bias: is held by another compiled step, and only one can hold it at a time.
-  got:  a call of this step while the other one has not brought back the state
-  fix:  sync() of the other step first""",
+model.experts.0.bias: is a copy of a Variable that was made while a compiled step held the value, so it has none.
+  got:  a clone of the model, or a state of it
+  fix:  step.sync() first, and then copy""",
     ),
     "written-past": (
         compiled()(write_past),

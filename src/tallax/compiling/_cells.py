@@ -113,7 +113,7 @@ class Cell:
         """Makes all steps that bind the Variable take its value over again, at their next calls."""
         self.is_released = True
         for holding in self.holders:
-            holding.is_broken = True
+            holding.is_ready = False
 
     def _refuse(self, value: Any) -> None:
         if self.is_released or not self.holders:

@@ -42,7 +42,7 @@ class Holding:
         latest: the state and the result of the last call, as the programs return them.
         time: when it last caught up; -1 before the first time.
         is_current: whether it has all current values.
-        is_broken: whether some of its Variables have their values again, so that it can't be called.
+        is_ready: whether the step can be called: its programs are made, and none of its Variables has its value again.
         failed: whether a call began and did not end.
         neighbours: the holdings that share Variables, and what they share.
 
@@ -58,7 +58,7 @@ class Holding:
 
     def __init__(self, layout: Layout, objects: tuple[Any, ...], structure: Structure, arguments: Any):
         self.layout, self.constants = layout, layout.arrays
-        self.time, self.is_current, self.is_broken, self.failed = -1, False, False, False
+        self.time, self.is_current, self.is_ready, self.failed = -1, False, False, False
         self.neighbours: dict[Holding, Overlap] = {}
         self._objects, self._structure = objects, structure
         self._reader: Reader | None = None
@@ -244,7 +244,8 @@ class Holding:
         """Returns the value of an item."""
         state = self.checked_state()
         if place.number is not None:
-            return self.layout.packing.part_now(state.items.packed, place.number)
+            with jax.transfer_guard_host_to_device("allow"):  # of the place of the count
+                return self.layout.packing.part_now(state.items.packed, place.number)
         (k,) = place.arrays
         return state.values[k] if k < self.layout.lasting else jnp.copy(state.values[k])
 
@@ -252,7 +253,8 @@ class Holding:
         """Replaces the value of an item."""
         (packed, _), values = self.checked_state().items, self.state.values
         if place.number is not None:
-            packed = _like(self.layout.packing.written(packed, place.number, value), packed)
+            with jax.transfer_guard_host_to_device("allow"):  # of the place of the count, and of a host's value
+                packed = _like(self.layout.packing.written(packed, place.number, value), packed)
         else:
             (k,) = place.arrays
             values[k] = _like(owned(value, None, copy=k >= self.layout.lasting), values[k])

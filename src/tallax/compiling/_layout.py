@@ -160,9 +160,9 @@ def owned(value: Any, home: jax.sharding.Sharding | None, *, copy: bool) -> jax.
     """Returns a value as an array that nobody else has, where the other values are."""
     if isinstance(value, jax.Array):
         array = jnp.copy(value) if copy else value
-    elif isinstance(value, np.ndarray):
-        # A transfer on purpose, for `jax.transfer_guard`, and of a copy: on a CPU, JAX may go on with NumPy's memory.
-        array = jax.device_put(value.copy())
+    elif isinstance(value, np.ndarray | np.generic | bool | int | float | complex):
+        # An explicit transfer, for `jax.transfer_guard`, and of a copy: on a CPU, JAX may keep using NumPy's memory.
+        array = jax.device_put(value.copy() if isinstance(value, np.ndarray) else value)
     else:
         array = jnp.array(value)
     return array if home is None or is_committed(array) else placed(array, home)

@@ -52,8 +52,13 @@ def compile_step(
     as ever, and has its current value. Any other use of a value raises `HeldError`: `step.sync()` brings everything
     back, and the next call takes it over again. So does the end of a `with compile_step(...) as step:` block.
 
+    Several steps may bind the same objects, or parts of them, and be called in any order. The values move between the
+    steps on the device.
+
+    If the function returns a bound object or a part of one, the caller gets the bound object itself, as from `nnx.jit`.
+
     Args:
-        train_step: takes the objects, and then what a call of the step is given: arrays, and pytrees of arrays.
+        train_step: takes the objects, and then the arguments of a call: arrays, pytrees of arrays, static values.
         *objects: modules and optimizers, of any mixture of Flax's and tallax's state. No Variable twice.
         donate: whether a step may overwrite the memory of the state before it. What the objects held when the step took
             them over is copied first, so other references to it stay good.
@@ -154,10 +159,13 @@ class CompiledStep:
 
         Raises:
             StructureError: the objects have changed, or the step changes them: an attribute, a layer, a new Variable.
-            HeldError: another step holds them, or a value was written past this one, which holds it.
+            HeldError: a value was written past the step, or a step that shares Variables failed on the device.
             TraceError: called inside another compiled function.
         """
-        holding = self._ready(batch, options)
+        holding = self._holding
+        if holding is None or not holding.is_ready:
+            holding = self._take_over(batch, options)
+        assert self._programs is not None
         return self._run(holding, self._programs.once, batch, options)
 
     def scan(self, *batches: Any, **options: Any) -> Any:
@@ -173,7 +181,10 @@ class CompiledStep:
         Raises:
             TallaxError: as a call does.
         """
-        holding = self._ready(batches, options)
+        holding = self._holding
+        if holding is None or not holding.is_ready:
+            holding = self._take_over(batches, options)
+        assert self._programs is not None
         return self._run(holding, self._programs.many, batches, options)
 
     @property
@@ -198,7 +209,7 @@ class CompiledStep:
                 is put back. Or a step failed on the device after it had taken the memory of the state before it.
         """
         holding, strays = self._holding, []
-        others_may_hold = holding is None or holding.is_broken
+        others_may_hold = holding is None or not holding.is_ready
         if holding is not None:
             strays = holding.put_back()
             self._hold(None)
@@ -219,7 +230,7 @@ class CompiledStep:
             ReplicasError: an item is kept as a share for each replica.
         """
         holding = self._holding
-        if holding is None or holding.is_broken:
+        if holding is None or not holding.is_ready:
             return reading_of(entries_of(self._objects, self._names))
         return holding.reading(self._names)
 
@@ -273,7 +284,10 @@ class CompiledStep:
         while isinstance(result, tuple):
             (result,) = result
             structure += 1
-        return self._results[structure].build(result, holding.nodes)
+        shape = self._results[structure]
+        if shape.references:
+            return shape.build(result, holding.nodes)
+        return jax.tree.unflatten(shape.structure, result)
 
     def _hold(self, holding: Holding | None) -> None:
         """Keeps the state, or lets go of it. If the step is dropped, the values go back on the objects."""
@@ -283,11 +297,9 @@ class CompiledStep:
             self._end = weakref.finalize(self, _retire, holding)
             self._end.atexit = False
 
-    def _ready(self, batch: tuple[Any, ...], options: dict[str, Any]) -> Holding:
-        """Returns the state, for a call; takes it over from the objects and from other steps if need be."""
+    def _take_over(self, batch: tuple[Any, ...], options: dict[str, Any]) -> Holding:
+        """Takes the state over, from the objects and from other steps."""
         before = self._holding
-        if before is not None and not before.is_broken and self._programs is not None:
-            return before
         layout = Layout(self._objects, self._names, graph=self._graph)
         refuse_shared(self._objects, self._names, items_only=self._graph, kind=Item)
         if self._layout is not None and layout.graphdef != self._layout.graphdef:
@@ -304,6 +316,7 @@ class CompiledStep:
         shardings = jax.tree.map(lambda array: array.sharding if is_committed(array) else None, holding.state)
         if self._programs is None or self._programs.shardings != shardings:
             self._programs = self._compiled(shardings)
+        holding.is_ready = True
         if before is not None:
             before.retire()
         return holding
