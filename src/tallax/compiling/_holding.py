@@ -67,8 +67,9 @@ class Holding:
         self._next = 0
         self._before = [(p, p.variable.get_raw_value()) for p in layout.places if not p.cell.holders]
         counts, values = layout.values()
-        others = [array for p in layout.places for holding in p.cell.holders for array in holding.arrays(p.cell)]
-        home = home_of([*(raw for _, raw in self._before), *others]) or home_of(jax.tree.leaves(arguments))
+        others = {holding for place in layout.places for holding in place.cell.holders}
+        there = [array for holding in others for array in jax.tree.leaves(holding.state)]
+        home = home_of([*(raw for _, raw in self._before), *there]) or home_of(jax.tree.leaves(arguments))
         # Nobody else has these arrays from here on: this step or another one may donate them.
         small = [None if x is None else owned(x, home, copy=False) for x in values[: layout.lasting]]
         rest = [None if x is None else owned(x, home, copy=True) for x in values[layout.lasting :]]
@@ -234,11 +235,6 @@ class Holding:
         return self._reader.reading(self.checked_state() if self.failed else self.state)
 
     # --- single values ----------------------------------------------------------------------------------------------
-
-    def arrays(self, cell: Any) -> list[Any]:
-        """Returns the arrays with a Variable's value, which may be those of other counts, too."""
-        place, state = cell.holders[self], self.state
-        return [state.items.packed] if place.number is not None else [state.values[k] for k in place.arrays]
 
     def read(self, place: Place) -> jax.Array:
         """Returns the value of an item."""
