@@ -56,6 +56,10 @@ def watched(use):
     return act
 
 
+def in_mode(model, mode):
+    return model.experts
+
+
 def make_three():
     return 3
 
@@ -1036,13 +1040,13 @@ model.experts.0.step: is held by a compiled step, which keeps the state on the d
   got:  a use of the value, or of a copy of the model or its state, between two calls
   fix:  step.sync() first, which brings everything back; step.collect() to look at the items alone""",
     ),
-    "held-by-another": (
-        compiled()(lambda model, step: tallax.compile_step(lambda model: None, model)()),
+    "copy-of-held": (
+        compiled()(lambda model, step: tallax.compile_step(lambda model: None, nnx.clone(model))()),
         tallax.HeldError,
         """\
-model.experts.0.bias: is held by another compiled step, and only one can hold it at a time.
-  got:  a call of this step while the other one has not brought back the state
-  fix:  sync() of the other step first""",
+model.experts.0.bias: is a copy of a Variable that was made while a compiled step held the value, so it has none.
+  got:  a clone of the model, or a state of it
+  fix:  step.sync() first, and then copy""",
     ),
     "written-past": (
         compiled()(write_past),
@@ -1107,6 +1111,70 @@ model.table: is an array in no Variable, and a compiled step changes only Variab
 the compiled step: keeps the state between calls, which a surrounding trace would take with it.
   got:  a call inside jit, scan or another transformation
   fix:  call the step outside; step.scan(batches) runs several steps in one program""",
+    ),
+    "step-of-a-flag": (
+        compiled(lambda model, *flags: 1 if flags[0] else 2, calls=0)(lambda model, step: step(True)),
+        tallax.InvalidTypeError,
+        """\
+flags[0]: is an array inside the compiled step, so Python code cannot use its value.
+  got:  bool (True), and <lambda> branches on a traced value or converts it
+  fix:  compile_step(..., static_argnums=(1,)), which traces once for each value; or jnp.where, jax.lax.cond""",
+    ),
+    "step-of-a-string": (
+        lambda model: tallax.compile_step(in_mode, model)("train"),
+        tallax.InvalidTypeError,
+        """\
+mode: a compiled step takes arrays, numbers and static arguments.
+  got:  str ('train')
+  fix:  compile_step(..., static_argnames=("mode",)), which traces once for each value""",
+    ),
+    "step-of-a-static-list": (
+        lambda model: tallax.compile_step(in_mode, model, static_argnames="mode")([1]),
+        tallax.InvalidTypeError,
+        """\
+mode: is a static argument, which must be hashable.
+  got:  list ([1])
+  fix:  a string, a number, a tuple or a frozen dataclass; arrays go in without static_argnames""",
+    ),
+    "static-object": (
+        lambda model: tallax.compile_step(in_mode, model, static_argnums=0),
+        tallax.InvalidValueError,
+        """\
+static_argnums: a bound object cannot be static; its structure is, and its values are arrays.
+  got:  model
+  fix:  positions count the bound objects, too: train_step(model, x, mode) has mode at 2""",
+    ),
+    "static-name": (
+        lambda model: tallax.compile_step(in_mode, model, static_argnames="made"),
+        tallax.InvalidValueError,
+        """\
+static_argnames: in_mode has no parameter of this name.
+  got:  'made'
+  fix:  compile_step(train_step, model, static_argnames=("mode",)) for train_step(model, x, mode)""",
+    ),
+    "scan-of-a-scalar": (
+        lambda model: tallax.compile_step(in_mode, model).scan(1.0),
+        tallax.InvalidValueError,
+        """\
+mode: step.scan takes arrays with one entry for each step on their first axis.
+  got:  float32[] (traced)
+  fix:  jnp.full(steps, mode); or compile_step(..., static_argnames=("mode",)), which traces once for each value""",
+    ),
+    "scan-of-objects": (
+        lambda model: tallax.compile_step(in_mode, model).scan(jnp.ones(2)),
+        tallax.InvalidTypeError,
+        """\
+in_mode: step.scan stacks the results of its steps, and a bound object has only its last state.
+  got:  model.experts in a result
+  fix:  return arrays from the function; the bound objects are at hand outside""",
+    ),
+    "new-objects": (
+        compiled(lambda model: [nnx.Dict()] * 2)(None),
+        tallax.InvalidTypeError,
+        """\
+<lambda>: a compiled step returns arrays, bound objects, and new objects that are trees.
+  got:  one new Dict in two places
+  fix:  return its arrays; or bind it, compile_step(train_step, model, other)""",
     ),
     "step-of-a-module": (
         compiled(lambda model, *batch: None)(lambda model, step: step(nnx.Rngs(0))),

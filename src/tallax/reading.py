@@ -57,7 +57,16 @@ def collect(*objects: Any) -> Reading:
         >>> reading.result()
         {'gate/fired': RateResult(fired=1, total=2, rate=0.5), 'step': 1}
     """
-    entries = entries_of(objects)
+    return reading_of(entries_of(objects))
+
+
+def reading_of(entries: Sequence[Entry]) -> Reading:
+    """Starts to bring the values of some items to the host.
+
+    Raises:
+        ReplicasError: an item is kept as a share for each replica.
+        TracedReadError: inside a trace.
+    """
     states: list[Any] = []
     for entry in entries:
         if is_traced(*(leaf for item in entry.items.values() for leaf in jax.tree.leaves(item.get_raw_value()))):

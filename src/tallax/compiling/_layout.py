@@ -12,13 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax._errors import HeldError, StructureError, compose
+from tallax._errors import StructureError, compose
 from tallax._placement import is_committed, placed
-from tallax._variables import Counter, Held, Item, Pending
+from tallax._variables import Pending
+from tallax.compiling._cells import Cell, Form, cell_of
 from tallax.compiling._packing import Packing
 from tallax.compiling._structure import dotted
-
-_SMALL = 2**16  # bytes; of these a step may well keep two copies
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,8 @@ class Place:
         name: how a user reaches it, such as `model.encoder.step`.
         path: where Flax has it.
         variable: the Variable itself.
-        structure: makes such a Variable of its arrays.
+        cell: the owner of its value.
+        form: the parts of its value.
         number: that of a count in the packing; None for other values.
         arrays: which of the values are its own; those of small items come first.
     """
@@ -37,7 +37,8 @@ class Place:
     name: str
     path: tuple[Any, ...]
     variable: nnx.Variable[Any]
-    structure: Any
+    cell: Cell
+    form: Form
     number: int | None
     arrays: range
 
@@ -58,7 +59,7 @@ class Layout:
         graph: whether Flax takes them apart in graph mode.
 
     Raises:
-        HeldError: another step holds them.
+        HeldError: a Variable is a copy of one that a step holds.
     """
 
     def __init__(self, objects: tuple[Any, ...], names: Sequence[str], *, graph: bool):
@@ -71,40 +72,50 @@ class Layout:
         shapes, end, self.lasting = [], 0, 0
         flat = list(nnx.to_flat_state(state))
         self._paths = [path for path, _ in flat]
-        for path, leaf in sorted(flat, key=lambda entry: not _is_small_item(entry[1])):
+        cells = []
+        for path, leaf in flat:
             name = dotted(path, names)
-            if not isinstance(leaf, nnx.Variable):
+            if isinstance(leaf, nnx.Variable):
+                variable = found[path]
+                cells.append((path, cell_of(variable, name) or Cell(variable, name, Form.of(leaf))))
+            else:
                 self.constants.append((path, name))
                 self.arrays.append(leaf)
-                continue
-            _refuse_held(leaf, name)
-            number, count = None, 0
-            if _is_packed(leaf):
-                number = len(shapes)
-                shapes.append(leaf.shape)
-            else:
-                count = len(jax.tree.leaves(leaf.get_raw_value()))
+        for path, cell in sorted(cells, key=lambda entry: not entry[1].form.is_small):
+            number, count, form = None, cell.form.arrays, cell.form
+            if form.is_packed:
+                number, count = len(shapes), 0
+                shapes.append(form.shape)
             arrays = range(end, end + count)
             end += count
-            if _is_small_item(leaf):
+            if form.is_small:
                 self.lasting = end
-            structure = jax.tree.structure(leaf)
-            self.places.append(Place(name, path, found[path], structure, number, arrays))
+            self.places.append(Place(dotted(path, names), path, cell.variable, cell, form, number, arrays))
         self.packing = Packing(shapes)
         self.counters = [place for place in self.places if place.number is not None]
 
     def values(self) -> tuple[list[np.ndarray], list[Any]]:
-        """Returns the counts, as uint64, and all other values, as they are on the objects now."""
-        counts = [np.asarray(place.variable) for place in self.counters]
-        others = [place.variable.get_raw_value() for place in self.places if place.number is None]
-        return counts, jax.tree.leaves(others)
+        """Returns the counts, as uint64, and all other values, as they are on the objects now.
+
+        For Variables whose values a step has, these are zeros and None.
+        """
+        counts = [
+            np.zeros(place.form.shape, np.uint64) if place.cell.holders else np.asarray(place.variable)
+            for place in self.counters
+        ]
+        others: list[Any] = []
+        for place in self.places:
+            if place.number is None:
+                is_there = not place.cell.holders
+                others += jax.tree.leaves(place.variable.get_raw_value()) if is_there else [None] * len(place.arrays)
+        return counts, others
 
     def merge(self, counts: Mapping[int, Any], values: Sequence[Any], constants: Sequence[Any]) -> tuple[Any, ...]:
         """Returns objects like the bound ones, of other values."""
         flat: dict[Any, Any] = {path: array for (path, _), array in zip(self.constants, constants, strict=True)}
         for place in self.places:
             arrays = [values[k] for k in place.arrays] if place.number is None else [counts[place.number]]
-            flat[place.path] = place.structure.unflatten(arrays)
+            flat[place.path] = place.form.structure.unflatten(arrays)
         return nnx.merge(self.graphdef, nnx.from_flat_state([(path, flat[path]) for path in self._paths]))
 
     def split(self, objects: tuple[Any, ...], constants: Sequence[Any]) -> tuple[dict[int, Any], list[Any]] | None:
@@ -136,7 +147,7 @@ class Layout:
             variable: Any = flat[place.path]
             if place.number is None:
                 arrays = jax.tree.leaves(variable)
-                if jax.tree.structure(variable) != place.structure:
+                if jax.tree.structure(variable) != place.form.structure:
                     return None
                 values += arrays
             else:
@@ -145,32 +156,13 @@ class Layout:
         return counts, values
 
 
-def _refuse_held(variable: nnx.Variable[Any], name: str) -> None:
-    for leaf in jax.tree.leaves(variable.get_raw_value()):
-        if isinstance(leaf, Held):
-            raise HeldError(
-                compose(
-                    name,
-                    "is held by another compiled step, and only one can hold it at a time.",
-                    got="a call of this step while the other one has not brought back the state",
-                    fix="sync() of the other step first",
-                )
-            )
-
-
-def _is_small_item(leaf: Any) -> bool:
-    return isinstance(leaf, Item) and leaf.get_raw_value().nbytes <= _SMALL
-
-
-def _is_packed(variable: nnx.Variable[Any]) -> bool:
-    """Tells whether it is a count that is whole on every device."""
-    if not isinstance(variable, Counter) or variable.shares:
-        return False
-    raw = variable.get_raw_value()
-    return isinstance(raw, np.ndarray) or raw.is_fully_replicated
-
-
 def owned(value: Any, home: jax.sharding.Sharding | None, *, copy: bool) -> jax.Array:
     """Returns a value as an array that nobody else has, where the other values are."""
-    array = jnp.array(value, copy=True) if not isinstance(value, jax.Array) else jnp.copy(value) if copy else value
+    if isinstance(value, jax.Array):
+        array = jnp.copy(value) if copy else value
+    elif isinstance(value, np.ndarray | np.generic | bool | int | float | complex):
+        # An explicit transfer, for `jax.transfer_guard`, and of a copy: on a CPU, JAX may keep using NumPy's memory.
+        array = jax.device_put(value.copy() if isinstance(value, np.ndarray) else value)
+    else:
+        array = jnp.array(value)
     return array if home is None or is_committed(array) else placed(array, home)

@@ -41,6 +41,10 @@ class Packing:
             for start, end, shape in zip(self.ends[:-1], self.ends[1:], self.shapes, strict=True)
         ]
 
+    def columns(self, number: int | None) -> range:
+        """Returns the columns of one count; none for what is no count."""
+        return range(0) if number is None else range(self.ends[number], self.ends[number + 1])
+
     def part(self, packed: jax.Array, number: int) -> jax.Array:
         """Returns the limbs of one count, uint32[*shape, 2]."""
         words = jax.lax.slice_in_dim(packed, self.ends[number], self.ends[number + 1], axis=1)

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+import weakref
+from collections.abc import Callable, Iterable
 from html import escape
 from typing import Any, Self
 
@@ -14,23 +16,30 @@ import numpy as np
 from flax import nnx
 from jax.extend.core import jaxpr_as_fun
 
-from tallax import _limbs
 from tallax._errors import InvalidTypeError, TallaxError, compose
-from tallax._placement import home_of, is_committed, is_traced, placed
+from tallax._placement import is_committed, is_traced
 from tallax._variables import Item, Pending
-from tallax.compiling._holding import Holding
-from tallax.compiling._layout import Layout, owned
+from tallax.compiling._arguments import Arguments, values_of
+from tallax.compiling._cells import tracing
+from tallax.compiling._holding import Holding, put_back
+from tallax.compiling._layout import Layout
 from tallax.compiling._refusals import changed, in_a_trace, refuse_objects, written_past
+from tallax.compiling._results import Shape, flatten, refuse_references, with_references
 from tallax.compiling._state import Items, Programs, State
-from tallax.compiling._structure import Structure, names_of, refuse_shared
+from tallax.compiling._structure import Structure, refuse_shared
 from tallax.compiling._uses import uses
-from tallax.reading import Reading, collect
+from tallax.reading import Reading, entries_of, reading_of
 
 _LOOK_AT = 16  # Variables at each call, and twice as many modules: a few microseconds
 
 
 def compile_step(
-    train_step: Callable[..., Any], *objects: Any, donate: bool = True, graph: bool | None = None
+    train_step: Callable[..., Any],
+    *objects: Any,
+    donate: bool = True,
+    graph: bool | None = None,
+    static_argnums: int | Iterable[int] | None = None,
+    static_argnames: str | Iterable[str] | None = None,
 ) -> CompiledStep:
     """Compiles a training step for the objects that it is going to change: a model, its optimizer, metrics.
 
@@ -42,12 +51,21 @@ def compile_step(
     as ever, and has its current value. Any other use of a value raises `HeldError`: `step.sync()` brings everything
     back, and the next call takes it over again. So does the end of a `with compile_step(...) as step:` block.
 
+    Several steps may bind the same objects, or parts of them, and be called in any order. The values move between the
+    steps on the device.
+
+    If the function returns a bound object or a part of one, the caller gets the bound object itself, as from `nnx.jit`.
+
     Args:
-        train_step: takes the objects, and then what a call of the step is given: arrays, and pytrees of arrays.
+        train_step: takes the objects, and then the arguments of a call: arrays, pytrees of arrays, static values.
         *objects: modules and optimizers, of any mixture of Flax's and tallax's state. No Variable twice.
         donate: whether a step may overwrite the memory of the state before it. What the objects held when the step took
             them over is copied first, so other references to it stay good.
         graph: whether Flax's graph mode takes the objects apart; None for the mode that is set.
+        static_argnums: positions of static parameters, as `jax.jit` counts them: over all parameters of `train_step`,
+            the objects included. In `train_step(model, x, mode)`, `mode` is at 2.
+        static_argnames: names of static parameters. Their values are hashable, stay Python values inside the step, and
+            each is traced once. A parameter in either list is static by position and by name.
 
     Returns:
         A `CompiledStep`, to be called with a batch.
@@ -55,6 +73,7 @@ def compile_step(
     Raises:
         StructureError: an item is reached on two ways.
         InvalidTypeError: there is nothing to bind, or `train_step` can't be called.
+        InvalidValueError: `train_step` has no such static parameter, or it is a bound object.
 
     Example:
         >>> import jax.numpy as jnp, tallax
@@ -72,13 +91,29 @@ def compile_step(
         >>> float(model.total[...])
         12.0
     """
-    return CompiledStep(train_step, objects, donate=donate, graph=graph)
+    return CompiledStep(
+        train_step,
+        objects,
+        donate=donate,
+        graph=graph,
+        static_argnums=static_argnums,
+        static_argnames=static_argnames,
+    )
 
 
 class CompiledStep:
     """A step that owns the state of its objects between calls; made by `compile_step`."""
 
-    def __init__(self, function: Callable[..., Any], objects: tuple[Any, ...], *, donate: bool, graph: bool | None):
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        objects: tuple[Any, ...],
+        *,
+        donate: bool,
+        graph: bool | None,
+        static_argnums: int | Iterable[int] | None,
+        static_argnames: str | Iterable[str] | None,
+    ):
         if not callable(function):
             raise InvalidTypeError(
                 compose(
@@ -99,15 +134,17 @@ class CompiledStep:
             )
         self._function, self._objects, self._donate = function, objects, donate
         self._graph = bool(nnx.set_graph_mode.current_value() if graph is None else graph)
-        self._names = names_of(function, objects)
+        self._arguments = Arguments(function, objects, static_argnums, static_argnames)
+        self._names = self._arguments.names
         refuse_shared(objects, self._names, items_only=self._graph, kind=Item)
         self._structure = Structure(objects, self._names)  # the one that it is compiled for
         self._layout: Layout | None = None
         self._whole: frozenset[int] = frozenset()  # counts that the step does more with than add to and read
         self._traces = 0
-        self._results: list[Any] = []  # how what the function returns is built, of each kind that there was
+        self._results: list[Shape] = []  # how the results are built, of each kind that there was
         self._programs: Programs | None = None
         self._holding: Holding | None = None
+        self._end = weakref.finalize(self, _retire, None)
         functools.update_wrapper(self, function, updated=())
 
     # --- running ----------------------------------------------------------------------------------------------------
@@ -121,11 +158,14 @@ class CompiledStep:
 
         Raises:
             StructureError: the objects have changed, or the step changes them: an attribute, a layer, a new Variable.
-            HeldError: another step holds them, or a value was written past this one, which holds it.
+            HeldError: a value was written past the step, or a step that shares Variables failed on the device.
             TraceError: called inside another compiled function.
         """
-        holding = self._holding or self._hold(batch, options)
-        return self._run(holding, holding.programs.once, batch, options)
+        holding = self._holding
+        if holding is None or not holding.is_ready:
+            holding = self._take_over(batch, options)
+        assert self._programs is not None
+        return self._run(holding, self._programs.once, batch, options)
 
     def scan(self, *batches: Any, **options: Any) -> Any:
         """Runs as many steps as the batches have entries on their first axis, in one program, by `jax.lax.scan`.
@@ -140,8 +180,11 @@ class CompiledStep:
         Raises:
             TallaxError: as a call does.
         """
-        holding = self._holding or self._hold(batches, options)
-        return self._run(holding, holding.programs.many, batches, options)
+        holding = self._holding
+        if holding is None or not holding.is_ready:
+            holding = self._take_over(batches, options)
+        assert self._programs is not None
+        return self._run(holding, self._programs.many, batches, options)
 
     @property
     def traces(self) -> int:
@@ -158,28 +201,19 @@ class CompiledStep:
     def sync(self) -> None:
         """Puts everything back on the objects, as the last completed step left it; waits for that step.
 
+        Other steps that bind some of the objects take these over again at their next calls.
+
         Raises:
             HeldError: a value was written past the step while it held it: what was written stays, and everything else
                 is put back. Or a step failed on the device after it had taken the memory of the state before it.
         """
-        holding = self._holding
-        if holding is None:
-            return
-        state = holding.checked_state()
-        layout = holding.layout
-        counts = layout.packing.unpack(np.asarray(state.items.packed)) if layout.counters else []
-        values, strays = state.values, holding.strays()
-        for place, held in zip(layout.places, holding.held, strict=True):
-            if place.name in strays:
-                continue
-            if place.number is None:
-                variable = place.structure.unflatten([values[k] for k in place.arrays])
-                place.variable.set_raw_value(variable.get_raw_value())
-            else:
-                limbs: Any = _limbs.from_uint64(counts[place.number])
-                sharding = held.sharding
-                place.variable.set_raw_value(limbs if sharding is None else placed(limbs, sharding))
-        self._holding = None
+        holding, strays = self._holding, []
+        others_may_hold = holding is None or not holding.is_ready
+        if holding is not None:
+            strays = holding.put_back()
+            self._hold(None)
+        if others_may_hold:
+            put_back(self._objects)
         if strays:
             raise written_past(", ".join(strays))
 
@@ -195,9 +229,9 @@ class CompiledStep:
             ReplicasError: an item is kept as a share for each replica.
         """
         holding = self._holding
-        if holding is None:
-            return collect(*self._objects)
-        return holding.reading(self._objects, self._names)
+        if holding is None or not holding.is_ready:
+            return reading_of(entries_of(self._objects, self._names))
+        return holding.reading(self._names)
 
     def __enter__(self) -> Self:
         return self
@@ -206,8 +240,7 @@ class CompiledStep:
         self.sync()
 
     def __repr__(self) -> str:
-        name = getattr(self._function, "__name__", repr(self._function))
-        return f"<compiled step {name} of {', '.join(self._names)}>"
+        return f"<compiled step {self._arguments.label} of {', '.join(self._names)}>"
 
     def _repr_html_(self) -> str:
         try:
@@ -220,15 +253,26 @@ class CompiledStep:
 
     def _run(self, holding: Holding, program: Any, batch: tuple[Any, ...], options: dict[str, Any]) -> Any:
         holding.look(_LOOK_AT)
+        if not holding.is_current:
+            holding.catch_up()
         if holding.failed:
             holding.checked_state()
+        if self._arguments.has_static:
+            batch, options = self._arguments.with_static(batch, options)
+        call = functools.partial(program, **options) if options else program
         before = holding.latest[0]
         items, rest, _ = before
         # Python raises KeyboardInterrupt between two of its own instructions. The program consumes the old state, so it
         # is called by `extend`, which has put the new one in its place before the next instruction. For the same reason
         # it returns lists and tuples only, which JAX makes without running any code of Python's.
         holding.failed = True
-        holding.latest.extend(map(program, (items,), (rest,), (holding.constants,), (batch,), (options,)))
+        try:
+            holding.latest.extend(itertools.starmap(call, ((items, rest, holding.constants, *batch),)))
+        except TypeError as error:
+            explained = self._arguments.explained(error, batch, options)
+            if explained is None:
+                raise
+            raise explained from error
         holding.failed = False
         items, rest, result = holding.latest[0]
         if is_traced(items[0]) or (items[0] is None and is_traced(*jax.tree.leaves((items, rest, result)))):
@@ -239,56 +283,75 @@ class CompiledStep:
         while isinstance(result, tuple):
             (result,) = result
             structure += 1
-        return jax.tree.unflatten(self._results[structure], result)
+        shape = self._results[structure]
+        if shape.references:
+            return shape.build(result, holding.nodes)
+        return jax.tree.unflatten(shape.structure, result)
 
-    def _hold(self, batch: tuple[Any, ...], options: dict[str, Any]) -> Holding:
-        """Takes the state over from the objects."""
+    def _hold(self, holding: Holding | None) -> None:
+        """Keeps the state, or lets go of it. If the step is dropped, the values go back on the objects."""
+        self._holding = holding
+        self._end.detach()
+        if holding is not None:
+            self._end = weakref.finalize(self, _retire, holding)
+            self._end.atexit = False
+
+    def _take_over(self, batch: tuple[Any, ...], options: dict[str, Any]) -> Holding:
+        """Takes the state over, from the objects and from other steps."""
+        before = self._holding
         layout = Layout(self._objects, self._names, graph=self._graph)
         refuse_shared(self._objects, self._names, items_only=self._graph, kind=Item)
         if self._layout is not None and layout.graphdef != self._layout.graphdef:
             raise changed(self._structure.change())
         self._layout = layout
-        counts, values = layout.values()
-        everything = [*values, *(place.variable.get_raw_value() for place in layout.counters)]
-        home = home_of(everything) or home_of(jax.tree.leaves((batch, options)))
-        mine = [owned(value, home, copy=self._donate) for value in values]
-        packed = owned(layout.packing.pack(counts), home, copy=True) if layout.counters else None
-        if is_traced(packed, *mine):
-            raise in_a_trace()
-        state = State(Items(packed, mine[: layout.lasting]), mine[layout.lasting :])
-        shardings = jax.tree.map(lambda array: array.sharding if is_committed(array) else None, state)
+        structure = Structure(self._objects, self._names)
+        holding = Holding(layout, self._objects, structure, (batch, options))
+        try:
+            self._hold(holding)
+            holding.install()
+        finally:
+            if holding.time < 0:
+                self._hold(before)
+        shardings = jax.tree.map(lambda array: array.sharding if is_committed(array) else None, holding.state)
         if self._programs is None or self._programs.shardings != shardings:
             self._programs = self._compiled(shardings)
             self._whole = frozenset()  # the counts may have other numbers now
-        structure = Structure(self._objects, self._names)
-        self._holding = Holding(self._programs, layout, structure, state, copies=self._donate)
-        return self._holding
+        holding.is_ready = True
+        if before is not None:
+            before.retire()
+        return holding
 
     def _compiled(self, shardings: State) -> Programs:
         options: dict[str, Any] = {"donate_argnums": 1} if self._donate else {}
         if any(sharding is not None for sharding in jax.tree.leaves(shardings)):
             options["out_shardings"] = (*shardings.plain(), None)
-        return Programs(jax.jit(self._once, **options), jax.jit(self._many, **options), shardings)
+        # A program that kept the step alive would keep the objects from getting their values back when it is dropped.
+        runs = (_weakly(self._once), _weakly(self._many))
+        once, many = (self._arguments.named(run, "items", "values", "arrays") for run in runs)
+        return Programs(jax.jit(once, **options), jax.jit(many, **options), shardings)
 
-    def _once(self, items: Any, rest: Any, constants: list[Any], batch: Any, options: Any) -> tuple[Any, ...]:
+    def _once(self, items: Any, rest: Any, constants: list[Any], /, *batch: Any, **options: Any) -> tuple[Any, ...]:
         """Traces the program of a call: what it returns is `Holding.latest`."""
         refuse_objects((batch, options))
         state, result = self._step(State(Items(*items), rest), constants, batch, options)
         return (*state.plain(), self._flat(result))
 
-    def _many(self, items: Any, rest: Any, constants: list[Any], batches: Any, options: Any) -> tuple[Any, ...]:
+    def _many(self, items: Any, rest: Any, constants: list[Any], /, *batches: Any, **options: Any) -> tuple[Any, ...]:
         """Traces the program of a scan, likewise."""
         refuse_objects((batches, options))
+        self._arguments.refuse_scalars(batches, options)
 
         def body(state: State, each: Any) -> tuple[State, Any]:
-            return self._step(state, constants, *each)
+            state, result = self._step(state, constants, *each)
+            refuse_references(result, self._names, self._arguments.label)
+            return state, result
 
         state, result = jax.lax.scan(body, State(Items(*items), rest), (batches, options))
         return (*state.plain(), self._flat(result))
 
     def _flat(self, result: Any) -> Any:
         """Returns a list of the leaves of a result, within as many tuples as tell the number of its structure."""
-        leaves, structure = jax.tree.flatten(result)
+        leaves, structure = flatten(result)
         if structure not in self._results:
             self._results.append(structure)
         wrapped: Any = leaves
@@ -310,11 +373,11 @@ class CompiledStep:
             bases: list[Any] = [np.zeros((*packing.shapes[number], 2), np.uint32) for number in apart]
             added = [np.zeros(packing.shapes[number], np.uint32) for number in apart]
             limbs = [packing.part(items.packed, number) for number in sorted(whole)]
-            inputs = [bases, added, limbs, items.values + rest, constants, batch, options]
+            inputs = [bases, added, limbs, items.values + rest, constants]
+            pure = functools.partial(self._pure, layout, apart)
+            pure = self._arguments.named(pure, "bases", "added", "counts", "values", "arrays")
             try:
-                program, shape = jax.make_jaxpr(functools.partial(self._pure, layout, apart), return_shape=True)(
-                    *inputs
-                )
+                program, shape = jax.make_jaxpr(pure, return_shape=True)(*inputs, *batch, **options)
             except (TypeError, ValueError):
                 # Other state may have met a count in two parts, as `nnx.update(model, saved)` in one branch of two.
                 if not apart:
@@ -328,7 +391,7 @@ class CompiledStep:
         self._whole = whole
         for k in found.read:
             bases[k] = packing.part(items.packed, apart[k])
-        outputs = jaxpr_as_fun(program)(*jax.tree.leaves(inputs))
+        outputs = jaxpr_as_fun(program)(*jax.tree.leaves((inputs, batch, options)))
         _, words, limbs, values, result = jax.tree.unflatten(jax.tree.structure(shape), outputs)
         packed = items.packed
         if numbers:
@@ -337,8 +400,8 @@ class CompiledStep:
         return State(Items(packed, values[: layout.lasting]), values[layout.lasting :]), result
 
     def _pure(
-        self, layout: Layout, apart: list[int], bases: Any, added: Any, whole: Any, values: Any, constants: Any,
-        batch: Any, options: Any,
+        self, layout: Layout, apart: list[int], bases: Any, added: Any, whole: Any, values: Any, constants: Any, /,
+        *batch: Any, **options: Any,
     ) -> tuple[Any, ...]:  # fmt: skip
         """The step as a function of arrays: counts in two parts, whole ones, other values, and what it is given."""
         counts: dict[int, Any] = {number: Pending(*parts) for number, *parts in zip(apart, bases, added, strict=True)}
@@ -346,8 +409,9 @@ class CompiledStep:
         counts.update(zip(others, whole, strict=True))
         objects = layout.merge(counts, values, constants)
         before = Structure(objects, self._names)
-        with self._tracing():
-            result = self._function(*objects, *batch, **options)
+        with tracing():
+            batch, options = values_of((batch, options))
+            result = with_references(self._function(*objects, *batch, **options), objects, self._arguments.label)
         after = layout.split(objects, constants)
         if after is None:
             raise changed(
@@ -357,19 +421,24 @@ class CompiledStep:
         counts, values = after
         parts = [_in_two(counts[number], word) for number, word in zip(apart, added, strict=True)]
         limbs = [_in_one(counts[number]) for number in others]
-        result = jax.tree.map(_in_one, result, is_leaf=lambda leaf: isinstance(leaf, Pending))
         return [part.base for part in parts], [part.added for part in parts], limbs, values, result
 
-    @contextlib.contextmanager
-    def _tracing(self) -> Iterator[None]:
-        """While the function is traced, the bound objects are not its arguments: to read them would be a constant."""
-        holding = self._holding
-        assert holding is not None
-        holding.is_tracing = True
-        try:
-            yield
-        finally:
-            holding.is_tracing = False
+
+def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function that calls a method without keeping its object alive."""
+    reference: Any = weakref.WeakMethod(method)
+
+    def call(*args: Any, **options: Any) -> Any:
+        return reference()(*args, **options)
+
+    return call
+
+
+def _retire(holding: Holding | None) -> None:
+    # Inside a trace, or if a step failed on the device, the values stay with the holding, which the objects keep alive.
+    with contextlib.suppress(Exception):
+        if holding is not None:
+            holding.retire()
 
 
 def _in_two(count: Any, word: Any) -> Pending:

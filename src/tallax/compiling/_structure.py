@@ -3,25 +3,13 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 
 from tallax._errors import StructureError, compose, describe
-
-
-def names_of(function: Callable[..., Any], objects: Sequence[Any]) -> list[str]:
-    """Returns what a function calls its first arguments, or else how their types are called."""
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # some builtins have none
-        parameters = []
-    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    rest = [type(thing).__name__.lower() for thing in objects[len(named) :]]
-    return [*named[: len(objects)], *rest]
 
 
 class Change(NamedTuple):

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments of a step: their names, the static ones, and errors that name them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.errors import ConcretizationTypeError, TracerArrayConversionError, TracerIntegerConversionError
+
+from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_NEEDS_A_VALUE = (ConcretizationTypeError, TracerArrayConversionError, TracerIntegerConversionError)
+
+
+@jax.tree_util.register_static
+class Static:
+    """A static argument: a pytree without arrays, so that JAX traces once for each value and passes it through."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        # 1, 1.0 and True are equal, but a function may well do something else with each.
+        return isinstance(other, Static) and type(self.value) is type(other.value) and bool(self.value == other.value)
+
+    def __hash__(self) -> int:
+        return hash((type(self.value), self.value))
+
+
+def values_of(arguments: Any) -> Any:
+    """Returns arguments with the values of the static ones in their places."""
+    return jax.tree.map(
+        lambda leaf: leaf.value if isinstance(leaf, Static) else leaf,
+        arguments,
+        is_leaf=lambda leaf: isinstance(leaf, Static),
+    )
+
+
+class Arguments:
+    """The parameters of the function that a step is made from.
+
+    Attributes:
+        names: the names of the bound objects.
+        has_static: whether any argument is static.
+
+    Args:
+        function: takes the objects, and then the arguments of a call.
+        objects: the bound objects.
+        static_argnums: positions of static parameters among all of the function's, as `jax.jit` counts them.
+        static_argnames: names of static parameters.
+
+    Raises:
+        InvalidTypeError: a position is no integer, or a name no string.
+        InvalidValueError: the function has no such parameter, or it is a bound object.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        objects: Sequence[Any],
+        static_argnums: int | Iterable[int] | None,
+        static_argnames: str | Iterable[str] | None,
+    ):
+        try:
+            parameters = list(inspect.signature(function).parameters.values())
+        except (TypeError, ValueError):  # some builtins have none
+            parameters = list(inspect.signature(_any).parameters.values())
+        self._function, self._parameters = function, parameters
+        self._count = len(objects)
+        self._positional = [p.name for p in parameters if p.kind in _BY_POSITION]
+        unnamed = [type(thing).__name__.lower() for thing in objects[len(self._positional) :]]
+        self.names = [*self._positional[: self._count], *unnamed]
+        self._numbers = {self._checked_number(number) for number in _listed(static_argnums)}
+        self._labels = {self._checked_name(name) for name in _listed(static_argnames)}
+        # A static parameter is static whether it is passed by position or by name, as with `jax.jit`.
+        self._labels |= {self._positional[k] for k in self._numbers if k < len(self._positional)}
+        self._numbers |= {k for k, name in enumerate(self._positional) if name in self._labels}
+        self.has_static = bool(self._numbers or self._labels)
+
+    def with_static(self, batch: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns the arguments of a call with static ones marked.
+
+        Raises:
+            InvalidTypeError: a static value cannot be hashed.
+        """
+        marked = [
+            self._static(self._name_at(k), value) if k + self._count in self._numbers else value
+            for k, value in enumerate(batch)
+        ]
+        named = {name: self._static(name, x) if name in self._labels else x for name, x in options.items()}
+        return tuple(marked), named
+
+    def named(self, run: Callable[..., Any], *leading: str) -> Callable[..., Any]:
+        """Returns a function like `run` for which JAX uses the user's names: in errors, logs and profiles.
+
+        Args:
+            run: takes what is called `leading`, and then the arguments of a call.
+            *leading: names of positional parameters.
+        """
+
+        def program(*args: Any, **options: Any) -> Any:
+            return run(*args, **options)
+
+        given = [p for p in self._parameters if p.name not in self._positional[: self._count]]
+        taken = {p.name for p in given}
+        state = [inspect.Parameter(_free(name, taken), inspect.Parameter.POSITIONAL_ONLY) for name in leading]
+        facts: dict[str, Any] = {
+            "__name__": self.label,
+            "__qualname__": self.label,
+            "__wrapped__": self._function,  # the file and line that JAX's errors show
+            "__signature__": inspect.Signature([*state, *(p.replace(default=p.empty) for p in given)]),
+        }
+        vars(program).update({k: v for k, v in facts.items() if k in ("__wrapped__", "__signature__")})
+        program.__name__ = program.__qualname__ = self.label
+        return program
+
+    @property
+    def label(self) -> str:
+        """The name of the function."""
+        return getattr(self._function, "__name__", type(self._function).__name__)
+
+    def explained(self, error: Exception, batch: tuple[Any, ...], options: Mapping[str, Any]) -> Exception | None:
+        """Returns an error that names the argument by which JAX's error came about, or None if it is another one.
+
+        Args:
+            error: raised while the step was called.
+            batch: positional arguments of the call.
+            options: named arguments of the call.
+        """
+        given = {self._name_at(k): value for k, value in enumerate(batch)} | dict(options)
+        for name, value in given.items():
+            for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+                if not _is_array(leaf):
+                    return self._refusal(name, jax.tree_util.keystr(path), leaf)
+        scalars = {name: x for name, x in given.items() if isinstance(x, bool | int | float | np.generic)}
+        # JAX's errors know the argument unless a transformation inside the step has wrapped it.
+        told = [name for name in scalars if f" argument {name}." in str(error)]
+        name = next(iter(told or scalars if isinstance(error, _NEEDS_A_VALUE) else told), None)
+        if name is None:
+            return None
+        return InvalidTypeError(
+            compose(
+                name,
+                "is an array inside the compiled step, so Python code cannot use its value.",
+                got=f"{describe(scalars[name])}, and {self.label} branches on a traced value or converts it",
+                fix=f"{self._remedy(name)}; or jnp.where, jax.lax.cond",
+            )
+        )
+
+    def refuse_scalars(self, batches: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+        """Raises if an argument of a scan has an array without a first axis."""
+        given = {self._name_at(k): value for k, value in enumerate(batches)} | dict(options)
+        for name, value in given.items():
+            for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+                if jax.numpy.ndim(leaf) == 0:
+                    raise InvalidValueError(
+                        compose(
+                            name + jax.tree_util.keystr(path),
+                            "step.scan takes arrays with one entry for each step on their first axis.",
+                            got=describe(leaf),
+                            fix=f"jnp.full(steps, {name}); or {self._remedy(name)}",
+                        )
+                    )
+
+    def _remedy(self, name: str) -> str:
+        key = f'static_argnames=("{name}",)'
+        if not name.isidentifier():
+            place = max(len(self._positional), self._count) + int(name.rpartition("[")[2].removesuffix("]"))
+            key = f"static_argnums=({place},)"
+        return f"compile_step(..., {key}), which traces once for each value"
+
+    def _refusal(self, name: str, path: str, leaf: Any) -> Exception:
+        fix = self._remedy(name)
+        if path:
+            fix = "pass it as an argument of its own, and name that in compile_step(..., static_argnames=...)"
+        return InvalidTypeError(
+            compose(
+                name + path, "a compiled step takes arrays, numbers and static arguments.", got=describe(leaf), fix=fix
+            )
+        )
+
+    def _static(self, name: str, value: Any) -> Static:
+        try:
+            hash(value)
+        except TypeError:
+            raise InvalidTypeError(
+                compose(
+                    name,
+                    "is a static argument, which must be hashable.",
+                    got=describe(value),
+                    fix="a string, a number, a tuple or a frozen dataclass; arrays go in without static_argnames",
+                )
+            ) from None
+        return Static(value)
+
+    def _name_at(self, number: int) -> str:
+        """Returns the name of an argument of a call by its position there."""
+        place = number + self._count
+        if place < len(self._positional):
+            return self._positional[place]
+        variadic = next((p.name for p in self._parameters if p.kind is p.VAR_POSITIONAL), "args")
+        return f"{variadic}[{place - max(len(self._positional), self._count)}]"
+
+    def _checked_number(self, number: Any) -> int:
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise _bad("static_argnums", "takes positions of parameters.", describe(number), InvalidTypeError)
+        place = number + len(self._positional) if number < 0 else number
+        is_there = place < len(self._positional) or any(p.kind is p.VAR_POSITIONAL for p in self._parameters)
+        if place < 0 or not is_there:
+            raise _bad(
+                "static_argnums", f"{self.label} has no parameter at this position.", str(number), InvalidValueError
+            )
+        if place < self._count:
+            raise self._bound("static_argnums", self.names[place])
+        return place
+
+    def _checked_name(self, name: Any) -> str:
+        if not isinstance(name, str):
+            raise _bad("static_argnames", "takes names of parameters.", describe(name), InvalidTypeError)
+        if name in self.names:
+            raise self._bound("static_argnames", name)
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in self._parameters)
+        keywords = [p.name for p in self._parameters if p.kind is p.KEYWORD_ONLY]
+        if not takes_any and name not in (*self._positional, *keywords):
+            raise _bad("static_argnames", f"{self.label} has no parameter of this name.", repr(name), InvalidValueError)
+        return name
+
+    def _bound(self, argument: str, name: str) -> Exception:
+        return InvalidValueError(
+            compose(
+                argument,
+                "a bound object cannot be static; its structure is, and its values are arrays.",
+                got=name,
+                fix="positions count the bound objects, too: train_step(model, x, mode) has mode at 2",
+            )
+        )
+
+
+def _listed(value: Any) -> list[Any]:
+    return (
+        [] if value is None else list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    )
+
+
+def _any(*args: Any, **options: Any) -> None:
+    """Stands for a function that has no signature."""
+
+
+def _bad(argument: str, rule: str, got: str, kind: type[Exception]) -> Exception:
+    return kind(
+        compose(
+            argument,
+            rule,
+            got=got,
+            fix='compile_step(train_step, model, static_argnames=("mode",)) for train_step(model, x, mode)',
+        )
+    )
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _is_array(leaf: Any) -> bool:
+    """Tells whether JAX takes a leaf as an array."""
+    if isinstance(leaf, np.ndarray | np.generic):
+        return leaf.dtype.kind in "biufcV"
+    is_number = isinstance(leaf, bool | int | float | complex | jax.Array | nnx.Variable)
+    return is_number or hasattr(leaf, "__jax_array__") or hasattr(leaf, "aval")

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The owners of bound Variables' values, one for each Variable, whichever compiled steps run on it."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from tallax._errors import HeldError, TraceError, compose
+from tallax._placement import is_traced
+from tallax._variables import Counter, Held, Item
+
+_SMALL = 2**16  # bytes; of these a step may well keep two copies
+_TIME = operator.attrgetter("time")
+
+
+@dataclass(frozen=True)
+class Form:
+    """The parts of a Variable's value.
+
+    Attributes:
+        structure: makes such a Variable of its arrays.
+        shape: that of the counts, if they are packed.
+        arrays: the number of its arrays.
+        is_packed: whether it is a count that is whole on every device.
+        is_small: whether it is an item that a step does not overwrite.
+        value: shape, dtype and sharding.
+    """
+
+    structure: Any
+    shape: tuple[int, ...]
+    arrays: int
+    is_packed: bool
+    is_small: bool
+    value: Any
+
+    @classmethod
+    def of(cls, variable: nnx.Variable[Any]) -> Form:
+        """Returns the form of a Variable that has its value."""
+        raw = variable.get_raw_value()
+        is_array = isinstance(raw, jax.Array | np.ndarray)
+        is_packed = isinstance(variable, Counter) and not variable.shares
+        is_packed = is_packed and (isinstance(raw, np.ndarray) or raw.is_fully_replicated)
+        sharding = raw.sharding if isinstance(raw, jax.Array) and raw.committed else None
+        return cls(
+            structure=jax.tree.structure(variable),
+            shape=tuple(variable.shape) if is_packed else (),
+            arrays=len(jax.tree.leaves(raw)),
+            is_packed=is_packed,
+            is_small=isinstance(variable, Item) and raw.nbytes <= _SMALL,
+            value=jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=sharding) if is_array else raw,
+        )
+
+
+class Owned(Held):
+    """A placeholder that leads to the owner of the value."""
+
+    __slots__ = ("cell",)
+
+    def __init__(self, cell: Cell):
+        is_item = isinstance(cell.variable, Item) and not cell.variable.shares
+        uses = (cell.read, cell.write) if is_item else ()
+        super().__init__(cell.variable, cell.name, cell.form.value, *uses)
+        self.cell = cell
+
+
+class Cell:
+    """The owner of one Variable's value, from the first call of a step that binds it until it is put back.
+
+    The value lies in the state of a `Holding`, together with the other values of one step. If several steps bind the
+    Variable, the current value is that of the holding that caught up last.
+
+    Attributes:
+        variable: the Variable.
+        name: how a user reaches it, such as `model.encoder.step`.
+        form: the parts of its value.
+        held: the placeholder on the Variable. It keeps the cell, and so the value, alive.
+        holders: the holdings of all steps that bind it, and its place in each.
+        is_released: whether the value is back on the Variable.
+    """
+
+    def __init__(self, variable: nnx.Variable[Any], name: str, form: Form):
+        self.variable, self.name, self.form = variable, name, form
+        self.holders: dict[Any, Any] = {}
+        self.is_released = False
+        self.held = Owned(self)
+
+    def current(self) -> Any:
+        """Returns the holding that has the current value."""
+        return max(self.holders, key=_TIME)
+
+    def read(self) -> jax.Array:
+        """Returns the current value."""
+        self._refuse(None)
+        holding = self.current()
+        return holding.read(self.holders[holding])
+
+    def write(self, value: Any) -> None:
+        """Replaces the current value."""
+        self._refuse(value)
+        holding = self.current()
+        holding.write(self.holders[holding], value)
+
+    def release(self) -> None:
+        """Makes all steps that bind the Variable take its value over again, at their next calls."""
+        self.is_released = True
+        for holding in self.holders:
+            holding.is_ready = False
+
+    def _refuse(self, value: Any) -> None:
+        if self.is_released or not self.holders:
+            raise _copied(self.name)
+        if _state.is_tracing or is_traced(value):
+            raise TraceError(
+                compose(
+                    self.name,
+                    "is held by a compiled step, so a trace can't have it: a read would be a constant, a write lost.",
+                    got="a use of the object that the step is bound to, while this or another function is traced",
+                    fix="the step's own argument, as in train_step(model, ...); or step.sync() before nnx.jit takes it",
+                )
+            )
+
+
+class _State(threading.local):
+    is_tracing = False
+
+
+_state = _State()
+
+
+@contextlib.contextmanager
+def tracing() -> Iterator[None]:
+    """While a step is traced, bound objects are not its arguments: to read them would be a constant."""
+    before, _state.is_tracing = _state.is_tracing, True
+    try:
+        yield
+    finally:
+        _state.is_tracing = before
+
+
+def cell_of(variable: nnx.Variable[Any], name: str) -> Cell | None:
+    """Returns the owner of a Variable's value; None if the Variable has it itself.
+
+    Raises:
+        HeldError: the Variable is a copy of one whose value a compiled step has.
+    """
+    cell = owner_of(variable)
+    if cell is None and any(isinstance(leaf, Held) for leaf in jax.tree.leaves(variable.get_raw_value())):
+        raise _copied(name)
+    return cell
+
+
+def owner_of(variable: nnx.Variable[Any]) -> Cell | None:
+    """Returns the owner of a Variable's value; None if it has it itself, or is a copy."""
+    raw = variable.get_raw_value()
+    is_its = isinstance(raw, Owned) and raw.cell.variable is variable and not raw.cell.is_released
+    return raw.cell if is_its else None
+
+
+def _copied(name: str) -> HeldError:
+    return HeldError(
+        compose(
+            name,
+            "is a copy of a Variable that was made while a compiled step held the value, so it has none.",
+            got="a clone of the model, or a state of it",
+            fix="step.sync() first, and then copy",
+        )
+    )

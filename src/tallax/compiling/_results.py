@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The results of a step: arrays, and the bound objects themselves where the function returns them or parts of them.
+
+Inside the trace the objects are copies. One of them in a result, a module or a Variable, becomes a `Reference` to its
+place among the bound objects, and the caller gets the bound object at that place. A module or a Variable that the
+function makes is returned as a new one; bound objects may be parts of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+
+from tallax._errors import InvalidTypeError, compose
+from tallax._variables import Pending
+from tallax.compiling._structure import dotted
+
+_OBJECTS = (nnx.Pytree, nnx.Variable)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Reference:
+    """Stands for a bound module or Variable in a result; a pytree without arrays."""
+
+    path: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a result is built from its arrays and the bound objects.
+
+    Attributes:
+        structure: that of the result, in which references are leaves.
+        references: their positions among the leaves, and the paths of the objects.
+    """
+
+    structure: Any
+    references: tuple[tuple[int, tuple[Any, ...]], ...]
+
+    def build(self, arrays: Sequence[Any], nodes: Mapping[tuple[Any, ...], Any]) -> Any:
+        """Returns the result, given its arrays and the bound objects by their paths."""
+        leaves = list(arrays)
+        for place, path in self.references:
+            leaves.insert(place, nodes[path])
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+def with_references(result: Any, objects: tuple[Any, ...], name: str) -> Any:
+    """Returns a result of a traced function with references in place of the objects that it was given.
+
+    Args:
+        result: what the function returned.
+        objects: what the function was given, after it ran.
+        name: that of the function.
+
+    Raises:
+        InvalidTypeError: a new module or Variable is in two places.
+    """
+    paths = {id(node): path for path, node in nnx.iter_graph(objects) if isinstance(node, _OBJECTS)}
+    _refuse_graphs(result, paths, name)
+
+    def convert(leaf: Any) -> Any:
+        if id(leaf) in paths:
+            return Reference(paths[id(leaf)])
+        return leaf.limbs if isinstance(leaf, Pending) else leaf
+
+    return jax.tree.map(convert, result, is_leaf=lambda x: id(x) in paths or isinstance(x, Pending))
+
+
+def _refuse_graphs(result: Any, known: Mapping[int, Any], name: str) -> None:
+    """Raises if a new object is in two places of a result: what is made of it outside would be two."""
+    seen: set[int] = set()
+    queue: list[Any] = [[result]]
+    for node in queue:  # not by `jax.tree`: where objects hold each other, it recurses until Python gives up
+        parts = vars(node) if isinstance(node, nnx.Pytree) else node
+        for child in jax.tree.leaves(dict(parts) if node is not parts else parts, is_leaf=_is_object):
+            if not _is_object(child) or id(child) in known:
+                continue
+            if id(child) in seen:
+                raise InvalidTypeError(
+                    compose(
+                        name,
+                        "a compiled step returns arrays, bound objects, and new objects that are trees.",
+                        got=f"one new {type(child).__name__} in two places",
+                        fix="return its arrays; or bind it, compile_step(train_step, model, other)",
+                    )
+                )
+            seen.add(id(child))
+            if isinstance(child, nnx.Pytree):
+                queue.append(child)
+
+
+def _is_object(x: Any) -> bool:
+    return isinstance(x, _OBJECTS)
+
+
+def flatten(result: Any) -> tuple[list[Any], Shape]:
+    """Returns the arrays of a result, and how it is built."""
+    leaves, structure = jax.tree.flatten(result, is_leaf=lambda x: isinstance(x, Reference))
+    references = tuple((k, leaf.path) for k, leaf in enumerate(leaves) if isinstance(leaf, Reference))
+    return [leaf for leaf in leaves if not isinstance(leaf, Reference)], Shape(structure, references)
+
+
+def refuse_references(result: Any, names: Sequence[str], function: str) -> None:
+    """Raises where a step of a scan returns a bound object, which has no values for each step."""
+    _, shape = flatten(result)
+    for _, path in shape.references:
+        raise InvalidTypeError(
+            compose(
+                function,
+                "step.scan stacks the results of its steps, and a bound object has only its last state.",
+                got=f"{dotted(path, names)} in a result",
+                fix="return arrays from the function; the bound objects are at hand outside",
+            )
+        )
