@@ -69,11 +69,11 @@ _WRITES = st.one_of(
     st.builds("{}.set({})".format, scalars, entries),
     st.sampled_from(["m.c.set(m.d)", "m.d.set(m.c)", "m.v.set(m.c)", "m.v.set(x)", "swap(m.c, m.d)"]),
     st.sampled_from(["m.c.reset()", "m.d.reset()", "m.v.reset()"]),
-    st.builds("{}.value += {}".format, scalars, st.integers(0, 3)),
+    st.builds("{}.value += {}".format, scalars, st.sampled_from([0, 1, 3, 2**31 - 1])),
     st.builds("{}[...] += {}".format, scalars, st.integers(0, 3)),
     st.builds("m.v[{}] = {}".format, places, entries),
     st.builds("m.v[{}] = {}".format, places, st.integers(0, 9)),
-    st.builds("m.v[{}] += {}".format, places, st.integers(0, 3)),
+    st.builds("m.v[{}] += {}".format, places, st.sampled_from([0, 1, 3, 2**31 - 1])),
 )
 _READ = st.one_of(
     st.builds("{}.value".format, scalars),
