@@ -177,9 +177,9 @@ def _indented(lines):
 
 _BATCH = st.lists(st.sampled_from(X), min_size=3, max_size=3)
 _EVENTS = st.one_of(
-    st.builds("see(step(batch({})))".format, _BATCH),
-    st.builds("see(step(batch({})))".format, _BATCH),
-    st.builds("see(step.scan(batch({})))".format, st.lists(_BATCH, min_size=1, max_size=3)),
+    st.builds("see(step(batch({})), step.counts())".format, _BATCH),
+    st.builds("see(step(batch({})), step.counts())".format, _BATCH),
+    st.builds("see(step.scan(batch({})), step.counts())".format, st.lists(_BATCH, min_size=1, max_size=3)),
     st.builds("{} += {}".format, scalars, amounts),
     st.builds("{}.set({})".format, scalars, st.sampled_from(STARTS)),
     st.sampled_from(["m.v.reset()", "m.v[1] = 5", "m.c.set(m.d)", "m.v.increment(m.c)", "m.c.value += 1"]),
