@@ -362,7 +362,10 @@ class Counts:
         return self.value if k is ... else _Saturated(self.counts[int(k)])
 
     def __setitem__(self, k, n):
-        self.counts[0 if k is ... else int(k)] = n.exact if isinstance(n, _Saturated) else int(n)
+        k = 0 if k is ... else int(k)
+        # An int32 array of 2**31 - 1 over a count beyond is taken for what was read there, and changes nothing.
+        if not (isinstance(n, np.int32) and n == INT32 <= self.counts[k]):
+            self.counts[k] = n.exact if isinstance(n, _Saturated) else int(n)
 
     def __eq__(self, other):
         return self.counts == other.counts
