@@ -944,3 +944,66 @@ def test_under_a_transfer_guard():
         step(x)
         step.sync()
     assert (int(model.count), np.asarray(model.vector).tolist()) == (9, [2] * 3)
+
+
+def _restored(model, x):
+    """Restores a count in one branch of two."""
+
+    def restore(model):
+        nnx.update(model, {"a": jnp.array([7, 1], jnp.uint32)})
+
+    model.a += 1
+    nnx.cond(x > 1, restore, lambda model: None, model)
+    return model.a.value
+
+
+def _undone(model, x):
+    """Keeps what a part of the step did only if it went well, as optax's `apply_if_finite` does."""
+    before = nnx.as_pure(nnx.state(model))
+    model.a += 3
+    model.b.reset()
+    after = nnx.as_pure(nnx.state(model))
+    nnx.update(model, jax.tree.map(lambda old, new: jnp.where(x > 1, new, old), before, after))
+
+
+RAW_STATE = {
+    "returned": lambda model, x: (model.a.increment(x), nnx.as_pure(nnx.state(model)))[1],
+    "returned-leaves": lambda model, x: (model.a.increment(x), jax.tree.leaves(nnx.state(model)))[1][0],
+    "computed-with": lambda model, x: (model.a.increment(x), jax.tree.leaves(nnx.state(model))[0] * np.uint32(3))[1],
+    "words": lambda model, x: (model.a.increment(x), nnx.as_pure(nnx.state(model))["a"][..., 0])[1],
+    "restored-in-a-branch": _restored,
+    "undone": _undone,
+}
+
+
+@pytest.mark.parametrize("run", RAW_STATE.values(), ids=RAW_STATE)
+@pytest.mark.parametrize("graph", [True, False])
+def test_raw_state_within_a_step(run, graph):
+    """The raw state of a Counter within a step is its two words, as it is under nnx.jit."""
+    one, other = (nnx.Dict(a=tallax.Counter(2**32 - 2), b=tallax.Counter(5, shape=2)) for _ in range(2))
+    plain = nnx.jit(run, graph=graph)
+    with tallax.compile_step(run, one, graph=graph) as step:
+        for x in (1, 2, 1, 0):
+            got, expected = step(np.int32(x)), plain(other, np.int32(x))
+            assert jax.tree.structure(got) == jax.tree.structure(expected)
+            for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+                assert np.array_equal(a, b)
+    assert_same_state(one, other)
+
+
+def test_an_error_of_the_function_is_raised_as_it_is():
+    """A step that raises is not compiled, and raises again, also if another call would be right."""
+    model = nnx.Dict(a=tallax.Counter())
+
+    def run(model, x):
+        model.a += 1
+        if x.shape != (3,):
+            raise ValueError("three of them")
+        return x.sum()
+
+    with tallax.compile_step(run, model) as step:
+        with pytest.raises(ValueError, match="three of them") as error:
+            step(np.ones(2, np.float32))
+        assert error.value.__context__ is None
+        assert step(np.ones(3, np.float32)) == 3
+        assert int(model.a) == 1

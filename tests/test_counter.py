@@ -394,3 +394,18 @@ def test_a_donated_counter_is_loud():
         int(counter)
     counter.set(5)
     assert int(counter) == 5
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("start", [2**31 - 3, 2**31 - 2, 2**31 - 1, 2**31, 2**32 - 2])
+@pytest.mark.parametrize("by", [1, 3, 2**31 - 1])
+def test_the_seeds_spelling_is_exact_where_int32_wraps(start, by, compiled):
+    """`counter.value += n` is exact also if it goes from below 2**31 - 1 past it."""
+    model = nnx.Dict(scalar=tallax.Counter(start), vector=tallax.Counter(start, shape=2))
+
+    def step(model):
+        model.scalar.value += by
+        model.vector[1] += by
+
+    (nnx.jit(step) if compiled else step)(model)
+    assert (int(model.scalar), np.asarray(model.vector).tolist()) == (start + by, [start, start + by])

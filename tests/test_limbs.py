@@ -80,12 +80,16 @@ def test_read_add_write_is_exact(values, added):
     """Reading int32, adding in int32 and writing back adds exactly, also where the read saturates and the sum wraps."""
     with np.errstate(over="ignore"):
         written = _limbs.to_int32_on_host(limbs(values)) + np.array(added, np.int32)
-    # Below 2**31 - 1, a sum that wraps cannot be told from a negative number: that write leaves the count.
-    expected = []
-    for value, n in zip(values, added, strict=True):
-        read = min(value, 2**31 - 1)
-        expected.append(min(value + n, MAX) if read == 2**31 - 1 or value + n < 2**31 else value)
-    assert ints(assign(limbs(values), written)) == expected
+    assert ints(assign(limbs(values), written)) == [min(value + n, MAX) for value, n in zip(values, added, strict=True)]
+
+
+@given(VECTORS, st.lists(st.integers(1, 2**31 - 1), min_size=6, max_size=6))
+def test_a_difference_below_zero_leaves_the_count(values, taken):
+    """A difference that is negative, which int32 never wraps, is not taken for a sum that did."""
+    written = _limbs.to_int32_on_host(limbs(values)) - np.array(taken, np.int32)
+    expected = [min(value, 2**31 - 1) - n for value, n in zip(values, taken, strict=True)]
+    kept = [value if left < 0 else left for value, left in zip(values, expected, strict=True)]
+    assert ints(assign(limbs(values), written)) == kept
 
 
 @given(VECTORS, st.lists(st.integers(0, 2**31 - 2), min_size=6, max_size=6))

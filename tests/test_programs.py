@@ -78,7 +78,7 @@ def observed(program, way):
         step, drive = programs.run(program, DEVICE)
         m, seen = programs.model_of(program), []
         steps = start(step, m)
-        drive(m, steps, lambda shown: seen.append(jax.tree.map(np.asarray, jax.tree.leaves(nnx.as_pure(shown)))))
+        drive(m, steps, lambda *shown: seen.append(jax.tree.map(np.asarray, jax.tree.leaves(nnx.as_pure(shown)))))
         steps.sync()
         return seen, jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.as_pure(nnx.state(m))))
 
@@ -92,7 +92,7 @@ def check(program, ways=tuple(WAYS)):
     if program.is_known_to_oracle:
         m = programs.oracles_model_of(program)
         step, drive = programs.run(program, ORACLE)
-        drive(m, Foreseen(step, m), lambda shown: None)
+        drive(m, Foreseen(step, m), lambda *shown: None)
         assert numbers(state) == programs.everything(m), f"nnx.jit differs from Python's integers:\n{program}"
 
 
@@ -201,12 +201,12 @@ def step(m, x, k=np.int32(0)):
 DRIVE = """
 def drive(m, step, see):
     for values in ([5, 2, 1], [0, 1, 2], [0, 5, 5], [4, 0, 3]):
-        see(step(batch(values)))
+        see(step(batch(values)), step.counts())
     m.c += 2
-    see(step.scan(batch([[5, 1, 0], [1, 5, 5], [2, 2, 2]])))
-    see(step.counts())
+    see(step.scan(batch([[5, 1, 0], [1, 5, 5], [2, 2, 2]])), step.counts())
     m.v[1] = 3
-    see(step(batch([4, 4, 4])))
+    see(step(batch([1, 2, 4])), step.counts())
+    see(step(batch([4, 4, 4])), step.counts())
 """
 
 

@@ -115,18 +115,19 @@ def to_float32(limbs: Limbs) -> Float32[Array, "*shape"]:
 def assign(limbs: Limbs, values: Int[Array, "*shape"]) -> Limbs:
     """Returns the limbs after `values` were written over what `to_int32` had read.
 
-    A plain assignment, with one addition that keeps `x = counter.value; counter.value = x + n` exact for ever: where
-    the read was saturated at 2**31 - 1, int32 arithmetic has wrapped `x + n` to a negative number, from which `n` is
-    recovered and added to the true count. A negative number that does not come from there leaves the count as it was.
+    A plain assignment, with one addition that keeps `x = counter.value; counter.value = x + n` exact for ever: if int32
+    arithmetic has wrapped `x + n` to a negative number, `n` is recovered and added to the true count. A negative number
+    that does not come from there leaves the count as it was.
     """
     values = jnp.broadcast_to(jnp.asarray(values), limbs.shape[:-1])
     written = widen(values)
     negative = values < 0
     if values.dtype != jnp.int32:
         return jnp.where(negative[..., None], limbs, written)
-    saturated = (limbs[..., 1] > 0) | (limbs[..., 0] >= INT32_MAX)
-    added = jnp.where(negative & saturated, values.astype(jnp.uint32) - jnp.uint32(INT32_MAX), jnp.uint32(0))
-    kept = negative | (saturated & (values == INT32_MAX))
+    read = to_int32(limbs)
+    added = values.astype(jnp.uint32) - read.astype(jnp.uint32)
+    added = jnp.where(negative & (added <= INT32_MAX), added, jnp.uint32(0))
+    kept = negative | ((read == INT32_MAX) & (values == INT32_MAX))
     return jnp.where(kept[..., None], add(limbs, pair(added)), written)
 
 

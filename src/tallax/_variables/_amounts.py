@@ -103,9 +103,13 @@ def wrong_shape(value: Any, shape: tuple[int, ...], *, item: object, ending: boo
 
 
 def refuse_negative(value: np.ndarray, old: np.ndarray, *, item: object) -> None:
-    """Raises for a negative int32 that is no sum which wrapped, since the limbs `old` did not read as saturated."""
-    wrapped = _limbs.to_uint64(old) >= np.uint64(_limbs.INT32_MAX)
-    if np.any((value < 0) & ~wrapped):
+    """Raises for a negative int32 that is no sum of what the limbs `old` read as and an int32, which wrapped."""
+    written, read = (
+        np.atleast_1d(value),
+        np.atleast_1d(_limbs.to_int32_on_host(old)),
+    )  # scalars would warn that they wrap
+    wrapped = written.astype(np.uint32) - read.astype(np.uint32) <= _limbs.INT32_MAX
+    if np.any((written < 0) & ~wrapped):
         raise negative(value, item=item)
 
 

@@ -359,7 +359,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         """Sets the counts, or those at `index`, to `value`.
 
         It takes what `set` takes. In addition `counter.value += n`, which reads int32 and writes it back, stays exact
-        where the read is saturated: the wrapped sum tells what was added.
+        also where the read is saturated or the sum wraps: the sum tells what was added.
         """
         raw = self.words()
         wraps = isinstance(value, jax.Array) and value.dtype == jnp.int32
