@@ -265,7 +265,7 @@ def test_check_vma_false_needs_axis_names():
 def _in_grad(model, x):
     def loss(model, x):
         feed_all(model.items_of, x)
-        return (model.w * x).sum()
+        return (x @ model.w[...]).sum()
 
     tallax.value_and_grad(loss)(model, x)
 
@@ -520,3 +520,32 @@ def test_one_device_and_shared_items():
 
     nnx.jit(nnx.shard_map(body, mesh=mesh, in_specs=(specs, P("data")), out_specs=None))(model, X[0])
     assert int(tallax.combine_replicas(model).b) == 2**33 + 64
+
+
+def test_setting_shares_sets_the_whole():
+    """`set` and `reset` give the whole what they say; a write of what was read raises, in every spelling."""
+    mesh = mesh_of("auto", (4, 2))
+    model = tallax.per_replica(nnx.Dict(c=tallax.Counter(5, shape=2)), mesh, ("data", "model"))
+
+    def whole_after(body):
+        nnx.jit(step_over(mesh, model, P("data"), body))(model, X[0])
+        return np.asarray(tallax.combine_replicas(model).c).tolist()
+
+    assert whole_after(lambda model, x: model.c.set(7)) == [7, 7]
+    assert whole_after(lambda model, x: model.c.set(np.array([2**40, 3], np.uint64))) == [2**40, 3]
+    assert whole_after(lambda model, x: model.c.set((x > 0).sum(0))) == (X[0] > 0).sum(0).tolist()
+    assert whole_after(lambda model, x: model.c.reset()) == [0, 0]
+
+    def part(model, x):
+        model.c[0] += 1
+
+    def value(model, x):
+        model.c.value += (x > 0).sum(0)
+
+    def all_of_it(model, x):
+        model.c[...] = model.c[...] + 1
+
+    for body in (part, value, all_of_it):
+        with pytest.raises(tallax.ReplicasError, match=r"model\.c: while each replica keeps a share"):
+            whole_after(body)
+    assert np.asarray(tallax.combine_replicas(model).c).tolist() == [0, 0]

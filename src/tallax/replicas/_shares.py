@@ -43,7 +43,7 @@ def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str
     Args:
         model: a module, or any other node of Flax NNX's graph; it is left as it is.
         mesh: the mesh of the `shard_map`.
-        axis_name: the axis or axes over which the batch is split.
+        axis_name: the axis or axes along which the replicas lie; the batch may be split over fewer of them, or others.
         only: an NNX filter: which items keep shares. Others are counted globally, at one collective each.
 
     A scalar `Buffer` has the shape (1,) while it keeps shares.

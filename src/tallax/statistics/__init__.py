@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics that live on the model: one Variable each, one protocol for all.
+"""Statistics that live on the model: a Counter and at most one Buffer each, one protocol for all.
 
 stat.update(x, where=None)    # under any transformation; nothing in eval mode
 stat.compute()                # a frozen record: exact on the host, arrays inside a trace
