@@ -43,15 +43,12 @@ def write_starter(path: Path) -> None:
         ) from None
 
 
-def graded(module: ModuleType) -> Report:
-    """Returns the grade of a solution: a finding for every case that fails, and what statecheck says of the class."""
-    collected = Collected(f"{module.__name__}.py")
-    grade_into(collected, module)
-    return collected.report()
+def graded(module: ModuleType, collected: Collected | None = None) -> Report:
+    """Returns the grade of a solution: a finding for every case that fails, and what statecheck says of the class.
 
-
-def grade_into(collected: Collected, module: ModuleType) -> None:
-    """Grades a solution, and collects the results as they come."""
+    The results are collected as they come, in `collected` if it is given.
+    """
+    collected = collected or Collected("")
     name = collected.name = f"{module.__name__}.py"
     function = getattr(module, "counter_after_n_calls", None)
     counter = getattr(module, "StepCounter", None)
@@ -74,6 +71,7 @@ def grade_into(collected: Collected, module: ModuleType) -> None:
         _add(collected, "counter_after_n_calls", [*found, *deprecated], note)
     reads = [*_host_reads(function, in_loop=True), *_host_reads(counter, in_loop=False)]
     _add(collected, "no read in the loop", reads)
+    return collected.report()
 
 
 def _add(collected: Collected, check: str, found: list[Finding], note: str = "") -> None:

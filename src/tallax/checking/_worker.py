@@ -35,7 +35,7 @@ def _checked(request: dict[str, Any], pipe: TextIO) -> Any:
     import jax
 
     from tallax.checking._collecting import Collected
-    from tallax.checking._exercise import grade_into
+    from tallax.checking._exercise import graded
     from tallax.checking._report import Cell, to_plain
     from tallax.checking._statecheck import check_into
     from tallax.checking._targets import found, input_of, loaded, modules_in
@@ -52,8 +52,7 @@ def _checked(request: dict[str, Any], pipe: TextIO) -> Any:
     module = loaded(Path(file))
     if name is None:
         if hasattr(module, "StepCounter") or hasattr(module, "counter_after_n_calls"):
-            grade_into(collected, module)
-            return collected.report()
+            return graded(module, collected)
         names = modules_in(module)
         raise CannotCheckError(
             compose(
