@@ -71,6 +71,8 @@ class Buffer(Item):
     def set_value(self, value: Any, *, index: Any = ...) -> None:
         """Writes `value` over the array, or over the part at `index`, to which it is broadcast."""
         raw = self.stored()
+        if index is ... and self._place_abstract(value):
+            return
         if index is not ...:
             self._store(jnp.asarray(raw).at[index].set(self._fitting(value, raw, shape=None)))
         else:

@@ -364,7 +364,8 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         raw = self.words()
         wraps = isinstance(value, jax.Array) and value.dtype == jnp.int32
         if not wraps and index is ...:
-            self.set(value)
+            if not self._place_abstract(value):
+                self.set(value)
             return
         if self.shares:
             raise ReplicasError(

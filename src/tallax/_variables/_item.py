@@ -208,6 +208,16 @@ class Item(nnx.Variable[Any]):
             return raw.read(self) if raw.is_readable_by(self) else None
         return raw if isinstance(raw, jax.Array | np.ndarray) else None  # a shape alone, under nnx.eval_shape
 
+    def _place_abstract(self, value: Any) -> bool:
+        """Gives an abstract value the sharding of another, as `nnx.eval_shape` does on a mesh; False for arrays."""
+        raw = self.get_raw_value()
+        if not (isinstance(raw, jax.ShapeDtypeStruct) and isinstance(value, jax.ShapeDtypeStruct)):
+            return False
+        if value.shape not in (self.shape, raw.shape) or value.dtype != raw.dtype:
+            return False
+        self._put(raw.update(sharding=value.sharding))  # of a Counter's words, whose last axis a spec leaves out
+        return True
+
     def _store(self, new: Any) -> None:
         """Replaces the raw value, on the devices where the old one was placed on purpose."""
         self._refuse_shares()
