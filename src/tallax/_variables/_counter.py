@@ -29,6 +29,7 @@ from tallax._variables._amounts import (
 from tallax._variables._held import Held
 from tallax._variables._item import Item, to_device
 from tallax._variables._pending import Pending
+from tallax._variables._storage_reads import is_kept_by_flax
 
 # Compiled once, for eager use.
 _add_on_device = jax.jit(lambda raw, by: _limbs.add(raw, jnp.broadcast_to(by, raw.shape)))
@@ -90,6 +91,9 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         reduce: Literal["sum", "same"] = "sum",
         **metadata: Any,
     ):
+        if _is_words(start) and is_kept_by_flax():  # nnx.bridge makes a Variable of what it was given
+            super().__init__(start, persistent=persistent, reduce=reduce, metadata=metadata)
+            return
         shape = as_shape(shape, item="Counter")
         first = host_counts(start, item="Counter", limit=_limbs.MAX)
         if first.ndim:
@@ -215,6 +219,8 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         """Returns int32[*shape], saturated at 2**31 - 1, or the part of it at `index`; does not wait for the device."""
         raw = self.stored()
         if not _is_limbs(raw):  # counts, a shape, a sharding, or whatever else a tree.map over the state has put here
+            return raw
+        if index is ... and is_kept_by_flax():  # nnx.to_pure_dict, nnx.bridge
             return raw
         if isinstance(raw, np.ndarray):
             value = to_device(self.peek())
@@ -347,6 +353,9 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         It takes what `set` takes. In addition `counter.value += n`, which reads int32 and writes it back, stays exact
         where the read is saturated: the wrapped sum tells what was added.
         """
+        if isinstance(value, jax.ShapeDtypeStruct):  # nnx.eval_shape adds a sharding to an abstract Variable
+            self.set_raw_value(jax.ShapeDtypeStruct((*value.shape, 2), np.uint32, sharding=value.sharding))
+            return
         raw = self.words()
         wraps = isinstance(value, jax.Array) and value.dtype == jnp.int32
         if not wraps and index is ...:
@@ -418,8 +427,8 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
     def words(self) -> Any:
         """Returns the exact counts as two words each, uint32[*shape, 2]: on the host, on the device, or traced.
 
-        Also where Flax has put counts in their place: `nnx.to_pure_dict` saves what `get_value()` gives, int32 counts,
-        and `nnx.update` writes them back as they are.
+        Also if `nnx.update` has put int32 counts in their place, as `get_value()` gives them to
+        `nnx.to_pure_dict(state, lambda variable: variable.get_value())`.
 
         Raises:
             InvalidValueError: such a count is saturated, so that the exact one is lost.
@@ -478,6 +487,10 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
             self._store(_limbs.add(jnp.asarray(raw), jnp.broadcast_to(jnp.asarray(increment), raw.shape)))
         else:
             self._store(_add_on_device(raw, increment))
+
+
+def _is_words(value: Any) -> bool:
+    return _is_limbs(value) and value.ndim > 0 and value.shape[-1] == 2
 
 
 def _is_limbs(value: Any) -> bool:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import ast
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ def shown(path: str | os.PathLike[str]) -> Shown:
     with told(str(path), "can't be read"), orbax().Checkpointer(handler) as checkpointer:
         tree = outline_of(handler, folder)
         manifest = manifest_of(checkpointer, folder, tree)
-        source = Source.of(tree, tuple(map(str, tree)) if isinstance(tree, Mapping) else ("",), manifest)
+        source = Source.of(tree, manifest)
         entries = source.manifest.entries
         wanted = {source.arrays[name].name: name for name, entry in entries.items() if _is_to_be_read(entry)}
         arrays = read_arrays(checkpointer, folder, tree, wanted, None)

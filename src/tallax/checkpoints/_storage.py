@@ -18,9 +18,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, ReplicasError, compose
-from tallax.checkpoints._compare import Missing, Policy, Rename, Unexpected
 from tallax.checkpoints._folders import folder_of, manifest_of, orbax, outline_of, read_arrays, told
 from tallax.checkpoints._holders import RESERVED, named_objects
+from tallax.checkpoints._policy import Missing, Policy, Unexpected
+from tallax.checkpoints._rename import Rename
 from tallax.checkpoints._report import RestoreReport
 from tallax.checkpoints._restoring import Target
 from tallax.checkpoints._sources import Source
@@ -133,7 +134,7 @@ def restore(
     with told(str(path), "can't be read"), orbax().Checkpointer(handler) as checkpointer:
         tree = outline_of(handler, folder)
         manifest = manifest_of(checkpointer, folder, tree)
-        source = Source.of(tree, tuple(target.objects), manifest, known=target.entries)
+        source = Source.of(tree, manifest)
 
         def fetch(names: Mapping[str, str], target: Target) -> Mapping[str, Any]:
             wanted = {source.arrays[old].name: new for new, old in names.items()}

@@ -19,11 +19,12 @@ from flax import nnx
 from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, MissingExtraError, compose, describe
 from tallax._variables import Counter
 from tallax.checkpoints import RestoreReport
-from tallax.checkpoints._compare import Missing, Rename, Unexpected, check_rename, renamed
 from tallax.checkpoints._holders import joined
 from tallax.checkpoints._leaves import stored
+from tallax.checkpoints._policy import Missing, Unexpected
+from tallax.checkpoints._rename import Rename, Spelling, check_rename, renamed
 from tallax.interop import _safetensors
-from tallax.interop._named import MODEL, checked, holders_in, put
+from tallax.interop._named import MODEL, found_in, holders_in, paths_of, put, shapes_in
 
 # What PyTorch hands over to NumPy, and takes from it, as words only.
 _NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
@@ -74,18 +75,28 @@ def from_torch(
         >>> report.renamed
         (('weight', 'model/kernel'), ('bias', 'model/bias'))
     """
-    places = _places(model)
-    arrays = {name: _as_numpy(name, value) for name, value in _state_of(source).items()}
-    check_rename(rename)
-    if callable(rename) or rename is None:
-        own = renamed(arrays, rename)
-    else:  # beginnings end at dots here
-        mapping = {_slashed(old): _slashed(new) for old, new in rename.items()}
-        slashed = renamed(map(_slashed, arrays), mapping)
-        own = {old.replace("/", "."): new.replace("/", ".") for old, new in slashed.items()}
-    names = {old: places[new].name for old, new in own.items() if new in places}
-    changed = {old: places[own[old]].into(array) if old in names else array for old, array in arrays.items()}
-    return put(changed, model, names, missing=missing, unexpected=unexpected)
+    places = _places(model, abstract=True)
+    state = _state_of(source)
+    own = _renamed(state, rename, places)
+    full = {_slashed(name): place.name for name, place in places.items()}
+    pinned = [_slashed(new) for old, new in own.items() if new != old]
+    found = found_in([_slashed(new) for new in own.values()], full, model, pinned=pinned)
+    names = {old: found[_slashed(new)] for old, new in own.items() if _slashed(new) in found}
+    by_name = {place.name: place for place in reversed(list(places.values()))}
+    layouts = {old: places[own[old]] if own[old] in places else by_name[names[old]] for old in names}
+    if not names:
+        _refuse_nested(state)
+    arrays = {old: layouts[old].into(_as_numpy(old, state[old])) for old in names}
+    shapes = shapes_in(model)
+    spelling = Spelling(
+        wanted={place.name: name for name, place in reversed(list(places.items()))},
+        separator=".",
+        given=rename,
+        fits=lambda old, new: new in by_name and _shape_into(by_name[new], state[old]) == shapes[new],
+    )
+    others = [old for old in state if old not in names]
+    told = {old: own[old] for old in others if own[old] != old}
+    return put(arrays, model, names | told, others=others, missing=missing, unexpected=unexpected, spelling=spelling)
 
 
 def to_torch(model: nnx.Module) -> dict[str, Any]:
@@ -99,25 +110,27 @@ def to_torch(model: nnx.Module) -> dict[str, Any]:
         MissingExtraError: `torch` is not installed.
     """
     result = {}
-    names = {place.name: (name, place) for name, place in _places(model).items()}
+    names: dict[str, list[tuple[str, _Place]]] = {}
+    for name, place in _places(model).items():
+        names.setdefault(place.name, []).append((name, place))
     for holder in holders_in(model):
         for full, leaf in zip(holder.names, holder.leaves, strict=True):
-            name, place = names[full]
             counts = isinstance(holder.variable, Counter)
             array = np.asarray(holder.variable if counts else stored(leaf))
             if array.dtype == np.uint64:
                 if np.any(array > np.uint64(2**63 - 1)):
                     raise InvalidValueError(
                         compose(
-                            name,
+                            names[full][0][0],
                             "a count in PyTorch is an int64.",
                             got=describe(array),
                             fix="counter.set(n) with n below 2**63",
                         )
                     )
                 array = array.astype(np.int64)
-            result[name] = place.back(array)
-    return {name: _as_tensor(name, array) for name, array in result.items()}
+            for name, place in names[full]:  # PyTorch has a shared parameter under each of its names
+                result[name] = place.back(array)
+    return {name: _as_tensor(name, result[name]) for name in sorted(result)}
 
 
 # --- names and layouts ------------------------------------------------------------------------------------------------
@@ -141,23 +154,50 @@ _WORDS = {
 }  # fmt: skip
 
 
-def _places(model: Any) -> dict[str, _Place]:
-    """Returns where a module has what PyTorch would call by each name."""
-    nodes: dict[Any, Any] = dict(nnx.iter_graph(checked(model)))
-    names = {id(holder.variable): holder.names for holder in holders_in(model) if holder.variable is not None}
-    bare = {holder.names[0] for holder in holders_in(model) if holder.variable is None}
-    found = {}
-    for path, node in nodes.items():
+def _places(model: Any, *, abstract: bool = False) -> dict[str, _Place]:
+    """Returns where a module has what PyTorch would call by each name; a shared part has several names."""
+    paths = paths_of(model)
+    nodes: dict[Any, Any] = dict(paths)
+    holders = holders_in(model, abstract=abstract)
+    names = {id(holder.variable): holder.names for holder in holders if holder.variable is not None}
+    bare = {holder.names[0] for holder in holders if holder.variable is None}
+    found, first = {}, {}
+    for path, node in paths:
         name = joined((MODEL, *path))
+        base = first.setdefault(id(node), name)
         owner = nodes.get(path[:-1])
         for full in names.get(id(node), (name,) if name in bare else ()):
             parts = [str(part) for k, part in enumerate(path) if not _is_list_of(nodes, path, k)]
             words = (word for (kind, own), word in _WORDS.items() if isinstance(owner, kind) and own == path[-1])
             word = next(words, parts[-1])
-            parts[-1:] = [word, *full.removeprefix(name).split("/")[1:]]
+            parts[-1:] = [word, *full.removeprefix(base).split("/")[1:]]
             into, back = _layout(owner, path[-1])
             found[".".join(parts)] = _Place(full, into, back)
     return found
+
+
+def _renamed(state: Mapping[str, Any], rename: Rename, places: Mapping[str, _Place]) -> dict[str, str]:
+    """Returns the new names, with dots; those that are the module's own paths become PyTorch's."""
+    check_rename(rename)
+    if rename is None:
+        return {name: name for name in state}
+    if not callable(rename):
+        rename = {old if old in state else _dotted(old): _dotted(new) for old, new in rename.items()}
+    # A user may also write the path of an attribute, as errors name it: `layers.0.kernel` in place of `0.weight`.
+    paths = {_dotted(place.name).removeprefix(f"{MODEL}."): name for name, place in reversed(list(places.items()))}
+    result = {}
+    for old, new in renamed(state, rename, separator=".").items():
+        new = _dotted(new)
+        short = new.removeprefix(f"{MODEL}.")
+        ways = (new, short, paths.get(short), *_as_in_torch(short, paths))
+        result[old] = new if new == old else next((way for way in ways if way in places), new)
+    return result
+
+
+def _as_in_torch(name: str, paths: Mapping[str, str]) -> list[str]:
+    """Returns PyTorch's name of an array for a name that is a path of the module but for the last part."""
+    head, _, last = name.rpartition(".")
+    return [own for path, own in paths.items() if path.rpartition(".")[0] == head and own.rpartition(".")[2] == last]
 
 
 def _is_list_of(nodes: Mapping[Any, Any], path: tuple[Any, ...], k: int) -> bool:
@@ -205,6 +245,16 @@ def _same(array: np.ndarray) -> np.ndarray:
 
 def _slashed(name: str) -> str:
     return name.replace(".", "/")
+
+
+def _dotted(name: str) -> str:
+    return name.replace("/", ".")
+
+
+def _shape_into(place: _Place, value: Any) -> tuple[int, ...] | None:
+    """Returns the shape that a tensor would have in the module; None if it is no tensor."""
+    shape = getattr(value, "shape", None)
+    return None if shape is None else place.into(np.broadcast_to(np.zeros(()), tuple(shape))).shape
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------
@@ -255,18 +305,29 @@ def _on_one_line(text: str) -> str:
     return re.sub(r"\x1b\[\d*m", "", text.splitlines()[0])[:200]
 
 
+def _refuse_nested(state: Mapping[str, Any]) -> None:
+    """Raises if a `state_dict` is an entry of the mapping that came, as in most files of a training run."""
+    for name, value in state.items():
+        if isinstance(value, Mapping) and any(hasattr(entry, "shape") for entry in value.values()):
+            raise _no_tensor(name, value)
+
+
+def _no_tensor(name: str, value: Any) -> InvalidTypeError:
+    return InvalidTypeError(
+        compose(
+            name,
+            "a state_dict holds tensors.",
+            got=" ".join(describe(value).split()),
+            fix="the entry that is one, such as torch.load(path, weights_only=True)['state_dict']",
+        )
+    )
+
+
 def _as_numpy(name: str, value: Any) -> np.ndarray:
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         return np.asarray(stored(value))
     if not (hasattr(value, "detach") and hasattr(value, "numpy")):
-        raise InvalidTypeError(
-            compose(
-                name,
-                "a state_dict holds tensors.",
-                got=" ".join(describe(value).split()),
-                fix="the entry that is one, such as torch.load(path, weights_only=True)['state_dict']",
-            )
-        )
+        raise _no_tensor(name, value)
     kind = str(value.dtype).removeprefix("torch.")
     try:
         tensor = value.detach().cpu().resolve_conj().resolve_neg()
