@@ -26,7 +26,7 @@ _WORDS = {
 }
 _COLLECTIONS = {"batch_stats", "batch_stat", "buffers", "cache", "counters", "others", "other", "rest", "rngs", "state"}
 # Under these names optax keeps arrays that look like the parameters.
-_LOOKALIKES = {"mu", "nu", "trace", "opt_state", "inner_opt_state", "acc_grads", "ema"}
+_LOOKALIKES = {"mu", "nu", "trace", "opt_state", "inner_opt_state", "acc_grads"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,11 @@ class Wanted:
 
     names: frozenset[str]
     core: frozenset[str]
+
+    @property
+    def kind(self) -> str:
+        """The kind of object: an optimizer has a state of its own name, everything else is a model."""
+        return "optimizer" if any(name.startswith("opt_state/") for name in self.names) else "model"
 
     @classmethod
     def of(cls, names: Collection[str], parameters: Collection[str]) -> Wanted:
@@ -139,10 +144,11 @@ def _chosen(
     """Returns the prefixes of an object; if none is clear, those that compete."""
     own: Prefix = (name,)
     bare: Prefix = ()
-    if len(covers.get(own, ())) > 0 and len(covers[own]) >= len(covers.get(bare, ())):
-        return [own], []  # an object may have an attribute of its own name, so a bare state that covers more wins
-    words = _WORDS.get(name.rstrip("_0123456789"), {name})
-    others = {word for kind in _WORDS.values() for word in kind} - words | set(objects) - {name}
+    if covers.get(own):
+        # An object may have an attribute of its own name, so a bare state that covers more of it comes first.
+        is_bare = len(covers.get(bare, ())) > len(covers[own])
+        return [bare if is_bare else own], []
+    words, others = _words_of(name, objects)
     fitting = []
     for prefix, cover in covers.items():
         is_allowed = _is_allowed(prefix, name, words, others, tops)
@@ -162,6 +168,14 @@ def _chosen(
             if is_beside and not cover.keys() & covers[prefix].keys() and len(cover) == len(_below(free, other)):
                 collections.append(other)
     return [prefix, *collections], []
+
+
+def _words_of(name: str, objects: Mapping[str, Wanted]) -> tuple[set[str], set[str]]:
+    """Returns the names by which an object may also be found, and those that belong to other objects."""
+    kinds = {other: wanted.kind for other, wanted in objects.items()}
+    is_only_one = list(kinds.values()).count(kinds[name]) == 1
+    words = {name} | (_WORDS[kinds[name]] if is_only_one or name == kinds[name] else set())
+    return words, (set().union(*_WORDS.values()) | set(objects)) - words
 
 
 def _is_allowed(

@@ -55,11 +55,9 @@ def is_writable(dtype: str) -> bool:
     """Tells whether Orbax can write arrays of this dtype, as they are or as `stored` makes them."""
     if dtype.startswith(KEY) or dtype in PYTHON:
         return True
-    try:
-        known = jax.dtypes.canonicalize_dtype(dtype)
-    except TypeError:  # NumPy's text, dates and long numbers
-        return False
-    return bool(jnp.issubdtype(known, jnp.number)) or known == np.bool_
+    kind = np.dtype(_WIDENED.get(dtype, dtype))  # NumPy knows those of JAX, too; it has text, dates and long numbers
+    is_number = jnp.issubdtype(kind, jnp.number) or kind == np.bool_
+    return bool(is_number) and kind.itemsize <= (16 if kind.kind == "c" else 8)
 
 
 def stored(leaf: Any) -> Any:
