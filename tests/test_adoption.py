@@ -215,7 +215,7 @@ def test_nothing_of_an_object_is_an_error_under_any_policy(tree):
     new = Model(7, new=True)
     before = bits(new)
     for policy in ("error", "state", "init"):
-        with pytest.raises(tallax.RestoreError, match=r"^model: nothing of it is in the checkpoint"):
+        with pytest.raises(tallax.RestoreError, match=r"^model: nothing of it was found in the checkpoint"):
             tallax.from_checkpoint(tree(*trained()), new, missing=policy, unexpected="ignore")
         assert bits(new) == before
 
@@ -226,7 +226,9 @@ def test_an_object_of_which_there_is_nothing_is_named():
     new, optimizer = Model(7), adam(Model(7))
     before = bits(new, optimizer)
     for other in ({"optimizer": optimizer}, {"stats": nnx.Dict(seen=tallax.Counter())}):
-        with pytest.raises(tallax.RestoreError, match=f"^{next(iter(other))}: nothing of it is in the checkpoint"):
+        with pytest.raises(
+            tallax.RestoreError, match=f"^{next(iter(other))}: nothing of it was found in the checkpoint"
+        ):
             tallax.from_checkpoint({"model": pure(old[0])}, new, **other, missing="init", unexpected="ignore")
         assert bits(new, optimizer) == before
     empty = nnx.Dict(scratch=tallax.Counter(persistent=False))

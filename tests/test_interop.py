@@ -121,7 +121,7 @@ def test_what_linen_has_beyond_the_module_is_not_renamed():
         assert from_linen(variables, model, unexpected=policy, missing=["**/seen"]).unexpected == (name,)
     with pytest.raises(tallax.RestoreError, match=f"^{name}: in the checkpoint, and not in the objects"):
         from_linen(variables, model, missing="state")
-    with pytest.raises(tallax.RestoreError, match=r"^model: nothing of it is in the checkpoint"):
+    with pytest.raises(tallax.RestoreError, match=r"^model: nothing of it was found in the checkpoint"):
         from_linen({"params": {"x": {"y": jnp.ones(5)}}}, model, missing="init", unexpected="ignore")
 
 

@@ -461,5 +461,5 @@ def test_policies_are_those_of_restore():
     assert from_torch(state, ours, missing="state").missing == ("model/step",)
     with pytest.raises(tallax.RestoreError, match=r"^model/layer/bias: is not in the checkpoint"):
         from_torch({"layer.weight": state["layer.weight"]}, ours, missing="state")
-    with pytest.raises(tallax.RestoreError, match=r"^model: nothing of it is in the checkpoint"):
+    with pytest.raises(tallax.RestoreError, match=r"^model: nothing of it was found in the checkpoint"):
         from_torch({"other": torch.ones(3)}, ours, missing="init", unexpected="ignore")

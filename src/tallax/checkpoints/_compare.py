@@ -189,7 +189,7 @@ def _refuse_nothing(
         error = RestoreError(
             compose(
                 name,
-                "nothing of it is in the checkpoint, so it would not be restored at all.",
+                "nothing of it was found in the checkpoint, so it would not be restored at all.",
                 got=got,
                 expected=some(own),
                 fix=rename or f"leave {name} out; or the checkpoint that it was saved to",

@@ -202,6 +202,8 @@ def _is_convincing(prefix: Prefix, cover: Mapping[str, str], wanted: Wanted, und
     """
     if not cover.keys() & wanted.core:
         return False
+    if not prefix and wanted.core != wanted.names:
+        return True  # a parameter has its whole path
     if len(wanted.names) == 1:  # one counter called `step` is found below many prefixes
         return not prefix or under == 1
     return 2 * len(cover) > min(len(wanted.names), under)

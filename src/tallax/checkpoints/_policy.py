@@ -76,24 +76,24 @@ class Policy:
         if isinstance(self.missing, str):
             return self.missing == "state" and isinstance(variable, Item)
         return any(
-            _matches(name, part) if isinstance(part, str) else isinstance(variable, part) for part in self.missing
+            self._matches(name, part) if isinstance(part, str) else isinstance(variable, part) for part in self.missing
         )
 
     def may_be_unexpected(self, name: str) -> bool:
         """Tells whether an array of the checkpoint may be left out."""
         if isinstance(self.unexpected, str):
             return self.unexpected == "ignore"
-        return any(_matches(name, pattern) for pattern in self.unexpected)
+        return any(self._matches(name, pattern) for pattern in self.unexpected)
+
+    def _matches(self, name: str, pattern: str) -> bool:
+        """Tells whether a pattern is that of a name, or of its beginning up to a separator."""
+        name, pattern = (text.replace(self.spelling.separator, "/") for text in (name, pattern))
+        return _compiled(pattern).match(name) is not None
 
 
 def _is_pattern(part: Any, argument: str) -> bool:
     is_type = argument == "missing" and isinstance(part, type) and issubclass(part, nnx.Variable)
     return isinstance(part, str) or is_type
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """Tells whether a pattern is that of a name, or of its beginning up to a slash."""
-    return _compiled(pattern).match(name) is not None
 
 
 @functools.lru_cache(maxsize=256)
