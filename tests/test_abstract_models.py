@@ -34,7 +34,7 @@ class Model(nnx.Module):
         self.layer = nnx.Linear(4, 8, rngs=rngs)
         self.norm = nnx.BatchNorm(8, rngs=rngs)
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
-        self.stack = nnx.vmap(lambda rngs: nnx.Linear(2, 2, rngs=rngs), in_axes=0)(nnx.Rngs(seed).fork(split=3))
+        self.stack = nnx.vmap(lambda rngs: nnx.Linear(2, 2, rngs=rngs), in_axes=0)(nnx.Rngs(seed).split(3))
         self.half = nnx.Param(jnp.full(3, seed, jnp.bfloat16))
         self.narrow = nnx.Variable(jnp.full(3, seed, jnp.uint4))
         self.pair = nnx.Variable((jnp.full(1, seed), {"of": jnp.zeros(2) + seed}))

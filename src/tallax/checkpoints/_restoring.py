@@ -42,13 +42,14 @@ def from_checkpoint(
 ) -> RestoreReport:
     """Puts what a tree of `to_checkpoint` has into objects, all of it or nothing, and returns what became of each name.
 
-    A tree of Orbax's that tallax did not write is taken too: `nnx.state(model)`, plain or in a dict with the names of
-    the objects. There a `Counter` takes what an old counter of float32, int32 or any other number had.
+    A tree of Orbax's that tallax did not write is taken too: `nnx.state(model)`, bare, below the names of the objects,
+    or with a level more; see docs/checkpoints.md. There a `Counter` takes what an old counter of float32, int32 or any
+    other number had. Objects may be abstract, as `nnx.eval_shape` makes them: they get their values here.
 
     Args:
         tree: nested dicts of arrays, as Orbax restores them.
-        *objects: as they were saved, or fewer of them; arrays are put where the objects have theirs, whatever devices
-            they were saved from.
+        *objects: as they were saved, or fewer of them; arrays are put where the objects have theirs, or where the
+            shardings of abstract objects say, whatever devices they were saved from.
         missing: the arrays that the checkpoint may lack, and that then keep what the objects have. "error": none.
             "state": those of counters, buffers, statistics and scheduled values, so that new ones start fresh while a
             missing parameter is an error. "init": any. Or a list of patterns for names, `["**/step", "model/extra/*"]`,
@@ -69,8 +70,9 @@ def from_checkpoint(
         HeldError: a compiled step holds an object, and it was not the step that came.
         InvalidTypeError: something is no module.
         InvalidValueError: an argument makes no sense.
-        RestoreError: a shape, dtype, kind or configuration differs, or names do and the policy says "error". Its
-            `report` has all of them. The objects are as they were.
+        RestoreError: a shape, dtype, kind or configuration differs; names do and the policy does not allow it; nothing
+            of an object is in the checkpoint; or what an abstract object lacks has no reset value. Its `report` has all
+            of them. The objects are as they were.
         TracedReadError: inside a trace.
     """
     policy = Policy(missing, unexpected, rename)

@@ -110,7 +110,7 @@ def _made(entry: Entry) -> Any:
 
 def _described(entry: Entry) -> Item:
     shape = entry.shape[:-1] if entry.kind == "Counter" else entry.shape
-    dtype = str(stored_dtype(entry.dtype)) if entry.kind else entry.dtype
+    dtype = str(stored_dtype(entry.dtype, widened=False)) if entry.kind else entry.dtype
     return Item(entry.owner or entry.kind or "array", shape, dtype, size_of(entry.shape, entry.dtype), entry.persistent)
 
 

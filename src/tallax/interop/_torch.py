@@ -5,29 +5,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import re
-import zipfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
-from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, MissingExtraError, compose, describe
+from tallax._errors import InvalidValueError, compose, describe
 from tallax._variables import Counter
 from tallax.checkpoints import RestoreReport
 from tallax.checkpoints._holders import joined
 from tallax.checkpoints._leaves import stored
 from tallax.checkpoints._policy import Missing, Unexpected
 from tallax.checkpoints._rename import Rename, Spelling, check_rename, renamed
-from tallax.interop import _safetensors
 from tallax.interop._named import MODEL, found_in, holders_in, paths_of, put, shapes_in
-
-# What PyTorch hands over to NumPy, and takes from it, as words only.
-_NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
+from tallax.interop._tensors import as_numpy, as_tensor, refuse_nested, state_of
 
 Change = Callable[[np.ndarray], np.ndarray]
 
@@ -56,15 +48,16 @@ def from_torch(
             code, and `torch.load` gets `weights_only=True`.
         model: an NNX module of the same layers.
         missing: see `tallax.from_checkpoint`.
-        unexpected: see `tallax.from_checkpoint`.
-        rename: from PyTorch's names to those of the attributes, with dots: `{"features.0": "stem"}`, or a function.
+        unexpected: see `tallax.from_checkpoint`; entries that are no tensors are among the unexpected ones.
+        rename: from PyTorch's names to those of the attributes, with dots: `{"features.0": "stem"}`, or a function. Paths
+            as errors name them are taken too: `layers.0` in an `nnx.Sequential`, `kernel` for a weight.
 
     Raises:
         CheckpointError: a file can't be read.
         InvalidTypeError: the source is none of these, the model no module, or `rename` no mapping and no function.
         InvalidValueError: an argument makes no sense.
         MissingExtraError: `torch` is needed and not installed.
-        RestoreError: as `tallax.from_checkpoint` does.
+        RestoreError: as `tallax.from_checkpoint` does; or the values of what the module shares differ in the source.
 
     Example:
         >>> import numpy as np, tallax
@@ -76,7 +69,7 @@ def from_torch(
         (('weight', 'model/kernel'), ('bias', 'model/bias'))
     """
     places = _places(model, abstract=True)
-    state = _state_of(source)
+    state = state_of(source)
     own = _renamed(state, rename, places)
     full = {_slashed(name): place.name for name, place in places.items()}
     pinned = [_slashed(new) for old, new in own.items() if new != old]
@@ -85,8 +78,8 @@ def from_torch(
     by_name = {place.name: place for place in reversed(list(places.values()))}
     layouts = {old: places[own[old]] if own[old] in places else by_name[names[old]] for old in names}
     if not names:
-        _refuse_nested(state)
-    arrays = {old: layouts[old].into(_as_numpy(old, state[old])) for old in names}
+        refuse_nested(state)
+    arrays = {old: layouts[old].into(as_numpy(old, state[old])) for old in names}
     shapes = shapes_in(model)
     spelling = Spelling(
         wanted={place.name: name for name, place in reversed(list(places.items()))},
@@ -102,7 +95,8 @@ def from_torch(
 def to_torch(model: nnx.Module) -> dict[str, Any]:
     """Returns a module's state as a PyTorch `state_dict`, the inverse of `from_torch`; counts become int64.
 
-    Random streams, and what is declared with `persistent=False`, are not in it; other random keys are as their words.
+    Random streams, and what is declared with `persistent=False`, are not in it; other random keys are as their words. What
+    several attributes share is in it under all their names, as in PyTorch's own.
 
     Raises:
         InvalidTypeError: `model` is no module, or PyTorch has not its numbers.
@@ -130,7 +124,7 @@ def to_torch(model: nnx.Module) -> dict[str, Any]:
                 array = array.astype(np.int64)
             for name, place in names[full]:  # PyTorch has a shared parameter under each of its names
                 result[name] = place.back(array)
-    return {name: _as_tensor(name, result[name]) for name in sorted(result)}
+    return {name: as_tensor(name, result[name]) for name in sorted(result)}
 
 
 # --- names and layouts ------------------------------------------------------------------------------------------------
@@ -255,116 +249,3 @@ def _shape_into(place: _Place, value: Any) -> tuple[int, ...] | None:
     """Returns the shape that a tensor would have in the module; None if it is no tensor."""
     shape = getattr(value, "shape", None)
     return None if shape is None else place.into(np.broadcast_to(np.zeros(()), tuple(shape))).shape
-
-
-# --- tensors ----------------------------------------------------------------------------------------------------------
-
-
-def _state_of(source: Any) -> Mapping[str, Any]:
-    if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        if path.name.endswith(".safetensors.index.json"):
-            source = _safetensors.read_index(path)
-        else:
-            source = _safetensors.read(path) if path.suffix == ".safetensors" else _loaded(path)
-    state = source.state_dict() if hasattr(source, "state_dict") else source
-    # Names that are not printed would steer the terminal on which an error shows them.
-    if not isinstance(state, Mapping) or not all(isinstance(name, str) and name.isprintable() for name in state):
-        raise InvalidTypeError(
-            compose(
-                "from_torch",
-                "takes a module, a state_dict, or the path of one.",
-                got=_on_one_line(ascii(source)) if isinstance(source, Mapping) else describe(source),
-                fix="from_torch(module, model), from_torch('model.safetensors', model)",
-            )
-        )
-    return state
-
-
-def _loaded(path: Path) -> Any:
-    if not path.is_file():
-        raise CheckpointError(compose(str(path), "is no file.", fix="the path of a .pt or .safetensors file"))
-    torch, is_zip = _torch(), zipfile.is_zipfile(path)
-    try:  # mapped, so that nothing takes memory before it is compared
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        said = _on_one_line(f"{type(error).__name__}: {error}")
-        raise CheckpointError(
-            compose(
-                str(path),
-                "is no file of tensors that can be read without running what is in it.",
-                got=said if is_zip else "no zip archive, which is what PyTorch has written since 1.6",
-                fix="torch.save(module.state_dict(), path), by PyTorch 1.6 or later",
-            )
-        ) from None
-    return found
-
-
-def _on_one_line(text: str) -> str:
-    """Returns the beginning of a text, without what steers terminals: PyTorch prints parts of its errors in bold."""
-    return re.sub(r"\x1b\[\d*m", "", text.splitlines()[0])[:200]
-
-
-def _refuse_nested(state: Mapping[str, Any]) -> None:
-    """Raises if a `state_dict` is an entry of the mapping that came, as in most files of a training run."""
-    for name, value in state.items():
-        if isinstance(value, Mapping) and any(hasattr(entry, "shape") for entry in value.values()):
-            raise _no_tensor(name, value)
-
-
-def _no_tensor(name: str, value: Any) -> InvalidTypeError:
-    return InvalidTypeError(
-        compose(
-            name,
-            "a state_dict holds tensors.",
-            got=" ".join(describe(value).split()),
-            fix="the entry that is one, such as torch.load(path, weights_only=True)['state_dict']",
-        )
-    )
-
-
-def _as_numpy(name: str, value: Any) -> np.ndarray:
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return np.asarray(stored(value))
-    if not (hasattr(value, "detach") and hasattr(value, "numpy")):
-        raise _no_tensor(name, value)
-    kind = str(value.dtype).removeprefix("torch.")
-    try:
-        tensor = value.detach().cpu().resolve_conj().resolve_neg()
-        if kind in _NARROW:
-            torch = _torch()
-            words = tensor.contiguous().view(torch.int16 if kind == "bfloat16" else torch.int8).numpy()
-            return words.view(jax.numpy.dtype(kind))
-        return tensor.numpy()
-    except (TypeError, RuntimeError):  # NotImplementedError of a tensor without data is one
-        raise InvalidTypeError(
-            compose(
-                name,
-                "a tensor goes into an array where NumPy has the like: dense, with values, and of numbers.",
-                got=f"{value.dtype}, {value.layout}, on {value.device.type!r}".replace("torch.", ""),
-                fix="tensor.to_dense(), tensor.dequantize(), or a module that has its weights",
-            )
-        ) from None
-
-
-def _as_tensor(name: str, array: np.ndarray) -> Any:
-    torch = _torch()
-    array = np.array(array, order="C")  # a copy: JAX's memory is not to be written to
-    kind = str(array.dtype)
-    if kind in _NARROW:
-        words = array.view(np.int16 if kind == "bfloat16" else np.int8)
-        return torch.from_numpy(words).view(getattr(torch, kind))
-    try:
-        return torch.from_numpy(array)
-    except TypeError:
-        raise InvalidTypeError(
-            compose(name, "PyTorch has no such numbers.", got=describe(array), fix="cast it where it is meant")
-        ) from None
-
-
-def _torch() -> Any:
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ModuleNotFoundError:
-        raise MissingExtraError.of("tallax.interop", "torch", "torch") from None
-    return torch
