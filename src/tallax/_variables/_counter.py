@@ -48,7 +48,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
     `counter[...]`, `counter.value` and `counter.get_value()` give `int32[*shape]` saturated at 2**31 - 1, for schedules
     and comparisons; `np.asarray(counter)` is `uint64[*shape]`. Assigning any of the three sets the count. `==` and `!=`
     give `bool[*shape]`: exactly for another Counter, an integer and NumPy's integers, and by the value that is read for
-    anything else.
+    anything else. `nnx.to_pure_dict` and `nnx.bridge` get the exact words, since they put them back later.
 
     | field | shape | dtype | reset value | how copies combine |
     |---|---|---|---|---|

@@ -153,10 +153,11 @@ def _proposed(
     policy: Policy,
 ) -> str:
     """Returns a `rename=` that gives a place to what has none, as users would write it; empty if there is none."""
-    unexpected = [name for name in report.unexpected if name not in dict(report.renamed)]
+    if not (report.missing and report.unexpected):
+        return ""
     mapping = proposal(
         report.missing,
-        unexpected,
+        report.unexpected,
         [sources[name] for name in report.restored],
         policy.spelling.fits or (lambda old, new: _fault(saved[old], wanted[new]) is None),
         policy.spelling,

@@ -49,8 +49,8 @@ def from_torch(
         model: an NNX module of the same layers.
         missing: see `tallax.from_checkpoint`.
         unexpected: see `tallax.from_checkpoint`; entries that are no tensors are among the unexpected ones.
-        rename: from PyTorch's names to those of the attributes, with dots: `{"features.0": "stem"}`, or a function. Paths
-            as errors name them are taken too: `layers.0` in an `nnx.Sequential`, `kernel` for a weight.
+        rename: from PyTorch's names to those of the attributes, with dots: `{"features.0": "stem"}`, or a function.
+            Paths as errors name them are taken too: `layers.0` in an `nnx.Sequential`, `kernel` for a weight.
 
     Raises:
         CheckpointError: a file can't be read.
@@ -95,8 +95,8 @@ def from_torch(
 def to_torch(model: nnx.Module) -> dict[str, Any]:
     """Returns a module's state as a PyTorch `state_dict`, the inverse of `from_torch`; counts become int64.
 
-    Random streams, and what is declared with `persistent=False`, are not in it; other random keys are as their words. What
-    several attributes share is in it under all their names, as in PyTorch's own.
+    Random streams, and what is declared with `persistent=False`, are not in it; other random keys are as their words.
+    What several attributes share is in it under all their names, as in PyTorch's own.
 
     Raises:
         InvalidTypeError: `model` is no module, or PyTorch has not its numbers.
