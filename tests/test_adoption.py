@@ -81,6 +81,9 @@ LAYOUTS = {
         "model": {"params": pure(m, nnx.Param), "rest": pure(m, nnx.Not(nnx.Param))}, "optimizer": pure(o),
     },
     "values": lambda m, o: jax.tree.map(lambda x: {"value": x}, {"model": pure(m), "optimizer": pure(o)}),
+    "flat": lambda m, o: {
+        ".".join(map(str, ("net", *path))): leaf.get_raw_value() for path, leaf in nnx.to_flat_state(nnx.state(m))
+    } | {"opt": pure(o)},
     "with-others": lambda m, o: {"model": pure(m), "optimizer": pure(o), "ema": pure(m, nnx.Param), "x": {"step": 3}},
 }  # fmt: skip
 
@@ -130,11 +133,16 @@ def test_every_writer_of_orbax(tmp_path):
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(tree), info=ocp.args.JsonSave({"epoch": 3}))
         manager.save(4, args=arguments)
         manager.wait_until_finished()
+    with ocp.CheckpointManager(tmp_path / "composite") as manager:
+        arguments = {name: ocp.args.StandardSave(part) for name, part in tree.items()}
+        manager.save(4, args=ocp.args.Composite(**arguments, info=ocp.args.JsonSave({"epoch": 3})))
+        manager.wait_until_finished()
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "tree", tree)
     v1.save(tmp_path / "next", {"model": pure(old[0]), "optimizer": pure(old[1])})
     v1.save(tmp_path / "states", tree)
-    places = [tmp_path / name for name in ("manager/4", "manager/4/default", "items/4", "tree", "next", "states")]
+    places = [tmp_path / name for name in ("manager/4", "manager/4/default", "items/4", "composite/4", "tree", "next")]
+    places.append(tmp_path / "states")
     for restore in (
         *[lambda *objects, path=path: tallax.restore(path, *objects, missing="state") for path in places],
         lambda *objects: tallax.Checkpoints(tmp_path / "manager").restore(*objects, missing="state"),

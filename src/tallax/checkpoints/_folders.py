@@ -41,6 +41,14 @@ def orbax() -> Any:
     return orbax.checkpoint
 
 
+def items_of(path: Path) -> dict[str, Path]:
+    """Returns the folders of several trees in a folder by their names, as a manager writes one for each item."""
+    if not path.is_dir() or UNFINISHED in path.name or (path / METADATA).is_file():
+        return {}
+    items = {item.name: item for item in path.iterdir() if (item / METADATA).is_file()}
+    return items if len(items) > 1 and not any(name.isdecimal() for name in items) else {}
+
+
 def folder_of(path: Path, name: str) -> Path:
     """Returns the folder with the arrays: `path`, or the one item in it that Orbax's manager has put there.
 

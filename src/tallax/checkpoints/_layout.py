@@ -116,6 +116,8 @@ def spellings(name: str) -> Iterator[str]:
     for k in range(len(parts) - 1, 0, -1):
         if parts[k] == "value":
             yield "/".join(parts[:k] + parts[k + 1 :])
+    if "%2" in name:  # a flat dict, whose keys are whole paths
+        yield name.replace("%2F", "/").replace("%2E", "/")
 
 
 def _covers(names: Collection[str], wanted: Collection[str]) -> dict[Prefix, dict[str, str]]:
