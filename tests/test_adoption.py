@@ -268,6 +268,21 @@ def test_what_is_no_policy(value):
             tallax.from_checkpoint({}, Model(0), unexpected=value)
 
 
+def test_a_report_tells_of_a_level_once():
+    """Not of every array below it."""
+    old, new = Model(0), Model(1)
+    for tree, line in (({"net": pure(old)}, "net -> model"), (pure(old), "the top level -> model")):
+        assert str(tallax.from_checkpoint(tree, new)).splitlines() == ["restored: 10", f"renamed: {line}"]
+    rename = {"model/first": "model/second", "model/second": "model/first"}
+    square = [
+        nnx.Dict(first=nnx.Linear(2, 2, rngs=nnx.Rngs(k)), second=nnx.Linear(2, 2, rngs=nnx.Rngs(k))) for k in (0, 1)
+    ]
+    report = tallax.from_checkpoint(tallax.to_checkpoint(square[0]), square[1], rename=rename)
+    assert str(report).splitlines()[1:] == [
+        "renamed: model/second -> model/first", "renamed: model/first -> model/second",
+    ]  # fmt: skip
+
+
 # --- hints ------------------------------------------------------------------------------------------------------------
 
 
