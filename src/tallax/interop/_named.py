@@ -168,8 +168,8 @@ def _is_same(left: Any, right: Any) -> bool:
         return True
     if (left.shape, left.dtype) != (right.shape, right.dtype):
         return False
-    bits = (np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8) for array in (left, right))
-    return bool(np.array_equal(*bits))
+    one, other = (np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8) for array in (left, right))
+    return bool(np.array_equal(one, other))
 
 
 def _narrowed(
