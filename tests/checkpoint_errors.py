@@ -71,6 +71,13 @@ def cast(model):
     tallax.from_checkpoint(tree, model)
 
 
+def abstract_mesh(model):
+    mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        abstract = nnx.eval_shape(lambda: nnx.Dict(a=nnx.Param(jnp.ones(3))))
+    tallax.from_checkpoint({"a": jnp.ones(3)}, abstract)
+
+
 def several_trees(model):
     for name in ("state", "ema"):
         tallax.save(f"run/{name}", model)
@@ -183,7 +190,7 @@ def sparse(model):
         dtype="torch.float32", layout="torch.sparse_coo", device=types.SimpleNamespace(type="cpu")
     )
     tensor.detach, tensor.numpy = refuse, refuse
-    from_torch({"w": tensor}, model)
+    from_torch({"w": tensor}, nnx.Dict(w=nnx.Param(jnp.ones(2))))
 
 
 def narrow(model):
@@ -329,22 +336,94 @@ the checkpoint: was written by a newer tallax than this one.
         tallax.RestoreError,
         """\
 model/new: is not in the checkpoint.
-  fix:  missing='init' to keep what the objects have; or rename={'model/old_name': 'model/new_name'}""",
+  fix:  missing='state' to start new counters and statistics fresh""",
     ),
     "restore-several-missing": (
-        lambda model: tallax.from_checkpoint({"old": jnp.ones(3)}, nnx.Dict(a=tallax.Counter(), b=tallax.Counter())),
+        another(
+            lambda model: [setattr(model, "new", nnx.Param(jnp.ones(3))), setattr(model, "count", tallax.Counter())]
+        ),
         tallax.RestoreError,
         """\
-model/a, model/b: are not in the checkpoint.
-  got:  a checkpoint that has also model/old
-  fix:  missing='init' to keep what the objects have; or rename={'model/old_name': 'model/new_name'}""",
+model/count, model/new: are not in the checkpoint.
+  fix:  missing='state' to start new counters and statistics fresh; or missing='init' to keep what the objects have""",
+    ),
+    "restore-renamed": (
+        lambda model: tallax.from_checkpoint(
+            {"w": jnp.ones(1), "old": {"a": jnp.ones(3), "b": jnp.ones(2)}},
+            nnx.Dict(w=nnx.Param(jnp.ones(1)), new=nnx.Dict(a=nnx.Param(jnp.ones(3)), b=nnx.Param(jnp.ones(2)))),
+        ),
+        tallax.RestoreError,
+        """\
+model: nothing of it was found in the checkpoint, so it would not be restored at all.
+  got:       a checkpoint that has old/a, old/b, w
+  expected:  model/new/a, model/new/b, model/w
+  fix:       rename={'old': 'model/new', 'w': 'model/w'}""",
+    ),
+    "restore-nothing-of-an-object": (
+        lambda model: tallax.from_checkpoint({"other": {"a": jnp.ones(3)}}, nnx.Dict(b=nnx.Param(jnp.ones(2)))),
+        tallax.RestoreError,
+        """\
+model: nothing of it was found in the checkpoint, so it would not be restored at all.
+  got:       a checkpoint that has other/a
+  expected:  model/b
+  fix:       leave model out; or the checkpoint that it was saved to""",
+    ),
+    "restore-one-of-two": (
+        lambda model: tallax.from_checkpoint(
+            {"ema": {"a": jnp.ones(3)}, "student": {"a": jnp.ones(3)}}, nnx.Dict(a=nnx.Param(jnp.ones(3)))
+        ),
+        tallax.RestoreError,
+        """\
+model: nothing of it was found in the checkpoint, so it would not be restored at all.
+  got:       several parts that fit: 'ema', 'student'
+  expected:  model/a
+  fix:       rename={'ema': 'model'} for the first of these""",
+    ),
+    "restore-abstract-mesh": (
+        abstract_mesh,
+        tallax.InvalidValueError,
+        """\
+model/a: has a sharding without devices, and the mesh that has them is not set.
+  got:  P() on {'data': 2}
+  fix:  call it within jax.set_mesh(mesh), as nnx.eval_shape was""",
+    ),
+    "restore-abstract-missing": (
+        lambda model: tallax.from_checkpoint(
+            tallax.to_checkpoint(nnx.Dict(a=nnx.Param(jnp.ones(3)))),
+            nnx.eval_shape(lambda: nnx.Dict(a=nnx.Param(jnp.ones(3)), b=nnx.Param(jnp.ones(2)))),
+            missing="init",
+        ),
+        tallax.RestoreError,
+        """\
+model/b: of an abstract model is not in the checkpoint, so there is no value that it could have.
+  got:  float32[2] of nnx.eval_shape
+  fix:  make the model itself, model = Model(rngs); or give this a value before the restore""",
+    ),
+    "save-a-date": (
+        lambda model: tallax.to_checkpoint(nnx.Dict(day=nnx.Variable(np.array("2020", "datetime64[Y]")))),
+        tallax.InvalidTypeError,
+        """\
+model/day: Orbax cannot save arrays of this dtype.
+  got:       datetime64[Y][] (2020-01-01)
+  expected:  booleans, integers, floats or complex numbers that JAX has
+  fix:       cast it to one of these; or an attribute that is no Variable, for what does not change""",
+    ),
+    "torch-tied": (
+        lambda model: from_torch(
+            {"a": np.ones(2), "b": np.zeros(2)}, nnx.Dict(a=(shared := nnx.Param(jnp.ones(2))), b=shared)
+        ),
+        tallax.RestoreError,
+        """\
+model/a: is one Variable in the module, and the source has two different values for it.
+  got:  'a' and 'b'
+  fix:  two Variables in the module; or a source without one of these, such as 'b'""",
     ),
     "restore-unexpected": (
         without_a_place,
         tallax.RestoreError,
         """\
 model/step, model/tokens: in the checkpoint, and not in the objects.
-  fix:  unexpected='ignore' to leave it out; hand in all objects that were saved; or rename=""",
+  fix:  unexpected='ignore' to leave it out; hand in all objects that were saved""",
     ),
     "restore-mismatch": (
         another(lambda model: setattr(model.experts[0], "bias", tallax.Buffer(np.zeros(2, np.int8)))),
@@ -353,7 +432,8 @@ model/step, model/tokens: in the checkpoint, and not in the objects.
 model/experts/0/bias: the checkpoint has it in another form, and nothing is cast or cut in silence.
   got:       float32[2] in the checkpoint
   expected:  int8[2], as in the objects
-  fix:       make the model as it was saved; or rename= what is no longer the same, with missing='init'""",
+  fix:       make the model as it was saved; or to do without it, rename={'model/experts/0/bias': 'unused'}, \
+missing=['model/experts/0/bias'], unexpected=['model/experts/0/bias']""",
     ),
     "restore-policy": (
         lambda model: tallax.from_checkpoint({}, model, missing="ignore"),
@@ -361,8 +441,8 @@ model/experts/0/bias: the checkpoint has it in another form, and nothing is cast
         """\
 missing: says what is done about names that only one side has.
   got:       str ('ignore')
-  expected:  'error' or 'init'
-  fix:       missing='error'""",
+  expected:  'error', 'state', 'init', or a list of patterns
+  fix:       missing='error'; or a list for patterns, missing=['**/step']""",
     ),
     "rename-nothing": (
         rename({"model/old": "model/new"}),
@@ -371,7 +451,7 @@ missing: says what is done about names that only one side has.
 rename: goes from names in the checkpoint to those in the objects.
   got:       'model/old', which is the beginning of no name in the checkpoint
   expected:  model/experts/0/bias, model/experts/0/step, model/experts/0/tokens and 5 more
-  fix:       rename={'model/old_name': 'model/new_name'}, or a function from name to name""",
+  fix:       one of these names, or its beginning; or a function from name to name""",
     ),
     "rename-to-one": (
         rename(lambda name: "model/same"),
@@ -430,10 +510,10 @@ model: takes an NNX module.
   fix:  from_torch(source, model)""",
     ),
     "torch-entry": (
-        lambda model: from_torch({"weight": "text"}, model),
+        lambda model: from_torch({"bias": "text"}, model.experts[0]),
         tallax.InvalidTypeError,
         """\
-weight: a state_dict holds tensors.
+bias: a state_dict holds tensors.
   got:  str ('text')
   fix:  the entry that is one, such as torch.load(path, weights_only=True)['state_dict']""",
     ),
@@ -521,9 +601,9 @@ step: checkpoints are numbered from 0.
         lambda model: tallax.to_checkpoint(nnx.eval_shape(lambda: nnx.Dict(w=nnx.Param(jnp.ones(2))))),
         tallax.InvalidTypeError,
         """\
-model/w: what is saved or restored has values, whose devices and form a restore keeps.
-  got:  float32[2] without any, of nnx.eval_shape
-  fix:  the model itself: model = Model(rngs)""",
+model/w: cannot save abstract values (from `nnx.eval_shape`).
+  got:  float32[2] without a value
+  fix:  tallax.restore(path, model) first, which gives an abstract model its values""",
     ),
     "restore-rename-to-none": (
         lambda model: rename(lambda name: None)(nnx.Dict(step=tallax.Counter())),
@@ -545,7 +625,7 @@ rename: is a function from name to name, or a mapping of names.
         without_a_value,
         tallax.CheckpointError,
         """\
-model/experts/table: has no value in the tree.
+experts/table: has no value in the tree.
   got:  ShapeDtypeStruct (ShapeDtypeStruct(shape=(3,), dtype=float32))
   fix:  a tree that Orbax has restored; without what the checkpoint lacks, and missing='init'""",
     ),

@@ -396,7 +396,7 @@ def test_a_name_of_a_plain_checkpoint_never_becomes_a_path(tmp_path):
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "plain", {"../../../evil": jnp.ones(3), "step": jnp.int32(4)})
     model = nnx.Dict(step=tallax.Counter())
-    with pytest.raises(tallax.RestoreError, match=r"model/%2E%2E%2F%2E%2E%2F%2E%2E%2Fevil: in the checkpoint"):
+    with pytest.raises(tallax.RestoreError, match=r"^%2E%2E%2F%2E%2E%2F%2E%2E%2Fevil: in the checkpoint"):
         tallax.restore(tmp_path / "plain", model)
     assert tallax.restore(tmp_path / "plain", model, unexpected="ignore").restored == ("model/step",)
     assert int(model.step) == 4

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +104,46 @@ def test_linen_that_does_not_fit():
     layer = nnx.Dict(kernel=nnx.Param(jnp.zeros((2, 3))))
     from_linen({"params": {"kernel": boxed}}, layer)
     assert layer.kernel[...].sum() == 6
+
+
+def test_what_linen_has_beyond_the_module_is_not_renamed():
+    """It is unexpected, and nothing more; the policies are those of `restore`."""
+    layer = {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)}
+    fp8 = {"Dense_0": {"Fp8_0": {"input_scale": jnp.ones(1)}}}
+    variables = {"params": {"Dense_0": layer}, "_overwrite_with_gradient": fp8}
+    model = nnx.Dict(Dense_0=nnx.Linear(2, 2, rngs=nnx.Rngs(0)), seen=tallax.Counter())
+    name = "_overwrite_with_gradient/Dense_0/Fp8_0/input_scale"
+    report = from_linen(variables, model, unexpected="ignore", missing="state")
+    assert report.unexpected == (name,)
+    assert [new for _, new in report.renamed] == list(report.restored)
+    assert str(report).count(name) == 1
+    for policy in ([name], ["_overwrite*"], ["**/input_scale"]):
+        assert from_linen(variables, model, unexpected=policy, missing=["**/seen"]).unexpected == (name,)
+    with pytest.raises(tallax.RestoreError, match=f"^{name}: in the checkpoint, and not in the objects"):
+        from_linen(variables, model, missing="state")
+    with pytest.raises(tallax.RestoreError, match=r"^model: nothing of it was found in the checkpoint"):
+        from_linen({"params": {"x": {"y": jnp.ones(5)}}}, model, missing="init", unexpected="ignore")
+
+
+def test_a_hint_for_linen_works_when_followed_to_the_letter():
+    """Layers are told apart by their shapes, and the names are those without the collection."""
+    module, variables = linen_variables()
+    model = Model()
+    with pytest.raises(tallax.RestoreError, match=r"rename=\{") as caught:
+        from_linen(variables, model)
+    found = re.findall(r"rename=(\{[^}]*\})", str(caught.value))
+    assert ast.literal_eval(found[0]) == RENAME
+    from_linen(variables, model, rename=ast.literal_eval(found[0]))
+    np.testing.assert_array_equal(model.eval() or model(X), module.apply(variables, X, train=False))
+
+
+def test_what_is_shared_takes_linen_s_name_for_either():
+    """A layer that two attributes hold is found by each of them."""
+    layer = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    for name in ("a", "b"):
+        model = nnx.Dict(a=layer, b=layer)
+        from_linen({"params": {name: {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.ones(2)}}}, model)
+        assert model.b.kernel[...].sum() == 12
 
 
 # --- files of tensors -------------------------------------------------------------------------------------------------

@@ -6,7 +6,9 @@ PyTorch is large, so `make test` does without it; `make compare`, which CI runs,
 
 from __future__ import annotations
 
+import ast
 import pickle
+import re
 
 import jax
 import jax.numpy as jnp
@@ -248,7 +250,7 @@ def test_a_file_with_code_in_it_does_not_run(tmp_path):
     for name in ("zip.pt", "pickle.pt"):
         with pytest.raises(tallax.CheckpointError, match="that can be read without running what is in it"):
             from_torch(tmp_path / name, model)
-    with pytest.raises(tallax.InvalidTypeError, match="more: a state_dict holds tensors"):
+    with pytest.raises(tallax.RestoreError, match=r"(?s)^model/kernel.*float32\[3\] in the checkpoint"):
         from_torch(tmp_path / "nested.pt", model)
     assert not (tmp_path / "ran").exists()
 
@@ -321,3 +323,143 @@ def test_a_file_of_safetensors_s_own(tmp_path):
     from_torch(tmp_path / "a.safetensors", model)
     assert_same_outputs(module, model)
     assert int(model.steps) == 2**40 + 1
+
+
+# --- what is shared, and what is no tensor ----------------------------------------------------------------------------
+
+
+class Tied(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+        self.b.weight = self.a.weight
+        self.again = self.b
+
+
+class TiedHere(nnx.Module):
+    def __init__(self):
+        self.a, self.b = nnx.Linear(2, 2, rngs=nnx.Rngs(0)), nnx.Linear(2, 2, rngs=nnx.Rngs(1))
+        self.b.kernel = self.a.kernel
+        self.again = self.b
+
+
+@pytest.mark.parametrize("kind", ["module", "state_dict", "file"])
+def test_shared_parameters_go_there_and_back(kind, tmp_path):
+    """By every name that they have; of shared modules too, and PyTorch's strict load takes them."""
+    theirs, ours = Tied(), TiedHere()
+    report = from_torch(sources(theirs, tmp_path)[kind], ours)
+    assert report.unexpected == report.missing == ()
+    np.testing.assert_array_equal(ours.b.kernel[...], theirs.b.weight.detach().numpy().T)
+    assert ours.b.kernel is ours.a.kernel
+    fresh = Tied()
+    fresh.load_state_dict(to_torch(ours), strict=True)
+    assert all(torch.equal(tensor, fresh.state_dict()[name]) for name, tensor in theirs.state_dict().items())
+    for name in ("a.weight", "b.weight", "again.weight"):  # any one of the names is enough
+        state = {key: value for key, value in theirs.state_dict().items() if "weight" not in key or key == name}
+        from_torch(state, other := TiedHere())
+        np.testing.assert_array_equal(other.a.kernel[...], ours.a.kernel[...])
+
+
+def test_different_values_of_what_is_shared_are_told():
+    """Both names are in the error, under every policy, and nothing is written."""
+    state, ours = Tied().state_dict(), TiedHere()
+    before = np.asarray(ours.a.kernel[...])
+    for other in (state["a.weight"] + 1, state["a.weight"].double(), torch.ones(3)):
+        for policy in ({}, {"missing": "init", "unexpected": "ignore"}):
+            with pytest.raises(tallax.RestoreError, match=r"(?s)^model/a/kernel.*'a.weight' and 'b.weight'"):
+                from_torch({**state, "b.weight": other}, ours, **policy)
+    np.testing.assert_array_equal(ours.a.kernel[...], before)
+    same = torch.full((2, 2), torch.nan)
+    from_torch({**state, "a.weight": same, "b.weight": same.clone(), "again.weight": same.clone()}, ours)
+    untied = nnx.Dict(a=nnx.Linear(2, 2, rngs=nnx.Rngs(0)), b=nnx.Linear(2, 2, rngs=nnx.Rngs(1)))
+    from_torch(Tied(), untied, unexpected=["again"])
+    np.testing.assert_array_equal(untied.a.kernel[...], untied.b.kernel[...])
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_only_entries_that_have_a_place_are_converted():
+    """Whatever else is in a `state_dict` is unexpected by its name, as tensors are."""
+    import io
+
+    theirs, ours = torch.nn.Linear(2, 2), nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    quantized = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+    for extra in (
+        {"amax_history": 1024}, None, io.BytesIO(b""), 7, "v1", [torch.ones(2)], torch.eye(3).to_sparse(), quantized,
+        torch.ones(2, device="meta"), torch.ones(2),
+    ):  # fmt: skip
+        state = {**theirs.state_dict(), "_extra_state": extra}
+        with pytest.raises(tallax.RestoreError, match=r"^_extra_state: in the checkpoint, and not in the objects"):
+            from_torch(state, ours)
+        for policy in ("ignore", ["_extra_state"], ["**/_extra*"]):
+            assert from_torch(state, ours, unexpected=policy).unexpected == ("_extra_state",)
+        np.testing.assert_array_equal(ours.kernel[...], theirs.weight.detach().numpy().T)
+    for nested in ({"state_dict": theirs.state_dict()}, {"epoch": 3, "model": dict(theirs.state_dict())}):
+        with pytest.raises(tallax.InvalidTypeError, match=r"(state_dict|model): a state_dict holds tensors"):
+            from_torch(nested, ours, missing="init", unexpected="ignore")
+
+
+@pytest.mark.parametrize("value", [np.complex64(3), np.array("x"), np.array([None]), True, torch.tensor(3j), "text"])
+def test_what_is_no_count_is_refused_by_name(value):
+    """Of any kind, by an error of ours."""
+    ours = nnx.Dict(c=tallax.Counter(5))
+    with pytest.raises(tallax.TallaxError, match=r"^(model/)?c: (the checkpoint has it in another|a state_dict holds)"):
+        from_torch({"c": value}, ours)
+    assert int(ours.c) == 5
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (lambda: {"old": torch.nn.Linear(2, 2)}, lambda: nnx.Dict(new=nnx.Linear(2, 2, rngs=nnx.Rngs(0)))),
+        (
+            lambda: {"x": torch.nn.Sequential(torch.nn.Linear(2, 2)), "n": torch.nn.LayerNorm(2)},
+            lambda: nnx.Dict(
+                y=nnx.Sequential(nnx.Linear(2, 2, rngs=nnx.Rngs(0))), n=nnx.LayerNorm(2, rngs=nnx.Rngs(0))
+            ),
+        ),
+        (lambda: {"a": torch.nn.Conv2d(2, 3, 2)}, lambda: nnx.Dict(b=nnx.Conv(2, 3, (2, 2), rngs=nnx.Rngs(0)))),
+    ],
+)
+def test_a_hint_works_when_followed_to_the_letter(theirs, ours):
+    """The error names both sides as `rename=` does."""
+    module, model = torch.nn.ModuleDict(theirs()), ours()
+    with pytest.raises(tallax.RestoreError) as caught:
+        from_torch(module, model)
+    found = re.findall(r"rename=(\{[^}]*\})", str(caught.value))
+    report = from_torch(module, model, rename=ast.literal_eval(found[0]))
+    assert report.unexpected == report.missing == ()
+
+
+@pytest.mark.parametrize(
+    "target", ["layers.0", "layers/0", "model/layers/0", "model.layers.0", "0.", {"0.weight": "layers.0.kernel"}]
+)
+def test_a_path_that_an_error_names_is_a_target(target):
+    """`nnx.Sequential` has `layers` in the path, PyTorch has not: either is understood, and so is the kernel."""
+    rename = target if isinstance(target, dict) else {"0": target.rstrip(".")}
+    module, model = torch.nn.Sequential(torch.nn.Linear(2, 2)), nnx.Sequential(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+    from_torch(module, model, rename=rename)
+    np.testing.assert_array_equal(model.layers[0].kernel[...], module[0].weight.detach().numpy().T)
+    module = torch.nn.ModuleDict({"old": torch.nn.Linear(2, 2)})
+    model = nnx.Dict(new=nnx.Sequential(nnx.Linear(2, 2, rngs=nnx.Rngs(0))))
+    for rename in ({"old": "new.layers.0"}, {"old": "new.0"}, {"old.weight": "new.layers.0.kernel", "old": "new/0"}):
+        from_torch(module, model, rename=rename)
+        np.testing.assert_array_equal(model.new.layers[0].kernel[...], module["old"].weight.detach().numpy().T)
+
+
+@pytest.mark.parametrize("wrapper", ["module", "model", "_orig_mod"])
+def test_a_wrapper_s_level_is_recognised(wrapper):
+    """Of DistributedDataParallel, Lightning and torch.compile."""
+    theirs, ours = torch.nn.Linear(2, 2), nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    from_torch({f"{wrapper}.{name}": value for name, value in theirs.state_dict().items()}, ours)
+    np.testing.assert_array_equal(ours.kernel[...], theirs.weight.detach().numpy().T)
+
+
+def test_policies_are_those_of_restore():
+    """New state starts fresh while a missing parameter is an error, and nothing restored is one."""
+    ours = nnx.Dict(layer=nnx.Linear(2, 2, rngs=nnx.Rngs(0)), step=tallax.Counter(4))
+    state = {f"layer.{name}": value for name, value in torch.nn.Linear(2, 2).state_dict().items()}
+    assert from_torch(state, ours, missing="state").missing == ("model/step",)
+    with pytest.raises(tallax.RestoreError, match=r"^model/layer/bias: is not in the checkpoint"):
+        from_torch({"layer.weight": state["layer.weight"]}, ours, missing="state")
+    with pytest.raises(tallax.RestoreError, match=r"^model: nothing of it was found in the checkpoint"):
+        from_torch({"other": torch.ones(3)}, ours, missing="init", unexpected="ignore")

@@ -38,6 +38,7 @@ from tallax._variables._casts import refuse_cast
 from tallax._variables._held import Held
 from tallax._variables._item import Item, to_device
 from tallax._variables._pending import Pending
+from tallax._variables._storage_reads import is_kept_by_flax
 
 # Compiled once, for eager use.
 _add_on_device = jax.jit(lambda raw, by: _limbs.add(raw, jnp.broadcast_to(by, raw.shape)))
@@ -58,7 +59,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
     `counter[...]`, `counter.value` and `counter.get_value()` give `int32[*shape]` saturated at 2**31 - 1, for schedules
     and comparisons; `np.asarray(counter)` is `uint64[*shape]`. Assigning any of the three sets the count. `==` and `!=`
     give `bool[*shape]`: exactly for another Counter, an integer and NumPy's integers, and by the value that is read for
-    anything else.
+    anything else. `nnx.to_pure_dict` and `nnx.bridge` get the exact words, since they put them back later.
 
     | field | shape | dtype | reset value | how copies combine |
     |---|---|---|---|---|
@@ -101,6 +102,9 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         reduce: Literal["sum", "same"] = "sum",
         **metadata: Any,
     ):
+        if _is_words(start) and is_kept_by_flax():  # nnx.bridge makes a Variable of what it was given
+            super().__init__(start, persistent=persistent, reduce=reduce, metadata=metadata)
+            return
         shape = as_shape(shape, item="Counter")
         first = host_counts(start, item="Counter", limit=_limbs.MAX)
         if first.ndim:
@@ -226,6 +230,8 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         """Returns int32[*shape], saturated at 2**31 - 1, or the part of it at `index`; does not wait for the device."""
         raw = self.stored()
         if not _is_limbs(raw):  # counts, a shape, a sharding, or whatever else a tree.map over the state has put here
+            return raw
+        if index is ... and is_kept_by_flax():  # nnx.to_pure_dict, nnx.bridge
             return raw
         if isinstance(raw, np.ndarray):
             value = to_device(_read_on_host(raw))
@@ -361,6 +367,9 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         It takes what `set` takes. In addition `counter.value += n`, which reads int32 and writes it back, stays exact
         also where the read is saturated or the sum wraps: the sum tells what was added.
         """
+        if isinstance(value, jax.ShapeDtypeStruct):  # nnx.eval_shape adds a sharding to an abstract Variable
+            self.set_raw_value(jax.ShapeDtypeStruct((*value.shape, 2), np.uint32, sharding=value.sharding))
+            return
         raw = self.words()
         wraps = isinstance(value, jax.Array) and value.dtype == jnp.int32
         if not wraps and index is ...:
@@ -442,8 +451,8 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
     def words(self) -> Any:
         """Returns the exact counts as two words each, uint32[*shape, 2]: on the host, on the device, or traced.
 
-        Also where Flax has put counts in their place: `nnx.to_pure_dict` saves what `get_value()` gives, int32 counts,
-        and `nnx.update` writes them back as they are.
+        Also if `nnx.update` has put int32 counts in their place, as `get_value()` gives them to
+        `nnx.to_pure_dict(state, lambda variable: variable.get_value())`.
 
         Raises:
             InvalidTypeError: the words were cast.
@@ -521,6 +530,10 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
             self._put(raw.plus(increment[..., 0], most))
         else:
             self._store(total)
+
+
+def _is_words(value: Any) -> bool:
+    return _is_limbs(value) and value.ndim > 0 and value.shape[-1] == 2
 
 
 def _is_limbs(value: Any) -> bool:

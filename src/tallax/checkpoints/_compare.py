@@ -4,51 +4,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeAlias
+from collections.abc import Collection, Mapping
+from typing import Any
 
-from tallax._errors import InvalidTypeError, InvalidValueError, RestoreError, compose, describe
+from tallax._errors import RestoreError, compose
 from tallax.checkpoints._convert import converts, is_same_number
+from tallax.checkpoints._layout import Layout, Wanted, layout_of
 from tallax.checkpoints._leaves import stored_dtype
 from tallax.checkpoints._manifest import Entry
+from tallax.checkpoints._policy import Policy
+from tallax.checkpoints._rename import proposal, renamed, some
 from tallax.checkpoints._report import RestoreReport
-
-Rename: TypeAlias = Mapping[str, str] | Callable[[str], str] | None
-Missing: TypeAlias = Literal["error", "init"]
-Unexpected: TypeAlias = Literal["error", "ignore"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Policy:
-    """What a restore does about what differs.
-
-    Attributes:
-        missing: "init" keeps what the objects have where the checkpoint has nothing.
-        unexpected: "ignore" leaves out what the checkpoint has beyond the objects.
-        rename: from names in the checkpoint to those in the objects.
-        optional: names that may be missing in any case.
-    """
-
-    missing: Missing = "error"
-    unexpected: Unexpected = "error"
-    rename: Rename = None
-    optional: frozenset[str] = frozenset()
-
-    def __post_init__(self):
-        for argument, value, known in (
-            ("missing", self.missing, ("error", "init")),
-            ("unexpected", self.unexpected, ("error", "ignore")),
-        ):
-            if value not in known:
-                raise InvalidValueError(
-                    compose(
-                        argument,
-                        "says what is done about names that only one side has.",
-                        got=describe(value),
-                        expected=" or ".join(map(repr, known)),
-                        fix=f"{argument}={known[0]!r}",
-                    )
-                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,22 +25,32 @@ class Plan:
     report: RestoreReport
 
 
-def plan(saved: Mapping[str, Entry], wanted: Mapping[str, Entry], policy: Policy, *, told: Mapping[str, Any]) -> Plan:
+def plan(
+    saved: Mapping[str, Entry],
+    wanted: Mapping[str, Entry],
+    objects: Collection[str],
+    policy: Policy,
+    *,
+    variables: Mapping[str, Any],
+    told: Mapping[str, Any],
+) -> Plan:
     """Returns what to read for each name of the objects.
 
     Args:
         saved: what the checkpoint has.
         wanted: what the objects have.
+        objects: the names of the objects.
         policy: what to do about what only one of them has.
+        variables: the Variables that hold what the objects have, by name.
         told: further fields of the report.
 
     Raises:
-        InvalidTypeError: `rename` is no mapping of names and no function, or gives what is no name.
+        InvalidTypeError: `rename` gives what is no name.
         InvalidValueError: `rename` says nothing of use, or gives two arrays one name.
         RestoreError: they differ more than the policy allows.
     """
     kept = {name: entry for name, entry in saved.items() if entry.persistent}
-    names = renamed(kept, policy.rename)
+    names, rivals = _places(kept, wanted, objects, policy)
     sources = {new: old for old, new in names.items()}
     persistent = {name: entry for name, entry in wanted.items() if entry.persistent}
     common = [name for name in persistent if name in sources]
@@ -86,94 +62,53 @@ def plan(saved: Mapping[str, Entry], wanted: Mapping[str, Entry], policy: Policy
         reset=tuple(name for name, entry in wanted.items() if not entry.persistent and entry.resets),
         kept=tuple(name for name, entry in wanted.items() if not entry.persistent and not entry.resets),
         mismatched=tuple(f"{name}: {fault[0]}; expected {fault[1]}" for name, fault in faults.items() if fault),
-        renamed=tuple((old, new) for old, new in names.items() if old != new),
+        renamed=tuple((sources[name], name) for name in common if sources[name] != name),
         **told,
     )
     for name, fault in faults.items():
         if fault:
-            raise mismatch(name, *fault, report)
-    _refuse_by_policy(report, policy)
+            raise mismatch(name, sources[name], *fault, report, policy)
+    fix = _proposed(report, kept, persistent, sources, policy)
+    _refuse_nothing(report, persistent, objects, policy, rivals, fix)
+    _refuse_by_policy(report, policy, variables, names, fix)
     return Plan({name: sources[name] for name in common}, report)
 
 
-def renamed(names: Iterable[str], rename: Rename) -> dict[str, str]:
-    """Returns the new name of each.
+def places(saved: Mapping[str, Entry], wanted: Mapping[str, Entry], objects: Collection[str]) -> dict[str, str]:
+    """Returns the name in the objects of each array of a checkpoint that has one."""
+    names, _ = _places(saved, wanted, objects, Policy())
+    return {old: new for old, new in names.items() if new in wanted}
+
+
+def _places(
+    saved: Mapping[str, Entry], wanted: Mapping[str, Entry], objects: Collection[str], policy: Policy
+) -> tuple[dict[str, str], Mapping[str, tuple[str, ...]]]:
+    """Returns the new name of each array, and what competes for an object."""
+    first = renamed(saved, policy.rename)
+    if not policy.finds_layout:
+        return first, {}
+    parts = {}
+    for name in objects:
+        own = {key.removeprefix(f"{name}/"): entry for key, entry in wanted.items() if key.startswith(f"{name}/")}
+        parts[name] = Wanted.of(own, [key for key, entry in own.items() if entry.kind == "Param"])
+    pinned = [new for old, new in first.items() if old != new]
+    layout: Layout = layout_of(list(first.values()), parts, pinned=pinned)
+    return {old: layout.names[new] for old, new in first.items()}, layout.rivals
+
+
+def mismatch(name: str, source: str, got: str, expected: str, report: RestoreReport, policy: Policy) -> RestoreError:
+    """Returns the error of an array that does not fit; of several, the first one's.
 
     Args:
-        names: as the checkpoint has them.
-        rename: a function; or a mapping from names, or beginnings of names up to a slash, the longest of which counts.
-
-    Raises:
-        InvalidTypeError: it is neither, or gives what is no name.
-        InvalidValueError: a key of the mapping is the beginning of no name, or two arrays get one name.
+        name: of the array in the objects.
+        source: its name in the checkpoint.
+        got: its form in the checkpoint.
+        expected: its form in the objects.
+        report: with all that differs.
+        policy: of the restore.
     """
-    names = list(names)
-    check_rename(rename)
-    if rename is None:
-        return {name: name for name in names}
-    if callable(rename):
-        result = {name: rename(name) for name in names}
-        for old, new in result.items():
-            if not isinstance(new, str):
-                raise InvalidTypeError(
-                    compose(
-                        "rename",
-                        "gives each array a name.",
-                        got=f"{describe(new)} for {old!r}",
-                        fix="return name, where it stays the same",
-                    )
-                )
-    else:
-        result, used = {}, set()
-        for name in names:
-            keys = [key for key in rename if f"{name}/".startswith(f"{key}/")]
-            key = max(keys, key=len, default=None)
-            result[name] = name if key is None else f"{rename[key]}{name[len(key) :]}"
-            used.add(key)
-        for key in rename:
-            if key not in used:
-                raise InvalidValueError(
-                    compose(
-                        "rename",
-                        "goes from names in the checkpoint to those in the objects.",
-                        got=f"{key!r}, which is the beginning of no name in the checkpoint",
-                        expected=_some(names),
-                        fix="rename={'model/old_name': 'model/new_name'}, or a function from name to name",
-                    )
-                )
-    seen: dict[str, str] = {}
-    for old, new in result.items():
-        if new in seen:
-            raise InvalidValueError(
-                compose(
-                    "rename",
-                    "gives each array a name of its own.",
-                    got=f"{new!r} for {seen[new]!r} and for {old!r}",
-                    fix="another name for one of them",
-                )
-            )
-        seen[new] = old
-    return result
-
-
-def check_rename(rename: Any) -> None:
-    """Raises where something is no `rename`."""
-    if rename is None or callable(rename):
-        return
-    if not isinstance(rename, Mapping) or not all(isinstance(name, str) for pair in rename.items() for name in pair):
-        raise InvalidTypeError(
-            compose(
-                "rename",
-                "is a function from name to name, or a mapping of names.",
-                got=describe(rename),
-                fix="rename={'model/old_name': 'model/new_name'}",
-            )
-        )
-
-
-def mismatch(name: str, got: str, expected: str, report: RestoreReport) -> RestoreError:
-    """Returns the error of an array that does not fit; of several, the first one's."""
     others = len(report.mismatched) - 1
+    spelled = policy.spelling.saved.get(source, source)
     error = RestoreError(
         compose(
             name,
@@ -181,7 +116,8 @@ def mismatch(name: str, got: str, expected: str, report: RestoreReport) -> Resto
             + (f" (And {others} more: see the error's report.)" if others > 0 else ""),
             got=f"{got} in the checkpoint",
             expected=f"{expected}, as in the objects",
-            fix="make the model as it was saved; or rename= what is no longer the same, with missing='init'",
+            fix="make the model as it was saved; or to do without it, "
+            f"rename={{{spelled!r}: 'unused'}}, missing=[{name!r}], unexpected=[{source!r}]",
         )
     )
     error.report = report
@@ -196,7 +132,8 @@ def _fault(saved: Entry, wanted: Entry) -> tuple[str, str] | None:
         return str(saved), str(wanted)
     if is_same_number(saved, wanted):
         return None
-    dtypes = {wanted.dtype} if saved.kind else {wanted.dtype, str(stored_dtype(wanted.dtype))}  # of keys and numbers
+    stored = str(stored_dtype(wanted.dtype, widened=False))  # of keys and numbers of Python's
+    dtypes = {wanted.dtype} if saved.kind else {wanted.dtype, stored}
     if saved.shape != wanted.shape or saved.dtype not in dtypes:
         return str(saved), str(wanted)
     if saved.kind and (saved.owner, saved.configuration) != (wanted.owner, wanted.configuration):
@@ -208,24 +145,89 @@ def _made(entry: Entry) -> str:
     return f"{entry} of {entry.owner}({entry.configuration.strip('{}')})" if entry.owner else f"{entry} of no statistic"
 
 
-def _refuse_by_policy(report: RestoreReport, policy: Policy) -> None:
-    missing = [name for name in report.missing if name not in policy.optional]
-    unexpected = [_with_reason(name, report) for name in report.unexpected]
-    if missing and policy.missing == "error":
+def _proposed(
+    report: RestoreReport,
+    saved: Mapping[str, Entry],
+    wanted: Mapping[str, Entry],
+    sources: Mapping[str, str],
+    policy: Policy,
+) -> str:
+    """Returns a `rename=` that gives a place to what has none, as users would write it; empty if there is none."""
+    if not (report.missing and report.unexpected):
+        return ""
+    mapping = proposal(
+        report.missing,
+        report.unexpected,
+        [sources[name] for name in report.restored],
+        policy.spelling.fits or (lambda old, new: _fault(saved[old], wanted[new]) is None),
+        policy.spelling,
+    )
+    given = policy.rename if policy.spelling.given is None else policy.spelling.given
+    if not mapping or (callable(given) and policy.finds_layout):
+        return ""
+    return f"rename={ {**(given if isinstance(given, Mapping) else {}), **mapping} }"
+
+
+def _refuse_nothing(
+    report: RestoreReport,
+    wanted: Mapping[str, Entry],
+    objects: Collection[str],
+    policy: Policy,
+    rivals: Mapping[str, tuple[str, ...]],
+    rename: str,
+) -> None:
+    """Raises if nothing of an object would be restored: no policy means that."""
+    for name in objects:
+        beginning = f"{name}/"
+        own = [key for key in wanted if key.startswith(beginning) and key not in policy.optional]
+        if not own or any(key.startswith(beginning) for key in report.restored):
+            continue
+        if rivals.get(name):
+            got = f"several parts that fit: {some(map(repr, rivals[name]))}"
+            rename = f"rename={{{rivals[name][0]!r}: {name!r}}} for the first of these"
+        else:
+            got = f"a checkpoint that has {some(report.unexpected)}" if report.unexpected else None
         error = RestoreError(
             compose(
-                _some(missing),
-                "is not in the checkpoint." if len(missing) == 1 else "are not in the checkpoint.",
-                got=f"a checkpoint that has also {_some(unexpected)}" if unexpected else None,
-                fix="missing='init' to keep what the objects have; or rename={'model/old_name': 'model/new_name'}",
+                name,
+                "nothing of it was found in the checkpoint, so it would not be restored at all.",
+                got=got,
+                expected=some(own),
+                fix=rename or f"leave {name} out; or the checkpoint that it was saved to",
             )
         )
-    elif report.unexpected and policy.unexpected == "error":
+        error.report = report
+        raise error
+
+
+def _refuse_by_policy(
+    report: RestoreReport, policy: Policy, variables: Mapping[str, Any], names: Mapping[str, str], rename: str
+) -> None:
+    missing = [name for name in report.missing if not policy.may_be_missing(name, variables.get(name))]
+    left_over = [name for name in report.unexpected if not policy.may_be_unexpected(name)]
+    unexpected = [_with_reason(name, report, names) for name in report.unexpected]
+    if missing:
+        fresh = [name for name in missing if Policy("state").may_be_missing(name, variables.get(name))]
+        ways = [rename] if rename else []
+        if fresh:
+            ways.append("missing='state' to start new counters and statistics fresh")
+        if len(fresh) < len(missing) and not rename:
+            ways.append("missing='init' to keep what the objects have")
         error = RestoreError(
             compose(
-                _some(unexpected),
+                some(missing),
+                "is not in the checkpoint." if len(missing) == 1 else "are not in the checkpoint.",
+                got=f"a checkpoint that has also {some(unexpected)}" if unexpected else None,
+                fix="; or ".join(ways),
+            )
+        )
+    elif left_over:
+        ignore = "unexpected='ignore' to leave it out; hand in all objects that were saved"
+        error = RestoreError(
+            compose(
+                some(_with_reason(name, report, names) for name in left_over),
                 "in the checkpoint, and not in the objects.",
-                fix="unexpected='ignore' to leave it out; hand in all objects that were saved; or rename=",
+                fix=f"{rename}; or {ignore}" if rename else ignore,
             )
         )
     else:
@@ -234,15 +236,9 @@ def _refuse_by_policy(report: RestoreReport, policy: Policy) -> None:
     raise error
 
 
-def _with_reason(name: str, report: RestoreReport) -> str:
+def _with_reason(name: str, report: RestoreReport, names: Mapping[str, str]) -> str:
     """Returns a name that only the checkpoint has, with what explains that."""
-    new = dict(report.renamed).get(name, name)
+    new = names[name]
     if new in report.reset or new in report.kept:
         return f"{name} (persistent=False in the objects)"
     return name if new == name else f"{name} (renamed to {new})"
-
-
-def _some(names: Iterable[str], most: int = 3) -> str:
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

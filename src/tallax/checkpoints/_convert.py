@@ -92,4 +92,7 @@ def _is_a(sort: Any, entry: Entry) -> bool:
 
 
 def _is_number(dtype: str) -> bool:
-    return bool(jnp.issubdtype(stored_dtype(dtype), jnp.number)) and not dtype.startswith(KEY)
+    """Returns whether a dtype is one of real numbers, which a count may be in."""
+    kind = stored_dtype(dtype)
+    is_real = jnp.issubdtype(kind, jnp.number) and not jnp.issubdtype(kind, jnp.complexfloating)
+    return bool(is_real) and not dtype.startswith(KEY)

@@ -24,9 +24,8 @@ import jax
 import numpy as np
 
 from tallax._errors import CheckpointError, TallaxError, compose
-from tallax._placement import is_committed
 from tallax.checkpoints._holders import PYTHON, RESERVED
-from tallax.checkpoints._leaves import KEY
+from tallax.checkpoints._leaves import KEY, is_placed
 from tallax.checkpoints._manifest import MOST, Manifest, damaged, is_too_much
 from tallax.checkpoints._restoring import Target
 
@@ -40,6 +39,14 @@ def orbax() -> Any:
     import orbax.checkpoint
 
     return orbax.checkpoint
+
+
+def items_of(path: Path) -> dict[str, Path]:
+    """Returns the folders of several trees in a folder by their names, as a manager writes one for each item."""
+    if not path.is_dir() or UNFINISHED in path.name or (path / METADATA).is_file():
+        return {}
+    items = {item.name: item for item in path.iterdir() if (item / METADATA).is_file()}
+    return items if len(items) > 1 and not any(name.isdecimal() for name in items) else {}
 
 
 def folder_of(path: Path, name: str) -> Path:
@@ -197,7 +204,7 @@ def read_arrays(
         if target is None or leaf.name not in wanted:
             return skip
         own = target.leaves[wanted[leaf.name]]
-        if not is_committed(own) or _is_special(target, wanted[leaf.name], leaf):
+        if not is_placed(own) or _is_special(target, wanted[leaf.name], leaf):
             return skip
         return ocp.ArrayRestoreArgs(
             restore_type=jax.Array, sharding=own.sharding, global_shape=tuple(leaf.shape), dtype=leaf.dtype

@@ -62,6 +62,11 @@ class Holder:
         return isinstance(self.variable, Counter)
 
     @property
+    def has_reset(self) -> bool:
+        """Whether it declares a value to start from: 0 of a count, nothing seen of a statistic, not called."""
+        return self.is_counter or self.owner is not None
+
+    @property
     def is_item(self) -> bool:
         """Whether it is one of tallax's own."""
         return isinstance(self.variable, Item)
@@ -130,8 +135,12 @@ def _label(thing: Any) -> str:
     return next((label for kind, label in kinds if isinstance(thing, kind)), "model")
 
 
-def holders_of(objects: Mapping[str, Any]) -> list[Holder]:
+def holders_of(objects: Mapping[str, Any], *, abstract: bool = False) -> list[Holder]:
     """Returns all that named objects hold, each once, sorted by name; in every mode of Flax the same.
+
+    Args:
+        objects: by name.
+        abstract: whether they may hold shapes without values, as a model of `nnx.eval_shape` does.
 
     Raises:
         HeldError: a compiled step holds a value.
@@ -150,32 +159,30 @@ def holders_of(objects: Mapping[str, Any]) -> list[Holder]:
             elif isinstance(node, EvalAware):
                 if isinstance(node, Statistic | Scheduled):
                     owners.update((id(item), node) for item in node.variables.values())
-            elif isinstance(node, jax.Array | np.ndarray):
+            elif isinstance(node, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
                 bare.append(path)
-        found += [_holder_of(name, path, node, owners.get(id(node))) for path, node in variables]
+        found += [_holder_of(name, path, node, owners.get(id(node)), abstract) for path, node in variables]
         if bare:
-            found += _bare_arrays(name, thing, set(bare))
+            found += _bare_arrays(name, thing, set(bare), abstract)
     return sorted(found, key=lambda holder: holder.names)
 
 
-def _holder_of(name: str, path: tuple[Any, ...], variable: nnx.Variable[Any], owner: Any) -> Holder:
+def _holder_of(name: str, path: tuple[Any, ...], variable: nnx.Variable[Any], owner: Any, abstract: bool) -> Holder:
     base = joined((name, *path))
     raw = variable.get_raw_value()
     flat, structure = jax.tree_util.tree_flatten_with_path(raw)
     names = tuple(joined((base, *map(key_of, inner)), quoted=1) for inner, _ in flat)
-    leaves = tuple(leaf for _, leaf in flat)
-    for leaf_name, leaf in zip(names, leaves, strict=True):
-        _check_leaf(leaf_name, leaf)
+    leaves = tuple(_checked_leaf(leaf_name, leaf, abstract) for leaf_name, (_, leaf) in zip(names, flat, strict=True))
     return Holder(names, variable, owner, structure, variable.set_raw_value, leaves)
 
 
-def _bare_arrays(name: str, thing: Any, paths: set[Any]) -> list[Holder]:
+def _bare_arrays(name: str, thing: Any, paths: set[Any], abstract: bool) -> list[Holder]:
     """Returns the arrays that modules have as plain attributes, but for those that Flax takes for constants."""
     found = []
     for path, leaf in nnx.to_flat_state(nnx.split(thing, graph=True)[1]):
         if path in paths:
             full = joined((name, *path))
-            _check_leaf(full, leaf)
+            leaf = _checked_leaf(full, leaf, abstract)
 
             def write(value: Any, path: Any = path) -> None:
                 nnx.update(thing, nnx.from_flat_state([(path, value)]))
@@ -205,7 +212,8 @@ def _quoted(part: str) -> str:
     return urllib.parse.quote(part, safe=" ").replace(".", "%2E") or "%"
 
 
-def _check_leaf(name: str, leaf: Any) -> None:
+def _checked_leaf(name: str, leaf: Any, abstract: bool) -> Any:
+    """Returns an array or a number; raises for everything else, and for an abstract array if none is allowed."""
     if isinstance(leaf, Held):
         raise HeldError(
             compose(
@@ -225,12 +233,14 @@ def _check_leaf(name: str, leaf: Any) -> None:
             )
         )
     if isinstance(leaf, jax.ShapeDtypeStruct):
+        if abstract:
+            return _on_a_concrete_mesh(name, leaf)
         raise InvalidTypeError(
             compose(
                 name,
-                "what is saved or restored has values, whose devices and form a restore keeps.",
-                got=f"{leaf.dtype}{list(leaf.shape)} without any, of nnx.eval_shape",
-                fix="the model itself: model = Model(rngs)",
+                "cannot save abstract values (from `nnx.eval_shape`).",
+                got=f"{leaf.dtype}{list(leaf.shape)} without a value",
+                fix="tallax.restore(path, model) first, which gives an abstract model its values",
             )
         )
     if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
@@ -242,3 +252,23 @@ def _check_leaf(name: str, leaf: Any) -> None:
                 fix="an attribute that is no Variable, for what does not change",
             )
         )
+    return leaf
+
+
+def _on_a_concrete_mesh(name: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Returns a shape whose sharding names devices: `nnx.eval_shape` within `jax.set_mesh` leaves them out."""
+    sharding = leaf.sharding
+    if not isinstance(sharding, jax.NamedSharding) or not isinstance(sharding.mesh, jax.sharding.AbstractMesh):
+        return leaf
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty or mesh.abstract_mesh.shape != sharding.mesh.shape:
+        raise InvalidValueError(
+            compose(
+                name,
+                "has a sharding without devices, and the mesh that has them is not set.",
+                got=f"{sharding.spec} on {dict(sharding.mesh.shape)}",
+                fix="call it within jax.set_mesh(mesh), as nnx.eval_shape was",
+            )
+        )
+    sharding = jax.NamedSharding(mesh, sharding.spec)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding, weak_type=leaf.weak_type)

@@ -16,6 +16,7 @@ from tallax._placement import is_committed, is_in_host_memory, placed, unsplit
 from tallax.checkpoints._holders import PYTHON
 
 KEY = "key:"
+_WIDENED = {"uint2": "uint8", "uint4": "uint8"}  # dtypes that Orbax has no name for, and those that hold their values
 
 
 def dtype_of(leaf: Any) -> str:
@@ -23,13 +24,40 @@ def dtype_of(leaf: Any) -> str:
     if isinstance(leaf, bool | int | float | complex) and not isinstance(leaf, np.generic):
         return type(leaf).__name__
     if is_key(leaf):
-        return f"{KEY}{jax.random.key_impl(leaf)}"
+        return f"{KEY}{_key_impl(leaf)}"
     return str(np.dtype(leaf.dtype))
 
 
 def is_key(leaf: Any) -> bool:
-    """Tells whether a leaf is an array of typed random keys."""
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    """Tells whether a leaf is an array of typed random keys, abstract ones included."""
+    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _key_impl(leaf: Any) -> str:
+    names: list[Any] = []
+    if isinstance(leaf, jax.Array):
+        return str(jax.random.key_impl(leaf))
+    jax.eval_shape(lambda keys: names.append(jax.random.key_impl(keys)), leaf)
+    return str(names[0])
+
+
+def is_abstract(leaf: Any) -> bool:
+    """Tells whether a leaf has a shape and a dtype but no value, as in a model of `nnx.eval_shape`."""
+    return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def is_placed(leaf: Any) -> bool:
+    """Tells whether a leaf belongs on particular devices, whether it has its value yet or not."""
+    return is_committed(leaf) or (is_abstract(leaf) and leaf.sharding is not None)
+
+
+def is_writable(dtype: str) -> bool:
+    """Tells whether Orbax can write arrays of this dtype, as they are or as `stored` makes them."""
+    if dtype.startswith(KEY) or dtype in PYTHON:
+        return True
+    kind = np.dtype(_WIDENED.get(dtype, dtype))  # NumPy knows those of JAX, too; it has text, dates and long numbers
+    is_number = jnp.issubdtype(kind, jnp.number) or kind == np.bool_
+    return bool(is_number) and kind.itemsize <= (16 if kind.kind == "c" else 8)
 
 
 def stored(leaf: Any) -> Any:
@@ -41,30 +69,34 @@ def stored(leaf: Any) -> Any:
     if is_key(leaf):
         return jax.random.key_data(leaf)
     if isinstance(leaf, jax.Array | np.ndarray):
-        return leaf
+        wide = _WIDENED.get(str(leaf.dtype))
+        return leaf if wide is None else leaf.astype(wide)
     return np.asarray(leaf, np.int64) if type(leaf) is int else np.asarray(leaf)
 
 
-def in_place_of(leaf: Any, array: Any, dtype: str) -> Any:
+def in_place_of(leaf: Any, array: Any, dtype: str, *, on_host: bool = False) -> Any:
     """Returns what is stored in the form and on the devices in which an object has its value, the inverse of `stored`.
 
     Args:
-        leaf: what the object has.
+        leaf: what the object has, which may be abstract.
         array: what is stored.
         dtype: what `dtype_of` says of `leaf`.
+        on_host: whether an abstract leaf without a sharding becomes an array of NumPy's, as counters are made.
     """
     if dtype in PYTHON and not isinstance(leaf, jax.Array | np.ndarray | np.generic):
         return PYTHON[dtype](np.asarray(array).item())
-    if isinstance(leaf, np.ndarray | np.generic):
+    if dtype in _WIDENED:
+        array = array.astype(stored_dtype(dtype, widened=False))
+    if isinstance(leaf, np.ndarray | np.generic) or (on_host and is_abstract(leaf) and not is_placed(leaf)):
         host = np.array(array)
-        return host if isinstance(leaf, np.ndarray) else host[()]
+        return host[()] if isinstance(leaf, np.generic) else host
     if dtype.startswith(KEY):
         words = array if isinstance(array, jax.Array) else jnp.asarray(array)
         keys = jax.random.wrap_key_data(words, impl=dtype.removeprefix(KEY))
-        return placed(keys, leaf.sharding) if is_committed(leaf) else keys
-    if not is_committed(leaf):
+        return placed(keys, leaf.sharding) if is_placed(leaf) else keys
+    if not is_placed(leaf):
         return _weak(np.asarray(array)) if leaf.weak_type else jnp.asarray(np.asarray(array))
-    if leaf.weak_type and leaf.is_fully_addressable:
+    if leaf.weak_type and leaf.sharding.is_fully_addressable:
         return placed(_weak(np.asarray(array)), leaf.sharding)
     if isinstance(array, jax.Array):
         return array if array.sharding == leaf.sharding else _moved(array, leaf.sharding)
@@ -85,8 +117,12 @@ def _moved(array: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
     return placed(array, sharding)
 
 
-def stored_dtype(dtype: str) -> np.dtype[Any]:
+def stored_dtype(dtype: str, *, widened: bool = True) -> np.dtype[Any]:
     """Returns the dtype of what is written for what `dtype_of` says.
+
+    Args:
+        dtype: what `dtype_of` says.
+        widened: whether a dtype that Orbax cannot write is replaced by the one that it is written in.
 
     Raises:
         TypeError: there is no such dtype.
@@ -95,7 +131,7 @@ def stored_dtype(dtype: str) -> np.dtype[Any]:
         return np.dtype(np.uint32)
     if dtype in PYTHON:
         return np.dtype({"bool": np.bool_, "int": np.int64, "float": np.float64, "complex": np.complex128}[dtype])
-    return jnp.dtype(dtype)
+    return jnp.dtype(_WIDENED.get(dtype, dtype) if widened else dtype)
 
 
 def needs_numpy(dtype: Any) -> bool:

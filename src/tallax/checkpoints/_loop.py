@@ -15,9 +15,10 @@ from typing import Any, Self, SupportsIndex
 import jax
 
 from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, TallaxError, compose, describe
-from tallax.checkpoints._compare import Missing, Rename, Unexpected
 from tallax.checkpoints._folders import UNFINISHED, orbax, unreadable
 from tallax.checkpoints._holders import named_objects
+from tallax.checkpoints._policy import Missing, Unexpected
+from tallax.checkpoints._rename import Rename
 from tallax.checkpoints._report import RestoreReport
 from tallax.checkpoints._storage import arguments, path_of, restore
 from tallax.checkpoints._tree import Contents

@@ -38,9 +38,9 @@ class RestoreReport:
     extra: Any = None
 
     def __str__(self) -> str:
-        """Returns a line for each kind of which there is something, and one for each name but the restored."""
+        """Returns the number of restored arrays, and a line for each other name; one for all below a renamed level."""
         lines = [f"restored: {len(self.restored)}" + (f", from step {self.step}" if self.step is not None else "")]
-        renamed = tuple(f"{old} -> {new}" for old, new in self.renamed)
+        renamed = tuple(dict.fromkeys(_without_common_end(old, new) for old, new in self.renamed))
         kinds = (
             ("missing, kept as it was", self.missing),
             ("unexpected, not read", self.unexpected),
@@ -53,3 +53,10 @@ class RestoreReport:
         )
         lines += [f"{label}: {name}" for label, names in kinds for name in names]
         return "\n".join(lines)
+
+
+def _without_common_end(old: str, new: str) -> str:
+    before, after = old.split("/"), new.split("/")
+    while before and len(after) > 1 and before[-1] == after[-1]:
+        del before[-1], after[-1]
+    return f"{'/'.join(before) or 'the top level'} -> {'/'.join(after)}"

@@ -46,7 +46,7 @@ def shown(path: str | os.PathLike[str]) -> Shown:
     with told(str(path), "can't be read"), orbax().Checkpointer(handler) as checkpointer:
         tree = outline_of(handler, folder)
         manifest = manifest_of(checkpointer, folder, tree)
-        source = Source.of(tree, tuple(map(str, tree)) if isinstance(tree, Mapping) else ("",), manifest)
+        source = Source.of(tree, manifest)
         entries = source.manifest.entries
         wanted = {source.arrays[name].name: name for name, entry in entries.items() if _is_to_be_read(entry)}
         arrays = read_arrays(checkpointer, folder, tree, wanted, None)
@@ -132,7 +132,7 @@ def _described(entries: Collection[Entry]) -> Item:
     """Returns what arrays are, those of one owner, or one: the dtype and shape are those of the largest."""
     entry = max(entries, key=lambda entry: entry.nbytes)
     shape = entry.shape[:-1] if entry.kind == "Counter" else entry.shape
-    dtype = str(stored_dtype(entry.dtype)) if entry.kind else entry.dtype
+    dtype = str(stored_dtype(entry.dtype, widened=False)) if entry.kind else entry.dtype
     size = sum(each.nbytes for each in entries)
     return Item(entry.owner or entry.kind or "array", shape, dtype, size, entry.persistent)
 

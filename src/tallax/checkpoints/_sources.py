@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 
 from tallax._errors import CheckpointError, compose, describe
 from tallax.checkpoints._holders import RESERVED, joined, key_of
+from tallax.checkpoints._layout import without_value_levels
 from tallax.checkpoints._leaves import is_key, stored, stored_dtype
 from tallax.checkpoints._manifest import Entry, Manifest, damaged
 
@@ -29,16 +30,12 @@ class Source:
     arrays: dict[str, Any]
 
     @classmethod
-    def of(
-        cls, tree: Any, objects: Sequence[str], manifest: Manifest | None = None, *, known: Collection[str] = ()
-    ) -> Source:
+    def of(cls, tree: Any, manifest: Manifest | None = None) -> Source:
         """Returns what is in a tree.
 
         Args:
             tree: nested dicts of arrays, or of anything with a shape and a dtype.
-            objects: what the objects are called that it is for.
             manifest: what it tells of itself, where that is known already.
-            known: the names of arrays that the objects have.
 
         Raises:
             CheckpointError: the manifest and the arrays do not agree.
@@ -49,7 +46,7 @@ class Source:
         if manifest is None and found is not None:
             manifest = Manifest.decoded(found)
         if manifest is None:
-            return cls._foreign(leaves, objects, known)
+            return cls._foreign(leaves)
         entries = {name: entry for name, entry in manifest.entries.items() if entry.persistent and entry.at is None}
         for name in {**entries, **leaves}:
             if name not in leaves or name not in entries:
@@ -63,13 +60,10 @@ class Source:
         return cls(manifest, leaves)
 
     @classmethod
-    def _foreign(cls, leaves: dict[str, Any], objects: Sequence[str], known: Collection[str]) -> Source:
-        """Returns what Orbax wrote of an `nnx.State`, under the names that tallax would have given."""
-        named = all(name.split("/")[0] in objects for name in leaves)
-        arrays = {}
-        for name, leaf in leaves.items():
-            name = _without_value(name if named else f"{objects[0]}/{name}", known)
-            arrays[name] = stored(leaf) if is_key(leaf) else leaf
+    def _foreign(cls, leaves: dict[str, Any]) -> Source:
+        """Returns what Orbax wrote of an `nnx.State`, or of a tree with states in it."""
+        names = without_value_levels(leaves)
+        arrays = {names[name]: stored(leaf) if is_key(leaf) else leaf for name, leaf in leaves.items()}
         entries = {name: Entry("", str(np.dtype(leaf.dtype)), tuple(leaf.shape)) for name, leaf in arrays.items()}
         return cls(Manifest(entries), arrays)
 
@@ -85,13 +79,6 @@ def _cast(name: str, got: str, entry: Entry) -> CheckpointError:
             fix="ask Orbax for tallax.checkpoint_target(metadata, model); or an earlier checkpoint, if this is damaged",
         )
     )
-
-
-def _without_value(name: str, known: Collection[str]) -> str:
-    """Returns the name of an array in a Variable without that of the attribute by which Orbax came to it."""
-    parts = name.split("/")
-    places = (k for k, part in enumerate(parts) if part == "value" and "/".join(parts[:k] + parts[k + 1 :]) in known)
-    return name.removesuffix("/value") if (k := next(places, None)) is None else "/".join(parts[:k] + parts[k + 1 :])
 
 
 def leaves_of(tree: Any, *, quoted: bool) -> dict[str, Any]:

@@ -18,9 +18,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, ReplicasError, compose
-from tallax.checkpoints._compare import Missing, Policy, Rename, Unexpected
-from tallax.checkpoints._folders import folder_of, manifest_of, orbax, outline_of, read_arrays, told
+from tallax.checkpoints._folders import folder_of, items_of, manifest_of, orbax, outline_of, read_arrays, told
 from tallax.checkpoints._holders import RESERVED, named_objects
+from tallax.checkpoints._policy import Missing, Policy, Unexpected
+from tallax.checkpoints._rename import Rename
 from tallax.checkpoints._report import RestoreReport
 from tallax.checkpoints._restoring import Target
 from tallax.checkpoints._sources import Source
@@ -128,16 +129,26 @@ def restore(
     path = path_of(path, "tallax.restore(path, model, optimizer)")
     policy = Policy(missing, unexpected, rename)
     target = Target.of(named_objects(objects, named))
-    folder = folder_of(path.absolute(), str(path))
     handler = orbax().PyTreeCheckpointHandler()
     with told(str(path), "can't be read"), orbax().Checkpointer(handler) as checkpointer:
-        tree = outline_of(handler, folder)
-        manifest = manifest_of(checkpointer, folder, tree)
-        source = Source.of(tree, tuple(target.objects), manifest, known=target.entries)
+        folders = items_of(path.absolute())
+        trees = {name: outline_of(handler, folder) for name, folder in folders.items()}
+        if not trees or any(isinstance(tree, Mapping) and RESERVED in tree for tree in trees.values()):
+            # Of several trees of tallax's own each has all objects, so one has to be chosen.
+            folders = {"": folder_of(path.absolute(), str(path))}
+            trees = {"": outline_of(handler, folders[""])}
+            source = Source.of(trees[""], manifest_of(checkpointer, folders[""], trees[""]))
+        else:
+            source = Source.of(trees)
+        items = {id(leaf): name for name, tree in trees.items() for leaf in jax.tree.leaves(tree)}
 
         def fetch(names: Mapping[str, str], target: Target) -> Mapping[str, Any]:
-            wanted = {source.arrays[old].name: new for new, old in names.items()}
-            return read_arrays(checkpointer, folder, tree, wanted, target)
+            found: dict[str, Any] = {}
+            for item, folder in folders.items():
+                leaves = {new: source.arrays[old] for new, old in names.items()}
+                wanted = {leaf.name: new for new, leaf in leaves.items() if items[id(leaf)] == item}
+                found |= read_arrays(checkpointer, folder, trees[item], wanted, target)
+            return found
 
         return target.restore(source, fetch, policy)
 

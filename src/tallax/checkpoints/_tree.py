@@ -15,7 +15,7 @@ from flax import nnx
 from tallax._errors import InvalidTypeError, compose, describe
 from tallax._variables import Item
 from tallax.checkpoints._holders import RESERVED, Holder, holders_of, named_objects
-from tallax.checkpoints._leaves import dtype_of, is_key, size_of, stored, sums_of
+from tallax.checkpoints._leaves import dtype_of, is_key, is_writable, size_of, stored, sums_of
 from tallax.checkpoints._manifest import Entry, Manifest
 from tallax.reading import Reading
 from tallax.replicas import combine_replicas
@@ -100,6 +100,7 @@ class Contents:
             for name, leaf in zip(holder.names, holder.leaves, strict=True):
                 entries[name] = entry_of(holder, leaf)
                 if holder.persistent:
+                    _refuse_dtype(name, leaf)
                     (inline if _is_inline(holder, leaf) else arrays)[name] = _whole_of(name, leaf)
         return cls(entries, arrays, inline, extra)
 
@@ -165,6 +166,19 @@ def whole(thing: Any) -> Any:
     if any(isinstance(node, Item) and node.shares for _, node in nnx.iter_graph(thing)):
         return combine_replicas(thing)
     return thing
+
+
+def _refuse_dtype(name: str, leaf: Any) -> None:
+    if not is_writable(dtype_of(leaf)):
+        raise InvalidTypeError(
+            compose(
+                name,
+                "Orbax cannot save arrays of this dtype.",
+                got=describe(leaf),
+                expected="booleans, integers, floats or complex numbers that JAX has",
+                fix="cast it to one of these; or an attribute that is no Variable, for what does not change",
+            )
+        )
 
 
 def _is_inline(holder: Holder, leaf: Any) -> bool:

@@ -14,9 +14,10 @@ from tallax import _limbs
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
 from tallax._variables import Buffer, Counter
 from tallax.checkpoints import RestoreReport
-from tallax.checkpoints._compare import Missing, Rename, Unexpected, renamed
 from tallax.checkpoints._holders import joined, key_of
-from tallax.interop._named import MODEL, checked, holders_in, put
+from tallax.checkpoints._policy import Missing, Unexpected
+from tallax.checkpoints._rename import Rename, Spelling, renamed
+from tallax.interop._named import MODEL, checked, found_in, holders_in, names_in, put, shapes_in
 
 _COLLECTIONS: dict[type, str] = {
     Counter: "counters",
@@ -94,8 +95,26 @@ def from_linen(
                 fix="hand in one collection after the other, with missing='init'",
             )
         )
-    names = {by_short[old]: f"{MODEL}/{new}" for old, new in renamed(by_short, rename).items()}
-    return put(arrays, model, names, missing=missing, unexpected=unexpected)
+    own = renamed(by_short, rename)
+    full, shapes = names_in(model), shapes_in(model)
+    found = found_in(own.values(), full, model, pinned=[new for old, new in own.items() if new != old])
+    names = {by_short[old]: found[new] for old, new in own.items() if new in found}
+    others = [name for name in arrays if name not in names]
+    told = {by_short[old]: f"{MODEL}/{new}" for old, new in own.items() if new != old and by_short[old] not in names}
+    return put(
+        {name: arrays[name] for name in names},
+        model,
+        names | told,
+        others=others,
+        missing=missing,
+        unexpected=unexpected,
+        spelling=Spelling(
+            saved=short,
+            wanted={name: name.removeprefix(f"{MODEL}/") for name in full.values()},
+            given=rename,
+            fits=lambda old, new: tuple(np.shape(arrays[old])) == shapes[new],
+        ),
+    )
 
 
 def to_linen(model: nnx.Module, *, rename: Rename = None) -> dict[str, Any]:

@@ -4,18 +4,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from flax import nnx
 
-from tallax._errors import InvalidTypeError, compose, describe
+from tallax._errors import InvalidTypeError, RestoreError, compose, describe
 from tallax.checkpoints import RestoreReport
-from tallax.checkpoints._compare import Missing, Policy, Unexpected
-from tallax.checkpoints._holders import Holder, holders_of
+from tallax.checkpoints._holders import Holder, holders_of, joined
+from tallax.checkpoints._layout import Wanted, layout_of
 from tallax.checkpoints._leaves import is_key, stored
 from tallax.checkpoints._manifest import Entry, Manifest
+from tallax.checkpoints._policy import Missing, Policy, Unexpected
+from tallax.checkpoints._rename import Spelling
 from tallax.checkpoints._restoring import Target
 from tallax.checkpoints._sources import Source, given
 
@@ -27,33 +29,81 @@ def put(
     model: Any,
     names: Mapping[str, str],
     *,
+    others: Iterable[str] = (),
     missing: Missing,
     unexpected: Unexpected,
+    spelling: Spelling,
 ) -> RestoreReport:
     """Restores arrays into a module; random streams, which other libraries do not have, stay as they are.
 
     Args:
-        arrays: by their own names.
+        arrays: those that have a place in the module, by their own names.
         model: the module.
-        names: what the module calls them; others are unexpected.
+        names: the names that the module has for them; further ones are those that `rename` gave in vain.
+        others: the names of what has no place, arrays or not.
         missing: see `tallax.from_checkpoint`.
         unexpected: see `tallax.from_checkpoint`.
+        spelling: how errors spell names in a `rename=` that they propose.
     """
     target = Target.of({MODEL: checked(model)})
     arrays = {name: stored(array) if is_key(array) else array for name, array in arrays.items()}
+    arrays = _without_ties(arrays, names)
     arrays, narrowed = _narrowed(arrays, names, target)
     entries = {name: Entry("", str(np.dtype(array.dtype)), tuple(array.shape)) for name, array in arrays.items()}
+    entries |= {name: Entry("", "", ()) for name in others}
     streams = frozenset(
         name for holder in target.holders if isinstance(holder.variable, nnx.RngState) for name in holder.names
     )
     # What has no place keeps its own name, which no name of the module can be: it has no "model/" in front.
-    policy = Policy(missing, unexpected, lambda name: names.get(name, name), streams)
+    policy = Policy(missing, unexpected, lambda name: names.get(name, name), spelling, streams, finds_layout=False)
     report = target.restore(
         Source(Manifest(entries), dict(arrays)),
         lambda found, _: given(arrays, found),
         policy,
     )
     return dataclasses.replace(report, converted=(*report.converted, *narrowed))
+
+
+def found_in(names: Iterable[str], places: Mapping[str, str], model: Any, *, pinned: Iterable[str]) -> dict[str, str]:
+    """Returns the module's own names for those arrays of another library that have a place in it.
+
+    Args:
+        names: of the arrays, with slashes.
+        places: the module's own names by the names, with slashes, that the library has for the same places.
+        model: the module.
+        pinned: names that `rename` gave.
+    """
+    parameters = {
+        name
+        for holder in holders_in(model, abstract=True)
+        if isinstance(holder.variable, nnx.Param)
+        for name in holder.names
+    }
+    wanted = Wanted.of(places, [name for name, full in places.items() if full in parameters])
+    fixed = {name for name in pinned if name in places}
+    layout = layout_of([f"{MODEL}/{name}" for name in names if name not in fixed], {MODEL: wanted})
+    found = {old.removeprefix(f"{MODEL}/"): new.removeprefix(f"{MODEL}/") for old, new in layout.names.items()}
+    return {old: places[new] for old, new in found.items() if new in places} | {name: places[name] for name in fixed}
+
+
+def paths_of(model: Any) -> list[tuple[tuple[Any, ...], Any]]:
+    """Returns the paths to all that a module holds, and what is there; shared parts have several."""
+    found: list[tuple[tuple[Any, ...], Any]] = list(nnx.iter_graph(checked(model)))
+    seen = {tuple(map(str, path)) for path, _ in found}
+
+    def walk(node: Any, path: tuple[Any, ...], above: tuple[int, ...]) -> None:
+        for name, child in vars(node).items():
+            inner = (*path, name)
+            if not isinstance(child, nnx.Pytree | nnx.Variable) or id(child) in above:
+                continue
+            if tuple(map(str, inner)) not in seen:
+                seen.add(tuple(map(str, inner)))
+                found.append((inner, child))
+            if isinstance(child, nnx.Pytree):
+                walk(child, inner, (*above, id(child)))
+
+    walk(model, (), (id(model),))
+    return found
 
 
 def checked(model: Any) -> nnx.Module:
@@ -65,10 +115,61 @@ def checked(model: Any) -> nnx.Module:
     return model
 
 
-def holders_in(model: Any) -> list[Holder]:
+def holders_in(model: Any, *, abstract: bool = False) -> list[Holder]:
     """Returns what a module holds, but for its random streams and what checkpoints do not keep."""
-    holders = holders_of({MODEL: checked(model)})
+    holders = holders_of({MODEL: checked(model)}, abstract=abstract)
     return [holder for holder in holders if holder.persistent and not isinstance(holder.variable, nnx.RngState)]
+
+
+def names_in(model: Any) -> dict[str, str]:
+    """Returns the name of each array of a module by every path, without the module's name, that leads to it."""
+    names = {id(holder.variable): holder.names for holder in holders_in(model, abstract=True)}
+    found, first = {}, {}
+    for path, node in paths_of(model):
+        name = joined((MODEL, *path))
+        base = first.setdefault(id(node), name)
+        for full in names.get(id(node), ()) if isinstance(node, nnx.Variable) else ():
+            found[f"{name}{full.removeprefix(base)}".removeprefix(f"{MODEL}/")] = full
+    bare = (holder for holder in holders_in(model, abstract=True) if holder.variable is None)
+    return found | {holder.names[0].removeprefix(f"{MODEL}/"): holder.names[0] for holder in bare}
+
+
+def shapes_in(model: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each array of a module, of a counter that of its counts."""
+    return {
+        name: tuple(np.shape(leaf))[:-1] if holder.is_counter else tuple(np.shape(leaf))
+        for holder in holders_in(model, abstract=True)
+        for name, leaf in zip(holder.names, holder.leaves, strict=True)
+    }
+
+
+def _without_ties(arrays: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the arrays without further ones for the same place in the module; raises if these are not the same."""
+    first: dict[str, str] = {}
+    result = {}
+    for name, array in arrays.items():
+        other = first.setdefault(names[name], name)
+        if other == name:
+            result[name] = array
+        elif not _is_same(array, arrays[other]):
+            raise RestoreError(
+                compose(
+                    names[name],
+                    "is one Variable in the module, and the source has two different values for it.",
+                    got=f"{other!a} and {name!a}",
+                    fix=f"two Variables in the module; or a source without one of these, such as {name!a}",
+                )
+            )
+    return result
+
+
+def _is_same(left: Any, right: Any) -> bool:
+    if left is right:
+        return True
+    if (left.shape, left.dtype) != (right.shape, right.dtype):
+        return False
+    one, other = (np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8) for array in (left, right))
+    return bool(np.array_equal(one, other))
 
 
 def _narrowed(

@@ -5,28 +5,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import re
-import zipfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
-from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, MissingExtraError, compose, describe
+from tallax._errors import InvalidValueError, compose, describe
 from tallax._variables import Counter
 from tallax.checkpoints import RestoreReport
-from tallax.checkpoints._compare import Missing, Rename, Unexpected, check_rename, renamed
 from tallax.checkpoints._holders import joined
 from tallax.checkpoints._leaves import stored
-from tallax.interop import _safetensors
-from tallax.interop._named import MODEL, checked, holders_in, put
-
-# What PyTorch hands over to NumPy, and takes from it, as words only.
-_NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
+from tallax.checkpoints._policy import Missing, Unexpected
+from tallax.checkpoints._rename import Rename, Spelling, check_rename, renamed
+from tallax.interop._named import MODEL, found_in, holders_in, paths_of, put, shapes_in
+from tallax.interop._tensors import as_numpy, as_tensor, refuse_nested, state_of
 
 Change = Callable[[np.ndarray], np.ndarray]
 
@@ -55,15 +48,16 @@ def from_torch(
             code, and `torch.load` gets `weights_only=True`.
         model: an NNX module of the same layers.
         missing: see `tallax.from_checkpoint`.
-        unexpected: see `tallax.from_checkpoint`.
+        unexpected: see `tallax.from_checkpoint`; entries that are no tensors are among the unexpected ones.
         rename: from PyTorch's names to those of the attributes, with dots: `{"features.0": "stem"}`, or a function.
+            Paths as errors name them are taken too: `layers.0` in an `nnx.Sequential`, `kernel` for a weight.
 
     Raises:
         CheckpointError: a file can't be read.
         InvalidTypeError: the source is none of these, the model no module, or `rename` no mapping and no function.
         InvalidValueError: an argument makes no sense.
         MissingExtraError: `torch` is needed and not installed.
-        RestoreError: as `tallax.from_checkpoint` does.
+        RestoreError: as `tallax.from_checkpoint` does; or the values of what the module shares differ in the source.
 
     Example:
         >>> import numpy as np, tallax
@@ -74,24 +68,35 @@ def from_torch(
         >>> report.renamed
         (('weight', 'model/kernel'), ('bias', 'model/bias'))
     """
-    places = _places(model)
-    arrays = {name: _as_numpy(name, value) for name, value in _state_of(source).items()}
-    check_rename(rename)
-    if callable(rename) or rename is None:
-        own = renamed(arrays, rename)
-    else:  # beginnings end at dots here
-        mapping = {_slashed(old): _slashed(new) for old, new in rename.items()}
-        slashed = renamed(map(_slashed, arrays), mapping)
-        own = {old.replace("/", "."): new.replace("/", ".") for old, new in slashed.items()}
-    names = {old: places[new].name for old, new in own.items() if new in places}
-    changed = {old: places[own[old]].into(array) if old in names else array for old, array in arrays.items()}
-    return put(changed, model, names, missing=missing, unexpected=unexpected)
+    places = _places(model, abstract=True)
+    state = state_of(source)
+    own = _renamed(state, rename, places)
+    full = {_slashed(name): place.name for name, place in places.items()}
+    pinned = [_slashed(new) for old, new in own.items() if new != old]
+    found = found_in([_slashed(new) for new in own.values()], full, model, pinned=pinned)
+    names = {old: found[_slashed(new)] for old, new in own.items() if _slashed(new) in found}
+    by_name = {place.name: place for place in reversed(list(places.values()))}
+    layouts = {old: places[own[old]] if own[old] in places else by_name[names[old]] for old in names}
+    if not names:
+        refuse_nested(state)
+    arrays = {old: layouts[old].into(as_numpy(old, state[old])) for old in names}
+    shapes = shapes_in(model)
+    spelling = Spelling(
+        wanted={place.name: name for name, place in reversed(list(places.items()))},
+        separator=".",
+        given=rename,
+        fits=lambda old, new: new in by_name and _shape_into(by_name[new], state[old]) == shapes[new],
+    )
+    others = [old for old in state if old not in names]
+    told = {old: own[old] for old in others if own[old] != old}
+    return put(arrays, model, names | told, others=others, missing=missing, unexpected=unexpected, spelling=spelling)
 
 
 def to_torch(model: nnx.Module) -> dict[str, Any]:
     """Returns a module's state as a PyTorch `state_dict`, the inverse of `from_torch`; counts become int64.
 
     Random streams, and what is declared with `persistent=False`, are not in it; other random keys are as their words.
+    What several attributes share is in it under all their names, as in PyTorch's own.
 
     Raises:
         InvalidTypeError: `model` is no module, or PyTorch has not its numbers.
@@ -99,25 +104,27 @@ def to_torch(model: nnx.Module) -> dict[str, Any]:
         MissingExtraError: `torch` is not installed.
     """
     result = {}
-    names = {place.name: (name, place) for name, place in _places(model).items()}
+    names: dict[str, list[tuple[str, _Place]]] = {}
+    for name, place in _places(model).items():
+        names.setdefault(place.name, []).append((name, place))
     for holder in holders_in(model):
         for full, leaf in zip(holder.names, holder.leaves, strict=True):
-            name, place = names[full]
             counts = isinstance(holder.variable, Counter)
             array = np.asarray(holder.variable if counts else stored(leaf))
             if array.dtype == np.uint64:
                 if np.any(array > np.uint64(2**63 - 1)):
                     raise InvalidValueError(
                         compose(
-                            name,
+                            names[full][0][0],
                             "a count in PyTorch is an int64.",
                             got=describe(array),
                             fix="counter.set(n) with n below 2**63",
                         )
                     )
                 array = array.astype(np.int64)
-            result[name] = place.back(array)
-    return {name: _as_tensor(name, array) for name, array in result.items()}
+            for name, place in names[full]:  # PyTorch has a shared parameter under each of its names
+                result[name] = place.back(array)
+    return {name: as_tensor(name, result[name]) for name in sorted(result)}
 
 
 # --- names and layouts ------------------------------------------------------------------------------------------------
@@ -141,23 +148,50 @@ _WORDS = {
 }  # fmt: skip
 
 
-def _places(model: Any) -> dict[str, _Place]:
-    """Returns where a module has what PyTorch would call by each name."""
-    nodes: dict[Any, Any] = dict(nnx.iter_graph(checked(model)))
-    names = {id(holder.variable): holder.names for holder in holders_in(model) if holder.variable is not None}
-    bare = {holder.names[0] for holder in holders_in(model) if holder.variable is None}
-    found = {}
-    for path, node in nodes.items():
+def _places(model: Any, *, abstract: bool = False) -> dict[str, _Place]:
+    """Returns where a module has what PyTorch would call by each name; a shared part has several names."""
+    paths = paths_of(model)
+    nodes: dict[Any, Any] = dict(paths)
+    holders = holders_in(model, abstract=abstract)
+    names = {id(holder.variable): holder.names for holder in holders if holder.variable is not None}
+    bare = {holder.names[0] for holder in holders if holder.variable is None}
+    found, first = {}, {}
+    for path, node in paths:
         name = joined((MODEL, *path))
+        base = first.setdefault(id(node), name)
         owner = nodes.get(path[:-1])
         for full in names.get(id(node), (name,) if name in bare else ()):
             parts = [str(part) for k, part in enumerate(path) if not _is_list_of(nodes, path, k)]
             words = (word for (kind, own), word in _WORDS.items() if isinstance(owner, kind) and own == path[-1])
             word = next(words, parts[-1])
-            parts[-1:] = [word, *full.removeprefix(name).split("/")[1:]]
+            parts[-1:] = [word, *full.removeprefix(base).split("/")[1:]]
             into, back = _layout(owner, path[-1])
             found[".".join(parts)] = _Place(full, into, back)
     return found
+
+
+def _renamed(state: Mapping[str, Any], rename: Rename, places: Mapping[str, _Place]) -> dict[str, str]:
+    """Returns the new names, with dots; those that are the module's own paths become PyTorch's."""
+    check_rename(rename)
+    if rename is None:
+        return {name: name for name in state}
+    if not callable(rename):
+        rename = {old if old in state else _dotted(old): _dotted(new) for old, new in rename.items()}
+    # A user may also write the path of an attribute, as errors name it: `layers.0.kernel` in place of `0.weight`.
+    paths = {_dotted(place.name).removeprefix(f"{MODEL}."): name for name, place in reversed(list(places.items()))}
+    result = {}
+    for old, new in renamed(state, rename, separator=".").items():
+        new = _dotted(new)
+        short = new.removeprefix(f"{MODEL}.")
+        ways = (new, short, paths.get(short), *_as_in_torch(short, paths))
+        result[old] = new if new == old else next((way for way in ways if way in places), new)
+    return result
+
+
+def _as_in_torch(name: str, paths: Mapping[str, str]) -> list[str]:
+    """Returns PyTorch's name of an array for a name that is a path of the module but for the last part."""
+    head, _, last = name.rpartition(".")
+    return [own for path, own in paths.items() if path.rpartition(".")[0] == head and own.rpartition(".")[2] == last]
 
 
 def _is_list_of(nodes: Mapping[Any, Any], path: tuple[Any, ...], k: int) -> bool:
@@ -207,103 +241,11 @@ def _slashed(name: str) -> str:
     return name.replace(".", "/")
 
 
-# --- tensors ----------------------------------------------------------------------------------------------------------
+def _dotted(name: str) -> str:
+    return name.replace("/", ".")
 
 
-def _state_of(source: Any) -> Mapping[str, Any]:
-    if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        if path.name.endswith(".safetensors.index.json"):
-            source = _safetensors.read_index(path)
-        else:
-            source = _safetensors.read(path) if path.suffix == ".safetensors" else _loaded(path)
-    state = source.state_dict() if hasattr(source, "state_dict") else source
-    # Names that are not printed would steer the terminal on which an error shows them.
-    if not isinstance(state, Mapping) or not all(isinstance(name, str) and name.isprintable() for name in state):
-        raise InvalidTypeError(
-            compose(
-                "from_torch",
-                "takes a module, a state_dict, or the path of one.",
-                got=_on_one_line(ascii(source)) if isinstance(source, Mapping) else describe(source),
-                fix="from_torch(module, model), from_torch('model.safetensors', model)",
-            )
-        )
-    return state
-
-
-def _loaded(path: Path) -> Any:
-    if not path.is_file():
-        raise CheckpointError(compose(str(path), "is no file.", fix="the path of a .pt or .safetensors file"))
-    torch, is_zip = _torch(), zipfile.is_zipfile(path)
-    try:  # mapped, so that nothing takes memory before it is compared
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        said = _on_one_line(f"{type(error).__name__}: {error}")
-        raise CheckpointError(
-            compose(
-                str(path),
-                "is no file of tensors that can be read without running what is in it.",
-                got=said if is_zip else "no zip archive, which is what PyTorch has written since 1.6",
-                fix="torch.save(module.state_dict(), path), by PyTorch 1.6 or later",
-            )
-        ) from None
-    return found
-
-
-def _on_one_line(text: str) -> str:
-    """Returns the beginning of a text, without what steers terminals: PyTorch prints parts of its errors in bold."""
-    return re.sub(r"\x1b\[\d*m", "", text.splitlines()[0])[:200]
-
-
-def _as_numpy(name: str, value: Any) -> np.ndarray:
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return np.asarray(stored(value))
-    if not (hasattr(value, "detach") and hasattr(value, "numpy")):
-        raise InvalidTypeError(
-            compose(
-                name,
-                "a state_dict holds tensors.",
-                got=" ".join(describe(value).split()),
-                fix="the entry that is one, such as torch.load(path, weights_only=True)['state_dict']",
-            )
-        )
-    kind = str(value.dtype).removeprefix("torch.")
-    try:
-        tensor = value.detach().cpu().resolve_conj().resolve_neg()
-        if kind in _NARROW:
-            torch = _torch()
-            words = tensor.contiguous().view(torch.int16 if kind == "bfloat16" else torch.int8).numpy()
-            return words.view(jax.numpy.dtype(kind))
-        return tensor.numpy()
-    except (TypeError, RuntimeError):  # NotImplementedError of a tensor without data is one
-        raise InvalidTypeError(
-            compose(
-                name,
-                "a tensor goes into an array where NumPy has the like: dense, with values, and of numbers.",
-                got=f"{value.dtype}, {value.layout}, on {value.device.type!r}".replace("torch.", ""),
-                fix="tensor.to_dense(), tensor.dequantize(), or a module that has its weights",
-            )
-        ) from None
-
-
-def _as_tensor(name: str, array: np.ndarray) -> Any:
-    torch = _torch()
-    array = np.array(array, order="C")  # a copy: JAX's memory is not to be written to
-    kind = str(array.dtype)
-    if kind in _NARROW:
-        words = array.view(np.int16 if kind == "bfloat16" else np.int8)
-        return torch.from_numpy(words).view(getattr(torch, kind))
-    try:
-        return torch.from_numpy(array)
-    except TypeError:
-        raise InvalidTypeError(
-            compose(name, "PyTorch has no such numbers.", got=describe(array), fix="cast it where it is meant")
-        ) from None
-
-
-def _torch() -> Any:
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ModuleNotFoundError:
-        raise MissingExtraError.of("tallax.interop", "torch", "torch") from None
-    return torch
+def _shape_into(place: _Place, value: Any) -> tuple[int, ...] | None:
+    """Returns the shape that a tensor would have in the module; None if it is no tensor."""
+    shape = getattr(value, "shape", None)
+    return None if shape is None else place.into(np.broadcast_to(np.zeros(()), tuple(shape))).shape

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tells whether Flax reads a Variable to keep its value somewhere, or a user to compute with it.
+
+`nnx.to_pure_dict` and `nnx.bridge` call the same `get_value()` as everybody else, and put the result back later, as it
+is. A count of 2**31 or more would not survive that: the value for computing is an int32. So they get the exact words.
+"""
+
+from __future__ import annotations
+
+import sys
+
+_KEEPERS = ("flax.nnx.statelib", "flax.nnx.bridge.")
+_WITHIN = "flax.nnx.variablelib"  # calls of a Variable's own operators and constructor pass through it
+
+
+def is_kept_by_flax() -> bool:
+    """Returns whether the caller's caller is one of the modules of Flax that keep values and put them back."""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__") == _WITHIN:
+        frame = frame.f_back
+    return frame is not None and str(frame.f_globals.get("__name__")).startswith(_KEEPERS)
