@@ -106,6 +106,7 @@ class CompiledStep:
         self._layout: Layout | None = None
         self._wide: frozenset[int] = frozenset()  # counts that the step may add more to than 32 bits hold
         self._traces = 0
+        self._steps = 0
         self._results: list[Any] = []  # how what the function returns is built, of each kind that there was
         self._programs: Programs | None = None
         self._holding: Holding | None = None
@@ -126,7 +127,9 @@ class CompiledStep:
             TraceError: called inside another compiled function.
         """
         holding = self._holding or self._hold(batch, options)
-        return self._run(holding, holding.programs.once, batch, options)
+        result = self._run(holding, holding.programs.once, batch, options)
+        self._steps += 1
+        return result
 
     def scan(self, *batches: Any, **options: Any) -> Any:
         """Runs as many steps as the batches have entries on their first axis, in one program, by `jax.lax.scan`.
@@ -142,7 +145,14 @@ class CompiledStep:
             TallaxError: as a call does.
         """
         holding = self._holding or self._hold(batches, options)
-        return self._run(holding, holding.programs.many, batches, options)
+        result = self._run(holding, holding.programs.many, batches, options)
+        self._steps += next(leaf.shape[0] for leaf in jax.tree.leaves((batches, options)) if getattr(leaf, "ndim", 0))
+        return result
+
+    @property
+    def steps(self) -> int:
+        """How many steps were started, known without waiting for the device: a call is one, a scan as many as it takes."""
+        return self._steps
 
     @property
     def traces(self) -> int:
