@@ -151,7 +151,7 @@ class CompiledStep:
 
     @property
     def steps(self) -> int:
-        """How many steps were started, known without waiting for the device: a call is one, a scan as many as it takes."""
+        """The number of steps that calls and scans have started. The host knows it without waiting for the device."""
         return self._steps
 
     @property

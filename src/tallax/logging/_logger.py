@@ -27,24 +27,26 @@ _LOOK = -sys.maxsize
 class Logger:
     """Logs the items of a model, and scalars beside them, every so many steps, without stopping the device.
 
-    A record is due at the first call, and then at each call at which the run has reached or passed a multiple of `every`
-    since the last record. A call that passes several multiples gives one record. Another call costs a comparison. A call
-    that is logged starts a copy of all items to the host and returns; a thread waits for it, and hands a record to each
-    sink: at once, or where there are more than ten a second, several at a time.
+    A record is due at the first call, and then at each call at which the run has reached or passed a multiple of
+    `every` since the last record. A call that passes several multiples gives one record. Any other call costs a
+    comparison. A call that is logged starts a copy of all items to the host and returns. A thread waits for the copy
+    and hands a record to each sink: at once, or several at a time if there are more than ten a second.
 
-    How far the run is, a clock on the host says, which waits for nothing: `step=` if the call has it; else the number of
-    steps that the compiled step has run (`CompiledStep.steps`), a scan as many as it takes; else the number of calls with
-    no compiled step. The clock starts from the run's step counter: of all items the `Counter` called `step` with the
-    shortest path, which a `tallax.StepCounter` has. (The second call waits for the first step to be done, to know that;
-    no other call waits.) So a run that goes on from a checkpoint goes on with its curves, and what had been logged past
-    that checkpoint is replaced. Compiled steps that count with one counter have one clock, those of other models others.
+    A clock on the host says how far the run is. It shows `step=` if the call has one; else the number of steps that the
+    compiled step has run (`CompiledStep.steps`); else the number of calls without a compiled step. It starts from the
+    run's step counter, which is the `Counter` called `step` with the shortest path, such as that of a
+    `tallax.StepCounter`. So a run that goes on from a checkpoint goes on with its curves, and records past that
+    checkpoint are replaced. To read the counter, the second call waits for the first step; no other call waits.
+    Compiled steps that share the counter share a clock; those of other models have their own.
 
-    A record has the step that was given or, read with its other values, that of the counter; without both, the clock's.
+    The step of a record is `step=`, or else the counter's value, which is read together with the other values. Without
+    either it is the clock's.
 
-    What is written of an item: a number, or for a statistic each field of what `compute()` returns (`gate/fired/rate`);
-    a histogram with its own bins. Of an array of up to 32 entries, each (`load/3`); of a larger one the extremes, the
-    mean and a histogram. Of complex numbers `name/real` and `name/imag`. Counts of what is rare, such as NaN, are left out
-    while they are 0. A value that cannot be written is left out, with a warning that names it; the others are written.
+    Each item is written as a number, or for a statistic as one number for each field of its result
+    (`gate/fired/rate`); a histogram with its own bins. An array of up to 32 entries is written entry by entry
+    (`load/3`), a larger one as its extremes, its mean and a histogram, and complex numbers as `name/real` and
+    `name/imag`. Counts of rare events, such as NaN, are left out while they are 0. If a value cannot be written, a
+    warning names it once, and the record is written without it.
 
     Calls may come from several threads. A program of several processes logs in all of them, since reading is a program
     that all run; process 0 writes.
@@ -127,8 +129,8 @@ class Logger:
 
         Args:
             *objects: compiled steps, and modules, such as the model. Give each call the same.
-            step: which step this is, where no Counter of theirs is to tell. Where it is less than at the call before, the
-                run has gone back to an earlier step: the call is logged, as the first one is.
+            step: the step of the run, instead of its step counter. If it is less than at the call before, the run has
+                gone back, and the call is logged as the first one is.
             **scalars: numbers to log beside the items, jax arrays among them. Slashes group: `**{"train/loss": loss}`.
 
         Raises:

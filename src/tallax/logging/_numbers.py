@@ -79,7 +79,7 @@ class Numbers:
             case np.ndarray() | np.generic():
                 self._add_array(name, _native(value))
             case complex():
-                self._add_array(name, np.asarray(value))
+                self._add_array(name, np.asarray(complex(value)))
             case int():
                 self.scalars[name] = int(value)  # of a subclass too: bool, an enum
             case float():
@@ -154,6 +154,8 @@ def _native(value: Any) -> np.ndarray:
         return array.astype(np.float32)
     if jnp.issubdtype(array.dtype, jnp.integer) and array.dtype.kind not in "iu":
         return array.astype(np.int64)
+    if array.dtype.kind in "fc" and array.dtype.itemsize > 8 << (array.dtype.kind == "c"):  # long double
+        return array.astype(np.float64 if array.dtype.kind == "f" else np.complex128)
     return array
 
 

@@ -12,6 +12,8 @@ from typing import Any
 from tallax._errors import InvalidTypeError, compose, describe
 from tallax_runs._names import matches
 
+_LONG = 200  # characters of a name or an error; the rest says little
+
 
 @dataclass(frozen=True)
 class Omission:
@@ -57,12 +59,19 @@ def warn(omissions: Sequence[Omission]) -> None:
     """Warns of values that records are written without, all in one warning, at the line that called the Logger."""
     alike: dict[tuple[str, str, str], list[str]] = {}
     for omission in omissions:
-        alike.setdefault((omission.rule, omission.got, omission.fix), []).append(omission.name)
+        alike.setdefault((omission.rule, omission.got, omission.fix), []).append(_shown(omission.name))
     texts = [compose(", ".join(names), rule, got=got, fix=fix) for (rule, got, fix), names in alike.items()]
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("tallax.logging"):
         level, frame = level + 1, frame.f_back
-    warnings.warn("\n".join(texts), UserWarning, stacklevel=level)
+    # An error may quote a name that cannot be encoded, and so not be printed.
+    text = "\n".join(texts).encode(errors="backslashreplace").decode()
+    warnings.warn(text, UserWarning, stacklevel=level)
+
+
+def _shown(name: str) -> str:
+    text = name if name.isprintable() and name else repr(name)
+    return text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
 
 
 def said(error: BaseException) -> str:
@@ -71,7 +80,8 @@ def said(error: BaseException) -> str:
         text = str(error).partition("\n")[0]
     except Exception:
         text = "(its text cannot be made)"
-    return f"{type(error).__name__}: {text}"
+    text = f"{type(error).__name__}: {text}"
+    return text if len(text) <= 2 * _LONG else f"{text[: 2 * _LONG - 3]}..."
 
 
 def described(value: object) -> str:

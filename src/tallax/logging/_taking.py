@@ -17,7 +17,7 @@ from tallax._errors import InvalidValueError, TracedReadError, compose, describe
 from tallax._placement import is_traced
 from tallax._variables import Counter
 from tallax.compiling import CompiledStep
-from tallax.logging._numbers import Numbers
+from tallax.logging._numbers import Numbers, no_number
 from tallax.logging._omissions import Exclusion, Omission, described
 from tallax.reading import Entry, Reading, collect
 from tallax_runs import Item, Record
@@ -68,7 +68,9 @@ class Taken:
                 errors.append(error)
                 numbers.omissions += [Omission.of_error(entry.name, error, doing="read") for entry in entries]
                 continue
-            numbers.update(values, self.exclusion)
+            if keys := self.known.keys & values.keys():
+                numbers.omissions += [no_number(name, "a random key") for name in sorted(keys)]
+            numbers.update({name: value for name, value in values.items() if name not in keys}, self.exclusion)
             if self.counter in values:
                 step = values[self.counter]
         own = Numbers()
@@ -169,6 +171,12 @@ class Known:
         """Each by its name."""
         entries = itertools.chain(*self.entries)
         return {entry.name: entry.description for entry in entries if entry.name not in self.exclusion}
+
+    @functools.cached_property
+    def keys(self) -> frozenset[str]:
+        """The names of random keys."""
+        entries = itertools.chain(*self.entries)
+        return frozenset(entry.name for entry in entries if entry.description.dtype.startswith("key<"))
 
     @functools.cached_property
     def counters(self) -> Mapping[str, Counter]:
@@ -296,7 +304,7 @@ def _numbers(
         elif isinstance(value, jax.Array | np.ndarray | np.generic) and not _is_number(value.dtype):
             omissions.append(_no_scalar(name, described(value)))
         elif isinstance(value, jax.Array | np.ndarray) and value.size != 1:
-            fix = f"{name}.mean(); or a tallax.statistics.Histogram on the model, for how it is distributed"
+            fix = "its mean(); or a tallax.statistics.Histogram on the model, for how it is distributed"
             rule = "a Logger takes arrays of one number, and leaves others out of the records."
             omissions.append(Omission(name, rule, described(value), fix))
         elif isinstance(value, jax.Array):
@@ -312,7 +320,7 @@ def _numbers(
 
 def _no_scalar(name: str, got: str) -> Omission:
     rule = "a Logger takes numbers, and arrays of one number, and leaves other values out of the records."
-    return Omission(name, rule, got, f"log(model, {name}=...) with a float, an int, or a jax.Array of shape ()")
+    return Omission(name, rule, got, "a float, an int, or an array of shape ()")
 
 
 def _is_number(dtype: Any) -> bool:
@@ -335,6 +343,6 @@ def _twin(name: str) -> Omission:
     return Omission(
         name,
         "is the name of an item or of one of its values, so the scalar is left out of the records.",
-        f"a scalar called {name!r}",
+        "a scalar of this name",
         "another name for the scalar",
     )

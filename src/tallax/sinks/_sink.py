@@ -40,7 +40,7 @@ class Sink(Protocol):
         """Writes a record so that, once this returns, it outlasts the program; raises if it can write nothing of it.
 
         Returns:
-            The errors of values that it could not write, by their names, of which the Logger warns. None is of no value.
+            The errors of the values that it could not write, by name: the Logger warns of them. None if there are none.
         """
         ...
 
