@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import time
@@ -104,20 +105,18 @@ class _Arrays:
     """
 
     def __init__(self, arrays: Mapping[str, jax.Array]):
-        self._arrays = arrays
-        names = [*arrays]
-        self._reading = (
-            Reading((), [*arrays.values()], lambda copies: dict(zip(names, copies, strict=True))) if arrays else None
-        )
+        self._arrays, names = arrays, [*arrays]
+        self._reading: Reading | None = None
+        if arrays:
+            with contextlib.suppress(Exception):  # the program of one has failed already, which `values` says
+                self._reading = Reading((), [*arrays.values()], lambda copies: dict(zip(names, copies, strict=True)))
 
     def values(self) -> Iterator[tuple[str, Any]]:
         """Yields names and arrays on the host; for one that the device failed to compute, the error."""
-        if self._reading is None:
-            return
-        try:
-            values: Mapping[str, Any] = self._reading.outcomes()
-        except Exception:  # of one of them, which took the gathered array with it
-            values = self._arrays
+        values: Mapping[str, Any] = self._arrays
+        if self._reading is not None:
+            with contextlib.suppress(Exception):  # of one array, which took the gathered one with it
+                values = self._reading.outcomes()
         for name, array in values.items():
             try:
                 value: Any = np.asarray(array).reshape(())
