@@ -1114,7 +1114,7 @@ noise: a Logger writes numbers and arrays of numbers, and leaves this value out 
         logged(lambda log, model: log(model, **{"temperature": 1.0, "rate/fired": 1}), step="experts/0/step"),
         UserWarning,
         """\
-temperature, rate/fired: is the name of an item or of one of its values, so the scalar is left out of the records.
+temperature, rate/fired: another value has this name or would have it, so the scalar is left out of the records.
   got:  a scalar of this name
   fix:  another name for the scalar""",
     ),

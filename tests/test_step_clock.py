@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which calls of a Logger give a record, and of which step, whatever order steps, scans, Loggers and resumes come in."""
+"""Which calls of a Logger give a record, and of which step: in any order of steps, scans, Loggers and resumes."""
 
 import gc
 
@@ -111,7 +111,7 @@ operations = st.lists(st.tuples(st.booleans(), st.sampled_from(LENGTHS), st.bool
 def test_any_sequence_of_two_steps_and_several_loggers(run, start, sequence, loggers):
     """Whatever order the steps and scans of two compiled steps come in, and whenever Loggers are made: the due records.
 
-    A Logger need not be called after each of them, once it was given a compiled step; `now` takes nothing from the rest.
+    A Logger need not be called after each, once it was given a compiled step; `now` takes nothing from the rest.
     """
     model, steps = run
     for step in steps:
@@ -200,7 +200,7 @@ def test_models_with_counters_of_their_own_have_clocks_of_their_own():
 
 
 def test_of_several_compiled_steps_in_a_call_the_counter_s_own_is_the_clock():
-    """Five steps of a critic to one of the generator, whose model counts: the generator's steps are those of the run."""
+    """Five steps of a critic to one of the generator, whose model counts: the run has the steps of the generator."""
     critic = tallax.compile_step(lambda model, x: x, nnx.Dict(scale=tallax.Buffer(jnp.float32(1))))
     generator = tallax.compile_step(count, counted())
     sink = Steps()

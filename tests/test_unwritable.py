@@ -174,17 +174,18 @@ def test_names_that_clash():
     scalars = {"gate": 1, "acts/nan": 1, "acts/a/b": 1, "fine": 1, "acts2": 2}
     record, warned = record_of(model, **scalars)
     assert dict(record.scalars) == {"gate": 3, "fine": 1, "acts2": 2}
-    assert warned.startswith("gate, acts/nan, acts/a/b: is the name of an item")
-    record, warned = record_of(z=1 + 2j, **{"z/real": 7.0})
-    assert record.scalars["z/imag"] == 2
-    assert warned.startswith("z/real: ")
+    assert warned.startswith("gate, acts/nan, acts/a/b: another value has this name")
+    for z in (1 + 2j, jnp.complex64(1 + 2j)):
+        record, warned = record_of(z=z, **{"z/real": 7.0})
+        assert dict(record.scalars) == {"z/real": 7, "z/imag": 2}
+        assert warned.startswith("z/real: ")
 
 
 # --- once, by name ----------------------------------------------------------------------------------------------------
 
 
 def test_each_is_named_once():
-    """In a hundred records with hundreds of bad values, each name is said once for each reason; each record is there."""
+    """Of a hundred records with hundreds of bad values each is there, and each name is said once for each reason."""
     sink = Steps()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -252,9 +253,11 @@ def test_patterns_are_text(patterns):
 
 def test_a_pattern_that_matches_nothing():
     """It is named when the Logger is closed, since a name may come late; without any record there is nothing to say."""
-    with pytest.warns(UserWarning, match="got:  'nothing'"), tallax.Logger(Steps(), exclude=["nothing", "late"]) as log:
-        log(step=1, loss=1)
-        log.now(step=2, late=1)
+    log = tallax.Logger(Steps(), exclude=["nothing", "late"])
+    log(step=1, loss=1)
+    log.now(step=2, late=1)
+    with pytest.warns(UserWarning, match="got:  'nothing'"):
+        log.close()
     with tallax.Logger(Steps(), exclude="nothing"):
         pass
 
@@ -266,7 +269,8 @@ LONG = 10**5000  # beyond what Python turns into text
 ODD = "\ud800"  # no text that can be encoded
 EVERYTHING = {
     "loss": 0.5, "huge": HUGE, "long": LONG, ODD: 1, "": 2, "x" * 2000: 3, "a b,%$\n\t": 4, "ü…": 5, "nan": np.nan,
-    "inf": np.inf, "neg": -np.inf, "tiny": 5e-324, "largest": 1.7e308, "count": 2**64 - 1, "beyond": 2**70, "low": -(2**70),
+    "inf": np.inf, "neg": -np.inf, "tiny": 5e-324, "largest": 1.7e308, "count": 2**64 - 1,
+    "beyond": 2**70, "low": -(2**70),
 }  # fmt: skip
 WIDE = Bins(np.array([-1.7e308, 0, 1.7e308]), np.array([2**64 - 1, 2**64 - 1], np.uint64))
 
@@ -312,7 +316,9 @@ def test_tensorboard_writes_what_it_can(tmp_path):
     """All but integers that no double holds, and names that are no text."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     written(tallax.sinks.TensorBoard(tmp_path), {"long", "huge", ODD})
-    reader = accumulator.EventAccumulator(str(tmp_path), size_guidance={"scalars": 0, "histograms": 0}).Reload()
+    reader = accumulator.EventAccumulator(str(tmp_path), size_guidance={"scalars": 0, "histograms": 0})
+    with np.errstate(over="ignore"):  # in TensorBoard's own sums
+        reader.Reload()
     assert set(reader.Tags()["scalars"]) == set(EVERYTHING) - {"long", "huge", ODD}
     assert [event.step for event in reader.Scalars("loss")] == [1, 2, 3, 5]
     assert [event.step for event in reader.Histograms("fine")] == [1, 2, 3]
@@ -383,12 +389,11 @@ def test_a_writer_of_clu_is_given_each_value():
 def test_the_logger_names_the_sink_that_left_a_value_out(tmp_path):
     """The warning says which sink it is; the others have the value, and the loop goes on."""
     keeps = Steps()
-    with (
-        pytest.warns(UserWarning) as caught,
-        tallax.Logger(tmp_path, keeps, Floats(), every=1) as log,
-    ):
-        for step in range(1, 30):
-            log(step=step, loss=1.0, long=LONG)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with tallax.Logger(tmp_path, keeps, Floats(), every=1) as log:
+            for step in range(1, 30):
+                log(step=step, loss=1.0, long=LONG)
     assert len(keeps.records) == 29
     assert all(record.scalars["long"] == LONG for record in keeps.records)
     assert tallax.Run(tmp_path).steps == list(range(1, 30))

@@ -60,7 +60,8 @@ def warn(omissions: Sequence[Omission]) -> None:
     alike: dict[tuple[str, str, str], list[str]] = {}
     for omission in omissions:
         alike.setdefault((omission.rule, omission.got, omission.fix), []).append(_shown(omission.name))
-    texts = [compose(", ".join(names), rule, got=got, fix=fix) for (rule, got, fix), names in alike.items()]
+    labels = {reason: ", ".join(names) for reason, names in alike.items()}
+    texts = [compose(label, rule, got=got, fix=fix) for (rule, got, fix), label in labels.items()]
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("tallax.logging"):
         level, frame = level + 1, frame.f_back

@@ -81,7 +81,7 @@ class Taken:
                 own.omissions.append(Omission.of_error(name, value, doing="read"))
             else:
                 own.add(name, value)
-        for name, value in {**self.scalars, **own.scalars}.items():
+        for name, value in itertools.chain(self.scalars.items(), own.scalars.items()):
             if name in numbers.scalars or name in numbers.histograms:
                 own.omissions.append(_twin(name))
             else:
@@ -312,7 +312,11 @@ def _numbers(
             found = Numbers()
             found.add(name, value.reshape(()) if isinstance(value, np.ndarray) else value)
             omissions += found.omissions
-            yield from found.scalars.items()
+            for part, number in found.scalars.items():
+                if part == name or part not in scalars:
+                    yield part, number
+                else:  # the real part of a complex number
+                    omissions.append(_twin(part))
         else:
             omissions.append(_no_scalar(name, described(value)))
 
@@ -341,7 +345,7 @@ def _twins_among(scalars: Mapping[str, Any], items: Mapping[str, int]) -> list[s
 def _twin(name: str) -> Omission:
     return Omission(
         name,
-        "is the name of an item or of one of its values, so the scalar is left out of the records.",
+        "another value has this name or would have it, so the scalar is left out of the records.",
         "a scalar of this name",
         "another name for the scalar",
     )

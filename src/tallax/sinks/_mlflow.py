@@ -26,7 +26,8 @@ class MLflow:
     """Logs records to a run of MLflow: scalars as metrics, the histograms of a step as `histograms/<step>.json`.
 
     Metrics are double precision, so integers are exact below 2**53; histograms are exact. Names keep letters, digits
-    and `_-. /`; for other characters, such as the comma of `load/0,1`, there is a dot.
+    and `_-. /`; for other characters, such as the comma of `load/0,1`, there is a dot. A name that MLflow refuses, or
+    that is another's for MLflow, is left out.
 
     Resuming: MLflow can't take back a value, and would show both where a step is logged twice. So values that a metric
     has from before the crash stay, and those of later records are left out until it is past the last; the tag
@@ -47,7 +48,6 @@ class MLflow:
 
     Raises:
         MissingExtraError: mlflow is not installed.
-        InvalidValueError: two names are one for MLflow.
         MlflowException: the store can't be opened or refuses the record. The next record tries again.
     """
 
