@@ -149,7 +149,7 @@ def test_processes(database, tmp_path, monkeypatch):
 
 
 def test_values_that_mlflow_does_not_take(database, tmp_path, monkeypatch):
-    """Of two names that are one for MLflow the second is left out, as is a name or a number that it refuses; no more."""
+    """Of two names that are one for MLflow the second is left out, as are names and numbers that it refuses."""
     monkeypatch.chdir(tmp_path)
     client = __import__("mlflow").MlflowClient(tracking_uri=database)
     sink = tallax.sinks.MLflow(experiment="exp", run_name="odd", tracking_uri=database)
