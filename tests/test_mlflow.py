@@ -148,19 +148,27 @@ def test_processes(database, tmp_path, monkeypatch):
     assert run.data.metrics == {"x": 1.0, "process-1/x": 2.0}
 
 
-def test_names_that_mlflow_can_not_tell_apart(database, tmp_path, monkeypatch):
-    """Two numbers never become one metric: the second raises, and none of its record is written."""
+def test_values_that_mlflow_does_not_take(database, tmp_path, monkeypatch):
+    """Of two names that are one for MLflow the second is left out, as are names and numbers that it refuses."""
     monkeypatch.chdir(tmp_path)
-    sink = tallax.sinks.MLflow(experiment="exp", run_name="twins", tracking_uri=database)
-    with pytest.raises(tallax.InvalidValueError) as caught:
-        sink.write(Record(1, 1.7e9, scalars={"a,b": 1.0, "a.b": 2.0}))
-    assert str(caught.value) == (
-        "sinks.MLflow: two names are one where only letters, digits and _-. / are told apart.\n"
-        "  got:  'a,b' and 'a.b', both 'a.b'\n"
-        "  fix:  another name for one of the two"
-    )
-    sink.write(Record(2, 1.7e9, scalars={"a,b": 1.0}))
+    client = __import__("mlflow").MlflowClient(tracking_uri=database)
+    sink = tallax.sinks.MLflow(experiment="exp", run_name="odd", tracking_uri=database)
+    odd = {"a,b": 1.0, "a.b": 2.0, "x" * 2000: 3.0, "": 5.0, "huge": 10**400, "nan": float("nan"), "low": -(2**70)}
+    for step in (1, 2):
+        errors = sink.write(record(step, **odd, **{f"n{k}": k for k in range(20)}))
+        assert set(errors) == {"a.b", "x" * 2000, "", "huge"}
+        assert str(errors["a.b"]) == (
+            "sinks.MLflow: two names are one where only letters, digits and _-. / are told apart.\n"
+            "  got:  'a,b' and 'a.b', both 'a.b'\n"
+            "  fix:  another name for one of the two"
+        )
+    with pytest.raises(OverflowError):
+        sink.write(Record(3, 1.7e9, scalars={"huge": 10**400}))
     sink.close()
+    (run,) = runs(client, "odd")
+    assert {run.data.metrics[f"n{k}"] == k for k in range(20)} == {True}
+    assert history(client, run, "a.b") == [(1, 1.0), (2, 1.0)]
+    assert history(client, run, "low") == [(1, -(2.0**70)), (2, -(2.0**70))]
 
 
 def test_a_store_that_can_not_be_opened(database, tmp_path, monkeypatch):

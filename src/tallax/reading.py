@@ -159,6 +159,14 @@ class Reading:
         Raises:
             RuntimeError: JAX's own, where the program that was to compute the values failed.
         """
+        values = self.outcomes()
+        for value in values.values():
+            if value.__class__ is Unreadable:
+                raise value.error
+        return values
+
+    def outcomes(self) -> dict[str, Any]:
+        """Like `result`, but with an `Unreadable` for each item whose statistic raised in `read()`."""
         with self._lock:
             if self._result is None:
                 self._result = self._decode(self._copies.on_host())
@@ -178,6 +186,30 @@ class Reading:
             kept = "yes" if item.persistent else "no"
             rows.append((entry.name, item.kind, values[entry.name], shape, size(item.nbytes), kept))
         return items_table(f"{len(rows)} items", rows)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands for the value of an item that could not be read.
+
+    Attributes:
+        error: the exception that its statistic raised.
+    """
+
+    error: Exception
+
+
+def _or_unreadable(value: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a method return its exception, so that one item does not take the others with it."""
+
+    @functools.wraps(value)
+    def method(*args: Any) -> Any:
+        try:
+            return value(*args)
+        except Exception as error:
+            return Unreadable(error)
+
+    return method
 
 
 @dataclass(frozen=True)
@@ -218,6 +250,7 @@ class Entry:
             return list(self.owner.stored_state().values())
         return [stored_state(item) for item in self.items.values()]
 
+    @_or_unreadable
     def value(self, states: Sequence[np.ndarray]) -> Any:
         """Returns what a state stands for, on the host."""
         if self.owner is not None:
@@ -287,6 +320,8 @@ class _Copies:
     """Arrays on their way to the host: as they are, or gathered, mostly into one."""
 
     def __init__(self, arrays: Sequence[jax.Array], *, gather: bool):
+        if not all(isinstance(array.dtype, np.dtype) for array in arrays):  # NumPy has no keys: their words, then
+            arrays = [array if isinstance(array.dtype, np.dtype) else jax.random.key_data(array) for array in arrays]
         self._arrays = arrays
         self._vectors: list[tuple[list[int], jax.Array]] = []
         if gather:

@@ -30,7 +30,7 @@ class Bins:
     @property
     def middles(self) -> np.ndarray:
         """float64[n]: the middle of each bin."""
-        return (self.edges[1:] + self.edges[:-1]) / 2
+        return self.edges[1:] / 2 + self.edges[:-1] / 2  # the sum of two may be more than a double holds
 
     @property
     def are_entries(self) -> bool:

@@ -141,6 +141,7 @@ class CompiledStep:
         self._layout: Layout | None = None
         self._whole: frozenset[int] = frozenset()  # counts that the step does more with than add to and read
         self._traces = 0
+        self._steps = 0
         self._results: list[Shape] = []  # how the results are built, of each kind that there was
         self._programs: Programs | None = None
         self._holding: Holding | None = None
@@ -165,7 +166,9 @@ class CompiledStep:
         if holding is None or not holding.is_ready:
             holding = self._take_over(batch, options)
         assert self._programs is not None
-        return self._run(holding, self._programs.once, batch, options)
+        result = self._run(holding, self._programs.once, batch, options)
+        self._steps += 1
+        return result
 
     def scan(self, *batches: Any, **options: Any) -> Any:
         """Runs as many steps as the batches have entries on their first axis, in one program, by `jax.lax.scan`.
@@ -184,7 +187,14 @@ class CompiledStep:
         if holding is None or not holding.is_ready:
             holding = self._take_over(batches, options)
         assert self._programs is not None
-        return self._run(holding, self._programs.many, batches, options)
+        result = self._run(holding, self._programs.many, batches, options)
+        self._steps += next(leaf.shape[0] for leaf in jax.tree.leaves((batches, options)) if getattr(leaf, "ndim", 0))
+        return result
+
+    @property
+    def steps(self) -> int:
+        """The number of steps that calls and scans have started. The host knows it without waiting for the device."""
+        return self._steps
 
     @property
     def traces(self) -> int:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import collections
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tallax.logging._omissions import Omission, Omissions
 from tallax.logging._taking import Taken
 from tallax.sinks import Sink
 
@@ -42,7 +43,7 @@ class Writer:
         process: the number of this process.
         capacity: how many records may wait.
         drops: whether one that finds no place is dropped and counted, or waited for.
-        on_failure: called in the thread after each failure.
+        on_failure: called in the thread after each failure, and when there is something to warn of.
     """
 
     def __init__(
@@ -58,6 +59,8 @@ class Writer:
         self._flushes = 0  # under way
         self._ending = False
         self._failures: list[Failure] = []
+        self._omitted: list[Omission] = []
+        self._omissions = Omissions()
         self._thread = threading.Thread(target=self._run, name="tallax.Logger", daemon=True)
         self._thread.start()
 
@@ -98,6 +101,12 @@ class Writer:
             failures, self._failures = self._failures, []
         return failures
 
+    def omitted(self) -> list[Omission]:
+        """Returns the values that records were written without, each once, since this was last asked."""
+        with self._changed:
+            omitted, self._omitted = self._omitted, []
+        return omitted
+
     @property
     def unwritten(self) -> int:
         """How many records the sinks don't have yet."""
@@ -132,15 +141,27 @@ class Writer:
 
     def _write(self, taken: Taken, extra: dict[str, int]) -> None:
         try:
-            record = taken.record(self._process, extra)
+            record, omissions = taken.record(self._process, extra)
         except Exception as error:
             self._fail(Failure("what was logged", f"reading step {taken.step}", error))
             return
+        self._omit(omissions)
         for sink in self._sinks:
             try:
-                sink.write(record)
+                left = sink.write(record)
             except BaseException as error:  # the thread has to live: the loop may be waiting for it
                 self._fail(Failure(repr(sink), f"writing step {record.step}", error))
+            else:
+                if isinstance(left, Mapping) and left:
+                    doing = f"written by {sink!r}"
+                    self._omit(Omission.of_error(name, error, doing=doing) for name, error in left.items())
+
+    def _omit(self, omissions: Iterable[Omission]) -> None:
+        new = self._omissions.new(omissions)
+        if new:
+            with self._changed:
+                self._omitted += new
+            self._on_failure()
 
     def _fail(self, failure: Failure) -> None:
         with self._changed:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from tallax.sinks._parts import one_by_one
 from tallax_runs import Bins, Record
 
 _QUANTILES = {"p01": 0.01, "median": 0.5, "p99": 0.99}
@@ -44,13 +46,19 @@ class Backend:
     def __init__(self, backend: LoggingBackend):
         self._backend = backend
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record) -> dict[str, Exception]:
         prefix = f"process-{record.process}/" if record.process else ""
-        for name, value in {**_drawn_as_numbers(record), **record.scalars}.items():
-            self._backend.log_scalar(prefix + name, value, step=record.step)
+        numbers = dataclasses.replace(record, scalars={**_drawn_as_numbers(record), **record.scalars}, histograms={})
+
+        def log(part: Record) -> None:
+            for name, value in part.scalars.items():
+                self._backend.log_scalar(prefix + name, value, step=record.step)
+
+        errors = one_by_one(numbers, log)
         flush = getattr(self._backend, "flush", None)
         if callable(flush):
             flush()
+        return errors
 
     def close(self) -> None:
         self._backend.close()
@@ -79,20 +87,29 @@ class Clu:
     def __init__(self, writer: Any):
         self._writer = writer
 
-    def write(self, record: Record) -> None:
-        prefix = f"process-{record.process}/" if record.process else ""
-        numbers = {**_drawn_as_numbers(record), **record.scalars}
-        self._writer.write_scalars(record.step, {prefix + name: value for name, value in numbers.items()})
-        if record.histograms:
-            tables = {prefix + name: _table(bins) for name, bins in record.histograms.items()}
-            self._writer.write_summaries(record.step, tables, metadata=dict.fromkeys(tables, _HISTOGRAMS))
+    def write(self, record: Record) -> dict[str, Exception]:
+        numbers = dataclasses.replace(record, scalars={**_drawn_as_numbers(record), **record.scalars})
+        try:
+            self._write(numbers)
+            errors: dict[str, Exception] = {}
+        except Exception:  # of some of its values, or of all
+            errors = one_by_one(numbers, self._write)
         self._writer.flush()
+        return errors
 
     def close(self) -> None:
         self._writer.close()
 
     def __repr__(self) -> str:
         return f"Clu({type(self._writer).__name__})"
+
+    def _write(self, record: Record) -> None:
+        prefix = f"process-{record.process}/" if record.process else ""
+        if record.scalars:
+            self._writer.write_scalars(record.step, {prefix + name: value for name, value in record.scalars.items()})
+        if record.histograms:
+            tables = {prefix + name: _table(bins) for name, bins in record.histograms.items()}
+            self._writer.write_summaries(record.step, tables, metadata=dict.fromkeys(tables, _HISTOGRAMS))
 
 
 def _drawn_as_numbers(record: Record) -> Mapping[str, int | float]:

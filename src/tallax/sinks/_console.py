@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tallax._errors import MissingExtraError
+from tallax.sinks._parts import encoded
 from tallax_runs import History, Record
 from tallax_runs._names import matches, users_scalars
 from tallax_runs._wording import number
@@ -59,7 +60,8 @@ class Console:
         self._drawn = 0.0  # when, by the monotonic clock
         self._in_lines: bool | None = None  # None until there was a record
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record) -> dict[str, Exception]:
+        record, errors = encoded(record, _checked)
         self._history.add(record)
         if self._in_lines is None:
             self._begin()
@@ -67,6 +69,7 @@ class Console:
             self._print(record)
         elif self._live is not None and time.monotonic() - self._drawn >= self._every:
             self._draw(self._live)
+        return errors
 
     def close(self) -> None:
         live, self._live = self._live, None
@@ -107,3 +110,12 @@ class Console:
             names = [name for name in names if name in own] or names[:_SHOWN]
         said = "  ".join(f"{name}={number(record.scalars[name])}" for name in names)
         self._console.print(Text(f"step {record.step:,}  {said}".rstrip()), soft_wrap=True, highlight=False)
+
+
+def _checked(record: Record) -> Record:
+    """Returns a record if all of it can be shown: a value that can't be would take the tables of a hundred records."""
+    "".join([*record.scalars, *record.histograms]).encode()
+    for value in record.scalars.values():
+        number(value)
+        float(value)
+    return record

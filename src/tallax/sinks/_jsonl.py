@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tallax.sinks._growing import GrowingFile
 from tallax.sinks._locking import lock
+from tallax.sinks._parts import encoded
 from tallax.sinks._places import place
 from tallax_runs import Record
 from tallax_runs._format import FIRST_LINE, Decoder, Encoder
@@ -39,14 +40,16 @@ class Jsonl:
         self._file: GrowingFile | None = None
         self._encoder = Encoder()
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record) -> dict[str, Exception]:
         if self._file is None:
             self._file = self._open(record)
+        line, errors = encoded(record, self._line, lambda part: Encoder().line(part))
         try:
-            self._file.append(self._encoder.line(record))
+            self._file.append(line)
         except BaseException:
             self._encoder = Encoder()  # the next line leans on none before it
             raise
+        return errors
 
     def close(self) -> None:
         file, self._file = self._file, None
@@ -55,6 +58,13 @@ class Jsonl:
 
     def __repr__(self) -> str:
         return f"Jsonl({str(self._path)!r})"
+
+    def _line(self, record: Record) -> bytes:
+        try:
+            return self._encoder.line(record)
+        except BaseException:
+            self._encoder = Encoder()
+            raise
 
     def _open(self, record: Record) -> GrowingFile:
         path = file_of(self._path, record.process)

@@ -12,6 +12,7 @@ from tallax_runs import Bins, Record
 
 try:
     from mlflow.entities import Metric, RunTag
+    from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 except ModuleNotFoundError:
     raise MissingExtraError.of("sinks.MLflow", "mlflow", "mlflow-skinny") from None
@@ -25,7 +26,8 @@ class MLflow:
     """Logs records to a run of MLflow: scalars as metrics, the histograms of a step as `histograms/<step>.json`.
 
     Metrics are double precision, so integers are exact below 2**53; histograms are exact. Names keep letters, digits
-    and `_-. /`; for other characters, such as the comma of `load/0,1`, there is a dot.
+    and `_-. /`; for other characters, such as the comma of `load/0,1`, there is a dot. A name that MLflow refuses, or
+    that is another's for MLflow, is left out.
 
     Resuming: MLflow can't take back a value, and would show both where a step is logged twice. So values that a metric
     has from before the crash stay, and those of later records are left out until it is past the last; the tag
@@ -46,7 +48,6 @@ class MLflow:
 
     Raises:
         MissingExtraError: mlflow is not installed.
-        InvalidValueError: two names are one for MLflow.
         MlflowException: the store can't be opened or refuses the record. The next record tries again.
     """
 
@@ -63,25 +64,34 @@ class MLflow:
         self._run = ""  # its id
         self._before: dict[str, int] = {}  # the last step that each metric has from before
         self._names: dict[str, str] = {}  # by what MLflow calls them
+        self._refused: dict[str, Exception] = {}  # by name, the errors of numbers that MLflow does not take
         self._step: int | None = None  # the step of the last histograms,
         self._drawn: dict[str, Any] = {}  # and what there is of them
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record) -> dict[str, Exception]:
         if self._client is None:
             self._client = self._open(record)
         prefix = f"process-{record.process}/" if record.process and self._run_id else ""
         time, step = round(record.time * 1000), record.step
-        named = {self._name(prefix + name): float(value) for name, value in record.scalars.items()}
-        metrics = [
-            Metric(name, value, time, step) for name, value in named.items() if step > self._before.get(name, step - 1)
-        ]
+        metrics, errors = [], dict[str, Exception]()
+        for own, value in record.scalars.items():
+            try:
+                name = self._name(prefix + own)
+                if step > self._before.get(name, step - 1):
+                    metrics.append((own, Metric(name, float(value), time, step)))
+            except Exception as error:
+                errors[own] = error
+        if errors and len(errors) == len(record.scalars) and not record.histograms:
+            raise next(iter(errors.values()))
+        metrics = [(own, metric) for own, metric in metrics if own not in self._refused]
         for start in range(0, len(metrics), _AT_ONCE):
-            self._client.log_batch(self._run, metrics=metrics[start : start + _AT_ONCE], synchronous=True)
+            self._log(metrics[start : start + _AT_ONCE])
         if record.histograms:
             drawn = self._drawn if step == self._step else {}
             drawn = {**drawn, **{name: _plain(bins) for name, bins in record.histograms.items()}}
             self._client.log_text(self._run, json.dumps(drawn), f"histograms/{prefix}{step}.json")
             self._step, self._drawn = step, drawn
+        return {**errors, **{own: error for own, error in self._refused.items() if own in record.scalars}}
 
     def close(self) -> None:
         client, self._client = self._client, None
@@ -91,6 +101,20 @@ class MLflow:
     def __repr__(self) -> str:
         told = {"experiment": self._experiment, "run_name": self._run_name, "run_id": self._run_id}
         return f"MLflow({', '.join(f'{name}={value!r}' for name, value in told.items() if value is not None)})"
+
+    def _log(self, metrics: list[tuple[str, Any]]) -> None:
+        """Logs metrics, or of those that MLflow refuses for their names the others; further records leave these out."""
+        try:
+            self._client.log_batch(self._run, metrics=[metric for _, metric in metrics], synchronous=True)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":  # the store can't be reached, for one
+                raise
+            if len(metrics) == 1:
+                self._refused[metrics[0][0]] = error
+                return
+            half = len(metrics) // 2
+            self._log(metrics[:half])
+            self._log(metrics[half:])
 
     def _open(self, record: Record) -> Any:
         client = MlflowClient(tracking_uri=self._uri)

@@ -13,6 +13,7 @@ import numpy as np
 
 from tallax._errors import MissingExtraError, compose
 from tallax.sinks._locking import lock
+from tallax.sinks._parts import encoded
 from tallax.sinks._places import place
 from tallax_runs import Record, RunError
 
@@ -78,14 +79,16 @@ class Parquet:
         self._part = 0  # the number of the part that is being filled
         self._tables: list[pa.Table] = []  # what is in it, a record each
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record) -> dict[str, Exception]:
         if self._lock is None:
             self._lock = self._open(record)
-        tables = [*self._tables, _table(record)]
+        rows, errors = encoded(record, _table)
+        tables = [*self._tables, rows]
         _replace(self._file(self._part), pa.concat_tables(tables))
         if len(tables) >= _RECORDS or sum(table.nbytes for table in tables) >= _BYTES:
             self._part, tables = self._part + 1, []
         self._tables = tables
+        return errors
 
     def close(self) -> None:
         held, self._lock, self._tables = self._lock, None, []

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from tallax._errors import InvalidTypeError, compose, describe
@@ -35,8 +36,12 @@ class Sink(Protocol):
         done
     """
 
-    def write(self, record: Record) -> None:
-        """Writes a record so that, once this returns, it outlasts the program; raises where it can't."""
+    def write(self, record: Record) -> Mapping[str, Exception] | None:
+        """Writes a record so that, once this returns, it outlasts the program; raises if it can write nothing of it.
+
+        Returns:
+            The errors of the values that it could not write, by name: the Logger warns of them. None if there are none.
+        """
         ...
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from tallax._errors import MissingExtraError
 from tallax.sinks._growing import GrowingFile
+from tallax.sinks._parts import encoded
 from tallax.sinks._places import place
 from tallax_runs import Bins, Record
 
@@ -62,11 +63,12 @@ class TensorBoard:
         self._file: GrowingFile | None = None
         self._form = _Form((), frozenset())
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record) -> dict[str, Exception]:
         if self._file is None:
             self._file = self._open(record)
-        numbers = np.array([*record.scalars.values()], np.float64)
-        self._file.append(_framed(self._form_for(record.scalars, numbers).filled_in(record, numbers)))
+        event, errors = encoded(record, self._event)
+        self._file.append(_framed(event))
+        return errors
 
     def close(self) -> None:
         file, self._file = self._file, None
@@ -91,6 +93,11 @@ class TensorBoard:
             path.unlink()  # the next record begins another
             raise
         return file
+
+    def _event(self, record: Record) -> bytes:
+        with np.errstate(all="ignore"):  # single precision has what is out of its range as an infinity
+            numbers = np.array([*record.scalars.values()], np.float64)
+            return self._form_for(record.scalars, numbers).filled_in(record, numbers)
 
     def _form_for(self, scalars: Mapping[str, int | float], numbers: np.ndarray) -> _Form:
         """Returns the form for these scalars: mostly the one of those before, for their names are the same."""
@@ -121,8 +128,7 @@ class _Form:
 
     def filled_in(self, record: Record, numbers: np.ndarray) -> bytes:
         """Returns the event of a record, serialized."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            self._curves[self._places] = numbers.astype("<f4").view(np.uint8)
+        self._curves[self._places] = numbers.astype("<f4").view(np.uint8)
         others = [
             Summary.Value(
                 tag=f"{name}/exact",

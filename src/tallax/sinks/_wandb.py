@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from tallax._errors import InvalidTypeError, InvalidValueError, MissingExtraError, compose
+from tallax.sinks._parts import one_by_one
 from tallax_runs import Record
 
 try:
@@ -60,13 +61,13 @@ class WandB:
         self._kept = -1  # the last step that is there from before
         self._said = False
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record) -> dict[str, Exception]:
         run = self._run
         if run is None:
             run = self._run = self._begin(record.process)
         if record.step <= self._kept:
             self._say(run)
-            return
+            return {}
         if record.step < run.step:
             raise InvalidValueError(
                 compose(
@@ -76,12 +77,11 @@ class WandB:
                     fix="run.log(..., step=step) beside it, with the same steps; or a run for each: WandB(project=...)",
                 )
             )
-        prefix = f"process-{record.process}/" if record.process else ""
-        values: dict[str, Any] = {prefix + name: value for name, value in record.scalars.items()}
-        for name, bins in record.histograms.items():
-            few = bins.at_most(_BINS)
-            values[prefix + name] = wandb.Histogram(np_histogram=(few.counts, few.edges))
-        run.log(values, step=record.step)
+        try:
+            _log(run, record)
+        except Exception:  # of some of its values, or of all
+            return one_by_one(record, lambda part: _log(run, part))  # which W&B puts together as one step
+        return {}
 
     def close(self) -> None:
         if not self._is_ours:
@@ -108,3 +108,12 @@ class WandB:
             self._said = True
             wandb.termwarn(f"tallax: run {run.id} keeps the steps up to {self._kept} that it has from before.")
             run.summary["logger/steps_kept_from_before"] = self._kept
+
+
+def _log(run: Any, record: Record) -> None:
+    prefix = f"process-{record.process}/" if record.process else ""
+    values: dict[str, Any] = {prefix + name: value for name, value in record.scalars.items()}
+    for name, bins in record.histograms.items():
+        few = bins.at_most(_BINS)
+        values[prefix + name] = wandb.Histogram(np_histogram=(few.counts, few.edges))
+    run.log(values, step=record.step)

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values that a record is written without: those that cannot be written, and those that are not wanted."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tallax._errors import InvalidTypeError, compose, describe
+from tallax_runs._names import matches
+
+_LONG = 200  # characters of a name or an error; the rest says little
+
+
+@dataclass(frozen=True)
+class Omission:
+    """A value that a record is written without.
+
+    Attributes:
+        name: of the value.
+        rule: why, a sentence that completes "<name>: ...".
+        got: the value, or the error that it led to.
+        fix: the remedy.
+    """
+
+    name: str
+    rule: str
+    got: str
+    fix: str
+
+    @classmethod
+    def of_error(cls, name: str, error: BaseException, *, doing: str = "written") -> Omission:
+        """Returns the omission of a value that led to an error."""
+        rule = f"cannot be {doing}, and is left out of the records."
+        return cls(name, rule, said(error), "Logger(..., exclude=...) with this name leaves it out without a warning")
+
+
+class Omissions:
+    """Says of each value once, and for each reason, that records are written without it."""
+
+    def __init__(self) -> None:
+        self._said: set[tuple[str, str]] = set()
+
+    def new(self, omissions: Iterable[Omission]) -> list[Omission]:
+        """Returns those that were not there before."""
+        found = []
+        for omission in omissions:
+            key = omission.name, omission.rule
+            if key not in self._said:
+                self._said.add(key)
+                found.append(omission)
+        return found
+
+
+def warn(omissions: Sequence[Omission]) -> None:
+    """Warns of values that records are written without, all in one warning, at the line that called the Logger."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for omission in omissions:
+        alike.setdefault((omission.rule, omission.got, omission.fix), []).append(_shown(omission.name))
+    labels = {reason: ", ".join(names) for reason, names in alike.items()}
+    texts = [compose(label, rule, got=got, fix=fix) for (rule, got, fix), label in labels.items()]
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("tallax.logging"):
+        level, frame = level + 1, frame.f_back
+    # An error may quote a name that cannot be encoded, and so not be printed.
+    text = "\n".join(texts).encode(errors="backslashreplace").decode()
+    warnings.warn(text, UserWarning, stacklevel=level)
+
+
+def _shown(name: str) -> str:
+    text = name if name.isprintable() and name else repr(name)
+    return text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
+
+
+def said(error: BaseException) -> str:
+    """Returns the kind of an error and the first line of its text; the rest is in the error itself."""
+    try:
+        text = str(error).partition("\n")[0]
+    except Exception:
+        text = "(its text cannot be made)"
+    text = f"{type(error).__name__}: {text}"
+    return text if len(text) <= 2 * _LONG else f"{text[: 2 * _LONG - 3]}..."
+
+
+def described(value: object) -> str:
+    """Like `describe`, but of a value whose text cannot be made, says its type."""
+    try:
+        return describe(value)
+    except Exception:
+        return type(value).__name__
+
+
+class Exclusion:
+    """Tells by patterns which names are not wanted.
+
+    Args:
+        patterns: one or several, as a shell matches them. A pattern means everything below the name, too.
+
+    Raises:
+        InvalidTypeError: something is not a str, or is empty.
+    """
+
+    def __init__(self, patterns: str | Sequence[str] | None):
+        chosen: Any = () if patterns is None else (patterns,) if isinstance(patterns, str) else patterns
+        if not isinstance(chosen, Sequence | set | frozenset) or not all(isinstance(p, str) and p for p in chosen):
+            raise InvalidTypeError(
+                compose(
+                    "Logger",
+                    "exclude= takes a pattern of names, or several.",
+                    got=described(patterns),
+                    fix="exclude='freqs', or exclude=['*/mask', 'gate/*']",
+                )
+            )
+        self._unused = list(dict.fromkeys(chosen))
+        self._patterns = tuple(self._unused)
+        self._known: dict[str, bool] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._patterns)
+
+    def __contains__(self, name: str) -> bool:
+        known = self._known.get(name)
+        if known is None:
+            used = [pattern for pattern in self._patterns if matches(name, [pattern])]
+            self._unused = [pattern for pattern in self._unused if pattern not in used]
+            known = self._known[name] = bool(used)
+        return known
+
+    def unused(self) -> list[Omission]:
+        """Returns the patterns that no name has matched, worded as a warning."""
+        rule = "no name matches this pattern of exclude=, so it leaves out nothing."
+        fix = "a name as the records have it, such as 'gate/fired'; '*' also matches slashes"
+        return [Omission("Logger", rule, ", ".join(map(repr, self._unused)), fix)] if self._unused else []
