@@ -26,7 +26,7 @@ from tallax import _limbs
 from tallax._errors import InvalidTypeError, InvalidValueError, TracedReadError, compose, describe
 from tallax._factory import Factory
 from tallax._placement import is_traced
-from tallax.schedules import step_value
+from tallax.schedules import as_array, step_value
 
 
 class ClipByGlobalNormState(NamedTuple):
@@ -111,7 +111,7 @@ def clip_by_global_norm(max_norm: float | Callable[[Any], Any]) -> optax.Gradien
         updates: optax.Updates, state: Any, params: optax.Params | None = None, *, step: Any = None, **extra_args: Any
     ) -> tuple[optax.Updates, ClipByGlobalNormState]:
         del params, extra_args
-        limit = threshold(_limbs.to_int32(state.updates) if step is None else step_value(step))
+        limit = threshold(_limbs.to_int32(state.updates) if step is None else as_array(step_value(step)))
         norm = jnp.asarray(optax.tree.norm(updates))
         within = norm < limit
 
@@ -199,7 +199,7 @@ class _StepSchedule(optax.schedules.StatefulSchedule):
 
     def __call__(self, state: jax.Array, *, step: Any = None, **extra_args: Any) -> jax.Array:
         del extra_args
-        return self.schedule(_limbs.to_int32(state) if step is None else step_value(step))
+        return self.schedule(_limbs.to_int32(state) if step is None else as_array(step_value(step)))
 
 
 def scheduled(

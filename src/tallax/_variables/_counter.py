@@ -13,7 +13,7 @@ import numpy as np
 
 from tallax import _limbs
 from tallax._errors import InvalidTypeError, InvalidValueError, TracedReadError, compose, describe
-from tallax._placement import is_traced, on_host
+from tallax._placement import is_traced, on_host, to_device
 from tallax._replicas import AxisName, axes_to_combine, count_over, on_first, replica_count, sum_over
 from tallax._variables._amounts import (
     amount_of,
@@ -27,7 +27,7 @@ from tallax._variables._amounts import (
     wrong_shape,
 )
 from tallax._variables._held import Held
-from tallax._variables._item import Item, to_device
+from tallax._variables._item import Item
 from tallax._variables._pending import Pending
 
 # Compiled once, for eager use.
