@@ -46,6 +46,17 @@ def on_host(raw: Any) -> np.ndarray | None:
     return None
 
 
+_to_device = jax.jit(lambda x: x)  # the quickest way from NumPy to a jax.Array (6 us, where jnp.asarray takes 17)
+
+
+def to_device(value: np.ndarray | np.generic) -> jax.Array:
+    """Returns an array of NumPy's as one of JAX's, on the default device."""
+    try:
+        return _to_device(value)
+    except jax.errors.JaxRuntimeError:  # under `jax.transfer_guard("disallow")`, which lets explicit transfers pass
+        return jax.device_put(value)
+
+
 def placed(value: Any, sharding: jax.sharding.Sharding) -> jax.Array:
     """Returns a value that every process has alike as an array of a sharding, which may span them."""
     if sharding.is_fully_addressable:

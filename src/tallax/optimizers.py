@@ -12,7 +12,6 @@ Without `step=` each follows an exact count of its own updates.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -25,8 +24,9 @@ from flax import nnx
 
 from tallax import _limbs
 from tallax._errors import InvalidTypeError, InvalidValueError, TracedReadError, compose, describe
+from tallax._factory import Factory
 from tallax._placement import is_traced
-from tallax.schedules import step_value
+from tallax.schedules import as_array, step_value
 
 
 class ClipByGlobalNormState(NamedTuple):
@@ -111,7 +111,7 @@ def clip_by_global_norm(max_norm: float | Callable[[Any], Any]) -> optax.Gradien
         updates: optax.Updates, state: Any, params: optax.Params | None = None, *, step: Any = None, **extra_args: Any
     ) -> tuple[optax.Updates, ClipByGlobalNormState]:
         del params, extra_args
-        limit = threshold(_limbs.to_int32(state.updates) if step is None else step_value(step))
+        limit = threshold(_limbs.to_int32(state.updates) if step is None else as_array(step_value(step)))
         norm = jnp.asarray(optax.tree.norm(updates))
         within = norm < limit
 
@@ -169,6 +169,21 @@ def clip_counts(state: Any) -> ClipCounts:
     return ClipCounts(*counts, rate=rate, max_norm=float(max_norm))
 
 
+class ScheduledState(NamedTuple):
+    """The state of `scheduled`: nothing for the arguments that are no schedules.
+
+    | field | shape | dtype | reset value | how copies combine |
+    |---|---|---|---|---|
+    | hyperparams | (): by name, the value of each schedule at the last update | as it gives it | that of count 0 | same |
+    | hyperparams_states | (2,): by name, low and high word of the exact number of updates | uint32 | 0 | same |
+    | inner_state | that of the transformation | | | |
+    """
+
+    hyperparams: dict[str, jax.Array]
+    hyperparams_states: dict[str, Any]
+    inner_state: Any
+
+
 class _StepSchedule(optax.schedules.StatefulSchedule):
     """A schedule of the `step=` that an update is given, or of an exact count of the updates before it."""
 
@@ -184,7 +199,7 @@ class _StepSchedule(optax.schedules.StatefulSchedule):
 
     def __call__(self, state: jax.Array, *, step: Any = None, **extra_args: Any) -> jax.Array:
         del extra_args
-        return self.schedule(_limbs.to_int32(state) if step is None else step_value(step))
+        return self.schedule(_limbs.to_int32(state) if step is None else as_array(step_value(step)))
 
 
 def scheduled(
@@ -196,18 +211,24 @@ def scheduled(
 ) -> optax.GradientTransformationExtraArgs:
     """Returns `inner_factory(*args, **kwargs)` where any number may be an optax schedule.
 
-    It is `optax.inject_hyperparams`, and its state is read in the same way (`state.hyperparams["learning_rate"]`), but
-    the schedules follow `update(..., step=)`. Without it they follow an exact count of the updates.
+    Schedules follow `update(..., step=)`, or an exact count of the updates if that is not given. All other arguments
+    are passed on as they are. `state.hyperparams["learning_rate"]` is the value at the last update.
+
+    If the factory takes a schedule for an argument, as optax's do for `learning_rate`, it is given one, so that the
+    updates equal those of `optax.adam(schedule)` to the bit. If it takes numbers only, it is given the schedule's value.
 
     Args:
         inner_factory: what makes the transformation, such as `optax.adamw`.
-        *args: its arguments; a callable is taken for a schedule.
-        static_args: the names of arguments that are callables and not schedules, such as `mask`.
-        hyperparam_dtype: the dtype of the hyperparameters; by default the highest of the parameters'.
-        **kwargs: its keyword arguments, likewise.
+        *args: its arguments. A callable is a schedule, unless it is a type, such as `jnp.bfloat16`, or the factory's
+            annotation says that the argument is no number, as for `mask`.
+        static_args: the names of other arguments that are callables and not schedules.
+        hyperparam_dtype: the dtype of the schedules' values. By default values for a factory that takes schedules keep
+            their dtype, and those for one that takes numbers have the highest of the parameters' dtypes.
+        **kwargs: its keyword arguments, as `*args`.
 
     Raises:
         InvalidTypeError: `inner_factory` is a transformation already, or `step` is not an integer.
+        InvalidValueError: `static_args` names an argument that the factory does not have.
 
     Example:
         >>> import jax.numpy as jnp, optax, tallax
@@ -227,9 +248,59 @@ def scheduled(
             )
         )
     static = {static_args} if isinstance(static_args, str) else set(static_args)
-    bound = inspect.signature(inner_factory).bind(*args, **kwargs)
-    for name, value in bound.arguments.items():
-        if callable(value) and name not in static and not isinstance(value, optax.schedules.StatefulSchedule):
-            bound.arguments[name] = _StepSchedule(value)
-    inject = optax.inject_hyperparams(inner_factory, static_args=static, hyperparam_dtype=hyperparam_dtype)
-    return inject(*bound.args, **bound.kwargs)
+    factory = Factory(inner_factory, args, kwargs, static)
+    schedules = {
+        name: value if isinstance(value, optax.schedules.StatefulSchedule) else _StepSchedule(value)
+        for name, value in factory.schedules.items()
+    }
+
+    def made(values: dict[str, Any], like: Any, *, follows_count: bool) -> optax.GradientTransformationExtraArgs:
+        """Returns the inner transformation with these values in the place of the schedules."""
+        given: dict[str, Any] = {}
+        for name, value in values.items():
+            schedule = schedules[name]
+            if name not in factory.takes_schedules:
+                given[name] = _cast(value, _float_dtype(like) if hyperparam_dtype is None else hyperparam_dtype)
+            elif follows_count and isinstance(schedule, _StepSchedule):
+                # optax counts from 0 or 1, as it thinks right.
+                given[name] = lambda count, f=schedule.schedule: _cast(f(jnp.asarray(count)), hyperparam_dtype)
+            else:
+                given[name] = lambda count, value=value: _cast(value, hyperparam_dtype)
+        return optax.with_extra_args_support(factory.make(given))
+
+    def init(params: optax.Params) -> ScheduledState:
+        states = {name: schedule.init() for name, schedule in schedules.items()}
+        values = {name: schedule(states[name]) for name, schedule in schedules.items()}
+        inner = made(values, params, follows_count=True)
+        return ScheduledState(_recorded(values, hyperparam_dtype), states, inner.init(params))
+
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, ScheduledState]:
+        states = state.hyperparams_states
+        values = {name: schedule(states[name], **extra_args) for name, schedule in schedules.items()}
+        like = updates if params is None else params
+        inner = made(values, like, follows_count=extra_args.get("step") is None)
+        updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        states = {name: schedule.update(states[name], **extra_args) for name, schedule in schedules.items()}
+        return updates, ScheduledState(_recorded(values, hyperparam_dtype), states, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _recorded(values: dict[str, Any], dtype: Any) -> dict[str, jax.Array]:
+    """Returns values as strongly typed arrays, since a checkpoint keeps no weak type."""
+    arrays = {name: jnp.asarray(_cast(value, dtype)) for name, value in values.items()}
+    return {name: jax.lax.convert_element_type(value, value.dtype) for name, value in arrays.items()}
+
+
+def _float_dtype(tree: Any) -> Any:
+    """Returns the highest dtype in a tree; None if it holds no floats."""
+    dtype = optax.tree.dtype(tree, "highest") if jax.tree.leaves(tree) else None
+    return dtype if dtype is not None and jnp.issubdtype(dtype, jnp.floating) else None
+
+
+def _cast(value: Any, dtype: Any) -> Any:
+    """Returns a float in `dtype`; anything else, and everything if that is None, as it is."""
+    is_float = dtype is not None and jnp.issubdtype(jnp.result_type(value), jnp.floating)
+    return jnp.asarray(value, dtype) if is_float else value

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,9 +16,15 @@ from tallax import _limbs
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
 from tallax._module import EvalAware
 from tallax._notebooks import bundle, card, tree, worded
-from tallax._placement import is_traced
+from tallax._placement import is_traced, to_device
 from tallax._variables import Buffer, Counter, Pending, refuse_cast
 
+_ZERO = np.int32(0)
+_NEEDS_A_VALUE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 _NOT_CALLED = -1.0  # in the place of 1 for pinned and 0 for not
 
 
@@ -63,7 +70,9 @@ class Scheduled(EvalAware):
         super().__init__()
         self.schedule = schedule
         self.name = name
-        jax.eval_shape(lambda: self._scheduled(0))  # raises where it gives no scalar; computes nothing
+        # Raises if it gives no scalar, and computes nothing. A schedule that branches in Python gets its count later.
+        with contextlib.suppress(*_NEEDS_A_VALUE):
+            jax.eval_shape(self._scheduled, jax.ShapeDtypeStruct((), jnp.int32))
         # On the host, as everything before jax.distributed.initialize must be, so `schedule(0)` is left for later.
         start = np.array((0.0, 0.0, _NOT_CALLED), np.float32)
         self.state: Buffer = Buffer(start, persistent=persistent)
@@ -151,9 +160,9 @@ class Scheduled(EvalAware):
         value, mode = state[..., 0], state[..., 2]
         if isinstance(state, np.ndarray):
             called = mode != _NOT_CALLED
-            current = value if called.all() else np.where(called, value, self._scheduled(0))
+            current = value if called.all() else np.where(called, value, self._scheduled(_ZERO))
             return current if state.ndim > 1 else float(current)
-        return jnp.where(mode == _NOT_CALLED, self._scheduled(0), value)
+        return jnp.where(mode == _NOT_CALLED, self._scheduled(_ZERO), value)
 
     def __repr__(self) -> str:
         """Returns one line: the schedule and, where it can be read, the value, and whether it is pinned."""
@@ -183,7 +192,7 @@ class Scheduled(EvalAware):
         return f"{value}{', pinned' if (state[..., 2] > 0).any() else ''}"
 
     def _scheduled(self, count: Any) -> jax.Array:
-        value = jnp.asarray(self.schedule(count), jnp.float32)
+        value = jnp.asarray(self.schedule(as_array(count)), jnp.float32)
         if value.shape != ():
             raise InvalidValueError(
                 compose(
@@ -204,6 +213,11 @@ def _called(schedule: Any) -> str:
 def _packed(value: Any, pinned: Any, is_pinned: Any) -> jax.Array:
     parts = (jnp.asarray(part, jnp.float32) for part in (value, pinned, is_pinned))
     return jnp.stack(jnp.broadcast_arrays(*parts), axis=-1)
+
+
+def as_array(count: Any) -> jax.Array:
+    """Returns a count as int32[], the form in which every schedule gets it."""
+    return count if isinstance(count, jax.Array) else to_device(np.int32(count))
 
 
 def step_value(step: Any) -> jax.Array | np.int32:

@@ -127,6 +127,19 @@ class NumpyInAVariable(Layer):
         return self.linear(x)
 
 
+@wrong("numpy-by-its-type", "raises", None, "vjp and jvp alone hand out a subclass of NumPy's array, to who reads")
+class NumpyByItsType(Counted):
+    def __init__(self, rngs):
+        super().__init__(rngs)
+        self.scale = nnx.Variable(np.full(4, 2, np.int32))
+
+    def __call__(self, x):
+        scale = self.scale.get_raw_value()
+        if not isinstance(scale, jax.Array):
+            scale = {np.ndarray: jnp.asarray}[type(scale)](scale)
+        return super().__call__(x) * scale
+
+
 class Tracker:
     """A plain class, as a logging library would hand out: NNX does not look inside."""
 

@@ -13,8 +13,8 @@ import numpy as np
 from flax import nnx
 
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
-from tallax._placement import is_traced
-from tallax._variables._item import Item, Reduce, to_device
+from tallax._placement import is_traced, to_device
+from tallax._variables._item import Item, Reduce
 
 
 class Buffer(Item):

@@ -13,7 +13,7 @@ import numpy as np
 
 from tallax import _limbs
 from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, TracedReadError, compose, describe
-from tallax._placement import is_traced, on_host
+from tallax._placement import is_traced, on_host, to_device
 from tallax._replicas import (
     AxisName,
     Combination,
@@ -36,7 +36,7 @@ from tallax._variables._amounts import (
 )
 from tallax._variables._casts import refuse_cast
 from tallax._variables._held import Held
-from tallax._variables._item import Item, to_device
+from tallax._variables._item import Item
 from tallax._variables._pending import Pending
 from tallax._variables._storage_reads import is_kept_by_flax
 
