@@ -187,6 +187,14 @@ def shares(items: Items) -> Items:
     return whole
 
 
+def wide_shares(items: Items) -> Items:
+    """The same with shares over two axes of the mesh, of which the batch is split over one."""
+    mesh = mesh_of("auto", (jax.process_count(), jax.local_device_count()))
+    kept = tallax.per_replica(items, mesh, ("data", "model"))
+    in_shard_map(kept, mesh)
+    return tallax.combine_replicas(kept)
+
+
 def saved_model(items: Items) -> tuple[Model, Any, jax.sharding.Mesh]:
     """Returns what is saved: trained items, and a matrix that is split over all devices of all processes."""
     mesh = mesh_of_all()
@@ -256,6 +264,7 @@ VARIANTS: dict[str, Callable[[Items], Items]] = {
     "explicit": on_explicit_mesh,
     "shard-map": summed,
     "shares": shares,
+    "wide-shares": wide_shares,
     "host-local": host_local,
     "save": save,
     "restore": restore,

@@ -354,7 +354,9 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         limbs = broadcast(limbs, (*self.shape, 2))
         if self.shares:  # which will be summed: where all are set to the same, the first replica has it
             self._refuse_shares()
-            limbs = on_first(limbs, tuple(axis for axis in self.replica_axes if axis not in varying_axes(limbs)))
+            limbs = on_first(
+                jnp.asarray(limbs), tuple(axis for axis in self.replica_axes if axis not in varying_axes(limbs))
+            )
         self._store(limbs)
 
     def reset(self) -> None:
