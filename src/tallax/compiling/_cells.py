@@ -67,8 +67,8 @@ class Owned(Held):
 
     def __init__(self, cell: Cell):
         is_item = isinstance(cell.variable, Item) and not cell.variable.shares
-        uses = (cell.read, cell.write) if is_item else ()
-        super().__init__(cell.variable, cell.name, cell.form.value, *uses)
+        read, write = (cell.read, cell.write) if is_item else (None, None)
+        super().__init__(cell.variable, cell.name, cell.form.value, read, write)
         self.cell = cell
 
 
