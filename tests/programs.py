@@ -299,7 +299,9 @@ def _on_devices(body, m, x, k):
 
     run = jax.shard_map(each, mesh=mesh, in_specs=(P(), P("data"), P()), out_specs=P())
     out = jax.jit(run)(state, jnp.stack([x, x % 2]), jnp.asarray(k))
-    nnx.update(m, out if isinstance(x, jax.core.Tracer) else jax.tree.map(np.asarray, out))  # no array spread over two
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(out)):
+        out = jax.tree.map(np.asarray, out)  # plain calls go on with one device
+    nnx.update(m, out)
 
 
 DEVICE = {

@@ -109,7 +109,8 @@ def _follow(jaxpr: Any, inputs: Sequence[_Part], found: Uses) -> list[_Part]:
     def part_of(variable: Any) -> _Part:
         if not isinstance(variable, Literal):
             return parts.get(variable)
-        is_word = variable.aval.shape == () and variable.aval.dtype == np.uint32
+        aval: Any = variable.aval
+        is_word = aval.shape == () and aval.dtype == np.uint32
         return _Amount(int(variable.val)) if is_word else None
 
     for equation in jaxpr.eqns:
@@ -161,13 +162,14 @@ def _sum(given: list[_Part], found: Uses) -> _Part:
 def _agreed(parts: Sequence[_Part], found: Uses) -> _Part:
     """Returns what a part is if it is one of several, of which the program chooses."""
     first = parts[0]
-    if (
-        isinstance(first, _Added | _Amount)
-        and len({(type(part), getattr(part, "number", None)) for part in parts}) == 1
-    ):
-        return max(parts, key=lambda part: part.bound)
     if all(part == first for part in parts):
         return first
+    added = [part for part in parts if isinstance(part, _Added)]
+    if len(added) == len(parts) and len({part.number for part in added}) == 1:
+        return _Added(added[0].number, max(part.bound for part in added))
+    amounts = [part.bound for part in parts if isinstance(part, _Amount)]
+    if len(amounts) == len(parts):
+        return _Amount(max(amounts))
     found.lose(parts)
     return None
 
