@@ -129,7 +129,7 @@ def replica_count(axes: tuple[Hashable, ...]) -> int:
     return math.prod(jax.lax.axis_size(axis) for axis in axes)
 
 
-def on_first(value: jax.Array, axes: tuple[Hashable, ...], otherwise: Any = 0) -> jax.Array:
+def on_first(value: Any, axes: tuple[Hashable, ...], otherwise: Any = 0) -> jax.Array:
     """Returns `value` on the first replica along `axes`, and `otherwise` on the others; `value` if there are none."""
     if not axes:
         return value

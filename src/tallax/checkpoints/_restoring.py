@@ -264,7 +264,7 @@ def _reset(holder: Holder) -> None:
     elif holder.is_counter and variable is not None:
         variable.set(0)
     elif isinstance(owner, Scheduled) and variable is not None and is_abstract(*holder.leaves):
-        first = Scheduled(owner.schedule).item.get_raw_value()
+        first = Scheduled(owner.schedule).state.get_raw_value()
         variable.set_raw_value(np.broadcast_to(first, holder.leaves[0].shape).copy())
     if variable is not None and is_abstract(leaf := holder.leaves[0]) and is_placed(leaf):
         variable.set_raw_value(in_place_of(leaf, variable.get_raw_value(), dtype_of(leaf)))
