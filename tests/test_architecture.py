@@ -17,7 +17,7 @@ LAYERS = [
     {"_lazy", "_placement", "_version"},
     {"_errors"},
     {"_notebooks"},
-    {"_limbs"},
+    {"_containers", "_factory", "_limbs"},
     {"_replicas"},
     {"_variables", "_module"},
     {"counters", "schedules", "statistics", "_differentiable"},

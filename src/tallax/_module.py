@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, ClassVar
 
 from flax import nnx
 
-from tallax._errors import ReplacedVariableError, compose, describe
+from tallax._containers import guard, refuse_replacing
 
 
 class Module(nnx.Module):
@@ -18,11 +17,12 @@ class Module(nnx.Module):
     not saved, not threaded through transformations, and not found by any filter, without a word. Here it raises and
     says what to write instead; and so it does for a statistic, a `Scheduled` and a `StepCounter`, as in
     `self.rate = self.rate.update(x)`. Assigning another one, `del self.step`, and an explicit `nnx.data(...)` stay
-    possible.
+    possible. The same holds for the entries of each `nnx.List` and `nnx.Dict` that is assigned to an attribute, at any
+    depth, also within an `nnx.Sequential` or a plain module: `self.loads[0] = self.loads[0] + 1` raises.
 
     Raises:
-        ReplacedVariableError: an attribute that holds a Variable is assigned something that is not one; or one that
-            holds a statistic, a `Scheduled` or a `StepCounter`, what is neither a module nor a Variable.
+        ReplacedVariableError: an attribute or entry that holds a Variable is assigned something that is not one; or one
+            that holds a statistic, a `Scheduled` or a `StepCounter`, what is neither a module nor a Variable.
 
     Example:
         >>> import tallax
@@ -41,18 +41,11 @@ class Module(nnx.Module):
         current = vars(self).get(name)
         if current is value and value is not None:
             return  # what `self.step += 1` ends with: the item wrote itself, and Flax's checks take 5 to 10 us
-        if (isinstance(current, nnx.Variable) and not isinstance(value, nnx.Variable | dataclasses.Field)) or (
-            isinstance(current, EvalAware) and not isinstance(value, nnx.Variable | nnx.Pytree | dataclasses.Field)
-        ):
-            raise ReplacedVariableError(
-                compose(
-                    current,
-                    f"this attribute holds a {type(current).__name__}, which an assignment would drop.",
-                    got=describe(value),
-                    fix=getattr(type(current), "written_by", "self.{name}[...] = x").format(name=name),
-                )
-            )
+        refuse_replacing(current, value, name=name)
         super().__setattr__(name, value)
+        value = vars(self)[name]  # nnx.data(...) has been opened
+        if isinstance(value, nnx.Pytree):
+            guard(value)
 
 
 class EvalAware(Module):
