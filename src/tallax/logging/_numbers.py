@@ -118,8 +118,8 @@ class Numbers:
         if array.dtype.kind not in "biufc":
             self.omissions.append(no_number(name, described(array)))
         elif array.dtype.kind == "c":
-            self._add_array(f"{name}/real", array.real)
-            self._add_array(f"{name}/imag", array.imag)
+            self._add_array(f"{name}/real", np.real(array))
+            self._add_array(f"{name}/imag", np.imag(array))
         elif not array.ndim:
             self.scalars[name] = int(array) if array.dtype == np.bool_ else array.item()
         elif array.dtype == np.bool_:
@@ -165,7 +165,7 @@ def _distribution(numbers: np.ndarray) -> Bins:
         try:
             heights, edges = np.histogram(numbers, bins=ENTRIES)
         except ValueError:  # they are large, and alike or nearly so; or as far apart as doubles can be
-            edges = np.zeros(0)
+            heights = edges = np.zeros(0)
         if not edges.size or not np.isfinite(edges).all() or (np.diff(edges) <= 0).any():
             edges = _edges(numbers.min(), numbers.max())
             heights, _ = np.histogram(numbers, bins=edges)
