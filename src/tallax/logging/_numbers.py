@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
@@ -163,9 +162,10 @@ def _native(value: Any) -> np.ndarray:
 def _distribution(numbers: np.ndarray) -> Bins:
     """Returns how finite numbers are distributed, in bins of equal width where doubles are dense enough for that."""
     with np.errstate(all="ignore"):
-        heights = edges = np.zeros(0)
-        with contextlib.suppress(ValueError):  # they are large, and alike or nearly so; or as far apart as doubles can be
+        try:
             heights, edges = np.histogram(numbers, bins=ENTRIES)
+        except ValueError:  # they are large, and alike or nearly so; or as far apart as doubles can be
+            heights = edges = np.zeros(0)
         if not edges.size or not np.isfinite(edges).all() or (np.diff(edges) <= 0).any():
             edges = _edges(numbers.min(), numbers.max())
             heights, _ = np.histogram(numbers, bins=edges)
