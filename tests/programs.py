@@ -301,7 +301,7 @@ def _on_devices(body, m, x, k):
     run = jax.shard_map(each, mesh=mesh, in_specs=(P(), P("data"), P()), out_specs=P())
     out = jax.jit(run)(state, jnp.stack([x, x % 2]), jnp.asarray(k))
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(out)):
-        out = jax.tree.map(np.asarray, out)  # plain calls go on with one device
+        out = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), out)  # plain calls go on with one device
     nnx.update(m, out)
 
 

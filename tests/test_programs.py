@@ -139,14 +139,28 @@ def quick_compilation():
     jax.clear_caches()
 
 
+def drawn(count):
+    """Returns settings for `count` programs."""
+    checks = list(hypothesis.HealthCheck)  # they measure the machine
+    return hypothesis.settings(max_examples=count, derandomize=False, database=None, suppress_health_check=checks)
+
+
 @pytest.mark.usefixtures("quick_compilation")
 @hypothesis.seed(SEED)
-@hypothesis.settings(
-    max_examples=COUNT, derandomize=False, database=None, suppress_health_check=list(hypothesis.HealthCheck)
-)
+@drawn(COUNT)
 @given(programs.programs())
 def test_random_programs(program):
     """Whatever a program does to counters and statistics, every mode does to the bit, and Python's integers agree."""
+    check(program)
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("quick_compilation")
+@hypothesis.seed(SEED + 1)
+@drawn(5 * COUNT)
+@given(programs.programs())
+def test_more_random_programs(program):
+    """The same, of other programs."""
     check(program)
 
 
