@@ -113,14 +113,16 @@ def clip_by_global_norm(max_norm: float | Callable[[Any], Any]) -> optax.Gradien
         del params, extra_args
         limit = threshold(_limbs.to_int32(state.updates) if step is None else as_array(step_value(step)))
         norm = jnp.asarray(optax.tree.norm(updates))
-        within = norm < limit
+        bound = limit.astype(norm.dtype)  # as a Python number beside it would be
+        within, above = norm < bound, norm > bound
 
         def clip(leaf: jax.Array) -> jax.Array:
-            return jnp.where(within, leaf, (leaf / norm.astype(leaf.dtype)) * limit.astype(leaf.dtype))
+            # Not jnp.where, which would make floats of integers, where optax raises.
+            return jax.lax.select(within, leaf, (leaf / norm.astype(leaf.dtype)) * limit.astype(leaf.dtype))
 
         return jax.tree.map(clip, updates), ClipByGlobalNormState(
             updates=_limbs.add(state.updates, _limbs.pair(jnp.uint32(1))),
-            clipped=_limbs.add(state.clipped, _limbs.pair(norm > limit)),
+            clipped=_limbs.add(state.clipped, _limbs.pair(above)),
             nonfinite=_limbs.add(state.nonfinite, _limbs.pair(~jnp.isfinite(norm))),
             max_norm=limit,
         )

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from typing import Any, Literal, Self
 
-import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +20,7 @@ from tallax._variables._amounts import (
     check_broadcasts,
     check_integer,
     host_counts,
+    is_comparable,
     limbs_of,
     refuse_negative,
     word_of,
@@ -268,6 +268,15 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
 
     # Flax's own would compare what reads give, in which all counts from 2**31 - 1 on are alike.
     def __eq__(self, other: object) -> Any:
+        if not is_comparable(other):
+            raise InvalidTypeError(
+                compose(
+                    self,
+                    "a Counter is compared with numbers.",
+                    got=describe(other),
+                    fix="counter == n; counter == np.asarray(numbers) for each of several",
+                )
+            )
         words = self.words()
         if not _is_limbs(words):
             return super().__eq__(other)
@@ -406,10 +415,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         count = low + (high << 32) + by
         if count > _limbs.MAX:
             count = _limbs.MAX
-        try:
-            self.set_raw_value(_array((count & _limbs.WORD, count >> 32), _uint32))
-        except flax.errors.TraceContextError:
-            self._store(raw)  # raises again, with the item's name and the remedy
+        self.set_raw_value(_array((count & _limbs.WORD, count >> 32), _uint32))
         return count
 
     def words(self) -> Any:
@@ -454,7 +460,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         most *= replica_count(replicas)
         if most > _limbs.WORD:
             return False
-        self._put(raw.plus(sum_over(values, replicas), most))
+        self.set_raw_value(raw.plus(sum_over(values, replicas), most))
         return True
 
     def _axes(self, increment: Any, like: Any, axis_name: AxisName | None) -> tuple[Hashable, ...]:
@@ -466,7 +472,8 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         raw = self.words()
         here, by = (on_host(raw), on_host(increment)) if not axis_name else (None, None)
         if here is not None and by is not None:
-            self._store(_limbs.from_uint64(_limbs.add_uint64(_limbs.to_uint64(here), _limbs.to_uint64(by))))
+            total = _limbs.add_uint64(_limbs.to_uint64(here), _limbs.to_uint64(by))
+            self._store(_limbs.from_uint64(total), here=True)
             return
         increment = count_over(increment, self._axes(increment, like, axis_name))
         if axis_name == () and self.shares:  # once for all, and the shares will be summed
