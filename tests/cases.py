@@ -116,13 +116,13 @@ READS: dict[str, tuple[Callable[[Any], Any], ...]] = {
         lambda item: item.peek(),
         lambda item: (item + 1, 2 * item, -item, item // 2, item % 2),
         lambda item: item.every(2),
-        lambda item: (item == 1, item != 1, item == jnp.int32(1), item == item, item.value > 1),  # noqa: PLR0124
+        lambda item: (item == 1, item != 1, item == jnp.int32(1), item == item, item.value > 1),
         lambda item: (jnp.asarray(item), jnp.where(item == 1, 2.0, 3.0), jnp.minimum(item, 1)),
     ),
     "counter-vector": (
         lambda item: (item.value, item[1], item[:2], item.shape, item.ndim),
         lambda item: item.every(2),
-        lambda item: (item == np.arange(3), item == 2, item == item),  # noqa: PLR0124
+        lambda item: (item == np.arange(3), item == 2, item == item),
         lambda item: (item.sum(), item.astype(jnp.float32), item / 2),
     ),
     "buffer": (

@@ -34,7 +34,10 @@ def test_a_compiled_step_under_the_guard(item, compiled):
 @pytest.mark.parametrize("write", ["reset", "set", "value"])
 def test_a_write_keeps_the_value_on_the_device(write):
     """After reset() and other eager writes of a whole value, the next step transfers nothing implicitly."""
-    model, x = on_devices(nnx.Dict(c=tallax.Counter(5), v=tallax.Counter(shape=3), b=tallax.Buffer(np.ones(3)))), batch()
+    model, x = (
+        on_devices(nnx.Dict(c=tallax.Counter(5), v=tallax.Counter(shape=3), b=tallax.Buffer(np.ones(3)))),
+        batch(),
+    )
     step = nnx.jit(lambda model, x: model.v.count(x > 0))
     step(model, x)
     with jax.transfer_guard("disallow"):

@@ -176,7 +176,7 @@ class ScheduledState(NamedTuple):
 
     | field | shape | dtype | reset value | how copies combine |
     |---|---|---|---|---|
-    | hyperparams | (): by name, the value of each schedule at the last update | as it gives it | that of count 0 | same |
+    | hyperparams | (): by name, the value of each schedule at the last update | its own | that of count 0 | same |
     | hyperparams_states | (2,): by name, low and high word of the exact number of updates | uint32 | 0 | same |
     | inner_state | that of the transformation | | | |
     """
@@ -217,7 +217,7 @@ def scheduled(
     are passed on as they are. `state.hyperparams["learning_rate"]` is the value at the last update.
 
     If the factory takes a schedule for an argument, as optax's do for `learning_rate`, it is given one, so that the
-    updates equal those of `optax.adam(schedule)` to the bit. If it takes numbers only, it is given the schedule's value.
+    updates equal those of `optax.adam(schedule)` to the bit. If it takes numbers only, it is given the value.
 
     Args:
         inner_factory: what makes the transformation, such as `optax.adamw`.

@@ -284,7 +284,9 @@ class Item(nnx.Variable[Any]):
         """
         if name in ("persistent", "reduce"):
             raise InvalidValueError(
-                compose(self, f"always declares {name}.", got=f"del_metadata({name!r})", fix=f"set_metadata({name}=...)")
+                compose(
+                    self, f"always declares {name}.", got=f"del_metadata({name!r})", fix=f"set_metadata({name}=...)"
+                )
             )
         try:
             super().del_metadata(name)
