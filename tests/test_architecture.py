@@ -180,10 +180,13 @@ def test_what_type_checkers_read_is_what_there_is():
     ("statement", "loaded"),
     [
         ("import tallax", set()),
-        ("from tallax import Counter, StepCounter", {"_errors", "_limbs", "_module", "_variables", "counters"}),
-        ("from tallax import statistics", {"_errors", "_limbs", "_module", "_variables", "statistics"}),
+        (
+            "from tallax import Counter, StepCounter",
+            {"_containers", "_errors", "_limbs", "_module", "_variables", "counters"},
+        ),
+        ("from tallax import statistics", {"_containers", "_errors", "_limbs", "_module", "_variables", "statistics"}),
         ("import tallax.sinks", {"_errors", "sinks"}),
-        ("from tallax import Scheduled", {"_errors", "_limbs", "_module", "_variables", "schedules"}),
+        ("from tallax import Scheduled", {"_containers", "_errors", "_limbs", "_module", "_variables", "schedules"}),
     ],
 )
 def test_what_is_imported(statement, loaded):

@@ -5,7 +5,6 @@ import copy
 import pickle
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
 
@@ -62,7 +61,7 @@ MADE = {
     "copied": lambda: copy.deepcopy(Net()),
     "pickled": lambda: pickle.loads(pickle.dumps(Net())),
     "merged": lambda: nnx.merge(*nnx.split(Net())),
-    "by nnx.jit": lambda: nnx.jit(Net)(),
+    "by nnx.jit": nnx.jit(Net),
 }
 
 
@@ -78,7 +77,9 @@ def test_an_entry_is_kept(place, make):
     holder, key = place(model)
     before, counts = holder[key], _counts(model)
     new = [jnp.int32(1)] if isinstance(before, nnx.List) else jnp.int32(1)
-    with pytest.raises(tallax.ReplacedVariableError, match=r"this entry holds a \w+, which an assignment would drop") as e:
+    with pytest.raises(
+        tallax.ReplacedVariableError, match=r"this entry holds a \w+, which an assignment would drop"
+    ) as e:
         holder[key] = new
     assert "unnamed" not in str(e.value)
     assert holder[key] is before
@@ -99,7 +100,7 @@ WAYS = {
     "a new dict": lambda m: setattr(m, "named", nnx.Dict(seen=m.named.seen + 1)),
     "a nested list": lambda m: setattr(m, "deep", nnx.List([nnx.Dict(inner=nnx.List([1]))])),
     "None": lambda m: m.loads.__setitem__(0, None),
-    "in a compiled step": lambda m: nnx.jit(lambda m: m.loads.__setitem__(0, m.loads[0] + 1))(m),
+    "in a compiled step": nnx.jit(lambda m: m.loads.__setitem__(0, m.loads[0] + 1)),
 }
 
 

@@ -229,6 +229,17 @@ def replaced(model):
     expert.step = expert.step + 1
 
 
+def replaced_entry(model):
+    net = tallax.Module()
+    net.loads = nnx.List([tallax.Counter()])
+    net.loads[0] = net.loads[0] + 1
+
+
+def quantized(model):
+    model.q = nnx.Param(jnp.ones(2, jnp.int8))
+    return model
+
+
 def trained(model):
     """Adds what has gradients to the model, for the errors of value_and_grad."""
     model.layer = nnx.Dict(w=nnx.Param(jnp.ones(2)), mean=nnx.BatchStat(jnp.zeros(2)))
@@ -534,7 +545,57 @@ Counter: all counts start at one number.
         """\
 Counter: an item is a plain Variable; ref=True loses or doubles counts under transformations.
   got:  ref=True
-  fix:  leave ref out""",
+  fix:  leave ref out; nnx.with_vars(model, only=nnx.Param, ref=True) for the others""",
+    ),
+    "with-vars": (
+        lambda model: nnx.with_vars(model.experts[0], hijax=True),
+        tallax.InvalidValueError,
+        """\
+Buffer: an item is a plain Variable; hijax=True loses or doubles counts under transformations.
+  got:  hijax=True
+  fix:  leave hijax out; nnx.with_vars(model, only=nnx.Param, hijax=True) for the others""",
+    ),
+    "declaration-deleted": (
+        lambda model: model.experts[0].step.del_metadata("reduce"),
+        tallax.InvalidValueError,
+        """\
+model.experts[0].step: always declares reduce.
+  got:  del_metadata('reduce')
+  fix:  set_metadata(reduce=...)""",
+    ),
+    "compared-with-text": (
+        lambda model: model.experts[0].step == np.array("x"),
+        tallax.InvalidTypeError,
+        """\
+model.experts[0].step: a Counter is compared with numbers.
+  got:  <U1[] (x)
+  fix:  counter == n; counter == np.asarray(numbers) for each of several""",
+    ),
+    "static-args": (
+        lambda model: tallax.scheduled(optax.sgd, learning_rate=0.1, static_args="masks"),
+        tallax.InvalidValueError,
+        """\
+static_args: names arguments of the function that makes the transformation.
+  got:       'masks'
+  expected:  learning_rate, momentum, nesterov, accumulator_dtype
+  fix:       leave out 'masks', which sgd does not have""",
+    ),
+    "replaced-entry": (
+        replaced_entry,
+        tallax.ReplacedVariableError,
+        """\
+net.loads[0]: this entry holds a Counter, which an assignment would drop.
+  got:  int32[] (1)
+  fix:  net.loads[0] += 1, net.loads[0].set(n)""",
+    ),
+    "grad-of-an-integer-parameter": (
+        lambda model: differentiate(lambda model, x: x)(quantized(model)),
+        tallax.InvalidTypeError,
+        """\
+model.q: only floats can be differentiated.
+  got:  int8[2] ([1, 1])
+  fix:  wrt=nnx.All(nnx.Param, lambda path, x: jnp.issubdtype(x.dtype, jnp.inexact)), also for nnx.Optimizer; or a \
+tallax.Buffer to hold it""",
     ),
     "replaced": (
         replaced,
@@ -858,7 +919,7 @@ seed: takes an integer, or a float that holds one.
         """\
 model.experts[0].step: only floats can be differentiated.
   got:  uint32[2] ([0, 0])
-  fix:  wrt=nnx.Param, or wrt=nnx.All(..., nnx.Not(Counter))""",
+  fix:  wrt=nnx.Param, or wrt=nnx.All(..., lambda path, x: jnp.issubdtype(x.dtype, jnp.inexact))""",
     ),
     "grad-of-an-integer-argument": (
         lambda model: tallax.grad(lambda model, x: x["a"][1] * 2.0, argnums=1)(model, {"a": [1.0, 3]}),

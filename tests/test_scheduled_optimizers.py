@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tallax.scheduled` trains as optax does, to the bit, with every optimizer of optax that takes a schedule."""
 
+import contextlib
 import functools
 import inspect
 
@@ -105,15 +106,9 @@ def _trained_by_nnx(compiled, name, transformation):
     return nnx.as_pure((nnx.state(model, nnx.Param), optimizer.opt_state))
 
 
-class _nnx_jit:  # noqa: N801 - stands for a function
-    def __init__(self, step, *objects):
-        self.run = functools.partial(nnx.jit(step), *objects)
-
-    def __enter__(self):
-        return self.run
-
-    def __exit__(self, *_):
-        pass
+@contextlib.contextmanager
+def _nnx_jit(step, *objects):
+    yield functools.partial(nnx.jit(step), *objects)
 
 
 TRAINED = {
@@ -141,7 +136,7 @@ def test_optax_has_optimizers():
 @pytest.mark.parametrize("trained", TRAINED)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_trains_as_optax_does(name, trained):
-    """Parameters of two dtypes, and the optimizer's own state, are equal to the bit, and no constant is in the state."""
+    """Parameters of two dtypes and the optimizer's own state are equal to the bit, and no constant is in the state."""
     theirs, ours = _pair(OPTIMIZERS[name])
     expected, expected_state = TRAINED[trained](name, theirs)
     params, state = TRAINED[trained](name, ours)
@@ -156,7 +151,7 @@ def test_a_step_takes_the_place_of_the_count():
     params = _params()
     state = ours.init(params)
     for step in (7, 3, 2**40, tallax.Counter(5)):
-        updates, state = ours.update(params, state, params, step=step)
+        _, state = ours.update(params, state, params, step=step)
         at = min(int(step), 2**31 - 1)
         assert float(state.hyperparams["learning_rate"]) == float(RATE(jnp.int32(at)))
         assert float(state.hyperparams["momentum"]) == float(optax.linear_schedule(0.5, 1.0, 10)(jnp.int32(at)))

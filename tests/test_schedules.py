@@ -238,6 +238,102 @@ def test_counts_of_what_does_not_clip_raise(state):
         tallax.clip_counts(state)
 
 
+TREES = {
+    "float32": {"a": jnp.array([3.0, 4.0]), "b": jnp.array([12.0])},
+    "bfloat16": {"a": jnp.array([3.0, 4.0], jnp.bfloat16)},
+    "bfloat16 at the threshold": {"a": jnp.array([1.0, 0.03], jnp.bfloat16)},
+    "float16, large": {"a": jnp.array([3e4, 4e4], jnp.float16)},
+    "two dtypes": {"a": jnp.array([3.0, 4.0], jnp.bfloat16), "b": jnp.array([12.0])},
+    "empty": {},
+    "None": {"a": None, "b": jnp.array([3.0, 4.0])},
+    "masked": {"a": optax.MaskedNode(), "b": jnp.array([3.0, 4.0])},
+    "complex": {"a": jnp.array([3 + 4j])},
+    "zeros": {"a": jnp.zeros(2)},
+    "a scalar": jnp.float32(5.0),
+    "no entries": {"a": jnp.zeros((0, 3)), "b": jnp.array([3.0])},
+    "NaN": {"a": jnp.array([jnp.nan, 1.0])},
+    "infinite": {"a": jnp.array([jnp.inf, 1.0])},
+    "integers": {"a": jnp.array([3, 4])},
+    "NumPy": {"a": np.array([3.0, 4.0], np.float32)},
+    "tiny": {"a": jnp.array([1e-38, 1e-38])},
+    "huge": {"a": jnp.array([1e30, 1e30])},
+}
+
+
+@pytest.mark.parametrize("promotion", ["standard", "strict"])
+@pytest.mark.parametrize("max_norm", [1.0, 1.001, 5])
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
+def test_any_tree_is_clipped_as_by_optax(tree, max_norm, promotion):
+    """To the bit and the dtype, op by op and compiled; what optax refuses is refused."""
+
+    def clipped(library, compiled):
+        transformation = library.clip_by_global_norm(max_norm)
+        updates, _ = compiled(transformation.update)(tree, transformation.init(tree))
+        leaves = jax.tree.leaves(updates)
+        return jax.tree.structure(updates), [(x.dtype, x.shape, np.asarray(x).tobytes()) for x in leaves]
+
+    for compiled in (lambda f: f, jax.jit):
+        with jax.numpy_dtype_promotion(promotion):
+            try:
+                expected = clipped(optax, compiled)
+            except (TypeError, jax.dtypes.TypePromotionError):  # of integers
+                with pytest.raises((TypeError, jax.dtypes.TypePromotionError)):
+                    clipped(tallax, compiled)
+                continue
+            assert clipped(tallax, compiled) == expected
+
+
+WRAPPED = {
+    "MultiSteps": lambda clip: optax.MultiSteps(optax.chain(clip(1.0), optax.sgd(1.0)), 2),
+    "masked": lambda clip: optax.masked(clip(1.0), {"a": True}),
+    "apply_if_finite": lambda clip: optax.apply_if_finite(clip(1.0), 3),
+    "partition": lambda clip: optax.partition({"x": clip(1.0)}, {"a": "x"}),
+    "named_chain": lambda clip: optax.named_chain(("c", clip(1.0)), ("s", optax.sgd(1.0))),
+    "flatten": lambda clip: optax.flatten(clip(1.0)),
+    "inject_hyperparams": lambda clip: optax.inject_hyperparams(clip)(max_norm=1.0),
+    "conditionally_transform": lambda clip: optax.conditionally_transform(clip(1.0), lambda count: count % 2 == 0),
+    "a NumPy number": lambda clip: clip(np.float64(1.0)),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_it_is_wrapped_as_that_of_optax(wrap):
+    """By everything in optax that takes a transformation."""
+    params, results = {"a": jnp.array([3.0, 4.0])}, []
+    for library in (optax, tallax):
+        transformation = wrap(library.clip_by_global_norm)
+        state, updates = transformation.init(params), []
+        for _ in range(4):
+            update, state = jax.jit(transformation.update)(params, state, params)
+            updates.append(np.asarray(update["a"]).tobytes())
+        results.append(updates)
+    assert results[0] == results[1]
+
+
+SCHEDULES = {
+    "astype": lambda count: 1.0 + 0.1 * count.astype(jnp.float32),
+    "shape": lambda count: jnp.where(count.shape == (), 1.0, 2.0),
+    "clip": lambda count: 1.0 * count.clip(0, 10),
+    "at": lambda count: 0.5 * count.at[...].add(2),
+    "devices": lambda count: 1.0 * (count.dtype == jnp.int32) + 0 * count,
+    "Python's if": lambda count: 2.0 if count < 5 else 1.0,
+    "NumPy": lambda count: np.cos(np.float32(count)),
+}
+
+
+@pytest.mark.parametrize(
+    "step", [None, 3, np.int64(3), jnp.int32(3), tallax.Counter(3)], ids=lambda s: type(s).__name__
+)
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_a_scheduled_value_gets_an_int32_array(schedule, step):
+    """Whatever gives the step, and before the first call, so that its methods may be used."""
+    scheduled = tallax.Scheduled(schedule)
+    value = scheduled(step)
+    assert float(value) == np.float32(schedule(jnp.int32(0 if step is None else 3)))
+    assert "Scheduled(" in repr(scheduled)
+    assert float(scheduled.read(np.asarray(scheduled.state))) == float(value)
+
+
 # --- scheduled --------------------------------------------------------------------------------------------------------
 
 

@@ -283,7 +283,9 @@ def test_what_does_not_pickle_is_named(what, path, says):
     assert found == [(path, says)]
 
 
-@pytest.mark.parametrize("what", [jax.nn.gelu, nnx.softmax, functools.partial(jnp.mean, axis=0)], ids=["gelu", "softmax", "partial"])
+@pytest.mark.parametrize(
+    "what", [jax.nn.gelu, nnx.softmax, functools.partial(jnp.mean, axis=0)], ids=["gelu", "softmax", "partial"]
+)
 def test_functions_that_pickle_are_no_finding(what):
     """Plain functions of JAX pickle, and so does a partial of one that does."""
     assert [f.path for f in pickled(nnx.Dict(kept=nnx.static(what)))] == ([] if pickles(what) else ["kept"])

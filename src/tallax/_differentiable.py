@@ -104,7 +104,13 @@ def check_floats(jax_path: Sequence[Any], part: Any) -> None:
                 continue
             if isinstance(leaf, nnx.Variable):
                 item = leaf
-                fix = f"wrt=nnx.Param, or wrt=nnx.All(..., nnx.Not({_filter_text(type(leaf))}))"
+                # By dtype, since another Variable of the same type may be differentiated, and other types may hold
+                # integers too; for the optimizer too, which pairs gradients with the parameters of its own filter.
+                floats = "lambda path, x: jnp.issubdtype(x.dtype, jnp.inexact)"
+                if isinstance(leaf, nnx.Param):
+                    fix = f"wrt=nnx.All(nnx.Param, {floats}), also for nnx.Optimizer; or a tallax.Buffer to hold it"
+                else:
+                    fix = f"wrt=nnx.Param, or wrt=nnx.All(..., {floats})"
             else:
                 where = jax.tree_util.keystr((*jax_path[1:], *inner), simple=True, separator=".")
                 item = f"argument {jax_path[0].key}{where and f', at {where}'}"

@@ -35,6 +35,7 @@ from typing import Any
 import flax
 import flax.errors
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -138,6 +139,7 @@ def describe(value: object) -> str:
         return f"{_array_type(value)} (traced)"
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         small = value.size <= 4 and getattr(value, "is_fully_addressable", True)
+        small = small and not jnp.issubdtype(value.dtype, jax.dtypes.extended)  # a key, which NumPy does not read
         return f"{_array_type(value)} ({np.asarray(value).tolist()})" if small else _array_type(value)
     if isinstance(value, nnx.Variable):
         return f"a {type(value).__name__}"

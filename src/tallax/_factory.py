@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arguments of a function that makes an optax transformation: which of them are schedules, and how it takes them."""
+"""The arguments of a function that makes an optax transformation, and those of them that are schedules."""
 
 from __future__ import annotations
 

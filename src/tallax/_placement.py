@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -55,6 +55,14 @@ def to_device(value: np.ndarray | np.generic) -> jax.Array:
         return _to_device(value)
     except jax.errors.JaxRuntimeError:  # under `jax.transfer_guard("disallow")`, which lets explicit transfers pass
         return jax.device_put(value)
+
+
+def as_guarded(f: Callable[..., Any], *arrays: jax.Array) -> Any:
+    """Returns `f(*arrays)`; compiled under a transfer guard, where JAX takes no constants from the host op by op."""
+    try:
+        return f(*arrays)
+    except jax.errors.JaxRuntimeError:
+        return jax.jit(f)(*arrays)
 
 
 def placed(value: Any, sharding: jax.sharding.Sharding) -> jax.Array:

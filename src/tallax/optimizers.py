@@ -113,14 +113,16 @@ def clip_by_global_norm(max_norm: float | Callable[[Any], Any]) -> optax.Gradien
         del params, extra_args
         limit = threshold(_limbs.to_int32(state.updates) if step is None else as_array(step_value(step)))
         norm = jnp.asarray(optax.tree.norm(updates))
-        within = norm < limit
+        bound = limit.astype(norm.dtype)  # as a Python number beside it would be
+        within, above = norm < bound, norm > bound
 
         def clip(leaf: jax.Array) -> jax.Array:
-            return jnp.where(within, leaf, (leaf / norm.astype(leaf.dtype)) * limit.astype(leaf.dtype))
+            # Not jnp.where, which would make floats of integers, where optax raises.
+            return jax.lax.select(within, leaf, (leaf / norm.astype(leaf.dtype)) * limit.astype(leaf.dtype))
 
         return jax.tree.map(clip, updates), ClipByGlobalNormState(
             updates=_limbs.add(state.updates, _limbs.pair(jnp.uint32(1))),
-            clipped=_limbs.add(state.clipped, _limbs.pair(norm > limit)),
+            clipped=_limbs.add(state.clipped, _limbs.pair(above)),
             nonfinite=_limbs.add(state.nonfinite, _limbs.pair(~jnp.isfinite(norm))),
             max_norm=limit,
         )
@@ -174,7 +176,7 @@ class ScheduledState(NamedTuple):
 
     | field | shape | dtype | reset value | how copies combine |
     |---|---|---|---|---|
-    | hyperparams | (): by name, the value of each schedule at the last update | as it gives it | that of count 0 | same |
+    | hyperparams | (): by name, the value of each schedule at the last update | its own | that of count 0 | same |
     | hyperparams_states | (2,): by name, low and high word of the exact number of updates | uint32 | 0 | same |
     | inner_state | that of the transformation | | | |
     """
@@ -215,7 +217,7 @@ def scheduled(
     are passed on as they are. `state.hyperparams["learning_rate"]` is the value at the last update.
 
     If the factory takes a schedule for an argument, as optax's do for `learning_rate`, it is given one, so that the
-    updates equal those of `optax.adam(schedule)` to the bit. If it takes numbers only, it is given the schedule's value.
+    updates equal those of `optax.adam(schedule)` to the bit. If it takes numbers only, it is given the value.
 
     Args:
         inner_factory: what makes the transformation, such as `optax.adamw`.

@@ -16,7 +16,7 @@ from tallax import _limbs
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
 from tallax._module import EvalAware
 from tallax._notebooks import bundle, card, tree, worded
-from tallax._placement import is_traced, to_device
+from tallax._placement import as_guarded, is_traced, to_device
 from tallax._variables import Buffer, Counter, Pending, refuse_cast
 
 _ZERO = np.int32(0)
@@ -94,18 +94,22 @@ class Scheduled(EvalAware):
         if step is None:
             return self.value
         self.refuse_casts()
-        state = self.state[...]
-        pinned, mode = state[..., 1], state[..., 2]
-        value = jnp.where(mode > 0, pinned, self._scheduled(step_value(step)))
+        value, state = as_guarded(self._followed, self.state[...], as_array(step_value(step)))
         if not self.deterministic:
-            self.state[...] = _packed(value, pinned, jnp.maximum(mode, 0.0))
+            self.state[...] = state
         return value
+
+    def _followed(self, state: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the value at a count, and the state that keeps it."""
+        pinned, mode = state[..., 1], state[..., 2]
+        value = jnp.where(mode > 0, pinned, self._scheduled(count))
+        return value, _packed(value, pinned, jnp.maximum(mode, 0.0))
 
     @property
     def value(self) -> jax.Array:
         """float32[]: the value of the last call, or the pinned one; `schedule(0)` before."""
         self.refuse_casts()
-        return self._value_of(self.state[...])
+        return as_guarded(self._value_of, self.state[...])
 
     def pin(self, value: Any) -> None:
         """Holds the value at `value` whatever the step, from now on; compiled steps are not compiled again.

@@ -154,3 +154,10 @@ def negative(value: Any, *, item: object) -> InvalidValueError:
             fix="counter.set(n) or counter.reset() to go back; a tallax.Buffer for a number that goes up and down",
         )
     )
+
+
+def is_comparable(value: Any) -> bool:
+    """Tells whether `==` has an answer: for numbers, and False for anything that is no array and no collection."""
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return bool(jnp.issubdtype(value.dtype, jnp.number) or value.dtype == np.bool_)
+    return not isinstance(value, list | tuple | set | frozenset | dict)

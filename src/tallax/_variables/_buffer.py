@@ -68,6 +68,9 @@ class Buffer(Item):
         array = np.asarray(self.stored(), dtype)
         return array if copy is False else array.copy()
 
+    def __bool__(self) -> bool:
+        return bool(self.get_value())  # Flax's own goes by the length
+
     def set_value(self, value: Any, *, index: Any = ...) -> None:
         """Writes `value` over the array, or over the part at `index`, to which it is broadcast."""
         if isinstance(value, jax.ShapeDtypeStruct):  # nnx.eval_shape adds a sharding to an abstract Variable

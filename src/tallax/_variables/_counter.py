@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal, Self
 
-import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +28,7 @@ from tallax._variables._amounts import (
     as_shape,
     check_broadcasts,
     host_counts,
+    is_comparable,
     limbs_of,
     refuse_negative,
     word_of,
@@ -285,6 +285,15 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
 
     # Flax's own would compare what reads give, in which all counts from 2**31 - 1 on are alike.
     def __eq__(self, other: object) -> Any:
+        if not is_comparable(other):
+            raise InvalidTypeError(
+                compose(
+                    self,
+                    "a Counter is compared with numbers.",
+                    got=describe(other),
+                    fix="counter == n; counter == np.asarray(numbers) for each of several",
+                )
+            )
         words = self.words()
         if not _is_limbs(words):
             return super().__eq__(other)
@@ -444,10 +453,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         count = low + (high << 32) + by
         if count > _limbs.MAX:
             count = _limbs.MAX
-        try:
-            self.set_raw_value(_array((count & _limbs.WORD, count >> 32), _uint32))
-        except flax.errors.TraceContextError:
-            self._store(raw)  # raises again, with the item's name and the remedy
+        self.set_raw_value(_array((count & _limbs.WORD, count >> 32), _uint32))
         return count
 
     def words(self) -> Any:
@@ -494,7 +500,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         most *= replica_count(replicas.over)
         if most > _limbs.WORD:
             return False
-        self._put(raw.plus(sum_over(values, replicas.over), most))
+        self.set_raw_value(raw.plus(sum_over(values, replicas.over), most))
         return True
 
     def _combination(self, increment: Any, like: Any, axis_name: AxisName | None) -> Combination:
@@ -512,7 +518,8 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         raw = self.words()
         here, by = on_host(raw), on_host(increment)
         if here is not None and by is not None:
-            self._store(_limbs.from_uint64(_limbs.add_uint64(_limbs.to_uint64(here), _limbs.to_uint64(by))))
+            total = _limbs.add_uint64(_limbs.to_uint64(here), _limbs.to_uint64(by))
+            self._store(_limbs.from_uint64(total), here=True)
         elif is_traced(raw, increment):
             self._store(_limbs.add(jnp.asarray(raw), jnp.broadcast_to(jnp.asarray(increment), raw.shape)))
         else:
@@ -529,7 +536,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         """
         raw = self.get_raw_value()
         if isinstance(raw, Pending) and most <= _limbs.WORD:
-            self._put(raw.plus(increment[..., 0], most))
+            self.set_raw_value(raw.plus(increment[..., 0], most))
         else:
             self._store(total)
 

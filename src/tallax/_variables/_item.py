@@ -22,6 +22,7 @@ from tallax_runs._wording import size
 
 Reduce: TypeAlias = Literal["sum", "max", "min", "same"]
 _REDUCTIONS = ("sum", "max", "min", "same")
+_DECLARED = ("persistent", "reduce", "shares")  # as metadata, which a dict of others does not replace
 _MISSING = object()
 
 
@@ -32,17 +33,35 @@ class Shares(NamedTuple):
     shape: tuple[int, ...]  # of one share; a scalar's are kept in an array
 
 
-def _refuse_slip(kind: str, name: str, value: Any) -> None:
-    """Raises where a label is none: Flax takes any name for one, so that a slip would pass in silence."""
+def _refuse_kind(kind: str, name: str, value: Any) -> None:
+    """Raises for a Variable of a kind that Flax's transformations do not thread in every mode."""
     if name in ("hijax", "ref") and value:
         raise InvalidValueError(
             compose(
                 kind,
                 f"an item is a plain Variable; {name}=True loses or doubles counts under transformations.",
                 got=f"{name}=True",
-                fix=f"leave {name} out",
+                fix=f"leave {name} out; nnx.with_vars(model, only=nnx.Param, {name}=True) for the others",
             )
         )
+
+
+def _check_reduce(kind: str, reduce: Any) -> None:
+    if reduce not in _REDUCTIONS:
+        raise InvalidValueError(
+            compose(
+                kind,
+                "reduce says how the copies of replicas combine.",
+                got=describe(reduce),
+                expected=", ".join(map(repr, _REDUCTIONS)),
+                fix='reduce="same" for a value that every replica computes alike, as jax.lax.pmean makes it',
+            )
+        )
+
+
+def _refuse_slip(kind: str, name: str, value: Any) -> None:
+    """Raises where a label is none: Flax takes any name for one, so that a slip would pass in silence."""
+    _refuse_kind(kind, name, value)
     if name in ("dtype", "shape"):  # a label of that name would hide the array's own
         raise InvalidTypeError(
             compose(
@@ -73,16 +92,7 @@ class Item(nnx.Variable[Any]):
     def __init__(self, value: Any, *, persistent: bool, reduce: str, metadata: dict[str, Any]):
         for name in metadata:
             _refuse_slip(type(self).__name__, name, metadata[name])
-        if reduce not in _REDUCTIONS:
-            raise InvalidValueError(
-                compose(
-                    type(self).__name__,
-                    "reduce says how the copies of replicas combine.",
-                    got=describe(reduce),
-                    expected=", ".join(map(repr, _REDUCTIONS)),
-                    fix='reduce="same" for a value that every replica computes alike, as jax.lax.pmean makes it',
-                )
-            )
+        _check_reduce(type(self).__name__, reduce)
         own = {"hijax": False, "ref": False, "persistent": bool(persistent), "reduce": reduce}
         super().__init__(value, **{**metadata, **own})
 
@@ -212,11 +222,16 @@ class Item(nnx.Variable[Any]):
             return False
         if value.shape not in (self.shape, raw.shape) or value.dtype != raw.dtype:
             return False
-        self._put(raw.update(sharding=value.sharding))  # of a Counter's words, whose last axis a spec leaves out
+        # That of a Counter's words, whose last axis a spec leaves out.
+        self.set_raw_value(raw.update(sharding=value.sharding))
         return True
 
-    def _store(self, new: Any) -> None:
-        """Replaces the raw value, on the devices where the old one was placed on purpose."""
+    def _store(self, new: Any, *, here: bool = False) -> None:
+        """Replaces the raw value, on the devices where the old one was placed on purpose.
+
+        A value that is on a device stays on one, so that a write before a compiled step is no implicit transfer in it;
+        unless `here`, as for an eager count, which is taken to the host.
+        """
         self._refuse_shares()
         raw = self.get_raw_value()
         if isinstance(raw, Held):
@@ -224,24 +239,92 @@ class Item(nnx.Variable[Any]):
             return
         if isinstance(raw, Pending):
             new = raw.at(new)
-        elif isinstance(raw, jax.Array) and not is_traced(raw, new) and is_committed(raw) and not is_committed(new):
-            new = jax.device_put(new, raw.sharding)
-        self._put(new)
+        elif isinstance(raw, jax.Array) and not is_traced(raw, new):
+            if is_committed(raw) and not is_committed(new):
+                new = jax.device_put(new, raw.sharding)
+            elif not (here or isinstance(new, jax.Array)):
+                new = jax.device_put(new)
+        self.set_raw_value(new)
 
-    def _put(self, new: Any) -> None:
-        """Replaces the raw value; raises where the item is of another trace."""
+    # --- what Flax would do by itself, and lose something ------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "value":  # a property, but Flax's own check would raise before it is reached
+            self.set_value(value)
+            return
         try:
-            self.set_raw_value(new)
+            super().__setattr__(name, value)
         except flax.errors.TraceContextError:
-            raise TraceError(
+            raise self._of_another_trace() from None
+
+    def set_raw_value(self, value: Any, **options: Any) -> None:
+        """Replaces the raw value without a check of it; raises if the item is of another trace."""
+        try:
+            super().set_raw_value(value, **options)
+        except flax.errors.TraceContextError:
+            raise self._of_another_trace() from None
+
+    def set_metadata(self, *args: Any, **metadata: Any) -> None:
+        """As that of any Variable; a dict replaces all metadata but what the item declares.
+
+        Raises:
+            InvalidTypeError: a name is a misspelled one of a declaration.
+            InvalidValueError: `reduce` is unknown, or `hijax` or `ref` is set.
+            TraceError: the item is of another trace.
+        """
+        new = dict(args[0]) if len(args) == 1 and not metadata else {args[0]: args[1]} if len(args) == 2 else metadata
+        for name, value in new.items():
+            if name not in _DECLARED:
+                _refuse_slip(type(self).__name__, name, value)
+        if "reduce" in new:
+            _check_reduce(type(self).__name__, new["reduce"])
+        if len(args) == 1 and not metadata:
+            kept = {name: value for name, value in self.get_metadata().items() if name in _DECLARED}
+            args = ({**kept, **new},)
+        try:
+            super().set_metadata(*args, **metadata)
+        except flax.errors.TraceContextError:
+            raise self._of_another_trace() from None
+
+    def del_metadata(self, name: str) -> None:
+        """As that of any Variable, but what the item declares stays.
+
+        Raises:
+            InvalidValueError: `name` is `persistent` or `reduce`.
+            TraceError: the item is of another trace.
+        """
+        if name in ("persistent", "reduce"):
+            raise InvalidValueError(
                 compose(
-                    self,
-                    f"a {type(self).__name__} was written from another trace than its own, so the write would be lost.",
-                    got="a model, or state that was merged into one, which the transformed function closes over",
-                    fix="pass the model as an argument, to nnx.jit, nnx.scan, ...; or return what is counted, and add "
-                    "it outside; or nnx.merge(..., copy=True) and return its state",
+                    self, f"always declares {name}.", got=f"del_metadata({name!r})", fix=f"set_metadata({name}=...)"
                 )
-            ) from None
+            )
+        try:
+            super().del_metadata(name)
+        except flax.errors.TraceContextError:
+            raise self._of_another_trace() from None
+
+    @classmethod
+    def from_metadata(cls, value: Any, attributes: dict[str, Any]) -> Any:
+        """Used by Flax to make a copy, as `nnx.with_vars` does with another kind of Variable in mind.
+
+        Raises:
+            InvalidValueError: that kind is `hijax=True` or `ref=True`.
+        """
+        for name in ("hijax", "ref"):
+            _refuse_kind(cls.__name__, name, attributes.get(name))
+        return super().from_metadata(value, attributes)
+
+    def _of_another_trace(self) -> TraceError:
+        return TraceError(
+            compose(
+                self,
+                f"a {type(self).__name__} was written from another trace than its own, so the write would be lost.",
+                got="a model, or state that was merged into one, which the transformed function closes over",
+                fix="pass the model as an argument, to nnx.jit, nnx.scan, ...; or return what is counted, and add "
+                "it outside; or nnx.merge(..., copy=True) and return its state",
+            )
+        )
 
 
 def plain(raw: Any) -> Any:

@@ -177,7 +177,7 @@ def combine_replicas(model: Node) -> Node:
         values = _reduced(mesh, axes, how, shapes, [item.get_raw_value() for item in held])
         for item, value in zip(held, values, strict=True):
             item.set_raw_value(value)
-            item.set_metadata({name: data for name, data in item.get_metadata().items() if name != "shares"})
+            item.del_metadata("shares")
         for statistic, _ in parts:
             if statistic is not None:
                 nnx.update(statistic, _joined(*nnx.split(statistic)))
