@@ -116,7 +116,7 @@ def test_a_finding_says_all(reports):
         step: was a Variable, and after a call it is a bare array: no transformation, optimizer or checkpoint sees it \
 as state any more. [replaced-variable]
           where:    plain calls; jit (graph_updates=False); jit (tree); jit (split/merge); jit, donated \
-(graph_updates=False); jit, donated (tree); and 30 more
+(graph_updates=False); jit, donated (tree); and 36 more
           got:      3
           expected: a Variable
           source:   test_statecheck.py:{line_of("self.step = self.step + 1")}: self.step = self.step + 1

@@ -25,6 +25,9 @@ _REDUCTIONS = ("sum", "max", "min", "same")
 _DECLARED = ("persistent", "reduce", "shares")  # as metadata, which a dict of others does not replace
 _MISSING = object()
 
+# Bound once: a count passes through both, and super() would add a tenth to its time.
+_set_attribute, _set_raw_value = nnx.Variable.__setattr__, nnx.Variable.set_raw_value
+
 
 class Shares(NamedTuple):
     """Says that a value holds one share for each replica, one behind the other on its first axis."""
@@ -133,6 +136,8 @@ class Item(nnx.Variable[Any]):
             return raw.limbs
         if isinstance(raw, Held):
             return raw.read(self)
+        if type(raw) is np.ndarray:
+            return raw
         return jax.lax.stop_gradient(raw) if is_traced(raw) else plain(raw)
 
     def _refuse_shares(self) -> None:
@@ -253,14 +258,14 @@ class Item(nnx.Variable[Any]):
             self.set_value(value)
             return
         try:
-            super().__setattr__(name, value)
+            _set_attribute(self, name, value)
         except flax.errors.TraceContextError:
             raise self._of_another_trace() from None
 
     def set_raw_value(self, value: Any, **options: Any) -> None:
         """Replaces the raw value without a check of it; raises if the item is of another trace."""
         try:
-            super().set_raw_value(value, **options)
+            _set_raw_value(self, value, **options)
         except flax.errors.TraceContextError:
             raise self._of_another_trace() from None
 
