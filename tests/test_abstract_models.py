@@ -175,10 +175,10 @@ def test_a_restore_that_fails_leaves_a_model_abstract(tmp_path, monkeypatch):
     saved = nnx.Dict(a=nnx.Param(jnp.ones(2)), b=nnx.Param(jnp.ones(3)), c=tallax.Counter(3))
     tree = tallax.to_checkpoint(saved)
     tallax.save(tmp_path / "one", saved)
-    real = nnx.Variable.set_raw_value
+    real = tallax.Counter.set_raw_value
 
     def fail(self, value, **options):
-        if isinstance(self, tallax.Counter) and not isinstance(value, jax.ShapeDtypeStruct):
+        if not isinstance(value, jax.ShapeDtypeStruct):
             raise RuntimeError("no")
         real(self, value, **options)
 
@@ -187,7 +187,7 @@ def test_a_restore_that_fails_leaves_a_model_abstract(tmp_path, monkeypatch):
             lambda shape=shape: nnx.Dict(a=nnx.Param(jnp.ones(2)), b=nnx.Param(jnp.ones(shape)), c=tallax.Counter())
         )
         if error is RuntimeError:
-            monkeypatch.setattr(nnx.Variable, "set_raw_value", fail)
+            monkeypatch.setattr(tallax.Counter, "set_raw_value", fail)
         with pytest.raises(error):
             tallax.from_checkpoint(tree, abstract)
         with pytest.raises(tallax.TallaxError):

@@ -106,11 +106,21 @@ class NoSink:
         pass
 
 
-def logged(act, **options):
+class FullDisk(NoSink):
+    """Writes nothing at all."""
+
+    def write(self, record):
+        raise OSError("the disk is full")
+
+    def __repr__(self):
+        return "FullDisk"
+
+
+def logged(act, *, sink=NoSink(), **options):
     """Returns a use of a Logger."""
 
     def use(model):
-        with tallax.Logger(NoSink(), **{"every": 1, **options}) as log:
+        with tallax.Logger(sink, **{"every": 1, **options}) as log:
             act(log, model)
 
     return use
@@ -1429,6 +1439,14 @@ sinks.Jsonl: writes to a folder on this machine.
 Logger: takes sinks, which have the methods write(record) and close(), or the folder of the run.
   got:  type (<class 'tallax.sinks._jsonl.Jsonl'>)
   fix:  Logger('runs/1'), tallax.sinks.TensorBoard('runs/1'), or one of your own""",
+    ),
+    "a-sink-that-fails": (
+        logged(lambda log, model: log(loss=1.0), sink=FullDisk()),
+        tallax.SinkError,
+        """\
+FullDisk: failed in writing step 1.
+  got:  OSError: the disk is full
+  fix:  mend what the error says; other sinks have their records, and a loop that catches this goes on""",
     ),
     "grad-of-a-ref": (
         with_a_ref,

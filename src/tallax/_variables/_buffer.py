@@ -73,9 +73,6 @@ class Buffer(Item):
 
     def set_value(self, value: Any, *, index: Any = ...) -> None:
         """Writes `value` over the array, or over the part at `index`, to which it is broadcast."""
-        if isinstance(value, jax.ShapeDtypeStruct):  # nnx.eval_shape adds a sharding to an abstract Variable
-            self.set_raw_value(value)
-            return
         raw = self.stored()
         if index is ... and self._place_abstract(value):
             return

@@ -378,9 +378,6 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         It takes what `set` takes. In addition `counter.value += n`, which reads int32 and writes it back, stays exact
         also where the read is saturated or the sum wraps: the sum tells what was added.
         """
-        if isinstance(value, jax.ShapeDtypeStruct):  # nnx.eval_shape adds a sharding to an abstract Variable
-            self.set_raw_value(jax.ShapeDtypeStruct((*value.shape, 2), np.uint32, sharding=value.sharding))
-            return
         raw = self.words()
         wraps = isinstance(value, jax.Array) and value.dtype == jnp.int32
         if not wraps and index is ...:

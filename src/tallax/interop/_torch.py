@@ -66,7 +66,7 @@ def from_torch(
         >>> state = {"weight": np.ones((3, 2), np.float32), "bias": np.zeros(3, np.float32)}
         >>> report = tallax.interop.from_torch(state, model)
         >>> report.renamed
-        (('weight', 'model/kernel'), ('bias', 'model/bias'))
+        (('bias', 'model/bias'), ('weight', 'model/kernel'))
     """
     places = _places(model, abstract=True)
     state = state_of(source)

@@ -57,7 +57,7 @@ class Statistic(EvalAware, abc.ABC):
                     fix='axis_name="data", or axis_name=("data", "model")',
                 )
             )
-        self.axis_name = axis_name
+        self.axis_name: AxisName | None = axis_name
 
     def update(self, x: Any, *, where: Any = None) -> None:
         """Takes in every entry of `x`, or those where `where` is true; does nothing in eval mode.

@@ -133,7 +133,8 @@ class Histogram(Counts):
         super().__init__(axis_name=axis_name)
         ends = as_number(low), as_number(high)
         is_count = isinstance(bins, int | np.integer) and not isinstance(bins, bool) and 1 <= bins <= _MOST_BINS
-        self.low, self.high = (math.nan if end is None else end for end in ends)
+        self.low: float = math.nan if ends[0] is None else ends[0]
+        self.high: float = math.nan if ends[1] is None else ends[1]
         self.bins: int = int(bins) if is_count else 1
         in_order = -(2.0**127) < self.low < self.high < 2.0**127  # false of NaN
         if not (is_count and in_order) or np.any(np.diff(self.edges) <= 0):
