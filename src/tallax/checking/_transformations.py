@@ -164,7 +164,7 @@ def no_tangent(x: Any) -> Any:
 
 def _vjp(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
     def step(model: Any, batch: Batch) -> tuple[jax.Array, ...]:
-        outputs, pull = nnx.vjp(lambda model: call(model, batch), model)
+        outputs, pull, *_ = nnx.vjp(lambda model: call(model, batch), model)
         pull(jax.tree.map(no_tangent, outputs))
         return outputs
 
