@@ -20,8 +20,14 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 import tallax
+from tallax.checkpoints._folders import told
 from tallax.checkpoints._manifest import Manifest
 from tallax.interop import from_linen, from_torch, to_linen, to_torch
+
+
+def unreadable(model):
+    with told("runs/7", "can't be read"):  # as around every call of Orbax, whose own words vary
+        raise OSError("the disk is gone")
 
 
 def in_a_folder(act):
@@ -280,6 +286,14 @@ extra: is kept as JSON.
 the checkpoint: what is not on all devices together is the same in all processes, as only one's is written.
   got:  other items, arrays or names in another process
   fix:  tallax.assert_replicated(model, only=...), which names the first that differs""",
+    ),
+    "restore-unreadable": (
+        unreadable,
+        tallax.CheckpointError,
+        """\
+runs/7: can't be read.
+  got:  OSError: the disk is gone
+  fix:  look for a full disk, rights, or a damaged file; an earlier checkpoint may be whole""",
     ),
     "restore-nothing": (
         in_a_folder(lambda model: tallax.restore("no/such", model)),

@@ -116,11 +116,11 @@ class FullDisk(NoSink):
         return "FullDisk"
 
 
-def logged(act, *, sink=NoSink(), **options):
+def logged(act, *, sink=None, **options):
     """Returns a use of a Logger."""
 
     def use(model):
-        with tallax.Logger(sink, **{"every": 1, **options}) as log:
+        with tallax.Logger(sink or NoSink(), **{"every": 1, **options}) as log:
             act(log, model)
 
     return use
