@@ -157,7 +157,7 @@ def test_random_programs(program):
 @pytest.mark.thorough
 @pytest.mark.usefixtures("quick_compilation")
 @hypothesis.seed(SEED + 1)
-@drawn(5 * COUNT)
+@drawn(3 * COUNT)
 @given(programs.programs())
 def test_more_random_programs(program):
     """The same, of other programs."""

@@ -331,7 +331,7 @@ def test_a_scheduled_value_gets_an_int32_array(schedule, step):
     value = scheduled(step)
     assert float(value) == np.float32(schedule(jnp.int32(0 if step is None else 3)))
     assert "Scheduled(" in repr(scheduled)
-    assert float(scheduled.read(np.asarray(scheduled.state))) == float(value)
+    assert float(scheduled.read({"state": np.asarray(scheduled.state)})) == float(value)
 
 
 # --- scheduled --------------------------------------------------------------------------------------------------------
