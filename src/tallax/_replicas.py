@@ -25,7 +25,7 @@ AxisName: TypeAlias = Hashable | tuple[Hashable, ...]
 
 
 class Combination(NamedTuple):
-    """How the increments of replicas are combined before a state takes them in.
+    """The reduction of an increment over replicas, before it is added to a state.
 
     Attributes:
         over: the axes that they are summed over.

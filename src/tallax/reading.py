@@ -214,7 +214,7 @@ def _or_unreadable(value: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Entry:
-    """What some objects hold under one name: a Variable of its own, or a statistic or `Scheduled` with its Variables.
+    """The state under one name: a Variable of its own, or a statistic or `Scheduled` with its Variables.
 
     Attributes:
         name: its path, joined by slashes.
@@ -235,7 +235,7 @@ class Entry:
 
     @functools.cached_property
     def description(self) -> Item:
-        """What the item is, whatever its value: the dtype and shape are those of the largest array."""
+        """The kind, shape and size, without the value; dtype and shape are those of the largest array."""
         item = self.item
         raw = item.get_raw_value()
         shape, kind = raw.shape, type(item if self.owner is None else self.owner).__name__

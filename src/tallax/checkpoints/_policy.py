@@ -21,7 +21,7 @@ Unexpected: TypeAlias = Literal["error", "ignore"] | Sequence[str]
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """What a restore does about what differs.
+    """The policy of a restore for names that are missing, unexpected or renamed.
 
     Attributes:
         missing: which arrays of the objects may be missing from the checkpoint.

@@ -102,7 +102,7 @@ def some(names: Iterable[str], most: int = 3) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Spelling:
-    """How `rename=` spells names, which other libraries separate by dots.
+    """The spelling of names in `rename=`; other libraries separate the parts by dots.
 
     Attributes:
         saved: from the name of an array in the checkpoint to its spelling.

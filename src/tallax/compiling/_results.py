@@ -32,7 +32,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Shape:
-    """How a result is built from its arrays and the bound objects.
+    """The structure of a result, to build it from its arrays and the bound objects.
 
     Attributes:
         structure: that of the result, in which references are leaves.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which counts a step only adds to, and which of these it reads: read off its jaxpr.
+"""Finds in a jaxpr the counts that a step only adds to, and those of them that it reads.
 
 Each count enters the jaxpr in two parts (see `Pending`): its base, which is the count before the step, and a word that
 starts at 0, to which the step adds. A count may stay in two parts only if everything that happens to both parts is one
@@ -43,7 +43,7 @@ class _Base:
 
 @dataclass(frozen=True)
 class _Added:
-    """What was added to it so far, at most `bound`."""
+    """The word that was added to the count so far, at most `bound`."""
 
     number: int
     bound: int
@@ -58,7 +58,7 @@ class _Fixed:
 
 @dataclass(frozen=True)
 class _Amount:
-    """What an increment adds, at most `bound`."""
+    """The amount of an increment, at most `bound`."""
 
     bound: int
 
@@ -68,7 +68,7 @@ _Part: TypeAlias = _Base | _Added | _Fixed | _Amount | None
 
 @dataclass
 class Uses:
-    """What a step does with its counts, by their numbers.
+    """The uses that a step makes of its counts, by their numbers.
 
     Attributes:
         read: counts whose base is read.

@@ -71,7 +71,7 @@ class StepClock:
 
     @property
     def has_started(self) -> bool:
-        """Whether there was a record."""
+        """True after the first record."""
         return self._next is not None
 
     def is_due(self, step: int) -> bool:
@@ -84,7 +84,7 @@ class StepClock:
 
     @property
     def left(self) -> int:
-        """How many steps are to elapse until a record is due."""
+        """The number of steps until a record is due."""
         return 0 if self._next is None else self._next - self.now
 
     @property

@@ -24,7 +24,7 @@ from tallax_runs._record import Bins
 
 
 class Statistic(EvalAware, abc.ABC):
-    """What every statistic is: a module that owns its state and is fed by `update`.
+    """A module that owns its state and is fed by `update`: the base of every statistic.
 
     A subclass keeps its counts in a `Counter`, and what else it needs in a `Buffer`, whose dtype it declares in
     `_dtypes`. It says in `_configuration` what two statistics must share to be merged. `merge` is associative, and a
