@@ -146,11 +146,14 @@ def test_every_item(item):
     assert step.traces == 1
 
 
+NOT_IN_A_STEP = (
+    "pickle", "jit_partial", "cached_partial", "jit, donated", "plain calls", "compile_step", "compile_step of cond",
+)  # fmt: skip
 CELLS = {
     f"{t.name}-{mode.name}": (t, mode)
     for t in TRANSFORMATIONS
     for mode in (package.GRAPH, package.TREE)
-    if t.run_in(mode) and t.name not in ("pickle", "jit_partial", "cached_partial", "jit, donated", "plain calls")
+    if t.run_in(mode) and t.name not in NOT_IN_A_STEP
 }
 
 
@@ -183,6 +186,31 @@ def test_every_transformation_within_a_step(cell):
     for name in EXACT:
         part = other.parts[name]
         assert [x.tobytes() for x in leaves(part)] == [x.tobytes() for x in leaves(model.parts[name])], name
+
+
+@pytest.mark.parametrize(
+    "outer", [nnx.jit, lambda f: lambda model, x: tallax.compile_step(f, model)(x)], ids=["jit", "step"]
+)
+@pytest.mark.parametrize(
+    "made",
+    [lambda: nnx.Dict(n=nnx.Variable(jnp.zeros(2))), lambda: nnx.Dict(n=tallax.Counter())],
+    ids=["Variable", "Counter"],
+)
+def test_a_step_made_inside_another_one_raises(outer, made):
+    """A step called inside another trace raises TraceError, and leaves the objects usable."""
+    model = made()
+
+    def inner(model, x):
+        model.n[...] += 1
+        return x
+
+    def run(model, x):
+        return tallax.compile_step(inner, model)(x)
+
+    with pytest.raises(tallax.TraceError, match="call the step outside"):
+        outer(run)(model, jnp.ones(2))
+    nnx.jit(inner)(model, jnp.ones(2))
+    assert np.asarray(model.n[...]).max() == 1
 
 
 def test_several_steps_in_one_program():

@@ -25,8 +25,8 @@ _REDUCTIONS = ("sum", "max", "min", "same")
 _DECLARED = ("persistent", "reduce", "shares")  # as metadata, which a dict of others does not replace
 _MISSING = object()
 
-# Bound once: a count passes through both, and super() would add a tenth to its time.
-_set_attribute, _set_raw_value = nnx.Variable.__setattr__, nnx.Variable.set_raw_value
+# Bound once: every write passes through it, and super() would add a twentieth to the time of a count.
+_set_attribute = nnx.Variable.__setattr__
 
 
 class Shares(NamedTuple):
@@ -265,7 +265,8 @@ class Item(nnx.Variable[Any]):
     def set_raw_value(self, value: Any, **options: Any) -> None:
         """Replaces the raw value without a check of it; raises if the item is of another trace."""
         try:
-            _set_raw_value(self, value, **options)
+            # Looked up at each call, since statecheck watches the writes by replacing the method of the class.
+            nnx.Variable.set_raw_value(self, value, **options)
         except flax.errors.TraceContextError:
             raise self._of_another_trace() from None
 

@@ -16,7 +16,8 @@ from flax import nnx
 
 from tallax._errors import HeldError, TraceError, compose
 from tallax._placement import is_traced
-from tallax._variables import Counter, Held, Item
+from tallax._variables import Counter, Held, Item, Pending
+from tallax.compiling._refusals import in_a_trace
 
 _SMALL = 2**16  # bytes; of these a step may well keep two copies
 _TIME = operator.attrgetter("time")
@@ -44,8 +45,10 @@ class Form:
 
     @classmethod
     def of(cls, variable: nnx.Variable[Any]) -> Form:
-        """Returns the form of a Variable that has its value."""
+        """Returns the form of a Variable that has its value; raises `TraceError` if it is inside a trace."""
         raw = variable.get_raw_value()
+        if isinstance(raw, Pending) or is_traced(raw):
+            raise in_a_trace()
         is_array = isinstance(raw, jax.Array | np.ndarray)
         is_packed = isinstance(variable, Counter) and not variable.shares
         is_packed = is_packed and (isinstance(raw, np.ndarray) or raw.is_fully_replicated)
