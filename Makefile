@@ -55,7 +55,7 @@ format: $(VENV)/.dev  ## mend style and format where that is safe
 	$(BIN)/ruff format .
 
 pages: $(VENV)/.dev  ## write docs/lint from the linter's rules
-	$(BIN)/python -m tallax_lint._explain docs/lint
+	$(BIN)/python -m tallax.lint._explain docs/lint
 
 notebook: $(VENV)/.dev  ## run docs/tutorial.md, and write docs/tutorial.ipynb with what it prints
 	$(BIN)/python docs/_notebook.py docs/tutorial.md docs/tutorial.ipynb

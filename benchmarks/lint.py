@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks._timing import Case, Group
-from tallax_lint import Config, lint
+from tallax.lint import Config, lint
 
 # In lines a second, as an issue promises.
 _MENTIONING, _OTHERS = 60_000, 600_000
@@ -44,7 +44,7 @@ def group(most: int = 60_000) -> Group:
         Case(name="python, nothing", make=lambda: _process("-c", "pass"), reference="python, nothing"),
         Case(
             name="tallax lint, from start to finish on one line",
-            make=lambda: _process("-m", "tallax_lint", "-", text=b"from flax import nnx\n"),
+            make=lambda: _process("-m", "tallax.lint", "-", text=b"from flax import nnx\n"),
             reference="python, nothing",
             limit_seconds=_START_SECONDS,
         ),

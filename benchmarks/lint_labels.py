@@ -13,8 +13,8 @@ import json
 import pathlib
 import sys
 
-from tallax_lint import Config, lint
-from tallax_lint.rules import RULES
+from tallax.lint import Config, lint
+from tallax.lint.rules import RULES
 
 # The share of bugs to be found over all rules, and by each rule that has a few of them; of fine places to be reported.
 _ALL, _EACH, _FEW, _WRONGLY = 0.85, 0.70, 5, 0.05

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from tallax_lint import Edit, Finding, Rule, _cli, _config, _engine, _explain, _output
+from tallax.lint import Edit, Finding, Rule, _cli, _config, _engine, _explain, _output
 
 RULES = tuple(
     Rule(code=code, slug=slug, title=title, why=f"Why {slug}.\n", bad="bad = 1\n", good="good = 1\n", fix=fix)

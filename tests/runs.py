@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tallax_runs import Bins, Item, Record
-from tallax_runs._format import FIRST_LINE, Encoder
+from tallax.runs import Bins, Item, Record
+from tallax.runs._record_format import FIRST_LINE, Encoder
 
 ITEMS = {
     "seen": Item("Counter", (), "uint32", 8, True),

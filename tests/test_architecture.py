@@ -216,7 +216,7 @@ with jax.checking_leaks():
     assert ended.stdout == "0\n"
 
 
-@pytest.mark.parametrize("package", ["tallax_lint", "tallax_runs"])
+@pytest.mark.parametrize("package", ["tallax.lint", "tallax.runs"])
 def test_packages_without_jax(package):
     """What looks at source or at runs imports no JAX and no tallax, and nothing in a circle."""
     above: dict[str, set[str]] = {}

@@ -220,7 +220,7 @@ def test_an_interrupt_gives_the_partial_report(file):
 @pytest.mark.thorough
 def test_ctrl_c_prints_the_partial_report(file, tmp_path):
     """The signal that a terminal sends ends the command with 2, with the report of the checks until then."""
-    command = [sys.executable, "-c", "from tallax_cli import main; main()", "check", f"{file}:HangsLater"]
+    command = [sys.executable, "-c", "from tallax.cli import main; main()", "check", f"{file}:HangsLater"]
     process = subprocess.Popen(
         [*command, "--inputs", "float32[3]"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -589,7 +589,7 @@ def test_from_start_to_grade(tmp_path):
     path = tmp_path / "solution.py"
 
     def tallax_check(*args):
-        command = [sys.executable, "-c", "from tallax_cli import main; main()", "check", *args]
+        command = [sys.executable, "-c", "from tallax.cli import main; main()", "check", *args]
         return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
     started = tallax_check("--start", str(path))

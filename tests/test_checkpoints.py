@@ -22,8 +22,8 @@ from flax import nnx
 from orbax.checkpoint.experimental import v1
 
 import tallax
-from tallax.checkpoints._leaves import _sum_of, _sum_on_host, sums_of
-from tallax.checkpoints._loop import _tell_of_what_is_lost
+from tallax.checkpoints._manager import _tell_of_what_is_lost
+from tallax.checkpoints._serialize import _sum_of, _sum_on_host, sums_of
 from tests.cases import ITEMS, MODES, Everything, assert_same_state, batch, leaves
 
 MESH = jax.sharding.Mesh(np.array(jax.devices()), ("data",))

@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 import tallax
 from tallax import sinks
-from tallax_runs import Record
+from tallax.runs import Record
 from tests.runs import record
 
 

@@ -6,10 +6,10 @@ import re
 from importlib import resources
 
 import tallax
-import tallax_cli
+import tallax.cli
 from tallax.checking import RULES
 from tallax.checking._collecting import _TIER
-from tallax_lint import lint
+from tallax.lint import lint
 from tests.corpus.case import RULES as CORPUS_RULES
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -61,6 +61,6 @@ def test_code_is_narrow():
 def test_every_command_is_on_its_page():
     """The page of the command line has each command that there is, in alphabetical order."""
     rows = re.findall(r"^\| `tallax (\w+)[ `]", (DOCS / "command-line.md").read_text(), flags=re.MULTILINE)
-    commands = re.findall(r"@app\.command\(.*\)\n    def (\w+)", pathlib.Path(tallax_cli.__file__).read_text())
+    commands = re.findall(r"@app\.command\(.*\)\n    def (\w+)", pathlib.Path(tallax.cli.__file__).read_text())
     assert rows == sorted(commands)
     assert len(commands) > 5

@@ -23,11 +23,11 @@ class Without:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Without())
-import tallax_cli; tallax_cli.main()
+import tallax.cli; tallax.cli.main()
 """
 
 
-def doctor(*arguments, code="import tallax_cli; tallax_cli.main()", **environment):
+def doctor(*arguments, code="import tallax.cli; tallax.cli.main()", **environment):
     """Runs `tallax doctor` and returns what it printed."""
     command = [sys.executable, "-W", "error", "-c", code, "doctor", *arguments]
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", **environment}

@@ -1559,11 +1559,11 @@ def test_a_missing_extra_names_the_install_line():
 
 def test_without_typer_the_command_says_what_to_install(monkeypatch, capsys):
     """The command exits with 2 and the install line where the extra is missing."""
-    import tallax_cli
+    import tallax.cli
 
     monkeypatch.setitem(sys.modules, "typer", None)
     with pytest.raises(SystemExit) as stopped:
-        tallax_cli.main()
+        tallax.cli.main()
     assert stopped.value.code == 2
     assert "pip install 'tallax[cli]'" in capsys.readouterr().err
 

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tallax
+from tallax.runs._record_format import Decoder, Encoder
 from tallax.sinks import Bins, Item, Jsonl, Record
-from tallax_runs._format import Decoder, Encoder
 
 names = st.text(min_size=1, max_size=8)
 counts = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5)

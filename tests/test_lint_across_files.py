@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from tallax_lint import Config, lint
+from tallax.lint import Config, lint
 
 BASE = """\
 import jax.numpy as jnp

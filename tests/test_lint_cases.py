@@ -12,11 +12,11 @@ import re
 
 import pytest
 
-from tallax_lint import Config, _fixes, lint
-from tallax_lint._reading import decoded
-from tallax_lint._run import judged
-from tallax_lint._source import Source
-from tallax_lint.rules import RULES
+from tallax.lint import Config, _fixes, lint
+from tallax.lint._lint import judged
+from tallax.lint._reading import decoded
+from tallax.lint._source import Source
+from tallax.lint.rules import RULES
 
 CASES = pathlib.Path(__file__).parent / "lint_cases"
 PAGES = pathlib.Path(__file__).parents[1] / "docs" / "lint"

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from tallax_lint import _cli
-from tallax_lint._files import found, matches
+from tallax.lint import _cli
+from tallax.lint._files import found, matches
 from tests.fake_rules import install, ran
 
 

@@ -16,12 +16,12 @@ import types
 import pytest
 import yaml
 
-import tallax_lint
-from tallax_lint import _cli, _engine, _explain
+import tallax.lint
+from tallax.lint import _cli, _engine, _explain
 from tests.fake_rules import findings_in, install, notebook, ran
 
 ROOT = pathlib.Path(__file__).parents[1]
-TALLAX = [sys.executable, "-W", "error", "-c", "import tallax_cli; tallax_cli.main()"]
+TALLAX = [sys.executable, "-W", "error", "-c", "import tallax.cli; tallax.cli.main()"]
 
 
 @pytest.fixture(autouse=True)
@@ -206,7 +206,7 @@ def test_ctrl_c_and_a_broken_pipe_end_quietly(capsys, monkeypatch):
 
     monkeypatch.setattr(_engine, "findings_in", interrupted)
     assert ran(capsys, ".") == (130, [], [])
-    script = "import os, signal; from tallax_lint._cli import main; raise SystemExit(main(['--list-rules']))"
+    script = "import os, signal; from tallax.lint._cli import main; raise SystemExit(main(['--list-rules']))"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
@@ -244,14 +244,14 @@ def test_list_rules(capsys):
 
 
 def test_the_function(tmp_path):
-    """`tallax_lint.lint` says what the command says."""
+    """`tallax.lint.lint` says what the command says."""
     write("a.py", "PARAM\nODD\n")
-    report = tallax_lint.lint(["."], tallax_lint.Config(ignore=("odd-one",)))
+    report = tallax.lint.lint(["."], tallax.lint.Config(ignore=("odd-one",)))
     assert [finding.code for finding in report.findings] == ["TLX001"]
     assert (report.problems, report.status, list(report.sources)) == ([], 1, ["a.py"])
-    assert tallax_lint.lint([str(tmp_path / "a.py")]).findings == [
+    assert tallax.lint.lint([str(tmp_path / "a.py")]).findings == [
         finding._replace(path=str(tmp_path / "a.py"))
-        for finding in findings_in(tallax_lint.lint(["a.py"]).sources.values())
+        for finding in findings_in(tallax.lint.lint(["a.py"]).sources.values())
     ]
 
 
@@ -261,16 +261,16 @@ def test_it_starts_without_jax_and_without_typer():
     script = (
         "import sys; before = set(sys.modules) | {'typer'}\n"
         "sys.modules['typer'] = None; sys.argv = ['tallax', 'lint', 'a.py', '--format', 'sarif']\n"
-        "import tallax_cli\n"
-        "try: tallax_cli.main()\n"
+        "import tallax.cli\n"
+        "try: tallax.cli.main()\n"
         "except SystemExit as end: assert end.code == 0\n"
         "imported = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
-        "assert imported - sys.stdlib_module_names == {'tallax_cli', 'tallax_lint'}, imported\n"
+        "assert imported - sys.stdlib_module_names == {'tallax.cli', 'tallax.lint'}, imported\n"
     )
     done = process(sys.executable, "-c", script)
     assert done.returncode == 0, done.stderr
     assert "lint" in process(*TALLAX, "--help").stdout
-    with_typer = "import sys, tallax_cli; sys.argv = ['tallax', '--', 'lint', '--list-rules']; tallax_cli.main()"
+    with_typer = "import sys, tallax.cli; sys.argv = ['tallax', '--', 'lint', '--list-rules']; tallax.cli.main()"
     assert process(sys.executable, "-c", with_typer).stdout.startswith("TLX0")
     assert process(*TALLAX, "lint", "none.py").returncode == 2
 

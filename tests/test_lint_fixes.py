@@ -11,8 +11,8 @@ import stat
 
 import pytest
 
-from tallax_lint import Edit, Finding, _fixes
-from tallax_lint._reading import decoded
+from tallax.lint import Edit, Finding, _fixes
+from tallax.lint._reading import decoded
 from tests.fake_rules import install, notebook, ran
 
 

@@ -9,12 +9,12 @@ import textwrap
 import flax
 import pytest
 
-from tallax_lint import Config, lint
-from tallax_lint._index import File
-from tallax_lint._outline import Outline, outlined
-from tallax_lint._source import Source
-from tallax_lint._tree import Tree
-from tallax_lint._walk import walk
+from tallax.lint import Config, lint
+from tallax.lint._index import File
+from tallax.lint._outline import Outline, outlined
+from tallax.lint._project import Tree
+from tallax.lint._source import Source
+from tallax.lint._walk import walk
 
 FLAX = pathlib.Path(flax.__file__).parent
 

@@ -11,10 +11,10 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from tallax_lint import Config, _engine, _fixes, lint
-from tallax_lint._reading import decoded, read
-from tallax_lint._run import judged
-from tallax_lint._source import Problem, Source
+from tallax.lint import Config, _engine, _fixes, lint
+from tallax.lint._lint import judged
+from tallax.lint._reading import decoded, read
+from tallax.lint._source import Problem, Source
 from tests import fake_rules
 
 NNX = b"from flax import nnx\n"

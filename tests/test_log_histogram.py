@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import tallax
-from tallax.statistics import Activity, Histogram, LogHistogram, Rate, _slots
-from tallax_runs._bars import one_line
+from tallax.runs._bars import one_line
+from tallax.statistics import Activity, Histogram, LogHistogram, Rate, _bincount
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)  # subnormal numbers included
 
@@ -150,21 +150,21 @@ def test_impossible_quantiles_raise(q):
 # --- counting slots ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", [_slots.in_order, _slots.in_pairs, _slots.in_groups, "count_slots"])
+@pytest.mark.parametrize("form", [_bincount.in_order, _bincount.in_pairs, _bincount.in_groups, "count_slots"])
 @pytest.mark.parametrize("length", [1, 7, 69, 127, 128, 1000])
 @pytest.mark.parametrize("size", [0, 1, 2, 63, 1001])
 def test_every_form_counts_alike(form, length, size):
     """All forms of the inner loop, each meant for some platform, count what NumPy counts and drop what is marked."""
     x = np.random.default_rng(0).integers(0, length, size).astype(np.int32)
     mask = np.random.default_rng(1).random(size) < 0.7
-    count = _slots.count_slots if form == "count_slots" else form
+    count = _bincount.count_slots if form == "count_slots" else form
     for where, expected in ((None, x), (mask, x[mask])):
         counts = jax.jit(lambda x, where: count(lambda x: x, x, where, length=length))(x, where)
         assert counts.dtype == jnp.uint32
         assert counts.tolist() == np.bincount(expected, minlength=length).tolist()
 
 
-@pytest.mark.parametrize("form", [_slots.in_order, _slots.in_pairs, _slots.in_groups])
+@pytest.mark.parametrize("form", [_bincount.in_order, _bincount.in_pairs, _bincount.in_groups])
 @pytest.mark.parametrize("shape", [(7, 9), (65, 3), (2, 0), (3, 2, 129)])
 def test_every_form_takes_any_shape(form, shape):
     """Values are counted in the shape they have, whatever axis is even, odd, long or empty."""

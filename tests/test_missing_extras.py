@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 # Of each extra: what is not installed, and a use of it.
 USES = {
-    "cli": ("typer", "import tallax_cli; tallax_cli.main()"),
+    "cli": ("typer", "import tallax.cli; tallax.cli.main()"),
     "console": ("rich", "tallax.sinks.Console()"),
     "mlflow": ("mlflow", "tallax.sinks.MLflow(experiment='e')"),
     "parquet": ("pyarrow", "tallax.sinks.Parquet('run')"),

@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from tallax_runs import Bins, History, Record, RunError
-from tallax_runs._panels import heat_of, panels_of, panels_over_each_other
-from tallax_runs._plot import draw, plot
+from tallax.runs import Bins, History, Record, RunError
+from tallax.runs._panels import heat_of, panels_of, panels_over_each_other
+from tallax.runs._plot import draw, plot
 from tests.runs import EDGES, odd_records, record, write
 
 
@@ -159,7 +159,7 @@ def test_more_panels_than_a_page_holds(tmp_path):
 def test_the_command(tmp_path):
     """It prints the files that it wrote."""
     runs = [str(write(tmp_path / name, [record(1), record(2)])) for name in "ab"]
-    command = [sys.executable, "-W", "error", "-c", "import tallax_cli; tallax_cli.main()", "plot", *runs]
+    command = [sys.executable, "-W", "error", "-c", "import tallax.cli; tallax.cli.main()", "plot", *runs]
     output = tmp_path / "new" / "both.svg"
     done = subprocess.run([*command, "-o", output, "--items", "loss"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{output}\n", "")

@@ -16,15 +16,15 @@ import sys
 import pytest
 from rich.console import Console
 
-import tallax_runs
-from tallax_runs import Record, Run
-from tallax_runs._format import FIRST_LINE
-from tallax_runs._plot import plot
-from tallax_runs._show import read, rendered
-from tallax_runs._shown import as_json
+import tallax.runs
+from tallax.runs import Record, Run
+from tallax.runs._plot import plot
+from tallax.runs._record_format import FIRST_LINE
+from tallax.runs._show import read, rendered
+from tallax.runs._shown import as_json
 from tests.runs import ITEMS, odd_records, record, write
 
-COMMAND = [sys.executable, "-W", "error", "-c", "import tallax_cli; tallax_cli.main()", "show"]
+COMMAND = [sys.executable, "-W", "error", "-c", "import tallax.cli; tallax.cli.main()", "show"]
 
 
 def shown(folder, width=120, items=()):
@@ -214,7 +214,7 @@ def test_the_text(name, tmp_path, monkeypatch):
     act, text = CASES[name]
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "run"
-    with pytest.raises(tallax_runs.RunError) as caught:
+    with pytest.raises(tallax.runs.RunError) as caught:
         act(folder)
     assert str(caught.value).replace(str(folder), "RUN") == text
 
@@ -224,7 +224,7 @@ def test_every_error_is_covered():
     rules = set()
     for name, module in list(sys.modules.items()):
         # That a package is missing is worded in the test below.
-        if name.startswith("tallax_runs.") and name != "tallax_runs._errors":
+        if name.startswith("tallax.runs.") and name != "tallax.runs._errors":
             source = inspect.getsource(module)
             rules |= set(re.findall(r'laid_out\(\s*[^,]+,\s*f?"([^"{]{12,})', source))
     assert len(rules) >= 6
@@ -261,8 +261,8 @@ def test_a_missing_extra_names_the_install_line(monkeypatch, module, missing, li
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return real(name, *arguments, **options)
 
-    monkeypatch.delitem(sys.modules, f"tallax_runs.{module}", raising=False)
+    monkeypatch.delitem(sys.modules, f"tallax.runs.{module}", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(tallax_runs.MissingExtraError) as caught:
-        importlib.import_module(f"tallax_runs.{module}")
+    with pytest.raises(tallax.runs.MissingExtraError) as caught:
+        importlib.import_module(f"tallax.runs.{module}")
     assert str(caught.value) == line

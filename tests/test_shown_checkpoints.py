@@ -105,7 +105,7 @@ def test_a_checkpoint_of_orbax_alone(tmp_path):
 
 def test_a_kind_that_is_not_known_here_is_a_plain_array(model, tmp_path, monkeypatch):
     """A statistic of the user's own, whose class `show` does not import, has its words."""
-    monkeypatch.delitem(tallax.checkpoints._shown._READABLE, "Rate")
+    monkeypatch.delitem(tallax.checkpoints._inspect._READABLE, "Rate")
     tallax.save(tmp_path / "saved", model)
     found = shown(tmp_path / "saved")
     assert found.items["model/rate"].kind == "Rate"
@@ -117,7 +117,7 @@ def test_a_kind_that_is_not_known_here_is_a_plain_array(model, tmp_path, monkeyp
 def test_the_command(model, tmp_path):
     """`tallax show` prints it, as JSON too, and says so where there is nothing."""
     tallax.save(tmp_path / "saved", model)
-    command = [sys.executable, "-c", "from tallax_cli import main; main()", "show"]
+    command = [sys.executable, "-c", "from tallax.cli import main; main()", "show"]
 
     def run(*arguments):
         return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120, check=False)

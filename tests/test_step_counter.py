@@ -187,7 +187,7 @@ except RuntimeError:
 def test_the_command_line_counts(arguments, code, text):
     """`tallax count` prints the pair, and an error without a traceback."""
     pytest.importorskip("typer")
-    program = [sys.executable, "-c", "from tallax_cli import main; main()", *arguments]
+    program = [sys.executable, "-c", "from tallax.cli import main; main()", *arguments]
     done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == code, done.stderr
     assert text in (done.stdout if code == 0 else done.stderr)

@@ -10,7 +10,7 @@ from pathlib import Path
 import jupytext
 import pytest
 
-from tallax_lint import lint
+from tallax.lint import lint
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, NOTEBOOK = DOCS / "tutorial.md", DOCS / "tutorial.ipynb"

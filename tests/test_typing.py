@@ -62,5 +62,5 @@ def test_every_public_name_is_used():
 
 def test_packages_say_that_they_are_typed():
     """Each package has its marker, without which type checkers take nothing from it."""
-    for package in ("tallax", "tallax_lint", "tallax_runs"):
+    for package in ("tallax", "tallax.lint", "tallax.runs"):
         assert (Path(tallax.__file__).parents[1] / package / "py.typed").exists()

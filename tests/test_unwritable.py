@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 import tallax
-from tallax.logging._numbers import _distribution  # double precision comes to a Logger under x64 only
+from tallax.logging._flatten import _distribution  # double precision comes to a Logger under x64 only
 from tallax.sinks import Bins, Record
 from tests.test_step_clock import Steps
 

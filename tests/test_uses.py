@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 
 import tallax
-from tallax._limbs import WORD
-from tallax._variables import Pending
-from tallax.compiling._uses import uses
+from tallax._uint64 import WORD
+from tallax.compiling._jaxpr_analysis import uses
+from tallax.variables import Pending
 
 INT32 = np.int32(5)
 MASK = np.ones(7, bool)

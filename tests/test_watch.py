@@ -21,15 +21,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tallax_runs import Bins, History, Record, Run
-from tallax_runs._axis import Axis
-from tallax_runs._bars import bars_of, one_line, sparkline
-from tallax_runs._format import Encoder
-from tallax_runs._table import speed_of, table
-from tallax_runs._wording import ago, change, number
+from tallax.runs import Bins, History, Record, Run
+from tallax.runs._axis import Axis
+from tallax.runs._bars import bars_of, one_line, sparkline
+from tallax.runs._number_format import ago, change, number
+from tallax.runs._record_format import Encoder
+from tallax.runs._table import speed_of, table
 from tests.runs import odd_records, record, write
 
-COMMAND = [sys.executable, "-W", "error", "-c", "import tallax_cli; tallax_cli.main()"]
+COMMAND = [sys.executable, "-W", "error", "-c", "import tallax.cli; tallax.cli.main()"]
 
 
 def history(records, keep=None):
@@ -198,9 +198,9 @@ def test_looking_needs_no_jax(tmp_path):
     """None of the commands that look imports JAX, Flax, or tallax, which does."""
     folder = write(tmp_path, [record(1), record(2)])
     script = (
-        "import sys, tallax_cli\n"
-        "from tallax_runs import _drawing, _html, _plot\n"
-        "try: tallax_cli.main()\n"
+        "import sys, tallax.cli\n"
+        "from tallax.runs import _drawing, _html, _plot\n"
+        "try: tallax.cli.main()\n"
         "finally: print({name.partition('.')[0] for name in sys.modules} & {'jax', 'jaxlib', 'flax', 'tallax'})"
     )
     for command in ("watch", "show"):

@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from tallax._errors import TracedReadError as TracedReadError
     from tallax._errors import TraceError as TraceError
     from tallax._module import Module as Module
-    from tallax._variables import Buffer as Buffer
-    from tallax._variables import Counter as Counter
     from tallax._version import __version__ as __version__
     from tallax.checking import statecheck as statecheck
     from tallax.checkpoints import Checkpoints as Checkpoints
@@ -68,9 +66,11 @@ if TYPE_CHECKING:
     from tallax.replicas import combine_replicas as combine_replicas
     from tallax.replicas import per_replica as per_replica
     from tallax.replicas import replica_specs as replica_specs
+    from tallax.runs import Run as Run
+    from tallax.runs import RunError as RunError
     from tallax.schedules import Scheduled as Scheduled
-    from tallax_runs import Run as Run
-    from tallax_runs import RunError as RunError
+    from tallax.variables import Buffer as Buffer
+    from tallax.variables import Counter as Counter
 else:  # so that a type checker reports a name that is not there
     from tallax._lazy import lazily as _lazily
 
@@ -83,7 +83,7 @@ else:  # so that a type checker reports a name that is not there
             "StructureError TallaxError TracedReadError TraceError"
         ),
         "tallax._module": "Module",
-        "tallax._variables": "Buffer Counter",
+        "tallax.variables": "Buffer Counter",
         "tallax._version": "__version__",
         "tallax.checking": "statecheck",
         "tallax.checkpoints": "Checkpoints RestoreReport checkpoint_target from_checkpoint restore save to_checkpoint",
@@ -95,7 +95,7 @@ else:  # so that a type checker reports a name that is not there
         "tallax.reading": "Reading collect snapshot",
         "tallax.replicas": "assert_replicated combine_replicas per_replica replica_specs",
         "tallax.schedules": "Scheduled",
-        "tallax_runs": "Run RunError",
+        "tallax.runs": "Run RunError",
     }
     _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
     __all__ = sorted({"interop", "sinks", "statistics", *_HOMES} - {"__version__"})  # it is not for `import *`

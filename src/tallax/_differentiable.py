@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from tallax._errors import InvalidTypeError, InvalidValueError, TraceError, compose, describe
-from tallax._variables import Buffer, Counter
+from tallax.variables import Buffer, Counter
 
 
 def is_node(x: Any) -> bool:

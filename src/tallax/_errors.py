@@ -39,9 +39,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax._placement import is_traced
-from tallax_runs._errors import MissingExtraError as MissingExtraError
-from tallax_runs._errors import TallaxError, laid_out
+from tallax._arrays import is_traced
+from tallax.runs._errors import MissingExtraError as MissingExtraError
+from tallax.runs._errors import TallaxError, laid_out
 
 _LIBRARIES = tuple(os.path.dirname(file) + os.sep for file in (__file__, flax.__file__, jax.__file__))
 

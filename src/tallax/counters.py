@@ -12,7 +12,7 @@ from flax import nnx
 
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
 from tallax._module import EvalAware
-from tallax._variables import Counter
+from tallax.variables import Counter
 
 
 class StepCounter(EvalAware):

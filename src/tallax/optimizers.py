@@ -22,10 +22,10 @@ import numpy as np
 import optax
 from flax import nnx
 
-from tallax import _limbs
+from tallax import _uint64
+from tallax._arrays import is_traced
 from tallax._errors import InvalidTypeError, InvalidValueError, TracedReadError, compose, describe
 from tallax._factory import Factory
-from tallax._placement import is_traced
 from tallax.schedules import as_array, step_value
 
 
@@ -111,7 +111,7 @@ def clip_by_global_norm(max_norm: float | Callable[[Any], Any]) -> optax.Gradien
         updates: optax.Updates, state: Any, params: optax.Params | None = None, *, step: Any = None, **extra_args: Any
     ) -> tuple[optax.Updates, ClipByGlobalNormState]:
         del params, extra_args
-        limit = threshold(_limbs.to_int32(state.updates) if step is None else as_array(step_value(step)))
+        limit = threshold(_uint64.to_int32(state.updates) if step is None else as_array(step_value(step)))
         norm = jnp.asarray(optax.tree.norm(updates))
         bound = limit.astype(norm.dtype)  # as a Python number beside it would be
         within, above = norm < bound, norm > bound
@@ -121,9 +121,9 @@ def clip_by_global_norm(max_norm: float | Callable[[Any], Any]) -> optax.Gradien
             return jax.lax.select(within, leaf, (leaf / norm.astype(leaf.dtype)) * limit.astype(leaf.dtype))
 
         return jax.tree.map(clip, updates), ClipByGlobalNormState(
-            updates=_limbs.add(state.updates, _limbs.pair(jnp.uint32(1))),
-            clipped=_limbs.add(state.clipped, _limbs.pair(above)),
-            nonfinite=_limbs.add(state.nonfinite, _limbs.pair(~jnp.isfinite(norm))),
+            updates=_uint64.add(state.updates, _uint64.pair(jnp.uint32(1))),
+            clipped=_uint64.add(state.clipped, _uint64.pair(above)),
+            nonfinite=_uint64.add(state.nonfinite, _uint64.pair(~jnp.isfinite(norm))),
             max_norm=limit,
         )
 
@@ -166,7 +166,7 @@ def clip_counts(state: Any) -> ClipCounts:
             )
         )
     updates, clipped, nonfinite, max_norm = map(np.asarray, fields)
-    counts = [int(_limbs.to_uint64(limbs)) for limbs in (updates, clipped, nonfinite)]
+    counts = [int(_uint64.to_uint64(limbs)) for limbs in (updates, clipped, nonfinite)]
     rate = counts[1] / counts[0] if counts[0] else 0.0
     return ClipCounts(*counts, rate=rate, max_norm=float(max_norm))
 
@@ -197,11 +197,11 @@ class _StepSchedule(optax.schedules.StatefulSchedule):
 
     def update(self, state: jax.Array, **extra_args: Any) -> jax.Array:
         del extra_args
-        return _limbs.add(state, _limbs.pair(jnp.uint32(1)))
+        return _uint64.add(state, _uint64.pair(jnp.uint32(1)))
 
     def __call__(self, state: jax.Array, *, step: Any = None, **extra_args: Any) -> jax.Array:
         del extra_args
-        return self.schedule(_limbs.to_int32(state) if step is None else as_array(step_value(step)))
+        return self.schedule(_uint64.to_int32(state) if step is None else as_array(step_value(step)))
 
 
 def scheduled(

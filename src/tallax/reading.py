@@ -16,16 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax import _limbs
+from tallax import _uint64
+from tallax._arrays import home_of, is_committed, is_in_host_memory, is_ready, is_traced, unsplit
+from tallax._display import items_table
 from tallax._errors import InvalidTypeError, TracedReadError, compose, describe
-from tallax._notebooks import items_table
-from tallax._placement import home_of, is_committed, is_in_host_memory, is_ready, is_traced, unsplit
-from tallax._variables import Buffer, Counter
+from tallax.runs import Item
+from tallax.runs._number_format import size
 from tallax.schedules import Scheduled
 from tallax.statistics import Statistic
-from tallax.statistics._base import stored_state
-from tallax_runs import Item
-from tallax_runs._wording import size
+from tallax.statistics._statistic import stored_state
+from tallax.variables import Buffer, Counter
 
 _MANY = 8  # arrays; more are gathered first, so that there is one copy to wait for
 
@@ -258,7 +258,7 @@ class Entry:
         (state,) = states
         if isinstance(self.item, Counter):
             if state.ndim > 1:
-                return _limbs.to_uint64(state)
+                return _uint64.to_uint64(state)
             low, high = state.tolist()
             return low + (high << 32)
         return state if state.ndim else state.item()

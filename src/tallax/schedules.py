@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax import _limbs
+from tallax import _uint64
+from tallax._arrays import as_guarded, is_traced, to_device
+from tallax._display import bundle, card, tree, worded
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
 from tallax._module import EvalAware
-from tallax._notebooks import bundle, card, tree, worded
-from tallax._placement import as_guarded, is_traced, to_device
-from tallax._variables import Buffer, Counter, Pending, refuse_cast
+from tallax.variables import Buffer, Counter, Pending, refuse_cast
 
 _ZERO = np.int32(0)
 _NEEDS_A_VALUE = (
@@ -241,18 +241,18 @@ def step_value(step: Any) -> jax.Array | np.int32:
     if isinstance(step, nnx.Variable):
         step = step.get_value()
     if isinstance(step, Pending):  # likewise, inside `tallax.compile_step`
-        return _limbs.to_int32(step.limbs)
+        return _uint64.to_int32(step.limbs)
     if isinstance(step, np.ndarray | np.generic) and step.ndim == 0 and step.dtype.kind in "iu":
         step = int(step)  # JAX would cut it to 32 bits
     if isinstance(step, int) and not isinstance(step, bool):
-        return np.int32(max(-_limbs.INT32_MAX, min(step, _limbs.INT32_MAX)))
+        return np.int32(max(-_uint64.INT32_MAX, min(step, _uint64.INT32_MAX)))
     if isinstance(step, jax.Array | np.ndarray | np.generic) and jnp.issubdtype(step.dtype, jnp.integer):
         step = jnp.asarray(step)
         if step.shape == ():
-            wide = jnp.iinfo(step.dtype).max > _limbs.INT32_MAX
-            return (jnp.minimum(step, _limbs.INT32_MAX) if wide else step).astype(jnp.int32)
+            wide = jnp.iinfo(step.dtype).max > _uint64.INT32_MAX
+            return (jnp.minimum(step, _uint64.INT32_MAX) if wide else step).astype(jnp.int32)
         if step.shape == (2,) and step.dtype == jnp.uint32:
-            return _limbs.to_int32(step)
+            return _uint64.to_int32(step)
     raise InvalidTypeError(
         compose(
             "step",

@@ -14,9 +14,9 @@ import numpy as np
 from flax import nnx
 
 from tallax._errors import describe
-from tallax._variables import Counter
 from tallax.checking._report import Finding
-from tallax.checking._sources import is_users, line_of_error, place
+from tallax.checking._source_lines import is_users, line_of_error, place
+from tallax.variables import Counter
 
 # (seed, n_calls): no call, one, several, a float that holds a whole number, and seeds past 16 and 31 bits.
 CASES = ((0, 0), (0, 1), (42, 5), (7, 12), (3.0, 4.0), (65_537, 3), (2**31 - 1, 2), (2**32 - 1, 3), (1, 100))

@@ -20,8 +20,8 @@ from tallax.checking._matrix import Results, reported
 from tallax.checking._program import Program
 from tallax.checking._reference import Reference
 from tallax.checking._report import Finding
-from tallax.checking._sources import line_of_assignment
-from tallax.checking._state import Leaf, differences, snapshot
+from tallax.checking._snapshot import Leaf, differences, snapshot
+from tallax.checking._source_lines import line_of_assignment
 
 
 def copies(program: Program, reference: Reference) -> Results:

@@ -13,8 +13,8 @@ from flax import nnx
 
 from tallax._errors import TallaxError
 from tallax.checking._report import Finding
-from tallax.checking._sources import line_of_assignment, line_of_error
-from tallax.checking._state import LEAKED, Difference, Opaque, Snapshot
+from tallax.checking._snapshot import LEAKED, Difference, Opaque, Snapshot
+from tallax.checking._source_lines import line_of_assignment, line_of_error
 
 OUTPUT = "output"
 

@@ -20,7 +20,7 @@ from tallax.checking import _answers
 from tallax.checking._collecting import Collected
 from tallax.checking._matrix import outcome_of
 from tallax.checking._report import Cell, Finding, Outcome, Report
-from tallax.checking._sources import place
+from tallax.checking._source_lines import place
 from tallax.checking._statecheck import check_into
 
 

@@ -16,8 +16,7 @@ from tallax.checking._diagnosis import OUTPUT, diagnosed, diagnosed_outputs, exp
 from tallax.checking._program import Batch, Program
 from tallax.checking._reference import Reference, called, outputs_agree
 from tallax.checking._report import Cell, Finding, Outcome
-from tallax.checking._sources import line_of_assignment
-from tallax.checking._state import (
+from tallax.checking._snapshot import (
     Leaf,
     Snapshot,
     attribute_of,
@@ -27,6 +26,7 @@ from tallax.checking._state import (
     snapshot,
     variables_of,
 )
+from tallax.checking._source_lines import line_of_assignment
 from tallax.checking._transformations import (
     GRAPH,
     MODES,

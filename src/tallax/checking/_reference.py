@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax.checking._program import Program
-from tallax.checking._state import Snapshot, arrays_agree, changed, differences, snapshot
+from tallax.checking._snapshot import Snapshot, arrays_agree, changed, differences, snapshot
 from tallax.checking._transformations import Outputs
 
 

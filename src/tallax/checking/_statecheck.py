@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from tallax._errors import CannotCheckError, InvalidValueError, compose, describe
-from tallax.checking import _copies, _hazards, _holdings, _matrix, _widths
+from tallax.checking import _attribute_checks, _copies, _counter_widths, _matrix, _usage_warnings
 from tallax.checking._collecting import Collected
 from tallax.checking._program import Program, program_of
 from tallax.checking._progress import progress_line
@@ -20,17 +20,17 @@ from tallax.checking._transformations import GRAPH
 
 _CHECKS: tuple[Callable[[Program, Reference], _matrix.Results], ...] = (
     _matrix.reproducible,
-    _holdings.attributes,
-    _holdings.parameters,
+    _attribute_checks.attributes,
+    _attribute_checks.parameters,
     _matrix.lost_writes,
     _matrix.one_trace,
     _matrix.transformations,
     _matrix.lanes,
-    _holdings.eval_mode,
+    _attribute_checks.eval_mode,
     _copies.copies,
-    _widths.widths,
-    _hazards.callbacks,
-    _hazards.silent_losses,
+    _counter_widths.widths,
+    _usage_warnings.callbacks,
+    _usage_warnings.silent_losses,
 )
 
 

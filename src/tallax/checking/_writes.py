@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax._placement import is_traced
-from tallax.checking._sources import users_line
-from tallax.checking._state import variables_of
+from tallax._arrays import is_traced
+from tallax.checking._snapshot import variables_of
+from tallax.checking._source_lines import users_line
 
 _TAG = "tallax_statecheck_path"
 

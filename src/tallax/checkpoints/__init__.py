@@ -6,11 +6,11 @@ that with the objects before it touches them. `save` and `restore` do so with a 
 with a series of them. Orbax itself is imported on first use.
 """
 
-from tallax.checkpoints._loop import Checkpoints as Checkpoints
-from tallax.checkpoints._report import RestoreReport as RestoreReport
-from tallax.checkpoints._restoring import checkpoint_target as checkpoint_target
-from tallax.checkpoints._restoring import from_checkpoint as from_checkpoint
-from tallax.checkpoints._shown import shown as shown
+from tallax.checkpoints._apply import checkpoint_target as checkpoint_target
+from tallax.checkpoints._apply import from_checkpoint as from_checkpoint
+from tallax.checkpoints._inspect import shown as shown
+from tallax.checkpoints._manager import Checkpoints as Checkpoints
+from tallax.checkpoints._restore_report import RestoreReport as RestoreReport
 from tallax.checkpoints._storage import restore as restore
 from tallax.checkpoints._storage import save as save
-from tallax.checkpoints._tree import to_checkpoint as to_checkpoint
+from tallax.checkpoints._to_tree import to_checkpoint as to_checkpoint

@@ -9,12 +9,12 @@ from typing import Any
 
 from tallax._errors import RestoreError, compose
 from tallax.checkpoints._convert import converts, is_same_number
-from tallax.checkpoints._layout import Layout, Wanted, layout_of
-from tallax.checkpoints._leaves import stored_dtype
+from tallax.checkpoints._locate import Layout, Wanted, layout_of
 from tallax.checkpoints._manifest import Entry
 from tallax.checkpoints._policy import Policy
 from tallax.checkpoints._rename import proposal, renamed, some
-from tallax.checkpoints._report import RestoreReport
+from tallax.checkpoints._restore_report import RestoreReport
+from tallax.checkpoints._serialize import stored_dtype
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tallax import _limbs
-from tallax.checkpoints._leaves import KEY, PYTHON, stored_dtype
+from tallax import _uint64
 from tallax.checkpoints._manifest import Entry
+from tallax.checkpoints._serialize import KEY, PYTHON, stored_dtype
 
 _SORTS = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
 
@@ -76,7 +76,7 @@ def exact_counts(name: str, dtype: str, array: np.ndarray) -> tuple[np.ndarray, 
     warning = None
     if array.size and values.max() >= limit:
         warning = f"{name}: was {dtype} at {int(values.max())}, and {why}: the true count may be larger"
-    return _limbs.from_uint64(values.astype(np.uint64)), f"{name}: {dtype} -> exact count", warning
+    return _uint64.from_uint64(values.astype(np.uint64)), f"{name}: {dtype} -> exact count", warning
 
 
 def _limit(dtype: np.dtype) -> tuple[float, str]:

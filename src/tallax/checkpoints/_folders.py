@@ -24,10 +24,10 @@ import jax
 import numpy as np
 
 from tallax._errors import CheckpointError, TallaxError, compose
-from tallax.checkpoints._holders import PYTHON, RESERVED
-from tallax.checkpoints._leaves import KEY, is_placed
+from tallax.checkpoints._apply import Target
+from tallax.checkpoints._collect import PYTHON, RESERVED
 from tallax.checkpoints._manifest import MOST, Manifest, damaged, is_too_much
-from tallax.checkpoints._restoring import Target
+from tallax.checkpoints._serialize import KEY, is_placed
 
 METADATA = "_METADATA"  # what Orbax writes into every folder of a tree
 UNFINISHED = ".orbax-checkpoint-tmp"

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tallax._errors import CheckpointError, InvalidValueError, compose
-from tallax.checkpoints._leaves import size_of, stored_dtype
+from tallax.checkpoints._serialize import size_of, stored_dtype
 
 FORMAT = 1
 MOST = 2**28  # bytes of a manifest, items included

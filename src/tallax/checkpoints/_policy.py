@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeAlias
 from flax import nnx
 
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
-from tallax._variables import Item
 from tallax.checkpoints._rename import Rename, Spelling, check_rename
+from tallax.variables import Item
 
 Missing: TypeAlias = Literal["error", "state", "init"] | Sequence[str | type[nnx.Variable[Any]]]
 Unexpected: TypeAlias = Literal["error", "ignore"] | Sequence[str]

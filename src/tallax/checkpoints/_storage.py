@@ -18,14 +18,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, ReplicasError, compose
+from tallax.checkpoints._apply import Target
+from tallax.checkpoints._collect import RESERVED, named_objects
 from tallax.checkpoints._folders import folder_of, items_of, manifest_of, orbax, outline_of, read_arrays, told
-from tallax.checkpoints._holders import RESERVED, named_objects
 from tallax.checkpoints._policy import Missing, Policy, Unexpected
 from tallax.checkpoints._rename import Rename
-from tallax.checkpoints._report import RestoreReport
-from tallax.checkpoints._restoring import Target
-from tallax.checkpoints._sources import Source
-from tallax.checkpoints._tree import Contents
+from tallax.checkpoints._restore_report import RestoreReport
+from tallax.checkpoints._saved_tree import Source
+from tallax.checkpoints._to_tree import Contents
 
 
 def path_of(path: Any, call: str) -> Path:

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from flax import nnx
 
+from tallax._arrays import is_traced
 from tallax._errors import HeldError, TraceError, compose
-from tallax._placement import is_traced
-from tallax._variables import Counter, Held, Item, Pending
 from tallax.compiling._refusals import in_a_trace
+from tallax.variables import Counter, Held, Item, Pending
 
 _SMALL = 2**16  # bytes; of these a step may well keep two copies
 _TIME = operator.attrgetter("time")

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tallax._arrays import is_committed, placed
 from tallax._errors import StructureError, compose
-from tallax._placement import is_committed, placed
-from tallax._variables import Pending
 from tallax.compiling._cells import Cell, Form, cell_of
 from tallax.compiling._packing import Packing
 from tallax.compiling._structure import dotted
+from tallax.variables import Pending
 
 
 @dataclass(frozen=True)

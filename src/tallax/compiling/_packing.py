@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tallax import _limbs
-from tallax._placement import unsplit
+from tallax import _uint64
+from tallax._arrays import unsplit
 
 
 class Packing:
@@ -31,11 +31,11 @@ class Packing:
     def pack(self, counts: Sequence[np.ndarray]) -> np.ndarray:
         """Returns the array of all counts, given as uint64."""
         flat = np.concatenate([np.ravel(part) for part in counts]) if counts else np.zeros(0, np.uint64)
-        return np.ascontiguousarray(_limbs.from_uint64(flat).T)
+        return np.ascontiguousarray(_uint64.from_uint64(flat).T)
 
     def unpack(self, packed: np.ndarray) -> list[np.ndarray]:
         """Returns all counts as uint64."""
-        flat = _limbs.to_uint64(np.ascontiguousarray(packed.T))
+        flat = _uint64.to_uint64(np.ascontiguousarray(packed.T))
         return [
             flat[start:end].reshape(shape)
             for start, end, shape in zip(self.ends[:-1], self.ends[1:], self.shapes, strict=True)
@@ -73,9 +73,9 @@ class Packing:
         word = jnp.concatenate(words)
         low, high = packed[0] + word, packed[1]
         carried = low < word
-        full = carried & (high == np.uint32(_limbs.WORD))
+        full = carried & (high == np.uint32(_uint64.WORD))
         high = high + carried.astype(jnp.uint32)
-        result = jnp.where(full, jnp.uint32(_limbs.WORD), jnp.stack([low, high]))
+        result = jnp.where(full, jnp.uint32(_uint64.WORD), jnp.stack([low, high]))
         for number, limbs in whole.items():
             result = _put(result, self.ends[number], limbs)
         return result

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from tallax import _limbs
+from tallax import _uint64
 from tallax.compiling._layout import Layout
-from tallax.compiling._state import State
+from tallax.compiling._step_state import State
 from tallax.reading import Entry, Reading
 
 
@@ -61,7 +61,7 @@ class Reader:
         if self._packed:
             packed, *others = copies
             words = np.ascontiguousarray(packed.T)
-            counts = _limbs.to_uint64(words)[self._places].tolist()  # a list of Python integers, at once
+            counts = _uint64.to_uint64(words)[self._places].tolist()  # a list of Python integers, at once
             result.update(zip(self._scalars, counts, strict=True))
         for entry, parts in self._parts:
             result[entry.name] = entry.value([part(words, others) for part in parts])

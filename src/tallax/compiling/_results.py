@@ -16,8 +16,8 @@ import jax
 from flax import nnx
 
 from tallax._errors import InvalidTypeError, compose
-from tallax._variables import Pending
 from tallax.compiling._structure import dotted
+from tallax.variables import Pending
 
 _OBJECTS = (nnx.Pytree, nnx.Variable)
 

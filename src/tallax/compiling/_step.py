@@ -16,19 +16,19 @@ import numpy as np
 from flax import nnx
 from jax.extend.core import jaxpr_as_fun
 
+from tallax._arrays import is_committed, is_traced
 from tallax._errors import InvalidTypeError, TallaxError, compose
-from tallax._placement import is_committed, is_traced
-from tallax._variables import Item, Pending
 from tallax.compiling._arguments import Arguments, values_of
 from tallax.compiling._cells import tracing
-from tallax.compiling._holding import Holding, put_back
+from tallax.compiling._jaxpr_analysis import uses
 from tallax.compiling._layout import Layout
+from tallax.compiling._ownership import Holding, put_back
 from tallax.compiling._refusals import changed, in_a_trace, refuse_objects, written_past
 from tallax.compiling._results import Shape, flatten, refuse_references, with_references
-from tallax.compiling._state import Items, Programs, State
+from tallax.compiling._step_state import Items, Programs, State
 from tallax.compiling._structure import Structure, refuse_shared
-from tallax.compiling._uses import uses
 from tallax.reading import Reading, entries_of, reading_of
+from tallax.variables import Item, Pending
 
 _LOOK_AT = 16  # Variables at each call, and twice as many modules: a few microseconds
 

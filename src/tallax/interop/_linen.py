@@ -10,14 +10,14 @@ import jax
 import numpy as np
 from flax import nnx
 
-from tallax import _limbs
+from tallax import _uint64
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
-from tallax._variables import Buffer, Counter
 from tallax.checkpoints import RestoreReport
-from tallax.checkpoints._holders import joined, key_of
+from tallax.checkpoints._collect import joined, key_of
 from tallax.checkpoints._policy import Missing, Unexpected
 from tallax.checkpoints._rename import Rename, Spelling, renamed
 from tallax.interop._named import MODEL, checked, found_in, holders_in, names_in, put, shapes_in
+from tallax.variables import Buffer, Counter
 
 _COLLECTIONS: dict[type, str] = {
     Counter: "counters",
@@ -156,7 +156,7 @@ def _collection(variable: Any) -> str:
 
 
 def _int32(name: str, counts: np.ndarray) -> np.ndarray:
-    if np.any(counts > np.uint64(_limbs.INT32_MAX)):
+    if np.any(counts > np.uint64(_uint64.INT32_MAX)):
         raise InvalidValueError(
             compose(
                 name,

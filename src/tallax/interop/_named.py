@@ -12,14 +12,14 @@ from flax import nnx
 
 from tallax._errors import InvalidTypeError, RestoreError, compose, describe
 from tallax.checkpoints import RestoreReport
-from tallax.checkpoints._holders import Holder, holders_of, joined
-from tallax.checkpoints._layout import Wanted, layout_of
-from tallax.checkpoints._leaves import is_key, stored
+from tallax.checkpoints._apply import Target
+from tallax.checkpoints._collect import Holder, holders_of, joined
+from tallax.checkpoints._locate import Wanted, layout_of
 from tallax.checkpoints._manifest import Entry, Manifest
 from tallax.checkpoints._policy import Missing, Policy, Unexpected
 from tallax.checkpoints._rename import Spelling
-from tallax.checkpoints._restoring import Target
-from tallax.checkpoints._sources import Source, given
+from tallax.checkpoints._saved_tree import Source, given
+from tallax.checkpoints._serialize import is_key, stored
 
 MODEL = "model"
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from tallax._errors import CheckpointError, InvalidTypeError, MissingExtraError, compose, describe
-from tallax.checkpoints._leaves import stored
+from tallax.checkpoints._serialize import stored
 from tallax.interop import _safetensors
 
 # What PyTorch hands over to NumPy, and takes from it, as words only.

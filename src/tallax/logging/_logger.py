@@ -15,9 +15,9 @@ import jax
 
 from tallax._errors import InvalidTypeError, InvalidValueError, SinkError, compose, describe
 from tallax.compiling import CompiledStep
-from tallax.logging._clock import StepClock
+from tallax.logging._capture import Taken, Taker
 from tallax.logging._omissions import Exclusion, Omission, said, warn
-from tallax.logging._taking import Taken, Taker
+from tallax.logging._step_clock import StepClock
 from tallax.logging._writer import Failure, Writer
 from tallax.sinks import Sink, as_sink
 

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tallax.logging._capture import Taken
 from tallax.logging._omissions import Omission, Omissions
-from tallax.logging._taking import Taken
 from tallax.sinks import Sink
 
 _DROPPED = "logger/dropped_records"

@@ -13,9 +13,9 @@ from flax import nnx
 from flax.nnx import filterlib
 from jax.experimental import multihost_utils
 
+from tallax._arrays import is_traced
 from tallax._errors import ReplicasError, TracedReadError, compose, describe
-from tallax._placement import is_traced
-from tallax._variables import Buffer, Counter
+from tallax.variables import Buffer, Counter
 
 _DIGEST = 16  # bytes
 

@@ -15,12 +15,12 @@ import numpy as np
 from flax import nnx
 from flax.nnx import filterlib
 
-from tallax import _limbs
+from tallax import _uint64
 from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, compose, describe
-from tallax._variables import Counter, Item, Shares
 from tallax.replicas._agreement import check_alike, check_concrete, fingerprints
 from tallax.statistics import Statistic
-from tallax.statistics._base import Counts
+from tallax.statistics._statistic import Counts
+from tallax.variables import Counter, Item, Shares
 
 Node = TypeVar("Node")
 
@@ -283,7 +283,7 @@ def _reduced(
 
     def of_all(kind: str, shape: tuple[int, ...], share: jax.Array) -> jax.Array:
         if kind == "count":
-            return _limbs.psum(share, axes)
+            return _uint64.psum(share, axes)
         stacked = jax.lax.all_gather(share.reshape(shape), axes)
         return _REDUCTIONS[kind](stacked)
 

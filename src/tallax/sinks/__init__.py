@@ -17,11 +17,11 @@ Anything with a `write(record)` and a `close()` is a sink: see `Sink`.
 
 from typing import TYPE_CHECKING
 
+from tallax.runs import Bins as Bins
+from tallax.runs import Item as Item
+from tallax.runs import Record as Record
 from tallax.sinks._sink import Sink as Sink
 from tallax.sinks._sink import as_sink as as_sink
-from tallax_runs import Bins as Bins
-from tallax_runs import Item as Item
-from tallax_runs import Record as Record
 
 if TYPE_CHECKING:
     from tallax.sinks._adapters import Clu as Clu

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from tallax._errors import MissingExtraError
+from tallax.runs import History, Record
+from tallax.runs._number_format import number
+from tallax.runs._patterns import matches, users_scalars
 from tallax.sinks._parts import encoded
-from tallax_runs import History, Record
-from tallax_runs._names import matches, users_scalars
-from tallax_runs._wording import number
 
 try:
     import rich
@@ -19,7 +19,7 @@ try:
     from rich.live import Live
     from rich.text import Text
 
-    from tallax_runs._table import KEEP, table
+    from tallax.runs._table import KEEP, table
 except ModuleNotFoundError:
     raise MissingExtraError.of("sinks.Console", "console", "rich") from None
 

@@ -7,13 +7,13 @@ import os
 import shutil
 from pathlib import Path
 
-from tallax.sinks._growing import GrowingFile
+from tallax.runs import Record
+from tallax.runs._record_format import FIRST_LINE, Decoder, Encoder
+from tallax.runs._run import file_of
+from tallax.sinks._append_file import GrowingFile
 from tallax.sinks._locking import lock
 from tallax.sinks._parts import encoded
-from tallax.sinks._places import place
-from tallax_runs import Record
-from tallax_runs._format import FIRST_LINE, Decoder, Encoder
-from tallax_runs._run import file_of
+from tallax.sinks._paths import place
 
 
 class Jsonl:

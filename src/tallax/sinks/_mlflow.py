@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from tallax._errors import InvalidValueError, MissingExtraError, compose
-from tallax_runs import Bins, Record
+from tallax.runs import Bins, Record
 
 try:
     from mlflow.entities import Metric, RunTag

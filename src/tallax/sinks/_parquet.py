@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from tallax._errors import MissingExtraError, compose
+from tallax.runs import Record, RunError
 from tallax.sinks._locking import lock
 from tallax.sinks._parts import encoded
-from tallax.sinks._places import place
-from tallax_runs import Record, RunError
+from tallax.sinks._paths import place
 
 try:
     import pyarrow as pa

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from tallax_runs import Record
+from tallax.runs import Record
 
 Written = TypeVar("Written")
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from tallax._errors import InvalidTypeError, compose, describe
+from tallax.runs import Record
 from tallax.sinks._adapters import Backend, LoggingBackend
 from tallax.sinks._jsonl import Jsonl
-from tallax_runs import Record
 
 
 @runtime_checkable

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from tallax._errors import MissingExtraError
-from tallax.sinks._growing import GrowingFile
+from tallax.runs import Bins, Record
+from tallax.sinks._append_file import GrowingFile
 from tallax.sinks._parts import encoded
-from tallax.sinks._places import place
-from tallax_runs import Bins, Record
+from tallax.sinks._paths import place
 
 try:
     from tensorboardX.proto import event_pb2, summary_pb2, tensor_pb2

@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from tallax._errors import InvalidTypeError, InvalidValueError, MissingExtraError, compose
+from tallax.runs import Record
 from tallax.sinks._parts import one_by_one
-from tallax_runs import Record
 
 try:
     import wandb

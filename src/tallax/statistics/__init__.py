@@ -8,7 +8,6 @@ stat.reset(); stat.merge(other)
 
 from tallax.statistics._activity import Activity as Activity
 from tallax.statistics._activity import ActivityResult as ActivityResult
-from tallax.statistics._base import Statistic as Statistic
 from tallax.statistics._ema import Ema as Ema
 from tallax.statistics._ema import EmaResult as EmaResult
 from tallax.statistics._extrema import Extrema as Extrema
@@ -21,3 +20,4 @@ from tallax.statistics._moments import Moments as Moments
 from tallax.statistics._moments import MomentsResult as MomentsResult
 from tallax.statistics._rate import Rate as Rate
 from tallax.statistics._rate import RateResult as RateResult
+from tallax.statistics._statistic import Statistic as Statistic

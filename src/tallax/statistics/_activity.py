@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tallax import _limbs
+from tallax import _uint64
+from tallax._arrays import is_traced, unsplit
 from tallax._errors import InvalidValueError, compose
-from tallax._placement import is_traced, unsplit
-from tallax._replicas import AxisName, Combination, axes_to_combine, count_over, on_first, replica_count
-from tallax._variables import Buffer, Counter
-from tallax.statistics._base import Statistic, entries_of, leading_axes
+from tallax._mesh_axes import AxisName, Combination, axes_to_combine, count_over, on_first, replica_count
+from tallax.statistics._statistic import Statistic, entries_of, leading_axes
+from tallax.variables import Buffer, Counter
 
 _FIRED, _TOTAL, _UPDATES = range(3)  # the counts of a unit
 _WORD = np.uint32(2**32 - 1)
@@ -107,12 +107,12 @@ class Activity(Statistic):
         """Returns the record of a state; see `Statistic.read`."""
         words, quiet = state["counts"], state["quiet"]
         if is_traced(words):
-            counts, since, floats = _limbs.to_int32(words), _limbs.to_int32(quiet), _limbs.to_float32(words)
+            counts, since, floats = _uint64.to_int32(words), _uint64.to_int32(quiet), _uint64.to_float32(words)
             rates = floats[..., _FIRED] / jnp.maximum(floats[..., _TOTAL], 1.0)
-            limit = _limbs.INT32_MAX if self.window is None else self.window
+            limit = _uint64.INT32_MAX if self.window is None else self.window
             updates = jnp.minimum(counts[..., _UPDATES].max(-1), limit)
         else:
-            counts, since = _limbs.to_uint64(words), _limbs.to_uint64(quiet)
+            counts, since = _uint64.to_uint64(words), _uint64.to_uint64(quiet)
             rates = counts[..., _FIRED] / np.maximum(counts[..., _TOTAL], 1)
             updates = counts[..., _UPDATES].max(-1)
             updates = updates if self.window is None else np.minimum(updates, np.uint64(self.window))
@@ -151,7 +151,7 @@ class Activity(Statistic):
 
 def _is_size(number: Any) -> bool:
     is_integer = isinstance(number, int | np.integer) and not isinstance(number, bool)
-    return is_integer and 1 <= int(number) <= _limbs.INT32_MAX
+    return is_integer and 1 <= int(number) <= _uint64.INT32_MAX
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5), inline=True)
@@ -172,13 +172,13 @@ def _updated(
         total = unsplit(where.sum(axes, dtype=jnp.uint32))
     else:
         total = jnp.full_like(fired, entries_of(x, axes))
-    counts = count_over(_limbs.pair(jnp.stack([fired, total], -1)), replicas.over)
+    counts = count_over(_uint64.pair(jnp.stack([fired, total], -1)), replicas.over)
     counts = on_first(counts, replicas.once)
-    one = _limbs.pair(jnp.ones_like(quiet[..., 0]))
+    one = _uint64.pair(jnp.ones_like(quiet[..., 0]))
     fires = (counts[..., _FIRED, :] > 0).any(-1, keepdims=True)
-    quiet = jnp.where(fires, jnp.uint32(0), _limbs.add(quiet, one))  # never stays never
+    quiet = jnp.where(fires, jnp.uint32(0), _uint64.add(quiet, one))  # never stays never
     counts = jnp.concatenate([counts, one[..., None, :]], -2)
-    return _limbs.add(words, counts), counts, quiet
+    return _uint64.add(words, counts), counts, quiet
 
 
 @functools.partial(jax.jit, inline=True)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tallax import _limbs
+from tallax import _uint64
 from tallax.statistics._two_floats import Pair, add, add_float, exact_sum, product
 
 FIELDS = 1 + 8  # the unit, and four pairs
@@ -39,7 +39,7 @@ def pack(state: State) -> jax.Array:
 def of_batch(count: jax.Array, unit: jax.Array, pivot: jax.Array, sums: jax.Array) -> State:
     """Returns the state of a batch from its power sums about the pivot."""
     s1, s2, s3, s4 = sums
-    shift = s1 / jnp.maximum(_limbs.to_float32(count), 1.0)  # from the pivot to the mean
+    shift = s1 / jnp.maximum(_uint64.to_float32(count), 1.0)  # from the pivot to the mean
     moment = product(shift, s1)
     m2 = s2 - moment
     m3 = s3 - product(shift, product(3.0, s2) - 2.0 * moment)
@@ -56,8 +56,8 @@ def union(a: State, b: State) -> State:
     unit = jnp.maximum(a.unit, b.unit)
     a_mean, a_m2, a_m3, a_m4 = _in_unit(a, unit)
     b_mean, b_m2, b_m3, b_m4 = _in_unit(b, unit)
-    count = _limbs.add(a.seen, b.seen)
-    n_a, n_b, n = (_limbs.to_float32(c) for c in (a.seen, b.seen, count))
+    count = _uint64.add(a.seen, b.seen)
+    n_a, n_b, n = (_uint64.to_float32(c) for c in (a.seen, b.seen, count))
     of_a, of_b = n_a / jnp.maximum(n, 1.0), n_b / jnp.maximum(n, 1.0)
 
     d = add(b_mean, (-a_mean[0], -a_mean[1]))[0]

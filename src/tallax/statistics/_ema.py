@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tallax import _limbs
+from tallax import _uint64
+from tallax._arrays import is_traced, unsplit
 from tallax._errors import InvalidValueError, compose
-from tallax._placement import is_traced, unsplit
-from tallax._replicas import (
+from tallax._mesh_axes import (
     AxisName,
     Combination,
     axes_to_combine,
@@ -24,9 +24,9 @@ from tallax._replicas import (
     replica_count,
     sum_over,
 )
-from tallax._variables import Buffer, Counter, as_shape
-from tallax.statistics._base import Statistic, entries_of, leading_axes
 from tallax.statistics._host import as_number
+from tallax.statistics._statistic import Statistic, entries_of, leading_axes
+from tallax.variables import Buffer, Counter, as_shape
 
 _SUM, _WEIGHT = range(2)  # the columns of the average
 
@@ -128,8 +128,8 @@ class Ema(Statistic):
         """Returns the record of a state; see `Statistic.read`."""
         words, average = state["nonfinite"], state["average"]
         if is_traced(average):
-            return EmaResult(self._value(average, jnp), average[..., _WEIGHT], _limbs.to_int32(words))
-        parts = self._value(average, np), average[..., _WEIGHT], _limbs.to_uint64(words)
+            return EmaResult(self._value(average, jnp), average[..., _WEIGHT], _uint64.to_int32(words))
+        parts = self._value(average, np), average[..., _WEIGHT], _uint64.to_uint64(words)
         if average.ndim == 1:
             parts = [np.asarray(part).item() for part in parts]
         return EmaResult(*parts)
@@ -194,22 +194,22 @@ def _updated(
     if where is not None:
         finite, bad = finite & where, bad & where
     counts = jnp.stack([kind.sum(axes, dtype=jnp.uint32) for kind in (finite, bad)], -1)
-    counts = count_over(_limbs.pair(counts), replicas.over)
+    counts = count_over(_uint64.pair(counts), replicas.over)
     entries, nonfinite = counts[..., 0, :], counts[..., 1, :]
     total = sum_over(unsplit(jnp.where(finite, x, 0).sum(axes)), replicas.over)
-    mean = total / jnp.maximum(_limbs.to_float32(entries), 1)
+    mean = total / jnp.maximum(_uint64.to_float32(entries), 1)
     total, weight = average[..., _SUM], average[..., _WEIGHT]
     # Rests where mean and average agree, which `decay * total + share * mean` need not.
     new_total = total + share32 * (mean - total)
     new_weight = weight + share32 * (1 - weight)
     some = (entries > 0).any(-1)
     fits = jnp.isfinite(new_total)  # an infinity would stay for ever
-    nonfinite = _limbs.add(nonfinite, jnp.where(fits[..., None], jnp.uint32(0), entries))
+    nonfinite = _uint64.add(nonfinite, jnp.where(fits[..., None], jnp.uint32(0), entries))
     total = jnp.where(some & fits, new_total, total)
     weight = jnp.where(some & fits, new_weight, weight)
     # Every replica updates its average, also where all took in the same: the mean of equal ones is what they are.
     nonfinite = on_first(nonfinite, replicas.once)
-    return _limbs.add(words, nonfinite), nonfinite, jnp.stack([total, weight], -1)
+    return _uint64.add(words, nonfinite), nonfinite, jnp.stack([total, weight], -1)
 
 
 _pooled = jax.jit(lambda left, right: left + right, inline=True)

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tallax import _limbs
-from tallax._placement import is_traced, unsplit
-from tallax._replicas import (
+from tallax import _uint64
+from tallax._arrays import is_traced, unsplit
+from tallax._mesh_axes import (
     AxisName,
     Combination,
     axes_to_combine,
@@ -23,8 +23,8 @@ from tallax._replicas import (
     on_first,
     replica_count,
 )
-from tallax._variables import Buffer, Counter, as_shape
-from tallax.statistics._base import Statistic, entries_of, leading_axes
+from tallax.statistics._statistic import Statistic, entries_of, leading_axes
+from tallax.variables import Buffer, Counter, as_shape
 
 _COUNT, _NAN = range(2)
 # The rows of the extremes. What was fed nothing has the largest `at`, so that it loses every comparison; it reads as 0.
@@ -111,12 +111,12 @@ class Extrema(Statistic):
         """Returns the record of a state; see `Statistic.read`."""
         words, extremes = state["counts"], state["extremes"]
         if is_traced(words):
-            counts, when = _limbs.to_int32(words), _limbs.to_int32(extremes[..., :_VALUES, :])
+            counts, when = _uint64.to_int32(words), _uint64.to_int32(extremes[..., :_VALUES, :])
             empty = (words[..., _COUNT, :] == 0).all(-1)
             values = _values(extremes)
             choose = jnp.where
         else:
-            counts, when = _limbs.to_uint64(words), _limbs.to_uint64(extremes[..., :_VALUES, :])
+            counts, when = _uint64.to_uint64(words), _uint64.to_uint64(extremes[..., :_VALUES, :])
             empty = counts[..., _COUNT] == 0
             values = np.ascontiguousarray(extremes[..., _VALUES, :]).view(np.float32)
             choose = np.where
@@ -174,13 +174,13 @@ def _updated(
     if where is not None:
         nan, taken = nan & where, taken & where
     counts = jnp.stack([taken.sum(axes, dtype=jnp.uint32), nan.sum(axes, dtype=jnp.uint32)], -1)
-    counts = on_first(count_over(_limbs.pair(counts), replicas.over), replicas.once)
+    counts = on_first(count_over(_uint64.pair(counts), replicas.over), replicas.once)
     least = [jnp.where(taken, signed, jnp.inf).min(axes, initial=jnp.inf) for signed in (x, -x)]
     least = min_over(unsplit(jnp.stack(least, -1)), replicas.over)
     least = jnp.where(least == 0, jnp.float32(0), least)  # one zero, so that equal extremes have equal bits
     least = on_first(least, replicas.once, otherwise=jnp.inf)
     some = (counts[..., _COUNT, :] > 0).any(-1, keepdims=True)
-    after = _limbs.add(words, counts)
+    after = _uint64.add(words, counts)
     at = jnp.where(some, after[..., _COUNT, :], _WORD)
     return after, counts, _merged(extremes, _packed(jnp.stack([at, at], -2), least))
 

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax._errors import InvalidValueError, compose
-from tallax._replicas import AxisName
-from tallax._variables import Counter
-from tallax.statistics._base import Counts, exact_or_traced
+from tallax._mesh_axes import AxisName
+from tallax.runs._bars import one_line
+from tallax.runs._record import Bins
+from tallax.statistics._bincount import count_slots
 from tallax.statistics._host import as_number
-from tallax.statistics._looks import plot_bars, shape_of_stack, stacked, sum_of_stack, title_counts
-from tallax.statistics._slots import count_slots
-from tallax_runs._bars import one_line
-from tallax_runs._record import Bins
+from tallax.statistics._plotting import plot_bars, shape_of_stack, stacked, sum_of_stack, title_counts
+from tallax.statistics._statistic import Counts, exact_or_traced
+from tallax.variables import Counter
 
 _MOST_BINS = 65_536
 _OUTSIDE = ("underflow", "overflow", "nan", "posinf", "neginf")

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax import _limbs
-from tallax._placement import is_traced
-from tallax._variables import Counter
+from tallax import _uint64
+from tallax._arrays import is_traced
+from tallax.variables import Counter
 
 # A float64 beyond float32 becomes infinite, or the largest float32; or all that counts of it is whether it is zero.
 Rounding: TypeAlias = Literal["infinite", "largest", "nonzero"]
@@ -65,7 +65,7 @@ def _value_of(variable: nnx.Variable[Any]) -> Any:
     if not isinstance(variable, Counter):
         return variable.get_value()
     words = variable.words()  # what `get_value` returns is saturated
-    return _limbs.to_float32(words) if is_traced(words) else _limbs.to_uint64(np.asarray(words))
+    return _uint64.to_float32(words) if is_traced(words) else _uint64.to_uint64(np.asarray(words))
 
 
 def _stacked(x: Any) -> Any:

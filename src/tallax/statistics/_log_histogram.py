@@ -13,16 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tallax import _limbs
+from tallax import _uint64
 from tallax._errors import InvalidValueError, compose, describe
-from tallax._replicas import AxisName
-from tallax._variables import Counter
-from tallax.statistics._base import Counts, exact_or_traced
+from tallax._mesh_axes import AxisName
+from tallax.runs._bars import bars_of
+from tallax.runs._record import Bins
+from tallax.statistics._bincount import count_slots
 from tallax.statistics._host import as_number
-from tallax.statistics._looks import plot_bars, saturating_sum, shape_of_stack, stacked, sum_of_stack, title_counts
-from tallax.statistics._slots import count_slots
-from tallax_runs._bars import bars_of
-from tallax_runs._record import Bins
+from tallax.statistics._plotting import plot_bars, saturating_sum, shape_of_stack, stacked, sum_of_stack, title_counts
+from tallax.statistics._statistic import Counts, exact_or_traced
+from tallax.variables import Counter
 
 _MANTISSA = 23  # bits of a float32's mantissa
 _SUBNORMAL = 22  # exponents below the least normal one that subnormal numbers reach once they are normalised, less one
@@ -234,7 +234,7 @@ class LogHistogram(Counts):
                 count, zero, nan = sum(buckets.tolist()), int(zero), int(nan)
         else:
             buckets = jnp.concatenate(parts, axis=-1)
-            count = _limbs.to_int32(_limbs.total(buckets, (buckets.ndim - 1,)))
+            count = _uint64.to_int32(_uint64.total(buckets, (buckets.ndim - 1,)))
         return LogHistogramResult(count, zero, nan, buckets, self.relative_error, self.mantissa_bits)
 
     def plot(self, ax: Any = None) -> Any:

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tallax import _limbs
-from tallax._placement import is_traced
-from tallax._replicas import (
+from tallax import _uint64
+from tallax._arrays import is_traced
+from tallax._mesh_axes import (
     AxisName,
     Combination,
     axes_to_combine,
@@ -27,10 +27,10 @@ from tallax._replicas import (
     sum_over,
     varying_axes,
 )
-from tallax._variables import Buffer, Counter, as_shape
 from tallax.statistics import _central
-from tallax.statistics._base import Statistic, entries_of, leading_axes
 from tallax.statistics._powersums import count_finite, plain_power_sums, power_sums, rough_sum_and_range
+from tallax.statistics._statistic import Statistic, entries_of, leading_axes
+from tallax.variables import Buffer, Counter, as_shape
 
 
 @jax.tree_util.register_dataclass
@@ -121,7 +121,7 @@ class Moments(Statistic):
         words, moments = state["counts"], state["moments"]
         if is_traced(words):
             return _result_in_trace(words, moments)
-        counts = _limbs.to_uint64(words)
+        counts = _uint64.to_uint64(words)
         count, nonfinite = counts[..., 0], counts[..., 1]
         values = moments.astype(np.float64)
         pairs = [values[..., k] + values[..., k + 1] for k in (1, 3, 5, 7)]
@@ -161,7 +161,7 @@ def _merged(
     words: jax.Array, other_words: jax.Array, moments: jax.Array, other: jax.Array, once: tuple[Hashable, ...]
 ) -> tuple[jax.Array, jax.Array]:
     union = _central.union(_central.unpack(words[..., 0, :], moments), _central.unpack(other_words[..., 0, :], other))
-    added = _limbs.add(words, on_first(other_words, once))
+    added = _uint64.add(words, on_first(other_words, once))
     return added, on_first(_central.pack(union), once, otherwise=moments)
 
 
@@ -182,7 +182,7 @@ def _updated(
     fed = jnp.full(x.shape[len(axes) :], math.prod(x.shape[axis] for axis in axes), jnp.uint32)
 
     def total(taken: jax.Array) -> jax.Array:
-        return _limbs.to_float32(count_over(_limbs.pair(taken), combined))
+        return _uint64.to_float32(count_over(_uint64.pair(taken), combined))
 
     def sums_about(pivot: jax.Array, unit: jax.Array) -> tuple[jax.Array, jax.Array]:
         taken, *sums = power_sums(values, where, axes, pivot, unit)
@@ -210,10 +210,10 @@ def _updated(
     near = (before.unit > 0) & (sums[0] ** 2 <= 0.8 * entries * sums[1]) & (sums[3] <= 2.0**24 * entries)
     good = (near | (entries == 0)).all()
     taken, sums, pivot, unit = jax.lax.cond(good, lambda: alike(taken, sums, pivot, unit), again)
-    counts = count_over(_limbs.pair(jnp.stack([taken, fed - taken], -1)), combined)
+    counts = count_over(_uint64.pair(jnp.stack([taken, fed - taken], -1)), combined)
     union = _central.union(before, _central.of_batch(counts[..., 0, :], unit, pivot, sums))
     counts = on_first(counts, replicas.once)
-    return _limbs.add(words, counts), counts, on_first(_central.pack(union), replicas.once, otherwise=moments)
+    return _uint64.add(words, counts), counts, on_first(_central.pack(union), replicas.once, otherwise=moments)
 
 
 def _pivot_and_unit(
@@ -242,7 +242,7 @@ def _standardized(xp: Any, count: Any, unit: Any, mean: Any, m2: Any, m3: Any, m
 
 
 def _result_in_trace(words: jax.Array, moments: jax.Array) -> MomentsResult:
-    parts, counts = _central.unpack(words[..., 0, :], moments), _limbs.to_int32(words)
+    parts, counts = _central.unpack(words[..., 0, :], moments), _uint64.to_int32(words)
     sums = (high + low for high, low in (parts.mean, parts.m2, parts.m3, parts.m4))
-    floats = _standardized(jnp, _limbs.to_float32(parts.seen), parts.unit, *sums)
+    floats = _standardized(jnp, _uint64.to_float32(parts.seen), parts.unit, *sums)
     return MomentsResult(counts[..., 0], *floats, counts[..., 1])

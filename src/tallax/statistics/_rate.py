@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tallax import _limbs
-from tallax._placement import unsplit
-from tallax._replicas import AxisName
-from tallax._variables import Counter, as_shape
-from tallax.statistics._base import Counts, exact_or_traced, leading_axes
+from tallax import _uint64
+from tallax._arrays import unsplit
+from tallax._mesh_axes import AxisName
+from tallax.statistics._statistic import Counts, exact_or_traced, leading_axes
+from tallax.variables import Counter, as_shape
 
 
 @jax.tree_util.register_dataclass
@@ -82,7 +82,7 @@ class Rate(Counts):
             rate = np.divide(fired, total, out=np.zeros(fired.shape), where=total != 0)
             return RateResult(fired, total, rate) if rate.shape else RateResult(int(fired), int(total), float(rate))
         # The counts saturate at 2**31 - 1; the ratio must not.
-        exact = _limbs.to_float32(state["counts"])
+        exact = _uint64.to_float32(state["counts"])
         rate = jnp.where(total == 0, 0.0, exact[..., 0] / jnp.maximum(exact[..., 1], 1.0))
         return RateResult(fired, total, rate)
 

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checks on what a model holds: attributes, parameters, and eval mode."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from tallax.checking._diagnosis import explained, fix_for
+from tallax.checking._matrix import Results, reported
+from tallax.checking._program import Program
+from tallax.checking._reference import Reference
+from tallax.checking._report import Cell, Finding, Outcome
+from tallax.checking._snapshot import Leaf, Snapshot, attribute_of, changed, snapshot, variables_of
+from tallax.checking._source_lines import line_of_assignment
+from tallax.checking._writes import watched
+
+# Flax's own wrappers rewrite the parameters of the layer they wrap, and an optimizer trains them all the same.
+_REWRITERS = (nnx.SpectralNorm, nnx.WeightNorm)
+# These change in evaluation, and should: random streams, caches for decoding, what was sown, metrics.
+_LIVE_IN_EVAL = (nnx.RngState, nnx.Cache, nnx.Intermediate)
+
+
+def attributes(program: Program, reference: Reference) -> Results:
+    """A Variable stays a Variable, and no plain Python attribute changes."""
+    findings, model = [], program.make()
+    for path in sorted(reference.written):
+        states = [state[path] for state in (reference.start, *reference.after) if path in state]
+        first, last = states[0], states[-1]
+        source = line_of_assignment(model, path)
+        if path in reference.start and path in reference.end and first.kind == "variable" and last.kind != "variable":
+            findings.append(
+                Finding(
+                    "replaced-variable",
+                    path,
+                    f"was a {_holder(first)}, and after a call it is {_kind_words(last)}: no transformation, optimizer "
+                    "or checkpoint sees it as state any more.",
+                    ("plain calls",),
+                    got=last.describe(),
+                    expected=f"a {_holder(first)}",
+                    fix=fix_for("replaced-variable", path),
+                    source=source,
+                )
+            )
+        elif {leaf.kind for leaf in states} == {"attribute"}:
+            findings.append(
+                Finding(
+                    "python-counter",
+                    path,
+                    "is a plain Python attribute that calls change: compiled code changes it only while it is traced, "
+                    "compiles anew for every value, or loses it; checkpoints do not have it.",
+                    ("plain calls",),
+                    got=" → ".join(dict.fromkeys(leaf.describe() for leaf in states)),
+                    expected="a Variable",
+                    fix=fix_for("python-counter", path),
+                    source=source,
+                )
+            )
+    yield from reported("attributes", findings)
+
+
+def _holder(leaf: Leaf) -> str:
+    return leaf.variable.__name__ if leaf.variable else leaf.kind
+
+
+def _kind_words(leaf: Leaf) -> str:
+    return "a bare array" if leaf.kind == "array" else f"a plain {type(leaf.value).__name__}"
+
+
+def parameters(program: Program, reference: Reference) -> Results:
+    """What is an `nnx.Param` is trained by the optimizer, and written by nobody else."""
+    model = program.make()
+    variables = variables_of(model)
+    trained = _trained(program, reference)
+    decayed = _after_weight_decay(program)
+    findings = []
+    for path, leaf in reference.start.items():
+        if leaf.variable is None or not issubclass(leaf.variable, nnx.Param) or _is_rewritten_by_flax(model, path):
+            continue
+        is_float = jnp.issubdtype(leaf.value.dtype, jnp.floating)
+        ends = reference.end.get(path)
+        variable = variables.get(path)
+        if not is_float:
+            message = f"is a {leaf.variable.__name__} of {leaf.value.dtype}s, which no gradient can train."
+        elif path in reference.written and path not in trained and ends is not None and ends.kind == "variable":
+            message = f"is a {leaf.variable.__name__} that the model itself writes, and that the optimizer changes too."
+        elif variable is not None and variable.has_metadata("trainable") and not variable.get_metadata("trainable"):
+            message = f"is a {leaf.variable.__name__} with trainable=False, which neither Flax nor optax looks at."
+        else:
+            continue
+        before, after = decayed.get(path, (leaf, leaf))
+        findings.append(
+            Finding(
+                "param-state",
+                path,
+                message,
+                ("one adamw step with zero gradients and weight decay 0.1",) if is_float else (),
+                got=f"{before.describe()} → {after.describe()}" if before is not after else "",
+                expected="untouched by an optimizer",
+                fix=f"self.{path.rsplit('/', 1)[-1]} = tallax.Counter() for a count, tallax.Buffer(value) for anything "
+                "else; plain nnx.Variable and nnx.BatchStat are not parameters either",
+                source=line_of_assignment(model, path),
+            )
+        )
+    yield from reported("parameters", findings)
+
+
+def _writers(program: Program) -> dict[str, set[str]]:
+    """Returns the kinds of code that write each path, as `Writes.writers` names them; empty if that cannot be seen."""
+    for compiled in (False, True):  # without compilation each write is seen, at its place
+        model = program.make()
+        try:
+            with watched(model) as writes, contextlib.nullcontext() if compiled else jax.disable_jit():
+                for batch in program.batches:
+                    program.call(model, batch)
+        except Exception:  # some of JAX's own functions can't do without compilation
+            continue
+        return writes.writers
+    return {}
+
+
+def _writers_of(path: str, writers: dict[str, set[str]]) -> set[str]:
+    """Returns the writers of the Variable at a path; of one that holds a tree, the path goes on within it."""
+    while path and path not in writers:
+        path = path.rpartition("/")[0]
+    return writers.get(path, set())
+
+
+def _trained(program: Program, reference: Reference) -> set[str]:
+    """Returns the parameters and the optimizer state that a `call=` writes outside of any module's forward pass.
+
+    If there are some, it is a training step: it may write parameters, and running it is no evaluation.
+    """
+    if program.is_own_call:
+        return set()
+    writers = _writers(program)
+    return {
+        path
+        for path in reference.written
+        if path in reference.start
+        and (holder := reference.start[path].variable) is not None
+        and issubclass(holder, (nnx.Param, nnx.OptState))
+        and "forward" not in _writers_of(path, writers)
+    }
+
+
+def _after_weight_decay(program: Program) -> dict[str, tuple[Leaf, Leaf]]:
+    """Returns each float parameter before and after an optimizer step that should change nothing but parameters."""
+    model = program.make()
+    for batch in program.batches:
+        program.call(model, batch)
+
+    def is_trained(path: Any, node: Any) -> bool:
+        return isinstance(node, nnx.Param) and all(
+            jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in jax.tree.leaves(node)
+        )
+
+    before = snapshot(model)
+    if not jax.tree.leaves(nnx.state(model, is_trained)):
+        return {}
+    with jax.numpy_dtype_promotion("standard"):  # optax itself mixes dtypes
+        optimizer = nnx.Optimizer(model, optax.adamw(0.1, weight_decay=0.1), wrt=is_trained)
+        optimizer.update(model, jax.tree.map(jnp.zeros_like, nnx.state(model, is_trained)))
+    after = snapshot(model)
+    return {path: (before[path], after[path]) for path in before if path in after}
+
+
+def _is_rewritten_by_flax(model: Any, path: str) -> bool:
+    return any(
+        isinstance(module, _REWRITERS) and path.startswith("/".join(map(str, (*parents, ""))))
+        for parents, module in nnx.iter_modules(model, graph=True)
+    )
+
+
+# --- eval mode --------------------------------------------------------------------------------------------------------
+
+
+def eval_mode(program: Program, reference: Reference) -> Results:
+    """After `model.eval()`, calls change nothing but caches, random streams and metrics."""
+    training, model = program.make(), program.make()
+    for module, mode in ((training, "train"), (model, "eval")):
+        if isinstance(module, nnx.Module):  # a metric has no such mode
+            getattr(module, mode)()
+    before = snapshot(model)
+    switches = changed(snapshot(training), before)
+    try:
+        for batch in program.batches:
+            program.call(model, batch)
+    except Exception as error:
+        found = explained(error, program.make(), before, "after model.eval()", shared=False)
+        yield from reported("eval mode", [found])
+        return
+    after = snapshot(model)
+    if not reference.written:
+        yield Cell("eval mode", "", Outcome.SKIPPED, "no state")
+        return
+    if not program.is_own_call and (_trained(program, reference) or set(changed(before, after)) & set(switches)):
+        yield Cell("eval mode", "", Outcome.SKIPPED, "call= is a training step; check the model's own call as well")
+        return
+    findings = _changes_in_eval(program, model, before, after, bool(switches))
+    if findings and not program.is_own_call:
+        writers = _writers(program)
+        findings = [finding for finding in findings if _writers_of(finding.path, writers) != {"call"}]
+    yield from reported("eval mode", findings, "" if switches else "the model has no eval switch")
+
+
+def _changes_in_eval(program: Program, model: Any, before: Snapshot, after: Snapshot, switched: bool) -> list[Finding]:
+    metrics = [
+        "/".join(map(str, (*path, "")))
+        for path, node in nnx.iter_graph(model, graph=True)
+        if isinstance(node, nnx.Metric)
+    ]
+    findings: dict[str, Finding] = {}
+    for path in changed(before, after):
+        leaf = after.get(path, before.get(path))
+        if leaf is None or leaf.kind != "variable" or _lives_in_eval(leaf) or path.startswith(tuple(metrics)):
+            continue
+        if before.get(path) and leaf.variable is not None and issubclass(leaf.variable, nnx.Param):
+            continue  # `parameters` has said all there is to say
+        message = "changes in eval mode, so that evaluating the model moves its training state."
+        if not switched:
+            message = "changes in every call, and the model has nothing that model.eval() could switch off."
+            if not (leaf.variable and issubclass(leaf.variable, nnx.BatchStat)):
+                continue
+        attribute = attribute_of(path, before)
+        findings.setdefault(
+            attribute,
+            Finding(
+                "eval-mode",
+                attribute,
+                message,
+                ("model.eval(), then calls",),
+                got=after[path].describe() if path in after else "nothing there",
+                expected=before[path].describe() if path in before else "nothing there",
+                fix="write it only `if not self.deterministic:` (or use_running_average), which model.eval() sets; "
+                "tallax's statistics and StepCounter do that",
+                source=line_of_assignment(model, path),
+                is_warning=not switched,
+            ),
+        )
+    return list(findings.values())
+
+
+def _lives_in_eval(leaf: Leaf) -> bool:
+    holder = leaf.variable or object
+    return issubclass(holder, _LIVE_IN_EVAL) or "cache" in holder.__name__.lower()

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is worth knowing about a model that is right in itself: uses that lose its state in silence, and callbacks.
+
+None of this is the model's fault, and nothing that it could do would prevent it: the transformations that are run here
+are the ones that hand a function a copy and drop it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from tallax.checking._diagnosis import fix_for
+from tallax.checking._matrix import Results, reported
+from tallax.checking._program import Batch, Program
+from tallax.checking._reference import Reference
+from tallax.checking._report import Finding
+from tallax.checking._snapshot import attribute_of, changed, snapshot
+from tallax.checking._transformations import GRAPH, stacked
+
+Use = Callable[[Program, Any, Batch], Any]
+
+
+def _scan_broadcast(program: Program, model: Any, batches: Batch) -> None:
+    nnx.scan(program.call, in_axes=(None, 0), out_axes=0)(model, batches)
+
+
+def _vmap_broadcast(program: Program, model: Any, batches: Batch) -> None:
+    nnx.jit(nnx.vmap(program.call, in_axes=(None, 0), out_axes=0))(model, batches)
+
+
+def _raw_jit(program: Program, model: Any, batches: Batch) -> None:
+    step = jax.jit(program.call)
+    for batch in zip(*batches, strict=True):
+        step(model, batch)
+
+
+def _raw_remat(program: Program, model: Any, batches: Batch) -> None:
+    step = nnx.jit(jax.checkpoint(program.call))
+    for batch in zip(*batches, strict=True):
+        step(model, batch)
+
+
+_USES: dict[str, Use] = {
+    "nnx.scan with the model broadcast (in_axes=None), in graph mode": _scan_broadcast,
+    "nnx.vmap with the model broadcast (in_axes=None): once a call, not once a lane": _vmap_broadcast,
+    "jax.jit(step)(model), without returning the model": _raw_jit,
+    "jax.checkpoint(step)(model), without returning the model": _raw_remat,
+}
+
+
+def silent_losses(program: Program, reference: Reference) -> Results:
+    """Runs the model under the transformations that lose updates in silence, and says which of its state they lose."""
+    lost: dict[str, list[str]] = {}
+    written = [path for path in reference.written if path in reference.end and reference.end[path].kind == "variable"]
+    if written:
+        for where, use in _USES.items():
+            model = program.make()
+            try:
+                with GRAPH.active():
+                    use(program, model, stacked(program.batches))
+                got = snapshot(model)
+            except Exception:  # loud, so nobody is misled
+                continue
+            wrong = [path for path in changed(reference.end, got) if path in written]
+            agrees = set(written) - set(wrong)
+            if wrong and not (where.startswith("nnx.vmap") and agrees):
+                for path in wrong:
+                    lost.setdefault(attribute_of(path, reference.start), []).append(where)
+    findings = []
+    if lost:
+        paths = list(lost)
+        findings.append(
+            Finding(
+                "lost-update",
+                ", ".join(paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else ""),
+                "can be lost in silence by the way the model is used, as any Variable can.",
+                tuple(dict.fromkeys(where for wheres in lost.values() for where in wheres)),
+                fix=fix_for("lost-update"),
+                is_warning=True,
+            )
+        )
+    yield from reported("ways to lose state", findings, "" if written else "no state")
+
+
+def callbacks(program: Program, reference: Reference) -> Results:
+    """Looks for callbacks to the host: a transformation may run them twice, or not at all."""
+
+    def pure(state: Any, batch: Batch) -> Any:
+        return program.call(nnx.merge(graphdef, state, copy=True), batch)
+
+    graphdef, state = nnx.split(program.make())
+    try:
+        text = str(jax.make_jaxpr(pure)(state, program.batches[0]))
+    except Exception:  # the matrix reports it
+        text = ""
+    names = [name for name in ("io_callback", "pure_callback", "debug_callback") if f"{name}[" in text]
+    yield from reported(
+        "callbacks",
+        [
+            Finding(
+                "host-callback",
+                "",
+                f"calls back to the host ({name}); what it counts there is wrong under vmap, remat and many devices.",
+                fix="count on the device, in a tallax.Counter, and read it outside of the step",
+                is_warning=True,
+            )
+            for name in names
+        ],
+    )

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What objects hold, by name: every Variable and every array, with what it takes to put another value in its place."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from tallax._arrays import is_traced
+from tallax._errors import HeldError, InvalidTypeError, InvalidValueError, TracedReadError, compose, describe
+from tallax._module import EvalAware
+from tallax.compiling import CompiledStep
+from tallax.schedules import Scheduled
+from tallax.statistics import Statistic
+from tallax.variables import Counter, Held, Item
+
+RESERVED = "tallax"  # where a checkpoint keeps what it tells of itself
+_CONSTANTS = {int, float, bool, str, tuple, dict, list, type(None), types.FunctionType, type}
+PYTHON = {"bool": bool, "int": int, "float": float, "complex": complex}
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    """A Variable, or an array that is in none, of some object.
+
+    Attributes:
+        names: of its arrays, which is one unless a Variable holds a pytree of them.
+        variable: the Variable; None for a bare array.
+        owner: the statistic or `Scheduled` that it is the state of, if there is one.
+        structure: of the value.
+        write: puts another value in its place.
+    """
+
+    names: tuple[str, ...]
+    variable: nnx.Variable[Any] | None
+    owner: Statistic | Scheduled | None
+    structure: Any
+    write: Callable[[Any], None]
+    leaves: tuple[Any, ...]
+
+    @property
+    def kind(self) -> str:
+        """What kind of Variable it is."""
+        return "array" if self.variable is None else type(self.variable).__name__
+
+    @property
+    def persistent(self) -> bool:
+        """Whether checkpoints keep it."""
+        return self.variable is None or bool(self.variable.get_metadata("persistent", True))
+
+    @property
+    def is_counter(self) -> bool:
+        """Whether its one array is that of an exact count."""
+        return isinstance(self.variable, Counter)
+
+    @property
+    def has_reset(self) -> bool:
+        """Whether it declares a value to start from: 0 of a count, nothing seen of a statistic, not called."""
+        return self.is_counter or self.owner is not None
+
+    @property
+    def is_item(self) -> bool:
+        """Whether it is one of tallax's own."""
+        return isinstance(self.variable, Item)
+
+    def put(self, values: Sequence[Any]) -> None:
+        """Replaces its value."""
+        self.write(jax.tree.unflatten(self.structure, values))
+
+
+def named_objects(objects: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns modules and optimizers by the names that a checkpoint knows them by; what steps hold is put back.
+
+    Args:
+        objects: modules, optimizers, and compiled steps, which stand for what they are bound to.
+        named: further ones, with names of their own.
+
+    Raises:
+        InvalidTypeError: something is none of these, or nothing came.
+        InvalidValueError: a name that cannot be had.
+    """
+    found: dict[str, Any] = {}
+    for thing in [part for each in objects for part in _parts_of(each)]:
+        base, number = _label(thing), 1
+        name = base
+        while name in found:
+            name, number = f"{base}_{number}", number + 1
+        found[name] = thing
+    for name, thing in named.items():
+        if name in found or name == RESERVED:
+            raise InvalidValueError(
+                compose(
+                    name, "each object of a checkpoint has a name of its own.", got=f"{name}=...", fix="another name"
+                )
+            )
+        (found[name],) = _parts_of(thing)
+    if not found:
+        raise InvalidTypeError(
+            compose(
+                "a checkpoint",
+                "takes the modules and optimizers whose state it is to keep.",
+                got="none",
+                fix="tallax.save(path, model, optimizer)",
+            )
+        )
+    return found
+
+
+def _parts_of(thing: Any) -> tuple[Any, ...]:
+    if isinstance(thing, CompiledStep):
+        thing.sync()
+        return thing.objects
+    if not isinstance(thing, nnx.Pytree):
+        raise InvalidTypeError(
+            compose(
+                "a checkpoint",
+                "takes modules, optimizers and compiled steps.",
+                got=" ".join(describe(thing).split()),
+                fix="tallax.save(path, model, optimizer), or tallax.save(path, step)",
+            )
+        )
+    return (thing,)
+
+
+def _label(thing: Any) -> str:
+    kinds = ((nnx.Optimizer, "optimizer"), ((nnx.Rngs, nnx.RngStream), "rngs"), (nnx.Metric, "metrics"))
+    return next((label for kind, label in kinds if isinstance(thing, kind)), "model")
+
+
+def holders_of(objects: Mapping[str, Any], *, abstract: bool = False) -> list[Holder]:
+    """Returns all that named objects hold, each once, sorted by name; in every mode of Flax the same.
+
+    Args:
+        objects: by name.
+        abstract: whether they may hold shapes without values, as a model of `nnx.eval_shape` does.
+
+    Raises:
+        HeldError: a compiled step holds a value.
+        InvalidTypeError: a Variable holds what is neither an array nor a number.
+        TracedReadError: inside a trace.
+    """
+    found: list[Holder] = []
+    for name, thing in objects.items():
+        variables, bare, owners = [], [], {}
+        for path, node in nnx.iter_graph(thing):
+            kind = type(node)
+            if kind in _CONSTANTS:  # most of what there is, and Flax's own `isinstance` takes long
+                continue
+            if isinstance(node, nnx.Variable):
+                variables.append((path, node))
+            elif isinstance(node, EvalAware):
+                if isinstance(node, Statistic | Scheduled):
+                    owners.update((id(item), node) for item in node.variables.values())
+            elif isinstance(node, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+                bare.append(path)
+        found += [_holder_of(name, path, node, owners.get(id(node)), abstract) for path, node in variables]
+        if bare:
+            found += _bare_arrays(name, thing, set(bare), abstract)
+    return sorted(found, key=lambda holder: holder.names)
+
+
+def _holder_of(name: str, path: tuple[Any, ...], variable: nnx.Variable[Any], owner: Any, abstract: bool) -> Holder:
+    base = joined((name, *path))
+    raw = variable.get_raw_value()
+    flat, structure = jax.tree_util.tree_flatten_with_path(raw)
+    names = tuple(joined((base, *map(key_of, inner)), quoted=1) for inner, _ in flat)
+    leaves = tuple(_checked_leaf(leaf_name, leaf, abstract) for leaf_name, (_, leaf) in zip(names, flat, strict=True))
+    return Holder(names, variable, owner, structure, variable.set_raw_value, leaves)
+
+
+def _bare_arrays(name: str, thing: Any, paths: set[Any], abstract: bool) -> list[Holder]:
+    """Returns the arrays that modules have as plain attributes, but for those that Flax takes for constants."""
+    found = []
+    for path, leaf in nnx.to_flat_state(nnx.split(thing, graph=True)[1]):
+        if path in paths:
+            full = joined((name, *path))
+            leaf = _checked_leaf(full, leaf, abstract)
+
+            def write(value: Any, path: Any = path) -> None:
+                nnx.update(thing, nnx.from_flat_state([(path, value)]))
+
+            found.append(Holder((full,), None, None, jax.tree.structure(0), write, (leaf,)))
+    return found
+
+
+def key_of(key: Any) -> Any:
+    """Returns what is in one of the keys of JAX's paths."""
+    return getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))
+
+
+def joined(parts: Sequence[Any], *, quoted: int = 0) -> str:
+    """Returns a path as one name, of which every part holds no slash, no dot and nothing that is not printed.
+
+    Args:
+        parts: names, keys and indices.
+        quoted: how many of the first ones are such names already.
+    """
+    return "/".join([*map(str, parts[:quoted]), *(_quoted(str(part)) for part in parts[quoted:])])
+
+
+@functools.lru_cache(maxsize=4096)
+def _quoted(part: str) -> str:
+    # Orbax joins the keys of a tree by dots, so that {"a.b": x} and {"a": {"b": x}} would be the same to it.
+    return urllib.parse.quote(part, safe=" ").replace(".", "%2E") or "%"
+
+
+def _checked_leaf(name: str, leaf: Any, abstract: bool) -> Any:
+    """Returns an array or a number; raises for everything else, and for an abstract array if none is allowed."""
+    if isinstance(leaf, Held):
+        raise HeldError(
+            compose(
+                name,
+                "is held by a compiled step, which keeps the state on the device between its calls.",
+                got="the object that the step is bound to",
+                fix="the step itself, as in tallax.save(path, step); or step.sync() first",
+            )
+        )
+    if is_traced(leaf):
+        raise TracedReadError(
+            compose(
+                name,
+                "is saved and restored between steps.",
+                got=describe(leaf),
+                fix="call it outside of jit",
+            )
+        )
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        if abstract:
+            return _on_a_concrete_mesh(name, leaf)
+        raise InvalidTypeError(
+            compose(
+                name,
+                "cannot save abstract values (from `nnx.eval_shape`).",
+                got=f"{leaf.dtype}{list(leaf.shape)} without a value",
+                fix="tallax.restore(path, model) first, which gives an abstract model its values",
+            )
+        )
+    if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
+        raise InvalidTypeError(
+            compose(
+                name,
+                "a checkpoint keeps arrays and numbers.",
+                got=describe(leaf),
+                fix="an attribute that is no Variable, for what does not change",
+            )
+        )
+    return leaf
+
+
+def _on_a_concrete_mesh(name: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Returns a shape whose sharding names devices: `nnx.eval_shape` within `jax.set_mesh` leaves them out."""
+    sharding = leaf.sharding
+    if not isinstance(sharding, jax.NamedSharding) or not isinstance(sharding.mesh, jax.sharding.AbstractMesh):
+        return leaf
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty or mesh.abstract_mesh.shape != sharding.mesh.shape:
+        raise InvalidValueError(
+            compose(
+                name,
+                "has a sharding without devices, and the mesh that has them is not set.",
+                got=f"{sharding.spec} on {dict(sharding.mesh.shape)}",
+                fix="call it within jax.set_mesh(mesh), as nnx.eval_shape was",
+            )
+        )
+    sharding = jax.NamedSharding(mesh, sharding.spec)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding, weak_type=leaf.weak_type)

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `tallax show` says of a checkpoint: every item with its exact value, without the model that it is of."""
+
+from __future__ import annotations
+
+import ast
+import math
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+
+from tallax import _uint64, statistics
+from tallax.checkpoints._folders import METADATA, folder_of, manifest_of, orbax, outline_of, read_arrays, told
+from tallax.checkpoints._manifest import Entry, Manifest
+from tallax.checkpoints._saved_tree import Source
+from tallax.checkpoints._serialize import stored_dtype
+from tallax.logging._flatten import Numbers
+from tallax.runs import Item
+from tallax.runs._shown import Shown
+from tallax.schedules import Scheduled
+
+_SMALL = 64  # entries of an array that is no item: what is larger is weights, and not read
+_LARGE = 2**26  # bytes of an item: there is no model here that would say how large it may be
+_LONG = 10_000  # characters of a configuration
+_READABLE = {
+    name: kind
+    for name, kind in vars(statistics).items()
+    if isinstance(kind, type) and issubclass(kind, statistics.Statistic)
+}
+
+
+def shown(path: str | os.PathLike[str]) -> Shown:
+    """Returns what a checkpoint holds: that of `tallax.save`, one of `tallax.Checkpoints`, the latest, or Orbax's own.
+
+    Args:
+        path: its folder, or that of a series.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged, unfinished or of a later version.
+    """
+    folder, handler = _folder(path), orbax().PyTreeCheckpointHandler()
+    with told(str(path), "can't be read"), orbax().Checkpointer(handler) as checkpointer:
+        tree = outline_of(handler, folder)
+        manifest = manifest_of(checkpointer, folder, tree)
+        source = Source.of(tree, manifest)
+        entries = source.manifest.entries
+        wanted = {source.arrays[name].name: name for name, entry in entries.items() if _is_to_be_read(entry)}
+        arrays = read_arrays(checkpointer, folder, tree, wanted, None)
+    numbers, items = Numbers(), {}
+    groups: dict[str, dict[str, Entry]] = {}  # by the name of the owner, if there is one
+    for name, entry in sorted(entries.items()):
+        groups.setdefault(name.rpartition("/")[0] if entry.owner else name, {})[name] = entry
+    for owner, group in groups.items():
+        items[owner] = _described(group.values())
+        found = {
+            name: source.manifest.array(name) if entry.at is not None else arrays.get(name)
+            for name, entry in group.items()
+        }
+        if all(array is not None and np.isrealobj(array) for array in found.values()):
+            value = _value(group, {name: np.asarray(array) for name, array in found.items()})
+            if value is not None:
+                numbers.add(owner, value)
+    about, facts = _about(folder, source.manifest, total=len(entries))
+    return Shown("checkpoint", str(path), about, facts, items, numbers.scalars, numbers.histograms, {})
+
+
+def _folder(path: str | os.PathLike[str]) -> Path:
+    """Returns the folder with the arrays; of a series, that of the latest checkpoint."""
+    folder = Path(path).absolute()
+    if folder.is_dir():
+        steps = [int(item.name) for item in folder.iterdir() if item.name.isdigit() and item.is_dir()]
+        if steps and not (folder / METADATA).exists():
+            folder /= str(max(steps))
+    return folder_of(folder, str(path))
+
+
+def _is_to_be_read(entry: Entry) -> bool:
+    """Tells whether an array is worth reading: the state of an item, or a few numbers."""
+    is_item = bool(entry.owner) or entry.kind in ("Counter", "Buffer")
+    few_numbers = not entry.kind and math.prod(entry.shape) <= _SMALL
+    return entry.persistent and entry.at is None and (is_item or few_numbers) and entry.nbytes <= _LARGE
+
+
+def _value(entries: Mapping[str, Entry], arrays: Mapping[str, np.ndarray]) -> Any:
+    """Returns what arrays stand for: those of one owner, or one; None if it can't be told."""
+    owner = _owner(entries)
+    if owner is not None:
+        return owner.read({name.rpartition("/")[2]: array for name, array in arrays.items()})
+    if len(entries) > 1:
+        return None
+    ((entry, state),) = zip(entries.values(), arrays.values(), strict=True)
+    if entry.kind == "Counter":
+        counts = _uint64.to_uint64(state)
+        return counts if counts.ndim else int(counts)
+    return state if state.ndim else state.item()
+
+
+def _owner(entries: Mapping[str, Entry]) -> Any:
+    """Returns a statistic of the kind and configuration that entries tell, or None where there is none like it."""
+    try:
+        owner = _made(next(iter(entries.values())))
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return None
+    if owner is None:
+        return None
+    shapes = {name: np.shape(variable.get_raw_value()) for name, variable in owner.variables.items()}
+    if {name.rpartition("/")[2] for name in entries} != set(shapes):
+        return None
+    stacks = set()
+    for name, entry in entries.items():
+        shape = shapes[name.rpartition("/")[2]]
+        cut = len(entry.shape) - len(shape)
+        if cut < 0 or entry.shape[cut:] != shape:
+            return None
+        stacks.add(entry.shape[:cut])  # the axes before are a stack's
+    return owner if len(stacks) == 1 else None
+
+
+def _made(entry: Entry) -> Any:
+    if entry.owner == "Scheduled":
+        return Scheduled(optax.constant_schedule(math.nan))  # never called: what it had then is not in a checkpoint
+    if entry.owner not in _READABLE or len(entry.configuration) > _LONG:
+        return None
+    return _READABLE[entry.owner](**ast.literal_eval(entry.configuration))
+
+
+def _described(entries: Collection[Entry]) -> Item:
+    """Returns what arrays are, those of one owner, or one: the dtype and shape are those of the largest."""
+    entry = max(entries, key=lambda entry: entry.nbytes)
+    shape = entry.shape[:-1] if entry.kind == "Counter" else entry.shape
+    dtype = str(stored_dtype(entry.dtype, widened=False)) if entry.kind else entry.dtype
+    size = sum(each.nbytes for each in entries)
+    return Item(entry.owner or entry.kind or "array", shape, dtype, size, entry.persistent)
+
+
+def _about(folder: Path, manifest: Manifest, *, total: int) -> tuple[str, dict[str, Any]]:
+    step = manifest.step
+    if step is None and (folder.name.isdigit() or folder.parent.name.isdigit()):
+        step = int(folder.name if folder.name.isdigit() else folder.parent.name)
+    about = f"{total} arrays" if step is None else f"step {step:,}, {total} arrays"
+    return about, {"step": step} | ({} if manifest.extra is None else {"extra": manifest.extra})

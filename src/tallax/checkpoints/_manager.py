@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Checkpoints`: a series of them, for a training loop."""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures
+import operator
+import os
+import shutil
+import sys
+import weakref
+from typing import Any, Self, SupportsIndex
+
+import jax
+
+from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, TallaxError, compose, describe
+from tallax.checkpoints._collect import named_objects
+from tallax.checkpoints._folders import UNFINISHED, orbax, unreadable
+from tallax.checkpoints._policy import Missing, Unexpected
+from tallax.checkpoints._rename import Rename
+from tallax.checkpoints._restore_report import RestoreReport
+from tallax.checkpoints._storage import arguments, path_of, restore
+from tallax.checkpoints._to_tree import Contents
+from tallax.compiling import CompiledStep
+
+
+class Checkpoints:
+    """The checkpoints of one training run: a folder with a numbered one for each time that it was saved.
+
+    The folder is that of an `orbax.checkpoint.CheckpointManager`, and may be read by one. A checkpoint is in it whole
+    or not at all, whenever the program is killed; what a killed one left half written is removed by the next save.
+
+    Args:
+        folder: is made when something is saved.
+        keep: how many checkpoints stay, the latest ones; None for all.
+        every: `save` does something for multiples of this number.
+        async_: whether `save` returns once the state is copied on its devices, and writes it in the background. With
+            several processes Orbax copies it to the host first.
+
+    Raises:
+        InvalidTypeError: `folder` is no path.
+        InvalidValueError: `keep` or `every` is not a positive integer, or `folder` an address, such as `gs://...`.
+
+    Example:
+        >>> import tempfile, jax.numpy as jnp, tallax
+        >>> from flax import nnx
+        >>> def train(steps, folder):
+        ...     model = nnx.Dict(seen=tallax.Counter())
+        ...     with tallax.Checkpoints(folder, keep=2, every=10) as checkpoints:
+        ...         start = checkpoints.latest() or 0
+        ...         if start:
+        ...             checkpoints.restore(model)
+        ...         for n in range(start, steps):
+        ...             model.seen.increment(n)
+        ...             checkpoints.save(n + 1, model)
+        ...     return start, int(model.seen)
+        >>> folder = tempfile.mkdtemp()
+        >>> train(35, folder)  # the last one is that of step 30
+        (0, 595)
+        >>> train(100, folder)
+        (30, 4950)
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, keep: int | None = 3, every: int = 1, async_: bool = True):
+        for name, value in (("keep", keep), ("every", every)):
+            if not (isinstance(value, int) and value > 0) and not (name == "keep" and value is None):
+                raise InvalidValueError(
+                    compose(name, "takes a positive integer.", got=describe(value), fix="keep=3, every=1000")
+                )
+        self._name, self._folder = str(folder), path_of(folder, "tallax.Checkpoints(folder)").absolute()
+        self._keep, self._every, self._async = keep, every, async_
+        self._manager: Any = None
+        self._writer: concurrent.futures.ThreadPoolExecutor | None = None
+        self._writing: concurrent.futures.Future[None] | None = None
+        atexit.register(_tell_of_what_is_lost, weakref.ref(self))
+
+    def save(self, step: SupportsIndex, *objects: Any, extra: Any = None, force: bool = False, **named: Any) -> bool:
+        """Saves objects under a number, if it is one of those to save at.
+
+        While the one before is still being written, it waits for that.
+
+        Args:
+            step: the number, larger than that of any checkpoint in the folder; a `Counter` is one.
+            *objects: see `to_checkpoint`.
+            extra: see `to_checkpoint`.
+            force: whether to save at any number, as after the last step.
+            **named: see `to_checkpoint`.
+
+        Returns:
+            Whether it is saved, or being saved: not where the number is no multiple of `every`, nor where it is that of
+            the latest checkpoint.
+
+        Raises:
+            CheckpointError: this one, or the one before, could not be written.
+            InvalidTypeError: `step` is no integer.
+            InvalidValueError: there is a checkpoint of a larger number, or `step` is below 0.
+            TallaxError: as `tallax.save` does.
+        """
+        if not hasattr(step, "__index__"):
+            raise InvalidTypeError(
+                compose(
+                    "step",
+                    "is the number of the checkpoint, and comes first.",
+                    got=f"a {type(step).__name__}",
+                    fix="checkpoints.save(n, model, optimizer)",
+                )
+            )
+        step = operator.index(step)  # a Counter is one, too
+        if step < 0:
+            raise InvalidValueError(
+                compose("step", "checkpoints are numbered from 0.", got=str(step), fix="checkpoints.save(n, model)")
+            )
+        if step % self._every and not force:
+            return False
+        latest = self.latest()
+        if latest is not None and step <= latest:
+            if step == latest:
+                return False
+            raise InvalidValueError(
+                compose(
+                    "step",
+                    "checkpoints are numbered upwards.",
+                    got=f"{step}, with {latest} in {self._name}",
+                    fix="restore the latest one first; or another folder",
+                )
+            )
+        contents = Contents.of(named_objects(objects, named), extra)
+        if not self._async or jax.process_count() > 1:
+            self._write(step, contents)
+            return True
+        # A compiled step leaves these arrays alone: it copies what it takes over.
+        if not all(isinstance(thing, CompiledStep) for thing in (*objects, *named.values())):
+            contents = contents.copied()
+        if self._writer is None:
+            self._writer = concurrent.futures.ThreadPoolExecutor(1, "tallax-checkpoints")
+        self._writing = self._writer.submit(self._write, step, contents)
+        return True
+
+    def latest(self) -> int | None:
+        """Returns the number of the latest checkpoint, or None; waits for one that is being written."""
+        self.wait()
+        if self._manager is not None:
+            return self._manager.latest_step()
+        return max(self.steps(), default=None)
+
+    def steps(self) -> list[int]:
+        """Returns the numbers of all checkpoints, the oldest first; waits for one that is being written."""
+        self.wait()
+        if not self._folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal() and path.is_dir())
+
+    def restore(
+        self,
+        *objects: Any,
+        step: int | None = None,
+        missing: Missing = "error",
+        unexpected: Unexpected = "error",
+        rename: Rename = None,
+        **named: Any,
+    ) -> RestoreReport:
+        """Puts a checkpoint into objects, all of it or nothing; see `tallax.restore`.
+
+        Args:
+            *objects: see `from_checkpoint`.
+            step: the number of the checkpoint; by default the latest.
+            missing: see `from_checkpoint`.
+            unexpected: see `from_checkpoint`.
+            rename: see `from_checkpoint`.
+            **named: see `from_checkpoint`.
+
+        Returns:
+            The report, whose `step` is the number.
+
+        Raises:
+            CheckpointError: there is no checkpoint, or none of that number; or as `tallax.restore` does.
+            TallaxError: as `tallax.restore` does.
+        """
+        steps = self.steps()
+        number = max(steps, default=None) if step is None else step
+        if number not in steps:
+            raise CheckpointError(
+                compose(
+                    self._name,
+                    "has no such checkpoint." if steps else "has no checkpoint.",
+                    got=f"step={step}" if steps else None,
+                    expected=f"one of {steps}" if steps else None,
+                    fix="checkpoints.latest() tells whether there is one" if not steps else f"step={steps[-1]}",
+                )
+            )
+        return restore(
+            self._folder / str(number), *objects, missing=missing, unexpected=unexpected, rename=rename, **named
+        )
+
+    def wait(self) -> None:
+        """Waits for the checkpoint that is being written.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and lets go of the folder; raises as `wait` does."""
+        try:
+            self.wait()
+        finally:
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                writer.shutdown()
+            manager, self._manager = self._manager, None
+            if manager is not None:
+                manager.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Checkpoints({self._name!r}, keep={self._keep}, every={self._every}, async_={self._async})"
+
+    def lost(self) -> BaseException | None:
+        """Returns why the checkpoint that nobody waited for could not be written; None where it was."""
+        writing = self._writing
+        return writing.exception() if writing is not None and writing.done() else None
+
+    def _write(self, step: int, contents: Contents) -> None:
+        try:
+            if self._manager is None:
+                self._manager = self._opened()
+            self._manager.save(step, args=arguments(contents, step), force=True)
+        except TallaxError:
+            raise
+        except Exception as error:
+            raise unreadable(self._name, "a checkpoint can't be written to", error) from None
+
+    def _opened(self) -> Any:
+        ocp = orbax()
+        if jax.process_index() == 0 and self._folder.is_dir():
+            for path in self._folder.iterdir():
+                if UNFINISHED in path.name:
+                    shutil.rmtree(path, ignore_errors=True)
+        background = self._async and jax.process_count() > 1
+        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, enable_async_checkpointing=background)
+        return ocp.CheckpointManager(self._folder, options=options)
+
+
+def _tell_of_what_is_lost(reference: weakref.ref[Checkpoints]) -> None:
+    """Tells of a program that ends without a `close()`: Python has stopped the threads that Orbax writes by."""
+    checkpoints = reference()
+    error = None if checkpoints is None else checkpoints.lost()
+    if error is not None:
+        print(f"{error}\nThe program ended without checkpoints.close().", file=sys.stderr)

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arrays as a checkpoint has them: keys of random streams as words, numbers as arrays, and back; a sum of bits."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tallax._arrays import is_committed, is_in_host_memory, placed, unsplit
+from tallax.checkpoints._collect import PYTHON
+
+KEY = "key:"
+_WIDENED = {"uint2": "uint8", "uint4": "uint8"}  # dtypes that Orbax has no name for, and those that hold their values
+
+
+def dtype_of(leaf: Any) -> str:
+    """Returns what a checkpoint says the dtype of a leaf is; for a key what it is made by, for a number its type."""
+    if isinstance(leaf, bool | int | float | complex) and not isinstance(leaf, np.generic):
+        return type(leaf).__name__
+    if is_key(leaf):
+        return f"{KEY}{_key_impl(leaf)}"
+    return str(np.dtype(leaf.dtype))
+
+
+def is_key(leaf: Any) -> bool:
+    """Tells whether a leaf is an array of typed random keys, abstract ones included."""
+    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _key_impl(leaf: Any) -> str:
+    names: list[Any] = []
+    if isinstance(leaf, jax.Array):
+        return str(jax.random.key_impl(leaf))
+    jax.eval_shape(lambda keys: names.append(jax.random.key_impl(keys)), leaf)
+    return str(names[0])
+
+
+def is_abstract(leaf: Any) -> bool:
+    """Tells whether a leaf has a shape and a dtype but no value, as in a model of `nnx.eval_shape`."""
+    return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def is_placed(leaf: Any) -> bool:
+    """Tells whether a leaf belongs on particular devices, whether it has its value yet or not."""
+    return is_committed(leaf) or (is_abstract(leaf) and leaf.sharding is not None)
+
+
+def is_writable(dtype: str) -> bool:
+    """Tells whether Orbax can write arrays of this dtype, as they are or as `stored` makes them."""
+    if dtype.startswith(KEY) or dtype in PYTHON:
+        return True
+    kind = np.dtype(_WIDENED.get(dtype, dtype))  # NumPy knows those of JAX, too; it has text, dates and long numbers
+    is_number = jnp.issubdtype(kind, jnp.number) or kind == np.bool_
+    return bool(is_number) and kind.itemsize <= (16 if kind.kind == "c" else 8)
+
+
+def stored(leaf: Any) -> Any:
+    """Returns a leaf as the array that is written: a `jax.Array` where it is one, and NumPy otherwise.
+
+    Raises:
+        OverflowError: a Python integer beyond 64 bits.
+    """
+    if is_key(leaf):
+        return jax.random.key_data(leaf)
+    if isinstance(leaf, jax.Array | np.ndarray):
+        wide = _WIDENED.get(str(leaf.dtype))
+        return leaf if wide is None else leaf.astype(wide)
+    return np.asarray(leaf, np.int64) if type(leaf) is int else np.asarray(leaf)
+
+
+def in_place_of(leaf: Any, array: Any, dtype: str, *, on_host: bool = False) -> Any:
+    """Returns what is stored in the form and on the devices in which an object has its value, the inverse of `stored`.
+
+    Args:
+        leaf: what the object has, which may be abstract.
+        array: what is stored.
+        dtype: what `dtype_of` says of `leaf`.
+        on_host: whether an abstract leaf without a sharding becomes an array of NumPy's, as counters are made.
+    """
+    if dtype in PYTHON and not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+        return PYTHON[dtype](np.asarray(array).item())
+    if dtype in _WIDENED:
+        array = array.astype(stored_dtype(dtype, widened=False))
+    if isinstance(leaf, np.ndarray | np.generic) or (on_host and is_abstract(leaf) and not is_placed(leaf)):
+        host = np.array(array)
+        return host[()] if isinstance(leaf, np.generic) else host
+    if dtype.startswith(KEY):
+        words = array if isinstance(array, jax.Array) else jnp.asarray(array)
+        keys = jax.random.wrap_key_data(words, impl=dtype.removeprefix(KEY))
+        return placed(keys, leaf.sharding) if is_placed(leaf) else keys
+    if not is_placed(leaf):
+        return _weak(np.asarray(array)) if leaf.weak_type else jnp.asarray(np.asarray(array))
+    if leaf.weak_type and leaf.sharding.is_fully_addressable:
+        return placed(_weak(np.asarray(array)), leaf.sharding)
+    if isinstance(array, jax.Array):
+        return array if array.sharding == leaf.sharding else _moved(array, leaf.sharding)
+    return placed(array, leaf.sharding)
+
+
+def _weak(host: np.ndarray) -> jax.Array:
+    """Returns an array with the promotion of a Python number, of the same bits: what it multiplies must not widen."""
+    weak = jnp.asarray(host.item() if host.ndim == 0 else host.dtype.type(0).item())
+    if weak.dtype != host.dtype:  # x64 was switched since
+        return jnp.asarray(host)
+    return weak if host.ndim == 0 else jnp.broadcast_to(weak, host.shape).at[...].set(host)
+
+
+def _moved(array: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
+    if array.is_fully_addressable and not sharding.is_fully_addressable:
+        return placed(np.asarray(array), sharding)
+    return placed(array, sharding)
+
+
+def stored_dtype(dtype: str, *, widened: bool = True) -> np.dtype[Any]:
+    """Returns the dtype of what is written for what `dtype_of` says.
+
+    Args:
+        dtype: what `dtype_of` says.
+        widened: whether a dtype that Orbax cannot write is replaced by the one that it is written in.
+
+    Raises:
+        TypeError: there is no such dtype.
+    """
+    if dtype.startswith(KEY):
+        return np.dtype(np.uint32)
+    if dtype in PYTHON:
+        return np.dtype({"bool": np.bool_, "int": np.int64, "float": np.float64, "complex": np.complex128}[dtype])
+    return jnp.dtype(_WIDENED.get(dtype, dtype) if widened else dtype)
+
+
+def needs_numpy(dtype: Any) -> bool:
+    """Tells whether JAX would cast what has this dtype: what has 64 bits, without x64."""
+    if jnp.issubdtype(dtype, jax.dtypes.extended):  # of keys
+        return False
+    return jax.dtypes.canonicalize_dtype(dtype) != dtype
+
+
+def size_of(shape: Sequence[int], dtype: str) -> int:
+    """Returns how many bytes are written."""
+    return math.prod(shape) * stored_dtype(dtype).itemsize
+
+
+def sums_of(arrays: Sequence[Any]) -> list[int]:
+    """Returns the sum of each array's words modulo 2**32, which tells whether what is read is what was written.
+
+    It does not depend on where an array lies. On the host it is as quick as reading the memory, and on a device too.
+    """
+    sums: list[Any] = [None] * len(arrays)
+    there = []
+    for k, array in enumerate(arrays):
+        if isinstance(array, jax.Array) and not (array.is_fully_addressable and is_in_host_memory(array)):
+            there.append(k)
+        else:
+            sums[k] = _sum_on_host(np.asarray(array))
+    groups: dict[Any, list[int]] = {}
+    for k in there:
+        groups.setdefault(frozenset(arrays[k].sharding.device_set), []).append(k)
+    for members in groups.values():
+        for k, total in zip(members, _sums_on_device([arrays[k] for k in members]), strict=True):
+            sums[k] = int(total)
+    return sums
+
+
+def _sum_on_host(array: np.ndarray) -> int:
+    flat = np.ascontiguousarray(array.astype(np.int8) if _is_narrow(array.dtype) else array).reshape(-1)
+    if flat.dtype.itemsize == 1:
+        return int(flat.view(np.uint8).sum(dtype=np.uint32))
+    width = 2 if flat.dtype.itemsize == 2 else 4
+    return int(flat.view(f"uint{8 * width}").sum(dtype=np.uint32))
+
+
+@functools.partial(jax.jit)
+def _sum_of(array: jax.Array) -> jax.Array:
+    if array.dtype == jnp.bool_ or _is_narrow(array.dtype):
+        array = array.astype(jnp.int8)
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        return _sum_of(array.real) + _sum_of(array.imag)
+    width = min(array.dtype.itemsize, 4)
+    words = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * width}"))
+    return unsplit(words.astype(jnp.uint32).sum(dtype=jnp.uint32))
+
+
+def _is_narrow(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.integer)) and jnp.iinfo(dtype).bits < 8
+
+
+def _sums_on_device(arrays: Sequence[jax.Array]) -> list[np.ndarray]:
+    return [np.asarray(total) for total in [_sum_of(array) for array in arrays]]

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`to_checkpoint`: objects as a tree of arrays, with all that it takes to put them back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from tallax._errors import InvalidTypeError, compose, describe
+from tallax.checkpoints._collect import RESERVED, Holder, holders_of, named_objects
+from tallax.checkpoints._manifest import Entry, Manifest
+from tallax.checkpoints._serialize import dtype_of, is_key, is_writable, size_of, stored, sums_of
+from tallax.reading import Reading
+from tallax.replicas import combine_replicas
+from tallax.statistics import Statistic
+from tallax.variables import Item
+
+_SMALL = 2**16  # bytes; a larger item is an array of its own
+
+
+def to_checkpoint(*objects: Any, extra: Any = None, **named: Any) -> dict[str, Any]:
+    """Returns all that objects hold as a tree of arrays, to be saved by any of Orbax's ways.
+
+    Everything is in it: parameters, batch statistics, random streams, optimizer state and items; only what was declared
+    with `persistent=False` is left out. `tree["model"]` and `tree["optimizer"]` are nested as the objects are.
+    `tree["tallax"]` is the manifest, which names everything and has the exact values of items. `from_checkpoint` takes
+    the tree back, checked against the objects.
+
+    The arrays are those that the objects hold, on whatever devices, so a step that donates them must wait until they
+    are written; `tallax.Checkpoints` and a compiled step see to that by themselves. In several processes all have to
+    call it together.
+
+    Args:
+        *objects: modules, optimizers, and compiled steps, which stand for what they are bound to and are synced. An
+            optimizer is called `optimizer`, an `nnx.Rngs` `rngs`, a metric `metrics`, and any other module `model`.
+        extra: anything that JSON can write, to be found in the report: where the data loader stands, an epoch.
+        **named: more of them, by names of your own.
+
+    Raises:
+        HeldError: a compiled step holds an object, and it was not the step that came.
+        InvalidTypeError: something is no module; a Variable holds what is neither array nor number; or `extra` is not
+            JSON.
+        InvalidValueError: two objects would have one name.
+        ReplicasError: the shares of replicas can't be combined.
+        TracedReadError: inside a trace.
+
+    Example:
+        >>> import tallax
+        >>> from flax import nnx
+        >>> model = nnx.Dict(step=tallax.Counter(2**40), layer=nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+        >>> tree = tallax.to_checkpoint(model)
+        >>> tree["model"]["layer"]["kernel"].shape
+        (2, 3)
+        >>> other = nnx.Dict(step=tallax.Counter(), layer=nnx.Linear(2, 3, rngs=nnx.Rngs(1)))
+        >>> report = tallax.from_checkpoint(tree, other)
+        >>> int(other.step), report.restored
+        (1099511627776, ('model/layer/bias', 'model/layer/kernel', 'model/step'))
+    """
+    return Contents.of(named_objects(objects, named), extra).tree()
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What objects hold, taken apart into what becomes arrays of their own and what goes into the manifest.
+
+    Attributes:
+        entries: everything, by name; without sums, and without places of items.
+        arrays: by name.
+        inline: items that are small, and what Orbax does not take: empty arrays, Python numbers.
+        extra: what the user put in.
+    """
+
+    entries: dict[str, Entry]
+    arrays: dict[str, Any]
+    inline: dict[str, Any]
+    extra: Any
+
+    @classmethod
+    def of(cls, objects: Mapping[str, Any], extra: Any = None) -> Contents:
+        """Returns what named objects hold."""
+        try:
+            extra = json.loads(json.dumps(extra, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidTypeError(
+                compose("extra", "is kept as JSON.", got=str(error), fix='numbers, text, lists: extra={"epoch": 3}')
+            ) from None
+        entries: dict[str, Entry] = {}
+        arrays: dict[str, Any] = {}
+        inline: dict[str, Any] = {}
+        holders = holders_of(objects)
+        if any(has_shares(holder) for holder in holders):
+            holders = holders_of({name: whole(thing) for name, thing in objects.items()})
+        for holder in holders:
+            for name, leaf in zip(holder.names, holder.leaves, strict=True):
+                entries[name] = entry_of(holder, leaf)
+                if holder.persistent:
+                    _refuse_dtype(name, leaf)
+                    (inline if _is_inline(holder, leaf) else arrays)[name] = _whole_of(name, leaf)
+        return cls(entries, arrays, inline, extra)
+
+    def copied(self) -> Contents:
+        """Returns the same in memory that nobody else will donate; starts the copy, and returns at once."""
+        arrays, inline = jax.tree.map(lambda array: array.copy(), (self.arrays, self.inline))
+        return dataclasses.replace(self, arrays=arrays, inline=inline)
+
+    def tree(self, manifest: Manifest | None = None) -> dict[str, Any]:
+        """Returns the tree of arrays; waits for the values, where their manifest is not known yet."""
+        tree: dict[str, Any] = {}
+        for name, array in self.arrays.items():
+            *parents, last = name.split("/")
+            node = tree
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[last] = array
+        tree[RESERVED] = (manifest or self.manifest()).encoded()
+        return tree
+
+    def manifest(self, step: int | None = None) -> Manifest:
+        """Returns what the checkpoint tells of itself; waits for the values."""
+        entries, parts, end = dict(self.entries), [], 0
+        for name, value in self._inline_on_host().items():
+            entries[name] = dataclasses.replace(entries[name], at=end)
+            parts.append(value.tobytes())
+            end += len(parts[-1])
+        for name, total in zip(self.arrays, sums_of(list(self.arrays.values())), strict=True):
+            entries[name] = dataclasses.replace(entries[name], sum=total)
+        return Manifest(entries, b"".join(parts), self.extra, step)
+
+    def _inline_on_host(self) -> dict[str, np.ndarray]:
+        there = {name: value for name, value in self.inline.items() if isinstance(value, jax.Array)}
+        names = list(there)
+        reading = Reading((), list(there.values()), lambda copies: dict(zip(names, copies, strict=True)))
+        return {**self.inline, **reading.result()}
+
+
+def entry_of(holder: Holder, leaf: Any) -> Entry:
+    """Returns what a checkpoint tells of an array that an object holds."""
+    dtype = dtype_of(leaf)
+    array = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
+    shape = tuple(np.shape(array))
+    owner = holder.owner
+    return Entry(
+        kind="Counter" if holder.is_counter else holder.kind,
+        dtype=dtype,
+        shape=shape,
+        owner="" if owner is None else type(owner).__name__,
+        configuration=repr(owner._configuration()) if isinstance(owner, Statistic) else "",
+        reduce=str(holder.variable.get_metadata("reduce")) if isinstance(holder.variable, Item) else "",
+        persistent=holder.persistent,
+    )
+
+
+def has_shares(holder: Holder) -> bool:
+    """Tells whether an item is kept as a share for each replica."""
+    return isinstance(holder.variable, Item) and holder.variable.shares is not None
+
+
+def whole(thing: Any) -> Any:
+    """Returns an object with the shares of replicas combined, or itself where there are none."""
+    if any(isinstance(node, Item) and node.shares for _, node in nnx.iter_graph(thing)):
+        return combine_replicas(thing)
+    return thing
+
+
+def _refuse_dtype(name: str, leaf: Any) -> None:
+    if not is_writable(dtype_of(leaf)):
+        raise InvalidTypeError(
+            compose(
+                name,
+                "Orbax cannot save arrays of this dtype.",
+                got=describe(leaf),
+                expected="booleans, integers, floats or complex numbers that JAX has",
+                fix="cast it to one of these; or an attribute that is no Variable, for what does not change",
+            )
+        )
+
+
+def _is_inline(holder: Holder, leaf: Any) -> bool:
+    size = size_of(np.shape(leaf), dtype_of(leaf))
+    is_number = not isinstance(leaf, jax.Array | np.ndarray)
+    return is_number or size == 0 or (holder.is_item and size <= _SMALL)
+
+
+def _whole_of(name: str, leaf: Any) -> Any:
+    """Returns an array as it is written; in several processes, one that each has for itself as NumPy."""
+    try:
+        array = stored(leaf)
+    except OverflowError:
+        raise InvalidTypeError(
+            compose(
+                name,
+                "an integer in a checkpoint has 64 bits.",
+                got=describe(leaf),
+                fix="tallax.Counter, or an attribute that is no Variable",
+            )
+        ) from None
+    if jax.process_count() > 1 and isinstance(array, jax.Array) and array.is_fully_addressable:
+        return np.asarray(array)  # Orbax takes no array of one process; the first one's is written
+    return array

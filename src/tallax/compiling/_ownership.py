@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state of one step between its calls, and how it moves between steps that share Variables."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import itertools
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tallax import _uint64
+from tallax._arrays import home_of, is_committed, is_traced, placed
+from tallax._errors import HeldError, compose
+from tallax.compiling._cells import owner_of
+from tallax.compiling._layout import Layout, Place, owned
+from tallax.compiling._overlap import Overlap
+from tallax.compiling._reader import Reader
+from tallax.compiling._refusals import changed, in_a_trace, written_past
+from tallax.compiling._step_state import Items, State
+from tallax.compiling._structure import Structure
+from tallax.reading import Reading, entries_of
+
+_RAW = operator.methodcaller("get_raw_value")
+_CLOCK = itertools.count()
+
+
+class Holding:
+    """The state of one step, in the order in which its programs take it.
+
+    If another step shares Variables, it has a holding of its own, and a value lies in one of them at a time. `catch_up`
+    moves the current values here; they are on the device before and after, and nothing is copied but counts, which are
+    packed in another order.
+
+    Attributes:
+        latest: the state and the result of the last call, as the programs return them.
+        time: when it last caught up; -1 before the first time.
+        is_current: whether it has all current values.
+        is_ready: whether the step can be called: its programs are made, and none of its Variables has its value again.
+        failed: whether a call began and did not end.
+        neighbours: the holdings that share Variables, and what they share.
+
+    Args:
+        layout: that of the bound objects.
+        objects: the bound objects.
+        structure: their structure.
+        arguments: those of the call; they tell the devices if the objects do not.
+
+    Raises:
+        TraceError: inside a trace.
+    """
+
+    def __init__(self, layout: Layout, objects: tuple[Any, ...], structure: Structure, arguments: Any):
+        self.layout, self.constants = layout, layout.arrays
+        self.time, self.is_current, self.is_ready, self.failed = -1, False, False, False
+        self.neighbours: dict[Holding, Overlap] = {}
+        self._objects, self._structure = objects, structure
+        self._reader: Reader | None = None
+        self._variables = [place.variable for place in layout.places]
+        self._held = [place.cell.held for place in layout.places]
+        self._next = 0
+        self._before = [(p, p.variable.get_raw_value()) for p in layout.places if not p.cell.holders]
+        counts, values = layout.values()
+        others = {holding for place in layout.places for holding in place.cell.holders}
+        there = [array for holding in others for array in jax.tree.leaves(holding.state)]
+        home = home_of([*(raw for _, raw in self._before), *there]) or home_of(jax.tree.leaves(arguments))
+        # Nobody else has these arrays from here on: this step or another one may donate them.
+        small = [None if x is None else owned(x, home, copy=False) for x in values[: layout.lasting]]
+        rest = [None if x is None else owned(x, home, copy=True) for x in values[layout.lasting :]]
+        packed = owned(layout.packing.pack(counts), home, copy=True) if layout.counters else None
+        if is_traced(packed, *small, *rest):
+            raise in_a_trace()
+        self.latest: collections.deque[Any] = collections.deque([((packed, small), rest, None)], 1)
+
+    # --- owning -----------------------------------------------------------------------------------------------------
+
+    def install(self) -> None:
+        """Puts placeholders on the Variables, and brings the values of shared ones here.
+
+        If it raises, the objects are as they were.
+        """
+        try:
+            pairs: dict[Holding, list[tuple[Place, Place]]] = {}
+            for place in self.layout.places:
+                for other, theirs in place.cell.holders.items():
+                    pairs.setdefault(other, []).append((place, theirs))
+                place.cell.holders[self] = place
+            for other, places in pairs.items():
+                self.neighbours[other] = Overlap(self.layout, other.layout, places)
+                other.neighbours[self] = Overlap(other.layout, self.layout, [(b, a) for a, b in places])
+            for place, _ in self._before:
+                place.variable.set_raw_value(place.cell.held)
+            self.catch_up()
+        except BaseException:
+            if self.time < 0:  # no value has been moved yet
+                self._leave()
+                for place, raw in self._before:
+                    place.variable.set_raw_value(raw)
+            raise
+        self._before = []
+
+    def catch_up(self) -> None:
+        """Moves all values here that other steps have changed since this one had them.
+
+        Raises:
+            HeldError: another step failed on the device, after it had taken the memory of shared values.
+            TraceError: inside a trace.
+        """
+        (packed, small), rest, _ = self.latest[0]
+        values = [*small, *rest]
+        newer = sorted((other for other in self.neighbours if other.time > self.time), key=operator.attrgetter("time"))
+        for other in newer:
+            overlap, theirs = self.neighbours[other], other.state
+            packed, other_values = overlap.move(packed, theirs.items.packed), theirs.values
+            for k, n in overlap.values:
+                values[k] = other_values[n]
+        if is_traced(packed):
+            raise in_a_trace()
+        if any(other.failed for other in newer) and any(x is not None and x.is_deleted() for x in values):
+            raise lost()
+        # Whenever Ctrl-C comes, each current value is in the holding with the latest time. The old references go last:
+        # this step may donate the arrays, and without donation they would keep memory.
+        lasting = self.layout.lasting
+        self.latest.append(((packed, values[:lasting]), values[lasting:], None))
+        self.time = next(_CLOCK)
+        for other, overlap in self.neighbours.items():
+            if other.is_current or other in newer:
+                other.is_current = False
+                other._forget([n for _, n in overlap.values])
+        self.is_current = True
+
+    def put_back(self) -> list[str]:
+        """Puts all values back on the objects, and returns the names of Variables that were written past the step."""
+        if not self.is_current:
+            self.catch_up()
+        strays = self._give_back(self.layout.places)
+        self._leave()
+        return strays
+
+    def retire(self) -> None:
+        """Leaves the values to other steps that bind their Variables, and puts the others back on the objects."""
+        alone = []
+        for place in self.layout.places:
+            holders = place.cell.holders
+            if not place.cell.is_released and place.cell.current() is self:
+                if len(holders) == 1:
+                    alone.append(place)
+                else:
+                    next(other for other in holders if other is not self).catch_up()
+        self._give_back(alone)
+        self._leave()
+
+    def _give_back(self, places: Sequence[Place]) -> list[str]:
+        state, strays = self.checked_state(), []
+        values, counts = state.values, []
+        if any(place.number is not None for place in places):
+            counts = self.layout.packing.unpack(np.asarray(state.items.packed))
+        for place in places:
+            cell, variable = place.cell, place.variable
+            if cell.is_released:
+                continue
+            if variable.get_raw_value() is not cell.held:
+                strays.append(place.name)
+            elif place.number is None:
+                new = place.form.structure.unflatten([values[k] for k in place.arrays])
+                variable.set_raw_value(new.get_raw_value())
+            else:
+                limbs: Any = _uint64.from_uint64(counts[place.number])
+                sharding = cell.held.sharding
+                variable.set_raw_value(limbs if sharding is None else placed(limbs, sharding))
+            cell.release()
+        return strays
+
+    def _leave(self) -> None:
+        for place in self.layout.places:
+            place.cell.holders.pop(self, None)
+        for other in self.neighbours:
+            other.neighbours.pop(self, None)
+        self.neighbours = {}
+
+    def _forget(self, numbers: Sequence[int]) -> None:
+        (packed, small), rest, _ = self.latest[0]
+        values = [*small, *rest]
+        for k in numbers:
+            values[k] = None
+        lasting = self.layout.lasting
+        self.latest.append(((packed, values[:lasting]), values[lasting:], None))
+
+    # --- looking ----------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """The state."""
+        items, rest, _ = self.latest[0]
+        return State(Items(*items), rest)
+
+    @functools.cached_property
+    def nodes(self) -> dict[tuple[Any, ...], Any]:
+        """The bound modules and Variables by their paths."""
+        return dict(nnx.iter_graph(self._objects))
+
+    def look(self, most: int) -> None:
+        """Raises where the objects have changed.
+
+        Args:
+            most: looks at no more Variables than that, and twice as many modules; at the next ones with each call.
+        """
+        change = self._structure.change(2 * most)  # which is quicker
+        if change is not None:
+            raise changed(change)
+        start, end = self._next, self._next + most
+        self._next = end if end < len(self._held) else 0
+        if list(map(_RAW, self._variables[start:end])) != self._held[start:end]:
+            raise written_past(", ".join(p.name for p in self.layout.places if _RAW(p.variable) is not p.cell.held))
+
+    def checked_state(self) -> State:
+        """Returns the state; raises where a step took its memory and then failed."""
+        state = self.state
+        if any(array.is_deleted() for array in jax.tree.leaves(state)):
+            raise lost()
+        return state
+
+    def reading(self, names: list[str]) -> Reading:
+        """Starts to read all items."""
+        if not self.is_current:
+            self.catch_up()
+        if self._reader is None:
+            self._reader = Reader(entries_of(self._objects, names), self.layout)
+        return self._reader.reading(self.checked_state() if self.failed else self.state)
+
+    # --- single values ----------------------------------------------------------------------------------------------
+
+    def read(self, place: Place) -> jax.Array:
+        """Returns the value of an item."""
+        state = self.checked_state()
+        if place.number is not None:
+            with jax.transfer_guard_host_to_device("allow"):  # of the place of the count
+                return self.layout.packing.part_now(state.items.packed, place.number)
+        (k,) = place.arrays
+        return state.values[k] if k < self.layout.lasting else jnp.copy(state.values[k])
+
+    def write(self, place: Place, value: Any) -> None:
+        """Replaces the value of an item."""
+        (packed, _), values = self.checked_state().items, self.state.values
+        if place.number is not None:
+            with jax.transfer_guard_host_to_device("allow"):  # of the place of the count, and of a host's value
+                packed = _like(self.layout.packing.written(packed, place.number, value), packed)
+        else:
+            (k,) = place.arrays
+            values[k] = _like(owned(value, None, copy=k >= self.layout.lasting), values[k])
+        self.latest.append(((packed, values[: self.layout.lasting]), values[self.layout.lasting :], None))
+
+
+def put_back(objects: tuple[Any, ...]) -> None:
+    """Puts all values back on some objects, whichever steps have them."""
+    places: dict[Holding, list[Place]] = {}
+    for _, node in nnx.iter_graph(objects):
+        cell = owner_of(node) if isinstance(node, nnx.Variable) else None
+        if cell is not None:
+            holding = cell.current()
+            places.setdefault(holding, []).append(cell.holders[holding])
+    for holding, its in places.items():
+        holding._give_back(its)
+
+
+def lost() -> HeldError:
+    return HeldError(
+        compose(
+            "the compiled step",
+            "failed while it ran, after it had taken the memory of the state before it, so that is lost.",
+            got="a call that raised inside JAX",
+            fix="restore the last checkpoint; compile_step(..., donate=False) keeps the state before a step",
+        )
+    )
+
+
+def _like(value: jax.Array, other: jax.Array) -> jax.Array:
+    """Returns a value where another one is."""
+    return placed(value, other.sharding) if is_committed(other) and value.sharding != other.sharding else value

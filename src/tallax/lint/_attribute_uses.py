@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a class does with an attribute that holds a Variable: where it reads it, where it writes it, and what."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from typing import NamedTuple
+
+from tallax.lint._bindings import reaching
+from tallax.lint._classes import MAKING, is_self
+from tallax.lint._index import Scope, targets
+from tallax.lint._kinds import Array, Callee, Frame, Number
+from tallax.lint._values import Values
+
+Home = tuple[Scope, str]
+
+
+class Use(NamedTuple):
+    """A place where `self.name` stands, and the function and method around it."""
+
+    node: ast.Attribute
+    scope: Scope
+    method: Scope
+
+
+@dataclasses.dataclass(frozen=True)
+class Write:
+    """A place where a class writes an attribute.
+
+    Attributes:
+        use: Where `self.name` stands.
+        statement: The whole statement.
+        value: What is assigned, or added by `+=`; None if the statement does not show it.
+        item: Where in a tuple the value stands.
+        operator: That of `+=` and the like.
+        replaces: Whether it is the attribute that is assigned rather than the Variable's value.
+    """
+
+    use: Use
+    statement: ast.stmt
+    value: ast.expr | None
+    item: tuple[int, ...]
+    operator: ast.operator | None
+    replaces: bool
+
+
+class Uses:
+    """The uses of a class's attributes in its own methods."""
+
+    def __init__(self, values: Values):
+        self.values = values
+        self._all: dict[Scope, dict[str, list[Use]]] = {}
+
+    def of(self, cls: Scope, name: str) -> list[Use]:
+        """Returns all places where the class's methods name an attribute of `self`."""
+        if cls not in self._all:
+            found: dict[str, list[Use]] = {}
+            for method in cls.methods:
+                if method.self_name is None:
+                    continue
+                for scope in method.inside():
+                    for node in scope.of(ast.Attribute):
+                        if is_self(node.value, scope) is method:
+                            found.setdefault(node.attr, []).append(Use(node, scope, method))
+            self._all[cls] = found
+        return self._all[cls].get(name, [])
+
+    def written(self, cls: Scope) -> set[str]:
+        """Returns the names of the attributes that the class's methods write, or whose Variables they write, once they
+        are made.
+        """
+        self.of(cls, "")
+        return {name for name, uses in self._all[cls].items() if any(_is_written_later(use) for use in uses)}
+
+    def writes(self, cls: Scope, name: str) -> list[Write]:
+        """Returns the places where the class's methods write an attribute or the value of the Variable in it."""
+        return [write for use in self.of(cls, name) if (write := write_at(use)) is not None]
+
+    def reads(self, cls: Scope, name: str) -> list[Use]:
+        """Returns the places where the class's methods read an attribute or the value of the Variable in it."""
+        return [use for use in self.of(cls, name) if write_at(use) is None]
+
+    def increments(self, write: Write, home: Home) -> list[tuple[ast.expr, Frame]] | None:
+        """Returns what a write adds to what the Variable held, None if it does anything else."""
+        frame = Frame(write.use.scope)
+        if write.value is None:
+            return None
+        if write.operator is not None:
+            return [(write.value, frame)] if isinstance(write.operator, ast.Add) else None
+        return self._added(write.value, frame, write.item, home, 8)
+
+    def _added(
+        self, node: ast.expr, frame: Frame, item: tuple[int, ...], home: Home, depth: int
+    ) -> list[tuple[ast.expr, Frame]] | None:
+        node, frame = self.expanded(node, frame, item)
+        if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Add) or not depth:
+            return None
+        for old, new in ((node.left, node.right), (node.right, node.left)):
+            if self.is_old(old, frame, home):
+                return [(new, frame)]
+            inner = self._added(old, frame, (), home, depth - 1)
+            if inner is not None:
+                return [*inner, (new, frame)]
+        return None
+
+    def is_old(self, node: ast.expr, frame: Frame, home: Home) -> bool:
+        """Says whether an expression is just the value that the Variable of an attribute holds."""
+        value = self.values.content_of(self.values.of(node, frame))
+        return isinstance(value, (Array, Number)) and value.state == home
+
+    def expanded(self, node: ast.expr, frame: Frame, item: tuple[int, ...] = ()) -> tuple[ast.expr, Frame]:
+        """Returns what a local name or the call of one of the project's functions stands for."""
+        for _ in range(12):
+            if isinstance(node, (ast.Tuple, ast.List)) and item:
+                if item[0] >= len(node.elts):
+                    break
+                node, item = node.elts[item[0]], item[1:]
+            elif isinstance(node, ast.Name) and node.id in frame.scope.bindings and node.id not in frame.arguments:
+                found = [b for b in reaching(frame.scope.bindings[node.id], node.lineno) if b.how == "value"]
+                if len(found) != 1:
+                    break
+                node, item = found[0].what, (*found[0].item, *item)
+            elif isinstance(node, ast.Call):
+                inner = self._called(node, frame)
+                if inner is None:
+                    break
+                node, frame = inner
+            else:
+                break
+        return node, frame
+
+    def _called(self, node: ast.Call, frame: Frame) -> tuple[ast.expr, Frame] | None:
+        callee = self.values.of(node.func, frame)
+        if not isinstance(callee, Callee) or isinstance(callee.scope.node, ast.Lambda):
+            return None
+        results = [r.value for r in callee.scope.of(ast.Return) if r.value is not None]
+        if len(results) != 1:
+            return None
+        return results[0], self.values.frame_of(callee, node, frame)
+
+
+def _is_written_later(use: Use) -> bool:
+    write = write_at(use)
+    making = use.method.name.rpartition(".")[2] in MAKING
+    return write is not None and not (making and write.replaces and write.operator is None)
+
+
+def write_at(use: Use) -> Write | None:
+    """Returns the write that a use is, None if it is a read."""
+    place: ast.AST = use.node
+    file = use.scope.file
+    above = file.parent_of(place)
+    replaces = True
+    if (isinstance(above, ast.Subscript) and above.value is place) or (
+        isinstance(above, ast.Attribute) and above.attr in ("value", "raw_value")
+    ):
+        place, replaces = above, False
+    elif isinstance(above, ast.Attribute) and above.attr in ("set_value", "set_raw_value"):
+        call = file.parent_of(above)
+        if isinstance(call, ast.Call) and call.func is above:
+            given = call.args[0] if call.args else None
+            return Write(use, file.statement_of(call), given, (), None, False)
+        return None
+    if not isinstance(getattr(place, "ctx", None), ast.Store):
+        return None
+    statement = file.statement_of(place)
+    if isinstance(statement, ast.AugAssign):
+        return Write(use, statement, statement.value, (), statement.op, replaces)
+    if isinstance(statement, (ast.Assign, ast.AnnAssign)):
+        for whole in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
+            for single, item in targets(whole):
+                if single is place:
+                    return Write(
+                        use, statement, statement.value if item is not None else None, item or (), None, replaces
+                    )
+    return Write(use, statement, None, (), None, replaces)

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a call gives, of the project's own functions and classes and of libraries; and what a Variable holds."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+
+from tallax.lint import _dtypes
+from tallax.lint._bindings import initial
+from tallax.lint._index import Scope
+from tallax.lint._kinds import (
+    NOTHING,
+    Array,
+    Callee,
+    Frame,
+    Instance,
+    Items,
+    Name,
+    Number,
+    Plain,
+    Table,
+    Type,
+    Value,
+    Variable,
+    element,
+    item,
+    joined,
+)
+from tallax.lint._known_names import JITS, TRANSFORMS, VARIABLES
+from tallax.lint._types import Types
+
+# How far calls go within calls: what is farther from a place seldom decides about it.
+_FARTHEST = 3
+_MANY_RETURNS = 8
+_BUILTINS = {
+    "int": "int",
+    "float": "float",
+    "bool": "bool",
+    "complex": "float",
+    "round": "int",
+    "len": "int",
+    "ord": "int",
+}
+# Those that return what they are given, or something that holds it.
+_THROUGH = {
+    "nnx.data",
+    "nnx.static",
+    "nnx.clone",
+    "copy.deepcopy",
+    "copy.copy",
+    "jax.lax.stop_gradient",
+    "jax.device_put",
+    "jax.block_until_ready",
+    "jax.lax.with_sharding_constraint",
+}
+
+
+def _is_still(layer: str, call: ast.Call) -> bool:
+    """Says whether a layer of Flax is made so that calling it changes nothing."""
+    words = {word.arg: word.value for word in call.keywords}
+    if None in words:
+        return False
+    on = {name for name, value in words.items() if isinstance(value, ast.Constant) and value.value is True}
+    if layer == "nnx.Dropout":
+        rate = call.args[0] if call.args else words.get("rate")
+        never = isinstance(rate, ast.Constant) and rate.value == 0
+        return "rngs" not in words or "deterministic" in on or never
+    return layer == "nnx.BatchNorm" and "use_running_average" in on
+
+
+class Calls(Types):
+    """What calls give, and what Variables hold."""
+
+    def call(self, node: ast.Call, frame: Frame) -> Value | None:
+        """Returns what a call gives."""
+        function = node.func
+        callee = self.of(function, frame)
+        if isinstance(callee, Name):
+            return self._library(callee.name, node, frame)
+        if isinstance(callee, Type):
+            if isinstance(callee.cls, str):
+                return self.named(callee.cls)
+            made = self.instance(callee.cls)
+            return Variable(made.type, node, frame, callee.cls) if isinstance(made, Variable) else made
+        if isinstance(callee, Callee):
+            return self.returned(callee, node, frame)
+        if isinstance(function, ast.Attribute):
+            return self._method(self.of(function.value, frame), function.attr, node, frame)
+        return None
+
+    def _method(self, base: Value | None, name: str, node: ast.Call, frame: Frame) -> Value | None:
+        if isinstance(base, Table):
+            if name in ("values", "items"):
+                return Items(each=base.each if name == "values" else Items((None, base.each)))
+            if name in ("get", "pop", "setdefault") and node.args:
+                key = node.args[0].value if isinstance(node.args[0], ast.Constant) else None
+                return (base.under(key) if isinstance(key, str) else base.each) if len(node.args) == 1 else None
+            return None
+        if isinstance(base, Variable):
+            if name in ("get_value", "get_raw_value"):
+                return self.content(base)
+            if name in ("replace", "copy"):
+                return Variable(base.type, None, None, base.cls)
+            if name in ("set_value", "set_metadata"):
+                return NOTHING
+            base = self.content(base) or Array(state="derived")
+        if name == "item":
+            return Number("", state=base.state if isinstance(base, Array) else None)
+        if isinstance(base, Array):
+            return _dtypes.method(base, name, node, lambda argument: self.of(argument, frame))
+        if name in ("sum", "mean", "astype", "reshape") and base is None:
+            return _dtypes.method(Array(), name, node, lambda argument: self.of(argument, frame))
+        return None
+
+    def _library(self, name: str, node: ast.Call, frame: Frame) -> Value | None:
+        if name in VARIABLES:
+            return Variable(name, node, frame)
+        if name in _BUILTINS:
+            argument = self.content_of(self.of(node.args[0], frame)) if node.args else None
+            state = "derived" if isinstance(argument, (Array, Number)) and argument.state else None
+            size = name == "len" or (isinstance(argument, Number) and argument.size)
+            return Number(_BUILTINS[name], size, state if name != "len" else None)
+        if name in ("min", "max", "sum", "abs") and node.args:
+            parts = [self.content_of(self.of(argument, frame)) for argument in node.args]
+            return joined([element(part) if isinstance(part, Items) else part for part in parts])
+        if name == "super":
+            return self._super(frame)
+        if name in _THROUGH and node.args:
+            return self.of(node.args[0], frame)
+        if name in ("typing.cast", "cast") and len(node.args) == 2:
+            return self.annotated(node.args[0], frame.scope)
+        if name in ("list", "tuple", "reversed", "sorted", "nnx.List") and node.args:
+            return self.of(node.args[0], frame)
+        if name == "enumerate" and node.args:
+            return Items(each=Items((Number("int"), element(self.of(node.args[0], frame)))))
+        if name == "zip":
+            return Items(each=Items(tuple(element(self.of(argument, frame)) for argument in node.args)))
+        if name == "range":
+            return Items(each=Number("int"))
+        if name == "nnx.to_flat_state":
+            return Items(each=Items((None, Variable("nnx.Variable"))))
+        if name in ("dict", "nnx.Dict") and len(node.args) <= 1 and (node.args or node.keywords):
+            return self._table(name, node, frame)
+        if name == "getattr" and len(node.args) == 2 and isinstance(node.args[1], ast.Constant):
+            return self.attribute(self.of(node.args[0], frame), str(node.args[1].value), node, frame)
+        if name in ("str", "dict", "set", "repr", "hasattr", "isinstance", "format"):
+            return Number("bool") if name in ("hasattr", "isinstance") else Plain(name)
+        if name in TRANSFORMS:
+            inner = self.of(node.args[0], frame) if node.args else None
+            return Callee(inner.scope, inner.bound, name) if isinstance(inner, Callee) else None
+        if name.startswith(("jnp.", "np.", "jax.", "nnx.initializers", "math.")):
+            return _dtypes.made(name, node, lambda argument: self.content_of(self.of(argument, frame)))
+        made = self.named(name) if name.startswith("nnx.") else None
+        return dataclasses.replace(made, still=True) if isinstance(made, Instance) and _is_still(name, node) else made
+
+    def _table(self, name: str, node: ast.Call, frame: Frame) -> Table:
+        """Returns what `dict(...)` or `nnx.Dict(...)` makes of a mapping, of pairs, and of keywords."""
+        given = Table()
+        if node.args:
+            value = self.of(node.args[0], frame)
+            given = value if isinstance(value, Table) else Table(item(element(value), 1))
+        words = [(word.arg, self.of(word.value, frame)) for word in node.keywords]
+        named = tuple((key, value) for key, value in words if key is not None)
+        each = joined([*([given.each] if node.args else []), *(value for _, value in words)])
+        if len(named) < len(words) or (node.args and not given.named and named):
+            named = ()  # any key may be that of a mapping which is not written out
+        return Table(each, (*given.named, *named) if named or not words else (), name == "nnx.Dict")
+
+    def _super(self, frame: Frame) -> Value | None:
+        scope: Scope | None = frame.scope
+        while scope is not None and scope.method_of is None:
+            scope = scope.parent
+        bases = self.bases(scope.method_of) if scope is not None and scope.method_of is not None else []
+        first = next((base for base in bases if not isinstance(base, str)), None)
+        return Instance(first) if first is not None else None
+
+    def returned(self, callee: Callee, node: ast.Call, frame: Frame) -> Value | None:
+        """Returns what a call of one of the project's functions gives back."""
+        scope = callee.scope
+        if frame.depth >= _FARTHEST:
+            return None
+        if (
+            callee.transformed
+            and callee.transformed not in JITS
+            and not callee.transformed.endswith(("checkpoint", "remat"))
+        ):
+            return None
+        inner = self.frame_of(callee, node, frame)
+        if isinstance(scope.node, ast.Lambda):
+            return self.of(scope.node.body, inner)
+        results = [result.value for result in scope.of(ast.Return)]
+        found = None
+        if len(results) <= _MANY_RETURNS:
+            found = joined([self.of(result, inner) if result is not None else NOTHING for result in results])
+        declared = getattr(scope.node, "returns", None)
+        if found is None and declared is not None:
+            found = self.annotated(declared, scope.parent or scope)
+        return found
+
+    def frame_of(self, callee: Callee, node: ast.Call, frame: Frame) -> Frame:
+        """Returns where the body of a called function is worked out: its scope, with the arguments as far as known."""
+        scope = callee.scope
+        arguments: dict[str, Value | None] = {}
+        parameters = scope.parameters
+        bound = callee.bound if scope.self_name else self.class_of(callee) if scope.cls_name else None
+        if bound is not None:
+            arguments[parameters[0].arg] = bound
+            parameters = parameters[1:]
+        for parameter, argument in zip(parameters, node.args, strict=False):
+            if isinstance(argument, ast.Starred):
+                break
+            arguments[parameter.arg] = self.of(argument, frame)
+        arguments |= {word.arg: self.of(word.value, frame) for word in node.keywords if word.arg}
+        # An argument of unknown kind may still be annotated.
+        return Frame(scope, {name: value for name, value in arguments.items() if value is not None}, frame.depth + 1)
+
+    def class_of(self, callee: Callee) -> Type | None:
+        """Returns the class that a class method is called on."""
+        if isinstance(callee.bound, Type):
+            return callee.bound
+        if isinstance(callee.bound, (Instance, Variable)) and callee.bound.cls is not None:
+            return Type(callee.bound.cls)
+        return Type(callee.scope.method_of) if callee.scope.method_of is not None else None
+
+    # Variables' values
+
+    def content(self, variable: Variable) -> Value | None:
+        """Returns what a Variable holds when it is made, marked as its state."""
+        if variable.or_else:
+            return joined(
+                [
+                    self.content(dataclasses.replace(v, home=variable.home, or_else=()))
+                    for v in (variable, *variable.or_else)
+                ]
+            )
+        value = variable.held
+        if variable.call is not None and variable.frame is not None:
+            value = self.of(initial(variable.call), variable.frame)
+        state = variable.home or "derived"
+        if isinstance(value, Array):
+            return Array(value.weak, value.dtype, state, value.scalar)
+        if isinstance(value, Number):
+            return Number(value.type, False, state, value.value)
+        return value
+
+    def content_of(self, value: Value | None) -> Value | None:
+        """Returns a Variable's content as arithmetic sees it; of anything else the thing itself."""
+        if isinstance(value, Variable):
+            content = self.content(value)
+            return content if content is not None else Array(state=value.home or "derived")
+        return value

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a rule is handed, and how it says when it wants to be asked."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from tallax.lint._attribute_uses import Uses
+from tallax.lint._finding import Edit, Finding
+from tallax.lint._index import File, Scope
+from tallax.lint._kinds import Type
+from tallax.lint._rule import Rule
+from tallax.lint._values import Values
+
+NodeCheck = Callable[[Any, Scope, "Context"], None]
+_Key = TypeVar("_Key")
+ScopeCheck = Callable[[Any, "Context"], None]
+
+
+class Context:
+    """One file under judgement, and what is known of all."""
+
+    def __init__(self, file: File, values: Values):
+        self.file = file
+        self.values = values
+        self.uses = Uses(values)
+        self.findings: list[Finding] = []
+        self._at_hand: list[Scope] | None = None
+        self._scopes: dict[int, Scope] | None = None
+
+    def classes_at_hand(self) -> list[Scope]:
+        """Returns the classes of the file and those that it imports by name."""
+        if self._at_hand is None:
+            found = list(self.file.classes)
+            for name, bindings in self.file.bindings.items():
+                for binding in bindings:
+                    if binding.how == "import" and name.strip("_")[:1].isupper():
+                        value = self.values.dotted(binding.what, self.file)
+                        if isinstance(value, Type) and not isinstance(value.cls, str) and value.cls not in found:
+                            found.append(value.cls)
+            self._at_hand = found
+        return self._at_hand
+
+    def scope_of(self, node: ast.AST) -> Scope:
+        """Returns the scope that a node stands in."""
+        if self._scopes is None:
+            self._scopes = {id(scope.node): scope for scope in self.file.inside()}
+        current = self.file.parent_of(node)
+        while current is not None and id(current) not in self._scopes:
+            current = self.file.parent_of(current)
+        return self._scopes[id(current)] if current is not None else self.file
+
+    def report(self, rule: Rule, node: ast.AST, message: str, edits: tuple[Edit, ...] = ()) -> None:
+        """Takes down a finding at a node."""
+        line: int = node.lineno  # type: ignore[attr-defined]
+        column: int = node.col_offset  # type: ignore[attr-defined]
+        self.findings.append(Finding(self.file.path, line, column + 1, rule.code, rule.slug, message, edits))
+
+    def source_of(self, node: ast.expr, longest: int = 40) -> str:
+        """Returns an expression as it may be shown in a message."""
+        try:
+            text = ast.unparse(node)
+        except (RecursionError, ValueError):
+            return "..."
+        return text if len(text) <= longest else text[: longest - 3] + "..."
+
+    def comments_at(self, line: int) -> str:
+        """Returns the comment that ends a line, with the block of comments above it."""
+        lines = self.file.lines
+        found: list[str] = []
+        if 0 < line <= len(lines):
+            _, sign, behind = lines[line - 1].partition("#")
+            found = [behind] if sign else []
+        above = line - 2
+        while above >= 0 and lines[above].lstrip().startswith("#"):
+            found.insert(0, lines[above].strip(" \t#"))
+            above -= 1
+        return " ".join(found)
+
+
+@dataclasses.dataclass
+class Checks:
+    """What is asked of each node of a kind, attribute, call, class, decorated function and file."""
+
+    nodes: dict[type, list[NodeCheck]] = dataclasses.field(default_factory=dict)
+    attributes: dict[str, list[NodeCheck]] = dataclasses.field(default_factory=dict)
+    calls: dict[str, list[NodeCheck]] = dataclasses.field(default_factory=dict)
+    types: list[NodeCheck] = dataclasses.field(default_factory=list)
+    classes: list[ScopeCheck] = dataclasses.field(default_factory=list)
+    decorated: list[ScopeCheck] = dataclasses.field(default_factory=list)
+    files: list[ScopeCheck] = dataclasses.field(default_factory=list)
+
+    def node(self, *kinds: type) -> Callable[[NodeCheck], NodeCheck]:
+        """Asks a function about each node of some kinds."""
+        return _adder(self.nodes, kinds)
+
+    def attribute(self, *names: str) -> Callable[[NodeCheck], NodeCheck]:
+        """Asks a function about each attribute with one of these names."""
+        return _adder(self.attributes, names)
+
+    def call(self, *names: str) -> Callable[[NodeCheck], NodeCheck]:
+        """Asks a function about each call of something with these last names; without any, with a type's name."""
+        if names:
+            return _adder(self.calls, names)
+
+        def add(check: NodeCheck) -> NodeCheck:
+            self.types.append(check)
+            return check
+
+        return add
+
+    def each_class(self, check: ScopeCheck) -> ScopeCheck:
+        """Asks a function about each class."""
+        self.classes.append(check)
+        return check
+
+    def each_decorated(self, check: ScopeCheck) -> ScopeCheck:
+        """Asks a function about each function and method that has a decorator."""
+        self.decorated.append(check)
+        return check
+
+    def each_file(self, check: ScopeCheck) -> ScopeCheck:
+        """Asks a function about each file."""
+        self.files.append(check)
+        return check
+
+
+def _adder(table: dict[_Key, list[NodeCheck]], keys: Sequence[_Key]) -> Callable[[NodeCheck], NodeCheck]:
+    """Returns the decorator that enters a check under some keys."""
+
+    def add(check: NodeCheck) -> NodeCheck:
+        for key in keys:
+            table.setdefault(key, []).append(check)
+        return check
+
+    return add
+
+
+CHECKS = Checks()
+
+
+def insertion(node: ast.expr, text: str) -> Edit:
+    """Returns the edit that puts text behind an expression."""
+    line, column = node.end_lineno or node.lineno, node.end_col_offset or 0
+    return Edit(line, column, line, column, text)
+
+
+def replacement(start: tuple[int, int], end: tuple[int, int], text: str) -> Edit:
+    """Returns the edit that puts text in place of a stretch."""
+    return Edit(*start, *end, text)
+
+
+def end_of(node: ast.expr) -> tuple[int, int]:
+    """Returns where an expression ends."""
+    return node.end_lineno or node.lineno, node.end_col_offset or 0

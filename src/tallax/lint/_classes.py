@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Classes across files: what they derive from, which attributes they hold, and what their methods reach."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from typing import Any, NamedTuple
+
+from tallax.lint._index import Scope, targets
+from tallax.lint._kinds import NOTHING, Array, Callee, Frame, Items, Name, Type, Value, Variable, item, joined
+from tallax.lint._known_names import ALWAYS_ARRAYS, LAYER_VARIABLES, LAYERS, NODES, NOT_NODES, VARIABLES
+
+# What runs before a module is used: attributes that these set are what the module is made of.
+MAKING = {"__init__", "__post_init__", "setup", "__new__", "__init_subclass__"}
+
+
+class Setting(NamedTuple):
+    """One assignment to `self.name`.
+
+    Attributes:
+        method: The class's method it stands in, at any depth.
+        scope: The function it stands in, the method or one within.
+        node: The statement.
+        value: What is assigned; None in `self.name: Type` and for the targets of loops.
+        item: Where in a tuple the value stands, None behind a star.
+        annotation: The declared type.
+    """
+
+    method: Scope | None
+    scope: Scope
+    node: ast.stmt
+    value: ast.expr | None
+    item: tuple[int, ...] | None
+    annotation: ast.expr | None = None
+
+    @property
+    def augmented(self) -> bool:
+        """Whether it is a `+=` or the like."""
+        return isinstance(self.node, ast.AugAssign)
+
+    @property
+    def making(self) -> bool:
+        """Whether it is part of making the object."""
+        return self.method is None or self.method.name.rpartition(".")[2] in MAKING
+
+
+def of_layer(layer: str, name: str) -> Variable | None:
+    """Returns the Variable that an attribute of one of Flax's layers holds, None if it may hold none."""
+    if name not in LAYERS.get(layer, ()):
+        return None
+    held = Array(False, ALWAYS_ARRAYS[name], "derived") if name in ALWAYS_ARRAYS else None
+    return Variable(LAYER_VARIABLES[name], held=held)
+
+
+def is_self(node: ast.expr, scope: Scope) -> Scope | None:
+    """Returns the method whose `self` a name is, through functions within the method."""
+    if not isinstance(node, ast.Name):
+        return None
+    current: Scope | None = scope
+    while current is not None and current.kind == "function":
+        if node.id in current.bindings:
+            return current if current.self_name == node.id else None
+        current = current.parent
+    return None
+
+
+class Classes:
+    """What is known of the classes of a tree."""
+
+    def __init__(self) -> None:
+        self._bases: dict[Scope, list[Scope | str]] = {}
+        self._unfinished = 0  # how many classes' bases are being worked out
+        self._lineages: dict[Scope, list[Scope | str]] = {}
+        self._settings: dict[Scope, dict[str, list[Setting]]] = {}
+        self._members: dict[tuple[Scope, str], Value | None] = {}
+        self._forward: dict[Scope, set[Scope]] = {}
+
+    # `Values` works these out.
+    of: Any
+    attribute: Any
+    binding: Any
+    annotated: Any
+    defined: Any
+    instance: Any
+    transform_of: Any
+    filled: Any
+
+    def bases(self, cls: Scope) -> list[Scope | str]:
+        """Returns what a class derives from directly: classes of the project, or names of other libraries."""
+        if cls not in self._bases:
+            self._bases[cls] = []  # a class that derives from itself
+            self._unfinished += 1
+            found: list[Scope | str] = []
+            for base in cls.node.bases:  # type: ignore[attr-defined]
+                value = self.of(base, cls.parent)
+                if isinstance(value, Type):
+                    found.append(value.cls)
+                elif isinstance(value, Name):
+                    found.append(value.name)
+                else:
+                    found.append("")
+            self._bases[cls] = found
+            self._unfinished -= 1
+        return self._bases[cls]
+
+    def lineage(self, cls: Scope) -> list[Scope | str]:
+        """Returns a class and all it derives from, nearest first."""
+        if cls in self._lineages:
+            return self._lineages[cls]
+        found: list[Scope | str] = []
+        waiting: list[Scope | str] = [cls]
+        while waiting and len(found) < 200:
+            current = waiting.pop(0)
+            if current not in found:
+                found.append(current)
+                if not isinstance(current, str):
+                    waiting = [*self.bases(current), *waiting]
+        if not self._unfinished:  # else some of the bases may not be known yet
+            self._lineages[cls] = found
+        return found
+
+    def variable_type(self, cls: Scope) -> str:
+        """Returns the Flax Variable type that a class derives from, empty if it is no Variable."""
+        own = f"{cls.file.module}.{cls.name}"
+        if own.startswith("tallax."):
+            return ""  # tallax's own say themselves what is wrong with a use
+        if own.startswith("flax.nnx.") and f"nnx.{cls.name}" in VARIABLES:
+            return f"nnx.{cls.name}"
+        return next((base for base in self.lineage(cls)[1:] if isinstance(base, str) and base in VARIABLES), "")
+
+    def is_module(self, cls: Scope) -> bool:
+        """Says whether a class is an nnx.Module."""
+        return any(
+            isinstance(b, str)
+            and b.startswith("nnx.")
+            and b[4:5].isupper()
+            and b not in VARIABLES
+            and b not in NODES
+            and b not in NOT_NODES
+            for b in self.lineage(cls)
+        )
+
+    def is_node(self, cls: Scope) -> bool:
+        """Says whether a class is an nnx.Module or another node of the graph."""
+        return self.is_module(cls) or any(isinstance(b, str) and b in NODES for b in self.lineage(cls))
+
+    def settings(self, cls: Scope) -> dict[str, list[Setting]]:
+        """Returns the assignments to attributes of `self` in a class's own methods and body, by name."""
+        if cls not in self._settings:
+            found: dict[str, list[Setting]] = {}
+            for method in cls.methods:
+                if method.self_name is not None:
+                    for scope in method.inside():
+                        _settings_in(scope, method, found)
+            self._settings[cls] = found
+        return self._settings[cls]
+
+    def member(self, cls: Scope, name: str, bound: Value | None) -> Value | None:
+        """Returns what an attribute of a class's objects holds, None if that can't be told."""
+        key = (cls, name)
+        if key not in self._members:
+            self._members[key] = None
+            self._members[key] = self._member(cls, name)
+        value = self._members[key]
+        if isinstance(value, Callee) and value.bound is None and bound is not None:
+            return Callee(value.scope, bound, value.transformed)
+        return value
+
+    def own_member(self, cls: Scope, name: str) -> Value | bool | None:
+        """Returns what an attribute that a class itself sets or declares holds, False if it does neither."""
+        if name not in self.settings(cls) and name not in cls.bindings:
+            return False
+        return self.member(cls, name, None)
+
+    def _member(self, cls: Scope, name: str) -> Value | None:
+        later: list[Setting] = []  # what methods of the nearest class that does so put there once it is made
+        for current in self.lineage(cls):
+            if isinstance(current, str):
+                held = of_layer(current, name)
+                if held is not None:
+                    return held
+                continue
+            settings = [s for s in self.settings(current).get(name, ()) if not s.augmented]
+            making = [s for s in settings if s.making]
+            later = later or [s for s in settings if not s.making]
+            if making:
+                held = self._set(making, current, name)
+                return self._set([*making, *later], current, name) if held == NOTHING else held
+            if name in current.bindings:
+                return self._of_body(current, name)
+            if current.method("__init__") is not None and not _calls_super(current.method("__init__")):
+                # Its own __init__ takes the place of those below: what they set is not there.
+                declared = [c for c in self.lineage(current)[1:] if not isinstance(c, str) and name in c.bindings]
+                if declared:
+                    return self._of_body(declared[0], name)
+                break
+        owner = later[0].method.method_of if later and later[0].method is not None else None
+        return self._set(later, owner, name) if owner is not None else None
+
+    def _set(self, settings: list[Setting], cls: Scope, name: str) -> Value | None:
+        values: list[Value | None] = []
+        for setting in settings:
+            if _is_guarded(setting):
+                continue
+            values.append(self.value_of(setting))
+        value = joined(values)
+        if isinstance(value, Variable):
+            return dataclasses.replace(value, home=(cls, name))
+        return (
+            self.filled(name, [scope for method in cls.methods for scope in method.inside()])
+            if value == Items()
+            else value
+        )
+
+    def value_of(self, setting: Setting) -> Value | None:
+        """Returns what one assignment to an attribute puts there."""
+        value = None
+        if setting.value is not None and setting.item is not None:
+            value = self.of(setting.value, setting.scope)
+            for k in setting.item:
+                value = item(value, k)
+        if value is None and setting.annotation is not None:
+            value = self.annotated(setting.annotation, setting.scope)
+        return value
+
+    def _of_body(self, cls: Scope, name: str) -> Value | None:
+        """Returns what a name bound in a class's body is, on its objects."""
+        values: list[Value | None] = []
+        for binding in cls.bindings[name]:
+            if binding.how == "annotation":
+                values.append(self.annotated(binding.what, cls))
+            elif binding.how == "def":
+                decorated = {
+                    d.id if isinstance(d, ast.Name) else getattr(d, "attr", "") for d in binding.what.decorators
+                }
+                if binding.what.kind == "function" and decorated & {"property", "cached_property", "setter"}:
+                    declared = getattr(binding.what.node, "returns", None)
+                    values.append(self.annotated(declared, cls) if declared is not None else None)
+                else:
+                    values.append(self.defined(binding.what))
+            else:
+                values.append(self.binding(binding, Frame(cls)))
+        value = joined(values)
+        if isinstance(value, Variable):
+            return dataclasses.replace(value, home=(cls, name))
+        return value
+
+    def defines(self, cls: Scope, name: str) -> bool:
+        """Says whether a class of the project or one of its bases there has a method or attribute of a name in its
+        body.
+        """
+        return any(not isinstance(c, str) and name in c.bindings for c in self.lineage(cls))
+
+    def find_method(self, cls: Scope, name: str) -> Scope | None:
+        """Returns a class's method, its own or inherited within the project."""
+        for current in self.lineage(cls):
+            if not isinstance(current, str):
+                method = current.method(name)
+                if method is not None:
+                    return method
+        return None
+
+    def forward(self, cls: Scope) -> set[Scope]:
+        """Returns the methods that a call of a module runs: `__call__` and what it reaches through `self`."""
+        if cls not in self._forward:
+            found: set[Scope] = set()
+            waiting = ["__call__"]
+            while waiting:
+                method = self.find_method(cls, waiting.pop())
+                if method is None or method in found:
+                    continue
+                found.add(method)
+                for scope in method.inside():
+                    functions = (call.func for call in scope.of(ast.Call) if isinstance(call.func, ast.Attribute))
+                    waiting += [function.attr for function in functions if is_self(function.value, scope) is method]
+            self._forward[cls] = found
+        return self._forward[cls]
+
+
+def _settings_in(scope: Scope, method: Scope, found: dict[str, list[Setting]]) -> None:
+    for node in scope.of(ast.Assign, ast.AnnAssign, ast.AugAssign):
+        annotation = node.annotation if isinstance(node, ast.AnnAssign) else None
+        for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
+            if isinstance(whole, ast.Name):
+                continue  # most targets are, and this is asked of every assignment
+            for single, place in targets(whole):
+                if isinstance(single, ast.Attribute) and is_self(single.value, scope) is method:
+                    setting = Setting(method, scope, node, node.value, place, annotation)
+                    found.setdefault(single.attr, []).append(setting)
+
+
+def _calls_super(init: Scope | None) -> bool:
+    """Says whether an `__init__` runs that of a base: `super().__init__(...)`, `Base.__init__(self, ...)`."""
+    assert init is not None
+    for scope in init.inside():
+        for call in scope.of(ast.Call):
+            if isinstance(call.func, ast.Attribute) and call.func.attr in ("__init__", "__post_init__", "setup"):
+                return True
+    return False
+
+
+def _is_guarded(setting: Setting) -> bool:
+    """Says whether an argument is kept as it is where it is a Variable already: `if isinstance(x, nnx.Variable):
+    self.x = x`.
+    """
+    if not isinstance(setting.value, ast.Name):
+        return False
+    node: Any = setting.node
+    while node is not None and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        node = setting.scope.file.parent_of(node)
+        if isinstance(node, ast.If) and any(
+            isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name) and inner.func.id == "isinstance"
+            for inner in ast.walk(node.test)
+        ):
+            return True
+    return False

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the rules over files: which of them to parse, what the rules are asked about, and in which order."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import re
+from collections.abc import Iterator, Sequence
+
+from tallax.lint._check import Context
+from tallax.lint._finding import Finding
+from tallax.lint._index import File, last_name
+from tallax.lint._project import Tree
+from tallax.lint._source import Source
+from tallax.lint._values import Values
+from tallax.lint.rules import CHECKS
+
+# A class statement's name and bases, in files that do not mention nnx but may derive from classes that do.
+# Each begins with letters, for which `re` looks some fifty times faster than for any word.
+_CLASS = re.compile(r"class\s+(\w+)\s*\(([^)]*)\)")
+_AS = re.compile(r" as[ \t]+(\w+)")
+_LAST_WORD = re.compile(r"\w+$")
+_FEW = 50
+_NNX = re.compile(r"\bnnx\b")  # and not onnx
+_NAME = re.compile(r"(\w+)\s*(?:\[|,|$)")
+
+
+def findings_in(sources: Sequence[Source]) -> list[Finding]:
+    """Returns what the rules report in some files, in the order of place, with `# noqa` not yet considered."""
+    # Millions of nodes that all live until the end: looking for garbage among them takes longer than the rules.
+    collecting = gc.isenabled()
+    gc.disable()
+    tree = Tree()
+    try:
+        values = Values(tree)
+        found: list[Finding] = []
+        for file in list(_relevant(sources, values)):
+            found += _findings_of(file, values)
+        return sorted(set(found))
+    finally:
+        tree.release()
+        if collecting:
+            gc.enable()
+
+
+def _relevant(sources: Sequence[Source], values: Values) -> Iterator[File]:
+    """Yields the files that a rule may speak of: those that mention nnx, and those that derive from classes there."""
+    others: list[tuple[Source, list[tuple[str, set[str]]]]] = []
+    known: set[str] = set()
+    # A commit's files, say: what they derive from may lie in files that were not handed in.
+    few = len(sources) <= _FEW
+    for source in sources:
+        if "nnx" in source.text and _NNX.search(source.text):
+            file = values.tree.add(source)
+            if file is not None:
+                known |= {cls.name.rpartition(".")[2] for cls in file.classes}
+                yield file
+        elif "class" in source.text:
+            classes = [(name, set(_NAME.findall(bases))) for name, bases in _CLASS.findall(source.text) if bases]
+            renamed = _renamed(source.text) if classes else {}
+            classes = [(name, bases | {renamed[base] for base in bases & renamed.keys()}) for name, bases in classes]
+            if classes:
+                others.append((source, classes))
+    grown = True
+    while grown:
+        grown = False
+        for source, classes in list(others):
+            if few or any(bases & known for _, bases in classes):
+                others.remove((source, classes))
+                file = values.tree.add(source)
+                if file is not None and any(values.is_node(cls) for cls in file.classes):
+                    known |= {name for name, _ in classes}
+                    grown = True
+                    yield file
+
+
+def _renamed(text: str) -> dict[str, str]:
+    """Returns what stands before and behind each ` as `: the old name by the new one."""
+    names: dict[str, str] = {}
+    for found in _AS.finditer(text):
+        before = _LAST_WORD.search(text, max(0, found.start() - 99), found.start())
+        if before is not None:
+            names[found[1]] = before[0]
+    return names
+
+
+def _findings_of(file: File, values: Values) -> list[Finding]:
+    context = Context(file, values)
+    aliases = {
+        name: binding.what.rpartition(".")[2]
+        for name, bindings in file.bindings.items()
+        for binding in bindings
+        if binding.how == "import"
+    }
+    for scope in file.inside():
+        for kind, checks in CHECKS.nodes.items():
+            nodes = scope.nodes.get(kind)
+            if nodes:
+                for check in checks:
+                    for node in nodes:
+                        check(node, scope, context)
+        for node in scope.nodes.get(ast.Attribute, ()):
+            for check in CHECKS.attributes.get(node.attr, ()):
+                check(node, scope, context)
+        for node in scope.nodes.get(ast.Call, ()):
+            name = last_name(node.func)
+            name = aliases.get(name, name)
+            for check in CHECKS.calls.get(name, ()):
+                check(node, scope, context)
+            if name.lstrip("_")[:1].isupper():
+                for check in CHECKS.types:
+                    check(node, scope, context)
+        if scope.kind == "class":
+            for check in CHECKS.classes:
+                check(scope, context)
+        elif scope.decorators:
+            for check in CHECKS.decorated:
+                check(scope, context)
+    for check in CHECKS.files:
+        check(file, context)
+    return context.findings

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which files are looked at: those that are named, and those found below the folders that are named."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Iterator, Sequence
+
+from tallax.lint._source import Problem
+
+# Folders that hold other people's code, or code that was made; one that is named is read all the same.
+_NEVER = (
+    *(".eggs", ".git", ".hg", ".ipynb_checkpoints", ".mypy_cache", ".nox", ".pytest_cache", ".ruff_cache", ".svn"),
+    *(".tox", ".venv*", "__pycache__", "build", "dist", "node_modules", "site-packages", "venv"),
+)
+_ENDINGS = (".py", ".ipynb")
+
+
+def found(paths: Sequence[str], exclude: Sequence[str], root: str) -> tuple[list[str], list[Problem]]:
+    """Returns the files, each once and in order, and what could not be read.
+
+    Args:
+        paths: Files and folders. A file is taken whatever its name ends in.
+        exclude: Patterns of what to leave out, also where a file is named, as pre-commit does.
+        root: The folder that patterns with a `/` start from.
+    """
+    walk = _Walk(exclude, root)
+    for path in paths:
+        walk.visit(path)
+    walk.follow_links()
+    return sorted(walk.files.values()), walk.problems
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether a pattern means a file, or a folder that it is in.
+
+    Without a `/` it is compared with names, with one with whole paths.
+
+    Args:
+        pattern: As in a shell; `*` stands for any text, also for some with a `/`.
+        path: From the folder that the pattern starts from, with `/`.
+    """
+    parts = path.split("/")
+    return any(_means(pattern, "/".join(parts[:end])) for end in range(1, len(parts) + 1))
+
+
+def relative(path: str, root: str) -> str:
+    """Returns a path as patterns see it."""
+    try:
+        return os.path.relpath(path, root).replace(os.sep, "/")
+    except ValueError:  # another drive
+        return path.replace(os.sep, "/")
+
+
+def _means(pattern: str, path: str) -> bool:
+    whole = "/" in pattern.rstrip("/")
+    return fnmatch.fnmatchcase(path if whole else path.rpartition("/")[2], pattern.removeprefix("./").rstrip("/"))
+
+
+class _Walk:
+    """Collects files by what they really are, so that each is there once whatever leads to it.
+
+    Links are followed last: a file has the path that goes without them if there is one, and a loop ends at folders that
+    were visited.
+    """
+
+    def __init__(self, exclude: Sequence[str], root: str):
+        self.exclude = exclude
+        self.root = root
+        self.files: dict[str, str] = {}
+        self.problems: list[Problem] = []
+        self._visited: set[tuple[int, int]] = set()
+        self._folders: list[tuple[str, str]] = []  # with what they really are
+        self._links: list[str] = []
+
+    def visit(self, path: str) -> None:
+        """Takes a file or folder that was named."""
+        if os.path.isdir(path):
+            self._below(path)
+        elif not os.path.lexists(path):
+            self.problems.append(Problem(path, "there is no such file or folder", status=2))
+        elif not any(matches(pattern, relative(path, self.root)) for pattern in self.exclude):
+            self._take(os.path.realpath(path), path)
+
+    def follow_links(self) -> None:
+        """Takes what lies behind the links that were met; of one that leads nowhere, nothing."""
+        while self._links:
+            path = self._links.pop(0)
+            if os.path.isdir(path):
+                self._below(path)
+            elif os.path.isfile(path):
+                self._take(os.path.realpath(path), path)
+
+    def _below(self, path: str) -> None:
+        self._folders.append((path, os.path.realpath(path)))
+        while self._folders:  # no recursion: folders nest more deeply than calls may
+            self._folder(*self._folders.pop())
+
+    def _folder(self, path: str, real: str) -> None:
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            self._refused(path, error)
+            return
+        if (status.st_dev, status.st_ino) in self._visited:
+            return
+        self._visited.add((status.st_dev, status.st_ino))
+        for entry in self._entries(path):
+            if entry.is_symlink():
+                self._links.append(entry.path)
+            elif entry.is_dir(follow_symlinks=False):
+                self._folders.append((entry.path, os.path.join(real, entry.name)))
+            elif entry.is_file(follow_symlinks=False):  # no pipe, which would be waited for
+                self._take(os.path.join(real, entry.name), entry.path)
+
+    def _entries(self, path: str) -> Iterator[os.DirEntry[str]]:
+        """Yields what lies in a folder and is not left out, in order."""
+        try:
+            with os.scandir(path) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except OSError as error:
+            self._refused(path, error)
+            return
+        for entry in entries:
+            folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir(follow_symlinks=False)
+            if folder and any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in _NEVER):
+                continue
+            if (folder or entry.name.endswith(_ENDINGS)) and not (self.exclude and self._excluded(entry.path)):
+                yield entry
+
+    def _excluded(self, path: str) -> bool:
+        seen = relative(path, self.root)
+        return any(_means(pattern, seen) for pattern in self.exclude)
+
+    def _take(self, real: str, path: str) -> None:
+        self.files.setdefault(real, path.removeprefix(f".{os.sep}").replace(os.sep, "/"))
+
+    def _refused(self, path: str, error: OSError) -> None:
+        self.problems.append(Problem(path, f"can't be read: {error.strerror or error}", status=2))

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All files that are looked at, and those beside them that these import from, read when a name leads there."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from tallax.lint._index import File
+from tallax.lint._outline import Outline, outlined
+from tallax.lint._reading import read
+from tallax.lint._source import Source
+from tallax.lint._walk import walk
+
+_ROOT_MARKS = (".git", "pyproject.toml", "setup.py")
+_INSTALLED = ("site-packages", "dist-packages")  # where packages lie side by side that belong to many projects
+
+
+class Tree:
+    """The files of one run, by path and by dotted name.
+
+    A name that is imported is looked for below every folder above the importing file, up to the root of its project,
+    and below `src` in each: the way Python would find it, whatever is installed. So a single file that is handed in (as
+    pre-commit does) is judged with the classes that it derives from.
+    """
+
+    def __init__(self) -> None:
+        self._files: dict[str, File | None] = {}
+        self._listed: dict[str, frozenset[str]] = {}
+        self._roots: dict[str, list[str]] = {}
+        self._modules: dict[tuple[str, str], str | None] = {}
+
+    def add(self, source: Source) -> File | None:
+        """Returns the index of a source, None if it does not parse."""
+        path = os.path.abspath(source.path)
+        file = self._files.get(path)
+        if file is None or isinstance(file, Outline):
+            self._files[path] = None  # a file that is being read is no help to itself
+            tree = source.parse()
+            if tree is None:
+                return None
+            if isinstance(file, Outline):
+                file.complete(tree)
+            else:
+                file = File(tree, source.path, source.text, *self._dotted(path))
+                walk(file, tree)
+            self._files[path] = file
+        return file
+
+    def module(self, dotted: str, importer: File) -> File | None:
+        """Returns the file of a module as another file would import it, None if it is none of the project's."""
+        path = self.path_of(dotted, importer)
+        if path is None:
+            return None
+        if path not in self._files:
+            self._files[path] = None  # a file that is being read is no help to itself
+            source = read(path)
+            if isinstance(source, Source):
+                self._files[path] = outlined(source, *self._dotted(path))
+        return self._files[path]
+
+    def release(self) -> None:
+        """Takes all files apart, so that they're freed at once."""
+        for file in self._files.values():
+            if file is not None:
+                file.release()
+        self._files = {}
+
+    def path_of(self, dotted: str, importer: File) -> str | None:
+        """Returns where a module lies as another file would import it, without reading it."""
+        folder = os.path.dirname(os.path.abspath(importer.path))
+        key = (folder, dotted)
+        if key not in self._modules:
+            self._modules[key] = self._find(dotted, folder)
+        return self._modules[key]
+
+    def _find(self, dotted: str, folder: str) -> str | None:
+        first = dotted.partition(".")[0]
+        # A package's modules see the standard library's `typing`, whatever they call one of their own.
+        if first in sys.stdlib_module_names and "__init__.py" in self._names(folder):
+            return None
+        for root in self._roots_of(folder):
+            names = self._names(root)
+            if first not in names and first + ".py" not in names:
+                continue
+            if os.path.basename(root) in _INSTALLED and not (folder + os.sep).startswith(os.path.join(root, first, "")):
+                continue  # of another distribution
+            base = os.path.join(root, dotted.replace(".", os.sep))
+            parent, last = os.path.split(base)
+            if last + ".py" in self._names(parent):
+                return base + ".py"
+            if "__init__.py" in self._names(base):
+                return os.path.join(base, "__init__.py")
+        return None
+
+    def _roots_of(self, folder: str) -> list[str]:
+        """Returns the folders that absolute imports of a file may start from, nearest first."""
+        if folder not in self._roots:
+            here = [folder, os.path.join(folder, "src")]
+            above = os.path.dirname(folder)
+            last = above == folder or os.path.basename(folder) in _INSTALLED
+            last = last or any(mark in self._names(folder) for mark in _ROOT_MARKS)
+            self._roots[folder] = here if last else [*here, *self._roots_of(above)]
+        return self._roots[folder]
+
+    def _names(self, folder: str) -> frozenset[str]:
+        """Returns what lies in a folder: one question to the system instead of one for each module looked for."""
+        names = self._listed.get(folder)
+        if names is None:
+            try:
+                names = frozenset(os.listdir(folder))
+            except OSError:
+                names = frozenset()
+            self._listed[folder] = names
+        return names
+
+    def _dotted(self, path: str) -> tuple[str, str]:
+        """Returns a file's module and package, by the `__init__.py` files around it."""
+        folder, name = os.path.split(path)
+        parts: list[str] = []
+        while "__init__.py" in self._names(folder) and os.path.dirname(folder) != folder:
+            folder, last = os.path.split(folder)
+            parts.insert(0, last)
+        package = ".".join(parts)
+        stem = name.removesuffix(".py")
+        return (package if stem == "__init__" else ".".join([*parts, stem])), package

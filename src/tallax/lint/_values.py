@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Works out what an expression holds, across functions, classes and files, on demand and no further than asked."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+
+from tallax.lint import _dtypes
+from tallax.lint._bindings import default_of, given, reaching, spelled
+from tallax.lint._calls import Calls
+from tallax.lint._classes import of_layer
+from tallax.lint._index import Binding, Scope, last_name
+from tallax.lint._kinds import (
+    NOTHING,
+    Array,
+    Callee,
+    Frame,
+    Instance,
+    Items,
+    Name,
+    Number,
+    Plain,
+    Table,
+    Type,
+    Value,
+    Variable,
+    element,
+    item,
+    joined,
+)
+from tallax.lint._known_names import TRANSFORMS, canonical
+from tallax.lint._project import Tree
+
+# How deep expressions nest: what is farther from a place seldom decides about it.
+_DEEPEST = 24
+_EMPTY = Items()
+_OF_DICTS = frozenset(dir(dict))
+
+
+class Values(Calls):
+    """What the expressions of a tree hold."""
+
+    def __init__(self, tree: Tree):
+        super().__init__()
+        self.tree = tree
+        self._depth = 0
+        self._dotted: dict[tuple[Scope, str], Value | None] = {}
+
+    def of(self, node: ast.expr | None, scope: Scope | Frame) -> Value | None:
+        """Returns what an expression in a scope holds, None if that can't be told."""
+        if node is None:
+            return None
+        frame = scope if isinstance(scope, Frame) else Frame(scope)
+        memory = frame.memory
+        if node in memory:
+            return memory[node]
+        if self._depth > _DEEPEST:
+            return None
+        work = _WORK.get(type(node))
+        if work is None:
+            return Plain("text") if isinstance(node, ast.JoinedStr) else None
+        memory[node] = None  # what is defined by itself
+        self._depth += 1
+        try:
+            value = work(self, node, frame)
+        finally:
+            self._depth -= 1
+        memory[node] = value
+        return value
+
+    # Names
+
+    def _name(self, node: ast.Name, frame: Frame) -> Value | None:
+        return self.name(node.id, node.lineno, frame)
+
+    def name(self, name: str, line: int, frame: Frame) -> Value | None:
+        """Returns what a name holds at a line."""
+        start: Scope | None = frame.scope
+        scope = start
+        while scope is not None:
+            if name in scope.bindings and (scope.kind != "class" or scope is start):
+                within = frame if scope is start else Frame(scope)
+                value = joined([self.binding(b, within) for b in reaching(scope.bindings[name], line)])
+                return self._filled_here(name, scope) if value == _EMPTY else value
+            scope = scope.parent
+        for star in frame.scope.file.bindings.get("*", ()):
+            found = self.dotted(f"{star.what}.{name}", frame.scope)
+            if not isinstance(found, Name):
+                return found
+        return Name(name)
+
+    def binding(self, binding: Binding, frame: Frame) -> Value | None:
+        """Returns what a name holds by one of its bindings."""
+        if binding.how == "import":
+            return self.dotted(binding.what, frame.scope)
+        if binding.how == "def":
+            return self.defined(binding.what)
+        if binding.how == "parameter":
+            known = frame.arguments.get(binding.what.arg)
+            return known if known is not None else self._parameter(binding.what, frame.scope)
+        if binding.how == "annotation":
+            return self.annotated(binding.what, frame.scope)
+        if binding.how == "changed":
+            return self._changed(binding.what, frame)
+        if binding.how not in ("value", "element"):
+            return None
+        value = self.of(binding.what, frame)
+        if binding.how == "element":
+            value = element(value)
+        for k in binding.item:
+            value = item(value, k)
+        return value
+
+    def _filled_here(self, name: str, scope: Scope) -> Value | None:
+        key = ("filled", name)
+        if key not in scope.memory:
+            scope.memory[key] = None  # a list that is appended to from itself
+            scope.memory[key] = self.filled(name, [scope])
+        return scope.memory[key]
+
+    def filled(self, name: str, scopes: Sequence[Scope]) -> Value:
+        """Returns what a list that starts empty holds after what some functions append to it, by name or by
+        `self.name`.
+        """
+        found: list[Value | None] = []
+        for scope in scopes:
+            if "appended" not in scope.memory:
+                scope.memory["appended"] = _appended(scope)
+            found += [self.of(argument, scope) for argument in scope.memory["appended"].get(name, ())]
+        return Items(each=joined(found))
+
+    def _parameter(self, argument: ast.arg, scope: Scope) -> Value | None:
+        if argument not in scope.memory:
+            scope.memory[argument] = None  # a function that is handed what it returns
+            scope.memory[argument] = self.parameter(argument, scope)
+        return scope.memory[argument]
+
+    def _changed(self, node: ast.AugAssign, frame: Frame) -> Value | None:
+        """Returns what a name holds after `+=`."""
+        memory = frame.memory
+        if node not in memory:
+            memory[node] = None  # in a loop it depends on itself
+            before = self.name(node.target.id, node.lineno - 1, frame)  # type: ignore[union-attr]
+            if before is not None:
+                memory[node] = _dtypes.combined(self.content_of(before), self.of(node.value, frame), node.op)
+        return memory[node]
+
+    def defined(self, scope: Scope) -> Value | None:
+        """Returns what a class or function statement binds."""
+        if scope.kind == "class":
+            return Type(scope)
+        transforms = (self.transform_of(decorator, scope.parent) for decorator in scope.decorators)
+        return Callee(scope, transformed=next(filter(None, transforms), ""))
+
+    def transform_of(self, node: ast.expr, scope: Scope | None) -> str:
+        """Returns the transformation that a decorator or callee stands for: `jax.jit`, `partial(jax.jit, ...)`,
+        `nnx.jit(...)`.
+        """
+        if scope is None:
+            return ""
+        if isinstance(node, ast.Call):
+            inner = self.transform_of(node.func, scope)
+            if inner:
+                return inner
+            value = self.of(node.func, scope)
+            if isinstance(value, Name) and value.name == "functools.partial" and node.args:
+                return self.transform_of(node.args[0], scope)
+            return ""
+        value = self.of(node, scope)
+        return value.name if isinstance(value, Name) and value.name in TRANSFORMS else ""
+
+    def dotted(self, dotted: str, scope: Scope) -> Value | None:
+        """Returns what an imported name is: a class or function of the project, or a name of another library."""
+        key = (scope.file, dotted)
+        if key not in self._dotted:
+            self._dotted[key] = None  # files that import from each other in a circle
+            self._dotted[key] = self._imported(dotted, scope)
+        return self._dotted[key]
+
+    def _imported(self, dotted: str, scope: Scope) -> Value | None:
+        name = canonical(dotted)
+        if name.startswith(("nnx.", "jnp.", "np.", "jax.")) or name in ("nnx", "jnp", "np", "jax"):
+            return Name(name)
+        module, _, last = dotted.rpartition(".")
+        if self.tree.path_of(dotted, scope.file) is not None:
+            return Name(dotted)
+        file = self.tree.module(module, scope.file) if module else None
+        if file is None or last not in file.bindings:
+            if file is not None:
+                for star in file.bindings.get("*", ()):
+                    found = self.dotted(f"{star.what}.{last}", file)
+                    if not isinstance(found, Name):
+                        return found
+            return Name(dotted)
+        return joined([self.binding(b, Frame(file)) for b in file.bindings[last][-1:]])
+
+    def parameter(self, argument: ast.arg, scope: Scope) -> Value | None:
+        """Returns what a parameter holds: by being `self`, by its annotation, its default, or the calls that are in
+        sight.
+        """
+        if scope.self_name == argument.arg:
+            assert scope.parent is not None
+            return self.instance(scope.parent)
+        if scope.cls_name == argument.arg and scope.method_of is not None:
+            return Type(scope.method_of)
+        if argument.annotation is not None:
+            found = self.annotated(argument.annotation, scope.parent or scope)
+            if found is not None:
+                return found
+        default = default_of(argument, scope)
+        if default is not None:
+            found = self.of(default, scope.parent or scope)
+            return Number(found.type) if isinstance(found, Number) else None
+        return self.passed(argument, scope)
+
+    def passed(self, argument: ast.arg, scope: Scope) -> Value | None:
+        """Returns what the calls in the function around hand to a nested function's parameter."""
+        outer = scope.parent
+        own = getattr(scope.node, "name", None)
+        if outer is None or outer.kind != "function" or own is None or argument not in scope.parameters:
+            return None
+        place = scope.parameters.index(argument)
+        found: list[Value | None] = []
+        for around in outer.inside():
+            if around is scope:
+                continue
+            for call in around.of(ast.Call):
+                handed = given(call, own, place, argument.arg)
+                if handed is not None:
+                    found.append(self.of(handed, around))
+        return joined(found)
+
+    # Attributes
+
+    def _attribute(self, node: ast.Attribute, frame: Frame) -> Value | None:
+        base = self.of(node.value, frame)
+        return self.attribute(base, node.attr, node, frame)
+
+    def attribute(self, base: Value | None, name: str, node: ast.Attribute, frame: Frame) -> Value | None:
+        """Returns what an attribute of something holds."""
+        if isinstance(base, Name):
+            return self.dotted(f"{spelled(base.name)}.{name}", frame.scope)
+        if isinstance(base, Instance):
+            if isinstance(base.cls, str):
+                return of_layer(base.cls, name)
+            return self.member(base.cls, name, base)
+        if isinstance(base, Type) and not isinstance(base.cls, str):
+            found = self.member(base.cls, name, None)
+            if isinstance(found, Callee) and found.scope.cls_name:
+                return Callee(found.scope, base, found.transformed)
+            return found if isinstance(found, Callee) else None
+        if isinstance(base, Variable):
+            if base.cls is not None and self.defines(base.cls, name):
+                return None
+            if name in ("value", "raw_value"):
+                return self.content(base)
+            base = self.content(base)
+            if base is None:
+                base = Array(state="derived")
+        if isinstance(base, Table):
+            return base.under(name) if base.is_node and name not in _OF_DICTS else None
+        if name in ("size", "ndim"):
+            return Number("int", size=name == "size")
+        if name == "shape":
+            return Items(each=Number("int", size=True))
+        if isinstance(base, Array):
+            if name in ("T", "mT", "real", "imag", "at"):
+                return Array(base.weak, base.dtype, "derived" if base.state else None)
+            return Plain(name) if name in ("dtype", "sharding") else None
+        return None
+
+    # Everything else
+
+    def _constant(self, node: ast.Constant, frame: Frame) -> Value | None:
+        del frame
+        value = node.value
+        if isinstance(value, bool):
+            return Number("bool", value=float(value))
+        if isinstance(value, (int, float)):
+            try:
+                return Number(type(value).__name__, value=float(value))
+            except OverflowError:
+                return Number("int")
+        return NOTHING if value is None else Plain("text" if isinstance(value, (str, bytes)) else "constant")
+
+    def _subscript(self, node: ast.Subscript, frame: Frame) -> Value | None:
+        base = self.of(node.value, frame)
+        if isinstance(base, Variable):
+            whole = isinstance(node.slice, ast.Constant) and node.slice.value is Ellipsis
+            content = self.content(base)
+            if whole:
+                return content if content is not None else Array(state=base.home or "derived")
+            return Array(state="derived") if content is None or isinstance(content, Array) else None
+        if isinstance(base, Items):
+            if isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, int):
+                return item(base, node.slice.value)
+            return element(base) if not isinstance(node.slice, ast.Slice) else base
+        if isinstance(base, Table):
+            key = node.slice.value if isinstance(node.slice, ast.Constant) else None
+            return base.under(key) if isinstance(key, str) else base.each
+        if isinstance(base, Array):
+            return Array(base.weak, base.dtype, "derived" if base.state else None)
+        if isinstance(base, (Type, Name)):
+            return base  # a generic class with its parameters
+        return None
+
+    def _operation(self, node: ast.BinOp, frame: Frame) -> Value | None:
+        left = self.content_of(self.of(node.left, frame))
+        right = self.content_of(self.of(node.right, frame))
+        return _dtypes.combined(left, right, node.op)
+
+    def _unary(self, node: ast.UnaryOp, frame: Frame) -> Value | None:
+        value = self.content_of(self.of(node.operand, frame))
+        if isinstance(node.op, ast.Not):
+            state = value.state if isinstance(value, (Array, Number)) else None
+            return Number("bool", state="derived" if state else None)
+        if isinstance(value, Number):
+            negative = isinstance(node.op, ast.USub) and value.value is not None
+            return Number(value.type, value.size, value.state, -value.value if negative else None)  # type: ignore[operator]
+        if isinstance(value, Array):
+            return Array(value.weak, value.dtype, "derived" if value.state else None, value.scalar)
+        return None
+
+    def _compare(self, node: ast.Compare, frame: Frame) -> Value | None:
+        if all(isinstance(op, (ast.Is, ast.IsNot, ast.In, ast.NotIn)) for op in node.ops):
+            return Number("bool")
+        sides = [self.content_of(self.of(side, frame)) for side in (node.left, *node.comparators)]
+        state = "derived" if any(isinstance(side, (Array, Number)) and side.state for side in sides) else None
+        if any(isinstance(side, Array) for side in sides):
+            return Array(False, "bool", state)
+        return Number("bool", state=state) if all(isinstance(side, (Number, Plain)) for side in sides) else None
+
+    def _boolean(self, node: ast.BoolOp, frame: Frame) -> Value | None:
+        return joined([self.of(value, frame) for value in node.values])
+
+    def _choice(self, node: ast.IfExp, frame: Frame) -> Value | None:
+        return joined([self.of(node.body, frame), self.of(node.orelse, frame)])
+
+    def _sequence(self, node: ast.Tuple | ast.List, frame: Frame) -> Value | None:
+        if any(isinstance(element, ast.Starred) for element in node.elts):
+            return Plain("sequence")
+        if len(node.elts) > 64:  # a table of constants
+            return Items(each=self.of(node.elts[0], frame))
+        return Items(tuple(self.of(element, frame) for element in node.elts))
+
+    def _comprehension(self, node: ast.ListComp, frame: Frame) -> Value | None:
+        return Items(each=self.of(node.elt, frame))
+
+    def _plain(self, node: ast.expr, frame: Frame) -> Value | None:
+        del frame
+        return Plain(type(node).__name__.lower())
+
+    def _dict(self, node: ast.Dict, frame: Frame) -> Value | None:
+        if not node.values or None in node.keys or len(node.values) > 64:
+            return Plain("dict")
+        values = [self.of(value, frame) for value in node.values]
+        keys = [
+            key.value if isinstance(key, ast.Constant) and isinstance(key.value, str) else None for key in node.keys
+        ]
+        named = tuple((key, value) for key, value in zip(keys, values, strict=True) if key is not None)
+        return Table(joined(values), named if len(named) == len(keys) else ())
+
+    def _dict_comprehension(self, node: ast.DictComp, frame: Frame) -> Value | None:
+        return Table(self.of(node.value, frame))
+
+    def _named_expression(self, node: ast.NamedExpr, frame: Frame) -> Value | None:
+        return self.of(node.value, frame)
+
+    def _lambda(self, node: ast.Lambda, frame: Frame) -> Value | None:
+        return next((Callee(child) for child in frame.scope.children if child.node is node), None)
+
+
+def _appended(scope: Scope) -> dict[str, list[ast.expr]]:
+    """Returns what a function appends to lists, by the last part of their names."""
+    found: dict[str, list[ast.expr]] = {}
+    for call in scope.of(ast.Call):
+        function = call.func
+        if isinstance(function, ast.Attribute) and function.attr == "append" and len(call.args) == 1:
+            found.setdefault(last_name(function.value), []).append(call.args[0])
+    return found
+
+
+_WORK = {
+    ast.Name: Values._name,
+    ast.Attribute: Values._attribute,
+    ast.Constant: Values._constant,
+    ast.Subscript: Values._subscript,
+    ast.BinOp: Values._operation,
+    ast.UnaryOp: Values._unary,
+    ast.Compare: Values._compare,
+    ast.BoolOp: Values._boolean,
+    ast.IfExp: Values._choice,
+    ast.Tuple: Values._sequence,
+    ast.List: Values._sequence,
+    ast.ListComp: Values._comprehension,
+    ast.GeneratorExp: Values._comprehension,
+    ast.Dict: Values._dict,
+    ast.DictComp: Values._dict_comprehension,
+    ast.Set: Values._plain,
+    ast.NamedExpr: Values._named_expression,
+    ast.Lambda: Values._lambda,
+    ast.Call: Values.call,
+}

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fills the index of a file in one walk over its syntax tree.
+
+The walk binds names, opens scopes, sorts the nodes that rules ask for by scope and kind, and notes what each stands in;
+without recursion, since source may be nested deeper than Python's stack.
+"""
+
+from __future__ import annotations
+
+import ast
+import bisect
+from typing import Any
+
+from tallax.lint._index import Binding, File, Lines, Scope, targets
+
+_Waiting = tuple[ast.AST, Scope, tuple[Lines, ...]]  # a node, and the scope and branches that it stands in
+
+# What rules and `_values` look for within a scope.
+_SORTED = {
+    ast.Call,
+    ast.Attribute,
+    ast.Subscript,
+    ast.Assign,
+    ast.AnnAssign,
+    ast.AugAssign,
+    ast.Return,
+    ast.If,
+    ast.While,
+    ast.IfExp,
+    ast.Assert,
+}
+# Fields that hold names and flags rather than nodes.
+_WORDS = {
+    "ctx",
+    "op",
+    "ops",
+    "id",
+    "attr",
+    "type_comment",
+    "kind",
+    "type_params",
+    "type_ignores",
+    "name",
+    "module",
+    "level",
+    "arg",
+    "asname",
+    "kwd_attrs",
+    "rest",
+    "simple",
+    "is_async",
+    "conversion",
+    "tag",
+    "func_type",
+}
+_LEAVES = {
+    ast.Constant,
+    ast.Name,
+    ast.Pass,
+    ast.Break,
+    ast.Continue,
+    ast.Global,
+    ast.Nonlocal,
+    ast.Import,
+    ast.ImportFrom,
+    ast.MatchStar,
+    ast.MatchSingleton,
+}
+# The fields of each kind of node that hold nodes, last first: what is put on a stack last is taken first.
+_FIELDS: dict[type, tuple[str, ...]] = {
+    kind: () if kind in _LEAVES else tuple(field for field in reversed(kind._fields) if field not in _WORDS)
+    for kind in vars(ast).values()
+    if isinstance(kind, type) and issubclass(kind, ast.AST)
+}
+_FIELDS[ast.keyword] = ("value",)
+# Nothing happens in annotations: what they say is read where somebody asks for it.
+_FIELDS[ast.arguments] = ("kw_defaults", "defaults")
+for _kind in (ast.AnnAssign, ast.FunctionDef, ast.AsyncFunctionDef):
+    _FIELDS[_kind] = tuple(field for field in _FIELDS[_kind] if field not in ("annotation", "returns"))
+# Nothing is bound by these, and no rule asks for them or for what they stand in: they are not walked. None stands for
+# an optional field that is missing, or the key of `{**other}`.
+_SILENT = {ast.Constant, ast.Name, ast.Pass, type(None)}
+_BRANCHING = {"body", "orelse", "handlers", "finalbody"}
+
+
+def walk(file: File, tree: ast.Module) -> None:
+    """Takes the statements of a syntax tree, all of a file's or some, into its scopes."""
+    parents = file.parents
+    stack: list[_Waiting] = [(tree, file, ())]
+    take, put = stack.pop, stack.append
+    plans, silent = _PLANS, _SILENT
+    while stack:
+        here, scope, branches = take()
+        while here is not None:
+            node, here = here, None
+            kind = node.__class__
+            is_sorted, bind, fields, has_blocks = plans[kind]
+            if is_sorted:
+                nodes = scope.nodes
+                if kind in nodes:
+                    nodes[kind].append(node)
+                else:
+                    nodes[kind] = [node]
+            if bind is not None:
+                bind(node, scope, branches)
+            if has_blocks:
+                stack += _within_blocks(node, scope, branches, parents)
+                break
+            for field in fields:
+                value: Any = getattr(node, field, None)
+                # Of the children, the first is walked next, and the others wait.
+                for child in reversed(value) if value.__class__ is list else (value,):
+                    if child.__class__ not in silent:
+                        parents[child] = node
+                        if here is not None:
+                            put((here, scope, branches))
+                        here = child
+
+
+def _within_blocks(
+    node: ast.AST, scope: Scope, branches: tuple[Lines, ...], parents: dict[ast.AST, ast.AST]
+) -> list[_Waiting]:
+    """Returns what stands in a statement with a body, last first, each with its scope and the branches around it."""
+    found: list[_Waiting] = []
+    kind = node.__class__
+    inner = _open(node, scope, branches) if kind in _SCOPES else scope
+    for field in _FIELDS[kind]:
+        value: Any = getattr(node, field, None)
+        where, within = scope, branches
+        if field in _BRANCHING and value:
+            # A lambda's body is its own, as a function's is; defaults and annotations are worked out outside.
+            if inner is not scope:
+                where, within = inner, branches if kind is ast.Lambda else ()
+            elif kind in _BRANCHES:
+                last = value[-1]
+                within = (*branches, (value[0].lineno, last.end_lineno or last.lineno))
+        for child in reversed(value) if value.__class__ is list else (value,):
+            if child.__class__ not in _SILENT:
+                parents[child] = node
+                found.append((child, where, within))
+    return found
+
+
+_SCOPES = {ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef}
+_BRANCHES = {ast.If, ast.For, ast.AsyncFor, ast.While, ast.Try, ast.ExceptHandler, ast.match_case}
+if hasattr(ast, "TryStar"):
+    _BRANCHES.add(ast.TryStar)
+
+
+def _open(node: Any, scope: Scope, branches: tuple[Lines, ...]) -> Scope:
+    """Makes the scope of a function or class, and binds its parameters."""
+    own = getattr(node, "name", "<lambda>")
+    name = f"{scope.name}.{own}" if scope.name else own
+    if isinstance(node, ast.ClassDef):
+        inner = Scope(node, name, "class", scope, scope.file)
+        scope.file.classes.append(inner)
+    else:
+        inner = Scope(node, name, "function", scope, scope.file)
+        arguments = node.args
+        for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
+            inner.bindings[argument.arg] = [Binding("parameter", argument, (), node.lineno, ())]
+        for argument in (arguments.vararg, arguments.kwarg):
+            if argument is not None:
+                inner.bindings[argument.arg] = [Binding("unknown", argument, (), node.lineno, ())]
+    if own != "<lambda>":
+        _bind(scope, own, Binding("def", inner, (), node.lineno, branches))
+    return inner
+
+
+def _bind(scope: Scope, name: str, binding: Binding) -> None:
+    """Notes a binding in the order of lines, in which `reaching` looks; the walk all but keeps it."""
+    known = scope.bindings.setdefault(name, [])
+    if known and known[-1].line > binding.line:
+        bisect.insort(known, binding, key=lambda other: other.line)
+    else:
+        known.append(binding)
+
+
+def _bind_targets(target: ast.expr, how: str, what: Any, scope: Scope, branches: tuple[Lines, ...]) -> None:
+    for single, item in targets(target):
+        if isinstance(single, ast.Name):
+            kind = how if item is not None else "unknown"
+            _bind(scope, single.id, Binding(kind, what, item or (), single.lineno, branches))
+
+
+def _assign(node: ast.Assign, scope: Scope, branches: tuple[Lines, ...]) -> None:
+    for target in node.targets:
+        if isinstance(target, ast.Name):  # most are
+            _bind(scope, target.id, Binding("value", node.value, (), target.lineno, branches))
+        elif not isinstance(target, ast.Attribute):
+            _bind_targets(target, "value", node.value, scope, branches)
+
+
+def _annotated(node: ast.AnnAssign, scope: Scope, branches: tuple[Lines, ...]) -> None:
+    if isinstance(node.target, ast.Name):
+        how = ("value", node.value) if node.value is not None else ("annotation", node.annotation)
+        _bind(scope, node.target.id, Binding(*how, (), node.lineno, branches))
+
+
+def _augmented(node: ast.AugAssign, scope: Scope, branches: tuple[Lines, ...]) -> None:
+    if isinstance(node.target, ast.Name):
+        _bind(scope, node.target.id, Binding("changed", node, (), node.lineno, branches))
+
+
+def _walrus(node: ast.NamedExpr, scope: Scope, branches: tuple[Lines, ...]) -> None:
+    _bind_targets(node.target, "value", node.value, scope, branches)
+
+
+def _loop(node: Any, scope: Scope, branches: tuple[Lines, ...]) -> None:
+    _bind_targets(node.target, "element", node.iter, scope, branches)
+
+
+def _with(node: ast.withitem, scope: Scope, branches: tuple[Lines, ...]) -> None:
+    if node.optional_vars is not None:
+        _bind_targets(node.optional_vars, "unknown", node.context_expr, scope, branches)
+
+
+def _caught(node: ast.ExceptHandler, scope: Scope, branches: tuple[Lines, ...]) -> None:
+    if node.name:
+        _bind(scope, node.name, Binding("unknown", node, (), node.lineno, branches))
+
+
+def _import(node: ast.Import, scope: Scope, branches: tuple[Lines, ...]) -> None:
+    for alias in node.names:
+        name = alias.asname or alias.name.partition(".")[0]
+        dotted = alias.name if alias.asname else name
+        _bind(scope, name, Binding("import", dotted, (), node.lineno, branches))
+
+
+def _import_from(node: ast.ImportFrom, scope: Scope, branches: tuple[Lines, ...]) -> None:
+    module = node.module or ""
+    if node.level:
+        parts = scope.file.package.split(".") if scope.file.package else []
+        parts = parts[: len(parts) - (node.level - 1)]
+        module = ".".join([*parts, *([module] if module else [])])
+    for alias in node.names:
+        if alias.name == "*":
+            _bind(scope, "*", Binding("import", module, (), node.lineno, branches))
+        else:
+            dotted = f"{module}.{alias.name}" if module else alias.name
+            _bind(scope, alias.asname or alias.name, Binding("import", dotted, (), node.lineno, branches))
+
+
+_BINDERS: dict[type, Any] = {
+    ast.Assign: _assign,
+    ast.AnnAssign: _annotated,
+    ast.AugAssign: _augmented,
+    ast.NamedExpr: _walrus,
+    ast.For: _loop,
+    ast.AsyncFor: _loop,
+    ast.comprehension: _loop,
+    ast.withitem: _with,
+    ast.ExceptHandler: _caught,
+    ast.Import: _import,
+    ast.ImportFrom: _import_from,
+}
+
+# Of each kind of node: whether it is sorted, what it binds, which fields hold others, and whether one is a body.
+_PLANS: dict[type, tuple[bool, Any, tuple[str, ...], bool]] = {
+    kind: (kind in _SORTED, _BINDERS.get(kind), fields, not _BRANCHING.isdisjoint(fields) and kind is not ast.IfExp)
+    for kind, fields in _FIELDS.items()
+}

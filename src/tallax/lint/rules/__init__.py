@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules, one file for each family, in the order of their codes."""
+
+from __future__ import annotations
+
+from tallax.lint._check import CHECKS
+from tallax.lint._rule import Rule
+from tallax.lint.rules import (
+    callbacks,
+    filters,
+    lost,
+    narrow_counters,
+    parameters,
+    references,
+    replaced,
+    sow,
+    static,
+    sync,
+    value,
+    weak,
+)
+
+RULES: tuple[Rule, ...] = (
+    parameters.RULE,
+    replaced.RULE,
+    sync.RULE,
+    narrow_counters.NARROW,
+    weak.RULE,
+    value.RULE,
+    narrow_counters.PYTHON,
+    lost.RULE,
+    callbacks.RULE,
+    filters.RULE,
+    references.RULE,
+    sow.RULE,
+)
+
+__all__ = ["CHECKS", "RULES", "static"]

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TLX008: a module that changes under a transformation of JAX, which hands the change to nobody."""
+
+from __future__ import annotations
+
+import ast
+
+from tallax.lint._changes import changes, changes_when_called, is_changed, is_evaluating, uses_references
+from tallax.lint._check import CHECKS, Context
+from tallax.lint._flow import origin, returned, root_of
+from tallax.lint._index import Scope, last_name, targets
+from tallax.lint._kinds import Callee, Instance, Name, Variable
+from tallax.lint._known_names import NODES, RAW_TRANSFORMS
+from tallax.lint._rule import Rule
+
+RULE = Rule(
+    code="TLX008",
+    slug="lost-update",
+    title="A module's update is lost under a transformation of JAX",
+    why="""\
+`jax.jit`, `jax.checkpoint`, `jax.vmap` and the control flow of `jax.lax` know nothing of modules. A module that is
+handed in comes as a copy, so what a call changes in it (counts, running statistics, random number streams) is gone
+when the function returns without it; so are the updates of an `nnx.Optimizer` or a metric. One that is closed over is
+a constant: its weights are baked in, and a change raises `TraceContextError` or is silently lost. `static_argnums=0` on
+a method makes `self` such a constant as well, and `static_argnames="model"` the model.
+
+The rule reports functions under these transformations that change a module, or call one that does, by argument or by
+closure, without returning it or its state; and those that call a module of which nothing is known but that it is an
+`nnx.Module`; and `nnx.Rngs` that are handed to such a function and on to a module. A module of the project whose call
+changes nothing is no finding, nor is one that is merged within.
+""",
+    bad="""\
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Model(nnx.Module):
+    def __init__(self):
+        self.count = nnx.Variable(jnp.array(0, dtype=jnp.int32))
+
+    def __call__(self, x):
+        self.count[...] += 1
+        return x
+
+
+@jax.jit
+def step(model: Model, x):
+    return model(x)
+""",
+    good="""\
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Model(nnx.Module):
+    def __init__(self):
+        self.count = nnx.Variable(jnp.array(0, dtype=jnp.int32))
+
+    def __call__(self, x):
+        self.count[...] += 1
+        return x
+
+
+@nnx.jit
+def step(model: Model, x):
+    return model(x)
+""",
+    misses="Modules whose class can't be told, and those that leave such a function through a global name.",
+)
+
+# Differentiating and sharding have their own ways with state, and are left to statecheck.
+_RAW = RAW_TRANSFORMS - {
+    "jax.grad",
+    "jax.value_and_grad",
+    "jax.shard_map",
+    "jax.experimental.shard_map.shard_map",
+    "jax.lax.switch",
+    "jax.linearize",
+    "jax.vjp",
+    "jax.jvp",
+}
+# Which of their arguments are functions.
+_FUNCTIONS = {"jax.lax.cond": slice(1, 3), "jax.lax.while_loop": slice(0, 2), "jax.lax.fori_loop": slice(2, 3)}
+_FUNCTION_WORDS = {"f", "fun", "body_fun", "cond_fun", "true_fun", "false_fun"}
+_TAKING_APART = {
+    "nnx.split",
+    "nnx.merge",
+    "nnx.state",
+    "nnx.update",
+    "nnx.to_tree",
+    "nnx.to_pure_dict",
+    "nnx.graphdef",
+    "nnx.call",
+}
+_DIFFERENTIATING = {"nnx.value_and_grad", "nnx.grad"}
+
+
+@CHECKS.each_decorated
+def decorated(scope: Scope, context: Context) -> None:
+    """Reports a function under a decorator of JAX that changes a module."""
+    outer = scope.parent
+    if outer is None:
+        return
+    transforms = [context.values.transform_of(decorator, outer) for decorator in scope.decorators]
+    if not all(t or _is_harmless(d) for t, d in zip(transforms, scope.decorators, strict=True)):
+        return  # another decorator may hand the state in and out
+    for transform in transforms:
+        if transform in _RAW:
+            _judge(scope, transform, scope.node, context)
+            return
+
+
+def _is_harmless(decorator: ast.expr) -> bool:
+    return isinstance(decorator, ast.Name) and decorator.id in ("staticmethod", "classmethod", "override")
+
+
+@CHECKS.call("jit", "pmap", "vmap", "checkpoint", "remat", "scan", "map", "cond", "while_loop", "fori_loop")
+def handed(node: ast.Call, scope: Scope, context: Context) -> None:
+    """Reports a function or module that is handed to a transformation of JAX."""
+    transform = context.values.transform_of(node.func, scope)
+    if transform in _RAW:
+        functions = node.args[_FUNCTIONS.get(transform, slice(0, 1))]
+        for argument in [*functions, *(word.value for word in node.keywords if word.arg in _FUNCTION_WORDS)]:
+            _judge_given(argument, node, transform, scope, context)
+
+
+def _judge_given(argument: ast.expr, node: ast.Call, transform: str, scope: Scope, context: Context) -> None:
+    given = context.values.of(argument, scope)
+    if isinstance(given, Callee):
+        if not given.transformed:
+            bound = given.bound
+            if isinstance(bound, Instance) and not isinstance(bound.cls, str) and context.values.is_node(bound.cls):
+                if not uses_references(bound.cls) and changes(bound.cls, given.scope.name.rpartition(".")[2], context):
+                    _report(node, f"`{context.source_of(argument)}` changes its module", transform, context)
+            else:
+                _judge(given.scope, transform, given.scope.node, context)
+    elif isinstance(given, Instance) and changes_when_called(given, "__call__", context):
+        _report(node, f"calling `{context.source_of(argument)}` changes it", transform, context)
+
+
+def _judge(scope: Scope, transform: str, place: ast.AST, context: Context) -> None:
+    """Reports what a function does to modules that it closes over or is handed and does not return."""
+    if scope.file is not context.file or scope.memory.get("judged"):
+        return
+    scope.memory["judged"] = True
+    if uses_references(scope):
+        return
+    handled = _taken_apart(scope, context) | returned(scope) | {scope.self_name or ""}
+    for inner in scope.inside():
+        for node in inner.of(ast.Assign, ast.AugAssign, ast.AnnAssign):
+            for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                for single, _ in targets(whole):
+                    root = "" if isinstance(single, ast.Name) else origin(root_of(single), inner, scope)
+                    if root and root not in handled and is_changed(single, inner, context):
+                        closed = not any(parameter.arg == root for parameter in scope.parameters)
+                        _report(node, f"this changes `{root}`", transform, context, closed)
+        for call in inner.of(ast.Call):
+            root = origin(root_of(call.func), inner, scope)
+            if root and root not in handled and not is_evaluating(call):
+                _judge_call(call, root, inner, scope, transform, context)
+            for stream in _streams_handed_on(call, inner, scope, context) - handled:
+                _report(place, f"`{context.source_of(call.func)}` draws from `{stream}`", transform, context)
+    for parameter in scope.parameters:
+        if parameter.arg not in handled:
+            if _is_differentiated(parameter.arg, scope, context) and context.values.parameter(parameter, scope) is None:
+                _report(place, f"`{parameter.arg}` is a module whose updates are not returned", transform, context)
+                return
+
+
+def _judge_call(call: ast.Call, root: str, scope: Scope, judged: Scope, transform: str, context: Context) -> None:
+    """Reports a call within a judged function that changes what comes from outside under the name of `root`."""
+    function, place = call.func, judged.node
+    closed = not any(parameter.arg == root for parameter in judged.parameters)
+    owner, name = function, "__call__"
+    if isinstance(function, ast.Attribute):
+        value = context.values.of(function.value, scope)
+        if isinstance(value, Instance) and isinstance(value.cls, str):
+            if changes_when_called(value, function.attr, context):
+                _report(place, f"calling `{context.source_of(function)}` changes `{root}`", transform, context, closed)
+                return
+        if isinstance(value, Variable) and function.attr in ("set_value", "set_raw_value"):
+            _report(call, f"this changes `{root}`", transform, context, closed)
+            return
+        if isinstance(value, Instance) and value.cls in ("nnx.Rngs", "nnx.RngStream"):
+            _report(call, f"drawing from `{root}` changes it", transform, context, closed)
+            return
+        if (
+            isinstance(value, Instance)
+            and not isinstance(value.cls, str)
+            and context.values.find_method(value.cls, function.attr)
+        ):
+            owner, name = function.value, function.attr
+    value = context.values.of(owner, scope)
+    if not isinstance(value, Instance):
+        return
+    if value.cls in ("nnx.Rngs", "nnx.RngStream"):
+        _report(call, f"drawing from `{root}` changes it", transform, context, closed)
+    elif changes_when_called(value, name, context):
+        _report(place, f"calling `{context.source_of(function)}` changes `{root}`", transform, context, closed)
+    elif (
+        value.cls == "nnx.Module"
+        and (closed or _is_differentiated(root, judged, context))
+        and transform in ("jax.jit", "jax.pmap", "jax.checkpoint", "jax.remat")
+        and isinstance(owner, ast.Name)
+    ):
+        _report(place, f"`{root}` may be any module, and calling it may change it", transform, context, closed)
+
+
+def _streams_handed_on(call: ast.Call, inner: Scope, scope: Scope, context: Context) -> set[str]:
+    """Returns the function's own `nnx.Rngs` that it hands to the call of a module; what makes one may have them."""
+    value = context.values.of(call.func, inner)
+    merged = isinstance(call.func, ast.Name) and any(
+        isinstance(b.what, ast.Call) and last_name(b.what.func) == "merge" for b in inner.bindings.get(call.func.id, ())
+    )
+    if not merged and not (isinstance(value, Instance) and value.cls not in NODES):
+        return set()
+    given = [*call.args, *(word.value for word in call.keywords)]
+    roots = {origin(argument.id, inner, scope) for argument in given if isinstance(argument, ast.Name)}
+    return {
+        parameter.arg
+        for parameter in scope.parameters
+        if parameter.arg in roots and parameter.annotation is not None
+        if context.values.parameter(parameter, scope) == Instance("nnx.Rngs")
+    }
+
+
+def _report(node: ast.AST, what: str, transform: str, context: Context, closed: bool = False) -> None:
+    last = transform.rpartition(".")[2]
+    remedy = {"checkpoint": "nnx.remat", "map": "nnx.scan"}.get(last, f"nnx.{last}")
+    then = (
+        "which closes over it: Flax raises TraceContextError, or the update is lost; hand it to "
+        f"{remedy} as an argument"
+        if closed
+        else f"and the update is lost; use {remedy}, or return nnx.state(...) and nnx.update"
+    )
+    context.report(RULE, node, f"{what} under {transform}, {then}")
+
+
+def _taken_apart(scope: Scope, context: Context) -> set[str]:
+    """Returns the names whose state a function takes apart and handles itself."""
+    found: set[str] = set()
+    for inner in scope.inside():
+        for call in inner.of(ast.Call):
+            function = call.func
+            if isinstance(function, ast.Attribute) and function.attr in {n.partition(".")[2] for n in _TAKING_APART}:
+                callee = context.values.of(function, inner)
+                if isinstance(callee, Name) and callee.name in _TAKING_APART:
+                    found |= {a.id for a in call.args if isinstance(a, ast.Name)}
+    return found
+
+
+def _is_differentiated(name: str, scope: Scope, context: Context) -> bool:
+    """Says whether a name is handed to what nnx.grad made: then it is a module, or Variables."""
+    for call in scope.of(ast.Call):
+        if any(isinstance(a, ast.Name) and a.id == name for a in call.args[:1]):
+            if context.values.transform_of(call.func, scope) in _DIFFERENTIATING and not isinstance(
+                call.func, ast.Attribute
+            ):
+                return True
+    return False

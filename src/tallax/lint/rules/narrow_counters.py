@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TLX004 and TLX007: counters that are too narrow, and counters that are plain Python numbers."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from tallax.lint._attribute_uses import Home
+from tallax.lint._check import CHECKS, Context
+from tallax.lint._classes import MAKING, Setting
+from tallax.lint._index import Scope, last_name
+from tallax.lint._kinds import Array, Frame, Number, Variable
+from tallax.lint._rule import Rule
+
+NARROW = Rule(
+    code="TLX004",
+    slug="narrow-counter",
+    title="A counter that stops or wraps within a training run",
+    why="""\
+A float32 counter stands still at 2**24 = 16,777,216: adding 1 changes nothing any more. An int32 one wraps to a
+negative number at 2**31, which a count of elements, tokens or samples reaches within hours. Neither raises anything.
+
+The rule looks at what a class adds to a Variable of its own, through local names and functions of the project: counts
+of elements (`x.size`, `x.shape[0]`, `len(batch)`, `mask.sum()`) in 32 bits or fewer, counts of calls in a float that
+nothing resets, and the sum that belongs to a count of elements in a float. A step counter in int32 or uint32, a ring
+index taken modulo its length and a count capped by `jnp.minimum` are no findings.
+""",
+    bad="""\
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Seen(nnx.Module):
+    def __init__(self):
+        self.tokens = nnx.Variable(jnp.array(0, dtype=jnp.int32))
+
+    def __call__(self, tokens):
+        self.tokens[...] += tokens.size
+        return tokens
+""",
+    good="""\
+import tallax
+from flax import nnx
+
+
+class Seen(nnx.Module):
+    def __init__(self):
+        self.tokens = tallax.Counter()
+
+    def __call__(self, tokens):
+        self.tokens.increment(tokens.size)
+        return tokens
+""",
+    misses=(
+        "Amounts whose meaning can't be told (`+= n` of an unannotated argument), and counts kept outside of modules."
+    ),
+)
+
+PYTHON = Rule(
+    code="TLX007",
+    slug="python-counter",
+    title="A plain Python counter on a module",
+    why="""\
+A Python number on a module is part of its structure, not of its state. Under `nnx.jit` every new value is another
+structure, so each call is traced and compiled again; in a checkpoint and in `nnx.state` it is missing. Under
+`jax.jit` it stays what it was at the trace.
+
+The rule reports `self.calls += 1` and `self.calls = self.calls + 1` in a module's method other than `__init__`, where
+the attribute is made as a Python number. Plain Python classes, iterators' `__iter__` and `__next__`, arrays, and
+counts that come back (`% n`) are no findings.
+
+It also reports an array that the forward path puts where `__init__` has put None, a flag or a number: for Flax the
+attribute is no state, so the assignment raises ValueError. `nnx.data(None)` in `__init__` says that one will come.
+""",
+    bad="""\
+from flax import nnx
+
+
+class Model(nnx.Module):
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, x):
+        self.calls += 1
+        return x
+""",
+    good="""\
+import tallax
+from flax import nnx
+
+
+class Model(nnx.Module):
+    def __init__(self):
+        self.calls = tallax.Counter()
+
+    def __call__(self, x):
+        self.calls.increment()
+        return x
+""",
+    misses="Numbers that a function of another project returns.",
+)
+
+_SIZES = re.compile(
+    r"(?:^|_)(?:batch_size|batch_count|num_(?:tokens|samples|examples|elements)|n_(?:tokens|samples|examples))$"
+)
+_FLOATS = {"float", "float32", "bfloat16", "float16"}
+_INTEGERS = {"int", "int32", "uint32", "int16", "uint16", "int8", "uint8"}
+_BOOKKEEPING = {"append", "extend", "insert", "pop", "remove", "clear", "set_state", "load_state_dict"}
+
+
+@CHECKS.each_class
+def narrow(cls: Scope, context: Context) -> None:
+    """Reports the Variables of a class that what is added to them outgrows."""
+    if not context.values.is_node(cls):
+        return
+    added: dict[str, set[str]] = {}
+    held: dict[str, tuple[Variable, Array]] = {}
+    for name in sorted(context.uses.written(cls)):
+        variable = context.values.member(cls, name, None)
+        if (
+            not isinstance(variable, Variable)
+            or variable.call is None
+            or variable.frame is None
+            or variable.home is None
+        ):
+            continue
+        content = context.values.content(variable)
+        if isinstance(content, Number) and content.type == "int" and _is_in_step(cls, name, context):
+            content = Array(True, "int")  # under a trace, where a step runs, a Python number is one
+        if isinstance(content, Array) and content.dtype in _FLOATS | _INTEGERS:
+            held[name] = (variable, content)
+            added[name] = _amounts(cls, variable.home, context)
+    counts_elements = any("size" in amounts for amounts in added.values())
+    for name, (variable, content) in held.items():
+        message = _outgrown(name, content, added[name], counts_elements, cls, context)
+        if message and variable.call is not None and variable.frame is not None:
+            if variable.frame.scope.file is context.file:
+                context.report(NARROW, context.file.statement_of(variable.call), message)
+
+
+def _is_in_step(cls: Scope, name: str, context: Context) -> bool:
+    """Says whether the forward path writes an attribute."""
+    forward = context.values.forward(cls)
+    return any(write.use.method in forward for write in context.uses.writes(cls, name))
+
+
+def _outgrown(name: str, content: Array, amounts: set[str], counts_elements: bool, cls: Scope, context: Context) -> str:
+    if content.dtype in _FLOATS:
+        if "size" in amounts or ("one" in amounts and not _is_reset(cls, name, context)):
+            where = f"counts in {_spelled(content)}, where adding 1 changes nothing from 2**24 on"
+            return f"`self.{name}` {where}; use tallax.Counter"
+        if "sum" in amounts and counts_elements:
+            return (
+                f"`self.{name}` adds up what another attribute counts, in {_spelled(content)}: of "
+                "counts it is exact only up to 2**24; "
+                "use tallax.Rate or tallax.Moments"
+            )
+    elif "size" in amounts:
+        limit = {"int": 31, "int32": 31, "uint32": 32, "int16": 15, "uint16": 16, "int8": 7, "uint8": 8}[content.dtype]
+        return f"`self.{name}` counts elements in {_spelled(content)}, which wraps at 2**{limit}; use tallax.Counter"
+    return ""
+
+
+def _spelled(content: Array) -> str:
+    return {"int": "int32", "float": "float32"}.get(content.dtype, content.dtype)
+
+
+def _amounts(cls: Scope, home: Home, context: Context) -> set[str]:
+    """Returns what kinds of amounts a class adds to one of its Variables: `one`, `size`, `sum`."""
+    found: set[str] = set()
+    for write in context.uses.writes(cls, home[1]):
+        for node, frame in context.uses.increments(write, home) or ():
+            found.add(_amount(node, frame, context))
+    return found
+
+
+def _amount(node: ast.expr, frame: Frame, context: Context) -> str:
+    value = context.values.of(node, frame)
+    if isinstance(value, Number) and value.size:
+        return "size"
+    expanded, inner = context.uses.expanded(node, frame)
+    if isinstance(expanded, ast.Call) and isinstance(expanded.func, ast.Attribute):
+        if expanded.func.attr in ("int32", "uint32", "float32", "asarray", "array") and expanded.args:
+            return _amount(expanded.args[0], inner, context)
+        if expanded.func.attr == "astype":
+            return _amount(expanded.func.value, inner, context)
+    if isinstance(value, Number) and value.value is not None:
+        return "one" if value.type in ("int", "bool") or value.value == 1.0 else ""
+    if isinstance(expanded, ast.Call) and _is_sum(expanded):
+        whole = isinstance(value, Array) and value.dtype in ("int", "bool", "int32")
+        return "size" if whole or _is_mask(expanded) else "sum"
+    return _named(node) or _named(expanded)
+
+
+def _named(node: ast.expr) -> str:
+    name = last_name(node)
+    if name in ("size", "nbytes"):
+        return "size"
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and node.value.attr == "shape":
+        return "size"
+    return "size" if name and _SIZES.search(name) else ""
+
+
+def _is_mask(node: ast.Call) -> bool:
+    """Says whether what is summed up is a condition: `(x > 0).sum()`, `jnp.sum(mask)`."""
+    summed = node.args[0] if node.args else node.func.value if isinstance(node.func, ast.Attribute) else node
+    return isinstance(summed, ast.Compare) or "mask" in last_name(summed)
+
+
+def _is_sum(node: ast.expr) -> bool:
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("sum", "count_nonzero")
+    )
+
+
+def _is_reset(cls: Scope, name: str, context: Context) -> bool:
+    """Says whether another method of the class sets the Variable back."""
+    for write in context.uses.writes(cls, name):
+        method = write.use.method.name.rpartition(".")[2]
+        if write.operator is None and method not in MAKING and context.uses.increments(write, (cls, name)) is None:
+            return True
+    return False
+
+
+@CHECKS.each_class
+def python_number(cls: Scope, context: Context) -> None:
+    """Reports a Python number of a module that its methods count up."""
+    if not any(s.augmented or s.value is not None for group in context.values.settings(cls).values() for s in group):
+        return
+    if not context.values.is_module(cls):
+        return
+    for name, settings in context.values.settings(cls).items():
+        for setting in settings:
+            method = "" if setting.method is None else setting.method.name.rpartition(".")[2]
+            special = method.startswith("__") and method != "__call__"  # iterators and containers keep their own books
+            if setting.making or special or method in _BOOKKEEPING:
+                continue
+            if setting.method is None or not _counts_up(setting, name):
+                continue
+            value = context.values.member(cls, name, None)
+            if isinstance(value, Number) and value.type in ("int", "float") and _is_made_plain(cls, name, context):
+                context.report(
+                    PYTHON,
+                    setting.node,
+                    f"`self.{name}` is a plain Python number on a module: each new value is another structure, so "
+                    "nnx.jit traces again; use tallax.Counter, or an nnx.Variable with a dtype",
+                )
+
+
+@CHECKS.each_class
+def array_in_a_plain_attribute(cls: Scope, context: Context) -> None:
+    """Reports an attribute of a module that is made as None or a number and given an array by its forward path."""
+    for name, settings in context.values.settings(cls).items():
+        later = [s for s in settings if not s.making and not s.augmented]
+        if not later or name in cls.bindings or not context.values.is_module(cls):
+            continue
+        if not _is_made_static(cls, name, context):
+            continue
+        forward = context.values.forward(cls)
+        for setting in later:
+            if setting.method in forward and isinstance(context.values.value_of(setting), Array):
+                context.report(
+                    PYTHON,
+                    setting.node,
+                    f"`self.{name}` is made as a plain value and given an array by the forward path: Flax raises "
+                    "ValueError, or traces again in older versions; make it an nnx.Cache or nnx.Variable",
+                )
+
+
+def _is_made_static(cls: Scope, name: str, context: Context) -> bool:
+    """Says whether whatever makes a module makes the attribute a None, a flag or a number that is written out."""
+    for current in context.values.lineage(cls):
+        made = [] if isinstance(current, str) else context.values.settings(current).get(name, [])
+        making = [s for s in made if s.making and not s.augmented]
+        if making:
+            return all(isinstance(s.value, ast.Constant) and s.item == () for s in making)
+    return False
+
+
+def _counts_up(setting: Setting, name: str) -> bool:
+    """Says whether a statement adds to an attribute of `self` or takes from it."""
+    node, own = setting.node, setting.method.self_name if setting.method is not None else None
+    if isinstance(node, ast.AugAssign):
+        return isinstance(node.op, (ast.Add, ast.Sub))
+    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.BinOp) or len(node.targets) != 1:
+        return False
+    sides = [node.value.left, node.value.right] if isinstance(node.value.op, ast.Add) else [node.value.left]
+    return isinstance(node.value.op, (ast.Add, ast.Sub)) and any(
+        isinstance(old, ast.Attribute) and old.attr == name and isinstance(old.value, ast.Name) and old.value.id == own
+        for old in sides
+    )
+
+
+def _is_made_plain(cls: Scope, name: str, context: Context) -> bool:
+    """Says whether the attribute starts as a number that is written out, not as what some function returned."""
+    for current in context.values.lineage(cls):
+        if isinstance(current, str):
+            continue
+        making = [s for s in context.values.settings(current).get(name, ()) if s.making and not s.augmented]
+        if making:
+            return all(isinstance(context.values.value_of(s), Number) for s in making)
+        if name in current.bindings:
+            return True
+    return False
+
+
+RULES = (NARROW, PYTHON)

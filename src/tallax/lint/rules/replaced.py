@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TLX002: a Variable replaced by what was to be written into it."""
+
+from __future__ import annotations
+
+import ast
+
+from tallax.lint._check import CHECKS, Context, insertion
+from tallax.lint._classes import MAKING, is_self
+from tallax.lint._finding import Edit
+from tallax.lint._index import Scope, targets
+from tallax.lint._kinds import Array, Frame, Items, Number, Table, Value, Variable, element, item
+from tallax.lint._rule import Rule
+
+RULE = Rule(
+    code="TLX002",
+    slug="replaced-variable",
+    title="A Variable is replaced instead of written",
+    why="""\
+`self.mean = 0.9 * self.mean + 0.1 * x` puts an array where the module had a Variable. From then on no transformation
+writes the value back, `nnx.state(model, nnx.BatchStat)` does not hold it, and a checkpoint leaves it out; nothing is
+raised. `self.count += 1`, which Flax once advertised and which changed the Variable in place, now raises
+NotImplementedError.
+
+The rule reports an assignment where the attribute (or an element of a list or dict in it, or the function's parameter)
+surely holds a Variable, in this class or one it derives from in any file, and the assigned value is surely an array or
+number. `setattr(self, "mean", ...)` is such an assignment, and so is a list of arrays in place of a list of Variables.
+A new Variable (`self.losses = nnx.Intermediate(x)`) is no finding, nor is what `__init__` chooses in its branches, nor
+a Variable whose own class says what `+=` does, as tallax's do.
+""",
+    bad="""\
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Model(nnx.Module):
+    def __init__(self):
+        self.count = nnx.Variable(jnp.zeros((), jnp.int32))
+
+    def __call__(self, x):
+        self.count += 1
+        return x
+""",
+    good="""\
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Model(nnx.Module):
+    def __init__(self):
+        self.count = nnx.Variable(jnp.zeros((), jnp.int32))
+
+    def __call__(self, x):
+        self.count[...] += 1
+        return x
+""",
+    fix="`self.x += y` becomes `self.x[...] += y` where the Variable is known to hold an array.",
+    misses="What an unknown function returns (it may return a Variable), and objects whose class can't be told.",
+)
+
+
+@CHECKS.node(ast.AugAssign)
+def changed_in_place(node: ast.AugAssign, scope: Scope, context: Context) -> None:
+    """Reports `self.x += y` on a Variable, and `x += y` on a parameter that is one."""
+    target = node.target
+    if isinstance(target, ast.Attribute) or _is_element(target, scope, context):
+        value = context.values.of(target, scope)
+    elif isinstance(target, ast.Name) and _is_handed_in(target.id, scope):
+        value = context.values.name(target.id, node.lineno - 1, Frame(scope))
+    else:
+        return
+    if not isinstance(value, Variable) or _takes(value, node.op, context):
+        return
+    shown = context.source_of(target)
+    operator = _OPERATORS.get(type(node.op), "...")
+    context.report(
+        RULE,
+        node,
+        f"`{shown} {operator}= ...` on a Variable ({value.called}) raises NotImplementedError, and "
+        "in older Flax changed it in "
+        f"place; write `{shown}[...] {operator}= ...`",
+        _in_place(target, value, context),
+    )
+
+
+@CHECKS.node(ast.Assign, ast.AnnAssign)
+def assigned_over(node: ast.Assign | ast.AnnAssign, scope: Scope, context: Context) -> None:
+    """Reports `self.x = array`, also within tuples, where the attribute holds a Variable."""
+    for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
+        if isinstance(whole, ast.Name):
+            continue  # most targets are, and this is asked of every assignment
+        for single, place in targets(whole):
+            if place is None or not (isinstance(single, ast.Attribute) or _is_element(single, scope, context)):
+                continue
+            if isinstance(single, ast.Attribute) and _is_making(single, scope):
+                continue
+            value = _held(context.values.of(single, scope))
+            if value is None or _is_for_types_only(node, context):
+                continue
+            given: Value | None = context.values.of(node.value, scope)
+            for k in place:
+                given = item(given, k)
+            if _replaces(value, given, node, context.source_of(single), context):
+                return
+
+
+@CHECKS.call("setattr", "__setattr__")
+def assigned_by_name(node: ast.Call, scope: Scope, context: Context) -> None:
+    """Reports `setattr(self, "x", array)`, `object.__setattr__(self, "x", array)` and `self.__setattr__("x", array)`
+    where the attribute holds a Variable.
+    """
+    arguments = list(node.args)
+    if len(arguments) == 2 and isinstance(node.func, ast.Attribute):
+        arguments.insert(0, node.func.value)
+    if len(arguments) != 3 or not isinstance(arguments[1], ast.Constant) or not isinstance(arguments[1].value, str):
+        return
+    owner, name = arguments[0], arguments[1].value
+    if isinstance(owner, ast.Call) and isinstance(owner.func, ast.Name) and owner.func.id == "super":
+        method = scope if scope.self_name else None
+        if method is None:
+            return
+        owner = ast.copy_location(ast.Name(method.self_name or "self", ast.Load()), owner)
+    target = ast.copy_location(ast.Attribute(owner, name, ast.Load()), node)
+    if _is_making(target, scope):
+        return
+    value = _held(context.values.attribute(context.values.of(owner, scope), name, target, Frame(scope)))
+    if value is not None and not _is_for_types_only(node, context):
+        given = context.values.of(arguments[2], scope)
+        _replaces(value, given, node, context.source_of(target), context)
+
+
+def _held(value: Value | None) -> Variable | Items | Table | None:
+    """Returns a Variable, or a list or dict of Variables; None for anything else."""
+    if isinstance(value, (Items, Table)):
+        return value if isinstance(_each(value), Variable) else None
+    return value if isinstance(value, Variable) else None
+
+
+def _each(value: Items | Table) -> Value | None:
+    return value.each if isinstance(value, Table) else element(value)
+
+
+def _replaces(
+    value: Variable | Items | Table, given: Value | None, node: ast.AST, shown: str, context: Context
+) -> bool:
+    """Reports that an assignment puts arrays or numbers where there were Variables, if it does."""
+    if isinstance(value, Variable):
+        if isinstance(given, (Array, Number)):
+            what = "an array" if isinstance(given, Array) else "a number"
+            message = f"this assignment replaces the {value.called} in `{shown}` by {what}; write `{shown}[...] = ...`"
+            context.report(RULE, node, message)
+            return True
+        return False
+    held = _each(value)
+    if type(given) is type(value) and isinstance(held, Variable) and isinstance(_each(given), Array):  # type: ignore[arg-type]
+        message = (
+            f"this assignment replaces each {held.called} in `{shown}` by an array; write into each, "
+            "`variable[...] = ...`"
+        )
+        context.report(RULE, node, message)
+        return True
+    return False
+
+
+def _is_element(target: ast.expr, scope: Scope, context: Context) -> bool:
+    """Says whether a target is an element of a list or dict that a module holds."""
+    if not isinstance(target, ast.Subscript) or not isinstance(target.value, (ast.Attribute, ast.Subscript)):
+        return False
+    return isinstance(context.values.of(target.value, scope), (Items, Table))
+
+
+def _is_handed_in(name: str, scope: Scope) -> bool:
+    """Says whether a name is a parameter, or a part of one: what is done to it was meant to reach the caller."""
+    for binding in scope.bindings.get(name, ()):
+        if binding.how == "parameter":
+            return True
+        if binding.how == "value" and isinstance(binding.what, ast.Name) and binding.what.id in scope.bindings:
+            return any(b.how == "parameter" for b in scope.bindings[binding.what.id])
+    return False
+
+
+def _takes(value: Variable, operator: ast.operator, context: Context) -> bool:
+    """Says whether the Variable's own class says what `+=` does."""
+    if value.cls is None:
+        return False
+    known = {ast.Add: "__iadd__", ast.Sub: "__isub__", ast.Mult: "__imul__"}.get(type(operator), "__iadd__")
+    return context.values.defines(value.cls, known)
+
+
+def _in_place(target: ast.expr, value: Variable, context: Context) -> tuple[Edit, ...]:
+    return (insertion(target, "[...]"),) if isinstance(context.values.content(value), Array) else ()
+
+
+def _is_making(target: ast.Attribute, scope: Scope) -> bool:
+    method = is_self(target.value, scope)
+    return method is not None and method.name.rpartition(".")[2] in MAKING
+
+
+def _is_for_types_only(node: ast.AST, context: Context) -> bool:
+    current: ast.AST | None = node
+    while current is not None:
+        if isinstance(current, ast.If) and "TYPE_CHECKING" in ast.dump(current.test):
+            return True
+        current = context.file.parent_of(current)
+    return False
+
+
+_OPERATORS = {
+    ast.Add: "+",
+    ast.Sub: "-",
+    ast.Mult: "*",
+    ast.Div: "/",
+    ast.FloorDiv: "//",
+    ast.Mod: "%",
+    ast.Pow: "**",
+    ast.BitOr: "|",
+    ast.BitAnd: "&",
+    ast.BitXor: "^",
+    ast.MatMult: "@",
+    ast.LShift: "<<",
+    ast.RShift: ">>",
+}

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TLX003: reading a Variable's value into Python where that stops the device or the trace."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from tallax.lint._check import CHECKS, Context
+from tallax.lint._index import Scope
+from tallax.lint._kinds import Array, Callee, Instance, Name, Number, Value, Variable
+from tallax.lint._known_names import JITS, TRANSFORMS
+from tallax.lint._rule import Rule
+
+RULE = Rule(
+    code="TLX003",
+    slug="host-sync",
+    title="A Variable's value read into Python in a step",
+    why="""\
+`int(self.count[...])`, `float(...)`, `.item()`, `np.asarray(...)`, `if self.count[...] > 3:` need the number now.
+Under a trace there is none, and JAX raises `ConcretizationTypeError` or `TracerBoolConversionError`; outside of one
+Python waits until the device has done all that was asked of it, on every call.
+
+`assert` and `range(...)` ask for it as well, and so does each side of `and` and `or`.
+
+The rule reports them on the array of a Variable, and on what is computed from it or written into it, in a module's
+`__call__` and the methods it reaches, in functions under a transformation, and in loops that call a jitted step. There
+it leaves alone the lines behind `if k % 100 == 0`, but not a condition: `if int(model.count[...]) % 100 == 0` reads the
+count at every step. Shapes and dtypes are known without the device, a Variable that holds a Python number needs none,
+and reports, properties and host iterators are no steps.
+""",
+    bad="""\
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Gate(nnx.Module):
+    def __init__(self):
+        self.count = nnx.Variable(jnp.array(0, dtype=jnp.int32))
+
+    def __call__(self, x):
+        if self.count[...] > 100:
+            x = 2 * x
+        return x
+""",
+    good="""\
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Gate(nnx.Module):
+    def __init__(self):
+        self.count = nnx.Variable(jnp.array(0, dtype=jnp.int32))
+
+    def __call__(self, x):
+        return jnp.where(self.count[...] > 100, 2 * x, x)
+""",
+    misses="Values that reach Python through functions of other projects, and losses: only state is looked at.",
+)
+
+_CONVERTING = {"int", "float", "bool", "complex", "range"}
+_FETCHING = {"np.asarray", "np.array", "jax.device_get", "print"}
+
+
+@CHECKS.call("int", "float", "bool", "complex", "range", "print", "item", "tolist", "asarray", "array", "device_get")
+def converted(node: ast.Call, scope: Scope, context: Context) -> None:
+    """Reports `int(x)`, `x.item()`, `np.asarray(x)` and the like on state in a step."""
+    function = node.func
+    if isinstance(function, ast.Name) and function.id in _CONVERTING | {"print"} and node.args:
+        shown, arguments = function.id, node.args if function.id in ("print", "range") else node.args[:1]
+    elif isinstance(function, ast.Attribute) and function.attr in ("item", "tolist") and not node.args:
+        shown, arguments = f".{function.attr}", [function.value]
+    elif isinstance(function, ast.Attribute) and function.attr in ("asarray", "array", "device_get") and node.args:
+        callee = context.values.of(function, scope)
+        if not isinstance(callee, Name) or callee.name not in _FETCHING:
+            return
+        shown, arguments = callee.name, node.args[:1]
+    else:
+        return
+    place = _step(node, scope, context)
+    if not place:
+        return
+    if any(_is_state(argument, node, place, scope, context) for argument in arguments):
+        context.report(
+            RULE,
+            node,
+            f"`{shown}(...)` of a Variable's value {place} waits for the device, or "
+            f"{'shows a tracer' if shown == 'print' else 'fails'} under a trace; keep it an array, and read it outside "
+            "of the step",
+        )
+
+
+@CHECKS.node(ast.If, ast.While, ast.IfExp, ast.Assert)
+def decided(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, context: Context) -> None:
+    """Reports `if`, `while` and `assert` on state in a step."""
+    if not _is_forward(scope, context):
+        _decided_in_loop(node, scope, context)
+        return
+    for test in _conditions(node.test):
+        value = context.values.of(test, scope)
+        if isinstance(value, (Array, Number)) and value.state is not None:
+            word = _word(node)
+            context.report(
+                RULE,
+                node.test,
+                f"`{word}` on a Variable's value in a step waits for the device, or fails under a trace; use "
+                + ("jax.experimental.checkify" if word == "assert" else "jnp.where or nnx.cond"),
+            )
+            return
+
+
+def _decided_in_loop(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, context: Context) -> None:
+    """Reports the condition that a training loop asks at every step; Python asks the first of `and` and `or` always."""
+    first = next(_conditions(node.test))
+    if isinstance(first, (ast.Name, ast.Constant)) or not _loop_at_every_step(first, scope, context):
+        return
+    value = context.values.of(first, scope)
+    if isinstance(value, Array) and value.state is not None and _is_known_array(first, value, scope, context):
+        context.report(
+            RULE,
+            node.test,
+            f"`{_word(node)}` on a Variable's value in a training loop waits for the device at every step; ask a step "
+            "number that Python has, as that of `enumerate`",
+        )
+
+
+def _word(node: ast.AST) -> str:
+    return {ast.While: "while", ast.Assert: "assert"}.get(type(node), "if")
+
+
+def _conditions(test: ast.expr) -> Iterator[ast.expr]:
+    """Yields the conditions that `and`, `or` and `not` join: Python asks each of them whether it is true."""
+    if isinstance(test, ast.BoolOp):
+        for value in test.values:
+            yield from _conditions(value)
+    elif isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        yield from _conditions(test.operand)
+    else:
+        yield test
+
+
+def _is_state(node: ast.expr, call: ast.Call, place: str, scope: Scope, context: Context) -> bool:
+    """Says whether an argument is an array of state, or an array that is written into state.
+
+    Under a trace a Python number in a Variable is an array too.
+    """
+    value: Value | None = context.values.of(node, scope)
+    if isinstance(value, Variable):
+        content = context.values.content(value)
+        return isinstance(content, Array)
+    if isinstance(value, Number):
+        return value.state is not None and place == "in a step"
+    if not isinstance(value, Array):
+        return False
+    if value.state is not None:
+        return _is_known_array(node, value, scope, context)
+    return _feeds_state(call, scope, context)
+
+
+def _is_known_array(node: ast.expr, value: Array, scope: Scope, context: Context) -> bool:
+    """Says whether the Variables in an expression surely hold arrays: a Python number in one needs no device."""
+    if value.dtype or value.weak is not None:
+        return True
+    for inner in ast.walk(node):
+        if isinstance(inner, (ast.Attribute, ast.Name)):
+            held = context.values.of(inner, scope)
+            if isinstance(held, Variable):
+                return isinstance(context.values.content(held), Array)
+    return False
+
+
+def _feeds_state(call: ast.Call, scope: Scope, context: Context) -> bool:
+    """Says whether a statement writes a Variable's value."""
+    statement = scope.file.statement_of(call)
+    if not isinstance(statement, (ast.Assign, ast.AugAssign)):
+        return False
+    for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
+        if isinstance(target, (ast.Subscript, ast.Attribute)):
+            if isinstance(context.values.of(target.value, scope), Variable):
+                return True
+    return False
+
+
+def _step(node: ast.Call, scope: Scope, context: Context) -> str:
+    """Returns which kind of step a call stands in, empty if in none."""
+    if _is_forward(scope, context):
+        return "in a step"
+    return "in a training loop" if _loop_at_every_step(node, scope, context) else ""
+
+
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
+
+
+def _loop_at_every_step(node: ast.AST, scope: Scope, context: Context) -> bool:
+    """Says whether a training loop works an expression out at every step.
+
+    It does not within a branch, behind the first operand of `and` and `or`, or in the sequence that it runs over. The
+    condition of a branch it does.
+    """
+    file = scope.file
+    inner, outer = node, file.parent_of(node)
+    while outer is not None and not isinstance(
+        outer, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
+    ):
+        if isinstance(outer, (ast.If, ast.IfExp)) and inner is not outer.test:
+            return False
+        if isinstance(outer, ast.BoolOp) and inner is not outer.values[0]:
+            return False
+        if isinstance(outer, ast.While) or (isinstance(outer, ast.For) and inner is not outer.iter):
+            return _is_training(outer, scope, context)
+        inner, outer = outer, file.parent_of(outer)
+    return False
+
+
+def _is_forward(scope: Scope, context: Context) -> bool:
+    """Says whether a function is part of a module's forward path or runs under a transformation."""
+    if "forward" not in scope.memory:
+        scope.memory["forward"] = _is_forward_path(scope, context)
+    return bool(scope.memory["forward"])
+
+
+def _is_forward_path(scope: Scope, context: Context) -> bool:
+    current: Scope | None = scope
+    while current is not None and current.kind == "function":
+        if _is_called_back(current):
+            return False
+        if is_transformed(current, context):
+            return True
+        cls = current.method_of
+        if cls is not None:
+            return context.values.is_module(cls) and current in context.values.forward(cls)
+        current = current.parent
+    return False
+
+
+def is_transformed(scope: Scope, context: Context) -> bool:
+    """Says whether a function is decorated with a transformation, or handed to one where it is defined."""
+    if "transformed" not in scope.memory:
+        scope.memory["transformed"] = None
+        outer = scope.parent
+        found = any(context.values.transform_of(d, outer) for d in scope.decorators)
+        name = getattr(scope.node, "name", "")
+        if not found and outer is not None and outer.kind != "class":
+            for call in outer.of(ast.Call):
+                given = [a for a in call.args if (isinstance(a, ast.Name) and a.id == name) or a is scope.node]
+                if given:
+                    callee = context.values.of(call.func, outer)
+                    found = found or (isinstance(callee, Name) and callee.name in TRANSFORMS)
+        scope.memory["transformed"] = found
+    return bool(scope.memory["transformed"])
+
+
+def _is_called_back(scope: Scope) -> bool:
+    """Says whether a function is handed to a callback, and so runs on the host."""
+    outer = scope.parent
+    name = getattr(scope.node, "name", "")
+    if outer is None or outer.kind == "class":
+        return False
+    for call in outer.of(ast.Call):
+        function = call.func
+        if isinstance(function, ast.Attribute) and "callback" in function.attr:
+            if any(a is scope.node or (isinstance(a, ast.Name) and a.id == name) for a in call.args):
+                return True
+    return False
+
+
+def _is_training(loop: ast.AST, scope: Scope, context: Context) -> bool:
+    """Says whether a loop calls a jitted function or an optimizer's update."""
+    key = ("training", loop)
+    if key not in scope.memory:
+        scope.memory[key] = _trains(loop, scope, context)
+    return bool(scope.memory[key])
+
+
+def _trains(loop: ast.AST, scope: Scope, context: Context) -> bool:
+    first, last = loop.lineno, loop.end_lineno or loop.lineno  # type: ignore[attr-defined]
+    for call in scope.of(ast.Call):
+        if first <= call.lineno <= last:
+            callee = context.values.of(call.func, scope)
+            if isinstance(callee, Callee) and callee.transformed in JITS:
+                return True
+            if isinstance(call.func, ast.Attribute) and call.func.attr == "update":
+                owner = context.values.of(call.func.value, scope)
+                if isinstance(owner, Instance) and owner.cls in ("nnx.Optimizer", "nnx.ModelAndOptimizer"):
+                    return True
+    return False

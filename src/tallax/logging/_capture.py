@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taking what a call of a Logger is given, so that nothing of it has to be waited for, and nothing can change it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from tallax._arrays import is_traced
+from tallax._errors import InvalidValueError, TracedReadError, compose, describe
+from tallax.compiling import CompiledStep
+from tallax.logging._flatten import Numbers, no_number
+from tallax.logging._omissions import Exclusion, Omission, described
+from tallax.reading import Entry, Reading, collect
+from tallax.runs import Item, Record
+from tallax.variables import Counter
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a record is made of, once it is on the host.
+
+    Attributes:
+        step: as the caller or the clock has it.
+        counter: the name of the item that has it more exactly, if one does.
+        time: in seconds since the epoch.
+        readings: of items.
+        known: what these items are.
+        scalars: on the host.
+        arrays: scalars by name, on the way to the host.
+        omissions: the scalars that cannot be written.
+        exclusion: the names that are not wanted.
+    """
+
+    step: int
+    counter: str | None
+    time: float
+    readings: Sequence[Reading]
+    known: Known
+    scalars: Mapping[str, int | float]
+    arrays: _Arrays
+    omissions: Sequence[Omission]
+    exclusion: Exclusion
+
+    def counted(self) -> int:
+        """Returns the value of the counter; waits for the device."""
+        assert self.counter is not None
+        return self.readings[self.known.names[self.counter]].outcomes()[self.counter]
+
+    def record(self, process: int, extra: Mapping[str, int]) -> tuple[Record, list[Omission]]:
+        """Returns the record, which has these scalars too, and the values that are left out; waits for the device.
+
+        Raises:
+            Exception: there were values, and none can be read: the error of the first.
+        """
+        numbers, errors, step = Numbers(), list[Exception](), self.step
+        for reading, entries in zip(self.readings, self.known.entries, strict=True):
+            try:
+                values = reading.outcomes()
+            except Exception as error:
+                errors.append(error)
+                numbers.omissions += [Omission.of_error(entry.name, error, doing="read") for entry in entries]
+                continue
+            if keys := self.known.keys & values.keys():
+                numbers.omissions += [no_number(name, "a random key") for name in sorted(keys)]
+            numbers.update({name: value for name, value in values.items() if name not in keys}, self.exclusion)
+            if self.counter in values:
+                step = values[self.counter]
+        own = Numbers()
+        for name, value in self.arrays.values():
+            if isinstance(value, Exception):
+                errors.append(value)
+                own.omissions.append(Omission.of_error(name, value, doing="read"))
+            else:
+                own.add(name, value)
+        for name, value in itertools.chain(self.scalars.items(), own.scalars.items()):
+            if name in numbers.scalars or name in numbers.histograms:
+                own.omissions.append(_twin(name))
+            else:
+                numbers.scalars[name] = value
+        if self.exclusion:
+            numbers.scalars = {name: value for name, value in numbers.scalars.items() if name not in self.exclusion}
+            numbers.histograms = {name: bins for name, bins in numbers.histograms.items() if name not in self.exclusion}
+        if errors and not numbers.scalars and not numbers.histograms:
+            raise errors[0]
+        omissions = [*self.omissions, *numbers.omissions, *own.omissions]
+        if self.exclusion:
+            omissions = [omission for omission in omissions if omission.name not in self.exclusion]
+        numbers.scalars |= extra
+        return Record(step, self.time, process, numbers.scalars, numbers.histograms, self.known.items), omissions
+
+
+class _Arrays:
+    """Arrays of one number by name, on their way to the host.
+
+    They are gathered into an array of the reading's own: the next step may take the memory of these.
+    """
+
+    def __init__(self, arrays: Mapping[str, jax.Array]):
+        self._arrays, names = arrays, [*arrays]
+        self._reading: Reading | None = None
+        if arrays:
+            with contextlib.suppress(Exception):  # the program of one has failed already, which `values` says
+                self._reading = Reading((), [*arrays.values()], lambda copies: dict(zip(names, copies, strict=True)))
+
+    def values(self) -> Iterator[tuple[str, Any]]:
+        """Yields names and arrays on the host; for one that the device failed to compute, the error."""
+        values: Mapping[str, Any] = self._arrays
+        if self._reading is not None:
+            with contextlib.suppress(Exception):  # of one array, which took the gathered one with it
+                values = self._reading.outcomes()
+        for name, array in values.items():
+            try:
+                value: Any = np.asarray(array).reshape(())
+            except Exception as error:
+                value = error
+            yield name, value
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What the items of some readings are.
+
+    Attributes:
+        entries: of each reading.
+        exclusion: the names that are not wanted.
+    """
+
+    entries: Sequence[Sequence[Entry]]
+    exclusion: Exclusion
+
+    def are(self, readings: Sequence[Reading]) -> bool:
+        """Tells whether readings are of the same items, as those of one compiled step are."""
+        return len(self.entries) == len(readings) and all(
+            entries is reading.entries for entries, reading in zip(self.entries, readings, strict=True)
+        )
+
+    @functools.cached_property
+    def names(self) -> Mapping[str, int]:
+        """Of each item by its name, the number of its reading.
+
+        Raises:
+            InvalidValueError: two items have one name.
+        """
+        names: dict[str, int] = {}
+        for number, entries in enumerate(self.entries):
+            for entry in entries:
+                if entry.name in names:
+                    raise InvalidValueError(
+                        compose(
+                            entry.name,
+                            "two values have this name, and one would hide the other.",
+                            got="the name of two items",
+                            fix="log modules that hold both: log(nnx.Dict(a=a, b=b))",
+                        )
+                    )
+                names[entry.name] = number
+        return names
+
+    @functools.cached_property
+    def items(self) -> Mapping[str, Item]:
+        """Each by its name."""
+        entries = itertools.chain(*self.entries)
+        return {entry.name: entry.description for entry in entries if entry.name not in self.exclusion}
+
+    @functools.cached_property
+    def keys(self) -> frozenset[str]:
+        """The names of random keys."""
+        entries = itertools.chain(*self.entries)
+        return frozenset(entry.name for entry in entries if entry.description.dtype.startswith("key<"))
+
+    @functools.cached_property
+    def counters(self) -> Mapping[str, Counter]:
+        """Those of one count, by name."""
+        return {
+            entry.name: entry.item
+            for entry in itertools.chain(*self.entries)
+            if entry.owner is None and isinstance(entry.item, Counter) and not entry.item.shape
+        }
+
+
+class Taker:
+    """Takes what the calls of a Logger are given.
+
+    Args:
+        counter: the name of the Counter that counts the steps of the run. None: the first call finds it.
+        exclusion: the names that are not wanted.
+    """
+
+    def __init__(self, counter: str | None, exclusion: Exclusion) -> None:
+        self._asked, self._exclusion = counter, exclusion
+        self._counter: str | None = None  # the one that was found
+        self._known = Known((), exclusion)
+
+    def take(self, objects: Sequence[Any], scalars: Mapping[str, Any], step: int, *, explicit: bool) -> Taken:
+        """Returns what a call was given, on its way to the host; waits for nothing.
+
+        Args:
+            objects: compiled steps, and modules.
+            scalars: numbers, and arrays of one.
+            step: the step of the record, unless a counter has it.
+            explicit: whether the step is as the caller says, whatever the counters have.
+
+        Raises:
+            InvalidTypeError: an object is no module.
+            InvalidValueError: two objects have items of one name; or no counter has the name that the Logger was given,
+                or several could be the one.
+            TracedReadError: inside a trace.
+        """
+        steps = [thing for thing in objects if isinstance(thing, CompiledStep)]
+        modules = [thing for thing in objects if not isinstance(thing, CompiledStep)]
+        # Checked before anything is sent on its way: an error takes nothing.
+        omissions: list[Omission] = []
+        numbers = dict(_numbers(scalars, self._exclusion, omissions))
+        readings = [step.collect() for step in steps]
+        if modules:
+            readings.append(collect(*modules))
+        known = self._known
+        if not known.are(readings):
+            known = Known([reading.entries for reading in readings], self._exclusion)
+        for name in _twins_among(numbers, known.names):
+            omissions.append(_twin(name))
+            del numbers[name]
+        counter = None if explicit else self._counter_among(known)
+        self._known = known
+        arrays = _Arrays({name: value for name, value in numbers.items() if isinstance(value, jax.Array)})
+        here = {name: value for name, value in numbers.items() if not isinstance(value, jax.Array)}
+        return Taken(step, counter, time.time(), readings, known, here, arrays, omissions, self._exclusion)
+
+    def _counter_among(self, known: Known) -> str | None:
+        """Returns the name of the Counter that counts the steps of the run, if it is there."""
+        counters = known.counters
+        if self._counter in counters:
+            return self._counter
+        if self._asked is None:
+            called = [name for name in counters if name.rpartition("/")[2] == "step"]
+            shortest = min((name.count("/") for name in called), default=0)
+            called = [name for name in called if name.count("/") == shortest]
+        else:
+            called = [name for name in counters if name == self._asked]
+        if len(called) == 1:
+            self._counter = called[0]
+            return self._counter
+        if self._counter is not None:  # an evaluation of another model, for one
+            return None
+        if called:
+            raise InvalidValueError(
+                compose(
+                    "Logger",
+                    "several counters could be the one that counts the run's steps.",
+                    got=", ".join(called),
+                    fix=f"Logger(..., step={called[0]!r})",
+                )
+            )
+        if self._asked is not None:
+            raise InvalidValueError(
+                compose(
+                    "Logger",
+                    "step= is the name of a Counter of one count.",
+                    got=describe(self._asked),
+                    expected=", ".join(counters) or "a model with a tallax.StepCounter",
+                    fix="one of these; or log(model, step=...) without it",
+                )
+            )
+        return None
+
+
+def _numbers(
+    scalars: Mapping[str, Any], exclusion: Exclusion, omissions: list[Omission]
+) -> Iterator[tuple[str, int | float | jax.Array]]:
+    """Yields the scalars that can be written, as they are on the host or on the device.
+
+    Args:
+        scalars: any.
+        exclusion: the names that are not wanted.
+        omissions: the others are added to it.
+
+    Raises:
+        TracedReadError: one is traced.
+    """
+    for name, value in scalars.items():
+        if value.__class__ is float or value.__class__ is int:
+            yield name, value
+        elif name in exclusion:
+            pass
+        elif is_traced(value):
+            raise TracedReadError(
+                compose(
+                    name,
+                    "has no value on the host inside a trace.",
+                    got="log(...) inside a compiled function",
+                    fix="return it from the function, and log what it returned",
+                )
+            )
+        elif isinstance(value, jax.Array | np.ndarray | np.generic) and not _is_number(value.dtype):
+            omissions.append(_no_scalar(name, described(value)))
+        elif isinstance(value, jax.Array | np.ndarray) and value.size != 1:
+            fix = "its mean(); or a tallax.statistics.Histogram on the model, for how it is distributed"
+            rule = "a Logger takes arrays of one number, and leaves others out of the records."
+            omissions.append(Omission(name, rule, described(value), fix))
+        elif isinstance(value, jax.Array):
+            yield name, value
+        elif isinstance(value, int | float | complex | np.ndarray | np.generic):
+            found = Numbers()
+            found.add(name, value.reshape(()) if isinstance(value, np.ndarray) else value)
+            omissions += found.omissions
+            for part, number in found.scalars.items():
+                if part == name or part not in scalars:
+                    yield part, number
+                else:  # the real part of a complex number
+                    omissions.append(_twin(part))
+        else:
+            omissions.append(_no_scalar(name, described(value)))
+
+
+def _no_scalar(name: str, got: str) -> Omission:
+    rule = "a Logger takes numbers, and arrays of one number, and leaves other values out of the records."
+    return Omission(name, rule, got, "a float, an int, or an array of shape ()")
+
+
+def _is_number(dtype: Any) -> bool:
+    return bool(jax.numpy.issubdtype(dtype, jax.numpy.number) or dtype == np.bool_)
+
+
+def _twins_among(scalars: Mapping[str, Any], items: Mapping[str, int]) -> list[str]:
+    """Returns the scalars that have the name of an item, or one below it, as the values of the item have."""
+    twins = []
+    for name in scalars:
+        above = name
+        while above and above not in items:
+            above = above.rpartition("/")[0]
+        if above:
+            twins.append(name)
+    return twins
+
+
+def _twin(name: str) -> Omission:
+    return Omission(
+        name,
+        "another value has this name or would have it, so the scalar is left out of the records.",
+        "a scalar of this name",
+        "another name for the scalar",
+    )

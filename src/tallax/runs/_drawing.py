@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a panel is drawn on matplotlib axes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import PowerNorm
+from matplotlib.ticker import (
+    EngFormatter,
+    FixedLocator,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    ScalarFormatter,
+)
+
+from tallax.runs._axis import Axis
+from tallax.runs._panels import Heat, Panel
+from tallax.runs._number_format import number
+
+_TOLD_APART = 10  # curves, by the colors of a legend
+_COLORS = "viridis"
+_SHARES = "YlGnBu"  # few values are light, and none are white
+_LARGEST = 1e300
+_SPIKE = 4.0  # times the share of any other bin: what that of zeros has at least where it is not drawn to scale
+_TITLE = 42  # characters
+
+
+def draw_curves(axes: Any, panel: Panel, first: int, last: int) -> None:
+    """Draws the curves of a panel, from step to step. What is NaN or infinite is a gap, with a red mark below it."""
+    axes.set_title(_cut(panel.title))
+    curves = panel.curves
+    exact = all(isinstance(value, int) for curve in curves for value in curve.series.values)
+    offset = _offset([value for curve in curves for value in curve.series.values] if exact else [])
+    many = len(curves) > _TOLD_APART
+    colors = colormaps[_COLORS](np.linspace(0, 0.95, len(curves))) if many else [f"C{k}" for k in range(len(curves))]
+    said: Counter[str] = Counter()
+    handles, all_finite = [], []
+    for curve, color in zip(curves, colors, strict=True):
+        steps = np.array(curve.series.steps, np.float64)
+        values = np.array([_drawable(value - offset) for value in curve.series.values])
+        finite = np.isfinite(values)
+        shown = np.where(finite, values, math.nan)
+        handles += axes.plot(steps, shown, color=color, marker="o" if _has_lone_points(finite) else "", markersize=2.5)
+        all_finite.append(values[finite])
+        if not finite.all():
+            axes.plot(steps[~finite], np.zeros(sum(~finite)), "x", color="tab:red", markersize=4,
+                      transform=axes.get_xaxis_transform(), clip_on=False, zorder=5)  # fmt: skip
+            said.update(_kind(curve.series.values[k]) for k in np.flatnonzero(~finite))
+    _scale(axes, np.concatenate(all_finite), exact=exact)
+    if offset:
+        axes.set_ylabel(f"less {number(offset)}", fontsize=7)
+    if said:
+        axes.text(1.0, 1.0, ", ".join(f"{count:,} {kind}" for kind, count in said.items()), color="tab:red",
+                  ha="right", va="bottom", fontsize=7, transform=axes.transAxes)  # fmt: skip
+    _legend(axes, handles, [curve.label for curve in curves])
+    _step_axis(axes, first, last)
+
+
+def draw_heat_map(axes: Any, title: str, heat: Heat, first: int, last: int) -> None:
+    """Draws a histogram over the steps: a column for each record, colored by the share of its values in each bin."""
+    axes.set_title(_cut(title))
+    axes.grid(False)
+    shares = np.ma.masked_where(~(heat.shares > 0), heat.shares)
+    edges = heat.edges
+    if not shares.count():
+        axes.text(0.5, 0.5, "no values", ha="center", color="0.5", transform=axes.transAxes)
+    mesh = axes.pcolormesh(
+        _between(heat.steps),
+        edges,
+        shares.T,
+        cmap=_SHARES,
+        norm=PowerNorm(0.5, vmin=0, vmax=_highest(heat)),
+        rasterized=True,
+    )
+    _value_axis(axes.yaxis, axes.set_yscale, heat)
+    axes.set_ylim(edges[0], edges[-1])
+    beyond = "max" if shares.count() and shares.max() > _highest(heat) else "neither"
+    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.01, aspect=30, extend=beyond)
+    bar.set_label("share of new values" if heat.new else "share of values", fontsize=7)
+    bar.ax.tick_params(labelsize=6)
+    bar.locator = MaxNLocator(3)
+    bar.outline.set_visible(False)
+    axes.set_ylabel("entry" if heat.entries else "value")
+    _step_axis(axes, first, last)
+
+
+def draw_ridgeline(axes: Any, title: str, heat: Heat) -> None:
+    """Draws a histogram over the steps: a ridge for each record, later ones farther up."""
+    axes.set_title(_cut(title))
+    axes.grid(False)
+    edges = heat.edges
+    shares = np.nan_to_num(heat.shares)
+    highest = _highest(heat)
+    colors = colormaps[_COLORS](np.linspace(0.1, 0.85, len(heat.steps)))
+    for k in reversed(range(len(heat.steps))):
+        ridge = k + np.minimum(1.8 * shares[k] / highest, 2.4)
+        axes.stairs(ridge, edges, baseline=k, fill=True, facecolor=colors[k], edgecolor="none", alpha=0.85)
+        axes.stairs(ridge, edges, baseline=None, color="white", linewidth=0.6)
+    _value_axis(axes.xaxis, axes.set_xscale, heat)
+    axes.set_xlim(edges[0], edges[-1])
+    rows = range(len(heat.steps) - 1, -1, -2 if len(heat.steps) > 7 else -1)
+    axes.set_yticks(list(rows), [EngFormatter(sep="")(heat.steps[k]) for k in rows])
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylabel("step")
+    axes.set_xlabel("entry" if heat.entries else "new values" if heat.new else "value")
+
+
+def _value_axis(axis: Any, set_scale: Any, heat: Heat) -> None:
+    """Makes an axis that of the values: linear, logarithmic, or both where there are values around zero."""
+    threshold = heat.axis.threshold
+    if heat.entries:
+        axis.set_major_locator(MaxNLocator(8, integer=True))
+    elif threshold is None:
+        axis.set_major_locator(MaxNLocator(5))
+    else:
+        if min(abs(heat.axis.low), abs(heat.axis.high)) >= threshold and heat.axis.low > 0:
+            set_scale("log")
+        else:
+            set_scale("symlog", linthresh=threshold, linscale=1.0)
+        axis.set_major_locator(FixedLocator(_decades(heat.axis)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(_power)
+        axis.set_minor_formatter(NullFormatter())
+
+
+def _highest(heat: Heat) -> float:
+    """Returns the largest share, but for that of zeros: those of a rectifier would make everything else look alike."""
+    shares = np.nan_to_num(heat.shares)
+    around = (heat.edges[:-1] <= 0) & (heat.edges[1:] > 0)
+    most, others = shares.max(initial=0.0), shares[:, ~around].max(initial=0.0)
+    spiked = not heat.entries and others and (heat.axis.threshold is not None or most > _SPIKE * others)
+    return float((others if spiked else most) or 1.0)
+
+
+def _decades(axis: Axis) -> list[float]:
+    """Returns powers of ten of either sign, so many that their labels have room, and 0 where the axis has it."""
+    assert axis.threshold is not None
+    least = math.ceil(math.log10(axis.threshold) - 1e-9)
+    wanted = [0.0] if axis.low <= 0 <= axis.high else []
+    for end in (axis.high, axis.low):
+        if abs(end) >= axis.threshold:
+            most = math.floor(math.log10(abs(end)) + 1e-9)
+            wanted += [math.copysign(10.0**power, end) for power in range(most, least - 1, -1)]
+    first, last = axis.place([axis.low, axis.high])
+    chosen: list[float] = []
+    for value in wanted:
+        place = float(axis.place(value))
+        if all(abs(place - float(axis.place(other))) > (last - first) / 7 for other in chosen):
+            chosen.append(value)
+    return sorted(chosen or [axis.low, axis.high])
+
+
+def _power(value: float, _: Any = None) -> str:
+    if value == 0 or not math.isclose(abs(value), 10.0 ** round(math.log10(abs(value)))):
+        return f"{value:.3g}"
+    exponent = round(math.log10(abs(value)))
+    return f"{value:g}" if -3 <= exponent <= 3 else f"{'-' if value < 0 else ''}1e{exponent}"
+
+
+def _scale(axes: Any, values: np.ndarray, *, exact: bool) -> None:
+    """Makes the vertical axis logarithmic for positive floats of several magnitudes, and words its ticks."""
+    if not values.size:
+        axes.set_ylim(0, 1)
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "no finite values", ha="center", color="0.5", transform=axes.transAxes)
+        return
+    if not exact and values.min() > 0 and values.max() > 1e3 * values.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(numticks=6))
+        axes.yaxis.set_major_formatter(_power)
+        axes.yaxis.set_minor_locator(NullLocator())
+        return
+    middle, spread = abs(values).max(), values.max() - values.min()
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=exact))
+    if exact:
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    else:
+        formatter = ScalarFormatter(useOffset=False)
+        formatter.set_powerlimits((-3, 4))
+        axes.yaxis.set_major_formatter(formatter)
+    if spread <= 1e-9 * middle:  # a constant, or as good as that
+        room = 0.1 * middle or 1.0
+        axes.set_ylim(values.min() - room, values.max() + room)
+        axes.set_yticks([values[0]], [number(values[0].item())])
+
+
+def _legend(axes: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    if not any(labels):
+        return
+    if len(labels) > _TOLD_APART:  # the colors are in order: the first and the last tell all
+        handles, labels = [handles[0], handles[-1]], [labels[0], labels[-1]]
+    named = [f" {label}" if label.startswith("_") else label for label in labels]  # matplotlib hides those
+    axes.legend(handles, named, ncols=2 if len(named) > 4 else 1, handlelength=1.2, columnspacing=1.0, labelspacing=0.2)
+
+
+def _step_axis(axes: Any, first: int, last: int) -> None:
+    room = 0.02 * (last - first) or 1.0
+    axes.set_xlim(first - room, last + room)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlabel("step")
+
+
+def _between(steps: Sequence[int]) -> np.ndarray:
+    """Returns the borders of columns around the steps."""
+    places = np.array(steps, np.float64)
+    if len(places) == 1:
+        return np.array([places[0] - 0.5, places[0] + 0.5])
+    middles = (places[1:] + places[:-1]) / 2
+    return np.concatenate([[2 * places[0] - middles[0]], middles, [2 * places[-1] - middles[-1]]])
+
+
+def _offset(values: Sequence[int | float]) -> int:
+    """Returns what to take from counts that are large and nearly equal, so that their differences can be seen."""
+    whole = [value for value in values if isinstance(value, int)]
+    if not whole or max(whole) < 100_000 or max(whole) - min(whole) > min(whole) // 100:
+        return 0
+    return min(whole) if max(whole) > min(whole) else 0
+
+
+def _has_lone_points(finite: np.ndarray) -> bool:
+    """Tells whether some value has no neighbor to be joined to by a line."""
+    padded = np.concatenate([[False], finite, [False]])
+    return bool((padded[1:-1] & ~padded[:-2] & ~padded[2:]).any())
+
+
+def _drawable(value: int | float) -> float:
+    """Returns a number as a float; infinity beyond what matplotlib can find a scale for."""
+    return float(value) if abs(value) < _LARGEST else math.inf
+
+
+def _kind(value: int | float) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return number(value)
+    return f"beyond {_LARGEST:g}"
+
+
+def _cut(title: str) -> str:
+    return title if len(title) <= _TITLE else "…" + title[1 - _TITLE :]

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The format of a run on disk: one line of JSON for each record, after a first line that tells the format.
+
+    {"format": "tallax run", "version": 1}
+    {"step": 100, "time": 1.7e9, "scalars": {"loss": 0.5}, "histograms": {"logits": {"edges": [0, 1], "counts": [7]}}}
+    {"step": 200, "time": 1.7e9, "scalars": {"loss": 0.4}, "histograms": {"logits": {"counts": [9]}}}
+
+A line is read with those before it: what did not change since they said it, the edges of a histogram and what the items
+are (`"items"`), is not said again. NaN and the infinities, for which JSON has no numbers, are the strings "NaN",
+"Infinity" and "-Infinity", as in the JSON of protocol buffers. Integers are written in full, beyond 2**53 too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from tallax.runs._errors import RunError, laid_out
+from tallax.runs._record import Bins, Item, Record
+
+VERSION = 1
+FIRST_LINE = json.dumps({"format": "tallax run", "version": VERSION}).encode() + b"\n"
+_SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class Encoder:
+    """Turns the records of one file into its lines, in order."""
+
+    def __init__(self) -> None:
+        self._edges: dict[str, np.ndarray] = {}
+        self._items: Mapping[str, Item] = {}  # all that lines have said
+        self._said: Mapping[str, Item] | None = None  # those of the last record
+
+    def line(self, record: Record) -> bytes:
+        """Returns the line of a record."""
+        entry: dict[str, Any] = {"step": record.step, "time": record.time}
+        if record.process:
+            entry["process"] = record.process
+        entry["scalars"] = dict(record.scalars)
+        if record.histograms:
+            entry["histograms"] = {name: self._histogram(name, bins) for name, bins in record.histograms.items()}
+        if record.items is not self._said:
+            new = {name: asdict(item) for name, item in record.items.items() if self._items.get(name) != item}
+            if new:
+                entry["items"] = new
+                self._items = {**self._items, **record.items}
+            self._said = record.items
+        try:
+            return _encoded(entry)
+        except ValueError:  # a number is not finite, which is seldom; to find out which ones takes longer
+            entry["scalars"] = {name: plain(value) for name, value in record.scalars.items()}
+            return _encoded(entry)
+
+    def _histogram(self, name: str, bins: Bins) -> dict[str, Any]:
+        known = self._edges.get(name)
+        counts = {"counts": bins.counts.tolist()}
+        if known is bins.edges or np.array_equal(known, bins.edges):  # pyright: ignore[reportArgumentType]
+            return counts
+        self._edges[name] = bins.edges
+        return {"edges": [plain(edge) for edge in bins.edges.tolist()], **counts}
+
+
+class Decoder:
+    """Turns the lines of one file into its records, in order.
+
+    Args:
+        name: of the file, for errors.
+    """
+
+    def __init__(self, name: str):
+        self._name = name
+        self._edges: dict[str, np.ndarray] = {}
+        self._items: dict[str, Item] = {}
+        self._lines = 0
+
+    def record(self, line: bytes) -> Record | None:
+        """Returns the record of a line; None for the first one, which has none.
+
+        Raises:
+            RunError: the line is not of this format, or of a later version of it.
+        """
+        self._lines += 1
+        try:
+            entry = json.loads(line)
+            if self._lines == 1:
+                return self._check(entry)
+            if "items" in entry:
+                new = {name: Item(**{**item, "shape": tuple(item["shape"])}) for name, item in entry["items"].items()}
+                self._items = {**self._items, **new}  # records before this one keep theirs
+            histograms = {name: self._bins(name, bins) for name, bins in entry.get("histograms", {}).items()}
+            scalars = {name: _number(value) for name, value in entry["scalars"].items()}
+            step, time, process = entry["step"], entry["time"], entry.get("process", 0)
+            return Record(step, time, process, scalars, histograms, self._items)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, RunError):
+                raise
+            raise RunError(
+                laid_out(
+                    self._name,
+                    f"line {self._lines} is no record of a run.",
+                    got=repr(line[:60]),
+                    fix="bring back a whole copy; or cut the file before this line, whatever comes before can be read",
+                )
+            ) from None
+
+    def _check(self, entry: Any) -> None:
+        version = entry["version"]
+        if entry["format"] != "tallax run":
+            raise ValueError
+        if version > VERSION:
+            raise RunError(
+                laid_out(
+                    self._name,
+                    "was written by a later tallax.",
+                    got=f"version {version} of the format",
+                    expected=f"at most {VERSION}",
+                    fix="pip install --upgrade tallax",
+                )
+            )
+
+    def _bins(self, name: str, bins: dict[str, Any]) -> Bins:
+        if "edges" in bins:
+            self._edges[name] = np.array([_number(edge) for edge in bins["edges"]], np.float64)
+        counts = np.array(bins["counts"], np.uint64)
+        edges = self._edges[name]
+        if edges.shape != (len(counts) + 1,):
+            raise ValueError
+        return Bins(edges, counts)
+
+
+def _encoded(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def plain(value: int | float) -> int | float | str:
+    """Returns a number as JSON has it; NaN and the infinities, for which it has none, as strings."""
+    if isinstance(value, int) or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _number(value: Any) -> int | float:
+    if isinstance(value, str):
+        return _SPECIAL[value]
+    if not isinstance(value, int | float):
+        raise TypeError
+    return value

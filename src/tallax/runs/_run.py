@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Run`: what a run has written to its folder so far."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tallax.runs._errors import RunError, laid_out
+from tallax.runs._record_format import Decoder
+from tallax.runs._history import History
+from tallax.runs._record import Record
+
+FILE = "records.jsonl"
+_NUMBERED = re.compile(r"records\.process-(\d+)\.jsonl")
+
+
+def file_of(path: str | os.PathLike[str], process: int) -> Path:
+    """Returns the file in which a process keeps its records: of a folder, or where one file is named, of that name."""
+    path = Path(path)
+    if path.suffix != ".jsonl":
+        path /= FILE
+    return path.with_name(f"{path.stem}.process-{process}.jsonl") if process else path
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Tells whether there are records at a path: in a folder, or in a file that is named itself."""
+    path = Path(path)
+    if path.is_dir():
+        return any(file.name == FILE or _NUMBERED.fullmatch(file.name) for file in path.iterdir())
+    return path.is_file()
+
+
+class Run(History):
+    """What a run has written so far; `refresh` reads what has come since.
+
+    It has the attributes of a history: `scalars` and `histograms` by name, each a series with `steps` and `values`,
+    `items`, and the `steps` and `times` of all records of process 0.
+
+    Args:
+        path: the folder that `tallax.sinks.Jsonl` was given, or the file. Of a folder in which several processes wrote,
+            the names of all but process 0 have `process-1/` and so on in front.
+        keep: how many of the last values of each name to keep, at least; None for all.
+
+    Raises:
+        RunError: there is no run, it has been damaged, or a later tallax wrote it. A last line that is not whole is
+            left alone: the run may be about to complete it.
+
+    Example:
+        >>> import tempfile, tallax
+        >>> folder = tempfile.mkdtemp()
+        >>> with tallax.Logger(tallax.sinks.Jsonl(folder), every=10) as log:
+        ...     for step in range(1, 31):
+        ...         log(step=step, loss=1 / step)
+        >>> run = tallax.Run(folder)
+        >>> run.scalars["loss"].steps
+        [1, 10, 20, 30]
+        >>> run.scalars["loss"].values[1]
+        0.1
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, keep: int | None = None):
+        super().__init__(keep)
+        self.path: Path = Path(path)
+        self._files: dict[Path, _Tail] = {}
+        self._find()
+        if not self._files:
+            raise RunError(
+                laid_out(
+                    str(path),
+                    "is no run: there are no records in it." if self.path.exists() else "does not exist.",
+                    expected=f"a folder with a file {FILE}, as tallax.sinks.Jsonl(folder) writes it",
+                    fix=_instead_of(self.path),
+                )
+            )
+        self.refresh()
+
+    def refresh(self) -> bool:
+        """Reads what was written since, and tells whether there was anything.
+
+        Where the run was resumed from an earlier step, what was there of it is read again from the start.
+
+        Raises:
+            RunError: what was written is no record.
+        """
+        self._find()
+        try:
+            return self._read_on()
+        except _RewrittenError:
+            super().__init__(self.keep)
+            self._files = {}
+            self._find()
+            self._read_on()
+            return True
+
+    def __repr__(self) -> str:
+        last = f"step {self.steps[-1]:,}" if self.steps else "no records yet"
+        return f"<Run {str(self.path)!r}: {last}, {len(self.scalars)} scalars, {len(self.histograms)} histograms>"
+
+    def _repr_html_(self) -> str:
+        from tallax.runs._html import of_shown
+        from tallax.runs._shown import of_run
+
+        return of_shown(of_run(self, str(self.path)))
+
+    def _find(self) -> None:
+        folder = self.path
+        if folder.is_file():
+            self._files.setdefault(folder, _Tail(folder, ""))
+        elif folder.is_dir():
+            for file in sorted(folder.iterdir()):
+                numbered = _NUMBERED.fullmatch(file.name)
+                if file.name == FILE or numbered:
+                    prefix = f"process-{numbered[1]}/" if numbered else ""
+                    self._files.setdefault(file, _Tail(file, prefix))
+
+    def _read_on(self) -> bool:
+        found = False
+        for tail in self._files.values():
+            for record in tail.records():
+                found = True
+                self.add(record, tail.prefix)
+        return found
+
+
+class _RewrittenError(Exception):
+    """What was read before is no longer there."""
+
+
+class _Tail:
+    """Reads the records of a file as it grows."""
+
+    def __init__(self, path: Path, prefix: str):
+        self._path, self.prefix = path, prefix
+        self._decoder = Decoder(str(path))
+        self._end = 0  # of the last whole line that was read
+        self._last = b""  # that line: what tells whether the file was cut before it, and has grown again since
+
+    def records(self) -> Iterator[Record]:
+        try:
+            file = self._path.open("rb")
+        except FileNotFoundError:
+            raise _RewrittenError from None
+        with file:
+            file.seek(self._end - len(self._last))
+            if file.read(len(self._last)) != self._last:
+                raise _RewrittenError
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return  # it is being written
+                record = self._decoder.record(line)
+                self._end += len(line)
+                self._last = line
+                if record is not None:
+                    yield record
+
+
+def _instead_of(path: Path) -> str:
+    """Returns the remedy for a path with no run: which runs lie nearby, if any do."""
+    start = path if path.is_dir() else path.parent
+    near = sorted(found.parent for found in start.glob(f"*/{FILE}"))[:3] if start.is_dir() else []
+    if near:
+        return "name a run: " + ", ".join(map(str, near))
+    return "log with tallax.Logger(tallax.sinks.Jsonl(folder)), and name that folder"

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tallax show`: what a run or a checkpoint holds, item by item."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+try:
+    from rich import box
+    from rich.console import Console, Group, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+except ModuleNotFoundError:
+    from tallax.runs._errors import MissingExtraError
+
+    raise MissingExtraError.of("tallax show", "cli", "rich") from None
+
+from tallax.runs._bars import bars_of
+from tallax.runs._errors import RunError, laid_out
+from tallax.runs._record import Bins
+from tallax.runs._run import FILE, Run, is_run
+from tallax.runs._shown import Shown, as_json, of_run
+from tallax.runs._number_format import number, short, size
+
+_BARS = 16  # characters of a histogram
+_NARROW = 100  # columns
+_WITHOUT_TERMINAL = 120
+
+
+def show(
+    path: str, items: Sequence[str], *, json_wanted: bool, checkpoint: Callable[[str], Shown] | None = None
+) -> None:
+    """Prints every item of a run or a checkpoint: path, kind, value, shape, bytes, and whether checkpoints keep it.
+
+    Args:
+        path: of the run or the checkpoint.
+        items: patterns of names; all without any.
+        json_wanted: print JSON instead, in which integers are exact and nothing is left out.
+        checkpoint: reads one.
+
+    Raises:
+        RunError: it is neither, or has been damaged.
+    """
+    shown = read(path, checkpoint).only(items)
+    if json_wanted:
+        print(json.dumps(as_json(shown), allow_nan=False))
+        return
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WITHOUT_TERMINAL
+    console = Console(highlight=False, width=width)
+    console.print(rendered(shown, console.width))
+
+
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Tells whether Orbax has written something at a path: a checkpoint, or a series of them."""
+    return any(any(Path(path).glob(f"{below}_*METADATA")) for below in ("", "*/", "*/*/"))
+
+
+def read(path: str | os.PathLike[str], checkpoint: Callable[[str], Shown] | None = None) -> Shown:
+    """Returns what there is to show at a path.
+
+    Args:
+        path: of a run, or of a checkpoint.
+        checkpoint: reads one, which takes JAX.
+
+    Raises:
+        RunError: it is neither a run nor a checkpoint, or has been damaged.
+    """
+    if is_run(path):
+        return of_run(Run(path, keep=1), str(path))
+    if checkpoint is not None and is_checkpoint(path):
+        return checkpoint(str(path))
+    raise RunError(
+        laid_out(
+            str(path),
+            "is neither a run nor a checkpoint." if Path(path).exists() else "does not exist.",
+            expected=f"a folder with a file {FILE}, as tallax.sinks.Jsonl writes it, or one that tallax.save wrote",
+            fix="name the folder of one run, or of one checkpoint",
+        )
+    )
+
+
+def rendered(shown: Shown, width: int) -> RenderableType:
+    """Returns the tables."""
+    parts: list[RenderableType] = [
+        Text.assemble((f"{shown.kind} {shown.path}", "bold cyan"), f"  {shown.about}"),
+        Text(),
+    ]
+    if shown.items:
+        parts += [_items(shown, width), Text()]
+    others = _others(shown)
+    if others is not None:
+        parts += [others, Text()]
+    if shown.items:
+        kept = sum(item.nbytes for item in shown.items.values() if item.persistent)
+        total = sum(item.nbytes for item in shown.items.values())
+        count = f"{len(shown.items):,} items" if len(shown.items) != 1 else "1 item"
+        parts.append(Text(f"{count}, {size(total)}; {size(kept)} of it in checkpoints", "dim"))
+    return Group(*parts)
+
+
+def _items(shown: Shown, width: int) -> Table:
+    """Returns the table of items; in a narrow terminal, what an item is stands in one column."""
+    body = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    body.add_column("item", overflow="fold", min_width=min(16, width // 4))
+    narrow = width < _NARROW
+    if narrow:
+        body.add_column("what", no_wrap=True)
+        body.add_column("value", overflow="fold", ratio=1)
+    else:
+        body.add_column("kind", no_wrap=True)
+        body.add_column("value", overflow="fold", ratio=1)
+        body.add_column("shape", no_wrap=True)
+        body.add_column("size", justify="right", no_wrap=True)
+        body.add_column("kept", no_wrap=True)
+    for name, item in shown.items.items():
+        kind, kept = Text(item.kind, "cyan"), Text("yes", "green") if item.persistent else Text("no", "yellow")
+        shape = Text(f"{item.dtype}[{','.join(map(str, item.shape))}]", "dim")
+        value = _value(name, shown, _BARS if narrow else 2 * _BARS)
+        if narrow:
+            said = Text("kept", "green") if item.persistent else Text("not kept", "yellow")
+            what = Text("\n").join([kind, shape, Text.assemble(size(item.nbytes), ", ", said)])
+            body.add_row(Text(name), what, value)
+        else:
+            body.add_row(Text(name), kind, value, shape, size(item.nbytes), kept)
+    return body
+
+
+def _value(name: str, shown: Shown, bars: int) -> Text:
+    text = Text()
+    for field, part in shown.parts(name):
+        text.append("  " if text else "").append(f"{field}=" if field else "", "dim")
+        if isinstance(part, Bins):
+            text.append(bars_of(part, bars), "magenta").append(f" {number(part.total)}")
+        else:
+            text.append(part, "" if field else "bold")
+    if name in shown.places:
+        text.append(f"  (at step {shown.places[name]:,})", "dim")
+    return text if text else Text("-", "dim")
+
+
+def _others(shown: Shown) -> Table | None:
+    if not shown.others:
+        return None
+    body = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    body.add_column("scalar", overflow="fold")
+    body.add_column("value", justify="right", overflow="fold")
+    body.add_column("", style="dim")
+    for name, value in shown.others.items():
+        about = f"at step {shown.places[name]:,}" if name in shown.places else ""
+        if isinstance(value, Bins):
+            body.add_row(Text(name), bars_of(value, _BARS), about or f"{short(value.total)} values")
+        else:
+            body.add_row(Text(name), number(value), about)
+    return body

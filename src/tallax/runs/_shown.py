@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Shown`: what a run or a checkpoint holds, item by item, for a table, a notebook, or JSON."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from tallax.runs._record_format import plain
+from tallax.runs._history import History
+from tallax.runs._patterns import is_entry, matches
+from tallax.runs._record import Bins, Item
+from tallax.runs._number_format import ago, number
+
+_ENTRIES = 8  # of an array; `--json` has all that there are
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is shown of a run's last record, or of a checkpoint.
+
+    Attributes:
+        kind: run, or checkpoint.
+        path: where it is.
+        about: the rest of the first line.
+        facts: about it, for `--json`.
+        items: what the items are, by name.
+        scalars: the latest number of each name: of an item, `name` or `name/field`, and others.
+        histograms: likewise, bins.
+        places: at which step those were recorded that the last record is without.
+    """
+
+    kind: str
+    path: str
+    about: str
+    facts: Mapping[str, Any]
+    items: Mapping[str, Item]
+    scalars: Mapping[str, int | float]
+    histograms: Mapping[str, Bins]
+    places: Mapping[str, int]
+
+    def of(self, name: str) -> tuple[dict[str, int | float], dict[str, Bins]]:
+        """Returns the numbers and the bins of an item, by what follows its name."""
+        below = f"{name}/"
+        numbers = {key[len(name) + 1 :]: value for key, value in self.scalars.items() if key.startswith(below)}
+        bins = {key[len(name) + 1 :]: value for key, value in self.histograms.items() if key.startswith(below)}
+        if name in self.scalars:
+            numbers[""] = self.scalars[name]
+        if name in self.histograms:
+            bins[""] = self.histograms[name]
+        return numbers, bins
+
+    def parts(self, name: str) -> list[tuple[str, str | Bins]]:
+        """Returns what an item's value consists of: its own number or entries, its bins, and its fields, each named."""
+        numbers, histograms = self.of(name)
+        found: list[tuple[str, str | Bins]] = []
+        if "" in numbers:
+            found.append(("", number(numbers.pop(""))))
+        found += histograms.items()
+        fields: dict[str, list[str]] = {}
+        for field, value in numbers.items():
+            parent, _, last = field.rpartition("/")
+            fields.setdefault(parent if is_entry(last) else field, []).append(number(value))
+        for field, values in fields.items():
+            rest = f", ... {len(values)} in all" if len(values) > _ENTRIES else ""
+            alone = len(values) == 1 and field
+            found.append((field, values[0] if alone else f"[{', '.join(values[:_ENTRIES])}{rest}]"))
+        return found
+
+    def only(self, patterns: Sequence[str]) -> Shown:
+        """Returns what the patterns mean of it; all without any."""
+
+        def wanted(name: str) -> bool:
+            return matches(name, patterns) or matches(_owner(name, self.items) or name, patterns)
+
+        items = {name: item for name, item in self.items.items() if matches(name, patterns)}
+        scalars = {name: value for name, value in self.scalars.items() if wanted(name)}
+        histograms = {name: bins for name, bins in self.histograms.items() if wanted(name)}
+        return replace(self, items=items, scalars=scalars, histograms=histograms)
+
+    @property
+    def others(self) -> dict[str, int | float | Bins]:
+        """The numbers and the bins that are of no item."""
+        everything: dict[str, int | float | Bins] = {**self.scalars, **self.histograms}
+        return {name: value for name, value in everything.items() if not _owner(name, self.items)}
+
+
+def of_run(history: History, path: str) -> Shown:
+    """Returns what a run says by now."""
+    last = history.steps[-1] if history.steps else None
+    about = "no records yet"
+    if last is not None:
+        about = f"step {last:,}, {ago(time.time() - history.times[-1])} ago"
+    series: dict[str, Any] = {**history.scalars, **history.histograms}
+    return Shown(
+        "run",
+        path,
+        about,
+        {"step": last, "time": history.times[-1]} if last is not None else {},
+        history.items,
+        {name: series.values[-1] for name, series in history.scalars.items()},
+        {name: series.values[-1] for name, series in history.histograms.items()},
+        {name: entry.steps[-1] for name, entry in series.items() if entry.steps[-1] != last},
+    )
+
+
+def as_json(shown: Shown) -> dict[str, Any]:
+    items = {}
+    for name, item in shown.items.items():
+        numbers, histograms = shown.of(name)
+        entry: dict[str, Any] = asdict(item)
+        if "" in numbers:
+            entry["value"] = plain(numbers.pop(""))
+        if numbers:
+            entry["fields"] = {field: plain(value) for field, value in numbers.items()}
+        if histograms:
+            entry["histograms"] = {
+                field: {"edges": [plain(edge) for edge in bins.edges.tolist()], "counts": bins.counts.tolist()}
+                for field, bins in histograms.items()
+            }
+        items[name] = entry
+    return {
+        shown.kind: shown.path,
+        **shown.facts,
+        "items": items,
+        "scalars": {name: plain(value) for name, value in shown.others.items() if not isinstance(value, Bins)},
+    }
+
+
+def _owner(name: str, items: Mapping[str, Item]) -> str:
+    """Returns the item that a number is of; "" where it is of none."""
+    while name and name not in items:
+        name = name.rpartition("/")[0]
+    return name

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tallax watch`: a run, followed in the terminal while it is written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+try:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+    from rich.text import Text
+except ModuleNotFoundError:
+    from tallax.runs._errors import MissingExtraError
+
+    raise MissingExtraError.of("tallax watch", "cli", "rich") from None
+
+from tallax.runs._run import Run, is_run
+from tallax.runs._table import KEEP, table
+
+
+def watch(path: str, items: Sequence[str], every_seconds: float, *, once: bool, wait: bool) -> None:
+    """Shows a run as a table until Ctrl-C or `q`; where stdout is no terminal, or with `once`, as it is now.
+
+    Args:
+        path: of the run.
+        items: patterns of names.
+        every_seconds: how long to wait between two looks.
+        once: print the table and return.
+        wait: for a run that is not there yet.
+
+    Raises:
+        RunError: there is no run, or it has been damaged.
+    """
+    console = Console(highlight=False)
+    # Ctrl-C is how one leaves: also while waiting, and whatever is being drawn.
+    with contextlib.suppress(KeyboardInterrupt):
+        if wait and not is_run(path):
+            console.print(Text(f"waiting for {path} ...", "dim"))
+            while not is_run(path):
+                time.sleep(min(every_seconds, 0.5))
+        run = Run(path, keep=KEEP)
+        if once or not sys.stdout.isatty() or console.is_dumb_terminal:
+            _print(run, path, items, console)
+            return
+        try:
+            _follow(run, path, items, every_seconds, console)
+        finally:
+            _print(run, path, items, console)  # what was last seen, on the screen that is there again
+
+
+def _follow(run: Run, path: str, items: Sequence[str], every_seconds: float, console: Console) -> None:
+    with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(_fitted(run, path, items, console), refresh=True)
+            if "q" in pressed(every_seconds).lower():
+                return
+            run.refresh()
+
+
+def _fitted(run: Run, path: str, items: Sequence[str], console: Console) -> RenderableType:
+    width, height = console.size
+    return table(run, path, items=items, width=width, height=height, now=time.time())
+
+
+def _print(run: Run, path: str, items: Sequence[str], console: Console) -> None:
+    """Prints the table: as high as the terminal, or all of it where there is none."""
+    height = console.size.height - 1 if sys.stdout.isatty() else sys.maxsize
+    console.print(table(run, path, items=items, width=console.width, height=height, now=time.time()))
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[Callable[[float], str]]:
+    """Yields what waits for a key, some seconds, and returns it or "". Keys are not shown; the terminal is put back."""
+
+    def nothing(seconds: float) -> str:
+        time.sleep(seconds)
+        return ""
+
+    try:
+        import termios
+        import tty
+
+        before = termios.tcgetattr(sys.stdin)
+    except Exception:  # stdin is no terminal, or this is no POSIX system
+        yield nothing
+        return
+
+    def pressed(seconds: float) -> str:
+        if not select.select([sys.stdin], [], [], seconds)[0]:
+            return ""
+        keys = os.read(sys.stdin.fileno(), 64)
+        if not keys:
+            raise KeyboardInterrupt  # the terminal is gone
+        return keys.decode(errors="replace")
+
+    tty.setcbreak(sys.stdin)
+    try:
+        yield pressed
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a distribution looks as a plot; `tallax.runs` draws it in one line of text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tallax._errors import InvalidValueError, MissingExtraError, compose
+
+
+def plot_bars(counts: np.ndarray, edges: np.ndarray, ax: Any) -> Any:
+    """Draws counts over their bins on matplotlib axes, new ones if None is given, and returns the axes.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    if ax is None:
+        try:
+            from matplotlib import pyplot
+        except ModuleNotFoundError:
+            raise MissingExtraError.of("plot()", "plot", "matplotlib") from None
+        ax = pyplot.subplots(figsize=(6, 3), layout="constrained")[1]
+    ax.stairs(np.asarray(counts, np.float64), edges, fill=True)
+    ax.set_xlabel("value")
+    ax.set_ylabel("count")
+    ax.margins(x=0)
+    return ax
+
+
+def title_counts(axes: Any, counts: dict[str, Any]) -> None:
+    """Puts what the bars do not show into the title of matplotlib axes, where there is any of it."""
+    axes.set_title(", ".join(f"{int(count):,} {name}" for name, count in counts.items() if count), fontsize="small")
+
+
+def stacked(result: object, counts: Any) -> None:
+    """Raises where a result is that of a single histogram, and has no parts.
+
+    Raises:
+        InvalidValueError: it is.
+    """
+    if counts.ndim == 1:
+        name = type(result).__name__
+        raise InvalidValueError(
+            compose(
+                name,
+                "only the result of a stack of histograms, such as one for each layer, has parts.",
+                got="the result of a single histogram",
+                fix="the result itself, without [...]",
+            )
+        )
+
+
+def shape_of_stack(counts: Any) -> str:
+    """Returns how many histograms a printed result puts together, in words; nothing for one."""
+    return f"{' x '.join(map(str, counts.shape[:-1]))} together: " if counts.ndim > 1 else ""
+
+
+def sum_of_stack(counts: np.ndarray) -> np.ndarray:
+    """Returns the counts of a whole stack, uint64 of the last axis, exact and saturated at 2**64 - 1."""
+    return saturating_sum(counts.reshape(-1, counts.shape[-1]), 0)
+
+
+def saturating_sum(counts: np.ndarray, axis: int) -> np.ndarray:
+    """Returns the sum of uint64 counts along an axis, exact and saturated at 2**64 - 1."""
+    sums = np.cumsum(counts, axis, dtype=np.uint64)
+    wrapped = (sums < counts).any(axis)  # a sum that does not wrap is no less than what was added last
+    return np.where(wrapped, np.iinfo(np.uint64).max, sums.take(-1, axis))

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The protocol of all statistics, and what its implementations share."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Hashable, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tallax import _uint64
+from tallax._arrays import is_traced
+from tallax._display import bundle, card, tree
+from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, compose, describe
+from tallax._mesh_axes import AxisName, on_first, varying_axes
+from tallax._module import EvalAware
+from tallax.runs._record import Bins
+from tallax.statistics._host import Rounding, as_real_array
+from tallax.variables import Counter, Item, refuse_cast
+
+
+class Statistic(EvalAware, abc.ABC):
+    """A module that owns its state and is fed by `update`: the base of every statistic.
+
+    A subclass keeps its counts in a `Counter`, and what else it needs in a `Buffer`, whose dtype it declares in
+    `_dtypes`. It says in `_configuration` what two statistics must share to be merged. `merge` is associative, and a
+    statistic that was just `reset` is its identity. Replicas that each keep a share (`tallax.per_replica`) are
+    therefore merged, unless a subclass says otherwise in `_begin_share` and `_join`.
+
+    Args:
+        persistent: whether checkpoints keep it.
+        axis_name: the mapped axis or axes over which each update's increment is combined, as in `nnx.BatchNorm`.
+            Needed under `vmap`, `pmap` and `shard_map(check_vma=False)`; under plain `shard_map` the values fed tell.
+
+    `model.eval()`, `model.train()` and `nnx.view(model, deterministic=True)` switch `deterministic`, and `update` does
+    nothing while it is True.
+
+    If its state is cast, as with the whole model to bfloat16, every later use raises `InvalidTypeError`.
+    """
+
+    written_by = "self.{name}.update(x), which writes into it; or del self.{name} first"
+    _dtypes: ClassVar[Mapping[str, Any]] = {}  # of its buffers, by attribute
+    _rounding: ClassVar[Rounding] = "infinite"  # of float64 from the host
+
+    def __init__(self, *, axis_name: AxisName | None = None):
+        super().__init__()
+        if not isinstance(axis_name, Hashable) or (isinstance(axis_name, tuple) and not all(map(_is_axis, axis_name))):
+            raise InvalidTypeError(
+                compose(
+                    type(self).__name__,
+                    "axis_name is the name of a mapped axis, or a tuple of names.",
+                    got=describe(axis_name),
+                    fix='axis_name="data", or axis_name=("data", "model")',
+                )
+            )
+        self.axis_name: AxisName | None = axis_name
+
+    def update(self, x: Any, *, where: Any = None) -> None:
+        """Takes in every entry of `x`, or those where `where` is true; does nothing in eval mode.
+
+        Args:
+            x: an array of booleans, integers or floats; see the statistic for the shapes it takes. No gradient flows
+                in. Python integers and NumPy's of 64 bits are rounded to float32 if 32 bits do not hold them; float64
+                is, so a number beyond 3.4e38 is infinite. (A `Histogram` counts it by its sign outside the edges.)
+            where: a boolean array that broadcasts to `x.shape`.
+
+        Raises:
+            InvalidTypeError: `x` is not a real array, `where` is not boolean, or the state was cast.
+            InvalidValueError: a shape does not fit.
+            ReplicasError: inside `shard_map`, where nothing tells which replicas to combine.
+        """
+        if self.deterministic:
+            return
+        self.refuse_casts()
+        values, mask = self._checked(x, where)
+        self._accumulate(values, mask)
+
+    def compute(self) -> Any:
+        """Returns a frozen record: exact integers and NumPy arrays outside a trace, traced arrays inside one.
+
+        Raises:
+            InvalidTypeError: the state was cast.
+        """
+        return self.read(self.state_here())
+
+    @abc.abstractmethod
+    def reset(self) -> None:
+        """Forgets everything that was fed."""
+
+    def merge(self, other: Any) -> None:
+        """Takes in everything that `other` was fed; `other` stays as it is.
+
+        Raises:
+            InvalidTypeError: the state of either was cast.
+            InvalidValueError: `other` is another kind of statistic, or configured otherwise.
+            ReplicasError: `other` is per-replica along axes along which this is not.
+        """
+        if type(other) is not type(self) or other._configuration() != self._configuration():
+            raise InvalidValueError(
+                compose(
+                    self,
+                    "only statistics of the same kind and configuration can be merged.",
+                    got=_signature(other) if isinstance(other, Statistic) else describe(other),
+                    expected=_signature(self),
+                    fix="make both with the same arguments",
+                )
+            )
+        self.refuse_casts()
+        other.refuse_casts()
+        self._merge(other, self._once(other))
+
+    def __repr__(self) -> str:
+        """Returns one line: how it was made and, where its values can be read, what it has seen."""
+        said = self._said()
+        return f"{_signature(self)}: {said}" if said else _signature(self)
+
+    __str__ = __repr__
+
+    def __treescope_repr__(self, path: Any, subtree_renderer: Any) -> Any:
+        attributes = {**self._configuration(), "deterministic": self.deterministic, **self.variables}
+        return tree(self, attributes, self._said(), path, subtree_renderer)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        result = self.compute() if self._said() else None
+        return bundle(card(_signature(self), result, None if result is None else self._bins(result)))
+
+    def _said(self) -> str:
+        """Returns what it has seen, in one line; nothing where its values can't be read."""
+        if any(variable.shown() is None for variable in self.variables.values()):
+            return ""
+        try:
+            return _on_one_line(repr(self.compute()))
+        except InvalidTypeError:  # the state was cast, which a repr must not fail of
+            return ""
+
+    def _bins(self, result: Any) -> Bins | None:
+        """Returns what of a result is to be drawn, if anything."""
+        del result
+        return None
+
+    @property
+    def variables(self) -> dict[str, Item]:
+        """The Variables that hold the state, by attribute."""
+        return {name: value for name, value in sorted(vars(self).items()) if isinstance(value, Item)}
+
+    def stored_state(self) -> dict[str, Any]:
+        """Returns the state by attribute, on the host, on the device, or traced; that of a Counter is its words.
+
+        Raises:
+            InvalidTypeError: the state was cast.
+        """
+        self.refuse_casts()
+        return {name: stored_state(variable) for name, variable in self.variables.items()}
+
+    def state_here(self) -> dict[str, Any]:
+        """Returns the state by attribute: NumPy arrays, or inside a trace traced ones; that of a Counter is its words.
+
+        Raises:
+            InvalidTypeError: the state was cast.
+        """
+        states = self.stored_state()
+        if is_traced(*states.values()):
+            return {name: jax.lax.stop_gradient(jnp.asarray(state)) for name, state in states.items()}
+        return {name: np.asarray(state) for name, state in states.items()}
+
+    @abc.abstractmethod
+    def read(self, state: Mapping[str, Any]) -> Any:
+        """Returns the record of a state: NumPy arrays or traced ones by attribute; that of a Counter is its words."""
+
+    @abc.abstractmethod
+    def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
+        """Takes in checked values."""
+
+    @abc.abstractmethod
+    def _merge(self, other: Any, once: tuple[Hashable, ...] = ()) -> None:
+        """Takes in a statistic of the same configuration.
+
+        Args:
+            other: the statistic.
+            once: the axes along which this one is per-replica and the other one is the same.
+        """
+
+    @abc.abstractmethod
+    def _configuration(self) -> dict[str, Any]:
+        """Returns the arguments that two statistics must share to be merged, by name."""
+
+    def _begin_share(self) -> None:
+        """Becomes what a further replica starts from, where the first starts from all that was fed so far."""
+        self.reset()
+
+    def _join(self, share: Any, number: Any) -> None:
+        """Takes in the share of another replica that took the same steps.
+
+        Args:
+            share: a statistic of the same configuration.
+            number: how many shares this one consists of already, a traced int32 scalar.
+        """
+        del number
+        self._merge(share)
+
+    def refuse_casts(self) -> None:
+        """Raises if the state was cast.
+
+        Raises:
+            InvalidTypeError: it was.
+        """
+        for name, dtype in self._dtypes.items():
+            refuse_cast(self, vars(self)[name], dtype)
+
+    def _once(self, other: Statistic) -> tuple[Hashable, ...]:
+        """Returns the axes along which this statistic is per-replica and the other one is the same."""
+        own, others = (frozenset(next(iter(each.variables.values())).replica_axes) for each in (self, other))
+        if others - own:
+            raise ReplicasError(
+                compose(
+                    self,
+                    "a statistic that is the same for all replicas can't take in one that each replica has its own of.",
+                    got=f"one with shares over {tuple(sorted(others))}",
+                    fix="tallax.combine_replicas(other) between steps, and merge that",
+                )
+            )
+        if not own:
+            return ()
+        values = jax.tree.leaves([variable.get_raw_value() for variable in other.variables.values()])
+        return tuple(sorted(own - others - frozenset().union(*map(varying_axes, values)), key=str))
+
+    def _checked(self, x: Any, where: Any) -> tuple[jax.Array, jax.Array | None]:
+        values = _real_array(x, self, "a statistic takes a real array.", self._rounding)
+        if where is None:
+            return values, None
+        mask = _real_array(where, self, "where= takes a boolean array.")
+        if mask.dtype != jnp.bool_:
+            raise InvalidTypeError(
+                compose(
+                    self,
+                    "where= takes a boolean array.",
+                    got=describe(where),
+                    fix="where=mask.astype(bool), or mask > 0",
+                )
+            )
+        try:
+            return values, jnp.broadcast_to(mask, values.shape)
+        except ValueError:
+            raise InvalidValueError(
+                compose(
+                    self,
+                    "where= broadcasts to the shape of the values.",
+                    got=describe(mask),
+                    expected=f"a shape that broadcasts to {values.shape}",
+                    fix="where=mask[..., None] for a mask of the leading axes",
+                )
+            ) from None
+
+
+class Counts(Statistic):
+    """A statistic whose state is one `Counter`, called `counts`, which adds up when it is merged."""
+
+    counts: Counter
+
+    def reset(self) -> None:
+        """Forgets everything that was fed."""
+        self.counts.reset()
+
+    def _merge(self, other: Any, once: tuple[Hashable, ...] = ()) -> None:
+        self.counts._add_combined(on_first(other.counts.words(), once))
+
+
+def leading_axes(x: jax.Array, shape: tuple[int, ...], item: object, *, argument: str = "shape=...") -> tuple[int, ...]:
+    """Returns the axes of `x` before those of a statistic's `shape`; raises where `x` does not end in `shape`.
+
+    Args:
+        x: what was fed.
+        shape: what its last axes are to be.
+        item: whom to name in the error.
+        argument: how the statistic is told its shape, for the error.
+    """
+    leading = x.ndim - len(shape)
+    if leading < 0 or x.shape[leading:] != shape:
+        kind = type(item).__name__
+        raise InvalidValueError(
+            compose(
+                item,
+                f"a statistic of shape {shape} takes values whose last axes are that shape.",
+                got=describe(x),
+                expected=f"shape (..., {', '.join(map(str, shape))})",
+                fix=f"move the axis of heads, experts or units to the end, or declare {kind}({argument})",
+            )
+        )
+    return tuple(range(leading))
+
+
+def entries_of(x: jax.Array, axes: tuple[int, ...]) -> int:
+    """Returns how many entries of `x` go into each count."""
+    return math.prod(x.shape[axis] for axis in axes)
+
+
+def stored_state(variable: Item) -> Any:
+    """Returns a value where it is: on the host, on the device, or traced; that of a Counter as words."""
+    return variable.words() if isinstance(variable, Counter) else variable.stored()
+
+
+def exact_or_traced(words: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
+    """Returns the counts that words are: uint64 on the host, int32, saturated, where they are traced."""
+    return _uint64.to_int32(words) if isinstance(words, jax.Array) else _uint64.to_uint64(words)
+
+
+def _real_array(x: Any, item: object, rule: str, rounding: Rounding = "infinite") -> jax.Array:
+    values = as_real_array(x, rounding)
+    if values is None:
+        raise InvalidTypeError(compose(item, rule, got=describe(x), fix="jnp.asarray(x), or x.real"))
+    return jax.lax.stop_gradient(values) if is_traced(values) else values
+
+
+def _is_axis(name: Any) -> bool:
+    return isinstance(name, Hashable)
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(line.strip() for line in text.splitlines())  # NumPy wraps long arrays
+
+
+def _signature(statistic: Statistic) -> str:
+    arguments = ", ".join(f"{name}={value!r}" for name, value in statistic._configuration().items())
+    return f"{type(statistic).__name__}({arguments})"

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `Buffer` and `Counter` share: declarations, `.value`, and the guarded store."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, TypeAlias
+
+import flax.errors
+import jax
+import numpy as np
+from flax import nnx
+from flax.nnx import reprlib
+
+from tallax._arrays import is_committed, is_traced
+from tallax._display import bundle, card, tree
+from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, TraceError, compose, describe
+from tallax._mesh_axes import mapped_axes
+from tallax.runs._number_format import size
+from tallax.variables._owned import Held
+from tallax.variables._traced_count import Pending
+
+Reduce: TypeAlias = Literal["sum", "max", "min", "same"]
+_REDUCTIONS = ("sum", "max", "min", "same")
+_DECLARED = ("persistent", "reduce", "shares")  # as metadata, which a dict of others does not replace
+_MISSING = object()
+
+# Bound once: every write passes through it, and super() would add a twentieth to the time of a count.
+_set_attribute = nnx.Variable.__setattr__
+
+
+class Shares(NamedTuple):
+    """Says that a value holds one share for each replica, one behind the other on its first axis."""
+
+    axes: tuple[str, ...]  # the mesh axes along which the replicas lie
+    shape: tuple[int, ...]  # of one share; a scalar's are kept in an array
+
+
+def _refuse_kind(kind: str, name: str, value: Any) -> None:
+    """Raises for a Variable of a kind that Flax's transformations do not thread in every mode."""
+    if name in ("hijax", "ref") and value:
+        raise InvalidValueError(
+            compose(
+                kind,
+                f"an item is a plain Variable; {name}=True loses or doubles counts under transformations.",
+                got=f"{name}=True",
+                fix=f"leave {name} out; nnx.with_vars(model, only=nnx.Param, {name}=True) for the others",
+            )
+        )
+
+
+def _check_reduce(kind: str, reduce: Any) -> None:
+    if reduce not in _REDUCTIONS:
+        raise InvalidValueError(
+            compose(
+                kind,
+                "reduce says how the copies of replicas combine.",
+                got=describe(reduce),
+                expected=", ".join(map(repr, _REDUCTIONS)),
+                fix='reduce="same" for a value that every replica computes alike, as jax.lax.pmean makes it',
+            )
+        )
+
+
+def _refuse_slip(kind: str, name: str, value: Any) -> None:
+    """Raises where a label is none: Flax takes any name for one, so that a slip would pass in silence."""
+    _refuse_kind(kind, name, value)
+    if name in ("dtype", "shape"):  # a label of that name would hide the array's own
+        raise InvalidTypeError(
+            compose(
+                kind,
+                "has the dtype and the shape of what it is made from.",
+                got=f"{name}={describe(value)}",
+                fix="Buffer(jnp.zeros(shape, dtype)); a Counter takes shape=, and counts to 2**64 - 1 as it is",
+            )
+        )
+    for meant in difflib.get_close_matches(name, ("persistent", "reduce", "shape"), n=1, cutoff=0.8):
+        raise InvalidTypeError(
+            compose(
+                kind,
+                f"{meant} is written otherwise.",
+                got=f"{name}={describe(value)}",
+                fix=f"{meant}=..., or another name for a label of your own",
+            )
+        )
+
+
+class Item(nnx.Variable[Any]):
+    """What both kinds share: what they declare, reads and writes by `.value`, and the guarded store."""
+
+    # What errors advise.
+    compared_by: ClassVar[str]
+    written_by: ClassVar[str]
+
+    def __init__(self, value: Any, *, persistent: bool, reduce: str, metadata: dict[str, Any]):
+        for name in metadata:
+            _refuse_slip(type(self).__name__, name, metadata[name])
+        _check_reduce(type(self).__name__, reduce)
+        own = {"hijax": False, "ref": False, "persistent": bool(persistent), "reduce": reduce}
+        super().__init__(value, **{**metadata, **own})
+
+    # Without Flax's deprecation warnings: PyTorch's and older Flax's users write `.value`, and here it is safe.
+    @property
+    def value(self) -> Any:
+        """The value as `get_value()` gives it; assigning it is `set_value`."""
+        return self.get_value()
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        self.set_value(value)
+
+    @property
+    def shares(self) -> Shares | None:
+        """How the value is made of replicas' shares; None where it is one value, as it is at first."""
+        return self.get_metadata("shares", None)
+
+    @property
+    def replica_axes(self) -> tuple[str, ...]:
+        """The mesh axes along which each replica keeps a share of its own."""
+        shares = self.shares
+        return () if shares is None else shares.axes
+
+    def stored(self) -> Any:
+        """Returns the raw value where it is one: that of all replicas, or inside `shard_map` this replica's share.
+
+        A value that is traced by a derivative only is returned as the array that it stands for, since no gradient
+        flows out of a state.
+
+        Raises:
+            ReplicasError: here it is the shares of several replicas.
+            HeldError: a compiled step holds it, and this is a copy of the item that it holds it for.
+        """
+        self._refuse_shares()
+        raw = self.get_raw_value()
+        if isinstance(raw, Pending):
+            return raw.limbs
+        if isinstance(raw, Held):
+            return raw.read(self)
+        if type(raw) is np.ndarray:
+            return raw
+        return jax.lax.stop_gradient(raw) if is_traced(raw) else plain(raw)
+
+    def _refuse_shares(self) -> None:
+        axes = self.replica_axes
+        if axes and not set(axes) <= set(mapped_axes()):
+            raise ReplicasError(
+                compose(
+                    self,
+                    "keeps a share for each replica, and only combined are they one value.",
+                    got=f"a read or a write outside of a shard_map over {axes}",
+                    fix="tallax.combine_replicas(model) to read; a shard_map with tallax.replica_specs(model) to write",
+                )
+            )
+
+    def __getattr__(self, name: str) -> Any:
+        # Flax forwards unknown attributes to the raw value. Dunders are left out: NumPy would find a Counter's limbs by
+        # `__array_interface__`, and `copy.deepcopy` would return the array by `__deepcopy__`. Flax's own names get here
+        # where `__init__` has not run, as when a debugger looks, and looking for metadata asks for them again.
+        if not name.startswith("_"):
+            if self.has_metadata(name):
+                return self.get_metadata(name)
+            found = getattr(self.get_value(), name, _MISSING)
+            if found is not _MISSING:
+                return found
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+
+    def _not_ordered(self, other: Any) -> NoReturn:
+        raise InvalidTypeError(
+            compose(
+                self,
+                f"a {type(self).__name__} is put in order by its value.",
+                got=f"a comparison with {describe(other)}",
+                fix=self.compared_by,
+            )
+        )
+
+    def __lt__(self, other: Any) -> NoReturn:
+        self._not_ordered(other)
+
+    def __le__(self, other: Any) -> NoReturn:
+        self._not_ordered(other)
+
+    def __gt__(self, other: Any) -> NoReturn:
+        self._not_ordered(other)
+
+    def __ge__(self, other: Any) -> NoReturn:
+        self._not_ordered(other)
+
+    def __nnx_repr__(self) -> Any:
+        raw = self.get_raw_value()
+        if not self.shares and not (isinstance(raw, Held) and not raw.is_readable_by(self)):
+            part: Any
+            for part in super().__nnx_repr__():
+                held = getattr(part, "value", None)
+                if isinstance(held, Held) and held.is_readable_by(self):
+                    part = type(part)(part.key, held.read(self))
+                yield part
+            return
+        yield reprlib.Object(type=type(self).__name__)  # Flax's own words would read the value
+        yield reprlib.Attr("value", raw)
+        if self.shares:
+            yield reprlib.Attr("shares", self.shares)
+
+    def __treescope_repr__(self, path: Any, subtree_renderer: Any) -> Any:
+        value, raw = self.shown(), self.get_raw_value()
+        note = str(raw) if value is None else size(raw.nbytes)
+        attributes = {"value": raw if value is None else value, **_told(self.get_metadata())}
+        return tree(self, attributes, note, path, subtree_renderer)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        told = ", ".join(f"{name}={value!r}" for name, value in _told(self.get_metadata()).items())
+        return bundle(card(f"{type(self).__name__}({told})", self.shown()))
+
+    def shown(self) -> Any:
+        """Returns the value that people are shown: exact; None where it can't be read here."""
+        raw = self.get_raw_value()
+        if self.shares or isinstance(raw, Pending) or is_traced(raw):
+            return None
+        if isinstance(raw, Held):
+            return raw.read(self) if raw.is_readable_by(self) else None
+        return raw if isinstance(raw, jax.Array | np.ndarray) else None  # a shape alone, under nnx.eval_shape
+
+    def _place_abstract(self, value: Any) -> bool:
+        """Gives an abstract value the sharding of another, as `nnx.eval_shape` does on a mesh; False for arrays."""
+        raw = self.get_raw_value()
+        if not (isinstance(raw, jax.ShapeDtypeStruct) and isinstance(value, jax.ShapeDtypeStruct)):
+            return False
+        if value.shape not in (self.shape, raw.shape) or value.dtype != raw.dtype:
+            return False
+        # That of a Counter's words, whose last axis a spec leaves out.
+        self.set_raw_value(raw.update(sharding=value.sharding))
+        return True
+
+    def _store(self, new: Any, *, here: bool = False) -> None:
+        """Replaces the raw value, on the devices where the old one was placed on purpose.
+
+        A value that is on a device stays on one, so that a write before a compiled step is no implicit transfer in it;
+        unless `here`, as for an eager count, which is taken to the host.
+        """
+        self._refuse_shares()
+        raw = self.get_raw_value()
+        if isinstance(raw, Held):
+            raw.write(self, new)
+            return
+        if isinstance(raw, Pending):
+            new = raw.at(new)
+        elif isinstance(raw, jax.Array) and not is_traced(raw, new):
+            if is_committed(raw) and not is_committed(new):
+                new = jax.device_put(new, raw.sharding)
+            elif not (here or isinstance(new, jax.Array)):
+                new = jax.device_put(new)
+        self.set_raw_value(new)
+
+    # --- what Flax would do by itself, and lose something ------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "value":  # a property, but Flax's own check would raise before it is reached
+            self.set_value(value)
+            return
+        try:
+            _set_attribute(self, name, value)
+        except flax.errors.TraceContextError:
+            raise self._of_another_trace() from None
+
+    def set_raw_value(self, value: Any, **options: Any) -> None:
+        """Replaces the raw value without a check of it; raises if the item is of another trace."""
+        try:
+            # Looked up at each call, since statecheck watches the writes by replacing the method of the class.
+            nnx.Variable.set_raw_value(self, value, **options)
+        except flax.errors.TraceContextError:
+            raise self._of_another_trace() from None
+
+    def set_metadata(self, *args: Any, **metadata: Any) -> None:
+        """As that of any Variable; a dict replaces all metadata but what the item declares.
+
+        Raises:
+            InvalidTypeError: a name is a misspelled one of a declaration.
+            InvalidValueError: `reduce` is unknown, or `hijax` or `ref` is set.
+            TraceError: the item is of another trace.
+        """
+        new = dict(args[0]) if len(args) == 1 and not metadata else {args[0]: args[1]} if len(args) == 2 else metadata
+        for name, value in new.items():
+            if name not in _DECLARED:
+                _refuse_slip(type(self).__name__, name, value)
+        if "reduce" in new:
+            _check_reduce(type(self).__name__, new["reduce"])
+        if len(args) == 1 and not metadata:
+            kept = {name: value for name, value in self.get_metadata().items() if name in _DECLARED}
+            args = ({**kept, **new},)
+        try:
+            super().set_metadata(*args, **metadata)
+        except flax.errors.TraceContextError:
+            raise self._of_another_trace() from None
+
+    def del_metadata(self, name: str) -> None:
+        """As that of any Variable, but what the item declares stays.
+
+        Raises:
+            InvalidValueError: `name` is `persistent` or `reduce`.
+            TraceError: the item is of another trace.
+        """
+        if name in ("persistent", "reduce"):
+            raise InvalidValueError(
+                compose(
+                    self, f"always declares {name}.", got=f"del_metadata({name!r})", fix=f"set_metadata({name}=...)"
+                )
+            )
+        try:
+            super().del_metadata(name)
+        except flax.errors.TraceContextError:
+            raise self._of_another_trace() from None
+
+    @classmethod
+    def from_metadata(cls, value: Any, attributes: dict[str, Any]) -> Any:
+        """Used by Flax to make a copy, as `nnx.with_vars` does with another kind of Variable in mind.
+
+        Raises:
+            InvalidValueError: that kind is `hijax=True` or `ref=True`.
+        """
+        for name in ("hijax", "ref"):
+            _refuse_kind(cls.__name__, name, attributes.get(name))
+        return super().from_metadata(value, attributes)
+
+    def _of_another_trace(self) -> TraceError:
+        return TraceError(
+            compose(
+                self,
+                f"a {type(self).__name__} was written from another trace than its own, so the write would be lost.",
+                got="a model, or state that was merged into one, which the transformed function closes over",
+                fix="pass the model as an argument, to nnx.jit, nnx.scan, ...; or return what is counted, and add "
+                "it outside; or nnx.merge(..., copy=True) and return its state",
+            )
+        )
+
+
+def plain(raw: Any) -> Any:
+    """Returns a subclass of NumPy's array as an array of NumPy's own, and everything else as it is.
+
+    JAX's derivatives replace NumPy arrays among their arguments by a private subclass, whose comparisons, pickles and
+    type differ from those of an array.
+    """
+    return np.asarray(raw) if isinstance(raw, np.ndarray) else raw
+
+
+def _told(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Returns what was declared, without Flax's own switches at their defaults."""
+    return {name: value for name, value in metadata.items() if name not in ("hijax", "ref", "eager_sharding")}

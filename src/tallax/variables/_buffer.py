@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Buffer`: an array that changes and is not trained."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tallax._arrays import is_traced, to_device
+from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+from tallax.variables._base import Item, Reduce
+
+
+class Buffer(Item):
+    """An array that changes during training and is never trained: a running statistic, a routing bias, a mask.
+
+    Reads and writes are those of any `nnx.Variable` (`buffer[...]`, `buffer[i] = x`, `get_value()`, `set_value(x)`),
+    and `buffer += x` and its kin write in place. A write keeps shape, dtype and weak type. Python scalars and weakly
+    typed arrays follow the buffer's dtype, as in JAX's promotion; a Python scalar fills the whole buffer.
+
+    | field | shape | dtype | reset value | how copies combine |
+    |---|---|---|---|---|
+    | value | that of `value` | that of `value`, strongly typed | - | `reduce` |
+
+    Args:
+        value: an array, or what NumPy makes one of. 64-bit numbers become 32-bit unless x64 is enabled, as in JAX; an
+            integer that does not fit raises.
+        persistent: whether checkpoints keep it.
+        reduce: how the copies of replicas combine.
+        **metadata: as for `nnx.Variable`, such as `out_sharding`.
+
+    Raises:
+        InvalidTypeError: `value`, or what is written later, is not an array or is of another dtype.
+        InvalidValueError: what is written has another shape, or `reduce` is unknown.
+        TraceError: written from a trace that the buffer does not belong to.
+
+    Under transforms: gradients stop at every read and every write.
+
+    Example:
+        >>> import jax.numpy as jnp, tallax
+        >>> bias = tallax.Buffer(jnp.zeros(4))
+        >>> bias += 0.5
+        >>> bias[0] = 2.0
+        >>> bias[...]
+        Array([2. , 0.5, 0.5, 0.5], dtype=float32)
+    """
+
+    compared_by = "buffer[...] > x"
+    written_by = "self.{name}[...] = x"
+
+    def __init__(self, value: Any, *, persistent: bool = True, reduce: Reduce = "same", **metadata: Any):
+        super().__init__(_strong(value), persistent=persistent, reduce=reduce, metadata=metadata)
+
+    def get_value(self, *, index: Any = ...) -> jax.Array:
+        """Returns the array, or the part of it at `index`; no gradient flows through it."""
+        raw = self.stored()
+        if isinstance(raw, np.ndarray):
+            raw = to_device(raw)
+        return raw if index is ... else raw[index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = np.asarray(self.stored(), dtype)
+        return array if copy is False else array.copy()
+
+    def __bool__(self) -> bool:
+        return bool(self.get_value())  # Flax's own goes by the length
+
+    def set_value(self, value: Any, *, index: Any = ...) -> None:
+        """Writes `value` over the array, or over the part at `index`, to which it is broadcast."""
+        raw = self.stored()
+        if index is ... and self._place_abstract(value):
+            return
+        if index is not ...:
+            self._store(jnp.asarray(raw).at[index].set(self._fitting(value, raw, shape=None)))
+        else:
+            self._store(self._fitting(value, raw, shape=raw.shape))
+
+    def _fitting(self, value: Any, raw: Any, shape: tuple[int, ...] | None) -> Any:
+        """Returns `value` as a strongly typed array of the buffer's dtype and, if one is given, `shape`."""
+        if isinstance(value, nnx.Variable):
+            value = value.get_value()
+        scalar = isinstance(value, bool | int | float | complex)
+        weak = scalar or _is_weak(value)
+        if not scalar and not isinstance(value, jax.Array | np.ndarray | np.generic):
+            raise InvalidTypeError(
+                compose(
+                    self,
+                    "a Buffer takes an array.",
+                    got=describe(value),
+                    expected=describe(raw).partition(" (")[0],
+                    fix="buffer[...] = jnp.asarray(x, buffer.dtype)",
+                )
+            )
+        if not (_dtype_of(value) == raw.dtype or (weak and _rank(value) <= _rank(raw))):
+            raise InvalidTypeError(
+                compose(
+                    self,
+                    "a Buffer keeps its dtype.",
+                    got=describe(value),
+                    expected=str(raw.dtype),
+                    fix=f"cast it where it is meant: buffer[...] = x.astype({str(raw.dtype)!r})",
+                )
+            )
+        if shape is not None and not scalar and value.shape != shape:
+            raise InvalidValueError(
+                compose(
+                    self,
+                    "a Buffer keeps its shape.",
+                    got=describe(value),
+                    expected=describe(raw).partition(" (")[0],
+                    fix="buffer[...] = jnp.broadcast_to(x, buffer.shape), or buffer[index] = x for a part of it",
+                )
+            )
+        if isinstance(value, jax.Array):
+            value = jax.lax.convert_element_type(value, raw.dtype) if weak else value
+            return jax.lax.stop_gradient(value) if is_traced(value) else value
+        array = _narrowed(np.asarray(value), raw.dtype, item=self)
+        return np.broadcast_to(array, shape).copy() if shape is not None else array.copy()
+
+
+def _in_place(operation: Callable[[Any, Any], Any]) -> Callable[[Buffer, Any], Buffer]:
+    def write(self: Buffer, other: Any) -> Buffer:
+        self.set_value(operation(self.get_value(), _operand(other, self)))
+        return self
+
+    return write
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor"):
+    setattr(Buffer, f"__i{_name.rstrip('_')}__", _in_place(getattr(operator, _name)))
+
+
+def _operand(value: Any, buffer: Buffer) -> Any:
+    """Returns what is added to a buffer, and so on; raises for an integer that JAX would cut to 32 bits."""
+    is_float = jnp.issubdtype(buffer.dtype, jnp.inexact)
+    if type(value) is int:
+        if is_float:
+            return value if abs(value) < 2**31 else float(value)
+        widest = np.iinfo(jax.dtypes.canonicalize_dtype(np.int64))
+        if not widest.min <= value <= widest.max:
+            raise _does_not_fit(value, widest.dtype, item=buffer)
+    elif isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "iu":
+        dtype = jax.dtypes.canonicalize_dtype(value.dtype)
+        if is_float and not np.array_equal(np.asarray(value).astype(dtype), value):
+            return np.asarray(value).astype(buffer.dtype)
+        return _narrowed(np.asarray(value), dtype, item=buffer)
+    return value
+
+
+def _strong(value: Any) -> Any:
+    """Returns `value` as a strongly typed array: on the host unless it is a `jax.Array` already."""
+    if isinstance(value, nnx.Variable):
+        value = value.get_value()
+    if isinstance(value, jax.Array):
+        value = jax.lax.convert_element_type(value, value.dtype) if _is_weak(value) else value
+        return jax.lax.stop_gradient(value) if is_traced(value) else value
+    try:
+        array = np.array(value)
+    except ValueError:  # ragged lists
+        array = None
+    if array is None or not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == np.bool_):
+        raise InvalidTypeError(
+            compose(
+                "Buffer",
+                "a Buffer holds one array.",
+                got=describe(value),
+                fix="jnp.asarray(x), or one Buffer for each array",
+            )
+        )
+    return _narrowed(array, jax.dtypes.canonicalize_dtype(array.dtype), item="Buffer")
+
+
+def _is_weak(value: Any) -> bool:
+    return isinstance(value, jax.Array) and getattr(value, "weak_type", False)  # arrays of keys have no weak type
+
+
+def _rank(value: Any) -> int:
+    """Returns where a number stands in bool < int < float < complex: a weak one follows any dtype from there on."""
+    dtype = getattr(value, "dtype", None) or np.dtype(type(value))
+    kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+    return next((rank for rank, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind)), -1)
+
+
+def _dtype_of(value: Any) -> Any:
+    """Returns the dtype that `value` has on the device; None for a Python scalar, which has none of its own."""
+    if isinstance(value, np.ndarray | np.generic):
+        return jax.dtypes.canonicalize_dtype(value.dtype)
+    return getattr(value, "dtype", None)
+
+
+def _narrowed(array: np.ndarray, dtype: Any, *, item: object) -> np.ndarray:
+    """Returns `array` in `dtype`; raises where an integer would not survive."""
+    narrow = array.astype(dtype)
+    if array.dtype.kind in "iu" and narrow.dtype.kind in "iu" and not np.array_equal(narrow, array):
+        raise _does_not_fit(array, narrow.dtype, item=item)
+    return narrow
+
+
+def _does_not_fit(value: Any, dtype: Any, *, item: object) -> InvalidValueError:
+    return InvalidValueError(
+        compose(
+            item,
+            f"an integer does not fit {dtype}.",
+            got=describe(value),
+            fix="tallax.Counter for counts beyond 32 bits, or a float dtype",
+        )
+    )

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""State that was cast from outside, as `jax.tree.map(lambda x: x.astype(...), nnx.state(model))` does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tallax._errors import InvalidTypeError, compose
+from tallax.variables._base import Item
+
+
+def refuse_cast(owner: object, variable: Item, dtype: Any) -> None:
+    """Raises if the array of a variable has another dtype than the one that its owner keeps it in.
+
+    It looks at the dtype alone, so it costs the same inside a trace, and while a compiled step holds the array.
+
+    Raises:
+        InvalidTypeError: the array was cast.
+    """
+    raw = variable.get_raw_value()
+    found = getattr(raw, "dtype", dtype)  # a tree.map may have put a shape or a sharding here
+    if found != dtype:
+        raise InvalidTypeError(
+            compose(
+                owner,
+                f"its state is kept in {np.dtype(dtype)} and was cast, so it cannot be right any more.",
+                got=f"{found}[{','.join(map(str, raw.shape))}]",
+                fix="cast the parameters alone: nnx.state(model, nnx.Param); to have the state back, restore a "
+                "checkpoint into a new model",
+            )
+        )

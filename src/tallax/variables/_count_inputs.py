@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a `Counter` takes: checked, and brought to uint64 wherever its value is known."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tallax import _uint64
+from tallax._arrays import is_ready, is_traced, unsplit
+from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+
+_MOST = 2**31 - 1  # entries of an array of counts
+_widen = jax.jit(_uint64.widen, inline=True)
+
+
+def amount_of(value: Any, *, item: object, limit: int | None = None) -> Any:
+    """Returns an increment or count as uint64 on the host, or as the integer array it is where it must stay there.
+
+    That is a traced array, one spread over processes, and one that is still being computed and can't be negative.
+    """
+    if isinstance(value, nnx.Variable):
+        value = value.get_value()
+    if isinstance(value, jax.Array):
+        check_integer(value, item=item)
+        signed = jnp.issubdtype(value.dtype, jnp.signedinteger)
+        if is_traced(value) or not value.is_fully_addressable or not (signed or is_ready(value)):
+            return value
+    return host_counts(value, item=item, limit=limit)
+
+
+def limbs_of(value: Any, *, item: object, limit: int | None = _uint64.MAX) -> Any:
+    """Returns the limbs of an increment or count; one beyond `limit` raises, or saturates where that is None."""
+    amount = amount_of(value, item=item, limit=limit)
+    return _uint64.from_uint64(amount) if isinstance(amount, np.ndarray) else _widen(amount)
+
+
+def word_of(amount: Any, axes: tuple[int, ...], limit: int | None) -> tuple[Any, int] | None:
+    """Returns the sum of an amount over `axes` as uint32, and what bounds it; None where 32 bits might not hold it.
+
+    Args:
+        amount: as `amount_of` returns it.
+        axes: of a traced amount.
+        limit: a bound on each entry that is better than its dtype's.
+    """
+    if isinstance(amount, np.ndarray):
+        most = int(amount.max(initial=0))
+        return (amount.astype(np.uint32)[()], most) if most <= _uint64.WORD else None
+    most = 1 if amount.dtype == np.bool_ else int(jnp.iinfo(amount.dtype).max)
+    most = most if limit is None else min(most, limit)
+    most *= math.prod(amount.shape[axis] for axis in axes)
+    return (_sum(amount, axes), most) if most <= _uint64.WORD else None
+
+
+def _sum(amount: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    values = _uint64.unsigned(amount).astype(jnp.uint32)
+    return unsplit(values.sum(axes, dtype=jnp.uint32) if axes else values)
+
+
+def check_broadcasts(value: Any, shape: tuple[int, ...], *, item: object) -> None:
+    """Raises where an array, if it is one, does not broadcast to a counter's shape."""
+    came = getattr(value, "shape", ())
+    fits = zip(reversed(came), reversed(shape), strict=False)
+    if len(came) > len(shape) or not all(size in (1, own) for size, own in fits):
+        raise wrong_shape(value, shape, item=item)
+
+
+def as_shape(shape: int | tuple[int, ...], *, item: object) -> tuple[int, ...]:
+    """Returns a shape, which may be given as one number.
+
+    Raises:
+        InvalidValueError: it is not made of integers from 0 on, or has more than 2**31 - 1 entries.
+    """
+    with contextlib.suppress(TypeError):
+        given = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
+        sizes = tuple(map(operator.index, given))
+        if all(size >= 0 for size in sizes) and math.prod(sizes) <= _MOST and bool not in map(type, given):
+            return sizes
+    raise InvalidValueError(
+        compose(item, "a shape is made of sizes.", got=f"shape={shape!r}", fix="shape=8, shape=(2, 8)")
+    )
+
+
+def wrong_shape(value: Any, shape: tuple[int, ...], *, item: object, ending: bool = False) -> InvalidValueError:
+    """Returns the error of an array that does not broadcast to a counter's shape, or does not end in it."""
+    expected = f"(..., {', '.join(map(str, shape))})" if ending and shape else str(shape)
+    return InvalidValueError(
+        compose(
+            item,
+            f"a Counter of shape {shape} takes what {'ends in' if ending else 'broadcasts to'} its shape.",
+            got=describe(value),
+            expected=f"shape {expected}",
+            fix="counter.count(events), which sums the axes before the shape; or Counter(shape=...)",
+        )
+    )
+
+
+def refuse_negative(value: np.ndarray, old: np.ndarray, *, item: object) -> None:
+    """Raises for a negative int32 that is no sum of what the limbs `old` read as and an int32, which wrapped."""
+    written, read = (
+        np.atleast_1d(value),
+        np.atleast_1d(_uint64.to_int32_on_host(old)),
+    )  # scalars would warn that they wrap
+    wrapped = written.astype(np.uint32) - read.astype(np.uint32) <= _uint64.INT32_MAX
+    if np.any((written < 0) & ~wrapped):
+        raise negative(value, item=item)
+
+
+def host_counts(value: Any, *, item: object, limit: int | None = None) -> np.ndarray:
+    """Returns non-negative integers as uint64; a Python integer beyond saturates, or raises above `limit`."""
+    if isinstance(value, int):  # Python's may be of any size, which NumPy would make an object array of
+        if value < 0:
+            raise negative(value, item=item)
+        if limit is not None and value > limit:
+            raise InvalidValueError(
+                compose(item, "a Counter holds at most 2**64 - 1.", got=describe(value), fix="a smaller number")
+            )
+        return np.array(min(value, _uint64.MAX), np.uint64)
+    check_integer(value, item=item)
+    array = np.asarray(value)
+    if array.dtype != np.bool_ and not jnp.issubdtype(array.dtype, jnp.unsignedinteger) and np.any(array < 0):
+        raise negative(array, item=item)
+    return array.astype(np.uint64)
+
+
+def check_integer(value: Any, *, item: object) -> None:
+    """Raises where `value` is not an array of booleans or integers."""
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        if jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == np.bool_:
+            return
+    raise InvalidTypeError(
+        compose(
+            item,
+            "a Counter takes non-negative integers.",
+            got=describe(value),
+            fix="self.step += 1, or count a condition with self.step.count(mask)",
+        )
+    )
+
+
+def negative(value: Any, *, item: object) -> InvalidValueError:
+    return InvalidValueError(
+        compose(
+            item,
+            "a Counter takes non-negative integers.",
+            got=describe(value),
+            fix="counter.set(n) or counter.reset() to go back; a tallax.Buffer for a number that goes up and down",
+        )
+    )
+
+
+def is_comparable(value: Any) -> bool:
+    """Tells whether `==` has an answer: for numbers, and False for anything that is no array and no collection."""
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return bool(jnp.issubdtype(value.dtype, jnp.number) or value.dtype == np.bool_)
+    return not isinstance(value, list | tuple | set | frozenset | dict)
