@@ -49,7 +49,7 @@ pytest_collect_file = (
     Sybil(
         parsers=[DocTestParser(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)],
         document_types={".py": PythonDocStringDocument},
-        patterns=["src/*/*.py", "src/*/*/*.py"],  # a `**` would stand for one folder
+        patterns=["src/tallax/*.py", "src/tallax/*/*.py", "src/tallax/*/*/*.py"],  # a `**` would stand for one folder
         setup=_as_users_run_it,
         teardown=_strict_again,
     )

@@ -236,7 +236,7 @@ def test_every_error_is_covered():
     ("module", "missing", "line"),
     [
         (
-            "_watch",
+            "_tail",
             "rich",
             "tallax watch: needs the package rich, which is not installed.\n  fix:  pip install 'tallax[cli]'",
         ),

@@ -127,6 +127,13 @@ class Printing:
     def close(self) -> None: ...
 
 
+def every_sink(writer: Any, sink: sinks.Sink) -> list[sinks.Sink]:
+    assert_type(sinks.as_sink(writer), sinks.Sink)
+    logs = [sinks.Jsonl("run"), sinks.Parquet("run"), sinks.TensorBoard("run"), sinks.Console("gate/*")]
+    services = [sinks.WandB(project="run"), sinks.MLflow(experiment="run"), sinks.Clu(writer)]
+    return [*logs, *services, sink]
+
+
 def logging(step: tallax.CompiledStep, loss: jax.Array) -> None:
     own: sinks.Sink = Printing()
     with tallax.Logger(own, sinks.Jsonl("run"), sinks.TensorBoard("tb"), every=100, overflow="drop") as log:

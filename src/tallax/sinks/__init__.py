@@ -15,32 +15,6 @@
 Anything with a `write(record)` and a `close()` is a sink: see `Sink`.
 """
 
-from typing import TYPE_CHECKING
+from tallax._lazy import lazily as _lazily
 
-from tallax.runs import Bins as Bins
-from tallax.runs import Item as Item
-from tallax.runs import Record as Record
-from tallax.sinks._sink import Sink as Sink
-from tallax.sinks._sink import as_sink as as_sink
-
-if TYPE_CHECKING:
-    from tallax.sinks._adapters import Clu as Clu
-    from tallax.sinks._console import Console as Console
-    from tallax.sinks._jsonl import Jsonl as Jsonl
-    from tallax.sinks._mlflow import MLflow as MLflow
-    from tallax.sinks._parquet import Parquet as Parquet
-    from tallax.sinks._tensorboard import TensorBoard as TensorBoard
-    from tallax.sinks._wandb import WandB as WandB
-else:  # so that a type checker reports a name that is not there
-    from tallax._lazy import lazily as _lazily
-
-    _FILES = {
-        "Clu": "_adapters",
-        "Console": "_console",
-        "Jsonl": "_jsonl",
-        "MLflow": "_mlflow",
-        "Parquet": "_parquet",
-        "TensorBoard": "_tensorboard",
-        "WandB": "_wandb",
-    }
-    __getattr__, __dir__ = _lazily(__name__, {name: f"{__name__}.{file}" for name, file in _FILES.items()})
+__getattr__, __dir__, __all__ = _lazily(__name__, __file__)
