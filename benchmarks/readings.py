@@ -84,7 +84,7 @@ def _readings(items: int) -> Callable[[], tallax.Reading]:
 
     def fresh() -> tallax.Reading:
         reading = steps().collect()
-        while not reading.ready():
+        while not reading.done():
             pass
         return reading
 

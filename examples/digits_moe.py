@@ -334,7 +334,7 @@ def how_to_look(folder: Path) -> str:
     """Returns the commands that show what was logged, as they are typed in this environment."""
     programs = Path(sys.executable).parent
     commands = {
-        f"tallax watch {folder}": "in the terminal, while it runs too",
+        f"tallax tail {folder}": "in the terminal, while it runs too",
         f"tallax plot {folder}": "as a picture",
         f"tallax show {folder}": "every item, exactly",
         f"tensorboard --logdir {folder.parent}": "in a browser",

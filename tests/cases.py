@@ -113,7 +113,7 @@ READS: dict[str, tuple[Callable[[Any], Any], ...]] = {
     "counter": (
         lambda item: item.value,
         lambda item: item[...],
-        lambda item: item.peek(),
+        lambda item: item._peek(),
         lambda item: (item + 1, 2 * item, -item, item // 2, item % 2),
         lambda item: item.every(2),
         lambda item: (item == 1, item != 1, item == jnp.int32(1), item == item, item.value > 1),
@@ -131,7 +131,7 @@ READS: dict[str, tuple[Callable[[Any], Any], ...]] = {
         lambda item: (item.sum(), jnp.tanh(item), len(item), list(item)),
     ),
     "buffer-scalar": (lambda item: item[...], lambda item: item * 2.0),
-    "step-counter": (lambda item: item.step.value, lambda item: item.step.peek()),
+    "step-counter": (lambda item: item.step.value, lambda item: item.step._peek()),
     "scheduled": (lambda item: item.value, lambda item: item(), lambda item: item.schedule(item.state[0])),
 }
 

@@ -241,7 +241,7 @@ tallax: each object of a checkpoint has a name of its own.
     ),
     "save-held": (
         held,
-        tallax.HeldError,
+        tallax.StateOwnedByStepError,
         """\
 model/experts/0/bias: is held by a compiled step, which keeps the state on the device between its calls.
   got:  the object that the step is bound to

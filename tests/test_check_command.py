@@ -213,7 +213,7 @@ def test_an_interrupt_gives_the_partial_report(file):
     assert {"reproducible", "jit"} <= {cell.check for cell in report.cells}
     assert report.incomplete in str(report)
     assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report
-    with pytest.raises(tallax.CannotCheckError, match=r"was interrupted(.|\n)*at: plain calls(.|\n)*fix:"):
+    with pytest.raises(tallax.StatecheckError, match=r"was interrupted(.|\n)*at: plain calls(.|\n)*fix:"):
         check_file(f"{file}", "Inner.Right", ["float32[3,4]"], on_progress=stop_at("plain calls"))
 
 
@@ -248,13 +248,13 @@ def test_a_file_that_cannot_be_imported(tmp_path, text, says):
     """It is an error with the reason."""
     path = tmp_path / "broken.py"
     path.write_text(text)
-    with pytest.raises(tallax.CannotCheckError, match=says):
+    with pytest.raises(tallax.StatecheckError, match=says):
         check_file(str(path), "Model")
 
 
 def test_a_missing_file():
     """It is an error that shows how a target is written."""
-    with pytest.raises(tallax.CannotCheckError, match=r"fix: +tallax check path/to/file.py:Name"):
+    with pytest.raises(tallax.StatecheckError, match=r"fix: +tallax check path/to/file.py:Name"):
         check_file("nowhere.py", "Model")
 
 
@@ -289,7 +289,7 @@ def test_inputs_by_dtype_and_shape(tmp_path):
 @pytest.mark.parametrize("text", ["float32", "floaty[3]", "float32[3", "missing.npy", "__import__('os')"])
 def test_inputs_that_are_none(text):
     """What spells no input is an error that shows what does."""
-    with pytest.raises(tallax.CannotCheckError, match=r"fix: +--inputs 'float32\[8,4\]'"):
+    with pytest.raises(tallax.StatecheckError, match=r"fix: +--inputs 'float32\[8,4\]'"):
         input_of(text)
 
 
@@ -578,7 +578,7 @@ def test_only_what_is_unwritten_is_to_be_filled_in(tmp_path):
 
 def test_start_writes_python_only(tmp_path):
     """What is no name of such a file is refused, and nothing is written: FILE:NAME was to be checked, it seems."""
-    with pytest.raises(tallax.CannotCheckError, match=r"--start solution\.py"):
+    with pytest.raises(tallax.StatecheckError, match=r"--start solution\.py"):
         write_starter(tmp_path / "gate.py:Gate")
     assert not list(tmp_path.iterdir())
 

@@ -85,7 +85,7 @@ def test_a_short_run_shows_every_item_and_draws_every_plot(tmp_path):
     assert re.search(rf"│ second_look.active +│ Rate +│ [\d,]+ of {images:,} ", output)
     assert re.search(r"│ optimizer +│ ClipCounts +│ [\d,]+ of 44 ", output)
     (folder,) = tmp_path.iterdir()
-    for command in ("tallax watch", "tallax plot", "tallax show"):
+    for command in ("tallax tail", "tallax plot", "tallax show"):
         assert f"{command} {folder}  #" in output
     assert f"tensorboard --logdir {tmp_path}  #" in output
     assert {path.name for path in folder.glob("*.png")} == {f"{plot}.png" for plot in PLOTS}

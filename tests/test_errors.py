@@ -530,8 +530,8 @@ Buffer: an integer does not fit int32.
         """\
 Buffer: reduce says how the copies of replicas combine.
   got:       str ('mean')
-  expected:  'sum', 'max', 'min', 'same'
-  fix:       reduce="same" for a value that every replica computes alike, as jax.lax.pmean makes it""",
+  expected:  'sum', 'max', 'min', 'replicated'
+  fix:       reduce="replicated" for a value that every replica computes alike, as jax.lax.pmean makes it""",
     ),
     "counter-reduce": (
         lambda model: tallax.Counter(reduce="max"),
@@ -539,7 +539,7 @@ Buffer: reduce says how the copies of replicas combine.
         """\
 Counter: copies of a count are summed, or all the same.
   got:  reduce='max'
-  fix:  leave reduce out, or reduce="same" for steps that all replicas take together""",
+  fix:  leave reduce out, or reduce="replicated" for steps that all replicas take together""",
     ),
     "counter-start": (
         lambda model: tallax.Counter(np.arange(2)),
@@ -1053,7 +1053,7 @@ model.layer.w: belongs to another trace than the call, so what the function writ
     ),
     "check-nothing": (
         lambda model: tallax.statecheck(3),
-        tallax.CannotCheckError,
+        tallax.StatecheckError,
         """\
 statecheck: takes a factory of modules.
   got:  int (3)
@@ -1061,7 +1061,7 @@ statecheck: takes a factory of modules.
     ),
     "check-no-module": (
         lambda model: tallax.statecheck(make_three),
-        tallax.CannotCheckError,
+        tallax.StatecheckError,
         """\
 statecheck of make_three: the factory must return a Flax NNX module.
   got:  int (3)
@@ -1069,7 +1069,7 @@ statecheck of make_three: the factory must return a Flax NNX module.
     ),
     "check-arguments": (
         lambda model: tallax.statecheck(nnx.Linear),
-        tallax.CannotCheckError,
+        tallax.StatecheckError,
         """\
 statecheck of Linear: the factory is called with nothing but rngs.
   got:  required arguments in_features, out_features
@@ -1077,7 +1077,7 @@ statecheck of Linear: the factory is called with nothing but rngs.
     ),
     "check-inputs": (
         lambda model: tallax.statecheck(Model, nnx.Rngs(0)),
-        tallax.CannotCheckError,
+        tallax.StatecheckError,
         """\
 statecheck: inputs are arrays and plain values; a module among them would carry state from run to run.
   got:  a Rngs
@@ -1085,7 +1085,7 @@ statecheck: inputs are arrays and plain values; a module among them would carry 
     ),
     "check-no-call": (
         lambda model: tallax.statecheck(Model),
-        tallax.CannotCheckError,
+        tallax.StatecheckError,
         """\
 statecheck of Model: a model that can't be called needs to be told what to run.
   got:  a Model without __call__
@@ -1093,7 +1093,7 @@ statecheck of Model: a model that can't be called needs to be told what to run.
     ),
     "check-raises": (
         lambda model: tallax.statecheck(Model, call=lambda model: 1 // 0),
-        tallax.CannotCheckError,
+        tallax.StatecheckError,
         """\
 statecheck of Model: a plain call of the model raises.
   got:  ZeroDivisionError: integer division or modulo by zero
@@ -1110,7 +1110,7 @@ statecheck: one call does not show what drifts.
     ),
     "held": (
         compiled()(lambda model, step: nnx.clone(model).experts[0].step.value),
-        tallax.HeldError,
+        tallax.StateOwnedByStepError,
         """\
 model.experts.0.step: is held by a compiled step, which keeps the state on the device between its calls.
   got:  a use of the value, or of a copy of the model or its state, between two calls
@@ -1118,7 +1118,7 @@ model.experts.0.step: is held by a compiled step, which keeps the state on the d
     ),
     "copy-of-held": (
         compiled()(lambda model, step: tallax.compile_step(lambda model: None, nnx.clone(model))()),
-        tallax.HeldError,
+        tallax.StateOwnedByStepError,
         """\
 model.experts.0.bias: is a copy of a Variable that was made while a compiled step held the value, so it has none.
   got:  a clone of the model, or a state of it
@@ -1126,7 +1126,7 @@ model.experts.0.bias: is a copy of a Variable that was made while a compiled ste
     ),
     "written-past": (
         compiled()(write_past),
-        tallax.HeldError,
+        tallax.StateOwnedByStepError,
         """\
 model.temperature.state: was written while a compiled step held it, and the step does not know of it.
   got:  a new value between two calls, which steps since then have not seen
@@ -1134,7 +1134,7 @@ model.temperature.state: was written while a compiled step held it, and the step
     ),
     "lost": (
         compiled()(lose),
-        tallax.HeldError,
+        tallax.StateOwnedByStepError,
         """\
 the compiled step: failed while it ran, after it had taken the memory of the state before it, so that is lost.
   got:  a call that raised inside JAX
@@ -1150,7 +1150,7 @@ compile_step: binds the modules and optimizers whose state the step changes.
     ),
     "bind-twice": (
         lambda model: tallax.compile_step(lambda model, rate: None, model, model.rate),
-        tallax.StructureError,
+        tallax.StructureChangedError,
         """\
 rate.counts: is the same Counter as model.rate.counts, and a compiled step takes each once.
   got:  an item, or a module with it, that was handed in twice
@@ -1158,7 +1158,7 @@ rate.counts: is the same Counter as model.rate.counts, and a compiled step takes
     ),
     "changed-between": (
         compiled()(change),
-        tallax.StructureError,
+        tallax.StructureChangedError,
         """\
 model.rate: a step is compiled for objects of one structure.
   got:  deterministic is bool (True); it was bool (False)
@@ -1166,7 +1166,7 @@ model.rate: a step is compiled for objects of one structure.
     ),
     "changed-within": (
         compiled(lambda model: delattr(model, "rate"))(None),
-        tallax.StructureError,
+        tallax.StructureChangedError,
         """\
 model: a step is compiled for objects of one structure.
   got:  rate is gone; it was Rate
@@ -1174,7 +1174,7 @@ model: a step is compiled for objects of one structure.
     ),
     "changed-array": (
         replace_an_array,
-        tallax.StructureError,
+        tallax.StructureChangedError,
         """\
 model.table: is an array in no Variable, and a compiled step changes only Variables.
   got:  another array after the step
@@ -1527,15 +1527,15 @@ def test_the_hierarchy():
         tallax.TracedReadError: TypeError,
         tallax.TraceError: flax_errors.TraceContextError,
         tallax.ReplicasError: ValueError,
-        tallax.HeldError: RuntimeError,
-        tallax.StructureError: ValueError,
-        tallax.CannotCheckError: ValueError,
+        tallax.StateOwnedByStepError: RuntimeError,
+        tallax.StructureChangedError: ValueError,
+        tallax.StatecheckError: ValueError,
         tallax.CheckFailedError: AssertionError,
         tallax.CheckpointError: OSError,
         tallax.RestoreError: ValueError,
         tallax.MissingExtraError: ImportError,
         tallax.SinkError: RuntimeError,
-        tallax.RunInUseError: RuntimeError,
+        tallax.RunLockedError: RuntimeError,
         tallax.RunError: ValueError,
     }
     assert set(builtins) == set(tallax.TallaxError.__subclasses__())

@@ -169,7 +169,7 @@ def test_two_writers(tmp_path):
     """A second Logger on a run that is being written says so, and leaves it alone."""
     first, second = Jsonl(tmp_path), Jsonl(tmp_path)
     first.write(Record(1, 0.0))
-    with pytest.raises(tallax.RunInUseError) as caught:
+    with pytest.raises(tallax.RunLockedError) as caught:
         second.write(Record(1, 0.0))
     assert str(caught.value) == (
         f"{tmp_path / 'records.jsonl'}: another program, or another Logger, is writing to this run.\n"

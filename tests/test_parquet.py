@@ -112,7 +112,7 @@ def test_a_second_writer_is_refused(tmp_path):
     """Two programs don't write to one table; once the first is closed the second may."""
     first, second = tallax.sinks.Parquet(tmp_path), tallax.sinks.Parquet(tmp_path)
     first.write(record(1))
-    with pytest.raises(tallax.RunInUseError, match="another Logger, is writing to this run"):
+    with pytest.raises(tallax.RunLockedError, match="another Logger, is writing to this run"):
         second.write(record(2))
     first.close()
     second.write(record(2))

@@ -416,10 +416,10 @@ def test_only_what_is_selected_keeps_shares():
     """A filter chooses; the others stay whole, and so does what all replicas count alike."""
     mesh = mesh_of("auto", (8,), ("data",))
     model = tallax.per_replica(Model(), mesh, "data", only=nnx.PathContains("items"))
-    keeping = {path[0] for path, item in nnx.iter_graph(model) if getattr(item, "replica_axes", ())}
+    keeping = {path[0] for path, item in nnx.iter_graph(model) if getattr(item, "_replica_axes", ())}
     assert keeping == {"items"}
     model = tallax.per_replica(Model(), mesh, "data")
-    keeping = {path[0] for path, item in nnx.iter_graph(model) if getattr(item, "replica_axes", ())}
+    keeping = {path[0] for path, item in nnx.iter_graph(model) if getattr(item, "_replica_axes", ())}
     assert keeping == {"items", "examples", "steps_once", "total", "low", "high"}
     assert int(model.step) == 0
 
@@ -460,7 +460,7 @@ def test_shares_are_not_read_as_a_value():
 def test_differing_copies_raise():
     """Where check_vma=False let copies drift apart, combining and `assert_replicated` name the item."""
     mesh = mesh_of("auto", (8,), ("data",))
-    model = nnx.Dict(same=tallax.Counter(reduce="same"), fine=tallax.Counter(), w=nnx.Param(jnp.zeros(2)))
+    model = nnx.Dict(same=tallax.Counter(reduce="replicated"), fine=tallax.Counter(), w=nnx.Param(jnp.zeros(2)))
     tallax.assert_replicated(model, only=...)
 
     def drift(model, x):
@@ -495,9 +495,9 @@ def test_assert_replicated_takes_what_is_split(kind):
 
 
 def test_a_count_that_is_the_same_takes_constants():
-    """A Counter(reduce="same") counts a step once inside shard_map, and a count of the batch whole."""
+    """A Counter(reduce="replicated") counts a step once inside shard_map, and a count of the batch whole."""
     mesh = mesh_of("auto")
-    model = nnx.Dict(step=tallax.Counter(reduce="same"))
+    model = nnx.Dict(step=tallax.Counter(reduce="replicated"))
 
     def body(model, x):
         model.step += 1

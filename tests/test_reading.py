@@ -188,7 +188,7 @@ def test_any_thread_may_ask():
         thread.join()
     assert len(results) == 10
     assert all(result is results[0] for result in results)
-    assert reading.ready()
+    assert reading.done()
     assert repr(reading) == "<Reading of 11 items: ready>"
 
 
@@ -249,7 +249,7 @@ def test_counts_beyond_every_float():
 def test_no_items():
     """Then there is nothing to wait for."""
     reading = tallax.collect(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
-    assert reading.ready()
+    assert reading.done()
     assert reading.result() == {}
 
 

@@ -238,7 +238,7 @@ def test_every_error_is_covered():
         (
             "_tail",
             "rich",
-            "tallax watch: needs the package rich, which is not installed.\n  fix:  pip install 'tallax[cli]'",
+            "tallax tail: needs the package rich, which is not installed.\n  fix:  pip install 'tallax[cli]'",
         ),
         (
             "_show",

@@ -570,7 +570,7 @@ class Takes(nnx.Module):
 )
 def test_what_cannot_be_checked_says_so(make, inputs, says):
     """It is an error of its own, which says what to hand over instead."""
-    with pytest.raises(tallax.CannotCheckError, match=says) as caught:
+    with pytest.raises(tallax.StatecheckError, match=says) as caught:
         tallax.statecheck(make, *inputs)
     assert "fix:" in str(caught.value)
 

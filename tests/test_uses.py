@@ -94,7 +94,7 @@ def in_a_branch(model, flag):
 
 
 def advanced(model, *args):
-    model.a.advance()  # returns the count, which is dropped
+    model.a._advance_by_one()  # returns the count, which is dropped
 
 
 def read_within(transform):
@@ -148,7 +148,7 @@ ADDED = {
     "int32": (lambda model, n: model.a.increment(n), INT32),
     "mask": (lambda model, mask: model.a.count(mask), MASK),
     "uint16": (lambda model, n: [model.a.increment(n) for _ in range(10)], np.uint16(5)),
-    "tally": (lambda model, n: [model.b.tally(jnp.stack([n, n]), 2**20, None) for _ in range(10)], np.uint32(5)),
+    "tally": (lambda model, n: [model.b._tally(jnp.stack([n, n]), 2**20, None) for _ in range(10)], np.uint32(5)),
     "grad": (lambda model, x: tallax.grad(lambda x, model: (increments(model), x * x)[1])(x, model), jnp.float32(2)),
     "remat": (nnx.remat(increments), INT32),
     "jit": (nnx.jit(increments), INT32),

@@ -59,11 +59,11 @@ OPERATIONS = {
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 def test_a_dict_of_metadata_keeps_what_is_declared(operation):
     """set_metadata({...}) replaces the labels and keeps the declarations, so all goes on working."""
-    model = nnx.Dict(b=tallax.Buffer(0.5, reduce="max", persistent=False, old=1), c=tallax.Counter(reduce="same"))
+    model = nnx.Dict(b=tallax.Buffer(0.5, reduce="max", persistent=False, old=1), c=tallax.Counter(reduce="replicated"))
     for item in (model.b, model.c):
         item.set_metadata({"label": "a"})
     declared = [(item.get_metadata("reduce"), item.get_metadata("persistent")) for item in (model.b, model.c)]
-    assert declared == [("max", False), ("same", True)]
+    assert declared == [("max", False), ("replicated", True)]
     assert model.b.get_metadata("label") == "a"
     assert not model.b.has_metadata("old")
     operation(model)

@@ -33,12 +33,12 @@ def refuse_replacing(current: Any, value: Any, *, name: str | None = None) -> No
         return
     item, replacement = kept
     path = name_of(item)
-    written_by = getattr(type(item), "written_by", "self.{name}[...] = x")
+    _written_by = getattr(type(item), "_written_by", "self.{name}[...] = x")
     if name is None or item is not current:
         known = path.isidentifier() or "." in path or "[" in path
-        fix = written_by.replace("self.{name}", path if known else "entry")
+        fix = _written_by.replace("self.{name}", path if known else "entry")
     else:
-        fix = written_by.format(name=name)
+        fix = _written_by.format(name=name)
     place = "attribute" if name is not None and item is current else "entry"
     raise ReplacedVariableError(
         compose(
@@ -56,7 +56,7 @@ def _dropped(current: Any, value: Any) -> tuple[Any, Any] | None:
         return None
     if isinstance(current, nnx.Variable):
         return current, value
-    if hasattr(type(current), "written_by"):  # a statistic, a Scheduled, a StepCounter
+    if hasattr(type(current), "_written_by"):  # a statistic, a Scheduled, a StepCounter
         return None if isinstance(value, nnx.Pytree) else (current, value)
     if isinstance(current, nnx.List | nnx.Dict):
         return _dropped_within(current, value)

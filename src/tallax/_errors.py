@@ -9,14 +9,14 @@ TallaxError
 ├── TraceError              also a flax TraceContextError: a write from another trace level
 ├── TracedReadError         also a TypeError: `int(counter)` under `jit`
 ├── ReplicasError           also a ValueError: which copies should be summed? why do these differ?
-├── HeldError               also a RuntimeError: a value was used that a compiled step holds
-├── StructureError          also a ValueError: the model is no longer the one that a step was compiled for
+├── StateOwnedByStepError               also a RuntimeError: a value was used that a compiled step holds
+├── StructureChangedError          also a ValueError: the model is no longer the one that a step was compiled for
 ├── CheckpointError         also an OSError: there is no checkpoint, or it is damaged, foreign, or too new
 ├── RestoreError            also a ValueError: a checkpoint and a model differ; it has a `report`
-├── CannotCheckError        also a ValueError: statecheck was given nothing that it can run
+├── StatecheckError        also a ValueError: statecheck was given nothing that it can run
 ├── CheckFailedError        also an AssertionError: statecheck found a fault
 ├── SinkError               also a RuntimeError: a sink of a Logger could not write
-├── RunInUseError           also a RuntimeError: two programs are about to write to one run
+├── RunLockedError           also a RuntimeError: two programs are about to write to one run
 ├── RunError                also a ValueError: what should be a run on disk is none
 └── MissingExtraError       also an ImportError: an optional dependency is not installed
 ```
@@ -76,11 +76,11 @@ class ReplicasError(TallaxError, ValueError):
     """It cannot be told which replicas to sum over, shares are not combined, or copies of one value differ."""
 
 
-class HeldError(TallaxError, RuntimeError):
+class StateOwnedByStepError(TallaxError, RuntimeError):
     """A value was used, or written, that a compiled step holds between its calls."""
 
 
-class StructureError(TallaxError, ValueError):
+class StructureChangedError(TallaxError, ValueError):
     """The bound objects are no longer those that a step was compiled for, or hold what it cannot take."""
 
 
@@ -98,7 +98,7 @@ class RestoreError(TallaxError, ValueError):
     report: Any = None
 
 
-class CannotCheckError(TallaxError, ValueError):
+class StatecheckError(TallaxError, ValueError):
     """`statecheck` was given no module, or one that a plain call of raises."""
 
 
@@ -110,7 +110,7 @@ class SinkError(TallaxError, RuntimeError):
     """A sink of a Logger raised: it could not write, or not close."""
 
 
-class RunInUseError(TallaxError, RuntimeError):
+class RunLockedError(TallaxError, RuntimeError):
     """Somebody else is writing to a run."""
 
 

@@ -75,7 +75,7 @@ def axes_to_combine(
     mapped = mapped_axes()
     if axis_name is None and not mapped:
         return NOT_COMBINED
-    known, kept = frozenset().union(*map(varying_axes, (*increments, like))), frozenset(state.replica_axes)
+    known, kept = frozenset().union(*map(varying_axes, (*increments, like))), frozenset(state._replica_axes)
     if axis_name is not None:
         named = frozenset(axis_name if isinstance(axis_name, tuple) else (axis_name,))
         return Combination(_in_order(named - kept), _in_order(kept - named - (known if named else frozenset())))

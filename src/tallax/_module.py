@@ -55,7 +55,7 @@ class EvalAware(Module):
     `nnx.Dropout`. In graph mode it is a static attribute, so each mode is compiled once.
     """
 
-    written_by: ClassVar[str] = "self.{name}(), which writes into it; or del self.{name} first"  # what errors advise
+    _written_by: ClassVar[str] = "self.{name}(), which writes into it; or del self.{name} first"  # what errors advise
 
     def __init__(self):
         self.deterministic: bool = False

@@ -102,7 +102,7 @@ def main() -> None:
         raise typer.Exit(doctor_main(arguments or []))
 
     @app.command()
-    def watch(
+    def tail(
         run: str = typer.Argument(help="The folder of a run, or its file."),
         items: list[str] = typer.Option([], help="Names to show, once for each: 'gate/*', loss."),
         every: float = typer.Option(1.0, min=0.05, help="Seconds between two looks."),
@@ -114,9 +114,9 @@ def main() -> None:
         Where the output is no terminal, it is printed once.
         """
         with _refusing(typer):
-            from tallax.runs._tail import watch as run_watch
+            from tallax.runs._tail import tail as run_tail
 
-            run_watch(run, items, every, once=once, wait=wait)
+            run_tail(run, items, every, once=once, wait=wait)
 
     @app.command()
     def plot(

@@ -52,14 +52,14 @@ class StepCounter(EvalAware):
                 )
             )
         rngs.params()
-        self.step: Counter = Counter(reduce="same")
+        self.step: Counter = Counter(reduce="replicated")
 
     def __call__(self) -> jax.Array | np.ndarray | np.int32:
         """Returns the number of this call, an int32 scalar saturated at 2**31 - 1 (`int(counter.step)` is exact).
 
         Outside a trace it is a NumPy scalar, so that an eager call dispatches nothing.
         """
-        return self.step.peek() if self.deterministic else self.step.advance()
+        return self.step._peek() if self.deterministic else self.step._advance_by_one()
 
     def __int__(self) -> int:
         """Returns the exact number of calls."""
@@ -67,7 +67,7 @@ class StepCounter(EvalAware):
 
     def __repr__(self) -> str:
         """Returns one line, with the exact number of calls where it can be read."""
-        count = self.step.shown()
+        count = self.step._shown()
         return "StepCounter()" if count is None else f"StepCounter(): {' '.join(str(count).split())}"
 
     __str__ = __repr__

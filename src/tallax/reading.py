@@ -144,7 +144,7 @@ class Reading:
         self._lock = threading.Lock()
         self._result: dict[str, Any] | None = None
 
-    def ready(self) -> bool:
+    def done(self) -> bool:
         """Returns whether `result` would return without waiting for the device."""
         return self._result is not None or self._copies.are_ready()
 
@@ -174,7 +174,7 @@ class Reading:
         return self._result
 
     def __repr__(self) -> str:
-        return f"<Reading of {len(self.entries)} items: {'ready' if self.ready() else 'on its way'}>"
+        return f"<Reading of {len(self.entries)} items: {'ready' if self.done() else 'on its way'}>"
 
     def _repr_html_(self) -> str:
         """Waits for the copy, as `result` does."""

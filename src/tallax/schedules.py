@@ -55,7 +55,7 @@ class Scheduled(EvalAware):
         Array(1., dtype=float32)
     """
 
-    written_by = "self.{name}.pin(x), which writes into it; or del self.{name} first"
+    _written_by = "self.{name}.pin(x), which writes into it; or del self.{name} first"
 
     def __init__(self, schedule: Callable[[Any], Any], *, name: str | None = None, persistent: bool = True):
         if not callable(schedule):
@@ -141,7 +141,7 @@ class Scheduled(EvalAware):
     def stored_state(self) -> dict[str, Any]:
         """Returns the state by attribute, on the host, on the device, or traced."""
         self.refuse_casts()
-        return {"state": self.state.stored()}
+        return {"state": self.state._stored()}
 
     def state_here(self) -> dict[str, Any]:
         """Returns the state by attribute: a NumPy array, or inside a trace a traced one."""
@@ -188,7 +188,7 @@ class Scheduled(EvalAware):
 
     def _said(self) -> str:
         """Returns the value in words, and whether it is pinned; nothing where it can't be read."""
-        state = self.state.shown()
+        state = self.state._shown()
         if state is None:
             return ""
         state = np.asarray(state)

@@ -20,7 +20,7 @@ class Model(tallax.Module):
         self.step = tallax.StepCounter(rngs)
         self.seen = tallax.Counter()
         self.fired = tallax.Counter(shape=(4,), reduce="sum", persistent=False)
-        self.centre = tallax.Buffer(np.zeros(3), reduce="same")
+        self.centre = tallax.Buffer(np.zeros(3), reduce="replicated")
         self.rate = statistics.Rate(4)
         self.temperature = tallax.Scheduled(optax.linear_schedule(5.0, 1.0, 10), name="temperature")
 
@@ -80,7 +80,7 @@ def steps(model: Model, optimizer: nnx.Optimizer[Model], x: jax.Array) -> None:
     reading = step.collect()
     assert_type(reading, tallax.Reading)
     assert_type(tallax.collect(model, optimizer), tallax.Reading)
-    assert_type(reading.ready(), bool)
+    assert_type(reading.done(), bool)
     assert_type(reading.result(), dict[str, Any])
     assert_type(tallax.snapshot(model), dict[str, Any])
     tallax.value_and_grad(train_step, wrt=nnx.Param, argnums=0, has_aux=False)(model, optimizer, x)
@@ -154,17 +154,17 @@ def errors() -> tuple[type[tallax.TallaxError], ...]:
     builtins: list[type[Exception]] = [tallax.InvalidValueError, tallax.InvalidTypeError, tallax.MissingExtraError]
     assert builtins
     return (
-        tallax.CannotCheckError,
+        tallax.StatecheckError,
         tallax.CheckFailedError,
         tallax.CheckpointError,
-        tallax.HeldError,
+        tallax.StateOwnedByStepError,
         tallax.ReplacedVariableError,
         tallax.ReplicasError,
         tallax.RestoreError,
         tallax.RunError,
-        tallax.RunInUseError,
+        tallax.RunLockedError,
         tallax.SinkError,
-        tallax.StructureError,
+        tallax.StructureChangedError,
         tallax.TraceError,
         tallax.TracedReadError,
     )

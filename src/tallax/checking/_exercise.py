@@ -15,7 +15,7 @@ from typing import Any
 
 from flax import nnx
 
-from tallax._errors import CannotCheckError, compose
+from tallax._errors import StatecheckError, compose
 from tallax.checking import _answers
 from tallax.checking._collecting import Collected
 from tallax.checking._matrix import outcome_of
@@ -28,17 +28,17 @@ def write_starter(path: Path) -> None:
     """Writes the file to start the exercise from.
 
     Raises:
-        CannotCheckError: something is there already, or the path does not end in .py.
+        StatecheckError: something is there already, or the path does not end in .py.
     """
     if path.suffix != ".py":  # as where FILE:NAME is meant to be checked
-        raise CannotCheckError(
+        raise StatecheckError(
             compose("--start", "names a file of Python to write.", got=str(path), fix="--start solution.py")
         )
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(resources.files("tallax.checking.exercise").joinpath("starter.py").read_text(encoding="utf-8"))
     except OSError as error:
-        raise CannotCheckError(
+        raise StatecheckError(
             compose(str(path), "cannot be started.", got=f"{type(error).__name__}: {error}", fix="name a new file")
         ) from None
 

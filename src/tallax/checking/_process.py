@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tallax._errors import CannotCheckError, compose
+from tallax._errors import StatecheckError, compose
 from tallax.checking._collecting import Collected
 from tallax.checking._report import Report, cell_from, finding_from
 
@@ -46,7 +46,7 @@ def check_file(
         `incomplete`.
 
     Raises:
-        CannotCheckError: the file, the name or the inputs are no good, or the process ended before the first check did.
+        StatecheckError: the file, the name or the inputs are no good, or the process ended before the first check did.
     """
     reading, writing = os.pipe()
     request = {"file": file, "name": name, "inputs": list(inputs), "call": call, "calls": calls, "answer_to": writing}
@@ -96,9 +96,9 @@ def check_file(
         rule, got, fix = early
         if collected.cells:
             return collected.report(f"{rule} ({got})")
-        raise CannotCheckError(compose(_subject(file, name), f"{rule}.", got=got, fix=fix))
+        raise StatecheckError(compose(_subject(file, name), f"{rule}.", got=got, fix=fix))
     if "error" in answer:
-        raise CannotCheckError(answer["error"])
+        raise StatecheckError(answer["error"])
     return Report.from_dict(answer["report"])
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax._errors import CannotCheckError, compose, describe
+from tallax._errors import StatecheckError, compose, describe
 
 Batch: TypeAlias = tuple[jax.Array, ...]
 
@@ -44,12 +44,12 @@ def program_of(make: Any, inputs: tuple[Any, ...], calls: int, call: Callable[..
     """Returns the program that `statecheck(make, *inputs, calls=calls, call=call)` asks for.
 
     Raises:
-        CannotCheckError: `make` is no factory of modules, or its model can't be called.
+        StatecheckError: `make` is no factory of modules, or its model can't be called.
     """
     leaves, tree = jax.tree.flatten(inputs, is_leaf=lambda leaf: isinstance(leaf, nnx.Pytree | nnx.Variable))
     for leaf in leaves:
         if isinstance(leaf, nnx.Pytree | nnx.Variable):
-            raise CannotCheckError(
+            raise StatecheckError(
                 compose(
                     "statecheck",
                     "inputs are arrays and plain values; a module among them would carry state from run to run.",
@@ -70,7 +70,7 @@ def program_of(make: Any, inputs: tuple[Any, ...], calls: int, call: Callable[..
     fresh = factory_of(make)
     model = fresh()
     if call is None and not callable(model):
-        raise CannotCheckError(
+        raise StatecheckError(
             compose(
                 f"statecheck of {type(model).__name__}",
                 "a model that can't be called needs to be told what to run.",
@@ -89,7 +89,7 @@ def factory_of(make: Any) -> Callable[[], Any]:
     if isinstance(make, nnx.Pytree):
         return lambda: _copied(make)
     if not callable(make):
-        raise CannotCheckError(
+        raise StatecheckError(
             compose(
                 "statecheck",
                 "takes a factory of modules.",
@@ -104,7 +104,7 @@ def factory_of(make: Any) -> Callable[[], Any]:
         if p.name != "rngs" and p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
     if missing:
-        raise CannotCheckError(
+        raise StatecheckError(
             compose(
                 f"statecheck of {getattr(make, '__qualname__', make)}",
                 "the factory is called with nothing but rngs.",
@@ -120,7 +120,7 @@ def factory_of(make: Any) -> Callable[[], Any]:
         arguments = {"rngs": nnx.Rngs(0)} if takes_rngs and not by_position else {}
         model = make(*given, **arguments)
         if not isinstance(model, nnx.Pytree):  # a module, or one of Flax's metrics
-            raise CannotCheckError(
+            raise StatecheckError(
                 compose(
                     f"statecheck of {getattr(make, '__qualname__', make)}",
                     "the factory must return a Flax NNX module.",

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from tallax._errors import CannotCheckError, InvalidValueError, compose, describe
+from tallax._errors import InvalidValueError, StatecheckError, compose, describe
 from tallax.checking import _attribute_checks, _copies, _counter_widths, _matrix, _usage_warnings
 from tallax.checking._collecting import Collected
 from tallax.checking._program import Program, program_of
@@ -65,7 +65,7 @@ def statecheck(
         a `Report`; print it, ask for its `failures` and `warnings`, or `raise_on_failure()`.
 
     Raises:
-        CannotCheckError: `make` is no factory of modules, or a plain call of its module raises.
+        StatecheckError: `make` is no factory of modules, or a plain call of its module raises.
         InvalidValueError: `calls` is below 2.
         KeyboardInterrupt: on Ctrl-C. Its only argument is the report of the checks that had run, marked `incomplete`,
             so that Python prints the report below the traceback.
@@ -174,8 +174,8 @@ def reference_of(program: Program) -> Reference:
             raise _cannot(program, error_too) from error
 
 
-def _cannot(program: Program, error: Exception) -> CannotCheckError:
-    return CannotCheckError(
+def _cannot(program: Program, error: Exception) -> StatecheckError:
+    return StatecheckError(
         compose(
             f"statecheck of {program.name}",
             "a plain call of the model raises.",

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax._errors import CannotCheckError, compose
+from tallax._errors import StatecheckError, compose
 
 _ARRAY = re.compile(r"(?P<dtype>[a-z]+\d*)\[(?P<shape>[\d,\s]*)\](?:\s*<\s*(?P<high>\d+))?")
 
@@ -24,20 +24,20 @@ def loaded(path: Path) -> ModuleType:
     """Returns the module that a file holds, with its folder in front of the import path, as `python FILE` has it.
 
     Raises:
-        CannotCheckError: there is no such file, or running it raises.
+        StatecheckError: there is no such file, or running it raises.
     """
     if not path.is_file():
-        raise CannotCheckError(compose(str(path), "there is no such file.", fix="tallax check path/to/file.py:Name"))
+        raise StatecheckError(compose(str(path), "there is no such file.", fix="tallax check path/to/file.py:Name"))
     sys.path.insert(0, str(path.resolve().parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise CannotCheckError(compose(str(path), "is not a Python file.", fix="tallax check path/to/file.py:Name"))
+        raise StatecheckError(compose(str(path), "is not a Python file.", fix="tallax check path/to/file.py:Name"))
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # pickle looks classes up by it
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise CannotCheckError(
+        raise StatecheckError(
             compose(
                 str(path), "raises when it is imported.", got=f"{type(error).__name__}: {error}", fix="mend that first"
             )
@@ -49,12 +49,12 @@ def found(module: ModuleType, name: str) -> Any:
     """Returns what a file defines as `name`, which may have dots.
 
     Raises:
-        CannotCheckError: the file has no such name.
+        StatecheckError: the file has no such name.
     """
     value: Any = module
     for part in name.split("."):
         if not hasattr(value, part):
-            raise CannotCheckError(
+            raise StatecheckError(
                 compose(
                     f"{module.__file__}:{name}",
                     "the file defines no such name.",
@@ -83,7 +83,7 @@ def input_of(text: str) -> Any:
     every time.
 
     Raises:
-        CannotCheckError: the text spells nothing.
+        StatecheckError: the text spells nothing.
     """
     text = text.strip()
     match = _ARRAY.fullmatch(text)
@@ -94,7 +94,7 @@ def input_of(text: str) -> Any:
             return jnp.asarray(np.load(text, allow_pickle=False))
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, OSError) as error:
-        raise CannotCheckError(
+        raise StatecheckError(
             compose(
                 "--inputs",
                 "takes arrays by dtype and shape, files of NumPy, and Python literals.",

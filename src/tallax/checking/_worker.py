@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-from tallax._errors import CannotCheckError, compose
+from tallax._errors import StatecheckError, compose
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
         os.dup2(2, 1)  # what the user's code prints goes to stderr: stdout is the report's
         try:
             report = _checked(request, pipe)
-        except CannotCheckError as error:
+        except StatecheckError as error:
             _say(pipe, error=str(error))
         else:
             _say(pipe, report=report.to_dict())
@@ -54,7 +54,7 @@ def _checked(request: dict[str, Any], pipe: TextIO) -> Any:
         if hasattr(module, "StepCounter") or hasattr(module, "counter_after_n_calls"):
             return graded(module, collected)
         names = modules_in(module)
-        raise CannotCheckError(
+        raise StatecheckError(
             compose(
                 file,
                 "name what to check in it.",

@@ -67,7 +67,7 @@ def from_checkpoint(
 
     Raises:
         CheckpointError: the tree is damaged, or a later version wrote it.
-        HeldError: a compiled step holds an object, and it was not the step that came.
+        StateOwnedByStepError: a compiled step holds an object, and it was not the step that came.
         InvalidTypeError: something is no module.
         InvalidValueError: an argument makes no sense.
         RestoreError: a shape, dtype, kind or configuration differs; names do and the policy does not allow it; nothing
@@ -273,13 +273,13 @@ def _reset(holder: Holder) -> None:
 def _share_out(combined: Any, thing: Any) -> None:
     """Puts what a combined copy of an object has into the object, whose items keep a share for each replica."""
     originals = dict(_items(thing))
-    layouts = {(item.get_raw_value().sharding.mesh, item.replica_axes) for item in originals.values() if item.shares}
+    layouts = {(item.get_raw_value().sharding.mesh, item._replica_axes) for item in originals.values() if item._shares}
     laid_out = combined
     for mesh, axes in layouts:
         paths = {
             path
             for path, item in originals.items()
-            if item.shares and (item.get_raw_value().sharding.mesh, item.replica_axes) == (mesh, axes)
+            if item._shares and (item.get_raw_value().sharding.mesh, item._replica_axes) == (mesh, axes)
         }
         laid_out = per_replica(laid_out, mesh, axes, only=lambda path, _, paths=paths: tuple(path) in paths)
     values = {path: node.get_raw_value() for path, node in nnx.iter_graph(laid_out) if isinstance(node, nnx.Variable)}

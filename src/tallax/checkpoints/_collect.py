@@ -15,7 +15,14 @@ import numpy as np
 from flax import nnx
 
 from tallax._arrays import is_traced
-from tallax._errors import HeldError, InvalidTypeError, InvalidValueError, TracedReadError, compose, describe
+from tallax._errors import (
+    InvalidTypeError,
+    InvalidValueError,
+    StateOwnedByStepError,
+    TracedReadError,
+    compose,
+    describe,
+)
 from tallax._module import EvalAware
 from tallax.compiling import CompiledStep
 from tallax.schedules import Scheduled
@@ -143,7 +150,7 @@ def holders_of(objects: Mapping[str, Any], *, abstract: bool = False) -> list[Ho
         abstract: whether they may hold shapes without values, as a model of `nnx.eval_shape` does.
 
     Raises:
-        HeldError: a compiled step holds a value.
+        StateOwnedByStepError: a compiled step holds a value.
         InvalidTypeError: a Variable holds what is neither an array nor a number.
         TracedReadError: inside a trace.
     """
@@ -215,7 +222,7 @@ def _quoted(part: str) -> str:
 def _checked_leaf(name: str, leaf: Any, abstract: bool) -> Any:
     """Returns an array or a number; raises for everything else, and for an abstract array if none is allowed."""
     if isinstance(leaf, Held):
-        raise HeldError(
+        raise StateOwnedByStepError(
             compose(
                 name,
                 "is held by a compiled step, which keeps the state on the device between its calls.",

@@ -43,7 +43,7 @@ def to_checkpoint(*objects: Any, extra: Any = None, **named: Any) -> dict[str, A
         **named: more of them, by names of your own.
 
     Raises:
-        HeldError: a compiled step holds an object, and it was not the step that came.
+        StateOwnedByStepError: a compiled step holds an object, and it was not the step that came.
         InvalidTypeError: something is no module; a Variable holds what is neither array nor number; or `extra` is not
             JSON.
         InvalidValueError: two objects would have one name.
@@ -158,12 +158,12 @@ def entry_of(holder: Holder, leaf: Any) -> Entry:
 
 def has_shares(holder: Holder) -> bool:
     """Tells whether an item is kept as a share for each replica."""
-    return isinstance(holder.variable, Item) and holder.variable.shares is not None
+    return isinstance(holder.variable, Item) and holder.variable._shares is not None
 
 
 def whole(thing: Any) -> Any:
     """Returns an object with the shares of replicas combined, or itself where there are none."""
-    if any(isinstance(node, Item) and node.shares for _, node in nnx.iter_graph(thing)):
+    if any(isinstance(node, Item) and node._shares for _, node in nnx.iter_graph(thing)):
         return combine_replicas(thing)
     return thing
 

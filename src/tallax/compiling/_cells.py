@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from tallax._arrays import is_traced
-from tallax._errors import HeldError, TraceError, compose
+from tallax._errors import StateOwnedByStepError, TraceError, compose
 from tallax.compiling._refusals import in_a_trace
 from tallax.variables import Counter, Held, Item, Pending
 
@@ -50,7 +50,7 @@ class Form:
         if isinstance(raw, Pending) or is_traced(raw):
             raise in_a_trace()
         is_array = isinstance(raw, jax.Array | np.ndarray)
-        is_packed = isinstance(variable, Counter) and not variable.shares
+        is_packed = isinstance(variable, Counter) and not variable._shares
         is_packed = is_packed and (isinstance(raw, np.ndarray) or raw.is_fully_replicated)
         sharding = raw.sharding if isinstance(raw, jax.Array) and raw.committed else None
         return cls(
@@ -69,7 +69,7 @@ class Owned(Held):
     __slots__ = ("cell",)
 
     def __init__(self, cell: Cell):
-        is_item = isinstance(cell.variable, Item) and not cell.variable.shares
+        is_item = isinstance(cell.variable, Item) and not cell.variable._shares
         read, write = (cell.read, cell.write) if is_item else (None, None)
         super().__init__(cell.variable, cell.name, cell.form.value, read, write)
         self.cell = cell
@@ -153,7 +153,7 @@ def cell_of(variable: nnx.Variable[Any], name: str) -> Cell | None:
     """Returns the owner of a Variable's value; None if the Variable has it itself.
 
     Raises:
-        HeldError: the Variable is a copy of one whose value a compiled step has.
+        StateOwnedByStepError: the Variable is a copy of one whose value a compiled step has.
     """
     cell = owner_of(variable)
     if cell is None and any(isinstance(leaf, Held) for leaf in jax.tree.leaves(variable.get_raw_value())):
@@ -168,8 +168,8 @@ def owner_of(variable: nnx.Variable[Any]) -> Cell | None:
     return raw.cell if is_its else None
 
 
-def _copied(name: str) -> HeldError:
-    return HeldError(
+def _copied(name: str) -> StateOwnedByStepError:
+    return StateOwnedByStepError(
         compose(
             name,
             "is a copy of a Variable that was made while a compiled step held the value, so it has none.",

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from tallax._arrays import is_committed, placed
-from tallax._errors import StructureError, compose
+from tallax._errors import StructureChangedError, compose
 from tallax.compiling._cells import Cell, Form, cell_of
 from tallax.compiling._packing import Packing
 from tallax.compiling._structure import dotted
@@ -59,7 +59,7 @@ class Layout:
         graph: whether Flax takes them apart in graph mode.
 
     Raises:
-        HeldError: a Variable is a copy of one that a step holds.
+        StateOwnedByStepError: a Variable is a copy of one that a step holds.
     """
 
     def __init__(self, objects: tuple[Any, ...], names: Sequence[str], *, graph: bool):
@@ -126,7 +126,7 @@ class Layout:
             constants: what it was given.
 
         Raises:
-            StructureError: an array that is in no Variable was replaced.
+            StructureChangedError: an array that is in no Variable was replaced.
         """
         graphdef, state = nnx.split(objects, graph=self._graph)
         flat = dict(nnx.to_flat_state(state))
@@ -134,7 +134,7 @@ class Layout:
             return None
         for (path, name), array in zip(self.constants, constants, strict=True):
             if flat[path] is not array:
-                raise StructureError(
+                raise StructureChangedError(
                     compose(
                         name,
                         "is an array in no Variable, and a compiled step changes only Variables.",
@@ -152,7 +152,7 @@ class Layout:
                 values += arrays
             else:
                 raw = variable.get_raw_value()
-                counts[place.number] = raw if isinstance(raw, Pending) else variable.words()
+                counts[place.number] = raw if isinstance(raw, Pending) else variable._words()
         return counts, values
 
 

@@ -17,7 +17,7 @@ from flax import nnx
 
 from tallax import _uint64
 from tallax._arrays import home_of, is_committed, is_traced, placed
-from tallax._errors import HeldError, compose
+from tallax._errors import StateOwnedByStepError, compose
 from tallax.compiling._cells import owner_of
 from tallax.compiling._layout import Layout, Place, owned
 from tallax.compiling._overlap import Overlap
@@ -109,7 +109,7 @@ class Holding:
         """Moves all values here that other steps have changed since this one had them.
 
         Raises:
-            HeldError: another step failed on the device, after it had taken the memory of shared values.
+            StateOwnedByStepError: another step failed on the device, after it had taken the memory of shared values.
             TraceError: inside a trace.
         """
         (packed, small), rest, _ = self.latest[0]
@@ -269,8 +269,8 @@ def put_back(objects: tuple[Any, ...]) -> None:
         holding._give_back(its)
 
 
-def lost() -> HeldError:
-    return HeldError(
+def lost() -> StateOwnedByStepError:
+    return StateOwnedByStepError(
         compose(
             "the compiled step",
             "failed while it ran, after it had taken the memory of the state before it, so that is lost.",

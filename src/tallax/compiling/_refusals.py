@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from tallax._errors import HeldError, InvalidTypeError, StructureError, TraceError, compose
+from tallax._errors import InvalidTypeError, StateOwnedByStepError, StructureChangedError, TraceError, compose
 from tallax.compiling._structure import Change
 
 
@@ -28,7 +28,7 @@ def refuse_objects(batch: Any) -> None:
 
 
 def changed(change: Change | None, *, fix: str | None = None) -> Exception:
-    return StructureError(
+    return StructureChangedError(
         compose(
             change.name if change is not None else "the bound objects",
             "a step is compiled for objects of one structure.",
@@ -38,8 +38,8 @@ def changed(change: Change | None, *, fix: str | None = None) -> Exception:
     )
 
 
-def written_past(names: str) -> HeldError:
-    return HeldError(
+def written_past(names: str) -> StateOwnedByStepError:
+    return StateOwnedByStepError(
         compose(
             names,
             "was written while a compiled step held it, and the step does not know of it.",

@@ -47,9 +47,10 @@ def compile_step(
     to the bit; but they are flattened once instead of at every call, and their values stay on the device, in the step,
     until they are asked for. A `Counter`, or a statistic that counts, adds nothing to the time of a step.
 
-    Between the calls the bound objects are held. An item of tallax (`model.step`, a statistic) can be read and written
-    as ever, and has its current value. Any other use of a value raises `HeldError`: `step.sync()` brings everything
-    back, and the next call takes it over again. So does the end of a `with compile_step(...) as step:` block.
+    From its first call, the step owns the state of the bound objects. You can still read and write tallax variables and
+    statistics, such as `model.step`. Reading anything else, such as `model.layer.kernel`, raises
+    `StateOwnedByStepError`. Call `step.sync()` to put everything back; the next call takes it over again. Leaving a
+    `with compile_step(...) as step:` block also puts everything back, after an exception too.
 
     Several steps may bind the same objects, or parts of them, and be called in any order. The values move between the
     steps on the device.
@@ -71,7 +72,7 @@ def compile_step(
         A `CompiledStep`, to be called with a batch.
 
     Raises:
-        StructureError: an item is reached on two ways.
+        StructureChangedError: an item is reached on two ways.
         InvalidTypeError: there is nothing to bind, or `train_step` can't be called.
         InvalidValueError: `train_step` has no such static parameter, or it is a bound object.
 
@@ -158,8 +159,10 @@ class CompiledStep:
             **options: likewise, by name.
 
         Raises:
-            StructureError: the objects have changed, or the step changes them: an attribute, a layer, a new Variable.
-            HeldError: a value was written past the step, or a step that shares Variables failed on the device.
+            StructureChangedError: if the objects have changed since the first call, or the step changes them: an
+                attribute, a layer, a new Variable.
+            StateOwnedByStepError: if a value was written past the step, or a step that shares Variables failed on the
+                device.
             TraceError: called inside another compiled function.
         """
         holding = self._holding
@@ -214,8 +217,8 @@ class CompiledStep:
         Other steps that bind some of the objects take these over again at their next calls.
 
         Raises:
-            HeldError: a value was written past the step while it held it: what was written stays, and everything else
-                is put back. Or a step failed on the device after it had taken the memory of the state before it.
+            StateOwnedByStepError: if a value was written past the step while the step owned it. The written value stays
+                and everything else is put back. Also if a step failed on the device after it had donated the state.
         """
         holding, strays = self._holding, []
         others_may_hold = holding is None or not holding.is_ready
@@ -235,7 +238,7 @@ class CompiledStep:
             `tallax.collect` gives; where two objects have items of one name, the later object's own is put in front.
 
         Raises:
-            HeldError: a step failed on the device after it had taken the memory of the state before it.
+            StateOwnedByStepError: a step failed on the device after it had taken the memory of the state before it.
             ReplicasError: an item is kept as a share for each replica.
         """
         holding = self._holding

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
-from tallax._errors import StructureError, compose, describe
+from tallax._errors import StructureChangedError, compose, describe
 
 
 class Change(NamedTuple):
@@ -104,7 +104,7 @@ def refuse_shared(objects: Sequence[Any], names: Sequence[str], *, items_only: b
         name = dotted(path, names)
         other = first.setdefault(id(leaf), name)
         if other != name:
-            raise StructureError(
+            raise StructureChangedError(
                 compose(
                     name,
                     f"is the same {type(leaf).__name__} as {other}, and a compiled step takes each once.",

@@ -37,8 +37,8 @@ def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str
     shares on which it is the same, only the first replica keeps it. If nothing tells the axes, as of a constant or
     under `check_vma=False`, it raises `ReplicasError`: name them with `like=` or `axis_name=`.
 
-    What all replicas compute alike (`reduce="same"`: buffers unless they say otherwise, `StepCounter`, `Scheduled`)
-    stays as it is, as do parameters.
+    Values that all replicas compute alike (`reduce="replicated"`: buffers by default, `StepCounter`, `Scheduled`) stay
+    as they are, as do parameters.
 
     Args:
         model: a module, or any other node of Flax NNX's graph; it is left as it is.
@@ -91,7 +91,7 @@ def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str
     copy, selected = nnx.clone(model), filterlib.to_predicate(only)
     chosen = {id(item) for path, item in nnx.iter_graph(copy) if isinstance(item, Item) and selected(path, item)}
     for (_, originals), (statistic, items) in zip(_parts(model), _parts(copy), strict=True):
-        if chosen.isdisjoint(map(id, items)) or (statistic is None and items[0].get_metadata("reduce") == "same"):
+        if chosen.isdisjoint(map(id, items)) or (statistic is None and items[0].get_metadata("reduce") == "replicated"):
             continue
         for original, item in zip(originals, items, strict=True):
             _check_whole(original)
@@ -129,11 +129,11 @@ def replica_specs(model: Any, *, graph: bool | None = None) -> Any:
     """
     graph = nnx.set_graph_mode.current_value() if graph is None else graph
     if graph and not isinstance(model, nnx.State):
-        axes = {item.replica_axes: None for _, item in nnx.iter_graph(model) if isinstance(item, Item)}
+        axes = {item._replica_axes: None for _, item in nnx.iter_graph(model) if isinstance(item, Item)}
         return nnx.StateSharding([*((_KeepsShares(names), jax.P(names)) for names in axes if names), (..., jax.P())])
 
     def spec(leaf: Any) -> jax.P:
-        return jax.P(leaf.replica_axes) if isinstance(leaf, Item) and leaf.shares else jax.P()
+        return jax.P(leaf._replica_axes) if isinstance(leaf, Item) and leaf._shares else jax.P()
 
     return jax.tree.map(spec, model, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
@@ -167,13 +167,13 @@ def combine_replicas(model: Node) -> Node:
     for (_, originals), (statistic, items) in zip(_parts(model), _parts(copy), strict=True):
         for item in originals:
             _check_combinable(item)
-        if items and items[0].shares:
+        if items and items[0]._shares:
             sharding: Any = items[0].get_raw_value().sharding
-            groups.setdefault((sharding.mesh, items[0].replica_axes), []).append((statistic, items))
+            groups.setdefault((sharding.mesh, items[0]._replica_axes), []).append((statistic, items))
     for (mesh, axes), parts in groups.items():
         held = [item for _, items in parts for item in items]
         how = tuple("merge" if statistic else _reduction(item) for statistic, items in parts for item in items)
-        shapes = tuple(item.shares.shape for item in held if item.shares)
+        shapes = tuple(item._shares.shape for item in held if item._shares)
         values = _reduced(mesh, axes, how, shapes, [item.get_raw_value() for item in held])
         for item, value in zip(held, values, strict=True):
             item.set_raw_value(value)
@@ -204,7 +204,7 @@ class _KeepsShares:
     axes: tuple[str, ...]
 
     def __call__(self, path: Any, value: Any) -> bool:
-        return isinstance(value, Item) and value.replica_axes == self.axes
+        return isinstance(value, Item) and value._replica_axes == self.axes
 
 
 def _reduction(item: Item) -> str:
@@ -213,12 +213,12 @@ def _reduction(item: Item) -> str:
 
 def _check_whole(item: Item) -> None:
     check_concrete(item)
-    if item.shares:
+    if item._shares:
         raise ReplicasError(
             compose(
                 item,
                 "keeps a share for each replica already.",
-                got=f"shares over the mesh axes {item.replica_axes}",
+                got=f"shares over the mesh axes {item._replica_axes}",
                 fix="tallax.combine_replicas(model) first, to lay it out anew",
             )
         )
@@ -227,8 +227,8 @@ def _check_whole(item: Item) -> None:
 def _check_combinable(item: Item) -> None:
     check_concrete(item)
     sharding = getattr(item.get_raw_value(), "sharding", None)
-    if item.shares:
-        if not (isinstance(sharding, jax.NamedSharding) and set(item.replica_axes) <= set(sharding.mesh.axis_names)):
+    if item._shares:
+        if not (isinstance(sharding, jax.NamedSharding) and set(item._replica_axes) <= set(sharding.mesh.axis_names)):
             raise ReplicasError(
                 compose(
                     item,
@@ -237,7 +237,7 @@ def _check_combinable(item: Item) -> None:
                     fix="jax.device_put(array, jax.NamedSharding(mesh, jax.P(axis_name))), in the item's place",
                 )
             )
-    elif item.get_metadata("reduce") == "same":
+    elif item.get_metadata("reduce") == "replicated":
         copies: dict[bytes, set[bytes]] = {}
         for place, content in fingerprints(item):
             copies.setdefault(place, set()).add(content)

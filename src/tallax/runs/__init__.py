@@ -4,7 +4,7 @@
 A record is what a run says about one step. `tallax.Logger` makes records beside the training loop, a sink
 (`tallax.sinks`) writes them, and what `tallax.sinks.Jsonl` wrote is read here, as the same records:
 
-    Logger -> Record -> sinks.Jsonl -> records.jsonl -> Run -> watch, plot, show
+    Logger -> Record -> sinks.Jsonl -> records.jsonl -> Run -> tail, plot, show
 
 Nothing in this package imports JAX, Flax or tallax, which take seconds.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run says by now as a table that fits a terminal: the one of `tallax watch` and of `sinks.Console`."""
+"""What a run says by now as a table that fits a terminal: the one of `tallax tail` and of `sinks.Console`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tallax watch`: a run, followed in the terminal while it is written."""
+"""`tallax tail`: a run, followed in the terminal while it is written."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ try:
 except ModuleNotFoundError:
     from tallax.runs._errors import MissingExtraError
 
-    raise MissingExtraError.of("tallax watch", "cli", "rich") from None
+    raise MissingExtraError.of("tallax tail", "cli", "rich") from None
 
 from tallax.runs._run import Run, is_run
 from tallax.runs._table import KEEP, table
 
 
-def watch(path: str, items: Sequence[str], every_seconds: float, *, once: bool, wait: bool) -> None:
+def tail(path: str, items: Sequence[str], every_seconds: float, *, once: bool, wait: bool) -> None:
     """Shows a run as a table until Ctrl-C or `q`; where stdout is no terminal, or with `once`, as it is now.
 
     Args:

@@ -28,7 +28,7 @@ _SHOWN = 8  # numbers in a line, where the run has no scalars but those of items
 
 
 class Console:
-    """Shows a run in the terminal that it trains in: a table below what is printed, as that of `tallax watch`.
+    """Shows a run in the terminal that it trains in: a table below what is printed, as that of `tallax tail`.
 
     Where stdout is no terminal, it prints a line for each record instead: the step, and the scalars that the Logger was
     given.

@@ -17,7 +17,7 @@ from tallax.sinks._paths import place
 
 
 class Jsonl:
-    """Appends records to a file, one line of JSON each, for `tallax watch`, `tallax plot` and `tallax.Run`.
+    """Appends records to a file, one line of JSON each, for `tallax tail`, `tallax plot` and `tallax.Run`.
 
     A line is handed to the operating system whole: it outlasts the program however that ends. Where it can't be
     written, what there is of it is taken back, so that the file stays readable.
@@ -32,7 +32,7 @@ class Jsonl:
     Raises:
         InvalidValueError: it is the address of a store elsewhere, such as `gs://...`.
         RunError: the file holds something else, or has been damaged. It is left as it is.
-        RunInUseError: another program, or another Logger, is writing to it.
+        RunLockedError: another program, or another Logger, is writing to it.
     """
 
     def __init__(self, path: str | os.PathLike[str]):

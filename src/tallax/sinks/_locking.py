@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tallax._errors import RunInUseError, compose
+from tallax._errors import RunLockedError, compose
 
 
 def lock(file: int, path: Path) -> None:
@@ -16,7 +16,7 @@ def lock(file: int, path: Path) -> None:
         path: what it is the lock of, for errors.
 
     Raises:
-        RunInUseError: it is locked already.
+        RunLockedError: it is locked already.
     """
     try:
         import fcntl
@@ -25,7 +25,7 @@ def lock(file: int, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise RunInUseError(
+        raise RunLockedError(
             compose(
                 str(path),
                 "another program, or another Logger, is writing to this run.",

@@ -69,7 +69,7 @@ class Parquet:
         InvalidValueError: it is the address of a store elsewhere, such as `gs://...`.
         MissingExtraError: pyarrow is not installed.
         RunError: a part is none that this class wrote, or has been damaged. It is left as it is.
-        RunInUseError: another program, or another Logger, is writing to it.
+        RunLockedError: another program, or another Logger, is writing to it.
     """
 
     def __init__(self, path: str | os.PathLike[str]):

@@ -129,21 +129,21 @@ class Activity(Statistic):
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         axes = leading_axes(x, (self.units,), self, argument=f"{x.shape[-1]}" if x.ndim else "units")
         replicas = axes_to_combine(x, where, state=self.counts, axis_name=self.axis_name)
-        updated = _updated(self.counts.words(), self.quiet.stored(), x, where, axes, replicas)
+        updated = _updated(self.counts._words(), self.quiet._stored(), x, where, axes, replicas)
         most = max(entries_of(x, axes) * replica_count(replicas.over), 1)
         self.counts._add_known(*updated[:2], most=most)
         self.quiet.set_value(updated[2])
 
     def _merge(self, other: Activity, once: tuple[Hashable, ...] = ()) -> None:
-        self.counts._add_combined(on_first(other.counts.words(), once))
-        self.quiet.set_value(_fewer(self.quiet.stored(), other.quiet.stored()))
+        self.counts._add_combined(on_first(other.counts._words(), once))
+        self.quiet.set_value(_fewer(self.quiet._stored(), other.quiet._stored()))
 
     # Replicas took the same updates, so theirs are not added: those of the first share count.
     def _join(self, share: Activity, number: Any) -> None:
         del number
-        updates = self.counts.words()[..., _UPDATES, :]
+        updates = self.counts._words()[..., _UPDATES, :]
         self._merge(share)
-        self.counts._store(self.counts.words().at[..., _UPDATES, :].set(updates))
+        self.counts._store(self.counts._words().at[..., _UPDATES, :].set(updates))
 
     def _configuration(self) -> dict[str, Any]:
         return {"units": self.units, "window": self.window}

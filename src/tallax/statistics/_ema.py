@@ -151,22 +151,22 @@ class Ema(Statistic):
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         axes = leading_axes(x, self.shape, self)
         replicas = axes_to_combine(x, where, state=self.nonfinite, axis_name=self.axis_name)
-        words, average = self.nonfinite.words(), self.average.stored()
+        words, average = self.nonfinite._words(), self.average._stored()
         updated = _updated(words, average, x, where, 1.0 - self.decay, axes, replicas)
         self.nonfinite._add_known(*updated[:2], most=entries_of(x, axes) * replica_count(replicas.over))
         self.average.set_value(updated[2])
 
     def _merge(self, other: Ema, once: tuple[Hashable, ...] = ()) -> None:
-        self.nonfinite._add_combined(on_first(other.nonfinite.words(), once))
-        self.average.set_value(_pooled(self.average.stored(), other.average.stored()))
+        self.nonfinite._add_combined(on_first(other.nonfinite._words(), once))
+        self.average.set_value(_pooled(self.average._stored(), other.average._stored()))
 
     # Replicas took the same steps, so theirs are averaged, where `merge` would pool two streams one after the other.
     def _begin_share(self) -> None:
         self.nonfinite.reset()
 
     def _join(self, share: Ema, number: Any) -> None:
-        average, other = self.average.stored(), share.average.stored()
-        self.nonfinite._add_combined(share.nonfinite.words())
+        average, other = self.average._stored(), share.average._stored()
+        self.nonfinite._add_combined(share.nonfinite._words())
         self.average.set_value(average + (other - average) / (number + 1).astype(jnp.float32))
 
     def _configuration(self) -> dict[str, Any]:

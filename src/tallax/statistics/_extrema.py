@@ -136,13 +136,13 @@ class Extrema(Statistic):
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         axes = leading_axes(x, self.shape, self)
         replicas = axes_to_combine(x, where, state=self.counts, axis_name=self.axis_name)
-        updated = _updated(self.counts.words(), self.extremes.stored(), x, where, axes, replicas)
+        updated = _updated(self.counts._words(), self.extremes._stored(), x, where, axes, replicas)
         self.counts._add_known(*updated[:2], most=entries_of(x, axes) * replica_count(replicas.over))
         self.extremes.set_value(updated[2])
 
     def _merge(self, other: Extrema, once: tuple[Hashable, ...] = ()) -> None:
-        self.counts._add_combined(on_first(other.counts.words(), once))
-        self.extremes.set_value(_merged(self.extremes.stored(), other.extremes.stored()))
+        self.counts._add_combined(on_first(other.counts._words(), once))
+        self.extremes.set_value(_merged(self.extremes._stored(), other.extremes._stored()))
 
     def _configuration(self) -> dict[str, Any]:
         return {"shape": self.shape}

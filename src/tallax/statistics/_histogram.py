@@ -176,7 +176,7 @@ class Histogram(Counts):
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         if x.size:
             counts = _count_bins(x, where, self.low, self.high, self.bins)
-            self.counts.tally(counts, x.size, self.axis_name)
+            self.counts._tally(counts, x.size, self.axis_name)
 
     def _configuration(self) -> dict[str, Any]:
         return {"low": self.low, "high": self.high, "bins": self.bins}

@@ -64,7 +64,7 @@ def _is_real(dtype: Any) -> bool:
 def _value_of(variable: nnx.Variable[Any]) -> Any:
     if not isinstance(variable, Counter):
         return variable.get_value()
-    words = variable.words()  # what `get_value` returns is saturated
+    words = variable._words()  # what `get_value` returns is saturated
     return _uint64.to_float32(words) if is_traced(words) else _uint64.to_uint64(np.asarray(words))
 
 

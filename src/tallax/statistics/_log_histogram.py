@@ -247,7 +247,7 @@ class LogHistogram(Counts):
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         if x.size:
             counts = _count_buckets(x, where, self.mantissa_bits)
-            self.counts.tally(counts, x.size, self.axis_name)
+            self.counts._tally(counts, x.size, self.axis_name)
 
     def _configuration(self) -> dict[str, Any]:
         return {"relative_error": self.relative_error}

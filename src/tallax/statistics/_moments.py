@@ -141,13 +141,13 @@ class Moments(Statistic):
         if not x.size:
             return
         replicas = axes_to_combine(x, where, state=self.counts, axis_name=self.axis_name)
-        updated = _updated(self.counts.words(), self.moments.stored(), x, where, axes, replicas)
+        updated = _updated(self.counts._words(), self.moments._stored(), x, where, axes, replicas)
         self.counts._add_known(*updated[:2], most=entries_of(x, axes) * replica_count(replicas.over))
         self.moments.set_value(updated[2])
 
     def _merge(self, other: Moments, once: tuple[Hashable, ...] = ()) -> None:
         words, moments = _merged(
-            self.counts.words(), other.counts.words(), self.moments.stored(), other.moments.stored(), once
+            self.counts._words(), other.counts._words(), self.moments._stored(), other.moments._stored(), once
         )
         self.counts._store(words)
         self.moments.set_value(moments)

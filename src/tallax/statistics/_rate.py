@@ -89,7 +89,7 @@ class Rate(Counts):
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         axes = leading_axes(x, self.shape, self)
         counts = _fired_and_total(x, where, axes)
-        self.counts.tally(counts, x.size, self.axis_name)
+        self.counts._tally(counts, x.size, self.axis_name)
 
     def _configuration(self) -> dict[str, Any]:
         return {"shape": self.shape}

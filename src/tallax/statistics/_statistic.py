@@ -42,7 +42,7 @@ class Statistic(EvalAware, abc.ABC):
     If its state is cast, as with the whole model to bfloat16, every later use raises `InvalidTypeError`.
     """
 
-    written_by = "self.{name}.update(x), which writes into it; or del self.{name} first"
+    _written_by = "self.{name}.update(x), which writes into it; or del self.{name} first"
     _dtypes: ClassVar[Mapping[str, Any]] = {}  # of its buffers, by attribute
     _rounding: ClassVar[Rounding] = "infinite"  # of float64 from the host
 
@@ -130,7 +130,7 @@ class Statistic(EvalAware, abc.ABC):
 
     def _said(self) -> str:
         """Returns what it has seen, in one line; nothing where its values can't be read."""
-        if any(variable.shown() is None for variable in self.variables.values()):
+        if any(variable._shown() is None for variable in self.variables.values()):
             return ""
         try:
             return _on_one_line(repr(self.compute()))
@@ -213,7 +213,7 @@ class Statistic(EvalAware, abc.ABC):
 
     def _once(self, other: Statistic) -> tuple[Hashable, ...]:
         """Returns the axes along which this statistic is per-replica and the other one is the same."""
-        own, others = (frozenset(next(iter(each.variables.values())).replica_axes) for each in (self, other))
+        own, others = (frozenset(next(iter(each.variables.values()))._replica_axes) for each in (self, other))
         if others - own:
             raise ReplicasError(
                 compose(
@@ -266,7 +266,7 @@ class Counts(Statistic):
         self.counts.reset()
 
     def _merge(self, other: Any, once: tuple[Hashable, ...] = ()) -> None:
-        self.counts._add_combined(on_first(other.counts.words(), once))
+        self.counts._add_combined(on_first(other.counts._words(), once))
 
 
 def leading_axes(x: jax.Array, shape: tuple[int, ...], item: object, *, argument: str = "shape=...") -> tuple[int, ...]:
@@ -300,7 +300,7 @@ def entries_of(x: jax.Array, axes: tuple[int, ...]) -> int:
 
 def stored_state(variable: Item) -> Any:
     """Returns a value where it is: on the host, on the device, or traced; that of a Counter as words."""
-    return variable.words() if isinstance(variable, Counter) else variable.stored()
+    return variable._words() if isinstance(variable, Counter) else variable._stored()
 
 
 def exact_or_traced(words: np.ndarray | jax.Array) -> np.ndarray | jax.Array:

@@ -20,8 +20,8 @@ from tallax.runs._number_format import size
 from tallax.variables._owned import Held
 from tallax.variables._traced_count import Pending
 
-Reduce: TypeAlias = Literal["sum", "max", "min", "same"]
-_REDUCTIONS = ("sum", "max", "min", "same")
+Reduce: TypeAlias = Literal["sum", "max", "min", "replicated"]
+_REDUCTIONS = ("sum", "max", "min", "replicated")
 _DECLARED = ("persistent", "reduce", "shares")  # as metadata, which a dict of others does not replace
 _MISSING = object()
 
@@ -57,7 +57,7 @@ def _check_reduce(kind: str, reduce: Any) -> None:
                 "reduce says how the copies of replicas combine.",
                 got=describe(reduce),
                 expected=", ".join(map(repr, _REDUCTIONS)),
-                fix='reduce="same" for a value that every replica computes alike, as jax.lax.pmean makes it',
+                fix='reduce="replicated" for a value that every replica computes alike, as jax.lax.pmean makes it',
             )
         )
 
@@ -89,8 +89,8 @@ class Item(nnx.Variable[Any]):
     """What both kinds share: what they declare, reads and writes by `.value`, and the guarded store."""
 
     # What errors advise.
-    compared_by: ClassVar[str]
-    written_by: ClassVar[str]
+    _compared_by: ClassVar[str]
+    _written_by: ClassVar[str]
 
     def __init__(self, value: Any, *, persistent: bool, reduce: str, metadata: dict[str, Any]):
         for name in metadata:
@@ -110,17 +110,17 @@ class Item(nnx.Variable[Any]):
         self.set_value(value)
 
     @property
-    def shares(self) -> Shares | None:
+    def _shares(self) -> Shares | None:
         """How the value is made of replicas' shares; None where it is one value, as it is at first."""
         return self.get_metadata("shares", None)
 
     @property
-    def replica_axes(self) -> tuple[str, ...]:
+    def _replica_axes(self) -> tuple[str, ...]:
         """The mesh axes along which each replica keeps a share of its own."""
-        shares = self.shares
+        shares = self._shares
         return () if shares is None else shares.axes
 
-    def stored(self) -> Any:
+    def _stored(self) -> Any:
         """Returns the raw value where it is one: that of all replicas, or inside `shard_map` this replica's share.
 
         A value that is traced by a derivative only is returned as the array that it stands for, since no gradient
@@ -128,7 +128,7 @@ class Item(nnx.Variable[Any]):
 
         Raises:
             ReplicasError: here it is the shares of several replicas.
-            HeldError: a compiled step holds it, and this is a copy of the item that it holds it for.
+            StateOwnedByStepError: a compiled step holds it, and this is a copy of the item that it holds it for.
         """
         self._refuse_shares()
         raw = self.get_raw_value()
@@ -141,7 +141,7 @@ class Item(nnx.Variable[Any]):
         return jax.lax.stop_gradient(raw) if is_traced(raw) else plain(raw)
 
     def _refuse_shares(self) -> None:
-        axes = self.replica_axes
+        axes = self._replica_axes
         if axes and not set(axes) <= set(mapped_axes()):
             raise ReplicasError(
                 compose(
@@ -170,7 +170,7 @@ class Item(nnx.Variable[Any]):
                 self,
                 f"a {type(self).__name__} is put in order by its value.",
                 got=f"a comparison with {describe(other)}",
-                fix=self.compared_by,
+                fix=self._compared_by,
             )
         )
 
@@ -188,7 +188,7 @@ class Item(nnx.Variable[Any]):
 
     def __nnx_repr__(self) -> Any:
         raw = self.get_raw_value()
-        if not self.shares and not (isinstance(raw, Held) and not raw.is_readable_by(self)):
+        if not self._shares and not (isinstance(raw, Held) and not raw.is_readable_by(self)):
             part: Any
             for part in super().__nnx_repr__():
                 held = getattr(part, "value", None)
@@ -198,23 +198,23 @@ class Item(nnx.Variable[Any]):
             return
         yield reprlib.Object(type=type(self).__name__)  # Flax's own words would read the value
         yield reprlib.Attr("value", raw)
-        if self.shares:
-            yield reprlib.Attr("shares", self.shares)
+        if self._shares:
+            yield reprlib.Attr("shares", self._shares)
 
     def __treescope_repr__(self, path: Any, subtree_renderer: Any) -> Any:
-        value, raw = self.shown(), self.get_raw_value()
+        value, raw = self._shown(), self.get_raw_value()
         note = str(raw) if value is None else size(raw.nbytes)
         attributes = {"value": raw if value is None else value, **_told(self.get_metadata())}
         return tree(self, attributes, note, path, subtree_renderer)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         told = ", ".join(f"{name}={value!r}" for name, value in _told(self.get_metadata()).items())
-        return bundle(card(f"{type(self).__name__}({told})", self.shown()))
+        return bundle(card(f"{type(self).__name__}({told})", self._shown()))
 
-    def shown(self) -> Any:
+    def _shown(self) -> Any:
         """Returns the value that people are shown: exact; None where it can't be read here."""
         raw = self.get_raw_value()
-        if self.shares or isinstance(raw, Pending) or is_traced(raw):
+        if self._shares or isinstance(raw, Pending) or is_traced(raw):
             return None
         if isinstance(raw, Held):
             return raw.read(self) if raw.is_readable_by(self) else None

@@ -51,21 +51,21 @@ class Buffer(Item):
         Array([2. , 0.5, 0.5, 0.5], dtype=float32)
     """
 
-    compared_by = "buffer[...] > x"
-    written_by = "self.{name}[...] = x"
+    _compared_by = "buffer[...] > x"
+    _written_by = "self.{name}[...] = x"
 
-    def __init__(self, value: Any, *, persistent: bool = True, reduce: Reduce = "same", **metadata: Any):
+    def __init__(self, value: Any, *, persistent: bool = True, reduce: Reduce = "replicated", **metadata: Any):
         super().__init__(_strong(value), persistent=persistent, reduce=reduce, metadata=metadata)
 
     def get_value(self, *, index: Any = ...) -> jax.Array:
         """Returns the array, or the part of it at `index`; no gradient flows through it."""
-        raw = self.stored()
+        raw = self._stored()
         if isinstance(raw, np.ndarray):
             raw = to_device(raw)
         return raw if index is ... else raw[index]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        array = np.asarray(self.stored(), dtype)
+        array = np.asarray(self._stored(), dtype)
         return array if copy is False else array.copy()
 
     def __bool__(self) -> bool:
@@ -73,7 +73,7 @@ class Buffer(Item):
 
     def set_value(self, value: Any, *, index: Any = ...) -> None:
         """Writes `value` over the array, or over the part at `index`, to which it is broadcast."""
-        raw = self.stored()
+        raw = self._stored()
         if index is ... and self._place_abstract(value):
             return
         if index is not ...:

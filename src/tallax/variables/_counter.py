@@ -69,7 +69,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         start: the first count, an integer in [0, 2**64 - 1].
         shape: the shape of an array of counts, one per expert for instance; each starts at `start`.
         persistent: whether checkpoints keep it.
-        reduce: how the copies of replicas combine. "same" is for what all replicas count together, such as steps:
+        reduce: how the copies of replicas combine. "replicated" is for what all replicas count together, such as steps:
             inside `shard_map` an increment that is the same everywhere then counts once, without being told so.
         **metadata: as for `nnx.Variable`.
 
@@ -90,8 +90,8 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         1099511627781
     """
 
-    compared_by = "int(counter) > n on the host; counter.value > n, or counter.every(n), in a compiled function"
-    written_by = "self.{name} += 1, self.{name}.set(n)"
+    _compared_by = "int(counter) > n on the host; counter.value > n, or counter.every(n), in a compiled function"
+    _written_by = "self.{name} += 1, self.{name}.set(n)"
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         *,
         shape: int | tuple[int, ...] = (),
         persistent: bool = True,
-        reduce: Literal["sum", "same"] = "sum",
+        reduce: Literal["sum", "replicated"] = "sum",
         **metadata: Any,
     ):
         if _is_words(start) and is_kept_by_flax():  # nnx.bridge makes a Variable of what it was given
@@ -116,13 +116,13 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
                     fix="Counter(shape=x.shape), then counter.set(x)",
                 )
             )
-        if reduce not in ("sum", "same"):
+        if reduce not in ("sum", "replicated"):
             raise InvalidValueError(
                 compose(
                     "Counter",
                     "copies of a count are summed, or all the same.",
                     got=f"reduce={reduce!r}",
-                    fix='leave reduce out, or reduce="same" for steps that all replicas take together',
+                    fix='leave reduce out, or reduce="replicated" for steps that all replicas take together',
                 )
             )
         limbs = _uint64.from_uint64(np.broadcast_to(first, shape))
@@ -152,11 +152,11 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
             return
         check_broadcasts(by, self.shape, item=self)
         if isinstance(by, Counter):
-            self._add(by.words(), like, axis_name)
+            self._add(by._words(), like, axis_name)
         elif not self._add_word(by, (), None, like, axis_name):
             self._add(limbs_of(by, item=self, limit=None), like, axis_name)
 
-    def tally(self, counts: jax.Array, most: int, axis_name: AxisName | None) -> None:
+    def _tally(self, counts: jax.Array, most: int, axis_name: AxisName | None) -> None:
         """Adds what a statistic counted, of which no entry exceeds `most`."""
         if not self._add_word(counts, (), most, None, axis_name):
             self.increment(counts, axis_name=axis_name)
@@ -219,7 +219,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
                     fix="counter.every(100)",
                 )
             )
-        raw = self.words()
+        raw = self._words()
         if isinstance(raw, np.ndarray):
             return _uint64.to_uint64(raw) % np.uint64(n) == 0
         return _divisible(raw, n)
@@ -228,7 +228,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
 
     def get_value(self, *, index: Any = ...) -> jax.Array:
         """Returns int32[*shape], saturated at 2**31 - 1, or the part of it at `index`; does not wait for the device."""
-        raw = self.stored()
+        raw = self._stored()
         if not _is_limbs(raw):  # counts, a shape, a sharding, or whatever else a tree.map over the state has put here
             return raw
         if index is ... and is_kept_by_flax():  # nnx.to_pure_dict, nnx.bridge
@@ -239,7 +239,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
             value = (_uint64.to_int32 if is_traced(raw) else _int32_on_device)(raw)
         return value if index is ... else value[index]
 
-    def peek(self) -> jax.Array | np.ndarray | np.int32:
+    def _peek(self) -> jax.Array | np.ndarray | np.int32:
         """Returns what `get_value()` does, but from NumPy while the counter is on the host: no dispatch."""
         raw = self.get_raw_value()
         if type(raw) is not _ndarray or raw.dtype != _uint32:
@@ -249,14 +249,14 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the counts."""
-        if self.shares:
-            return self.shares.shape[:-1]
+        if self._shares:
+            return self._shares.shape[:-1]
         raw = self.get_raw_value()
         return tuple(raw.shape[:-1] if raw.dtype == np.uint32 else raw.shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         del copy  # always a new array
-        raw = self.words()
+        raw = self._words()
         if is_traced(raw):
             raise TracedReadError(
                 compose(
@@ -294,11 +294,11 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
                     fix="counter == n; counter == np.asarray(numbers) for each of several",
                 )
             )
-        words = self.words()
+        words = self._words()
         if not _is_limbs(words):
             return super().__eq__(other)
         if isinstance(other, Counter):
-            theirs = other.words()
+            theirs = other._words()
         elif isinstance(other, int | np.integer):
             if not 0 <= other <= _uint64.MAX:
                 return np.zeros(self.shape, np.bool_)[()]
@@ -329,7 +329,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
             if getattr(part, "key", None) == "value":
                 readable = raw.is_readable_by(self) if isinstance(raw, Held) else not is_traced(raw) and _is_limbs(raw)
                 value: Any = part.value
-                if readable and not self.shares:
+                if readable and not self._shares:
                     part = type(part)("value", np.asarray(self) if self.shape else int(self))
                 elif (
                     not isinstance(value, jax.Array | np.ndarray | Held) and getattr(value, "dtype", None) == np.uint32
@@ -338,9 +338,9 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
                     part = type(part)("value", type(value)(value.shape[:-1], np.dtype(np.uint64)))
             yield part
 
-    def shown(self) -> Any:
+    def _shown(self) -> Any:
         """Returns the exact count, or array of them; None where it can't be read here."""
-        raw = super().shown()
+        raw = super()._shown()
         if raw is None or not _is_limbs(raw):
             return raw
         return np.asarray(self) if self.shape else int(self)
@@ -356,15 +356,15 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
             TraceError: the counter does not belong to the current trace.
         """
         check_broadcasts(n, self.shape, item=self)
-        limbs = n.words() if isinstance(n, Counter) else limbs_of(n, item=self)
+        limbs = n._words() if isinstance(n, Counter) else limbs_of(n, item=self)
         if getattr(self.get_raw_value(), "dtype", _uint32) not in (_uint32, *_READS):
             refuse_cast(self, self, _uint32)
         broadcast = np.broadcast_to if isinstance(limbs, np.ndarray) else jnp.broadcast_to
         limbs = broadcast(limbs, (*self.shape, 2))
-        if self.shares:  # which will be summed: where all are set to the same, the first replica has it
+        if self._shares:  # which will be summed: where all are set to the same, the first replica has it
             self._refuse_shares()
             limbs = on_first(
-                jnp.asarray(limbs), tuple(axis for axis in self.replica_axes if axis not in varying_axes(limbs))
+                jnp.asarray(limbs), tuple(axis for axis in self._replica_axes if axis not in varying_axes(limbs))
             )
         self._store(limbs)
 
@@ -378,13 +378,13 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         It takes what `set` takes. In addition `counter.value += n`, which reads int32 and writes it back, stays exact
         also where the read is saturated or the sum wraps: the sum tells what was added.
         """
-        raw = self.words()
+        raw = self._words()
         wraps = isinstance(value, jax.Array) and value.dtype == jnp.int32
         if not wraps and index is ...:
             if not self._place_abstract(value):
                 self.set(value)
             return
-        if self.shares:
+        if self._shares:
             raise ReplicasError(
                 compose(
                     self,
@@ -429,12 +429,12 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
     def __ifloordiv__(self, other: Any) -> Self:
         return self.__imul__(other)
 
-    def advance(self) -> jax.Array | np.ndarray | np.int32:
+    def _advance_by_one(self) -> jax.Array | np.ndarray | np.int32:
         """Adds 1 to a scalar count, once for all replicas, and returns what `peek` then does: a step counter's call."""
         count = self._advance(1)
         if count is None:
             self.increment(axis_name=())
-            return self.peek()
+            return self._peek()
         return _int32(count if count < _uint64.INT32_MAX else _uint64.INT32_MAX)
 
     # --- inside -----------------------------------------------------------------------------------------------------
@@ -453,7 +453,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         self.set_raw_value(_array((count & _uint64.WORD, count >> 32), _uint32))
         return count
 
-    def words(self) -> Any:
+    def _words(self) -> Any:
         """Returns the exact counts as two words each, uint32[*shape, 2]: on the host, on the device, or traced.
 
         Also if `nnx.update` has put int32 counts in their place, as `get_value()` gives them to
@@ -463,7 +463,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
             InvalidTypeError: the words were cast.
             InvalidValueError: such a count is saturated, so that the exact one is lost.
         """
-        raw = self.stored()
+        raw = self._stored()
         if _is_limbs(raw) or not isinstance(raw, jax.Array | np.ndarray):
             return raw
         if raw.dtype not in _READS:
@@ -501,7 +501,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         return True
 
     def _combination(self, increment: Any, like: Any, axis_name: AxisName | None) -> Combination:
-        alike = self.get_metadata("reduce") == "same"
+        alike = self.get_metadata("reduce") == "replicated"
         return axes_to_combine(increment, state=self, like=like, axis_name=axis_name, alike=alike)
 
     def _add(self, increment: Any, like: Any, axis_name: AxisName | None) -> None:
@@ -512,7 +512,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
 
     def _add_combined(self, increment: Any) -> None:
         """Adds limbs that broadcast to the counter's: on the host where both are, or else on the device."""
-        raw = self.words()
+        raw = self._words()
         here, by = on_host(raw), on_host(increment)
         if here is not None and by is not None:
             total = _uint64.add_uint64(_uint64.to_uint64(here), _uint64.to_uint64(by))

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from tallax._errors import HeldError, compose
+from tallax._errors import StateOwnedByStepError, compose
 
 
 class Held:
@@ -93,7 +93,7 @@ class Held:
         return f"<{self._name}: held by a compiled step, whose step.sync() brings it back>"
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise HeldError(
+        raise StateOwnedByStepError(
             compose(
                 self._name,
                 "is held by a compiled step, which keeps the state on the device between its calls.",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tallax watch`: a run in the terminal, while it is written; and the drawing in text that it shares with others."""
+"""`tallax tail`: a run in the terminal, while it is written; and the drawing in text that it shares with others."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def run(*arguments):
 
 def test_without_a_terminal_it_prints_the_table_once(tmp_path):
     """Its output can be piped; then nothing is left out."""
-    done = run("watch", write(tmp_path, odd_records()), "--items", "array")
+    done = run("tail", write(tmp_path, odd_records()), "--items", "array")
     assert (done.returncode, done.stderr) == (0, "")
     assert sum(line.startswith("array/") for line in done.stdout.splitlines()) == 20
 
@@ -203,7 +203,7 @@ def test_looking_needs_no_jax(tmp_path):
         "try: tallax.cli.main()\n"
         "finally: print({name.partition('.')[0] for name in sys.modules} & {'jax', 'jaxlib', 'flax'})"
     )
-    for command in ("watch", "show"):
+    for command in ("tail", "show"):
         done = subprocess.run(
             [sys.executable, "-c", script, command, folder], capture_output=True, text=True, timeout=60, check=False
         )
@@ -269,7 +269,7 @@ class Terminal:
 def test_it_follows_a_run_and_leaves_the_terminal_as_it_was(tmp_path, leave):
     """Waits for the run, shows what is written, follows one that is resumed earlier; q and Ctrl-C end it with 0."""
     folder = tmp_path / "run"
-    with Terminal("watch", folder, "--every", "0.05", "--wait", width=60, height=20) as terminal:
+    with Terminal("tail", folder, "--every", "0.05", "--wait", width=60, height=20) as terminal:
         terminal.wait_for("waiting for")
         write(folder, [record(1), record(2)])
         terminal.wait_for("step 20 ")
@@ -291,7 +291,7 @@ def test_it_follows_a_run_and_leaves_the_terminal_as_it_was(tmp_path, leave):
 def test_a_run_that_is_damaged_meanwhile_ends_it(tmp_path):
     """The error is on the screen once that is the terminal's own again, and the exit code 2."""
     folder = write(tmp_path, [record(1)])
-    with Terminal("watch", folder, "--every", "0.05") as terminal:
+    with Terminal("tail", folder, "--every", "0.05") as terminal:
         terminal.wait_for("step 10 ")
         with (folder / "records.jsonl").open("ab") as file:
             file.write(b"not a record\n")
@@ -303,7 +303,7 @@ def test_a_run_that_is_damaged_meanwhile_ends_it(tmp_path):
 
 def test_a_run_that_is_not_there_is_an_error(tmp_path):
     """Without --wait: exit code 2, and what would have been taken."""
-    done = run("watch", tmp_path / "nope")
+    done = run("tail", tmp_path / "nope")
     assert done.returncode == 2
     assert done.stderr.startswith(f"{tmp_path}/nope: does not exist.\n  expected:")
     assert done.stdout == ""
