@@ -21,6 +21,7 @@ LAYERS = [
     {"_containers", "_factory", "_uint64"},
     {"_mesh_axes"},
     {"variables", "_module"},
+    {"_walk"},
     {"counters", "schedules", "statistics", "_differentiable"},
     {"differentiation", "reading", "replicas"},
     {"compiling", "optimizers", "sinks"},
@@ -190,7 +191,10 @@ def test_what_is_imported(statement, loaded):
     code = f"import sys\n{statement}\nprint(*(m for m in sys.modules if m == 'jax' or m.startswith('tallax.')))"
     names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     parts = {name.split(".")[1] for name in names if name != "jax"}
-    assert parts - {"_containers", "_lazy", "_display", "_arrays", "_mesh_axes", "_differentiable", "runs"} == loaded
+    assert (
+        parts - {"_containers", "_walk", "_lazy", "_display", "_arrays", "_mesh_axes", "_differentiable", "runs"}
+        == loaded
+    )
     assert loaded or "jax" not in names
 
 

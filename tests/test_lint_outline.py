@@ -14,7 +14,7 @@ from tallax.lint._index import File
 from tallax.lint._outline import Outline, outlined
 from tallax.lint._project import Tree
 from tallax.lint._source import Source
-from tallax.lint._walk import walk
+from tallax.lint._syntax_walk import walk
 
 FLAX = pathlib.Path(flax.__file__).parent
 

@@ -437,7 +437,7 @@ def test_shares_are_not_read_as_a_value():
         lambda: counter.every(2),
         counter.increment,
         lambda: counter.set(3),
-        counter.advance,
+        counter._advance_by_one,
         lambda: buffer[...],
         lambda: np.asarray(buffer),
         lambda: buffer.set_value(np.zeros(16, np.float32)),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from flax import nnx
@@ -59,6 +60,11 @@ class EvalAware(Module):
 
     def __init__(self):
         self.deterministic: bool = False
+
+    @property
+    def variables(self) -> Mapping[str, Any]:
+        """The Variables that are read and combined together, by name; empty if each stands for itself."""
+        return {}
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """Used by `nnx.view`.

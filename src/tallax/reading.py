@@ -20,6 +20,7 @@ from tallax import _uint64
 from tallax._arrays import home_of, is_committed, is_in_host_memory, is_ready, is_traced, unsplit
 from tallax._display import items_table
 from tallax._errors import InvalidTypeError, TracedReadError, compose, describe
+from tallax._walk import groups_of
 from tallax.runs import Item
 from tallax.runs._number_format import size
 from tallax.schedules import Scheduled
@@ -294,20 +295,7 @@ def entries_of(objects: Sequence[Any], names: Sequence[str] | None = None) -> li
 
 
 def _entries_in(thing: Any) -> list[Entry]:
-    nodes = list(nnx.iter_graph(thing))
-    owned: dict[int, tuple[Any, Any]] = {}
-    for path, node in nodes:
-        if isinstance(node, Statistic | Scheduled):
-            owned.update((id(item), (path, node)) for item in node.variables.values())
-    found, seen = [], set()
-    for path, node in nodes:
-        if isinstance(node, Counter | Buffer):
-            path, owner = owned.get(id(node), (path, None))
-            if id(owner) not in seen:
-                found.append(Entry("/".join(map(str, path)), {"": node} if owner is None else owner.variables, owner))
-            if owner is not None:
-                seen.add(id(owner))
-    return found
+    return [Entry(group.name, group.variables, group.owner) for group in groups_of(thing, Counter | Buffer)]
 
 
 def _as_arrays(entry: Entry) -> Any:

@@ -21,6 +21,7 @@ from flax import nnx
 
 from tallax._arrays import is_traced
 from tallax._errors import describe
+from tallax._walk import leaves_of
 from tallax.checking._source_lines import is_users
 from tallax.variables import Counter
 
@@ -110,8 +111,7 @@ def _flax_metadata() -> frozenset[str]:
 
 def variables_of(model: Any) -> dict[str, nnx.Variable[Any]]:
     """Returns every Variable of `model` by slash-joined path; a shared one under its first path only."""
-    nodes = nnx.iter_graph(model, graph=True)
-    return {"/".join(map(str, path)): node for path, node in nodes if isinstance(node, nnx.Variable)}
+    return {leaf.name: leaf.variable for leaf in leaves_of(model)}
 
 
 def attribute_of(path: str, start: Snapshot) -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tallax.lint._index import Binding, File
 from tallax.lint._source import Source, tree_of
-from tallax.lint._walk import walk
+from tallax.lint._syntax_walk import walk
 
 # What begins at the left margin: a decorator, a function or class by its name, or any other statement.
 _STATEMENT = re.compile(r"^(?:(@)|(?:(?:async[ \t]+)?def|class)[ \t]+(\w+)|[^\s#)\]}])", re.MULTILINE)

@@ -10,7 +10,7 @@ from tallax.lint._index import File
 from tallax.lint._outline import Outline, outlined
 from tallax.lint._reading import read
 from tallax.lint._source import Source
-from tallax.lint._walk import walk
+from tallax.lint._syntax_walk import walk
 
 _ROOT_MARKS = (".git", "pyproject.toml", "setup.py")
 _INSTALLED = ("site-packages", "dist-packages")  # where packages lie side by side that belong to many projects

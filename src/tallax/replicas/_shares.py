@@ -17,6 +17,7 @@ from flax.nnx import filterlib
 
 from tallax import _uint64
 from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, compose, describe
+from tallax._walk import groups_of, leaves_of
 from tallax.replicas._agreement import check_alike, check_concrete, fingerprints
 from tallax.statistics import Statistic
 from tallax.statistics._statistic import Counts
@@ -189,12 +190,13 @@ def combine_replicas(model: Node) -> Node:
 
 def _parts(model: Any) -> list[tuple[Statistic | None, list[Item]]]:
     """Returns what combines by itself: each statistic that merges, with its items, and each item of its own."""
-    nodes = [node for _, node in nnx.iter_graph(model)]
-    merging = [node for node in nodes if isinstance(node, Statistic) and not isinstance(node, Counts)]
-    held = [[item for _, item in nnx.iter_graph(statistic) if isinstance(item, Item)] for statistic in merging]
-    owned = {id(item) for items in held for item in items}
-    alone = [(None, [node]) for node in nodes if isinstance(node, Item) and id(node) not in owned]
-    return [*zip(merging, held, strict=True), *alone]
+    merging, alone = [], []
+    for group in groups_of(model, Item):
+        if isinstance(group.owner, Statistic) and not isinstance(group.owner, Counts):
+            merging.append((group.owner, [leaf.variable for leaf in leaves_of(group.owner, Item)]))
+        else:
+            alone += [(None, [variable]) for variable in group.variables.values()]
+    return [*merging, *alone]
 
 
 @dataclass(frozen=True)

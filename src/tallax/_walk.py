@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one walker over a user's objects, and the one spelling of a path: `experts/1/step`.
+
+A path names a Variable in readings, logs, checkpoints, reports and messages. If several objects are passed, the name of
+the object stands in front. A new tool that needs the state of a model calls `leaves_of` or `groups_of`; it does not
+walk the graph itself, because the rules below would then be written twice:
+
+- A Variable that is reached under several paths is listed once, under the first path in the order of Flax's graph.
+- The Variables of a statistic or a `Scheduled` belong to their owner, which reads, combines and restores them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from flax import nnx
+
+from tallax._module import EvalAware
+
+
+class Leaf(NamedTuple):
+    """A Variable of an object.
+
+    Attributes:
+        path: the attribute names, keys and indices that lead to the Variable.
+        variable: the Variable.
+        owner: the statistic or `Scheduled` that the Variable belongs to, or None.
+    """
+
+    path: tuple[Any, ...]
+    variable: nnx.Variable[Any]
+    owner: EvalAware | None
+
+    @property
+    def name(self) -> str:
+        """The path as text."""
+        return path_name(self.path)
+
+
+class Group(NamedTuple):
+    """State that is read and combined as one: the Variables of a statistic, or a single Variable.
+
+    Attributes:
+        path: the path of the owner, or of the Variable.
+        owner: the statistic or `Scheduled`, or None.
+        variables: the Variables by their names within the owner; by the empty name if there is no owner.
+    """
+
+    path: tuple[Any, ...]
+    owner: EvalAware | None
+    variables: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The path as text."""
+        return path_name(self.path)
+
+
+def path_name(path: Sequence[Any], prefix: str = "") -> str:
+    """Returns a path as text: `path_name(("experts", 1, "step"))` is `experts/1/step`.
+
+    Args:
+        path: attribute names, keys and indices; keys of JAX's own paths are unwrapped.
+        prefix: the name of the object, if several were passed.
+    """
+    parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
+    return "/".join([prefix, *parts] if prefix else parts)
+
+
+def leaves_of(thing: Any, kind: Any = nnx.Variable) -> list[Leaf]:
+    """Returns the Variables of an object, each once, in the order of Flax's graph.
+
+    Args:
+        thing: a module, an optimizer, or any other node of Flax's graph.
+        kind: the classes of Variables to list.
+    """
+    found, owners = [], {}
+    for path, node in nnx.iter_graph(thing, graph=True):
+        if isinstance(node, nnx.Variable):
+            if isinstance(node, kind):
+                found.append((path, node))
+        elif isinstance(node, EvalAware):
+            owners.update((id(variable), node) for variable in node.variables.values())
+    return [Leaf(path, variable, owners.get(id(variable))) for path, variable in found]
+
+
+def groups_of(thing: Any, kind: Any = nnx.Variable) -> list[Group]:
+    """Returns the state of an object in groups: each statistic and `Scheduled` as one, each other Variable alone.
+
+    Args:
+        thing: a module, an optimizer, or any other node of Flax's graph.
+        kind: the classes of Variables to list; an owner is listed if one of its Variables is of such a class.
+    """
+    paths = {id(node): path for path, node in nnx.iter_graph(thing, graph=True) if isinstance(node, EvalAware)}
+    groups: dict[int, Group] = {}
+    for leaf in leaves_of(thing, kind):
+        if leaf.owner is None:
+            groups[id(leaf.variable)] = Group(leaf.path, None, {"": leaf.variable})
+        else:
+            groups.setdefault(id(leaf.owner), Group(paths[id(leaf.owner)], leaf.owner, leaf.owner.variables))
+    return list(groups.values())
