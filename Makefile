@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 PROCESSOR := $(shell grep -m1 ^flags /proc/cpuinfo 2>/dev/null | cksum | cut -d' ' -f1)
 PROGRAMS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tallax/programs-$(PROCESSOR)
 
-.PHONY: help demo test quick thorough compare peers lint dist-check format pages notebook docs bench constraints clean
+.PHONY: help demo test quick thorough compare peers lint prose dist-check format pages notebook docs bench constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -46,6 +46,10 @@ lint: $(VENV)/.dev  ## check style, format and types, and that no code is dead
 	$(BIN)/basedpyright
 	$(BIN)/vulture
 	$(BIN)/tallax lint src examples benchmarks
+	$(BIN)/python .ci/prose.py
+
+prose: $(VENV)/bin/python  ## count constructions that read as translated, per 1,000 words; ARGS=--update lowers the limits
+	$(BIN)/python .ci/prose.py $(ARGS)
 
 dist-check: $(VENV)/.dist  ## build wheel and sdist, and run the tests against the wheel, installed outside the checkout
 	PYTHON=$(BIN)/python EXTRAS=$(subst $() ,$(comma),$(EXTRAS)) .ci/dist-check

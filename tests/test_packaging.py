@@ -66,12 +66,12 @@ def test_classifiers():
     assert not [name for name in PROJECT["classifiers"] if name.startswith("License ::")]
 
 
-@pytest.mark.parametrize("section", ["Added", "Changed"])
-def test_the_changelog(section):
-    """What is not yet released comes first, under the headings of Keep a Changelog."""
-    unreleased = (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1]
-    assert unreleased.startswith("[Unreleased]")
-    assert f"\n### {section}\n" in unreleased
+def test_the_changelog():
+    """The version in pyproject.toml has a dated section, below what is not yet released."""
+    unreleased, released, *_ = (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1:]
+    assert unreleased.startswith("[Unreleased]\n")
+    assert re.match(rf"\[{re.escape(PROJECT['version'])}\] - \d{{4}}-\d\d-\d\d\n", released)
+    assert "\n### Added\n\n- " in released
 
 
 def test_the_version():
