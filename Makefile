@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 PROCESSOR := $(shell grep -m1 ^flags /proc/cpuinfo 2>/dev/null | cksum | cut -d' ' -f1)
 PROGRAMS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tallax/programs-$(PROCESSOR)
 
-.PHONY: help demo test quick thorough compare peers lint prose dist-check format pages notebook docs bench constraints clean
+.PHONY: help demo test quick thorough nightly compare peers lint prose wheel dist-check format pages notebook docs bench constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -20,8 +20,8 @@ help:  ## list the targets
 demo: $(VENV)/.demo  ## train a mixture of experts on handwritten digits, or go on with it; FRESH=1 starts again
 	@$(BIN)/python examples/digits_moe.py $(if $(FRESH),--fresh) $(ARGS)
 
-test thorough compare dist-check: export JAX_COMPILATION_CACHE_DIR = $(PROGRAMS)
-test thorough compare dist-check: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+test thorough nightly compare dist-check: export JAX_COMPILATION_CACHE_DIR = $(PROGRAMS)
+test thorough nightly compare dist-check: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 
 # loadfile: the examples of one docstring or README share their names, so they run in one process.
 test: $(VENV)/.dev  ## run the tests, but for the longest
@@ -31,8 +31,11 @@ test: $(VENV)/.dev  ## run the tests, but for the longest
 quick: $(VENV)/.dev  ## run the tests that take no more than a moment
 	$(BIN)/python -m pytest -m 'not slow and not thorough' $(ARGS)
 
-thorough: $(VENV)/.dev  ## run the tests that take minutes: statecheck judges two hundred modules; more meshes and layouts
-	$(BIN)/python -m pytest -m thorough --numprocesses 2 tests $(ARGS)
+thorough: $(VENV)/.dev  ## run the tests that take minutes together: more meshes and layouts, a share of the corpus
+	$(BIN)/python -m pytest -m 'thorough and not nightly' --numprocesses 2 tests $(ARGS)
+
+nightly: $(VENV)/.dev  ## run the tests that are too long for each change: the rest of the corpus, fuzz, damage, kills
+	$(BIN)/python -m pytest -m nightly --numprocesses 2 tests $(ARGS)
 
 compare: $(VENV)/.bench  ## run the tests beside PyTorch and torchmetrics, which are large
 	$(BIN)/python -m pytest tests/test_comparisons.py tests/test_coming_from.py tests/test_torch.py $(ARGS)
@@ -50,6 +53,11 @@ lint: $(VENV)/.dev  ## check style, format and types, and that no code is dead
 
 prose: $(VENV)/bin/python  ## count constructions that read as translated, per 1,000 words; ARGS=--update lowers the limits
 	$(BIN)/python .ci/prose.py $(ARGS)
+
+wheel: $(VENV)/.dev  ## install the wheel in place of the checkout; `touch pyproject.toml` undoes it
+	rm -rf build/dist
+	$(BIN)/python -m build --wheel --outdir build/dist .
+	$(PIP) --no-deps --force-reinstall build/dist/*.whl
 
 dist-check: $(VENV)/.dist  ## build wheel and sdist, and run the tests against the wheel, installed outside the checkout
 	PYTHON=$(BIN)/python EXTRAS=$(subst $() ,$(comma),$(EXTRAS)) .ci/dist-check

@@ -13,3 +13,30 @@ def as_users_run_it():
         yield
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()  # hundreds of programs that nobody will run again
+
+
+# Thorough tests that run every night; before a change lands, CI runs the given share of each, spread over its cases.
+# All of them guard tools (statecheck, the linter) or repeat at random what fixed tests check in CI.
+NIGHTLY = {
+    "test_finds_what_is_wrong": 1 / 4,  # each wrong module takes statecheck 2 to 12 s
+    "test_no_false_alarm": 1 / 4,
+    "test_all_writes_everywhere": 1 / 4,  # the transformation matrix in CI has the same cells with other programs
+    "test_more_random_programs": 0,  # 120 more of the programs of which CI runs 40
+    "test_every_installed_package": 1 / 4,  # the linter on other people's files
+    "test_programs_of_the_grammar": 0,  # fuzz
+    "test_programs_of_cut_cases": 0,
+    "test_programs_of_shuffled_cases": 0,
+    "test_more_damage": 0,  # 79 s of random damage; CI damages every kind of file once
+    "test_the_demo_killed_ten_times_ends_as_if_it_had_not_been": 0,  # 159 s; CI kills a smaller run
+}
+
+
+def pytest_collection_modifyitems(items):
+    """Marks the cases of `NIGHTLY` that CI leaves out."""
+    cases = {}
+    for item in items:
+        name = getattr(item, "originalname", None)  # an example in a document has none
+        if name in NIGHTLY and item.get_closest_marker("thorough"):
+            number = cases[name] = cases.get(name, -1) + 1
+            if not NIGHTLY[name] or number % round(1 / NIGHTLY[name]):
+                item.add_marker("nightly")
