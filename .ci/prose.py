@@ -81,18 +81,26 @@ def messages() -> Iterator[str]:
                         yield inner.value
 
 
-def measured() -> dict[str, dict[str, float]]:
-    """Returns the counts per 1,000 words, by area and construction."""
+def per_1000_words(text: str, area: str) -> dict[str, float]:
+    """Returns how often a text uses each construction that is counted in an area, per 1,000 words."""
+    words = len(re.findall(r"[A-Za-z][\w'-]*", text))
     found = {}
-    for area, texts in (("docs", docs()), ("source", source()), ("messages", messages())):
-        text = "\n".join(texts)
-        words = len(re.findall(r"[A-Za-z][\w'-]*", text))
-        counts = {
-            name: re.findall(pattern, text, re.IGNORECASE if "opens" not in name else 0)
-            for name, pattern in (AT_MOST | AT_LEAST).items()
-        }
-        found[area] = {name: round(1000 * len(counts[name]) / words, 2) for name in counts if name in AREAS[area]}
+    for name, pattern in (AT_MOST | AT_LEAST).items():
+        if name in AREAS[area]:
+            flags = re.NOFLAG if pattern.startswith(START) else re.IGNORECASE
+            found[name] = round(1000 * len(re.findall(pattern, text, flags)) / words, 2)
     return found
+
+
+def measured() -> dict[str, dict[str, float]]:
+    """Returns the counts of the whole tree, by area and construction."""
+    areas = {"docs": docs(), "source": source(), "messages": messages()}
+    return {area: per_1000_words("\n".join(texts), area) for area, texts in areas.items()}
+
+
+def worse(count: float, limit: float, name: str) -> bool:
+    """Returns whether a count is worse than its limit."""
+    return count > limit * (1 + TOLERANCE) if name in AT_MOST else count < limit * (1 - TOLERANCE)
 
 
 def main() -> int:
@@ -101,8 +109,7 @@ def main() -> int:
     for area, counts in now.items():
         for name, count in counts.items():
             limit = limits.setdefault(area, {}).get(name, count)
-            is_upper = name in AT_MOST
-            is_worse = count > limit * (1 + TOLERANCE) if is_upper else count < limit * (1 - TOLERANCE)
+            is_upper, is_worse = name in AT_MOST, worse(count, limit, name)
             failed |= is_worse
             bound = "at most" if is_upper else "at least"
             print(f"{'WORSE ' if is_worse else '      '}{area:9}{name:36}{count:7.2f}   {bound} {limit:.2f}")
