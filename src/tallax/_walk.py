@@ -11,7 +11,7 @@ walk the graph itself, because the rules below would then be written twice:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -49,7 +49,7 @@ class Group(NamedTuple):
 
     path: tuple[Any, ...]
     owner: EvalAware | None
-    variables: dict[str, Any]
+    variables: Mapping[str, Any]
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -295,7 +295,8 @@ def entries_of(objects: Sequence[Any], names: Sequence[str] | None = None) -> li
 
 
 def _entries_in(thing: Any) -> list[Entry]:
-    return [Entry(group.name, group.variables, group.owner) for group in groups_of(thing, Counter | Buffer)]
+    groups = groups_of(thing, Counter | Buffer)
+    return [Entry(group.name, dict(group.variables), cast(Any, group.owner)) for group in groups]
 
 
 def _as_arrays(entry: Entry) -> Any:
