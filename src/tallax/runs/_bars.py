@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from tallax.runs._axis import Axis
-from tallax.runs._record import Bins
 from tallax.runs._number_format import short
+from tallax.runs._record import Bins
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _NO_NUMBER = "?"

@@ -9,9 +9,9 @@ from html import escape
 import numpy as np
 
 from tallax.runs._axis import Axis
+from tallax.runs._number_format import number, short, size
 from tallax.runs._record import Bins
 from tallax.runs._shown import Shown
-from tallax.runs._number_format import number, short, size
 
 _ROWS = 200
 _SHORT = 12  # characters that stay on one line

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tallax.runs._errors import RunError, laid_out
-from tallax.runs._record_format import Decoder
 from tallax.runs._history import History
 from tallax.runs._record import Record
+from tallax.runs._record_format import Decoder
 
 FILE = "records.jsonl"
 _NUMBERED = re.compile(r"records\.process-(\d+)\.jsonl")

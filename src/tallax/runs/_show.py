@@ -21,10 +21,10 @@ except ModuleNotFoundError:
 
 from tallax.runs._bars import bars_of
 from tallax.runs._errors import RunError, laid_out
+from tallax.runs._number_format import number, short, size
 from tallax.runs._record import Bins
 from tallax.runs._run import FILE, Run, is_run
 from tallax.runs._shown import Shown, as_json, of_run
-from tallax.runs._number_format import number, short, size
 
 _BARS = 16  # characters of a histogram
 _NARROW = 100  # columns

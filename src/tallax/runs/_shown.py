@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from tallax.runs._record_format import plain
 from tallax.runs._history import History
+from tallax.runs._number_format import ago, number
 from tallax.runs._patterns import is_entry, matches
 from tallax.runs._record import Bins, Item
-from tallax.runs._number_format import ago, number
+from tallax.runs._record_format import plain
 
 _ENTRIES = 8  # of an array; `--json` has all that there are
 

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from tallax.runs._bars import bars_of, sparkline
 from tallax.runs._history import History, Series
+from tallax.runs._number_format import ago, change, number, short
 from tallax.runs._patterns import is_entry, matches, sorted_names
 from tallax.runs._record import Bins
-from tallax.runs._number_format import ago, change, number, short
 
 KEEP = 64  # values of each name, which is what the widest sparkline shows
 _GAP = 2
