@@ -18,7 +18,7 @@ from flax import nnx
 
 import tallax
 from tallax.checking import _transformations as package
-from tests.cases import ITEMS, TRANSFORMATIONS, Everything, Model, assert_same_state, batch, call, leaves
+from tests.cases import STATE_CASES, TRANSFORMATIONS, Everything, Model, assert_same_state, batch, call, leaves
 from tests.meshes import AXES, P, mesh_of, placed
 
 pytestmark = pytest.mark.slow
@@ -132,7 +132,7 @@ def test_a_thousand_random_steps_are_those_of_nnx_jit(graph, donate):
     assert int(model.seen) > 2**41
 
 
-@pytest.mark.parametrize("item", ITEMS.values(), ids=ITEMS)
+@pytest.mark.parametrize("item", STATE_CASES.values(), ids=STATE_CASES)
 def test_every_item(item):
     """Three steps are three plain calls, and after each the item reads as it is."""
     model, other = Model(item.make), Model(item.make)
@@ -164,7 +164,7 @@ IN_A_STEP = [
 
 
 # What floats add up to depends on how XLA fuses a program, so `nnx.jit` of two calls is not two calls, either.
-EXACT = [name for name in ITEMS if name not in ("buffer", "ema", "moments")]
+EXACT = [name for name in STATE_CASES if name not in ("buffer", "ema", "moments")]
 
 
 @pytest.mark.parametrize("cell", IN_A_STEP)

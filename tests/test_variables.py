@@ -9,16 +9,16 @@ import pytest
 from flax import nnx
 
 import tallax
-from tests.cases import ITEMS, assert_same_state
+from tests.cases import STATE_CASES, assert_same_state
 
 # --- other kinds of Variables -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["hijax", "ref"])
-@pytest.mark.parametrize("name", ITEMS)
+@pytest.mark.parametrize("name", STATE_CASES)
 def test_other_kinds_are_refused(name, kind):
     """nnx.with_vars raises as the constructor does, for every type, and leaves the model as it was."""
-    item, alone = nnx.Dict(item=ITEMS[name].make(), w=nnx.Param(jnp.ones(2))), ITEMS[name].make()
+    item, alone = nnx.Dict(item=STATE_CASES[name].make(), w=nnx.Param(jnp.ones(2))), STATE_CASES[name].make()
     with pytest.raises(tallax.InvalidValueError, match=f"got:  {kind}=True\n  fix:  leave {kind} out; nnx.with_vars"):
         nnx.with_vars(item, **{kind: True})
     assert_same_state(item.item, alone)

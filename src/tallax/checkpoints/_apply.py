@@ -27,7 +27,7 @@ from tallax.checkpoints._to_tree import entry_of, has_shares, whole
 from tallax.replicas import per_replica
 from tallax.schedules import Scheduled
 from tallax.statistics import Statistic
-from tallax.variables import Item
+from tallax.variables import StateVariable
 
 Fetch = Callable[[Mapping[str, str], "Target"], Mapping[str, Any]]
 
@@ -227,7 +227,7 @@ class Target:
                 raise mismatch(name, found.sources[name], str(error), str(wanted), report, policy) from None
             converted += [how] if how else []
             warnings += [warning] if warning else []
-            on_host = isinstance(variables[name], Item)
+            on_host = isinstance(variables[name], StateVariable)
             values[name] = in_place_of(self.leaves[name], array, wanted.dtype, on_host=on_host)
         return values, dataclasses.replace(found.report, converted=tuple(converted), warnings=tuple(warnings))
 
@@ -296,4 +296,4 @@ def _is_variable(leaf: Any) -> bool:
 
 
 def _items(thing: Any) -> list[tuple[Any, Any]]:
-    return [(path, node) for path, node in nnx.iter_graph(thing) if isinstance(node, Item)]
+    return [(path, node) for path, node in nnx.iter_graph(thing) if isinstance(node, StateVariable)]

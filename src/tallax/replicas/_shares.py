@@ -21,7 +21,7 @@ from tallax._walk import groups_of, leaves_of
 from tallax.replicas._agreement import check_alike, check_concrete, fingerprints
 from tallax.statistics import Statistic
 from tallax.statistics._statistic import Counts
-from tallax.variables import Counter, Item, Shares
+from tallax.variables import Counter, Shares, StateVariable
 
 Node = TypeVar("Node")
 
@@ -90,7 +90,9 @@ def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str
             )
         )
     copy, selected = nnx.clone(model), filterlib.to_predicate(only)
-    chosen = {id(item) for path, item in nnx.iter_graph(copy) if isinstance(item, Item) and selected(path, item)}
+    chosen = {
+        id(item) for path, item in nnx.iter_graph(copy) if isinstance(item, StateVariable) and selected(path, item)
+    }
     for (_, originals), (statistic, items) in zip(_parts(model), _parts(copy), strict=True):
         if chosen.isdisjoint(map(id, items)) or (statistic is None and items[0].get_metadata("reduce") == "replicated"):
             continue
@@ -130,11 +132,11 @@ def replica_specs(model: Any, *, graph: bool | None = None) -> Any:
     """
     graph = nnx.set_graph_mode.current_value() if graph is None else graph
     if graph and not isinstance(model, nnx.State):
-        axes = {item._replica_axes: None for _, item in nnx.iter_graph(model) if isinstance(item, Item)}
+        axes = {item._replica_axes: None for _, item in nnx.iter_graph(model) if isinstance(item, StateVariable)}
         return nnx.StateSharding([*((_KeepsShares(names), jax.P(names)) for names in axes if names), (..., jax.P())])
 
     def spec(leaf: Any) -> jax.P:
-        return jax.P(leaf._replica_axes) if isinstance(leaf, Item) and leaf._shares else jax.P()
+        return jax.P(leaf._replica_axes) if isinstance(leaf, StateVariable) and leaf._shares else jax.P()
 
     return jax.tree.map(spec, model, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
@@ -164,7 +166,7 @@ def combine_replicas(model: Node) -> Node:
         1099511627776
     """
     copy = nnx.clone(model)
-    groups: dict[Any, list[tuple[Statistic | None, list[Item]]]] = {}
+    groups: dict[Any, list[tuple[Statistic | None, list[StateVariable]]]] = {}
     for (_, originals), (statistic, items) in zip(_parts(model), _parts(copy), strict=True):
         for item in originals:
             _check_combinable(item)
@@ -188,12 +190,12 @@ def combine_replicas(model: Node) -> Node:
 # --- the parts of a model ---------------------------------------------------------------------------------------------
 
 
-def _parts(model: Any) -> list[tuple[Statistic | None, list[Item]]]:
+def _parts(model: Any) -> list[tuple[Statistic | None, list[StateVariable]]]:
     """Returns what combines by itself: each statistic that merges, with its items, and each item of its own."""
     merging, alone = [], []
-    for group in groups_of(model, Item):
+    for group in groups_of(model, StateVariable):
         if isinstance(group.owner, Statistic) and not isinstance(group.owner, Counts):
-            merging.append((group.owner, [leaf.variable for leaf in leaves_of(group.owner, Item)]))
+            merging.append((group.owner, [leaf.variable for leaf in leaves_of(group.owner, StateVariable)]))
         else:
             alone += [(None, [variable]) for variable in group.variables.values()]
     return [*merging, *alone]
@@ -206,14 +208,14 @@ class _KeepsShares:
     axes: tuple[str, ...]
 
     def __call__(self, path: Any, value: Any) -> bool:
-        return isinstance(value, Item) and value._replica_axes == self.axes
+        return isinstance(value, StateVariable) and value._replica_axes == self.axes
 
 
-def _reduction(item: Item) -> str:
+def _reduction(item: StateVariable) -> str:
     return "count" if isinstance(item, Counter) else item.get_metadata("reduce")
 
 
-def _check_whole(item: Item) -> None:
+def _check_whole(item: StateVariable) -> None:
     check_concrete(item)
     if item._shares:
         raise ReplicasError(
@@ -226,7 +228,7 @@ def _check_whole(item: Item) -> None:
         )
 
 
-def _check_combinable(item: Item) -> None:
+def _check_combinable(item: StateVariable) -> None:
     check_concrete(item)
     sharding = getattr(item.get_raw_value(), "sharding", None)
     if item._shares:
@@ -249,14 +251,14 @@ def _check_combinable(item: Item) -> None:
 # --- shares -----------------------------------------------------------------------------------------------------------
 
 
-def _further_shares(statistic: Statistic | None, items: list[Item]) -> list[np.ndarray]:
+def _further_shares(statistic: Statistic | None, items: list[StateVariable]) -> list[np.ndarray]:
     """Returns what each item's share is on every replica but the first."""
     if statistic is None:
         whole = items[0].get_raw_value()
         return [np.zeros_like(whole) if _reduction(items[0]) in ("count", "sum") else whole]
     further = nnx.clone(statistic)
     further._begin_share()
-    return [np.asarray(item.get_raw_value()) for _, item in nnx.iter_graph(further) if isinstance(item, Item)]
+    return [np.asarray(item.get_raw_value()) for _, item in nnx.iter_graph(further) if isinstance(item, StateVariable)]
 
 
 def _laid_out(first: np.ndarray, further: np.ndarray, mesh: jax.sharding.Mesh, axes: tuple[str, ...]) -> jax.Array:

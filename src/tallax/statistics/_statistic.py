@@ -20,7 +20,7 @@ from tallax._mesh_axes import AxisName, on_first, varying_axes
 from tallax._module import EvalAware
 from tallax.runs._record import Bins
 from tallax.statistics._host import Rounding, as_real_array
-from tallax.variables import Counter, Item, refuse_cast
+from tallax.variables import Counter, StateVariable, refuse_cast
 
 
 class Statistic(EvalAware, abc.ABC):
@@ -143,9 +143,9 @@ class Statistic(EvalAware, abc.ABC):
         return None
 
     @property
-    def variables(self) -> dict[str, Item]:
+    def variables(self) -> dict[str, StateVariable]:
         """The Variables that hold the state, by attribute."""
-        return {name: value for name, value in sorted(vars(self).items()) if isinstance(value, Item)}
+        return {name: value for name, value in sorted(vars(self).items()) if isinstance(value, StateVariable)}
 
     def stored_state(self) -> dict[str, Any]:
         """Returns the state by attribute, on the host, on the device, or traced; that of a Counter is its words.
@@ -298,7 +298,7 @@ def entries_of(x: jax.Array, axes: tuple[int, ...]) -> int:
     return math.prod(x.shape[axis] for axis in axes)
 
 
-def stored_state(variable: Item) -> Any:
+def stored_state(variable: StateVariable) -> Any:
     """Returns a value where it is: on the host, on the device, or traced; that of a Counter as words."""
     return variable._words() if isinstance(variable, Counter) else variable._stored()
 

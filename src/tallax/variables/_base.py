@@ -85,7 +85,7 @@ def _refuse_slip(kind: str, name: str, value: Any) -> None:
         )
 
 
-class Item(nnx.Variable[Any]):
+class StateVariable(nnx.Variable[Any]):
     """What both kinds share: what they declare, reads and writes by `.value`, and the guarded store."""
 
     # What errors advise.

@@ -14,10 +14,10 @@ from flax import nnx
 
 from tallax._arrays import is_traced, to_device
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
-from tallax.variables._base import Item, Reduce
+from tallax.variables._base import Reduce, StateVariable
 
 
-class Buffer(Item):
+class Buffer(StateVariable):
     """An array that changes during training and is never trained: a running statistic, a routing bias, a mask.
 
     Reads and writes are those of any `nnx.Variable` (`buffer[...]`, `buffer[i] = x`, `get_value()`, `set_value(x)`),

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from tallax._errors import InvalidTypeError, compose
-from tallax.variables._base import Item
+from tallax.variables._base import StateVariable
 
 
-def refuse_cast(owner: object, variable: Item, dtype: Any) -> None:
+def refuse_cast(owner: object, variable: StateVariable, dtype: Any) -> None:
     """Raises if the array of a variable has another dtype than the one that its owner keeps it in.
 
     It looks at the dtype alone, so it costs the same inside a trace, and while a compiled step holds the array.

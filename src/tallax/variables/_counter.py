@@ -23,7 +23,7 @@ from tallax._mesh_axes import (
     sum_over,
     varying_axes,
 )
-from tallax.variables._base import Item
+from tallax.variables._base import StateVariable
 from tallax.variables._casts import refuse_cast
 from tallax.variables._count_inputs import (
     amount_of,
@@ -52,7 +52,7 @@ _READS = (np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.uint64))  # what c
 _array, _ndarray, _uint32, _int32 = np.array, np.ndarray, np.dtype(np.uint32), np.int32  # bound once, for `_advance`
 
 
-class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
+class Counter(StateVariable):  # noqa: PLW1641 - unhashable, as in Flax
     """An exact count, or an array of them: right up to 2**64 - 1 without x64, where it stays.
 
     `counter += n` counts, also under transformations. `int(counter)` is the exact count on the host;
