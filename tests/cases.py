@@ -32,7 +32,7 @@ class Model(nnx.Module):
 
 @dataclass(frozen=True)
 class StateCase:
-    """How an item is made, what a step does with it, and what it then reads."""
+    """How a kind of state is made, updated by a step, and then read."""
 
     make: Callable[[], Any]
     touch: Callable[[Model, jax.Array], Any]

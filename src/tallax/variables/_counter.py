@@ -430,7 +430,7 @@ class Counter(StateVariable):  # noqa: PLW1641 - unhashable, as in Flax
         return self.__imul__(other)
 
     def _advance_by_one(self) -> jax.Array | np.ndarray | np.int32:
-        """Adds 1 to a scalar count, once for all replicas, and returns the count, as `_peek` does: a step counter's call."""
+        """Adds 1 to a scalar count, once for all replicas, and returns the count like `_peek`."""
         count = self._advance(1)
         if count is None:
             self.increment(axis_name=())
