@@ -89,7 +89,7 @@ def steps_of(mode, model, mesh, batch=SPLIT, check_vma=True):
 def on_mesh(model, mesh):
     """Puts what keeps no shares on every device, as an explicit mesh wants it."""
     for _, variable in nnx.iter_graph(model):
-        if isinstance(variable, nnx.Variable) and not variable.get_metadata("shares", None):
+        if isinstance(variable, nnx.Variable) and not variable.get_metadata("per_replica", None):
             variable.set_raw_value(placed(variable.get_raw_value(), mesh))
     return model
 
@@ -451,7 +451,7 @@ def test_shares_are_not_read_as_a_value():
         with pytest.raises(tallax.ReplicasError, match="keeps a share for each replica, and only combined"):
             act()
     assert all(np.array_equal(a, b) for a, b in zip(leaves(model), before, strict=True))
-    assert "shares=(('data',), (2,))" in repr(counter)
+    assert "per_replica=(('data',), (2,))" in repr(counter)
     nnx.display(counter)
     assert repr(model.items["rate"]) == "Rate(shape=())"
     assert repr(model.items["moments"]) == "Moments(shape=())"

@@ -104,7 +104,9 @@ def clip_by_global_norm(max_norm: float | Callable[[Any], Any]) -> optax.Gradien
 
     def init(params: optax.Params) -> ClipByGlobalNormState:
         del params
-        zeros = [jnp.zeros(2, jnp.uint32) for _ in range(3)]  # one array each, so that all of them can be donated
+        zeros = [
+            jnp.asarray(_uint64.from_int(0)) for _ in range(3)
+        ]  # one array each, so that all of them can be donated
         return ClipByGlobalNormState(*zeros, max_norm=threshold(jnp.int32(0)))
 
     def update(
@@ -193,7 +195,7 @@ class _StepSchedule(optax.schedules.StatefulSchedule):
         self.schedule = schedule
 
     def init(self) -> jax.Array:
-        return jnp.zeros(2, jnp.uint32)
+        return jnp.asarray(_uint64.from_int(0))
 
     def update(self, state: jax.Array, **extra_args: Any) -> jax.Array:
         del extra_args

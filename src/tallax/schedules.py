@@ -251,7 +251,7 @@ def step_value(step: Any) -> jax.Array | np.int32:
         if step.shape == ():
             wide = jnp.iinfo(step.dtype).max > _uint64.INT32_MAX
             return (jnp.minimum(step, _uint64.INT32_MAX) if wide else step).astype(jnp.int32)
-        if step.shape == (2,) and step.dtype == jnp.uint32:
+        if step.ndim == 1 and _uint64.has_limb_axis(step):
             return _uint64.to_int32(step)
     raise InvalidTypeError(
         compose(

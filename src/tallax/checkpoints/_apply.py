@@ -273,13 +273,15 @@ def _reset(holder: Holder) -> None:
 def _share_out(combined: Any, thing: Any) -> None:
     """Puts what a combined copy of an object has into the object, whose items keep a share for each replica."""
     originals = dict(_items(thing))
-    layouts = {(item.get_raw_value().sharding.mesh, item._replica_axes) for item in originals.values() if item._shares}
+    layouts = {
+        (item.get_raw_value().sharding.mesh, item._replica_axes) for item in originals.values() if item._per_replica
+    }
     laid_out = combined
     for mesh, axes in layouts:
         paths = {
             path
             for path, item in originals.items()
-            if item._shares and (item.get_raw_value().sharding.mesh, item._replica_axes) == (mesh, axes)
+            if item._per_replica and (item.get_raw_value().sharding.mesh, item._replica_axes) == (mesh, axes)
         }
         laid_out = per_replica(laid_out, mesh, axes, only=lambda path, _, paths=paths: tuple(path) in paths)
     values = {path: node.get_raw_value() for path, node in nnx.iter_graph(laid_out) if isinstance(node, nnx.Variable)}

@@ -158,12 +158,12 @@ def entry_of(holder: Holder, leaf: Any) -> Entry:
 
 def has_shares(holder: Holder) -> bool:
     """Tells whether an item is kept as a share for each replica."""
-    return isinstance(holder.variable, StateVariable) and holder.variable._shares is not None
+    return isinstance(holder.variable, StateVariable) and holder.variable._per_replica is not None
 
 
 def whole(thing: Any) -> Any:
     """Returns an object with the shares of replicas combined, or itself where there are none."""
-    if any(isinstance(node, StateVariable) and node._shares for _, node in nnx.iter_graph(thing)):
+    if any(isinstance(node, StateVariable) and node._per_replica for _, node in nnx.iter_graph(thing)):
         return combine_replicas(thing)
     return thing
 

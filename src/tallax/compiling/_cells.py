@@ -50,7 +50,7 @@ class Form:
         if isinstance(raw, Pending) or is_traced(raw):
             raise in_a_trace()
         is_array = isinstance(raw, jax.Array | np.ndarray)
-        is_packed = isinstance(variable, Counter) and not variable._shares
+        is_packed = isinstance(variable, Counter) and not variable._per_replica
         is_packed = is_packed and (isinstance(raw, np.ndarray) or raw.is_fully_replicated)
         sharding = raw.sharding if isinstance(raw, jax.Array) and raw.committed else None
         return cls(
@@ -69,7 +69,7 @@ class Owned(Held):
     __slots__ = ("cell",)
 
     def __init__(self, cell: Cell):
-        is_item = isinstance(cell.variable, StateVariable) and not cell.variable._shares
+        is_item = isinstance(cell.variable, StateVariable) and not cell.variable._per_replica
         read, write = (cell.read, cell.write) if is_item else (None, None)
         super().__init__(cell.variable, cell.name, cell.form.value, read, write)
         self.cell = cell

@@ -16,6 +16,6 @@ cannot tell, each process then counts its own part, and "replicated" state drift
 """
 
 from tallax.replicas._agreement import assert_replicated as assert_replicated
-from tallax.replicas._shares import combine_replicas as combine_replicas
-from tallax.replicas._shares import per_replica as per_replica
-from tallax.replicas._shares import replica_specs as replica_specs
+from tallax.replicas._per_replica import combine_replicas as combine_replicas
+from tallax.replicas._per_replica import per_replica as per_replica
+from tallax.replicas._per_replica import replica_specs as replica_specs

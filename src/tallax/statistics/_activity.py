@@ -20,7 +20,6 @@ from tallax.statistics._statistic import Statistic, entries_of, leading_axes
 from tallax.variables import Buffer, Counter
 
 _FIRED, _TOTAL, _UPDATES = range(3)  # the counts of a unit
-_WORD = np.uint32(2**32 - 1)
 
 
 @jax.tree_util.register_dataclass
@@ -97,7 +96,7 @@ class Activity(Statistic):
         self.units: int = int(units)
         self.window: int | None = None if window is None else int(window)
         self.counts: Counter = Counter(shape=(self.units, 3), persistent=persistent)
-        self.quiet: Buffer = Buffer(np.full((self.units, 2), _WORD), persistent=persistent)
+        self.quiet: Buffer = Buffer(_uint64.full((self.units,), _uint64.MAX), persistent=persistent)
 
     def compute(self) -> ActivityResult:
         """Returns the rate of each unit, which are dead, and the length of the window so far."""
@@ -124,7 +123,7 @@ class Activity(Statistic):
         """Forgets everything that was fed."""
         self.refuse_casts()
         self.counts.reset()
-        self.quiet[...] = np.full(self.quiet.shape, _WORD)
+        self.quiet[...] = _uint64.full(self.quiet.shape[:-1], _uint64.MAX)
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         axes = leading_axes(x, (self.units,), self, argument=f"{x.shape[-1]}" if x.ndim else "units")
@@ -175,8 +174,8 @@ def _updated(
     counts = count_over(_uint64.pair(jnp.stack([fired, total], -1)), replicas.over)
     counts = on_first(counts, replicas.once)
     one = _uint64.pair(jnp.ones_like(quiet[..., 0]))
-    fires = (counts[..., _FIRED, :] > 0).any(-1, keepdims=True)
-    quiet = jnp.where(fires, jnp.uint32(0), _uint64.add(quiet, one))  # never stays never
+    silent = _uint64.is_zero(counts[..., _FIRED, :])[..., None]
+    quiet = jnp.where(~silent, jnp.uint32(0), _uint64.add(quiet, one))  # never stays never
     counts = jnp.concatenate([counts, one[..., None, :]], -2)
     return _uint64.add(words, counts), counts, quiet
 
@@ -184,6 +183,4 @@ def _updated(
 @functools.partial(jax.jit, inline=True)
 def _fewer(left: jax.Array, right: jax.Array) -> jax.Array:
     """Returns the smaller of two counts, both as limbs."""
-    low, high, other_low, other_high = (words[..., word] for words in (left, right) for word in (0, 1))
-    fewer = (other_high < high) | ((other_high == high) & (other_low < low))
-    return jnp.where(fewer[..., None], right, left)
+    return jnp.where(_uint64.less(right, left)[..., None], right, left)

@@ -76,7 +76,7 @@ def union(a: State, b: State) -> State:
     )
 
     # What saw nothing changes nothing, to the bit.
-    no_a, no_b = (a.seen == 0).all(-1), (b.seen == 0).all(-1)
+    no_a, no_b = _uint64.is_zero(a.seen), _uint64.is_zero(b.seen)
     floats = jax.tree.map(lambda x, y, z: jnp.where(no_b, x, jnp.where(no_a, y, z)), a[1:], b[1:], both)
     return State(count, *floats)
 

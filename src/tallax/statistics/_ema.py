@@ -202,7 +202,7 @@ def _updated(
     # Rests where mean and average agree, which `decay * total + share * mean` need not.
     new_total = total + share32 * (mean - total)
     new_weight = weight + share32 * (1 - weight)
-    some = (entries > 0).any(-1)
+    some = ~_uint64.is_zero(entries)
     fits = jnp.isfinite(new_total)  # an infinity would stay for ever
     nonfinite = _uint64.add(nonfinite, jnp.where(fits[..., None], jnp.uint32(0), entries))
     total = jnp.where(some & fits, new_total, total)

@@ -29,7 +29,6 @@ from tallax.variables import Buffer, Counter, as_shape
 _COUNT, _NAN = range(2)
 # The rows of the extremes. What was fed nothing has the largest `at`, so that it loses every comparison; it reads as 0.
 _MIN_AT, _MAX_AT, _VALUES = range(3)
-_WORD = np.uint32(2**32 - 1)
 
 
 @jax.tree_util.register_dataclass
@@ -112,7 +111,7 @@ class Extrema(Statistic):
         words, extremes = state["counts"], state["extremes"]
         if is_traced(words):
             counts, when = _uint64.to_int32(words), _uint64.to_int32(extremes[..., :_VALUES, :])
-            empty = (words[..., _COUNT, :] == 0).all(-1)
+            empty = _uint64.is_zero(words[..., _COUNT, :])
             values = _values(extremes)
             choose = jnp.where
         else:
@@ -150,7 +149,7 @@ class Extrema(Statistic):
 
 def _nothing(shape: tuple[int, ...]) -> np.ndarray:
     extremes = np.zeros((*shape, 3, 2), np.uint32)
-    extremes[..., [_MIN_AT, _MAX_AT], :] = _WORD
+    extremes[..., [_MIN_AT, _MAX_AT], :] = _uint64.from_int(_uint64.MAX)
     extremes[..., _VALUES, :] = np.float32(np.inf).view(np.uint32)
     return extremes
 
@@ -179,9 +178,9 @@ def _updated(
     least = min_over(unsplit(jnp.stack(least, -1)), replicas.over)
     least = jnp.where(least == 0, jnp.float32(0), least)  # one zero, so that equal extremes have equal bits
     least = on_first(least, replicas.once, otherwise=jnp.inf)
-    some = (counts[..., _COUNT, :] > 0).any(-1, keepdims=True)
+    none = _uint64.is_zero(counts[..., _COUNT, :])[..., None]
     after = _uint64.add(words, counts)
-    at = jnp.where(some, after[..., _COUNT, :], _WORD)
+    at = jnp.where(none, jnp.asarray(_uint64.from_int(_uint64.MAX)), after[..., _COUNT, :])
     return after, counts, _merged(extremes, _packed(jnp.stack([at, at], -2), least))
 
 
@@ -189,9 +188,7 @@ def _updated(
 def _merged(left: jax.Array, right: jax.Array) -> jax.Array:
     value, other = _values(left), _values(right)
     at, other_at = left[..., :_VALUES, :], right[..., :_VALUES, :]
-    low, high, other_low, other_high = at[..., 0], at[..., 1], other_at[..., 0], other_at[..., 1]
-    earlier = (other_high < high) | ((other_high == high) & (other_low < low))
-    better = (other < value) | ((other == value) & earlier)
+    better = (other < value) | ((other == value) & _uint64.less(other_at, at))
     return _packed(jnp.where(better[..., None], other_at, at), jnp.where(better, other, value))
 
 

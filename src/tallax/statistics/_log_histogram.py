@@ -20,7 +20,7 @@ from tallax.runs._bars import bars_of
 from tallax.runs._record import Bins
 from tallax.statistics._bincount import count_slots
 from tallax.statistics._host import as_number
-from tallax.statistics._plotting import plot_bars, saturating_sum, shape_of_stack, stacked, sum_of_stack, title_counts
+from tallax.statistics._plotting import plot_bars, shape_of_stack, stacked, sum_of_stack, title_counts
 from tallax.statistics._statistic import Counts, exact_or_traced
 from tallax.variables import Counter
 
@@ -229,7 +229,7 @@ class LogHistogram(Counts):
         parts = [neginf[..., None], negative[..., ::-1], zero[..., None], positive, posinf[..., None]]
         if exact:
             buckets = np.concatenate(parts, axis=-1)
-            count = saturating_sum(buckets, -1)
+            count = _uint64.sum_uint64(buckets, (buckets.ndim - 1,))
             if buckets.ndim == 1:
                 count, zero, nan = sum(buckets.tolist()), int(zero), int(nan)
         else:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tallax import _uint64
 from tallax._errors import InvalidValueError, MissingExtraError, compose
 
 
@@ -59,11 +60,4 @@ def shape_of_stack(counts: Any) -> str:
 
 def sum_of_stack(counts: np.ndarray) -> np.ndarray:
     """Returns the counts of a whole stack, uint64 of the last axis, exact and saturated at 2**64 - 1."""
-    return saturating_sum(counts.reshape(-1, counts.shape[-1]), 0)
-
-
-def saturating_sum(counts: np.ndarray, axis: int) -> np.ndarray:
-    """Returns the sum of uint64 counts along an axis, exact and saturated at 2**64 - 1."""
-    sums = np.cumsum(counts, axis, dtype=np.uint64)
-    wrapped = (sums < counts).any(axis)  # a sum that does not wrap is no less than what was added last
-    return np.where(wrapped, np.iinfo(np.uint64).max, sums.take(-1, axis))
+    return _uint64.sum_uint64(counts.reshape(-1, counts.shape[-1]), (0,))

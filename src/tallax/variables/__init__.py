@@ -13,7 +13,7 @@ otherwise the increment is dispatched to the device, so that counting never wait
 step (`tallax.compile_step`) owns the value, a `Held` stands in its place, and inside the step's trace a `Pending`.
 """
 
-from tallax.variables._base import Shares as Shares
+from tallax.variables._base import PerReplica as PerReplica
 from tallax.variables._base import StateVariable as StateVariable
 from tallax.variables._buffer import Buffer as Buffer
 from tallax.variables._casts import refuse_cast as refuse_cast

@@ -22,14 +22,14 @@ from tallax.variables._traced_count import Pending
 
 Reduce: TypeAlias = Literal["sum", "max", "min", "replicated"]
 _REDUCTIONS = ("sum", "max", "min", "replicated")
-_DECLARED = ("persistent", "reduce", "shares")  # as metadata, which a dict of others does not replace
+_DECLARED = ("persistent", "reduce", "per_replica")  # as metadata, which a dict of others does not replace
 _MISSING = object()
 
 # Bound once: every write passes through it, and super() would add a twentieth to the time of a count.
 _set_attribute = nnx.Variable.__setattr__
 
 
-class Shares(NamedTuple):
+class PerReplica(NamedTuple):
     """Says that a value holds one share for each replica, one behind the other on its first axis."""
 
     axes: tuple[str, ...]  # the mesh axes along which the replicas lie
@@ -110,14 +110,14 @@ class StateVariable(nnx.Variable[Any]):
         self.set_value(value)
 
     @property
-    def _shares(self) -> Shares | None:
+    def _per_replica(self) -> PerReplica | None:
         """How the value is made of replicas' shares; None where it is one value, as it is at first."""
-        return self.get_metadata("shares", None)
+        return self.get_metadata("per_replica", None)
 
     @property
     def _replica_axes(self) -> tuple[str, ...]:
         """The mesh axes along which each replica keeps a share of its own."""
-        shares = self._shares
+        shares = self._per_replica
         return () if shares is None else shares.axes
 
     def _stored(self) -> Any:
@@ -188,7 +188,7 @@ class StateVariable(nnx.Variable[Any]):
 
     def __nnx_repr__(self) -> Any:
         raw = self.get_raw_value()
-        if not self._shares and not (isinstance(raw, Held) and not raw.is_readable_by(self)):
+        if not self._per_replica and not (isinstance(raw, Held) and not raw.is_readable_by(self)):
             part: Any
             for part in super().__nnx_repr__():
                 held = getattr(part, "value", None)
@@ -198,8 +198,8 @@ class StateVariable(nnx.Variable[Any]):
             return
         yield reprlib.Object(type=type(self).__name__)  # Flax's own words would read the value
         yield reprlib.Attr("value", raw)
-        if self._shares:
-            yield reprlib.Attr("shares", self._shares)
+        if self._per_replica:
+            yield reprlib.Attr("per_replica", self._per_replica)
 
     def __treescope_repr__(self, path: Any, subtree_renderer: Any) -> Any:
         value, raw = self._shown(), self.get_raw_value()
@@ -214,7 +214,7 @@ class StateVariable(nnx.Variable[Any]):
     def _shown(self) -> Any:
         """Returns the value that people are shown: exact; None where it can't be read here."""
         raw = self.get_raw_value()
-        if self._shares or isinstance(raw, Pending) or is_traced(raw):
+        if self._per_replica or isinstance(raw, Pending) or is_traced(raw):
             return None
         if isinstance(raw, Held):
             return raw.read(self) if raw.is_readable_by(self) else None

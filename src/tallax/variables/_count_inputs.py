@@ -104,12 +104,7 @@ def wrong_shape(value: Any, shape: tuple[int, ...], *, item: object, ending: boo
 
 def refuse_negative(value: np.ndarray, old: np.ndarray, *, item: object) -> None:
     """Raises for a negative int32 that is no sum of what the limbs `old` read as and an int32, which wrapped."""
-    written, read = (
-        np.atleast_1d(value),
-        np.atleast_1d(_uint64.to_int32_on_host(old)),
-    )  # scalars would warn that they wrap
-    wrapped = written.astype(np.uint32) - read.astype(np.uint32) <= _uint64.INT32_MAX
-    if np.any((written < 0) & ~wrapped):
+    if np.any((value < 0) & ~_uint64.is_wrapped_sum(value, old)):
         raise negative(value, item=item)
 
 

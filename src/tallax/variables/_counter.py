@@ -102,7 +102,7 @@ class Counter(StateVariable):  # noqa: PLW1641 - unhashable, as in Flax
         reduce: Literal["sum", "replicated"] = "sum",
         **metadata: Any,
     ):
-        if _is_words(start) and is_kept_by_flax():  # nnx.bridge makes a Variable of what it was given
+        if _uint64.has_limb_axis(start) and is_kept_by_flax():  # nnx.bridge makes a Variable of what it was given
             super().__init__(start, persistent=persistent, reduce=reduce, metadata=metadata)
             return
         shape = as_shape(shape, item="Counter")
@@ -229,12 +229,14 @@ class Counter(StateVariable):  # noqa: PLW1641 - unhashable, as in Flax
     def get_value(self, *, index: Any = ...) -> jax.Array:
         """Returns int32[*shape], saturated at 2**31 - 1, or the part of it at `index`; does not wait for the device."""
         raw = self._stored()
-        if not _is_limbs(raw):  # counts, a shape, a sharding, or whatever else a tree.map over the state has put here
+        if not _uint64.is_limbs(
+            raw
+        ):  # counts, a shape, a sharding, or whatever else a tree.map over the state has put here
             return raw
         if index is ... and is_kept_by_flax():  # nnx.to_pure_dict, nnx.bridge
             return raw
         if isinstance(raw, np.ndarray):
-            value = to_device(_read_on_host(raw))
+            value = to_device(_uint64.to_int32_on_host(raw))
         else:
             value = (_uint64.to_int32 if is_traced(raw) else _int32_on_device)(raw)
         return value if index is ... else value[index]
@@ -244,13 +246,13 @@ class Counter(StateVariable):  # noqa: PLW1641 - unhashable, as in Flax
         raw = self.get_raw_value()
         if type(raw) is not _ndarray or raw.dtype != _uint32:
             return self.get_value()
-        return _read_on_host(raw)
+        return _uint64.to_int32_on_host(raw)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the counts."""
-        if self._shares:
-            return self._shares.shape[:-1]
+        if self._per_replica:
+            return self._per_replica.shape[:-1]
         raw = self.get_raw_value()
         return tuple(raw.shape[:-1] if raw.dtype == np.uint32 else raw.shape)
 
@@ -295,7 +297,7 @@ class Counter(StateVariable):  # noqa: PLW1641 - unhashable, as in Flax
                 )
             )
         words = self._words()
-        if not _is_limbs(words):
+        if not _uint64.is_limbs(words):
             return super().__eq__(other)
         if isinstance(other, Counter):
             theirs = other._words()
@@ -307,7 +309,7 @@ class Counter(StateVariable):  # noqa: PLW1641 - unhashable, as in Flax
             theirs = _uint64.from_uint64(other)
         else:
             return super().__eq__(other)
-        return (words == theirs).all(-1)
+        return _uint64.equal(words, theirs)
 
     def __ne__(self, other: object) -> Any:
         equal = self == other
@@ -327,9 +329,11 @@ class Counter(StateVariable):  # noqa: PLW1641 - unhashable, as in Flax
         part: Any
         for part in super().__nnx_repr__():
             if getattr(part, "key", None) == "value":
-                readable = raw.is_readable_by(self) if isinstance(raw, Held) else not is_traced(raw) and _is_limbs(raw)
+                readable = (
+                    raw.is_readable_by(self) if isinstance(raw, Held) else not is_traced(raw) and _uint64.is_limbs(raw)
+                )
                 value: Any = part.value
-                if readable and not self._shares:
+                if readable and not self._per_replica:
                     part = type(part)("value", np.asarray(self) if self.shape else int(self))
                 elif (
                     not isinstance(value, jax.Array | np.ndarray | Held) and getattr(value, "dtype", None) == np.uint32
@@ -341,7 +345,7 @@ class Counter(StateVariable):  # noqa: PLW1641 - unhashable, as in Flax
     def _shown(self) -> Any:
         """Returns the exact count, or array of them; None where it can't be read here."""
         raw = super()._shown()
-        if raw is None or not _is_limbs(raw):
+        if raw is None or not _uint64.is_limbs(raw):
             return raw
         return np.asarray(self) if self.shape else int(self)
 
@@ -361,7 +365,7 @@ class Counter(StateVariable):  # noqa: PLW1641 - unhashable, as in Flax
             refuse_cast(self, self, _uint32)
         broadcast = np.broadcast_to if isinstance(limbs, np.ndarray) else jnp.broadcast_to
         limbs = broadcast(limbs, (*self.shape, 2))
-        if self._shares:  # which will be summed: where all are set to the same, the first replica has it
+        if self._per_replica:  # which will be summed: where all are set to the same, the first replica has it
             self._refuse_shares()
             limbs = on_first(
                 jnp.asarray(limbs), tuple(axis for axis in self._replica_axes if axis not in varying_axes(limbs))
@@ -384,7 +388,7 @@ class Counter(StateVariable):  # noqa: PLW1641 - unhashable, as in Flax
             if not self._place_abstract(value):
                 self.set(value)
             return
-        if self._shares:
+        if self._per_replica:
             raise ReplicasError(
                 compose(
                     self,
@@ -464,7 +468,7 @@ class Counter(StateVariable):  # noqa: PLW1641 - unhashable, as in Flax
             InvalidValueError: such a count is saturated, so that the exact one is lost.
         """
         raw = self._stored()
-        if _is_limbs(raw) or not isinstance(raw, jax.Array | np.ndarray):
+        if _uint64.is_limbs(raw) or not isinstance(raw, jax.Array | np.ndarray):
             return raw
         if raw.dtype not in _READS:
             refuse_cast(self, self, _uint32)
@@ -536,19 +540,3 @@ class Counter(StateVariable):  # noqa: PLW1641 - unhashable, as in Flax
             self.set_raw_value(raw.plus(increment[..., 0], most))
         else:
             self._store(total)
-
-
-def _is_words(value: Any) -> bool:
-    return _is_limbs(value) and value.ndim > 0 and value.shape[-1] == 2
-
-
-def _is_limbs(value: Any) -> bool:
-    return isinstance(value, jax.Array | np.ndarray) and value.dtype == np.uint32
-
-
-def _read_on_host(limbs: np.ndarray) -> np.ndarray | np.int32:
-    """Returns int32[*shape], saturated at 2**31 - 1."""
-    if limbs.ndim > 1:
-        return _uint64.to_int32_on_host(limbs)
-    low, high = limbs.tolist()
-    return np.int32(low if high == 0 and low <= _uint64.INT32_MAX else _uint64.INT32_MAX)

@@ -21,7 +21,7 @@ from tallax._walk import groups_of, leaves_of
 from tallax.replicas._agreement import check_alike, check_concrete, fingerprints
 from tallax.statistics import Statistic
 from tallax.statistics._statistic import Counts
-from tallax.variables import Counter, Shares, StateVariable
+from tallax.variables import Counter, PerReplica, StateVariable
 
 Node = TypeVar("Node")
 
@@ -102,7 +102,7 @@ def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str
         for item, further in zip(items, _further_shares(statistic, items), strict=True):
             whole = item.get_raw_value()
             item.set_raw_value(_laid_out(np.atleast_1d(whole), np.atleast_1d(further), mesh, axes))
-            item.set_metadata("shares", Shares(axes, whole.shape))
+            item.set_metadata("per_replica", PerReplica(axes, whole.shape))
     return copy
 
 
@@ -136,7 +136,7 @@ def replica_specs(model: Any, *, graph: bool | None = None) -> Any:
         return nnx.StateSharding([*((_KeepsShares(names), jax.P(names)) for names in axes if names), (..., jax.P())])
 
     def spec(leaf: Any) -> jax.P:
-        return jax.P(leaf._replica_axes) if isinstance(leaf, StateVariable) and leaf._shares else jax.P()
+        return jax.P(leaf._replica_axes) if isinstance(leaf, StateVariable) and leaf._per_replica else jax.P()
 
     return jax.tree.map(spec, model, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
@@ -170,17 +170,17 @@ def combine_replicas(model: Node) -> Node:
     for (_, originals), (statistic, items) in zip(_parts(model), _parts(copy), strict=True):
         for item in originals:
             _check_combinable(item)
-        if items and items[0]._shares:
+        if items and items[0]._per_replica:
             sharding: Any = items[0].get_raw_value().sharding
             groups.setdefault((sharding.mesh, items[0]._replica_axes), []).append((statistic, items))
     for (mesh, axes), parts in groups.items():
         held = [item for _, items in parts for item in items]
         how = tuple("merge" if statistic else _reduction(item) for statistic, items in parts for item in items)
-        shapes = tuple(item._shares.shape for item in held if item._shares)
+        shapes = tuple(item._per_replica.shape for item in held if item._per_replica)
         values = _reduced(mesh, axes, how, shapes, [item.get_raw_value() for item in held])
         for item, value in zip(held, values, strict=True):
             item.set_raw_value(value)
-            item.del_metadata("shares")
+            item.del_metadata("per_replica")
         for statistic, _ in parts:
             if statistic is not None:
                 nnx.update(statistic, _joined(*nnx.split(statistic)))
@@ -217,7 +217,7 @@ def _reduction(item: StateVariable) -> str:
 
 def _check_whole(item: StateVariable) -> None:
     check_concrete(item)
-    if item._shares:
+    if item._per_replica:
         raise ReplicasError(
             compose(
                 item,
@@ -231,7 +231,7 @@ def _check_whole(item: StateVariable) -> None:
 def _check_combinable(item: StateVariable) -> None:
     check_concrete(item)
     sharding = getattr(item.get_raw_value(), "sharding", None)
-    if item._shares:
+    if item._per_replica:
         if not (isinstance(sharding, jax.NamedSharding) and set(item._replica_axes) <= set(sharding.mesh.axis_names)):
             raise ReplicasError(
                 compose(
