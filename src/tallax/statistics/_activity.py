@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,8 +15,8 @@ import numpy as np
 from tallax import _uint64
 from tallax._arrays import is_traced, unsplit
 from tallax._errors import InvalidValueError, compose
-from tallax._mesh_axes import AxisName, Combination, axes_to_combine, count_over, on_first, replica_count
-from tallax.statistics._statistic import Statistic, entries_of, leading_axes
+from tallax._mesh_axes import AxisName, Combination, count_over, on_first
+from tallax.statistics._statistic import CountsAndBuffer, entries_of, leading_axes
 from tallax.variables import Buffer, Counter
 
 _FIRED, _TOTAL, _UPDATES = range(3)  # the counts of a unit
@@ -38,7 +38,7 @@ class ActivityResult:
     updates: Any
 
 
-class Activity(Statistic):
+class Activity(CountsAndBuffer):
     """How often each unit fires, and which have not fired for long: dead ReLUs, experts without tokens.
 
     A unit fires where its entry is true, or not zero (so NaN fires). A unit that never fired is dead, from the start.
@@ -72,6 +72,7 @@ class Activity(Statistic):
     """
 
     _rounding = "nonzero"
+    _buffer_name = "quiet"
     _dtypes: ClassVar[Mapping[str, Any]] = {"quiet": np.dtype(np.uint32)}
 
     def __init__(
@@ -96,7 +97,7 @@ class Activity(Statistic):
         self.units: int = int(units)
         self.window: int | None = None if window is None else int(window)
         self.counts: Counter = Counter(shape=(self.units, 3), persistent=persistent)
-        self.quiet: Buffer = Buffer(_uint64.full((self.units,), _uint64.MAX), persistent=persistent)
+        self.quiet: Buffer = Buffer(self._initial_buffer(), persistent=persistent)
 
     def compute(self) -> ActivityResult:
         """Returns the rate of each unit, which are dead, and the length of the window so far."""
@@ -119,23 +120,19 @@ class Activity(Statistic):
         dead = counts[..., _FIRED] == 0 if self.window is None else since >= self.window
         return ActivityResult(rates, dead, updates)
 
-    def reset(self) -> None:
-        """Forgets everything that was fed."""
-        self.refuse_casts()
-        self.counts.reset()
-        self.quiet[...] = _uint64.full(self.quiet.shape[:-1], _uint64.MAX)
+    def _initial_buffer(self) -> np.ndarray:
+        return _uint64.full((self.units,), _uint64.MAX)
 
-    def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
-        axes = leading_axes(x, (self.units,), self, argument=f"{x.shape[-1]}" if x.ndim else "units")
-        replicas = axes_to_combine(x, where, state=self.counts, axis_name=self.axis_name)
-        updated = _updated(self.counts._words(), self.quiet._stored(), x, where, axes, replicas)
-        most = max(entries_of(x, axes) * replica_count(replicas.over), 1)
-        self.counts._add_known(*updated[:2], most=most)
-        self.quiet.set_value(updated[2])
+    def _axes_of(self, x: jax.Array) -> tuple[int, ...]:
+        return leading_axes(x, (self.units,), self, argument=f"{x.shape[-1]}" if x.ndim else "units")
 
-    def _merge(self, other: Activity, once: tuple[Hashable, ...] = ()) -> None:
-        self.counts._add_combined(on_first(other.counts._words(), once))
-        self.quiet.set_value(_fewer(self.quiet._stored(), other.quiet._stored()))
+    def _updated_state(
+        self, words: Any, buffer: Any, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], how: Combination
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return _updated(words, buffer, x, where, axes, how)
+
+    def _merged_buffers(self, own: Any, other: Any) -> jax.Array:
+        return _fewer(own, other)
 
     # Replicas took the same updates, so theirs are not added: those of the first share count.
     def _join(self, share: Activity, number: Any) -> None:

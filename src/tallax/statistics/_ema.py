@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,14 +18,12 @@ from tallax._errors import InvalidValueError, compose
 from tallax._mesh_axes import (
     AxisName,
     Combination,
-    axes_to_combine,
     count_over,
     on_first,
-    replica_count,
     sum_over,
 )
 from tallax.statistics._host import as_number
-from tallax.statistics._statistic import Statistic, entries_of, leading_axes
+from tallax.statistics._statistic import CountsAndBuffer
 from tallax.variables import Buffer, Counter, as_shape
 
 _SUM, _WEIGHT = range(2)  # the columns of the average
@@ -48,7 +46,7 @@ class EmaResult:
     nonfinite: Any
 
 
-class Ema(Statistic):
+class Ema(CountsAndBuffer):
     """An exponential moving average of each update's mean: a loss, a gate's load, the size of a gradient.
 
     The n-th update with mean m makes it `decay * ema + (1 - decay) * m`. That starts at 0, so it is biased towards 0 at
@@ -91,6 +89,7 @@ class Ema(Statistic):
         EmaResult(value=5.0, weight=0.75, nonfinite=1)
     """
 
+    _counter_name, _buffer_name = "nonfinite", "average"
     _dtypes: ClassVar[Mapping[str, Any]] = {"average": np.dtype(np.float32)}
 
     def __init__(
@@ -118,7 +117,7 @@ class Ema(Statistic):
         self.debias: bool = bool(debias)
         self.shape: tuple[int, ...] = as_shape(shape, item="Ema")
         self.nonfinite: Counter = Counter(shape=self.shape, persistent=persistent)
-        self.average: Buffer = Buffer(np.zeros((*self.shape, 2), np.float32), persistent=persistent)
+        self.average: Buffer = Buffer(self._initial_buffer(), persistent=persistent)
 
     def compute(self) -> EmaResult:
         """Returns the average, its weight, and how many entries were left out, each of the declared shape."""
@@ -134,12 +133,6 @@ class Ema(Statistic):
             parts = [np.asarray(part).item() for part in parts]
         return EmaResult(*parts)
 
-    def reset(self) -> None:
-        """Forgets everything that was fed."""
-        self.refuse_casts()
-        self.nonfinite.reset()
-        self.average[...] = 0.0
-
     def _value(self, average: Any, numpy: Any) -> Any:
         """Returns the value; on the host and in a trace by the same float32 arithmetic."""
         total, weight = average[..., _SUM], average[..., _WEIGHT]
@@ -148,17 +141,16 @@ class Ema(Statistic):
             return total / numpy.where(weight == 0, one, weight)
         return total / numpy.maximum(weight, one)  # a weight beyond 1 comes from merging
 
-    def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
-        axes = leading_axes(x, self.shape, self)
-        replicas = axes_to_combine(x, where, state=self.nonfinite, axis_name=self.axis_name)
-        words, average = self.nonfinite._words(), self.average._stored()
-        updated = _updated(words, average, x, where, 1.0 - self.decay, axes, replicas)
-        self.nonfinite._add_known(*updated[:2], most=entries_of(x, axes) * replica_count(replicas.over))
-        self.average.set_value(updated[2])
+    def _initial_buffer(self) -> np.ndarray:
+        return np.zeros((*self.shape, 2), np.float32)
 
-    def _merge(self, other: Ema, once: tuple[Hashable, ...] = ()) -> None:
-        self.nonfinite._add_combined(on_first(other.nonfinite._words(), once))
-        self.average.set_value(_pooled(self.average._stored(), other.average._stored()))
+    def _updated_state(
+        self, words: Any, buffer: Any, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], how: Combination
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return _updated(words, buffer, x, where, 1.0 - self.decay, axes, how)
+
+    def _merged_buffers(self, own: Any, other: Any) -> jax.Array:
+        return _pooled(own, other)
 
     # Replicas took the same steps, so theirs are averaged, where `merge` would pool two streams one after the other.
     def _begin_share(self) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,13 +17,11 @@ from tallax._arrays import is_traced, unsplit
 from tallax._mesh_axes import (
     AxisName,
     Combination,
-    axes_to_combine,
     count_over,
     min_over,
     on_first,
-    replica_count,
 )
-from tallax.statistics._statistic import Statistic, entries_of, leading_axes
+from tallax.statistics._statistic import CountsAndBuffer
 from tallax.variables import Buffer, Counter, as_shape
 
 _COUNT, _NAN = range(2)
@@ -55,7 +53,7 @@ class ExtremaResult:
     nan: Any
 
 
-class Extrema(Statistic):
+class Extrema(CountsAndBuffer):
     """The smallest and the largest value, and when each came: logits that grow, a gate that saturates.
 
     An infinity is an extreme like any other; NaN is counted apart. The extremes and counts of a stream that was fed in
@@ -92,6 +90,7 @@ class Extrema(Statistic):
         ExtremaResult(min=-2.0, max=7.0, min_at=3, max_at=4, count=4, nan=1)
     """
 
+    _buffer_name = "extremes"
     _dtypes: ClassVar[Mapping[str, Any]] = {"extremes": np.dtype(np.uint32)}
 
     def __init__(
@@ -100,7 +99,7 @@ class Extrema(Statistic):
         super().__init__(axis_name=axis_name)
         self.shape: tuple[int, ...] = as_shape(shape, item="Extrema")
         self.counts: Counter = Counter(shape=(*self.shape, 2), persistent=persistent)
-        self.extremes: Buffer = Buffer(_nothing(self.shape), persistent=persistent)
+        self.extremes: Buffer = Buffer(self._initial_buffer(), persistent=persistent)
 
     def compute(self) -> ExtremaResult:
         """Returns the extremes, when they came, and the counts, each of the declared shape."""
@@ -126,32 +125,22 @@ class Extrema(Statistic):
             parts = [np.asarray(part).item() for part in parts]
         return ExtremaResult(*parts)
 
-    def reset(self) -> None:
-        """Forgets everything that was fed."""
-        self.refuse_casts()
-        self.counts.reset()
-        self.extremes[...] = np.broadcast_to(_nothing(self.shape), self.extremes.shape)
+    def _initial_buffer(self) -> np.ndarray:
+        extremes = np.zeros((*self.shape, 3, 2), np.uint32)
+        extremes[..., [_MIN_AT, _MAX_AT], :] = _uint64.from_int(_uint64.MAX)
+        extremes[..., _VALUES, :] = np.float32(np.inf).view(np.uint32)
+        return extremes
 
-    def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
-        axes = leading_axes(x, self.shape, self)
-        replicas = axes_to_combine(x, where, state=self.counts, axis_name=self.axis_name)
-        updated = _updated(self.counts._words(), self.extremes._stored(), x, where, axes, replicas)
-        self.counts._add_known(*updated[:2], most=entries_of(x, axes) * replica_count(replicas.over))
-        self.extremes.set_value(updated[2])
+    def _updated_state(
+        self, words: Any, buffer: Any, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], how: Combination
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return _updated(words, buffer, x, where, axes, how)
 
-    def _merge(self, other: Extrema, once: tuple[Hashable, ...] = ()) -> None:
-        self.counts._add_combined(on_first(other.counts._words(), once))
-        self.extremes.set_value(_merged(self.extremes._stored(), other.extremes._stored()))
+    def _merged_buffers(self, own: Any, other: Any) -> jax.Array:
+        return _merged(own, other)
 
     def _configuration(self) -> dict[str, Any]:
         return {"shape": self.shape}
-
-
-def _nothing(shape: tuple[int, ...]) -> np.ndarray:
-    extremes = np.zeros((*shape, 3, 2), np.uint32)
-    extremes[..., [_MIN_AT, _MAX_AT], :] = _uint64.from_int(_uint64.MAX)
-    extremes[..., _VALUES, :] = np.float32(np.inf).view(np.uint32)
-    return extremes
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5), inline=True)

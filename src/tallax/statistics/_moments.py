@@ -18,18 +18,16 @@ from tallax._arrays import is_traced
 from tallax._mesh_axes import (
     AxisName,
     Combination,
-    axes_to_combine,
     count_over,
     marked,
     max_over,
     on_first,
-    replica_count,
     sum_over,
     varying_axes,
 )
 from tallax.statistics import _central
 from tallax.statistics._powersums import count_finite, plain_power_sums, power_sums, rough_sum_and_range
-from tallax.statistics._statistic import Statistic, entries_of, leading_axes
+from tallax.statistics._statistic import CountsAndBuffer
 from tallax.variables import Buffer, Counter, as_shape
 
 
@@ -58,7 +56,7 @@ class MomentsResult:
     nonfinite: Any
 
 
-class Moments(Statistic):
+class Moments(CountsAndBuffer):
     """The first four moments of a stream, right where float32 sums and 32-bit counts fail.
 
     NaN and infinities are counted apart, so `count + nonfinite` is what was fed. Entries are taken in float32. Variance
@@ -102,6 +100,7 @@ class Moments(Statistic):
         moments, Sandia report SAND2008-6212, 2008: equations 2.1 to 2.9.
     """
 
+    _buffer_name = "moments"
     _dtypes: ClassVar[Mapping[str, Any]] = {"moments": np.dtype(np.float32)}
 
     def __init__(
@@ -110,7 +109,7 @@ class Moments(Statistic):
         super().__init__(axis_name=axis_name)
         self.shape: tuple[int, ...] = as_shape(shape, item="Moments")
         self.counts: Counter = Counter(shape=(*self.shape, 2), persistent=persistent)
-        self.moments: Buffer = Buffer(np.zeros((*self.shape, _central.FIELDS), np.float32), persistent=persistent)
+        self.moments: Buffer = Buffer(self._initial_buffer(), persistent=persistent)
 
     def compute(self) -> MomentsResult:
         """Returns the counts and moments, each of the statistic's shape."""
@@ -130,20 +129,18 @@ class Moments(Statistic):
             return MomentsResult(count, mean, variance, skewness, kurtosis, nonfinite)
         return MomentsResult(int(count), float(mean), float(variance), float(skewness), float(kurtosis), int(nonfinite))
 
-    def reset(self) -> None:
-        """Forgets everything that was fed."""
-        self.refuse_casts()
-        self.counts.reset()
-        self.moments[...] = 0.0
+    def _initial_buffer(self) -> np.ndarray:
+        return np.zeros((*self.shape, _central.FIELDS), np.float32)
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
-        axes = leading_axes(x, self.shape, self)
-        if not x.size:
-            return
-        replicas = axes_to_combine(x, where, state=self.counts, axis_name=self.axis_name)
-        updated = _updated(self.counts._words(), self.moments._stored(), x, where, axes, replicas)
-        self.counts._add_known(*updated[:2], most=entries_of(x, axes) * replica_count(replicas.over))
-        self.moments.set_value(updated[2])
+        self._axes_of(x)  # raises for a shape that does not fit, also if there is nothing to take in
+        if x.size:
+            super()._accumulate(x, where)
+
+    def _updated_state(
+        self, words: Any, buffer: Any, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], how: Combination
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return _updated(words, buffer, x, where, axes, how)
 
     def _merge(self, other: Moments, once: tuple[Hashable, ...] = ()) -> None:
         words, moments = _merged(

@@ -16,11 +16,11 @@ from tallax import _uint64
 from tallax._arrays import is_traced
 from tallax._display import bundle, card, tree
 from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, compose, describe
-from tallax._mesh_axes import AxisName, on_first, varying_axes
+from tallax._mesh_axes import AxisName, Combination, axes_to_combine, on_first, replica_count, varying_axes
 from tallax._module import EvalAware
 from tallax.runs._record import Bins
 from tallax.statistics._host import Rounding, as_real_array
-from tallax.variables import Counter, StateVariable, refuse_cast
+from tallax.variables import Buffer, Counter, StateVariable, refuse_cast
 
 
 class Statistic(EvalAware, abc.ABC):
@@ -267,6 +267,62 @@ class Counts(Statistic):
 
     def _merge(self, other: Any, once: tuple[Hashable, ...] = ()) -> None:
         self.counts._add_combined(on_first(other.counts._words(), once))
+
+
+class CountsAndBuffer(Statistic):
+    """A statistic whose state is one `Counter` and one `Buffer`, which one compiled program updates together.
+
+    A subclass names both, and implements `_initial_buffer`, `_updated_state` and `_merged_buffers`.
+    """
+
+    _counter_name: ClassVar[str] = "counts"
+    _buffer_name: ClassVar[str]
+
+    @property
+    def _counter(self) -> Counter:
+        return vars(self)[self._counter_name]
+
+    @property
+    def _buffer(self) -> Buffer:
+        return vars(self)[self._buffer_name]
+
+    @abc.abstractmethod
+    def _initial_buffer(self) -> np.ndarray:
+        """Returns the buffer of a statistic that was fed nothing."""
+
+    @abc.abstractmethod
+    def _updated_state(
+        self, words: Any, buffer: Any, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], how: Combination
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns the limbs after an update, the limbs of the update alone, and the buffer after it."""
+
+    def reset(self) -> None:
+        """Forgets everything that was fed."""
+        self.refuse_casts()
+        self._counter.reset()
+        # A stack of statistics, as `vmap` makes one, has more axes in front than each statistic was made with.
+        self._buffer[...] = np.broadcast_to(self._initial_buffer(), self._buffer.shape)
+
+    def _axes_of(self, x: jax.Array) -> tuple[int, ...]:
+        """Returns the axes of `x` that are reduced; raises if `x` does not end in the statistic's shape."""
+        return leading_axes(x, vars(self)["shape"], self)
+
+    def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
+        axes = self._axes_of(x)
+        how = axes_to_combine(x, where, state=self._counter, axis_name=self.axis_name)
+        updated = self._updated_state(self._counter._words(), self._buffer._stored(), x, where, axes, how)
+        # `Activity` counts an update as one, however few entries it has.
+        most = max(entries_of(x, axes) * replica_count(how.over), 1)
+        self._counter._add_known(*updated[:2], most=most)
+        self._buffer.set_value(updated[2])
+
+    def _merge(self, other: Any, once: tuple[Hashable, ...] = ()) -> None:
+        self._counter._add_combined(on_first(other._counter._words(), once))
+        self._buffer.set_value(self._merged_buffers(self._buffer._stored(), other._buffer._stored()))
+
+    def _merged_buffers(self, own: Any, other: Any) -> jax.Array:
+        """Returns the buffer of two statistics in one, if the counts have no part in it."""
+        raise NotImplementedError
 
 
 def leading_axes(x: jax.Array, shape: tuple[int, ...], item: object, *, argument: str = "shape=...") -> tuple[int, ...]:
