@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax import _uint64
-from tallax._arrays import is_traced, unsplit
+from tallax._arrays import unsplit
 from tallax._errors import InvalidValueError, compose
 from tallax._mesh_axes import (
     AxisName,
@@ -23,7 +23,7 @@ from tallax._mesh_axes import (
     sum_over,
 )
 from tallax.statistics._host import as_number
-from tallax.statistics._statistic import CountsAndBuffer
+from tallax.statistics._statistic import CountsAndBuffer, exact_or_traced, unboxed
 from tallax.variables import Buffer, Counter, as_shape
 
 _SUM, _WEIGHT = range(2)  # the columns of the average
@@ -126,12 +126,8 @@ class Ema(CountsAndBuffer):
     def read(self, state: Mapping[str, Any]) -> EmaResult:
         """Returns the record of a state; see `Statistic.read`."""
         words, average = state["nonfinite"], state["average"]
-        if is_traced(average):
-            return EmaResult(self._value(average, jnp), average[..., _WEIGHT], _uint64.to_int32(words))
-        parts = self._value(average, np), average[..., _WEIGHT], _uint64.to_uint64(words)
-        if average.ndim == 1:
-            parts = [np.asarray(part).item() for part in parts]
-        return EmaResult(*parts)
+        numpy = np if isinstance(average, np.ndarray) else jnp
+        return EmaResult(*unboxed(self._value(average, numpy), average[..., _WEIGHT], exact_or_traced(words)))
 
     def _value(self, average: Any, numpy: Any) -> Any:
         """Returns the value; on the host and in a trace by the same float32 arithmetic."""

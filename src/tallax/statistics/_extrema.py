@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax import _uint64
-from tallax._arrays import is_traced, unsplit
+from tallax._arrays import unsplit
 from tallax._mesh_axes import (
     AxisName,
     Combination,
@@ -21,7 +21,7 @@ from tallax._mesh_axes import (
     min_over,
     on_first,
 )
-from tallax.statistics._statistic import CountsAndBuffer
+from tallax.statistics._statistic import CountsAndBuffer, exact_or_traced, unboxed
 from tallax.variables import Buffer, Counter, as_shape
 
 _COUNT, _NAN = range(2)
@@ -108,22 +108,15 @@ class Extrema(CountsAndBuffer):
     def read(self, state: Mapping[str, Any]) -> ExtremaResult:
         """Returns the record of a state; see `Statistic.read`."""
         words, extremes = state["counts"], state["extremes"]
-        if is_traced(words):
-            counts, when = _uint64.to_int32(words), _uint64.to_int32(extremes[..., :_VALUES, :])
-            empty = _uint64.is_zero(words[..., _COUNT, :])
-            values = _values(extremes)
-            choose = jnp.where
+        counts, when = exact_or_traced(words), exact_or_traced(extremes[..., :_VALUES, :])
+        empty = _uint64.is_zero(words[..., _COUNT, :])
+        if isinstance(words, np.ndarray):
+            values, choose = np.ascontiguousarray(extremes[..., _VALUES, :]).view(np.float32), np.where
         else:
-            counts, when = _uint64.to_uint64(words), _uint64.to_uint64(extremes[..., :_VALUES, :])
-            empty = counts[..., _COUNT] == 0
-            values = np.ascontiguousarray(extremes[..., _VALUES, :]).view(np.float32)
-            choose = np.where
+            values, choose = _values(extremes), jnp.where
         at = [choose(empty, when.dtype.type(0), when[..., row]) for row in (_MIN_AT, _MAX_AT)]
-        extremes = values[..., 0], 0 - values[..., 1]  # 0 - x and not -x, which of 0.0 is -0.0
-        parts = (*extremes, *at, counts[..., _COUNT], counts[..., _NAN])
-        if isinstance(words, np.ndarray) and words.ndim == 2:
-            parts = [np.asarray(part).item() for part in parts]
-        return ExtremaResult(*parts)
+        least, most = values[..., 0], 0 - values[..., 1]  # 0 - x and not -x, which of 0.0 is -0.0
+        return ExtremaResult(*unboxed(least, most, *at, counts[..., _COUNT], counts[..., _NAN]))
 
     def _initial_buffer(self) -> np.ndarray:
         extremes = np.zeros((*self.shape, 3, 2), np.uint32)

@@ -20,7 +20,7 @@ from tallax.runs._record import Bins
 from tallax.statistics._bincount import count_slots
 from tallax.statistics._host import as_number
 from tallax.statistics._plotting import plot_bars, shape_of_stack, stacked, sum_of_stack, title_counts
-from tallax.statistics._statistic import Counts, exact_or_traced
+from tallax.statistics._statistic import Counts, exact_or_traced, unboxed
 from tallax.variables import Counter
 
 _MOST_BINS = 65_536
@@ -61,9 +61,8 @@ class HistogramResult:
             InvalidValueError: this is the result of a single histogram.
         """
         stacked(self, self.counts)
-        outside = (getattr(self, name)[index] for name in _OUTSIDE)
-        single = (int(count) if isinstance(count, np.generic) else count for count in outside)
-        return HistogramResult(self.counts[index], self.edges, *single)
+        outside = unboxed(*(getattr(self, name)[index] for name in _OUTSIDE))
+        return HistogramResult(self.counts[index], self.edges, *outside)
 
     def __repr__(self) -> str:
         whole, low, high = self.together(), self.edges[0], self.edges[-1]
@@ -161,9 +160,7 @@ class Histogram(Counts):
     def read(self, state: Mapping[str, Any]) -> HistogramResult:
         """Returns the record of a state; see `Statistic.read`."""
         counts = exact_or_traced(state["counts"])
-        outside = [counts[..., self.bins + k] for k in range(len(_OUTSIDE))]
-        if isinstance(counts, np.ndarray) and counts.ndim == 1:
-            outside = [int(count) for count in outside]
+        outside = unboxed(*(counts[..., self.bins + k] for k in range(len(_OUTSIDE))))
         return HistogramResult(counts[..., : self.bins], self.edges, *outside)
 
     def plot(self, ax: Any = None) -> Any:

@@ -21,7 +21,7 @@ from tallax.runs._record import Bins
 from tallax.statistics._bincount import count_slots
 from tallax.statistics._host import as_number
 from tallax.statistics._plotting import plot_bars, shape_of_stack, stacked, sum_of_stack, title_counts
-from tallax.statistics._statistic import Counts, exact_or_traced
+from tallax.statistics._statistic import Counts, exact_or_traced, unboxed
 from tallax.variables import Counter
 
 _MANTISSA = 23  # bits of a float32's mantissa
@@ -102,8 +102,7 @@ class LogHistogramResult:
             InvalidValueError: this is the result of a single histogram.
         """
         stacked(self, self.buckets)
-        parts = (part[index] for part in (self.count, self.zero, self.nan))
-        count, zero, nan = (int(part) if isinstance(part, np.generic) else part for part in parts)
+        count, zero, nan = unboxed(*(part[index] for part in (self.count, self.zero, self.nan)))
         return LogHistogramResult(count, zero, nan, self.buckets[index], self.relative_error, self.mantissa_bits)
 
     def together(self) -> LogHistogramResult:

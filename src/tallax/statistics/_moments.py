@@ -27,7 +27,7 @@ from tallax._mesh_axes import (
 )
 from tallax.statistics import _central
 from tallax.statistics._powersums import count_finite, plain_power_sums, power_sums, rough_sum_and_range
-from tallax.statistics._statistic import CountsAndBuffer
+from tallax.statistics._statistic import CountsAndBuffer, unboxed
 from tallax.variables import Buffer, Counter, as_shape
 
 
@@ -125,9 +125,7 @@ class Moments(CountsAndBuffer):
         values = moments.astype(np.float64)
         pairs = [values[..., k] + values[..., k + 1] for k in (1, 3, 5, 7)]
         mean, variance, skewness, kurtosis = _standardized(np, count.astype(np.float64), values[..., 0], *pairs)
-        if count.ndim:
-            return MomentsResult(count, mean, variance, skewness, kurtosis, nonfinite)
-        return MomentsResult(int(count), float(mean), float(variance), float(skewness), float(kurtosis), int(nonfinite))
+        return MomentsResult(*unboxed(count, mean, variance, skewness, kurtosis, nonfinite))
 
     def _initial_buffer(self) -> np.ndarray:
         return np.zeros((*self.shape, _central.FIELDS), np.float32)

@@ -16,7 +16,7 @@ import numpy as np
 from tallax import _uint64
 from tallax._arrays import unsplit
 from tallax._mesh_axes import AxisName
-from tallax.statistics._statistic import Counts, exact_or_traced, leading_axes
+from tallax.statistics._statistic import Counts, exact_or_traced, leading_axes, unboxed
 from tallax.variables import Counter, as_shape
 
 
@@ -80,7 +80,7 @@ class Rate(Counts):
         fired, total = counts[..., 0], counts[..., 1]
         if isinstance(counts, np.ndarray):
             rate = np.divide(fired, total, out=np.zeros(fired.shape), where=total != 0)
-            return RateResult(fired, total, rate) if rate.shape else RateResult(int(fired), int(total), float(rate))
+            return RateResult(*unboxed(fired, total, rate))
         # The counts saturate at 2**31 - 1; the ratio must not.
         exact = _uint64.to_float32(state["counts"])
         rate = jnp.where(total == 0, 0.0, exact[..., 0] / jnp.maximum(exact[..., 1], 1.0))

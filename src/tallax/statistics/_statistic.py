@@ -364,6 +364,12 @@ def exact_or_traced(words: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
     return _uint64.to_int32(words) if isinstance(words, jax.Array) else _uint64.to_uint64(words)
 
 
+def unboxed(*parts: Any) -> tuple[Any, ...]:
+    """Returns scalars on the host as Python numbers, and all other arrays as they are."""
+    host = (np.ndarray, np.generic)
+    return tuple(part.item() if isinstance(part, host) and part.ndim == 0 else part for part in parts)
+
+
 def _real_array(x: Any, item: object, rule: str, rounding: Rounding = "infinite") -> jax.Array:
     values = as_real_array(x, rounding)
     if values is None:
