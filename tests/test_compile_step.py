@@ -197,7 +197,7 @@ def test_every_transformation_within_a_step(cell):
     ids=["Variable", "Counter"],
 )
 def test_a_step_made_inside_another_one_raises(outer, made):
-    """A step called inside another trace raises TraceError, and leaves the objects usable."""
+    """A step called inside different trace raises TraceError, and leaves the objects usable."""
     model = made()
 
     def inner(model, x):

@@ -362,7 +362,7 @@ def test_a_write_from_another_trace_raises():
         return x
 
     for f in (step, traced_step, write):
-        with pytest.raises(tallax.TraceError, match="another trace"):
+        with pytest.raises(tallax.TraceError, match="different trace"):
             f(jnp.ones(()))
     assert int(model.seen) == 3
     assert model.bias[...].tolist() == [0, 0]

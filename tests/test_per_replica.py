@@ -405,7 +405,7 @@ def test_the_model_is_left_as_it_was():
     assert all(np.array_equal(a, b) for a, b in zip(leaves(model), before, strict=True))
     kept = leaves(shares)
     tallax.combine_replicas(shares)
-    with pytest.raises(tallax.ReplicasError, match=r"shares\.\S+: keeps a share for each replica already"):
+    with pytest.raises(tallax.ReplicasError, match=r"shares\.\S+: already has per-replica state"):
         tallax.per_replica(shares, mesh, "data")
     assert all(np.array_equal(a, b) for a, b in zip(leaves(shares), kept, strict=True))
     assert shares.layer.kernel[...] is model.layer.kernel[...]
@@ -448,7 +448,7 @@ def test_shares_are_not_read_as_a_value():
     ]
     before = leaves(model)
     for act in acts:
-        with pytest.raises(tallax.ReplicasError, match="keeps a share for each replica, and only combined"):
+        with pytest.raises(tallax.ReplicasError, match="has per-replica state, which must be combined"):
             act()
     assert all(np.array_equal(a, b) for a, b in zip(leaves(model), before, strict=True))
     assert "per_replica=(('data',), (2,))" in repr(counter)
@@ -546,6 +546,6 @@ def test_setting_shares_sets_the_whole():
         model.c[...] = model.c[...] + 1
 
     for body in (part, value, all_of_it):
-        with pytest.raises(tallax.ReplicasError, match=r"model\.c: while each replica keeps a share"):
+        with pytest.raises(tallax.ReplicasError, match=r"model\.c: with per-replica state"):
             whole_after(body)
     assert np.asarray(tallax.combine_replicas(model).c).tolist() == [0, 0]

@@ -246,6 +246,6 @@ def test_merging_what_differs_raises(other):
     """Only the same kind with the same configuration merges."""
     rate = Rate()
     rate.update(True)
-    with pytest.raises(tallax.InvalidValueError, match="same kind and configuration"):
+    with pytest.raises(tallax.InvalidValueError, match="same type and configuration"):
         rate.merge(other)
     assert rate.compute().total == 1

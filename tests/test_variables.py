@@ -30,7 +30,7 @@ def test_other_kinds_are_refused(name, kind):
 
 @pytest.mark.parametrize("kind", ["hijax", "ref"])
 def test_defaults_of_another_kind(kind):
-    """Within nnx.var_defaults an item is a plain Variable, as ever; asking for the kind by copy raises."""
+    """Within nnx.var_defaults a tallax variable stays a plain Variable; a copy of the other kind raises."""
     with nnx.var_defaults(**{kind: True}):
         counter, buffer = tallax.Counter(), tallax.Buffer(0.0)
     for item in (counter, buffer):

@@ -92,7 +92,7 @@ def _check_names(
         raise InvalidValueError(
             compose(
                 "static_args",
-                "names arguments of the function that makes the transformation.",
+                "every name must be an argument of the function that makes the transformation.",
                 got=", ".join(map(repr, unknown)),
                 expected=", ".join(signature.parameters),
                 fix=f"leave out {unknown[0]!r}, which {getattr(function, '__name__', 'the function')} does not have",

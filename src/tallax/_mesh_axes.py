@@ -85,7 +85,8 @@ def axes_to_combine(
         raise ReplicasError(
             compose(
                 state,
-                "inside shard_map, an increment that is the same on every device may mean one event or one each.",
+                "inside shard_map, an increment that is the same on every device is ambiguous: "
+                "it may be one event, or one per device.",
                 got=f"an increment that varies over none of the mapped axes {mapped} (or check_vma=False)",
                 fix=f"like=batch to sum it over the axes the batch is split on, axis_name={mapped!r} to name them, "
                 "or axis_name=() to count it once, as after jax.lax.psum",

@@ -46,7 +46,7 @@ class StepCounter(EvalAware):
             raise InvalidTypeError(
                 compose(
                     "StepCounter",
-                    "takes one key from an nnx.Rngs.",
+                    "requires an nnx.Rngs, from which it takes one key.",
                     got=describe(rngs),
                     fix="StepCounter(nnx.Rngs(0)), or a tallax.Counter(), which takes none",
                 )
@@ -96,7 +96,9 @@ def counter_after_n_calls(seed: int | float, n_calls: int | float) -> jax.Array:
     calls = _whole("n_calls", n_calls)
     if calls < 0:
         raise InvalidValueError(
-            compose("n_calls", "a number of calls is not negative.", got=describe(n_calls), fix="n_calls=0 or more")
+            compose(
+                "n_calls", "the number of calls must not be negative.", got=describe(n_calls), fix="n_calls=0 or more"
+            )
         )
     counter = StepCounter(nnx.Rngs(seed if -(2**63) <= seed < 2**63 else seed % 2**63))
     for _ in range(calls):
@@ -112,5 +114,5 @@ def _whole(name: str, value: Any) -> int:
     except (TypeError, ValueError, OverflowError):
         pass
     raise InvalidValueError(
-        compose(name, "takes an integer, or a float that holds one.", got=describe(value), fix=f"{name}=5")
+        compose(name, "takes an integer, or a float with an integer value.", got=describe(value), fix=f"{name}=5")
     )

@@ -96,7 +96,7 @@ def clip_by_global_norm(max_norm: float | Callable[[Any], Any]) -> optax.Gradien
             )
         if not is_traced(max_norm) and not max_norm > 0:
             raise InvalidValueError(
-                compose("max_norm", "a clip threshold is positive.", got=describe(max_norm), fix="max_norm=1.0")
+                compose("max_norm", "the clip threshold must be positive.", got=describe(max_norm), fix="max_norm=1.0")
             )
 
     def threshold(count: Any) -> jax.Array:
@@ -152,7 +152,7 @@ def clip_counts(state: Any) -> ClipCounts:
         raise InvalidValueError(
             compose(
                 "clip_counts",
-                "takes an optimizer with one tallax.clip_by_global_norm in it.",
+                "requires an optimizer with exactly one tallax.clip_by_global_norm.",
                 got=f"{len(found)} of them",
                 fix="optax.chain(tallax.clip_by_global_norm(1.0), ...), or the state of the one that is meant",
             )
@@ -162,7 +162,7 @@ def clip_counts(state: Any) -> ClipCounts:
         raise TracedReadError(
             compose(
                 "clip_counts",
-                "reads exact counts on the host, which a trace does not have.",
+                "cannot read exact counts inside a trace.",
                 got="a traced optimizer state",
                 fix="call it outside jit; inside, the ClipByGlobalNormState has max_norm as an array",
             )
@@ -246,7 +246,7 @@ def scheduled(
         raise InvalidTypeError(
             compose(
                 "scheduled",
-                "takes what makes a transformation, and its arguments.",
+                "takes a function that makes a transformation, such as optax.adamw, and its arguments.",
                 got=f"a {type(inner_factory).__name__}",
                 fix="tallax.scheduled(optax.adamw, learning_rate=schedule)",
             )

@@ -62,7 +62,7 @@ class Scheduled(EvalAware):
             raise InvalidTypeError(
                 compose(
                     "Scheduled",
-                    "takes a schedule, a function from a count to a scalar.",
+                    "requires a schedule: a function from a step count to a scalar.",
                     got=describe(schedule),
                     fix="optax.constant_schedule(2.0), or optax.linear_schedule(5.0, 1.0, 10_000)",
                 )
@@ -121,7 +121,7 @@ class Scheduled(EvalAware):
             raise InvalidValueError(
                 compose(
                     self,
-                    "a pin is one number, not NaN.",
+                    "can only be pinned to one number that is not NaN.",
                     got=describe(value),
                     fix="pin(2.0), or release() to follow the schedule",
                 )
@@ -201,7 +201,7 @@ class Scheduled(EvalAware):
             raise InvalidValueError(
                 compose(
                     "Scheduled",
-                    "the schedule must give a scalar.",
+                    "the schedule must return a scalar.",
                     got=describe(value),
                     fix="one Scheduled for each number, or a tallax.Buffer for an array",
                 )
@@ -256,7 +256,7 @@ def step_value(step: Any) -> jax.Array | np.int32:
     raise InvalidTypeError(
         compose(
             "step",
-            "a schedule counts in whole steps.",
+            "a schedule requires an integer step.",
             got=describe(step),
             expected="a Counter, a StepCounter, or an integer scalar",
             fix="step=model.step",

@@ -54,9 +54,9 @@ def assert_replicated(model: Any, *, only: Any = (Counter, Buffer)) -> None:
         raise ReplicasError(
             compose(
                 "assert_replicated",
-                "all processes hold the same Variables.",
-                got="others, or others' shapes, in another process",
-                fix="make the model alike in all processes, and call this in all of them",
+                "all processes must have the same Variables.",
+                got="different Variables or shapes in another process",
+                fix="build the same model in all processes, and call assert_replicated in all of them",
             )
         )
     if not chosen:
@@ -79,7 +79,7 @@ def check_concrete(variable: nnx.Variable[Any]) -> None:
         raise TracedReadError(
             compose(
                 variable,
-                "replicas are laid out, combined and compared between steps.",
+                "replicas can only be laid out, combined or compared outside a trace, between steps.",
                 got=describe(variable.get_raw_value()),
                 fix="call it outside of jit and shard_map",
             )
@@ -92,10 +92,10 @@ def check_alike(variable: nnx.Variable[Any], copies: dict[bytes, set[bytes]]) ->
         raise ReplicasError(
             compose(
                 variable,
-                "copies that are meant to be the same differ between devices or processes.",
+                "the copies of a replicated value differ between devices or processes.",
                 got=f"{most} different values",
                 fix="jax.make_array_from_process_local_data(sharding, x) for the batch of several processes; "
-                "shard_map with check_vma=True; or reduce= where replicas keep their own",
+                "shard_map with check_vma=True; or reduce= if each replica keeps a value of its own",
             )
         )
 

@@ -73,7 +73,7 @@ def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str
         raise InvalidTypeError(
             compose(
                 "per_replica",
-                "takes the mesh along which the replicas lie.",
+                "requires the mesh that the replicas are on.",
                 got=describe(mesh),
                 fix='mesh = jax.make_mesh((jax.device_count(),), ("data",)); tallax.per_replica(model, mesh, "data")',
             )
@@ -83,7 +83,7 @@ def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str
         raise InvalidValueError(
             compose(
                 "axis_name",
-                "replicas lie along an axis of the mesh.",
+                "must name axes of the mesh.",
                 got=describe(axis_name),
                 expected=f"one or several of {mesh.axis_names}",
                 fix=f"axis_name={mesh.axis_names[0]!r}",
@@ -221,9 +221,9 @@ def _check_whole(item: StateVariable) -> None:
         raise ReplicasError(
             compose(
                 item,
-                "keeps a share for each replica already.",
-                got=f"shares over the mesh axes {item._replica_axes}",
-                fix="tallax.combine_replicas(model) first, to lay it out anew",
+                "already has per-replica state.",
+                got=f"per-replica state over the mesh axes {item._replica_axes}",
+                fix="tallax.combine_replicas(model) first, then tallax.per_replica again",
             )
         )
 
@@ -236,9 +236,9 @@ def _check_combinable(item: StateVariable) -> None:
             raise ReplicasError(
                 compose(
                     item,
-                    "shares are combined on the mesh that per_replica laid them out on.",
+                    "per-replica state must stay on the mesh that per_replica put it on.",
                     got=f"an array with {'no sharding' if sharding is None else sharding}",
-                    fix="jax.device_put(array, jax.NamedSharding(mesh, jax.P(axis_name))), in the item's place",
+                    fix="variable.set_raw_value(jax.device_put(array, jax.NamedSharding(mesh, jax.P(axis_name))))",
                 )
             )
     elif item.get_metadata("reduce") == "replicated":

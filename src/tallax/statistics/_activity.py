@@ -88,7 +88,7 @@ class Activity(CountsAndBuffer):
             raise InvalidValueError(
                 compose(
                     "Activity",
-                    "units and the updates of a window are whole numbers.",
+                    "units and window must be positive integers.",
                     got=f"units={units!r}, window={window!r}",
                     expected="integers in [1, 2**31 - 1], or no window",
                     fix="Activity(x.shape[-1], window=1000)",

@@ -107,7 +107,7 @@ class Ema(CountsAndBuffer):
             raise InvalidValueError(
                 compose(
                     "Ema",
-                    "decay is how much of the average an update leaves.",
+                    "decay must be in [0, 1): an update keeps this fraction of the average.",
                     got=f"decay={decay!r}",
                     expected="a number in [0, 1)",
                     fix="Ema(0.99), which remembers about 100 updates",

@@ -140,7 +140,7 @@ class Histogram(Counts):
             raise InvalidValueError(
                 compose(
                     "Histogram",
-                    "needs edges that rise, each a float32 of its own.",
+                    "the edges must increase, and differ in float32.",
                     got=f"low={low!r}, high={high!r}, bins={bins!r}",
                     expected="low < high, both finite and below 2**127, and 1 to 65536 bins",
                     fix="Histogram(-5.0, 5.0, bins=64)",

@@ -81,7 +81,10 @@ class LogHistogramResult:
             if not np.all((ranks >= 0) & (ranks <= 1)):
                 raise InvalidValueError(
                     compose(
-                        "q", "a quantile lies in [0, 1].", got=describe(q), fix="quantile(0.99) for the 99th percentile"
+                        "q",
+                        "a quantile must be in [0, 1].",
+                        got=describe(q),
+                        fix="quantile(0.99) for the 99th percentile",
                     )
                 )
             if not self.count:
@@ -200,7 +203,7 @@ class LogHistogram(Counts):
             raise InvalidValueError(
                 compose(
                     "LogHistogram",
-                    "the relative error lies in [1e-4, 0.5].",
+                    "the relative error must be in [1e-4, 0.5].",
                     got=describe(relative_error),
                     fix="LogHistogram(relative_error=0.01)",
                 )

@@ -46,7 +46,7 @@ def stacked(result: object, counts: Any) -> None:
         raise InvalidValueError(
             compose(
                 name,
-                "only the result of a stack of histograms, such as one for each layer, has parts.",
+                "only the result of a stack of histograms, such as one for each layer, can be indexed.",
                 got="the result of a single histogram",
                 fix="the result itself, without [...]",
             )

@@ -52,7 +52,7 @@ class Statistic(EvalAware, abc.ABC):
             raise InvalidTypeError(
                 compose(
                     type(self).__name__,
-                    "axis_name is the name of a mapped axis, or a tuple of names.",
+                    "axis_name must be the name of a mapped axis, or a tuple of names.",
                     got=describe(axis_name),
                     fix='axis_name="data", or axis_name=("data", "model")',
                 )
@@ -103,7 +103,7 @@ class Statistic(EvalAware, abc.ABC):
             raise InvalidValueError(
                 compose(
                     self,
-                    "only statistics of the same kind and configuration can be merged.",
+                    "only statistics of the same type and configuration can be merged.",
                     got=_signature(other) if isinstance(other, Statistic) else describe(other),
                     expected=_signature(self),
                     fix="make both with the same arguments",
@@ -218,9 +218,9 @@ class Statistic(EvalAware, abc.ABC):
             raise ReplicasError(
                 compose(
                     self,
-                    "a statistic that is the same for all replicas can't take in one that each replica has its own of.",
-                    got=f"one with shares over {tuple(sorted(others))}",
-                    fix="tallax.combine_replicas(other) between steps, and merge that",
+                    "a replicated statistic cannot merge a statistic with per-replica state.",
+                    got=f"per-replica state over {tuple(sorted(others))}",
+                    fix="merge tallax.combine_replicas(other), between steps",
                 )
             )
         if not own:
@@ -229,15 +229,15 @@ class Statistic(EvalAware, abc.ABC):
         return tuple(sorted(own - others - frozenset().union(*map(varying_axes, values)), key=str))
 
     def _checked(self, x: Any, where: Any) -> tuple[jax.Array, jax.Array | None]:
-        values = _real_array(x, self, "a statistic takes a real array.", self._rounding)
+        values = _real_array(x, self, "a statistic requires a real array.", self._rounding)
         if where is None:
             return values, None
-        mask = _real_array(where, self, "where= takes a boolean array.")
+        mask = _real_array(where, self, "where= must be a boolean array.")
         if mask.dtype != jnp.bool_:
             raise InvalidTypeError(
                 compose(
                     self,
-                    "where= takes a boolean array.",
+                    "where= must be a boolean array.",
                     got=describe(where),
                     fix="where=mask.astype(bool), or mask > 0",
                 )
@@ -248,7 +248,7 @@ class Statistic(EvalAware, abc.ABC):
             raise InvalidValueError(
                 compose(
                     self,
-                    "where= broadcasts to the shape of the values.",
+                    "where= must broadcast to the shape of the values.",
                     got=describe(mask),
                     expected=f"a shape that broadcasts to {values.shape}",
                     fix="where=mask[..., None] for a mask of the leading axes",

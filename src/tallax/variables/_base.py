@@ -42,9 +42,10 @@ def _refuse_kind(kind: str, name: str, value: Any) -> None:
         raise InvalidValueError(
             compose(
                 kind,
-                f"an item is a plain Variable; {name}=True loses or doubles counts under transformations.",
+                f"a tallax variable must be a plain Variable; "
+                f"{name}=True loses or doubles counts under transformations.",
                 got=f"{name}=True",
-                fix=f"leave {name} out; nnx.with_vars(model, only=nnx.Param, {name}=True) for the others",
+                fix=f"omit {name}; to set it for parameters, nnx.with_vars(model, only=nnx.Param, {name}=True)",
             )
         )
 
@@ -54,10 +55,10 @@ def _check_reduce(kind: str, reduce: Any) -> None:
         raise InvalidValueError(
             compose(
                 kind,
-                "reduce says how the copies of replicas combine.",
+                "unknown reduction.",
                 got=describe(reduce),
                 expected=", ".join(map(repr, _REDUCTIONS)),
-                fix='reduce="replicated" for a value that every replica computes alike, as jax.lax.pmean makes it',
+                fix='reduce="replicated" for a value that is equal on all replicas, such as a result of jax.lax.pmean',
             )
         )
 
@@ -69,16 +70,16 @@ def _refuse_slip(kind: str, name: str, value: Any) -> None:
         raise InvalidTypeError(
             compose(
                 kind,
-                "has the dtype and the shape of what it is made from.",
+                "takes its dtype and shape from its value.",
                 got=f"{name}={describe(value)}",
-                fix="Buffer(jnp.zeros(shape, dtype)); a Counter takes shape=, and counts to 2**64 - 1 as it is",
+                fix="Buffer(jnp.zeros(shape, dtype)); Counter(shape=...) always counts up to 2**64 - 1",
             )
         )
     for meant in difflib.get_close_matches(name, ("persistent", "reduce", "shape"), n=1, cutoff=0.8):
         raise InvalidTypeError(
             compose(
                 kind,
-                f"{meant} is written otherwise.",
+                f"unknown metadata {name!r}; did you mean {meant!r}?",
                 got=f"{name}={describe(value)}",
                 fix=f"{meant}=..., or another name for a label of your own",
             )
@@ -146,9 +147,10 @@ class StateVariable(nnx.Variable[Any]):
             raise ReplicasError(
                 compose(
                     self,
-                    "keeps a share for each replica, and only combined are they one value.",
-                    got=f"a read or a write outside of a shard_map over {axes}",
-                    fix="tallax.combine_replicas(model) to read; a shard_map with tallax.replica_specs(model) to write",
+                    "has per-replica state, which must be combined before it is one value.",
+                    got=f"a read or write outside a shard_map over {axes}",
+                    fix="to read, tallax.combine_replicas(model); "
+                    "to write, a shard_map with tallax.replica_specs(model)",
                 )
             )
 
@@ -168,7 +170,7 @@ class StateVariable(nnx.Variable[Any]):
         raise InvalidTypeError(
             compose(
                 self,
-                f"a {type(self).__name__} is put in order by its value.",
+                f"a {type(self).__name__} cannot be compared with < or >; compare its value.",
                 got=f"a comparison with {describe(other)}",
                 fix=self._compared_by,
             )
@@ -302,7 +304,7 @@ class StateVariable(nnx.Variable[Any]):
         if name in ("persistent", "reduce"):
             raise InvalidValueError(
                 compose(
-                    self, f"always declares {name}.", got=f"del_metadata({name!r})", fix=f"set_metadata({name}=...)"
+                    self, f"cannot be without {name}.", got=f"del_metadata({name!r})", fix=f"set_metadata({name}=...)"
                 )
             )
         try:
@@ -325,9 +327,9 @@ class StateVariable(nnx.Variable[Any]):
         return TraceError(
             compose(
                 self,
-                f"a {type(self).__name__} was written from another trace than its own, so the write would be lost.",
-                got="a model, or state that was merged into one, which the transformed function closes over",
-                fix="pass the model as an argument, to nnx.jit, nnx.scan, ...; or return what is counted, and add "
+                f"a {type(self).__name__} was written from a different trace than its own, so the write would be lost.",
+                got="a transformed function that closes over the model, or over state merged into one",
+                fix="pass the model as an argument, to nnx.jit, nnx.scan, ...; or return the increment, and add "
                 "it outside; or nnx.merge(..., copy=True) and return its state",
             )
         )

@@ -91,7 +91,7 @@ class Buffer(StateVariable):
             raise InvalidTypeError(
                 compose(
                     self,
-                    "a Buffer takes an array.",
+                    "only arrays and numbers can be written to a Buffer.",
                     got=describe(value),
                     expected=describe(raw).partition(" (")[0],
                     fix="buffer[...] = jnp.asarray(x, buffer.dtype)",
@@ -101,20 +101,20 @@ class Buffer(StateVariable):
             raise InvalidTypeError(
                 compose(
                     self,
-                    "a Buffer keeps its dtype.",
+                    "a write must not change the dtype of a Buffer.",
                     got=describe(value),
                     expected=str(raw.dtype),
-                    fix=f"cast it where it is meant: buffer[...] = x.astype({str(raw.dtype)!r})",
+                    fix=f"cast the value explicitly: buffer[...] = x.astype({str(raw.dtype)!r})",
                 )
             )
         if shape is not None and not scalar and value.shape != shape:
             raise InvalidValueError(
                 compose(
                     self,
-                    "a Buffer keeps its shape.",
+                    "a write must not change the shape of a Buffer.",
                     got=describe(value),
                     expected=describe(raw).partition(" (")[0],
-                    fix="buffer[...] = jnp.broadcast_to(x, buffer.shape), or buffer[index] = x for a part of it",
+                    fix="buffer[...] = jnp.broadcast_to(x, buffer.shape), or buffer[index] = x to write a part",
                 )
             )
         if isinstance(value, jax.Array):
@@ -168,7 +168,7 @@ def _strong(value: Any) -> Any:
         raise InvalidTypeError(
             compose(
                 "Buffer",
-                "a Buffer holds one array.",
+                "a Buffer requires one array.",
                 got=describe(value),
                 fix="jnp.asarray(x), or one Buffer for each array",
             )
@@ -206,7 +206,7 @@ def _does_not_fit(value: Any, dtype: Any, *, item: object) -> InvalidValueError:
     return InvalidValueError(
         compose(
             item,
-            f"an integer does not fit {dtype}.",
+            f"the integer does not fit into {dtype}.",
             got=describe(value),
             fix="tallax.Counter for counts beyond 32 bits, or a float dtype",
         )

@@ -25,9 +25,9 @@ def refuse_cast(owner: object, variable: StateVariable, dtype: Any) -> None:
         raise InvalidTypeError(
             compose(
                 owner,
-                f"its state is kept in {np.dtype(dtype)} and was cast, so it cannot be right any more.",
+                f"its state must be {np.dtype(dtype)}, but was cast, so its values are no longer right.",
                 got=f"{found}[{','.join(map(str, raw.shape))}]",
-                fix="cast the parameters alone: nnx.state(model, nnx.Param); to have the state back, restore a "
+                fix="cast only the parameters: nnx.state(model, nnx.Param); to recover the state, restore a "
                 "checkpoint into a new model",
             )
         )

@@ -84,7 +84,12 @@ def as_shape(shape: int | tuple[int, ...], *, item: object) -> tuple[int, ...]:
         if all(size >= 0 for size in sizes) and math.prod(sizes) <= _MOST and bool not in map(type, given):
             return sizes
     raise InvalidValueError(
-        compose(item, "a shape is made of sizes.", got=f"shape={shape!r}", fix="shape=8, shape=(2, 8)")
+        compose(
+            item,
+            "a shape must be a non-negative integer or a tuple of them.",
+            got=f"shape={shape!r}",
+            fix="shape=8, shape=(2, 8)",
+        )
     )
 
 
@@ -97,7 +102,7 @@ def wrong_shape(value: Any, shape: tuple[int, ...], *, item: object, ending: boo
             f"a Counter of shape {shape} takes what {'ends in' if ending else 'broadcasts to'} its shape.",
             got=describe(value),
             expected=f"shape {expected}",
-            fix="counter.count(events), which sums the axes before the shape; or Counter(shape=...)",
+            fix="counter.count(events), which sums over the leading axes; or Counter(shape=...)",
         )
     )
 

@@ -77,7 +77,7 @@ class CountStorage(StateVariable):
             raise InvalidValueError(
                 compose(
                     self,
-                    "was restored from an int32 read, which is saturated, so the count is lost.",
+                    "was restored from a saturated int32 value, so the exact count is lost.",
                     got=describe(counts),
                     fix="save nnx.as_pure(nnx.state(model)), which has the exact count; or counter.set(n)",
                 )

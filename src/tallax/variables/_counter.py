@@ -99,7 +99,7 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
             raise InvalidValueError(
                 compose(
                     "Counter",
-                    "all counts start at one number.",
+                    "start must be a scalar.",
                     got=describe(start),
                     fix="Counter(shape=x.shape), then counter.set(x)",
                 )
@@ -108,9 +108,9 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
             raise InvalidValueError(
                 compose(
                     "Counter",
-                    "copies of a count are summed, or all the same.",
+                    'reduce must be "sum" or "replicated" for a Counter.',
                     got=f"reduce={reduce!r}",
-                    fix='leave reduce out, or reduce="replicated" for steps that all replicas take together',
+                    fix='omit reduce; or reduce="replicated" to count steps that all replicas take together',
                 )
             )
         limbs = _uint64.from_uint64(np.broadcast_to(first, shape))
@@ -197,7 +197,7 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
             raise InvalidValueError(
                 compose(
                     self,
-                    "a Counter's every(n) takes a Python integer in [1, 2**31 - 1].",
+                    "every(n) requires a Python integer in [1, 2**31 - 1].",
                     got=describe(n),
                     fix="counter.every(100)",
                 )
@@ -244,7 +244,7 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
             raise InvalidTypeError(
                 compose(
                     self,
-                    "is several counts, and int() gives one.",
+                    "int() requires a scalar Counter.",
                     got=f"a Counter of shape {counts.shape}",
                     fix="np.asarray(counter), which is exact; or int(np.asarray(counter).sum())",
                 )
@@ -259,9 +259,9 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
             raise InvalidTypeError(
                 compose(
                     self,
-                    "a Counter is compared with numbers.",
+                    "a Counter can only be compared with numbers and arrays.",
                     got=describe(other),
-                    fix="counter == n; counter == np.asarray(numbers) for each of several",
+                    fix="counter == n; counter == np.asarray(numbers) to compare each count",
                 )
             )
         words = self._words()
@@ -335,9 +335,9 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
             raise ReplicasError(
                 compose(
                     self,
-                    "while each replica keeps a share, what was added can't be told from a value that was read before.",
+                    "with per-replica state, a write cannot be recognised as an increment of a value read before.",
                     got=f"a write of {describe(value)}",
-                    fix="counter.increment(n) or counter.count(events), which see what is added; or counter.set(n)",
+                    fix="counter.increment(n) or counter.count(events) to add; counter.set(n) to overwrite",
                 )
             )
         if index is ...:

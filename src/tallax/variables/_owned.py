@@ -90,15 +90,15 @@ class Held:
 
     def __repr__(self) -> str:
         # JAX puts this into its own error, where such a value is handed to one of its functions.
-        return f"<{self._name}: held by a compiled step, whose step.sync() brings it back>"
+        return f"<{self._name}: owned by a compiled step; step.sync() returns it>"
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise StateOwnedByStepError(
             compose(
                 self._name,
-                "is held by a compiled step, which keeps the state on the device between its calls.",
-                got="a use of the value, or of a copy of the model or its state, between two calls",
-                fix="step.sync() first, which brings everything back; step.collect() to look at the items alone",
+                "is owned by a compiled step, which keeps the state on the device between its calls.",
+                got="a use of the value, or of a copy of the model or its state, between two calls of the step",
+                fix="step.sync() first, to return all state; or step.collect() to read the tallax variables only",
             )
         )
 
