@@ -307,7 +307,7 @@ def test_stacked_activities_are_read_and_reset_together():
 )
 def test_impossible_units_and_windows_raise(arguments):
     """Units and windows are integers in [1, 2**31 - 1]."""
-    with pytest.raises(tallax.InvalidValueError, match="Activity: units and the updates of a window"):
+    with pytest.raises(tallax.InvalidValueError, match="Activity: units and window must be"):
         Activity(arguments[0], **dict(zip(["window"], arguments[1:], strict=False)))
 
 

@@ -69,7 +69,7 @@ def test_a_cast_statistic_raises_at_its_first_use(name, use, dtype):
     before, counts = nnx.clone(nnx.state(model)), counts_of(model.item)
     cast(model, dtype)
     kept = jax.tree.map(np.asarray, nnx.as_pure(nnx.state(model)))
-    text = rf"model\.item: its state is kept in float32 and was cast(.|\n)*{jnp.dtype(dtype).name}\["
+    text = rf"model\.item: its state must be float32, but was cast(.|\n)*{jnp.dtype(dtype).name}\["
     whole = lambda model: use(model.item)  # noqa: E731
     for act in (whole, nnx.jit(whole), nnx.jit(whole, graph=False)):
         with pytest.raises(tallax.InvalidTypeError, match=text):

@@ -197,7 +197,7 @@ def test_every_transformation_within_a_step(cell):
     ids=["Variable", "Counter"],
 )
 def test_a_step_made_inside_another_one_raises(outer, made):
-    """A step called inside different trace raises TraceError, and leaves the objects usable."""
+    """A step called inside another trace raises TraceError, and leaves the objects usable."""
     model = made()
 
     def inner(model, x):
@@ -511,7 +511,7 @@ def test_a_model_can_be_printed_within_a_step():
     model = Model()
     with tallax.compile_step(step, model) as compiled:
         compiled()
-        assert "held by a compiled step" in repr(model)
+        assert "owned by a compiled step" in repr(model)
     assert "value=Array(shape=(3,), dtype=dtype('uint64'))" in printed[0]
     assert model.seen.__array__().tolist() == [1, 1, 1]
 
@@ -538,7 +538,7 @@ def test_shapes_can_always_be_asked_for():
     step = tallax.compile_step(run, model)
     step(jnp.float32(1.0))
     assert (model.weight.shape, model.weight.dtype, model.weight.ndim, model.weight.size) == ((3,), jnp.float32, 1, 3)
-    assert "held by a compiled step" in str(model)
+    assert "owned by a compiled step" in str(model)
     assert "value=1" in str(model)  # the count is an item, so it is there
 
 

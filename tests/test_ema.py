@@ -326,7 +326,7 @@ def test_no_gradient_flows_in_or_out(compiled):
 @pytest.mark.parametrize("decay", [1.0, 1, -0.1, float("nan"), float("inf"), 2, "0.5", None, True, 1 - 1e-17])
 def test_impossible_decays_raise(decay):
     """A decay is a number in [0, 1)."""
-    with pytest.raises(tallax.InvalidValueError, match="Ema: decay is how much"):
+    with pytest.raises(tallax.InvalidValueError, match="Ema: decay must be in"):
         Ema(decay)
 
 

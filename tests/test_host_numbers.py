@@ -197,7 +197,7 @@ def test_bad_arguments_raise_our_errors(make, arguments):
 @pytest.mark.parametrize("axis_name", [["data"], {"data"}, (["data"],)])
 def test_bad_axis_names_raise(kind, axis_name):
     """So does an axis name that is none."""
-    with pytest.raises(tallax.InvalidTypeError, match="axis_name is the name of a mapped axis"):
+    with pytest.raises(tallax.InvalidTypeError, match="axis_name must be the name of a mapped axis"):
         kind(axis_name=axis_name)
 
 

@@ -237,7 +237,7 @@ def test_a_rate_of_a_shape_refuses_another(x):
 )
 def test_impossible_histograms_raise(arguments):
     """Edges must rise, and float32 must tell them apart."""
-    with pytest.raises(tallax.InvalidValueError, match="Histogram: needs edges that rise"):
+    with pytest.raises(tallax.InvalidValueError, match="Histogram: the edges must increase"):
         Histogram(*arguments)
 
 
