@@ -143,7 +143,9 @@ def test_a_model_closed_over_raises(cell):
             item.touch(model, x)  # noqa: B023
             return x.sum()
 
-        text = r"^model\.item(\.\w+)?: a (Counter|Buffer) was written from a different trace (.|\n)*fix:  pass the model as an"
+        text = (
+            r"^model\.item(\.\w+)?: a (Counter|Buffer) was written from a different trace (.|\n)*fix:  pass the model"
+        )
         with mode.active(), pytest.raises(tallax.TraceError, match=text):
             transform(f, batch())
         assert_same_state(model.item, untouched.item)

@@ -2,7 +2,7 @@
 """Exact, saturating 64-bit counts without 64-bit arrays.
 
 JAX computes in 32 bits unless x64 is enabled for the whole program, so a count is kept as two uint32 *limbs* on the
-last axis: `value = low + high * 2**32`. Everything here is exact up to 2**64 - 1 and stays there; nothing wraps.
+last axis: `value = low + high * 2**32`. Everything here is exact up to 2**64 - 1, then saturates; nothing wraps.
 
 There are two halves. On the host the limbs are put together, and arithmetic is NumPy's uint64 or Python's own. On the
 device carries are found by comparison: in unsigned arithmetic `a + b < b` exactly when the sum

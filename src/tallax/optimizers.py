@@ -46,12 +46,12 @@ class ClipByGlobalNormState(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipCounts:
-    """How often gradients were clipped.
+    """The numbers of updates and clips of a `clip_by_global_norm`.
 
     Attributes:
-        updates: how many updates there were, exactly.
-        clipped: how many had a global norm above the threshold, infinite ones included.
-        nonfinite: how many had a global norm that was NaN or infinite.
+        updates: the exact number of updates.
+        clipped: the number of updates with a global norm above the threshold, including infinite norms.
+        nonfinite: the number of updates with a global norm that was NaN or infinite.
         rate: clipped / updates; 0.0 before the first update.
         max_norm: the threshold of the last update.
     """
@@ -64,7 +64,7 @@ class ClipCounts:
 
 
 def clip_by_global_norm(max_norm: float | Callable[[Any], Any]) -> optax.GradientTransformationExtraArgs:
-    """Scales updates down to a global norm, which may be a schedule, and counts how often it did.
+    """Scales updates down to a global norm, which may be a schedule, and counts the updates that were scaled.
 
     The updates are those of `optax.clip_by_global_norm`: with `g` the global norm over all leaves, they stay as they
     are where `g < max_norm`, and become `u / g * max_norm` otherwise.
@@ -115,7 +115,7 @@ def clip_by_global_norm(max_norm: float | Callable[[Any], Any]) -> optax.Gradien
         del params, extra_args
         limit = threshold(_uint64.to_int32(state.updates) if step is None else as_array(step_value(step)))
         norm = jnp.asarray(optax.tree.norm(updates))
-        bound = limit.astype(norm.dtype)  # as a Python number beside it would be
+        bound = limit.astype(norm.dtype)  # the dtype that a Python number would get from promotion
         within, above = norm < bound, norm > bound
 
         def clip(leaf: jax.Array) -> jax.Array:
@@ -133,7 +133,7 @@ def clip_by_global_norm(max_norm: float | Callable[[Any], Any]) -> optax.Gradien
 
 
 def clip_counts(state: Any) -> ClipCounts:
-    """Returns how often the one `clip_by_global_norm` in an optimizer clipped; waits for the values.
+    """Returns the counts of the only `clip_by_global_norm` in an optimizer; waits for the values.
 
     Args:
         state: an `nnx.Optimizer`, or any optax state.
@@ -222,13 +222,13 @@ def scheduled(
     updates equal those of `optax.adam(schedule)` to the bit. If it takes numbers only, it is given the value.
 
     Args:
-        inner_factory: what makes the transformation, such as `optax.adamw`.
+        inner_factory: a function that makes the transformation, such as `optax.adamw`.
         *args: its arguments. A callable is a schedule, unless it is a type, such as `jnp.bfloat16`, or the factory's
-            annotation says that the argument is no number, as for `mask`.
+            annotation says that the argument is not a number, for example `mask`.
         static_args: the names of other arguments that are callables and not schedules.
         hyperparam_dtype: the dtype of the schedules' values. By default values for a factory that takes schedules keep
             their dtype, and those for one that takes numbers have the highest of the parameters' dtypes.
-        **kwargs: its keyword arguments, as `*args`.
+        **kwargs: its keyword arguments. A callable is a schedule under the same conditions as in `*args`.
 
     Raises:
         InvalidTypeError: `inner_factory` is a transformation already, or `step` is not an integer.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`assert_replicated`: are the copies of devices and processes still the same?"""
+"""`assert_replicated`: a check that the copies on all devices and in all processes are equal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DIGEST = 16  # bytes
 
 
 def assert_replicated(model: Any, *, only: Any = (Counter, Buffer)) -> None:
-    """Raises where what is meant to be the same on several devices, or in several processes, is not; compares bits.
+    """Raises if a replicated value differs, in any bit, between devices or processes.
 
     It finds a batch that was handed to a compiled step as each process's own NumPy array, a step that some processes
     did not take, and a `shard_map` with `check_vma=False` that returned each device's own. All processes have to call
@@ -29,10 +29,11 @@ def assert_replicated(model: Any, *, only: Any = (Counter, Buffer)) -> None:
 
     Args:
         model: a module, or any other node of Flax NNX's graph.
-        only: an NNX filter: what is compared. By default tallax's items; `...` takes in parameters and all else.
+        only: an NNX filter that selects the Variables to compare. By default these are the tallax variables; `...`
+            selects all, including parameters.
 
     Raises:
-        ReplicasError: copies differ; or the processes do not hold the same Variables.
+        ReplicasError: copies differ, or the processes do not have the same Variables.
         TracedReadError: called inside a trace.
 
     Example:

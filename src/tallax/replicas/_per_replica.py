@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A share for each replica: made by `per_replica`, mapped by `replica_specs`, combined by `combine_replicas`."""
+"""Per-replica state: made by `per_replica`, mapped by `replica_specs`, combined by `combine_replicas`."""
 
 from __future__ import annotations
 
@@ -27,32 +27,34 @@ Node = TypeVar("Node")
 
 
 def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str, ...], *, only: Any = ...) -> Node:
-    """Returns a copy of a model whose items keep a share for each replica along a mesh axis.
+    """Returns a copy of a model with per-replica state along a mesh axis.
 
-    The first replica's share starts from what was counted so far, the others' from nothing, so that all shares together
-    are the whole. Inside a `shard_map` whose specs come from `replica_specs`, items look as they always do and count
-    without any collective; what they read there is this replica's share. Elsewhere they raise, until `combine_replicas`
-    has made them whole.
+    The first replica starts from the counts so far, the others from zero, so that the values of all replicas add up to
+    the whole. Inside a `shard_map` whose specs come from `replica_specs`, tallax variables have their usual shape, read
+    as the value of this replica, and count without any collective. Elsewhere they raise until `combine_replicas` has
+    combined them.
 
-    An increment is summed over the axes that it varies on, and over no others, as without shares. Along an axis of the
-    shares on which it is the same, only the first replica keeps it. If nothing tells the axes, as of a constant or
-    under `check_vma=False`, it raises `ReplicasError`: name them with `like=` or `axis_name=`.
+    An increment is summed over the axes that it varies on, and over no others, as without per-replica state. Along an
+    axis of the replicas on which it is the same, only the first replica adds it. If the axes cannot be inferred, for
+    example because the increment is a constant or under `check_vma=False`, it raises `ReplicasError`. Then name the
+    axes with `like=` or `axis_name=`.
 
-    Values that all replicas compute alike (`reduce="replicated"`: buffers by default, `StepCounter`, `Scheduled`) stay
-    as they are, as do parameters.
+    Replicated values (`reduce="replicated"`: buffers by default, `StepCounter`, `Scheduled`) and parameters stay as
+    they are.
 
     Args:
-        model: a module, or any other node of Flax NNX's graph; it is left as it is.
+        model: a module, or any other node of Flax NNX's graph; it is not changed.
         mesh: the mesh of the `shard_map`.
         axis_name: the axis or axes along which the replicas lie; the batch may be split over fewer of them, or others.
-        only: an NNX filter: which items keep shares. Others are counted globally, at one collective each.
+        only: an NNX filter that selects the tallax variables. The others are counted globally, with one collective
+            each.
 
-    A scalar `Buffer` has the shape (1,) while it keeps shares.
+    A scalar `Buffer` has the shape (1,) while it has per-replica state.
 
     Raises:
-        InvalidTypeError: `mesh` is none.
+        InvalidTypeError: `mesh` is not a mesh.
         InvalidValueError: the mesh has no such axis.
-        ReplicasError: an item keeps shares already.
+        ReplicasError: a tallax variable has per-replica state already.
         TracedReadError: called inside a trace.
 
     Example:
@@ -99,7 +101,7 @@ def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str
         for original, item in zip(originals, items, strict=True):
             _check_whole(original)
             item.set_raw_value(np.asarray(item.get_raw_value()))
-        for item, further in zip(items, _further_shares(statistic, items), strict=True):
+        for item, further in zip(items, _values_of_further_replicas(statistic, items), strict=True):
             whole = item.get_raw_value()
             item.set_raw_value(_laid_out(np.atleast_1d(whole), np.atleast_1d(further), mesh, axes))
             item.set_metadata("per_replica", PerReplica(axes, whole.shape))
@@ -109,7 +111,8 @@ def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str
 def replica_specs(model: Any, *, graph: bool | None = None) -> Any:
     """Returns the specs, for `in_specs` and `out_specs`, of a model that `per_replica` made or of its state.
 
-    Items that keep shares are split over the axes of their replicas; everything else is `P()`, on every device whole.
+    Tallax variables with per-replica state are split over the axes of their replicas. Everything else is `P()`: whole
+    on every device.
 
     Args:
         model: the module, for `nnx.shard_map`; or `nnx.state(model)`, for `jax.shard_map`.
@@ -133,7 +136,9 @@ def replica_specs(model: Any, *, graph: bool | None = None) -> Any:
     graph = nnx.set_graph_mode.current_value() if graph is None else graph
     if graph and not isinstance(model, nnx.State):
         axes = {item._replica_axes: None for _, item in nnx.iter_graph(model) if isinstance(item, StateVariable)}
-        return nnx.StateSharding([*((_KeepsShares(names), jax.P(names)) for names in axes if names), (..., jax.P())])
+        return nnx.StateSharding(
+            [*((_HasPerReplicaState(names), jax.P(names)) for names in axes if names), (..., jax.P())]
+        )
 
     def spec(leaf: Any) -> jax.P:
         return jax.P(leaf._replica_axes) if isinstance(leaf, StateVariable) and leaf._per_replica else jax.P()
@@ -142,27 +147,27 @@ def replica_specs(model: Any, *, graph: bool | None = None) -> Any:
 
 
 def combine_replicas(model: Node) -> Node:
-    """Returns a copy of a model with the shares of its replicas combined: what one device would have counted.
+    """Returns a copy of a model with its per-replica state combined, as if one device had counted everything.
 
-    Counts are summed exactly, with carries, and buffers by their `reduce`. Statistics of other kinds are merged: what
-    `Extrema` says of merging holds for when extremes came, and `Ema` tells how its averages combine. What keeps no
-    shares is in the copy as it is, so a model without replicas may be handed in as well.
+    Counts are summed exactly, with carries, and buffers by their `reduce`. Statistics with a buffer are
+    merged: `Extrema` and `Ema` document how. All other values are copied, so a model without per-replica state is
+    accepted too.
 
-    It is meant for reading, between steps; the model goes on with its shares. All processes have to call it together.
+    Use it to read the state between steps; the model keeps its per-replica state. All processes must call it together.
 
     Args:
-        model: a module that `per_replica` made, or a part of one: a statistic or an item.
+        model: a module that `per_replica` made, or a statistic or tallax variable in it.
 
     Raises:
-        ReplicasError: the copies of an item that is the same for all replicas differ between devices; or shares are no
-            longer where `per_replica` put them.
+        ReplicasError: the copies of a replicated variable differ between devices, or per-replica state is no longer
+            where `per_replica` put it.
         TracedReadError: called inside a trace.
 
     Example:
         >>> import jax, tallax
         >>> mesh = jax.make_mesh((8,), ("data",))
-        >>> shares = tallax.per_replica(tallax.Counter(2**40), mesh, "data")
-        >>> int(tallax.combine_replicas(shares))
+        >>> seen = tallax.per_replica(tallax.Counter(2**40), mesh, "data")
+        >>> int(tallax.combine_replicas(seen))
         1099511627776
     """
     copy = nnx.clone(model)
@@ -191,7 +196,7 @@ def combine_replicas(model: Node) -> Node:
 
 
 def _parts(model: Any) -> list[tuple[Statistic | None, list[StateVariable]]]:
-    """Returns what combines by itself: each statistic that merges, with its items, and each item of its own."""
+    """Returns the parts that are combined separately: statistics to be merged, and single variables."""
     merging, alone = [], []
     for group in groups_of(model, StateVariable):
         if isinstance(group.owner, Statistic) and not isinstance(group.owner, Counts):
@@ -202,7 +207,7 @@ def _parts(model: Any) -> list[tuple[Statistic | None, list[StateVariable]]]:
 
 
 @dataclass(frozen=True)
-class _KeepsShares:
+class _HasPerReplicaState:
     """An NNX filter; equal ones are equal, so that a step is not compiled again."""
 
     axes: tuple[str, ...]
@@ -248,21 +253,21 @@ def _check_combinable(item: StateVariable) -> None:
         check_alike(item, copies)
 
 
-# --- shares -----------------------------------------------------------------------------------------------------------
+# --- the values of the replicas ---------------------------------------------------------------------------------------
 
 
-def _further_shares(statistic: Statistic | None, items: list[StateVariable]) -> list[np.ndarray]:
-    """Returns what each item's share is on every replica but the first."""
+def _values_of_further_replicas(statistic: Statistic | None, items: list[StateVariable]) -> list[np.ndarray]:
+    """Returns the value of each variable on every replica but the first."""
     if statistic is None:
         whole = items[0].get_raw_value()
         return [np.zeros_like(whole) if _reduction(items[0]) in ("count", "sum") else whole]
     further = nnx.clone(statistic)
-    further._begin_share()
+    further._begin_replica()
     return [np.asarray(item.get_raw_value()) for _, item in nnx.iter_graph(further) if isinstance(item, StateVariable)]
 
 
 def _laid_out(first: np.ndarray, further: np.ndarray, mesh: jax.sharding.Mesh, axes: tuple[str, ...]) -> jax.Array:
-    """Returns the shares of all replicas one behind the other, each on its devices; every process makes its own."""
+    """Returns the values of all replicas one behind the other, each on its devices; each process makes its own part."""
     replicas = math.prod(mesh.shape[axis] for axis in axes)
 
     def share(index: Any) -> np.ndarray:
@@ -283,7 +288,7 @@ def _reduced(
     shapes: tuple[tuple[int, ...], ...],
     shares: list[jax.Array],
 ) -> list[jax.Array]:
-    """Returns each array combined over its shares; those to be merged only stacked."""
+    """Returns each array combined over the replicas; arrays to be merged are only stacked."""
 
     def of_all(kind: str, shape: tuple[int, ...], share: jax.Array) -> jax.Array:
         if kind == "count":
@@ -308,7 +313,7 @@ _REDUCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @functools.partial(jax.jit, static_argnums=0)
 def _joined(graphdef: Any, stacked: Any) -> Any:
-    """Returns the state of a statistic from those of all shares, stacked."""
+    """Returns the state of a statistic from the stacked states of all replicas."""
 
     def join(into: Any, numbered_share: tuple[jax.Array, Any]) -> tuple[Any, None]:
         number, share = numbered_share

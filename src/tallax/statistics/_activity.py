@@ -25,12 +25,12 @@ _FIRED, _TOTAL, _UPDATES = range(3)  # the counts of a unit
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class ActivityResult:
-    """How the units of an `Activity` did.
+    """The firing rates of the units of an `Activity`, and the dead units.
 
     Attributes:
-        rates: fired / total of each unit since the last reset, as a float; 0.0 where nothing was seen.
+        rates: fired / total of each unit since the last reset, as a float; 0.0 if nothing was seen.
         dead: bool[units]: the units that did not fire in the window.
-        updates: how many updates the window has had so far. A Python int outside a trace; int32, saturated, inside one.
+        updates: the number of updates in the window so far. A Python int outside a trace; int32, saturated, inside one.
     """
 
     rates: Any
@@ -39,9 +39,9 @@ class ActivityResult:
 
 
 class Activity(CountsAndBuffer):
-    """How often each unit fires, and which have not fired for long: dead ReLUs, experts without tokens.
+    """The firing rate of each unit, and the units that have not fired for long: dead ReLUs, experts without tokens.
 
-    A unit fires where its entry is true, or not zero (so NaN fires). A unit that never fired is dead, from the start.
+    A unit fires if its entry is true or not zero (so NaN fires). A unit that never fired is dead, from the start.
 
     | field | shape | dtype | reset value | how copies combine |
     |---|---|---|---|---|
@@ -49,10 +49,13 @@ class Activity(CountsAndBuffer):
     | quiet | (units, 2): updates since it last fired, two words | uint32 | 2**64 - 1: never | min |
 
     Args:
-        units: how many units there are: the size of the last axis of what `update` takes.
-        window: how many updates without firing make a unit dead; without it, only a unit that never fired is.
-        axis_name: see `Statistic`. A unit fires where it does on any replica.
-        persistent: whether checkpoints keep it.
+        units: the number of units: the size of the last axis of the values passed to `update`.
+        window: the number of updates without firing after which a unit is dead. If omitted, only a unit that never
+            fired is dead.
+        axis_name: the mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
+            `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
+            A unit fires if it does on any replica.
+        persistent: whether checkpoints save the state.
 
     A masked entry neither fires nor counts in its unit's total. An update counts as one in the window whatever its mask
     and size, so a unit that is masked for a whole window is dead.
@@ -134,11 +137,11 @@ class Activity(CountsAndBuffer):
     def _merged_buffers(self, own: Any, other: Any) -> jax.Array:
         return _fewer(own, other)
 
-    # Replicas took the same updates, so theirs are not added: those of the first share count.
-    def _join(self, share: Activity, number: Any) -> None:
+    # All replicas took the same updates, so only the updates of the first replica are kept.
+    def _join(self, replica: Activity, number: Any) -> None:
         del number
         updates = self.counts._words()[..., _UPDATES, :]
-        self._merge(share)
+        self._merge(replica)
         self.counts._store(self.counts._words().at[..., _UPDATES, :].set(updates))
 
     def _configuration(self) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def union(a: State, b: State) -> State:
 
 
 def _in_unit(state: State, unit: jax.Array) -> tuple[Pair, ...]:
-    """Returns the mean and M2 to M4 in a larger unit; what underflows is nothing beside the entry that set the unit."""
+    """Returns the mean and M2 to M4 in a larger unit; terms that underflow are negligible."""
     ratio = state.unit / jnp.where(unit > 0, unit, 1.0)
     moments = []
     for power, moment in enumerate((state.mean, state.m2, state.m3, state.m4), start=1):

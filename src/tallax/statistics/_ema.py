@@ -32,13 +32,13 @@ _SUM, _WEIGHT = range(2)  # the columns of the average
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class EmaResult:
-    """What an `Ema` has come to; arrays of its shape where it has one.
+    """The value of an `Ema`: scalars, or arrays of its shape if it has one.
 
     Attributes:
-        value: the average as a float (float32 in arrays); 0.0 where nothing was seen, which `weight == 0` tells.
-        weight: how much of an average the updates make up: 1 - decay**n after n of them, n of 1 for merged ones.
-        nonfinite: how many entries were left out because they, or the sum of their update, were NaN or infinite in
-            float32. A Python int or uint64 outside a trace; int32, saturated, inside one.
+        value: the average as a float (float32 in arrays); 0.0 if nothing was seen (`weight == 0`).
+        weight: the sum of the weights of all updates: 1 - decay**n after n updates, up to n for n merged averages.
+        nonfinite: the number of entries that were left out because they, or the sum of their update, were NaN or
+            infinite in float32. A Python int or uint64 outside a trace; int32, saturated, inside one.
     """
 
     value: Any
@@ -63,22 +63,25 @@ class Ema(CountsAndBuffer):
     An average that forgets depends on the order of its updates, so two of them can't be made into the one of both
     streams, one after the other: `merge` pools them. Sums and weights add, so the value becomes the weighted mean of
     both. This is associative (up to rounding) and commutative, and further updates let the weight return to 1. Replicas
-    that keep a share each took their steps together, so `tallax.combine_replicas` takes the mean of their averages: up
-    to rounding that of the whole batch, where every replica had as many finite entries.
+    with per-replica state took their steps together, so `tallax.combine_replicas` takes the mean of their averages. If
+    every replica had as many finite entries, this equals the average of the whole batch up to rounding.
 
     Args:
-        decay: how much of the average an update leaves, in [0, 1); about 1 / (1 - decay) updates are remembered.
-        debias: whether `compute` divides by the weight also while it is below 1.
-        shape: one average for each head, expert, ...: the last axes of what `update` takes; the mean is taken over the
-            axes before.
-        axis_name: see `Statistic`. The mean is that of all replicas' entries.
-        persistent: whether checkpoints keep it.
+        decay: the fraction of the average that an update keeps, in [0, 1); about 1 / (1 - decay) updates are
+            remembered.
+        debias: whether `compute` divides by the weight while it is below 1.
+        shape: the shape of the averages, one for each head or expert for example. It must match the last axes of the
+            values passed to `update`; the mean is taken over the leading axes.
+        axis_name: the mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
+            `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
+            The mean is taken over the entries of all replicas.
+        persistent: whether checkpoints save the state.
 
     Means and the average are computed in float32 whatever the dtype fed. Rounding leaves a relative error of up to
     about 1e-7 / (1 - decay). Inside `shard_map` an update takes two all-reduces, for counts and for the sum.
 
     Raises:
-        InvalidValueError: `decay` is not a number in [0, 1), or `shape` is no shape.
+        InvalidValueError: `decay` is not a number in [0, 1), or `shape` is not a valid shape.
 
     Example:
         >>> import jax.numpy as jnp, tallax
@@ -149,12 +152,12 @@ class Ema(CountsAndBuffer):
         return _pooled(own, other)
 
     # Replicas took the same steps, so theirs are averaged, where `merge` would pool two streams one after the other.
-    def _begin_share(self) -> None:
+    def _begin_replica(self) -> None:
         self.nonfinite.reset()
 
-    def _join(self, share: Ema, number: Any) -> None:
-        average, other = self.average._stored(), share.average._stored()
-        self.nonfinite._add_combined(share.nonfinite._words())
+    def _join(self, replica: Ema, number: Any) -> None:
+        average, other = self.average._stored(), replica.average._stored()
+        self.nonfinite._add_combined(replica.nonfinite._words())
         self.average.set_value(average + (other - average) / (number + 1).astype(jnp.float32))
 
     def _configuration(self) -> dict[str, Any]:
@@ -187,7 +190,7 @@ def _updated(
     total = sum_over(unsplit(jnp.where(finite, x, 0).sum(axes)), replicas.over)
     mean = total / jnp.maximum(_uint64.to_float32(entries), 1)
     total, weight = average[..., _SUM], average[..., _WEIGHT]
-    # Rests where mean and average agree, which `decay * total + share * mean` need not.
+    # If mean and average are equal, this keeps the average as it is; `decay * total + share * mean` may round.
     new_total = total + share32 * (mean - total)
     new_weight = weight + share32 * (1 - weight)
     some = ~_uint64.is_zero(entries)

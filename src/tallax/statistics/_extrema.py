@@ -32,17 +32,17 @@ _MIN_AT, _MAX_AT, _VALUES = range(3)
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class ExtremaResult:
-    """What an `Extrema` has seen; arrays of its shape where it has one.
+    """The extremes of an `Extrema`, and when they came: scalars, or arrays of its shape if it has one.
 
     Counts are Python ints or uint64 outside a trace; int32, saturated, inside one.
 
     Attributes:
-        min: the smallest entry as a float; inf where nothing was seen, which `count == 0` tells.
-        max: the largest entry likewise; -inf where nothing was seen.
-        min_at: what `count` was after the update that first brought `min`; 0 where nothing was seen.
-        max_at: likewise for `max`.
-        count: how many entries there were; infinities are among them, NaN is not.
-        nan: how many entries were NaN; `count + nan` is what was fed.
+        min: the smallest entry as a float; inf if nothing was seen (`count == 0`).
+        max: the largest entry as a float; -inf if nothing was seen.
+        min_at: the `count` after the update that first had `min`; 0 if nothing was seen.
+        max_at: the `count` after the update that first had `max`; 0 if nothing was seen.
+        count: the number of entries, including infinities and without NaN.
+        nan: the number of NaN entries; `count + nan` entries were fed.
     """
 
     min: Any
@@ -66,20 +66,22 @@ class Extrema(CountsAndBuffer):
     | extremes[..., 2, :] | (*shape, 2): min and -max, the bits of float32 | uint32 | those of inf | min |
 
     Args:
-        shape: one pair for each head, expert, ...: the last axes of what `update` takes; the axes before are searched.
-        axis_name: see `Statistic`.
-        persistent: whether checkpoints keep it.
+        shape: the shape of the extremes, one pair for each head or expert for example. It must match the last axes of
+            the values passed to `update`.
+        axis_name: the mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
+            `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
+        persistent: whether checkpoints save the state.
 
     Values are compared in float32, so integers beyond 2**24 are rounded, and float64 (under x64) is too. XLA flushes
     subnormal numbers; they and -0.0 read as 0.0.
 
     `min_at` and `max_at` refer to the stream in which the extreme was seen: `merge` takes them over as they are, and
-    of equal extremes it keeps the smaller. So does `tallax.combine_replicas`, for replicas that keep a share each.
+    of equal extremes it keeps the smaller. So does `tallax.combine_replicas`, for per-replica state.
 
     An update inside `shard_map` takes two all-reduces, one for the counts and one for the extremes.
 
     Raises:
-        InvalidValueError: `shape` is no shape.
+        InvalidValueError: `shape` is not a valid shape.
 
     Example:
         >>> import jax.numpy as jnp, tallax
@@ -115,7 +117,7 @@ class Extrema(CountsAndBuffer):
         else:
             values, choose = _values(extremes), jnp.where
         at = [choose(empty, when.dtype.type(0), when[..., row]) for row in (_MIN_AT, _MAX_AT)]
-        least, most = values[..., 0], 0 - values[..., 1]  # 0 - x and not -x, which of 0.0 is -0.0
+        least, most = values[..., 0], 0 - values[..., 1]  # not -x, because -0.0 would be printed for 0.0
         return ExtremaResult(*unboxed(least, most, *at, counts[..., _COUNT], counts[..., _NAN]))
 
     def _initial_buffer(self) -> np.ndarray:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Histogram`: where do the values lie, and how many lie outside?"""
+"""`Histogram`: counts in bins of equal width, and counts of values outside of them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _OUTSIDE = ("underflow", "overflow", "nan", "posinf", "neginf")
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False, repr=False)
 class HistogramResult:
-    """What a `Histogram` has seen. Counts are exact outside a trace; int32, saturated, inside one.
+    """The counts of a `Histogram`. Counts are exact outside a trace; int32, saturated, inside one.
 
-    Of a stack of histograms, as `vmap` makes one for `scan` over layers, each count has the leading axes of the stack:
-    `result[k]` is that of layer k. Printed and drawn, they are put together.
+    If the histogram is a stack, for example one per layer that `vmap` made, each count has the leading axes of the
+    stack, and `result[k]` is the result of layer k. Printing and plotting add up the counts of the stack.
 
     Attributes:
         counts: entries per bin, uint64[bins]. Bin i holds `edges[i] <= x < edges[i + 1]`; the last holds its upper
@@ -104,16 +104,17 @@ class Histogram(Counts):
     Args:
         low: the first edge.
         high: the last edge.
-        bins: how many bins there are, at most 65,536.
-        axis_name: see `Statistic`.
-        persistent: whether checkpoints keep it.
+        bins: the number of bins, at most 65,536.
+        axis_name: the mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
+            `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
+        persistent: whether checkpoints save the state.
 
     Values of any shape are taken and compared in float32 (float64 where x64 is enabled and they have it). XLA flushes
     subnormal numbers, so they count as zeros.
 
     Raises:
         InvalidValueError: `low` or `high` is not a number, `bins` not an integer in [1, 65,536], the range is empty or
-            not finite, or float32 can't tell its edges apart.
+            not finite, or two edges are equal in float32.
 
     Example:
         >>> import jax.numpy as jnp, tallax
@@ -218,7 +219,7 @@ def edges_of(low: float, high: float, bins: int) -> np.ndarray:
 
 
 def _evenly_spaced(edges: np.ndarray) -> bool:
-    """Tells whether float32 arithmetic computes every edge exactly, fused or not, so that none has to be looked up."""
+    """Returns whether float32 arithmetic computes every edge exactly, fused or not, so that no table is needed."""
     width = edges[1] - edges[0]
     numbers = np.arange(len(edges))
     exact = numbers * np.float64(width)

@@ -34,18 +34,18 @@ from tallax.variables import Buffer, Counter, as_shape
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class MomentsResult:
-    """What a `Moments` has seen; arrays of its shape where it has one.
+    """The counts and moments of a `Moments`: scalars, or arrays of its shape if it has one.
 
-    Python numbers, uint64 and float64 arrays outside a trace; int32, saturated, and float32 inside one. Never NaN: what
-    can't be told is 0.0, and `count` tells why.
+    Python numbers, uint64 and float64 arrays outside a trace; int32, saturated, and float32 inside one. No field is
+    NaN: a moment that is undefined, because there are too few entries, is 0.0.
 
     Attributes:
-        count: how many finite entries there were.
-        mean: their mean; 0.0 where there were none.
-        variance: their mean squared deviation, as `numpy.var`; 0.0 where there were none.
-        skewness: as `scipy.stats.skew`; 0.0 where the variance is 0.
-        kurtosis: excess kurtosis, as `scipy.stats.kurtosis`: 0.0 for normal data, and where the variance is 0.
-        nonfinite: how many entries were NaN or infinite; they are in none of the above.
+        count: the number of finite entries.
+        mean: their mean; 0.0 if there were none.
+        variance: their mean squared deviation, as `numpy.var`; 0.0 if there were none.
+        skewness: as `scipy.stats.skew`; 0.0 if the variance is 0.
+        kurtosis: excess kurtosis, as `scipy.stats.kurtosis`: 0.0 for normal data, and if the variance is 0.
+        nonfinite: the number of NaN or infinite entries; all other fields exclude them.
     """
 
     count: Any
@@ -68,22 +68,23 @@ class Moments(CountsAndBuffer):
     | counts | (*shape, 2): finite entries, and others | an exact `Counter` | 0 | sum |
     | moments[..., 0] | shape: the unit, a power of two near the largest entry | float32 | 0 | max |
     | moments[..., 1:3] | (*shape, 2): the mean, high + low, in units | float32 | 0 | Chan's and Pebay's update |
-    | moments[..., 3:9] | (*shape, 6): M2, M3, M4, sums of powers of (x - mean), high + low | float32 | 0 | likewise |
+    | moments[..., 3:9] | (*shape, 6): sums of powers of (x - mean), high + low | float32 | 0 | Chan's and Pebay's update |
 
     The unit keeps fourth powers in float32's range whatever the scale of the data is.
 
     Args:
-        shape: one set of moments for each head, unit, ...: the last axes of what `update` takes; the axes before are
-            counted.
-        axis_name: see `Statistic`.
-        persistent: whether checkpoints keep it.
+        shape: the shape of each moment, one for each head or unit for example. It must match the last axes of the
+            values passed to `update`; the leading axes are counted.
+        axis_name: the mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
+            `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
+        persistent: whether checkpoints save the state.
 
     An update takes one pass over the data, with the mean so far as the pivot; where that lies more than two standard
     deviations from the batch's own mean, as in the first update, two more passes find a better one. Inside `shard_map`
     it takes two all-reduces, three with `where`, and four more where a better pivot has to be found.
 
     Raises:
-        InvalidValueError: `shape` is no shape.
+        InvalidValueError: `shape` is not a valid shape.
 
     Example:
         >>> import jax.numpy as jnp, tallax

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a distribution looks as a plot; `tallax.runs` draws it in one line of text."""
+"""Plots of distributions, and sums of stacked histograms; `tallax.runs` draws a distribution in a line of text."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def plot_bars(counts: np.ndarray, edges: np.ndarray, ax: Any) -> Any:
 
 
 def title_counts(axes: Any, counts: dict[str, Any]) -> None:
-    """Puts what the bars do not show into the title of matplotlib axes, where there is any of it."""
+    """Writes the counts that the bars do not show into the title of matplotlib axes, if they are not zero."""
     axes.set_title(", ".join(f"{int(count):,} {name}" for name, count in counts.items() if count), fontsize="small")
 
 
 def stacked(result: object, counts: Any) -> None:
-    """Raises where a result is that of a single histogram, and has no parts.
+    """Raises if a result is the result of a single histogram, and so cannot be indexed.
 
     Raises:
         InvalidValueError: it is.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The protocol of all statistics, and what its implementations share."""
+"""The protocol of all statistics, and the base classes that implement it."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from tallax.variables import Buffer, Counter, StateVariable, refuse_cast
 class Statistic(EvalAware, abc.ABC):
     """A module that owns its state and is fed by `update`: the base of every statistic.
 
-    A subclass keeps its counts in a `Counter`, and what else it needs in a `Buffer`, whose dtype it declares in
-    `_dtypes`. It says in `_configuration` what two statistics must share to be merged. `merge` is associative, and a
-    statistic that was just `reset` is its identity. Replicas that each keep a share (`tallax.per_replica`) are
-    therefore merged, unless a subclass says otherwise in `_begin_share` and `_join`.
+    A subclass keeps its counts in a `Counter`, and other state in a `Buffer`, whose dtype it declares in `_dtypes`. Two
+    statistics can be merged if `_configuration` returns the same for both. `merge` is associative, and a statistic that
+    was just `reset` is its identity. Per-replica state (`tallax.per_replica`) is therefore combined by merging, unless
+    a subclass overrides `_begin_replica` and `_join`.
 
     Args:
-        persistent: whether checkpoints keep it.
-        axis_name: the mapped axis or axes over which each update's increment is combined, as in `nnx.BatchNorm`.
-            Needed under `vmap`, `pmap` and `shard_map(check_vma=False)`; under plain `shard_map` the values fed tell.
+        persistent: whether checkpoints save the state.
+        axis_name: the mapped axis or axes over which each update is combined, as in `nnx.BatchNorm`. It is required
+            under `vmap`, `pmap` and `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
 
     `model.eval()`, `model.train()` and `nnx.view(model, deterministic=True)` switch `deterministic`, and `update` does
     nothing while it is True.
@@ -60,7 +60,7 @@ class Statistic(EvalAware, abc.ABC):
         self.axis_name: AxisName | None = axis_name
 
     def update(self, x: Any, *, where: Any = None) -> None:
-        """Takes in every entry of `x`, or those where `where` is true; does nothing in eval mode.
+        """Adds every entry of `x`, or those where `where` is true; does nothing in eval mode.
 
         Args:
             x: an array of booleans, integers or floats; see the statistic for the shapes it takes. No gradient flows
@@ -71,7 +71,7 @@ class Statistic(EvalAware, abc.ABC):
         Raises:
             InvalidTypeError: `x` is not a real array, `where` is not boolean, or the state was cast.
             InvalidValueError: a shape does not fit.
-            ReplicasError: inside `shard_map`, where nothing tells which replicas to combine.
+            ReplicasError: inside `shard_map`, if the axes to combine over cannot be inferred.
         """
         if self.deterministic:
             return
@@ -92,12 +92,12 @@ class Statistic(EvalAware, abc.ABC):
         """Forgets everything that was fed."""
 
     def merge(self, other: Any) -> None:
-        """Takes in everything that `other` was fed; `other` stays as it is.
+        """Adds everything that `other` was fed; `other` is unchanged.
 
         Raises:
             InvalidTypeError: the state of either was cast.
-            InvalidValueError: `other` is another kind of statistic, or configured otherwise.
-            ReplicasError: `other` is per-replica along axes along which this is not.
+            InvalidValueError: `other` is a statistic of another type or configuration.
+            ReplicasError: `other` has per-replica state on axes on which this statistic has none.
         """
         if type(other) is not type(self) or other._configuration() != self._configuration():
             raise InvalidValueError(
@@ -114,7 +114,7 @@ class Statistic(EvalAware, abc.ABC):
         self._merge(other, self._once(other))
 
     def __repr__(self) -> str:
-        """Returns one line: how it was made and, where its values can be read, what it has seen."""
+        """Returns one line: the configuration and, if it can be read, the result."""
         said = self._said()
         return f"{_signature(self)}: {said}" if said else _signature(self)
 
@@ -129,7 +129,7 @@ class Statistic(EvalAware, abc.ABC):
         return bundle(card(_signature(self), result, None if result is None else self._bins(result)))
 
     def _said(self) -> str:
-        """Returns what it has seen, in one line; nothing where its values can't be read."""
+        """Returns the result in one line; an empty string if it cannot be read."""
         if any(variable._shown() is None for variable in self.variables.values()):
             return ""
         try:
@@ -138,7 +138,7 @@ class Statistic(EvalAware, abc.ABC):
             return ""
 
     def _bins(self, result: Any) -> Bins | None:
-        """Returns what of a result is to be drawn, if anything."""
+        """Returns the bins of a result that can be drawn; None if there are none."""
         del result
         return None
 
@@ -181,26 +181,26 @@ class Statistic(EvalAware, abc.ABC):
 
         Args:
             other: the statistic.
-            once: the axes along which this one is per-replica and the other one is the same.
+            once: the axes along which this one has per-replica state and the other one has not.
         """
 
     @abc.abstractmethod
     def _configuration(self) -> dict[str, Any]:
         """Returns the arguments that two statistics must share to be merged, by name."""
 
-    def _begin_share(self) -> None:
-        """Becomes what a further replica starts from, where the first starts from all that was fed so far."""
+    def _begin_replica(self) -> None:
+        """Sets the state that each replica but the first starts from; the first keeps all that was fed so far."""
         self.reset()
 
-    def _join(self, share: Any, number: Any) -> None:
-        """Takes in the share of another replica that took the same steps.
+    def _join(self, replica: Any, number: Any) -> None:
+        """Adds the state of another replica that took the same steps.
 
         Args:
-            share: a statistic of the same configuration.
-            number: how many shares this one consists of already, a traced int32 scalar.
+            replica: a statistic of the same configuration.
+            number: the number of replicas added so far, a traced int32 scalar.
         """
         del number
-        self._merge(share)
+        self._merge(replica)
 
     def refuse_casts(self) -> None:
         """Raises if the state was cast.
@@ -326,13 +326,13 @@ class CountsAndBuffer(Statistic):
 
 
 def leading_axes(x: jax.Array, shape: tuple[int, ...], item: object, *, argument: str = "shape=...") -> tuple[int, ...]:
-    """Returns the axes of `x` before those of a statistic's `shape`; raises where `x` does not end in `shape`.
+    """Returns the axes of `x` before those of a statistic's `shape`; raises if `x` does not end in `shape`.
 
     Args:
-        x: what was fed.
-        shape: what its last axes are to be.
-        item: whom to name in the error.
-        argument: how the statistic is told its shape, for the error.
+        x: the values.
+        shape: the required last axes.
+        item: the statistic, named in the error.
+        argument: the argument that sets the shape, for the error.
     """
     leading = x.ndim - len(shape)
     if leading < 0 or x.shape[leading:] != shape:

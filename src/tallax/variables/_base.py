@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `Buffer` and `Counter` share: declarations, `.value`, and the guarded store."""
+"""`StateVariable`, the base of `Counter` and `Buffer`: metadata, `.value`, and guarded writes."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _set_attribute = nnx.Variable.__setattr__
 
 
 class PerReplica(NamedTuple):
-    """Says that a value holds one share for each replica, one behind the other on its first axis."""
+    """The layout of per-replica state: one value for each replica, one behind the other on the first axis."""
 
     axes: tuple[str, ...]  # the mesh axes along which the replicas lie
-    shape: tuple[int, ...]  # of one share; a scalar's are kept in an array
+    shape: tuple[int, ...]  # of the value of one replica; scalars are kept in an array of one axis
 
 
 def _refuse_kind(kind: str, name: str, value: Any) -> None:
-    """Raises for a Variable of a kind that Flax's transformations do not thread in every mode."""
+    """Raises for a kind of Variable that Flax's transformations do not thread in every mode."""
     if name in ("hijax", "ref") and value:
         raise InvalidValueError(
             compose(
@@ -63,8 +63,8 @@ def _check_reduce(kind: str, reduce: Any) -> None:
         )
 
 
-def _refuse_slip(kind: str, name: str, value: Any) -> None:
-    """Raises where a label is none: Flax takes any name for one, so that a slip would pass in silence."""
+def _refuse_misspelled(kind: str, name: str, value: Any) -> None:
+    """Raises if a name of metadata is probably a mistake: Flax accepts any name, so a typo would be ignored."""
     _refuse_kind(kind, name, value)
     if name in ("dtype", "shape"):  # a label of that name would hide the array's own
         raise InvalidTypeError(
@@ -87,15 +87,15 @@ def _refuse_slip(kind: str, name: str, value: Any) -> None:
 
 
 class StateVariable(nnx.Variable[Any]):
-    """What both kinds share: what they declare, reads and writes by `.value`, and the guarded store."""
+    """The base of `Counter` and `Buffer`: metadata, reads and writes by `.value`, and guarded writes."""
 
-    # What errors advise.
+    # For the `fix:` line of errors.
     _compared_by: ClassVar[str]
     _written_by: ClassVar[str]
 
     def __init__(self, value: Any, *, persistent: bool, reduce: str, metadata: dict[str, Any]):
         for name in metadata:
-            _refuse_slip(type(self).__name__, name, metadata[name])
+            _refuse_misspelled(type(self).__name__, name, metadata[name])
         _check_reduce(type(self).__name__, reduce)
         own = {"hijax": False, "ref": False, "persistent": bool(persistent), "reduce": reduce}
         super().__init__(value, **{**metadata, **own})
@@ -112,26 +112,26 @@ class StateVariable(nnx.Variable[Any]):
 
     @property
     def _per_replica(self) -> PerReplica | None:
-        """How the value is made of replicas' shares; None where it is one value, as it is at first."""
+        """The layout of per-replica state; None if there is one value for all replicas, as at first."""
         return self.get_metadata("per_replica", None)
 
     @property
     def _replica_axes(self) -> tuple[str, ...]:
-        """The mesh axes along which each replica keeps a share of its own."""
-        shares = self._per_replica
-        return () if shares is None else shares.axes
+        """The mesh axes along which each replica has a value of its own."""
+        layout = self._per_replica
+        return () if layout is None else layout.axes
 
     def _stored(self) -> Any:
-        """Returns the raw value where it is one: that of all replicas, or inside `shard_map` this replica's share.
+        """Returns the raw value: one for all replicas, or inside `shard_map` the value of this replica.
 
         A value that is traced by a derivative only is returned as the array that it stands for, since no gradient
         flows out of a state.
 
         Raises:
-            ReplicasError: here it is the shares of several replicas.
-            StateOwnedByStepError: a compiled step holds it, and this is a copy of the item that it holds it for.
+            ReplicasError: outside `shard_map`, if the variable has per-replica state.
+            StateOwnedByStepError: a compiled step owns the value, and this is a copy of the variable.
         """
-        self._refuse_shares()
+        self._refuse_per_replica()
         raw = self.get_raw_value()
         if isinstance(raw, Pending):
             return raw.limbs
@@ -141,7 +141,7 @@ class StateVariable(nnx.Variable[Any]):
             return raw
         return jax.lax.stop_gradient(raw) if is_traced(raw) else plain(raw)
 
-    def _refuse_shares(self) -> None:
+    def _refuse_per_replica(self) -> None:
         axes = self._replica_axes
         if axes and not set(axes) <= set(mapped_axes()):
             raise ReplicasError(
@@ -214,7 +214,7 @@ class StateVariable(nnx.Variable[Any]):
         return bundle(card(f"{type(self).__name__}({told})", self._shown()))
 
     def _shown(self) -> Any:
-        """Returns the value that people are shown: exact; None where it can't be read here."""
+        """Returns the exact value for display; None if it cannot be read here."""
         raw = self.get_raw_value()
         if self._per_replica or isinstance(raw, Pending) or is_traced(raw):
             return None
@@ -239,7 +239,7 @@ class StateVariable(nnx.Variable[Any]):
         A value that is on a device stays on one, so that a write before a compiled step is no implicit transfer in it;
         unless `here`, as for an eager count, which is taken to the host.
         """
-        self._refuse_shares()
+        self._refuse_per_replica()
         raw = self.get_raw_value()
         if isinstance(raw, Held):
             raw.write(self, new)
@@ -253,7 +253,7 @@ class StateVariable(nnx.Variable[Any]):
                 new = jax.device_put(new)
         self.set_raw_value(new)
 
-    # --- what Flax would do by itself, and lose something ------------------------------------------------------------
+    # --- methods of Flax that would lose something --------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "value":  # a property, but Flax's own check would raise before it is reached
@@ -265,7 +265,7 @@ class StateVariable(nnx.Variable[Any]):
             raise self._of_another_trace() from None
 
     def set_raw_value(self, value: Any, **options: Any) -> None:
-        """Replaces the raw value without a check of it; raises if the item is of another trace."""
+        """Replaces the raw value without a check of it; raises if the variable belongs to another trace."""
         try:
             # Looked up at each call, since statecheck watches the writes by replacing the method of the class.
             nnx.Variable.set_raw_value(self, value, **options)
@@ -273,17 +273,17 @@ class StateVariable(nnx.Variable[Any]):
             raise self._of_another_trace() from None
 
     def set_metadata(self, *args: Any, **metadata: Any) -> None:
-        """As that of any Variable; a dict replaces all metadata but what the item declares.
+        """Like `nnx.Variable.set_metadata`, but a dict does not replace `persistent` and `reduce`.
 
         Raises:
             InvalidTypeError: a name is a misspelled one of a declaration.
             InvalidValueError: `reduce` is unknown, or `hijax` or `ref` is set.
-            TraceError: the item is of another trace.
+            TraceError: the variable belongs to another trace.
         """
         new = dict(args[0]) if len(args) == 1 and not metadata else {args[0]: args[1]} if len(args) == 2 else metadata
         for name, value in new.items():
             if name not in _DECLARED:
-                _refuse_slip(type(self).__name__, name, value)
+                _refuse_misspelled(type(self).__name__, name, value)
         if "reduce" in new:
             _check_reduce(type(self).__name__, new["reduce"])
         if len(args) == 1 and not metadata:
@@ -295,11 +295,11 @@ class StateVariable(nnx.Variable[Any]):
             raise self._of_another_trace() from None
 
     def del_metadata(self, name: str) -> None:
-        """As that of any Variable, but what the item declares stays.
+        """Like `nnx.Variable.del_metadata`, but `persistent` and `reduce` cannot be deleted.
 
         Raises:
             InvalidValueError: `name` is `persistent` or `reduce`.
-            TraceError: the item is of another trace.
+            TraceError: the variable belongs to another trace.
         """
         if name in ("persistent", "reduce"):
             raise InvalidValueError(
@@ -345,5 +345,5 @@ def plain(raw: Any) -> Any:
 
 
 def _told(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Returns what was declared, without Flax's own switches at their defaults."""
+    """Returns the metadata, without Flax's own switches at their defaults."""
     return {name: value for name, value in metadata.items() if name not in ("hijax", "ref", "eager_sharding")}

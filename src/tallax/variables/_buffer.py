@@ -29,15 +29,15 @@ class Buffer(StateVariable):
     | value | that of `value` | that of `value`, strongly typed | - | `reduce` |
 
     Args:
-        value: an array, or what NumPy makes one of. 64-bit numbers become 32-bit unless x64 is enabled, as in JAX; an
-            integer that does not fit raises.
-        persistent: whether checkpoints keep it.
-        reduce: how the copies of replicas combine.
-        **metadata: as for `nnx.Variable`, such as `out_sharding`.
+        value: an array, or anything that `numpy.array` converts to one. 64-bit numbers become 32-bit unless x64 is
+            enabled, as in JAX; an integer that does not fit raises.
+        persistent: whether checkpoints save the buffer.
+        reduce: the reduction over replicas.
+        **metadata: further metadata of the `nnx.Variable`, such as `out_sharding`.
 
     Raises:
-        InvalidTypeError: `value`, or what is written later, is not an array or is of another dtype.
-        InvalidValueError: what is written has another shape, or `reduce` is unknown.
+        InvalidTypeError: `value`, or a later write, is not an array or has another dtype.
+        InvalidValueError: a write has another shape, or `reduce` is unknown.
         TraceError: written from a trace that the buffer does not belong to.
 
     Under transforms: gradients stop at every read and every write.
@@ -137,7 +137,7 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"
 
 
 def _operand(value: Any, buffer: Buffer) -> Any:
-    """Returns what is added to a buffer, and so on; raises for an integer that JAX would cut to 32 bits."""
+    """Returns the right operand of an in-place operator; raises for an integer that JAX would cut to 32 bits."""
     is_float = jnp.issubdtype(buffer.dtype, jnp.inexact)
     if type(value) is int:
         if is_float:
@@ -195,7 +195,7 @@ def _dtype_of(value: Any) -> Any:
 
 
 def _narrowed(array: np.ndarray, dtype: Any, *, item: object) -> np.ndarray:
-    """Returns `array` in `dtype`; raises where an integer would not survive."""
+    """Returns `array` in `dtype`; raises if an integer does not fit."""
     narrow = array.astype(dtype)
     if array.dtype.kind in "iu" and narrow.dtype.kind in "iu" and not np.array_equal(narrow, array):
         raise _does_not_fit(array, narrow.dtype, item=item)

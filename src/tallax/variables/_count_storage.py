@@ -85,7 +85,7 @@ class CountStorage(StateVariable):
         return _uint64.from_uint64(host_counts(counts, item=self))
 
     def _peek(self) -> jax.Array | np.ndarray | np.int32:
-        """Returns what `get_value()` does, but from NumPy while the counter is on the host: no dispatch."""
+        """Like `get_value()`, but from NumPy while the counter is on the host, without a dispatch."""
         raw = self.get_raw_value()
         if type(raw) is not _ndarray or raw.dtype != _uint32:
             return self.get_value()
@@ -116,7 +116,7 @@ class CountStorage(StateVariable):
 
     def _add(self, increment: Any, like: Any, axis_name: AxisName | None) -> None:
         """Adds limbs that broadcast to the counter's, combined over replicas."""
-        self._refuse_shares()
+        self._refuse_per_replica()
         replicas = self._combination(increment, like, axis_name)
         self._add_combined(on_first(count_over(increment, replicas.over), replicas.once))
 
@@ -135,7 +135,7 @@ class CountStorage(StateVariable):
     def _add_word(
         self, by: Any, axes: tuple[int, ...], most: int | None, like: Any, axis_name: AxisName | None
     ) -> bool:
-        """Adds the sum of `by` over `axes` to what a compiled step adds; False elsewhere, and where it may not fit."""
+        """Adds the sum of `by` over `axes` to what a compiled step adds; False elsewhere, or if it may not fit."""
         raw = self.get_raw_value()
         if not isinstance(raw, Pending):
             return False
@@ -155,18 +155,18 @@ class CountStorage(StateVariable):
         return axes_to_combine(increment, state=self, like=like, axis_name=axis_name, alike=alike)
 
     def _tally(self, counts: jax.Array, most: int, axis_name: AxisName | None) -> None:
-        """Adds what a statistic counted, of which no entry exceeds `most`."""
+        """Adds the counts of a statistic, each at most `most`."""
         if not self._add_word(counts, (), most, None, axis_name):
             self._add(limbs_of(counts, item=self, limit=None), None, axis_name)
 
     def _add_known(self, total: Any, increment: Any, most: int) -> None:
-        """Adds what a statistic has counted, combined over replicas, and added up with the counts in the same program.
+        """Adds counts of a statistic that are combined over replicas, and added to the old counts, already.
 
         Args:
             total: the limbs of the sum of the counts and the increment.
             increment: the limbs of the increment. A compiled step takes this in place of the sum, if it fits a word, so
                 that the count can be packed and added to with all others.
-            most: what no entry of the increment exceeds.
+            most: an upper bound of every entry of the increment.
         """
         raw = self.get_raw_value()
         if isinstance(raw, Pending) and most <= _uint64.WORD:
@@ -195,7 +195,7 @@ class CountStorage(StateVariable):
             yield part
 
     def _shown(self) -> Any:
-        """Returns the exact count, or array of them; None where it can't be read here."""
+        """Returns the exact count, or array of them; None if it cannot be read here."""
         raw = super()._shown()
         if raw is None or not _uint64.is_limbs(raw):
             return raw

@@ -41,7 +41,7 @@ _uint32 = np.dtype(np.uint32)
 
 
 class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
-    """An exact count, or an array of them: right up to 2**64 - 1 without x64, where it stays.
+    """An exact count, or an array of counts: exact up to 2**64 - 1 without x64, then saturated.
 
     `counter += n` counts, also under transformations. `int(counter)` is the exact count on the host;
     `counter[...]`, `counter.value` and `counter.get_value()` give `int32[*shape]` saturated at 2**31 - 1, for schedules
@@ -55,19 +55,20 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
 
     Args:
         start: the first count, an integer in [0, 2**64 - 1].
-        shape: the shape of an array of counts, one per expert for instance; each starts at `start`.
-        persistent: whether checkpoints keep it.
-        reduce: how the copies of replicas combine. "replicated" is for what all replicas count together, such as steps:
-            inside `shard_map` an increment that is the same everywhere then counts once, without being told so.
-        **metadata: as for `nnx.Variable`.
+        shape: the shape of the counts, for example the number of experts; each count starts at `start`.
+        persistent: whether checkpoints save the counter.
+        reduce: the reduction over replicas. "replicated" is for events that all replicas count together, such as steps:
+            inside `shard_map` an increment that is the same everywhere then counts once, without `axis_name=()`.
+        **metadata: further metadata of the `nnx.Variable`.
 
     Raises:
         InvalidTypeError: a count or increment that is not an integer.
-        InvalidValueError: a negative one, one of another shape, a start beyond 2**64 - 1, or `shape` is none.
+        InvalidValueError: a negative one, one of another shape, a start beyond 2**64 - 1, or `shape` is not a valid
+            shape.
         TraceError: written from a trace that the counter does not belong to.
         TracedReadError: `int(counter)` or `np.asarray(counter)` inside a trace.
 
-    Under transforms: a traced increment below zero adds nothing, since it can't be seen. Inside `shard_map` an
+    Under transforms: a traced increment below zero adds nothing, because its value is unknown. Inside `shard_map` an
     increment is summed over the axes it varies on (see `increment`).
 
     Example:
@@ -119,21 +120,21 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
     # --- counting ---------------------------------------------------------------------------------------------------
 
     def increment(self, by: Any = 1, *, like: Any = None, axis_name: AxisName | None = None) -> None:
-        """Adds `by`, exactly; the count stays at 2**64 - 1 once it is there.
+        """Adds `by` exactly; the count saturates at 2**64 - 1.
 
         Args:
             by: a Python integer of any size, an array of booleans or integers that broadcasts to the counter's shape,
                 or another Counter. A signed `jax.Array` handed in outside a trace is waited for, since a negative entry
                 must raise; an unsigned one or a mask is not.
-            like: inside `shard_map`, the array that the count was taken from, where `by` itself does not tell: `by` is
-                summed over the mesh axes that either of them varies on.
-            axis_name: the mapped axis or axes to sum `by` over, where they can't be seen: under `vmap`, `pmap`, and
-                `shard_map(check_vma=False)`. `()` says that it is the same everywhere, and counts once.
+            like: inside `shard_map`, the array that `by` was computed from, if `by` does not vary on the axes of the
+                batch: `by` is summed over the mesh axes that either of them varies on.
+            axis_name: the mapped axis or axes to sum `by` over. It is required under `vmap`, `pmap` and
+                `shard_map(check_vma=False)`. `()` means that `by` is the same everywhere and counts once.
 
         Raises:
             InvalidTypeError: `by` is not an integer.
             InvalidValueError: `by` is negative, or does not broadcast to the counter's shape.
-            ReplicasError: inside `shard_map`, where nothing tells which replicas to sum over.
+            ReplicasError: inside `shard_map`, if the axes to sum over cannot be inferred.
             TraceError: the counter does not belong to the current trace.
         """
         if type(by) is int and by >= 0 and not axis_name and self._advance(by) is not None:
@@ -150,14 +151,16 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
         Args:
             events: an array of booleans or integers whose last axes are the counter's shape; the axes before them are
                 summed over. At most 2**31 entries are summed into one count.
-            like: as for `increment`.
-            axis_name: as for `increment`.
+            like: inside `shard_map`, the array that `events` was computed from, if `events` does not vary on the axes
+                of the batch: the count is summed over the mesh axes that either of them varies on.
+            axis_name: the mapped axis or axes to sum over. It is required under `vmap`, `pmap` and
+                `shard_map(check_vma=False)`. `()` means that `events` is the same everywhere and counts once.
 
         Raises:
-            InvalidTypeError: as for `increment`.
-            InvalidValueError: as for `increment`.
-            ReplicasError: as for `increment`.
-            TraceError: as for `increment`.
+            InvalidTypeError: `events` is not an array of booleans or integers.
+            InvalidValueError: an entry is negative, or the last axes are not the counter's shape.
+            ReplicasError: inside `shard_map`, if the axes to sum over cannot be inferred.
+            TraceError: the counter does not belong to the current trace.
 
         Example:
             >>> import jax.numpy as jnp, tallax
@@ -309,7 +312,7 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
         broadcast = np.broadcast_to if isinstance(limbs, np.ndarray) else jnp.broadcast_to
         limbs = broadcast(limbs, (*self.shape, 2))
         if self._per_replica:  # which will be summed: where all are set to the same, the first replica has it
-            self._refuse_shares()
+            self._refuse_per_replica()
             limbs = on_first(
                 jnp.asarray(limbs), tuple(axis for axis in self._replica_axes if axis not in varying_axes(limbs))
             )
