@@ -68,7 +68,7 @@ class Moments(CountsAndBuffer):
     | counts | (*shape, 2): finite entries, and others | an exact `Counter` | 0 | sum |
     | moments[..., 0] | shape: the unit, a power of two near the largest entry | float32 | 0 | max |
     | moments[..., 1:3] | (*shape, 2): the mean, high + low, in units | float32 | 0 | Chan's and Pebay's update |
-    | moments[..., 3:9] | (*shape, 6): sums of powers of (x - mean), high + low | float32 | 0 | Chan's and Pebay's update |
+    | moments[..., 3:9] | (*shape, 6): sums of powers of (x - mean), high + low | float32 | 0 | Pebay's update |
 
     The unit keeps fourth powers in float32's range whatever the scale of the data is.
 
