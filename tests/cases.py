@@ -31,8 +31,8 @@ class Model(nnx.Module):
 
 
 @dataclass(frozen=True)
-class Item:
-    """How an item is made, what a step does with it, and what it then reads."""
+class StateCase:
+    """How a kind of state is made, updated by a step, and then read."""
 
     make: Callable[[], Any]
     touch: Callable[[Model, jax.Array], Any]
@@ -60,46 +60,48 @@ def cooling(count: Any) -> jax.Array:
     return 5.0 - 0.4 * jnp.asarray(count, jnp.float32)
 
 
-ITEMS = {
-    "counter": Item(tallax.Counter, _increment, int),
-    "counter-vector": Item(lambda: tallax.Counter(shape=3), _count, np.asarray),
-    "buffer": Item(lambda: tallax.Buffer(np.zeros(3)), _add_mean, lambda item: np.asarray(item[...])),
-    "buffer-scalar": Item(lambda: tallax.Buffer(1.0), _fill, lambda item: float(item[...])),
-    "step-counter": Item(
+STATE_CASES = {
+    "counter": StateCase(tallax.Counter, _increment, int),
+    "counter-vector": StateCase(lambda: tallax.Counter(shape=3), _count, np.asarray),
+    "buffer": StateCase(lambda: tallax.Buffer(np.zeros(3)), _add_mean, lambda item: np.asarray(item[...])),
+    "buffer-scalar": StateCase(lambda: tallax.Buffer(1.0), _fill, lambda item: float(item[...])),
+    "step-counter": StateCase(
         lambda: tallax.StepCounter(nnx.Rngs(0)), lambda model, x: model.item(), lambda item: int(item.step)
     ),
-    "scheduled": Item(
+    "scheduled": StateCase(
         lambda: tallax.Scheduled(cooling),
         lambda model, x: model.item(jnp.int32(4)),
         lambda item: float(item.value),
     ),
-    "rate": Item(tallax.statistics.Rate, lambda model, x: model.item.update(x > 0), lambda item: item.compute().fired),
-    "histogram": Item(
+    "rate": StateCase(
+        tallax.statistics.Rate, lambda model, x: model.item.update(x > 0), lambda item: item.compute().fired
+    ),
+    "histogram": StateCase(
         lambda: tallax.statistics.Histogram(-2.0, 2.0, bins=7),
         lambda model, x: model.item.update(x, where=x < 1),
         lambda item: item.compute().counts,
     ),
-    "log-histogram": Item(
+    "log-histogram": StateCase(
         lambda: tallax.statistics.LogHistogram(0.5),
         lambda model, x: model.item.update(x, where=x < 1),
         lambda item: item.compute().buckets,
     ),
-    "extrema": Item(
+    "extrema": StateCase(
         lambda: tallax.statistics.Extrema(shape=3),
         lambda model, x: model.item.update(x, where=x < 1),
         lambda item: item.compute().max_at,
     ),
-    "ema": Item(
+    "ema": StateCase(
         lambda: tallax.statistics.Ema(0.9, shape=3),
         lambda model, x: model.item.update(x, where=x < 1),
         lambda item: item.compute().value,
     ),
-    "activity": Item(
+    "activity": StateCase(
         lambda: tallax.statistics.Activity(3, window=2),
         lambda model, x: model.item.update(x > 0.5, where=x < 1),
         lambda item: item.compute().rates,
     ),
-    "moments": Item(
+    "moments": StateCase(
         lambda: tallax.statistics.Moments(shape=3),
         lambda model, x: model.item.update(x, where=x < 1),
         lambda item: item.compute().kurtosis,
@@ -198,13 +200,13 @@ TRANSFORMATIONS = (*package.TRANSFORMATIONS, *MORE)
 class Everything(nnx.Module):
     """A layer, and every item, so that one compilation tells about all of them."""
 
-    def __init__(self, names: Iterable[str] = tuple(ITEMS)):
+    def __init__(self, names: Iterable[str] = tuple(STATE_CASES)):
         self.layer = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
-        self.parts = nnx.Dict({name: nnx.Dict(item=ITEMS[name].make()) for name in names})
+        self.parts = nnx.Dict({name: nnx.Dict(item=STATE_CASES[name].make()) for name in names})
 
     def __call__(self, x: jax.Array) -> jax.Array:
         for name, part in self.parts.items():
-            ITEMS[name].touch(part, x)
+            STATE_CASES[name].touch(part, x)
         return self.layer(x)
 
 
@@ -248,7 +250,7 @@ class Refused:
     error: type[Exception]
     says: str
     use: Callable[..., Any] | None = None
-    names: tuple[str, ...] = tuple(ITEMS)
+    names: tuple[str, ...] = tuple(STATE_CASES)
 
     @property
     def run(self) -> Callable[..., Any]:
@@ -263,7 +265,7 @@ def named(name: str) -> Callable[..., Any]:
 
 # These add the same to whatever comes in, so the lanes of a vmap can't be told apart; others differ from lane to lane.
 CONSTANT = ("counter", "step-counter")
-BY_DATA = tuple(name for name in ITEMS if name not in (*CONSTANT, "buffer-scalar", "scheduled"))
+BY_DATA = tuple(name for name in STATE_CASES if name not in (*CONSTANT, "buffer-scalar", "scheduled"))
 
 _NO_DERIVATIVE = "graph-mode with graph_updates is not supported for nnx"
 _NO_INTEGERS = "but got uint32"
@@ -322,7 +324,7 @@ class Silent:
     says: str
     instead: str
     warns: bool = False
-    names: tuple[str, ...] = tuple(ITEMS)
+    names: tuple[str, ...] = tuple(STATE_CASES)
 
 
 _RETURN = "the `nnx` one; or split, and return `nnx.state(model)`"

@@ -22,7 +22,7 @@ import pytest
 from flax import nnx
 
 import tallax
-from tests.cases import ITEMS
+from tests.cases import STATE_CASES
 from tests.meshes import KINDS, P, feed, mesh_of, result_of
 
 STEPS, ROWS = 3, 64
@@ -283,7 +283,7 @@ def main() -> None:
     if variants == ["hang"]:
         time.sleep(3600)
     # Made and used before anything may touch a device: jax.distributed.initialize raises if something has.
-    for name, item in ITEMS.items():
+    for name, item in STATE_CASES.items():
         if name != "step-counter":
             item.make()
     steps = tallax.StepCounter(_NoKeys())  # pyright: ignore[reportArgumentType]

@@ -8,10 +8,13 @@ import pytest
 from flax import nnx
 
 import tallax
-from tests.cases import ITEMS, Model
+from tests.cases import STATE_CASES, Model
 from tests.meshes import AXES, KINDS, P, mesh_of
 
-MAKERS = {**{name: item.make for name, item in ITEMS.items()}, **{f"mesh-{name}": make for name, make in KINDS.items()}}
+MAKERS = {
+    **{name: item.make for name, item in STATE_CASES.items()},
+    **{f"mesh-{name}": make for name, make in KINDS.items()},
+}
 
 
 def forms(model):

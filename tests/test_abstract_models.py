@@ -13,7 +13,7 @@ from flax import nnx
 
 import tallax
 from tallax.interop import from_linen, from_torch
-from tests.cases import ITEMS, Everything
+from tests.cases import STATE_CASES, Everything
 from tests.test_checkpoints import bits, in_mode, same
 
 MESH = jax.make_mesh((4,), ("model",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
@@ -130,7 +130,7 @@ def test_a_mesh_without_devices_is_told():
 
 
 def new_model():
-    parts = nnx.Dict({name: item.make() for name, item in ITEMS.items()})
+    parts = nnx.Dict({name: item.make() for name, item in STATE_CASES.items()})
     scratch = nnx.Dict(count=tallax.Counter(5, persistent=False), rate=tallax.statistics.Rate())
     scratch.rate.counts.set_metadata("persistent", False)
     return nnx.Dict(layer=nnx.Linear(2, 2, rngs=nnx.Rngs(0)), parts=parts, scratch=scratch)

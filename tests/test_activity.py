@@ -307,7 +307,7 @@ def test_stacked_activities_are_read_and_reset_together():
 )
 def test_impossible_units_and_windows_raise(arguments):
     """Units and windows are integers in [1, 2**31 - 1]."""
-    with pytest.raises(tallax.InvalidValueError, match="Activity: units and the updates of a window"):
+    with pytest.raises(tallax.InvalidValueError, match="Activity: units and window must be"):
         Activity(arguments[0], **dict(zip(["window"], arguments[1:], strict=False)))
 
 
@@ -317,9 +317,9 @@ def test_another_number_of_units_raises(x):
     activity = Activity(3)
     with pytest.raises(tallax.InvalidValueError, match=r"activity: (.|\n)*or declare Activity\((4|2|units)\)"):
         activity.update(x)
-    with pytest.raises(tallax.InvalidTypeError, match="activity: a statistic takes a real array"):
+    with pytest.raises(tallax.InvalidTypeError, match="activity: a statistic requires a real array"):
         activity.update(np.ones(3, complex))
     for other in (Activity(2), Activity(3, window=9)):
-        with pytest.raises(tallax.InvalidValueError, match="same kind and configuration"):
+        with pytest.raises(tallax.InvalidValueError, match="same type and configuration"):
             activity.merge(other)
     assert_same_state(activity, Activity(3))

@@ -79,7 +79,7 @@ def test_what_is_read_for_computing_is_an_int32():
     assert int(np.asarray(counter)) == 2**40
     other = make(0)
     nnx.update(other, {"one": own["c"]})
-    with pytest.raises(tallax.InvalidValueError, match="which is saturated, so the count is lost"):
+    with pytest.raises(tallax.InvalidValueError, match="restored from a saturated int32 value"):
         int(other.one)
 
 

@@ -24,7 +24,7 @@ from orbax.checkpoint.experimental import v1
 import tallax
 from tallax.checkpoints._manager import _tell_of_what_is_lost
 from tallax.checkpoints._serialize import _sum_of, _sum_on_host, sums_of
-from tests.cases import ITEMS, MODES, Everything, assert_same_state, batch, leaves
+from tests.cases import MODES, STATE_CASES, Everything, assert_same_state, batch, leaves
 
 MESH = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
 
@@ -271,7 +271,7 @@ FLAX = {
     "metric": lambda seed: nnx.metrics.Average(),
     "plain": lambda seed: nnx.Dict(v=nnx.Variable(np.uint64(2**63 + seed)), c=nnx.Cache(jnp.int8(seed))),
 }
-PARTS = {**FLAX, **{name: lambda seed, make=item.make: make() for name, item in ITEMS.items()}}
+PARTS = {**FLAX, **{name: lambda seed, make=item.make: make() for name, item in STATE_CASES.items()}}
 
 
 def mixture(names, seed):

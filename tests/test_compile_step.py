@@ -18,7 +18,7 @@ from flax import nnx
 
 import tallax
 from tallax.checking import _transformations as package
-from tests.cases import ITEMS, TRANSFORMATIONS, Everything, Model, assert_same_state, batch, call, leaves
+from tests.cases import STATE_CASES, TRANSFORMATIONS, Everything, Model, assert_same_state, batch, call, leaves
 from tests.meshes import AXES, P, mesh_of, placed
 
 pytestmark = pytest.mark.slow
@@ -132,7 +132,7 @@ def test_a_thousand_random_steps_are_those_of_nnx_jit(graph, donate):
     assert int(model.seen) > 2**41
 
 
-@pytest.mark.parametrize("item", ITEMS.values(), ids=ITEMS)
+@pytest.mark.parametrize("item", STATE_CASES.values(), ids=STATE_CASES)
 def test_every_item(item):
     """Three steps are three plain calls, and after each the item reads as it is."""
     model, other = Model(item.make), Model(item.make)
@@ -164,7 +164,7 @@ IN_A_STEP = [
 
 
 # What floats add up to depends on how XLA fuses a program, so `nnx.jit` of two calls is not two calls, either.
-EXACT = [name for name in ITEMS if name not in ("buffer", "ema", "moments")]
+EXACT = [name for name in STATE_CASES if name not in ("buffer", "ema", "moments")]
 
 
 @pytest.mark.parametrize("cell", IN_A_STEP)
@@ -511,7 +511,7 @@ def test_a_model_can_be_printed_within_a_step():
     model = Model()
     with tallax.compile_step(step, model) as compiled:
         compiled()
-        assert "held by a compiled step" in repr(model)
+        assert "owned by a compiled step" in repr(model)
     assert "value=Array(shape=(3,), dtype=dtype('uint64'))" in printed[0]
     assert model.seen.__array__().tolist() == [1, 1, 1]
 
@@ -538,7 +538,7 @@ def test_shapes_can_always_be_asked_for():
     step = tallax.compile_step(run, model)
     step(jnp.float32(1.0))
     assert (model.weight.shape, model.weight.dtype, model.weight.ndim, model.weight.size) == ((3,), jnp.float32, 1, 3)
-    assert "held by a compiled step" in str(model)
+    assert "owned by a compiled step" in str(model)
     assert "value=1" in str(model)  # the count is an item, so it is there
 
 

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import tallax
-from tests.cases import ITEMS, MODES
+from tests.cases import MODES, STATE_CASES
 
 
 class Block(nnx.Module):
@@ -194,11 +194,11 @@ def test_counted_in_a_compiled_step():
     assert [int(model.loads[1]), int(model.named.seen)] == [7, 3]
 
 
-@pytest.mark.parametrize("name", ITEMS)
+@pytest.mark.parametrize("name", STATE_CASES)
 def test_every_type_is_kept(name):
     """In a list and in a dict; as in an attribute."""
     model = tallax.Module()
-    model.items, model.named = nnx.List([ITEMS[name].make()]), nnx.Dict(item=ITEMS[name].make())
+    model.items, model.named = nnx.List([STATE_CASES[name].make()]), nnx.Dict(item=STATE_CASES[name].make())
     for holder, key in ((model.items, 0), (model.named, "item")):
         with pytest.raises(tallax.ReplacedVariableError):
             holder[key] = jnp.ones(3)

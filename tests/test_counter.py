@@ -362,7 +362,7 @@ def test_a_write_from_another_trace_raises():
         return x
 
     for f in (step, traced_step, write):
-        with pytest.raises(tallax.TraceError, match="another trace"):
+        with pytest.raises(tallax.TraceError, match="different trace"):
             f(jnp.ones(()))
     assert int(model.seen) == 3
     assert model.bias[...].tolist() == [0, 0]
@@ -378,7 +378,7 @@ def test_int32_counts_in_place_of_words():
     nnx.jit(lambda m: m.b.increment(jnp.array([1, 2], jnp.uint32)))(other)
     assert int(other.a) == 2**31 + 1
     assert np.asarray(other.b).tolist() == [8, 9]
-    with pytest.raises(tallax.InvalidValueError, match=r"other\.c: was restored from an int32 read"):
+    with pytest.raises(tallax.InvalidValueError, match=r"other\.c: was restored from a saturated int32 value"):
         int(other.c)
     nnx.update(other, nnx.to_pure_dict(nnx.state(model)))
     assert int(other.c) == 2**40

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import tallax
-from tests.cases import ITEMS, MODES, Model, assert_same_state, batch
+from tests.cases import MODES, STATE_CASES, Model, assert_same_state, batch
 
 
 def _eager(f):
@@ -27,7 +27,7 @@ def _eager_tree(f):
 
 
 EVERYWHERE = {"eager": _eager, "eager-tree": _eager_tree, **MODES}
-every_item = pytest.mark.parametrize("item", ITEMS.values(), ids=ITEMS)
+every_state_case = pytest.mark.parametrize("item", STATE_CASES.values(), ids=STATE_CASES)
 everywhere = pytest.mark.parametrize("mode", EVERYWHERE)
 in_graph_mode = functools.partial(nnx.value_and_grad, graph=True, graph_updates=True)  # what Flax itself gets right
 
@@ -111,7 +111,7 @@ def test_three_steps_of_training_are_those_of_flax(mode):
 
 
 @everywhere
-@every_item
+@every_state_case
 def test_an_item_is_threaded_and_has_no_gradient(item, mode):
     """Only the layer has gradients; the item is, to the bit, as without differentiation."""
     model, alone = Model(item.make), Model(item.make)
@@ -492,7 +492,7 @@ def test_a_failing_call_changes_nothing(failing, mode):
 def test_eager_state_stays_on_the_host():
     """Where nothing is compiled, a counter counts in NumPy, without a dispatch, as it does outside a gradient."""
     model = Model(tallax.Counter)
-    tallax.grad(lambda model, x: (ITEMS["counter"].touch(model, x), model(x).sum())[1])(model, batch())
+    tallax.grad(lambda model, x: (STATE_CASES["counter"].touch(model, x), model(x).sum())[1])(model, batch())
     assert isinstance(model.item.get_raw_value(), np.ndarray)
 
 

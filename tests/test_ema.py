@@ -326,7 +326,7 @@ def test_no_gradient_flows_in_or_out(compiled):
 @pytest.mark.parametrize("decay", [1.0, 1, -0.1, float("nan"), float("inf"), 2, "0.5", None, True, 1 - 1e-17])
 def test_impossible_decays_raise(decay):
     """A decay is a number in [0, 1)."""
-    with pytest.raises(tallax.InvalidValueError, match="Ema: decay is how much"):
+    with pytest.raises(tallax.InvalidValueError, match="Ema: decay must be in"):
         Ema(decay)
 
 
@@ -335,9 +335,9 @@ def test_what_does_not_fit_changes_nothing():
     ema = fed(0.9, np.ones(2), shape=2)
     with pytest.raises(tallax.InvalidValueError, match=r"declare Ema\(shape=...\)"):
         ema.update(np.ones(3))
-    with pytest.raises(tallax.InvalidTypeError, match="ema: a statistic takes a real array"):
+    with pytest.raises(tallax.InvalidTypeError, match="ema: a statistic requires a real array"):
         ema.update(np.ones(2, complex))
     for other in (Ema(0.9), Ema(0.99, shape=2)):
-        with pytest.raises(tallax.InvalidValueError, match="same kind and configuration"):
+        with pytest.raises(tallax.InvalidValueError, match="same type and configuration"):
             ema.merge(other)
     assert_same_state(ema, fed(0.9, np.ones(2), shape=2))

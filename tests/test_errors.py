@@ -294,7 +294,7 @@ model.experts[1].step: a Counter takes non-negative integers.
 model.experts[0].tokens: a Counter of shape (2,) takes what broadcasts to its shape.
   got:       int64[3] ([0, 1, 2])
   expected:  shape (2,)
-  fix:       counter.count(events), which sums the axes before the shape; or Counter(shape=...)""",
+  fix:       counter.count(events), which sums over the leading axes; or Counter(shape=...)""",
     ),
     "count-shape": (
         lambda model: model.experts[0].tokens.count(np.ones((2, 5), bool)),
@@ -303,7 +303,7 @@ model.experts[0].tokens: a Counter of shape (2,) takes what broadcasts to its sh
 model.experts[0].tokens: a Counter of shape (2,) takes what ends in its shape.
   got:       bool[2,5]
   expected:  shape (..., 2)
-  fix:       counter.count(events), which sums the axes before the shape; or Counter(shape=...)""",
+  fix:       counter.count(events), which sums over the leading axes; or Counter(shape=...)""",
     ),
     "set-too-large": (
         lambda model: model.experts[0].step.set(2**64),
@@ -317,7 +317,7 @@ model.experts[0].step: a Counter holds at most 2**64 - 1.
         lambda model: int(model.experts[0].tokens),
         tallax.InvalidTypeError,
         """\
-model.experts[0].tokens: is several counts, and int() gives one.
+model.experts[0].tokens: int() requires a scalar Counter.
   got:  a Counter of shape (2,)
   fix:  np.asarray(counter), which is exact; or int(np.asarray(counter).sum())""",
     ),
@@ -325,7 +325,7 @@ model.experts[0].tokens: is several counts, and int() gives one.
         lambda model: model.experts[0].step > 3,
         tallax.InvalidTypeError,
         """\
-model.experts[0].step: a Counter is put in order by its value.
+model.experts[0].step: a Counter cannot be compared with < or >; compare its value.
   got:  a comparison with int (3)
   fix:  int(counter) > n on the host; counter.value > n, or counter.every(n), in a compiled function""",
     ),
@@ -333,7 +333,7 @@ model.experts[0].step: a Counter is put in order by its value.
         lambda model: max(model.experts[0].bias, 0.0),
         tallax.InvalidTypeError,
         """\
-model.experts[0].bias: a Buffer is put in order by its value.
+model.experts[0].bias: a Buffer cannot be compared with < or >; compare its value.
   got:  a comparison with float (0.0)
   fix:  buffer[...] > x""",
     ),
@@ -341,15 +341,15 @@ model.experts[0].bias: a Buffer is put in order by its value.
         lambda model: tallax.Buffer(0.0, dtype="bfloat16"),
         tallax.InvalidTypeError,
         """\
-Buffer: has the dtype and the shape of what it is made from.
+Buffer: takes its dtype and shape from its value.
   got:  dtype=str ('bfloat16')
-  fix:  Buffer(jnp.zeros(shape, dtype)); a Counter takes shape=, and counts to 2**64 - 1 as it is""",
+  fix:  Buffer(jnp.zeros(shape, dtype)); Counter(shape=...) always counts up to 2**64 - 1""",
     ),
     "a-slip-as-a-label": (
         lambda model: tallax.Counter(persistant=False),
         tallax.InvalidTypeError,
         """\
-Counter: persistent is written otherwise.
+Counter: unknown metadata 'persistant'; did you mean 'persistent'?
   got:  persistant=bool (False)
   fix:  persistent=..., or another name for a label of your own""",
     ),
@@ -357,7 +357,7 @@ Counter: persistent is written otherwise.
         lambda model: tallax.StepCounter(0),
         tallax.InvalidTypeError,
         """\
-StepCounter: takes one key from an nnx.Rngs.
+StepCounter: requires an nnx.Rngs, from which it takes one key.
   got:  int (0)
   fix:  StepCounter(nnx.Rngs(0)), or a tallax.Counter(), which takes none""",
     ),
@@ -389,7 +389,7 @@ model.step: this attribute holds a StepCounter, which an assignment would drop.
         lambda model: tallax.scheduled(optax.sgd(1.0)),
         tallax.InvalidTypeError,
         """\
-scheduled: takes what makes a transformation, and its arguments.
+scheduled: takes a function that makes a transformation, such as optax.adamw, and its arguments.
   got:  a GradientTransformationExtraArgs
   fix:  tallax.scheduled(optax.adamw, learning_rate=schedule)""",
     ),
@@ -421,7 +421,7 @@ a checkpoint: is called by its path, which comes first.
         lambda model: tallax.statistics.Rate(shape=(2, -1)),
         tallax.InvalidValueError,
         """\
-Rate: a shape is made of sizes.
+Rate: a shape must be a non-negative integer or a tuple of them.
   got:  shape=(2, -1)
   fix:  shape=8, shape=(2, 8)""",
     ),
@@ -429,7 +429,7 @@ Rate: a shape is made of sizes.
         lambda model: tallax.Counter(shape="ab"),
         tallax.InvalidValueError,
         """\
-Counter: a shape is made of sizes.
+Counter: a shape must be a non-negative integer or a tuple of them.
   got:  shape='ab'
   fix:  shape=8, shape=(2, 8)""",
     ),
@@ -437,7 +437,7 @@ Counter: a shape is made of sizes.
         lambda model: tallax.per_replica(model, None, "data"),
         tallax.InvalidTypeError,
         """\
-per_replica: takes the mesh along which the replicas lie.
+per_replica: requires the mesh that the replicas are on.
   got:  NoneType (None)
   fix:  mesh = jax.make_mesh((jax.device_count(),), ("data",)); tallax.per_replica(model, mesh, "data")""",
     ),
@@ -461,7 +461,7 @@ step: is the number of the checkpoint, and comes first.
         lambda model: model.experts[0].step.every(0),
         tallax.InvalidValueError,
         """\
-model.experts[0].step: a Counter's every(n) takes a Python integer in [1, 2**31 - 1].
+model.experts[0].step: every(n) requires a Python integer in [1, 2**31 - 1].
   got:  int (0)
   fix:  counter.every(100)""",
     ),
@@ -485,25 +485,25 @@ model.experts[0].step: a Counter only counts up.
         lambda model: model.experts[0].bias.set_value(jnp.zeros(3)),
         tallax.InvalidValueError,
         """\
-model.experts[0].bias: a Buffer keeps its shape.
+model.experts[0].bias: a write must not change the shape of a Buffer.
   got:       float32[3] ([0.0, 0.0, 0.0])
   expected:  float32[2]
-  fix:       buffer[...] = jnp.broadcast_to(x, buffer.shape), or buffer[index] = x for a part of it""",
+  fix:       buffer[...] = jnp.broadcast_to(x, buffer.shape), or buffer[index] = x to write a part""",
     ),
     "buffer-dtype": (
         lambda model: model.experts[0].bias.set_value(np.zeros(2, np.int32)),
         tallax.InvalidTypeError,
         """\
-model.experts[0].bias: a Buffer keeps its dtype.
+model.experts[0].bias: a write must not change the dtype of a Buffer.
   got:       int32[2] ([0, 0])
   expected:  float32
-  fix:       cast it where it is meant: buffer[...] = x.astype('float32')""",
+  fix:       cast the value explicitly: buffer[...] = x.astype('float32')""",
     ),
     "buffer-kind": (
         lambda model: model.experts[0].bias.set_value([1.0, 2.0]),
         tallax.InvalidTypeError,
         """\
-model.experts[0].bias: a Buffer takes an array.
+model.experts[0].bias: only arrays and numbers can be written to a Buffer.
   got:       list ([1.0, 2.0])
   expected:  float32[2]
   fix:       buffer[...] = jnp.asarray(x, buffer.dtype)""",
@@ -512,7 +512,7 @@ model.experts[0].bias: a Buffer takes an array.
         lambda model: tallax.Buffer(None),
         tallax.InvalidTypeError,
         """\
-Buffer: a Buffer holds one array.
+Buffer: a Buffer requires one array.
   got:  NoneType (None)
   fix:  jnp.asarray(x), or one Buffer for each array""",
     ),
@@ -520,7 +520,7 @@ Buffer: a Buffer holds one array.
         lambda model: tallax.Buffer(2**40),
         tallax.InvalidValueError,
         """\
-Buffer: an integer does not fit int32.
+Buffer: the integer does not fit into int32.
   got:  int64[] (1099511627776)
   fix:  tallax.Counter for counts beyond 32 bits, or a float dtype""",
     ),
@@ -528,24 +528,24 @@ Buffer: an integer does not fit int32.
         lambda model: tallax.Buffer(0.0, reduce="mean"),
         tallax.InvalidValueError,
         """\
-Buffer: reduce says how the copies of replicas combine.
+Buffer: unknown reduction.
   got:       str ('mean')
   expected:  'sum', 'max', 'min', 'replicated'
-  fix:       reduce="replicated" for a value that every replica computes alike, as jax.lax.pmean makes it""",
+  fix:       reduce="replicated" for a value that is equal on all replicas, such as a result of jax.lax.pmean""",
     ),
     "counter-reduce": (
         lambda model: tallax.Counter(reduce="max"),
         tallax.InvalidValueError,
         """\
-Counter: copies of a count are summed, or all the same.
+Counter: reduce must be "sum" or "replicated" for a Counter.
   got:  reduce='max'
-  fix:  leave reduce out, or reduce="replicated" for steps that all replicas take together""",
+  fix:  omit reduce; or reduce="replicated" to count steps that all replicas take together""",
     ),
     "counter-start": (
         lambda model: tallax.Counter(np.arange(2)),
         tallax.InvalidValueError,
         """\
-Counter: all counts start at one number.
+Counter: start must be a scalar.
   got:  int64[2] ([0, 1])
   fix:  Counter(shape=x.shape), then counter.set(x)""",
     ),
@@ -553,23 +553,23 @@ Counter: all counts start at one number.
         lambda model: tallax.Counter(ref=True),
         tallax.InvalidValueError,
         """\
-Counter: an item is a plain Variable; ref=True loses or doubles counts under transformations.
+Counter: a tallax variable must be a plain Variable; ref=True loses or doubles counts under transformations.
   got:  ref=True
-  fix:  leave ref out; nnx.with_vars(model, only=nnx.Param, ref=True) for the others""",
+  fix:  omit ref; to set it for parameters, nnx.with_vars(model, only=nnx.Param, ref=True)""",
     ),
     "with-vars": (
         lambda model: nnx.with_vars(model.experts[0], hijax=True),
         tallax.InvalidValueError,
         """\
-Buffer: an item is a plain Variable; hijax=True loses or doubles counts under transformations.
+Buffer: a tallax variable must be a plain Variable; hijax=True loses or doubles counts under transformations.
   got:  hijax=True
-  fix:  leave hijax out; nnx.with_vars(model, only=nnx.Param, hijax=True) for the others""",
+  fix:  omit hijax; to set it for parameters, nnx.with_vars(model, only=nnx.Param, hijax=True)""",
     ),
     "declaration-deleted": (
         lambda model: model.experts[0].step.del_metadata("reduce"),
         tallax.InvalidValueError,
         """\
-model.experts[0].step: always declares reduce.
+model.experts[0].step: cannot be without reduce.
   got:  del_metadata('reduce')
   fix:  set_metadata(reduce=...)""",
     ),
@@ -577,15 +577,15 @@ model.experts[0].step: always declares reduce.
         lambda model: model.experts[0].step == np.array("x"),
         tallax.InvalidTypeError,
         """\
-model.experts[0].step: a Counter is compared with numbers.
+model.experts[0].step: a Counter can only be compared with numbers and arrays.
   got:  <U1[] (x)
-  fix:  counter == n; counter == np.asarray(numbers) for each of several""",
+  fix:  counter == n; counter == np.asarray(numbers) to compare each count""",
     ),
     "static-args": (
         lambda model: tallax.scheduled(optax.sgd, learning_rate=0.1, static_args="masks"),
         tallax.InvalidValueError,
         """\
-static_args: names arguments of the function that makes the transformation.
+static_args: every name must be an argument of the function that makes the transformation.
   got:       'masks'
   expected:  learning_rate, momentum, nesterov, accumulator_dtype
   fix:       leave out 'masks', which sgd does not have""",
@@ -627,9 +627,9 @@ model.experts[0].bias: this attribute holds a Buffer, which an assignment would 
         closed_over,
         tallax.TraceError,
         """\
-model.experts[1].step: a Counter was written from another trace than its own, so the write would be lost.
-  got:  a model, or state that was merged into one, which the transformed function closes over
-  fix:  pass the model as an argument, to nnx.jit, nnx.scan, ...; or return what is counted, and add it outside; or \
+model.experts[1].step: a Counter was written from a different trace than its own, so the write would be lost.
+  got:  a transformed function that closes over the model, or over state merged into one
+  fix:  pass the model as an argument, to nnx.jit, nnx.scan, ...; or return the increment, and add it outside; or \
 nnx.merge(..., copy=True) and return its state""",
     ),
     "traced-read": (
@@ -644,7 +644,8 @@ model.experts[1].step: a Counter has no exact host value inside a trace.
         in_shard_map,
         tallax.ReplicasError,
         """\
-inner.experts[0].step: inside shard_map, an increment that is the same on every device may mean one event or one each.
+inner.experts[0].step: inside shard_map, an increment that is the same on every device is ambiguous: \
+it may be one event, or one per device.
   got:  an increment that varies over none of the mapped axes ('data',) (or check_vma=False)
   fix:  like=batch to sum it over the axes the batch is split on, axis_name=('data',) to name them, or axis_name=() \
 to count it once, as after jax.lax.psum""",
@@ -653,32 +654,32 @@ to count it once, as after jax.lax.psum""",
         shares_written,
         tallax.ReplicasError,
         """\
-model.experts[0].step: while each replica keeps a share, what was added can't be told from a value that was read before.
+model.experts[0].step: with per-replica state, a write cannot be recognised as an increment of a value read before.
   got:  a write of int32[] (traced)
-  fix:  counter.increment(n) or counter.count(events), which see what is added; or counter.set(n)""",
+  fix:  counter.increment(n) or counter.count(events) to add; counter.set(n) to overwrite""",
     ),
     "shares-merged": (
         shares_merged,
         tallax.ReplicasError,
         """\
-model.rate: a statistic that is the same for all replicas can't take in one that each replica has its own of.
-  got:  one with shares over ('data',)
-  fix:  tallax.combine_replicas(other) between steps, and merge that""",
+model.rate: a replicated statistic cannot merge a statistic with per-replica state.
+  got:  per-replica state over ('data',)
+  fix:  merge tallax.combine_replicas(other), between steps""",
     ),
     "cast": (
         cast_and_update,
         tallax.InvalidTypeError,
         """\
-moments: its state is kept in float32 and was cast, so it cannot be right any more.
+moments: its state must be float32, but was cast, so its values are no longer right.
   got:  bfloat16[9]
-  fix:  cast the parameters alone: nnx.state(model, nnx.Param); to have the state back, restore a checkpoint into a \
+  fix:  cast only the parameters: nnx.state(model, nnx.Param); to recover the state, restore a checkpoint into a \
 new model""",
     ),
     "axis-name": (
         lambda model: tallax.statistics.Rate(axis_name=["data"]),
         tallax.InvalidTypeError,
         """\
-Rate: axis_name is the name of a mapped axis, or a tuple of names.
+Rate: axis_name must be the name of a mapped axis, or a tuple of names.
   got:  list (['data'])
   fix:  axis_name="data", or axis_name=("data", "model")""",
     ),
@@ -686,15 +687,15 @@ Rate: axis_name is the name of a mapped axis, or a tuple of names.
         shares_read,
         tallax.ReplicasError,
         """\
-shares.experts[0].step: keeps a share for each replica, and only combined are they one value.
-  got:  a read or a write outside of a shard_map over ('data',)
-  fix:  tallax.combine_replicas(model) to read; a shard_map with tallax.replica_specs(model) to write""",
+shares.experts[0].step: has per-replica state, which must be combined before it is one value.
+  got:  a read or write outside a shard_map over ('data',)
+  fix:  to read, tallax.combine_replicas(model); to write, a shard_map with tallax.replica_specs(model)""",
     ),
     "shares-axis": (
         lambda model: tallax.per_replica(model, jax.make_mesh((8,), ("data",)), "model"),
         tallax.InvalidValueError,
         """\
-axis_name: replicas lie along an axis of the mesh.
+axis_name: must name axes of the mesh.
   got:       str ('model')
   expected:  one or several of ('data',)
   fix:       axis_name='data'""",
@@ -703,15 +704,15 @@ axis_name: replicas lie along an axis of the mesh.
         shares_twice,
         tallax.ReplicasError,
         """\
-shares.experts[0].step: keeps a share for each replica already.
-  got:  shares over the mesh axes ('data',)
-  fix:  tallax.combine_replicas(model) first, to lay it out anew""",
+shares.experts[0].step: already has per-replica state.
+  got:  per-replica state over the mesh axes ('data',)
+  fix:  tallax.combine_replicas(model) first, then tallax.per_replica again""",
     ),
     "shares-traced": (
         lambda model: nnx.jit(lambda counter: [tallax.combine_replicas(counter), None][1])(model.experts[0].step),
         tallax.TracedReadError,
         """\
-counter: replicas are laid out, combined and compared between steps.
+counter: replicas can only be laid out, combined or compared outside a trace, between steps.
   got:  uint32[2] (traced)
   fix:  call it outside of jit and shard_map""",
     ),
@@ -719,32 +720,32 @@ counter: replicas are laid out, combined and compared between steps.
         shares_elsewhere,
         tallax.ReplicasError,
         """\
-shares.experts[0].step: shares are combined on the mesh that per_replica laid them out on.
+shares.experts[0].step: per-replica state must stay on the mesh that per_replica put it on.
   got:  an array with no sharding
-  fix:  jax.device_put(array, jax.NamedSharding(mesh, jax.P(axis_name))), in the item's place""",
+  fix:  variable.set_raw_value(jax.device_put(array, jax.NamedSharding(mesh, jax.P(axis_name))))""",
     ),
     "copies-differ": (
         copies_differ,
         tallax.ReplicasError,
         """\
-model.experts[0].step: copies that are meant to be the same differ between devices or processes.
+model.experts[0].step: the copies of a replicated value differ between devices or processes.
   got:  2 different values
   fix:  jax.make_array_from_process_local_data(sharding, x) for the batch of several processes; shard_map with \
-check_vma=True; or reduce= where replicas keep their own""",
+check_vma=True; or reduce= if each replica keeps a value of its own""",
     ),
     "other-processes": (
         another_model_elsewhere,
         tallax.ReplicasError,
         """\
-assert_replicated: all processes hold the same Variables.
-  got:  others, or others' shapes, in another process
-  fix:  make the model alike in all processes, and call this in all of them""",
+assert_replicated: all processes must have the same Variables.
+  got:  different Variables or shapes in another process
+  fix:  build the same model in all processes, and call assert_replicated in all of them""",
     ),
     "schedule": (
         lambda model: tallax.Scheduled(2.0),
         tallax.InvalidTypeError,
         """\
-Scheduled: takes a schedule, a function from a count to a scalar.
+Scheduled: requires a schedule: a function from a step count to a scalar.
   got:  float (2.0)
   fix:  optax.constant_schedule(2.0), or optax.linear_schedule(5.0, 1.0, 10_000)""",
     ),
@@ -752,7 +753,7 @@ Scheduled: takes a schedule, a function from a count to a scalar.
         lambda model: tallax.Scheduled(lambda count: jnp.ones(2)),
         tallax.InvalidValueError,
         """\
-Scheduled: the schedule must give a scalar.
+Scheduled: the schedule must return a scalar.
   got:  float32[2] (traced)
   fix:  one Scheduled for each number, or a tallax.Buffer for an array""",
     ),
@@ -760,7 +761,7 @@ Scheduled: the schedule must give a scalar.
         lambda model: model.temperature.pin(float("nan")),
         tallax.InvalidValueError,
         """\
-model.temperature: a pin is one number, not NaN.
+model.temperature: can only be pinned to one number that is not NaN.
   got:  float (nan)
   fix:  pin(2.0), or release() to follow the schedule""",
     ),
@@ -768,7 +769,7 @@ model.temperature: a pin is one number, not NaN.
         lambda model: model.temperature(0.5),
         tallax.InvalidTypeError,
         """\
-step: a schedule counts in whole steps.
+step: a schedule requires an integer step.
   got:       float (0.5)
   expected:  a Counter, a StepCounter, or an integer scalar
   fix:       step=model.step""",
@@ -777,7 +778,7 @@ step: a schedule counts in whole steps.
         lambda model: tallax.clip_by_global_norm(-1.0),
         tallax.InvalidValueError,
         """\
-max_norm: a clip threshold is positive.
+max_norm: the clip threshold must be positive.
   got:  float (-1.0)
   fix:  max_norm=1.0""",
     ),
@@ -793,7 +794,7 @@ max_norm: takes a number or an optax schedule.
         lambda model: tallax.clip_counts(optax.EmptyState()),
         tallax.InvalidValueError,
         """\
-clip_counts: takes an optimizer with one tallax.clip_by_global_norm in it.
+clip_counts: requires an optimizer with exactly one tallax.clip_by_global_norm.
   got:  0 of them
   fix:  optax.chain(tallax.clip_by_global_norm(1.0), ...), or the state of the one that is meant""",
     ),
@@ -801,7 +802,7 @@ clip_counts: takes an optimizer with one tallax.clip_by_global_norm in it.
         lambda model: jax.jit(tallax.clip_counts)(tallax.clip_by_global_norm(1.0).init({})),
         tallax.TracedReadError,
         """\
-clip_counts: reads exact counts on the host, which a trace does not have.
+clip_counts: cannot read exact counts inside a trace.
   got:  a traced optimizer state
   fix:  call it outside jit; inside, the ClipByGlobalNormState has max_norm as an array""",
     ),
@@ -809,7 +810,7 @@ clip_counts: reads exact counts on the host, which a trace does not have.
         lambda model: [model.experts[0].step.set_raw_value(np.int32([2**31 - 1])[0:1]), int(model.experts[0].step)],
         tallax.InvalidValueError,
         """\
-model.experts[0].step: was restored from an int32 read, which is saturated, so the count is lost.
+model.experts[0].step: was restored from a saturated int32 value, so the exact count is lost.
   got:  int32[1] ([2147483647])
   fix:  save nnx.as_pure(nnx.state(model)), which has the exact count; or counter.set(n)""",
     ),
@@ -817,7 +818,7 @@ model.experts[0].step: was restored from an int32 read, which is saturated, so t
         lambda model: model.rate.update("abc"),
         tallax.InvalidTypeError,
         """\
-model.rate: a statistic takes a real array.
+model.rate: a statistic requires a real array.
   got:  str ('abc')
   fix:  jnp.asarray(x), or x.real""",
     ),
@@ -834,7 +835,7 @@ model.rate: a statistic of shape (2,) takes values whose last axes are that shap
         lambda model: model.rate.update(np.ones(2), where=np.ones(2)),
         tallax.InvalidTypeError,
         """\
-model.rate: where= takes a boolean array.
+model.rate: where= must be a boolean array.
   got:  float64[2] ([1.0, 1.0])
   fix:  where=mask.astype(bool), or mask > 0""",
     ),
@@ -842,7 +843,7 @@ model.rate: where= takes a boolean array.
         lambda model: model.rate.update(np.ones(2), where=np.ones(5, bool)),
         tallax.InvalidValueError,
         """\
-model.rate: where= broadcasts to the shape of the values.
+model.rate: where= must broadcast to the shape of the values.
   got:       bool[5]
   expected:  a shape that broadcasts to (2,)
   fix:       where=mask[..., None] for a mask of the leading axes""",
@@ -851,7 +852,7 @@ model.rate: where= broadcasts to the shape of the values.
         lambda model: model.rate.merge(tallax.statistics.Histogram(0, 1, 4)),
         tallax.InvalidValueError,
         """\
-model.rate: only statistics of the same kind and configuration can be merged.
+model.rate: only statistics of the same type and configuration can be merged.
   got:       Histogram(low=0.0, high=1.0, bins=4)
   expected:  Rate(shape=(2,))
   fix:       make both with the same arguments""",
@@ -860,7 +861,7 @@ model.rate: only statistics of the same kind and configuration can be merged.
         lambda model: tallax.statistics.Histogram(1, 0),
         tallax.InvalidValueError,
         """\
-Histogram: needs edges that rise, each a float32 of its own.
+Histogram: the edges must increase, and differ in float32.
   got:       low=1, high=0, bins=64
   expected:  low < high, both finite and below 2**127, and 1 to 65536 bins
   fix:       Histogram(-5.0, 5.0, bins=64)""",
@@ -869,7 +870,7 @@ Histogram: needs edges that rise, each a float32 of its own.
         lambda model: tallax.statistics.LogHistogram(0.9),
         tallax.InvalidValueError,
         """\
-LogHistogram: the relative error lies in [1e-4, 0.5].
+LogHistogram: the relative error must be in [1e-4, 0.5].
   got:  float (0.9)
   fix:  LogHistogram(relative_error=0.01)""",
     ),
@@ -877,7 +878,7 @@ LogHistogram: the relative error lies in [1e-4, 0.5].
         lambda model: tallax.statistics.LogHistogram().compute()[0],
         tallax.InvalidValueError,
         """\
-LogHistogramResult: only the result of a stack of histograms, such as one for each layer, has parts.
+LogHistogramResult: only the result of a stack of histograms, such as one for each layer, can be indexed.
   got:  the result of a single histogram
   fix:  the result itself, without [...]""",
     ),
@@ -885,7 +886,7 @@ LogHistogramResult: only the result of a stack of histograms, such as one for ea
         lambda model: tallax.statistics.LogHistogram().compute().quantile(99),
         tallax.InvalidValueError,
         """\
-q: a quantile lies in [0, 1].
+q: a quantile must be in [0, 1].
   got:  int (99)
   fix:  quantile(0.99) for the 99th percentile""",
     ),
@@ -893,7 +894,7 @@ q: a quantile lies in [0, 1].
         lambda model: tallax.statistics.Ema(1.0),
         tallax.InvalidValueError,
         """\
-Ema: decay is how much of the average an update leaves.
+Ema: decay must be in [0, 1): an update keeps this fraction of the average.
   got:       decay=1.0
   expected:  a number in [0, 1)
   fix:       Ema(0.99), which remembers about 100 updates""",
@@ -902,7 +903,7 @@ Ema: decay is how much of the average an update leaves.
         lambda model: tallax.statistics.Activity(8, window=0),
         tallax.InvalidValueError,
         """\
-Activity: units and the updates of a window are whole numbers.
+Activity: units and window must be positive integers.
   got:       units=8, window=0
   expected:  integers in [1, 2**31 - 1], or no window
   fix:       Activity(x.shape[-1], window=1000)""",
@@ -911,7 +912,7 @@ Activity: units and the updates of a window are whole numbers.
         lambda model: tallax.counter_after_n_calls(0, -1),
         tallax.InvalidValueError,
         """\
-n_calls: a number of calls is not negative.
+n_calls: the number of calls must not be negative.
   got:  int (-1)
   fix:  n_calls=0 or more""",
     ),
@@ -919,7 +920,7 @@ n_calls: a number of calls is not negative.
         lambda model: tallax.counter_after_n_calls(float("inf"), 1),
         tallax.InvalidValueError,
         """\
-seed: takes an integer, or a float that holds one.
+seed: takes an integer, or a float with an integer value.
   got:  float (inf)
   fix:  seed=5""",
     ),
@@ -1112,9 +1113,9 @@ statecheck: one call does not show what drifts.
         compiled()(lambda model, step: nnx.clone(model).experts[0].step.value),
         tallax.StateOwnedByStepError,
         """\
-model.experts.0.step: is held by a compiled step, which keeps the state on the device between its calls.
-  got:  a use of the value, or of a copy of the model or its state, between two calls
-  fix:  step.sync() first, which brings everything back; step.collect() to look at the items alone""",
+model.experts.0.step: is owned by a compiled step, which keeps the state on the device between its calls.
+  got:  a use of the value, or of a copy of the model or its state, between two calls of the step
+  fix:  step.sync() first, to return all state; or step.collect() to read the tallax variables only""",
     ),
     "copy-of-held": (
         compiled()(lambda model, step: tallax.compile_step(lambda model: None, nnx.clone(model))()),

@@ -12,9 +12,9 @@ import pytest
 from flax import nnx
 
 import tallax
-from tests.cases import ITEMS, MODES, Model, assert_same_state, batch, leaves
+from tests.cases import MODES, STATE_CASES, Model, assert_same_state, batch, leaves
 
-every_item = pytest.mark.parametrize("item", ITEMS.values(), ids=ITEMS)
+every_state_case = pytest.mark.parametrize("item", STATE_CASES.values(), ids=STATE_CASES)
 every_mode = pytest.mark.parametrize("compiled", MODES.values(), ids=MODES)
 
 
@@ -25,7 +25,7 @@ def model_of(item) -> Model:
 # --- 1. Not trainable -------------------------------------------------------------------------------------------------
 
 
-@every_item
+@every_state_case
 def test_no_parameter(item):
     """No filter for parameters finds an item, and no parameter count includes it."""
     model = model_of(item)
@@ -34,7 +34,7 @@ def test_no_parameter(item):
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 3 * 2 + 2
 
 
-@every_item
+@every_state_case
 @every_mode
 def test_an_optimizer_with_weight_decay_leaves_it(item, compiled):
     """adamw changes the parameters and not the item."""
@@ -98,10 +98,10 @@ def test_counts_pass_the_edges(compiled, edge):
     model, eager = Model(tallax.Counter), Model(tallax.Counter)
     model.item.set(edge - 2)
     eager.item.set(edge - 2)
-    step = compiled(ITEMS["counter"].touch)
+    step = compiled(STATE_CASES["counter"].touch)
     for k in range(1, 6):
         step(model, batch())
-        ITEMS["counter"].touch(eager, batch())
+        STATE_CASES["counter"].touch(eager, batch())
         assert int(model.item) == int(eager.item) == min(edge - 2 + k, 2**64 - 1)
 
 
@@ -156,7 +156,7 @@ def test_the_seeds_spelling_is_exact_in_a_trace(compiled):
 # --- 5. The same in every mode ----------------------------------------------------------------------------------------
 
 
-@every_item
+@every_state_case
 @every_mode
 def test_modes_agree_to_the_bit(item, compiled):
     """Four compiled steps leave, to the bit, what four eager ones do."""
@@ -171,7 +171,7 @@ def test_modes_agree_to_the_bit(item, compiled):
 # --- 6. Shape, dtype and weak type never drift ------------------------------------------------------------------------
 
 
-@every_item
+@every_state_case
 @every_mode
 def test_one_trace_for_many_calls(item, compiled):
     """Many calls, eager writes between them included, trace once; the types of the state stay."""
@@ -202,7 +202,7 @@ COPIES = {
 }
 
 
-@every_item
+@every_state_case
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_copies_keep_the_value_and_live_on(item, copied, compiled):
@@ -225,7 +225,7 @@ def test_copies_keep_the_value_and_live_on(item, copied, compiled):
 # --- 7. Few arrays ----------------------------------------------------------------------------------------------------
 
 
-@every_item
+@every_state_case
 def test_few_arrays(item):
     """An item is one Variable of one array, or a statistic of a Counter and a Buffer; no count is kept in floats."""
     variables = [v for _, v in nnx.iter_graph(nnx.Dict(i=item.make())) if isinstance(v, nnx.Variable)]
@@ -243,7 +243,7 @@ def test_few_arrays(item):
 @every_mode
 def test_eval_mode_counts_nothing(name, compiled):
     """model.eval() and nnx.view(model, deterministic=True) stop counting; model.train() starts it again."""
-    item = ITEMS[name]
+    item = STATE_CASES[name]
     model, eager = model_of(item), model_of(item)
     item.touch(model, batch())
     item.touch(eager, batch())

@@ -134,7 +134,7 @@ def test_in_a_trace():
 @pytest.mark.parametrize("relative_error", [0, -1, 0.6, 1e-5, float("nan")])
 def test_impossible_errors_raise(relative_error):
     """The relative error lies between 1e-4 and a half."""
-    with pytest.raises(tallax.InvalidValueError, match="LogHistogram: the relative error lies in"):
+    with pytest.raises(tallax.InvalidValueError, match="LogHistogram: the relative error must be in"):
         LogHistogram(relative_error)
 
 
@@ -143,7 +143,7 @@ def test_impossible_quantiles_raise(q):
     """A quantile lies in [0, 1]."""
     histogram = LogHistogram()
     histogram.update(1.0)
-    with pytest.raises(tallax.InvalidValueError, match="q: a quantile lies in"):
+    with pytest.raises(tallax.InvalidValueError, match="q: a quantile must be in"):
         histogram.compute().quantile(q)
 
 

@@ -27,8 +27,8 @@ from tests import misuses
 from tests.cases import (
     CANNOT_KNOW,
     CAPTURED,
-    ITEMS,
     REFUSED,
+    STATE_CASES,
     TRANSFORMATIONS,
     Everything,
     Model,
@@ -69,7 +69,7 @@ def differing(model, calls):
 def test_the_reference_is_worth_comparing_with():
     """Every call changes every item; but a Scheduled, which is called with one step, only the first does."""
     states = [reference(calls)[0] for calls in range(4)]
-    for name in ITEMS:
+    for name in STATE_CASES:
         same = [before[name] == after[name] for before, after in itertools.pairwise(states)]
         assert same == ([False, True, True] if name == "scheduled" else [False] * 3), name
 
@@ -136,7 +136,7 @@ CLOSED_OVER = {
 def test_a_model_closed_over_raises(cell):
     """A write to a model that is not an argument raises, names the item and the remedy, and leaves it as it was."""
     transform, mode = CLOSED_OVER[cell]
-    for item in ITEMS.values():
+    for item in STATE_CASES.values():
         model, untouched = Model(item.make), Model(item.make)
 
         def f(x):
@@ -144,7 +144,7 @@ def test_a_model_closed_over_raises(cell):
             return x.sum()
 
         text = (
-            r"^model\.item(\.\w+)?: a (Counter|Buffer) was written from another trace (.|\n)*fix:  pass the model as an"
+            r"^model\.item(\.\w+)?: a (Counter|Buffer) was written from a different trace (.|\n)*fix:  pass the model"
         )
         with mode.active(), pytest.raises(tallax.TraceError, match=text):
             transform(f, batch())
@@ -158,8 +158,8 @@ REFUSALS = {f"{refused.name}-{mode.name}": (refused, mode) for refused in REFUSE
 def test_refused(cell):
     """What Flax or JAX does not take, it says, and the items stay as they were."""
     refused, mode = REFUSALS[cell]
-    for name in refused.names if refused.names != tuple(ITEMS) else ("all",):
-        model = Everything(ITEMS if name == "all" else [name])
+    for name in refused.names if refused.names != tuple(STATE_CASES) else ("all",):
+        model = Everything(STATE_CASES if name == "all" else [name])
         with mode.active(), pytest.raises(refused.error) as caught:
             refused.run(call, model, BATCHES)
         assert refused.says in str(caught.value)
@@ -167,7 +167,7 @@ def test_refused(cell):
 
 
 @pytest.mark.parametrize("mode", [package.NO_UPDATES, package.TREE], ids=lambda mode: mode.name)
-@pytest.mark.parametrize("item", ITEMS.values(), ids=ITEMS)
+@pytest.mark.parametrize("item", STATE_CASES.values(), ids=STATE_CASES)
 def test_flax_own_gradients_outside_graph_mode(item, mode):
     """nnx.value_and_grad refuses integers; floats get zero gradients, which an optimizer of nnx.Param leaves aside."""
     model, alone = Model(item.make), Model(item.make)

@@ -109,8 +109,8 @@ def test_what_cannot_be_read_is_shown_without(model):
     copy = jax.tree.map(lambda leaf: leaf, nnx.state(model))["seen"]
     treescope.render_to_text(model)
     repr(model)
-    assert "held by a compiled step" in repr(copy)
-    assert "held by a compiled step" in treescope.render_to_text(copy)
+    assert "owned by a compiled step" in repr(copy)
+    assert "owned by a compiled step" in treescope.render_to_text(copy)
     html_of(copy)
     step.sync()
 

@@ -89,7 +89,7 @@ def steps_of(mode, model, mesh, batch=SPLIT, check_vma=True):
 def on_mesh(model, mesh):
     """Puts what keeps no shares on every device, as an explicit mesh wants it."""
     for _, variable in nnx.iter_graph(model):
-        if isinstance(variable, nnx.Variable) and not variable.get_metadata("shares", None):
+        if isinstance(variable, nnx.Variable) and not variable.get_metadata("per_replica", None):
             variable.set_raw_value(placed(variable.get_raw_value(), mesh))
     return model
 
@@ -323,7 +323,7 @@ def test_merging_shares():
     shares = [tallax.per_replica(whole, mesh, "data") for whole in wholes]
     assert_counts_the_same(merged(shares[0], wholes[1]), expected)
     assert_counts_the_same(merged(*wholes), expected)
-    with pytest.raises(tallax.ReplicasError, match=r"model\.a\S*: a statistic that is the same for all replicas"):
+    with pytest.raises(tallax.ReplicasError, match=r"model\.a\S*: a replicated statistic cannot merge"):
         merged(wholes[0], shares[1])
     assert_counts_the_same(merged(*shares), expected)
 
@@ -405,7 +405,7 @@ def test_the_model_is_left_as_it_was():
     assert all(np.array_equal(a, b) for a, b in zip(leaves(model), before, strict=True))
     kept = leaves(shares)
     tallax.combine_replicas(shares)
-    with pytest.raises(tallax.ReplicasError, match=r"shares\.\S+: keeps a share for each replica already"):
+    with pytest.raises(tallax.ReplicasError, match=r"shares\.\S+: already has per-replica state"):
         tallax.per_replica(shares, mesh, "data")
     assert all(np.array_equal(a, b) for a, b in zip(leaves(shares), kept, strict=True))
     assert shares.layer.kernel[...] is model.layer.kernel[...]
@@ -448,10 +448,10 @@ def test_shares_are_not_read_as_a_value():
     ]
     before = leaves(model)
     for act in acts:
-        with pytest.raises(tallax.ReplicasError, match="keeps a share for each replica, and only combined"):
+        with pytest.raises(tallax.ReplicasError, match="has per-replica state, which must be combined"):
             act()
     assert all(np.array_equal(a, b) for a, b in zip(leaves(model), before, strict=True))
-    assert "shares=(('data',), (2,))" in repr(counter)
+    assert "per_replica=(('data',), (2,))" in repr(counter)
     nnx.display(counter)
     assert repr(model.items["rate"]) == "Rate(shape=())"
     assert repr(model.items["moments"]) == "Moments(shape=())"
@@ -468,7 +468,7 @@ def test_differing_copies_raise():
 
     nnx.shard_map(drift, mesh=mesh, in_specs=(P(), P("data")), out_specs=None, check_vma=False)(model, X[0])
     for act in (tallax.combine_replicas, tallax.assert_replicated):
-        with pytest.raises(tallax.ReplicasError, match=r"model\.same: copies that are meant to be the same differ"):
+        with pytest.raises(tallax.ReplicasError, match=r"model\.same: the copies of a replicated value differ"):
             act(model)
     model.same.set_raw_value(np.zeros(2, np.uint32))
     tallax.assert_replicated(model)
@@ -546,6 +546,6 @@ def test_setting_shares_sets_the_whole():
         model.c[...] = model.c[...] + 1
 
     for body in (part, value, all_of_it):
-        with pytest.raises(tallax.ReplicasError, match=r"model\.c: while each replica keeps a share"):
+        with pytest.raises(tallax.ReplicasError, match=r"model\.c: with per-replica state"):
             whole_after(body)
     assert np.asarray(tallax.combine_replicas(model).c).tolist() == [0, 0]

@@ -100,7 +100,7 @@ def test_processes_count_what_one_process_counts(tmp_path, processes, devices, v
         # A batch that was not made global is counted in part by each process; only comparing them tells.
         if "host-local" in variants:
             text = found.pop("host-local")
-            assert "copies that are meant to be the same differ between devices or processes" in text
+            assert "the copies of a replicated value differ between devices or processes" in text
             assert text.startswith("items.")
         for variant, totals in found.items():
             expected = by_one_process()

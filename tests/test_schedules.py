@@ -117,16 +117,16 @@ def test_a_pin_from_inside_a_step():
 def test_impossible_pins_raise(value):
     """A pin is one number."""
     model = nnx.Dict(t=tallax.Scheduled(ramp))
-    with pytest.raises(tallax.InvalidValueError, match=r"model\.t: a pin is one number"):
+    with pytest.raises(tallax.InvalidValueError, match=r"model\.t: can only be pinned to one number"):
         model.t.pin(value)
     assert float(model.t(50)) == 3.0
 
 
 def test_impossible_schedules_raise():
     """A schedule is a function to a scalar."""
-    with pytest.raises(tallax.InvalidTypeError, match="Scheduled: takes a schedule"):
+    with pytest.raises(tallax.InvalidTypeError, match="Scheduled: requires a schedule"):
         tallax.Scheduled(2.0)
-    with pytest.raises(tallax.InvalidValueError, match="must give a scalar"):
+    with pytest.raises(tallax.InvalidValueError, match="must return a scalar"):
         tallax.Scheduled(lambda count: jnp.ones(2))
 
 

@@ -237,7 +237,7 @@ def test_a_rate_of_a_shape_refuses_another(x):
 )
 def test_impossible_histograms_raise(arguments):
     """Edges must rise, and float32 must tell them apart."""
-    with pytest.raises(tallax.InvalidValueError, match="Histogram: needs edges that rise"):
+    with pytest.raises(tallax.InvalidValueError, match="Histogram: the edges must increase"):
         Histogram(*arguments)
 
 
@@ -246,6 +246,6 @@ def test_merging_what_differs_raises(other):
     """Only the same kind with the same configuration merges."""
     rate = Rate()
     rate.update(True)
-    with pytest.raises(tallax.InvalidValueError, match="same kind and configuration"):
+    with pytest.raises(tallax.InvalidValueError, match="same type and configuration"):
         rate.merge(other)
     assert rate.compute().total == 1

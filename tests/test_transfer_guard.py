@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import tallax
-from tests.cases import ITEMS, MODES, Model, batch
+from tests.cases import MODES, STATE_CASES, Model, batch
 
 
 def on_devices(model):
@@ -18,7 +18,7 @@ def on_devices(model):
 
 
 @pytest.mark.parametrize("compiled", MODES.values(), ids=MODES)
-@pytest.mark.parametrize("item", ITEMS.values(), ids=ITEMS)
+@pytest.mark.parametrize("item", STATE_CASES.values(), ids=STATE_CASES)
 def test_a_compiled_step_under_the_guard(item, compiled):
     """The first call, and those after it, transfer nothing implicitly."""
     model, alone, x = on_devices(Model(item.make)), Model(item.make), batch()

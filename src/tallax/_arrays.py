@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where an array's value is: in a trace, still being computed, or placed on devices on purpose."""
+"""Predicates and conversions for arrays: traced, pending, committed, on the host."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from jax.core import Tracer
 
 
 def is_traced(*values: Any) -> bool:
-    """Tells whether any of the values exists only when a compiled program runs."""
+    """Returns whether any of the values exists only when a compiled program runs."""
     return any(isinstance(value, Tracer) for value in values)
 
 
 def is_ready(value: jax.Array) -> bool:
-    """Tells whether a concrete array can be read without waiting for the device."""
+    """Returns whether a concrete array can be read without waiting for the device."""
     return value.is_ready()  # pyright: ignore[reportAttributeAccessIssue]  # public, but missing from jax's annotations
 
 
 def is_in_host_memory(value: jax.Array) -> bool:
-    """Tells whether a concrete array needs no copy to be read by the host."""
+    """Returns whether a concrete array needs no copy to be read by the host."""
     return _is_host(value.sharding)
 
 
@@ -33,12 +33,12 @@ def _is_host(sharding: jax.sharding.Sharding) -> bool:
 
 
 def is_committed(value: Any) -> bool:
-    """Tells whether the array was put on particular devices, as `jax.device_put` and shardings do."""
+    """Returns whether the array was put on particular devices, as `jax.device_put` and shardings do."""
     return isinstance(value, jax.Array) and not is_traced(value) and value.committed
 
 
 def on_host(raw: Any) -> np.ndarray | None:
-    """Returns an array as NumPy where that neither waits for the device nor loses a deliberate placement."""
+    """Returns an array as NumPy if this neither waits for the device nor loses a deliberate placement; else None."""
     if isinstance(raw, np.ndarray):
         return np.asarray(raw)  # JAX's derivatives hand out a subclass
     if isinstance(raw, jax.Array) and not is_traced(raw) and not is_committed(raw) and is_ready(raw):

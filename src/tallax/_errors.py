@@ -8,8 +8,8 @@ TallaxError
 ├── ReplacedVariableError   also a TypeError: `self.step = self.step + 1`
 ├── TraceError              also a flax TraceContextError: a write from another trace level
 ├── TracedReadError         also a TypeError: `int(counter)` under `jit`
-├── ReplicasError           also a ValueError: which copies should be summed? why do these differ?
-├── StateOwnedByStepError               also a RuntimeError: a value was used that a compiled step holds
+├── ReplicasError           also a ValueError: unknown replicas to sum over, or copies that differ
+├── StateOwnedByStepError               also a RuntimeError: a value was used that a compiled step owns
 ├── StructureChangedError          also a ValueError: the model is no longer the one that a step was compiled for
 ├── CheckpointError         also an OSError: there is no checkpoint, or it is damaged, foreign, or too new
 ├── RestoreError            also a ValueError: a checkpoint and a model differ; it has a `report`
@@ -17,12 +17,13 @@ TallaxError
 ├── CheckFailedError        also an AssertionError: statecheck found a fault
 ├── SinkError               also a RuntimeError: a sink of a Logger could not write
 ├── RunLockedError           also a RuntimeError: two programs are about to write to one run
-├── RunError                also a ValueError: what should be a run on disk is none
+├── RunError                also a ValueError: a path that is not a run
 └── MissingExtraError       also an ImportError: an optional dependency is not installed
 ```
 
-Every message names the item by the path a user would type, states the rule, shows what came, and says what to write
-instead. The path is looked for only once something has gone wrong: a Variable does not know where it lives.
+Every message names the variable or module by the path that a user would type, states the rule, shows the value that it
+got, and ends with a fix. The path is looked for only once something has gone wrong: a Variable does not know where it
+lives.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ _LIBRARIES = tuple(os.path.dirname(file) + os.sep for file in (__file__, flax.__
 
 
 class InvalidTypeError(TallaxError, TypeError):
-    """What came is of a kind or dtype that the item does not take."""
+    """A value has a type or dtype that is not accepted."""
 
 
 class InvalidValueError(TallaxError, ValueError):
-    """What came is of the right kind, but its value or shape cannot be taken."""
+    """A value has the right type, but its value or shape is not accepted."""
 
 
 class ReplacedVariableError(TallaxError, TypeError):
@@ -59,7 +60,7 @@ class ReplacedVariableError(TallaxError, TypeError):
 
 
 class TraceError(TallaxError, flax.errors.TraceContextError):
-    """An item was written from a trace it does not belong to, so the write would be lost."""
+    """A variable was written from a trace that it does not belong to, so the write would be lost."""
 
     def __init__(self, message: str):
         Exception.__init__(self, message)  # Flax's own adds the address of a page about its text
@@ -69,23 +70,23 @@ class TraceError(TallaxError, flax.errors.TraceContextError):
 
 
 class TracedReadError(TallaxError, TypeError):
-    """A host value was asked of an item whose value exists only when the compiled program runs."""
+    """A host value was requested, but the value exists only when the compiled program runs."""
 
 
 class ReplicasError(TallaxError, ValueError):
-    """It cannot be told which replicas to sum over, shares are not combined, or copies of one value differ."""
+    """The replicas to sum over are unknown, per-replica state is not combined, or copies of one value differ."""
 
 
 class StateOwnedByStepError(TallaxError, RuntimeError):
-    """A value was used, or written, that a compiled step holds between its calls."""
+    """A value was read or written while a compiled step owns it, between its calls."""
 
 
 class StructureChangedError(TallaxError, ValueError):
-    """The bound objects are no longer those that a step was compiled for, or hold what it cannot take."""
+    """The objects of a compiled step have changed, or contain values that it cannot accept."""
 
 
 class CheckpointError(TallaxError, OSError):
-    """There is no checkpoint, or one that can't be read: damaged, of another kind, or of a later version."""
+    """There is no checkpoint, or it cannot be read: it is damaged, of another kind, or of a later version."""
 
 
 class RestoreError(TallaxError, ValueError):
@@ -111,7 +112,7 @@ class SinkError(TallaxError, RuntimeError):
 
 
 class RunLockedError(TallaxError, RuntimeError):
-    """Somebody else is writing to a run."""
+    """Another program is writing to a run."""
 
 
 # Users meet these in tracebacks by the name under which they import them.
@@ -120,14 +121,14 @@ for _error in TallaxError.__subclasses__():
 
 
 def compose(item: object, rule: str, *, got: str | None = None, expected: str | None = None, fix: str) -> str:
-    """Returns the text of an error: the item and the rule, then what came, what was expected, and the remedy.
+    """Returns the text of an error: the subject and the rule, then `got`, `expected` and `fix`.
 
     Args:
-        item: a string to show as it is, or the Variable or module itself, which is looked up by `name_of`.
-        rule: a sentence that completes "<item>: ...".
-        got: what came, worded by `describe`.
-        expected: what would have been taken, where the rule does not say it already.
-        fix: what to write instead.
+        item: the subject: a string to show as it is, or the Variable or module, which `name_of` looks up.
+        rule: a sentence that completes "<subject>: ...".
+        got: the value, formatted by `describe`.
+        expected: the accepted values, if the rule does not state them.
+        fix: code to write instead.
     """
     name = item if isinstance(item, str) else name_of(item)
     return laid_out(name, rule, got=got, expected=expected, fix=fix)

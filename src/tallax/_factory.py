@@ -92,7 +92,7 @@ def _check_names(
         raise InvalidValueError(
             compose(
                 "static_args",
-                "names arguments of the function that makes the transformation.",
+                "every name must be an argument of the function that makes the transformation.",
                 got=", ".join(map(repr, unknown)),
                 expected=", ".join(signature.parameters),
                 fix=f"leave out {unknown[0]!r}, which {getattr(function, '__name__', 'the function')} does not have",
@@ -101,7 +101,7 @@ def _check_names(
 
 
 def _takes(annotation: Any) -> tuple[bool, bool]:
-    """Tells whether an annotation is of numbers, and whether it is of callables; neither if there is none."""
+    """Returns whether an annotation accepts numbers, and whether it accepts callables; neither if there is none."""
     if isinstance(annotation, str):  # one that could not be evaluated
         return "Schedule" in annotation, "Schedule" in annotation
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):

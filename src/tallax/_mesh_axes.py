@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which mesh axes a value differs over, and the sum of an increment over them.
+"""The mesh axes that a value varies on, and the sum of an increment over them.
 
 Inside `shard_map` every array carries the set of mesh axes it *varies* over. An increment that varies over `data` was
 computed from one shard of the batch, so the count of the whole is its sum over `data`, and over nothing else: summing
@@ -57,20 +57,20 @@ def mapped_axes() -> tuple[Hashable, ...]:
 def axes_to_combine(
     *increments: Any, state: Any, like: Any = None, axis_name: AxisName | None = None, alike: bool = False
 ) -> Combination:
-    """Returns how an update's increments are to be combined before `state` takes them in.
+    """Returns the reduction of an update's increments before they are added to `state`.
 
     An increment is summed over the axes that it varies on, and over no others. Along an axis of per-replica state each
     replica keeps its own increment if they vary, and only the first replica does if they are all the same.
 
     Args:
-        *increments: what was computed from one replica's share of the data.
-        state: the item that is going to take them in.
+        *increments: the arrays computed from one replica's part of the data.
+        state: the tallax variable that they are added to.
         like: an array that varies over the axes to combine over, usually the batch.
         axis_name: the axes themselves; an empty tuple means that the increment is the same everywhere and counts once.
-        alike: whether an increment that nothing tells about is the same everywhere and counts once.
+        alike: whether an increment without known axes is the same everywhere and counts once.
 
     Raises:
-        ReplicasError: inside `shard_map`, where neither the increments nor the arguments tell the axes.
+        ReplicasError: inside `shard_map`, if neither the increments nor the arguments determine the axes.
     """
     mapped = mapped_axes()
     if axis_name is None and not mapped:
@@ -85,7 +85,8 @@ def axes_to_combine(
         raise ReplicasError(
             compose(
                 state,
-                "inside shard_map, an increment that is the same on every device may mean one event or one each.",
+                "inside shard_map, an increment that is the same on every device is ambiguous: "
+                "it may be one event, or one per device.",
                 got=f"an increment that varies over none of the mapped axes {mapped} (or check_vma=False)",
                 fix=f"like=batch to sum it over the axes the batch is split on, axis_name={mapped!r} to name them, "
                 "or axis_name=() to count it once, as after jax.lax.psum",

@@ -12,11 +12,11 @@ from tallax._containers import guard, refuse_replacing
 
 
 class Module(nnx.Module):
-    """An `nnx.Module` whose Variables, and items made of several, can't be overwritten by mistake.
+    """An `nnx.Module` whose Variables and statistics cannot be overwritten by mistake.
 
     In a plain `nnx.Module`, `self.step = self.step + 1` replaces the Variable by an array: from then on the value is
-    not saved, not threaded through transformations, and not found by any filter, without a word. Here it raises and
-    says what to write instead; and so it does for a statistic, a `Scheduled` and a `StepCounter`, as in
+    silently not saved, not threaded through transformations, and not found by any filter. Here it raises, and the error
+    shows the correct code. The same holds for a statistic, a `Scheduled` and a `StepCounter`, as in
     `self.rate = self.rate.update(x)`. Assigning another one, `del self.step`, and an explicit `nnx.data(...)` stay
     possible. The same holds for the entries of each `nnx.List` and `nnx.Dict` that is assigned to an attribute, at any
     depth, also within an `nnx.Sequential` or a plain module: `self.loads[0] = self.loads[0] + 1` raises.
@@ -41,7 +41,7 @@ class Module(nnx.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         current = vars(self).get(name)
         if current is value and value is not None:
-            return  # what `self.step += 1` ends with: the item wrote itself, and Flax's checks take 5 to 10 us
+            return  # the end of `self.step += 1`: the Variable wrote itself, and Flax's checks take 5 to 10 us
         refuse_replacing(current, value, name=name)
         super().__setattr__(name, value)
         value = vars(self)[name]  # nnx.data(...) has been opened

@@ -2,7 +2,7 @@
 """Exact, saturating 64-bit counts without 64-bit arrays.
 
 JAX computes in 32 bits unless x64 is enabled for the whole program, so a count is kept as two uint32 *limbs* on the
-last axis: `value = low + high * 2**32`. Everything here is exact up to 2**64 - 1 and stays there; nothing wraps.
+last axis: `value = low + high * 2**32`. Everything here is exact up to 2**64 - 1, then saturates; nothing wraps.
 
 There are two halves. On the host the limbs are put together, and arithmetic is NumPy's uint64 or Python's own. On the
 device carries are found by comparison: in unsigned arithmetic `a + b < b` exactly when the sum
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -37,9 +37,30 @@ WORD = 2**32 - 1
 # --- on the host: NumPy and Python integers ---------------------------------------------------------------------------
 
 
+def is_limbs(value: Any) -> bool:
+    """Returns whether a value can be limbs by its dtype; `has_limb_axis` looks at the shape too."""
+    return isinstance(value, jax.Array | np.ndarray) and value.dtype == np.uint32
+
+
+def has_limb_axis(value: Any) -> bool:
+    """Returns whether a value is limbs: uint32, with a last axis of two."""
+    return is_limbs(value) and value.ndim > 0 and value.shape[-1] == 2
+
+
 def from_int(value: int) -> np.ndarray:
     """Returns the limbs, uint32[2], of a Python integer in [0, 2**64 - 1]."""
     return np.array((value & WORD, value >> 32), np.uint32)
+
+
+def to_int(limbs: np.ndarray) -> int:
+    """Returns the Python integer that limbs uint32[2] stand for."""
+    low, high = limbs.tolist()
+    return low + (high << 32)
+
+
+def full(shape: tuple[int, ...], value: int) -> np.ndarray:
+    """Returns the limbs, uint32[*shape, 2], of counts that are all `value`."""
+    return from_uint64(np.full(shape, value, np.uint64))
 
 
 def from_uint64(values: np.ndarray) -> np.ndarray:
@@ -52,8 +73,10 @@ def to_uint64(limbs: np.ndarray) -> np.ndarray:
     return np.asarray(limbs, order="C").view(np.uint64)[..., 0]
 
 
-def to_int32_on_host(limbs: np.ndarray) -> np.ndarray:
-    """Returns int32[*shape], saturated at 2**31 - 1; what `to_int32` gives on the device."""
+def to_int32_on_host(limbs: np.ndarray) -> np.ndarray | np.int32:
+    """Returns int32[*shape], saturated at 2**31 - 1, like `to_int32` on the device."""
+    if limbs.ndim == 1:  # a scalar count, which Python reads in a third of the time that NumPy takes
+        return np.int32(min(to_int(limbs), INT32_MAX))
     return np.minimum(to_uint64(limbs), np.uint64(INT32_MAX)).astype(np.int32)
 
 
@@ -101,6 +124,35 @@ def add(left: Limbs, right: Limbs) -> Limbs:
     return jnp.where(overflow[..., None], jnp.uint32(WORD), jnp.stack([low, carried], -1))
 
 
+def add_transposed(packed: UInt32[Array, "2 n"], words: UInt32[Array, " n"]) -> UInt32[Array, "2 n"]:
+    """Returns the sums of counts and one word each, saturated, for counts whose limbs lie on the first axis.
+
+    `tallax.compile_step` keeps all counts in one such array, so that low words are neighbours and one addition, one
+    comparison and one carry serve all of them.
+    """
+    low, high = packed[0] + words, packed[1]
+    carried = low < words
+    full = carried & (high == np.uint32(WORD))
+    high = high + carried.astype(jnp.uint32)
+    return jnp.where(full, jnp.uint32(WORD), jnp.stack([low, high]))
+
+
+def equal(left: Any, right: Any) -> Any:
+    """Returns whether two counts are equal, by NumPy or JAX as they come."""
+    return (left == right).all(-1)
+
+
+def is_zero(limbs: Any) -> Any:
+    """Returns whether each count is 0, by NumPy or JAX as it comes."""
+    return (limbs == 0).all(-1)
+
+
+def less(left: Limbs, right: Limbs) -> Bool[Array, "*shape"]:
+    """Returns whether each count is smaller than the other one."""
+    low, high, other_low, other_high = left[..., 0], left[..., 1], right[..., 0], right[..., 1]
+    return (high < other_high) | ((high == other_high) & (low < other_low))
+
+
 def to_int32(limbs: Limbs) -> Int32[Array, "*shape"]:
     """Returns the count, saturated at 2**31 - 1."""
     fits = (limbs[..., 1] == 0) & (limbs[..., 0] <= INT32_MAX)
@@ -129,6 +181,16 @@ def assign(limbs: Limbs, values: Int[Array, "*shape"]) -> Limbs:
     added = jnp.where(negative & (added <= INT32_MAX), added, jnp.uint32(0))
     kept = negative | ((read == INT32_MAX) & (values == INT32_MAX))
     return jnp.where(kept[..., None], add(limbs, pair(added)), written)
+
+
+def is_wrapped_sum(written: np.ndarray, limbs: np.ndarray) -> np.ndarray:
+    """Returns whether each int32 is the wrapped sum of the count as `to_int32` reads it and an int32 >= 0.
+
+    `assign` takes such a sum for an addition. On the host any other negative number can be refused.
+    """
+    # NumPy warns about scalars that wrap, and not about arrays.
+    written, read = np.atleast_1d(written), np.atleast_1d(to_int32_on_host(limbs))
+    return written.astype(np.uint32) - read.astype(np.uint32) <= INT32_MAX
 
 
 def total(values: Shaped[Array, ...], axes: Sequence[int]) -> Limbs:

@@ -20,13 +20,13 @@ class StepCounter(EvalAware):
 
     | field | shape | dtype | reset value | how copies combine |
     |---|---|---|---|---|
-    | step | () | an exact `Counter` | 0 | same: a step that all replicas take together counts once |
+    | step | () | an exact `Counter` | 0 | replicated: a step that all replicas take together counts once |
 
     Args:
         rngs: one key is taken from `rngs.params()`, so that adding a counter shifts the stream as any other layer does.
 
     Raises:
-        InvalidTypeError: `rngs` is no `nnx.Rngs`.
+        InvalidTypeError: `rngs` is not an `nnx.Rngs`.
 
     `model.eval()` sets `deterministic`, and then a call returns the value and adds nothing.
 
@@ -46,7 +46,7 @@ class StepCounter(EvalAware):
             raise InvalidTypeError(
                 compose(
                     "StepCounter",
-                    "takes one key from an nnx.Rngs.",
+                    "requires an nnx.Rngs, from which it takes one key.",
                     got=describe(rngs),
                     fix="StepCounter(nnx.Rngs(0)), or a tallax.Counter(), which takes none",
                 )
@@ -74,7 +74,7 @@ class StepCounter(EvalAware):
 
 
 def counter_after_n_calls(seed: int | float, n_calls: int | float) -> jax.Array:
-    """Makes a `StepCounter` from `seed`, calls it `n_calls` times, and returns its value beside `n_calls`.
+    """Makes a `StepCounter` from `seed`, calls it `n_calls` times, and returns its value and `n_calls`.
 
     Args:
         seed: any integer, or a float that holds one. Beyond 64 bits it is taken modulo 2**63, as JAX's keys end there.
@@ -96,7 +96,9 @@ def counter_after_n_calls(seed: int | float, n_calls: int | float) -> jax.Array:
     calls = _whole("n_calls", n_calls)
     if calls < 0:
         raise InvalidValueError(
-            compose("n_calls", "a number of calls is not negative.", got=describe(n_calls), fix="n_calls=0 or more")
+            compose(
+                "n_calls", "the number of calls must not be negative.", got=describe(n_calls), fix="n_calls=0 or more"
+            )
         )
     counter = StepCounter(nnx.Rngs(seed if -(2**63) <= seed < 2**63 else seed % 2**63))
     for _ in range(calls):
@@ -106,11 +108,11 @@ def counter_after_n_calls(seed: int | float, n_calls: int | float) -> jax.Array:
 
 def _whole(name: str, value: Any) -> int:
     try:
-        whole = int(value)  # raises for NaN, infinities, and what is no number
+        whole = int(value)  # raises for NaN, infinities, and values that are not numbers
         if whole == value:
             return whole
     except (TypeError, ValueError, OverflowError):
         pass
     raise InvalidValueError(
-        compose(name, "takes an integer, or a float that holds one.", got=describe(value), fix=f"{name}=5")
+        compose(name, "takes an integer, or a float with an integer value.", got=describe(value), fix=f"{name}=5")
     )

@@ -46,12 +46,12 @@ class ClipByGlobalNormState(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipCounts:
-    """How often gradients were clipped.
+    """The numbers of updates and clips of a `clip_by_global_norm`.
 
     Attributes:
-        updates: how many updates there were, exactly.
-        clipped: how many had a global norm above the threshold, infinite ones included.
-        nonfinite: how many had a global norm that was NaN or infinite.
+        updates: the exact number of updates.
+        clipped: the number of updates with a global norm above the threshold, including infinite norms.
+        nonfinite: the number of updates with a global norm that was NaN or infinite.
         rate: clipped / updates; 0.0 before the first update.
         max_norm: the threshold of the last update.
     """
@@ -64,7 +64,7 @@ class ClipCounts:
 
 
 def clip_by_global_norm(max_norm: float | Callable[[Any], Any]) -> optax.GradientTransformationExtraArgs:
-    """Scales updates down to a global norm, which may be a schedule, and counts how often it did.
+    """Scales updates down to a global norm, which may be a schedule, and counts the updates that were scaled.
 
     The updates are those of `optax.clip_by_global_norm`: with `g` the global norm over all leaves, they stay as they
     are where `g < max_norm`, and become `u / g * max_norm` otherwise.
@@ -96,7 +96,7 @@ def clip_by_global_norm(max_norm: float | Callable[[Any], Any]) -> optax.Gradien
             )
         if not is_traced(max_norm) and not max_norm > 0:
             raise InvalidValueError(
-                compose("max_norm", "a clip threshold is positive.", got=describe(max_norm), fix="max_norm=1.0")
+                compose("max_norm", "the clip threshold must be positive.", got=describe(max_norm), fix="max_norm=1.0")
             )
 
     def threshold(count: Any) -> jax.Array:
@@ -104,7 +104,9 @@ def clip_by_global_norm(max_norm: float | Callable[[Any], Any]) -> optax.Gradien
 
     def init(params: optax.Params) -> ClipByGlobalNormState:
         del params
-        zeros = [jnp.zeros(2, jnp.uint32) for _ in range(3)]  # one array each, so that all of them can be donated
+        zeros = [
+            jnp.asarray(_uint64.from_int(0)) for _ in range(3)
+        ]  # one array each, so that all of them can be donated
         return ClipByGlobalNormState(*zeros, max_norm=threshold(jnp.int32(0)))
 
     def update(
@@ -113,7 +115,7 @@ def clip_by_global_norm(max_norm: float | Callable[[Any], Any]) -> optax.Gradien
         del params, extra_args
         limit = threshold(_uint64.to_int32(state.updates) if step is None else as_array(step_value(step)))
         norm = jnp.asarray(optax.tree.norm(updates))
-        bound = limit.astype(norm.dtype)  # as a Python number beside it would be
+        bound = limit.astype(norm.dtype)  # the dtype that a Python number would get from promotion
         within, above = norm < bound, norm > bound
 
         def clip(leaf: jax.Array) -> jax.Array:
@@ -131,7 +133,7 @@ def clip_by_global_norm(max_norm: float | Callable[[Any], Any]) -> optax.Gradien
 
 
 def clip_counts(state: Any) -> ClipCounts:
-    """Returns how often the one `clip_by_global_norm` in an optimizer clipped; waits for the values.
+    """Returns the counts of the only `clip_by_global_norm` in an optimizer; waits for the values.
 
     Args:
         state: an `nnx.Optimizer`, or any optax state.
@@ -150,7 +152,7 @@ def clip_counts(state: Any) -> ClipCounts:
         raise InvalidValueError(
             compose(
                 "clip_counts",
-                "takes an optimizer with one tallax.clip_by_global_norm in it.",
+                "requires an optimizer with exactly one tallax.clip_by_global_norm.",
                 got=f"{len(found)} of them",
                 fix="optax.chain(tallax.clip_by_global_norm(1.0), ...), or the state of the one that is meant",
             )
@@ -160,7 +162,7 @@ def clip_counts(state: Any) -> ClipCounts:
         raise TracedReadError(
             compose(
                 "clip_counts",
-                "reads exact counts on the host, which a trace does not have.",
+                "cannot read exact counts inside a trace.",
                 got="a traced optimizer state",
                 fix="call it outside jit; inside, the ClipByGlobalNormState has max_norm as an array",
             )
@@ -193,7 +195,7 @@ class _StepSchedule(optax.schedules.StatefulSchedule):
         self.schedule = schedule
 
     def init(self) -> jax.Array:
-        return jnp.zeros(2, jnp.uint32)
+        return jnp.asarray(_uint64.from_int(0))
 
     def update(self, state: jax.Array, **extra_args: Any) -> jax.Array:
         del extra_args
@@ -220,13 +222,13 @@ def scheduled(
     updates equal those of `optax.adam(schedule)` to the bit. If it takes numbers only, it is given the value.
 
     Args:
-        inner_factory: what makes the transformation, such as `optax.adamw`.
+        inner_factory: a function that makes the transformation, such as `optax.adamw`.
         *args: its arguments. A callable is a schedule, unless it is a type, such as `jnp.bfloat16`, or the factory's
-            annotation says that the argument is no number, as for `mask`.
+            annotation says that the argument is not a number, for example `mask`.
         static_args: the names of other arguments that are callables and not schedules.
         hyperparam_dtype: the dtype of the schedules' values. By default values for a factory that takes schedules keep
             their dtype, and those for one that takes numbers have the highest of the parameters' dtypes.
-        **kwargs: its keyword arguments, as `*args`.
+        **kwargs: its keyword arguments. A callable is a schedule under the same conditions as in `*args`.
 
     Raises:
         InvalidTypeError: `inner_factory` is a transformation already, or `step` is not an integer.
@@ -244,7 +246,7 @@ def scheduled(
         raise InvalidTypeError(
             compose(
                 "scheduled",
-                "takes what makes a transformation, and its arguments.",
+                "takes a function that makes a transformation, such as optax.adamw, and its arguments.",
                 got=f"a {type(inner_factory).__name__}",
                 fix="tallax.scheduled(optax.adamw, learning_rate=schedule)",
             )

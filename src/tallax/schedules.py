@@ -37,8 +37,8 @@ class Scheduled(EvalAware):
 
     Args:
         schedule: an optax schedule, or any function from an int32 count to a scalar.
-        name: a label for tables and logs, where the attribute's name does not say enough.
-        persistent: whether checkpoints keep it.
+        name: a label for tables and logs, in addition to the attribute's name.
+        persistent: whether checkpoints save the state.
 
     In eval mode (`model.eval()`, or `nnx.view(model, deterministic=True)`) a call returns the value and keeps nothing.
 
@@ -62,7 +62,7 @@ class Scheduled(EvalAware):
             raise InvalidTypeError(
                 compose(
                     "Scheduled",
-                    "takes a schedule, a function from a count to a scalar.",
+                    "requires a schedule: a function from a step count to a scalar.",
                     got=describe(schedule),
                     fix="optax.constant_schedule(2.0), or optax.linear_schedule(5.0, 1.0, 10_000)",
                 )
@@ -81,12 +81,12 @@ class Scheduled(EvalAware):
         """Returns the value at `step`, and keeps it.
 
         Args:
-            step: what counts the steps: a `Counter`, a `StepCounter`, or an integer scalar, traced or not. The schedule
-                sees it as int32, saturated at 2**31 - 1. Without it, the value of the last call is returned.
+            step: the step: a `Counter`, a `StepCounter`, or an integer scalar, traced or not. The schedule gets it as
+                int32, saturated at 2**31 - 1. If omitted, the value of the last call is returned.
 
         Returns:
-            float32[]: the pinned value while there is one, otherwise `schedule(step)`. Where `vmap` has made a stack of
-            them, as for `scan` over layers, a call of the stack returns one value for each.
+            float32[]: the pinned value if there is one, otherwise `schedule(step)`. If `vmap` has made a stack of
+            scheduled values, for example one per layer, a call of the stack returns one value for each.
 
         Raises:
             InvalidTypeError: `step` is not an integer scalar.
@@ -121,7 +121,7 @@ class Scheduled(EvalAware):
             raise InvalidValueError(
                 compose(
                     self,
-                    "a pin is one number, not NaN.",
+                    "can only be pinned to one number that is not NaN.",
                     got=describe(value),
                     fix="pin(2.0), or release() to follow the schedule",
                 )
@@ -187,7 +187,7 @@ class Scheduled(EvalAware):
         return f"Scheduled({name}{_called(self.schedule)})"
 
     def _said(self) -> str:
-        """Returns the value in words, and whether it is pinned; nothing where it can't be read."""
+        """Returns the formatted value, and whether it is pinned; an empty string if it cannot be read."""
         state = self.state._shown()
         if state is None:
             return ""
@@ -201,7 +201,7 @@ class Scheduled(EvalAware):
             raise InvalidValueError(
                 compose(
                     "Scheduled",
-                    "the schedule must give a scalar.",
+                    "the schedule must return a scalar.",
                     got=describe(value),
                     fix="one Scheduled for each number, or a tallax.Buffer for an array",
                 )
@@ -225,10 +225,10 @@ def as_array(count: Any) -> jax.Array:
 
 
 def step_value(step: Any) -> jax.Array | np.int32:
-    """Returns what counts the steps as int32[], saturated at 2**31 - 1.
+    """Returns a step as int32[], saturated at 2**31 - 1.
 
     Args:
-        step: a `Counter`; a module that keeps one as its `step`, such as `StepCounter`; an integer; an integer scalar
+        step: a `Counter`; a module with a `Counter` as its `step`, such as `StepCounter`; an integer; an integer scalar
             array; or the two words of a `Counter`, which is what `nnx.Optimizer.update(..., step=counter)` passes on.
 
     Raises:
@@ -240,7 +240,7 @@ def step_value(step: Any) -> jax.Array | np.int32:
         return step.get_value()
     if isinstance(step, nnx.Variable):
         step = step.get_value()
-    if isinstance(step, Pending):  # likewise, inside `tallax.compile_step`
+    if isinstance(step, Pending):  # the words of a Counter inside `tallax.compile_step`
         return _uint64.to_int32(step.limbs)
     if isinstance(step, np.ndarray | np.generic) and step.ndim == 0 and step.dtype.kind in "iu":
         step = int(step)  # JAX would cut it to 32 bits
@@ -251,12 +251,12 @@ def step_value(step: Any) -> jax.Array | np.int32:
         if step.shape == ():
             wide = jnp.iinfo(step.dtype).max > _uint64.INT32_MAX
             return (jnp.minimum(step, _uint64.INT32_MAX) if wide else step).astype(jnp.int32)
-        if step.shape == (2,) and step.dtype == jnp.uint32:
+        if step.ndim == 1 and _uint64.has_limb_axis(step):
             return _uint64.to_int32(step)
     raise InvalidTypeError(
         compose(
             "step",
-            "a schedule counts in whole steps.",
+            "a schedule requires an integer step.",
             got=describe(step),
             expected="a Counter, a StepCounter, or an integer scalar",
             fix="step=model.step",

@@ -70,7 +70,7 @@ def _touched(touch, model, x):
     return model(x)
 
 
-for _name, _item in cases.ITEMS.items():
+for _name, _item in cases.STATE_CASES.items():
     RIGHT[f"tallax-{_name}"] = Right(
         functools.partial(cases.Model, _item.make), (BATCH[:, :3],), functools.partial(_touched, _item.touch)
     )

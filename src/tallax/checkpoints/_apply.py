@@ -27,7 +27,7 @@ from tallax.checkpoints._to_tree import entry_of, has_shares, whole
 from tallax.replicas import per_replica
 from tallax.schedules import Scheduled
 from tallax.statistics import Statistic
-from tallax.variables import Item
+from tallax.variables import StateVariable
 
 Fetch = Callable[[Mapping[str, str], "Target"], Mapping[str, Any]]
 
@@ -227,7 +227,7 @@ class Target:
                 raise mismatch(name, found.sources[name], str(error), str(wanted), report, policy) from None
             converted += [how] if how else []
             warnings += [warning] if warning else []
-            on_host = isinstance(variables[name], Item)
+            on_host = isinstance(variables[name], StateVariable)
             values[name] = in_place_of(self.leaves[name], array, wanted.dtype, on_host=on_host)
         return values, dataclasses.replace(found.report, converted=tuple(converted), warnings=tuple(warnings))
 
@@ -273,13 +273,15 @@ def _reset(holder: Holder) -> None:
 def _share_out(combined: Any, thing: Any) -> None:
     """Puts what a combined copy of an object has into the object, whose items keep a share for each replica."""
     originals = dict(_items(thing))
-    layouts = {(item.get_raw_value().sharding.mesh, item._replica_axes) for item in originals.values() if item._shares}
+    layouts = {
+        (item.get_raw_value().sharding.mesh, item._replica_axes) for item in originals.values() if item._per_replica
+    }
     laid_out = combined
     for mesh, axes in layouts:
         paths = {
             path
             for path, item in originals.items()
-            if item._shares and (item.get_raw_value().sharding.mesh, item._replica_axes) == (mesh, axes)
+            if item._per_replica and (item.get_raw_value().sharding.mesh, item._replica_axes) == (mesh, axes)
         }
         laid_out = per_replica(laid_out, mesh, axes, only=lambda path, _, paths=paths: tuple(path) in paths)
     values = {path: node.get_raw_value() for path, node in nnx.iter_graph(laid_out) if isinstance(node, nnx.Variable)}
@@ -296,4 +298,4 @@ def _is_variable(leaf: Any) -> bool:
 
 
 def _items(thing: Any) -> list[tuple[Any, Any]]:
-    return [(path, node) for path, node in nnx.iter_graph(thing) if isinstance(node, Item)]
+    return [(path, node) for path, node in nnx.iter_graph(thing) if isinstance(node, StateVariable)]

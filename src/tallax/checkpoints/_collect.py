@@ -27,7 +27,7 @@ from tallax._module import EvalAware
 from tallax.compiling import CompiledStep
 from tallax.schedules import Scheduled
 from tallax.statistics import Statistic
-from tallax.variables import Counter, Held, Item
+from tallax.variables import Counter, Held, StateVariable
 
 RESERVED = "tallax"  # where a checkpoint keeps what it tells of itself
 _CONSTANTS = {int, float, bool, str, tuple, dict, list, type(None), types.FunctionType, type}
@@ -76,7 +76,7 @@ class Holder:
     @property
     def is_item(self) -> bool:
         """Whether it is one of tallax's own."""
-        return isinstance(self.variable, Item)
+        return isinstance(self.variable, StateVariable)
 
     def put(self, values: Sequence[Any]) -> None:
         """Replaces its value."""

@@ -13,7 +13,7 @@ from flax import nnx
 
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
 from tallax.checkpoints._rename import Rename, Spelling, check_rename
-from tallax.variables import Item
+from tallax.variables import StateVariable
 
 Missing: TypeAlias = Literal["error", "state", "init"] | Sequence[str | type[nnx.Variable[Any]]]
 Unexpected: TypeAlias = Literal["error", "ignore"] | Sequence[str]
@@ -74,7 +74,7 @@ class Policy:
         if name in self.optional or self.missing == "init":
             return True
         if isinstance(self.missing, str):
-            return self.missing == "state" and isinstance(variable, Item)
+            return self.missing == "state" and isinstance(variable, StateVariable)
         return any(
             self._matches(name, part) if isinstance(part, str) else isinstance(variable, part) for part in self.missing
         )

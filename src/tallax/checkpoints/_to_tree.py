@@ -19,7 +19,7 @@ from tallax.checkpoints._serialize import dtype_of, is_key, is_writable, size_of
 from tallax.reading import Reading
 from tallax.replicas import combine_replicas
 from tallax.statistics import Statistic
-from tallax.variables import Item
+from tallax.variables import StateVariable
 
 _SMALL = 2**16  # bytes; a larger item is an array of its own
 
@@ -151,19 +151,19 @@ def entry_of(holder: Holder, leaf: Any) -> Entry:
         shape=shape,
         owner="" if owner is None else type(owner).__name__,
         configuration=repr(owner._configuration()) if isinstance(owner, Statistic) else "",
-        reduce=str(holder.variable.get_metadata("reduce")) if isinstance(holder.variable, Item) else "",
+        reduce=str(holder.variable.get_metadata("reduce")) if isinstance(holder.variable, StateVariable) else "",
         persistent=holder.persistent,
     )
 
 
 def has_shares(holder: Holder) -> bool:
     """Tells whether an item is kept as a share for each replica."""
-    return isinstance(holder.variable, Item) and holder.variable._shares is not None
+    return isinstance(holder.variable, StateVariable) and holder.variable._per_replica is not None
 
 
 def whole(thing: Any) -> Any:
     """Returns an object with the shares of replicas combined, or itself where there are none."""
-    if any(isinstance(node, Item) and node._shares for _, node in nnx.iter_graph(thing)):
+    if any(isinstance(node, StateVariable) and node._per_replica for _, node in nnx.iter_graph(thing)):
         return combine_replicas(thing)
     return thing
 

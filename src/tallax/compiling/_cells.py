@@ -17,7 +17,7 @@ from flax import nnx
 from tallax._arrays import is_traced
 from tallax._errors import StateOwnedByStepError, TraceError, compose
 from tallax.compiling._refusals import in_a_trace
-from tallax.variables import Counter, Held, Item, Pending
+from tallax.variables import Counter, Held, Pending, StateVariable
 
 _SMALL = 2**16  # bytes; of these a step may well keep two copies
 _TIME = operator.attrgetter("time")
@@ -50,7 +50,7 @@ class Form:
         if isinstance(raw, Pending) or is_traced(raw):
             raise in_a_trace()
         is_array = isinstance(raw, jax.Array | np.ndarray)
-        is_packed = isinstance(variable, Counter) and not variable._shares
+        is_packed = isinstance(variable, Counter) and not variable._per_replica
         is_packed = is_packed and (isinstance(raw, np.ndarray) or raw.is_fully_replicated)
         sharding = raw.sharding if isinstance(raw, jax.Array) and raw.committed else None
         return cls(
@@ -58,7 +58,7 @@ class Form:
             shape=tuple(variable.shape) if is_packed else (),
             arrays=len(jax.tree.leaves(raw)),
             is_packed=is_packed,
-            is_small=isinstance(variable, Item) and raw.nbytes <= _SMALL,
+            is_small=isinstance(variable, StateVariable) and raw.nbytes <= _SMALL,
             value=jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=sharding) if is_array else raw,
         )
 
@@ -69,7 +69,7 @@ class Owned(Held):
     __slots__ = ("cell",)
 
     def __init__(self, cell: Cell):
-        is_item = isinstance(cell.variable, Item) and not cell.variable._shares
+        is_item = isinstance(cell.variable, StateVariable) and not cell.variable._per_replica
         read, write = (cell.read, cell.write) if is_item else (None, None)
         super().__init__(cell.variable, cell.name, cell.form.value, read, write)
         self.cell = cell

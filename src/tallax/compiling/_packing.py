@@ -70,12 +70,7 @@ class Packing:
             np.zeros(size, np.uint32) if number in whole else unsplit(jnp.asarray(added[number])).reshape(size)
             for number, size in enumerate(self.sizes)
         ]
-        word = jnp.concatenate(words)
-        low, high = packed[0] + word, packed[1]
-        carried = low < word
-        full = carried & (high == np.uint32(_uint64.WORD))
-        high = high + carried.astype(jnp.uint32)
-        result = jnp.where(full, jnp.uint32(_uint64.WORD), jnp.stack([low, high]))
+        result = _uint64.add_transposed(packed, jnp.concatenate(words))
         for number, limbs in whole.items():
             result = _put(result, self.ends[number], limbs)
         return result

@@ -81,7 +81,7 @@ def _other(number: int, words: np.ndarray, others: list[np.ndarray]) -> np.ndarr
 def _refuse_unreadable(entry: Entry) -> None:
     """Raises if an entry's value is kept as shares of replicas, or was cast: now, and not once it is on the host."""
     for item in entry.items.values():
-        if item._shares:
+        if item._per_replica:
             item._stored()
     if entry.owner is not None:
         entry.owner.refuse_casts()

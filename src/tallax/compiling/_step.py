@@ -28,7 +28,7 @@ from tallax.compiling._results import Shape, flatten, refuse_references, with_re
 from tallax.compiling._step_state import Items, Programs, State
 from tallax.compiling._structure import Structure, refuse_shared
 from tallax.reading import Reading, entries_of, reading_of
-from tallax.variables import Item, Pending
+from tallax.variables import Pending, StateVariable
 
 _LOOK_AT = 16  # Variables at each call, and twice as many modules: a few microseconds
 
@@ -137,7 +137,7 @@ class CompiledStep:
         self._graph = bool(nnx.set_graph_mode.current_value() if graph is None else graph)
         self._arguments = Arguments(function, objects, static_argnums, static_argnames)
         self._names = self._arguments.names
-        refuse_shared(objects, self._names, items_only=self._graph, kind=Item)
+        refuse_shared(objects, self._names, items_only=self._graph, kind=StateVariable)
         self._structure = Structure(objects, self._names)  # the one that it is compiled for
         self._layout: Layout | None = None
         self._whole: frozenset[int] = frozenset()  # counts that the step does more with than add to and read
@@ -313,7 +313,7 @@ class CompiledStep:
         """Takes the state over, from the objects and from other steps."""
         before = self._holding
         layout = Layout(self._objects, self._names, graph=self._graph)
-        refuse_shared(self._objects, self._names, items_only=self._graph, kind=Item)
+        refuse_shared(self._objects, self._names, items_only=self._graph, kind=StateVariable)
         if self._layout is not None and layout.graphdef != self._layout.graphdef:
             raise changed(self._structure.change())
         self._layout = layout

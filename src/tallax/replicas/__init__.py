@@ -1,21 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many devices and processes: what is counted where, a share for each replica, and whether copies still agree.
+"""State on many devices and in many processes: per-replica state, and checks that copies agree.
 
-Under `jit`, arrays are global, and so are counts: a batch that is split over devices (`NamedSharding`, automatic or
-explicit axes) is counted whole. Inside `shard_map` an increment is summed over the mesh axes it varies on, in one
-all-reduce for each update (`Extrema`, `Ema` and `Moments` say how many they take). Under `jit` XLA sums by itself, and
-may take one for each mesh axis.
+Under `jit`, arrays are global, and so are counts: a batch that is split over devices is counted whole, whether its mesh
+axes are automatic or explicit. XLA sums by itself and may use one all-reduce for each mesh axis. Inside `shard_map` an
+increment is summed over the mesh axes that it varies on, in one all-reduce per update (`Extrema`, `Ema` and `Moments`
+document how many they use).
 
-A step that should not communicate for its counts keeps a share for each replica instead. `per_replica` makes room for
-the shares, the step inside `shard_map` stays as it is, and `combine_replicas` reads: it makes the one collective that
-all the steps left out.
+If a step must not communicate for its counts, each replica can keep state of its own:
 
-With several processes the batch has to be one global array, which `jax.make_array_from_process_local_data(sharding, x)`
-makes. A process's own NumPy array, handed straight to a compiled step, is taken for the same in all processes: JAX
-cannot tell, each process then counts its own part, and "replicated" state drifts apart. `assert_replicated` finds out.
+1. `per_replica(model, mesh, axis_name)` returns a copy of the model. Every tallax variable in it, except replicated
+   ones, has one value per replica, one behind the other on the first axis. The first replica starts from the counts so
+   far, the others start from the identity of the reduction.
+2. `replica_specs(model)` returns the specs for `shard_map`. Inside it, each replica sees and writes its own value.
+3. `combine_replicas(model)` returns a copy with one value per variable: the one collective that all steps left out.
+   Counts are summed exactly, buffers combine by their `reduce`, and statistics with a buffer are merged.
+
+With several processes the batch must be one global array, as `jax.make_array_from_process_local_data(sharding, x)`
+makes it. If each process passes its own NumPy array to a compiled step, JAX assumes that all processes pass the same
+array. Each process then counts its own part, and replicated state drifts apart. `assert_replicated` detects this.
+
+Which file to open: `_per_replica.py` for the three functions, `_agreement.py` for `assert_replicated`. The metadata of
+a variable with per-replica state is a `tallax.variables.PerReplica`. `tallax._mesh_axes` decides which increments are
+summed over which axes.
+
+The invariant: an increment is summed over each axis that it varies on, and over no other, with or without per-replica
+state. `tests/test_per_replica.py` checks it on one, two and three mesh axes.
 """
 
 from tallax.replicas._agreement import assert_replicated as assert_replicated
-from tallax.replicas._shares import combine_replicas as combine_replicas
-from tallax.replicas._shares import per_replica as per_replica
-from tallax.replicas._shares import replica_specs as replica_specs
+from tallax.replicas._per_replica import combine_replicas as combine_replicas
+from tallax.replicas._per_replica import per_replica as per_replica
+from tallax.replicas._per_replica import replica_specs as replica_specs

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`assert_replicated`: are the copies of devices and processes still the same?"""
+"""`assert_replicated`: a check that the copies on all devices and in all processes are equal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DIGEST = 16  # bytes
 
 
 def assert_replicated(model: Any, *, only: Any = (Counter, Buffer)) -> None:
-    """Raises where what is meant to be the same on several devices, or in several processes, is not; compares bits.
+    """Raises if a replicated value differs, in any bit, between devices or processes.
 
     It finds a batch that was handed to a compiled step as each process's own NumPy array, a step that some processes
     did not take, and a `shard_map` with `check_vma=False` that returned each device's own. All processes have to call
@@ -29,10 +29,11 @@ def assert_replicated(model: Any, *, only: Any = (Counter, Buffer)) -> None:
 
     Args:
         model: a module, or any other node of Flax NNX's graph.
-        only: an NNX filter: what is compared. By default tallax's items; `...` takes in parameters and all else.
+        only: an NNX filter that selects the Variables to compare. By default these are the tallax variables; `...`
+            selects all, including parameters.
 
     Raises:
-        ReplicasError: copies differ; or the processes do not hold the same Variables.
+        ReplicasError: copies differ, or the processes do not have the same Variables.
         TracedReadError: called inside a trace.
 
     Example:
@@ -54,9 +55,9 @@ def assert_replicated(model: Any, *, only: Any = (Counter, Buffer)) -> None:
         raise ReplicasError(
             compose(
                 "assert_replicated",
-                "all processes hold the same Variables.",
-                got="others, or others' shapes, in another process",
-                fix="make the model alike in all processes, and call this in all of them",
+                "all processes must have the same Variables.",
+                got="different Variables or shapes in another process",
+                fix="build the same model in all processes, and call assert_replicated in all of them",
             )
         )
     if not chosen:
@@ -79,7 +80,7 @@ def check_concrete(variable: nnx.Variable[Any]) -> None:
         raise TracedReadError(
             compose(
                 variable,
-                "replicas are laid out, combined and compared between steps.",
+                "replicas can only be laid out, combined or compared outside a trace, between steps.",
                 got=describe(variable.get_raw_value()),
                 fix="call it outside of jit and shard_map",
             )
@@ -92,10 +93,10 @@ def check_alike(variable: nnx.Variable[Any], copies: dict[bytes, set[bytes]]) ->
         raise ReplicasError(
             compose(
                 variable,
-                "copies that are meant to be the same differ between devices or processes.",
+                "the copies of a replicated value differ between devices or processes.",
                 got=f"{most} different values",
                 fix="jax.make_array_from_process_local_data(sharding, x) for the batch of several processes; "
-                "shard_map with check_vma=True; or reduce= where replicas keep their own",
+                "shard_map with check_vma=True; or reduce= if each replica keeps a value of its own",
             )
         )
 

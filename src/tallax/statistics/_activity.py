@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,23 +15,22 @@ import numpy as np
 from tallax import _uint64
 from tallax._arrays import is_traced, unsplit
 from tallax._errors import InvalidValueError, compose
-from tallax._mesh_axes import AxisName, Combination, axes_to_combine, count_over, on_first, replica_count
-from tallax.statistics._statistic import Statistic, entries_of, leading_axes
+from tallax._mesh_axes import AxisName, Combination, count_over, on_first
+from tallax.statistics._statistic import CountsAndBuffer, entries_of, leading_axes
 from tallax.variables import Buffer, Counter
 
 _FIRED, _TOTAL, _UPDATES = range(3)  # the counts of a unit
-_WORD = np.uint32(2**32 - 1)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class ActivityResult:
-    """How the units of an `Activity` did.
+    """The firing rates of the units of an `Activity`, and the dead units.
 
     Attributes:
-        rates: fired / total of each unit since the last reset, as a float; 0.0 where nothing was seen.
+        rates: fired / total of each unit since the last reset, as a float; 0.0 if nothing was seen.
         dead: bool[units]: the units that did not fire in the window.
-        updates: how many updates the window has had so far. A Python int outside a trace; int32, saturated, inside one.
+        updates: the number of updates in the window so far. A Python int outside a trace; int32, saturated, inside one.
     """
 
     rates: Any
@@ -39,10 +38,10 @@ class ActivityResult:
     updates: Any
 
 
-class Activity(Statistic):
-    """How often each unit fires, and which have not fired for long: dead ReLUs, experts without tokens.
+class Activity(CountsAndBuffer):
+    """The firing rate of each unit, and the units that have not fired for long: dead ReLUs, experts without tokens.
 
-    A unit fires where its entry is true, or not zero (so NaN fires). A unit that never fired is dead, from the start.
+    A unit fires if its entry is true or not zero (so NaN fires). A unit that never fired is dead, from the start.
 
     | field | shape | dtype | reset value | how copies combine |
     |---|---|---|---|---|
@@ -50,10 +49,13 @@ class Activity(Statistic):
     | quiet | (units, 2): updates since it last fired, two words | uint32 | 2**64 - 1: never | min |
 
     Args:
-        units: how many units there are: the size of the last axis of what `update` takes.
-        window: how many updates without firing make a unit dead; without it, only a unit that never fired is.
-        axis_name: see `Statistic`. A unit fires where it does on any replica.
-        persistent: whether checkpoints keep it.
+        units: the number of units: the size of the last axis of the values passed to `update`.
+        window: the number of updates without firing after which a unit is dead. If omitted, only a unit that never
+            fired is dead.
+        axis_name: the mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
+            `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
+            A unit fires if it does on any replica.
+        persistent: whether checkpoints save the state.
 
     A masked entry neither fires nor counts in its unit's total. An update counts as one in the window whatever its mask
     and size, so a unit that is masked for a whole window is dead.
@@ -73,6 +75,7 @@ class Activity(Statistic):
     """
 
     _rounding = "nonzero"
+    _buffer_name = "quiet"
     _dtypes: ClassVar[Mapping[str, Any]] = {"quiet": np.dtype(np.uint32)}
 
     def __init__(
@@ -88,7 +91,7 @@ class Activity(Statistic):
             raise InvalidValueError(
                 compose(
                     "Activity",
-                    "units and the updates of a window are whole numbers.",
+                    "units and window must be positive integers.",
                     got=f"units={units!r}, window={window!r}",
                     expected="integers in [1, 2**31 - 1], or no window",
                     fix="Activity(x.shape[-1], window=1000)",
@@ -97,7 +100,7 @@ class Activity(Statistic):
         self.units: int = int(units)
         self.window: int | None = None if window is None else int(window)
         self.counts: Counter = Counter(shape=(self.units, 3), persistent=persistent)
-        self.quiet: Buffer = Buffer(np.full((self.units, 2), _WORD), persistent=persistent)
+        self.quiet: Buffer = Buffer(self._initial_buffer(), persistent=persistent)
 
     def compute(self) -> ActivityResult:
         """Returns the rate of each unit, which are dead, and the length of the window so far."""
@@ -120,29 +123,25 @@ class Activity(Statistic):
         dead = counts[..., _FIRED] == 0 if self.window is None else since >= self.window
         return ActivityResult(rates, dead, updates)
 
-    def reset(self) -> None:
-        """Forgets everything that was fed."""
-        self.refuse_casts()
-        self.counts.reset()
-        self.quiet[...] = np.full(self.quiet.shape, _WORD)
+    def _initial_buffer(self) -> np.ndarray:
+        return _uint64.full((self.units,), _uint64.MAX)
 
-    def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
-        axes = leading_axes(x, (self.units,), self, argument=f"{x.shape[-1]}" if x.ndim else "units")
-        replicas = axes_to_combine(x, where, state=self.counts, axis_name=self.axis_name)
-        updated = _updated(self.counts._words(), self.quiet._stored(), x, where, axes, replicas)
-        most = max(entries_of(x, axes) * replica_count(replicas.over), 1)
-        self.counts._add_known(*updated[:2], most=most)
-        self.quiet.set_value(updated[2])
+    def _axes_of(self, x: jax.Array) -> tuple[int, ...]:
+        return leading_axes(x, (self.units,), self, argument=f"{x.shape[-1]}" if x.ndim else "units")
 
-    def _merge(self, other: Activity, once: tuple[Hashable, ...] = ()) -> None:
-        self.counts._add_combined(on_first(other.counts._words(), once))
-        self.quiet.set_value(_fewer(self.quiet._stored(), other.quiet._stored()))
+    def _updated_state(
+        self, words: Any, buffer: Any, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], how: Combination
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return _updated(words, buffer, x, where, axes, how)
 
-    # Replicas took the same updates, so theirs are not added: those of the first share count.
-    def _join(self, share: Activity, number: Any) -> None:
+    def _merged_buffers(self, own: Any, other: Any) -> jax.Array:
+        return _fewer(own, other)
+
+    # All replicas took the same updates, so only the updates of the first replica are kept.
+    def _join(self, replica: Activity, number: Any) -> None:
         del number
         updates = self.counts._words()[..., _UPDATES, :]
-        self._merge(share)
+        self._merge(replica)
         self.counts._store(self.counts._words().at[..., _UPDATES, :].set(updates))
 
     def _configuration(self) -> dict[str, Any]:
@@ -175,8 +174,8 @@ def _updated(
     counts = count_over(_uint64.pair(jnp.stack([fired, total], -1)), replicas.over)
     counts = on_first(counts, replicas.once)
     one = _uint64.pair(jnp.ones_like(quiet[..., 0]))
-    fires = (counts[..., _FIRED, :] > 0).any(-1, keepdims=True)
-    quiet = jnp.where(fires, jnp.uint32(0), _uint64.add(quiet, one))  # never stays never
+    silent = _uint64.is_zero(counts[..., _FIRED, :])[..., None]
+    quiet = jnp.where(~silent, jnp.uint32(0), _uint64.add(quiet, one))  # never stays never
     counts = jnp.concatenate([counts, one[..., None, :]], -2)
     return _uint64.add(words, counts), counts, quiet
 
@@ -184,6 +183,4 @@ def _updated(
 @functools.partial(jax.jit, inline=True)
 def _fewer(left: jax.Array, right: jax.Array) -> jax.Array:
     """Returns the smaller of two counts, both as limbs."""
-    low, high, other_low, other_high = (words[..., word] for words in (left, right) for word in (0, 1))
-    fewer = (other_high < high) | ((other_high == high) & (other_low < low))
-    return jnp.where(fewer[..., None], right, left)
+    return jnp.where(_uint64.less(right, left)[..., None], right, left)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often does each slot number occur? The inner loop of the histograms, in the form that each platform likes.
+"""Counts of slot numbers: the inner loop of the histograms, in the fastest form for each platform.
 
 A scatter-add into few slots is bound by the adds themselves: about a nanosecond each on a CPU, and on an accelerator
 many threads queue for the same address. On a CPU two numbers are therefore combined into one, which halves the adds.

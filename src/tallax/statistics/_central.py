@@ -76,13 +76,13 @@ def union(a: State, b: State) -> State:
     )
 
     # What saw nothing changes nothing, to the bit.
-    no_a, no_b = (a.seen == 0).all(-1), (b.seen == 0).all(-1)
+    no_a, no_b = _uint64.is_zero(a.seen), _uint64.is_zero(b.seen)
     floats = jax.tree.map(lambda x, y, z: jnp.where(no_b, x, jnp.where(no_a, y, z)), a[1:], b[1:], both)
     return State(count, *floats)
 
 
 def _in_unit(state: State, unit: jax.Array) -> tuple[Pair, ...]:
-    """Returns the mean and M2 to M4 in a larger unit; what underflows is nothing beside the entry that set the unit."""
+    """Returns the mean and M2 to M4 in a larger unit; terms that underflow are negligible."""
     ratio = state.unit / jnp.where(unit > 0, unit, 1.0)
     moments = []
     for power, moment in enumerate((state.mean, state.m2, state.m3, state.m4), start=1):

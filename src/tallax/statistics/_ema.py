@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,19 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax import _uint64
-from tallax._arrays import is_traced, unsplit
+from tallax._arrays import unsplit
 from tallax._errors import InvalidValueError, compose
 from tallax._mesh_axes import (
     AxisName,
     Combination,
-    axes_to_combine,
     count_over,
     on_first,
-    replica_count,
     sum_over,
 )
 from tallax.statistics._host import as_number
-from tallax.statistics._statistic import Statistic, entries_of, leading_axes
+from tallax.statistics._statistic import CountsAndBuffer, exact_or_traced, unboxed
 from tallax.variables import Buffer, Counter, as_shape
 
 _SUM, _WEIGHT = range(2)  # the columns of the average
@@ -34,13 +32,13 @@ _SUM, _WEIGHT = range(2)  # the columns of the average
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class EmaResult:
-    """What an `Ema` has come to; arrays of its shape where it has one.
+    """The value of an `Ema`: scalars, or arrays of its shape if it has one.
 
     Attributes:
-        value: the average as a float (float32 in arrays); 0.0 where nothing was seen, which `weight == 0` tells.
-        weight: how much of an average the updates make up: 1 - decay**n after n of them, n of 1 for merged ones.
-        nonfinite: how many entries were left out because they, or the sum of their update, were NaN or infinite in
-            float32. A Python int or uint64 outside a trace; int32, saturated, inside one.
+        value: the average as a float (float32 in arrays); 0.0 if nothing was seen (`weight == 0`).
+        weight: the sum of the weights of all updates: 1 - decay**n after n updates, up to n for n merged averages.
+        nonfinite: the number of entries that were left out because they, or the sum of their update, were NaN or
+            infinite in float32. A Python int or uint64 outside a trace; int32, saturated, inside one.
     """
 
     value: Any
@@ -48,7 +46,7 @@ class EmaResult:
     nonfinite: Any
 
 
-class Ema(Statistic):
+class Ema(CountsAndBuffer):
     """An exponential moving average of each update's mean: a loss, a gate's load, the size of a gradient.
 
     The n-th update with mean m makes it `decay * ema + (1 - decay) * m`. That starts at 0, so it is biased towards 0 at
@@ -65,22 +63,25 @@ class Ema(Statistic):
     An average that forgets depends on the order of its updates, so two of them can't be made into the one of both
     streams, one after the other: `merge` pools them. Sums and weights add, so the value becomes the weighted mean of
     both. This is associative (up to rounding) and commutative, and further updates let the weight return to 1. Replicas
-    that keep a share each took their steps together, so `tallax.combine_replicas` takes the mean of their averages: up
-    to rounding that of the whole batch, where every replica had as many finite entries.
+    with per-replica state took their steps together, so `tallax.combine_replicas` takes the mean of their averages. If
+    every replica had as many finite entries, this equals the average of the whole batch up to rounding.
 
     Args:
-        decay: how much of the average an update leaves, in [0, 1); about 1 / (1 - decay) updates are remembered.
-        debias: whether `compute` divides by the weight also while it is below 1.
-        shape: one average for each head, expert, ...: the last axes of what `update` takes; the mean is taken over the
-            axes before.
-        axis_name: see `Statistic`. The mean is that of all replicas' entries.
-        persistent: whether checkpoints keep it.
+        decay: the fraction of the average that an update keeps, in [0, 1); about 1 / (1 - decay) updates are
+            remembered.
+        debias: whether `compute` divides by the weight while it is below 1.
+        shape: the shape of the averages, one for each head or expert for example. It must match the last axes of the
+            values passed to `update`; the mean is taken over the leading axes.
+        axis_name: the mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
+            `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
+            The mean is taken over the entries of all replicas.
+        persistent: whether checkpoints save the state.
 
     Means and the average are computed in float32 whatever the dtype fed. Rounding leaves a relative error of up to
     about 1e-7 / (1 - decay). Inside `shard_map` an update takes two all-reduces, for counts and for the sum.
 
     Raises:
-        InvalidValueError: `decay` is not a number in [0, 1), or `shape` is no shape.
+        InvalidValueError: `decay` is not a number in [0, 1), or `shape` is not a valid shape.
 
     Example:
         >>> import jax.numpy as jnp, tallax
@@ -91,6 +92,7 @@ class Ema(Statistic):
         EmaResult(value=5.0, weight=0.75, nonfinite=1)
     """
 
+    _counter_name, _buffer_name = "nonfinite", "average"
     _dtypes: ClassVar[Mapping[str, Any]] = {"average": np.dtype(np.float32)}
 
     def __init__(
@@ -108,7 +110,7 @@ class Ema(Statistic):
             raise InvalidValueError(
                 compose(
                     "Ema",
-                    "decay is how much of the average an update leaves.",
+                    "decay must be in [0, 1): an update keeps this fraction of the average.",
                     got=f"decay={decay!r}",
                     expected="a number in [0, 1)",
                     fix="Ema(0.99), which remembers about 100 updates",
@@ -118,7 +120,7 @@ class Ema(Statistic):
         self.debias: bool = bool(debias)
         self.shape: tuple[int, ...] = as_shape(shape, item="Ema")
         self.nonfinite: Counter = Counter(shape=self.shape, persistent=persistent)
-        self.average: Buffer = Buffer(np.zeros((*self.shape, 2), np.float32), persistent=persistent)
+        self.average: Buffer = Buffer(self._initial_buffer(), persistent=persistent)
 
     def compute(self) -> EmaResult:
         """Returns the average, its weight, and how many entries were left out, each of the declared shape."""
@@ -127,18 +129,8 @@ class Ema(Statistic):
     def read(self, state: Mapping[str, Any]) -> EmaResult:
         """Returns the record of a state; see `Statistic.read`."""
         words, average = state["nonfinite"], state["average"]
-        if is_traced(average):
-            return EmaResult(self._value(average, jnp), average[..., _WEIGHT], _uint64.to_int32(words))
-        parts = self._value(average, np), average[..., _WEIGHT], _uint64.to_uint64(words)
-        if average.ndim == 1:
-            parts = [np.asarray(part).item() for part in parts]
-        return EmaResult(*parts)
-
-    def reset(self) -> None:
-        """Forgets everything that was fed."""
-        self.refuse_casts()
-        self.nonfinite.reset()
-        self.average[...] = 0.0
+        numpy = np if isinstance(average, np.ndarray) else jnp
+        return EmaResult(*unboxed(self._value(average, numpy), average[..., _WEIGHT], exact_or_traced(words)))
 
     def _value(self, average: Any, numpy: Any) -> Any:
         """Returns the value; on the host and in a trace by the same float32 arithmetic."""
@@ -148,25 +140,24 @@ class Ema(Statistic):
             return total / numpy.where(weight == 0, one, weight)
         return total / numpy.maximum(weight, one)  # a weight beyond 1 comes from merging
 
-    def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
-        axes = leading_axes(x, self.shape, self)
-        replicas = axes_to_combine(x, where, state=self.nonfinite, axis_name=self.axis_name)
-        words, average = self.nonfinite._words(), self.average._stored()
-        updated = _updated(words, average, x, where, 1.0 - self.decay, axes, replicas)
-        self.nonfinite._add_known(*updated[:2], most=entries_of(x, axes) * replica_count(replicas.over))
-        self.average.set_value(updated[2])
+    def _initial_buffer(self) -> np.ndarray:
+        return np.zeros((*self.shape, 2), np.float32)
 
-    def _merge(self, other: Ema, once: tuple[Hashable, ...] = ()) -> None:
-        self.nonfinite._add_combined(on_first(other.nonfinite._words(), once))
-        self.average.set_value(_pooled(self.average._stored(), other.average._stored()))
+    def _updated_state(
+        self, words: Any, buffer: Any, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], how: Combination
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return _updated(words, buffer, x, where, 1.0 - self.decay, axes, how)
+
+    def _merged_buffers(self, own: Any, other: Any) -> jax.Array:
+        return _pooled(own, other)
 
     # Replicas took the same steps, so theirs are averaged, where `merge` would pool two streams one after the other.
-    def _begin_share(self) -> None:
+    def _begin_replica(self) -> None:
         self.nonfinite.reset()
 
-    def _join(self, share: Ema, number: Any) -> None:
-        average, other = self.average._stored(), share.average._stored()
-        self.nonfinite._add_combined(share.nonfinite._words())
+    def _join(self, replica: Ema, number: Any) -> None:
+        average, other = self.average._stored(), replica.average._stored()
+        self.nonfinite._add_combined(replica.nonfinite._words())
         self.average.set_value(average + (other - average) / (number + 1).astype(jnp.float32))
 
     def _configuration(self) -> dict[str, Any]:
@@ -199,10 +190,10 @@ def _updated(
     total = sum_over(unsplit(jnp.where(finite, x, 0).sum(axes)), replicas.over)
     mean = total / jnp.maximum(_uint64.to_float32(entries), 1)
     total, weight = average[..., _SUM], average[..., _WEIGHT]
-    # Rests where mean and average agree, which `decay * total + share * mean` need not.
+    # If mean and average are equal, this keeps the average as it is; `decay * total + share * mean` may round.
     new_total = total + share32 * (mean - total)
     new_weight = weight + share32 * (1 - weight)
-    some = (entries > 0).any(-1)
+    some = ~_uint64.is_zero(entries)
     fits = jnp.isfinite(new_total)  # an infinity would stay for ever
     nonfinite = _uint64.add(nonfinite, jnp.where(fits[..., None], jnp.uint32(0), entries))
     total = jnp.where(some & fits, new_total, total)

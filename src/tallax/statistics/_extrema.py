@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,39 +13,36 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax import _uint64
-from tallax._arrays import is_traced, unsplit
+from tallax._arrays import unsplit
 from tallax._mesh_axes import (
     AxisName,
     Combination,
-    axes_to_combine,
     count_over,
     min_over,
     on_first,
-    replica_count,
 )
-from tallax.statistics._statistic import Statistic, entries_of, leading_axes
+from tallax.statistics._statistic import CountsAndBuffer, exact_or_traced, unboxed
 from tallax.variables import Buffer, Counter, as_shape
 
 _COUNT, _NAN = range(2)
 # The rows of the extremes. What was fed nothing has the largest `at`, so that it loses every comparison; it reads as 0.
 _MIN_AT, _MAX_AT, _VALUES = range(3)
-_WORD = np.uint32(2**32 - 1)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class ExtremaResult:
-    """What an `Extrema` has seen; arrays of its shape where it has one.
+    """The extremes of an `Extrema`, and when they came: scalars, or arrays of its shape if it has one.
 
     Counts are Python ints or uint64 outside a trace; int32, saturated, inside one.
 
     Attributes:
-        min: the smallest entry as a float; inf where nothing was seen, which `count == 0` tells.
-        max: the largest entry likewise; -inf where nothing was seen.
-        min_at: what `count` was after the update that first brought `min`; 0 where nothing was seen.
-        max_at: likewise for `max`.
-        count: how many entries there were; infinities are among them, NaN is not.
-        nan: how many entries were NaN; `count + nan` is what was fed.
+        min: the smallest entry as a float; inf if nothing was seen (`count == 0`).
+        max: the largest entry as a float; -inf if nothing was seen.
+        min_at: the `count` after the update that first had `min`; 0 if nothing was seen.
+        max_at: the `count` after the update that first had `max`; 0 if nothing was seen.
+        count: the number of entries, including infinities and without NaN.
+        nan: the number of NaN entries; `count + nan` entries were fed.
     """
 
     min: Any
@@ -56,7 +53,7 @@ class ExtremaResult:
     nan: Any
 
 
-class Extrema(Statistic):
+class Extrema(CountsAndBuffer):
     """The smallest and the largest value, and when each came: logits that grow, a gate that saturates.
 
     An infinity is an extreme like any other; NaN is counted apart. The extremes and counts of a stream that was fed in
@@ -69,20 +66,22 @@ class Extrema(Statistic):
     | extremes[..., 2, :] | (*shape, 2): min and -max, the bits of float32 | uint32 | those of inf | min |
 
     Args:
-        shape: one pair for each head, expert, ...: the last axes of what `update` takes; the axes before are searched.
-        axis_name: see `Statistic`.
-        persistent: whether checkpoints keep it.
+        shape: the shape of the extremes, one pair for each head or expert for example. It must match the last axes of
+            the values passed to `update`.
+        axis_name: the mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
+            `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
+        persistent: whether checkpoints save the state.
 
     Values are compared in float32, so integers beyond 2**24 are rounded, and float64 (under x64) is too. XLA flushes
     subnormal numbers; they and -0.0 read as 0.0.
 
     `min_at` and `max_at` refer to the stream in which the extreme was seen: `merge` takes them over as they are, and
-    of equal extremes it keeps the smaller. So does `tallax.combine_replicas`, for replicas that keep a share each.
+    of equal extremes it keeps the smaller. So does `tallax.combine_replicas`, for per-replica state.
 
     An update inside `shard_map` takes two all-reduces, one for the counts and one for the extremes.
 
     Raises:
-        InvalidValueError: `shape` is no shape.
+        InvalidValueError: `shape` is not a valid shape.
 
     Example:
         >>> import jax.numpy as jnp, tallax
@@ -93,6 +92,7 @@ class Extrema(Statistic):
         ExtremaResult(min=-2.0, max=7.0, min_at=3, max_at=4, count=4, nan=1)
     """
 
+    _buffer_name = "extremes"
     _dtypes: ClassVar[Mapping[str, Any]] = {"extremes": np.dtype(np.uint32)}
 
     def __init__(
@@ -101,7 +101,7 @@ class Extrema(Statistic):
         super().__init__(axis_name=axis_name)
         self.shape: tuple[int, ...] = as_shape(shape, item="Extrema")
         self.counts: Counter = Counter(shape=(*self.shape, 2), persistent=persistent)
-        self.extremes: Buffer = Buffer(_nothing(self.shape), persistent=persistent)
+        self.extremes: Buffer = Buffer(self._initial_buffer(), persistent=persistent)
 
     def compute(self) -> ExtremaResult:
         """Returns the extremes, when they came, and the counts, each of the declared shape."""
@@ -110,49 +110,32 @@ class Extrema(Statistic):
     def read(self, state: Mapping[str, Any]) -> ExtremaResult:
         """Returns the record of a state; see `Statistic.read`."""
         words, extremes = state["counts"], state["extremes"]
-        if is_traced(words):
-            counts, when = _uint64.to_int32(words), _uint64.to_int32(extremes[..., :_VALUES, :])
-            empty = (words[..., _COUNT, :] == 0).all(-1)
-            values = _values(extremes)
-            choose = jnp.where
+        counts, when = exact_or_traced(words), exact_or_traced(extremes[..., :_VALUES, :])
+        empty = _uint64.is_zero(words[..., _COUNT, :])
+        if isinstance(words, np.ndarray):
+            values, choose = np.ascontiguousarray(extremes[..., _VALUES, :]).view(np.float32), np.where
         else:
-            counts, when = _uint64.to_uint64(words), _uint64.to_uint64(extremes[..., :_VALUES, :])
-            empty = counts[..., _COUNT] == 0
-            values = np.ascontiguousarray(extremes[..., _VALUES, :]).view(np.float32)
-            choose = np.where
+            values, choose = _values(extremes), jnp.where
         at = [choose(empty, when.dtype.type(0), when[..., row]) for row in (_MIN_AT, _MAX_AT)]
-        extremes = values[..., 0], 0 - values[..., 1]  # 0 - x and not -x, which of 0.0 is -0.0
-        parts = (*extremes, *at, counts[..., _COUNT], counts[..., _NAN])
-        if isinstance(words, np.ndarray) and words.ndim == 2:
-            parts = [np.asarray(part).item() for part in parts]
-        return ExtremaResult(*parts)
+        least, most = values[..., 0], 0 - values[..., 1]  # not -x, because -0.0 would be printed for 0.0
+        return ExtremaResult(*unboxed(least, most, *at, counts[..., _COUNT], counts[..., _NAN]))
 
-    def reset(self) -> None:
-        """Forgets everything that was fed."""
-        self.refuse_casts()
-        self.counts.reset()
-        self.extremes[...] = np.broadcast_to(_nothing(self.shape), self.extremes.shape)
+    def _initial_buffer(self) -> np.ndarray:
+        extremes = np.zeros((*self.shape, 3, 2), np.uint32)
+        extremes[..., [_MIN_AT, _MAX_AT], :] = _uint64.from_int(_uint64.MAX)
+        extremes[..., _VALUES, :] = np.float32(np.inf).view(np.uint32)
+        return extremes
 
-    def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
-        axes = leading_axes(x, self.shape, self)
-        replicas = axes_to_combine(x, where, state=self.counts, axis_name=self.axis_name)
-        updated = _updated(self.counts._words(), self.extremes._stored(), x, where, axes, replicas)
-        self.counts._add_known(*updated[:2], most=entries_of(x, axes) * replica_count(replicas.over))
-        self.extremes.set_value(updated[2])
+    def _updated_state(
+        self, words: Any, buffer: Any, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], how: Combination
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return _updated(words, buffer, x, where, axes, how)
 
-    def _merge(self, other: Extrema, once: tuple[Hashable, ...] = ()) -> None:
-        self.counts._add_combined(on_first(other.counts._words(), once))
-        self.extremes.set_value(_merged(self.extremes._stored(), other.extremes._stored()))
+    def _merged_buffers(self, own: Any, other: Any) -> jax.Array:
+        return _merged(own, other)
 
     def _configuration(self) -> dict[str, Any]:
         return {"shape": self.shape}
-
-
-def _nothing(shape: tuple[int, ...]) -> np.ndarray:
-    extremes = np.zeros((*shape, 3, 2), np.uint32)
-    extremes[..., [_MIN_AT, _MAX_AT], :] = _WORD
-    extremes[..., _VALUES, :] = np.float32(np.inf).view(np.uint32)
-    return extremes
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5), inline=True)
@@ -179,9 +162,9 @@ def _updated(
     least = min_over(unsplit(jnp.stack(least, -1)), replicas.over)
     least = jnp.where(least == 0, jnp.float32(0), least)  # one zero, so that equal extremes have equal bits
     least = on_first(least, replicas.once, otherwise=jnp.inf)
-    some = (counts[..., _COUNT, :] > 0).any(-1, keepdims=True)
+    none = _uint64.is_zero(counts[..., _COUNT, :])[..., None]
     after = _uint64.add(words, counts)
-    at = jnp.where(some, after[..., _COUNT, :], _WORD)
+    at = jnp.where(none, jnp.asarray(_uint64.from_int(_uint64.MAX)), after[..., _COUNT, :])
     return after, counts, _merged(extremes, _packed(jnp.stack([at, at], -2), least))
 
 
@@ -189,9 +172,7 @@ def _updated(
 def _merged(left: jax.Array, right: jax.Array) -> jax.Array:
     value, other = _values(left), _values(right)
     at, other_at = left[..., :_VALUES, :], right[..., :_VALUES, :]
-    low, high, other_low, other_high = at[..., 0], at[..., 1], other_at[..., 0], other_at[..., 1]
-    earlier = (other_high < high) | ((other_high == high) & (other_low < low))
-    better = (other < value) | ((other == value) & earlier)
+    better = (other < value) | ((other == value) & _uint64.less(other_at, at))
     return _packed(jnp.where(better[..., None], other_at, at), jnp.where(better, other, value))
 
 

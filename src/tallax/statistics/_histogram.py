@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Histogram`: where do the values lie, and how many lie outside?"""
+"""`Histogram`: counts in bins of equal width, and counts of values outside of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tallax.runs._record import Bins
 from tallax.statistics._bincount import count_slots
 from tallax.statistics._host import as_number
 from tallax.statistics._plotting import plot_bars, shape_of_stack, stacked, sum_of_stack, title_counts
-from tallax.statistics._statistic import Counts, exact_or_traced
+from tallax.statistics._statistic import Counts, exact_or_traced, unboxed
 from tallax.variables import Counter
 
 _MOST_BINS = 65_536
@@ -30,10 +30,10 @@ _OUTSIDE = ("underflow", "overflow", "nan", "posinf", "neginf")
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False, repr=False)
 class HistogramResult:
-    """What a `Histogram` has seen. Counts are exact outside a trace; int32, saturated, inside one.
+    """The counts of a `Histogram`. Counts are exact outside a trace; int32, saturated, inside one.
 
-    Of a stack of histograms, as `vmap` makes one for `scan` over layers, each count has the leading axes of the stack:
-    `result[k]` is that of layer k. Printed and drawn, they are put together.
+    If the histogram is a stack, for example one per layer that `vmap` made, each count has the leading axes of the
+    stack, and `result[k]` is the result of layer k. Printing and plotting add up the counts of the stack.
 
     Attributes:
         counts: entries per bin, uint64[bins]. Bin i holds `edges[i] <= x < edges[i + 1]`; the last holds its upper
@@ -61,9 +61,8 @@ class HistogramResult:
             InvalidValueError: this is the result of a single histogram.
         """
         stacked(self, self.counts)
-        outside = (getattr(self, name)[index] for name in _OUTSIDE)
-        single = (int(count) if isinstance(count, np.generic) else count for count in outside)
-        return HistogramResult(self.counts[index], self.edges, *single)
+        outside = unboxed(*(getattr(self, name)[index] for name in _OUTSIDE))
+        return HistogramResult(self.counts[index], self.edges, *outside)
 
     def __repr__(self) -> str:
         whole, low, high = self.together(), self.edges[0], self.edges[-1]
@@ -105,16 +104,17 @@ class Histogram(Counts):
     Args:
         low: the first edge.
         high: the last edge.
-        bins: how many bins there are, at most 65,536.
-        axis_name: see `Statistic`.
-        persistent: whether checkpoints keep it.
+        bins: the number of bins, at most 65,536.
+        axis_name: the mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
+            `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
+        persistent: whether checkpoints save the state.
 
     Values of any shape are taken and compared in float32 (float64 where x64 is enabled and they have it). XLA flushes
     subnormal numbers, so they count as zeros.
 
     Raises:
         InvalidValueError: `low` or `high` is not a number, `bins` not an integer in [1, 65,536], the range is empty or
-            not finite, or float32 can't tell its edges apart.
+            not finite, or two edges are equal in float32.
 
     Example:
         >>> import jax.numpy as jnp, tallax
@@ -141,7 +141,7 @@ class Histogram(Counts):
             raise InvalidValueError(
                 compose(
                     "Histogram",
-                    "needs edges that rise, each a float32 of its own.",
+                    "the edges must increase, and differ in float32.",
                     got=f"low={low!r}, high={high!r}, bins={bins!r}",
                     expected="low < high, both finite and below 2**127, and 1 to 65536 bins",
                     fix="Histogram(-5.0, 5.0, bins=64)",
@@ -161,9 +161,7 @@ class Histogram(Counts):
     def read(self, state: Mapping[str, Any]) -> HistogramResult:
         """Returns the record of a state; see `Statistic.read`."""
         counts = exact_or_traced(state["counts"])
-        outside = [counts[..., self.bins + k] for k in range(len(_OUTSIDE))]
-        if isinstance(counts, np.ndarray) and counts.ndim == 1:
-            outside = [int(count) for count in outside]
+        outside = unboxed(*(counts[..., self.bins + k] for k in range(len(_OUTSIDE))))
         return HistogramResult(counts[..., : self.bins], self.edges, *outside)
 
     def plot(self, ax: Any = None) -> Any:
@@ -221,7 +219,7 @@ def edges_of(low: float, high: float, bins: int) -> np.ndarray:
 
 
 def _evenly_spaced(edges: np.ndarray) -> bool:
-    """Tells whether float32 arithmetic computes every edge exactly, fused or not, so that none has to be looked up."""
+    """Returns whether float32 arithmetic computes every edge exactly, fused or not, so that no table is needed."""
     width = edges[1] - edges[0]
     numbers = np.arange(len(edges))
     exact = numbers * np.float64(width)

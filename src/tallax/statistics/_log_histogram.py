@@ -20,8 +20,8 @@ from tallax.runs._bars import bars_of
 from tallax.runs._record import Bins
 from tallax.statistics._bincount import count_slots
 from tallax.statistics._host import as_number
-from tallax.statistics._plotting import plot_bars, saturating_sum, shape_of_stack, stacked, sum_of_stack, title_counts
-from tallax.statistics._statistic import Counts, exact_or_traced
+from tallax.statistics._plotting import plot_bars, shape_of_stack, stacked, sum_of_stack, title_counts
+from tallax.statistics._statistic import Counts, exact_or_traced, unboxed
 from tallax.variables import Counter
 
 _MANTISSA = 23  # bits of a float32's mantissa
@@ -33,18 +33,19 @@ _SPECIAL = ("zero", "nan", "posinf", "neginf")
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False, repr=False)
 class LogHistogramResult:
-    """What a `LogHistogram` has seen. Counts are exact outside a trace; int32, saturated, inside one.
+    """The counts of a `LogHistogram`. Counts are exact outside a trace; int32, saturated, inside one.
 
-    Of a stack of them, as `vmap` makes one for `scan` over layers, each count has the leading axes of the stack, and so
-    has what `quantile` returns: `result[k]` is the result of layer k. Printed and drawn, they are put together.
+    If the histogram is a stack, for example one per layer that `vmap` made, each count and each result of `quantile`
+    has the leading axes of the stack, and `result[k]` is the result of layer k. Printing and plotting add up the counts
+    of the stack.
 
     Attributes:
         count: entries that were not NaN, infinite ones included.
         zero: entries that were 0.0 or -0.0.
         nan: entries that were NaN.
         buckets: entries of each bucket in rising order of their values, -inf first, zero in the middle, +inf last.
-        relative_error: what quantiles are within.
-        mantissa_bits: how many bits of the mantissa tell buckets apart.
+        relative_error: the largest relative error of a quantile.
+        mantissa_bits: the number of bits of the mantissa that select a bucket.
     """
 
     count: Any
@@ -67,7 +68,7 @@ class LogHistogramResult:
 
         Returns:
             A value within `relative_error` of the true one: float64 of the shape of `q` (a Python float for a number)
-            outside a trace; float32 inside one, where the rank is rounded to float32 too. NaN where nothing was seen.
+            outside a trace; float32 inside one, where the rank is rounded to float32 too. NaN if nothing was seen.
 
         Raises:
             InvalidValueError: `q` is outside [0, 1].
@@ -81,7 +82,10 @@ class LogHistogramResult:
             if not np.all((ranks >= 0) & (ranks <= 1)):
                 raise InvalidValueError(
                     compose(
-                        "q", "a quantile lies in [0, 1].", got=describe(q), fix="quantile(0.99) for the 99th percentile"
+                        "q",
+                        "a quantile must be in [0, 1].",
+                        got=describe(q),
+                        fix="quantile(0.99) for the 99th percentile",
                     )
                 )
             if not self.count:
@@ -102,8 +106,7 @@ class LogHistogramResult:
             InvalidValueError: this is the result of a single histogram.
         """
         stacked(self, self.buckets)
-        parts = (part[index] for part in (self.count, self.zero, self.nan))
-        count, zero, nan = (int(part) if isinstance(part, np.generic) else part for part in parts)
+        count, zero, nan = unboxed(*(part[index] for part in (self.count, self.zero, self.nan)))
         return LogHistogramResult(count, zero, nan, self.buckets[index], self.relative_error, self.mantissa_bits)
 
     def together(self) -> LogHistogramResult:
@@ -126,7 +129,7 @@ class LogHistogramResult:
     def plot(self, ax: Any = None) -> Any:
         """Draws the density over a symmetric logarithmic axis; returns the matplotlib axes.
 
-        Zeros, NaN and infinities, which have no place on it, are in the title.
+        The title has the counts of zeros, NaN and infinities, which are not on the axis.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
@@ -172,9 +175,10 @@ class LogHistogram(Counts):
     Memory is bounded: 8 bytes a bucket, 71 KB at the default error of 5%, 284 KB at 1%, 2.3 MB at 0.1%.
 
     Args:
-        relative_error: what quantiles are within, in [1e-4, 0.5].
-        axis_name: see `Statistic`.
-        persistent: whether checkpoints keep it.
+        relative_error: the largest relative error of a quantile, in [1e-4, 0.5].
+        axis_name: the mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
+            `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
+        persistent: whether checkpoints save the state.
 
     float64 and integers are rounded to float32 first.
 
@@ -201,7 +205,7 @@ class LogHistogram(Counts):
             raise InvalidValueError(
                 compose(
                     "LogHistogram",
-                    "the relative error lies in [1e-4, 0.5].",
+                    "the relative error must be in [1e-4, 0.5].",
                     got=describe(relative_error),
                     fix="LogHistogram(relative_error=0.01)",
                 )
@@ -212,7 +216,7 @@ class LogHistogram(Counts):
 
     @property
     def _buckets(self) -> int:
-        """How many buckets there are for each sign."""
+        """The number of buckets for each sign."""
         return _EXPONENTS << self.mantissa_bits
 
     def compute(self) -> LogHistogramResult:
@@ -229,7 +233,7 @@ class LogHistogram(Counts):
         parts = [neginf[..., None], negative[..., ::-1], zero[..., None], positive, posinf[..., None]]
         if exact:
             buckets = np.concatenate(parts, axis=-1)
-            count = saturating_sum(buckets, -1)
+            count = _uint64.sum_uint64(buckets, (buckets.ndim - 1,))
             if buckets.ndim == 1:
                 count, zero, nan = sum(buckets.tolist()), int(zero), int(nan)
         else:

@@ -18,36 +18,34 @@ from tallax._arrays import is_traced
 from tallax._mesh_axes import (
     AxisName,
     Combination,
-    axes_to_combine,
     count_over,
     marked,
     max_over,
     on_first,
-    replica_count,
     sum_over,
     varying_axes,
 )
 from tallax.statistics import _central
 from tallax.statistics._powersums import count_finite, plain_power_sums, power_sums, rough_sum_and_range
-from tallax.statistics._statistic import Statistic, entries_of, leading_axes
+from tallax.statistics._statistic import CountsAndBuffer, unboxed
 from tallax.variables import Buffer, Counter, as_shape
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class MomentsResult:
-    """What a `Moments` has seen; arrays of its shape where it has one.
+    """The counts and moments of a `Moments`: scalars, or arrays of its shape if it has one.
 
-    Python numbers, uint64 and float64 arrays outside a trace; int32, saturated, and float32 inside one. Never NaN: what
-    can't be told is 0.0, and `count` tells why.
+    Python numbers, uint64 and float64 arrays outside a trace; int32, saturated, and float32 inside one. No field is
+    NaN: a moment that is undefined, because there are too few entries, is 0.0.
 
     Attributes:
-        count: how many finite entries there were.
-        mean: their mean; 0.0 where there were none.
-        variance: their mean squared deviation, as `numpy.var`; 0.0 where there were none.
-        skewness: as `scipy.stats.skew`; 0.0 where the variance is 0.
-        kurtosis: excess kurtosis, as `scipy.stats.kurtosis`: 0.0 for normal data, and where the variance is 0.
-        nonfinite: how many entries were NaN or infinite; they are in none of the above.
+        count: the number of finite entries.
+        mean: their mean; 0.0 if there were none.
+        variance: their mean squared deviation, as `numpy.var`; 0.0 if there were none.
+        skewness: as `scipy.stats.skew`; 0.0 if the variance is 0.
+        kurtosis: excess kurtosis, as `scipy.stats.kurtosis`: 0.0 for normal data, and if the variance is 0.
+        nonfinite: the number of NaN or infinite entries; all other fields exclude them.
     """
 
     count: Any
@@ -58,7 +56,7 @@ class MomentsResult:
     nonfinite: Any
 
 
-class Moments(Statistic):
+class Moments(CountsAndBuffer):
     """The first four moments of a stream, right where float32 sums and 32-bit counts fail.
 
     NaN and infinities are counted apart, so `count + nonfinite` is what was fed. Entries are taken in float32. Variance
@@ -70,22 +68,23 @@ class Moments(Statistic):
     | counts | (*shape, 2): finite entries, and others | an exact `Counter` | 0 | sum |
     | moments[..., 0] | shape: the unit, a power of two near the largest entry | float32 | 0 | max |
     | moments[..., 1:3] | (*shape, 2): the mean, high + low, in units | float32 | 0 | Chan's and Pebay's update |
-    | moments[..., 3:9] | (*shape, 6): M2, M3, M4, sums of powers of (x - mean), high + low | float32 | 0 | likewise |
+    | moments[..., 3:9] | (*shape, 6): sums of powers of (x - mean), high + low | float32 | 0 | Pebay's update |
 
     The unit keeps fourth powers in float32's range whatever the scale of the data is.
 
     Args:
-        shape: one set of moments for each head, unit, ...: the last axes of what `update` takes; the axes before are
-            counted.
-        axis_name: see `Statistic`.
-        persistent: whether checkpoints keep it.
+        shape: the shape of each moment, one for each head or unit for example. It must match the last axes of the
+            values passed to `update`; the leading axes are counted.
+        axis_name: the mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
+            `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
+        persistent: whether checkpoints save the state.
 
     An update takes one pass over the data, with the mean so far as the pivot; where that lies more than two standard
     deviations from the batch's own mean, as in the first update, two more passes find a better one. Inside `shard_map`
     it takes two all-reduces, three with `where`, and four more where a better pivot has to be found.
 
     Raises:
-        InvalidValueError: `shape` is no shape.
+        InvalidValueError: `shape` is not a valid shape.
 
     Example:
         >>> import jax.numpy as jnp, tallax
@@ -102,6 +101,7 @@ class Moments(Statistic):
         moments, Sandia report SAND2008-6212, 2008: equations 2.1 to 2.9.
     """
 
+    _buffer_name = "moments"
     _dtypes: ClassVar[Mapping[str, Any]] = {"moments": np.dtype(np.float32)}
 
     def __init__(
@@ -110,7 +110,7 @@ class Moments(Statistic):
         super().__init__(axis_name=axis_name)
         self.shape: tuple[int, ...] = as_shape(shape, item="Moments")
         self.counts: Counter = Counter(shape=(*self.shape, 2), persistent=persistent)
-        self.moments: Buffer = Buffer(np.zeros((*self.shape, _central.FIELDS), np.float32), persistent=persistent)
+        self.moments: Buffer = Buffer(self._initial_buffer(), persistent=persistent)
 
     def compute(self) -> MomentsResult:
         """Returns the counts and moments, each of the statistic's shape."""
@@ -126,24 +126,20 @@ class Moments(Statistic):
         values = moments.astype(np.float64)
         pairs = [values[..., k] + values[..., k + 1] for k in (1, 3, 5, 7)]
         mean, variance, skewness, kurtosis = _standardized(np, count.astype(np.float64), values[..., 0], *pairs)
-        if count.ndim:
-            return MomentsResult(count, mean, variance, skewness, kurtosis, nonfinite)
-        return MomentsResult(int(count), float(mean), float(variance), float(skewness), float(kurtosis), int(nonfinite))
+        return MomentsResult(*unboxed(count, mean, variance, skewness, kurtosis, nonfinite))
 
-    def reset(self) -> None:
-        """Forgets everything that was fed."""
-        self.refuse_casts()
-        self.counts.reset()
-        self.moments[...] = 0.0
+    def _initial_buffer(self) -> np.ndarray:
+        return np.zeros((*self.shape, _central.FIELDS), np.float32)
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
-        axes = leading_axes(x, self.shape, self)
-        if not x.size:
-            return
-        replicas = axes_to_combine(x, where, state=self.counts, axis_name=self.axis_name)
-        updated = _updated(self.counts._words(), self.moments._stored(), x, where, axes, replicas)
-        self.counts._add_known(*updated[:2], most=entries_of(x, axes) * replica_count(replicas.over))
-        self.moments.set_value(updated[2])
+        self._axes_of(x)  # raises for a shape that does not fit, also if there is nothing to take in
+        if x.size:
+            super()._accumulate(x, where)
+
+    def _updated_state(
+        self, words: Any, buffer: Any, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], how: Combination
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return _updated(words, buffer, x, where, axes, how)
 
     def _merge(self, other: Moments, once: tuple[Hashable, ...] = ()) -> None:
         words, moments = _merged(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a distribution looks as a plot; `tallax.runs` draws it in one line of text."""
+"""Plots of distributions, and sums of stacked histograms; `tallax.runs` draws a distribution in a line of text."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tallax import _uint64
 from tallax._errors import InvalidValueError, MissingExtraError, compose
 
 
@@ -30,12 +31,12 @@ def plot_bars(counts: np.ndarray, edges: np.ndarray, ax: Any) -> Any:
 
 
 def title_counts(axes: Any, counts: dict[str, Any]) -> None:
-    """Puts what the bars do not show into the title of matplotlib axes, where there is any of it."""
+    """Writes the counts that the bars do not show into the title of matplotlib axes, if they are not zero."""
     axes.set_title(", ".join(f"{int(count):,} {name}" for name, count in counts.items() if count), fontsize="small")
 
 
 def stacked(result: object, counts: Any) -> None:
-    """Raises where a result is that of a single histogram, and has no parts.
+    """Raises if a result is the result of a single histogram, and so cannot be indexed.
 
     Raises:
         InvalidValueError: it is.
@@ -45,7 +46,7 @@ def stacked(result: object, counts: Any) -> None:
         raise InvalidValueError(
             compose(
                 name,
-                "only the result of a stack of histograms, such as one for each layer, has parts.",
+                "only the result of a stack of histograms, such as one for each layer, can be indexed.",
                 got="the result of a single histogram",
                 fix="the result itself, without [...]",
             )
@@ -59,11 +60,4 @@ def shape_of_stack(counts: Any) -> str:
 
 def sum_of_stack(counts: np.ndarray) -> np.ndarray:
     """Returns the counts of a whole stack, uint64 of the last axis, exact and saturated at 2**64 - 1."""
-    return saturating_sum(counts.reshape(-1, counts.shape[-1]), 0)
-
-
-def saturating_sum(counts: np.ndarray, axis: int) -> np.ndarray:
-    """Returns the sum of uint64 counts along an axis, exact and saturated at 2**64 - 1."""
-    sums = np.cumsum(counts, axis, dtype=np.uint64)
-    wrapped = (sums < counts).any(axis)  # a sum that does not wrap is no less than what was added last
-    return np.where(wrapped, np.iinfo(np.uint64).max, sums.take(-1, axis))
+    return _uint64.sum_uint64(counts.reshape(-1, counts.shape[-1]), (0,))

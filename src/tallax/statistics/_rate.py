@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Rate`: how often did it fire?"""
+"""`Rate`: the fraction of entries that fired."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ import numpy as np
 from tallax import _uint64
 from tallax._arrays import unsplit
 from tallax._mesh_axes import AxisName
-from tallax.statistics._statistic import Counts, exact_or_traced, leading_axes
+from tallax.statistics._statistic import Counts, exact_or_traced, leading_axes, unboxed
 from tallax.variables import Counter, as_shape
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RateResult:
-    """What a `Rate` has seen; arrays of the rate's shape where it has one.
+    """The counts of a `Rate` and their ratio: scalars, or arrays of its shape if it has one.
 
     Attributes:
-        fired: how many entries fired. A Python int or uint64 outside a trace; int32, saturated, inside one.
-        total: how many entries there were, likewise.
-        rate: fired / total as a float; 0.0 where nothing was seen, which `total == 0` tells.
+        fired: the number of entries that fired. A Python int or uint64 outside a trace; int32, saturated, inside one.
+        total: the number of entries, with the dtype of `fired`.
+        rate: fired / total as a float; 0.0 if nothing was seen (`total == 0`).
     """
 
     fired: Any
@@ -37,7 +37,7 @@ class RateResult:
 
 
 class Rate(Counts):
-    """How often something fired: a mask, a head, an expert, a gradient clip.
+    """Counts how often something fired: a mask, a head, an expert, a gradient clip.
 
     An entry fires when it is true, or not zero (so NaN fires).
 
@@ -46,12 +46,14 @@ class Rate(Counts):
     | counts | (*shape, 2): fired and total | an exact `Counter` | 0 | sum |
 
     Args:
-        shape: one rate for each head, expert, ...: the last axes of what `update` takes; the axes before are counted.
-        axis_name: see `Statistic`.
-        persistent: whether checkpoints keep it.
+        shape: the shape of the rates, one for each head or expert for example. It must match the last axes of the
+            values passed to `update`; the leading axes are counted.
+        axis_name: the mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
+            `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
+        persistent: whether checkpoints save the state.
 
     Raises:
-        InvalidValueError: `shape` is no shape.
+        InvalidValueError: `shape` is not a valid shape.
 
     Example:
         >>> import jax.numpy as jnp, tallax
@@ -80,7 +82,7 @@ class Rate(Counts):
         fired, total = counts[..., 0], counts[..., 1]
         if isinstance(counts, np.ndarray):
             rate = np.divide(fired, total, out=np.zeros(fired.shape), where=total != 0)
-            return RateResult(fired, total, rate) if rate.shape else RateResult(int(fired), int(total), float(rate))
+            return RateResult(*unboxed(fired, total, rate))
         # The counts saturate at 2**31 - 1; the ratio must not.
         exact = _uint64.to_float32(state["counts"])
         rate = jnp.where(total == 0, 0.0, exact[..., 0] / jnp.maximum(exact[..., 1], 1.0))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The protocol of all statistics, and what its implementations share."""
+"""The protocol of all statistics, and the base classes that implement it."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from tallax import _uint64
 from tallax._arrays import is_traced
 from tallax._display import bundle, card, tree
 from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, compose, describe
-from tallax._mesh_axes import AxisName, on_first, varying_axes
+from tallax._mesh_axes import AxisName, Combination, axes_to_combine, on_first, replica_count, varying_axes
 from tallax._module import EvalAware
 from tallax.runs._record import Bins
 from tallax.statistics._host import Rounding, as_real_array
-from tallax.variables import Counter, Item, refuse_cast
+from tallax.variables import Buffer, Counter, StateVariable, refuse_cast
 
 
 class Statistic(EvalAware, abc.ABC):
     """A module that owns its state and is fed by `update`: the base of every statistic.
 
-    A subclass keeps its counts in a `Counter`, and what else it needs in a `Buffer`, whose dtype it declares in
-    `_dtypes`. It says in `_configuration` what two statistics must share to be merged. `merge` is associative, and a
-    statistic that was just `reset` is its identity. Replicas that each keep a share (`tallax.per_replica`) are
-    therefore merged, unless a subclass says otherwise in `_begin_share` and `_join`.
+    A subclass keeps its counts in a `Counter`, and other state in a `Buffer`, whose dtype it declares in `_dtypes`. Two
+    statistics can be merged if `_configuration` returns the same for both. `merge` is associative, and a statistic that
+    was just `reset` is its identity. Per-replica state (`tallax.per_replica`) is therefore combined by merging, unless
+    a subclass overrides `_begin_replica` and `_join`.
 
     Args:
-        persistent: whether checkpoints keep it.
-        axis_name: the mapped axis or axes over which each update's increment is combined, as in `nnx.BatchNorm`.
-            Needed under `vmap`, `pmap` and `shard_map(check_vma=False)`; under plain `shard_map` the values fed tell.
+        persistent: whether checkpoints save the state.
+        axis_name: the mapped axis or axes over which each update is combined, as in `nnx.BatchNorm`. It is required
+            under `vmap`, `pmap` and `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
 
     `model.eval()`, `model.train()` and `nnx.view(model, deterministic=True)` switch `deterministic`, and `update` does
     nothing while it is True.
@@ -52,7 +52,7 @@ class Statistic(EvalAware, abc.ABC):
             raise InvalidTypeError(
                 compose(
                     type(self).__name__,
-                    "axis_name is the name of a mapped axis, or a tuple of names.",
+                    "axis_name must be the name of a mapped axis, or a tuple of names.",
                     got=describe(axis_name),
                     fix='axis_name="data", or axis_name=("data", "model")',
                 )
@@ -60,7 +60,7 @@ class Statistic(EvalAware, abc.ABC):
         self.axis_name: AxisName | None = axis_name
 
     def update(self, x: Any, *, where: Any = None) -> None:
-        """Takes in every entry of `x`, or those where `where` is true; does nothing in eval mode.
+        """Adds every entry of `x`, or those where `where` is true; does nothing in eval mode.
 
         Args:
             x: an array of booleans, integers or floats; see the statistic for the shapes it takes. No gradient flows
@@ -71,7 +71,7 @@ class Statistic(EvalAware, abc.ABC):
         Raises:
             InvalidTypeError: `x` is not a real array, `where` is not boolean, or the state was cast.
             InvalidValueError: a shape does not fit.
-            ReplicasError: inside `shard_map`, where nothing tells which replicas to combine.
+            ReplicasError: inside `shard_map`, if the axes to combine over cannot be inferred.
         """
         if self.deterministic:
             return
@@ -92,18 +92,18 @@ class Statistic(EvalAware, abc.ABC):
         """Forgets everything that was fed."""
 
     def merge(self, other: Any) -> None:
-        """Takes in everything that `other` was fed; `other` stays as it is.
+        """Adds everything that `other` was fed; `other` is unchanged.
 
         Raises:
             InvalidTypeError: the state of either was cast.
-            InvalidValueError: `other` is another kind of statistic, or configured otherwise.
-            ReplicasError: `other` is per-replica along axes along which this is not.
+            InvalidValueError: `other` is a statistic of another type or configuration.
+            ReplicasError: `other` has per-replica state on axes on which this statistic has none.
         """
         if type(other) is not type(self) or other._configuration() != self._configuration():
             raise InvalidValueError(
                 compose(
                     self,
-                    "only statistics of the same kind and configuration can be merged.",
+                    "only statistics of the same type and configuration can be merged.",
                     got=_signature(other) if isinstance(other, Statistic) else describe(other),
                     expected=_signature(self),
                     fix="make both with the same arguments",
@@ -114,7 +114,7 @@ class Statistic(EvalAware, abc.ABC):
         self._merge(other, self._once(other))
 
     def __repr__(self) -> str:
-        """Returns one line: how it was made and, where its values can be read, what it has seen."""
+        """Returns one line: the configuration and, if it can be read, the result."""
         said = self._said()
         return f"{_signature(self)}: {said}" if said else _signature(self)
 
@@ -129,7 +129,7 @@ class Statistic(EvalAware, abc.ABC):
         return bundle(card(_signature(self), result, None if result is None else self._bins(result)))
 
     def _said(self) -> str:
-        """Returns what it has seen, in one line; nothing where its values can't be read."""
+        """Returns the result in one line; an empty string if it cannot be read."""
         if any(variable._shown() is None for variable in self.variables.values()):
             return ""
         try:
@@ -138,14 +138,14 @@ class Statistic(EvalAware, abc.ABC):
             return ""
 
     def _bins(self, result: Any) -> Bins | None:
-        """Returns what of a result is to be drawn, if anything."""
+        """Returns the bins of a result that can be drawn; None if there are none."""
         del result
         return None
 
     @property
-    def variables(self) -> dict[str, Item]:
+    def variables(self) -> dict[str, StateVariable]:
         """The Variables that hold the state, by attribute."""
-        return {name: value for name, value in sorted(vars(self).items()) if isinstance(value, Item)}
+        return {name: value for name, value in sorted(vars(self).items()) if isinstance(value, StateVariable)}
 
     def stored_state(self) -> dict[str, Any]:
         """Returns the state by attribute, on the host, on the device, or traced; that of a Counter is its words.
@@ -181,26 +181,26 @@ class Statistic(EvalAware, abc.ABC):
 
         Args:
             other: the statistic.
-            once: the axes along which this one is per-replica and the other one is the same.
+            once: the axes along which this one has per-replica state and the other one has not.
         """
 
     @abc.abstractmethod
     def _configuration(self) -> dict[str, Any]:
         """Returns the arguments that two statistics must share to be merged, by name."""
 
-    def _begin_share(self) -> None:
-        """Becomes what a further replica starts from, where the first starts from all that was fed so far."""
+    def _begin_replica(self) -> None:
+        """Sets the state that each replica but the first starts from; the first keeps all that was fed so far."""
         self.reset()
 
-    def _join(self, share: Any, number: Any) -> None:
-        """Takes in the share of another replica that took the same steps.
+    def _join(self, replica: Any, number: Any) -> None:
+        """Adds the state of another replica that took the same steps.
 
         Args:
-            share: a statistic of the same configuration.
-            number: how many shares this one consists of already, a traced int32 scalar.
+            replica: a statistic of the same configuration.
+            number: the number of replicas added so far, a traced int32 scalar.
         """
         del number
-        self._merge(share)
+        self._merge(replica)
 
     def refuse_casts(self) -> None:
         """Raises if the state was cast.
@@ -218,9 +218,9 @@ class Statistic(EvalAware, abc.ABC):
             raise ReplicasError(
                 compose(
                     self,
-                    "a statistic that is the same for all replicas can't take in one that each replica has its own of.",
-                    got=f"one with shares over {tuple(sorted(others))}",
-                    fix="tallax.combine_replicas(other) between steps, and merge that",
+                    "a replicated statistic cannot merge a statistic with per-replica state.",
+                    got=f"per-replica state over {tuple(sorted(others))}",
+                    fix="merge tallax.combine_replicas(other), between steps",
                 )
             )
         if not own:
@@ -229,15 +229,15 @@ class Statistic(EvalAware, abc.ABC):
         return tuple(sorted(own - others - frozenset().union(*map(varying_axes, values)), key=str))
 
     def _checked(self, x: Any, where: Any) -> tuple[jax.Array, jax.Array | None]:
-        values = _real_array(x, self, "a statistic takes a real array.", self._rounding)
+        values = _real_array(x, self, "a statistic requires a real array.", self._rounding)
         if where is None:
             return values, None
-        mask = _real_array(where, self, "where= takes a boolean array.")
+        mask = _real_array(where, self, "where= must be a boolean array.")
         if mask.dtype != jnp.bool_:
             raise InvalidTypeError(
                 compose(
                     self,
-                    "where= takes a boolean array.",
+                    "where= must be a boolean array.",
                     got=describe(where),
                     fix="where=mask.astype(bool), or mask > 0",
                 )
@@ -248,7 +248,7 @@ class Statistic(EvalAware, abc.ABC):
             raise InvalidValueError(
                 compose(
                     self,
-                    "where= broadcasts to the shape of the values.",
+                    "where= must broadcast to the shape of the values.",
                     got=describe(mask),
                     expected=f"a shape that broadcasts to {values.shape}",
                     fix="where=mask[..., None] for a mask of the leading axes",
@@ -269,14 +269,70 @@ class Counts(Statistic):
         self.counts._add_combined(on_first(other.counts._words(), once))
 
 
+class CountsAndBuffer(Statistic):
+    """A statistic whose state is one `Counter` and one `Buffer`, which one compiled program updates together.
+
+    A subclass names both, and implements `_initial_buffer`, `_updated_state` and `_merged_buffers`.
+    """
+
+    _counter_name: ClassVar[str] = "counts"
+    _buffer_name: ClassVar[str]
+
+    @property
+    def _counter(self) -> Counter:
+        return vars(self)[self._counter_name]
+
+    @property
+    def _buffer(self) -> Buffer:
+        return vars(self)[self._buffer_name]
+
+    @abc.abstractmethod
+    def _initial_buffer(self) -> np.ndarray:
+        """Returns the buffer of a statistic that was fed nothing."""
+
+    @abc.abstractmethod
+    def _updated_state(
+        self, words: Any, buffer: Any, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], how: Combination
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns the limbs after an update, the limbs of the update alone, and the buffer after it."""
+
+    def reset(self) -> None:
+        """Forgets everything that was fed."""
+        self.refuse_casts()
+        self._counter.reset()
+        # A stack of statistics, as `vmap` makes one, has more axes in front than each statistic was made with.
+        self._buffer[...] = np.broadcast_to(self._initial_buffer(), self._buffer.shape)
+
+    def _axes_of(self, x: jax.Array) -> tuple[int, ...]:
+        """Returns the axes of `x` that are reduced; raises if `x` does not end in the statistic's shape."""
+        return leading_axes(x, vars(self)["shape"], self)
+
+    def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
+        axes = self._axes_of(x)
+        how = axes_to_combine(x, where, state=self._counter, axis_name=self.axis_name)
+        updated = self._updated_state(self._counter._words(), self._buffer._stored(), x, where, axes, how)
+        # `Activity` counts an update as one, however few entries it has.
+        most = max(entries_of(x, axes) * replica_count(how.over), 1)
+        self._counter._add_known(*updated[:2], most=most)
+        self._buffer.set_value(updated[2])
+
+    def _merge(self, other: Any, once: tuple[Hashable, ...] = ()) -> None:
+        self._counter._add_combined(on_first(other._counter._words(), once))
+        self._buffer.set_value(self._merged_buffers(self._buffer._stored(), other._buffer._stored()))
+
+    def _merged_buffers(self, own: Any, other: Any) -> jax.Array:
+        """Returns the buffer of two statistics in one, if the counts have no part in it."""
+        raise NotImplementedError
+
+
 def leading_axes(x: jax.Array, shape: tuple[int, ...], item: object, *, argument: str = "shape=...") -> tuple[int, ...]:
-    """Returns the axes of `x` before those of a statistic's `shape`; raises where `x` does not end in `shape`.
+    """Returns the axes of `x` before those of a statistic's `shape`; raises if `x` does not end in `shape`.
 
     Args:
-        x: what was fed.
-        shape: what its last axes are to be.
-        item: whom to name in the error.
-        argument: how the statistic is told its shape, for the error.
+        x: the values.
+        shape: the required last axes.
+        item: the statistic, named in the error.
+        argument: the argument that sets the shape, for the error.
     """
     leading = x.ndim - len(shape)
     if leading < 0 or x.shape[leading:] != shape:
@@ -298,7 +354,7 @@ def entries_of(x: jax.Array, axes: tuple[int, ...]) -> int:
     return math.prod(x.shape[axis] for axis in axes)
 
 
-def stored_state(variable: Item) -> Any:
+def stored_state(variable: StateVariable) -> Any:
     """Returns a value where it is: on the host, on the device, or traced; that of a Counter as words."""
     return variable._words() if isinstance(variable, Counter) else variable._stored()
 
@@ -306,6 +362,12 @@ def stored_state(variable: Item) -> Any:
 def exact_or_traced(words: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
     """Returns the counts that words are: uint64 on the host, int32, saturated, where they are traced."""
     return _uint64.to_int32(words) if isinstance(words, jax.Array) else _uint64.to_uint64(words)
+
+
+def unboxed(*parts: Any) -> tuple[Any, ...]:
+    """Returns scalars on the host as Python numbers, and all other arrays as they are."""
+    host = (np.ndarray, np.generic)
+    return tuple(part.item() if isinstance(part, host) and part.ndim == 0 else part for part in parts)
 
 
 def _real_array(x: Any, item: object, rule: str, rounding: Rounding = "infinite") -> jax.Array:

@@ -1,20 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Buffer` and `Counter`: the Variables that hold state which training needs and nobody trains.
+"""`Counter` and `Buffer`: the tallax variables, for state that a model needs and no optimizer trains.
 
-They are plain `nnx.Variable`s of types of their own: a filter such as `nnx.Param` passes them by, and every Flax
-transformation threads them. What they add is discipline. A write keeps shape, dtype and weak type, or raises and leaves
-the value as it was; no gradient flows in or out; the value is never mutated in place, since `nnx.state(model)` shares
-it.
+Both are `nnx.Variable`s of types of their own, so `nnx.Param` filters do not select them and every Flax transformation
+threads them. Three rules hold for both. A write keeps shape, dtype and weak type, or raises and leaves the value as it
+was. No gradient flows in or out. The array is never mutated in place, because `nnx.state(model)` shares it.
 
-Where the value is: until a compiled program has returned it, it is a NumPy array, so nothing here touches an
-accelerator at construction and an eager increment is a few microseconds of host work. A value that a compiled program
-returned is a `jax.Array`. If that is ready and not placed on purpose, an eager increment takes it back to the host;
-otherwise the increment is dispatched to the device, so that counting never waits for a running step. While a compiled
-step (`tallax.compile_step`) owns the value, a `Held` stands in its place, and inside the step's trace a `Pending`.
+The raw value of a variable is in one of four places:
+
+1. On the host, as a NumPy array, from construction until a compiled program returns the value. An eager increment takes
+   a few microseconds there, and nothing touches an accelerator.
+2. On the device, as a `jax.Array`. If the array is ready and not committed, an eager increment moves it back to the
+   host. Otherwise the increment is dispatched to the device, so counting never waits for a running step.
+3. In a trace, as a tracer. Inside the trace of a compiled step a count is a `Pending`: the words before the step, and a
+   word that was added since.
+4. In a compiled step (`tallax.compile_step`) between its calls. A `Held` then takes the place of the value: it returns
+   the current value to the variable, and raises for everyone else.
+
+A count is two uint32 words on the last axis, at most 2**64 - 1. All arithmetic on them is in `tallax._uint64`. Compiled
+steps pack the words of all counts into one array, with the two words on the first axis.
+
+Which file to open:
+
+- metadata, `.value`, guarded writes, errors common to both: `_base.py` (`StateVariable`)
+- `increment`, `count`, `every`, reading, comparing, setting: `_counter.py` (`Counter`)
+- where an addition happens, and exact words: `_count_storage.py`
+- checks and conversions of increments: `_count_inputs.py`
+- arrays, dtypes and in-place operators: `_buffer.py` (`Buffer`)
+- state that was cast from outside: `_casts.py`
+- state that a compiled step owns: `_owned.py`; counts in the trace of a step: `_traced_count.py`
+- reads by `nnx.to_pure_dict` and `nnx.bridge`, which must be exact: `_storage_reads.py`
+
+The invariant: a count is exact, or saturated at 2**64 - 1, after every sequence of writes in every transformation and
+mode. `tests/test_laws.py` states it, and `tests/test_counter.py` compares with Python integers.
 """
 
-from tallax.variables._base import Item as Item
-from tallax.variables._base import Shares as Shares
+from tallax.variables._base import PerReplica as PerReplica
+from tallax.variables._base import StateVariable as StateVariable
 from tallax.variables._buffer import Buffer as Buffer
 from tallax.variables._casts import refuse_cast as refuse_cast
 from tallax.variables._count_inputs import as_shape as as_shape

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `Buffer` and `Counter` share: declarations, `.value`, and the guarded store."""
+"""`StateVariable`, the base of `Counter` and `Buffer`: metadata, `.value`, and guarded writes."""
 
 from __future__ import annotations
 
@@ -22,29 +22,30 @@ from tallax.variables._traced_count import Pending
 
 Reduce: TypeAlias = Literal["sum", "max", "min", "replicated"]
 _REDUCTIONS = ("sum", "max", "min", "replicated")
-_DECLARED = ("persistent", "reduce", "shares")  # as metadata, which a dict of others does not replace
+_DECLARED = ("persistent", "reduce", "per_replica")  # as metadata, which a dict of others does not replace
 _MISSING = object()
 
 # Bound once: every write passes through it, and super() would add a twentieth to the time of a count.
 _set_attribute = nnx.Variable.__setattr__
 
 
-class Shares(NamedTuple):
-    """Says that a value holds one share for each replica, one behind the other on its first axis."""
+class PerReplica(NamedTuple):
+    """The layout of per-replica state: one value for each replica, one behind the other on the first axis."""
 
     axes: tuple[str, ...]  # the mesh axes along which the replicas lie
-    shape: tuple[int, ...]  # of one share; a scalar's are kept in an array
+    shape: tuple[int, ...]  # of the value of one replica; scalars are kept in an array of one axis
 
 
 def _refuse_kind(kind: str, name: str, value: Any) -> None:
-    """Raises for a Variable of a kind that Flax's transformations do not thread in every mode."""
+    """Raises for a kind of Variable that Flax's transformations do not thread in every mode."""
     if name in ("hijax", "ref") and value:
         raise InvalidValueError(
             compose(
                 kind,
-                f"an item is a plain Variable; {name}=True loses or doubles counts under transformations.",
+                f"a tallax variable must be a plain Variable; "
+                f"{name}=True loses or doubles counts under transformations.",
                 got=f"{name}=True",
-                fix=f"leave {name} out; nnx.with_vars(model, only=nnx.Param, {name}=True) for the others",
+                fix=f"omit {name}; to set it for parameters, nnx.with_vars(model, only=nnx.Param, {name}=True)",
             )
         )
 
@@ -54,47 +55,47 @@ def _check_reduce(kind: str, reduce: Any) -> None:
         raise InvalidValueError(
             compose(
                 kind,
-                "reduce says how the copies of replicas combine.",
+                "unknown reduction.",
                 got=describe(reduce),
                 expected=", ".join(map(repr, _REDUCTIONS)),
-                fix='reduce="replicated" for a value that every replica computes alike, as jax.lax.pmean makes it',
+                fix='reduce="replicated" for a value that is equal on all replicas, such as a result of jax.lax.pmean',
             )
         )
 
 
-def _refuse_slip(kind: str, name: str, value: Any) -> None:
-    """Raises where a label is none: Flax takes any name for one, so that a slip would pass in silence."""
+def _refuse_misspelled(kind: str, name: str, value: Any) -> None:
+    """Raises if a name of metadata is probably a mistake: Flax accepts any name, so a typo would be ignored."""
     _refuse_kind(kind, name, value)
     if name in ("dtype", "shape"):  # a label of that name would hide the array's own
         raise InvalidTypeError(
             compose(
                 kind,
-                "has the dtype and the shape of what it is made from.",
+                "takes its dtype and shape from its value.",
                 got=f"{name}={describe(value)}",
-                fix="Buffer(jnp.zeros(shape, dtype)); a Counter takes shape=, and counts to 2**64 - 1 as it is",
+                fix="Buffer(jnp.zeros(shape, dtype)); Counter(shape=...) always counts up to 2**64 - 1",
             )
         )
     for meant in difflib.get_close_matches(name, ("persistent", "reduce", "shape"), n=1, cutoff=0.8):
         raise InvalidTypeError(
             compose(
                 kind,
-                f"{meant} is written otherwise.",
+                f"unknown metadata {name!r}; did you mean {meant!r}?",
                 got=f"{name}={describe(value)}",
                 fix=f"{meant}=..., or another name for a label of your own",
             )
         )
 
 
-class Item(nnx.Variable[Any]):
-    """What both kinds share: what they declare, reads and writes by `.value`, and the guarded store."""
+class StateVariable(nnx.Variable[Any]):
+    """The base of `Counter` and `Buffer`: metadata, reads and writes by `.value`, and guarded writes."""
 
-    # What errors advise.
+    # For the `fix:` line of errors.
     _compared_by: ClassVar[str]
     _written_by: ClassVar[str]
 
     def __init__(self, value: Any, *, persistent: bool, reduce: str, metadata: dict[str, Any]):
         for name in metadata:
-            _refuse_slip(type(self).__name__, name, metadata[name])
+            _refuse_misspelled(type(self).__name__, name, metadata[name])
         _check_reduce(type(self).__name__, reduce)
         own = {"hijax": False, "ref": False, "persistent": bool(persistent), "reduce": reduce}
         super().__init__(value, **{**metadata, **own})
@@ -110,27 +111,27 @@ class Item(nnx.Variable[Any]):
         self.set_value(value)
 
     @property
-    def _shares(self) -> Shares | None:
-        """How the value is made of replicas' shares; None where it is one value, as it is at first."""
-        return self.get_metadata("shares", None)
+    def _per_replica(self) -> PerReplica | None:
+        """The layout of per-replica state; None if there is one value for all replicas, as at first."""
+        return self.get_metadata("per_replica", None)
 
     @property
     def _replica_axes(self) -> tuple[str, ...]:
-        """The mesh axes along which each replica keeps a share of its own."""
-        shares = self._shares
-        return () if shares is None else shares.axes
+        """The mesh axes along which each replica has a value of its own."""
+        layout = self._per_replica
+        return () if layout is None else layout.axes
 
     def _stored(self) -> Any:
-        """Returns the raw value where it is one: that of all replicas, or inside `shard_map` this replica's share.
+        """Returns the raw value: one for all replicas, or inside `shard_map` the value of this replica.
 
         A value that is traced by a derivative only is returned as the array that it stands for, since no gradient
         flows out of a state.
 
         Raises:
-            ReplicasError: here it is the shares of several replicas.
-            StateOwnedByStepError: a compiled step holds it, and this is a copy of the item that it holds it for.
+            ReplicasError: outside `shard_map`, if the variable has per-replica state.
+            StateOwnedByStepError: a compiled step owns the value, and this is a copy of the variable.
         """
-        self._refuse_shares()
+        self._refuse_per_replica()
         raw = self.get_raw_value()
         if isinstance(raw, Pending):
             return raw.limbs
@@ -140,15 +141,16 @@ class Item(nnx.Variable[Any]):
             return raw
         return jax.lax.stop_gradient(raw) if is_traced(raw) else plain(raw)
 
-    def _refuse_shares(self) -> None:
+    def _refuse_per_replica(self) -> None:
         axes = self._replica_axes
         if axes and not set(axes) <= set(mapped_axes()):
             raise ReplicasError(
                 compose(
                     self,
-                    "keeps a share for each replica, and only combined are they one value.",
-                    got=f"a read or a write outside of a shard_map over {axes}",
-                    fix="tallax.combine_replicas(model) to read; a shard_map with tallax.replica_specs(model) to write",
+                    "has per-replica state, which must be combined before it is one value.",
+                    got=f"a read or write outside a shard_map over {axes}",
+                    fix="to read, tallax.combine_replicas(model); "
+                    "to write, a shard_map with tallax.replica_specs(model)",
                 )
             )
 
@@ -168,7 +170,7 @@ class Item(nnx.Variable[Any]):
         raise InvalidTypeError(
             compose(
                 self,
-                f"a {type(self).__name__} is put in order by its value.",
+                f"a {type(self).__name__} cannot be compared with < or >; compare its value.",
                 got=f"a comparison with {describe(other)}",
                 fix=self._compared_by,
             )
@@ -188,7 +190,7 @@ class Item(nnx.Variable[Any]):
 
     def __nnx_repr__(self) -> Any:
         raw = self.get_raw_value()
-        if not self._shares and not (isinstance(raw, Held) and not raw.is_readable_by(self)):
+        if not self._per_replica and not (isinstance(raw, Held) and not raw.is_readable_by(self)):
             part: Any
             for part in super().__nnx_repr__():
                 held = getattr(part, "value", None)
@@ -198,8 +200,8 @@ class Item(nnx.Variable[Any]):
             return
         yield reprlib.Object(type=type(self).__name__)  # Flax's own words would read the value
         yield reprlib.Attr("value", raw)
-        if self._shares:
-            yield reprlib.Attr("shares", self._shares)
+        if self._per_replica:
+            yield reprlib.Attr("per_replica", self._per_replica)
 
     def __treescope_repr__(self, path: Any, subtree_renderer: Any) -> Any:
         value, raw = self._shown(), self.get_raw_value()
@@ -212,9 +214,9 @@ class Item(nnx.Variable[Any]):
         return bundle(card(f"{type(self).__name__}({told})", self._shown()))
 
     def _shown(self) -> Any:
-        """Returns the value that people are shown: exact; None where it can't be read here."""
+        """Returns the exact value for display; None if it cannot be read here."""
         raw = self.get_raw_value()
-        if self._shares or isinstance(raw, Pending) or is_traced(raw):
+        if self._per_replica or isinstance(raw, Pending) or is_traced(raw):
             return None
         if isinstance(raw, Held):
             return raw.read(self) if raw.is_readable_by(self) else None
@@ -237,7 +239,7 @@ class Item(nnx.Variable[Any]):
         A value that is on a device stays on one, so that a write before a compiled step is no implicit transfer in it;
         unless `here`, as for an eager count, which is taken to the host.
         """
-        self._refuse_shares()
+        self._refuse_per_replica()
         raw = self.get_raw_value()
         if isinstance(raw, Held):
             raw.write(self, new)
@@ -251,7 +253,7 @@ class Item(nnx.Variable[Any]):
                 new = jax.device_put(new)
         self.set_raw_value(new)
 
-    # --- what Flax would do by itself, and lose something ------------------------------------------------------------
+    # --- methods of Flax that would lose something --------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "value":  # a property, but Flax's own check would raise before it is reached
@@ -263,7 +265,7 @@ class Item(nnx.Variable[Any]):
             raise self._of_another_trace() from None
 
     def set_raw_value(self, value: Any, **options: Any) -> None:
-        """Replaces the raw value without a check of it; raises if the item is of another trace."""
+        """Replaces the raw value without a check of it; raises if the variable belongs to another trace."""
         try:
             # Looked up at each call, since statecheck watches the writes by replacing the method of the class.
             nnx.Variable.set_raw_value(self, value, **options)
@@ -271,17 +273,17 @@ class Item(nnx.Variable[Any]):
             raise self._of_another_trace() from None
 
     def set_metadata(self, *args: Any, **metadata: Any) -> None:
-        """As that of any Variable; a dict replaces all metadata but what the item declares.
+        """Like `nnx.Variable.set_metadata`, but a dict does not replace `persistent` and `reduce`.
 
         Raises:
             InvalidTypeError: a name is a misspelled one of a declaration.
             InvalidValueError: `reduce` is unknown, or `hijax` or `ref` is set.
-            TraceError: the item is of another trace.
+            TraceError: the variable belongs to another trace.
         """
         new = dict(args[0]) if len(args) == 1 and not metadata else {args[0]: args[1]} if len(args) == 2 else metadata
         for name, value in new.items():
             if name not in _DECLARED:
-                _refuse_slip(type(self).__name__, name, value)
+                _refuse_misspelled(type(self).__name__, name, value)
         if "reduce" in new:
             _check_reduce(type(self).__name__, new["reduce"])
         if len(args) == 1 and not metadata:
@@ -293,16 +295,16 @@ class Item(nnx.Variable[Any]):
             raise self._of_another_trace() from None
 
     def del_metadata(self, name: str) -> None:
-        """As that of any Variable, but what the item declares stays.
+        """Like `nnx.Variable.del_metadata`, but `persistent` and `reduce` cannot be deleted.
 
         Raises:
             InvalidValueError: `name` is `persistent` or `reduce`.
-            TraceError: the item is of another trace.
+            TraceError: the variable belongs to another trace.
         """
         if name in ("persistent", "reduce"):
             raise InvalidValueError(
                 compose(
-                    self, f"always declares {name}.", got=f"del_metadata({name!r})", fix=f"set_metadata({name}=...)"
+                    self, f"cannot be without {name}.", got=f"del_metadata({name!r})", fix=f"set_metadata({name}=...)"
                 )
             )
         try:
@@ -325,9 +327,9 @@ class Item(nnx.Variable[Any]):
         return TraceError(
             compose(
                 self,
-                f"a {type(self).__name__} was written from another trace than its own, so the write would be lost.",
-                got="a model, or state that was merged into one, which the transformed function closes over",
-                fix="pass the model as an argument, to nnx.jit, nnx.scan, ...; or return what is counted, and add "
+                f"a {type(self).__name__} was written from a different trace than its own, so the write would be lost.",
+                got="a transformed function that closes over the model, or over state merged into one",
+                fix="pass the model as an argument, to nnx.jit, nnx.scan, ...; or return the increment, and add "
                 "it outside; or nnx.merge(..., copy=True) and return its state",
             )
         )
@@ -343,5 +345,5 @@ def plain(raw: Any) -> Any:
 
 
 def _told(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Returns what was declared, without Flax's own switches at their defaults."""
+    """Returns the metadata, without Flax's own switches at their defaults."""
     return {name: value for name, value in metadata.items() if name not in ("hijax", "ref", "eager_sharding")}

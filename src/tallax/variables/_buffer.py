@@ -14,10 +14,10 @@ from flax import nnx
 
 from tallax._arrays import is_traced, to_device
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
-from tallax.variables._base import Item, Reduce
+from tallax.variables._base import Reduce, StateVariable
 
 
-class Buffer(Item):
+class Buffer(StateVariable):
     """An array that changes during training and is never trained: a running statistic, a routing bias, a mask.
 
     Reads and writes are those of any `nnx.Variable` (`buffer[...]`, `buffer[i] = x`, `get_value()`, `set_value(x)`),
@@ -29,15 +29,15 @@ class Buffer(Item):
     | value | that of `value` | that of `value`, strongly typed | - | `reduce` |
 
     Args:
-        value: an array, or what NumPy makes one of. 64-bit numbers become 32-bit unless x64 is enabled, as in JAX; an
-            integer that does not fit raises.
-        persistent: whether checkpoints keep it.
-        reduce: how the copies of replicas combine.
-        **metadata: as for `nnx.Variable`, such as `out_sharding`.
+        value: an array, or anything that `numpy.array` converts to one. 64-bit numbers become 32-bit unless x64 is
+            enabled, as in JAX; an integer that does not fit raises.
+        persistent: whether checkpoints save the buffer.
+        reduce: the reduction over replicas.
+        **metadata: further metadata of the `nnx.Variable`, such as `out_sharding`.
 
     Raises:
-        InvalidTypeError: `value`, or what is written later, is not an array or is of another dtype.
-        InvalidValueError: what is written has another shape, or `reduce` is unknown.
+        InvalidTypeError: `value`, or a later write, is not an array or has another dtype.
+        InvalidValueError: a write has another shape, or `reduce` is unknown.
         TraceError: written from a trace that the buffer does not belong to.
 
     Under transforms: gradients stop at every read and every write.
@@ -91,7 +91,7 @@ class Buffer(Item):
             raise InvalidTypeError(
                 compose(
                     self,
-                    "a Buffer takes an array.",
+                    "only arrays and numbers can be written to a Buffer.",
                     got=describe(value),
                     expected=describe(raw).partition(" (")[0],
                     fix="buffer[...] = jnp.asarray(x, buffer.dtype)",
@@ -101,20 +101,20 @@ class Buffer(Item):
             raise InvalidTypeError(
                 compose(
                     self,
-                    "a Buffer keeps its dtype.",
+                    "a write must not change the dtype of a Buffer.",
                     got=describe(value),
                     expected=str(raw.dtype),
-                    fix=f"cast it where it is meant: buffer[...] = x.astype({str(raw.dtype)!r})",
+                    fix=f"cast the value explicitly: buffer[...] = x.astype({str(raw.dtype)!r})",
                 )
             )
         if shape is not None and not scalar and value.shape != shape:
             raise InvalidValueError(
                 compose(
                     self,
-                    "a Buffer keeps its shape.",
+                    "a write must not change the shape of a Buffer.",
                     got=describe(value),
                     expected=describe(raw).partition(" (")[0],
-                    fix="buffer[...] = jnp.broadcast_to(x, buffer.shape), or buffer[index] = x for a part of it",
+                    fix="buffer[...] = jnp.broadcast_to(x, buffer.shape), or buffer[index] = x to write a part",
                 )
             )
         if isinstance(value, jax.Array):
@@ -137,7 +137,7 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"
 
 
 def _operand(value: Any, buffer: Buffer) -> Any:
-    """Returns what is added to a buffer, and so on; raises for an integer that JAX would cut to 32 bits."""
+    """Returns the right operand of an in-place operator; raises for an integer that JAX would cut to 32 bits."""
     is_float = jnp.issubdtype(buffer.dtype, jnp.inexact)
     if type(value) is int:
         if is_float:
@@ -168,7 +168,7 @@ def _strong(value: Any) -> Any:
         raise InvalidTypeError(
             compose(
                 "Buffer",
-                "a Buffer holds one array.",
+                "a Buffer requires one array.",
                 got=describe(value),
                 fix="jnp.asarray(x), or one Buffer for each array",
             )
@@ -195,7 +195,7 @@ def _dtype_of(value: Any) -> Any:
 
 
 def _narrowed(array: np.ndarray, dtype: Any, *, item: object) -> np.ndarray:
-    """Returns `array` in `dtype`; raises where an integer would not survive."""
+    """Returns `array` in `dtype`; raises if an integer does not fit."""
     narrow = array.astype(dtype)
     if array.dtype.kind in "iu" and narrow.dtype.kind in "iu" and not np.array_equal(narrow, array):
         raise _does_not_fit(array, narrow.dtype, item=item)
@@ -206,7 +206,7 @@ def _does_not_fit(value: Any, dtype: Any, *, item: object) -> InvalidValueError:
     return InvalidValueError(
         compose(
             item,
-            f"an integer does not fit {dtype}.",
+            f"the integer does not fit into {dtype}.",
             got=describe(value),
             fix="tallax.Counter for counts beyond 32 bits, or a float dtype",
         )

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from tallax._errors import InvalidTypeError, compose
-from tallax.variables._base import Item
+from tallax.variables._base import StateVariable
 
 
-def refuse_cast(owner: object, variable: Item, dtype: Any) -> None:
+def refuse_cast(owner: object, variable: StateVariable, dtype: Any) -> None:
     """Raises if the array of a variable has another dtype than the one that its owner keeps it in.
 
     It looks at the dtype alone, so it costs the same inside a trace, and while a compiled step holds the array.
@@ -25,9 +25,9 @@ def refuse_cast(owner: object, variable: Item, dtype: Any) -> None:
         raise InvalidTypeError(
             compose(
                 owner,
-                f"its state is kept in {np.dtype(dtype)} and was cast, so it cannot be right any more.",
+                f"its state must be {np.dtype(dtype)}, but was cast, so its values are no longer right.",
                 got=f"{found}[{','.join(map(str, raw.shape))}]",
-                fix="cast the parameters alone: nnx.state(model, nnx.Param); to have the state back, restore a "
+                fix="cast only the parameters: nnx.state(model, nnx.Param); to recover the state, restore a "
                 "checkpoint into a new model",
             )
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a `Counter` takes: checked, and brought to uint64 wherever its value is known."""
+"""Checks of increments and counts, and their conversion to uint64 if the value is known on the host."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _widen = jax.jit(_uint64.widen, inline=True)
 
 
 def amount_of(value: Any, *, item: object, limit: int | None = None) -> Any:
-    """Returns an increment or count as uint64 on the host, or as the integer array it is where it must stay there.
+    """Returns an increment or count as uint64 on the host, or as an integer array that must stay where it is.
 
     That is a traced array, one spread over processes, and one that is still being computed and can't be negative.
     """
@@ -65,7 +65,7 @@ def _sum(amount: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 
 
 def check_broadcasts(value: Any, shape: tuple[int, ...], *, item: object) -> None:
-    """Raises where an array, if it is one, does not broadcast to a counter's shape."""
+    """Raises if an array does not broadcast to a counter's shape."""
     came = getattr(value, "shape", ())
     fits = zip(reversed(came), reversed(shape), strict=False)
     if len(came) > len(shape) or not all(size in (1, own) for size, own in fits):
@@ -84,7 +84,12 @@ def as_shape(shape: int | tuple[int, ...], *, item: object) -> tuple[int, ...]:
         if all(size >= 0 for size in sizes) and math.prod(sizes) <= _MOST and bool not in map(type, given):
             return sizes
     raise InvalidValueError(
-        compose(item, "a shape is made of sizes.", got=f"shape={shape!r}", fix="shape=8, shape=(2, 8)")
+        compose(
+            item,
+            "a shape must be a non-negative integer or a tuple of them.",
+            got=f"shape={shape!r}",
+            fix="shape=8, shape=(2, 8)",
+        )
     )
 
 
@@ -97,19 +102,14 @@ def wrong_shape(value: Any, shape: tuple[int, ...], *, item: object, ending: boo
             f"a Counter of shape {shape} takes what {'ends in' if ending else 'broadcasts to'} its shape.",
             got=describe(value),
             expected=f"shape {expected}",
-            fix="counter.count(events), which sums the axes before the shape; or Counter(shape=...)",
+            fix="counter.count(events), which sums over the leading axes; or Counter(shape=...)",
         )
     )
 
 
 def refuse_negative(value: np.ndarray, old: np.ndarray, *, item: object) -> None:
-    """Raises for a negative int32 that is no sum of what the limbs `old` read as and an int32, which wrapped."""
-    written, read = (
-        np.atleast_1d(value),
-        np.atleast_1d(_uint64.to_int32_on_host(old)),
-    )  # scalars would warn that they wrap
-    wrapped = written.astype(np.uint32) - read.astype(np.uint32) <= _uint64.INT32_MAX
-    if np.any((written < 0) & ~wrapped):
+    """Raises for a negative int32, unless it is a wrapped sum of the int32 value of `old` and an increment."""
+    if np.any((value < 0) & ~_uint64.is_wrapped_sum(value, old)):
         raise negative(value, item=item)
 
 
@@ -131,7 +131,7 @@ def host_counts(value: Any, *, item: object, limit: int | None = None) -> np.nda
 
 
 def check_integer(value: Any, *, item: object) -> None:
-    """Raises where `value` is not an array of booleans or integers."""
+    """Raises if `value` is not an array of booleans or integers."""
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         if jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == np.bool_:
             return
@@ -157,7 +157,7 @@ def negative(value: Any, *, item: object) -> InvalidValueError:
 
 
 def is_comparable(value: Any) -> bool:
-    """Tells whether `==` has an answer: for numbers, and False for anything that is no array and no collection."""
+    """Returns whether a value can be compared: numbers, and values that are neither arrays nor collections."""
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         return bool(jnp.issubdtype(value.dtype, jnp.number) or value.dtype == np.bool_)
     return not isinstance(value, list | tuple | set | frozenset | dict)

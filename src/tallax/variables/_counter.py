@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 import jax
@@ -11,19 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax import _uint64
-from tallax._arrays import is_traced, on_host, to_device
+from tallax._arrays import is_traced, to_device
 from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, TracedReadError, compose, describe
 from tallax._mesh_axes import (
     AxisName,
-    Combination,
-    axes_to_combine,
-    count_over,
     on_first,
-    replica_count,
-    sum_over,
     varying_axes,
 )
-from tallax.variables._base import Item
 from tallax.variables._casts import refuse_cast
 from tallax.variables._count_inputs import (
     amount_of,
@@ -33,27 +26,22 @@ from tallax.variables._count_inputs import (
     is_comparable,
     limbs_of,
     refuse_negative,
-    word_of,
     wrong_shape,
 )
-from tallax.variables._owned import Held
+from tallax.variables._count_storage import READS, CountStorage
 from tallax.variables._storage_reads import is_kept_by_flax
-from tallax.variables._traced_count import Pending
 
 # Compiled once, for eager use.
-_add_on_device = jax.jit(lambda raw, by: _uint64.add(raw, jnp.broadcast_to(by, raw.shape)))
 _assign_on_device = jax.jit(_uint64.assign)
 _int32_on_device = jax.jit(_uint64.to_int32)
 _total = jax.jit(_uint64.total, static_argnums=1, inline=True)
 _divisible = jax.jit(_uint64.divisible, static_argnums=1, inline=True)
 
-_READS = (np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.uint64))  # what counts are saved in by other libraries
-
-_array, _ndarray, _uint32, _int32 = np.array, np.ndarray, np.dtype(np.uint32), np.int32  # bound once, for `_advance`
+_uint32 = np.dtype(np.uint32)
 
 
-class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
-    """An exact count, or an array of them: right up to 2**64 - 1 without x64, where it stays.
+class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
+    """An exact count, or an array of counts: exact up to 2**64 - 1 without x64, then saturated.
 
     `counter += n` counts, also under transformations. `int(counter)` is the exact count on the host;
     `counter[...]`, `counter.value` and `counter.get_value()` give `int32[*shape]` saturated at 2**31 - 1, for schedules
@@ -67,19 +55,20 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
 
     Args:
         start: the first count, an integer in [0, 2**64 - 1].
-        shape: the shape of an array of counts, one per expert for instance; each starts at `start`.
-        persistent: whether checkpoints keep it.
-        reduce: how the copies of replicas combine. "replicated" is for what all replicas count together, such as steps:
-            inside `shard_map` an increment that is the same everywhere then counts once, without being told so.
-        **metadata: as for `nnx.Variable`.
+        shape: the shape of the counts, for example the number of experts; each count starts at `start`.
+        persistent: whether checkpoints save the counter.
+        reduce: the reduction over replicas. "replicated" is for events that all replicas count together, such as steps:
+            inside `shard_map` an increment that is the same everywhere then counts once, without `axis_name=()`.
+        **metadata: further metadata of the `nnx.Variable`.
 
     Raises:
         InvalidTypeError: a count or increment that is not an integer.
-        InvalidValueError: a negative one, one of another shape, a start beyond 2**64 - 1, or `shape` is none.
+        InvalidValueError: a negative one, one of another shape, a start beyond 2**64 - 1, or `shape` is not a valid
+            shape.
         TraceError: written from a trace that the counter does not belong to.
         TracedReadError: `int(counter)` or `np.asarray(counter)` inside a trace.
 
-    Under transforms: a traced increment below zero adds nothing, since it can't be seen. Inside `shard_map` an
+    Under transforms: a traced increment below zero adds nothing, because its value is unknown. Inside `shard_map` an
     increment is summed over the axes it varies on (see `increment`).
 
     Example:
@@ -102,7 +91,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         reduce: Literal["sum", "replicated"] = "sum",
         **metadata: Any,
     ):
-        if _is_words(start) and is_kept_by_flax():  # nnx.bridge makes a Variable of what it was given
+        if _uint64.has_limb_axis(start) and is_kept_by_flax():  # nnx.bridge makes a Variable of what it was given
             super().__init__(start, persistent=persistent, reduce=reduce, metadata=metadata)
             return
         shape = as_shape(shape, item="Counter")
@@ -111,7 +100,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
             raise InvalidValueError(
                 compose(
                     "Counter",
-                    "all counts start at one number.",
+                    "start must be a scalar.",
                     got=describe(start),
                     fix="Counter(shape=x.shape), then counter.set(x)",
                 )
@@ -120,9 +109,9 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
             raise InvalidValueError(
                 compose(
                     "Counter",
-                    "copies of a count are summed, or all the same.",
+                    'reduce must be "sum" or "replicated" for a Counter.',
                     got=f"reduce={reduce!r}",
-                    fix='leave reduce out, or reduce="replicated" for steps that all replicas take together',
+                    fix='omit reduce; or reduce="replicated" to count steps that all replicas take together',
                 )
             )
         limbs = _uint64.from_uint64(np.broadcast_to(first, shape))
@@ -131,21 +120,21 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
     # --- counting ---------------------------------------------------------------------------------------------------
 
     def increment(self, by: Any = 1, *, like: Any = None, axis_name: AxisName | None = None) -> None:
-        """Adds `by`, exactly; the count stays at 2**64 - 1 once it is there.
+        """Adds `by` exactly; the count saturates at 2**64 - 1.
 
         Args:
             by: a Python integer of any size, an array of booleans or integers that broadcasts to the counter's shape,
                 or another Counter. A signed `jax.Array` handed in outside a trace is waited for, since a negative entry
                 must raise; an unsigned one or a mask is not.
-            like: inside `shard_map`, the array that the count was taken from, where `by` itself does not tell: `by` is
-                summed over the mesh axes that either of them varies on.
-            axis_name: the mapped axis or axes to sum `by` over, where they can't be seen: under `vmap`, `pmap`, and
-                `shard_map(check_vma=False)`. `()` says that it is the same everywhere, and counts once.
+            like: inside `shard_map`, the array that `by` was computed from, if `by` does not vary on the axes of the
+                batch: `by` is summed over the mesh axes that either of them varies on.
+            axis_name: the mapped axis or axes to sum `by` over. It is required under `vmap`, `pmap` and
+                `shard_map(check_vma=False)`. `()` means that `by` is the same everywhere and counts once.
 
         Raises:
             InvalidTypeError: `by` is not an integer.
             InvalidValueError: `by` is negative, or does not broadcast to the counter's shape.
-            ReplicasError: inside `shard_map`, where nothing tells which replicas to sum over.
+            ReplicasError: inside `shard_map`, if the axes to sum over cannot be inferred.
             TraceError: the counter does not belong to the current trace.
         """
         if type(by) is int and by >= 0 and not axis_name and self._advance(by) is not None:
@@ -156,25 +145,22 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         elif not self._add_word(by, (), None, like, axis_name):
             self._add(limbs_of(by, item=self, limit=None), like, axis_name)
 
-    def _tally(self, counts: jax.Array, most: int, axis_name: AxisName | None) -> None:
-        """Adds what a statistic counted, of which no entry exceeds `most`."""
-        if not self._add_word(counts, (), most, None, axis_name):
-            self.increment(counts, axis_name=axis_name)
-
     def count(self, events: Any, *, like: Any = None, axis_name: AxisName | None = None) -> None:
         """Adds how many entries of a mask are true, or the sum of an integer array's entries, exactly.
 
         Args:
             events: an array of booleans or integers whose last axes are the counter's shape; the axes before them are
                 summed over. At most 2**31 entries are summed into one count.
-            like: as for `increment`.
-            axis_name: as for `increment`.
+            like: inside `shard_map`, the array that `events` was computed from, if `events` does not vary on the axes
+                of the batch: the count is summed over the mesh axes that either of them varies on.
+            axis_name: the mapped axis or axes to sum over. It is required under `vmap`, `pmap` and
+                `shard_map(check_vma=False)`. `()` means that `events` is the same everywhere and counts once.
 
         Raises:
-            InvalidTypeError: as for `increment`.
-            InvalidValueError: as for `increment`.
-            ReplicasError: as for `increment`.
-            TraceError: as for `increment`.
+            InvalidTypeError: `events` is not an array of booleans or integers.
+            InvalidValueError: an entry is negative, or the last axes are not the counter's shape.
+            ReplicasError: inside `shard_map`, if the axes to sum over cannot be inferred.
+            TraceError: the counter does not belong to the current trace.
 
         Example:
             >>> import jax.numpy as jnp, tallax
@@ -214,7 +200,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
             raise InvalidValueError(
                 compose(
                     self,
-                    "a Counter's every(n) takes a Python integer in [1, 2**31 - 1].",
+                    "every(n) requires a Python integer in [1, 2**31 - 1].",
                     got=describe(n),
                     fix="counter.every(100)",
                 )
@@ -229,30 +215,17 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
     def get_value(self, *, index: Any = ...) -> jax.Array:
         """Returns int32[*shape], saturated at 2**31 - 1, or the part of it at `index`; does not wait for the device."""
         raw = self._stored()
-        if not _is_limbs(raw):  # counts, a shape, a sharding, or whatever else a tree.map over the state has put here
+        if not _uint64.is_limbs(
+            raw
+        ):  # counts, a shape, a sharding, or whatever else a tree.map over the state has put here
             return raw
         if index is ... and is_kept_by_flax():  # nnx.to_pure_dict, nnx.bridge
             return raw
         if isinstance(raw, np.ndarray):
-            value = to_device(_read_on_host(raw))
+            value = to_device(_uint64.to_int32_on_host(raw))
         else:
             value = (_uint64.to_int32 if is_traced(raw) else _int32_on_device)(raw)
         return value if index is ... else value[index]
-
-    def _peek(self) -> jax.Array | np.ndarray | np.int32:
-        """Returns what `get_value()` does, but from NumPy while the counter is on the host: no dispatch."""
-        raw = self.get_raw_value()
-        if type(raw) is not _ndarray or raw.dtype != _uint32:
-            return self.get_value()
-        return _read_on_host(raw)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the counts."""
-        if self._shares:
-            return self._shares.shape[:-1]
-        raw = self.get_raw_value()
-        return tuple(raw.shape[:-1] if raw.dtype == np.uint32 else raw.shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         del copy  # always a new array
@@ -274,7 +247,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
             raise InvalidTypeError(
                 compose(
                     self,
-                    "is several counts, and int() gives one.",
+                    "int() requires a scalar Counter.",
                     got=f"a Counter of shape {counts.shape}",
                     fix="np.asarray(counter), which is exact; or int(np.asarray(counter).sum())",
                 )
@@ -289,13 +262,13 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
             raise InvalidTypeError(
                 compose(
                     self,
-                    "a Counter is compared with numbers.",
+                    "a Counter can only be compared with numbers and arrays.",
                     got=describe(other),
-                    fix="counter == n; counter == np.asarray(numbers) for each of several",
+                    fix="counter == n; counter == np.asarray(numbers) to compare each count",
                 )
             )
         words = self._words()
-        if not _is_limbs(words):
+        if not _uint64.is_limbs(words):
             return super().__eq__(other)
         if isinstance(other, Counter):
             theirs = other._words()
@@ -307,7 +280,7 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
             theirs = _uint64.from_uint64(other)
         else:
             return super().__eq__(other)
-        return (words == theirs).all(-1)
+        return _uint64.equal(words, theirs)
 
     def __ne__(self, other: object) -> Any:
         equal = self == other
@@ -322,29 +295,6 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
     def __format__(self, spec: str) -> str:
         return format(int(self), spec) if spec else str(self)
 
-    def __nnx_repr__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        raw = self.get_raw_value()
-        part: Any
-        for part in super().__nnx_repr__():
-            if getattr(part, "key", None) == "value":
-                readable = raw.is_readable_by(self) if isinstance(raw, Held) else not is_traced(raw) and _is_limbs(raw)
-                value: Any = part.value
-                if readable and not self._shares:
-                    part = type(part)("value", np.asarray(self) if self.shape else int(self))
-                elif (
-                    not isinstance(value, jax.Array | np.ndarray | Held) and getattr(value, "dtype", None) == np.uint32
-                ):
-                    # Within a module Flax prints shapes in place of arrays: here that of counts, not of their words.
-                    part = type(part)("value", type(value)(value.shape[:-1], np.dtype(np.uint64)))
-            yield part
-
-    def _shown(self) -> Any:
-        """Returns the exact count, or array of them; None where it can't be read here."""
-        raw = super()._shown()
-        if raw is None or not _is_limbs(raw):
-            return raw
-        return np.asarray(self) if self.shape else int(self)
-
     # --- setting ----------------------------------------------------------------------------------------------------
 
     def set(self, n: Any) -> None:
@@ -357,12 +307,12 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
         """
         check_broadcasts(n, self.shape, item=self)
         limbs = n._words() if isinstance(n, Counter) else limbs_of(n, item=self)
-        if getattr(self.get_raw_value(), "dtype", _uint32) not in (_uint32, *_READS):
+        if getattr(self.get_raw_value(), "dtype", _uint32) not in (_uint32, *READS):
             refuse_cast(self, self, _uint32)
         broadcast = np.broadcast_to if isinstance(limbs, np.ndarray) else jnp.broadcast_to
         limbs = broadcast(limbs, (*self.shape, 2))
-        if self._shares:  # which will be summed: where all are set to the same, the first replica has it
-            self._refuse_shares()
+        if self._per_replica:  # which will be summed: where all are set to the same, the first replica has it
+            self._refuse_per_replica()
             limbs = on_first(
                 jnp.asarray(limbs), tuple(axis for axis in self._replica_axes if axis not in varying_axes(limbs))
             )
@@ -384,13 +334,13 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
             if not self._place_abstract(value):
                 self.set(value)
             return
-        if self._shares:
+        if self._per_replica:
             raise ReplicasError(
                 compose(
                     self,
-                    "while each replica keeps a share, what was added can't be told from a value that was read before.",
+                    "with per-replica state, a write cannot be recognised as an increment of a value read before.",
                     got=f"a write of {describe(value)}",
-                    fix="counter.increment(n) or counter.count(events), which see what is added; or counter.set(n)",
+                    fix="counter.increment(n) or counter.count(events) to add; counter.set(n) to overwrite",
                 )
             )
         if index is ...:
@@ -428,127 +378,3 @@ class Counter(Item):  # noqa: PLW1641 - unhashable, as in Flax
 
     def __ifloordiv__(self, other: Any) -> Self:
         return self.__imul__(other)
-
-    def _advance_by_one(self) -> jax.Array | np.ndarray | np.int32:
-        """Adds 1 to a scalar count, once for all replicas, and returns the count, as `_peek` does."""
-        count = self._advance(1)
-        if count is None:
-            self.increment(axis_name=())
-            return self._peek()
-        return _int32(count if count < _uint64.INT32_MAX else _uint64.INT32_MAX)
-
-    # --- inside -----------------------------------------------------------------------------------------------------
-
-    def _advance(self, by: int) -> int | None:
-        """Adds to a scalar count on the host, in 3 us, and returns the new one; None, with nothing done, elsewhere."""
-        raw = self.get_raw_value()
-        if type(raw) is not _ndarray:
-            raw = on_host(raw)
-        if raw is None or raw.ndim != 1 or raw.dtype != _uint32:
-            return None
-        low, high = raw.tolist()
-        count = low + (high << 32) + by
-        if count > _uint64.MAX:
-            count = _uint64.MAX
-        self.set_raw_value(_array((count & _uint64.WORD, count >> 32), _uint32))
-        return count
-
-    def _words(self) -> Any:
-        """Returns the exact counts as two words each, uint32[*shape, 2]: on the host, on the device, or traced.
-
-        Also if `nnx.update` has put int32 counts in their place, as `get_value()` gives them to
-        `nnx.to_pure_dict(state, lambda variable: variable.get_value())`.
-
-        Raises:
-            InvalidTypeError: the words were cast.
-            InvalidValueError: such a count is saturated, so that the exact one is lost.
-        """
-        raw = self._stored()
-        if _is_limbs(raw) or not isinstance(raw, jax.Array | np.ndarray):
-            return raw
-        if raw.dtype not in _READS:
-            refuse_cast(self, self, _uint32)
-        if is_traced(raw):
-            return _uint64.widen(jnp.asarray(raw))
-        counts = np.asarray(raw)
-        if counts.dtype == np.int32 and np.any(counts == _uint64.INT32_MAX):
-            raise InvalidValueError(
-                compose(
-                    self,
-                    "was restored from an int32 read, which is saturated, so the count is lost.",
-                    got=describe(counts),
-                    fix="save nnx.as_pure(nnx.state(model)), which has the exact count; or counter.set(n)",
-                )
-            )
-        return _uint64.from_uint64(host_counts(counts, item=self))
-
-    def _add_word(
-        self, by: Any, axes: tuple[int, ...], most: int | None, like: Any, axis_name: AxisName | None
-    ) -> bool:
-        """Adds the sum of `by` over `axes` to what a compiled step adds; False elsewhere, and where it may not fit."""
-        raw = self.get_raw_value()
-        if not isinstance(raw, Pending):
-            return False
-        word = word_of(amount_of(by, item=self), axes, most)
-        if word is None:
-            return False
-        values, most = word
-        replicas = self._combination(values, like, axis_name)
-        most *= replica_count(replicas.over)
-        if most > _uint64.WORD:
-            return False
-        self.set_raw_value(raw.plus(sum_over(values, replicas.over), most))
-        return True
-
-    def _combination(self, increment: Any, like: Any, axis_name: AxisName | None) -> Combination:
-        alike = self.get_metadata("reduce") == "replicated"
-        return axes_to_combine(increment, state=self, like=like, axis_name=axis_name, alike=alike)
-
-    def _add(self, increment: Any, like: Any, axis_name: AxisName | None) -> None:
-        """Adds limbs that broadcast to the counter's, combined over replicas."""
-        self._refuse_shares()
-        replicas = self._combination(increment, like, axis_name)
-        self._add_combined(on_first(count_over(increment, replicas.over), replicas.once))
-
-    def _add_combined(self, increment: Any) -> None:
-        """Adds limbs that broadcast to the counter's: on the host where both are, or else on the device."""
-        raw = self._words()
-        here, by = on_host(raw), on_host(increment)
-        if here is not None and by is not None:
-            total = _uint64.add_uint64(_uint64.to_uint64(here), _uint64.to_uint64(by))
-            self._store(_uint64.from_uint64(total), here=True)
-        elif is_traced(raw, increment):
-            self._store(_uint64.add(jnp.asarray(raw), jnp.broadcast_to(jnp.asarray(increment), raw.shape)))
-        else:
-            self._store(_add_on_device(raw, increment))
-
-    def _add_known(self, total: Any, increment: Any, most: int) -> None:
-        """Adds what a statistic has counted, combined over replicas, and added up with the counts in the same program.
-
-        Args:
-            total: the limbs of the sum of the counts and the increment.
-            increment: the limbs of the increment. A compiled step takes this in place of the sum, if it fits a word, so
-                that the count can be packed and added to with all others.
-            most: what no entry of the increment exceeds.
-        """
-        raw = self.get_raw_value()
-        if isinstance(raw, Pending) and most <= _uint64.WORD:
-            self.set_raw_value(raw.plus(increment[..., 0], most))
-        else:
-            self._store(total)
-
-
-def _is_words(value: Any) -> bool:
-    return _is_limbs(value) and value.ndim > 0 and value.shape[-1] == 2
-
-
-def _is_limbs(value: Any) -> bool:
-    return isinstance(value, jax.Array | np.ndarray) and value.dtype == np.uint32
-
-
-def _read_on_host(limbs: np.ndarray) -> np.ndarray | np.int32:
-    """Returns int32[*shape], saturated at 2**31 - 1."""
-    if limbs.ndim > 1:
-        return _uint64.to_int32_on_host(limbs)
-    low, high = limbs.tolist()
-    return np.int32(low if high == 0 and low <= _uint64.INT32_MAX else _uint64.INT32_MAX)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Held`: what a Variable holds while its value lives in a compiled step."""
+"""`Held`: the raw value of a Variable while a compiled step owns its state."""
 
 from __future__ import annotations
 
@@ -12,93 +12,93 @@ from tallax._errors import StateOwnedByStepError, compose
 
 
 class Held:
-    """Stands for a value that a compiled step holds: fresh where an item asks for it, an error to everybody else.
+    """Stands for a value that a compiled step owns: current for the variable itself, an error for other uses.
 
     Shape and dtype never change, so they can be asked for as ever.
 
     Args:
-        item: the Variable whose value it stands for. A copy of that, such as `nnx.state(model)` makes, is not the
-            Variable, and would change under its owner's hands.
-        name: how errors name the Variable.
+        variable: the Variable whose value it stands for. Copies of it, such as those in `nnx.state(model)`, cannot be
+            read, because their value would change with every step.
+        name: the name of the Variable in errors.
         value: shape, dtype and sharding of the value.
         read: returns the value; None where only `step.sync()` brings it back.
         write: replaces it.
     """
 
-    __slots__ = ("_aval", "_item", "_name", "_read", "_write")
+    __slots__ = ("_aval", "_name", "_read", "_variable", "_write")
 
     def __init__(
         self,
-        item: Any,
+        variable: Any,
         name: str,
         value: jax.ShapeDtypeStruct,
         read: Callable[[], Any] | None = None,
         write: Callable[[Any], None] | None = None,
     ):
-        self._item, self._name, self._aval, self._read, self._write = item, name, value, read, write
+        self._variable, self._name, self._aval, self._read, self._write = variable, name, value, read, write
 
-    def is_readable_by(self, item: Any) -> bool:
-        """Tells whether `read` would return a value."""
-        return self._read is not None and item is self._item
+    def is_readable_by(self, variable: Any) -> bool:
+        """Returns whether `read` would return a value."""
+        return self._read is not None and variable is self._variable
 
-    def read(self, item: Any) -> Any:
-        """Returns the current value to the item that this stands in; raises for a copy of it."""
-        if self._read is None or item is not self._item:
+    def read(self, variable: Any) -> Any:
+        """Returns the current value to the Variable; raises for a copy of it."""
+        if self._read is None or variable is not self._variable:
             self._refuse()
         return self._read()
 
-    def write(self, item: Any, value: Any) -> None:
-        """Replaces the current value for the item that this stands in; raises for a copy of it."""
-        if self._write is None or item is not self._item:
+    def write(self, variable: Any, value: Any) -> None:
+        """Replaces the current value for the Variable; raises for a copy of it."""
+        if self._write is None or variable is not self._variable:
             self._refuse()
         self._write(value)
 
     @property
     def name(self) -> str:
-        """How errors name the Variable."""
+        """The name of the Variable in errors."""
         return self._name
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the value, which is a Counter's limbs."""
+        """The shape of the value; of a Counter, the shape of its limbs."""
         return self._aval.shape
 
     @property
     def dtype(self) -> Any:
-        """Of the value."""
+        """The dtype of the value."""
         return self._aval.dtype
 
     @property
     def ndim(self) -> int:
-        """Of the value."""
+        """The number of axes of the value."""
         return self._aval.ndim
 
     @property
     def size(self) -> int:
-        """Of the value."""
+        """The number of entries of the value."""
         return self._aval.size
 
     @property
     def nbytes(self) -> int:
-        """Of the value."""
+        """The number of bytes of the value."""
         return self._aval.size * self._aval.dtype.itemsize
 
     @property
     def sharding(self) -> Any:
-        """Of the value."""
+        """The sharding of the value."""
         return self._aval.sharding
 
     def __repr__(self) -> str:
         # JAX puts this into its own error, where such a value is handed to one of its functions.
-        return f"<{self._name}: held by a compiled step, whose step.sync() brings it back>"
+        return f"<{self._name}: owned by a compiled step; step.sync() returns it>"
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise StateOwnedByStepError(
             compose(
                 self._name,
-                "is held by a compiled step, which keeps the state on the device between its calls.",
-                got="a use of the value, or of a copy of the model or its state, between two calls",
-                fix="step.sync() first, which brings everything back; step.collect() to look at the items alone",
+                "is owned by a compiled step, which keeps the state on the device between its calls.",
+                got="a use of the value, or of a copy of the model or its state, between two calls of the step",
+                fix="step.sync() first, to return all state; or step.collect() to read the tallax variables only",
             )
         )
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells whether Flax reads a Variable to keep its value somewhere, or a user to compute with it.
+"""Detection of reads by Flax that store a value, as opposed to reads by a user who computes with it.
 
-`nnx.to_pure_dict` and `nnx.bridge` call the same `get_value()` as everybody else, and put the result back later, as it
-is. A count of 2**31 or more would not survive that: the value for computing is an int32. So they get the exact words.
+`nnx.to_pure_dict` and `nnx.bridge` call the same `get_value()` as all other callers, and put the result back later, as
+it is. A count of 2**31 or more would not survive that: the value for computing is an int32. So they get the exact
+words.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ READ = "tallax.read"  # of both parts, where they are read together
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Pending:
-    """What a `Counter` holds inside `tallax.compile_step`.
+    """The raw value of a `Counter` inside `tallax.compile_step`.
 
     All of a step's counts lie in one array on the device. A count that is read is sliced out of it; one that is only
     added to is not. `added` is a plain word, which XLA folds and concatenates with those of the other counters; there
@@ -30,7 +30,7 @@ class Pending:
 
     Attributes:
         base: the limbs before the step, uint32[*shape, 2].
-        added: what was added to them since, uint32[*shape]. That it fits is shown by the bound of each increment.
+        added: the sum of the increments since, uint32[*shape]. That it fits is shown by the bound of each increment.
     """
 
     base: Any
@@ -46,12 +46,12 @@ class Pending:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the limbs."""
+        """The same as for the limbs."""
         return self.base.shape
 
     @property
     def dtype(self) -> Any:
-        """That of the limbs."""
+        """The same as for the limbs."""
         return self.base.dtype
 
     def plus(self, values: Any, most: int) -> Pending:
@@ -63,5 +63,5 @@ class Pending:
 
     def at(self, limbs: Any) -> Pending:
         """Returns the count after `limbs` were written over it; it will be kept whole."""
-        # A zero that is made of this count's own word, in a way that is no increment: so it is seen to be written.
+        # A zero computed from the word itself is not an increment, so the analysis sees that the count was written.
         return Pending(jnp.asarray(limbs), self.added * np.uint32(0))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A share for each replica: made by `per_replica`, mapped by `replica_specs`, combined by `combine_replicas`."""
+"""Per-replica state: made by `per_replica`, mapped by `replica_specs`, combined by `combine_replicas`."""
 
 from __future__ import annotations
 
@@ -21,38 +21,40 @@ from tallax._walk import groups_of, leaves_of
 from tallax.replicas._agreement import check_alike, check_concrete, fingerprints
 from tallax.statistics import Statistic
 from tallax.statistics._statistic import Counts
-from tallax.variables import Counter, Item, Shares
+from tallax.variables import Counter, PerReplica, StateVariable
 
 Node = TypeVar("Node")
 
 
 def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str, ...], *, only: Any = ...) -> Node:
-    """Returns a copy of a model whose items keep a share for each replica along a mesh axis.
+    """Returns a copy of a model with per-replica state along a mesh axis.
 
-    The first replica's share starts from what was counted so far, the others' from nothing, so that all shares together
-    are the whole. Inside a `shard_map` whose specs come from `replica_specs`, items look as they always do and count
-    without any collective; what they read there is this replica's share. Elsewhere they raise, until `combine_replicas`
-    has made them whole.
+    The first replica starts from the counts so far, the others from zero, so that the values of all replicas add up to
+    the whole. Inside a `shard_map` whose specs come from `replica_specs`, tallax variables have their usual shape, read
+    as the value of this replica, and count without any collective. Elsewhere they raise until `combine_replicas` has
+    combined them.
 
-    An increment is summed over the axes that it varies on, and over no others, as without shares. Along an axis of the
-    shares on which it is the same, only the first replica keeps it. If nothing tells the axes, as of a constant or
-    under `check_vma=False`, it raises `ReplicasError`: name them with `like=` or `axis_name=`.
+    An increment is summed over the axes that it varies on, and over no others, as without per-replica state. Along an
+    axis of the replicas on which it is the same, only the first replica adds it. If the axes cannot be inferred, for
+    example because the increment is a constant or under `check_vma=False`, it raises `ReplicasError`. Then name the
+    axes with `like=` or `axis_name=`.
 
-    Values that all replicas compute alike (`reduce="replicated"`: buffers by default, `StepCounter`, `Scheduled`) stay
-    as they are, as do parameters.
+    Replicated values (`reduce="replicated"`: buffers by default, `StepCounter`, `Scheduled`) and parameters stay as
+    they are.
 
     Args:
-        model: a module, or any other node of Flax NNX's graph; it is left as it is.
+        model: a module, or any other node of Flax NNX's graph; it is not changed.
         mesh: the mesh of the `shard_map`.
         axis_name: the axis or axes along which the replicas lie; the batch may be split over fewer of them, or others.
-        only: an NNX filter: which items keep shares. Others are counted globally, at one collective each.
+        only: an NNX filter that selects the tallax variables. The others are counted globally, with one collective
+            each.
 
-    A scalar `Buffer` has the shape (1,) while it keeps shares.
+    A scalar `Buffer` has the shape (1,) while it has per-replica state.
 
     Raises:
-        InvalidTypeError: `mesh` is none.
+        InvalidTypeError: `mesh` is not a mesh.
         InvalidValueError: the mesh has no such axis.
-        ReplicasError: an item keeps shares already.
+        ReplicasError: a tallax variable has per-replica state already.
         TracedReadError: called inside a trace.
 
     Example:
@@ -73,7 +75,7 @@ def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str
         raise InvalidTypeError(
             compose(
                 "per_replica",
-                "takes the mesh along which the replicas lie.",
+                "requires the mesh that the replicas are on.",
                 got=describe(mesh),
                 fix='mesh = jax.make_mesh((jax.device_count(),), ("data",)); tallax.per_replica(model, mesh, "data")',
             )
@@ -83,31 +85,34 @@ def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str
         raise InvalidValueError(
             compose(
                 "axis_name",
-                "replicas lie along an axis of the mesh.",
+                "must name axes of the mesh.",
                 got=describe(axis_name),
                 expected=f"one or several of {mesh.axis_names}",
                 fix=f"axis_name={mesh.axis_names[0]!r}",
             )
         )
     copy, selected = nnx.clone(model), filterlib.to_predicate(only)
-    chosen = {id(item) for path, item in nnx.iter_graph(copy) if isinstance(item, Item) and selected(path, item)}
+    chosen = {
+        id(item) for path, item in nnx.iter_graph(copy) if isinstance(item, StateVariable) and selected(path, item)
+    }
     for (_, originals), (statistic, items) in zip(_parts(model), _parts(copy), strict=True):
         if chosen.isdisjoint(map(id, items)) or (statistic is None and items[0].get_metadata("reduce") == "replicated"):
             continue
         for original, item in zip(originals, items, strict=True):
             _check_whole(original)
             item.set_raw_value(np.asarray(item.get_raw_value()))
-        for item, further in zip(items, _further_shares(statistic, items), strict=True):
+        for item, further in zip(items, _values_of_further_replicas(statistic, items), strict=True):
             whole = item.get_raw_value()
             item.set_raw_value(_laid_out(np.atleast_1d(whole), np.atleast_1d(further), mesh, axes))
-            item.set_metadata("shares", Shares(axes, whole.shape))
+            item.set_metadata("per_replica", PerReplica(axes, whole.shape))
     return copy
 
 
 def replica_specs(model: Any, *, graph: bool | None = None) -> Any:
     """Returns the specs, for `in_specs` and `out_specs`, of a model that `per_replica` made or of its state.
 
-    Items that keep shares are split over the axes of their replicas; everything else is `P()`, on every device whole.
+    Tallax variables with per-replica state are split over the axes of their replicas. Everything else is `P()`: whole
+    on every device.
 
     Args:
         model: the module, for `nnx.shard_map`; or `nnx.state(model)`, for `jax.shard_map`.
@@ -130,55 +135,57 @@ def replica_specs(model: Any, *, graph: bool | None = None) -> Any:
     """
     graph = nnx.set_graph_mode.current_value() if graph is None else graph
     if graph and not isinstance(model, nnx.State):
-        axes = {item._replica_axes: None for _, item in nnx.iter_graph(model) if isinstance(item, Item)}
-        return nnx.StateSharding([*((_KeepsShares(names), jax.P(names)) for names in axes if names), (..., jax.P())])
+        axes = {item._replica_axes: None for _, item in nnx.iter_graph(model) if isinstance(item, StateVariable)}
+        return nnx.StateSharding(
+            [*((_HasPerReplicaState(names), jax.P(names)) for names in axes if names), (..., jax.P())]
+        )
 
     def spec(leaf: Any) -> jax.P:
-        return jax.P(leaf._replica_axes) if isinstance(leaf, Item) and leaf._shares else jax.P()
+        return jax.P(leaf._replica_axes) if isinstance(leaf, StateVariable) and leaf._per_replica else jax.P()
 
     return jax.tree.map(spec, model, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
 def combine_replicas(model: Node) -> Node:
-    """Returns a copy of a model with the shares of its replicas combined: what one device would have counted.
+    """Returns a copy of a model with its per-replica state combined, as if one device had counted everything.
 
-    Counts are summed exactly, with carries, and buffers by their `reduce`. Statistics of other kinds are merged: what
-    `Extrema` says of merging holds for when extremes came, and `Ema` tells how its averages combine. What keeps no
-    shares is in the copy as it is, so a model without replicas may be handed in as well.
+    Counts are summed exactly, with carries, and buffers by their `reduce`. Statistics with a buffer are
+    merged: `Extrema` and `Ema` document how. All other values are copied, so a model without per-replica state is
+    accepted too.
 
-    It is meant for reading, between steps; the model goes on with its shares. All processes have to call it together.
+    Use it to read the state between steps; the model keeps its per-replica state. All processes must call it together.
 
     Args:
-        model: a module that `per_replica` made, or a part of one: a statistic or an item.
+        model: a module that `per_replica` made, or a statistic or tallax variable in it.
 
     Raises:
-        ReplicasError: the copies of an item that is the same for all replicas differ between devices; or shares are no
-            longer where `per_replica` put them.
+        ReplicasError: the copies of a replicated variable differ between devices, or per-replica state is no longer
+            where `per_replica` put it.
         TracedReadError: called inside a trace.
 
     Example:
         >>> import jax, tallax
         >>> mesh = jax.make_mesh((8,), ("data",))
-        >>> shares = tallax.per_replica(tallax.Counter(2**40), mesh, "data")
-        >>> int(tallax.combine_replicas(shares))
+        >>> seen = tallax.per_replica(tallax.Counter(2**40), mesh, "data")
+        >>> int(tallax.combine_replicas(seen))
         1099511627776
     """
     copy = nnx.clone(model)
-    groups: dict[Any, list[tuple[Statistic | None, list[Item]]]] = {}
+    groups: dict[Any, list[tuple[Statistic | None, list[StateVariable]]]] = {}
     for (_, originals), (statistic, items) in zip(_parts(model), _parts(copy), strict=True):
         for item in originals:
             _check_combinable(item)
-        if items and items[0]._shares:
+        if items and items[0]._per_replica:
             sharding: Any = items[0].get_raw_value().sharding
             groups.setdefault((sharding.mesh, items[0]._replica_axes), []).append((statistic, items))
     for (mesh, axes), parts in groups.items():
         held = [item for _, items in parts for item in items]
         how = tuple("merge" if statistic else _reduction(item) for statistic, items in parts for item in items)
-        shapes = tuple(item._shares.shape for item in held if item._shares)
+        shapes = tuple(item._per_replica.shape for item in held if item._per_replica)
         values = _reduced(mesh, axes, how, shapes, [item.get_raw_value() for item in held])
         for item, value in zip(held, values, strict=True):
             item.set_raw_value(value)
-            item.del_metadata("shares")
+            item.del_metadata("per_replica")
         for statistic, _ in parts:
             if statistic is not None:
                 nnx.update(statistic, _joined(*nnx.split(statistic)))
@@ -188,55 +195,55 @@ def combine_replicas(model: Node) -> Node:
 # --- the parts of a model ---------------------------------------------------------------------------------------------
 
 
-def _parts(model: Any) -> list[tuple[Statistic | None, list[Item]]]:
-    """Returns what combines by itself: each statistic that merges, with its items, and each item of its own."""
+def _parts(model: Any) -> list[tuple[Statistic | None, list[StateVariable]]]:
+    """Returns the parts that are combined separately: statistics to be merged, and single variables."""
     merging, alone = [], []
-    for group in groups_of(model, Item):
+    for group in groups_of(model, StateVariable):
         if isinstance(group.owner, Statistic) and not isinstance(group.owner, Counts):
-            merging.append((group.owner, [leaf.variable for leaf in leaves_of(group.owner, Item)]))
+            merging.append((group.owner, [leaf.variable for leaf in leaves_of(group.owner, StateVariable)]))
         else:
             alone += [(None, [variable]) for variable in group.variables.values()]
     return [*merging, *alone]
 
 
 @dataclass(frozen=True)
-class _KeepsShares:
+class _HasPerReplicaState:
     """An NNX filter; equal ones are equal, so that a step is not compiled again."""
 
     axes: tuple[str, ...]
 
     def __call__(self, path: Any, value: Any) -> bool:
-        return isinstance(value, Item) and value._replica_axes == self.axes
+        return isinstance(value, StateVariable) and value._replica_axes == self.axes
 
 
-def _reduction(item: Item) -> str:
+def _reduction(item: StateVariable) -> str:
     return "count" if isinstance(item, Counter) else item.get_metadata("reduce")
 
 
-def _check_whole(item: Item) -> None:
+def _check_whole(item: StateVariable) -> None:
     check_concrete(item)
-    if item._shares:
+    if item._per_replica:
         raise ReplicasError(
             compose(
                 item,
-                "keeps a share for each replica already.",
-                got=f"shares over the mesh axes {item._replica_axes}",
-                fix="tallax.combine_replicas(model) first, to lay it out anew",
+                "already has per-replica state.",
+                got=f"per-replica state over the mesh axes {item._replica_axes}",
+                fix="tallax.combine_replicas(model) first, then tallax.per_replica again",
             )
         )
 
 
-def _check_combinable(item: Item) -> None:
+def _check_combinable(item: StateVariable) -> None:
     check_concrete(item)
     sharding = getattr(item.get_raw_value(), "sharding", None)
-    if item._shares:
+    if item._per_replica:
         if not (isinstance(sharding, jax.NamedSharding) and set(item._replica_axes) <= set(sharding.mesh.axis_names)):
             raise ReplicasError(
                 compose(
                     item,
-                    "shares are combined on the mesh that per_replica laid them out on.",
+                    "per-replica state must stay on the mesh that per_replica put it on.",
                     got=f"an array with {'no sharding' if sharding is None else sharding}",
-                    fix="jax.device_put(array, jax.NamedSharding(mesh, jax.P(axis_name))), in the item's place",
+                    fix="variable.set_raw_value(jax.device_put(array, jax.NamedSharding(mesh, jax.P(axis_name))))",
                 )
             )
     elif item.get_metadata("reduce") == "replicated":
@@ -246,21 +253,21 @@ def _check_combinable(item: Item) -> None:
         check_alike(item, copies)
 
 
-# --- shares -----------------------------------------------------------------------------------------------------------
+# --- the values of the replicas ---------------------------------------------------------------------------------------
 
 
-def _further_shares(statistic: Statistic | None, items: list[Item]) -> list[np.ndarray]:
-    """Returns what each item's share is on every replica but the first."""
+def _values_of_further_replicas(statistic: Statistic | None, items: list[StateVariable]) -> list[np.ndarray]:
+    """Returns the value of each variable on every replica but the first."""
     if statistic is None:
         whole = items[0].get_raw_value()
         return [np.zeros_like(whole) if _reduction(items[0]) in ("count", "sum") else whole]
     further = nnx.clone(statistic)
-    further._begin_share()
-    return [np.asarray(item.get_raw_value()) for _, item in nnx.iter_graph(further) if isinstance(item, Item)]
+    further._begin_replica()
+    return [np.asarray(item.get_raw_value()) for _, item in nnx.iter_graph(further) if isinstance(item, StateVariable)]
 
 
 def _laid_out(first: np.ndarray, further: np.ndarray, mesh: jax.sharding.Mesh, axes: tuple[str, ...]) -> jax.Array:
-    """Returns the shares of all replicas one behind the other, each on its devices; every process makes its own."""
+    """Returns the values of all replicas one behind the other, each on its devices; each process makes its own part."""
     replicas = math.prod(mesh.shape[axis] for axis in axes)
 
     def share(index: Any) -> np.ndarray:
@@ -281,7 +288,7 @@ def _reduced(
     shapes: tuple[tuple[int, ...], ...],
     shares: list[jax.Array],
 ) -> list[jax.Array]:
-    """Returns each array combined over its shares; those to be merged only stacked."""
+    """Returns each array combined over the replicas; arrays to be merged are only stacked."""
 
     def of_all(kind: str, shape: tuple[int, ...], share: jax.Array) -> jax.Array:
         if kind == "count":
@@ -306,7 +313,7 @@ _REDUCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @functools.partial(jax.jit, static_argnums=0)
 def _joined(graphdef: Any, stacked: Any) -> Any:
-    """Returns the state of a statistic from those of all shares, stacked."""
+    """Returns the state of a statistic from the stacked states of all replicas."""
 
     def join(into: Any, numbered_share: tuple[jax.Array, Any]) -> tuple[Any, None]:
         number, share = numbered_share

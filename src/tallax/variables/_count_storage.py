@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The private half of `Counter`: exact words, wherever they are, and additions to them.
+
+A count is in one of four places, and an addition stays in the place where the count is:
+
+| the count is | raw value | an addition |
+|---|---|---|
+| on the host | `np.ndarray` | Python or NumPy integers, in about 3 us (`_advance`) |
+| on the device | `jax.Array` | one dispatch, which does not wait (`_add_on_device`) |
+| in a trace | a tracer | two words and a carry (`_uint64.add`) |
+| in a compiled step | `Pending` | one word, without a carry (`_add_word`), if 32 bits hold the step's whole sum |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tallax import _uint64
+from tallax._arrays import is_traced, on_host
+from tallax._errors import InvalidValueError, compose, describe
+from tallax._mesh_axes import (
+    AxisName,
+    Combination,
+    axes_to_combine,
+    count_over,
+    on_first,
+    replica_count,
+    sum_over,
+)
+from tallax.variables._base import StateVariable
+from tallax.variables._casts import refuse_cast
+from tallax.variables._count_inputs import amount_of, host_counts, limbs_of, word_of
+from tallax.variables._owned import Held
+from tallax.variables._traced_count import Pending
+
+READS = (np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.uint64))  # other libraries save counts in these dtypes
+
+_add_on_device = jax.jit(lambda raw, by: _uint64.add(raw, jnp.broadcast_to(by, raw.shape)))  # compiled once
+_ndarray, _uint32, _int32 = np.ndarray, np.dtype(np.uint32), np.int32  # bound once, for `_advance`
+
+
+class CountStorage(StateVariable):
+    """Counts as words: reading them exactly, adding to them, and showing them. `Counter` adds the public methods."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the counts."""
+        if self._per_replica:
+            return self._per_replica.shape[:-1]
+        raw = self.get_raw_value()
+        return tuple(raw.shape[:-1] if raw.dtype == np.uint32 else raw.shape)
+
+    def _words(self) -> Any:
+        """Returns the exact counts as two words each, uint32[*shape, 2]: on the host, on the device, or traced.
+
+        Also if `nnx.update` has put int32 counts in their place, as `get_value()` gives them to
+        `nnx.to_pure_dict(state, lambda variable: variable.get_value())`.
+
+        Raises:
+            InvalidTypeError: the words were cast.
+            InvalidValueError: such a count is saturated, so that the exact one is lost.
+        """
+        raw = self._stored()
+        if _uint64.is_limbs(raw) or not isinstance(raw, jax.Array | np.ndarray):
+            return raw
+        if raw.dtype not in READS:
+            refuse_cast(self, self, _uint32)
+        if is_traced(raw):
+            return _uint64.widen(jnp.asarray(raw))
+        counts = np.asarray(raw)
+        if counts.dtype == np.int32 and np.any(counts == _uint64.INT32_MAX):
+            raise InvalidValueError(
+                compose(
+                    self,
+                    "was restored from a saturated int32 value, so the exact count is lost.",
+                    got=describe(counts),
+                    fix="save nnx.as_pure(nnx.state(model)), which has the exact count; or counter.set(n)",
+                )
+            )
+        return _uint64.from_uint64(host_counts(counts, item=self))
+
+    def _peek(self) -> jax.Array | np.ndarray | np.int32:
+        """Like `get_value()`, but from NumPy while the counter is on the host, without a dispatch."""
+        raw = self.get_raw_value()
+        if type(raw) is not _ndarray or raw.dtype != _uint32:
+            return self.get_value()
+        return _uint64.to_int32_on_host(raw)
+
+    # --- adding ---------------------------------------------------------------------------------------------------
+
+    def _advance(self, by: int) -> int | None:
+        """Adds to a scalar count on the host, in 3 us, and returns the new one; None, with nothing done, elsewhere."""
+        raw = self.get_raw_value()
+        if type(raw) is not _ndarray:
+            raw = on_host(raw)
+        if raw is None or raw.ndim != 1 or raw.dtype != _uint32:
+            return None
+        count = _uint64.to_int(raw) + by
+        if count > _uint64.MAX:
+            count = _uint64.MAX
+        self.set_raw_value(_uint64.from_int(count))
+        return count
+
+    def _advance_by_one(self) -> jax.Array | np.ndarray | np.int32:
+        """Adds 1 to a scalar count, once for all replicas, and returns the count like `_peek`."""
+        count = self._advance(1)
+        if count is None:
+            self._add(_uint64.from_int(1), None, ())
+            return self._peek()
+        return _int32(count if count < _uint64.INT32_MAX else _uint64.INT32_MAX)
+
+    def _add(self, increment: Any, like: Any, axis_name: AxisName | None) -> None:
+        """Adds limbs that broadcast to the counter's, combined over replicas."""
+        self._refuse_per_replica()
+        replicas = self._combination(increment, like, axis_name)
+        self._add_combined(on_first(count_over(increment, replicas.over), replicas.once))
+
+    def _add_combined(self, increment: Any) -> None:
+        """Adds limbs that broadcast to the counter's: on the host where both are, or else on the device."""
+        raw = self._words()
+        here, by = on_host(raw), on_host(increment)
+        if here is not None and by is not None:
+            total = _uint64.add_uint64(_uint64.to_uint64(here), _uint64.to_uint64(by))
+            self._store(_uint64.from_uint64(total), here=True)
+        elif is_traced(raw, increment):
+            self._store(_uint64.add(jnp.asarray(raw), jnp.broadcast_to(jnp.asarray(increment), raw.shape)))
+        else:
+            self._store(_add_on_device(raw, increment))
+
+    def _add_word(
+        self, by: Any, axes: tuple[int, ...], most: int | None, like: Any, axis_name: AxisName | None
+    ) -> bool:
+        """Adds the sum of `by` over `axes` to what a compiled step adds; False elsewhere, or if it may not fit."""
+        raw = self.get_raw_value()
+        if not isinstance(raw, Pending):
+            return False
+        word = word_of(amount_of(by, item=self), axes, most)
+        if word is None:
+            return False
+        values, most = word
+        replicas = self._combination(values, like, axis_name)
+        most *= replica_count(replicas.over)
+        if most > _uint64.WORD:
+            return False
+        self.set_raw_value(raw.plus(sum_over(values, replicas.over), most))
+        return True
+
+    def _combination(self, increment: Any, like: Any, axis_name: AxisName | None) -> Combination:
+        alike = self.get_metadata("reduce") == "replicated"
+        return axes_to_combine(increment, state=self, like=like, axis_name=axis_name, alike=alike)
+
+    def _tally(self, counts: jax.Array, most: int, axis_name: AxisName | None) -> None:
+        """Adds the counts of a statistic, each at most `most`."""
+        if not self._add_word(counts, (), most, None, axis_name):
+            self._add(limbs_of(counts, item=self, limit=None), None, axis_name)
+
+    def _add_known(self, total: Any, increment: Any, most: int) -> None:
+        """Adds counts of a statistic that are combined over replicas, and added to the old counts, already.
+
+        Args:
+            total: the limbs of the sum of the counts and the increment.
+            increment: the limbs of the increment. A compiled step takes this in place of the sum, if it fits a word, so
+                that the count can be packed and added to with all others.
+            most: an upper bound of every entry of the increment.
+        """
+        raw = self.get_raw_value()
+        if isinstance(raw, Pending) and most <= _uint64.WORD:
+            self.set_raw_value(raw.plus(increment[..., 0], most))
+        else:
+            self._store(total)
+
+    # --- showing --------------------------------------------------------------------------------------------------
+
+    def __nnx_repr__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        raw = self.get_raw_value()
+        part: Any
+        for part in super().__nnx_repr__():
+            if getattr(part, "key", None) == "value":
+                readable = (
+                    raw.is_readable_by(self) if isinstance(raw, Held) else not is_traced(raw) and _uint64.is_limbs(raw)
+                )
+                value: Any = part.value
+                if readable and not self._per_replica:
+                    part = type(part)("value", np.asarray(self) if self.shape else int(self))
+                elif (
+                    not isinstance(value, jax.Array | np.ndarray | Held) and getattr(value, "dtype", None) == np.uint32
+                ):
+                    # Within a module Flax prints shapes in place of arrays: here that of counts, not of their words.
+                    part = type(part)("value", type(value)(value.shape[:-1], np.dtype(np.uint64)))
+            yield part
+
+    def _shown(self) -> Any:
+        """Returns the exact count, or array of them; None if it cannot be read here."""
+        raw = super()._shown()
+        if raw is None or not _uint64.is_limbs(raw):
+            return raw
+        return np.asarray(self) if self.shape else int(self)
