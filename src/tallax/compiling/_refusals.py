@@ -27,13 +27,14 @@ def refuse_objects(batch: Any) -> None:
             )
 
 
-def changed(change: Change | None, *, fix: str | None = None) -> Exception:
+def changed(change: Change | None) -> Exception:
+    """Returns the error for a function that changed the structure of the objects inside the step."""
     return StructureChangedError(
         compose(
             change.name if change is not None else "the bound objects",
-            "a step is compiled for objects of one structure.",
+            "a compiled step cannot change the structure of its objects.",
             got=change.text if change is not None else "another structure",
-            fix=fix or "change it back, or call compile_step again after step.sync()",
+            fix="change it between two calls, or keep it in a Variable; nnx.pop takes out sown values",
         )
     )
 

@@ -12,23 +12,19 @@ from html import escape
 from typing import Any, Self
 
 import jax
-import numpy as np
 from flax import nnx
-from jax.extend.core import jaxpr_as_fun
 
 from tallax._arrays import is_committed, is_traced
 from tallax._errors import InvalidTypeError, TallaxError, compose
-from tallax.compiling._arguments import Arguments, values_of
-from tallax.compiling._cells import tracing
-from tallax.compiling._jaxpr_analysis import uses
+from tallax.compiling._arguments import Arguments
 from tallax.compiling._layout import Layout
 from tallax.compiling._ownership import Holding, put_back
-from tallax.compiling._refusals import changed, in_a_trace, refuse_objects, written_past
-from tallax.compiling._results import Shape, flatten, refuse_references, with_references
-from tallax.compiling._step_state import Items, Programs, State
+from tallax.compiling._program import Program
+from tallax.compiling._refusals import in_a_trace, written_past
+from tallax.compiling._results import Shape
 from tallax.compiling._structure import Structure, refuse_shared
 from tallax.reading import Reading, entries_of, reading_of
-from tallax.variables import Item, Pending
+from tallax.variables import Item
 
 _LOOK_AT = 16  # Variables at each call, and twice as many modules: a few microseconds
 
@@ -138,13 +134,9 @@ class CompiledStep:
         self._arguments = Arguments(function, objects, static_argnums, static_argnames)
         self._names = self._arguments.names
         refuse_shared(objects, self._names, items_only=self._graph, kind=Item)
-        self._structure = Structure(objects, self._names)  # the one that it is compiled for
-        self._layout: Layout | None = None
-        self._whole: frozenset[int] = frozenset()  # counts that the step does more with than add to and read
-        self._traces = 0
         self._steps = 0
-        self._results: list[Shape] = []  # how the results are built, of each kind that there was
-        self._programs: Programs | None = None
+        self._program: Program | None = None  # the one that fits the objects as they are
+        self._programs: list[Program] = []  # and all that did
         self._holding: Holding | None = None
         self._end = weakref.finalize(self, _retire, None)
         functools.update_wrapper(self, function, updated=())
@@ -165,11 +157,8 @@ class CompiledStep:
                 device.
             TraceError: called inside another compiled function.
         """
-        holding = self._holding
-        if holding is None or not holding.is_ready:
-            holding = self._take_over(batch, options)
-        assert self._programs is not None
-        result = self._run(holding, self._programs.once, batch, options)
+        holding, program = self._prepared(batch, options)
+        result = self._run(holding, program.once, program.results, batch, options)
         self._steps += 1
         return result
 
@@ -186,11 +175,8 @@ class CompiledStep:
         Raises:
             TallaxError: as a call does.
         """
-        holding = self._holding
-        if holding is None or not holding.is_ready:
-            holding = self._take_over(batches, options)
-        assert self._programs is not None
-        result = self._run(holding, self._programs.many, batches, options)
+        holding, program = self._prepared(batches, options)
+        result = self._run(holding, program.many, program.results, batches, options)
         self._steps += next(leaf.shape[0] for leaf in jax.tree.leaves((batches, options)) if getattr(leaf, "ndim", 0))
         return result
 
@@ -202,7 +188,7 @@ class CompiledStep:
     @property
     def traces(self) -> int:
         """How often the step was traced and compiled: once for each combination of shapes and dtypes."""
-        return self._traces
+        return sum(program.traces for program in self._programs)
 
     # --- the state --------------------------------------------------------------------------------------------------
 
@@ -260,19 +246,28 @@ class CompiledStep:
             items = self.collect()._repr_html_()
         except TallaxError as error:  # what can't be read is shown without
             items = f"<pre>{escape(str(error))}</pre>"
-        return f"<div><code>{escape(repr(self))}</code>, traced {self._traces} times</div>{items}"
+        return f"<div><code>{escape(repr(self))}</code>, traced {self.traces} times</div>{items}"
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _run(self, holding: Holding, program: Any, batch: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        holding.look(_LOOK_AT)
+    def _prepared(self, batch: tuple[Any, ...], options: dict[str, Any]) -> tuple[Holding, Program]:
+        """Returns the state and the program for the objects as they are now."""
+        holding = self._holding
+        if holding is None or not holding.is_ready or holding.is_restructured(_LOOK_AT):
+            holding = self._take_over(batch, options)
+        assert self._program is not None
+        return holding, self._program
+
+    def _run(
+        self, holding: Holding, run: Any, results: list[Shape], batch: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
         if not holding.is_current:
             holding.catch_up()
         if holding.failed:
             holding.checked_state()
         if self._arguments.has_static:
             batch, options = self._arguments.with_static(batch, options)
-        call = functools.partial(program, **options) if options else program
+        call = functools.partial(run, **options) if options else run
         before = holding.latest[0]
         items, rest, _ = before
         # Python raises KeyboardInterrupt between two of its own instructions. The program consumes the old state, so it
@@ -296,7 +291,7 @@ class CompiledStep:
         while isinstance(result, tuple):
             (result,) = result
             structure += 1
-        shape = self._results[structure]
+        shape = results[structure]
         if shape.references:
             return shape.build(result, holding.nodes)
         return jax.tree.unflatten(shape.structure, result)
@@ -314,9 +309,6 @@ class CompiledStep:
         before = self._holding
         layout = Layout(self._objects, self._names, graph=self._graph)
         refuse_shared(self._objects, self._names, items_only=self._graph, kind=Item)
-        if self._layout is not None and layout.graphdef != self._layout.graphdef:
-            raise changed(self._structure.change())
-        self._layout = layout
         structure = Structure(self._objects, self._names)
         holding = Holding(layout, self._objects, structure, (batch, options))
         try:
@@ -326,125 +318,14 @@ class CompiledStep:
             if holding.time < 0:
                 self._hold(before)
         shardings = jax.tree.map(lambda array: array.sharding if is_committed(array) else None, holding.state)
-        if self._programs is None or self._programs.shardings != shardings:
-            self._programs = self._compiled(shardings)
-            self._whole = frozenset()  # the counts may have other numbers now
+        self._program = next((program for program in self._programs if program.fits(layout, shardings)), None)
+        if self._program is None:
+            self._program = Program(self._arguments, layout, shardings, donate=self._donate)
+            self._programs.append(self._program)
         holding.is_ready = True
         if before is not None:
             before.retire()
         return holding
-
-    def _compiled(self, shardings: State) -> Programs:
-        options: dict[str, Any] = {"donate_argnums": 1} if self._donate else {}
-        if any(sharding is not None for sharding in jax.tree.leaves(shardings)):
-            options["out_shardings"] = (*shardings.plain(), None)
-        # A program that kept the step alive would keep the objects from getting their values back when it is dropped.
-        runs = (_weakly(self._once), _weakly(self._many))
-        once, many = (self._arguments.named(run, "items", "values", "arrays") for run in runs)
-        return Programs(jax.jit(once, **options), jax.jit(many, **options), shardings)
-
-    def _once(self, items: Any, rest: Any, constants: list[Any], /, *batch: Any, **options: Any) -> tuple[Any, ...]:
-        """Traces the program of a call: what it returns is `Holding.latest`."""
-        refuse_objects((batch, options))
-        state, result = self._step(State(Items(*items), rest), constants, batch, options)
-        return (*state.plain(), self._flat(result))
-
-    def _many(self, items: Any, rest: Any, constants: list[Any], /, *batches: Any, **options: Any) -> tuple[Any, ...]:
-        """Traces the program of a scan, likewise."""
-        refuse_objects((batches, options))
-        self._arguments.refuse_scalars(batches, options)
-
-        def body(state: State, each: Any) -> tuple[State, Any]:
-            state, result = self._step(state, constants, *each)
-            refuse_references(result, self._names, self._arguments.label)
-            return state, result
-
-        state, result = jax.lax.scan(body, State(Items(*items), rest), (batches, options))
-        return (*state.plain(), self._flat(result))
-
-    def _flat(self, result: Any) -> Any:
-        """Returns a list of the leaves of a result, within as many tuples as tell the number of its structure."""
-        leaves, structure = flatten(result)
-        if structure not in self._results:
-            self._results.append(structure)
-        wrapped: Any = leaves
-        for _ in range(self._results.index(structure)):
-            wrapped = (wrapped,)
-        return wrapped
-
-    def _step(self, state: State, constants: list[Any], batch: Any, options: Any) -> tuple[State, Any]:
-        """Traces one step: from the state, and what else the function takes, to the state and what it returns."""
-        items, rest = state
-        self._traces += 1
-        layout = self._layout
-        assert layout is not None
-        packing = layout.packing
-        numbers = range(len(layout.counters))
-        whole = self._whole
-        while True:
-            apart = [number for number in numbers if number not in whole]
-            bases: list[Any] = [np.zeros((*packing.shapes[number], 2), np.uint32) for number in apart]
-            added = [np.zeros(packing.shapes[number], np.uint32) for number in apart]
-            limbs = [packing.part(items.packed, number) for number in sorted(whole)]
-            inputs = [bases, added, limbs, items.values + rest, constants]
-            pure = functools.partial(self._pure, layout, apart)
-            pure = self._arguments.named(pure, "bases", "added", "counts", "values", "arrays")
-            try:
-                program, shape = jax.make_jaxpr(pure, return_shape=True)(*inputs, *batch, **options)
-            except (TypeError, ValueError):
-                # Other state may have met a count in two parts, as `nnx.update(model, saved)` in one branch of two.
-                if not apart:
-                    raise
-                whole = frozenset(numbers)
-                continue
-            found = uses(program, len(apart))
-            if not found.whole:
-                break
-            whole |= {apart[k] for k in found.whole}
-        self._whole = whole
-        for k in found.read:
-            bases[k] = packing.part(items.packed, apart[k])
-        outputs = jaxpr_as_fun(program)(*jax.tree.leaves((inputs, batch, options)))
-        _, words, limbs, values, result = jax.tree.unflatten(jax.tree.structure(shape), outputs)
-        packed = items.packed
-        if numbers:
-            added, replaced = dict(zip(apart, words, strict=True)), dict(zip(sorted(whole), limbs, strict=True))
-            packed = packing.plus(packed, added, replaced)
-        return State(Items(packed, values[: layout.lasting]), values[layout.lasting :]), result
-
-    def _pure(
-        self, layout: Layout, apart: list[int], bases: Any, added: Any, whole: Any, values: Any, constants: Any, /,
-        *batch: Any, **options: Any,
-    ) -> tuple[Any, ...]:  # fmt: skip
-        """The step as a function of arrays: counts in two parts, whole ones, other values, and what it is given."""
-        counts: dict[int, Any] = {number: Pending(*parts) for number, *parts in zip(apart, bases, added, strict=True)}
-        others = [number for number in range(len(layout.counters)) if number not in counts]
-        counts.update(zip(others, whole, strict=True))
-        objects = layout.merge(counts, values, constants)
-        before = Structure(objects, self._names)
-        with tracing():
-            batch, options = values_of((batch, options))
-            result = with_references(self._function(*objects, *batch, **options), objects, self._arguments.label)
-        after = layout.split(objects, constants)
-        if after is None:
-            raise changed(
-                before.change(),
-                fix="change it outside of the step, or keep it in a Variable; nnx.pop takes out what was sown",
-            )
-        counts, values = after
-        parts = [_in_two(counts[number], word) for number, word in zip(apart, added, strict=True)]
-        limbs = [_in_one(counts[number]) for number in others]
-        return [part.base for part in parts], [part.added for part in parts], limbs, values, result
-
-
-def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function that calls a method without keeping its object alive."""
-    reference: Any = weakref.WeakMethod(method)
-
-    def call(*args: Any, **options: Any) -> Any:
-        return reference()(*args, **options)
-
-    return call
 
 
 def _retire(holding: Holding | None) -> None:
@@ -452,13 +333,3 @@ def _retire(holding: Holding | None) -> None:
     with contextlib.suppress(Exception):
         if holding is not None:
             holding.retire()
-
-
-def _in_two(count: Any, word: Any) -> Pending:
-    """Returns a count in two parts; it is whole where Flax, or the user, has put one in its place."""
-    return count if isinstance(count, Pending) else Pending(None, word).at(count)
-
-
-def _in_one(value: Any) -> Any:
-    """Returns a count whole, and anything else as it is."""
-    return value.limbs if isinstance(value, Pending) else value
