@@ -440,7 +440,7 @@ per_replica: takes the mesh along which the replicas lie.
         lambda model: tallax.compile_step(model.experts, model),
         tallax.InvalidTypeError,
         """\
-compile_step: takes the function that makes a step.
+compile_step: takes a function that runs one step.
   got:  a List
   fix:  compile_step(train_step, model, optimizer)""",
     ),

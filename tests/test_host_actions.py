@@ -19,13 +19,14 @@ class Net(nnx.Module):
         self.clock = tallax.StepCounter(rngs)
         self.active = tallax.statistics.Rate(shape=4)
         self.scale = 1.0
+        self.gain = nnx.data(None)
 
     def __call__(self, x):
         self.clock()
         y = nnx.relu(self.dropout(self.norm(self.first(x))))
         self.active.update(y > 0)
-        if hasattr(self, "extra"):
-            self.extra[...] += y.sum()
+        if self.gain is not None:
+            self.gain[...] += y.sum()
         return self.last(y) * self.scale
 
 
@@ -52,12 +53,11 @@ def rescale(model):
 
 
 def extend(model):
-    model.extra = nnx.Variable(jnp.float32(0.0))
+    model.gain = nnx.Variable(jnp.float32(0.0))
 
 
 def shorten(model):
-    if hasattr(model, "extra"):
-        del model.extra
+    model.gain = None
 
 
 def recount(model):
@@ -74,6 +74,7 @@ ON_THE_HOST = {
     "extend": extend,
     "shorten": shorten,
     "recount": recount,
+    "new-clock": lambda model: setattr(model, "clock", tallax.StepCounter(nnx.Rngs(0))),
 }
 ACTIONS = ["step", "step", "step", "evaluate", "sync", "read", *ON_THE_HOST]
 
@@ -101,6 +102,9 @@ def test_random_host_actions(seed):
             steps["step"].sync()
         elif action == "read":
             assert int(model.clock.step) == int(other.clock.step), done
+            got, expected = steps["step"].collect().result(), tallax.collect(other).result()
+            assert list(got) == list(expected), done
+            jax.tree.map(np.testing.assert_array_equal, got, expected)
         else:
             ON_THE_HOST[action](model)
             ON_THE_HOST[action](other)

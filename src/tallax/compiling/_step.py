@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`compile_step` and what it returns."""
+"""`compile_step`, and the `CompiledStep` that it returns."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tallax._errors import InvalidTypeError, TallaxError, compose
 from tallax.compiling._arguments import Arguments
 from tallax.compiling._layout import Layout
 from tallax.compiling._ownership import Holding, put_back
-from tallax.compiling._program import Program
 from tallax.compiling._refusals import in_a_trace, written_past
 from tallax.compiling._results import Shape
 from tallax.compiling._structure import Structure, refuse_shared
+from tallax.compiling._traced_step import Program
 from tallax.reading import Reading, entries_of, reading_of
 from tallax.variables import Item
 
-_LOOK_AT = 16  # Variables at each call, and twice as many modules: a few microseconds
+_LOOK_AT = 16  # Variables that each call checks for writes past the step: about a microsecond
 
 
 def compile_step(
@@ -37,11 +37,11 @@ def compile_step(
     static_argnums: int | Iterable[int] | None = None,
     static_argnames: str | Iterable[str] | None = None,
 ) -> CompiledStep:
-    """Compiles a training step for the objects that it is going to change: a model, its optimizer, metrics.
+    """Compiles a training step for the objects that it changes: a model, its optimizer, metrics.
 
-    `train_step(*objects, *batch)` is ordinary NNX code. What it does to the objects is what `nnx.jit` would have it do,
-    to the bit; but they are flattened once instead of at every call, and their values stay on the device, in the step,
-    until they are asked for. A `Counter`, or a statistic that counts, adds nothing to the time of a step.
+    `train_step(*objects, *batch)` is ordinary NNX code. The objects change as they would under `nnx.jit`, to the bit.
+    But they are flattened once instead of at every call, and their values stay on the device, in the step, until you
+    call `sync()`. A `Counter`, or a statistic that counts, adds nothing to the time of a step.
 
     From its first call, the step owns the state of the bound objects. You can still read and write tallax variables and
     statistics, such as `model.step`. Reading anything else, such as `model.layer.kernel`, raises
@@ -55,10 +55,11 @@ def compile_step(
 
     Args:
         train_step: takes the objects, and then the arguments of a call: arrays, pytrees of arrays, static values.
-        *objects: modules and optimizers, of any mixture of Flax's and tallax's state. No Variable twice.
-        donate: whether a step may overwrite the memory of the state before it. What the objects held when the step took
-            them over is copied first, so other references to it stay good.
-        graph: whether Flax's graph mode takes the objects apart; None for the mode that is set.
+        *objects: modules and optimizers, with any mixture of Flax's and tallax's state. No tallax variable may be
+            reached by two paths.
+        donate: whether a step may overwrite the memory of the state before it. The values that the objects have at the
+            first call are copied, so other references to them stay valid.
+        graph: whether to flatten the objects in Flax's graph mode. If omitted, the mode that is set.
         static_argnums: positions of static parameters, as `jax.jit` counts them: over all parameters of `train_step`,
             the objects included. In `train_step(model, x, mode)`, `mode` is at 2.
         static_argnames: names of static parameters. Their values are hashable, stay Python values inside the step, and
@@ -68,9 +69,9 @@ def compile_step(
         A `CompiledStep`, to be called with a batch.
 
     Raises:
-        StructureChangedError: an item is reached on two ways.
-        InvalidTypeError: there is nothing to bind, or `train_step` can't be called.
-        InvalidValueError: `train_step` has no such static parameter, or it is a bound object.
+        StructureChangedError: if a tallax variable is reached by two paths.
+        InvalidTypeError: if there is nothing to bind, or `train_step` is not callable.
+        InvalidValueError: if `train_step` has no such static parameter, or the parameter is a bound object.
 
     Example:
         >>> import jax.numpy as jnp, tallax
@@ -115,7 +116,7 @@ class CompiledStep:
             raise InvalidTypeError(
                 compose(
                     "compile_step",
-                    "takes the function that makes a step.",
+                    "takes a function that runs one step.",
                     got=f"a {type(function).__name__}",
                     fix="compile_step(train_step, model, optimizer)",
                 )
@@ -147,12 +148,15 @@ class CompiledStep:
         """Runs one step on the bound objects and returns what the function returns.
 
         Args:
-            *batch: what the function takes after the objects. A new shape or dtype compiles once more.
-            **options: likewise, by name.
+            *batch: the arguments of the function after the objects. A new shape or dtype compiles once more.
+            **options: named arguments of the function.
+
+        If the objects have changed since the last call, by `model.eval()` or a replaced layer, the function is traced
+        once more. A structure that the objects had before is not traced again.
 
         Raises:
-            StructureChangedError: if the objects have changed since the first call, or the step changes them: an
-                attribute, a layer, a new Variable.
+            StructureChangedError: if the function changes the structure of the objects: an attribute, a layer, a new
+                Variable.
             StateOwnedByStepError: if a value was written past the step, or a step that shares Variables failed on the
                 device.
             TraceError: called inside another compiled function.
@@ -166,14 +170,15 @@ class CompiledStep:
         """Runs as many steps as the batches have entries on their first axis, in one program, by `jax.lax.scan`.
 
         Args:
-            *batches: as for a call, each array with a leading axis more.
-            **options: likewise, by name.
+            *batches: the arguments of the function after the objects, each array with one more leading axis.
+            **options: named arguments of the function, each array with one more leading axis.
 
         Returns:
-            What the function returns, each array with a leading axis more.
+            The results of all steps, each array with one more leading axis.
 
         Raises:
-            TallaxError: as a call does.
+            InvalidTypeError: if the function returns a bound object.
+            TallaxError: every error that a call can raise.
         """
         holding, program = self._prepared(batches, options)
         result = self._run(holding, program.many, program.results, batches, options)
@@ -187,14 +192,14 @@ class CompiledStep:
 
     @property
     def traces(self) -> int:
-        """How often the step was traced and compiled: once for each combination of shapes and dtypes."""
+        """The number of traces: one for each combination of shapes, dtypes, static values and object structures."""
         return sum(program.traces for program in self._programs)
 
     # --- the state --------------------------------------------------------------------------------------------------
 
     @property
     def objects(self) -> tuple[Any, ...]:
-        """What the step is bound to."""
+        """The bound objects."""
         return self._objects
 
     def sync(self) -> None:
@@ -217,19 +222,23 @@ class CompiledStep:
             raise written_past(", ".join(strays))
 
     def collect(self) -> Reading:
-        """Starts to bring the values of all items to the host, in one copy, and returns at once.
+        """Starts one copy of all tallax variables and statistics to the host, and returns at once.
 
         Returns:
-            What the items are after the last step that was started, whenever it is looked at. The names are those that
-            `tallax.collect` gives; where two objects have items of one name, the later object's own is put in front.
+            The values after the last step that was started, also if further steps run before the copy is read. The
+            names are those of `tallax.collect`. If two objects have state of the same name, the name of the later
+            object stands in front.
 
         Raises:
-            StateOwnedByStepError: a step failed on the device after it had taken the memory of the state before it.
-            ReplicasError: an item is kept as a share for each replica.
+            StateOwnedByStepError: if a step failed on the device after it had donated the state before it, or a value
+                was written past the step.
+            ReplicasError: if a value is kept per replica and not combined.
         """
         holding = self._holding
         if holding is None or not holding.is_ready:
             return reading_of(entries_of(self._objects, self._names))
+        if holding.is_restructured(0):  # a Counter that was just added has its value itself
+            holding = self._take_over((), {})
         return holding.reading(self._names)
 
     def __enter__(self) -> Self:
@@ -244,7 +253,7 @@ class CompiledStep:
     def _repr_html_(self) -> str:
         try:
             items = self.collect()._repr_html_()
-        except TallaxError as error:  # what can't be read is shown without
+        except TallaxError as error:  # if the state cannot be read, show the reason in its place
             items = f"<pre>{escape(str(error))}</pre>"
         return f"<div><code>{escape(repr(self))}</code>, traced {self.traces} times</div>{items}"
 
@@ -270,9 +279,10 @@ class CompiledStep:
         call = functools.partial(run, **options) if options else run
         before = holding.latest[0]
         items, rest, _ = before
-        # Python raises KeyboardInterrupt between two of its own instructions. The program consumes the old state, so it
-        # is called by `extend`, which has put the new one in its place before the next instruction. For the same reason
-        # it returns lists and tuples only, which JAX makes without running any code of Python's.
+        # Ctrl-C must not lose a step. CPython delivers signals between bytecodes, so the old state, which the program
+        # has donated, and the new one must be swapped within one C call: `extend(starmap(...))` on a deque of one
+        # entry. The program returns only lists and tuples, because building a NamedTuple would run Python code, and
+        # with it signal handlers, inside that call.
         holding.failed = True
         try:
             holding.latest.extend(itertools.starmap(call, ((items, rest, holding.constants, *batch),)))
@@ -287,7 +297,7 @@ class CompiledStep:
             holding.latest.append(before)
             raise in_a_trace()
         holding.latest.append((items, rest, None))
-        structure = 0
+        structure = 0  # the depth of the tuples around the result is its number: see `Program._flat`
         while isinstance(result, tuple):
             (result,) = result
             structure += 1
@@ -297,7 +307,7 @@ class CompiledStep:
         return jax.tree.unflatten(shape.structure, result)
 
     def _hold(self, holding: Holding | None) -> None:
-        """Keeps the state, or lets go of it. If the step is dropped, the values go back on the objects."""
+        """Keeps the state, or drops it. If the step is deleted, its values go back on the objects."""
         self._holding = holding
         self._end.detach()
         if holding is not None:
@@ -305,7 +315,11 @@ class CompiledStep:
             self._end.atexit = False
 
     def _take_over(self, batch: tuple[Any, ...], options: dict[str, Any]) -> Holding:
-        """Takes the state over, from the objects and from other steps."""
+        """Takes the state over, from the objects, from other steps, and from this step if the objects have changed.
+
+        Values that stay move from one `Holding` to the next on the device. Those of Variables that have been taken out
+        of the objects go back on these.
+        """
         before = self._holding
         layout = Layout(self._objects, self._names, graph=self._graph)
         refuse_shared(self._objects, self._names, items_only=self._graph, kind=Item)
