@@ -548,7 +548,7 @@ def test_what_was_written_past_the_step_is_found():
     step = tallax.compile_step(run, model)
     step(jnp.float32(1.0))
     nnx.update(model, {"weight": jnp.zeros(3)})
-    with pytest.raises(tallax.StateOwnedByStepError, match=r"model/weight: was written while a compiled step held it"):
+    with pytest.raises(tallax.StateOwnedByStepError, match=r"model/weight: was written while a compiled step owned it"):
         step(jnp.float32(1.0))
     with pytest.raises(tallax.StateOwnedByStepError, match=r"model/weight"):
         step.sync()

@@ -1123,9 +1123,9 @@ model/experts/0/bias: is a copy of a Variable that was made while a compiled ste
         compiled()(write_past),
         tallax.StateOwnedByStepError,
         """\
-model/temperature/state: was written while a compiled step held it, and the step does not know of it.
-  got:  a new value between two calls, which steps since then have not seen
-  fix:  step.sync() before the write; items of tallax can be written at any time""",
+model/temperature/state: was written while a compiled step owned it, so the step did not see the new value.
+  got:  a write between two calls of the step
+  fix:  step.sync() before the write; tallax variables can be written at any time""",
     ),
     "lost": (
         compiled()(lose),

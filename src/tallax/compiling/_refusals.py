@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a compiled step refuses, and the words for it."""
+"""The errors of a compiled step that more than one file raises."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def written_past(names: str) -> StateOwnedByStepError:
     return StateOwnedByStepError(
         compose(
             names,
-            "was written while a compiled step held it, and the step does not know of it.",
-            got="a new value between two calls, which steps since then have not seen",
-            fix="step.sync() before the write; items of tallax can be written at any time",
+            "was written while a compiled step owned it, so the step did not see the new value.",
+            got="a write between two calls of the step",
+            fix="step.sync() before the write; tallax variables can be written at any time",
         )
     )
 
