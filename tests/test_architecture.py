@@ -22,7 +22,7 @@ LAYERS = [
     {"_mesh_axes"},
     {"variables", "_module"},
     {"_walk"},
-    {"counters", "schedules", "statistics", "_differentiable"},
+    {"counters", "schedules", "statistics", "_differentiation_checks"},
     {"differentiation", "reading", "replicas"},
     {"compiling", "optimizers", "sinks"},
     {"logging"},
@@ -192,7 +192,8 @@ def test_what_is_imported(statement, loaded):
     names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     parts = {name.split(".")[1] for name in names if name != "jax"}
     assert (
-        parts - {"_containers", "_walk", "_lazy", "_display", "_arrays", "_mesh_axes", "_differentiable", "runs"}
+        parts
+        - {"_containers", "_walk", "_lazy", "_display", "_arrays", "_mesh_axes", "_differentiation_checks", "runs"}
         == loaded
     )
     assert loaded or "jax" not in names

@@ -489,7 +489,7 @@ def test_what_was_written_past_the_steps_is_found():
     both()
     nnx.update(model, {"weight": jnp.zeros(3)})
     for step in (one, both):
-        with pytest.raises(tallax.StateOwnedByStepError, match="was written while a compiled step held it"):
+        with pytest.raises(tallax.StateOwnedByStepError, match="was written while a compiled step owned it"):
             step()
     with pytest.raises(tallax.StateOwnedByStepError, match="weight"):
         one.sync()

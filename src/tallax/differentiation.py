@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from tallax._differentiable import (
+from tallax._differentiation_checks import (
     check_any,
     check_floats,
     check_threadable,

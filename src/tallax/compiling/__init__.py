@@ -1,33 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`compile_step`: a training step that costs the same with one item or a thousand.
+"""`compile_step`: a training step that costs the same with one Counter or a thousand.
 
-`nnx.jit` walks the objects at every call, and every Variable is a buffer of its own to XLA. Here the objects are
-flattened once, and their values live in the step until they are asked for. All counts lie in one array; one that the
-step only adds to enters as a constant zero and leaves as what was added, and all of these are added at once.
+`nnx.jit` walks the objects at every call, and each Variable is a buffer of its own to XLA. Here the objects are
+flattened once, and their values stay in the step until `sync()`. All counts lie in one array. A count that the step
+only adds to enters as a constant zero and leaves as the amount that was added; one addition updates the whole array.
 
-The owner of the state is apart from the steps that run on it:
+The owner of the state is separate from the steps that run on it:
 
-    CompiledStep    a function, its arguments and results, its programs           _step, _arguments, _results
-    Layout          where each Variable's value lies among a program's arrays     _layout, _packing
-    Holding         one step's state between its calls, in that layout            _holding, _reader
-    Cell            the owner of one Variable's value: the holdings that bind     _cells
-                    it, and the placeholder (`Held`) on the Variable
+    CompiledStep            the public class: calls, `sync`, `collect`               _step.py
+       |
+       |  arguments         names, static arguments, errors that name them           _arguments.py
+       v
+    Structure               have the objects changed since the last call?            _structure.py
+       |  yes: take over
+       v
+    Layout, Packing         the place of each Variable among a program's arrays      _layout.py, _packing.py
+       |
+       v
+    Holding                 the state of one step between its calls                  _ownership.py, _step_state.py
+       |  ^                 ... moved between steps that share Variables             _overlap.py
+       |  |                 ... copied to the host                                   _reader.py
+       v  |
+    Program                 the traced function, one for each structure              _program.py
+       |                    counts that may stay in two parts                        _jaxpr_analysis.py
+       v
+    result                  arrays, and bound objects that are returned              _results.py
 
-A first call makes a layout and a holding, and puts placeholders on the Variables. If another step binds some of them,
-both holdings are entered in the cells of these, and `Overlap` has their places in both layouts. A value is current in
-the holding that caught up last. A call of a step:
+    Cell                    for each Variable, the holdings that have its value      _cells.py
+    Held                    the placeholder on a Variable that a step owns           tallax/variables/_owned.py
 
-    1. looks for changes of the objects, at a few of them at a time;
-    2. if another step has run on shared Variables, `Holding.catch_up` moves references to their arrays, and repacks
-       the counts in one small program;
-    3. runs the program, which consumes the old state and puts the new one in its place within one C call.
+The first call makes a layout, a holding and a program, and puts placeholders on the Variables. A call of a step:
 
-`sync` puts values back and releases their cells. Steps that share them take them over again at their next calls. A step
-that is dropped leaves shared values to the other steps, and puts the rest back.
+    1. compares the attributes of all modules with those at the last call. If they differ, the step takes over again,
+       and finds or traces the program for the new structure;
+    2. if another step has run on shared Variables, moves references to their arrays here (`Holding.catch_up`), and
+       repacks the counts in one small program;
+    3. runs the program, which donates the old state, and swaps in the new state within one C call.
 
-Two invariants must not break. At every moment one holding has each current value, also if Ctrl-C comes between two
-instructions. And arrays that a step may donate are known to nobody but the holdings. `tests/test_several_steps.py` and
-`tests/test_compile_step.py` guard them.
+`sync` puts the values back and releases their cells. Steps that share them take over again at their next calls. If a
+step is deleted, shared values stay with the other steps, and the rest goes back on the objects.
+
+To change which uses of a count are fast, open `_jaxpr_analysis.py`; which arguments a step takes, `_arguments.py`; what
+`sync` and Ctrl-C leave behind, `_ownership.py`. All refusals that need no context of their own are in `_refusals.py`.
+
+Three invariants must not break:
+
+- At every moment one holding has each current value, also if Ctrl-C comes between two bytecodes
+  (`tests/test_compile_step.py`, `tests/test_several_steps.py`).
+- No code outside the holdings has a reference to an array that a step may donate (`tests/test_several_steps.py`).
+- The program that runs is the one for the objects as they are now, as with `nnx.jit` (`tests/test_host_actions.py`).
 """
 
 from tallax.compiling._step import CompiledStep as CompiledStep

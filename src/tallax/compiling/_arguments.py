@@ -48,6 +48,7 @@ class Arguments:
     """The parameters of the function that a step is made from.
 
     Attributes:
+        function: the function itself.
         names: the names of the bound objects.
         has_static: whether any argument is static.
 
@@ -73,7 +74,7 @@ class Arguments:
             parameters = list(inspect.signature(function).parameters.values())
         except (TypeError, ValueError):  # some builtins have none
             parameters = list(inspect.signature(_any).parameters.values())
-        self._function, self._parameters = function, parameters
+        self.function, self._parameters = function, parameters
         self._count = len(objects)
         self._positional = [p.name for p in parameters if p.kind in _BY_POSITION]
         unnamed = [type(thing).__name__.lower() for thing in objects[len(self._positional) :]]
@@ -115,7 +116,7 @@ class Arguments:
         facts: dict[str, Any] = {
             "__name__": self.label,
             "__qualname__": self.label,
-            "__wrapped__": self._function,  # the file and line that JAX's errors show
+            "__wrapped__": self.function,  # the file and line that JAX's errors show
             "__signature__": inspect.Signature([*state, *(p.replace(default=p.empty) for p in given)]),
         }
         vars(program).update({k: v for k, v in facts.items() if k in ("__wrapped__", "__signature__")})
@@ -125,7 +126,7 @@ class Arguments:
     @property
     def label(self) -> str:
         """The name of the function."""
-        return getattr(self._function, "__name__", type(self._function).__name__)
+        return getattr(self.function, "__name__", type(self.function).__name__)
 
     def explained(self, error: Exception, batch: tuple[Any, ...], options: Mapping[str, Any]) -> Exception | None:
         """Returns an error that names the argument by which JAX's error came about, or None if it is another one.

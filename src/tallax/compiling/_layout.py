@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from tallax._arrays import is_committed, placed
 from tallax._errors import StructureChangedError, compose
 from tallax.compiling._cells import Cell, Form, cell_of
 from tallax.compiling._packing import Packing
-from tallax.compiling._structure import dotted
+from tallax.compiling._structure import path_in
 from tallax.variables import Pending
 
 
@@ -36,8 +37,8 @@ class Place:
 
     name: str
     path: tuple[Any, ...]
-    variable: nnx.Variable[Any]
-    cell: Cell
+    variable: Any
+    cell: Any
     form: Form
     number: int | None
     arrays: range
@@ -50,6 +51,7 @@ class Layout:
         places: of all Variables; those of small items before those of other values.
         constants: where the arrays are that are in no Variable, and what they are called.
         arrays: what they were when the objects were taken apart; a step can't replace them.
+        key: equal for layouts that one program fits.
         lasting: how many of the values are of small items. A step does not overwrite their memory, so that whoever
             reads them needs no copy.
 
@@ -74,7 +76,7 @@ class Layout:
         self._paths = [path for path, _ in flat]
         cells = []
         for path, leaf in flat:
-            name = dotted(path, names)
+            name = path_in(path, names)
             if isinstance(leaf, nnx.Variable):
                 variable = found[path]
                 cells.append((path, cell_of(variable, name) or Cell(variable, name, Form.of(leaf))))
@@ -90,9 +92,23 @@ class Layout:
             end += count
             if form.is_small:
                 self.lasting = end
-            self.places.append(Place(dotted(path, names), path, cell.variable, cell, form, number, arrays))
+            self.places.append(Place(path_in(path, names), path, cell.variable, cell, form, number, arrays))
         self.packing = Packing(shapes)
         self.counters = [place for place in self.places if place.number is not None]
+        # The graphdef does not tell the shapes. Two Counters that swap theirs change no array that a program takes, but
+        # the columns of the counts within it.
+        forms = [
+            (p.path, p.form.structure, p.form.shape, p.form.arrays, p.number, p.form.is_small) for p in self.places
+        ]
+        self.key = (self.graphdef, forms, self.constants)
+
+    def outline(self) -> Layout:
+        """Returns the layout without the objects: `merge` and `split` work, and no value is kept alive."""
+        outline = copy.copy(self)
+        outline.places = [replace(place, variable=None, cell=None) for place in self.places]
+        outline.counters = [place for place in outline.places if place.number is not None]
+        outline.arrays = []
+        return outline
 
     def values(self) -> tuple[list[np.ndarray], list[Any]]:
         """Returns the counts, as uint64, and all other values, as they are on the objects now.

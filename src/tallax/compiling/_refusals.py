@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a compiled step refuses, and the words for it."""
+"""The errors of a compiled step that more than one file raises."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ def refuse_objects(batch: Any) -> None:
             )
 
 
-def changed(change: Change | None, *, fix: str | None = None) -> Exception:
+def changed(change: Change | None) -> Exception:
+    """Returns the error for a function that changed the structure of the objects inside the step."""
     return StructureChangedError(
         compose(
             change.name if change is not None else "the bound objects",
-            "a step is compiled for objects of one structure.",
+            "a compiled step cannot change the structure of its objects.",
             got=change.text if change is not None else "another structure",
-            fix=fix or "change it back, or call compile_step again after step.sync()",
+            fix="change it between two calls, or keep it in a Variable; nnx.pop takes out sown values",
         )
     )
 
@@ -42,9 +43,9 @@ def written_past(names: str) -> StateOwnedByStepError:
     return StateOwnedByStepError(
         compose(
             names,
-            "was written while a compiled step held it, and the step does not know of it.",
-            got="a new value between two calls, which steps since then have not seen",
-            fix="step.sync() before the write; items of tallax can be written at any time",
+            "was written while a compiled step owned it, so the step did not see the new value.",
+            got="a write between two calls of the step",
+            fix="step.sync() before the write; tallax variables can be written at any time",
         )
     )
 

@@ -16,7 +16,7 @@ import jax
 from flax import nnx
 
 from tallax._errors import InvalidTypeError, compose
-from tallax.compiling._structure import dotted
+from tallax.compiling._structure import path_in
 from tallax.variables import Pending
 
 _OBJECTS = (nnx.Pytree, nnx.Variable)
@@ -114,7 +114,7 @@ def refuse_references(result: Any, names: Sequence[str], function: str) -> None:
             compose(
                 function,
                 "step.scan stacks the results of its steps, and a bound object has only its last state.",
-                got=f"{dotted(path, names)} in a result",
+                got=f"{path_in(path, names)} in a result",
                 fix="return arrays from the function; the bound objects are at hand outside",
             )
         )

@@ -27,9 +27,3 @@ class State(NamedTuple):
     def plain(self) -> tuple[tuple[Any, list[Any]], list[Any]]:
         """Returns it without names."""
         return (self.items.packed, self.items.values), self.rest
-
-
-class Programs(NamedTuple):
-    once: Any
-    many: Any
-    shardings: State

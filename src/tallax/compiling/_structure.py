@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 
 from tallax._errors import StructureChangedError, compose, describe
+from tallax._walk import path_name
 
 
 class Change(NamedTuple):
@@ -31,21 +32,13 @@ class Structure:
         for path, node in nnx.iter_graph(tuple(objects)):
             if isinstance(node, nnx.Pytree):
                 self._now.append(vars(node))
-                self._names.append(dotted(path, names))
+                self._names.append(path_in(path, names))
         self._then = [dict(attributes) for attributes in self._now]
-        self._next = 0
 
-    def change(self, most: int | None = None) -> Change | None:
-        """Returns the first change that is found, or None.
-
-        Args:
-            most: looks at no more modules than that, at the next ones with each call.
-        """
-        start = 0 if most is None else self._next
-        end = len(self._now) if most is None else start + most
-        self._next = end if end < len(self._now) else 0
+    def change(self) -> Change | None:
+        """Returns the first change that is found, or None."""
         try:
-            if self._now[start:end] == self._then[start:end]:
+            if self._now == self._then:
                 return None
         except Exception:  # arrays, which do not compare as a whole
             pass
@@ -101,7 +94,7 @@ def refuse_shared(objects: Sequence[Any], names: Sequence[str], *, items_only: b
     for path, leaf in leaves:
         if not isinstance(leaf, kind if items_only else nnx.Variable):
             continue
-        name = dotted(path, names)
+        name = path_in(path, names)
         other = first.setdefault(id(leaf), name)
         if other != name:
             raise StructureChangedError(
@@ -114,7 +107,11 @@ def refuse_shared(objects: Sequence[Any], names: Sequence[str], *, items_only: b
             )
 
 
-def dotted(path: Sequence[Any], names: Sequence[str]) -> str:
-    """Returns how a user reaches what is at a path, whose first entry is the number of one of the objects."""
-    parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
-    return ".".join((names[int(parts[0])], *parts[1:]))
+def path_in(path: Sequence[Any], names: Sequence[str]) -> str:
+    """Returns a path as text: `model/experts/1/step`.
+
+    Args:
+        path: leads to a module or Variable; its first key is the position of the bound object.
+        names: the names of the bound objects.
+    """
+    return path_name(path[1:], names[int(path_name(path[:1]))])

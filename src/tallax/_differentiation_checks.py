@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `value_and_grad` refuses, and the words for it: its arguments, its function's arguments, and the loss."""
+"""Checks of `value_and_grad`: of its own arguments, of the arguments of its function, and of the loss."""
 
 from __future__ import annotations
 

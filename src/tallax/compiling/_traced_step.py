@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The program of a step: the user's function, traced for one layout and one set of static values."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import jaxpr_as_fun
+
+from tallax.compiling._arguments import Arguments, values_of
+from tallax.compiling._cells import tracing
+from tallax.compiling._jaxpr_analysis import uses
+from tallax.compiling._layout import Layout
+from tallax.compiling._refusals import changed, refuse_objects
+from tallax.compiling._results import Shape, flatten, refuse_references, with_references
+from tallax.compiling._step_state import Items, State
+from tallax.compiling._structure import Structure
+from tallax.variables import Pending
+
+
+class Program:
+    """A step as a function of arrays, compiled for objects of one structure.
+
+    A step has one program for each structure that its objects have had, so `model.eval()` and `model.train()` compile
+    once each. A program knows the objects only by `Layout.outline`, so it keeps no value and no step alive.
+
+    Attributes:
+        once: runs one step; returns the next `Holding.latest`.
+        many: runs several steps by `jax.lax.scan`.
+        traces: the number of times that the function was traced.
+        results: the structures of all results so far; see `_flat`.
+
+    Args:
+        arguments: the function and its parameters.
+        layout: that of the bound objects.
+        shardings: those of the state; None for arrays that JAX may place.
+        donate: whether a call may overwrite the state before it.
+    """
+
+    def __init__(self, arguments: Arguments, layout: Layout, shardings: State, *, donate: bool):
+        self._arguments, self._layout, self._key = arguments, layout.outline(), (layout.key, shardings)
+        self._names = arguments.names
+        self._whole: frozenset[int] = frozenset()  # counts that the step does more with than add to and read
+        self.traces = 0
+        self.results: list[Shape] = []
+        options: dict[str, Any] = {"donate_argnums": 1} if donate else {}
+        if any(sharding is not None for sharding in jax.tree.leaves(shardings)):
+            options["out_shardings"] = (*shardings.plain(), None)
+        once, many = (arguments.named(run, "items", "values", "arrays") for run in (self._once, self._many))
+        self.once, self.many = jax.jit(once, **options), jax.jit(many, **options)
+
+    def fits(self, layout: Layout, shardings: State) -> bool:
+        """Returns whether the program runs on objects of this layout, with their state placed so."""
+        return self._key == (layout.key, shardings)
+
+    def _once(self, items: Any, rest: Any, constants: list[Any], /, *batch: Any, **options: Any) -> tuple[Any, ...]:
+        """Traces the program of a call: what it returns is `Holding.latest`."""
+        refuse_objects((batch, options))
+        state, result = self._step(State(Items(*items), rest), constants, batch, options)
+        return (*state.plain(), self._flat(result))
+
+    def _many(self, items: Any, rest: Any, constants: list[Any], /, *batches: Any, **options: Any) -> tuple[Any, ...]:
+        """Traces the program of a scan, likewise."""
+        refuse_objects((batches, options))
+        self._arguments.refuse_scalars(batches, options)
+
+        def body(state: State, each: Any) -> tuple[State, Any]:
+            state, result = self._step(state, constants, *each)
+            refuse_references(result, self._names, self._arguments.label)
+            return state, result
+
+        state, result = jax.lax.scan(body, State(Items(*items), rest), (batches, options))
+        return (*state.plain(), self._flat(result))
+
+    def _flat(self, result: Any) -> Any:
+        """Returns a list of the leaves of a result, within as many tuples as tell the number of its structure."""
+        leaves, structure = flatten(result)
+        if structure not in self.results:
+            self.results.append(structure)
+        wrapped: Any = leaves
+        for _ in range(self.results.index(structure)):
+            wrapped = (wrapped,)
+        return wrapped
+
+    def _step(self, state: State, constants: list[Any], batch: Any, options: Any) -> tuple[State, Any]:
+        """Traces one step: from the state and the arguments, to the state and the result."""
+        (packed, values), rest = state
+        self.traces += 1
+        layout, packing = self._layout, self._layout.packing
+        values = values + rest
+        program, shape, read = self._jaxpr(packed, values, constants, batch, options)
+        apart, (bases, added, limbs) = self._counts(packed)
+        for k in read:
+            bases[k] = packing.part(packed, apart[k])
+        inputs = [bases, added, limbs, values, constants]
+        outputs = jaxpr_as_fun(program)(*jax.tree.leaves((inputs, batch, options)))
+        _, words, limbs, values, result = jax.tree.unflatten(jax.tree.structure(shape), outputs)
+        if layout.counters:
+            replaced = dict(zip(sorted(self._whole), limbs, strict=True))
+            packed = packing.plus(packed, dict(zip(apart, words, strict=True)), replaced)
+        return State(Items(packed, values[: layout.lasting]), values[layout.lasting :]), result
+
+    def _jaxpr(
+        self, packed: Any, values: list[Any], constants: list[Any], batch: Any, options: Any
+    ) -> tuple[Any, Any, set[int]]:
+        """Returns the jaxpr of a step, its outputs' shapes, and the numbers of the counts in two parts that it reads.
+
+        Each count is in two parts in the first trace. A use of it that needs it whole is found in the jaxpr, and the
+        function is traced again; `_whole` keeps what was found, so later shapes are traced once.
+        """
+        while True:
+            apart, counts = self._counts(packed)
+            pure = self._arguments.named(
+                functools.partial(self._pure, apart), "bases", "added", "counts", "values", "arrays"
+            )
+            try:
+                program, shape = jax.make_jaxpr(pure, return_shape=True)(*counts, values, constants, *batch, **options)
+            except (TypeError, ValueError):
+                # `nnx.update(model, saved)` in one branch of a `cond` gives branches of different structure: a count
+                # in two parts and an array. JAX raises in the middle of the user's function, and there is no jaxpr to
+                # find the count in. A check of the message would depend on the version of JAX, and a pytree that hides
+                # the parts from `cond` cannot choose between them. So any such error is tried once more with all counts
+                # whole, as arrays. An error of the user's own is raised by that second trace, at the cost of its time.
+                if not apart:
+                    raise
+                self._whole = frozenset(range(len(self._layout.counters)))
+                continue
+            found = uses(program, len(apart))
+            if not found.whole:
+                return program, shape, found.read
+            self._whole |= {apart[k] for k in found.whole}
+
+    def _counts(self, packed: Any) -> tuple[list[int], tuple[list[Any], list[Any], list[Any]]]:
+        """Returns the numbers of the counts in two parts, and the counts: bases, what was added, and whole ones."""
+        packing = self._layout.packing
+        apart = [number for number in range(len(self._layout.counters)) if number not in self._whole]
+        bases: list[Any] = [np.zeros((*packing.shapes[number], 2), np.uint32) for number in apart]
+        added: list[Any] = [np.zeros(packing.shapes[number], np.uint32) for number in apart]
+        return apart, (bases, added, [packing.part(packed, number) for number in sorted(self._whole)])
+
+    def _pure(
+        self, apart: list[int], bases: Any, added: Any, whole: Any, values: Any, constants: Any, /,
+        *batch: Any, **options: Any,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """The step as a function of arrays: counts in two parts, whole ones, other values, and what it is given."""
+        layout = self._layout
+        counts: dict[int, Any] = {number: Pending(*parts) for number, *parts in zip(apart, bases, added, strict=True)}
+        others = [number for number in range(len(layout.counters)) if number not in counts]
+        counts.update(zip(others, whole, strict=True))
+        objects = layout.merge(counts, values, constants)
+        before = Structure(objects, self._names)
+        with tracing():
+            batch, options = values_of((batch, options))
+            result = with_references(
+                self._arguments.function(*objects, *batch, **options), objects, self._arguments.label
+            )
+        after = layout.split(objects, constants)
+        if after is None:
+            raise changed(
+                before.change(),
+            )
+        counts, values = after
+        parts = [_in_two(counts[number], word) for number, word in zip(apart, added, strict=True)]
+        limbs = [_in_one(counts[number]) for number in others]
+        return [part.base for part in parts], [part.added for part in parts], limbs, values, result
+
+
+def _in_two(count: Any, word: Any) -> Pending:
+    """Returns a count in two parts; it is whole where Flax, or the user, has put one in its place."""
+    return count if isinstance(count, Pending) else Pending(None, word).at(count)
+
+
+def _in_one(value: Any) -> Any:
+    """Returns a count whole, and anything else as it is."""
+    return value.limbs if isinstance(value, Pending) else value
