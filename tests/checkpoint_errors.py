@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 import tallax
-from tallax.checkpoints._folders import told
+from tallax.checkpoints._locate import told
 from tallax.checkpoints._manifest import Manifest
 from tallax.interop import from_linen, from_torch, to_linen, to_torch
 

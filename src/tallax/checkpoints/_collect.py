@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
-import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,14 +22,15 @@ from tallax._errors import (
     describe,
 )
 from tallax._module import EvalAware
+from tallax.checkpoints._manifest import Entry
+from tallax.checkpoints._serialize import RESERVED, dtype_of, is_key, joined, key_of
 from tallax.compiling import CompiledStep
+from tallax.replicas import combine_replicas
 from tallax.schedules import Scheduled
 from tallax.statistics import Statistic
 from tallax.variables import Counter, Held, Item
 
-RESERVED = "tallax"  # where a checkpoint keeps what it tells of itself
 _CONSTANTS = {int, float, bool, str, tuple, dict, list, type(None), types.FunctionType, type}
-PYTHON = {"bool": bool, "int": int, "float": float, "complex": complex}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,27 +197,6 @@ def _bare_arrays(name: str, thing: Any, paths: set[Any], abstract: bool) -> list
     return found
 
 
-def key_of(key: Any) -> Any:
-    """Returns what is in one of the keys of JAX's paths."""
-    return getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))
-
-
-def joined(parts: Sequence[Any], *, quoted: int = 0) -> str:
-    """Returns a path as one name, of which every part holds no slash, no dot and nothing that is not printed.
-
-    Args:
-        parts: names, keys and indices.
-        quoted: how many of the first ones are such names already.
-    """
-    return "/".join([*map(str, parts[:quoted]), *(_quoted(str(part)) for part in parts[quoted:])])
-
-
-@functools.lru_cache(maxsize=4096)
-def _quoted(part: str) -> str:
-    # Orbax joins the keys of a tree by dots, so that {"a.b": x} and {"a": {"b": x}} would be the same to it.
-    return urllib.parse.quote(part, safe=" ").replace(".", "%2E") or "%"
-
-
 def _checked_leaf(name: str, leaf: Any, abstract: bool) -> Any:
     """Returns an array or a number; raises for everything else, and for an abstract array if none is allowed."""
     if isinstance(leaf, Held):
@@ -279,3 +257,68 @@ def _on_a_concrete_mesh(name: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtype
         )
     sharding = jax.NamedSharding(mesh, sharding.spec)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding, weak_type=leaf.weak_type)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The objects that a checkpoint is restored into.
+
+    Attributes:
+        objects: by name.
+        holders: what they hold, with the shares of replicas combined.
+        leaves: the arrays, by name.
+        entries: what they are, by name.
+    """
+
+    objects: dict[str, Any]
+    wholes: dict[str, Any]
+    holders: list[Holder]
+    leaves: dict[str, Any]
+    entries: dict[str, Entry]
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The Variable of each array, by name; None for an array outside of Variables."""
+        return {name: holder.variable for holder in self.holders for name in holder.names}
+
+    @classmethod
+    def of(cls, objects: dict[str, Any]) -> Target:
+        """Returns what named objects hold."""
+        wholes, holders = objects, holders_of(objects, abstract=True)
+        if any(has_shares(holder) for holder in holders):
+            wholes = {name: whole(thing) for name, thing in objects.items()}
+            holders = holders_of(wholes, abstract=True)
+        pairs = [
+            (holder, name, leaf) for holder in holders for name, leaf in zip(holder.names, holder.leaves, strict=True)
+        ]
+        leaves = {name: leaf for _, name, leaf in pairs}
+        return cls(objects, wholes, holders, leaves, {name: entry_of(holder, leaf) for holder, name, leaf in pairs})
+
+
+def entry_of(holder: Holder, leaf: Any) -> Entry:
+    """Returns what a checkpoint tells of an array that an object holds."""
+    dtype = dtype_of(leaf)
+    array = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
+    shape = tuple(np.shape(array))
+    owner = holder.owner
+    return Entry(
+        kind="Counter" if holder.is_counter else holder.kind,
+        dtype=dtype,
+        shape=shape,
+        owner="" if owner is None else type(owner).__name__,
+        configuration=repr(owner._configuration()) if isinstance(owner, Statistic) else "",
+        reduce=str(holder.variable.get_metadata("reduce")) if isinstance(holder.variable, Item) else "",
+        persistent=holder.persistent,
+    )
+
+
+def has_shares(holder: Holder) -> bool:
+    """Tells whether an item is kept as a share for each replica."""
+    return isinstance(holder.variable, Item) and holder.variable._shares is not None
+
+
+def whole(thing: Any) -> Any:
+    """Returns an object with the shares of replicas combined, or itself where there are none."""
+    if any(isinstance(node, Item) and node._shares for _, node in nnx.iter_graph(thing)):
+        return combine_replicas(thing)
+    return thing

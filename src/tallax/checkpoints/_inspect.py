@@ -14,9 +14,9 @@ import numpy as np
 import optax
 
 from tallax import _uint64, statistics
-from tallax.checkpoints._folders import METADATA, folder_of, manifest_of, orbax, outline_of, read_arrays, told
-from tallax.checkpoints._manifest import Entry, Manifest
-from tallax.checkpoints._saved_tree import Source
+from tallax.checkpoints._fetch import read_arrays, read_manifest
+from tallax.checkpoints._locate import METADATA, folder_of, orbax, outline_of, pytree_handler, told
+from tallax.checkpoints._manifest import Entry, Manifest, Source
 from tallax.checkpoints._serialize import stored_dtype
 from tallax.logging._flatten import Numbers
 from tallax.runs import Item
@@ -42,10 +42,10 @@ def shown(path: str | os.PathLike[str]) -> Shown:
     Raises:
         CheckpointError: there is none, or it is damaged, unfinished or of a later version.
     """
-    folder, handler = _folder(path), orbax().PyTreeCheckpointHandler()
+    folder, handler = _folder(path), pytree_handler()
     with told(str(path), "can't be read"), orbax().Checkpointer(handler) as checkpointer:
         tree = outline_of(handler, folder)
-        manifest = manifest_of(checkpointer, folder, tree)
+        manifest = read_manifest(checkpointer, folder, tree)
         source = Source.of(tree, manifest)
         entries = source.manifest.entries
         wanted = {source.arrays[name].name: name for name, entry in entries.items() if _is_to_be_read(entry)}

@@ -16,12 +16,11 @@ import jax
 
 from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, TallaxError, compose, describe
 from tallax.checkpoints._collect import named_objects
-from tallax.checkpoints._folders import UNFINISHED, orbax, unreadable
-from tallax.checkpoints._policy import Missing, Unexpected
-from tallax.checkpoints._rename import Rename
-from tallax.checkpoints._restore_report import RestoreReport
-from tallax.checkpoints._storage import arguments, path_of, restore
-from tallax.checkpoints._to_tree import Contents
+from tallax.checkpoints._locate import UNFINISHED, orbax, unreadable
+from tallax.checkpoints._plan import RestoreReport
+from tallax.checkpoints._policy import Missing, Rename, Unexpected
+from tallax.checkpoints._restore import restore
+from tallax.checkpoints._save import Contents, arguments, path_of
 from tallax.compiling import CompiledStep
 
 

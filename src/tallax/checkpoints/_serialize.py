@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
+import urllib.parse
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax._arrays import is_committed, is_in_host_memory, placed, unsplit
-from tallax.checkpoints._collect import PYTHON
 
+RESERVED = "tallax"  # where a checkpoint keeps what it tells of itself
 KEY = "key:"
+PYTHON = {"bool": bool, "int": int, "float": float, "complex": complex}
 _WIDENED = {"uint2": "uint8", "uint4": "uint8"}  # dtypes that Orbax has no name for, and those that hold their values
 
 
@@ -192,3 +194,24 @@ def _is_narrow(dtype: Any) -> bool:
 
 def _sums_on_device(arrays: Sequence[jax.Array]) -> list[np.ndarray]:
     return [np.asarray(total) for total in [_sum_of(array) for array in arrays]]
+
+
+def key_of(key: Any) -> Any:
+    """Returns what is in one of the keys of JAX's paths."""
+    return getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))
+
+
+def joined(parts: Sequence[Any], *, quoted: int = 0) -> str:
+    """Returns a path as one name, of which every part holds no slash, no dot and nothing that is not printed.
+
+    Args:
+        parts: names, keys and indices.
+        quoted: how many of the first ones are such names already.
+    """
+    return "/".join([*map(str, parts[:quoted]), *(_quoted(str(part)) for part in parts[quoted:])])
+
+
+@functools.lru_cache(maxsize=4096)
+def _quoted(part: str) -> str:
+    # Orbax joins the keys of a tree by dots, so that {"a.b": x} and {"a": {"b": x}} would be the same to it.
+    return urllib.parse.quote(part, safe=" ").replace(".", "%2E") or "%"

@@ -13,9 +13,8 @@ from flax import nnx
 from tallax import _uint64
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
 from tallax.checkpoints import RestoreReport
-from tallax.checkpoints._collect import joined, key_of
-from tallax.checkpoints._policy import Missing, Unexpected
-from tallax.checkpoints._rename import Rename, Spelling, renamed
+from tallax.checkpoints._policy import Missing, Rename, Spelling, Unexpected, renamed
+from tallax.checkpoints._serialize import joined, key_of
 from tallax.interop._named import MODEL, checked, found_in, holders_in, names_in, put, shapes_in
 from tallax.variables import Buffer, Counter
 

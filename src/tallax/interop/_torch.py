@@ -13,10 +13,8 @@ from flax import nnx
 
 from tallax._errors import InvalidValueError, compose, describe
 from tallax.checkpoints import RestoreReport
-from tallax.checkpoints._collect import joined
-from tallax.checkpoints._policy import Missing, Unexpected
-from tallax.checkpoints._rename import Rename, Spelling, check_rename, renamed
-from tallax.checkpoints._serialize import stored
+from tallax.checkpoints._policy import Missing, Rename, Spelling, Unexpected, check_rename, renamed
+from tallax.checkpoints._serialize import joined, stored
 from tallax.interop._named import MODEL, found_in, holders_in, paths_of, put, shapes_in
 from tallax.interop._tensors import as_numpy, as_tensor, refuse_nested, state_of
 from tallax.variables import Counter
