@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from tallax._errors import RestoreError, compose
+from tallax._walk import leaves_of
 from tallax.checkpoints._collect import Holder, Target, holders_of
 from tallax.checkpoints._plan import RestoreReport
 from tallax.checkpoints._policy import some
@@ -81,7 +82,7 @@ def _reset(holder: Holder) -> None:
 
 def _share_out(combined: Any, thing: Any) -> None:
     """Puts what a combined copy of an object has into the object, whose items keep a share for each replica."""
-    originals = dict(_items(thing))
+    originals = {leaf.path: leaf.variable for leaf in leaves_of(thing, Item)}
     layouts = {(item.get_raw_value().sharding.mesh, item._replica_axes) for item in originals.values() if item._shares}
     laid_out = combined
     for mesh, axes in layouts:
@@ -90,19 +91,14 @@ def _share_out(combined: Any, thing: Any) -> None:
             for path, item in originals.items()
             if item._shares and (item.get_raw_value().sharding.mesh, item._replica_axes) == (mesh, axes)
         }
-        laid_out = per_replica(laid_out, mesh, axes, only=lambda path, _, paths=paths: tuple(path) in paths)
-    values = {path: node.get_raw_value() for path, node in nnx.iter_graph(laid_out) if isinstance(node, nnx.Variable)}
-    for path, node in nnx.iter_graph(thing):
-        if isinstance(node, nnx.Variable):
-            node.set_raw_value(values[path])
-    bare = [entry for entry in nnx.to_flat_state(nnx.split(laid_out, graph=True)[1]) if not _is_variable(entry[1])]
+        laid_out = per_replica(laid_out, mesh, axes, only=lambda path, _, paths=paths: path in paths)
+    values = {leaf.path: leaf.variable.get_raw_value() for leaf in leaves_of(laid_out)}
+    for leaf in leaves_of(thing):
+        leaf.variable.set_raw_value(values[leaf.path])
+    bare = [
+        entry
+        for entry in nnx.to_flat_state(nnx.split(laid_out, graph=True)[1])
+        if not isinstance(entry[1], nnx.Variable)
+    ]
     if bare:
         nnx.update(thing, nnx.from_flat_state(bare))
-
-
-def _is_variable(leaf: Any) -> bool:
-    return isinstance(leaf, nnx.Variable)
-
-
-def _items(thing: Any) -> list[tuple[Any, Any]]:
-    return [(path, node) for path, node in nnx.iter_graph(thing) if isinstance(node, Item)]

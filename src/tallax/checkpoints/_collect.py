@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,15 +21,15 @@ from tallax._errors import (
     describe,
 )
 from tallax._module import EvalAware
+from tallax._walk import Leaf, leaves_of
 from tallax.checkpoints._manifest import Entry
 from tallax.checkpoints._serialize import RESERVED, dtype_of, is_key, joined, key_of
 from tallax.compiling import CompiledStep
 from tallax.replicas import combine_replicas
-from tallax.schedules import Scheduled
 from tallax.statistics import Statistic
 from tallax.variables import Counter, Held, Item
 
-_CONSTANTS = {int, float, bool, str, tuple, dict, list, type(None), types.FunctionType, type}
+_ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Holder:
 
     names: tuple[str, ...]
     variable: nnx.Variable[Any] | None
-    owner: Statistic | Scheduled | None
+    owner: EvalAware | None
     structure: Any
     write: Callable[[Any], None]
     leaves: tuple[Any, ...]
@@ -155,31 +154,24 @@ def holders_of(objects: Mapping[str, Any], *, abstract: bool = False) -> list[Ho
     """
     found: list[Holder] = []
     for name, thing in objects.items():
-        variables, bare, owners = [], [], {}
-        for path, node in nnx.iter_graph(thing):
-            kind = type(node)
-            if kind in _CONSTANTS:  # most of what there is, and Flax's own `isinstance` takes long
-                continue
-            if isinstance(node, nnx.Variable):
-                variables.append((path, node))
-            elif isinstance(node, EvalAware):
-                if isinstance(node, Statistic | Scheduled):
-                    owners.update((id(item), node) for item in node.variables.values())
-            elif isinstance(node, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
-                bare.append(path)
-        found += [_holder_of(name, path, node, owners.get(id(node)), abstract) for path, node in variables]
+        bare = set()
+        for leaf in leaves_of(thing, (nnx.Variable, *_ARRAYS)):
+            if isinstance(leaf.variable, _ARRAYS):
+                bare.add(leaf.path)
+            else:
+                found.append(_holder_of(name, leaf, abstract))
         if bare:
-            found += _bare_arrays(name, thing, set(bare), abstract)
+            found += _bare_arrays(name, thing, bare, abstract)
     return sorted(found, key=lambda holder: holder.names)
 
 
-def _holder_of(name: str, path: tuple[Any, ...], variable: nnx.Variable[Any], owner: Any, abstract: bool) -> Holder:
-    base = joined((name, *path))
+def _holder_of(name: str, leaf: Leaf, abstract: bool) -> Holder:
+    base, variable = joined((name, *leaf.path)), leaf.variable
     raw = variable.get_raw_value()
     flat, structure = jax.tree_util.tree_flatten_with_path(raw)
     names = tuple(joined((base, *map(key_of, inner)), quoted=1) for inner, _ in flat)
-    leaves = tuple(_checked_leaf(leaf_name, leaf, abstract) for leaf_name, (_, leaf) in zip(names, flat, strict=True))
-    return Holder(names, variable, owner, structure, variable.set_raw_value, leaves)
+    leaves = tuple(_checked_leaf(leaf_name, inner, abstract) for leaf_name, (_, inner) in zip(names, flat, strict=True))
+    return Holder(names, variable, leaf.owner, structure, variable.set_raw_value, leaves)
 
 
 def _bare_arrays(name: str, thing: Any, paths: set[Any], abstract: bool) -> list[Holder]:
@@ -319,6 +311,6 @@ def has_shares(holder: Holder) -> bool:
 
 def whole(thing: Any) -> Any:
     """Returns an object with the shares of replicas combined, or itself where there are none."""
-    if any(isinstance(node, Item) and node._shares for _, node in nnx.iter_graph(thing)):
+    if any(leaf.variable._shares for leaf in leaves_of(thing, Item)):
         return combine_replicas(thing)
     return thing

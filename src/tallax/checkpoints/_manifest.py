@@ -238,7 +238,7 @@ class Source:
         Raises:
             CheckpointError: the manifest and the arrays do not agree.
         """
-        leaves = leaves_of(tree, quoted=isinstance(tree, Mapping) and RESERVED in tree)
+        leaves = arrays_in(tree, quoted=isinstance(tree, Mapping) and RESERVED in tree)
         found = leaves.pop(RESERVED, None)
         read_by_others = manifest is None
         if manifest is None and found is not None:
@@ -279,7 +279,7 @@ def _cast(name: str, got: str, entry: Entry) -> CheckpointError:
     )
 
 
-def leaves_of(tree: Any, *, quoted: bool) -> dict[str, Any]:
+def arrays_in(tree: Any, *, quoted: bool) -> dict[str, Any]:
     """Returns the arrays of a tree, or what stands for them, by name.
 
     Args:

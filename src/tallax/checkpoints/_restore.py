@@ -14,7 +14,7 @@ from tallax.checkpoints._apply import apply, require_values
 from tallax.checkpoints._collect import Target, named_objects
 from tallax.checkpoints._fetch import Fetch, fetch_values, given, read_arrays, read_manifest
 from tallax.checkpoints._locate import locate, orbax, pytree_handler, told
-from tallax.checkpoints._manifest import Entry, Source, leaves_of
+from tallax.checkpoints._manifest import Entry, Source, arrays_in
 from tallax.checkpoints._plan import RestoreReport, places, plan_restore
 from tallax.checkpoints._policy import Missing, Policy, Rename, Unexpected
 from tallax.checkpoints._prefixes import without_value_levels
@@ -105,7 +105,7 @@ def checkpoint_target(metadata: Any, *objects: Any, **named: Any) -> Any:
     for attribute in ("item_metadata", "metadata", "tree"):  # of Orbax's records, each of which has the next in it
         tree = tree if isinstance(tree, Mapping) else getattr(tree, attribute, tree)
     quoted = isinstance(tree, Mapping) and RESERVED in tree
-    found = leaves_of(tree, quoted=quoted)  # raises where it is none
+    found = arrays_in(tree, quoted=quoted)  # raises where it is none
     short = {name: name for name in found} if quoted else without_value_levels(found)
     entries = {short[name]: Entry("", "", tuple(getattr(leaf, "shape", ()))) for name, leaf in found.items()}
     names = places(entries, target.entries, target.objects)
