@@ -9,13 +9,9 @@ pickle.
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
-import logging
 import math
 import os
-import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -164,33 +160,12 @@ def outline_of(handler: Any, folder: Path) -> Any:
 
 
 def attempted(call: Callable[[], Any]) -> Any:
-    """Returns what one of Orbax's calls does; raises where it fails, without a word from the reads that it drops."""
-    failure, result = None, None
-    with contextlib.ExitStack() as quiet:
-        try:
-            result = call()
-        except Exception as error:
-            failure = first_line(error)
-            quiet.enter_context(_silence())
-        if failure is not None:
-            gc.collect()
-    if failure is not None:
-        raise damaged(failure)
-    return result
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keeps asyncio from printing a traceback for each coroutine that is collected unfinished."""
-    log, hook = logging.getLogger("asyncio"), sys.unraisablehook
-    was, log.disabled = log.disabled, True
-    sys.unraisablehook = lambda _: None
+    """Returns the result of one of Orbax's calls; raises `CheckpointError` if it fails."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.disabled, sys.unraisablehook = was, hook
+        return call()
+    except Exception as error:
+        failure = first_line(error)
+    raise damaged(failure)
 
 
 @contextlib.contextmanager
