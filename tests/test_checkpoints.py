@@ -396,7 +396,7 @@ def test_missing_and_unexpected_are_errors_unless_the_policy_says_otherwise():
     error = refused(tree, new)
     assert str(error).startswith("model/new: is not in the checkpoint.")
     assert error.report.missing == ("model/new",)
-    assert str(refused(tree, new, missing="init")).startswith("model/old: in the checkpoint, and not in the objects.")
+    assert str(refused(tree, new, missing="init")).startswith("model/old: in the checkpoint, but not in the objects.")
     report = tallax.from_checkpoint(tree, new, missing="init", unexpected="ignore")
     assert (report.missing, report.unexpected) == (("model/new",), ("model/old",))
     assert set(report.restored) == {"model/step", "model/w"}

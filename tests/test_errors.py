@@ -397,7 +397,7 @@ scheduled: takes what makes a transformation, and its arguments.
         lambda model: tallax.save(model, "somewhere"),
         tallax.InvalidTypeError,
         """\
-a checkpoint: is called by its path, which comes first.
+a checkpoint: requires its path as the first argument.
   got:  a Model
   fix:  tallax.save(path, model, optimizer)""",
     ),
@@ -405,7 +405,7 @@ a checkpoint: is called by its path, which comes first.
         lambda model: tallax.restore(model, "somewhere"),
         tallax.InvalidTypeError,
         """\
-a checkpoint: is called by its path, which comes first.
+a checkpoint: requires its path as the first argument.
   got:  a Model
   fix:  tallax.restore(path, model, optimizer)""",
     ),
@@ -413,7 +413,7 @@ a checkpoint: is called by its path, which comes first.
         lambda model: tallax.Checkpoints(3),
         tallax.InvalidTypeError,
         """\
-a checkpoint: is called by its path, which comes first.
+a checkpoint: requires its path as the first argument.
   got:  a int
   fix:  tallax.Checkpoints(folder)""",
     ),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What objects hold, by name: every Variable and every array, with what it takes to put another value in its place."""
+"""Collects the state of objects: every Variable and array by name, with a way to write it."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ class Holder:
 
     @property
     def kind(self) -> str:
-        """What kind of Variable it is."""
+        """The class name of the Variable; `array` outside of Variables."""
         return "array" if self.variable is None else type(self.variable).__name__
 
     @property
     def persistent(self) -> bool:
-        """Whether checkpoints keep it."""
+        """Whether checkpoints store it."""
         return self.variable is None or bool(self.variable.get_metadata("persistent", True))
 
     @property
@@ -204,7 +204,7 @@ def _checked_leaf(name: str, leaf: Any, abstract: bool) -> Any:
         raise TracedReadError(
             compose(
                 name,
-                "is saved and restored between steps.",
+                "can only be saved or restored outside of a trace.",
                 got=describe(leaf),
                 fix="call it outside of jit",
             )
@@ -224,7 +224,7 @@ def _checked_leaf(name: str, leaf: Any, abstract: bool) -> Any:
         raise InvalidTypeError(
             compose(
                 name,
-                "a checkpoint keeps arrays and numbers.",
+                "a checkpoint stores arrays and numbers.",
                 got=describe(leaf),
                 fix="an attribute that is no Variable, for what does not change",
             )
@@ -275,7 +275,7 @@ class Target:
 
     @classmethod
     def of(cls, objects: dict[str, Any]) -> Target:
-        """Returns what named objects hold."""
+        """Returns the contents of named objects."""
         wholes, holders = objects, holders_of(objects, abstract=True)
         if any(has_shares(holder) for holder in holders):
             wholes = {name: whole(thing) for name, thing in objects.items()}
@@ -305,7 +305,7 @@ def entry_of(holder: Holder, leaf: Any) -> Entry:
 
 
 def has_shares(holder: Holder) -> bool:
-    """Tells whether an item is kept as a share for each replica."""
+    """Returns whether an item is kept as a share for each replica."""
     return isinstance(holder.variable, Item) and holder.variable._shares is not None
 
 

@@ -95,7 +95,7 @@ def read_arrays(
 
 
 def _is_special(target: Target, name: str, leaf: Any) -> bool:
-    """Tells whether an array is not simply put where the objects have theirs, but made into something first."""
+    """Returns whether an array is not simply put where the objects have theirs, but made into something first."""
     entry = target.entries[name]
     same = (entry.shape, entry.dtype) == (tuple(leaf.shape), str(np.dtype(leaf.dtype)))
     return not same or entry.kind == "Counter" or entry.dtype.startswith(KEY) or entry.dtype in PYTHON
@@ -121,7 +121,7 @@ def given(arrays: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]
 
 
 class NoCountError(ValueError):
-    """A value is no count, or not the same in another form; the text says why."""
+    """A value cannot become a count, or would change when converted; the text gives the reason."""
 
 
 def same_number(name: str, saved: Entry, wanted: Entry, array: np.ndarray) -> tuple[np.ndarray, str]:
@@ -178,5 +178,5 @@ def read_manifest(checkpointer: Any, folder: Path, tree: Any) -> Manifest | None
     if leaf is None or isinstance(leaf, Mapping):  # a part of a model may be called so
         return None
     if getattr(leaf, "dtype", None) != np.uint8 or len(leaf.shape) != 1 or leaf.shape[0] > MOST:
-        raise damaged("its manifest is no text")
+        raise damaged("its manifest is not text")
     return Manifest.decoded(read_arrays(checkpointer, folder, tree, {RESERVED: RESERVED}, None)[RESERVED])

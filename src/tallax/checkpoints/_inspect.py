@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `tallax show` says of a checkpoint: every item with its exact value, without the model that it is of."""
+"""The view of a checkpoint in `tallax show`: every tallax variable with its exact value, without its model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _READABLE = {
 
 
 def shown(path: str | os.PathLike[str]) -> Shown:
-    """Returns what a checkpoint holds: that of `tallax.save`, one of `tallax.Checkpoints`, the latest, or Orbax's own.
+    """Returns the contents of a checkpoint of tallax's or Orbax's; of a series, those of the latest.
 
     Args:
         path: its folder, or that of a series.
@@ -79,7 +79,7 @@ def _folder(path: str | os.PathLike[str]) -> Path:
 
 
 def _is_to_be_read(entry: Entry) -> bool:
-    """Tells whether an array is worth reading: the state of an item, or a few numbers."""
+    """Returns whether an array is worth reading: the state of an item, or a few numbers."""
     is_item = bool(entry.owner) or entry.kind in ("Counter", "Buffer")
     few_numbers = not entry.kind and math.prod(entry.shape) <= _SMALL
     return entry.persistent and entry.at is None and (is_item or few_numbers) and entry.nbytes <= _LARGE

@@ -97,7 +97,7 @@ def folder_of(path: Path, name: str) -> Path:
 
 
 def _look_at_files(folder: Path) -> None:
-    """Raises where Orbax and its storage would read without end, or more than a checkpoint has, or elsewhere."""
+    """Raises `CheckpointError` if a file is too large, is not a plain file, or lies outside of the folder."""
     home = os.path.realpath(folder)
     for root, folders, files in os.walk(folder):
         for path in (Path(root, name) for name in (*folders, *files)):
@@ -122,7 +122,7 @@ def _look_at_files(folder: Path) -> None:
 
 
 def _look_at_names(text: bytes, *, are_paths: bool) -> None:
-    """Raises where Orbax would take a name for a path elsewhere, as it does outside of tensorstore's database."""
+    """Raises `CheckpointError` if a name is a path: Orbax follows it, except in tensorstore's database."""
     try:
         told = json.loads(text)
         keys = [str(key["key"]) for entry in told["tree_metadata"].values() for key in entry["key_metadata"]]
@@ -170,7 +170,7 @@ def attempted(call: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def told(name: str, what: str) -> Iterator[None]:
-    """Words whatever Orbax and its storage raise."""
+    """Turns the exceptions of Orbax and its storage into `CheckpointError`."""
     try:
         yield
     except TallaxError:
@@ -192,6 +192,6 @@ def unreadable(name: str, what: str, error: Exception) -> CheckpointError:
 
 
 def first_line(error: Exception) -> str:
-    """Returns the beginning of what an error says; Orbax's run to thousands of characters."""
+    """Returns the first line of an error, at most 200 characters; Orbax's can have thousands."""
     said = "".join(filter(str.isprintable, f"{type(error).__name__}: {error}".splitlines()[0]))
     return said if len(said) <= 200 else f"{said[:197]}..."

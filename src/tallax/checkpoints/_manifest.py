@@ -63,7 +63,7 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it is."""
+        """The size in bytes."""
         return size_of(self.shape, self.dtype)
 
     def __str__(self) -> str:
@@ -74,7 +74,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Everything that a checkpoint tells of itself.
+    """The description of a checkpoint.
 
     Attributes:
         entries: by name.
@@ -133,14 +133,14 @@ class Manifest:
             CheckpointError: it says nothing, or what no version of tallax wrote, or what a later one wrote.
         """
         if getattr(array, "ndim", None) != 1 or array.dtype != np.uint8 or array.size > MOST:
-            raise damaged("its manifest is no text")
+            raise damaged("its manifest is not text")
         text = np.asarray(array).tobytes()
         if is_too_much(text):
             raise damaged("its manifest has more values than any that tallax writes")
         try:
             found = json.loads(text)
         except (ValueError, RecursionError):
-            raise damaged("its manifest is no JSON") from None
+            raise damaged("its manifest is not JSON") from None
         return cls.from_json(found)
 
     @classmethod
@@ -166,13 +166,13 @@ class Manifest:
             items = base64.b64decode(body["items"], validate=True)
             entries = {_checked_name(name): _entry(entry, len(items)) for name, entry in body["entries"].items()}
         except (ValueError, TypeError, AttributeError, KeyError) as error:
-            raise damaged(f"its manifest makes no sense ({error})") from None
+            raise damaged(f"its manifest cannot be parsed ({error})") from None
         step = body["step"]
         return cls(entries, items, body["extra"], step if isinstance(step, int) else None)
 
 
 def is_too_much(text: bytes, *, times: int = 1) -> bool:
-    """Tells whether JSON is too large to be read, or would be once it is Python's objects."""
+    """Returns whether JSON is too large to be read, or would be once it is Python's objects."""
     return len(text) > times * MOST or sum(map(text.count, (b",", b"[", b"{"))) > times * _MANY
 
 
@@ -181,7 +181,7 @@ def damaged(what: str) -> CheckpointError:
     return CheckpointError(
         compose(
             "the checkpoint",
-            "is damaged, or was tampered with.",
+            "is damaged or was tampered with.",
             got=what,
             fix="restore an earlier one: tallax.Checkpoints(folder).restore(model, step=...)",
         )
@@ -229,7 +229,7 @@ class Source:
 
     @classmethod
     def of(cls, tree: Any, manifest: Manifest | None = None) -> Source:
-        """Returns what is in a tree.
+        """Returns the source for a tree.
 
         Args:
             tree: nested dicts of arrays, or of anything with a shape and a dtype.
@@ -259,7 +259,7 @@ class Source:
 
     @classmethod
     def _foreign(cls, leaves: dict[str, Any]) -> Source:
-        """Returns what Orbax wrote of an `nnx.State`, or of a tree with states in it."""
+        """Returns the source for a tree that tallax did not write, such as an `nnx.State`."""
         names = without_value_levels(leaves)
         arrays = {names[name]: stored(leaf) if is_key(leaf) else leaf for name, leaf in leaves.items()}
         entries = {name: Entry("", str(np.dtype(leaf.dtype)), tuple(leaf.shape)) for name, leaf in arrays.items()}
@@ -299,7 +299,7 @@ def arrays_in(tree: Any, *, quoted: bool) -> dict[str, Any]:
         raise CheckpointError(
             compose(
                 "the checkpoint",
-                "is no tree of arrays.",
+                "is not a tree of arrays.",
                 got=describe(tree),
                 fix="what Orbax restores of tallax.to_checkpoint(...), or of nnx.state(model)",
             )

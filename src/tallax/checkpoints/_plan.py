@@ -19,7 +19,7 @@ from tallax.checkpoints._serialize import KEY, PYTHON, stored_dtype
 
 @dataclasses.dataclass(frozen=True)
 class RestoreReport:
-    """What a checkpoint and some objects have in common, and what became of it.
+    """The result of a restore, by name.
 
     Attributes:
         restored: names whose value is that of the checkpoint now.
@@ -158,7 +158,7 @@ def mismatch(name: str, source: str, got: str, expected: str, report: RestoreRep
     error = RestoreError(
         compose(
             name,
-            "the checkpoint has it in another form, and nothing is cast or cut in silence."
+            "the shape or dtype differs from the checkpoint, and tallax never casts implicitly."
             + (f" (And {others} more: see the error's report.)" if others > 0 else ""),
             got=f"{got} in the checkpoint",
             expected=f"{expected}, as in the objects",
@@ -236,7 +236,7 @@ def _refuse_nothing(
         error = RestoreError(
             compose(
                 name,
-                "nothing of it was found in the checkpoint, so it would not be restored at all.",
+                "none of its arrays are in the checkpoint, so nothing would be restored.",
                 got=got,
                 expected=some(own),
                 fix=rename or f"leave {name} out; or the checkpoint that it was saved to",
@@ -272,7 +272,7 @@ def _refuse_by_policy(
         error = RestoreError(
             compose(
                 some(_with_reason(name, report, names) for name in left_over),
-                "in the checkpoint, and not in the objects.",
+                "in the checkpoint, but not in the objects.",
                 fix=f"{rename}; or {ignore}" if rename else ignore,
             )
         )

@@ -77,7 +77,7 @@ class Policy:
             raise error(
                 compose(
                     argument,
-                    "says what is done about names that only one side has.",
+                    "takes a policy for names that only one side has.",
                     got=describe(value),
                     expected=", ".join(map(repr, words)) + ", or a list of patterns",
                     fix=fix,
@@ -85,7 +85,7 @@ class Policy:
             )
 
     def may_be_missing(self, name: str, variable: Any) -> bool:
-        """Tells whether an array of the objects may keep its value.
+        """Returns whether an array of the objects may keep its value.
 
         Args:
             name: of the array.
@@ -100,13 +100,13 @@ class Policy:
         )
 
     def may_be_unexpected(self, name: str) -> bool:
-        """Tells whether an array of the checkpoint may be left out."""
+        """Returns whether an array of the checkpoint may be left out."""
         if isinstance(self.unexpected, str):
             return self.unexpected == "ignore"
         return any(self._matches(name, pattern) for pattern in self.unexpected)
 
     def _matches(self, name: str, pattern: str) -> bool:
-        """Tells whether a pattern is that of a name, or of its beginning up to a separator."""
+        """Returns whether a pattern is that of a name, or of its beginning up to a separator."""
         name, pattern = (text.replace(self.spelling.separator, "/") for text in (name, pattern))
         return _compiled(pattern).match(name) is not None
 
@@ -150,7 +150,7 @@ def renamed(names: Iterable[str], rename: Rename, *, separator: str = "/") -> di
                 raise InvalidTypeError(
                     compose(
                         "rename",
-                        "gives each array a name.",
+                        "must return a name for each array.",
                         got=f"{describe(new)} for {old!r}",
                         fix="return name, where it stays the same",
                     )
@@ -167,7 +167,7 @@ def renamed(names: Iterable[str], rename: Rename, *, separator: str = "/") -> di
                 raise InvalidValueError(
                     compose(
                         "rename",
-                        "goes from names in the checkpoint to those in the objects.",
+                        "maps names in the checkpoint to names in the objects.",
                         got=f"{key!r}, which is the beginning of no name in the checkpoint",
                         expected=some(names),
                         fix="one of these names, or its beginning; or a function from name to name",
@@ -179,7 +179,7 @@ def renamed(names: Iterable[str], rename: Rename, *, separator: str = "/") -> di
             raise InvalidValueError(
                 compose(
                     "rename",
-                    "gives each array a name of its own.",
+                    "must give each array a different name.",
                     got=f"{new!r} for {seen[new]!r} and for {old!r}",
                     fix="another name for one of them",
                 )
@@ -189,14 +189,14 @@ def renamed(names: Iterable[str], rename: Rename, *, separator: str = "/") -> di
 
 
 def check_rename(rename: Any) -> None:
-    """Raises where something is no `rename`."""
+    """Raises `InvalidTypeError` if a value is not a valid `rename`."""
     if rename is None or callable(rename):
         return
     if not isinstance(rename, Mapping) or not all(isinstance(name, str) for pair in rename.items() for name in pair):
         raise InvalidTypeError(
             compose(
                 "rename",
-                "is a function from name to name, or a mapping of names.",
+                "takes a function from name to name, or a mapping of names.",
                 got=describe(rename),
                 fix="rename={'model/old_name': 'model/new_name'}",
             )

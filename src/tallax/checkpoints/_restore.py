@@ -30,7 +30,7 @@ def from_checkpoint(
     rename: Rename = None,
     **named: Any,
 ) -> RestoreReport:
-    """Puts what a tree of `to_checkpoint` has into objects, all of it or nothing, and returns what became of each name.
+    """Restores objects from a tree of `to_checkpoint`, all of it or nothing, and returns a report.
 
     A tree of Orbax's that tallax did not write is taken too: `nnx.state(model)`, bare, below the names of the objects,
     or with a level more; see docs/checkpoints.md. There a `Counter` takes what an old counter of float32, int32 or any
@@ -58,8 +58,8 @@ def from_checkpoint(
     Raises:
         CheckpointError: the tree is damaged, or a later version wrote it.
         StateOwnedByStepError: a compiled step holds an object, and it was not the step that came.
-        InvalidTypeError: something is no module.
-        InvalidValueError: an argument makes no sense.
+        InvalidTypeError: an object is not a module.
+        InvalidValueError: an argument is invalid.
         RestoreError: a shape, dtype, kind or configuration differs; names do and the policy does not allow it; nothing
             of an object is in the checkpoint; or what an abstract object lacks has no reset value. Its `report` has all
             of them. The objects are as they were.
@@ -72,7 +72,7 @@ def from_checkpoint(
 
 
 def checkpoint_target(metadata: Any, *objects: Any, **named: Any) -> Any:
-    """Returns what to hand to Orbax's own restore, so that arrays come to the devices where objects have theirs.
+    """Returns the target for Orbax's own restore, with the shardings of the objects.
 
     Without it Orbax puts them where they were saved from, and raises where there are other devices now. Shapes and
     dtypes are those that were saved, so that Orbax casts nothing, and `from_checkpoint` can tell what differs; arrays
@@ -134,7 +134,7 @@ def restore(
     rename: Rename = None,
     **named: Any,
 ) -> RestoreReport:
-    """Puts what a folder has into objects, all of it or nothing, and returns what became of each name.
+    """Restores objects from a folder, all of it or nothing, and returns a report.
 
     It takes what `save` and `Checkpoints` wrote, and what Orbax wrote of `nnx.state(model)` or of a dict of states; see
     `from_checkpoint` for these. Arrays go to the devices where the objects have theirs. In several processes all have
@@ -150,7 +150,7 @@ def restore(
 
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged, unfinished, of another kind or of a later version.
-        InvalidTypeError: `path` is none.
+        InvalidTypeError: `path` is not a path.
         InvalidValueError: `path` is an address, such as `gs://...`.
         RestoreError: as `from_checkpoint` does.
         TallaxError: as `from_checkpoint` does.

@@ -33,7 +33,7 @@ _SMALL = 2**16  # bytes; a larger item is an array of its own
 
 
 def to_checkpoint(*objects: Any, extra: Any = None, **named: Any) -> dict[str, Any]:
-    """Returns all that objects hold as a tree of arrays, to be saved by any of Orbax's ways.
+    """Returns the state of objects as a tree of arrays, which any of Orbax's checkpointers can save.
 
     Everything is in it: parameters, batch statistics, random streams, optimizer state and items; only what was declared
     with `persistent=False` is left out. `tree["model"]` and `tree["optimizer"]` are nested as the objects are.
@@ -91,7 +91,7 @@ class Contents:
 
     @classmethod
     def of(cls, objects: Mapping[str, Any], extra: Any = None) -> Contents:
-        """Returns what named objects hold."""
+        """Returns the contents of named objects."""
         try:
             extra = json.loads(json.dumps(extra, allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
@@ -185,7 +185,7 @@ def _whole_of(name: str, leaf: Any) -> Any:
 
 
 def path_of(path: Any, call: str) -> Path:
-    """Returns the path that a call begins with; raises, and shows the call, where something else came first."""
+    """Returns the first argument of a call as a path; raises if it is not a path."""
     if isinstance(path, str | os.PathLike):
         if "://" in str(path):
             raise InvalidValueError(
@@ -197,12 +197,12 @@ def path_of(path: Any, call: str) -> Path:
             )
         return Path(path)
     raise InvalidTypeError(
-        compose("a checkpoint", "is called by its path, which comes first.", got=f"a {type(path).__name__}", fix=call)
+        compose("a checkpoint", "requires its path as the first argument.", got=f"a {type(path).__name__}", fix=call)
     )
 
 
 def save(path: str | os.PathLike[str], *objects: Any, extra: Any = None, **named: Any) -> None:
-    """Writes all that objects hold into a new folder, and returns once it is there to stay.
+    """Writes the state of objects into a new folder, and returns once the write is complete.
 
     The folder is Orbax's, with what `to_checkpoint` returns in it. It appears whole or not at all. In several processes
     all have to call it together.
@@ -215,7 +215,7 @@ def save(path: str | os.PathLike[str], *objects: Any, extra: Any = None, **named
 
     Raises:
         CheckpointError: there is something at `path` already, or it can't be written.
-        InvalidTypeError: `path` is none.
+        InvalidTypeError: `path` is not a path.
         InvalidValueError: `path` is an address, such as `gs://...`.
         ReplicasError: what processes hold each for itself differs between them.
         TallaxError: as `to_checkpoint` does.
@@ -234,7 +234,7 @@ def save(path: str | os.PathLike[str], *objects: Any, extra: Any = None, **named
         raise CheckpointError(
             compose(
                 str(path),
-                "is there already, and a checkpoint is never written over.",
+                "already exists, and a checkpoint is never overwritten.",
                 fix="another path; or tallax.Checkpoints(folder, keep=3), which removes old ones after a new one",
             )
         )
@@ -254,7 +254,7 @@ def arguments(contents: Contents, step: int | None = None) -> Any:
 
 
 def _refuse_differences(manifest: np.ndarray) -> None:
-    """Raises where processes would save different things: only the first one's would be written."""
+    """Raises if processes would save different things: only the first one's would be written."""
     everywhere = np.asarray(multihost_utils.process_allgather(np.frombuffer(_digest(manifest), np.uint8)))
     if len(np.unique(everywhere.reshape(jax.process_count(), -1), axis=0)) > 1:
         raise ReplicasError(

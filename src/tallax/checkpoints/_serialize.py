@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays as a checkpoint has them: keys of random streams as words, numbers as arrays, and back; a sum of bits."""
+"""Encodes arrays, random keys, numbers and names for a checkpoint, and decodes them; computes checksums."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def dtype_of(leaf: Any) -> str:
 
 
 def is_key(leaf: Any) -> bool:
-    """Tells whether a leaf is an array of typed random keys, abstract ones included."""
+    """Returns whether a leaf is an array of typed random keys, abstract ones included."""
     return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
@@ -44,17 +44,17 @@ def _key_impl(leaf: Any) -> str:
 
 
 def is_abstract(leaf: Any) -> bool:
-    """Tells whether a leaf has a shape and a dtype but no value, as in a model of `nnx.eval_shape`."""
+    """Returns whether a leaf has a shape and a dtype but no value, as in a model of `nnx.eval_shape`."""
     return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def is_placed(leaf: Any) -> bool:
-    """Tells whether a leaf belongs on particular devices, whether it has its value yet or not."""
+    """Returns whether a leaf belongs on particular devices, whether it has its value yet or not."""
     return is_committed(leaf) or (is_abstract(leaf) and leaf.sharding is not None)
 
 
 def is_writable(dtype: str) -> bool:
-    """Tells whether Orbax can write arrays of this dtype, as they are or as `stored` makes them."""
+    """Returns whether Orbax can write arrays of this dtype, as they are or as `stored` makes them."""
     if dtype.startswith(KEY) or dtype in PYTHON:
         return True
     kind = np.dtype(_WIDENED.get(dtype, dtype))  # NumPy knows those of JAX, too; it has text, dates and long numbers
@@ -137,7 +137,7 @@ def stored_dtype(dtype: str, *, widened: bool = True) -> np.dtype[Any]:
 
 
 def needs_numpy(dtype: Any) -> bool:
-    """Tells whether JAX would cast what has this dtype: what has 64 bits, without x64."""
+    """Returns whether JAX would cast what has this dtype: what has 64 bits, without x64."""
     if jnp.issubdtype(dtype, jax.dtypes.extended):  # of keys
         return False
     return jax.dtypes.canonicalize_dtype(dtype) != dtype
@@ -197,7 +197,7 @@ def _sums_on_device(arrays: Sequence[jax.Array]) -> list[np.ndarray]:
 
 
 def key_of(key: Any) -> Any:
-    """Returns what is in one of the keys of JAX's paths."""
+    """Returns the name, key or index in a key of JAX's paths."""
     return getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))
 
 

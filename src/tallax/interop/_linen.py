@@ -37,7 +37,7 @@ def from_linen(
     unexpected: Unexpected = "error",
     rename: Rename = None,
 ) -> RestoreReport:
-    """Puts the variables of a Linen module into an NNX module, all of it or nothing.
+    """Copies the variables of a Linen module into an NNX module, all of it or nothing.
 
     `params/Dense_0/kernel` goes to `model.Dense_0.kernel`: the collection is left out, since in NNX the type of the
     Variable tells it. An integer of any collection, such as `counters/step`, goes into a `tallax.Counter` exactly.
@@ -53,7 +53,7 @@ def from_linen(
 
     Raises:
         InvalidTypeError: `variables` is no such dict, or `model` no module.
-        InvalidValueError: an argument makes no sense, or two collections have one name.
+        InvalidValueError: an argument is invalid, or two collections have one name.
         RestoreError: as `tallax.from_checkpoint` does.
 
     Example:

@@ -30,7 +30,7 @@ def from_torch(
     unexpected: Unexpected = "error",
     rename: Rename = None,
 ) -> RestoreReport:
-    """Puts PyTorch's state into an NNX module, all of it or nothing.
+    """Copies PyTorch's state into an NNX module, all of it or nothing.
 
     Names are those of the attributes: `encoder.weight` goes to `model.encoder.kernel`. What PyTorch calls `weight` is
     the kernel of a linear layer or a convolution, transposed, and by heads where it is an `nnx.LinearGeneral` of
@@ -53,7 +53,7 @@ def from_torch(
     Raises:
         CheckpointError: a file can't be read.
         InvalidTypeError: the source is none of these, the model no module, or `rename` no mapping and no function.
-        InvalidValueError: an argument makes no sense.
+        InvalidValueError: an argument is invalid.
         MissingExtraError: `torch` is needed and not installed.
         RestoreError: as `tallax.from_checkpoint` does; or the values of what the module shares differ in the source.
 
@@ -130,7 +130,7 @@ def to_torch(model: nnx.Module) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where an array of PyTorch's lies in a module, and what is done to it on the way, and back."""
+    """The place of a PyTorch array in a module, with the change of layout in both directions."""
 
     name: str
     into: Change
