@@ -492,8 +492,8 @@ def test_renames():
         assert ("model/encoder/a", "model/backbone/a") in report.renamed
     for rename, error, says in (
         ({"model/none": "x"}, tallax.InvalidValueError, "is the beginning of no name"),
-        (lambda name: "same", tallax.InvalidValueError, "a name of its own"),
-        ({"model/step": "model/encoder/a"}, tallax.InvalidValueError, "a name of its own"),
+        (lambda name: "same", tallax.InvalidValueError, "must give each array a different name"),
+        ({"model/step": "model/encoder/a"}, tallax.InvalidValueError, "must give each array a different name"),
         (lambda name: None, tallax.InvalidTypeError, r"NoneType \(None\) for 'model/encoder/a'"),
         ({"model/step": 3}, tallax.InvalidTypeError, "or a mapping of names"),
         ([("model/step", "model/count")], tallax.InvalidTypeError, "or a mapping of names"),

@@ -248,7 +248,7 @@ def test_a_file_with_code_in_it_does_not_run(tmp_path):
     torch.save({"weight": torch.ones(3), "more": {"nested": 3}}, tmp_path / "nested.pt")
     model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
     for name in ("zip.pt", "pickle.pt"):
-        with pytest.raises(tallax.CheckpointError, match="that can be read without running what is in it"):
+        with pytest.raises(tallax.CheckpointError, match="cannot be read as tensors without running code"):
             from_torch(tmp_path / name, model)
     with pytest.raises(tallax.RestoreError, match=r"(?s)^model/kernel.*float32\[3\] in the checkpoint"):
         from_torch(tmp_path / "nested.pt", model)
@@ -402,7 +402,7 @@ def test_only_entries_that_have_a_place_are_converted():
 def test_what_is_no_count_is_refused_by_name(value):
     """Of any kind, by an error of ours."""
     ours = nnx.Dict(c=tallax.Counter(5))
-    with pytest.raises(tallax.TallaxError, match=r"^(model/)?c: (the checkpoint has it in another|a state_dict holds)"):
+    with pytest.raises(tallax.TallaxError, match=r"^(model/)?c: (the shape or dtype differs from|a state_dict holds)"):
         from_torch({"c": value}, ours)
     assert int(ours.c) == 5
 

@@ -161,6 +161,8 @@ def outline_of(handler: Any, folder: Path) -> Any:
 
 def attempted(call: Callable[[], Any]) -> Any:
     """Returns the result of one of Orbax's calls; raises `CheckpointError` if it fails."""
+    # Orbax drops the other reads of a failed call, and asyncio then logs "Task exception was never retrieved" for each.
+    # It could only be silenced for the whole process (its logger, `sys.unraisablehook`), which a library must not do.
     try:
         return call()
     except Exception as error:
