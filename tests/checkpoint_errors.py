@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 import tallax
-from tallax.checkpoints._folders import told
+from tallax.checkpoints._locate import told
 from tallax.checkpoints._manifest import Manifest
 from tallax.interop import from_linen, from_torch, to_linen, to_torch
 
@@ -212,7 +212,7 @@ CASES = {
         in_a_folder(lambda model: [tallax.save("one", model), tallax.save("one", model)]),
         tallax.CheckpointError,
         """\
-one: is there already, and a checkpoint is never written over.
+one: already exists, and a checkpoint is never overwritten.
   fix:  another path; or tallax.Checkpoints(folder, keep=3), which removes old ones after a new one""",
     ),
     "save-nothing": (
@@ -251,7 +251,7 @@ model/experts/0/bias: is held by a compiled step, which keeps the state on the d
         nnx.jit(tallax.to_checkpoint),
         tallax.TracedReadError,
         """\
-model/experts/0/bias: is saved and restored between steps.
+model/experts/0/bias: can only be saved or restored outside of a trace.
   got:  float32[2] (traced)
   fix:  call it outside of jit""",
     ),
@@ -259,7 +259,7 @@ model/experts/0/bias: is saved and restored between steps.
         lambda model: tallax.to_checkpoint(nnx.Dict(name=nnx.Variable("text"))),
         tallax.InvalidTypeError,
         """\
-model/name: a checkpoint keeps arrays and numbers.
+model/name: a checkpoint stores arrays and numbers.
   got:  str ('text')
   fix:  an attribute that is no Variable, for what does not change""",
     ),
@@ -307,7 +307,7 @@ no/such: is no checkpoint.
         lambda model: tallax.from_checkpoint("text", model),
         tallax.CheckpointError,
         """\
-the checkpoint: is no tree of arrays.
+the checkpoint: is not a tree of arrays.
   got:  str ('text')
   fix:  what Orbax restores of tallax.to_checkpoint(...), or of nnx.state(model)""",
     ),
@@ -315,7 +315,7 @@ the checkpoint: is no tree of arrays.
         bit_flipped,
         tallax.CheckpointError,
         """\
-the checkpoint: is damaged, or was tampered with.
+the checkpoint: is damaged or was tampered with.
   got:  model/table is not what was written
   fix:  restore an earlier one: tallax.Checkpoints(folder).restore(model, step=...)""",
     ),
@@ -368,7 +368,7 @@ model/count, model/new: are not in the checkpoint.
         ),
         tallax.RestoreError,
         """\
-model: nothing of it was found in the checkpoint, so it would not be restored at all.
+model: none of its arrays are in the checkpoint, so nothing would be restored.
   got:       a checkpoint that has old/a, old/b, w
   expected:  model/new/a, model/new/b, model/w
   fix:       rename={'old': 'model/new', 'w': 'model/w'}""",
@@ -377,7 +377,7 @@ model: nothing of it was found in the checkpoint, so it would not be restored at
         lambda model: tallax.from_checkpoint({"other": {"a": jnp.ones(3)}}, nnx.Dict(b=nnx.Param(jnp.ones(2)))),
         tallax.RestoreError,
         """\
-model: nothing of it was found in the checkpoint, so it would not be restored at all.
+model: none of its arrays are in the checkpoint, so nothing would be restored.
   got:       a checkpoint that has other/a
   expected:  model/b
   fix:       leave model out; or the checkpoint that it was saved to""",
@@ -388,7 +388,7 @@ model: nothing of it was found in the checkpoint, so it would not be restored at
         ),
         tallax.RestoreError,
         """\
-model: nothing of it was found in the checkpoint, so it would not be restored at all.
+model: none of its arrays are in the checkpoint, so nothing would be restored.
   got:       several parts that fit: 'ema', 'student'
   expected:  model/a
   fix:       rename={'ema': 'model'} for the first of these""",
@@ -436,14 +436,14 @@ model/a: is one Variable in the module, and the source has two different values 
         without_a_place,
         tallax.RestoreError,
         """\
-model/step, model/tokens: in the checkpoint, and not in the objects.
+model/step, model/tokens: in the checkpoint, but not in the objects.
   fix:  unexpected='ignore' to leave it out; hand in all objects that were saved""",
     ),
     "restore-mismatch": (
         another(lambda model: setattr(model.experts[0], "bias", tallax.Buffer(np.zeros(2, np.int8)))),
         tallax.RestoreError,
         """\
-model/experts/0/bias: the checkpoint has it in another form, and nothing is cast or cut in silence.
+model/experts/0/bias: the shape or dtype differs from the checkpoint, and tallax never casts implicitly.
   got:       float32[2] in the checkpoint
   expected:  int8[2], as in the objects
   fix:       make the model as it was saved; or to do without it, rename={'model/experts/0/bias': 'unused'}, \
@@ -453,7 +453,7 @@ missing=['model/experts/0/bias'], unexpected=['model/experts/0/bias']""",
         lambda model: tallax.from_checkpoint({}, model, missing="ignore"),
         tallax.InvalidValueError,
         """\
-missing: says what is done about names that only one side has.
+missing: takes a policy for names that only one side has.
   got:       str ('ignore')
   expected:  'error', 'state', 'init', or a list of patterns
   fix:       missing='error'; or a list for patterns, missing=['**/step']""",
@@ -462,7 +462,7 @@ missing: says what is done about names that only one side has.
         rename({"model/old": "model/new"}),
         tallax.InvalidValueError,
         """\
-rename: goes from names in the checkpoint to those in the objects.
+rename: maps names in the checkpoint to names in the objects.
   got:       'model/old', which is the beginning of no name in the checkpoint
   expected:  model/experts/0/bias, model/experts/0/step, model/experts/0/tokens and 5 more
   fix:       one of these names, or its beginning; or a function from name to name""",
@@ -471,7 +471,7 @@ rename: goes from names in the checkpoint to those in the objects.
         rename(lambda name: "model/same"),
         tallax.InvalidValueError,
         """\
-rename: gives each array a name of its own.
+rename: must give each array a different name.
   got:  'model/same' for 'model/experts/0/bias' and for 'model/experts/0/step'
   fix:  another name for one of them""",
     ),
@@ -550,7 +550,7 @@ no/such.pt: is no file.
         in_a_folder(unloadable),
         tallax.CheckpointError,
         """\
-a.pt: is no file of tensors that can be read without running what is in it.
+a.pt: cannot be read as tensors without running code from the file.
   got:  ValueError: Weights only load failed.
   fix:  torch.save(module.state_dict(), path), by PyTorch 1.6 or later""",
     ),
@@ -558,8 +558,8 @@ a.pt: is no file of tensors that can be read without running what is in it.
         in_a_folder(damaged_file),
         tallax.CheckpointError,
         """\
-a.safetensors: is no readable .safetensors file.
-  got:  a header of 18446744073709551615 bytes in a file of 20
+a.safetensors: cannot be read as a .safetensors file.
+  got:  SafetensorError: Error while deserializing header: header too large
   fix:  a file that safetensors wrote""",
     ),
     "linen-variables": (
@@ -623,7 +623,7 @@ model/w: cannot save abstract values (from `nnx.eval_shape`).
         lambda model: rename(lambda name: None)(nnx.Dict(step=tallax.Counter())),
         tallax.InvalidTypeError,
         """\
-rename: gives each array a name.
+rename: must return a name for each array.
   got:  NoneType (None) for 'model/step'
   fix:  return name, where it stays the same""",
     ),
@@ -631,7 +631,7 @@ rename: gives each array a name.
         rename([("model/a", "model/b")]),
         tallax.InvalidTypeError,
         """\
-rename: is a function from name to name, or a mapping of names.
+rename: takes a function from name to name, or a mapping of names.
   got:  list ([('model/a', 'model/b')])
   fix:  rename={'model/old_name': 'model/new_name'}""",
     ),
@@ -671,7 +671,7 @@ w: a tensor goes into an array where NumPy has the like: dense, with values, and
         narrow,
         tallax.InvalidTypeError,
         """\
-w: PyTorch has no such numbers.
+w: PyTorch has no such dtype.
   got:  int4[2] ([1, 1])
   fix:  cast it where it is meant""",
     ),

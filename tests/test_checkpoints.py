@@ -396,7 +396,7 @@ def test_missing_and_unexpected_are_errors_unless_the_policy_says_otherwise():
     error = refused(tree, new)
     assert str(error).startswith("model/new: is not in the checkpoint.")
     assert error.report.missing == ("model/new",)
-    assert str(refused(tree, new, missing="init")).startswith("model/old: in the checkpoint, and not in the objects.")
+    assert str(refused(tree, new, missing="init")).startswith("model/old: in the checkpoint, but not in the objects.")
     report = tallax.from_checkpoint(tree, new, missing="init", unexpected="ignore")
     assert (report.missing, report.unexpected) == (("model/new",), ("model/old",))
     assert set(report.restored) == {"model/step", "model/w"}
@@ -492,8 +492,8 @@ def test_renames():
         assert ("model/encoder/a", "model/backbone/a") in report.renamed
     for rename, error, says in (
         ({"model/none": "x"}, tallax.InvalidValueError, "is the beginning of no name"),
-        (lambda name: "same", tallax.InvalidValueError, "a name of its own"),
-        ({"model/step": "model/encoder/a"}, tallax.InvalidValueError, "a name of its own"),
+        (lambda name: "same", tallax.InvalidValueError, "must give each array a different name"),
+        ({"model/step": "model/encoder/a"}, tallax.InvalidValueError, "must give each array a different name"),
         (lambda name: None, tallax.InvalidTypeError, r"NoneType \(None\) for 'model/encoder/a'"),
         ({"model/step": 3}, tallax.InvalidTypeError, "or a mapping of names"),
         ([("model/step", "model/count")], tallax.InvalidTypeError, "or a mapping of names"),

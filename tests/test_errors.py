@@ -392,7 +392,7 @@ scheduled: takes a function that makes a transformation, such as optax.adamw, an
         lambda model: tallax.save(model, "somewhere"),
         tallax.InvalidTypeError,
         """\
-a checkpoint: is called by its path, which comes first.
+a checkpoint: requires its path as the first argument.
   got:  a Model
   fix:  tallax.save(path, model, optimizer)""",
     ),
@@ -400,7 +400,7 @@ a checkpoint: is called by its path, which comes first.
         lambda model: tallax.restore(model, "somewhere"),
         tallax.InvalidTypeError,
         """\
-a checkpoint: is called by its path, which comes first.
+a checkpoint: requires its path as the first argument.
   got:  a Model
   fix:  tallax.restore(path, model, optimizer)""",
     ),
@@ -408,7 +408,7 @@ a checkpoint: is called by its path, which comes first.
         lambda model: tallax.Checkpoints(3),
         tallax.InvalidTypeError,
         """\
-a checkpoint: is called by its path, which comes first.
+a checkpoint: requires its path as the first argument.
   got:  a int
   fix:  tallax.Checkpoints(folder)""",
     ),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -119,9 +120,9 @@ def test_what_linen_has_beyond_the_module_is_not_renamed():
     assert str(report).count(name) == 1
     for policy in ([name], ["_overwrite*"], ["**/input_scale"]):
         assert from_linen(variables, model, unexpected=policy, missing=["**/seen"]).unexpected == (name,)
-    with pytest.raises(tallax.RestoreError, match=f"^{name}: in the checkpoint, and not in the objects"):
+    with pytest.raises(tallax.RestoreError, match=f"^{name}: in the checkpoint, but not in the objects"):
         from_linen(variables, model, missing="state")
-    with pytest.raises(tallax.RestoreError, match=r"^model: nothing of it was found in the checkpoint"):
+    with pytest.raises(tallax.RestoreError, match=r"^model: none of its arrays are in the checkpoint"):
         from_linen({"params": {"x": {"y": jnp.ones(5)}}}, model, missing="init", unexpected="ignore")
 
 
@@ -189,6 +190,7 @@ def arrays():
 
 def test_a_safetensors_file_goes_into_a_module(tmp_path):
     """Names, layouts and dtypes; an int64 becomes an exact count, or int32 where every value fits."""
+    pytest.importorskip("safetensors")
     model = Torchlike()
     report = from_torch(safetensors(tmp_path / "a.safetensors", **arrays()), model)
     assert int(model.num_batches_tracked) == 2**40 + 1
@@ -205,7 +207,7 @@ def test_a_safetensors_file_goes_into_a_module(tmp_path):
     with pytest.raises(tallax.RestoreError, match=r"(?s)model/body/layers/0/kernel.*float32\[4,3\] in the checkpoint"):
         from_torch(safetensors(tmp_path / "c.safetensors", **turned), model)
     extra = safetensors(tmp_path / "d.safetensors", **arrays(), old__weight=np.ones(2, np.float32))
-    with pytest.raises(tallax.RestoreError, match=r"old.weight: in the checkpoint, and not in the objects"):
+    with pytest.raises(tallax.RestoreError, match=r"old.weight: in the checkpoint, but not in the objects"):
         from_torch(extra, model)
     model.twin = nnx.Dict(weight=nnx.Param(jnp.zeros(2)))
     from_torch(extra, model, rename={"old": "twin"})
@@ -231,14 +233,35 @@ def test_a_safetensors_file_goes_into_a_module(tmp_path):
 )
 def test_a_damaged_safetensors_file_is_told(tmp_path, content):
     """Lengths, offsets and shapes are looked at before anything is taken."""
+    pytest.importorskip("safetensors")
     path = tmp_path / "bad.safetensors"
     path.write_bytes(content)
-    with pytest.raises(tallax.CheckpointError, match=r"is no readable \.safetensors file"):
+    with pytest.raises(tallax.CheckpointError, match=r"cannot be read as a \.safetensors file"):
         from_torch(path, Torchlike())
+
+
+def test_float8_and_64_bits_of_a_safetensors_file_arrive_bit_by_bit(tmp_path):
+    """NumPy has no float8 and JAX cuts 64 bits, and neither is lost."""
+    library = pytest.importorskip("safetensors.numpy")
+    numbers = {"small": jnp.asarray([1.5, -2.0], jnp.float8_e4m3fn), "wide": np.array([2**40 + 1, 2**63])}
+    library.save_file({name: np.asarray(array) for name, array in numbers.items()}, tmp_path / "a.safetensors")
+    model = nnx.Dict(small=tallax.Buffer(jnp.zeros(2, jnp.float8_e4m3fn)), wide=tallax.Counter(shape=2))
+    from_torch(tmp_path / "a.safetensors", model)
+    assert model.small[...].dtype == jnp.float8_e4m3fn
+    assert model.small[...].tolist() == [1.5, -2.0]
+    assert np.asarray(model.wide).tolist() == [2**40 + 1, 2**63]
+
+
+def test_a_safetensors_file_without_the_package_is_a_missing_extra(tmp_path, monkeypatch):
+    """The error names the extra that installs it."""
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(tallax.MissingExtraError, match=r"tallax\[torch\]"):
+        from_torch(safetensors(tmp_path / "a.safetensors", **arrays()), Torchlike())
 
 
 def test_several_files_of_tensors_with_an_index(tmp_path):
     """As large models come; each array in the file that the index tells, beside it, and none left out."""
+    pytest.importorskip("safetensors")
     named = {name.replace("__", "."): name for name in arrays()}
     places = {name: f"model-{k % 2}.safetensors" for k, name in enumerate(named)}
     for file in set(places.values()):
@@ -256,19 +279,19 @@ def test_several_files_of_tensors_with_an_index(tmp_path):
     for wrong, says in (
         ({"weight_map": places | {"half": "sub/model-0.safetensors"}}, "is not beside the index"),
         ({"weight_map": places | {"half": f"{tmp_path}/sub/model-0.safetensors"}}, "is not beside the index"),
-        ({"weight_map": places | {"half": ".."}}, "is no readable"),
-        ({"weight_map": places | {"half": "gone.safetensors"}}, "gone.safetensors: is no readable"),
+        ({"weight_map": places | {"half": ".."}}, "cannot be read as"),
+        ({"weight_map": places | {"half": "gone.safetensors"}}, "gone.safetensors: cannot be read as"),
         ({"weight_map": places | {"more": "model-0.safetensors"}}, "but not in both"),
         ({"weight_map": less}, "but not in both"),
-        ({"weight_map": places | {"half": 3}}, "is no readable"),
-        ({"weight_map": [1]}, "makes no sense"),
-        ([], "makes no sense"),
+        ({"weight_map": places | {"half": 3}}, "cannot be read as"),
+        ({"weight_map": [1]}, "cannot be parsed"),
+        ([], "cannot be parsed"),
     ):
         index.write_text(json.dumps(wrong))
         with pytest.raises(tallax.CheckpointError, match=says):
             from_torch(index, other)
     index.unlink()
-    with pytest.raises(tallax.CheckpointError, match="makes no sense"):
+    with pytest.raises(tallax.CheckpointError, match="cannot be parsed"):
         from_torch(index, other)
 
 
@@ -279,7 +302,7 @@ def test_what_is_no_source():
         ({"weight": "text"}, tallax.InvalidTypeError, "a state_dict holds tensors"),
         ({"\x1b[31mred": np.ones(3)}, tallax.InvalidTypeError, r"(?s)takes a module.*\\x1b\[31mred"),
         ("no/such.pt", tallax.CheckpointError, "is no file"),
-        ("no/such.safetensors", tallax.CheckpointError, "is no readable"),
+        ("no/such.safetensors", tallax.CheckpointError, "cannot be read as"),
     ):
         with pytest.raises(error, match=says):
             from_torch(source, nnx.Linear(2, 3, rngs=nnx.Rngs(0)))

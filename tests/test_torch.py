@@ -223,7 +223,7 @@ def test_what_weights_do_not_bring_along():
 def test_without_a_place_for_the_count_it_is_unexpected():
     """`nnx.BatchNorm` has no `num_batches_tracked`: that is said, and left out only when it is asked for."""
     norm, ours = torch.nn.BatchNorm1d(2), nnx.BatchNorm(2, rngs=nnx.Rngs(0))
-    with pytest.raises(tallax.RestoreError, match="num_batches_tracked: in the checkpoint, and not in the objects"):
+    with pytest.raises(tallax.RestoreError, match="num_batches_tracked: in the checkpoint, but not in the objects"):
         from_torch(norm, ours)
     assert from_torch(norm, ours, unexpected="ignore").unexpected == ("num_batches_tracked",)
 
@@ -248,7 +248,7 @@ def test_a_file_with_code_in_it_does_not_run(tmp_path):
     torch.save({"weight": torch.ones(3), "more": {"nested": 3}}, tmp_path / "nested.pt")
     model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
     for name in ("zip.pt", "pickle.pt"):
-        with pytest.raises(tallax.CheckpointError, match="that can be read without running what is in it"):
+        with pytest.raises(tallax.CheckpointError, match="cannot be read as tensors without running code"):
             from_torch(tmp_path / name, model)
     with pytest.raises(tallax.RestoreError, match=r"(?s)^model/kernel.*float32\[3\] in the checkpoint"):
         from_torch(tmp_path / "nested.pt", model)
@@ -308,7 +308,7 @@ def test_every_dtype_that_both_have_goes_there_and_back(dtype):
 
 def test_numbers_that_pytorch_has_not_and_random_keys():
     """Integers of four bits are told; a key that is no stream's goes as its words, and comes back as a key."""
-    with pytest.raises(tallax.InvalidTypeError, match="x: PyTorch has no such numbers"):
+    with pytest.raises(tallax.InvalidTypeError, match="x: PyTorch has no such dtype"):
         to_torch(nnx.Dict(x=nnx.Variable(jnp.ones(2, jnp.int4))))
     model, other = (nnx.Dict(key=nnx.Variable(jax.random.key(seed))) for seed in (3, 4))
     from_torch(to_torch(model), other)
@@ -388,7 +388,7 @@ def test_only_entries_that_have_a_place_are_converted():
         torch.ones(2, device="meta"), torch.ones(2),
     ):  # fmt: skip
         state = {**theirs.state_dict(), "_extra_state": extra}
-        with pytest.raises(tallax.RestoreError, match=r"^_extra_state: in the checkpoint, and not in the objects"):
+        with pytest.raises(tallax.RestoreError, match=r"^_extra_state: in the checkpoint, but not in the objects"):
             from_torch(state, ours)
         for policy in ("ignore", ["_extra_state"], ["**/_extra*"]):
             assert from_torch(state, ours, unexpected=policy).unexpected == ("_extra_state",)
@@ -402,7 +402,7 @@ def test_only_entries_that_have_a_place_are_converted():
 def test_what_is_no_count_is_refused_by_name(value):
     """Of any kind, by an error of ours."""
     ours = nnx.Dict(c=tallax.Counter(5))
-    with pytest.raises(tallax.TallaxError, match=r"^(model/)?c: (the checkpoint has it in another|a state_dict holds)"):
+    with pytest.raises(tallax.TallaxError, match=r"^(model/)?c: (the shape or dtype differs from|a state_dict holds)"):
         from_torch({"c": value}, ours)
     assert int(ours.c) == 5
 
@@ -461,5 +461,5 @@ def test_policies_are_those_of_restore():
     assert from_torch(state, ours, missing="state").missing == ("model/step",)
     with pytest.raises(tallax.RestoreError, match=r"^model/layer/bias: is not in the checkpoint"):
         from_torch({"layer.weight": state["layer.weight"]}, ours, missing="state")
-    with pytest.raises(tallax.RestoreError, match=r"^model: nothing of it was found in the checkpoint"):
+    with pytest.raises(tallax.RestoreError, match=r"^model: none of its arrays are in the checkpoint"):
         from_torch({"other": torch.ones(3)}, ours, missing="init", unexpected="ignore")

@@ -11,12 +11,17 @@ walk the graph itself, because the rules below would then be written twice:
 
 from __future__ import annotations
 
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flax import nnx
 
 from tallax._module import EvalAware
+
+# Most nodes of Flax's graph are constants. The `isinstance` of Flax's and JAX's classes runs Python code, so without this
+# check the walk over 1,000 counters and 200 layers takes 40 ms instead of 18 ms.
+_CONSTANTS = {int, float, bool, str, tuple, dict, list, type(None), types.FunctionType, type}
 
 
 class Leaf(NamedTuple):
@@ -73,15 +78,16 @@ def leaves_of(thing: Any, kind: Any = nnx.Variable) -> list[Leaf]:
 
     Args:
         thing: a module, an optimizer, or any other node of Flax's graph.
-        kind: the classes of Variables to list.
+        kind: the classes of Variables to list. Classes of arrays list the arrays outside of Variables, too.
     """
     found, owners = [], {}
     for path, node in nnx.iter_graph(thing, graph=True):
-        if isinstance(node, nnx.Variable):
-            if isinstance(node, kind):
-                found.append((path, node))
-        elif isinstance(node, EvalAware):
+        if type(node) in _CONSTANTS:
+            continue
+        if isinstance(node, EvalAware):
             owners.update((id(variable), node) for variable in node.variables.values())
+        elif isinstance(node, kind):
+            found.append((path, node))
     return [Leaf(path, variable, owners.get(id(variable))) for path, variable in found]
 
 

@@ -1,16 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints in which nothing is dropped, defaulted or cast in silence.
+"""Checkpoints in which nothing is dropped, defaulted or cast silently.
 
-`to_checkpoint` takes objects apart into a tree of arrays and a manifest that names each; `from_checkpoint` compares
-that with the objects before it touches them. `save` and `restore` do so with a folder of Orbax's, and `Checkpoints`
-with a series of them. Orbax itself is imported on first use.
+Three concepts:
+
+- A *holder* is a Variable of the user's objects, or an array outside of Variables, with its name and a way to write it.
+- An *entry* describes one array of a checkpoint: kind, dtype, shape, checksum. The *manifest* has all entries, and the
+  values of small tallax variables. It is one more array of the checkpoint, called `tallax`.
+- A *target* is the objects to restore into, as holders and entries. A *source* is a checkpoint, as entries and arrays.
+
+`save` turns holders into entries and arrays (`_collect`, then `_save`), and Orbax writes them. `restore` runs five
+stages, one file each; `from_checkpoint` starts at the second with a tree that the caller has read:
+
+    folder --_locate--> outline of the arrays --_manifest--> entries --_plan--> names to read --_fetch--> values
+                                                                |                                           |
+    objects --_collect--> target -------------------------------+                              _apply writes them
+
+To change | open
+--- | ---
+which folders of Orbax are accepted, and the checks on their files | `_locate`
+the format on disk | `_manifest`, and `_serialize` for arrays, keys and names
+the layouts of other programs (`params/...`, bare states) | `_prefixes`
+`missing=`, `unexpected=`, `rename=`, and the proposed `rename=` | `_policy`
+the comparison of entries, its errors and the report | `_plan`
+the devices that arrays are read onto, checksums, old counters that become exact | `_fetch`
+writing and resetting the objects, and rolling back | `_apply`
+a series of checkpoints, the background writer | `_manager`
+`tallax show` of a checkpoint | `_inspect`
+
+The invariant: until `_apply`, no stage changes an object, and `_apply` changes all of them or none. A position in the
+data or another device count must keep to it: describe the new state in `_collect`, compare it in `_plan`, and write it
+in `_apply`. `tests/test_checkpoints.py`, `tests/test_damaged_checkpoints.py` and `tests/test_checkpoint_kills.py` guard
+it: a failed restore leaves every object as it was, damage is a named error, and a killed writer loses no checkpoint.
+
+Orbax is imported on first use.
 """
 
-from tallax.checkpoints._apply import checkpoint_target as checkpoint_target
-from tallax.checkpoints._apply import from_checkpoint as from_checkpoint
 from tallax.checkpoints._inspect import shown as shown
 from tallax.checkpoints._manager import Checkpoints as Checkpoints
-from tallax.checkpoints._restore_report import RestoreReport as RestoreReport
-from tallax.checkpoints._storage import restore as restore
-from tallax.checkpoints._storage import save as save
-from tallax.checkpoints._to_tree import to_checkpoint as to_checkpoint
+from tallax.checkpoints._plan import RestoreReport as RestoreReport
+from tallax.checkpoints._restore import checkpoint_target as checkpoint_target
+from tallax.checkpoints._restore import from_checkpoint as from_checkpoint
+from tallax.checkpoints._restore import restore as restore
+from tallax.checkpoints._save import save as save
+from tallax.checkpoints._save import to_checkpoint as to_checkpoint

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What objects hold, by name: every Variable and every array, with what it takes to put another value in its place."""
+"""Collects the state of objects: every Variable and array by name, with a way to write it."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import types
-import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,14 +21,15 @@ from tallax._errors import (
     describe,
 )
 from tallax._module import EvalAware
+from tallax._walk import Leaf, leaves_of
+from tallax.checkpoints._manifest import Entry
+from tallax.checkpoints._serialize import RESERVED, dtype_of, is_key, joined, key_of
 from tallax.compiling import CompiledStep
-from tallax.schedules import Scheduled
+from tallax.replicas import combine_replicas
 from tallax.statistics import Statistic
 from tallax.variables import Counter, Held, StateVariable
 
-RESERVED = "tallax"  # where a checkpoint keeps what it tells of itself
-_CONSTANTS = {int, float, bool, str, tuple, dict, list, type(None), types.FunctionType, type}
-PYTHON = {"bool": bool, "int": int, "float": float, "complex": complex}
+_ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,19 +46,19 @@ class Holder:
 
     names: tuple[str, ...]
     variable: nnx.Variable[Any] | None
-    owner: Statistic | Scheduled | None
+    owner: EvalAware | None
     structure: Any
     write: Callable[[Any], None]
     leaves: tuple[Any, ...]
 
     @property
     def kind(self) -> str:
-        """What kind of Variable it is."""
+        """The class name of the Variable; `array` outside of Variables."""
         return "array" if self.variable is None else type(self.variable).__name__
 
     @property
     def persistent(self) -> bool:
-        """Whether checkpoints keep it."""
+        """Whether checkpoints store it."""
         return self.variable is None or bool(self.variable.get_metadata("persistent", True))
 
     @property
@@ -156,31 +154,24 @@ def holders_of(objects: Mapping[str, Any], *, abstract: bool = False) -> list[Ho
     """
     found: list[Holder] = []
     for name, thing in objects.items():
-        variables, bare, owners = [], [], {}
-        for path, node in nnx.iter_graph(thing):
-            kind = type(node)
-            if kind in _CONSTANTS:  # most of what there is, and Flax's own `isinstance` takes long
-                continue
-            if isinstance(node, nnx.Variable):
-                variables.append((path, node))
-            elif isinstance(node, EvalAware):
-                if isinstance(node, Statistic | Scheduled):
-                    owners.update((id(item), node) for item in node.variables.values())
-            elif isinstance(node, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
-                bare.append(path)
-        found += [_holder_of(name, path, node, owners.get(id(node)), abstract) for path, node in variables]
+        bare = set()
+        for leaf in leaves_of(thing, (nnx.Variable, *_ARRAYS)):
+            if isinstance(leaf.variable, _ARRAYS):
+                bare.add(leaf.path)
+            else:
+                found.append(_holder_of(name, leaf, abstract))
         if bare:
-            found += _bare_arrays(name, thing, set(bare), abstract)
+            found += _bare_arrays(name, thing, bare, abstract)
     return sorted(found, key=lambda holder: holder.names)
 
 
-def _holder_of(name: str, path: tuple[Any, ...], variable: nnx.Variable[Any], owner: Any, abstract: bool) -> Holder:
-    base = joined((name, *path))
+def _holder_of(name: str, leaf: Leaf, abstract: bool) -> Holder:
+    base, variable = joined((name, *leaf.path)), leaf.variable
     raw = variable.get_raw_value()
     flat, structure = jax.tree_util.tree_flatten_with_path(raw)
     names = tuple(joined((base, *map(key_of, inner)), quoted=1) for inner, _ in flat)
-    leaves = tuple(_checked_leaf(leaf_name, leaf, abstract) for leaf_name, (_, leaf) in zip(names, flat, strict=True))
-    return Holder(names, variable, owner, structure, variable.set_raw_value, leaves)
+    leaves = tuple(_checked_leaf(leaf_name, inner, abstract) for leaf_name, (_, inner) in zip(names, flat, strict=True))
+    return Holder(names, variable, leaf.owner, structure, variable.set_raw_value, leaves)
 
 
 def _bare_arrays(name: str, thing: Any, paths: set[Any], abstract: bool) -> list[Holder]:
@@ -198,27 +189,6 @@ def _bare_arrays(name: str, thing: Any, paths: set[Any], abstract: bool) -> list
     return found
 
 
-def key_of(key: Any) -> Any:
-    """Returns what is in one of the keys of JAX's paths."""
-    return getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))
-
-
-def joined(parts: Sequence[Any], *, quoted: int = 0) -> str:
-    """Returns a path as one name, of which every part holds no slash, no dot and nothing that is not printed.
-
-    Args:
-        parts: names, keys and indices.
-        quoted: how many of the first ones are such names already.
-    """
-    return "/".join([*map(str, parts[:quoted]), *(_quoted(str(part)) for part in parts[quoted:])])
-
-
-@functools.lru_cache(maxsize=4096)
-def _quoted(part: str) -> str:
-    # Orbax joins the keys of a tree by dots, so that {"a.b": x} and {"a": {"b": x}} would be the same to it.
-    return urllib.parse.quote(part, safe=" ").replace(".", "%2E") or "%"
-
-
 def _checked_leaf(name: str, leaf: Any, abstract: bool) -> Any:
     """Returns an array or a number; raises for everything else, and for an abstract array if none is allowed."""
     if isinstance(leaf, Held):
@@ -234,7 +204,7 @@ def _checked_leaf(name: str, leaf: Any, abstract: bool) -> Any:
         raise TracedReadError(
             compose(
                 name,
-                "is saved and restored between steps.",
+                "can only be saved or restored outside of a trace.",
                 got=describe(leaf),
                 fix="call it outside of jit",
             )
@@ -254,7 +224,7 @@ def _checked_leaf(name: str, leaf: Any, abstract: bool) -> Any:
         raise InvalidTypeError(
             compose(
                 name,
-                "a checkpoint keeps arrays and numbers.",
+                "a checkpoint stores arrays and numbers.",
                 got=describe(leaf),
                 fix="an attribute that is no Variable, for what does not change",
             )
@@ -279,3 +249,68 @@ def _on_a_concrete_mesh(name: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtype
         )
     sharding = jax.NamedSharding(mesh, sharding.spec)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding, weak_type=leaf.weak_type)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The objects that a checkpoint is restored into.
+
+    Attributes:
+        objects: by name.
+        holders: what they hold, with the shares of replicas combined.
+        leaves: the arrays, by name.
+        entries: what they are, by name.
+    """
+
+    objects: dict[str, Any]
+    wholes: dict[str, Any]
+    holders: list[Holder]
+    leaves: dict[str, Any]
+    entries: dict[str, Entry]
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The Variable of each array, by name; None for an array outside of Variables."""
+        return {name: holder.variable for holder in self.holders for name in holder.names}
+
+    @classmethod
+    def of(cls, objects: dict[str, Any]) -> Target:
+        """Returns the contents of named objects."""
+        wholes, holders = objects, holders_of(objects, abstract=True)
+        if any(has_shares(holder) for holder in holders):
+            wholes = {name: whole(thing) for name, thing in objects.items()}
+            holders = holders_of(wholes, abstract=True)
+        pairs = [
+            (holder, name, leaf) for holder in holders for name, leaf in zip(holder.names, holder.leaves, strict=True)
+        ]
+        leaves = {name: leaf for _, name, leaf in pairs}
+        return cls(objects, wholes, holders, leaves, {name: entry_of(holder, leaf) for holder, name, leaf in pairs})
+
+
+def entry_of(holder: Holder, leaf: Any) -> Entry:
+    """Returns what a checkpoint tells of an array that an object holds."""
+    dtype = dtype_of(leaf)
+    array = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
+    shape = tuple(np.shape(array))
+    owner = holder.owner
+    return Entry(
+        kind="Counter" if holder.is_counter else holder.kind,
+        dtype=dtype,
+        shape=shape,
+        owner="" if owner is None else type(owner).__name__,
+        configuration=repr(owner._configuration()) if isinstance(owner, Statistic) else "",
+        reduce=str(holder.variable.get_metadata("reduce")) if isinstance(holder.variable, StateVariable) else "",
+        persistent=holder.persistent,
+    )
+
+
+def has_shares(holder: Holder) -> bool:
+    """Returns whether an item is kept as a share for each replica."""
+    return isinstance(holder.variable, StateVariable) and holder.variable._per_replica is not None
+
+
+def whole(thing: Any) -> Any:
+    """Returns an object with the shares of replicas combined, or itself where there are none."""
+    if any(leaf.variable._per_replica for leaf in leaves_of(thing, StateVariable)):
+        return combine_replicas(thing)
+    return thing

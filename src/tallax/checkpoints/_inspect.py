@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `tallax show` says of a checkpoint: every item with its exact value, without the model that it is of."""
+"""The view of a checkpoint in `tallax show`: every tallax variable with its exact value, without its model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import numpy as np
 import optax
 
 from tallax import _uint64, statistics
-from tallax.checkpoints._folders import METADATA, folder_of, manifest_of, orbax, outline_of, read_arrays, told
-from tallax.checkpoints._manifest import Entry, Manifest
-from tallax.checkpoints._saved_tree import Source
+from tallax.checkpoints._fetch import read_arrays, read_manifest
+from tallax.checkpoints._locate import METADATA, folder_of, orbax, outline_of, pytree_handler, told
+from tallax.checkpoints._manifest import Entry, Manifest, Source
 from tallax.checkpoints._serialize import stored_dtype
 from tallax.logging._flatten import Numbers
 from tallax.runs import Item
@@ -34,7 +34,7 @@ _READABLE = {
 
 
 def shown(path: str | os.PathLike[str]) -> Shown:
-    """Returns what a checkpoint holds: that of `tallax.save`, one of `tallax.Checkpoints`, the latest, or Orbax's own.
+    """Returns the contents of a checkpoint of tallax's or Orbax's; of a series, those of the latest.
 
     Args:
         path: its folder, or that of a series.
@@ -42,10 +42,10 @@ def shown(path: str | os.PathLike[str]) -> Shown:
     Raises:
         CheckpointError: there is none, or it is damaged, unfinished or of a later version.
     """
-    folder, handler = _folder(path), orbax().PyTreeCheckpointHandler()
+    folder, handler = _folder(path), pytree_handler()
     with told(str(path), "can't be read"), orbax().Checkpointer(handler) as checkpointer:
         tree = outline_of(handler, folder)
-        manifest = manifest_of(checkpointer, folder, tree)
+        manifest = read_manifest(checkpointer, folder, tree)
         source = Source.of(tree, manifest)
         entries = source.manifest.entries
         wanted = {source.arrays[name].name: name for name, entry in entries.items() if _is_to_be_read(entry)}
@@ -79,7 +79,7 @@ def _folder(path: str | os.PathLike[str]) -> Path:
 
 
 def _is_to_be_read(entry: Entry) -> bool:
-    """Tells whether an array is worth reading: the state of an item, or a few numbers."""
+    """Returns whether an array is worth reading: the state of an item, or a few numbers."""
     is_item = bool(entry.owner) or entry.kind in ("Counter", "Buffer")
     few_numbers = not entry.kind and math.prod(entry.shape) <= _SMALL
     return entry.persistent and entry.at is None and (is_item or few_numbers) and entry.nbytes <= _LARGE

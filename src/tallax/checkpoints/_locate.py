@@ -1,216 +1,199 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds each object in a checkpoint whose tree has a level more or less than tallax would have written.
+"""Stage 1 of a restore: finds the arrays in a folder, and their shapes, without trusting the folder.
 
-tallax writes `model/layer/kernel`. Other programs save a state bare (`layer/kernel`), under a name of their own
-(`net/layer/kernel`), inside a wrapper (`state/model/layer/kernel`), or by collection (`params/layer/kernel` and
-`batch_stats/norm/mean`). Each of these puts a prefix in front of the names that an object has for its arrays, so a
-layout is one prefix for each object, or several for collections.
-
-A wrong prefix would restore the wrong arrays silently: Adam's `mu` has the names and shapes of the parameters. So a
-prefix is inferred only if it is short, is not known to belong to something else, and covers most of the object or of
-its own part of the checkpoint; if two such prefixes compete, neither is taken, and the error prints the `rename=`.
+Before Orbax reads anything, the kinds and sizes of the files are checked, and the shapes in the arrays' own storage.
+No name in a checkpoint becomes a path, and no size in it is believed. Everything is JSON and arrays; there is no
+pickle.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
-from typing import TypeAlias
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
-Prefix: TypeAlias = tuple[str, ...]
+import jax
 
-_WORDS = {
-    "model": {"model", "params", "state", "module", "net", "network", "weights", "model_state", "_orig_mod"},
-    "optimizer": {"optimizer", "opt", "optim", "opt_state", "optimizer_state"},
-}
-_COLLECTIONS = {"batch_stats", "batch_stat", "buffers", "cache", "counters", "others", "other", "rest", "rngs", "state"}
-# Under these names optax keeps arrays that look like the parameters.
-_LOOKALIKES = {"mu", "nu", "trace", "opt_state", "inner_opt_state", "acc_grads"}
+from tallax._errors import CheckpointError, TallaxError, compose
+from tallax.checkpoints._manifest import MOST, damaged, is_too_much
+from tallax.checkpoints._serialize import RESERVED
 
-
-@dataclasses.dataclass(frozen=True)
-class Wanted:
-    """The names of an object's arrays below the object's own name.
-
-    Attributes:
-        names: all of them.
-        core: those without which nothing is recognised: the parameters, or everything if there are none.
-    """
-
-    names: frozenset[str]
-    core: frozenset[str]
-
-    @property
-    def kind(self) -> str:
-        """The kind of object: an optimizer has a state of its own name, everything else is a model."""
-        return "optimizer" if any(name.startswith("opt_state/") for name in self.names) else "model"
-
-    @classmethod
-    def of(cls, names: Collection[str], parameters: Collection[str]) -> Wanted:
-        """Returns the names of an object, some of which are parameters."""
-        return cls(frozenset(names), frozenset(parameters) or frozenset(names))
+METADATA = "_METADATA"  # what Orbax writes into every folder of a tree
+UNFINISHED = ".orbax-checkpoint-tmp"
+_TOC, _TOC_MOST = "manifest.ocdbt", 2**24  # tensorstore's own manifest, of some hundred bytes, which it reads whole
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """The place of each array of a checkpoint.
+def orbax() -> Any:
+    """Returns `orbax.checkpoint`, which takes a second to import."""
+    import orbax.checkpoint
 
-    Attributes:
-        names: from the name in the checkpoint to that in the objects; arrays without a place keep their name.
-        rivals: for each object that is in the checkpoint more than once, the prefixes that fit equally well.
-    """
-
-    names: dict[str, str]
-    rivals: dict[str, tuple[str, ...]]
+    return orbax.checkpoint
 
 
-def layout_of(names: Collection[str], objects: Mapping[str, Wanted], *, pinned: Collection[str] = ()) -> Layout:
-    """Returns the place of each array of a checkpoint.
+def _items_of(path: Path) -> dict[str, Path]:
+    """Returns the folders of several trees in a folder by their names, as a manager writes one for each item."""
+    if not path.is_dir() or UNFINISHED in path.name or (path / METADATA).is_file():
+        return {}
+    items = {item.name: item for item in path.iterdir() if (item / METADATA).is_file()}
+    return items if len(items) > 1 and not any(name.isdecimal() for name in items) else {}
+
+
+def pytree_handler() -> Any:
+    """Returns Orbax's handler for trees of arrays."""
+    return orbax().PyTreeCheckpointHandler()
+
+
+def locate(path: Path, name: str) -> tuple[dict[str, Path], dict[str, Any]]:
+    """Returns the folders with the arrays, and the outline of the tree in each; see `outline_of`.
+
+    A manager of Orbax's writes one folder for each of several items, whose names are the keys. A checkpoint in a single
+    folder has the empty key.
 
     Args:
-        names: of the arrays in the checkpoint, after `rename`.
-        objects: by name.
-        pinned: names that `rename` gave; they mean the objects' own names and nothing else.
+        path: the folder that the user named.
+        name: its spelling in errors.
     """
-    found = {name: name for name in names}
-    full = {f"{name}/{local}" for name, wanted in objects.items() for local in wanted.names}
-    taken = {name for name in pinned if name in full}
-    free = [name for name in names if name not in taken]
-    rivals = {}
-    tops = {name.split("/")[0] for name in free if "/" in name}
-    # An object that is there by its own name goes first, so that no other one takes its arrays.
-    for name in sorted(objects, key=lambda name: name not in tops):
-        wanted = objects[name]
-        left = {local for local in wanted.names if f"{name}/{local}" not in taken}
-        covers = _covers(free, left)
-        chosen, competing = _chosen(name, wanted, covers, free, tops, objects)
-        if competing:
-            rivals[name] = tuple("/".join(prefix) for prefix in competing)
-        for prefix in chosen:
-            for local, old in covers[prefix].items():
-                if f"{name}/{local}" not in taken:
-                    found[old] = f"{name}/{local}"
-                    taken.add(f"{name}/{local}")
-        claimed = {old for prefix in chosen for old in covers[prefix].values()}
-        free = [old for old in free if old not in claimed]
-    return Layout(found, rivals)
+    handler = pytree_handler()
+    folders = _items_of(path)
+    trees = {item: outline_of(handler, folder) for item, folder in folders.items()}
+    if not trees or any(isinstance(tree, Mapping) and RESERVED in tree for tree in trees.values()):
+        # Each tree that tallax wrote holds all objects, so the user has to choose one of them.
+        folders = {"": folder_of(path, name)}
+        trees = {"": outline_of(handler, folders[""])}
+    return folders, trees
 
 
-def without_value_levels(names: Collection[str]) -> dict[str, str]:
-    """Returns the names of arrays without the last level where that is `value`, as Flax's Variables call it to Orbax.
+def folder_of(path: Path, name: str) -> Path:
+    """Returns the folder with the arrays: `path`, or the one item in it that Orbax's manager has put there.
 
-    A name stays as it is if another array would have it, or would be below it.
+    Raises:
+        CheckpointError: there is none.
     """
-    inner = {"/".join(parts[:k]) for parts in (name.split("/") for name in names) for k in range(1, len(parts) - 1)}
-    inner |= {name.rpartition("/")[0] for name in names if not name.endswith("/value")} | set(names)
-    short = {name: name.removesuffix("/value") for name in names}
-    return {name: name if new in inner else new for name, new in short.items()}
+    what, fix = "there is nothing", "the folder that tallax.save wrote"
+    if path.is_dir():
+        if UNFINISHED in path.name:
+            what, fix = "it was never finished: its writer was stopped", "an earlier checkpoint"
+        elif (path / METADATA).is_file():
+            return path
+        else:
+            items = [item for item in path.iterdir() if (item / METADATA).is_file()]
+            steps = [item for item in path.iterdir() if item.name.isdecimal()]
+            if len(items) == 1:
+                if not items[0].name.isdecimal():
+                    return items[0]
+            what, fix = "a folder that Orbax has not written a tree to", "the folder that tallax.save wrote"
+            if len(items) > 1:
+                what = f"a folder of {len(items)} trees: {', '.join(sorted(ascii(item.name) for item in items)[:3])}"
+                fix = "the path of one of these"
+            if steps:
+                what, fix = f"a folder of {len(steps)} checkpoints", "tallax.Checkpoints(path).restore(model)"
+    elif path.exists():
+        what, fix = "a file", "tallax.interop.from_torch(path, model) for a .pt or .safetensors file"
+    raise CheckpointError(compose(name, "is no checkpoint.", got=what, fix=fix))
 
 
-def spellings(name: str) -> Iterator[str]:
-    """Yields the names that an array may have in the objects: its own, then with and without a level called `value`."""
-    yield name
-    yield f"{name}/value"
-    parts = name.split("/")
-    for k in range(len(parts) - 1, 0, -1):
-        if parts[k] == "value":
-            yield "/".join(parts[:k] + parts[k + 1 :])
-    if "%2" in name:  # a flat dict, whose keys are whole paths
-        yield name.replace("%2F", "/").replace("%2E", "/")
+def _look_at_files(folder: Path) -> None:
+    """Raises `CheckpointError` if a file is too large, is not a plain file, or lies outside of the folder."""
+    home = os.path.realpath(folder)
+    for root, folders, files in os.walk(folder):
+        for path in (Path(root, name) for name in (*folders, *files)):
+            name = ascii(str(path.relative_to(folder)))
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
+                raise CheckpointError(
+                    compose(
+                        "the checkpoint",
+                        "has nothing outside of its folder.",
+                        got=f"{name}, a link that leads out of it",
+                        fix="a copy without links, cp -rL FOLDER COPY, where you trust who made them",
+                    )
+                )
+            if not (path.is_file() or path.is_dir()):
+                raise damaged(f"{name} is neither a file nor a folder")
+            if path.name == _TOC and path.stat().st_size > _TOC_MOST:
+                raise damaged(f"{name} has {path.stat().st_size} bytes")
+    metadata = folder / METADATA
+    if metadata.stat().st_size > 2 * MOST or is_too_much(text := metadata.read_bytes(), times=2):
+        raise damaged(f"{METADATA} has more in it than any model")
+    _look_at_names(text, are_paths=not (folder / _TOC).exists())
 
 
-def _covers(names: Collection[str], wanted: Collection[str]) -> dict[Prefix, dict[str, str]]:
-    """Returns for each prefix the arrays of an object that are below it, with their names in the checkpoint."""
-    covers: dict[Prefix, dict[str, str]] = defaultdict(dict)
-    for name in names:
-        done = set()
-        for spelling in spellings(name):
-            parts = spelling.split("/")
-            for k in range(min(len(parts), 3)):
-                local, prefix = "/".join(parts[k:]), tuple(parts[:k])
-                if local in wanted and prefix not in done:
-                    covers[prefix].setdefault(local, name)
-                    done.add(prefix)
-    return covers
+def _look_at_names(text: bytes, *, are_paths: bool) -> None:
+    """Raises `CheckpointError` if a name is a path: Orbax follows it, except in tensorstore's database."""
+    try:
+        told = json.loads(text)
+        keys = [str(key["key"]) for entry in told["tree_metadata"].values() for key in entry["key_metadata"]]
+        are_paths = are_paths or told.get("use_ocdbt") is not True
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return  # Orbax says what is wrong with it
+    for key in keys:
+        if are_paths and ("/" in key or key in ("..", ".")):
+            raise damaged(f"{key!a}, a name that would be a path")
 
 
-def _chosen(
-    name: str,
-    wanted: Wanted,
-    covers: Mapping[Prefix, Mapping[str, str]],
-    free: Collection[str],
-    tops: Collection[str],
-    objects: Mapping[str, Wanted],
-) -> tuple[list[Prefix], list[Prefix]]:
-    """Returns the prefixes of an object; if none is clear, those that compete."""
-    own: Prefix = (name,)
-    bare: Prefix = ()
-    if covers.get(own):
-        # An object may have an attribute of its own name, so a bare state that covers more of it comes first.
-        is_bare = len(covers.get(bare, ())) > len(covers[own])
-        return [bare if is_bare else own], []
-    words, others = _words_of(name, objects)
-    fitting = []
-    for prefix, cover in covers.items():
-        is_allowed = _is_allowed(prefix, name, words, others, tops)
-        if is_allowed and _is_convincing(prefix, cover, wanted, len(_below(free, prefix))):
-            fitting.append(prefix)
-    preferred = [prefix for prefix in fitting if prefix and prefix[-1] in words]
-    candidates = preferred or fitting
-    if not candidates:
-        return [], []
-    if len(candidates) > 1:
-        return [], sorted(candidates)
-    (prefix,) = candidates
-    collections = []
-    if prefix and prefix[-1] == "params":
-        for other, cover in covers.items():
-            is_beside = len(other) == len(prefix) and other[:-1] == prefix[:-1] and other[-1] in _COLLECTIONS
-            if is_beside and not cover.keys() & covers[prefix].keys() and len(cover) == len(_below(free, other)):
-                collections.append(other)
-    return [prefix, *collections], []
+def outline_of(handler: Any, folder: Path) -> Any:
+    """Returns what stands for the arrays, with shapes and dtypes as their own storage has them."""
+    _look_at_files(folder)
+    tree = attempted(lambda: handler.metadata(folder).tree)
+    seen = set()
+    for leaf in jax.tree.leaves(tree):
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            raise CheckpointError(
+                compose(
+                    "the checkpoint",
+                    "is restored where it is of arrays and numbers.",
+                    got=f"{leaf.name!a}, of which Orbax says {type(leaf).__name__}",
+                    fix="Orbax's own restore, and tallax.from_checkpoint of that part of its tree which has arrays",
+                )
+            )
+        if leaf.name in seen:  # Orbax takes {"a.b": x} and {"a": {"b": x}} for the same
+            raise damaged(f"two arrays are written as {leaf.name!a}, so one of them is lost")
+        seen.add(leaf.name)
+        storage = getattr(leaf, "storage", None)
+        chunk = getattr(storage, "chunk_shape", None) or ()
+        if math.prod(chunk) > max(1, math.prod(leaf.shape)):
+            raise damaged(f"{leaf.name!a} has pieces larger than itself")
+    return tree
 
 
-def _words_of(name: str, objects: Mapping[str, Wanted]) -> tuple[set[str], set[str]]:
-    """Returns the names by which an object may also be found, and those that belong to other objects."""
-    kinds = {other: wanted.kind for other, wanted in objects.items()}
-    is_only_one = list(kinds.values()).count(kinds[name]) == 1
-    words = {name} | (_WORDS[kinds[name]] if is_only_one or name == kinds[name] else set())
-    return words, (set().union(*_WORDS.values()) | set(objects)) - words
+def attempted(call: Callable[[], Any]) -> Any:
+    """Returns the result of one of Orbax's calls; raises `CheckpointError` if it fails."""
+    # Orbax drops the other reads of a failed call, and asyncio then logs "Task exception was never retrieved" for each.
+    # It could only be silenced for the whole process (its logger, `sys.unraisablehook`), which a library must not do.
+    try:
+        return call()
+    except Exception as error:
+        failure = first_line(error)
+    raise damaged(failure)
 
 
-def _is_allowed(
-    prefix: Prefix, name: str, words: Collection[str], others: Collection[str], tops: Collection[str]
-) -> bool:
-    if not prefix:
-        return True
-    if name in tops and prefix[0] != name:
-        return False  # the checkpoint has a part of this name: an array elsewhere is not meant
-    if len(prefix) == 1:
-        return prefix[0] not in others and (prefix[0] in words or prefix[0] not in _LOOKALIKES)
-    # An optimizer of older versions of Flax had the model in it, which is why anything may come before its own name.
-    return prefix[-1] == name or (prefix[-1] in words and prefix[0] not in others and prefix[0] not in _LOOKALIKES)
+@contextlib.contextmanager
+def told(name: str, what: str) -> Iterator[None]:
+    """Turns the exceptions of Orbax and its storage into `CheckpointError`."""
+    try:
+        yield
+    except TallaxError:
+        raise
+    except Exception as error:
+        raise unreadable(name, what, error) from None
 
 
-def _is_convincing(prefix: Prefix, cover: Mapping[str, str], wanted: Wanted, under: int) -> bool:
-    """Returns whether a part of a checkpoint is surely an object: most of either is in the other.
-
-    Args:
-        prefix: of the part.
-        cover: the arrays of the object that it has.
-        wanted: the names of the object.
-        under: the number of arrays in the part.
-    """
-    if not cover.keys() & wanted.core:
-        return False
-    if not prefix and wanted.core != wanted.names:
-        return True  # a parameter has its whole path
-    if len(wanted.names) == 1:  # one counter called `step` is found below many prefixes
-        return not prefix or under == 1
-    return 2 * len(cover) > min(len(wanted.names), under)
+def unreadable(name: str, what: str, error: Exception) -> CheckpointError:
+    """Returns the error of something that Orbax can't do, with the first line of what it says."""
+    return CheckpointError(
+        compose(
+            name,
+            f"{what}.",
+            got=first_line(error),
+            fix="look for a full disk, rights, or a damaged file; an earlier checkpoint may be whole",
+        )
+    )
 
 
-def _below(names: Collection[str], prefix: Prefix) -> list[str]:
-    beginning = "".join(f"{part}/" for part in prefix)
-    return [name for name in names if name.startswith(beginning)]
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error, at most 200 characters; Orbax's can have thousands."""
+    said = "".join(filter(str.isprintable, f"{type(error).__name__}: {error}".splitlines()[0]))
+    return said if len(said) <= 200 else f"{said[:197]}..."

@@ -16,12 +16,11 @@ import jax
 
 from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, TallaxError, compose, describe
 from tallax.checkpoints._collect import named_objects
-from tallax.checkpoints._folders import UNFINISHED, orbax, unreadable
-from tallax.checkpoints._policy import Missing, Unexpected
-from tallax.checkpoints._rename import Rename
-from tallax.checkpoints._restore_report import RestoreReport
-from tallax.checkpoints._storage import arguments, path_of, restore
-from tallax.checkpoints._to_tree import Contents
+from tallax.checkpoints._locate import UNFINISHED, orbax, unreadable
+from tallax.checkpoints._plan import RestoreReport
+from tallax.checkpoints._policy import Missing, Rename, Unexpected
+from tallax.checkpoints._restore import restore
+from tallax.checkpoints._save import Contents, arguments, path_of
 from tallax.compiling import CompiledStep
 
 
@@ -33,7 +32,7 @@ class Checkpoints:
 
     Args:
         folder: is made when something is saved.
-        keep: how many checkpoints stay, the latest ones; None for all.
+        keep: the number of checkpoints that stay, the latest ones; None for all.
         every: `save` does something for multiples of this number.
         async_: whether `save` returns once the state is copied on its devices, and writes it in the background. With
             several processes Orbax copies it to the host first.
@@ -160,7 +159,7 @@ class Checkpoints:
         rename: Rename = None,
         **named: Any,
     ) -> RestoreReport:
-        """Puts a checkpoint into objects, all of it or nothing; see `tallax.restore`.
+        """Restores objects from a checkpoint, all of it or nothing; see `tallax.restore`.
 
         Args:
             *objects: see `from_checkpoint`.
@@ -253,7 +252,7 @@ class Checkpoints:
 
 
 def _tell_of_what_is_lost(reference: weakref.ref[Checkpoints]) -> None:
-    """Tells of a program that ends without a `close()`: Python has stopped the threads that Orbax writes by."""
+    """Prints the error of a write that failed after the last call, if the program ends without `close()`."""
     checkpoints = reference()
     error = None if checkpoints is None else checkpoints.lost()
     if error is not None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint tells of itself: JSON, kept as one more array beside the others.
+"""Stage 2 of a restore: the manifest of a checkpoint, and the entries of a tree that has none.
 
-It names everything that was saved, with kind, dtype, shape and sum, and holds the values of items as they are: a
-thousand counters are a thousand lines in it, where each would be an array of its own to Orbax. Nothing in it is trusted
-before it has been looked at, and no name in it is ever a path on a disk.
+The manifest is JSON, kept as one more array beside the others. It names everything that was saved, with kind, dtype,
+shape and checksum, and stores the values of small tallax variables inline: a thousand counters are a thousand entries
+of it, and each would be an array of its own to Orbax. It is validated before it is used, and no name in it becomes a
+path.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
-from tallax._errors import CheckpointError, InvalidValueError, compose
-from tallax.checkpoints._serialize import size_of, stored_dtype
+from tallax._errors import CheckpointError, InvalidValueError, compose, describe
+from tallax.checkpoints._prefixes import without_value_levels
+from tallax.checkpoints._serialize import RESERVED, is_key, joined, key_of, size_of, stored, stored_dtype
 
 FORMAT = 1
 MOST = 2**28  # bytes of a manifest, items included
@@ -60,7 +63,7 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it is."""
+        """The size in bytes."""
         return size_of(self.shape, self.dtype)
 
     def __str__(self) -> str:
@@ -71,7 +74,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Everything that a checkpoint tells of itself.
+    """The description of a checkpoint.
 
     Attributes:
         entries: by name.
@@ -130,14 +133,14 @@ class Manifest:
             CheckpointError: it says nothing, or what no version of tallax wrote, or what a later one wrote.
         """
         if getattr(array, "ndim", None) != 1 or array.dtype != np.uint8 or array.size > MOST:
-            raise damaged("its manifest is no text")
+            raise damaged("its manifest is not text")
         text = np.asarray(array).tobytes()
         if is_too_much(text):
             raise damaged("its manifest has more values than any that tallax writes")
         try:
             found = json.loads(text)
         except (ValueError, RecursionError):
-            raise damaged("its manifest is no JSON") from None
+            raise damaged("its manifest is not JSON") from None
         return cls.from_json(found)
 
     @classmethod
@@ -163,13 +166,13 @@ class Manifest:
             items = base64.b64decode(body["items"], validate=True)
             entries = {_checked_name(name): _entry(entry, len(items)) for name, entry in body["entries"].items()}
         except (ValueError, TypeError, AttributeError, KeyError) as error:
-            raise damaged(f"its manifest makes no sense ({error})") from None
+            raise damaged(f"its manifest cannot be parsed ({error})") from None
         step = body["step"]
         return cls(entries, items, body["extra"], step if isinstance(step, int) else None)
 
 
 def is_too_much(text: bytes, *, times: int = 1) -> bool:
-    """Tells whether JSON is too large to be read, or would be once it is Python's objects."""
+    """Returns whether JSON is too large to be read, or would be once it is Python's objects."""
     return len(text) > times * MOST or sum(map(text.count, (b",", b"[", b"{"))) > times * _MANY
 
 
@@ -178,7 +181,7 @@ def damaged(what: str) -> CheckpointError:
     return CheckpointError(
         compose(
             "the checkpoint",
-            "is damaged, or was tampered with.",
+            "is damaged or was tampered with.",
             got=what,
             fix="restore an earlier one: tallax.Checkpoints(folder).restore(model, step=...)",
         )
@@ -210,3 +213,95 @@ def _entry(found: dict[str, Any], size: int) -> Entry:
     if entry.kind == "Counter" and (entry.dtype != "uint32" or entry.shape[-1:] != (2,)):
         raise ValueError("a count is not made of words")
     return entry
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A checkpoint: what it says that it has, and its arrays, or what stands for them.
+
+    Attributes:
+        manifest: what it tells of itself; made up from the arrays where tallax did not write it.
+        arrays: by name.
+    """
+
+    manifest: Manifest
+    arrays: dict[str, Any]
+
+    @classmethod
+    def of(cls, tree: Any, manifest: Manifest | None = None) -> Source:
+        """Returns the source for a tree.
+
+        Args:
+            tree: nested dicts of arrays, or of anything with a shape and a dtype.
+            manifest: what it tells of itself, where that is known already.
+
+        Raises:
+            CheckpointError: the manifest and the arrays do not agree.
+        """
+        leaves = arrays_in(tree, quoted=isinstance(tree, Mapping) and RESERVED in tree)
+        found = leaves.pop(RESERVED, None)
+        read_by_others = manifest is None
+        if manifest is None and found is not None:
+            manifest = Manifest.decoded(found)
+        if manifest is None:
+            return cls._foreign(leaves)
+        entries = {name: entry for name, entry in manifest.entries.items() if entry.persistent and entry.at is None}
+        for name in {**entries, **leaves}:
+            if name not in leaves or name not in entries:
+                raise damaged(f"{name} is in the manifest, or among the arrays, but not in both")
+            shape, dtype = tuple(leaves[name].shape), str(np.dtype(leaves[name].dtype))
+            entry = entries[name]
+            if (shape, dtype) != (entry.shape, str(stored_dtype(entry.dtype))):
+                if read_by_others and shape == entry.shape:
+                    raise _cast(name, f"{dtype}{list(shape)}", entry)
+                raise damaged(f"{name} is {dtype}{list(shape)}, and {entry} in the manifest")
+        return cls(manifest, leaves)
+
+    @classmethod
+    def _foreign(cls, leaves: dict[str, Any]) -> Source:
+        """Returns the source for a tree that tallax did not write, such as an `nnx.State`."""
+        names = without_value_levels(leaves)
+        arrays = {names[name]: stored(leaf) if is_key(leaf) else leaf for name, leaf in leaves.items()}
+        entries = {name: Entry("", str(np.dtype(leaf.dtype)), tuple(leaf.shape)) for name, leaf in arrays.items()}
+        return cls(Manifest(entries), arrays)
+
+
+def _cast(name: str, got: str, entry: Entry) -> CheckpointError:
+    """Returns the error of an array that came in another dtype than it was written in."""
+    return CheckpointError(
+        compose(
+            name,
+            "is not as it was written; Orbax casts to the dtypes of what it is asked for, and JAX what has 64 bits.",
+            got=got,
+            expected=f"{entry}, as the manifest says",
+            fix="ask Orbax for tallax.checkpoint_target(metadata, model); or an earlier checkpoint, if this is damaged",
+        )
+    )
+
+
+def arrays_in(tree: Any, *, quoted: bool) -> dict[str, Any]:
+    """Returns the arrays of a tree, or what stands for them, by name.
+
+    Args:
+        tree: nested dicts.
+        quoted: whether its keys are parts of names already.
+    """
+    try:
+        flat = [([*map(key_of, path)], leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+        leaves = {joined(keys, quoted=len(keys) if quoted else 0): leaf for keys, leaf in flat}
+    except (TypeError, ValueError, RecursionError):
+        leaves = {}
+    for name, leaf in leaves.items():
+        if isinstance(leaf, bool | int | float | complex):
+            leaves[name] = np.asarray(leaf)
+    arrays = (hasattr(leaf, "dtype") and hasattr(leaf, "shape") for leaf in leaves.values())
+    if not leaves or "" in leaves or not all(arrays):
+        raise CheckpointError(
+            compose(
+                "the checkpoint",
+                "is not a tree of arrays.",
+                got=describe(tree),
+                fix="what Orbax restores of tallax.to_checkpoint(...), or of nnx.state(model)",
+            )
+        )
+    return leaves

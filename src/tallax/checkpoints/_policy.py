@@ -1,22 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`missing=` and `unexpected=`: what a restore does about names that only one side has."""
+"""The arguments `missing=`, `unexpected=` and `rename=` of a restore, and the `rename=` that an error proposes."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from flax import nnx
 
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
-from tallax.checkpoints._rename import Rename, Spelling, check_rename
 from tallax.variables import StateVariable
 
+Rename: TypeAlias = Mapping[str, str] | Callable[[str], str] | None
 Missing: TypeAlias = Literal["error", "state", "init"] | Sequence[str | type[nnx.Variable[Any]]]
 Unexpected: TypeAlias = Literal["error", "ignore"] | Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spelling:
+    """The spelling of names in `rename=`; other libraries separate the parts by dots.
+
+    Attributes:
+        saved: from the name of an array in the checkpoint to its spelling.
+        wanted: from the name of an array in the objects to its spelling; names that it lacks are spelled as they are.
+        separator: between the levels.
+        given: the `rename=` that the user gave, if it is not that of the policy.
+        fits: whether an array of the checkpoint may be restored into one of the objects, if it is told otherwise.
+    """
+
+    saved: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    wanted: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    separator: str = "/"
+    given: Rename = None
+    fits: Callable[[str, str], bool] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +77,7 @@ class Policy:
             raise error(
                 compose(
                     argument,
-                    "says what is done about names that only one side has.",
+                    "takes a policy for names that only one side has.",
                     got=describe(value),
                     expected=", ".join(map(repr, words)) + ", or a list of patterns",
                     fix=fix,
@@ -65,7 +85,7 @@ class Policy:
             )
 
     def may_be_missing(self, name: str, variable: Any) -> bool:
-        """Tells whether an array of the objects may keep its value.
+        """Returns whether an array of the objects may keep its value.
 
         Args:
             name: of the array.
@@ -80,13 +100,13 @@ class Policy:
         )
 
     def may_be_unexpected(self, name: str) -> bool:
-        """Tells whether an array of the checkpoint may be left out."""
+        """Returns whether an array of the checkpoint may be left out."""
         if isinstance(self.unexpected, str):
             return self.unexpected == "ignore"
         return any(self._matches(name, pattern) for pattern in self.unexpected)
 
     def _matches(self, name: str, pattern: str) -> bool:
-        """Tells whether a pattern is that of a name, or of its beginning up to a separator."""
+        """Returns whether a pattern is that of a name, or of its beginning up to a separator."""
         name, pattern = (text.replace(self.spelling.separator, "/") for text in (name, pattern))
         return _compiled(pattern).match(name) is not None
 
@@ -102,3 +122,160 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     words: Mapping[str, str] = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
     return re.compile("".join(words.get(part, re.escape(part)) for part in parts) + "(?:/|$)", re.DOTALL)
+
+
+_MOST = 200  # names that are looked at for a proposal, so that an error comes at once
+
+
+def renamed(names: Iterable[str], rename: Rename, *, separator: str = "/") -> dict[str, str]:
+    """Returns the new name of each.
+
+    Args:
+        names: as the checkpoint has them.
+        rename: a function; or a mapping from names, or beginnings of names up to a slash, the longest of which counts.
+        separator: what ends a beginning, in place of the slash.
+
+    Raises:
+        InvalidTypeError: it is neither, or gives what is no name.
+        InvalidValueError: a key of the mapping is the beginning of no name, or two arrays get one name.
+    """
+    names = list(names)
+    check_rename(rename)
+    if rename is None:
+        return {name: name for name in names}
+    if callable(rename):
+        result = {name: rename(name) for name in names}
+        for old, new in result.items():
+            if not isinstance(new, str):
+                raise InvalidTypeError(
+                    compose(
+                        "rename",
+                        "must return a name for each array.",
+                        got=f"{describe(new)} for {old!r}",
+                        fix="return name, where it stays the same",
+                    )
+                )
+    else:
+        result, used = {}, set()
+        for name in names:
+            keys = [key for key in rename if f"{name}{separator}".startswith(f"{key}{separator}")]
+            key = max(keys, key=len, default=None)
+            result[name] = name if key is None else f"{rename[key]}{name[len(key) :]}"
+            used.add(key)
+        for key in rename:
+            if key not in used:
+                raise InvalidValueError(
+                    compose(
+                        "rename",
+                        "maps names in the checkpoint to names in the objects.",
+                        got=f"{key!r}, which is the beginning of no name in the checkpoint",
+                        expected=some(names),
+                        fix="one of these names, or its beginning; or a function from name to name",
+                    )
+                )
+    seen: dict[str, str] = {}
+    for old, new in result.items():
+        if new in seen:
+            raise InvalidValueError(
+                compose(
+                    "rename",
+                    "must give each array a different name.",
+                    got=f"{new!r} for {seen[new]!r} and for {old!r}",
+                    fix="another name for one of them",
+                )
+            )
+        seen[new] = old
+    return result
+
+
+def check_rename(rename: Any) -> None:
+    """Raises `InvalidTypeError` if a value is not a valid `rename`."""
+    if rename is None or callable(rename):
+        return
+    if not isinstance(rename, Mapping) or not all(isinstance(name, str) for pair in rename.items() for name in pair):
+        raise InvalidTypeError(
+            compose(
+                "rename",
+                "takes a function from name to name, or a mapping of names.",
+                got=describe(rename),
+                fix="rename={'model/old_name': 'model/new_name'}",
+            )
+        )
+
+
+def some(names: Iterable[str], most: int = 3) -> str:
+    """Returns the first names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+# --- what an error proposes -------------------------------------------------------------------------------------------
+
+
+def proposal(
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    restored: Sequence[str],
+    fits: Callable[[str, str], bool],
+    spelling: Spelling,
+) -> dict[str, str]:
+    """Returns a `rename=` under which arrays that only the checkpoint has become those that are missing.
+
+    Arrays correspond if one may be restored into the other and the ends of their names are the same; of several, those
+    whose ends are longest. Without such a pair, a single array on each side is taken to be the same one.
+
+    Args:
+        missing: names that only the objects have.
+        unexpected: names that only the checkpoint has.
+        restored: names in the checkpoint that have a place already, which a proposal must not move.
+        fits: whether an array of the checkpoint may be restored into one of the objects.
+        spelling: how `rename=` spells them.
+    """
+    apart = spelling.separator
+    wanted = {name: tuple(spelling.wanted.get(name, name).split(apart)) for name in missing[:_MOST]}
+    saved = {name: tuple(spelling.saved.get(name, name).split(apart)) for name in unexpected[:_MOST]}
+    fixed = {apart.join(part) for name in restored for part in _beginnings(spelling.saved.get(name, name).split(apart))}
+    by_end = defaultdict(list)
+    for old, parts in saved.items():
+        by_end[parts[-1]].append(old)
+    pairs: Counter[tuple[str, str]] = Counter()
+    ends: dict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
+    for new, parts in wanted.items():
+        fitting = [old for old in by_end[parts[-1]] if fits(old, new)]
+        longest = max((_common_end(saved[old], parts) for old in fitting), default=0)
+        for old in fitting:
+            if _common_end(saved[old], parts) == longest:
+                pair = _heads(saved[old], parts, longest, apart, fixed)
+                pairs[pair] += 1
+                ends[pair].add((old, new))
+    result: dict[str, str] = {}
+    done: set[str] = set()
+    for pair, _ in sorted(pairs.items(), key=lambda item: (-item[1], item[0])):
+        if pair[0] not in result and not any(old in done or new in done for old, new in ends[pair]):
+            result[pair[0]] = pair[1]
+            done |= {name for both in ends[pair] for name in both}
+    if not result and len(missing) == len(unexpected) == 1 and fits(unexpected[0], missing[0]):
+        result = {apart.join(saved[unexpected[0]]): apart.join(wanted[missing[0]])}
+    return {old: new for old, new in result.items() if old != new}
+
+
+def _common_end(left: Sequence[str], right: Sequence[str]) -> int:
+    count = 0
+    for one, other in zip(reversed(left), reversed(right), strict=False):
+        if one != other:
+            break
+        count += 1
+    return count
+
+
+def _heads(old: Sequence[str], new: Sequence[str], common: int, apart: str, fixed: Iterable[str]) -> tuple[str, str]:
+    """Returns the two names without what they have in common, of which neither may be empty or move other arrays."""
+    common = min(common, len(old) - 1, len(new) - 1)
+    while common and apart.join(old[: len(old) - common]) in fixed:
+        common -= 1
+    return apart.join(old[: len(old) - common]), apart.join(new[: len(new) - common])
+
+
+def _beginnings(parts: Sequence[str]) -> list[Sequence[str]]:
+    return [parts[:k] for k in range(1, len(parts) + 1)]

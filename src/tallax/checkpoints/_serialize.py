@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays as a checkpoint has them: keys of random streams as words, numbers as arrays, and back; a sum of bits."""
+"""Encodes arrays, random keys, numbers and names for a checkpoint, and decodes them; computes checksums."""
 
 from __future__ import annotations
 
 import functools
 import math
+import urllib.parse
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax._arrays import is_committed, is_in_host_memory, placed, unsplit
-from tallax.checkpoints._collect import PYTHON
 
+RESERVED = "tallax"  # where a checkpoint keeps what it tells of itself
 KEY = "key:"
+PYTHON = {"bool": bool, "int": int, "float": float, "complex": complex}
 _WIDENED = {"uint2": "uint8", "uint4": "uint8"}  # dtypes that Orbax has no name for, and those that hold their values
 
 
@@ -29,7 +31,7 @@ def dtype_of(leaf: Any) -> str:
 
 
 def is_key(leaf: Any) -> bool:
-    """Tells whether a leaf is an array of typed random keys, abstract ones included."""
+    """Returns whether a leaf is an array of typed random keys, abstract ones included."""
     return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
@@ -42,17 +44,17 @@ def _key_impl(leaf: Any) -> str:
 
 
 def is_abstract(leaf: Any) -> bool:
-    """Tells whether a leaf has a shape and a dtype but no value, as in a model of `nnx.eval_shape`."""
+    """Returns whether a leaf has a shape and a dtype but no value, as in a model of `nnx.eval_shape`."""
     return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def is_placed(leaf: Any) -> bool:
-    """Tells whether a leaf belongs on particular devices, whether it has its value yet or not."""
+    """Returns whether a leaf belongs on particular devices, whether it has its value yet or not."""
     return is_committed(leaf) or (is_abstract(leaf) and leaf.sharding is not None)
 
 
 def is_writable(dtype: str) -> bool:
-    """Tells whether Orbax can write arrays of this dtype, as they are or as `stored` makes them."""
+    """Returns whether Orbax can write arrays of this dtype, as they are or as `stored` makes them."""
     if dtype.startswith(KEY) or dtype in PYTHON:
         return True
     kind = np.dtype(_WIDENED.get(dtype, dtype))  # NumPy knows those of JAX, too; it has text, dates and long numbers
@@ -135,7 +137,7 @@ def stored_dtype(dtype: str, *, widened: bool = True) -> np.dtype[Any]:
 
 
 def needs_numpy(dtype: Any) -> bool:
-    """Tells whether JAX would cast what has this dtype: what has 64 bits, without x64."""
+    """Returns whether JAX would cast what has this dtype: what has 64 bits, without x64."""
     if jnp.issubdtype(dtype, jax.dtypes.extended):  # of keys
         return False
     return jax.dtypes.canonicalize_dtype(dtype) != dtype
@@ -192,3 +194,24 @@ def _is_narrow(dtype: Any) -> bool:
 
 def _sums_on_device(arrays: Sequence[jax.Array]) -> list[np.ndarray]:
     return [np.asarray(total) for total in [_sum_of(array) for array in arrays]]
+
+
+def key_of(key: Any) -> Any:
+    """Returns the name, key or index in a key of JAX's paths."""
+    return getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))
+
+
+def joined(parts: Sequence[Any], *, quoted: int = 0) -> str:
+    """Returns a path as one name, of which every part holds no slash, no dot and nothing that is not printed.
+
+    Args:
+        parts: names, keys and indices.
+        quoted: how many of the first ones are such names already.
+    """
+    return "/".join([*map(str, parts[:quoted]), *(_quoted(str(part)) for part in parts[quoted:])])
+
+
+@functools.lru_cache(maxsize=4096)
+def _quoted(part: str) -> str:
+    # Orbax joins the keys of a tree by dots, so that {"a.b": x} and {"a": {"b": x}} would be the same to it.
+    return urllib.parse.quote(part, safe=" ").replace(".", "%2E") or "%"

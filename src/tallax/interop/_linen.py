@@ -13,9 +13,8 @@ from flax import nnx
 from tallax import _uint64
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
 from tallax.checkpoints import RestoreReport
-from tallax.checkpoints._collect import joined, key_of
-from tallax.checkpoints._policy import Missing, Unexpected
-from tallax.checkpoints._rename import Rename, Spelling, renamed
+from tallax.checkpoints._policy import Missing, Rename, Spelling, Unexpected, renamed
+from tallax.checkpoints._serialize import joined, key_of
 from tallax.interop._named import MODEL, checked, found_in, holders_in, names_in, put, shapes_in
 from tallax.variables import Buffer, Counter
 
@@ -38,7 +37,7 @@ def from_linen(
     unexpected: Unexpected = "error",
     rename: Rename = None,
 ) -> RestoreReport:
-    """Puts the variables of a Linen module into an NNX module, all of it or nothing.
+    """Copies the variables of a Linen module into an NNX module, all of it or nothing.
 
     `params/Dense_0/kernel` goes to `model.Dense_0.kernel`: the collection is left out, since in NNX the type of the
     Variable tells it. An integer of any collection, such as `counters/step`, goes into a `tallax.Counter` exactly.
@@ -54,7 +53,7 @@ def from_linen(
 
     Raises:
         InvalidTypeError: `variables` is no such dict, or `model` no module.
-        InvalidValueError: an argument makes no sense, or two collections have one name.
+        InvalidValueError: an argument is invalid, or two collections have one name.
         RestoreError: as `tallax.from_checkpoint` does.
 
     Example:

@@ -12,14 +12,13 @@ from flax import nnx
 
 from tallax._errors import InvalidTypeError, RestoreError, compose, describe
 from tallax.checkpoints import RestoreReport
-from tallax.checkpoints._apply import Target
-from tallax.checkpoints._collect import Holder, holders_of, joined
-from tallax.checkpoints._locate import Wanted, layout_of
-from tallax.checkpoints._manifest import Entry, Manifest
-from tallax.checkpoints._policy import Missing, Policy, Unexpected
-from tallax.checkpoints._rename import Spelling
-from tallax.checkpoints._saved_tree import Source, given
-from tallax.checkpoints._serialize import is_key, stored
+from tallax.checkpoints._collect import Holder, Target, holders_of
+from tallax.checkpoints._fetch import given
+from tallax.checkpoints._manifest import Entry, Manifest, Source
+from tallax.checkpoints._policy import Missing, Policy, Spelling, Unexpected
+from tallax.checkpoints._prefixes import Wanted, layout_of
+from tallax.checkpoints._restore import restore_into
+from tallax.checkpoints._serialize import is_key, joined, stored
 
 MODEL = "model"
 
@@ -56,7 +55,8 @@ def put(
     )
     # What has no place keeps its own name, which no name of the module can be: it has no "model/" in front.
     policy = Policy(missing, unexpected, lambda name: names.get(name, name), spelling, streams, finds_layout=False)
-    report = target.restore(
+    report = restore_into(
+        target,
         Source(Manifest(entries), dict(arrays)),
         lambda found, _: given(arrays, found),
         policy,

@@ -54,7 +54,7 @@ def _loaded(path: Path) -> Any:
         raise CheckpointError(
             compose(
                 str(path),
-                "is no file of tensors that can be read without running what is in it.",
+                "cannot be read as tensors without running code from the file.",
                 got=said if is_zip else "no zip archive, which is what PyTorch has written since 1.6",
                 fix="torch.save(module.state_dict(), path), by PyTorch 1.6 or later",
             )
@@ -111,7 +111,7 @@ def as_numpy(name: str, value: Any) -> np.ndarray:
 
 
 def as_tensor(name: str, array: np.ndarray) -> Any:
-    """Returns an array as a tensor of the same bits; raises, with its name, if PyTorch has no such numbers."""
+    """Returns an array as a tensor of the same bits; raises, with its name, if PyTorch has no such dtype."""
     torch = _torch()
     array = np.array(array, order="C")  # a copy: JAX's memory is not to be written to
     kind = str(array.dtype)
@@ -122,7 +122,7 @@ def as_tensor(name: str, array: np.ndarray) -> Any:
         return torch.from_numpy(array)
     except TypeError:
         raise InvalidTypeError(
-            compose(name, "PyTorch has no such numbers.", got=describe(array), fix="cast it where it is meant")
+            compose(name, "PyTorch has no such dtype.", got=describe(array), fix="cast it where it is meant")
         ) from None
 
 

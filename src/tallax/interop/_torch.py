@@ -13,10 +13,8 @@ from flax import nnx
 
 from tallax._errors import InvalidValueError, compose, describe
 from tallax.checkpoints import RestoreReport
-from tallax.checkpoints._collect import joined
-from tallax.checkpoints._policy import Missing, Unexpected
-from tallax.checkpoints._rename import Rename, Spelling, check_rename, renamed
-from tallax.checkpoints._serialize import stored
+from tallax.checkpoints._policy import Missing, Rename, Spelling, Unexpected, check_rename, renamed
+from tallax.checkpoints._serialize import joined, stored
 from tallax.interop._named import MODEL, found_in, holders_in, paths_of, put, shapes_in
 from tallax.interop._tensors import as_numpy, as_tensor, refuse_nested, state_of
 from tallax.variables import Counter
@@ -32,7 +30,7 @@ def from_torch(
     unexpected: Unexpected = "error",
     rename: Rename = None,
 ) -> RestoreReport:
-    """Puts PyTorch's state into an NNX module, all of it or nothing.
+    """Copies PyTorch's state into an NNX module, all of it or nothing.
 
     Names are those of the attributes: `encoder.weight` goes to `model.encoder.kernel`. What PyTorch calls `weight` is
     the kernel of a linear layer or a convolution, transposed, and by heads where it is an `nnx.LinearGeneral` of
@@ -55,7 +53,7 @@ def from_torch(
     Raises:
         CheckpointError: a file can't be read.
         InvalidTypeError: the source is none of these, the model no module, or `rename` no mapping and no function.
-        InvalidValueError: an argument makes no sense.
+        InvalidValueError: an argument is invalid.
         MissingExtraError: `torch` is needed and not installed.
         RestoreError: as `tallax.from_checkpoint` does; or the values of what the module shares differ in the source.
 
@@ -132,7 +130,7 @@ def to_torch(model: nnx.Module) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where an array of PyTorch's lies in a module, and what is done to it on the way, and back."""
+    """The place of a PyTorch array in a module, with the change of layout in both directions."""
 
     name: str
     into: Change

@@ -1,31 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`to_checkpoint`: objects as a tree of arrays, with all that it takes to put them back."""
+"""`to_checkpoint` and `save`: objects become a tree of arrays with a manifest, and the tree a folder of Orbax's."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
+from jax.experimental import multihost_utils
 
-from tallax._errors import InvalidTypeError, compose, describe
-from tallax.checkpoints._collect import RESERVED, Holder, holders_of, named_objects
+from tallax._errors import (
+    CheckpointError,
+    InvalidTypeError,
+    InvalidValueError,
+    ReplicasError,
+    compose,
+    describe,
+)
+from tallax.checkpoints._collect import Holder, entry_of, has_shares, holders_of, named_objects, whole
+from tallax.checkpoints._locate import orbax, told
 from tallax.checkpoints._manifest import Entry, Manifest
-from tallax.checkpoints._serialize import dtype_of, is_key, is_writable, size_of, stored, sums_of
+from tallax.checkpoints._serialize import RESERVED, dtype_of, is_writable, size_of, stored, sums_of
 from tallax.reading import Reading
-from tallax.replicas import combine_replicas
-from tallax.statistics import Statistic
-from tallax.variables import StateVariable
 
 _SMALL = 2**16  # bytes; a larger item is an array of its own
 
 
 def to_checkpoint(*objects: Any, extra: Any = None, **named: Any) -> dict[str, Any]:
-    """Returns all that objects hold as a tree of arrays, to be saved by any of Orbax's ways.
+    """Returns the state of objects as a tree of arrays, which any of Orbax's checkpointers can save.
 
     Everything is in it: parameters, batch statistics, random streams, optimizer state and items; only what was declared
     with `persistent=False` is left out. `tree["model"]` and `tree["optimizer"]` are nested as the objects are.
@@ -83,7 +91,7 @@ class Contents:
 
     @classmethod
     def of(cls, objects: Mapping[str, Any], extra: Any = None) -> Contents:
-        """Returns what named objects hold."""
+        """Returns the contents of named objects."""
         try:
             extra = json.loads(json.dumps(extra, allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
@@ -139,35 +147,6 @@ class Contents:
         return {**self.inline, **reading.result()}
 
 
-def entry_of(holder: Holder, leaf: Any) -> Entry:
-    """Returns what a checkpoint tells of an array that an object holds."""
-    dtype = dtype_of(leaf)
-    array = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
-    shape = tuple(np.shape(array))
-    owner = holder.owner
-    return Entry(
-        kind="Counter" if holder.is_counter else holder.kind,
-        dtype=dtype,
-        shape=shape,
-        owner="" if owner is None else type(owner).__name__,
-        configuration=repr(owner._configuration()) if isinstance(owner, Statistic) else "",
-        reduce=str(holder.variable.get_metadata("reduce")) if isinstance(holder.variable, StateVariable) else "",
-        persistent=holder.persistent,
-    )
-
-
-def has_shares(holder: Holder) -> bool:
-    """Tells whether an item is kept as a share for each replica."""
-    return isinstance(holder.variable, StateVariable) and holder.variable._per_replica is not None
-
-
-def whole(thing: Any) -> Any:
-    """Returns an object with the shares of replicas combined, or itself where there are none."""
-    if any(isinstance(node, StateVariable) and node._per_replica for _, node in nnx.iter_graph(thing)):
-        return combine_replicas(thing)
-    return thing
-
-
 def _refuse_dtype(name: str, leaf: Any) -> None:
     if not is_writable(dtype_of(leaf)):
         raise InvalidTypeError(
@@ -203,3 +182,90 @@ def _whole_of(name: str, leaf: Any) -> Any:
     if jax.process_count() > 1 and isinstance(array, jax.Array) and array.is_fully_addressable:
         return np.asarray(array)  # Orbax takes no array of one process; the first one's is written
     return array
+
+
+def path_of(path: Any, call: str) -> Path:
+    """Returns the first argument of a call as a path; raises if it is not a path."""
+    if isinstance(path, str | os.PathLike):
+        if "://" in str(path):
+            raise InvalidValueError(
+                compose(
+                    str(path),
+                    "a checkpoint of tallax's own is a folder on a disk.",
+                    fix="a path that is mounted; or Orbax's own calls, with tallax.to_checkpoint and from_checkpoint",
+                )
+            )
+        return Path(path)
+    raise InvalidTypeError(
+        compose("a checkpoint", "requires its path as the first argument.", got=f"a {type(path).__name__}", fix=call)
+    )
+
+
+def save(path: str | os.PathLike[str], *objects: Any, extra: Any = None, **named: Any) -> None:
+    """Writes the state of objects into a new folder, and returns once the write is complete.
+
+    The folder is Orbax's, with what `to_checkpoint` returns in it. It appears whole or not at all. In several processes
+    all have to call it together.
+
+    Args:
+        path: of the folder, which must not exist.
+        *objects: see `to_checkpoint`.
+        extra: see `to_checkpoint`.
+        **named: see `to_checkpoint`.
+
+    Raises:
+        CheckpointError: there is something at `path` already, or it can't be written.
+        InvalidTypeError: `path` is not a path.
+        InvalidValueError: `path` is an address, such as `gs://...`.
+        ReplicasError: what processes hold each for itself differs between them.
+        TallaxError: as `to_checkpoint` does.
+
+    Example:
+        >>> import tempfile, tallax
+        >>> from flax import nnx
+        >>> path = tempfile.mkdtemp() + "/trained"
+        >>> tallax.save(path, nnx.Dict(step=tallax.Counter(3)), extra={"epoch": 2})
+        >>> model = nnx.Dict(step=tallax.Counter())
+        >>> tallax.restore(path, model).extra, int(model.step)
+        ({'epoch': 2}, 3)
+    """
+    folder = path_of(path, "tallax.save(path, model, optimizer)").absolute()
+    if folder.exists():
+        raise CheckpointError(
+            compose(
+                str(path),
+                "already exists, and a checkpoint is never overwritten.",
+                fix="another path; or tallax.Checkpoints(folder, keep=3), which removes old ones after a new one",
+            )
+        )
+    contents = Contents.of(named_objects(objects, named), extra)
+    ocp = orbax()
+    with told(str(path), "can't be written"), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        checkpointer.save(folder, args=arguments(contents))
+
+
+def arguments(contents: Contents, step: int | None = None) -> Any:
+    """Returns what Orbax is to save, with the manifest once more as JSON that anybody can read."""
+    manifest = contents.manifest(step)
+    tree = contents.tree(manifest)
+    if jax.process_count() > 1:
+        _refuse_differences(tree[RESERVED])
+    return orbax().args.StandardSave(tree, custom_metadata=manifest.as_json())
+
+
+def _refuse_differences(manifest: np.ndarray) -> None:
+    """Raises if processes would save different things: only the first one's would be written."""
+    everywhere = np.asarray(multihost_utils.process_allgather(np.frombuffer(_digest(manifest), np.uint8)))
+    if len(np.unique(everywhere.reshape(jax.process_count(), -1), axis=0)) > 1:
+        raise ReplicasError(
+            compose(
+                "the checkpoint",
+                "what is not on all devices together is the same in all processes, as only one's is written.",
+                got="other items, arrays or names in another process",
+                fix="tallax.assert_replicated(model, only=...), which names the first that differs",
+            )
+        )
+
+
+def _digest(manifest: np.ndarray) -> bytes:
+    return hashlib.blake2b(manifest.tobytes(), digest_size=16).digest()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison of a checkpoint with objects, by what both say of themselves: no array is read for it."""
+"""Stage 3 of a restore: compares the entries of a checkpoint with those of the objects, and reads no array."""
 
 from __future__ import annotations
 
@@ -7,14 +7,69 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 from tallax._errors import RestoreError, compose
-from tallax.checkpoints._convert import converts, is_same_number
-from tallax.checkpoints._locate import Layout, Wanted, layout_of
-from tallax.checkpoints._manifest import Entry
-from tallax.checkpoints._policy import Policy
-from tallax.checkpoints._rename import proposal, renamed, some
-from tallax.checkpoints._restore_report import RestoreReport
-from tallax.checkpoints._serialize import stored_dtype
+from tallax.checkpoints._collect import Target
+from tallax.checkpoints._manifest import Entry, Manifest
+from tallax.checkpoints._policy import Policy, proposal, renamed, some
+from tallax.checkpoints._prefixes import Layout, Wanted, layout_of
+from tallax.checkpoints._serialize import KEY, PYTHON, stored_dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class RestoreReport:
+    """The result of a restore, by name.
+
+    Attributes:
+        restored: names whose value is that of the checkpoint now.
+        missing: names that the checkpoint lacks; they kept the value that they had.
+        unexpected: names in the checkpoint that nothing in the objects has; they were not read.
+        reset: names of items with `persistent=False`, which are at their reset value now.
+        kept: names of what has `persistent=False` and no reset value, such as a `Buffer`; they kept what they had.
+        converted: what was stored in another form, and what it is now: an old counter that became exact, a number.
+        warnings: where the old form may have lost something before it was saved.
+        mismatched: what fits by its name and not by its kind, shape or dtype; only in the report of an error.
+        renamed: pairs of a name in the checkpoint and what `rename` made of it, where that is another.
+        step: the number under which `Checkpoints` saved it; None for others.
+        extra: what was saved as `extra=`.
+    """
+
+    restored: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    reset: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    converted: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
+    step: int | None = None
+    extra: Any = None
+
+    def __str__(self) -> str:
+        """Returns the number of restored arrays, and a line for each other name; one for all below a renamed level."""
+        lines = [f"restored: {len(self.restored)}" + (f", from step {self.step}" if self.step is not None else "")]
+        renamed = tuple(dict.fromkeys(_without_common_end(old, new) for old, new in self.renamed))
+        kinds = (
+            ("missing, kept as it was", self.missing),
+            ("unexpected, not read", self.unexpected),
+            ("reset", self.reset),
+            ("not saved, kept as it was", self.kept),
+            ("mismatched", self.mismatched),
+            ("renamed", renamed),
+            ("converted", self.converted),
+            ("warning", self.warnings),
+        )
+        lines += [f"{label}: {name}" for label, names in kinds for name in names]
+        return "\n".join(lines)
+
+
+def _without_common_end(old: str, new: str) -> str:
+    before, after = old.split("/"), new.split("/")
+    while before and len(after) > 1 and before[-1] == after[-1]:
+        del before[-1], after[-1]
+    return f"{'/'.join(before) or 'the top level'} -> {'/'.join(after)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,36 +80,26 @@ class Plan:
     report: RestoreReport
 
 
-def plan(
-    saved: Mapping[str, Entry],
-    wanted: Mapping[str, Entry],
-    objects: Collection[str],
-    policy: Policy,
-    *,
-    variables: Mapping[str, Any],
-    told: Mapping[str, Any],
-) -> Plan:
-    """Returns what to read for each name of the objects.
+def plan_restore(manifest: Manifest, target: Target, policy: Policy) -> Plan:
+    """Compares the entries of a checkpoint with those of the objects; reads no array.
 
     Args:
-        saved: what the checkpoint has.
-        wanted: what the objects have.
-        objects: the names of the objects.
-        policy: what to do about what only one of them has.
-        variables: the Variables that hold what the objects have, by name.
-        told: further fields of the report.
+        manifest: the entries of the checkpoint.
+        target: the objects.
+        policy: the treatment of missing, unexpected and renamed arrays.
 
     Raises:
-        InvalidTypeError: `rename` gives what is no name.
-        InvalidValueError: `rename` says nothing of use, or gives two arrays one name.
-        RestoreError: they differ more than the policy allows.
+        InvalidTypeError: `rename` returned something other than a name.
+        InvalidValueError: `rename` matches nothing, or gives two arrays one name.
+        RestoreError: the two differ more than the policy allows.
     """
-    kept = {name: entry for name, entry in saved.items() if entry.persistent}
-    names, rivals = _places(kept, wanted, objects, policy)
+    wanted, objects = target.entries, target.objects
+    saved = {name: entry for name, entry in manifest.entries.items() if entry.persistent}
+    names, rivals = _places(saved, wanted, objects, policy)
     sources = {new: old for old, new in names.items()}
     persistent = {name: entry for name, entry in wanted.items() if entry.persistent}
     common = [name for name in persistent if name in sources]
-    faults = {name: _fault(kept[sources[name]], persistent[name]) for name in common}
+    faults = {name: _fault(saved[sources[name]], persistent[name]) for name in common}
     report = RestoreReport(
         restored=tuple(name for name in common if faults[name] is None),
         missing=tuple(name for name in persistent if name not in sources),
@@ -63,14 +108,15 @@ def plan(
         kept=tuple(name for name, entry in wanted.items() if not entry.persistent and not entry.resets),
         mismatched=tuple(f"{name}: {fault[0]}; expected {fault[1]}" for name, fault in faults.items() if fault),
         renamed=tuple((sources[name], name) for name in common if sources[name] != name),
-        **told,
+        step=manifest.step,
+        extra=manifest.extra,
     )
     for name, fault in faults.items():
         if fault:
             raise mismatch(name, sources[name], *fault, report, policy)
-    fix = _proposed(report, kept, persistent, sources, policy)
+    fix = _proposed(report, saved, persistent, sources, policy)
     _refuse_nothing(report, persistent, objects, policy, rivals, fix)
-    _refuse_by_policy(report, policy, variables, names, fix)
+    _refuse_by_policy(report, policy, target.variables, names, fix)
     return Plan({name: sources[name] for name in common}, report)
 
 
@@ -112,7 +158,7 @@ def mismatch(name: str, source: str, got: str, expected: str, report: RestoreRep
     error = RestoreError(
         compose(
             name,
-            "the checkpoint has it in another form, and nothing is cast or cut in silence."
+            "the shape or dtype differs from the checkpoint, and tallax never casts implicitly."
             + (f" (And {others} more: see the error's report.)" if others > 0 else ""),
             got=f"{got} in the checkpoint",
             expected=f"{expected}, as in the objects",
@@ -190,7 +236,7 @@ def _refuse_nothing(
         error = RestoreError(
             compose(
                 name,
-                "nothing of it was found in the checkpoint, so it would not be restored at all.",
+                "none of its arrays are in the checkpoint, so nothing would be restored.",
                 got=got,
                 expected=some(own),
                 fix=rename or f"leave {name} out; or the checkpoint that it was saved to",
@@ -226,7 +272,7 @@ def _refuse_by_policy(
         error = RestoreError(
             compose(
                 some(_with_reason(name, report, names) for name in left_over),
-                "in the checkpoint, and not in the objects.",
+                "in the checkpoint, but not in the objects.",
                 fix=f"{rename}; or {ignore}" if rename else ignore,
             )
         )
@@ -242,3 +288,36 @@ def _with_reason(name: str, report: RestoreReport, names: Mapping[str, str]) -> 
     if new in report.reset or new in report.kept:
         return f"{name} (persistent=False in the objects)"
     return name if new == name else f"{name} (renamed to {new})"
+
+
+_SORTS = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+
+
+def converts(saved: Entry, wanted: Entry) -> bool:
+    """Returns whether an array may become a `Counter`, as far as shape and dtype tell."""
+    if saved.dtype == "uint32" and saved.shape == wanted.shape:
+        return not saved.kind  # the words of a Counter, saved by Orbax alone
+    if saved.dtype not in PYTHON and not _is_number(saved.dtype):
+        return False
+    return saved.shape == wanted.shape[:-1] and saved.dtype not in ("bool", "complex")
+
+
+def is_same_number(saved: Entry, wanted: Entry) -> bool:
+    """Returns whether one is a number of Python's and the other an array of one, of the same sort.
+
+    `nnx.jit` gives an array where a Variable held a number, so a model that was trained and a new one differ so.
+    """
+    if saved.shape or wanted.shape or (saved.dtype in PYTHON) == (wanted.dtype in PYTHON):
+        return False
+    return any(_is_a(sort, saved) and _is_a(sort, wanted) for sort in _SORTS)
+
+
+def _is_a(sort: Any, entry: Entry) -> bool:
+    return not entry.dtype.startswith(KEY) and bool(jnp.issubdtype(stored_dtype(entry.dtype), sort))
+
+
+def _is_number(dtype: str) -> bool:
+    """Returns whether a dtype is one of real numbers, which a count may be in."""
+    kind = stored_dtype(dtype)
+    is_real = jnp.issubdtype(kind, jnp.number) and not jnp.issubdtype(kind, jnp.complexfloating)
+    return bool(is_real) and not dtype.startswith(KEY)

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 4 of a restore: reads arrays onto the devices of the objects, verifies and converts them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tallax import _uint64
+from tallax._errors import CheckpointError, compose, describe
+from tallax.checkpoints._collect import Target
+from tallax.checkpoints._locate import attempted, orbax
+from tallax.checkpoints._manifest import MOST, Entry, Manifest, damaged
+from tallax.checkpoints._plan import Plan, RestoreReport, is_same_number, mismatch
+from tallax.checkpoints._policy import Policy
+from tallax.checkpoints._serialize import KEY, PYTHON, RESERVED, in_place_of, is_placed, stored, stored_dtype, sums_of
+from tallax.variables import StateVariable
+
+Fetch = Callable[[Mapping[str, str], "Target"], Mapping[str, Any]]
+
+
+def fetch_values(
+    target: Target, plan: Plan, manifest: Manifest, fetch: Fetch, policy: Policy
+) -> tuple[dict[str, Any], RestoreReport]:
+    inline = {name: old for name, old in plan.sources.items() if manifest.entries[old].at is not None}
+    apart = {name: old for name, old in plan.sources.items() if name not in inline}
+    arrays = {name: manifest.array(old) for name, old in inline.items()}
+    fetched = fetch(apart, target)
+    arrays |= {name: stored(array) for name, array in fetched.items()}
+    for name, total in zip(fetched, sums_of([arrays[name] for name in fetched]), strict=True):
+        if manifest.entries[apart[name]].sum not in (None, total):
+            raise damaged(f"{apart[name]} is not what was written")
+    converted, warnings = [], []
+    variables = target.variables
+    values = {}
+    for name, array in arrays.items():
+        saved, wanted = manifest.entries[plan.sources[name]], target.entries[name]
+        how = warning = None
+        try:
+            if wanted.kind == "Counter" and saved.kind != "Counter":
+                array, how, warning = counted(name, saved, np.asarray(array))
+            elif is_same_number(saved, wanted):
+                array, how = same_number(name, saved, wanted, np.asarray(array))
+        except NoCountError as error:
+            report = dataclasses.replace(plan.report, mismatched=(f"{name}: {error}; expected {wanted}",))
+            raise mismatch(name, plan.sources[name], str(error), str(wanted), report, policy) from None
+        converted += [how] if how else []
+        warnings += [warning] if warning else []
+        on_host = isinstance(variables[name], StateVariable)
+        values[name] = in_place_of(target.leaves[name], array, wanted.dtype, on_host=on_host)
+    return values, dataclasses.replace(plan.report, converted=tuple(converted), warnings=tuple(warnings))
+
+
+def read_arrays(
+    checkpointer: Any, folder: Path, tree: Any, wanted: Mapping[str, str], target: Target | None
+) -> dict[str, Any]:
+    """Returns some arrays of a folder.
+
+    Args:
+        checkpointer: Orbax's.
+        folder: with the arrays.
+        tree: what stands for all of them.
+        wanted: those to read, by Orbax's names, with the names to return them by.
+        target: the objects that they are for, which say on what devices they are to be.
+    """
+    if not wanted:
+        return {}
+    ocp = orbax()
+    skip = ocp.type_handlers.RestoreArgs(restore_type=np.ndarray)
+
+    def item(leaf: Any) -> Any:
+        return 0 if leaf.name in wanted else ocp.PLACEHOLDER
+
+    def how(leaf: Any) -> Any:
+        if target is None or leaf.name not in wanted:
+            return skip
+        own = target.leaves[wanted[leaf.name]]
+        if not is_placed(own) or _is_special(target, wanted[leaf.name], leaf):
+            return skip
+        return ocp.ArrayRestoreArgs(
+            restore_type=jax.Array, sharding=own.sharding, global_shape=tuple(leaf.shape), dtype=leaf.dtype
+        )
+
+    arguments = ocp.args.PyTreeRestore(item=jax.tree.map(item, tree), restore_args=jax.tree.map(how, tree))
+    found = attempted(lambda: checkpointer.restore(folder, args=arguments))
+    names = [leaf.name for leaf in jax.tree.leaves(tree)]
+    leaves = jax.tree.leaves(found, is_leaf=lambda leaf: leaf is ocp.PLACEHOLDER)
+    return {wanted[name]: leaf for name, leaf in zip(names, leaves, strict=True) if name in wanted}
+
+
+def _is_special(target: Target, name: str, leaf: Any) -> bool:
+    """Returns whether an array is not simply put where the objects have theirs, but made into something first."""
+    entry = target.entries[name]
+    same = (entry.shape, entry.dtype) == (tuple(leaf.shape), str(np.dtype(leaf.dtype)))
+    return not same or entry.kind == "Counter" or entry.dtype.startswith(KEY) or entry.dtype in PYTHON
+
+
+def given(arrays: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Returns those arrays of a tree that are wanted, by the names that the objects have for them.
+
+    Raises:
+        CheckpointError: one is not there: what Orbax did not find in a partial restore, it leaves as it was asked for.
+    """
+    for old in names.values():
+        if not isinstance(arrays[old], jax.Array | np.ndarray | np.generic):
+            raise CheckpointError(
+                compose(
+                    old,
+                    "has no value in the tree.",
+                    got=describe(arrays[old]),
+                    fix="a tree that Orbax has restored; without what the checkpoint lacks, and missing='init'",
+                )
+            )
+    return {new: arrays[old] for new, old in names.items()}
+
+
+class NoCountError(ValueError):
+    """A value cannot become a count, or would change when converted; the text gives the reason."""
+
+
+def same_number(name: str, saved: Entry, wanted: Entry, array: np.ndarray) -> tuple[np.ndarray, str]:
+    """Returns a number in the form that is wanted, and how it was converted.
+
+    Raises:
+        NoCountError: it would not be the same.
+    """
+    with np.errstate(over="ignore"):
+        converted = array.astype(stored_dtype(wanted.dtype))
+    if not np.array_equal(converted.astype(array.dtype), array, equal_nan=array.dtype.kind in "fc"):
+        raise NoCountError(f"{saved.dtype} with {array.item()}, which {converted.dtype} does not have")
+    return converted, f"{name}: {saved.dtype} -> {wanted.dtype}, the same number"
+
+
+def counted(name: str, saved: Entry, array: np.ndarray) -> tuple[np.ndarray, str | None, str | None]:
+    """Returns the words of a count, how it was converted, and a warning where the old form may have lost something.
+
+    Raises:
+        NoCountError: an entry is negative, or not whole.
+    """
+    if saved.shape == (*array.shape[:-1], 2) and saved.dtype == "uint32" and not saved.kind:
+        return array, None, None
+    return exact_counts(name, saved.dtype, array)
+
+
+def exact_counts(name: str, dtype: str, array: np.ndarray) -> tuple[np.ndarray, str | None, str | None]:
+    """As `counted`, of an array that is no Counter's."""
+    values = array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
+    if np.any(values < 0):
+        why = "below 0: it wrapped around" if array.dtype.kind == "i" else "below 0"
+        raise NoCountError(f"{dtype} with {values.min()}, which is {why}")
+    if values.dtype == np.float64 and not np.array_equal(values, np.floor(values)):
+        raise NoCountError(f"{dtype} with {values[values != np.floor(values)].flat[0]}, which is no whole number")
+    if values.dtype == np.float64 and np.any(values >= 2.0**64):
+        raise NoCountError(f"{dtype} with {values.max()}, which is beyond 64 bits")
+    limit, why = _limit(array.dtype)
+    warning = None
+    if array.size and values.max() >= limit:
+        warning = f"{name}: was {dtype} at {int(values.max())}, and {why}: the true count may be larger"
+    return _uint64.from_uint64(values.astype(np.uint64)), f"{name}: {dtype} -> exact count", warning
+
+
+def _limit(dtype: np.dtype) -> tuple[float, str]:
+    if jnp.issubdtype(dtype, jnp.floating):
+        bits = jnp.finfo(dtype).nmant + 1
+        return 2**bits, f"{dtype} adds nothing to 2**{bits}"
+    most = int(np.iinfo(dtype).max)
+    return most, f"{dtype} ends there"
+
+
+def read_manifest(checkpointer: Any, folder: Path, tree: Any) -> Manifest | None:
+    leaf = tree.get(RESERVED) if isinstance(tree, Mapping) else None
+    if leaf is None or isinstance(leaf, Mapping):  # a part of a model may be called so
+        return None
+    if getattr(leaf, "dtype", None) != np.uint8 or len(leaf.shape) != 1 or leaf.shape[0] > MOST:
+        raise damaged("its manifest is not text")
+    return Manifest.decoded(read_arrays(checkpointer, folder, tree, {RESERVED: RESERVED}, None)[RESERVED])
