@@ -241,10 +241,10 @@ def test_a_record_has_every_item_by_its_parts():
         "underflow": None,
     }
     assert record.histograms["load"] == tallax.sinks.Bins(np.array([-0.5, 0.5, 1.5]), np.array([2**40, 1], np.uint64))
-    assert {name: item.kind for name, item in record.items.items()} == {
+    assert {name: item.kind for name, item in record.state.items()} == {
         entry.name: type(entry.owner or entry.item).__name__ for entry in tallax.collect(model).entries
     }
-    assert record.items["load"] == tallax.sinks.Item("Counter", (2,), "uint32", 16, True)
+    assert record.state["load"] == tallax.sinks.StateInfo("Counter", (2,), "uint32", 16, True)
 
 
 def test_large_arrays_are_summed_up():
@@ -544,7 +544,7 @@ def test_what_the_items_are_is_said_anew_where_they_change():
         for k, step in enumerate([*steps, steps[0], steps[0]]):
             step()
             log(step, step=k)
-    assert [sorted(record.items) for record in sink.records] == [["step"], ["fired", "step"], ["step"], ["step"]]
+    assert [sorted(record.state) for record in sink.records] == [["step"], ["fired", "step"], ["step"], ["step"]]
     assert [record.scalars["step"] for record in sink.records] == [2, 3, 3, 4]
 
 

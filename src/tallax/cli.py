@@ -104,7 +104,7 @@ def main() -> None:
     @app.command()
     def tail(
         run: str = typer.Argument(help="The folder of a run, or its file."),
-        items: list[str] = typer.Option([], help="Names to show, once for each: 'gate/*', loss."),
+        names: list[str] = typer.Option([], help="Names to show, once for each: 'gate/*', loss."),
         every: float = typer.Option(1.0, min=0.05, help="Seconds between two looks."),
         once: bool = typer.Option(False, "--once", help="Print the table as it is now, and end."),
         wait: bool = typer.Option(False, "--wait", help="Wait for a run that is not there yet."),
@@ -116,7 +116,7 @@ def main() -> None:
         with _refusing(typer):
             from tallax.runs._tail import tail as run_tail
 
-            run_tail(run, items, every, once=once, wait=wait)
+            run_tail(run, names, every, once=once, wait=wait)
 
     @app.command()
     def plot(
@@ -124,27 +124,27 @@ def main() -> None:
         output: str = typer.Option(
             None, "-o", "--output", help="A file ending in .png, .svg or .pdf; by default plot.png in the run's folder."
         ),
-        items: list[str] = typer.Option([], help="Names to draw, once for each: 'gate/*', loss."),
+        names: list[str] = typer.Option([], help="Names to draw, once for each: 'gate/*', loss."),
         histograms: str = typer.Option("heatmap", help="heatmap, or ridgeline."),
     ) -> None:
         """Draw the scalars and the histograms of runs over their steps."""
         with _refusing(typer):
             from tallax.runs._plot import plot as run_plot
 
-            for path in run_plot(runs, output, items, histograms):
+            for path in run_plot(runs, output, names, histograms):
                 print(path)
 
     @app.command()
     def show(
         path: str = typer.Argument(metavar="CHECKPOINT_OR_RUN", help="The folder of either."),
-        items: list[str] = typer.Option([], help="Names to show, once for each: 'gate/*', loss."),
+        names: list[str] = typer.Option([], help="Names to show, once for each: 'gate/*', loss."),
         json: bool = typer.Option(False, "--json", help="Print JSON."),
     ) -> None:
         """List every item: its path, kind, exact value, shape and bytes, and whether checkpoints keep it."""
         with _refusing(typer):
             from tallax.runs._show import show as run_show
 
-            run_show(path, items, json_wanted=json, checkpoint=_checkpoint)
+            run_show(path, names, json_wanted=json, checkpoint=_checkpoint)
 
     app()
 

@@ -20,7 +20,7 @@ from tallax.compiling import CompiledStep
 from tallax.logging._flatten import Numbers, no_number
 from tallax.logging._omissions import Exclusion, Omission, described
 from tallax.reading import Entry, Reading, collect
-from tallax.runs import Item, Record
+from tallax.runs import Record, StateInfo
 from tallax.variables import Counter
 
 
@@ -95,7 +95,7 @@ class Taken:
         if self.exclusion:
             omissions = [omission for omission in omissions if omission.name not in self.exclusion]
         numbers.scalars |= extra
-        return Record(step, self.time, process, numbers.scalars, numbers.histograms, self.known.items), omissions
+        return Record(step, self.time, process, numbers.scalars, numbers.histograms, self.known.state), omissions
 
 
 class _Arrays:
@@ -166,7 +166,7 @@ class Known:
         return names
 
     @functools.cached_property
-    def items(self) -> Mapping[str, Item]:
+    def state(self) -> Mapping[str, StateInfo]:
         """Each by its name."""
         entries = itertools.chain(*self.entries)
         return {entry.name: entry.description for entry in entries if entry.name not in self.exclusion}

@@ -15,6 +15,6 @@ from tallax.runs._errors import TallaxError as TallaxError
 from tallax.runs._history import History as History
 from tallax.runs._history import Series as Series
 from tallax.runs._record import Bins as Bins
-from tallax.runs._record import Item as Item
+from tallax.runs._record import StateInfo as StateInfo
 from tallax.runs._record import Record as Record
 from tallax.runs._run import Run as Run

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tallax.runs._axis import Axis
+from tallax.runs._histogram_axis import Axis
 from tallax.runs._record import Bins
 from tallax.runs._number_format import short
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from tallax.runs._record import Bins, Item, Record
+from tallax.runs._record import Bins, StateInfo, Record
 
 Value = TypeVar("Value")
 
@@ -50,10 +50,10 @@ class History:
         self.keep = keep
         self.scalars: dict[str, Series[int | float]] = {}
         self.histograms: dict[str, Series[Bins]] = {}
-        self.items: dict[str, Item] = {}
+        self.state: dict[str, StateInfo] = {}
         self.steps: list[int] = []
         self.times: list[float] = []
-        self._said: dict[str, Mapping[str, Item]] = {}  # what each source last said that the items are
+        self._said: dict[str, Mapping[str, StateInfo]] = {}  # what each source last said that the items are
 
     def add(self, record: Record, prefix: str = "") -> None:
         """Adds a record.
@@ -71,6 +71,6 @@ class History:
             self.scalars.setdefault(prefix + name, Series()).add(record.step, value, self.keep)
         for name, bins in record.histograms.items():
             self.histograms.setdefault(prefix + name, Series()).add(record.step, bins, self.keep)
-        if record.items is not self._said.get(prefix):
-            self._said[prefix] = record.items
-            self.items |= {prefix + name: item for name, item in record.items.items()}
+        if record.state is not self._said.get(prefix):
+            self._said[prefix] = record.state
+            self.state |= {prefix + name: item for name, item in record.state.items()}

@@ -54,7 +54,7 @@ class Bins:
 
 
 @dataclass(frozen=True)
-class Item:
+class StateInfo:
     """What an item of a model is, whatever its value.
 
     Attributes:
@@ -71,6 +71,11 @@ class Item:
     nbytes: int
     persistent: bool
 
+    @property
+    def type_text(self) -> str:
+        """The dtype and the shape, such as `float32[8,4]`."""
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -82,7 +87,7 @@ class Record:
         process: the number of the process that took it.
         scalars: numbers by name, parts of a name separated by slashes. Counts are ints, exact however large.
         histograms: bins by name.
-        items: what the items are that the numbers come from, by name. `gate/fired` is an item, and `gate/fired/rate`
+        state: what the state is that the numbers come from, by name. `gate/fired` is an item, and `gate/fired/rate`
             one of its scalars.
     """
 
@@ -91,4 +96,4 @@ class Record:
     process: int = 0
     scalars: Mapping[str, int | float] = field(default_factory=dict)
     histograms: Mapping[str, Bins] = field(default_factory=dict)
-    items: Mapping[str, Item] = field(default_factory=dict)
+    state: Mapping[str, StateInfo] = field(default_factory=dict)

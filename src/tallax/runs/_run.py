@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tallax.runs._errors import RunError, laid_out
-from tallax.runs._record_format import Decoder
+from tallax.runs._jsonl_format import Decoder
 from tallax.runs._history import History
 from tallax.runs._record import Record
 
@@ -100,10 +100,10 @@ class Run(History):
         return f"<Run {str(self.path)!r}: {last}, {len(self.scalars)} scalars, {len(self.histograms)} histograms>"
 
     def _repr_html_(self) -> str:
-        from tallax.runs._html import of_shown
-        from tallax.runs._shown import of_run
+        from tallax.runs._html import contents_html
+        from tallax.runs._contents import of_run
 
-        return of_shown(of_run(self, str(self.path)))
+        return contents_html(of_run(self, str(self.path)))
 
     def _find(self) -> None:
         folder = self.path

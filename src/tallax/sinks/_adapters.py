@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from tallax.runs import Bins, Record
-from tallax.sinks._parts import one_by_one
+from tallax.sinks._partial_writes import one_by_one
 
 _QUANTILES = {"p01": 0.01, "median": 0.5, "p99": 0.99}
 # What TensorBoard knows a histogram by, serialized: SummaryMetadata(plugin_data=PluginData(plugin_name="histograms")).

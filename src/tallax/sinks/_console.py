@@ -9,9 +9,9 @@ from typing import Any
 
 from tallax._errors import MissingExtraError
 from tallax.runs import History, Record
+from tallax.runs._names import matches, users_scalars
 from tallax.runs._number_format import number
-from tallax.runs._patterns import matches, users_scalars
-from tallax.sinks._parts import encoded
+from tallax.sinks._partial_writes import encoded
 
 try:
     import rich
@@ -19,7 +19,7 @@ try:
     from rich.live import Live
     from rich.text import Text
 
-    from tallax.runs._table import KEEP, table
+    from tallax.runs._live_table import KEEP, table
 except ModuleNotFoundError:
     raise MissingExtraError.of("sinks.Console", "console", "rich") from None
 
@@ -42,7 +42,7 @@ class Console:
     Resuming: nothing to do. It keeps the last values only, however long the run.
 
     Args:
-        items: which names to show, as a shell matches them: `"gate/*"`. Without it all, as many as there is room for;
+        names: which names to show, as a shell matches them: `"gate/*"`. Without it all, as many as there is room for;
             in lines, the scalars that are of no item.
         every_seconds: how long to wait between two tables, at least.
         console: a `rich.console.Console`, where it is not rich's own.
@@ -51,8 +51,8 @@ class Console:
         MissingExtraError: rich is not installed.
     """
 
-    def __init__(self, items: str | Sequence[str] | None = None, *, every_seconds: float = 0.5, console: Any = None):
-        self._items = [items] if isinstance(items, str) else list(items or ())
+    def __init__(self, names: str | Sequence[str] | None = None, *, every_seconds: float = 0.5, console: Any = None):
+        self._patterns = [names] if isinstance(names, str) else list(names or ())
         self._every = every_seconds
         self._console = console
         self._history = History(KEEP)
@@ -80,7 +80,7 @@ class Console:
                 live.stop()
 
     def __repr__(self) -> str:
-        return f"Console({', '.join(map(repr, self._items))})"
+        return f"Console({', '.join(map(repr, self._patterns))})"
 
     def _begin(self) -> None:
         if self._console is None:
@@ -101,11 +101,11 @@ class Console:
         self._drawn = time.monotonic()
         width, height = self._console.size
         height = max(8, height - _MARGIN)
-        live.update(table(self._history, "", items=self._items, width=width, height=height), refresh=True)
+        live.update(table(self._history, "", patterns=self._patterns, width=width, height=height), refresh=True)
 
     def _print(self, record: Record) -> None:
-        names = [name for name in record.scalars if matches(name, self._items)]
-        if not self._items:
+        names = [name for name in record.scalars if matches(name, self._patterns)]
+        if not self._patterns:
             own = set(users_scalars(self._history))
             names = [name for name in names if name in own] or names[:_SHOWN]
         said = "  ".join(f"{name}={number(record.scalars[name])}" for name in names)

@@ -8,12 +8,12 @@ import shutil
 from pathlib import Path
 
 from tallax.runs import Record
-from tallax.runs._record_format import FIRST_LINE, Decoder, Encoder
+from tallax.runs._jsonl_format import FIRST_LINE, Decoder, Encoder
 from tallax.runs._run import file_of
 from tallax.sinks._append_file import GrowingFile
+from tallax.sinks._local_path import place
 from tallax.sinks._locking import lock
-from tallax.sinks._parts import encoded
-from tallax.sinks._paths import place
+from tallax.sinks._partial_writes import encoded
 
 
 class Jsonl:

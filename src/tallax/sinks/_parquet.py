@@ -13,9 +13,9 @@ import numpy as np
 
 from tallax._errors import MissingExtraError, compose
 from tallax.runs import Record, RunError
+from tallax.sinks._local_path import place
 from tallax.sinks._locking import lock
-from tallax.sinks._parts import encoded
-from tallax.sinks._paths import place
+from tallax.sinks._partial_writes import encoded
 
 try:
     import pyarrow as pa

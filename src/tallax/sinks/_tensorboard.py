@@ -15,8 +15,8 @@ import numpy as np
 from tallax._errors import MissingExtraError
 from tallax.runs import Bins, Record
 from tallax.sinks._append_file import GrowingFile
-from tallax.sinks._parts import encoded
-from tallax.sinks._paths import place
+from tallax.sinks._local_path import place
+from tallax.sinks._partial_writes import encoded
 
 try:
     from tensorboardX.proto import event_pb2, summary_pb2, tensor_pb2

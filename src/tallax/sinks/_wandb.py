@@ -7,7 +7,7 @@ from typing import Any
 
 from tallax._errors import InvalidTypeError, InvalidValueError, MissingExtraError, compose
 from tallax.runs import Record
-from tallax.sinks._parts import one_by_one
+from tallax.sinks._partial_writes import one_by_one
 
 try:
     import wandb

@@ -65,6 +65,6 @@ def one_by_one(record: Record, write: Callable[[Record], object]) -> dict[str, E
 def parts(record: Record) -> Iterator[tuple[str, Record]]:
     """Yields, by name, records of one value each."""
     for name, value in record.scalars.items():
-        yield name, dataclasses.replace(record, scalars={name: value}, histograms={}, items={})
+        yield name, dataclasses.replace(record, scalars={name: value}, histograms={}, state={})
     for name, bins in record.histograms.items():
-        yield name, dataclasses.replace(record, scalars={}, histograms={name: bins}, items={})
+        yield name, dataclasses.replace(record, scalars={}, histograms={name: bins}, state={})

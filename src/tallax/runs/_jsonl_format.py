@@ -6,7 +6,7 @@
     {"step": 200, "time": 1.7e9, "scalars": {"loss": 0.4}, "histograms": {"logits": {"counts": [9]}}}
 
 A line is read with those before it: what did not change since they said it, the edges of a histogram and what the items
-are (`"items"`), is not said again. NaN and the infinities, for which JSON has no numbers, are the strings "NaN",
+are (`"state"`), is not said again. NaN and the infinities, for which JSON has no numbers, are the strings "NaN",
 "Infinity" and "-Infinity", as in the JSON of protocol buffers. Integers are written in full, beyond 2**53 too.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tallax.runs._errors import RunError, laid_out
-from tallax.runs._record import Bins, Item, Record
+from tallax.runs._record import Bins, StateInfo, Record
 
 VERSION = 1
 FIRST_LINE = json.dumps({"format": "tallax run", "version": VERSION}).encode() + b"\n"
@@ -33,8 +33,8 @@ class Encoder:
 
     def __init__(self) -> None:
         self._edges: dict[str, np.ndarray] = {}
-        self._items: Mapping[str, Item] = {}  # all that lines have said
-        self._said: Mapping[str, Item] | None = None  # those of the last record
+        self._state: Mapping[str, StateInfo] = {}  # all that lines have said
+        self._said: Mapping[str, StateInfo] | None = None  # those of the last record
 
     def line(self, record: Record) -> bytes:
         """Returns the line of a record."""
@@ -44,12 +44,12 @@ class Encoder:
         entry["scalars"] = dict(record.scalars)
         if record.histograms:
             entry["histograms"] = {name: self._histogram(name, bins) for name, bins in record.histograms.items()}
-        if record.items is not self._said:
-            new = {name: asdict(item) for name, item in record.items.items() if self._items.get(name) != item}
+        if record.state is not self._said:
+            new = {name: asdict(item) for name, item in record.state.items() if self._state.get(name) != item}
             if new:
-                entry["items"] = new
-                self._items = {**self._items, **record.items}
-            self._said = record.items
+                entry["state"] = new
+                self._state = {**self._state, **record.state}
+            self._said = record.state
         try:
             return _encoded(entry)
         except ValueError:  # a number is not finite, which is seldom; to find out which ones takes longer
@@ -75,7 +75,7 @@ class Decoder:
     def __init__(self, name: str):
         self._name = name
         self._edges: dict[str, np.ndarray] = {}
-        self._items: dict[str, Item] = {}
+        self._state: dict[str, StateInfo] = {}
         self._lines = 0
 
     def record(self, line: bytes) -> Record | None:
@@ -89,13 +89,13 @@ class Decoder:
             entry = json.loads(line)
             if self._lines == 1:
                 return self._check(entry)
-            if "items" in entry:
-                new = {name: Item(**{**item, "shape": tuple(item["shape"])}) for name, item in entry["items"].items()}
-                self._items = {**self._items, **new}  # records before this one keep theirs
+            if "state" in entry:
+                new = {name: StateInfo(**{**item, "shape": tuple(item["shape"])}) for name, item in entry["state"].items()}
+                self._state = {**self._state, **new}  # records before this one keep theirs
             histograms = {name: self._bins(name, bins) for name, bins in entry.get("histograms", {}).items()}
             scalars = {name: _number(value) for name, value in entry["scalars"].items()}
             step, time, process = entry["step"], entry["time"], entry.get("process", 0)
-            return Record(step, time, process, scalars, histograms, self._items)
+            return Record(step, time, process, scalars, histograms, self._state)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, RunError):
                 raise

@@ -34,7 +34,7 @@ def users_scalars(history: History) -> list[str]:
 
 def _is_of_item(name: str, history: History) -> bool:
     while name:
-        if name in history.items or name in history.histograms:
+        if name in history.state or name in history.histograms:
             return True
         name = name.rpartition("/")[0]
     return False

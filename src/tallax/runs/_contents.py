@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Shown`: what a run or a checkpoint holds, item by item, for a table, a notebook, or JSON."""
+"""`Contents`: what a run or a checkpoint holds, item by item, for a table, a notebook, or JSON."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from tallax.runs._record_format import plain
+from tallax.runs._jsonl_format import plain
 from tallax.runs._history import History
-from tallax.runs._patterns import is_entry, matches
-from tallax.runs._record import Bins, Item
+from tallax.runs._names import is_entry, matches
+from tallax.runs._record import Bins, StateInfo
 from tallax.runs._number_format import ago, number
 
 _ENTRIES = 8  # of an array; `--json` has all that there are
 
 
 @dataclass(frozen=True)
-class Shown:
+class Contents:
     """What is shown of a run's last record, or of a checkpoint.
 
     Attributes:
@@ -26,7 +26,7 @@ class Shown:
         path: where it is.
         about: the rest of the first line.
         facts: about it, for `--json`.
-        items: what the items are, by name.
+        state: what the state are, by name.
         scalars: the latest number of each name: of an item, `name` or `name/field`, and others.
         histograms: likewise, bins.
         places: at which step those were recorded that the last record is without.
@@ -36,7 +36,7 @@ class Shown:
     path: str
     about: str
     facts: Mapping[str, Any]
-    items: Mapping[str, Item]
+    state: Mapping[str, StateInfo]
     scalars: Mapping[str, int | float]
     histograms: Mapping[str, Bins]
     places: Mapping[str, int]
@@ -69,46 +69,46 @@ class Shown:
             found.append((field, values[0] if alone else f"[{', '.join(values[:_ENTRIES])}{rest}]"))
         return found
 
-    def only(self, patterns: Sequence[str]) -> Shown:
+    def only(self, patterns: Sequence[str]) -> Contents:
         """Returns what the patterns mean of it; all without any."""
 
         def wanted(name: str) -> bool:
-            return matches(name, patterns) or matches(_owner(name, self.items) or name, patterns)
+            return matches(name, patterns) or matches(_owner(name, self.state) or name, patterns)
 
-        items = {name: item for name, item in self.items.items() if matches(name, patterns)}
+        state = {name: item for name, item in self.state.items() if matches(name, patterns)}
         scalars = {name: value for name, value in self.scalars.items() if wanted(name)}
         histograms = {name: bins for name, bins in self.histograms.items() if wanted(name)}
-        return replace(self, items=items, scalars=scalars, histograms=histograms)
+        return replace(self, state=state, scalars=scalars, histograms=histograms)
 
     @property
     def others(self) -> dict[str, int | float | Bins]:
         """The numbers and the bins that are of no item."""
         everything: dict[str, int | float | Bins] = {**self.scalars, **self.histograms}
-        return {name: value for name, value in everything.items() if not _owner(name, self.items)}
+        return {name: value for name, value in everything.items() if not _owner(name, self.state)}
 
 
-def of_run(history: History, path: str) -> Shown:
+def of_run(history: History, path: str) -> Contents:
     """Returns what a run says by now."""
     last = history.steps[-1] if history.steps else None
     about = "no records yet"
     if last is not None:
         about = f"step {last:,}, {ago(time.time() - history.times[-1])} ago"
     series: dict[str, Any] = {**history.scalars, **history.histograms}
-    return Shown(
+    return Contents(
         "run",
         path,
         about,
         {"step": last, "time": history.times[-1]} if last is not None else {},
-        history.items,
+        history.state,
         {name: series.values[-1] for name, series in history.scalars.items()},
         {name: series.values[-1] for name, series in history.histograms.items()},
         {name: entry.steps[-1] for name, entry in series.items() if entry.steps[-1] != last},
     )
 
 
-def as_json(shown: Shown) -> dict[str, Any]:
-    items = {}
-    for name, item in shown.items.items():
+def as_json(shown: Contents) -> dict[str, Any]:
+    state = {}
+    for name, item in shown.state.items():
         numbers, histograms = shown.of(name)
         entry: dict[str, Any] = asdict(item)
         if "" in numbers:
@@ -120,17 +120,17 @@ def as_json(shown: Shown) -> dict[str, Any]:
                 field: {"edges": [plain(edge) for edge in bins.edges.tolist()], "counts": bins.counts.tolist()}
                 for field, bins in histograms.items()
             }
-        items[name] = entry
+        state[name] = entry
     return {
         shown.kind: shown.path,
         **shown.facts,
-        "items": items,
+        "state": state,
         "scalars": {name: plain(value) for name, value in shown.others.items() if not isinstance(value, Bins)},
     }
 
 
-def _owner(name: str, items: Mapping[str, Item]) -> str:
+def _owner(name: str, state: Mapping[str, StateInfo]) -> str:
     """Returns the item that a number is of; "" where it is of none."""
-    while name and name not in items:
+    while name and name not in state:
         name = name.rpartition("/")[0]
     return name
