@@ -398,7 +398,7 @@ def test_a_failing_sink_is_named_and_the_others_have_everything():
         assert str(caught.value) == (
             "Kept(): failed in writing step 20.\n"
             "  got:  OSError: [Errno 28] No space left on device\n"
-            "  fix:  mend what the error says; other sinks have their records, and a loop that catches this goes on"
+            "  fix:  fix the cause in the error; other sinks have their records, and a loop that catches this continues"
         )
         assert isinstance(caught.value.__cause__, OSError)
         run(log, 9, start=21)
@@ -603,7 +603,7 @@ def test_other_processes_read_and_do_not_write(monkeypatch):
     quiet, asked = Kept(), Kept()
     with tallax.Logger(quiet) as log:
         log(counting(3))
-        assert log._asked is not None  # it was read
+        assert log._pending is not None  # it was read
     with tallax.Logger(asked, all_processes=True) as log:
         log(counting(3))
     assert quiet.records == []

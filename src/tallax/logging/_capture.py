@@ -25,7 +25,7 @@ from tallax.variables import Counter
 
 
 @dataclass(frozen=True)
-class Taken:
+class Captured:
     """What a record is made of, once it is on the host.
 
     Attributes:
@@ -50,10 +50,16 @@ class Taken:
     omissions: Sequence[Omission]
     exclusion: Exclusion
 
-    def counted(self) -> int:
-        """Returns the value of the counter; waits for the device."""
+    def count(self) -> int:
+        """Returns the value of the step counter. This waits for the device."""
         assert self.counter is not None
         return self.readings[self.known.names[self.counter]].outcomes()[self.counter]
+
+    def step_counter(self) -> tuple[Counter | None, int]:
+        """Returns the step counter and the position of its reading; None and 0 if there is none."""
+        if self.counter is None:
+            return None, 0
+        return self.known.counters[self.counter], self.known.names[self.counter]
 
     def record(self, process: int, extra: Mapping[str, int]) -> tuple[Record, list[Omission]]:
         """Returns the record, which has these scalars too, and the values that are left out; waits for the device.
@@ -187,7 +193,7 @@ class Known:
         }
 
 
-class Taker:
+class Capture:
     """Takes what the calls of a Logger are given.
 
     Args:
@@ -200,7 +206,7 @@ class Taker:
         self._counter: str | None = None  # the one that was found
         self._known = Known((), exclusion)
 
-    def take(self, objects: Sequence[Any], scalars: Mapping[str, Any], step: int, *, explicit: bool) -> Taken:
+    def capture(self, objects: Sequence[Any], scalars: Mapping[str, Any], step: int, *, explicit: bool) -> Captured:
         """Returns what a call was given, on its way to the host; waits for nothing.
 
         Args:
@@ -233,7 +239,7 @@ class Taker:
         self._known = known
         arrays = _Arrays({name: value for name, value in numbers.items() if isinstance(value, jax.Array)})
         here = {name: value for name, value in numbers.items() if not isinstance(value, jax.Array)}
-        return Taken(step, counter, time.time(), readings, known, here, arrays, omissions, self._exclusion)
+        return Captured(step, counter, time.time(), readings, known, here, arrays, omissions, self._exclusion)
 
     def _counter_among(self, known: Known) -> str | None:
         """Returns the name of the Counter that counts the steps of the run, if it is there."""

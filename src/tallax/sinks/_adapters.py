@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from tallax.runs import Bins, Record
-from tallax.sinks._partial_writes import one_by_one
+from tallax.sinks._partial_writes import write_one_by_one
 
 _QUANTILES = {"p01": 0.01, "median": 0.5, "p99": 0.99}
 # What TensorBoard knows a histogram by, serialized: SummaryMetadata(plugin_data=PluginData(plugin_name="histograms")).
@@ -54,7 +54,7 @@ class Backend:
             for name, value in part.scalars.items():
                 self._backend.log_scalar(prefix + name, value, step=record.step)
 
-        errors = one_by_one(numbers, log)
+        errors = write_one_by_one(numbers, log)
         flush = getattr(self._backend, "flush", None)
         if callable(flush):
             flush()
@@ -93,7 +93,7 @@ class Clu:
             self._write(numbers)
             errors: dict[str, Exception] = {}
         except Exception:  # of some of its values, or of all
-            errors = one_by_one(numbers, self._write)
+            errors = write_one_by_one(numbers, self._write)
         self._writer.flush()
         return errors
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from tallax._errors import MissingExtraError, compose
 from tallax.runs import Record, RunError
-from tallax.sinks._local_path import place
+from tallax.sinks._local_path import local_path
 from tallax.sinks._locking import lock
-from tallax.sinks._partial_writes import encoded
+from tallax.sinks._partial_writes import encode_or_omit
 
 try:
     import pyarrow as pa
@@ -73,7 +73,7 @@ class Parquet:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self._path = place("sinks.Parquet", path)
+        self._path = local_path("sinks.Parquet", path)
         self._lock: int | None = None
         self._process = 0
         self._part = 0  # the number of the part that is being filled
@@ -82,7 +82,7 @@ class Parquet:
     def write(self, record: Record) -> dict[str, Exception]:
         if self._lock is None:
             self._lock = self._open(record)
-        rows, errors = encoded(record, _table)
+        rows, errors = encode_or_omit(record, _table)
         tables = [*self._tables, rows]
         _replace(self._file(self._part), pa.concat_tables(tables))
         if len(tables) >= _RECORDS or sum(table.nbytes for table in tables) >= _BYTES:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tallax._errors import InvalidTypeError, InvalidValueError, MissingExtraError, compose
 from tallax.runs import Record
-from tallax.sinks._partial_writes import one_by_one
+from tallax.sinks._partial_writes import write_one_by_one
 
 try:
     import wandb
@@ -80,7 +80,7 @@ class WandB:
         try:
             _log(run, record)
         except Exception:  # of some of its values, or of all
-            return one_by_one(record, lambda part: _log(run, part))  # which W&B puts together as one step
+            return write_one_by_one(record, lambda part: _log(run, part))  # which W&B puts together as one step
         return {}
 
     def close(self) -> None:
