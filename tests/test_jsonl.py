@@ -189,11 +189,11 @@ def test_a_file_of_somebody_elses_is_left_alone(tmp_path, text):
     """What is no run is neither read as one nor written to, whole or torn."""
     path = tmp_path / "data.jsonl"
     path.write_text(text)
-    with pytest.raises(tallax.RunError, match=r"line 1 is no record of a run"):
+    with pytest.raises(tallax.RunError, match=r"line 1 is not a record of a run"):
         Jsonl(path).write(Record(1, 0.0))
     assert path.read_text() == text
     if text.endswith("\n"):
-        with pytest.raises(tallax.RunError, match=r"line 1 is no record of a run"):
+        with pytest.raises(tallax.RunError, match=r"line 1 is not a record of a run"):
             tallax.Run(path)
 
 
@@ -207,9 +207,9 @@ def test_a_damaged_line_is_named(tmp_path):
     with pytest.raises(tallax.RunError) as caught:
         tallax.Run(tmp_path)
     assert str(caught.value) == (
-        f"{path}: line 3 is no record of a run.\n"
+        f"{path}: line 3 is not a record of a run.\n"
         f"  got:  {lines[2][:60]!r}\n"
-        "  fix:  bring back a whole copy; or cut the file before this line, whatever comes before can be read"
+        "  fix:  restore a complete copy; or cut the file before this line, to keep the records before it"
     )
     with pytest.raises(tallax.RunError, match="line 3"):
         Jsonl(tmp_path).write(Record(3, 0.0))
@@ -241,7 +241,7 @@ def test_no_run_here(tmp_path):
     with pytest.raises(tallax.RunError) as caught:
         tallax.Run(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}: is no run: there are no records in it.\n"
+        f"{tmp_path}: is not a run: it contains no records.\n"
         "  expected:  a folder with a file records.jsonl, as tallax.sinks.Jsonl(folder) writes it\n"
         f"  fix:       name a run: {tmp_path / 'first'}"
     )

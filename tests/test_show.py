@@ -151,14 +151,14 @@ RUN/records.jsonl: was written by a later tallax.
     "damaged": (
         damaged,
         """\
-RUN/records.jsonl: line 3 is no record of a run.
+RUN/records.jsonl: line 3 is not a record of a run.
   got:  b'{"step": 1}\\n'
-  fix:  bring back a whole copy; or cut the file before this line, whatever comes before can be read""",
+  fix:  restore a complete copy; or cut the file before this line, to keep the records before it""",
     ),
     "no-run": (
         empty,
         """\
-RUN: is no run: there are no records in it.
+RUN: is not a run: it contains no records.
   expected:  a folder with a file records.jsonl, as tallax.sinks.Jsonl(folder) writes it
   fix:       log with tallax.Logger(tallax.sinks.Jsonl(folder)), and name that folder""",
     ),

@@ -298,7 +298,7 @@ def test_a_run_that_is_damaged_meanwhile_ends_it(tmp_path):
         code, rest, restored = terminal.end()
     assert code == 2
     assert restored
-    assert "is no record of a run" in rest.partition("\x1b[?1049l")[2]
+    assert "is not a record of a run" in rest.partition("\x1b[?1049l")[2]
 
 
 def test_a_run_that_is_not_there_is_an_error(tmp_path):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Contents`: what a run or a checkpoint holds, item by item, for a table, a notebook, or JSON."""
+"""`Contents`: the state in a run or a checkpoint, for a table, a notebook, or JSON."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from tallax.runs._jsonl_format import plain
 from tallax.runs._history import History
+from tallax.runs._jsonl_format import plain
 from tallax.runs._names import is_entry, matches
-from tallax.runs._record import Bins, StateInfo
 from tallax.runs._number_format import ago, number
+from tallax.runs._record import Bins, StateInfo
 
-_ENTRIES = 8  # of an array; `--json` has all that there are
+_ENTRIES = 8  # entries of an array that are shown; `--json` has all
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What is shown of a run's last record, or of a checkpoint.
+    """The latest values of a run, or the values of a checkpoint.
 
     Attributes:
-        kind: run, or checkpoint.
-        path: where it is.
-        about: the rest of the first line.
-        facts: about it, for `--json`.
-        state: what the state are, by name.
-        scalars: the latest number of each name: of an item, `name` or `name/field`, and others.
-        histograms: likewise, bins.
-        places: at which step those were recorded that the last record is without.
+        kind: "run" or "checkpoint".
+        path: Its path.
+        about: The rest of the title.
+        facts: Further fields for `--json`, such as the step.
+        state: A description of each variable and statistic, by name.
+        scalars: The latest number of each name: `name` or `name/field` of the state, and others.
+        histograms: The latest bins of each name.
+        places: The step of each value that is older than the last record.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Contents:
     places: Mapping[str, int]
 
     def of(self, name: str) -> tuple[dict[str, int | float], dict[str, Bins]]:
-        """Returns the numbers and the bins of an item, by what follows its name."""
+        """Returns the numbers and the bins of a variable or statistic, by the rest of their names."""
         below = f"{name}/"
         numbers = {key[len(name) + 1 :]: value for key, value in self.scalars.items() if key.startswith(below)}
         bins = {key[len(name) + 1 :]: value for key, value in self.histograms.items() if key.startswith(below)}
@@ -53,7 +53,7 @@ class Contents:
         return numbers, bins
 
     def parts(self, name: str) -> list[tuple[str, str | Bins]]:
-        """Returns what an item's value consists of: its own number or entries, its bins, and its fields, each named."""
+        """Returns the parts of a value with their names: its number or entries, its bins, and its fields."""
         numbers, histograms = self.of(name)
         found: list[tuple[str, str | Bins]] = []
         if "" in numbers:
@@ -70,25 +70,25 @@ class Contents:
         return found
 
     def only(self, patterns: Sequence[str]) -> Contents:
-        """Returns what the patterns mean of it; all without any."""
+        """Returns the contents whose names match the patterns; all if there are none."""
 
         def wanted(name: str) -> bool:
             return matches(name, patterns) or matches(_owner(name, self.state) or name, patterns)
 
-        state = {name: item for name, item in self.state.items() if matches(name, patterns)}
+        state = {name: info for name, info in self.state.items() if matches(name, patterns)}
         scalars = {name: value for name, value in self.scalars.items() if wanted(name)}
         histograms = {name: bins for name, bins in self.histograms.items() if wanted(name)}
         return replace(self, state=state, scalars=scalars, histograms=histograms)
 
     @property
     def others(self) -> dict[str, int | float | Bins]:
-        """The numbers and the bins that are of no item."""
+        """The numbers and the bins that do not belong to the state."""
         everything: dict[str, int | float | Bins] = {**self.scalars, **self.histograms}
         return {name: value for name, value in everything.items() if not _owner(name, self.state)}
 
 
 def of_run(history: History, path: str) -> Contents:
-    """Returns what a run says by now."""
+    """Returns the latest values of a run."""
     last = history.steps[-1] if history.steps else None
     about = "no records yet"
     if last is not None:
@@ -108,9 +108,9 @@ def of_run(history: History, path: str) -> Contents:
 
 def as_json(shown: Contents) -> dict[str, Any]:
     state = {}
-    for name, item in shown.state.items():
+    for name, info in shown.state.items():
         numbers, histograms = shown.of(name)
-        entry: dict[str, Any] = asdict(item)
+        entry: dict[str, Any] = asdict(info)
         if "" in numbers:
             entry["value"] = plain(numbers.pop(""))
         if numbers:
@@ -130,7 +130,7 @@ def as_json(shown: Contents) -> dict[str, Any]:
 
 
 def _owner(name: str, state: Mapping[str, StateInfo]) -> str:
-    """Returns the item that a number is of; "" where it is of none."""
+    """Returns the variable or statistic that a number belongs to, or "" if there is none."""
     while name and name not in state:
         name = name.rpartition("/")[0]
     return name

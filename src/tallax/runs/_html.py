@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and bars for notebooks, as HTML that needs no script and no style of its own."""
+"""Tables and histograms as HTML for notebooks, without scripts or style sheets."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import numpy as np
 
 from tallax.runs._contents import Contents
 from tallax.runs._histogram_axis import Axis
-from tallax.runs._record import Bins, StateInfo
 from tallax.runs._number_format import number, short, size
+from tallax.runs._record import Bins, StateInfo
 
 _ROWS = 200
-_SHORT = 12  # characters that stay on one line
-_BARS, _WIDTH, _HEIGHT = 40, 160, 28  # how many of them, and pixels
+_SHORT = 12  # cells of at most this many characters are not wrapped
+_BARS, _WIDTH, _HEIGHT = 40, 160, 28  # the number of bars; pixels
 _CELL = 'style="text-align:left;vertical-align:top;font-family:monospace"'
 
 
 class Markup(str):
-    """Text that is HTML already; all other text is escaped."""
+    """Text that is already HTML. All other text is escaped."""
 
     __slots__ = ()
 
 
 def table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table; of more than 200 rows, says how many there are."""
+    """Returns a table. If there are more than 200 rows, a line with the number of the others replaces them."""
     shown = list(rows)
     left_out = len(shown) - _ROWS
     parts = [f'<div style="overflow-x:auto"><div><b>{escape(title)}</b></div>']
@@ -44,7 +44,7 @@ def table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) ->
 
 
 def bars(bins: Bins) -> Markup:
-    """Returns a histogram as a small picture, and from where to where it goes."""
+    """Returns a histogram as a small picture between its lower and its upper end."""
     axis = Axis.of([bins])
     n = min(_BARS, len(bins.counts)) if axis.threshold is None else _BARS
     heights = axis.spread(bins, n)

@@ -14,8 +14,8 @@ from rich.text import Text
 from tallax.runs._bars import bars_of, sparkline
 from tallax.runs._history import History, Series
 from tallax.runs._names import is_entry, matches, sorted_names
-from tallax.runs._record import Bins
 from tallax.runs._number_format import ago, change, number, short
+from tallax.runs._record import Bins
 
 KEEP = 64  # values of each name, which is what the widest sparkline shows
 _GAP = 2

@@ -22,8 +22,8 @@ from matplotlib.ticker import (
 )
 
 from tallax.runs._histogram_axis import Axis
-from tallax.runs._panels import Heat, Panel
 from tallax.runs._number_format import number
+from tallax.runs._panels import Heat, Panel
 
 _TOLD_APART = 10  # curves, by the colors of a legend
 _COLORS = "viridis"

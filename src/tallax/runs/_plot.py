@@ -16,9 +16,9 @@ except ModuleNotFoundError:
 
     raise MissingExtraError.of("tallax plot", "plot", "matplotlib") from None
 
-from tallax.runs._matplotlib import draw_curves, draw_heat_map, draw_ridgeline
 from tallax.runs._errors import RunError, laid_out
 from tallax.runs._history import History
+from tallax.runs._matplotlib import draw_curves, draw_heat_map, draw_ridgeline
 from tallax.runs._panels import Panel, heat_of, panels_of, panels_over_each_other
 from tallax.runs._run import Run
 

@@ -19,8 +19,8 @@ except ModuleNotFoundError:
 
     raise MissingExtraError.of("tallax tail", "cli", "rich") from None
 
-from tallax.runs._run import Run, is_run
 from tallax.runs._live_table import KEEP, table
+from tallax.runs._run import Run, is_run
 
 
 def tail(path: str, patterns: Sequence[str], every_seconds: float, *, once: bool, wait: bool) -> None:
