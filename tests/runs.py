@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from tallax.runs import Bins, Item, Record
-from tallax.runs._record_format import FIRST_LINE, Encoder
+from tallax.runs import Bins, Record, StateInfo
+from tallax.runs._jsonl_format import FIRST_LINE, Encoder
 
 ITEMS = {
-    "seen": Item("Counter", (), "uint32", 8, True),
-    "gate/fired": Item("Rate", (2,), "uint32", 16, True),
-    "gate/load": Item("Counter", (4,), "uint32", 32, True),
-    "gate/logits": Item("Histogram", (13,), "uint32", 104, True),
-    "scratch": Item("Buffer", (100,), "float32", 400, False),
+    "seen": StateInfo("Counter", (), "uint32", 8, True),
+    "gate/fired": StateInfo("Rate", (2,), "uint32", 16, True),
+    "gate/load": StateInfo("Counter", (4,), "uint32", 32, True),
+    "gate/logits": StateInfo("Histogram", (13,), "uint32", 104, True),
+    "scratch": StateInfo("Buffer", (100,), "float32", 400, False),
 }
 EDGES = np.linspace(-4.0, 4.0, 9)
 

@@ -76,7 +76,7 @@ def test_a_backend_that_can_be_flushed_is():
 def test_what_is_no_backend():
     """A class, or an object without close(), is no sink."""
     for thing in (ByHand, mock.Mock(spec=["log_scalar"])):
-        with pytest.raises(tallax.InvalidTypeError, match="takes sinks"):
+        with pytest.raises(tallax.InvalidTypeError, match="a sink must have"):
             as_sink(thing)
 
 

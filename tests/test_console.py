@@ -53,7 +53,7 @@ def test_which_names_a_line_has(capsys):
     assert capsys.readouterr().out == "step 10  gate/fired/fired=3  gate/fired/total=10  gate/fired/rate=0.3\n"
     sink = sinks.Console()
     numbers = {name: value for name, value in record(1).scalars.items() if name != "loss"}
-    sink.write(Record(1, 0.0, 0, numbers, {}, record(1).items))
+    sink.write(Record(1, 0.0, 0, numbers, {}, record(1).state))
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 

@@ -1376,7 +1376,7 @@ Logger: step= is the name of a Counter of one count.
         logged(in_turn(lambda log: log(step=5), lambda log: log.now(loss=1))),
         tallax.InvalidValueError,
         """\
-Logger: either every call says its step, or none does.
+Logger: either every call passes step=, or none does.
   got:  a call without step=
   fix:  log(model, step=step) everywhere; or nowhere, with a tallax.StepCounter on the model""",
     ),
@@ -1384,7 +1384,7 @@ Logger: either every call says its step, or none does.
         logged(lambda log, model: log(step=jnp.int32(3))),
         tallax.InvalidTypeError,
         """\
-Logger: step= is an int.
+Logger: step= must be an int.
   got:  int32[] (3)
   fix:  log(model) without it, which reads the step counter without stopping the device; or an int""",
     ),
@@ -1400,7 +1400,7 @@ Logger: has been closed.
         lambda model: tallax.Logger(every=0),
         tallax.InvalidValueError,
         """\
-Logger: every= is a number from 1 on.
+Logger: every= must be an int of at least 1.
   got:  int (0)
   fix:  Logger(every=100)""",
     ),
@@ -1408,7 +1408,7 @@ Logger: every= is a number from 1 on.
         lambda model: tallax.Logger(overflow="raise"),
         tallax.InvalidValueError,
         """\
-Logger: overflow= is 'wait' or 'drop'.
+Logger: overflow= must be 'wait' or 'drop'.
   got:  str ('raise')
   fix:  overflow='drop'""",
     ),
@@ -1424,7 +1424,7 @@ sinks.Jsonl: writes to a folder on this machine.
         lambda model: tallax.Logger(tallax.sinks.Jsonl),
         tallax.InvalidTypeError,
         """\
-Logger: takes sinks, which have the methods write(record) and close(), or the folder of the run.
+Logger: a sink must have the methods write(record) and close(), or be the folder of the run.
   got:  type (<class 'tallax.sinks._jsonl.Jsonl'>)
   fix:  Logger('runs/1'), tallax.sinks.TensorBoard('runs/1'), or one of your own""",
     ),
@@ -1434,7 +1434,7 @@ Logger: takes sinks, which have the methods write(record) and close(), or the fo
         """\
 FullDisk: failed in writing step 1.
   got:  OSError: the disk is full
-  fix:  mend what the error says; other sinks have their records, and a loop that catches this goes on""",
+  fix:  fix the cause in the error; other sinks have their records, and a loop that catches this continues""",
     ),
     "grad-of-a-ref": (
         with_a_ref,

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tallax
-from tallax.runs._record_format import Decoder, Encoder
-from tallax.sinks import Bins, Item, Jsonl, Record
+from tallax.runs._jsonl_format import Decoder, Encoder
+from tallax.sinks import Bins, Jsonl, Record, StateInfo
 
 names = st.text(min_size=1, max_size=8)
 counts = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5)
@@ -35,9 +35,9 @@ records = st.builds(
     process=st.integers(0, 3),
     scalars=st.dictionaries(names, st.integers() | st.floats(allow_nan=False), max_size=4),
     histograms=st.dictionaries(st.sampled_from("abc"), bins(), max_size=3),
-    items=st.dictionaries(
+    state=st.dictionaries(
         st.sampled_from("abc"),
-        st.builds(Item, names, st.tuples(st.integers(0, 9)), st.just("uint32"), st.integers(0, 99), st.booleans()),
+        st.builds(StateInfo, names, st.tuples(st.integers(0, 9)), st.just("uint32"), st.integers(0, 99), st.booleans()),
         max_size=3,
     ),
 )
@@ -53,14 +53,14 @@ def test_what_is_written_is_read(written):
         line = encoder.line(record)
         assert line.count(b"\n") == 1
         read = decoder.record(line)
-        known |= record.items
+        known |= record.state
         assert (read.step, read.time, read.process) == (record.step, record.time, record.process)
         assert read.scalars == record.scalars
         assert {name: type(value) for name, value in read.scalars.items()} == {
             name: type(value) for name, value in record.scalars.items()
         }
         assert read.histograms == record.histograms
-        assert read.items == known
+        assert read.state == known
 
 
 def test_not_a_number():
@@ -84,16 +84,16 @@ def write(path, steps, **options):
 def test_edges_and_items_are_said_once(tmp_path):
     """A line leaves out what the lines before it said of edges and items."""
     acts = {"acts": Bins(np.array([0.0, 1.0, 2.0]), np.array([3, 4], np.uint64))}
-    item = {"acts": Item("Histogram", (7,), "uint32", 56, True)}
-    write(tmp_path, [1, 2], histograms=acts, items=item)
+    item = {"acts": StateInfo("Histogram", (7,), "uint32", 56, True)}
+    write(tmp_path, [1, 2], histograms=acts, state=item)
     first, second = (tmp_path / "records.jsonl").read_text().splitlines()[1:]
     assert '"edges":[0.0,1.0,2.0]' in first
     assert "edges" not in second
-    assert '"items"' in first
-    assert '"items"' not in second
+    assert '"state"' in first
+    assert '"state"' not in second
     run = tallax.Run(tmp_path)
     assert run.histograms["acts"].values == [acts["acts"]] * 2
-    assert run.items == item
+    assert run.state == item
 
 
 def test_resuming_replaces_what_came_after(tmp_path):
@@ -189,11 +189,11 @@ def test_a_file_of_somebody_elses_is_left_alone(tmp_path, text):
     """What is no run is neither read as one nor written to, whole or torn."""
     path = tmp_path / "data.jsonl"
     path.write_text(text)
-    with pytest.raises(tallax.RunError, match=r"line 1 is no record of a run"):
+    with pytest.raises(tallax.RunError, match=r"line 1 is not a record of a run"):
         Jsonl(path).write(Record(1, 0.0))
     assert path.read_text() == text
     if text.endswith("\n"):
-        with pytest.raises(tallax.RunError, match=r"line 1 is no record of a run"):
+        with pytest.raises(tallax.RunError, match=r"line 1 is not a record of a run"):
             tallax.Run(path)
 
 
@@ -207,9 +207,9 @@ def test_a_damaged_line_is_named(tmp_path):
     with pytest.raises(tallax.RunError) as caught:
         tallax.Run(tmp_path)
     assert str(caught.value) == (
-        f"{path}: line 3 is no record of a run.\n"
+        f"{path}: line 3 is not a record of a run.\n"
         f"  got:  {lines[2][:60]!r}\n"
-        "  fix:  bring back a whole copy; or cut the file before this line, whatever comes before can be read"
+        "  fix:  restore a complete copy; or cut the file before this line, to keep the records before it"
     )
     with pytest.raises(tallax.RunError, match="line 3"):
         Jsonl(tmp_path).write(Record(3, 0.0))
@@ -241,7 +241,7 @@ def test_no_run_here(tmp_path):
     with pytest.raises(tallax.RunError) as caught:
         tallax.Run(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}: is no run: there are no records in it.\n"
+        f"{tmp_path}: is not a run: it contains no records.\n"
         "  expected:  a folder with a file records.jsonl, as tallax.sinks.Jsonl(folder) writes it\n"
         f"  fix:       name a run: {tmp_path / 'first'}"
     )

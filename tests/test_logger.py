@@ -241,10 +241,10 @@ def test_a_record_has_every_item_by_its_parts():
         "underflow": None,
     }
     assert record.histograms["load"] == tallax.sinks.Bins(np.array([-0.5, 0.5, 1.5]), np.array([2**40, 1], np.uint64))
-    assert {name: item.kind for name, item in record.items.items()} == {
+    assert {name: item.kind for name, item in record.state.items()} == {
         entry.name: type(entry.owner or entry.item).__name__ for entry in tallax.collect(model).entries
     }
-    assert record.items["load"] == tallax.sinks.Item("Counter", (2,), "uint32", 16, True)
+    assert record.state["load"] == tallax.sinks.StateInfo("Counter", (2,), "uint32", 16, True)
 
 
 def test_large_arrays_are_summed_up():
@@ -398,7 +398,7 @@ def test_a_failing_sink_is_named_and_the_others_have_everything():
         assert str(caught.value) == (
             "Kept(): failed in writing step 20.\n"
             "  got:  OSError: [Errno 28] No space left on device\n"
-            "  fix:  mend what the error says; other sinks have their records, and a loop that catches this goes on"
+            "  fix:  fix the cause in the error; other sinks have their records, and a loop that catches this continues"
         )
         assert isinstance(caught.value.__cause__, OSError)
         run(log, 9, start=21)
@@ -544,7 +544,7 @@ def test_what_the_items_are_is_said_anew_where_they_change():
         for k, step in enumerate([*steps, steps[0], steps[0]]):
             step()
             log(step, step=k)
-    assert [sorted(record.items) for record in sink.records] == [["step"], ["fired", "step"], ["step"], ["step"]]
+    assert [sorted(record.state) for record in sink.records] == [["step"], ["fired", "step"], ["step"], ["step"]]
     assert [record.scalars["step"] for record in sink.records] == [2, 3, 3, 4]
 
 
@@ -603,7 +603,7 @@ def test_other_processes_read_and_do_not_write(monkeypatch):
     quiet, asked = Kept(), Kept()
     with tallax.Logger(quiet) as log:
         log(counting(3))
-        assert log._asked is not None  # it was read
+        assert log._pending is not None  # it was read
     with tallax.Logger(asked, all_processes=True) as log:
         log(counting(3))
     assert quiet.records == []

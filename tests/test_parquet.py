@@ -165,7 +165,7 @@ def test_a_part_of_something_else_is_left_alone(tmp_path, damage):
     with pytest.raises(tallax.RunError) as caught:
         sink.write(record(1))
     lines = str(caught.value).splitlines()
-    assert lines[0] == f"{part}: is no part of a run's table, or has been damaged."
+    assert lines[0] == f"{part}: is not a part of a run's table, or is damaged."
     assert damage == "torn" or lines[1] == "  got:  columns x"
     assert part.read_bytes() == held
 

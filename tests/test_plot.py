@@ -161,22 +161,22 @@ def test_the_command(tmp_path):
     runs = [str(write(tmp_path / name, [record(1), record(2)])) for name in "ab"]
     command = [sys.executable, "-W", "error", "-c", "import tallax.cli; tallax.cli.main()", "plot", *runs]
     output = tmp_path / "new" / "both.svg"
-    done = subprocess.run([*command, "-o", output, "--items", "loss"], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "-o", output, "--names", "loss"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{output}\n", "")
     assert list(output.parent.iterdir()) == [output]
 
 
 @pytest.mark.parametrize(
-    ("output", "items", "histograms", "says"),
+    ("output", "patterns", "histograms", "says"),
     [
         ("plot.gif", (), "heatmap", "the suffix of the file"),
         ("plot.png", (), "bars", "is heatmap or ridgeline"),
         ("plot.png", ("nope",), "heatmap", "no name that matches nope"),
     ],
 )
-def test_what_it_refuses(tmp_path, output, items, histograms, says):
+def test_what_it_refuses(tmp_path, output, patterns, histograms, says):
     """An unknown kind of file or of picture, and nothing to draw, are errors; nothing is written."""
     run = write(tmp_path / "run", [record(1)])
     with pytest.raises(RunError, match=says):
-        list(plot([str(run)], tmp_path / output, items, histograms))
+        list(plot([str(run)], tmp_path / output, patterns, histograms))
     assert not (tmp_path / output).exists()

@@ -18,18 +18,18 @@ from rich.console import Console
 
 import tallax.runs
 from tallax.runs import Record, Run
+from tallax.runs._contents import as_json
+from tallax.runs._jsonl_format import FIRST_LINE
 from tallax.runs._plot import plot
-from tallax.runs._record_format import FIRST_LINE
 from tallax.runs._show import read, rendered
-from tallax.runs._shown import as_json
 from tests.runs import ITEMS, odd_records, record, write
 
 COMMAND = [sys.executable, "-W", "error", "-c", "import tallax.cli; tallax.cli.main()", "show"]
 
 
-def shown(folder, width=120, items=()):
+def shown(folder, width=120, patterns=()):
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(rendered(read(folder).only(items), width))
+    console.print(rendered(read(folder).only(patterns), width))
     return console.file.getvalue().splitlines()
 
 
@@ -43,7 +43,7 @@ def test_every_item_is_listed_exactly(tmp_path):
     assert rows["scratch"][-1] == "no"
     assert rows["loss"][1] == "0.25"
     assert rows["accuracy"][1:] == ["0.5", "at", "step", "20"]
-    assert lines[-1] == "5 items, 560 B; 160 B of it in checkpoints"
+    assert lines[-1] == "5 names, 560 B; 160 B of it in checkpoints"
 
 
 @pytest.mark.parametrize("width", [60, 70, 100, 160])
@@ -58,7 +58,7 @@ def test_it_fits(tmp_path, width):
 
 def test_items_are_chosen_by_name(tmp_path):
     """A pattern means what it matches and what lies below."""
-    lines = shown(write(tmp_path, [record(1)]), items=["gate", "lo*"])
+    lines = shown(write(tmp_path, [record(1)]), patterns=["gate", "lo*"])
     assert [line.split()[0] for line in lines if line.startswith(("gate/", "loss", "seen"))] == [
         "gate/fired",
         "gate/load",
@@ -74,8 +74,8 @@ def test_json_for_machines(tmp_path):
     )
     said = json.loads(done.stdout)
     assert said["step"] == 20
-    assert set(said["items"]) == set(ITEMS)
-    assert said["items"]["seen"] == {
+    assert set(said["state"]) == set(ITEMS)
+    assert said["state"]["seen"] == {
         "kind": "Counter",
         "shape": [],
         "dtype": "uint32",
@@ -83,8 +83,8 @@ def test_json_for_machines(tmp_path):
         "persistent": True,
         "value": 2**53 + 1 + 1280,
     }
-    assert said["items"]["gate/load"]["fields"] == {"0": 2, "1": 4, "2": 6, "3": 8}
-    assert said["items"]["gate/logits"]["histograms"][""]["counts"] == [0, 2, 4, 10, 18, 8, 4, 2]
+    assert said["state"]["gate/load"]["fields"] == {"0": 2, "1": 4, "2": 6, "3": 8}
+    assert said["state"]["gate/logits"]["histograms"][""]["counts"] == [0, 2, 4, 10, 18, 8, 4, 2]
     assert said["scalars"] == {"loss": 1 / 3, "bad": "NaN"}
 
 
@@ -132,9 +132,9 @@ def empty(folder):
 ONE = (Record(1, 0.0, 0, {"loss": 1.0}),)
 
 
-def drawn(output="p.png", items=(), histograms="heatmap", records=ONE):
+def drawn(output="p.png", patterns=(), histograms="heatmap", records=ONE):
     def act(folder):
-        list(plot([str(write(folder, records))], output, items, histograms))
+        list(plot([str(write(folder, records))], output, patterns, histograms))
 
     return act
 
@@ -151,14 +151,14 @@ RUN/records.jsonl: was written by a later tallax.
     "damaged": (
         damaged,
         """\
-RUN/records.jsonl: line 3 is no record of a run.
+RUN/records.jsonl: line 3 is not a record of a run.
   got:  b'{"step": 1}\\n'
-  fix:  bring back a whole copy; or cut the file before this line, whatever comes before can be read""",
+  fix:  restore a complete copy; or cut the file before this line, to keep the records before it""",
     ),
     "no-run": (
         empty,
         """\
-RUN: is no run: there are no records in it.
+RUN: is not a run: it contains no records.
   expected:  a folder with a file records.jsonl, as tallax.sinks.Jsonl(folder) writes it
   fix:       log with tallax.Logger(tallax.sinks.Jsonl(folder)), and name that folder""",
     ),
@@ -192,7 +192,7 @@ RUN: is neither a run nor a checkpoint.
   fix:  --histograms ridgeline""",
     ),
     "nothing-matches": (
-        drawn(items=["nope", "no*"]),
+        drawn(patterns=["nope", "no*"]),
         """\
 RUN: has nothing to draw.
   got:  no name that matches nope no*

@@ -72,12 +72,12 @@ def test_every_item_is_as_a_run_has_it(model, tmp_path):
     expected = {name: value for name, value in record.scalars.items() if name != "scratch"}
     assert scalars == expected
     assert histograms == record.histograms
-    items = {name.removeprefix("model/"): item for name, item in found.items.items()}
+    items = {name.removeprefix("model/"): item for name, item in found.state.items()}
     assert {name: item.kind for name, item in items.items() if item.kind != "Param"} == {
-        name: item.kind for name, item in record.items.items()
+        name: item.kind for name, item in record.state.items()
     }
     assert not items["scratch"].persistent
-    for name, item in record.items.items():
+    for name, item in record.state.items():
         assert (items[name].shape, items[name].nbytes) == (item.shape, item.nbytes)
     assert items["layer/kernel"].shape == (2, 3)
 
@@ -97,7 +97,7 @@ def test_a_checkpoint_of_orbax_alone(tmp_path):
         checkpointer.save(tmp_path / "other", {"step": np.int32(7), "w": np.zeros((64, 64), np.float32)})
     found = shown(tmp_path / "other")
     assert found.scalars == {"step": 7}
-    assert {name: (item.kind, item.dtype, item.shape) for name, item in found.items.items()} == {
+    assert {name: (item.kind, item.dtype, item.shape) for name, item in found.state.items()} == {
         "step": ("array", "int32", ()),
         "w": ("array", "float32", (64, 64)),
     }
@@ -108,7 +108,7 @@ def test_a_kind_that_is_not_known_here_is_a_plain_array(model, tmp_path, monkeyp
     monkeypatch.delitem(tallax.checkpoints._inspect._READABLE, "Rate")
     tallax.save(tmp_path / "saved", model)
     found = shown(tmp_path / "saved")
-    assert found.items["model/rate"].kind == "Rate"
+    assert found.state["model/rate"].kind == "Rate"
     assert "model/rate/fired/0" not in found.scalars
     assert found.scalars["model/rate/0,0"] == 2  # 0.5 and NaN
 
@@ -124,7 +124,7 @@ def test_the_command(model, tmp_path):
 
     result = run(str(tmp_path / "saved"), "--json")
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["items"]["model/step"]["value"] == 2**40
+    assert json.loads(result.stdout)["state"]["model/step"]["value"] == 2**40
     (tmp_path / "empty").mkdir()
     result = run(str(tmp_path / "empty"))
     assert (result.returncode, result.stdout) == (2, "")

@@ -22,11 +22,11 @@ import pytest
 from rich.console import Console
 
 from tallax.runs import Bins, History, Record, Run
-from tallax.runs._axis import Axis
 from tallax.runs._bars import bars_of, one_line, sparkline
+from tallax.runs._histogram_axis import Axis
+from tallax.runs._jsonl_format import Encoder
+from tallax.runs._live_table import speed_of, table
 from tallax.runs._number_format import ago, change, number
-from tallax.runs._record_format import Encoder
-from tallax.runs._table import speed_of, table
 from tests.runs import odd_records, record, write
 
 COMMAND = [sys.executable, "-W", "error", "-c", "import tallax.cli; tallax.cli.main()"]
@@ -39,10 +39,10 @@ def history(records, keep=None):
     return found
 
 
-def drawn(source, width=100, height=40, items=(), title="runs/1", now=None):
+def drawn(source, width=100, height=40, patterns=(), title="runs/1", now=None):
     """Returns the lines of the table as a terminal of that width shows them."""
     console = Console(file=io.StringIO(), width=width, height=height, color_system=None)
-    console.print(table(source, title, items=items, width=width, height=height, now=now))
+    console.print(table(source, title, patterns=patterns, width=width, height=height, now=now))
     return console.file.getvalue().splitlines()
 
 
@@ -87,16 +87,16 @@ def test_what_does_not_fit_is_said():
     """Entries of an array are put into one row first; then it is said how many rows there are and how to see them."""
     numbers = {f"layer{n}/norm": 1.0 for n in range(200)} | {f"load/{n}": n for n in range(32)}
     lines = drawn(history([Record(1, 0.0, 0, numbers)]), height=25)
-    assert lines[-1] == "... and 181 more; narrow with --items 'layer20/*'"
-    lines = drawn(history([Record(1, 0.0, 0, numbers)]), height=25, items=["load/*"])
+    assert lines[-1] == "... and 181 more; narrow with --names 'layer20/*'"
+    lines = drawn(history([Record(1, 0.0, 0, numbers)]), height=25, patterns=["load/*"])
     assert line_of(lines, "load/0..31").split()[1:3] == ["32", "entries"]
-    assert len(drawn(history([Record(1, 0.0, 0, numbers)]), items=["load/1*"])) == 3 + 11
+    assert len(drawn(history([Record(1, 0.0, 0, numbers)]), patterns=["load/1*"])) == 3 + 11
 
 
 def test_nothing_to_show_is_said():
     """A run without records, and patterns that nothing matches, say so."""
     assert drawn(history([]))[-1] == "no records yet"
-    assert drawn(history([record(1)]), items=["nope*"])[-1] == "none of 14 names matches nope*"
+    assert drawn(history([record(1)]), patterns=["nope*"])[-1] == "none of 14 names matches nope*"
 
 
 def test_a_name_is_never_markup():
@@ -189,7 +189,7 @@ def run(*arguments):
 
 def test_without_a_terminal_it_prints_the_table_once(tmp_path):
     """Its output can be piped; then nothing is left out."""
-    done = run("tail", write(tmp_path, odd_records()), "--items", "array")
+    done = run("tail", write(tmp_path, odd_records()), "--names", "array")
     assert (done.returncode, done.stderr) == (0, "")
     assert sum(line.startswith("array/") for line in done.stdout.splitlines()) == 20
 
@@ -199,7 +199,7 @@ def test_looking_needs_no_jax(tmp_path):
     folder = write(tmp_path, [record(1), record(2)])
     script = (
         "import sys, tallax.cli\n"
-        "from tallax.runs import _drawing, _html, _plot\n"
+        "from tallax.runs import _html, _matplotlib, _plot\n"
         "try: tallax.cli.main()\n"
         "finally: print({name.partition('.')[0] for name in sys.modules} & {'jax', 'jaxlib', 'flax'})"
     )
@@ -298,7 +298,7 @@ def test_a_run_that_is_damaged_meanwhile_ends_it(tmp_path):
         code, rest, restored = terminal.end()
     assert code == 2
     assert restored
-    assert "is no record of a run" in rest.partition("\x1b[?1049l")[2]
+    assert "is not a record of a run" in rest.partition("\x1b[?1049l")[2]
 
 
 def test_a_run_that_is_not_there_is_an_error(tmp_path):

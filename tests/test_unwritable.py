@@ -234,11 +234,11 @@ def test_what_is_excluded_is_in_no_record():
     (record,) = sink.records
     assert set(record.scalars) == {"step", "gate/fired/fired", "gate/fired/rate", "load/2", "loss"}
     assert set(record.histograms) == {"load"}
-    assert set(record.items) == {"step", "gate/fired", "load"}
+    assert set(record.state) == {"step", "gate/fired", "load"}
     sink = Steps()
     with tallax.Logger(sink, exclude="*") as log:
         log(model)
-    assert (sink.steps, dict(sink.records[0].scalars), dict(sink.records[0].items)) == ([3], {}, {})
+    assert (sink.steps, dict(sink.records[0].scalars), dict(sink.records[0].state)) == ([3], {}, {})
 
 
 @pytest.mark.parametrize("patterns", [3, [3], [""], "", None, b"x", {"a": 1}])

@@ -106,9 +106,9 @@ def test_histograms_have_our_bins(written):
 def test_a_step_that_would_be_left_out(written):
     """W&B passes over a step that is below the last; this is an error."""
     assert written[1] == (
-        "WandB(run='one'): W&B takes the steps of a run in order, and would leave this one out.\n"
-        "  got:  a record of step 15, after step 20 was begun\n"
-        "  fix:  run.log(..., step=step) beside it, with the same steps; or a run for each: WandB(project=...)"
+        "WandB(run='one'): W&B accepts the steps of a run in order, and would leave this one out.\n"
+        "  got:  a record of step 15, after step 20 was started\n"
+        "  fix:  run.log(..., step=step) with the same steps; or one run for each: WandB(project=...)"
     )
 
 
@@ -204,7 +204,7 @@ def test_a_run_or_what_begins_one():
     with pytest.raises(tallax.InvalidTypeError) as caught:
         tallax.sinks.WandB(run=SimpleNamespace(id="x"), project="p", id="y")
     assert str(caught.value) == (
-        "sinks.WandB: takes a run, or what wandb.init takes to begin one.\n"
+        "sinks.WandB: accepts a run or the arguments of wandb.init, not both.\n"
         "  got:  run= and project=, id=\n"
         "  fix:  WandB(run=run); or WandB(project=...)"
     )

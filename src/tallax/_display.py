@@ -84,9 +84,3 @@ def worded(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return np.array2string(value, threshold=16, edgeitems=4, separator=", ")
     return str(value)
-
-
-def items_table(title: str, rows: list[tuple[str, str, Any, str, str, str]]) -> str:
-    """Returns the table of some items, whose values are numbers, arrays and records."""
-    shown = [(name, kind, worded(value), *rest) for name, kind, value, *rest in rows]
-    return table(title, ("item", "kind", "value", "shape", "size", "kept"), shown)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tallax doctor`: what to paste in a bug report.
+"""`tallax doctor`: prints versions, devices, modes and extras for a bug report.
 
-JAX is asked in a process of its own: starting a backend can raise, hang or end the process, and none of these should
-keep the rest from being told. Features of Flax are looked for; its version is not interpreted.
+JAX runs in a separate process, because starting a backend can raise, hang or end the process, and the rest of the
+report must still be printed. Modes of Flax are detected by feature, not by version.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from importlib import metadata
 from typing import Any
 
 _PACKAGES = ("tallax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-# What decides on the backend, and names neither machines nor folders.
+# These select the backend and the modes, and their values reveal neither machines nor folders.
 _VARIABLES = ("JAX_PLATFORMS", "JAX_ENABLE_X64", "XLA_FLAGS", "NNX_GRAPH_MODE", "NNX_GRAPH_UPDATES")
 _PROBE_SECONDS = 120.0
 _MARK = "tallax doctor: "
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints what is installed and what JAX finds, and returns 0; what cannot be told is said in its place."""
-    parser = argparse.ArgumentParser("tallax doctor", description="Print what to paste in a bug report.")
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    """Prints what is installed and the devices that JAX finds, and returns 0. Errors are printed in place of values."""
+    parser = argparse.ArgumentParser("tallax doctor", description="Print a report to paste into a bug report.")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     found = examined()
     print(json.dumps(found, indent=2) if options.json else worded(found))
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def examined() -> dict[str, Any]:
-    """Returns what there is to tell, as JSON would have it."""
+    """Returns the report as JSON values."""
     return {
         "python": f"{platform.python_version()} ({platform.python_implementation()}, {platform.platform()})",
         "packages": {name: _version(name) for name in _PACKAGES},
@@ -50,7 +50,7 @@ def examined() -> dict[str, Any]:
 
 
 def extras() -> dict[str, dict[str, str | None]]:
-    """Returns the packages of each extra, and the version that is installed of each, None where it is missing."""
+    """Returns the packages of each extra with their installed versions; None if a package is missing."""
     try:
         requirements = metadata.requires("tallax") or []
     except metadata.PackageNotFoundError:  # a source tree on the path
@@ -65,7 +65,7 @@ def extras() -> dict[str, dict[str, str | None]]:
 
 
 def worded(found: dict[str, Any]) -> str:
-    """Returns what was found as lines of plain text."""
+    """Returns the report as lines of plain text."""
     rows = [("python", found["python"])]
     rows += [(name, version or "not installed") for name, version in found["packages"].items()]
     if found["packages"]["tallax"] is None:
@@ -105,8 +105,8 @@ def _version(distribution: str) -> str | None:
 
 
 def _asked_apart(seconds: float = _PROBE_SECONDS) -> dict[str, Any]:
-    """Returns what a process that imports JAX and Flax says, or how it ended instead."""
-    # -P: whatever lies in the working folder is not what the `tallax` command imports.
+    """Returns the report of a process that imports JAX and Flax, or how it ended instead."""
+    # -P: files in the working folder must not shadow packages, as they do not for the `tallax` command.
     command = [sys.executable, "-P", "-c", f"from {__name__} import probe; probe()"]
     try:
         ended = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, check=False)
@@ -120,15 +120,15 @@ def _asked_apart(seconds: float = _PROBE_SECONDS) -> dict[str, Any]:
 
 
 def probe() -> None:
-    """Prints what JAX and Flax say about themselves, on a marked line: what they print by themselves goes elsewhere."""
+    """Prints the report of JAX and Flax on a marked line. Output of these libraries themselves is discarded."""
     found: dict[str, Any] = {}
     errors: dict[str, str] = {}
     for subject, ask in (("jax", _ask_jax), ("backend", _ask_backend), ("nnx", _ask_nnx)):
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 found |= ask()
-        except Exception as error:  # whatever keeps JAX from working is what is to be told
-            raised_by = traceback.extract_tb(error.__traceback__)[-1].name  # JAX asserts without a word
+        except Exception as error:  # any failure of JAX is part of the report
+            raised_by = traceback.extract_tb(error.__traceback__)[-1].name  # some assertions of JAX have no message
             errors[subject] = f"{type(error).__name__}: {str(error) or f'raised by {raised_by}()'}"
     print(_MARK + json.dumps(found | {"errors": errors}))
 

@@ -19,8 +19,8 @@ from flax import nnx
 
 from tallax._module import EvalAware
 
-# Most nodes of Flax's graph are constants. The `isinstance` of Flax's and JAX's classes runs Python code, so without this
-# check the walk over 1,000 counters and 200 layers takes 40 ms instead of 18 ms.
+# Most nodes of Flax's graph are constants. The `isinstance` of Flax's and JAX's classes runs Python code, so without
+# this check the walk over 1,000 counters and 200 layers takes 40 ms instead of 18 ms.
 _CONSTANTS = {int, float, bool, str, tuple, dict, list, type(None), types.FunctionType, type}
 
 

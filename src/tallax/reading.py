@@ -18,11 +18,11 @@ from flax import nnx
 
 from tallax import _uint64
 from tallax._arrays import home_of, is_committed, is_in_host_memory, is_ready, is_traced, unsplit
-from tallax._display import items_table
+from tallax._display import worded
 from tallax._errors import InvalidTypeError, TracedReadError, compose, describe
 from tallax._walk import groups_of
-from tallax.runs import Item
-from tallax.runs._number_format import size
+from tallax.runs import StateInfo
+from tallax.runs._html import state_table
 from tallax.schedules import Scheduled
 from tallax.statistics import Statistic
 from tallax.statistics._statistic import stored_state
@@ -180,13 +180,8 @@ class Reading:
     def _repr_html_(self) -> str:
         """Waits for the copy, as `result` does."""
         values = self.result()
-        rows = []
-        for entry in self.entries:
-            item = entry.description
-            shape = f"{item.dtype}[{','.join(map(str, item.shape))}]"
-            kept = "yes" if item.persistent else "no"
-            rows.append((entry.name, item.kind, values[entry.name], shape, size(item.nbytes), kept))
-        return items_table(f"{len(rows)} items", rows)
+        rows = [(entry.name, entry.description, worded(values[entry.name])) for entry in self.entries]
+        return state_table(f"{len(rows)} names", rows)
 
 
 @dataclass(frozen=True)
@@ -235,7 +230,7 @@ class Entry:
         return max(self.items.values(), key=lambda item: item.get_raw_value().nbytes)
 
     @functools.cached_property
-    def description(self) -> Item:
+    def description(self) -> StateInfo:
         """The kind, shape and size, without the value; dtype and shape are those of the largest array."""
         item = self.item
         raw = item.get_raw_value()
@@ -243,7 +238,7 @@ class Entry:
         if isinstance(item, Counter):
             shape = shape[:-1]
         size = sum(each.get_raw_value().nbytes for each in self.items.values())
-        return Item(kind, tuple(shape), str(raw.dtype), size, bool(item.get_metadata("persistent", True)))
+        return StateInfo(kind, tuple(shape), str(raw.dtype), size, bool(item.get_metadata("persistent", True)))
 
     def stored(self) -> list[Any]:
         """Returns the state where it is, an array for each Variable; those of Counters are words."""

@@ -19,8 +19,8 @@ from tallax.checkpoints._locate import METADATA, folder_of, orbax, outline_of, p
 from tallax.checkpoints._manifest import Entry, Manifest, Source
 from tallax.checkpoints._serialize import stored_dtype
 from tallax.logging._flatten import Numbers
-from tallax.runs import Item
-from tallax.runs._shown import Shown
+from tallax.runs import StateInfo
+from tallax.runs._contents import Contents
 from tallax.schedules import Scheduled
 
 _SMALL = 64  # entries of an array that is no item: what is larger is weights, and not read
@@ -33,7 +33,7 @@ _READABLE = {
 }
 
 
-def shown(path: str | os.PathLike[str]) -> Shown:
+def shown(path: str | os.PathLike[str]) -> Contents:
     """Returns the contents of a checkpoint of tallax's or Orbax's; of a series, those of the latest.
 
     Args:
@@ -65,7 +65,7 @@ def shown(path: str | os.PathLike[str]) -> Shown:
             if value is not None:
                 numbers.add(owner, value)
     about, facts = _about(folder, source.manifest, total=len(entries))
-    return Shown("checkpoint", str(path), about, facts, items, numbers.scalars, numbers.histograms, {})
+    return Contents("checkpoint", str(path), about, facts, items, numbers.scalars, numbers.histograms, {})
 
 
 def _folder(path: str | os.PathLike[str]) -> Path:
@@ -128,13 +128,13 @@ def _made(entry: Entry) -> Any:
     return _READABLE[entry.owner](**ast.literal_eval(entry.configuration))
 
 
-def _described(entries: Collection[Entry]) -> Item:
+def _described(entries: Collection[Entry]) -> StateInfo:
     """Returns what arrays are, those of one owner, or one: the dtype and shape are those of the largest."""
     entry = max(entries, key=lambda entry: entry.nbytes)
     shape = entry.shape[:-1] if entry.kind == "Counter" else entry.shape
     dtype = str(stored_dtype(entry.dtype, widened=False)) if entry.kind else entry.dtype
     size = sum(each.nbytes for each in entries)
-    return Item(entry.owner or entry.kind or "array", shape, dtype, size, entry.persistent)
+    return StateInfo(entry.owner or entry.kind or "array", shape, dtype, size, entry.persistent)
 
 
 def _about(folder: Path, manifest: Manifest, *, total: int) -> tuple[str, dict[str, Any]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Taking what a call of a Logger is given, so that nothing of it has to be waited for, and nothing can change it."""
+"""Captures the arguments of a Logger call without waiting, so that later changes do not affect them."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from tallax.compiling import CompiledStep
 from tallax.logging._flatten import Numbers, no_number
 from tallax.logging._omissions import Exclusion, Omission, described
 from tallax.reading import Entry, Reading, collect
-from tallax.runs import Item, Record
+from tallax.runs import Record, StateInfo
 from tallax.variables import Counter
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What a record is made of, once it is on the host.
+class Captured:
+    """The arguments of one call, with their copy to the host under way.
 
     Attributes:
-        step: as the caller or the clock has it.
-        counter: the name of the item that has it more exactly, if one does.
-        time: in seconds since the epoch.
-        readings: of items.
-        known: what these items are.
-        scalars: on the host.
-        arrays: scalars by name, on the way to the host.
-        omissions: the scalars that cannot be written.
-        exclusion: the names that are not wanted.
+        step: The step from the caller or the clock.
+        counter: The name of the step counter, whose value replaces `step`; None if there is none.
+        time: The time of the call, in seconds since the epoch.
+        readings: The readings of the state.
+        known: The names and descriptions in these readings.
+        scalars: Scalars that are on the host.
+        arrays: Scalars that are being copied to the host.
+        omissions: Scalars that cannot be written.
+        exclusion: The names to leave out.
     """
 
     step: int
@@ -50,16 +50,22 @@ class Taken:
     omissions: Sequence[Omission]
     exclusion: Exclusion
 
-    def counted(self) -> int:
-        """Returns the value of the counter; waits for the device."""
+    def count(self) -> int:
+        """Returns the value of the step counter. This waits for the device."""
         assert self.counter is not None
         return self.readings[self.known.names[self.counter]].outcomes()[self.counter]
 
+    def step_counter(self) -> tuple[Counter | None, int]:
+        """Returns the step counter and the position of its reading; None and 0 if there is none."""
+        if self.counter is None:
+            return None, 0
+        return self.known.counters[self.counter], self.known.names[self.counter]
+
     def record(self, process: int, extra: Mapping[str, int]) -> tuple[Record, list[Omission]]:
-        """Returns the record, which has these scalars too, and the values that are left out; waits for the device.
+        """Returns the record, with `extra` among its scalars, and the omissions. This waits for the device.
 
         Raises:
-            Exception: there were values, and none can be read: the error of the first.
+            Exception: None of the values could be read. It is the error of the first.
         """
         numbers, errors, step = Numbers(), list[Exception](), self.step
         for reading, entries in zip(self.readings, self.known.entries, strict=True):
@@ -95,27 +101,27 @@ class Taken:
         if self.exclusion:
             omissions = [omission for omission in omissions if omission.name not in self.exclusion]
         numbers.scalars |= extra
-        return Record(step, self.time, process, numbers.scalars, numbers.histograms, self.known.items), omissions
+        return Record(step, self.time, process, numbers.scalars, numbers.histograms, self.known.state), omissions
 
 
 class _Arrays:
-    """Arrays of one number by name, on their way to the host.
+    """Arrays of one number by name, which are being copied to the host.
 
-    They are gathered into an array of the reading's own: the next step may take the memory of these.
+    The reading gathers them into a new array, because the next step may reuse their memory (donation).
     """
 
     def __init__(self, arrays: Mapping[str, jax.Array]):
         self._arrays, names = arrays, [*arrays]
         self._reading: Reading | None = None
         if arrays:
-            with contextlib.suppress(Exception):  # the program of one has failed already, which `values` says
+            with contextlib.suppress(Exception):  # the program of one has already failed; `values` reports it
                 self._reading = Reading((), [*arrays.values()], lambda copies: dict(zip(names, copies, strict=True)))
 
     def values(self) -> Iterator[tuple[str, Any]]:
-        """Yields names and arrays on the host; for one that the device failed to compute, the error."""
+        """Yields names and arrays on the host, or the error of an array that could not be computed."""
         values: Mapping[str, Any] = self._arrays
         if self._reading is not None:
-            with contextlib.suppress(Exception):  # of one array, which took the gathered one with it
+            with contextlib.suppress(Exception):  # one array failed, and so the gathered one did
                 values = self._reading.outcomes()
         for name, array in values.items():
             try:
@@ -127,28 +133,28 @@ class _Arrays:
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """What the items of some readings are.
+    """Names and descriptions of the state in some readings; calls with the same compiled step share them.
 
     Attributes:
-        entries: of each reading.
-        exclusion: the names that are not wanted.
+        entries: The entries of each reading.
+        exclusion: The names to leave out.
     """
 
     entries: Sequence[Sequence[Entry]]
     exclusion: Exclusion
 
     def are(self, readings: Sequence[Reading]) -> bool:
-        """Tells whether readings are of the same items, as those of one compiled step are."""
+        """Returns whether readings have these entries, as readings of the same compiled step do."""
         return len(self.entries) == len(readings) and all(
             entries is reading.entries for entries, reading in zip(self.entries, readings, strict=True)
         )
 
     @functools.cached_property
     def names(self) -> Mapping[str, int]:
-        """Of each item by its name, the number of its reading.
+        """The index of the reading for each name.
 
         Raises:
-            InvalidValueError: two items have one name.
+            InvalidValueError: Two entries have the same name.
         """
         names: dict[str, int] = {}
         for number, entries in enumerate(self.entries):
@@ -166,8 +172,8 @@ class Known:
         return names
 
     @functools.cached_property
-    def items(self) -> Mapping[str, Item]:
-        """Each by its name."""
+    def state(self) -> Mapping[str, StateInfo]:
+        """The description of each variable and statistic, by name."""
         entries = itertools.chain(*self.entries)
         return {entry.name: entry.description for entry in entries if entry.name not in self.exclusion}
 
@@ -179,7 +185,7 @@ class Known:
 
     @functools.cached_property
     def counters(self) -> Mapping[str, Counter]:
-        """Those of one count, by name."""
+        """The Counters with a single count, by name."""
         return {
             entry.name: entry.item
             for entry in itertools.chain(*self.entries)
@@ -187,12 +193,12 @@ class Known:
         }
 
 
-class Taker:
-    """Takes what the calls of a Logger are given.
+class Capture:
+    """Captures the arguments of the calls of a Logger.
 
     Args:
-        counter: the name of the Counter that counts the steps of the run. None: the first call finds it.
-        exclusion: the names that are not wanted.
+        counter: The name of the Counter that counts the steps of the run. If None, the first call finds it.
+        exclusion: The names to leave out.
     """
 
     def __init__(self, counter: str | None, exclusion: Exclusion) -> None:
@@ -200,24 +206,24 @@ class Taker:
         self._counter: str | None = None  # the one that was found
         self._known = Known((), exclusion)
 
-    def take(self, objects: Sequence[Any], scalars: Mapping[str, Any], step: int, *, explicit: bool) -> Taken:
-        """Returns what a call was given, on its way to the host; waits for nothing.
+    def capture(self, objects: Sequence[Any], scalars: Mapping[str, Any], step: int, *, explicit: bool) -> Captured:
+        """Starts the copy to the host and returns the capture. This waits for nothing.
 
         Args:
-            objects: compiled steps, and modules.
-            scalars: numbers, and arrays of one.
-            step: the step of the record, unless a counter has it.
-            explicit: whether the step is as the caller says, whatever the counters have.
+            objects: Compiled steps and modules.
+            scalars: Numbers, and arrays of one number.
+            step: The step of the record, unless there is a step counter.
+            explicit: Whether `step` comes from the caller, so that no counter replaces it.
 
         Raises:
-            InvalidTypeError: an object is no module.
-            InvalidValueError: two objects have items of one name; or no counter has the name that the Logger was given,
-                or several could be the one.
-            TracedReadError: inside a trace.
+            InvalidTypeError: An object is not a module.
+            InvalidValueError: Two objects have state of the same name; no Counter has the name that the Logger was
+                given, or several Counters match.
+            TracedReadError: The call is inside a trace.
         """
         steps = [thing for thing in objects if isinstance(thing, CompiledStep)]
         modules = [thing for thing in objects if not isinstance(thing, CompiledStep)]
-        # Checked before anything is sent on its way: an error takes nothing.
+        # Arguments are checked before anything is copied, so an error captures nothing.
         omissions: list[Omission] = []
         numbers = dict(_numbers(scalars, self._exclusion, omissions))
         readings = [step.collect() for step in steps]
@@ -233,10 +239,10 @@ class Taker:
         self._known = known
         arrays = _Arrays({name: value for name, value in numbers.items() if isinstance(value, jax.Array)})
         here = {name: value for name, value in numbers.items() if not isinstance(value, jax.Array)}
-        return Taken(step, counter, time.time(), readings, known, here, arrays, omissions, self._exclusion)
+        return Captured(step, counter, time.time(), readings, known, here, arrays, omissions, self._exclusion)
 
     def _counter_among(self, known: Known) -> str | None:
-        """Returns the name of the Counter that counts the steps of the run, if it is there."""
+        """Returns the name of the Counter that counts the steps of the run; None if there is none."""
         counters = known.counters
         if self._counter in counters:
             return self._counter
@@ -249,7 +255,7 @@ class Taker:
         if len(called) == 1:
             self._counter = called[0]
             return self._counter
-        if self._counter is not None:  # an evaluation of another model, for one
+        if self._counter is not None:  # for example, an evaluation of another model
             return None
         if called:
             raise InvalidValueError(

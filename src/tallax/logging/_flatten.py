@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the values of items are as numbers and bins, which is all that a sink can draw."""
+"""Turns the values of variables and statistics into numbers and bins, the only values that sinks accept."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _QUANTILES = {"p01": 0.01, "median": 0.5, "p99": 0.99}
 
 
 class Numbers:
-    """Collects numbers and bins by name, as far as they can be had.
+    """Collects numbers and bins by name.
 
     Attributes:
-        scalars: by name, ints, exact, and floats.
-        histograms: by name.
-        omissions: the values that are in neither.
+        scalars: Ints, which are exact, and floats by name.
+        histograms: Bins by name.
+        omissions: The values that are neither.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Numbers:
         self.omissions: list[Omission] = []
 
     def update(self, values: Mapping[str, Any], exclusion: Exclusion) -> None:
-        """Adds the values of items, by their names: most are numbers."""
+        """Adds values by name. Most are numbers, so these are checked first."""
         if exclusion:
             values = {name: value for name, value in values.items() if name not in exclusion}
         for name, value in values.items():
@@ -46,9 +46,9 @@ class Numbers:
                 self.add(name, value)
 
     def add(self, name: str, value: Any) -> None:
-        """Adds the value of an item: a number, an array, or the record of a statistic, each field under its own name.
+        """Adds a value: a number, an array, or the result of a statistic, each field under its own name.
 
-        Counts of what is rarely there, such as NaN, are left out of a histogram's while they are 0.
+        Counts of rare values in a histogram, such as NaN, are left out while they are 0.
         """
         if isinstance(value, np.ndarray) and value.dtype == np.uint64 and value.ndim == 1 and len(value):
             # A Counter's: how much went to each expert, head or unit. Their numbers are its bins.

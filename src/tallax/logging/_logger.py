@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Logger`: from a training loop to the sinks."""
+"""`Logger`: decides which calls are logged, and passes them to the writer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import atexit
 import dataclasses
 import sys
 import threading
-import weakref
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
@@ -15,57 +14,57 @@ import jax
 
 from tallax._errors import InvalidTypeError, InvalidValueError, SinkError, compose, describe
 from tallax.compiling import CompiledStep
-from tallax.logging._capture import Taken, Taker
-from tallax.logging._omissions import Exclusion, Omission, said, warn
-from tallax.logging._step_clock import StepClock
-from tallax.logging._writer import Failure, Writer
+from tallax.logging._capture import Capture, Captured
+from tallax.logging._omissions import Exclusion
+from tallax.logging._step_clock import RunClocks, StepClock
+from tallax.logging._writer import Writer
 from tallax.sinks import Sink, as_sink
 
 _LOOK = -sys.maxsize
 
 
 class Logger:
-    """Logs the items of a model, and scalars beside them, every so many steps, without stopping the device.
+    """Logs the state of a model, and scalars alongside it, every `every` steps, without waiting for the device.
 
-    A record is due at the first call, and then at each call at which the run has reached or passed a multiple of
-    `every` since the last record. A call that passes several multiples gives one record. Any other call costs a
-    comparison. A call that is logged starts a copy of all items to the host and returns. A thread waits for the copy
-    and hands a record to each sink: at once, or several at a time if there are more than ten a second.
+    The first call is logged. After that, a call is logged if the run has reached or passed a multiple of `every` since
+    the last record. If a call passes several multiples, it gives one record. Every other call costs a comparison. A
+    call that is logged starts a copy of the state to the host and returns. A thread waits for the copy and passes a
+    record to each sink: immediately, or several at a time if there are more than ten per second.
 
-    A clock on the host says how far the run is. It shows `step=` if the call has one; else the number of steps that the
-    compiled step has run (`CompiledStep.steps`); else the number of calls without a compiled step. It starts from the
-    run's step counter, which is the `Counter` called `step` with the shortest path, such as that of a
-    `tallax.StepCounter`. So a run that goes on from a checkpoint goes on with its curves, and records past that
-    checkpoint are replaced. To read the counter, the second call waits for the first step; no other call waits.
-    Compiled steps that share the counter share a clock; those of other models have their own.
+    A clock on the host counts the steps of the run. If the call has `step=`, the clock shows it. Otherwise it counts
+    the steps that the compiled step has run (`CompiledStep.steps`), or the calls if there is no compiled step. It
+    starts from the run's step counter: the `Counter` named `step` with the shortest path, for example that of a
+    `tallax.StepCounter`. So a run that resumes from a checkpoint continues its curves and replaces the records that are
+    later than the checkpoint. To read the counter, the second call waits for the first step; no other call waits.
+    Compiled steps that share a counter share a clock, and those of different models have different clocks.
 
-    The step of a record is `step=`, or else the counter's value, which is read together with the other values. Without
-    either it is the clock's.
+    The step of a record is `step=` or the counter's value, which is read together with the other values. If there is
+    neither, it is the step that the clock shows.
 
-    Each item is written as a number, or for a statistic as one number for each field of its result
-    (`gate/fired/rate`); a histogram with its own bins. An array of up to 32 entries is written entry by entry
-    (`load/3`), a larger one as its extremes, its mean and a histogram, and complex numbers as `name/real` and
-    `name/imag`. Counts of rare events, such as NaN, are left out while they are 0. If a value cannot be written, a
-    warning names it once, and the record is written without it.
+    A value is written as a number. A statistic gives one number for each field of its result (`gate/fired/rate`), and
+    a histogram keeps its own bins. An array of up to 32 entries is written entry by entry (`load/3`); a larger one as
+    its extremes, its mean and a histogram; complex numbers as `name/real` and `name/imag`. Counts of rare events, such
+    as NaN, are left out while they are 0. If a value cannot be written, a warning names it once, and the record is
+    written without it.
 
-    Calls may come from several threads. A program of several processes logs in all of them, since reading is a program
-    that all run; process 0 writes.
+    Calls may come from several threads. If a program has several processes, call the Logger in all of them, because
+    reading is a program that all of them must run. Process 0 writes.
 
     Args:
-        *sinks: from `tallax.sinks`; the folder of the run, for `tallax.sinks.Jsonl(folder)`; objects of your own with
-            `write(record)` and `close()`; or metrax's logging backends.
-        every: how many steps lie between two records.
-        exclude: the names of items and scalars to leave out, as a shell matches them: `"*/freqs"`; one or several. A
-            pattern means what lies below it, too: `"gate"` is `gate/fired` as well.
-        step: the name of the Counter that counts the steps, where it is not the one described.
-        capacity: how many records may wait for the sinks.
-        overflow: what happens when there are more. "wait": the loop waits for the sinks. "drop": the record is dropped,
-            and each record has the number of those dropped so far, as `logger/dropped_records`.
-        all_processes: whether every process writes, rather than process 0 alone.
+        *sinks: Sinks from `tallax.sinks`; the folder of the run, which stands for `tallax.sinks.Jsonl(folder)`; your
+            own objects with `write(record)` and `close()`; or metrax's logging backends.
+        every: The number of steps between two records.
+        exclude: Shell patterns of names to leave out, one or several, such as `"*/freqs"`. A pattern also matches
+            everything below the name: `"gate"` matches `gate/fired`.
+        step: The name of the Counter that counts the steps. If omitted, the Logger finds it as described above.
+        capacity: The number of records that may wait for the sinks.
+        overflow: The behavior if more records wait. If "wait", the loop waits for the sinks. If "drop", the record is
+            dropped, and each record contains the number dropped so far as `logger/dropped_records`.
+        all_processes: Whether every process writes. If False, only process 0 does.
 
     Raises:
-        InvalidTypeError: what should be a sink is none; or `exclude` is not a str, or several.
-        InvalidValueError: `every` or `capacity` is below 1, or `overflow` another word.
+        InvalidTypeError: A sink has no `write` or `close`, or `exclude` is neither a str nor a sequence of them.
+        InvalidValueError: `every` or `capacity` is below 1, or `overflow` is neither "wait" nor "drop".
 
     Example:
         >>> import tempfile, tallax
@@ -93,121 +92,131 @@ class Logger:
         for name, value in (("every", every), ("capacity", capacity)):
             if not isinstance(value, int) or value < 1:
                 raise InvalidValueError(
-                    compose("Logger", f"{name}= is a number from 1 on.", got=describe(value), fix=f"Logger({name}=100)")
+                    compose(
+                        "Logger",
+                        f"{name}= must be an int of at least 1.",
+                        got=describe(value),
+                        fix=f"Logger({name}=100)",
+                    )
                 )
         if overflow not in ("wait", "drop"):
             raise InvalidValueError(
-                compose("Logger", "overflow= is 'wait' or 'drop'.", got=describe(overflow), fix="overflow='drop'")
+                compose("Logger", "overflow= must be 'wait' or 'drop'.", got=describe(overflow), fix="overflow='drop'")
             )
         self._sinks: list[Sink] = [as_sink(sink) for sink in sinks]
         self._every = every
         self._capacity, self._drops, self._all = capacity, overflow == "drop", all_processes
         self._exclusion = Exclusion(exclude)
-        self._taker = Taker(step, self._exclusion)
+        self._capture = Capture(step, self._exclusion)
         self._writer: Writer | None = None
         self._closed = False
         self._lock = threading.RLock()
-        self._explicit: bool | None = None  # whether calls say their step
-        self._told = StepClock(every)  # for calls that do
-        self._called = StepClock(every)  # for calls with no compiled step
-        self._clocks: weakref.WeakKeyDictionary[CompiledStep, StepClock] = weakref.WeakKeyDictionary()  # for the others
-        self._runs: list[StepClock] = []  # these, each once
-        self._run: StepClock | None = None  # that of the last call
-        # A counter that a clock is to start from, in what was taken at a call, how much had elapsed then, and whether
-        # there is a record of that call. It is waited for at the next call, with a further step under way.
-        self._asked: tuple[Taken, StepClock, int, bool] | None = None
-        # What makes a call that is not due return at once, for each kind of calls. Below `_LOOK` the next call looks.
-        self._calls = 0  # with no compiled step
+        self._explicit: bool | None = None  # whether calls pass step=; None before the first record
+        self._clocks = RunClocks(every)
+        # The step counter that a clock is going to start from: the capture that contains it, the clock, the steps that
+        # had elapsed then, and whether that capture was logged. The next call waits for it; a further step runs then.
+        self._pending: tuple[Captured, StepClock, int, bool] | None = None
+        # A call that is not due returns after one comparison with a threshold. There is one for each kind of call.
+        # At `_LOOK` the next call of this kind takes the long way.
+        self._calls = 0  # calls without a compiled step
         self._due_calls = _LOOK
-        self._source: Any = None  # the compiled step of the last call with one, if its clock counts no other
+        self._source: Any = None  # the compiled step of the last call, if no other one advances its clock
         self._due_steps = _LOOK
-        self._at = 0  # the step that the last call said
-        self._due_at = _LOOK
+        self._last_step = 0  # the step= of the last call
+        self._due_step = _LOOK
 
     def __call__(self, *objects: Any, step: int | None = None, **scalars: Any) -> None:
-        """Logs, if it is time to.
+        """Logs if a record is due.
 
         Args:
-            *objects: compiled steps, and modules, such as the model. Give each call the same.
-            step: the step of the run, instead of its step counter. If it is less than at the call before, the run has
-                gone back, and the call is logged as the first one is.
-            **scalars: numbers to log beside the items, jax arrays among them. Slashes group: `**{"train/loss": loss}`.
+            *objects: Compiled steps, and modules such as the model. Pass the same ones to each call.
+            step: The step of the run, in place of the step counter. If it is less than in the previous call, the run
+                has gone back, and the call is logged as a first call is.
+            **scalars: Numbers to log alongside the state, including JAX arrays. Slashes group them:
+                `**{"train/loss": loss}`.
 
         Raises:
-            SinkError: a sink, or reading the device, failed since the last call. What this call was given is taken all
-                the same, and the sinks go on getting records.
-            InvalidTypeError: an object is no module, or `step` no int.
-            InvalidValueError: two objects have items of one name; `step` is given by one call and not by the next; no
-                Counter has the name that the Logger was given, or several could be the one.
-            TracedReadError: inside a trace.
+            SinkError: Since the last call, a sink failed or the device could not be read. The values of this call are
+                logged all the same, and the sinks continue to get records.
+            InvalidTypeError: An object is not a module, or `step` is not an int.
+            InvalidValueError: Two objects have state of the same name; some calls pass `step=` and others do not; no
+                Counter has the name that the Logger was given, or several Counters match.
+            TracedReadError: The call is inside a trace.
 
         Warns:
-            UserWarning: records are written without a value: its name, and why, once for each.
+            UserWarning: A value could not be written. The warning gives its name and the reason, once for each.
         """
         if step is not None:
             now = step if step.__class__ is int else self._as_step(step)
-            if self._at <= now < self._due_at:
-                self._at = now
+            if self._last_step <= now < self._due_step:
+                self._last_step = now
                 return
             with self._lock:
-                self._told.set(self._at)  # which calls that returned above went past
-                self._at = now
+                self._clocks.explicit.set(self._last_step)  # calls that returned above did not move the clock
+                self._last_step = now
                 self._look(objects, now, scalars)
         elif objects and objects[0] is self._source:
             if self._source.steps >= self._due_steps:
                 with self._lock:
                     self._look(objects, None, scalars)
+        elif any(isinstance(thing, CompiledStep) for thing in objects):
+            with self._lock:
+                self._look(objects, None, scalars)
         else:
-            for thing in objects:
-                if isinstance(thing, CompiledStep):
-                    with self._lock:
-                        self._look(objects, None, scalars)
-                    return
-            with self._lock:  # or calls of two threads might be counted as one
+            with self._lock:  # without it, calls of two threads might be counted as one
                 self._calls += 1
                 if self._calls >= self._due_calls:
                     self._look(objects, None, scalars)
 
     def now(self, *objects: Any, step: int | None = None, **scalars: Any) -> None:
-        """Logs, whatever the step: what an evaluation found, or the end of a run. Not counted as a call.
+        """Logs at any step, for example the result of an evaluation or the end of a run. It does not count as a call.
 
-        Args and Raises: as of a call.
-        """
-        with self._lock:
-            self._check_open()
-            self._settle()
-            if step is None:
-                self._called.set_elapsed(self._calls)
-                self._log(objects, None, scalars, self._clock_of(objects), is_call=False)
-            else:
-                self._log(objects, self._as_step(step), scalars, self._told, is_call=False)
-            self._tell()
-
-    def flush(self) -> None:
-        """Waits until all sinks have written all that was taken.
+        Args:
+            *objects: Compiled steps, and modules such as the model.
+            step: The step of the run, in place of the step counter.
+            **scalars: Numbers to log alongside the state, including JAX arrays.
 
         Raises:
-            SinkError: one could not.
+            SinkError: Since the last call, a sink failed or the device could not be read.
+            InvalidTypeError: An object is not a module, or `step` is not an int.
+            InvalidValueError: As for a call of the Logger: names, `step=` or the step counter are ambiguous.
+            TracedReadError: The call is inside a trace.
+        """
+        with self._lock:
+            self._require_open()
+            self._settle()
+            if step is None:
+                self._clocks.calls.set_elapsed(self._calls)
+                self._log(objects, None, scalars, self._clocks.of(objects), is_call=False)
+            else:
+                self._log(objects, self._as_step(step), scalars, self._clocks.explicit, is_call=False)
+            self._report()
+
+    def flush(self) -> None:
+        """Waits until all sinks have written everything that was logged.
+
+        Raises:
+            SinkError: A sink could not write it.
         """
         with self._lock:
             self._settle()
         if self._writer is not None:
             self._writer.flush()
-        self._tell()
+        self._report()
 
     def close(self) -> None:
-        """Waits until all sinks have written all that was taken, and closes them. A second time does nothing.
+        """Waits until all sinks have written everything that was logged, then closes them. A second call does nothing.
 
-        Ctrl-C while it waits gives up: the error then has a note that says how many records are not written.
+        Ctrl-C during the wait gives up. The exception then has a note with the number of records that are not written.
 
         Raises:
-            SinkError: a sink could not write, or not close.
+            SinkError: A sink could not write or not close.
         """
         with self._lock:
             self._settle()
             writer, self._writer = self._writer, None
             self._closed = True
-            self._wake()  # a call from now on looks, and raises
+            self._wake()  # later calls then take the long way, and raise
         if writer is None:
             return
         atexit.unregister(self.close)
@@ -216,7 +225,7 @@ class Logger:
         except BaseException as error:
             error.add_note(f"tallax.Logger gave up: {writer.unwritten} records are not written.")
             raise
-        _tell_all(writer, self._exclusion.unused())
+        writer.report(self._exclusion.unused())
 
     def __enter__(self) -> Self:
         return self
@@ -227,63 +236,36 @@ class Logger:
         except (SinkError, UserWarning) as failure:
             if error is None:
                 raise
-            error.add_note(str(failure))  # what went wrong first is what counts
+            error.add_note(str(failure))  # the exception that ended the loop is the one to see
 
     def __repr__(self) -> str:
         return f"Logger({', '.join(map(repr, self._sinks))}, every={self._every})"
 
-    # --- inside -----------------------------------------------------------------------------------------------------
-
     def _look(self, objects: Sequence[Any], step: int | None, scalars: dict[str, Any]) -> None:
-        """Logs if it is time to, and says what has failed since the last look."""
-        self._check_open()
+        """Logs if a record is due, sets the threshold of the next look, and reports failures since the last look."""
+        self._require_open()
         self._settle()
+        clocks = self._clocks
         if step is None:
-            clock = self._clock_of(objects)
-            self._called.set_elapsed(self._calls)
+            clock = clocks.of(objects)
+            clocks.calls.set_elapsed(self._calls)
         else:
-            self._check_kind(explicit=True)
-            clock = self._told
+            self._require_same_kind(explicit=True)
+            clock = clocks.explicit
             clock.set(step)
         if clock is None or clock.is_due(clock.now):
             clock = self._log(objects, step, scalars, clock, is_call=True)
-        if self._asked is not None:
+        if self._pending is not None:
             self._wake()
-        elif clock is self._told:
-            self._due_at = clock.now + clock.left
-        elif clock is self._called:
+        elif clock is clocks.explicit:
+            self._due_step = clock.now + clock.left
+        elif clock is clocks.calls:
             self._due_calls = self._calls + clock.left
         elif objects[0] is clock.only:
             self._source, self._due_steps = objects[0], objects[0].steps + clock.left
         else:
             self._source = None
-        self._tell()
-
-    def _clock_of(self, objects: Sequence[Any]) -> StepClock | None:
-        """Returns the clock for a call with these objects; None if its compiled step is new."""
-        for thing in objects:
-            if isinstance(thing, CompiledStep):
-                clock = self._clocks.get(thing)
-                if clock is not None:
-                    self._run = clock
-                return clock
-        return self._called
-
-    def _new_clock(self, objects: Sequence[Any], taken: Taken) -> StepClock:
-        """Returns the clock of a run for a compiled step that is new: there may be one, of another of its steps."""
-        steps = [thing for thing in objects if isinstance(thing, CompiledStep)]
-        step, subject = steps[0], steps[0].objects[0]
-        if taken.counter is not None:
-            subject = taken.known.counters[taken.counter]
-            number = taken.known.names[taken.counter]
-            step = steps[number] if number < len(steps) else step
-        clock = next((clock for clock in self._runs if clock.is_of(subject)), None)
-        if clock is None:
-            clock = StepClock(self._every, subject)
-            self._runs.append(clock)
-        clock.follow(step)
-        self._run = self._clocks[steps[0]] = clock
-        return clock
+        self._report()
 
     def _log(
         self,
@@ -294,70 +276,78 @@ class Logger:
         *,
         is_call: bool,
     ) -> StepClock:
-        """Logs what a call or `now` was given; returns the clock, which a compiled step that is new has from here on.
+        """Logs a call or `now`, and returns its clock, which is created here for a new compiled step.
 
-        A compiled step may be new in the middle of a run, such as the one for batches of another shape. Where its clock
-        stands then, only the counter tells, so it is for the next call to decide whether this one was due.
+        A compiled step may be new in the middle of a run, for example one for batches of another shape. Only the step
+        counter shows how far that run is, so the next call, which waits for it, decides whether this one was due.
         """
-        self._check_kind(explicit=step is not None)
-        shown = step if step is not None else self._shown(clock)
-        taken = self._taker.take(objects, scalars, shown, explicit=step is not None)
+        self._require_same_kind(explicit=step is not None)
+        shown = step if step is not None else self._clocks.shown(clock)
+        captured = self._capture.capture(objects, scalars, shown, explicit=step is not None)
         self._explicit = step is not None
         is_new = clock is None
         if clock is None:
-            clock = self._new_clock(objects, taken)
-            taken = dataclasses.replace(taken, step=clock.now)
+            clock = self._clocks.new(objects, *captured.step_counter())
+            captured = dataclasses.replace(captured, step=clock.now)
         is_first = not clock.has_started and (is_call or (step is None and len(objects) > 0))
-        is_logged = is_first or not is_call or not is_new or (taken.counter is None and clock.is_due(clock.now))
+        is_logged = is_first or not is_call or not is_new or (captured.counter is None and clock.is_due(clock.now))
         if is_first or (is_logged and is_call):
             clock.has_logged(clock.now)
-        if (is_first or is_new) and taken.counter is not None:
-            self._asked = taken, clock, clock.elapsed, is_logged
+        if (is_first or is_new) and captured.counter is not None:
+            self._pending = captured, clock, clock.elapsed, is_logged
         if is_logged:
-            self._put(taken)
+            self._put(captured)
         return clock
 
-    def _shown(self, clock: StepClock | None) -> int:
-        """Returns the step of a record with no counter."""
-        if clock is self._called and self._run is not None:
-            clock = self._run  # the steps of a run say more than how many such calls there were
-        return 0 if clock is None else clock.now
-
     def _settle(self) -> None:
-        """Has a clock start from the counter that it is to start from; waits for the device."""
-        if self._asked is None:
+        """Starts a clock from its step counter, if one is pending. This waits for the device."""
+        if self._pending is None:
             return
-        taken, clock, elapsed, is_logged = self._asked
+        captured, clock, elapsed, is_logged = self._pending
         try:
-            step: int | None = taken.counted()
-        except Exception:  # the program that was to compute it failed: the record says so, and the clock goes on
+            step: int | None = captured.count()
+        except Exception:  # the program that computes it failed: the record reports that, and the clock goes on
             step = None
-        self._asked = None
+        self._pending = None
         if step is not None:
             clock.start_at(step, elapsed)
             if is_logged:
                 clock.has_logged(step)
             elif clock.is_due(step):
                 clock.has_logged(step)
-                self._put(taken)
+                self._put(captured)
 
-    def _put(self, taken: Taken) -> None:
-        # All processes read, since that may take a program that all have to run.
-        if jax.process_index() == 0 or self._all:
-            self._started().put(taken)
+    def _put(self, captured: Captured) -> None:
+        # All processes read, since that may run a program that all of them must run. Only some write.
+        if jax.process_index() != 0 and not self._all:
+            return
+        if self._writer is None:
+            self._writer = Writer(
+                self._sinks, jax.process_index(), self._capacity, drops=self._drops, on_failure=self._wake
+            )
+            atexit.register(self.close)  # if the program neither closes the Logger nor uses a with block
+        self._writer.put(captured)
 
-    def _check_open(self) -> None:
+    def _wake(self) -> None:
+        """Makes the next call of each kind take the long way, which reports failures."""
+        self._due_calls = self._due_steps = self._due_step = _LOOK
+
+    def _report(self) -> None:
+        if self._writer is not None:
+            self._writer.report()
+
+    def _require_open(self) -> None:
         if self._closed:
             raise InvalidValueError(
                 compose("Logger", "has been closed.", got="a call after that", fix="call it within the with block")
             )
 
-    def _check_kind(self, *, explicit: bool) -> None:
+    def _require_same_kind(self, *, explicit: bool) -> None:
         if self._explicit not in (None, explicit):
             raise InvalidValueError(
                 compose(
                     "Logger",
-                    "either every call says its step, or none does.",
+                    "either every call passes step=, or none does.",
                     got="a call with step=" if explicit else "a call without step=",
                     fix="log(model, step=step) everywhere; or nowhere, with a tallax.StepCounter on the model",
                 )
@@ -368,49 +358,9 @@ class Logger:
             raise InvalidTypeError(
                 compose(
                     "Logger",
-                    "step= is an int.",
+                    "step= must be an int.",
                     got=describe(step),
                     fix="log(model) without it, which reads the step counter without stopping the device; or an int",
                 )
             )
         return step.__index__()
-
-    def _started(self) -> Writer:
-        if self._writer is None:
-            self._writer = Writer(
-                self._sinks, jax.process_index(), self._capacity, drops=self._drops, on_failure=self._wake
-            )
-            atexit.register(self.close)  # for those who neither close it nor use a with block
-        return self._writer
-
-    def _wake(self) -> None:
-        """Has the next call look, which then says what failed."""
-        self._due_calls = self._due_steps = self._due_at = _LOOK
-
-    def _tell(self) -> None:
-        """Warns of what records were written without, and raises what failed."""
-        if self._writer is not None:
-            _tell_all(self._writer, ())
-
-
-def _tell_all(writer: Writer, further: Sequence[Omission]) -> None:
-    try:
-        omitted = [*writer.omitted(), *further]
-        if omitted:
-            warn(omitted)
-    finally:
-        _raise(writer.failures())
-
-
-def _raise(failures: Sequence[Failure]) -> None:
-    if not failures:
-        return
-    texts = [f"{failure.where}, {failure.doing}: {said(failure.error)}" for failure in failures]
-    raise SinkError(
-        compose(
-            failures[0].where,
-            f"failed in {failures[0].doing}." if len(failures) == 1 else f"failed, {len(failures)} times in all.",
-            got="; ".join(texts) if len(failures) > 1 else said(failures[0].error),
-            fix="mend what the error says; other sinks have their records, and a loop that catches this goes on",
-        )
-    ) from failures[0].error

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tallax._errors import InvalidTypeError, compose, describe
-from tallax.runs._patterns import matches
+from tallax.runs._names import matches
 
 _LONG = 200  # characters of a name or an error; the rest says little
 
@@ -35,7 +35,9 @@ class Omission:
     def of_error(cls, name: str, error: BaseException, *, doing: str = "written") -> Omission:
         """Returns the omission of a value that led to an error."""
         rule = f"cannot be {doing}, and is left out of the records."
-        return cls(name, rule, said(error), "Logger(..., exclude=...) with this name leaves it out without a warning")
+        return cls(
+            name, rule, error_text(error), "Logger(..., exclude=...) with this name leaves it out without a warning"
+        )
 
 
 class Omissions:
@@ -75,7 +77,7 @@ def _shown(name: str) -> str:
     return text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
 
 
-def said(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Returns the kind of an error and the first line of its text; the rest is in the error itself."""
     try:
         text = str(error).partition("\n")[0]

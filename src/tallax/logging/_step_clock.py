@@ -1,34 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`StepClock`: the steps of a run as the host knows them, without waiting for the device."""
+"""`StepClock`: counts the steps of a run on the host, without waiting for the device."""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 from tallax.compiling import CompiledStep
+from tallax.variables import Counter
 
 
 class StepClock:
-    """Counts the steps of a run on the host, and says whether a record is due.
+    """Counts the steps of a run on the host, and decides whether a record is due.
 
-    The clock shows `start + elapsed`. What has elapsed is the number of steps that the compiled steps of this clock
-    have run, or the number of calls. The start is 0 until `start_at` sets it, once, from the run's step counter: from
-    then on the clock shows what the counter has, as long as both count the same steps.
+    The clock shows `start + elapsed`. The steps that have elapsed are those that the compiled steps of this clock have
+    run, or the number of calls. The start is 0 until `start_at` sets it, once, from the run's step counter. From then
+    on the clock shows the counter's value, as long as both count the same steps.
 
-    A record is due at the first call, and then at each call at which the clock has reached or passed a multiple of
-    `every` since the last record: one record, however many multiples it has passed.
+    The first call is due. After that, a call is due if the clock has reached or passed a multiple of `every` since the
+    last record. If it has passed several multiples, they give one record.
 
     Args:
-        every: how many steps lie between two records.
-        subject: the step counter, or the first bound object of a compiled step that has none.
+        every: The number of steps between two records.
+        subject: The step counter, or the first bound object of a compiled step without one.
     """
 
     def __init__(self, every: int, subject: Any = None):
         self._every = every
-        # A Counter can't be referred to weakly. It is small, unlike a model.
+        # A Counter cannot be referred to weakly. It is small, unlike a model.
         self._subject = weakref.ref(subject) if hasattr(subject, "__weakref__") else lambda: subject
-        # A Logger may live longer than a compiled step, which keeps its programs. What it ran stays in `_elapsed`.
+        # A Logger may outlive a compiled step, which owns compiled programs, so the reference is weak. The steps that
+        # it ran stay in `_elapsed`.
         self._seen: weakref.WeakKeyDictionary[CompiledStep, int] = weakref.WeakKeyDictionary()
         self._start = self._elapsed = 0
         self._next: int | None = None  # the step of the next record; None: the next call is due
@@ -38,21 +41,21 @@ class StepClock:
         return self._subject() is subject
 
     def follow(self, step: CompiledStep) -> None:
-        """Counts the steps that a compiled step has run and is going to run."""
+        """Counts the steps of this compiled step, both past and future ones."""
         self._seen.setdefault(step, 0)
 
     def set_elapsed(self, calls: int) -> None:
-        """Has as many steps elapsed as there were calls."""
+        """Sets the number of elapsed steps to the number of calls."""
         self._elapsed = calls
 
     def set(self, step: int) -> None:
-        """Sets the clock. If that is back, the next call is due, as at the start of a run."""
+        """Sets the clock. If it goes back, the next call is due, as at the start of a run."""
         if step < self.now:
             self._next = None
         self._start = step - self._elapsed
 
     def start_at(self, step: int, elapsed: int) -> None:
-        """Sets the clock to have shown `step` when `elapsed` steps had elapsed."""
+        """Sets the start such that the clock showed `step` when `elapsed` steps had elapsed."""
         self._start = step - elapsed
 
     @property
@@ -89,5 +92,57 @@ class StepClock:
 
     @property
     def only(self) -> CompiledStep | None:
-        """The compiled step whose steps the clock counts, unless it counts those of several."""
+        """The one compiled step that advances the clock; None if there are several or none."""
         return next(iter(self._seen)) if len(self._seen) == 1 else None
+
+
+class RunClocks:
+    """The clocks of one Logger.
+
+    Attributes:
+        explicit: The clock of calls that pass `step=`.
+        calls: The clock of calls without a compiled step; it counts them.
+    """
+
+    def __init__(self, every: int):
+        self._every = every
+        self.explicit = StepClock(every)
+        self.calls = StepClock(every)
+        self._by_step: weakref.WeakKeyDictionary[CompiledStep, StepClock] = weakref.WeakKeyDictionary()
+        self._runs: list[StepClock] = []  # the values of `_by_step`, each once
+        self._last: StepClock | None = None  # the clock of the last call with a compiled step
+
+    def of(self, objects: Sequence[Any]) -> StepClock | None:
+        """Returns the clock of a call with these objects; None if its compiled step is new."""
+        for thing in objects:
+            if isinstance(thing, CompiledStep):
+                clock = self._by_step.get(thing)
+                if clock is not None:
+                    self._last = clock
+                return clock
+        return self.calls
+
+    def new(self, objects: Sequence[Any], counter: Counter | None, index: int) -> StepClock:
+        """Returns the clock for a compiled step that is new. If the counter has a clock already, it is shared.
+
+        Args:
+            objects: The objects of the call.
+            counter: The step counter of the run.
+            index: The position among the compiled steps of the one that owns the counter.
+        """
+        steps = [thing for thing in objects if isinstance(thing, CompiledStep)]
+        advancing = steps[index] if index < len(steps) else steps[0]
+        subject = steps[0].objects[0] if counter is None else counter
+        clock = next((clock for clock in self._runs if clock.is_of(subject)), None)
+        if clock is None:
+            clock = StepClock(self._every, subject)
+            self._runs.append(clock)
+        clock.follow(advancing)
+        self._last = self._by_step[steps[0]] = clock
+        return clock
+
+    def shown(self, clock: StepClock | None) -> int:
+        """Returns the step of a record if no counter has it. The clock of a run is preferred to a number of calls."""
+        if clock is self.calls and self._last is not None:
+            clock = self._last
+        return 0 if clock is None else clock.now

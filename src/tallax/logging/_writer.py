@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tallax.logging._capture import Taken
-from tallax.logging._omissions import Omission, Omissions
+from tallax._errors import SinkError, compose
+from tallax.logging._capture import Captured
+from tallax.logging._omissions import Omission, Omissions, error_text, warn
 from tallax.sinks import Sink
 
 _DROPPED = "logger/dropped_records"
@@ -53,7 +54,7 @@ class Writer:
         self._capacity, self._drops = capacity, drops
         # What follows belongs to whoever holds this.
         self._changed = threading.Condition()
-        self._queue: collections.deque[Taken] = collections.deque()
+        self._queue: collections.deque[Captured] = collections.deque()
         self._unwritten = 0  # in the queue, and on its way to the sinks
         self._dropped = 0
         self._flushes = 0  # under way
@@ -64,7 +65,7 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="tallax.Logger", daemon=True)
         self._thread.start()
 
-    def put(self, taken: Taken) -> None:
+    def put(self, captured: Captured) -> None:
         """Hands over what was taken; where there is no place for it, waits for one or drops it."""
         with self._changed:
             if self._drops and len(self._queue) >= self._capacity:
@@ -73,7 +74,7 @@ class Writer:
             try:
                 self._changed.wait_for(lambda: len(self._queue) < self._capacity)
             finally:  # on Ctrl-C too: what was taken is written
-                self._queue.append(taken)
+                self._queue.append(captured)
                 self._unwritten += 1
                 if len(self._queue) == 1 or self._is_pressing():  # or else the thread rests
                     self._changed.notify_all()
@@ -95,17 +96,20 @@ class Writer:
             self._changed.notify_all()
         self._thread.join()
 
-    def failures(self) -> list[Failure]:
-        """Returns what has failed since this was last asked."""
+    def report(self, further: Sequence[Omission] = ()) -> None:
+        """Warns of values that records were written without, and raises the failures, each once.
+
+        Raises:
+            SinkError: Something has failed since the last report.
+        """
         with self._changed:
             failures, self._failures = self._failures, []
-        return failures
-
-    def omitted(self) -> list[Omission]:
-        """Returns the values that records were written without, each once, since this was last asked."""
-        with self._changed:
             omitted, self._omitted = self._omitted, []
-        return omitted
+        try:
+            if omitted or further:
+                warn([*omitted, *further])
+        finally:
+            _raise(failures)
 
     @property
     def unwritten(self) -> int:
@@ -121,10 +125,10 @@ class Writer:
                     self._changed.wait_for(self._is_pressing, rested - time.monotonic())
                 if not self._queue:
                     break
-                taken = self._queue.popleft()
+                captured = self._queue.popleft()
                 extra = {_DROPPED: self._dropped} if self._drops else {}
                 self._changed.notify_all()
-            self._write(taken, extra)
+            self._write(captured, extra)
             rested = time.monotonic() + _REST
             with self._changed:
                 self._unwritten -= 1
@@ -139,11 +143,11 @@ class Writer:
         """Tells whether the thread is not to rest: somebody waits for it, or the queue fills up."""
         return self._ending or self._flushes > 0 or 2 * len(self._queue) >= self._capacity
 
-    def _write(self, taken: Taken, extra: dict[str, int]) -> None:
+    def _write(self, captured: Captured, extra: dict[str, int]) -> None:
         try:
-            record, omissions = taken.record(self._process, extra)
+            record, omissions = captured.record(self._process, extra)
         except Exception as error:
-            self._fail(Failure("what was logged", f"reading step {taken.step}", error))
+            self._fail(Failure("what was logged", f"reading step {captured.step}", error))
             return
         self._omit(omissions)
         for sink in self._sinks:
@@ -167,3 +171,17 @@ class Writer:
         with self._changed:
             self._failures.append(failure)
         self._on_failure()
+
+
+def _raise(failures: Sequence[Failure]) -> None:
+    if not failures:
+        return
+    texts = [f"{failure.where}, {failure.doing}: {error_text(failure.error)}" for failure in failures]
+    raise SinkError(
+        compose(
+            failures[0].where,
+            f"failed in {failures[0].doing}." if len(failures) == 1 else f"failed, {len(failures)} times in all.",
+            got="; ".join(texts) if len(failures) > 1 else error_text(failures[0].error),
+            fix="fix the cause in the error; other sinks have their records, and a loop that catches this continues",
+        )
+    ) from failures[0].error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bars of one line of text: how counts are distributed, and how a number went."""
+"""Histograms and sparklines in one line of text."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tallax.runs._axis import Axis
+from tallax.runs._histogram_axis import Axis
 from tallax.runs._number_format import short
 from tallax.runs._record import Bins
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _NO_NUMBER = "?"
-_LEAST = 8  # bars for which the ends are left out
+_LEAST = 8  # if fewer bars fit, the ends are left out
 
 
 def one_line(counts: np.ndarray, *, width: int = 24, trim: bool = True) -> str:
     """Returns the shape of a histogram in at most `width` characters.
 
-    A bar that stands for anything is at least one eighth high, so a lone outlier can be seen. With `trim`, it begins at
-    the first count that is not 0 and ends at the last.
+    The bar of a count that is not 0 is at least one eighth high, so a lone outlier is visible. If `trim`, the line
+    begins at the first count that is not 0 and ends at the last.
     """
     seen = np.flatnonzero(counts)
     if not seen.size:
@@ -34,9 +34,9 @@ def one_line(counts: np.ndarray, *, width: int = 24, trim: bool = True) -> str:
 
 
 def bars_of(bins: Bins, width: int, *, ends: bool = True) -> str:
-    """Returns a histogram in one line: where it begins, its bars, and where it ends."""
+    """Returns a histogram in one line: its lower end, bars, and its upper end."""
     axis = Axis.of([bins])
-    # The bins of an array are its entries, which have numbers.
+    # Bins that are the entries of an array are labelled with the numbers of the entries.
     low, high = (0, len(bins.counts) - 1) if bins.are_entries else (axis.low, axis.high)
     left, right = (f"{short(low)} ", f" {short(high)}") if ends else ("", "")
     room = width - len(left) - len(right)
@@ -48,9 +48,9 @@ def bars_of(bins: Bins, width: int, *, ends: bool = True) -> str:
 
 
 def sparkline(values: Sequence[int | float], *, width: int = 24) -> str:
-    """Returns how the last `width` values went, from the lowest of them, `▁`, to the highest, `█`.
+    """Returns the last `width` values as bars, from the lowest value, `▁`, to the highest, `█`.
 
-    Where all are one number the line is halfway up. NaN is `?`; the infinities are beyond what is highest and lowest.
+    If all values are equal, the bars have half the height. NaN is `?`, and the infinities are `↑` and `↓`.
     """
     values = values[-width:]
     finite = [value for value in values if isinstance(value, int) or math.isfinite(value)]

@@ -9,7 +9,7 @@ class TallaxError(Exception):
 
 
 class RunError(TallaxError, ValueError):
-    """What should be a run on disk is none, or has been damaged."""
+    """A path is not a run, or the run is damaged."""
 
 
 class MissingExtraError(TallaxError, ImportError):
@@ -17,7 +17,7 @@ class MissingExtraError(TallaxError, ImportError):
 
     @classmethod
     def of(cls, feature: str, extra: str, missing: str) -> MissingExtraError:
-        """Returns the error that names the install line of `extra`."""
+        """Returns the error with the command that installs `extra`."""
         return cls(
             laid_out(
                 feature,
@@ -33,14 +33,14 @@ for _error in (TallaxError, RunError, MissingExtraError):
 
 
 def laid_out(name: str, rule: str, *, got: str | None = None, expected: str | None = None, fix: str) -> str:
-    """Returns the text of an error: whom it is about and the rule, then what came, what was expected, and the remedy.
+    """Returns the text of an error: subject and rule, then the value, the expected value, and the remedy.
 
     Args:
-        name: of the item, file or argument.
-        rule: a sentence that completes "<name>: ...".
-        got: what came.
-        expected: what would have been taken, where the rule does not say it already.
-        fix: what to write instead.
+        name: The path of the variable, file or argument.
+        rule: A sentence that completes "<name>: ...".
+        got: The value that broke the rule.
+        expected: A valid value, if the rule does not describe it.
+        fix: The code to write instead.
     """
     lines = [f"{name}: {rule}"]
     for label, text in (("got:", got), ("expected:", expected), ("fix:", fix)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`History`: records by name, as curves and tables want them."""
+"""`History`: the records of a run, sorted by name."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from tallax.runs._record import Bins, Item, Record
+from tallax.runs._record import Bins, Record, StateInfo
 
 Value = TypeVar("Value")
 
 
 @dataclass
 class Series(Generic[Value]):
-    """The values that one name had, and at which steps.
+    """The values of one name over the steps.
 
     Attributes:
-        steps: in the order of the records.
-        values: one for each step: an int, exact however large, or a float of a scalar; `Bins` of a histogram.
+        steps: The steps, in the order of the records.
+        values: One value for each step: an int (exact however large) or a float for a scalar, `Bins` for a histogram.
     """
 
     steps: list[int] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
 
     def add(self, step: int, value: Value, keep: int | None = None) -> None:
-        """Adds what a record says; of more than twice `keep`, the last `keep` stay."""
+        """Adds a value. If there are more than `2 * keep`, only the last `keep` stay."""
         self.steps.append(step)
         self.values.append(value)
         if keep is not None and len(self.steps) > 2 * keep:
@@ -36,31 +36,31 @@ class History:
     """Records, sorted by the names in them.
 
     Args:
-        keep: how many of the last values of each name to keep, at least; None for all.
+        keep: The minimum number of values to keep for each name, the last ones. None keeps all.
 
     Attributes:
-        scalars: by name, a `Series` of ints, exact however large, and floats.
-        histograms: by name, a `Series` of `Bins`.
-        items: by name, what the items of the model are.
-        steps: of all records without a prefix.
-        times: when each of those was taken, in seconds since the epoch.
+        scalars: A `Series` of ints (exact however large) and floats by name.
+        histograms: A `Series` of `Bins` by name.
+        state: A `StateInfo` of each variable and statistic by name.
+        steps: The steps of all records without a prefix.
+        times: The times of those records, in seconds since the epoch.
     """
 
     def __init__(self, keep: int | None = None) -> None:
         self.keep = keep
         self.scalars: dict[str, Series[int | float]] = {}
         self.histograms: dict[str, Series[Bins]] = {}
-        self.items: dict[str, Item] = {}
+        self.state: dict[str, StateInfo] = {}
         self.steps: list[int] = []
         self.times: list[float] = []
-        self._said: dict[str, Mapping[str, Item]] = {}  # what each source last said that the items are
+        self._last_state: dict[str, Mapping[str, StateInfo]] = {}  # the last `record.state` of each prefix
 
     def add(self, record: Record, prefix: str = "") -> None:
         """Adds a record.
 
         Args:
-            record: what a run says about a step.
-            prefix: what to put in front of its names.
+            record: The record.
+            prefix: A prefix for the names of the record.
         """
         if not prefix:
             self.steps.append(record.step)
@@ -71,6 +71,6 @@ class History:
             self.scalars.setdefault(prefix + name, Series()).add(record.step, value, self.keep)
         for name, bins in record.histograms.items():
             self.histograms.setdefault(prefix + name, Series()).add(record.step, bins, self.keep)
-        if record.items is not self._said.get(prefix):
-            self._said[prefix] = record.items
-            self.items |= {prefix + name: item for name, item in record.items.items()}
+        if record.state is not self._last_state.get(prefix):
+            self._last_state[prefix] = record.state
+            self.state |= {prefix + name: item for name, item in record.state.items()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and bars for notebooks, as HTML that needs no script and no style of its own."""
+"""Tables and histograms as HTML for notebooks, without scripts or style sheets."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from html import escape
 
 import numpy as np
 
-from tallax.runs._axis import Axis
+from tallax.runs._contents import Contents
+from tallax.runs._histogram_axis import Axis
 from tallax.runs._number_format import number, short, size
-from tallax.runs._record import Bins
-from tallax.runs._shown import Shown
+from tallax.runs._record import Bins, StateInfo
 
 _ROWS = 200
-_SHORT = 12  # characters that stay on one line
-_BARS, _WIDTH, _HEIGHT = 40, 160, 28  # how many of them, and pixels
+_SHORT = 12  # cells of at most this many characters are not wrapped
+_BARS, _WIDTH, _HEIGHT = 40, 160, 28  # the number of bars; pixels
 _CELL = 'style="text-align:left;vertical-align:top;font-family:monospace"'
 
 
 class Markup(str):
-    """Text that is HTML already; all other text is escaped."""
+    """Text that is already HTML. All other text is escaped."""
 
     __slots__ = ()
 
 
 def table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table; of more than 200 rows, says how many there are."""
+    """Returns a table. If there are more than 200 rows, a line with the number of the others replaces them."""
     shown = list(rows)
     left_out = len(shown) - _ROWS
     parts = [f'<div style="overflow-x:auto"><div><b>{escape(title)}</b></div>']
@@ -44,7 +44,7 @@ def table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) ->
 
 
 def bars(bins: Bins) -> Markup:
-    """Returns a histogram as a small picture, and from where to where it goes."""
+    """Returns a histogram as a small picture between its lower and its upper end."""
     axis = Axis.of([bins])
     n = min(_BARS, len(bins.counts)) if axis.threshold is None else _BARS
     heights = axis.spread(bins, n)
@@ -64,20 +64,33 @@ def bars(bins: Bins) -> Markup:
     )
 
 
-def of_shown(shown: Shown) -> str:
-    """Returns the tables of a run or a checkpoint."""
+def state_table(title: str, rows: Iterable[tuple[str, StateInfo, str]]) -> str:
+    """Returns the table of a model's state: of a reading, a run or a checkpoint.
+
+    Args:
+        title: The text above the table.
+        rows: Name, description and value of each variable or statistic; a value may be `Markup`.
+    """
+    cells = [
+        (name, info.kind, value, info.type_text, size(info.nbytes), "yes" if info.persistent else "no")
+        for name, info, value in rows
+    ]
+    return table(title, ("name", "kind", "value", "shape", "size", "kept"), cells)
+
+
+def contents_html(contents: Contents) -> str:
+    """Returns the tables of a run or a checkpoint: the state, then the other scalars."""
     rows = []
-    for name, item in shown.items.items():
+    for name, info in contents.state.items():
         parts = []
-        for field, part in shown.parts(name):
+        for field, part in contents.parts(name):
             text = f"{bars(part)} {number(part.total)}" if isinstance(part, Bins) else escape(part)
             parts.append(f"{escape(field)}={text}" if field else text)
-        shape = f"{item.dtype}[{','.join(map(str, item.shape))}]"
-        kept = "yes" if item.persistent else "no"
-        rows.append((name, item.kind, Markup("&ensp;".join(parts)), shape, size(item.nbytes), kept))
-    others = [(name, bars(value) if isinstance(value, Bins) else number(value)) for name, value in shown.others.items()]
-    title = f"{shown.kind} {shown.path}, {shown.about}"
-    tables = [table(title, ("item", "kind", "value", "shape", "size", "kept"), rows)]
+        rows.append((name, info, Markup("&ensp;".join(parts))))
+    others = [
+        (name, bars(value) if isinstance(value, Bins) else number(value)) for name, value in contents.others.items()
+    ]
+    tables = [state_table(f"{contents.kind} {contents.path}, {contents.about}", rows)]
     if others:
         tables.append(table("", ("scalar", "value"), others))
     return "".join(tables)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How numbers, sizes and times read."""
+"""Formats numbers, sizes and durations for people."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def number(value: int | float) -> str:
 
 
 def short(value: float) -> str:
-    """Returns a number to three digits, thousands and more by a letter.
+    """Returns a number to three digits, with a letter for thousands and more.
 
     >>> short(1234567), short(12.345), short(0.00123456), short(12345)
     ('1.23M', '12.3', '0.00123', '12.3k')
@@ -39,7 +39,7 @@ def short(value: float) -> str:
 
 
 def change(before: int | float, after: int | float, steps: int) -> str:
-    """Returns how a number changed: an integer that grew by how much a step, and any other by how much.
+    """Returns the change of a number: per step if it is an integer that grew, otherwise the difference.
 
     >>> change(100, 1380, 10), change(7, 4, 10), change(0.5, 0.25, 10), change(3, 3, 10)
     ('+128/step', '-3', '-0.25', '=')
@@ -66,7 +66,7 @@ def _compact(value: int) -> str:
 
 
 def size(nbytes: int) -> str:
-    """Returns a number of bytes.
+    """Returns a number of bytes in a suitable unit.
 
     >>> size(8), size(72_704), size(3 * 2**30)
     ('8 B', '71 KiB', '3 GiB')
@@ -78,7 +78,7 @@ def size(nbytes: int) -> str:
 
 
 def ago(seconds: float) -> str:
-    """Returns a duration in its largest unit or two.
+    """Returns a duration in one or two units.
 
     >>> ago(0.3), ago(75), ago(7300), ago(200_000)
     ('0 s', '1 min 15 s', '2 h 1 min', '2 d 7 h')

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from tallax.runs._axis import Axis
+from tallax.runs._histogram_axis import Axis
 from tallax.runs._history import History, Series
-from tallax.runs._patterns import is_entry, matches, sorted_names
+from tallax.runs._names import is_entry, matches, sorted_names
 from tallax.runs._record import Bins
 
 ENTRIES = 12  # of an array, as curves of one panel; with more, its histogram tells more
@@ -49,9 +49,9 @@ class Panel:
         return [curve.series for curve in self.curves] + ([self.histogram] if self.histogram is not None else [])
 
 
-def panels_of(run: History, items: Sequence[str]) -> list[Panel]:
+def panels_of(run: History, patterns: Sequence[str]) -> list[Panel]:
     """Returns the panels of one run: the entries of an array, and fields of one unit, share theirs."""
-    names = [name for name in sorted_names(run) if matches(name, items)]
+    names = [name for name in sorted_names(run) if matches(name, patterns)]
     found: dict[str, Panel] = {}
     for name in names:
         if name in run.histograms and not _few_entries(run, name):
@@ -76,15 +76,15 @@ def panels_of(run: History, items: Sequence[str]) -> list[Panel]:
     return list(found.values())
 
 
-def panels_over_each_other(runs: dict[str, History], items: Sequence[str]) -> list[Panel]:
+def panels_over_each_other(runs: dict[str, History], patterns: Sequence[str]) -> list[Panel]:
     """Returns the panels of several runs: each number has its own with a curve for each run, each histogram one a run.
 
     Args:
         runs: by what the legend calls them.
-        items: patterns of names.
+        patterns: patterns of names.
     """
     found: list[Panel] = []
-    for name in dict.fromkeys(name for run in runs.values() for name in sorted_names(run) if matches(name, items)):
+    for name in dict.fromkeys(name for run in runs.values() for name in sorted_names(run) if matches(name, patterns)):
         parent, _, last = name.rpartition("/")
         curves = []
         for label, run in runs.items():

@@ -16,9 +16,9 @@ except ModuleNotFoundError:
 
     raise MissingExtraError.of("tallax plot", "plot", "matplotlib") from None
 
-from tallax.runs._drawing import draw_curves, draw_heat_map, draw_ridgeline
 from tallax.runs._errors import RunError, laid_out
 from tallax.runs._history import History
+from tallax.runs._matplotlib import draw_curves, draw_heat_map, draw_ridgeline
 from tallax.runs._panels import Panel, heat_of, panels_of, panels_over_each_other
 from tallax.runs._run import Run
 
@@ -44,7 +44,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def plot(
-    runs: Sequence[str], output: str | os.PathLike[str] | None, items: Sequence[str], histograms: str
+    runs: Sequence[str], output: str | os.PathLike[str] | None, patterns: Sequence[str], histograms: str
 ) -> Iterator[Path]:
     """Draws runs, several of them over each other, and yields each file once it is written: one for each 18 panels.
 
@@ -52,7 +52,7 @@ def plot(
         runs: their folders.
         output: the file, whose suffix says what is written; further pages put their number in its name. None for
             `plot.png` in the folder of the first run.
-        items: patterns of names; all without any.
+        patterns: patterns of names; all without any.
         histograms: "heatmap" or "ridgeline".
 
     Raises:
@@ -62,14 +62,14 @@ def plot(
     file = Path(output) if output is not None else (folder if folder.is_dir() else folder.parent) / "plot.png"
     _check(file, histograms)
     read = {path: Run(path) for path in runs}
-    panels = _panels(read, items)
+    panels = _panels(read, patterns)
     if not panels:
         raise RunError(
             laid_out(
                 runs[0],
                 "has nothing to draw.",
-                got=f"no name that matches {' '.join(items)}" if items else "no records",
-                fix="'*' for all names; `tallax show RUN` lists them" if items else "wait for the first record",
+                got=f"no name that matches {' '.join(patterns)}" if patterns else "no records",
+                fix="'*' for all names; `tallax show RUN` lists them" if patterns else "wait for the first record",
             )
         )
     pages = [panels[k : k + _COLUMNS * _ROWS] for k in range(0, len(panels), _COLUMNS * _ROWS)]
@@ -104,13 +104,13 @@ def draw(panels: Sequence[Panel], title: str, histograms: str, first: int, last:
     return figure
 
 
-def _panels(runs: dict[str, Run], items: Sequence[str]) -> list[Panel]:
+def _panels(runs: dict[str, Run], patterns: Sequence[str]) -> list[Panel]:
     if len(runs) == 1:
-        return panels_of(next(iter(runs.values())), items)
+        return panels_of(next(iter(runs.values())), patterns)
     names = [Path(path).name for path in runs]
     labels = names if len(set(names)) == len(names) else list(runs)
     labelled: dict[str, History] = dict(zip(labels, runs.values(), strict=True))
-    return panels_over_each_other(labelled, items)
+    return panels_over_each_other(labelled, patterns)
 
 
 def _check(file: Path, histograms: str) -> None:

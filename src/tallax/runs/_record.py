@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Record`: what a run says about one step."""
+"""`Record`: one step of a run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Bins:
-    """How many values lie between edges.
+    """A histogram: edges, and the counts between them.
 
     Attributes:
-        edges: float64[n + 1], rising. Bin i is what lies between `edges[i]` and `edges[i + 1]`.
+        edges: float64[n + 1], increasing. Bin i is between `edges[i]` and `edges[i + 1]`.
         counts: uint64[n], exact.
     """
 
@@ -24,7 +24,7 @@ class Bins:
 
     @property
     def total(self) -> int:
-        """How many values lie in any bin."""
+        """The number of values in all bins."""
         return sum(self.counts.tolist())
 
     @property
@@ -34,11 +34,11 @@ class Bins:
 
     @property
     def are_entries(self) -> bool:
-        """Whether these are the entries of an array of counts: each bin is one integer, from 0 on."""
+        """Whether the bins are the entries of an array of counts: bin i contains only the integer i."""
         return bool(np.array_equal(self.edges, np.arange(len(self.counts) + 1) - 0.5))
 
     def at_most(self, n: int) -> Bins:
-        """Returns bins no more than `n`, made of neighbours; none is cut, so counts stay exact."""
+        """Returns at most `n` bins. Neighbours are merged and none is split, so counts stay exact."""
         size = -(-len(self.counts) // n)
         if size <= 1:
             return self
@@ -54,15 +54,15 @@ class Bins:
 
 
 @dataclass(frozen=True)
-class Item:
-    """What an item of a model is, whatever its value.
+class StateInfo:
+    """Describes a tallax variable or a statistic, without its value.
 
     Attributes:
-        kind: the name of its class: Counter, Buffer, Scheduled, Rate, Histogram, ...
-        shape: of its array; of a Counter's counts, each of which is two words.
-        dtype: of what is stored.
-        nbytes: what it takes up on the device, and in a checkpoint.
-        persistent: whether checkpoints keep it.
+        kind: The name of its class: Counter, Buffer, Scheduled, Rate, Histogram, ...
+        shape: The shape of its array, or of its counts if it is a Counter, which stores two words for each.
+        dtype: The dtype of the stored array.
+        nbytes: Its size on the device and in a checkpoint, in bytes.
+        persistent: Whether checkpoints keep it.
     """
 
     kind: str
@@ -71,19 +71,24 @@ class Item:
     nbytes: int
     persistent: bool
 
+    @property
+    def type_text(self) -> str:
+        """The dtype and the shape, such as `float32[8,4]`."""
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
 
 @dataclass(frozen=True)
 class Record:
-    """What a run says about one step: all that a sink is given.
+    """One step of a run, as every sink gets it.
 
     Attributes:
-        step: which step, as the run counts them.
-        time: when it was taken, in seconds since the epoch.
-        process: the number of the process that took it.
-        scalars: numbers by name, parts of a name separated by slashes. Counts are ints, exact however large.
-        histograms: bins by name.
-        items: what the items are that the numbers come from, by name. `gate/fired` is an item, and `gate/fired/rate`
-            one of its scalars.
+        step: The step of the run.
+        time: The time at which the values were captured, in seconds since the epoch.
+        process: The number of the process that captured them.
+        scalars: Numbers by name; slashes separate the parts of a name. Counts are ints, exact however large.
+        histograms: Bins by name.
+        state: A description of each variable and statistic that the numbers come from, by name. For example,
+            `gate/fired` is a statistic, and `gate/fired/rate` is one of its scalars.
     """
 
     step: int
@@ -91,4 +96,4 @@ class Record:
     process: int = 0
     scalars: Mapping[str, int | float] = field(default_factory=dict)
     histograms: Mapping[str, Bins] = field(default_factory=dict)
-    items: Mapping[str, Item] = field(default_factory=dict)
+    state: Mapping[str, StateInfo] = field(default_factory=dict)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Run`: what a run has written to its folder so far."""
+"""`Run`: reads the records of a run from its folder."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tallax.runs._errors import RunError, laid_out
 from tallax.runs._history import History
+from tallax.runs._jsonl_format import Decoder
 from tallax.runs._record import Record
 from tallax.runs._record_format import Decoder
 
@@ -18,7 +19,7 @@ _NUMBERED = re.compile(r"records\.process-(\d+)\.jsonl")
 
 
 def file_of(path: str | os.PathLike[str], process: int) -> Path:
-    """Returns the file in which a process keeps its records: of a folder, or where one file is named, of that name."""
+    """Returns the file of a process. `path` is the folder of the run, or the file of process 0."""
     path = Path(path)
     if path.suffix != ".jsonl":
         path /= FILE
@@ -26,7 +27,7 @@ def file_of(path: str | os.PathLike[str], process: int) -> Path:
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:
-    """Tells whether there are records at a path: in a folder, or in a file that is named itself."""
+    """Returns whether a path is a folder with records, or a file."""
     path = Path(path)
     if path.is_dir():
         return any(file.name == FILE or _NUMBERED.fullmatch(file.name) for file in path.iterdir())
@@ -34,19 +35,19 @@ def is_run(path: str | os.PathLike[str]) -> bool:
 
 
 class Run(History):
-    """What a run has written so far; `refresh` reads what has come since.
+    """The records of a run so far. `refresh` reads the records that were written since.
 
-    It has the attributes of a history: `scalars` and `histograms` by name, each a series with `steps` and `values`,
-    `items`, and the `steps` and `times` of all records of process 0.
+    It has the attributes of a history: `scalars` and `histograms` by name, each a series with `steps` and `values`;
+    `state`, which describes the variables and statistics; and the `steps` and `times` of all records of process 0.
 
     Args:
-        path: the folder that `tallax.sinks.Jsonl` was given, or the file. Of a folder in which several processes wrote,
-            the names of all but process 0 have `process-1/` and so on in front.
-        keep: how many of the last values of each name to keep, at least; None for all.
+        path: The folder or file that was passed to `tallax.sinks.Jsonl`. If several processes wrote to a folder, the
+            names of process k > 0 begin with `process-k/`.
+        keep: The minimum number of values to keep for each name, the last ones. None keeps all.
 
     Raises:
-        RunError: there is no run, it has been damaged, or a later tallax wrote it. A last line that is not whole is
-            left alone: the run may be about to complete it.
+        RunError: There is no run, it is damaged, or a later version of tallax wrote it. An incomplete last line is not
+            an error, because the run may still be writing it.
 
     Example:
         >>> import tempfile, tallax
@@ -70,7 +71,7 @@ class Run(History):
             raise RunError(
                 laid_out(
                     str(path),
-                    "is no run: there are no records in it." if self.path.exists() else "does not exist.",
+                    "is not a run: it contains no records." if self.path.exists() else "does not exist.",
                     expected=f"a folder with a file {FILE}, as tallax.sinks.Jsonl(folder) writes it",
                     fix=_instead_of(self.path),
                 )
@@ -78,12 +79,12 @@ class Run(History):
         self.refresh()
 
     def refresh(self) -> bool:
-        """Reads what was written since, and tells whether there was anything.
+        """Reads new records, and returns whether there were any.
 
-        Where the run was resumed from an earlier step, what was there of it is read again from the start.
+        If the run was resumed from an earlier step, all records are read again.
 
         Raises:
-            RunError: what was written is no record.
+            RunError: A new line is not a record.
         """
         self._find()
         try:
@@ -100,10 +101,10 @@ class Run(History):
         return f"<Run {str(self.path)!r}: {last}, {len(self.scalars)} scalars, {len(self.histograms)} histograms>"
 
     def _repr_html_(self) -> str:
-        from tallax.runs._html import of_shown
-        from tallax.runs._shown import of_run
+        from tallax.runs._contents import of_run
+        from tallax.runs._html import contents_html
 
-        return of_shown(of_run(self, str(self.path)))
+        return contents_html(of_run(self, str(self.path)))
 
     def _find(self) -> None:
         folder = self.path
@@ -126,7 +127,7 @@ class Run(History):
 
 
 class _RewrittenError(Exception):
-    """What was read before is no longer there."""
+    """The part of the file that was read before has changed."""
 
 
 class _Tail:
@@ -135,8 +136,8 @@ class _Tail:
     def __init__(self, path: Path, prefix: str):
         self._path, self.prefix = path, prefix
         self._decoder = Decoder(str(path))
-        self._end = 0  # of the last whole line that was read
-        self._last = b""  # that line: what tells whether the file was cut before it, and has grown again since
+        self._end = 0  # the end of the last complete line that was read
+        self._last = b""  # that line; if it is no longer there, the file was cut and has grown again since
 
     def records(self) -> Iterator[Record]:
         try:
@@ -158,7 +159,7 @@ class _Tail:
 
 
 def _instead_of(path: Path) -> str:
-    """Returns the remedy for a path with no run: which runs lie nearby, if any do."""
+    """Returns the remedy for a path without a run, with the runs in its folders if there are any."""
     start = path if path.is_dir() else path.parent
     near = sorted(found.parent for found in start.glob(f"*/{FILE}"))[:3] if start.is_dir() else []
     if near:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tallax show`: what a run or a checkpoint holds, item by item."""
+"""`tallax show`: prints the state in a run or a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ except ModuleNotFoundError:
     raise MissingExtraError.of("tallax show", "cli", "rich") from None
 
 from tallax.runs._bars import bars_of
+from tallax.runs._contents import Contents, as_json, of_run
 from tallax.runs._errors import RunError, laid_out
 from tallax.runs._number_format import number, short, size
 from tallax.runs._record import Bins
 from tallax.runs._run import FILE, Run, is_run
-from tallax.runs._shown import Shown, as_json, of_run
 
 _BARS = 16  # characters of a histogram
 _NARROW = 100  # columns
@@ -32,20 +32,20 @@ _WITHOUT_TERMINAL = 120
 
 
 def show(
-    path: str, items: Sequence[str], *, json_wanted: bool, checkpoint: Callable[[str], Shown] | None = None
+    path: str, patterns: Sequence[str], *, json_wanted: bool, checkpoint: Callable[[str], Contents] | None = None
 ) -> None:
-    """Prints every item of a run or a checkpoint: path, kind, value, shape, bytes, and whether checkpoints keep it.
+    """Prints each variable and statistic: path, kind, value, shape, size, and whether checkpoints keep it.
 
     Args:
-        path: of the run or the checkpoint.
-        items: patterns of names; all without any.
-        json_wanted: print JSON instead, in which integers are exact and nothing is left out.
-        checkpoint: reads one.
+        path: The path of the run or the checkpoint.
+        patterns: Shell patterns of names; all if empty.
+        json_wanted: Whether to print JSON, in which integers are exact and nothing is left out.
+        checkpoint: Reads a checkpoint.
 
     Raises:
-        RunError: it is neither, or has been damaged.
+        RunError: The path is neither, or it is damaged.
     """
-    shown = read(path, checkpoint).only(items)
+    shown = read(path, checkpoint).only(patterns)
     if json_wanted:
         print(json.dumps(as_json(shown), allow_nan=False))
         return
@@ -55,19 +55,19 @@ def show(
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Tells whether Orbax has written something at a path: a checkpoint, or a series of them."""
+    """Returns whether a path is a checkpoint of Orbax, or a series of them."""
     return any(any(Path(path).glob(f"{below}_*METADATA")) for below in ("", "*/", "*/*/"))
 
 
-def read(path: str | os.PathLike[str], checkpoint: Callable[[str], Shown] | None = None) -> Shown:
-    """Returns what there is to show at a path.
+def read(path: str | os.PathLike[str], checkpoint: Callable[[str], Contents] | None = None) -> Contents:
+    """Reads a run or a checkpoint.
 
     Args:
-        path: of a run, or of a checkpoint.
-        checkpoint: reads one, which takes JAX.
+        path: The path of a run or a checkpoint.
+        checkpoint: Reads a checkpoint, which needs JAX.
 
     Raises:
-        RunError: it is neither a run nor a checkpoint, or has been damaged.
+        RunError: The path is neither a run nor a checkpoint, or it is damaged.
     """
     if is_run(path):
         return of_run(Run(path, keep=1), str(path))
@@ -83,32 +83,32 @@ def read(path: str | os.PathLike[str], checkpoint: Callable[[str], Shown] | None
     )
 
 
-def rendered(shown: Shown, width: int) -> RenderableType:
-    """Returns the tables."""
+def rendered(shown: Contents, width: int) -> RenderableType:
+    """Returns the tables for a terminal of this width."""
     parts: list[RenderableType] = [
         Text.assemble((f"{shown.kind} {shown.path}", "bold cyan"), f"  {shown.about}"),
         Text(),
     ]
-    if shown.items:
-        parts += [_items(shown, width), Text()]
+    if shown.state:
+        parts += [_state_table(shown, width), Text()]
     others = _others(shown)
     if others is not None:
         parts += [others, Text()]
-    if shown.items:
-        kept = sum(item.nbytes for item in shown.items.values() if item.persistent)
-        total = sum(item.nbytes for item in shown.items.values())
-        count = f"{len(shown.items):,} items" if len(shown.items) != 1 else "1 item"
+    if shown.state:
+        kept = sum(info.nbytes for info in shown.state.values() if info.persistent)
+        total = sum(info.nbytes for info in shown.state.values())
+        count = f"{len(shown.state):,} name{'s' if len(shown.state) != 1 else ''}"
         parts.append(Text(f"{count}, {size(total)}; {size(kept)} of it in checkpoints", "dim"))
     return Group(*parts)
 
 
-def _items(shown: Shown, width: int) -> Table:
-    """Returns the table of items; in a narrow terminal, what an item is stands in one column."""
+def _state_table(shown: Contents, width: int) -> Table:
+    """Returns the table of the state. In a narrow terminal, one column has kind, shape and size."""
     body = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    body.add_column("item", overflow="fold", min_width=min(16, width // 4))
+    body.add_column("name", overflow="fold", min_width=min(16, width // 4))
     narrow = width < _NARROW
     if narrow:
-        body.add_column("what", no_wrap=True)
+        body.add_column("type", no_wrap=True)
         body.add_column("value", overflow="fold", ratio=1)
     else:
         body.add_column("kind", no_wrap=True)
@@ -116,20 +116,20 @@ def _items(shown: Shown, width: int) -> Table:
         body.add_column("shape", no_wrap=True)
         body.add_column("size", justify="right", no_wrap=True)
         body.add_column("kept", no_wrap=True)
-    for name, item in shown.items.items():
-        kind, kept = Text(item.kind, "cyan"), Text("yes", "green") if item.persistent else Text("no", "yellow")
-        shape = Text(f"{item.dtype}[{','.join(map(str, item.shape))}]", "dim")
+    for name, info in shown.state.items():
+        kind, kept = Text(info.kind, "cyan"), Text("yes", "green") if info.persistent else Text("no", "yellow")
+        shape = Text(info.type_text, "dim")
         value = _value(name, shown, _BARS if narrow else 2 * _BARS)
         if narrow:
-            said = Text("kept", "green") if item.persistent else Text("not kept", "yellow")
-            what = Text("\n").join([kind, shape, Text.assemble(size(item.nbytes), ", ", said)])
+            said = Text("kept", "green") if info.persistent else Text("not kept", "yellow")
+            what = Text("\n").join([kind, shape, Text.assemble(size(info.nbytes), ", ", said)])
             body.add_row(Text(name), what, value)
         else:
-            body.add_row(Text(name), kind, value, shape, size(item.nbytes), kept)
+            body.add_row(Text(name), kind, value, shape, size(info.nbytes), kept)
     return body
 
 
-def _value(name: str, shown: Shown, bars: int) -> Text:
+def _value(name: str, shown: Contents, bars: int) -> Text:
     text = Text()
     for field, part in shown.parts(name):
         text.append("  " if text else "").append(f"{field}=" if field else "", "dim")
@@ -142,7 +142,7 @@ def _value(name: str, shown: Shown, bars: int) -> Text:
     return text if text else Text("-", "dim")
 
 
-def _others(shown: Shown) -> Table | None:
+def _others(shown: Contents) -> Table | None:
     if not shown.others:
         return None
     body = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim", padding=(0, 2, 0, 0))

@@ -19,16 +19,16 @@ except ModuleNotFoundError:
 
     raise MissingExtraError.of("tallax tail", "cli", "rich") from None
 
+from tallax.runs._live_table import KEEP, table
 from tallax.runs._run import Run, is_run
-from tallax.runs._table import KEEP, table
 
 
-def tail(path: str, items: Sequence[str], every_seconds: float, *, once: bool, wait: bool) -> None:
+def tail(path: str, patterns: Sequence[str], every_seconds: float, *, once: bool, wait: bool) -> None:
     """Shows a run as a table until Ctrl-C or `q`; where stdout is no terminal, or with `once`, as it is now.
 
     Args:
         path: of the run.
-        items: patterns of names.
+        patterns: patterns of names.
         every_seconds: how long to wait between two looks.
         once: print the table and return.
         wait: for a run that is not there yet.
@@ -45,32 +45,32 @@ def tail(path: str, items: Sequence[str], every_seconds: float, *, once: bool, w
                 time.sleep(min(every_seconds, 0.5))
         run = Run(path, keep=KEEP)
         if once or not sys.stdout.isatty() or console.is_dumb_terminal:
-            _print(run, path, items, console)
+            _print(run, path, patterns, console)
             return
         try:
-            _follow(run, path, items, every_seconds, console)
+            _follow(run, path, patterns, every_seconds, console)
         finally:
-            _print(run, path, items, console)  # what was last seen, on the screen that is there again
+            _print(run, path, patterns, console)  # what was last seen, on the screen that is there again
 
 
-def _follow(run: Run, path: str, items: Sequence[str], every_seconds: float, console: Console) -> None:
+def _follow(run: Run, path: str, patterns: Sequence[str], every_seconds: float, console: Console) -> None:
     with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            live.update(_fitted(run, path, items, console), refresh=True)
+            live.update(_fitted(run, path, patterns, console), refresh=True)
             if "q" in pressed(every_seconds).lower():
                 return
             run.refresh()
 
 
-def _fitted(run: Run, path: str, items: Sequence[str], console: Console) -> RenderableType:
+def _fitted(run: Run, path: str, patterns: Sequence[str], console: Console) -> RenderableType:
     width, height = console.size
-    return table(run, path, items=items, width=width, height=height, now=time.time())
+    return table(run, path, patterns=patterns, width=width, height=height, now=time.time())
 
 
-def _print(run: Run, path: str, items: Sequence[str], console: Console) -> None:
+def _print(run: Run, path: str, patterns: Sequence[str], console: Console) -> None:
     """Prints the table: as high as the terminal, or all of it where there is none."""
     height = console.size.height - 1 if sys.stdout.isatty() else sys.maxsize
-    console.print(table(run, path, items=items, width=console.width, height=height, now=time.time()))
+    console.print(table(run, path, patterns=patterns, width=console.width, height=height, now=time.time()))
 
 
 @contextlib.contextmanager

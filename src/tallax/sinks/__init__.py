@@ -1,18 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the records of a run go. A sink is imported when it is first used, and so is the package that it needs.
+"""Sinks: they write the records of a run. A sink is imported at first use, and so is the package that it needs.
 
 | sink | writes to | resuming at a step | extra |
 |---|---|---|---|
-| `Jsonl(path)` | a file, one line for each record | takes out what is there of that step and later | |
-| `TensorBoard(logdir)` | an event file | tells TensorBoard to hide that | `tensorboard` |
+| `Jsonl(path)` | a file, one line for each record | moves existing records of that step and later aside | |
+| `TensorBoard(logdir)` | an event file | makes TensorBoard hide them | `tensorboard` |
 | `Console()` | the terminal, as a live table | | `console` |
-| `Parquet(path)` | a table, for data frames and SQL | as `Jsonl` does | `parquet` |
-| `WandB(**init)` | a run of Weights & Biases | keeps what is there, and leaves out those steps | `wandb` |
-| `MLflow(experiment=...)` | a run of MLflow | likewise | `mlflow` |
-| `Clu(writer)` | one of clu's metric writers | as the writer does | |
-| metrax's logging backends, as they are | | as the backend does | |
+| `Parquet(path)` | a table, for data frames and SQL | like `Jsonl` | `parquet` |
+| `WandB(**init)` | a run of Weights & Biases | keeps existing steps, and leaves out new records of them | `wandb` |
+| `MLflow(experiment=...)` | a run of MLflow | like `WandB` | `mlflow` |
+| `Clu(writer)` | one of clu's metric writers | depends on the writer | |
+| metrax's logging backends | | depends on the backend | |
 
-Anything with a `write(record)` and a `close()` is a sink: see `Sink`.
+Any object with `write(record)` and `close()` is a sink: see `Sink`.
+
+A record goes through three kinds of files:
+
+1. `_sink` defines the protocol, and `as_sink` turns the arguments of a Logger into sinks.
+2. One file for each sink encodes and writes: `_jsonl`, `_tensorboard`, `_parquet`, `_console`, `_wandb`, `_mlflow`, and
+   `_adapters` for other libraries' writers. A sink opens its file or run at its first record, because the step of that
+   record tells where the run starts or resumes.
+3. Shared parts: `_partial_writes` writes a record without the values that cannot be encoded, `_append_file` appends
+   whole pieces, `_locking` keeps a second program out, and `_local_path` rejects addresses of remote stores.
+
+To add a sink, write one file with a class like `_jsonl.Jsonl`, and list it in `__init__.pyi`.
+
+Invariants: when `write` returns, the record survives `kill -9` (as far as the service allows), and one bad value never
+loses the others. The kill tests in `tests/test_jsonl.py`, `tests/test_tensorboard.py` and `tests/test_parquet.py` guard
+the first, and `tests/test_unwritable.py` the second.
 """
 
 from tallax._lazy import lazily as _lazily

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from tallax.runs import Bins as Bins
-from tallax.runs import Item as Item
 from tallax.runs import Record as Record
+from tallax.runs import StateInfo as StateInfo
 from tallax.sinks._adapters import Clu as Clu
 from tallax.sinks._console import Console as Console
 from tallax.sinks._jsonl import Jsonl as Jsonl

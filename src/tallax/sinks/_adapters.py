@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes sinks of other libraries' writers: `Backend` of metrax's, `Clu` of clu's. It imports neither."""
+"""Adapters of other libraries' writers: `Backend` for metrax, `Clu` for clu. This module imports neither."""
 
 from __future__ import annotations
 
@@ -10,37 +10,38 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from tallax.runs import Bins, Record
-from tallax.sinks._parts import one_by_one
+from tallax.sinks._partial_writes import write_one_by_one
 
 _QUANTILES = {"p01": 0.01, "median": 0.5, "p99": 0.99}
-# What TensorBoard knows a histogram by, serialized: SummaryMetadata(plugin_data=PluginData(plugin_name="histograms")).
+# The metadata that marks a histogram for TensorBoard:
+# SummaryMetadata(plugin_data=PluginData(plugin_name="histograms")), serialized.
 _HISTOGRAMS = b"\x0a\x0c\x0a\x0ahistograms"
 
 
 @runtime_checkable
 class LoggingBackend(Protocol):
-    """What `metrax.logging.LoggingBackend` asks for."""
+    """The protocol `metrax.logging.LoggingBackend`."""
 
     def log_scalar(self, event: str, value: float, **kwargs: Any) -> None:
         """Logs a scalar, with `step=`."""
         ...
 
     def close(self) -> None:
-        """Writes what is still to be written."""
+        """Writes everything that is still pending."""
         ...
 
 
 class Backend:
-    """A sink that hands each number to one of metrax's logging backends, under its name and with its step.
+    """A sink that passes each number to one of metrax's logging backends, with its name and step.
 
-    A backend takes numbers only. Of a histogram it gets `name/count`, which is exact, and `name/mean`, `name/p01`,
-    `name/median` and `name/p99`, which are as exact as the bins are narrow; where the record has such a number itself,
-    that one. Integers come as ints, and it is the backend that keeps them exact or not: metrax's `TensorboardBackend`
-    writes single precision, which is exact below 2**24.
+    A backend accepts only numbers. A histogram is passed as `name/count`, which is exact, and as `name/mean`,
+    `name/p01`, `name/median` and `name/p99`, whose precision is the width of the bins. If the record contains a number
+    of this name, that number is passed. Integers are passed as ints. The precision depends on the backend: metrax's
+    `TensorboardBackend` writes single precision, which is exact below 2**24.
 
-    A backend is made before the Logger knows where the run goes on, and has no way to replace what is there: steps from
-    before a crash are shown twice. One that has `flush()` is flushed after each record, but metrax's own are not: a
-    program that is killed loses what they hold back.
+    A backend cannot replace existing records, so after a crash and a restart some steps are shown twice. If a backend
+    has `flush()`, it is called after each record. metrax's own backends have none, so a program that is killed loses
+    the values that they buffer.
     """
 
     def __init__(self, backend: LoggingBackend):
@@ -54,7 +55,7 @@ class Backend:
             for name, value in part.scalars.items():
                 self._backend.log_scalar(prefix + name, value, step=record.step)
 
-        errors = one_by_one(numbers, log)
+        errors = write_one_by_one(numbers, log)
         flush = getattr(self._backend, "flush", None)
         if callable(flush):
             flush()
@@ -68,20 +69,20 @@ class Backend:
 
 
 class Clu:
-    """A sink that hands records to one of clu's metric writers, and has it flush after each.
+    """A sink that passes records to one of clu's metric writers, and flushes it after each record.
 
     Scalars go to `write_scalars`. A histogram goes to `write_summaries`, as the table of bins that TensorBoard reads:
-    clu's `SummaryWriter` writes it so, with exact counts below 2**53, and others say or pass over it. For these there
-    are numbers besides: `name/count`, which is exact, and `name/mean`, `name/p01`, `name/median` and `name/p99`, which
-    are as exact as the bins are narrow. (clu's `write_histograms` takes raw values and makes bins of its own, so what
-    it wrote of counted values would be made up.)
+    clu's `SummaryWriter` writes it with exact counts below 2**53, and other writers print or ignore it. For those, the
+    record also has the numbers `name/count`, which is exact, and `name/mean`, `name/p01`, `name/median` and `name/p99`,
+    whose precision is the width of the bins. (clu's `write_histograms` is not used: it accepts raw values and bins them
+    itself, so it would need invented values.)
 
-    What a writer does with integers is its own: `SummaryWriter` writes single precision, `LoggingWriter` all digits.
-    Resuming is the writer's as well; clu's have no way to replace what is there, so give a run that goes on a new
-    folder, or accept that steps from before a crash are shown twice.
+    The precision of integers depends on the writer: `SummaryWriter` writes single precision, `LoggingWriter` all
+    digits. clu's writers cannot replace existing records. If a run resumes, pass a new folder, or some steps are shown
+    twice.
 
     Args:
-        writer: a `clu.metric_writers.MetricWriter`, which is closed with the Logger.
+        writer: A `clu.metric_writers.MetricWriter`. It is closed with the Logger.
     """
 
     def __init__(self, writer: Any):
@@ -93,7 +94,7 @@ class Clu:
             self._write(numbers)
             errors: dict[str, Exception] = {}
         except Exception:  # of some of its values, or of all
-            errors = one_by_one(numbers, self._write)
+            errors = write_one_by_one(numbers, self._write)
         self._writer.flush()
         return errors
 
@@ -120,9 +121,9 @@ def _drawn_as_numbers(record: Record) -> Mapping[str, int | float]:
 
 
 def summary(bins: Bins) -> dict[str, int | float]:
-    """Returns the numbers that say most of a histogram: `count`, and if that is not 0 `mean`, `p01`, `median`, `p99`.
+    """Returns a histogram as numbers: `count` and, if that is not 0, `mean`, `p01`, `median` and `p99`.
 
-    A mean takes values to lie in the middles of their bins; a quantile, evenly within its bin.
+    The mean assumes that values are in the middles of their bins; a quantile assumes that they are spread evenly.
     """
     total = bins.total
     if not total:

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`GrowingFile`: a file that grows by whole pieces."""
+"""`AppendFile`: a file to which only whole pieces are appended."""
 
 from __future__ import annotations
 
 import os
 
 
-class GrowingFile:
-    """Appends pieces to a file, each handed to the operating system whole, so that it outlasts the program.
+class AppendFile:
+    """Appends pieces to a file. The operating system receives each whole, so it survives if the program is killed.
 
-    A piece that can't be written is taken back: what is in the file is what was there before, and can be read.
+    If a piece cannot be written completely, it is removed, so the file stays readable.
 
     Args:
-        descriptor: of the file, which is closed with this.
-        end: where the next piece goes; what is behind it is overwritten.
+        descriptor: The descriptor of the file. `close` closes it.
+        end: The position of the next piece. Bytes after it are overwritten.
     """
 
     def __init__(self, descriptor: int, end: int = 0):
@@ -24,7 +24,7 @@ class GrowingFile:
         """Writes a piece.
 
         Raises:
-            OSError: it can't be written, and nothing of it is.
+            OSError: The piece could not be written. The file is unchanged.
         """
         rest = memoryview(piece)
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Console`: a live table in the training terminal."""
+"""`Console`: a sink that shows a live table in the terminal."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from tallax._errors import MissingExtraError
 from tallax.runs import History, Record
+from tallax.runs._names import matches, users_scalars
 from tallax.runs._number_format import number
-from tallax.runs._patterns import matches, users_scalars
-from tallax.sinks._parts import encoded
+from tallax.sinks._partial_writes import encode_or_omit
 
 try:
     import rich
@@ -19,40 +19,39 @@ try:
     from rich.live import Live
     from rich.text import Text
 
-    from tallax.runs._table import KEEP, table
+    from tallax.runs._live_table import KEEP, table
 except ModuleNotFoundError:
     raise MissingExtraError.of("sinks.Console", "console", "rich") from None
 
-_MARGIN = 6  # lines of the terminal that are left for progress bars and what is printed
-_SHOWN = 8  # numbers in a line, where the run has no scalars but those of items
+_MARGIN = 6  # lines of the terminal that stay free for progress bars and printed text
+_SHOWN = 8  # numbers in a line, if all scalars belong to the state
 
 
 class Console:
-    """Shows a run in the terminal that it trains in: a table below what is printed, as that of `tallax tail`.
+    """Shows a run in the terminal in which it trains, as the table of `tallax tail` below the printed text.
 
-    Where stdout is no terminal, it prints a line for each record instead: the step, and the scalars that the Logger was
-    given.
+    If stdout is not a terminal, it prints a line for each record: the step, and the scalars passed to the Logger.
 
-    What is printed while the table is there goes above it. A progress bar of rich lives beside it where both are on one
-    `rich.console.Console`: rich's own, unless either is given another. That takes rich 14.1; with an older one a line
-    for each record is printed beside a progress bar, as without a terminal. What writes escape codes of its own, as
-    tqdm does, and a second rich console do not get on with it. The table is drawn when a record comes, and not more
-    often than told; it stays when the sink is closed.
+    Text that is printed while the table is shown goes above it. A progress bar of rich works alongside it if both use
+    the same `rich.console.Console`, by default rich's own. This needs rich 14.1. With an older version, a line for each
+    record is printed alongside a progress bar. A second rich console, and programs that write their own escape codes,
+    such as tqdm, disturb the table. The table is drawn when a record arrives, at most every `every_seconds`. It stays
+    when the sink is closed.
 
-    Resuming: nothing to do. It keeps the last values only, however long the run.
+    Only the last values are kept in memory, however long the run.
 
     Args:
-        items: which names to show, as a shell matches them: `"gate/*"`. Without it all, as many as there is room for;
-            in lines, the scalars that are of no item.
-        every_seconds: how long to wait between two tables, at least.
-        console: a `rich.console.Console`, where it is not rich's own.
+        names: Shell patterns of the names to show, one or several, such as `"gate/*"`. If omitted, the table shows as
+            many names as fit, and a line shows the scalars that do not belong to the state.
+        every_seconds: The minimum time between two tables, in seconds.
+        console: A `rich.console.Console`. If omitted, rich's own.
 
     Raises:
-        MissingExtraError: rich is not installed.
+        MissingExtraError: The package rich is not installed.
     """
 
-    def __init__(self, items: str | Sequence[str] | None = None, *, every_seconds: float = 0.5, console: Any = None):
-        self._items = [items] if isinstance(items, str) else list(items or ())
+    def __init__(self, names: str | Sequence[str] | None = None, *, every_seconds: float = 0.5, console: Any = None):
+        self._patterns = [names] if isinstance(names, str) else list(names or ())
         self._every = every_seconds
         self._console = console
         self._history = History(KEEP)
@@ -61,7 +60,7 @@ class Console:
         self._in_lines: bool | None = None  # None until there was a record
 
     def write(self, record: Record) -> dict[str, Exception]:
-        record, errors = encoded(record, _checked)
+        record, errors = encode_or_omit(record, _checked)
         self._history.add(record)
         if self._in_lines is None:
             self._begin()
@@ -80,7 +79,7 @@ class Console:
                 live.stop()
 
     def __repr__(self) -> str:
-        return f"Console({', '.join(map(repr, self._items))})"
+        return f"Console({', '.join(map(repr, self._patterns))})"
 
     def _begin(self) -> None:
         if self._console is None:
@@ -91,7 +90,7 @@ class Console:
         live = Live(console=self._console, auto_refresh=False)
         try:
             live.start()
-        except LiveError:  # an older rich, and a progress bar
+        except LiveError:  # an older rich, with a progress bar
             self._in_lines = True
         else:
             self._live = live
@@ -101,11 +100,11 @@ class Console:
         self._drawn = time.monotonic()
         width, height = self._console.size
         height = max(8, height - _MARGIN)
-        live.update(table(self._history, "", items=self._items, width=width, height=height), refresh=True)
+        live.update(table(self._history, "", patterns=self._patterns, width=width, height=height), refresh=True)
 
     def _print(self, record: Record) -> None:
-        names = [name for name in record.scalars if matches(name, self._items)]
-        if not self._items:
+        names = [name for name in record.scalars if matches(name, self._patterns)]
+        if not self._patterns:
             own = set(users_scalars(self._history))
             names = [name for name in names if name in own] or names[:_SHOWN]
         said = "  ".join(f"{name}={number(record.scalars[name])}" for name in names)
@@ -113,7 +112,7 @@ class Console:
 
 
 def _checked(record: Record) -> Record:
-    """Returns a record if all of it can be shown: a value that can't be would take the tables of a hundred records."""
+    """Returns the record, or raises if a value cannot be shown, which would break the table of many later records."""
     "".join([*record.scalars, *record.histograms]).encode()
     for value in record.scalars.values():
         number(value)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Jsonl`: a line of JSON for each record."""
+"""`Jsonl`: a sink that writes a line of JSON for each record."""
 
 from __future__ import annotations
 
@@ -8,46 +8,46 @@ import shutil
 from pathlib import Path
 
 from tallax.runs import Record
-from tallax.runs._record_format import FIRST_LINE, Decoder, Encoder
+from tallax.runs._jsonl_format import FIRST_LINE, Decoder, Encoder
 from tallax.runs._run import file_of
-from tallax.sinks._append_file import GrowingFile
+from tallax.sinks._append_file import AppendFile
+from tallax.sinks._local_path import local_path
 from tallax.sinks._locking import lock
-from tallax.sinks._parts import encoded
-from tallax.sinks._paths import place
+from tallax.sinks._partial_writes import encode_or_omit
 
 
 class Jsonl:
     """Appends records to a file, one line of JSON each, for `tallax tail`, `tallax plot` and `tallax.Run`.
 
-    A line is handed to the operating system whole: it outlasts the program however that ends. Where it can't be
-    written, what there is of it is taken back, so that the file stays readable.
+    The operating system receives each line whole, so it survives if the program is killed. If a line cannot be written
+    completely, it is removed, so the file stays readable.
 
-    Resuming: records of the first record's step and later ones, from before, go to a file of the same name with
-    `.dropped` behind it. So does all of an older run where a new one is begun in its folder.
+    When a run resumes, existing records of the first record's step and of later steps move to a file of the same name
+    with the suffix `.dropped`. If a new run starts in the folder of an older one, all of the older records do.
 
     Args:
-        path: a folder, which is made where it is missing and gets the file `records.jsonl`, or a file that ends in
-            `.jsonl`. Further processes put their number in its name.
+        path: A folder, which gets the file `records.jsonl`, or a file whose name ends in `.jsonl`. It is created if it
+            does not exist. Processes other than 0 add their number to the file's name.
 
     Raises:
-        InvalidValueError: it is the address of a store elsewhere, such as `gs://...`.
-        RunError: the file holds something else, or has been damaged. It is left as it is.
-        RunLockedError: another program, or another Logger, is writing to it.
+        InvalidValueError: `path` is the address of a remote store, such as `gs://...`.
+        RunError: The file is not a run, or is damaged. It is left unchanged.
+        RunLockedError: Another program or another Logger is writing to the file.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self._path = place("sinks.Jsonl", path)
-        self._file: GrowingFile | None = None
+        self._path = local_path("sinks.Jsonl", path)
+        self._file: AppendFile | None = None
         self._encoder = Encoder()
 
     def write(self, record: Record) -> dict[str, Exception]:
         if self._file is None:
             self._file = self._open(record)
-        line, errors = encoded(record, self._line, lambda part: Encoder().line(part))
+        line, errors = encode_or_omit(record, self._line, lambda part: Encoder().line(part))
         try:
             self._file.append(line)
         except BaseException:
-            self._encoder = Encoder()  # the next line leans on none before it
+            self._encoder = Encoder()  # the next line must not refer to the one that failed
             raise
         return errors
 
@@ -66,14 +66,14 @@ class Jsonl:
             self._encoder = Encoder()
             raise
 
-    def _open(self, record: Record) -> GrowingFile:
+    def _open(self, record: Record) -> AppendFile:
         path = file_of(self._path, record.process)
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             lock(descriptor, path)
             end = _cut(descriptor, path, record.step)
-            file = GrowingFile(descriptor, end)
+            file = AppendFile(descriptor, end)
             if not end:
                 file.append(FIRST_LINE)
         except BaseException:
@@ -83,13 +83,13 @@ class Jsonl:
 
 
 def _cut(file: int, path: Path, step: int) -> int:
-    """Takes the records from a step on, and a torn last line, out of a file; returns how long the rest is."""
+    """Removes the records from a step on, and an incomplete last line. Returns the length of the rest."""
     decoder, end = Decoder(str(path)), 0
     with open(file, "rb", closefd=False) as lines:
         for line in lines:
             if not line.endswith(b"\n"):
                 if not FIRST_LINE.startswith(line) and not end:
-                    decoder.record(line)  # raises: this is nobody's torn run
+                    decoder.record(line)  # raises: this is not the start of a run
                 break
             record = decoder.record(line)
             if record is not None and record.step >= step:
@@ -101,7 +101,7 @@ def _cut(file: int, path: Path, step: int) -> int:
 
 
 def _keep(path: Path, file: int, start: int) -> None:
-    """Appends what follows in a file to the one of what was dropped."""
+    """Appends the rest of a file to the `.dropped` file."""
     with open(file, "rb", closefd=False) as source, path.with_name(path.name + ".dropped").open("ab") as target:
         source.seek(start)
         shutil.copyfileobj(source, target)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeping a second program from writing to the same run."""
+"""`lock`: keeps a second program from writing to the same run."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from tallax._errors import RunLockedError, compose
 
 
 def lock(file: int, path: Path) -> None:
-    """Locks a file until it is closed, where the file system can.
+    """Locks a file until it is closed, if the file system supports locks.
 
     Args:
-        file: its descriptor.
-        path: what it is the lock of, for errors.
+        file: The descriptor of the file.
+        path: The path of the run, for errors.
 
     Raises:
-        RunLockedError: it is locked already.
+        RunLockedError: Another program has locked the file.
     """
     try:
         import fcntl

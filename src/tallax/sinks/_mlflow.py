@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`MLflow`: a run of MLflow."""
+"""`MLflow`: a sink that logs to a run of MLflow."""
 
 from __future__ import annotations
 
@@ -17,38 +17,37 @@ try:
 except ModuleNotFoundError:
     raise MissingExtraError.of("sinks.MLflow", "mlflow", "mlflow-skinny") from None
 
-_AT_ONCE = 1000  # MLflow takes no more metrics in one request
-_REFUSED = re.compile(r"[^\w\-. /]")  # in the name of a metric
+_AT_ONCE = 1000  # the most metrics that MLflow accepts in one request
+_REFUSED = re.compile(r"[^\w\-. /]")  # characters that MLflow does not accept in the name of a metric
 _FIRST, _RESUMED = "tallax.first_step", "tallax.resumed"  # tags
 
 
 class MLflow:
     """Logs records to a run of MLflow: scalars as metrics, the histograms of a step as `histograms/<step>.json`.
 
-    Metrics are double precision, so integers are exact below 2**53; histograms are exact. Names keep letters, digits
-    and `_-. /`; for other characters, such as the comma of `load/0,1`, there is a dot. A name that MLflow refuses, or
-    that is another's for MLflow, is left out.
+    Metrics are double precision, so integers are exact below 2**53. Histograms are exact. Names keep letters, digits
+    and `_-. /`; other characters, such as the comma of `load/0,1`, become a dot. If MLflow rejects a name, or if two
+    names become the same one, the value is left out.
 
-    Resuming: MLflow can't take back a value, and would show both where a step is logged twice. So values that a metric
-    has from before the crash stay, and those of later records are left out until it is past the last; the tag
-    `tallax.resumed` says so. Histograms of such steps are replaced. A run that starts no later than the one of that
-    name did is a new one.
+    MLflow cannot remove a value, and shows both if a step is logged twice. So when a run resumes, each metric keeps the
+    values from before, and new values are left out until its step is past the last of these. The tag `tallax.resumed`
+    records this. Histograms of such steps are replaced. If the first step is not after the first step of the earlier
+    run, a new run is created.
 
-    The store is opened at the first record. Where it can't be reached, MLflow tries for minutes before it raises:
-    `MLFLOW_HTTP_REQUEST_MAX_RETRIES` in the environment says how often. The run's status is RUNNING until `close`, then
-    FINISHED.
+    The store is opened at the first record. If it cannot be reached, MLflow retries for minutes before it raises; the
+    environment variable `MLFLOW_HTTP_REQUEST_MAX_RETRIES` sets the number of retries. The status of the run is RUNNING
+    until `close`, then FINISHED.
 
     Args:
-        experiment: its name. It is created where there is none. MLflow's default experiment, if there is no name.
-        run_name: the run's. The latest of that name in the experiment is resumed, unless this one starts anew.
-            Further processes have runs of their own, with their number behind the name.
-        run_id: of a run to log to, whatever it has already. Names of further processes' metrics begin with
-            `process-1/` and so on.
-        tracking_uri: of the store, such as `sqlite:///runs.db`; as MLflow's environment has it, if it is not said.
+        experiment: The name of the experiment, which is created if it does not exist. If omitted, MLflow's default.
+        run_name: The name of the run. The latest run of this name in the experiment is resumed, as described above.
+            Processes other than 0 have their own runs, with their number appended to the name.
+        run_id: The id of an existing run to log to. Names of the metrics of process k > 0 begin with `process-k/`.
+        tracking_uri: The address of the store, such as `sqlite:///runs.db`. If omitted, that of MLflow's environment.
 
     Raises:
         MissingExtraError: mlflow is not installed.
-        MlflowException: the store can't be opened or refuses the record. The next record tries again.
+        MlflowException: The store cannot be opened, or rejects the record. The next record tries again.
     """
 
     def __init__(
@@ -62,11 +61,11 @@ class MLflow:
         self._experiment, self._run_name, self._run_id, self._uri = experiment, run_name, run_id, tracking_uri
         self._client: Any = None
         self._run = ""  # its id
-        self._before: dict[str, int] = {}  # the last step that each metric has from before
-        self._names: dict[str, str] = {}  # by what MLflow calls them
-        self._refused: dict[str, Exception] = {}  # by name, the errors of numbers that MLflow does not take
-        self._step: int | None = None  # the step of the last histograms,
-        self._drawn: dict[str, Any] = {}  # and what there is of them
+        self._before: dict[str, int] = {}  # the last step of each metric, from before this run resumed
+        self._names: dict[str, str] = {}  # our name by MLflow's name
+        self._refused: dict[str, Exception] = {}  # the errors of numbers that MLflow rejects, by name
+        self._step: int | None = None  # the step of the last histograms
+        self._drawn: dict[str, Any] = {}  # the histograms of that step, by name
 
     def write(self, record: Record) -> dict[str, Exception]:
         if self._client is None:
@@ -103,11 +102,11 @@ class MLflow:
         return f"MLflow({', '.join(f'{name}={value!r}' for name, value in told.items() if value is not None)})"
 
     def _log(self, metrics: list[tuple[str, Any]]) -> None:
-        """Logs metrics, or of those that MLflow refuses for their names the others; further records leave these out."""
+        """Logs metrics, except those that MLflow rejects, which it finds by bisection. Later records leave them out."""
         try:
             self._client.log_batch(self._run, metrics=[metric for _, metric in metrics], synchronous=True)
         except MlflowException as error:
-            if error.error_code != "INVALID_PARAMETER_VALUE":  # the store can't be reached, for one
+            if error.error_code != "INVALID_PARAMETER_VALUE":  # for example, the store cannot be reached
                 raise
             if len(metrics) == 1:
                 self._refused[metrics[0][0]] = error
@@ -145,13 +144,13 @@ class MLflow:
         return found.experiment_id if found else client.create_experiment(name)
 
     def _name(self, name: str) -> str:
-        """Returns what MLflow is to call a number."""
+        """Returns MLflow's name of a number."""
         taken = _REFUSED.sub(".", name)
         if self._names.setdefault(taken, name) != name:
             raise InvalidValueError(
                 compose(
                     "sinks.MLflow",
-                    "two names are one where only letters, digits and _-. / are told apart.",
+                    "two names are the same if other characters than letters, digits and _-. / become a dot.",
                     got=f"{self._names[taken]!r} and {name!r}, both {taken!r}",
                     fix="another name for one of the two",
                 )
@@ -164,7 +163,7 @@ def _plain(bins: Bins) -> dict[str, Any]:
 
 
 def _latest(client: Any, experiment: str, name: str, step: int) -> Any | None:
-    """Returns the latest run of a name that can go on at a step."""
+    """Returns the latest run of a name that can resume at a step; None if there is none."""
     quote = '"' if "'" in name else "'"
     found = client.search_runs(
         [experiment],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Parquet`: a table of all numbers, for data frames and SQL."""
+"""`Parquet`: a sink that writes a table of all numbers, for data frames and SQL."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 
 from tallax._errors import MissingExtraError, compose
 from tallax.runs import Record, RunError
+from tallax.sinks._local_path import local_path
 from tallax.sinks._locking import lock
-from tallax.sinks._parts import encoded
-from tallax.sinks._paths import place
+from tallax.sinks._partial_writes import encode_or_omit
 
 try:
     import pyarrow as pa
@@ -24,10 +24,10 @@ except ModuleNotFoundError:
     raise MissingExtraError.of("sinks.Parquet", "parquet", "pyarrow") from None
 
 FOLDER = "records.parquet"
-# A write takes as long as its part is large. With 200 scalars and 20 histograms, on average, in parts of 1, 50, 100 and
-# 500 records: 2, 6, 11, 50 ms. Reading 500 such records back takes 410, 62, 70, 140 ms.
-_RECORDS = 50  # in a part
-_BYTES = 2**24  # or less records, where they are large
+# The time of a write grows with the size of the part. With 200 scalars and 20 histograms, in parts of 1, 50, 100 and
+# 500 records, it is 2, 6, 11 and 50 ms on average. Reading 500 such records back takes 410, 62, 70 and 140 ms.
+_RECORDS = 50  # the most records in a part
+_BYTES = 2**24  # if records are large, a part ends here
 _LARGEST = 2**64 - 1
 
 SCHEMA = pa.schema(
@@ -47,42 +47,43 @@ SCHEMA = pa.schema(
 class Parquet:
     """Writes a folder of Parquet files that pandas, Polars, DuckDB and Spark read as one table, while the run goes on.
 
-    | column | what it holds |
+    | column | content |
     |---|---|
-    | `step` int64, `time` UTC, `process` int32, `name` | which number this row is |
-    | `value` float64 | a scalar, rounded where it is an integer beyond 2**53; null for a histogram |
-    | `count` uint64 | a scalar that is an integer from 0 on, exact to 2**64 - 1; of a histogram the total; else null |
+    | `step` int64, `time` UTC, `process` int32, `name` | the number that this row contains |
+    | `value` float64 | a scalar, rounded if it is an integer beyond 2**53; null for a histogram |
+    | `count` uint64 | a non-negative integer scalar, exact to 2**64 - 1; the total of a histogram; else null |
     | `edges` list of float64, `counts` list of uint64 | a histogram, exact; null for a scalar |
 
-    A row is a scalar or a histogram, so columns stay the same when names come and go. A record is on the disk before
-    `write` returns: the part of the table that it belongs to, of up to 50 records, is written anew and takes the place
-    of the old one at once. Readers find a whole table at any time.
+    A row is a scalar or a histogram, so the columns do not depend on the names. A record is on disk before `write`
+    returns: its part of the table, of up to 50 records, is written again and replaces the old file atomically. Readers
+    see a complete table at any time.
 
-    Resuming: rows of the first record's step and later ones, from before, go to a folder of the same name with
-    `.dropped` behind it.
+    When a run resumes, existing rows of the first record's step and of later steps move to a folder of the same name
+    with the suffix `.dropped`.
 
     Args:
-        path: a folder, which is made where it is missing and gets the folder `records.parquet`, or a folder whose name
-            ends in `.parquet`. Nothing else should lie there. Further processes put their number in the files' names.
+        path: A folder, which gets the folder `records.parquet`, or a folder whose name ends in `.parquet`. It is
+            created if it does not exist. Put no other files there. Processes other than 0 add their number to the
+            names of the files.
 
     Raises:
-        InvalidValueError: it is the address of a store elsewhere, such as `gs://...`.
+        InvalidValueError: `path` is the address of a remote store, such as `gs://...`.
         MissingExtraError: pyarrow is not installed.
-        RunError: a part is none that this class wrote, or has been damaged. It is left as it is.
-        RunLockedError: another program, or another Logger, is writing to it.
+        RunError: A part was not written by this class, or is damaged. It is left unchanged.
+        RunLockedError: Another program or another Logger is writing to the table.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self._path = place("sinks.Parquet", path)
+        self._path = local_path("sinks.Parquet", path)
         self._lock: int | None = None
         self._process = 0
         self._part = 0  # the number of the part that is being filled
-        self._tables: list[pa.Table] = []  # what is in it, a record each
+        self._tables: list[pa.Table] = []  # the records of that part
 
     def write(self, record: Record) -> dict[str, Exception]:
         if self._lock is None:
             self._lock = self._open(record)
-        rows, errors = encoded(record, _table)
+        rows, errors = encode_or_omit(record, _table)
         tables = [*self._tables, rows]
         _replace(self._file(self._part), pa.concat_tables(tables))
         if len(tables) >= _RECORDS or sum(table.nbytes for table in tables) >= _BYTES:
@@ -118,11 +119,11 @@ class Parquet:
         return held
 
     def _cut(self, step: int) -> int:
-        """Takes the rows from a step on out of the table; returns the number of the next part."""
+        """Removes the rows from a step on. Returns the number of the next part."""
         known = re.compile(re.escape(_name("#", self._process)).replace(r"\#", r"(\d+)"))
         found = (known.fullmatch(file.name) for file in self._folder.iterdir())
         parts = sorted(int(match[1]) for match in found if match)
-        # From the last one on, so that what is left is what was there first, wherever this is interrupted.
+        # Backwards: if this is interrupted, the table still ends at some step, without a gap.
         while parts:
             file = self._file(parts[-1])
             table = _read(file)
@@ -139,7 +140,7 @@ class Parquet:
         return parts[-1] + 1 if parts else 0
 
     def _keep(self, dropped: pa.Table) -> None:
-        """Writes rows to the folder of what was dropped."""
+        """Writes rows to the `.dropped` folder."""
         folder = Path(os.path.abspath(self._folder) + ".dropped")
         folder.mkdir(exist_ok=True)
         part = 0
@@ -175,13 +176,13 @@ def _count(value: int | float) -> int | None:
 
 
 def _replace(path: Path, table: pa.Table) -> None:
-    """Puts a table in the place of a file, at once; where that can't be, the file stays as it was."""
-    draft = path.with_name(f".{path.name}.draft")  # readers pass over names that begin with a dot
+    """Replaces a file atomically. If that fails, the file is unchanged."""
+    draft = path.with_name(f".{path.name}.draft")  # readers ignore names that begin with a dot
     try:
         with draft.open("wb") as file:
             pq.write_table(table, file, compression="zstd")
             file.flush()
-            os.fsync(file.fileno())  # a name must not get to the disk before what it is the name of
+            os.fsync(file.fileno())  # the name must not reach the disk before the content
         os.replace(draft, path)
     except BaseException:
         draft.unlink(missing_ok=True)
@@ -199,8 +200,8 @@ def _read(path: Path) -> pa.Table:
     raise RunError(
         compose(
             str(path),
-            "is no part of a run's table, or has been damaged.",
+            "is not a part of a run's table, or is damaged.",
             got=got,
-            fix="move it out of the folder, which holds nothing but the parts; what is in the others can be read",
+            fix="move it out of the folder, which must contain only the parts; the others can still be read",
         )
     )

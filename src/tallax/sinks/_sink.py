@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Sink`: what takes the records of a run."""
+"""`Sink`: the protocol of objects that write the records of a run."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tallax.sinks._jsonl import Jsonl
 
 @runtime_checkable
 class Sink(Protocol):
-    """What takes the records of a run, in order of their steps, in a thread of its own beside the training loop.
+    """An object that writes the records of a run. The Logger calls it in one thread, in order of the steps.
 
-    A sink opens what it writes to when it gets its first record. That record tells where the run begins or, where
-    there is something from before, goes on: what is there of its step and of later ones is replaced.
+    A sink opens its file or run when it gets its first record. If there are records from an earlier start, those of the
+    first record's step and of later steps are replaced.
 
     Example:
         >>> import tallax
@@ -37,23 +37,26 @@ class Sink(Protocol):
     """
 
     def write(self, record: Record) -> Mapping[str, Exception] | None:
-        """Writes a record so that, once this returns, it outlasts the program; raises if it can write nothing of it.
+        """Writes a record. When this returns, the record survives if the program is killed.
 
         Returns:
-            The errors of the values that it could not write, by name: the Logger warns of them. None if there are none.
+            The errors of values that could not be written, by name; the Logger warns of them. None if there are none.
+
+        Raises:
+            Exception: Nothing of the record could be written.
         """
         ...
 
     def close(self) -> None:
-        """Writes what is still to be written, and lets go of everything."""
+        """Writes everything that is still pending, and releases all resources."""
         ...
 
 
 def as_sink(sink: Any) -> Sink:
-    """Returns a sink as it is, one of metrax's logging backends as a sink, and of a path the `Jsonl` that writes there.
+    """Returns a sink: the argument itself, an adapter of one of metrax's logging backends, or `Jsonl` of a path.
 
     Raises:
-        InvalidTypeError: it is none of these.
+        InvalidTypeError: The argument is none of these.
     """
     if isinstance(sink, str | os.PathLike):
         return Jsonl(sink)
@@ -65,7 +68,7 @@ def as_sink(sink: Any) -> Sink:
     raise InvalidTypeError(
         compose(
             "Logger",
-            "takes sinks, which have the methods write(record) and close(), or the folder of the run.",
+            "a sink must have the methods write(record) and close(), or be the folder of the run.",
             got=describe(sink),
             fix="Logger('runs/1'), tallax.sinks.TensorBoard('runs/1'), or one of your own",
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`TensorBoard`: an event file."""
+"""`TensorBoard`: a sink that writes an event file."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import numpy as np
 
 from tallax._errors import MissingExtraError
 from tallax.runs import Bins, Record
-from tallax.sinks._append_file import GrowingFile
-from tallax.sinks._parts import encoded
-from tallax.sinks._paths import place
+from tallax.sinks._append_file import AppendFile
+from tallax.sinks._local_path import local_path
+from tallax.sinks._partial_writes import encode_or_omit
 
 try:
     from tensorboardX.proto import event_pb2, summary_pb2, tensor_pb2
@@ -25,48 +25,48 @@ try:
 except ModuleNotFoundError:
     raise MissingExtraError.of("sinks.TensorBoard", "tensorboard", "tensorboardX") from None
 
-# Classes that protobuf makes when it is imported, which type checkers don't see.
+# protobuf makes these classes when it is imported, so type checkers do not see them.
 Event: Any = vars(event_pb2)["Event"]
 SessionLog: Any = vars(event_pb2)["SessionLog"]
 Summary: Any = vars(summary_pb2)["Summary"]
 SummaryMetadata: Any = vars(summary_pb2)["SummaryMetadata"]
 TensorProto: Any = vars(tensor_pb2)["TensorProto"]
 
-_EXACT = 2**24  # the largest integer up to which single precision holds all
-_DOUBLE = 2  # DT_DOUBLE among TensorFlow's numbers for dtypes
-_SUMMARY = bytes([Event.DESCRIPTOR.fields_by_name["summary"].number << 3 | 2])  # begins the event's field
-_NO_CURVE = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="tallax"))  # no dashboard of that name
+_EXACT = 2**24  # single precision holds every integer up to this one
+_DOUBLE = 2  # TensorFlow's number for the dtype DT_DOUBLE
+_SUMMARY = bytes([Event.DESCRIPTOR.fields_by_name["summary"].number << 3 | 2])  # the tag of the field `summary`
+_NO_CURVE = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="tallax"))  # no dashboard has this name
 
 
 class TensorBoard:
     """Writes an event file for TensorBoard: curves, and histograms with the bins that were counted.
 
-    A record is one event, handed to the operating system whole: it outlasts the program however that ends. The curves
-    of TensorBoard are single precision (so is all that its data server reads), which holds integers up to 2**24. From
-    the first count on that it can't hold, `<name>/exact` has them too, in double precision: no curve, but a tensor for
-    `EventAccumulator.Tensors`, exact below 2**53. Counts of bins are in double precision.
+    A record is one event. The operating system receives it whole, so it survives if the program is killed.
 
-    Resuming: TensorBoard is told to hide what is there of the first record's step and later ones, by `purge_step`'s
-    event.
+    TensorBoard stores curves in single precision, which holds integers up to 2**24, and its data server reads nothing
+    else. If a count exceeds that, later records also have it as `<name>/exact` in double precision, exact below 2**53.
+    This is a tensor for `EventAccumulator.Tensors`, not a curve. The counts of bins are in double precision.
+
+    When a run resumes, an event with `purge_step`'s effect makes TensorBoard hide the first record's step and all later
+    steps of the earlier files.
 
     Args:
-        logdir: the folder of the run, which is made where it is missing. Further processes write to `process-1` and so
-            on in it.
+        logdir: The folder of the run. It is created if it does not exist. Process k > 0 writes to `process-k` in it.
 
     Raises:
-        InvalidValueError: it is the address of a store elsewhere, such as `gs://...`.
+        InvalidValueError: `logdir` is the address of a remote store, such as `gs://...`.
         MissingExtraError: tensorboardX is not installed.
     """
 
     def __init__(self, logdir: str | os.PathLike[str]):
-        self._logdir = place("sinks.TensorBoard", logdir)
-        self._file: GrowingFile | None = None
-        self._form = _Form((), frozenset())
+        self._logdir = local_path("sinks.TensorBoard", logdir)
+        self._file: AppendFile | None = None
+        self._template = _EventTemplate((), frozenset())
 
     def write(self, record: Record) -> dict[str, Exception]:
         if self._file is None:
             self._file = self._open(record)
-        event, errors = encoded(record, self._event)
+        event, errors = encode_or_omit(record, self._event)
         self._file.append(_framed(event))
         return errors
 
@@ -78,56 +78,62 @@ class TensorBoard:
     def __repr__(self) -> str:
         return f"TensorBoard({str(self._logdir)!r})"
 
-    def _open(self, record: Record) -> GrowingFile:
+    def _open(self, record: Record) -> AppendFile:
         folder = self._logdir / f"process-{record.process}" if record.process else self._logdir
         folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads the files of a run in the order of their names.
+        # TensorBoard reads the files of a run in the order of their names, so the time comes first.
         path = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        file = GrowingFile(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        file = AppendFile(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         version = Event(wall_time=record.time, file_version="brain.Event:2")
         start = Event(wall_time=record.time, step=record.step, session_log=SessionLog(status=SessionLog.START))
         try:
             file.append(b"".join(_framed(event.SerializeToString()) for event in (version, start)))
         except BaseException:
             file.close()
-            path.unlink()  # the next record begins another
+            path.unlink()  # the next record begins another file
             raise
         return file
 
     def _event(self, record: Record) -> bytes:
-        with np.errstate(all="ignore"):  # single precision has what is out of its range as an infinity
+        """Returns the serialized event of a record."""
+        with np.errstate(all="ignore"):  # a number beyond the range of single precision becomes an infinity
             numbers = np.array([*record.scalars.values()], np.float64)
-            return self._form_for(record.scalars, numbers).filled_in(record, numbers)
+            return self._template_for(record.scalars, numbers).filled(record, numbers)
 
-    def _form_for(self, scalars: Mapping[str, int | float], numbers: np.ndarray) -> _Form:
-        """Returns the form for these scalars: mostly the one of those before, for their names are the same."""
-        form, new = self._form, set[str]()
+    def _template_for(self, scalars: Mapping[str, int | float], numbers: np.ndarray) -> _EventTemplate:
+        """Returns the template for these scalars: usually that of the last record, because the names are the same."""
+        template, new = self._template, set[str]()
         if (np.abs(numbers) > _EXACT).any():
             counts = ((name, value) for name, value in scalars.items() if isinstance(value, int))
-            new = {name for name, value in counts if float(np.float32(value)) != value} - form.large
-        if new or form.names != (*scalars,):
-            self._form = form = _Form((*scalars,), form.large | new)
-        return form
+            new = {name for name, value in counts if float(np.float32(value)) != value} - template.large
+        if new or template.names != (*scalars,):
+            self._template = template = _EventTemplate((*scalars,), template.large | new)
+        return template
 
 
-class _Form:
-    """The event of a record, to be filled in: to make the protocol buffers anew would take five times as long.
+class _EventTemplate:
+    """A serialized event whose numbers are overwritten for each record.
+
+    The bytes are patched because protobuf is slower. With 200 scalars, a record takes 21 us to encode and append in
+    this way. With one protobuf message that is reused, it takes 28 us if they are floats and 50 us if they are
+    integers; with a new message for each record, 140 us.
 
     Args:
-        names: of the scalars.
-        large: those that single precision has been found not to hold, of which there may be more than are in `names`.
+        names: The names of the scalars.
+        large: The names of counts that single precision has not held. Some may be missing from `names`.
     """
 
     def __init__(self, names: tuple[str, ...], large: frozenset[str]):
         self.names, self.large = names, large
         curves = [Summary(value=[Summary.Value(tag=name, simple_value=0.0)]).SerializeToString() for name in names]
         self._curves = np.frombuffer(bytearray().join(curves), np.uint8)
-        # Fields are written in the order of their numbers, so that each ends with its number: four bytes.
+        # Protobuf serializes fields by ascending number. `simple_value` has the highest one, so the last four bytes
+        # of each curve are its number.
         ends = np.cumsum([len(curve) for curve in curves], dtype=np.intp)
         self._places = (ends[:, None] + np.arange(-4, 0)).ravel()
 
-    def filled_in(self, record: Record, numbers: np.ndarray) -> bytes:
-        """Returns the event of a record, serialized."""
+    def filled(self, record: Record, numbers: np.ndarray) -> bytes:
+        """Returns the serialized event of a record."""
         self._curves[self._places] = numbers.astype("<f4").view(np.uint8)
         others = [
             Summary.Value(
@@ -140,22 +146,23 @@ class _Form:
         ]
         for name, bins in record.histograms.items():
             others += _histogram(name, bins).value
+        # Serialized messages can be concatenated: repeated fields are joined.
         summary = self._curves.tobytes() + Summary(value=others).SerializeToString()
         event = Event(wall_time=record.time, step=record.step).SerializeToString()
         return b"".join([event, _SUMMARY, _varint(len(summary)), summary])
 
 
 def _varint(number: int) -> bytes:
-    """Returns a length as protocol buffers have it: seven bits a byte, the lowest first."""
-    found = bytearray()
+    """Returns a length in protobuf's encoding: seven bits in each byte, the lowest first."""
+    encoded = bytearray()
     while number > 127:
-        found.append(number & 127 | 128)
+        encoded.append(number & 127 | 128)
         number >>= 7
-    return bytes([*found, number])
+    return bytes([*encoded, number])
 
 
 def _framed(data: bytes) -> bytes:
-    """Returns an event as it is in a file: its length and its bytes, each followed by its checksum."""
+    """Returns an event in the format of the file: its length and its bytes, each followed by a checksum."""
     length = struct.pack("<Q", len(data))
     return b"".join([length, _checksum(length), data, _checksum(data)])
 
@@ -165,7 +172,7 @@ def _checksum(data: bytes) -> bytes:
 
 
 def _histogram(name: str, bins: Bins) -> Any:
-    """Returns the summary of a histogram, whose first bin TensorBoard takes to begin at `min`; sums are of middles."""
+    """Returns the summary of a histogram. Its first bin begins at `min`; sums use middles."""
     counts, middles = bins.counts.astype(np.float64), bins.middles
     return histogram_raw(
         name,

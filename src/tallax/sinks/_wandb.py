@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`WandB`: a run of Weights & Biases."""
+"""`WandB`: a sink that logs to a run of Weights & Biases."""
 
 from __future__ import annotations
 
@@ -7,43 +7,44 @@ from typing import Any
 
 from tallax._errors import InvalidTypeError, InvalidValueError, MissingExtraError, compose
 from tallax.runs import Record
-from tallax.sinks._parts import one_by_one
+from tallax.sinks._partial_writes import write_one_by_one
 
 try:
     import wandb
 except ModuleNotFoundError:
     raise MissingExtraError.of("sinks.WandB", "wandb", "wandb") from None
 
-_BINS = 512  # W&B takes no more in a histogram
+_BINS = 512  # the most bins that W&B accepts in a histogram
 
 
 class WandB:
     """Logs records to a run of Weights & Biases: curves, and histograms with the bins that were counted.
 
-    The run's steps are the records'. Integers are exact below 2**53; W&B's own file of the run, which `wandb sync`
-    sends, has them exact below 2**63, and a double beyond. Histograms have at most 512 bins, W&B's limit: neighbours
-    are put together, so counts stay exact.
+    The steps of the run are those of the records. Integers are exact below 2**53. W&B's own file of the run, which
+    `wandb sync` sends, has them exact below 2**63, and as doubles beyond. Histograms have at most 512 bins, which is
+    W&B's limit: neighbouring bins are merged, so counts stay exact.
 
-    A step stays open for what else is logged of it, and is passed on with the next one. W&B's process beside this one
-    writes or sends it within 15 seconds, so a program that is killed may lose that much. (wandb has a setting for that
-    from 0.31 on: `settings=wandb.Settings(x_transaction_log_flush_interval=1)`.)
+    W&B keeps a step open for other values of the same step, and passes it on when the next step begins. W&B's own
+    process writes or sends it within 15 seconds, so a program that is killed may lose that much. From wandb 0.31 on,
+    you can shorten this: `settings=wandb.Settings(x_transaction_log_flush_interval=1)`.
 
-    Resuming, `WandB(id="...", resume="allow")`: W&B takes no step twice. Those that it has from before the crash stay;
-    records of them are left out, which the terminal says once and the run's summary in
-    `logger/steps_kept_from_before`: up to which step. To replace them, where W&B offers that for the account:
-    `WandB(resume_from="ID?_step=1000")`, with the step of the checkpoint.
-    Offline nobody knows what W&B has, and `wandb sync` replaces an earlier run of that id, or renumbers steps that it
-    has: there give each start an id of its own, and a common `group=`.
+    To resume a run, pass `WandB(id="...", resume="allow")`. W&B accepts each step once, so the steps from before stay,
+    and records of them are left out. The terminal reports this once, and the summary of the run contains the last such
+    step as `logger/steps_kept_from_before`. To replace them, if W&B offers that for your account, pass
+    `WandB(resume_from="ID?_step=1000")` with the step of the checkpoint. Offline, the steps that W&B already has are
+    unknown, and `wandb sync` replaces an earlier run of the same id or renumbers its steps. If you work offline, give
+    each start its own id and a common `group=`.
 
     Args:
-        run: one that the program has begun, which it also finishes. It logs no later step before the record of a step.
-        **init: what `wandb.init` takes, at the first record: `project="..."`, `id="..."`, `mode="offline"`. Further
-            processes have runs of their own, with their number behind `id` and `name`.
+        run: A run that the program has started and finishes itself. The program must not log a later step to it before
+            the record of a step.
+        **init: Arguments of `wandb.init`, which is called at the first record: `project="..."`, `id="..."`,
+            `mode="offline"`. Processes other than 0 have their own runs, with their number appended to `id` and `name`.
 
     Raises:
         MissingExtraError: wandb is not installed.
-        InvalidTypeError: `run` came with what `wandb.init` takes.
-        InvalidValueError: the run has logged a later step already, so W&B would leave out this one.
+        InvalidTypeError: Both `run` and arguments of `wandb.init` were passed.
+        InvalidValueError: The run has already logged a later step, so W&B would leave out this one.
         wandb.Error: `wandb.init` failed. The next record tries again.
     """
 
@@ -52,35 +53,35 @@ class WandB:
             raise InvalidTypeError(
                 compose(
                     "sinks.WandB",
-                    "takes a run, or what wandb.init takes to begin one.",
+                    "accepts a run or the arguments of wandb.init, not both.",
                     got=f"run= and {', '.join(f'{name}=' for name in init)}",
                     fix="WandB(run=run); or WandB(project=...)",
                 )
             )
         self._init, self._run, self._is_ours = init, run, run is None
-        self._kept = -1  # the last step that is there from before
-        self._said = False
+        self._kept = -1  # the last step from before this run resumed
+        self._has_warned = False
 
     def write(self, record: Record) -> dict[str, Exception]:
         run = self._run
         if run is None:
             run = self._run = self._begin(record.process)
         if record.step <= self._kept:
-            self._say(run)
+            self._warn_kept(run)
             return {}
         if record.step < run.step:
             raise InvalidValueError(
                 compose(
                     repr(self),
-                    "W&B takes the steps of a run in order, and would leave this one out.",
-                    got=f"a record of step {record.step}, after step {run.step} was begun",
-                    fix="run.log(..., step=step) beside it, with the same steps; or a run for each: WandB(project=...)",
+                    "W&B accepts the steps of a run in order, and would leave this one out.",
+                    got=f"a record of step {record.step}, after step {run.step} was started",
+                    fix="run.log(..., step=step) with the same steps; or one run for each: WandB(project=...)",
                 )
             )
         try:
             _log(run, record)
-        except Exception:  # of some of its values, or of all
-            return one_by_one(record, lambda part: _log(run, part))  # which W&B puts together as one step
+        except Exception:  # some of its values cannot be logged, or none
+            return write_one_by_one(record, lambda part: _log(run, part))  # W&B merges these into one step
         return {}
 
     def close(self) -> None:
@@ -103,9 +104,9 @@ class WandB:
             self._kept = run.starting_step - 1
         return run
 
-    def _say(self, run: Any) -> None:
-        if not self._said:
-            self._said = True
+    def _warn_kept(self, run: Any) -> None:
+        if not self._has_warned:
+            self._has_warned = True
             wandb.termwarn(f"tallax: run {run.id} keeps the steps up to {self._kept} that it has from before.")
             run.summary["logger/steps_kept_from_before"] = self._kept
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing a record as far as a sink can."""
+"""Writes a record without the values that a sink cannot write."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tallax.runs import Record
 Written = TypeVar("Written")
 
 
-def encoded(
+def encode_or_omit(
     record: Record, encode: Callable[[Record], Written], trial: Callable[[Record], object] | None = None
 ) -> tuple[Written, dict[str, Exception]]:
-    """Returns a record as a sink writes it, without the values for which that raises, and these errors by name.
+    """Returns an encoded record, without the values that cannot be encoded, and the errors of those by name.
 
     Args:
-        record: the record.
-        encode: turns it into something to be written.
-        trial: does so with a record of one value, where `encode` remembers what it has encoded.
+        record: The record.
+        encode: Encodes a record.
+        trial: Encodes a record of one value, to find out which raise. Needed if `encode` has side effects.
 
     Raises:
-        Exception: the record itself cannot be encoded, or none of its values can be.
+        Exception: The record itself cannot be encoded, or none of its values can be.
     """
     try:
         return encode(record), {}
@@ -43,11 +43,11 @@ def encoded(
     return encode(dataclasses.replace(record, scalars=scalars, histograms=histograms)), errors
 
 
-def one_by_one(record: Record, write: Callable[[Record], object]) -> dict[str, Exception]:
+def write_one_by_one(record: Record, write: Callable[[Record], object]) -> dict[str, Exception]:
     """Writes each value of a record by itself, and returns the errors of those that cannot be written, by name.
 
     Raises:
-        Exception: none can be.
+        Exception: None of the values can be written.
     """
     errors: dict[str, Exception] = {}
     names = set()
@@ -63,8 +63,8 @@ def one_by_one(record: Record, write: Callable[[Record], object]) -> dict[str, E
 
 
 def parts(record: Record) -> Iterator[tuple[str, Record]]:
-    """Yields, by name, records of one value each."""
+    """Yields the name of each value, and a record with only this value."""
     for name, value in record.scalars.items():
-        yield name, dataclasses.replace(record, scalars={name: value}, histograms={}, items={})
+        yield name, dataclasses.replace(record, scalars={name: value}, histograms={}, state={})
     for name, bins in record.histograms.items():
-        yield name, dataclasses.replace(record, scalars={}, histograms={name: bins}, items={})
+        yield name, dataclasses.replace(record, scalars={}, histograms={name: bins}, state={})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Shown`: what a run or a checkpoint holds, item by item, for a table, a notebook, or JSON."""
+"""`Contents`: the state in a run or a checkpoint, for a table, a notebook, or JSON."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tallax.runs._history import History
+from tallax.runs._jsonl_format import plain
+from tallax.runs._names import is_entry, matches
 from tallax.runs._number_format import ago, number
-from tallax.runs._patterns import is_entry, matches
-from tallax.runs._record import Bins, Item
-from tallax.runs._record_format import plain
+from tallax.runs._record import Bins, StateInfo
 
-_ENTRIES = 8  # of an array; `--json` has all that there are
+_ENTRIES = 8  # entries of an array that are shown; `--json` has all
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What is shown of a run's last record, or of a checkpoint.
+class Contents:
+    """The latest values of a run, or the values of a checkpoint.
 
     Attributes:
-        kind: run, or checkpoint.
-        path: where it is.
-        about: the rest of the first line.
-        facts: about it, for `--json`.
-        items: what the items are, by name.
-        scalars: the latest number of each name: of an item, `name` or `name/field`, and others.
-        histograms: likewise, bins.
-        places: at which step those were recorded that the last record is without.
+        kind: "run" or "checkpoint".
+        path: Its path.
+        about: The rest of the title.
+        facts: Further fields for `--json`, such as the step.
+        state: A description of each variable and statistic, by name.
+        scalars: The latest number of each name: `name` or `name/field` of the state, and others.
+        histograms: The latest bins of each name.
+        places: The step of each value that is older than the last record.
     """
 
     kind: str
     path: str
     about: str
     facts: Mapping[str, Any]
-    items: Mapping[str, Item]
+    state: Mapping[str, StateInfo]
     scalars: Mapping[str, int | float]
     histograms: Mapping[str, Bins]
     places: Mapping[str, int]
 
     def of(self, name: str) -> tuple[dict[str, int | float], dict[str, Bins]]:
-        """Returns the numbers and the bins of an item, by what follows its name."""
+        """Returns the numbers and the bins of a variable or statistic, by the rest of their names."""
         below = f"{name}/"
         numbers = {key[len(name) + 1 :]: value for key, value in self.scalars.items() if key.startswith(below)}
         bins = {key[len(name) + 1 :]: value for key, value in self.histograms.items() if key.startswith(below)}
@@ -53,7 +53,7 @@ class Shown:
         return numbers, bins
 
     def parts(self, name: str) -> list[tuple[str, str | Bins]]:
-        """Returns what an item's value consists of: its own number or entries, its bins, and its fields, each named."""
+        """Returns the parts of a value with their names: its number or entries, its bins, and its fields."""
         numbers, histograms = self.of(name)
         found: list[tuple[str, str | Bins]] = []
         if "" in numbers:
@@ -69,48 +69,48 @@ class Shown:
             found.append((field, values[0] if alone else f"[{', '.join(values[:_ENTRIES])}{rest}]"))
         return found
 
-    def only(self, patterns: Sequence[str]) -> Shown:
-        """Returns what the patterns mean of it; all without any."""
+    def only(self, patterns: Sequence[str]) -> Contents:
+        """Returns the contents whose names match the patterns; all if there are none."""
 
         def wanted(name: str) -> bool:
-            return matches(name, patterns) or matches(_owner(name, self.items) or name, patterns)
+            return matches(name, patterns) or matches(_owner(name, self.state) or name, patterns)
 
-        items = {name: item for name, item in self.items.items() if matches(name, patterns)}
+        state = {name: info for name, info in self.state.items() if matches(name, patterns)}
         scalars = {name: value for name, value in self.scalars.items() if wanted(name)}
         histograms = {name: bins for name, bins in self.histograms.items() if wanted(name)}
-        return replace(self, items=items, scalars=scalars, histograms=histograms)
+        return replace(self, state=state, scalars=scalars, histograms=histograms)
 
     @property
     def others(self) -> dict[str, int | float | Bins]:
-        """The numbers and the bins that are of no item."""
+        """The numbers and the bins that do not belong to the state."""
         everything: dict[str, int | float | Bins] = {**self.scalars, **self.histograms}
-        return {name: value for name, value in everything.items() if not _owner(name, self.items)}
+        return {name: value for name, value in everything.items() if not _owner(name, self.state)}
 
 
-def of_run(history: History, path: str) -> Shown:
-    """Returns what a run says by now."""
+def of_run(history: History, path: str) -> Contents:
+    """Returns the latest values of a run."""
     last = history.steps[-1] if history.steps else None
     about = "no records yet"
     if last is not None:
         about = f"step {last:,}, {ago(time.time() - history.times[-1])} ago"
     series: dict[str, Any] = {**history.scalars, **history.histograms}
-    return Shown(
+    return Contents(
         "run",
         path,
         about,
         {"step": last, "time": history.times[-1]} if last is not None else {},
-        history.items,
+        history.state,
         {name: series.values[-1] for name, series in history.scalars.items()},
         {name: series.values[-1] for name, series in history.histograms.items()},
         {name: entry.steps[-1] for name, entry in series.items() if entry.steps[-1] != last},
     )
 
 
-def as_json(shown: Shown) -> dict[str, Any]:
-    items = {}
-    for name, item in shown.items.items():
+def as_json(shown: Contents) -> dict[str, Any]:
+    state = {}
+    for name, info in shown.state.items():
         numbers, histograms = shown.of(name)
-        entry: dict[str, Any] = asdict(item)
+        entry: dict[str, Any] = asdict(info)
         if "" in numbers:
             entry["value"] = plain(numbers.pop(""))
         if numbers:
@@ -120,17 +120,17 @@ def as_json(shown: Shown) -> dict[str, Any]:
                 field: {"edges": [plain(edge) for edge in bins.edges.tolist()], "counts": bins.counts.tolist()}
                 for field, bins in histograms.items()
             }
-        items[name] = entry
+        state[name] = entry
     return {
         shown.kind: shown.path,
         **shown.facts,
-        "items": items,
+        "state": state,
         "scalars": {name: plain(value) for name, value in shown.others.items() if not isinstance(value, Bins)},
     }
 
 
-def _owner(name: str, items: Mapping[str, Item]) -> str:
-    """Returns the item that a number is of; "" where it is of none."""
-    while name and name not in items:
+def _owner(name: str, state: Mapping[str, StateInfo]) -> str:
+    """Returns the variable or statistic that a number belongs to, or "" if there is none."""
+    while name and name not in state:
         name = name.rpartition("/")[0]
     return name

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The format of a run on disk: one line of JSON for each record, after a first line that tells the format.
+"""The format of a run on disk: a first line with the version, then a line of JSON for each record.
 
     {"format": "tallax run", "version": 1}
     {"step": 100, "time": 1.7e9, "scalars": {"loss": 0.5}, "histograms": {"logits": {"edges": [0, 1], "counts": [7]}}}
     {"step": 200, "time": 1.7e9, "scalars": {"loss": 0.4}, "histograms": {"logits": {"counts": [9]}}}
 
-A line is read with those before it: what did not change since they said it, the edges of a histogram and what the items
-are (`"items"`), is not said again. NaN and the infinities, for which JSON has no numbers, are the strings "NaN",
-"Infinity" and "-Infinity", as in the JSON of protocol buffers. Integers are written in full, beyond 2**53 too.
+The edges of a histogram and the descriptions of the state (`"state"`) are written only when they change, so a line is
+read together with the lines before it. JSON has no numbers for NaN and the infinities; they are the strings "NaN",
+"Infinity" and "-Infinity", as in the JSON of protocol buffers. Integers are written in full, also beyond 2**53.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tallax.runs._errors import RunError, laid_out
-from tallax.runs._record import Bins, Item, Record
+from tallax.runs._record import Bins, Record, StateInfo
 
 VERSION = 1
 FIRST_LINE = json.dumps({"format": "tallax run", "version": VERSION}).encode() + b"\n"
@@ -33,8 +33,8 @@ class Encoder:
 
     def __init__(self) -> None:
         self._edges: dict[str, np.ndarray] = {}
-        self._items: Mapping[str, Item] = {}  # all that lines have said
-        self._said: Mapping[str, Item] | None = None  # those of the last record
+        self._state: Mapping[str, StateInfo] = {}  # all descriptions that have been written
+        self._last_state: Mapping[str, StateInfo] | None = None  # the `state` of the last record
 
     def line(self, record: Record) -> bytes:
         """Returns the line of a record."""
@@ -44,15 +44,15 @@ class Encoder:
         entry["scalars"] = dict(record.scalars)
         if record.histograms:
             entry["histograms"] = {name: self._histogram(name, bins) for name, bins in record.histograms.items()}
-        if record.items is not self._said:
-            new = {name: asdict(item) for name, item in record.items.items() if self._items.get(name) != item}
+        if record.state is not self._last_state:
+            new = {name: asdict(item) for name, item in record.state.items() if self._state.get(name) != item}
             if new:
-                entry["items"] = new
-                self._items = {**self._items, **record.items}
-            self._said = record.items
+                entry["state"] = new
+                self._state = {**self._state, **record.state}
+            self._last_state = record.state
         try:
             return _encoded(entry)
-        except ValueError:  # a number is not finite, which is seldom; to find out which ones takes longer
+        except ValueError:  # a number is not finite; checking each one for this takes longer, and it is rare
             entry["scalars"] = {name: plain(value) for name, value in record.scalars.items()}
             return _encoded(entry)
 
@@ -69,42 +69,43 @@ class Decoder:
     """Turns the lines of one file into its records, in order.
 
     Args:
-        name: of the file, for errors.
+        name: The name of the file, for errors.
     """
 
     def __init__(self, name: str):
         self._name = name
         self._edges: dict[str, np.ndarray] = {}
-        self._items: dict[str, Item] = {}
+        self._state: dict[str, StateInfo] = {}
         self._lines = 0
 
     def record(self, line: bytes) -> Record | None:
-        """Returns the record of a line; None for the first one, which has none.
+        """Returns the record of a line; None for the first line.
 
         Raises:
-            RunError: the line is not of this format, or of a later version of it.
+            RunError: The line is not in this format, or in a later version of it.
         """
         self._lines += 1
         try:
             entry = json.loads(line)
             if self._lines == 1:
                 return self._check(entry)
-            if "items" in entry:
-                new = {name: Item(**{**item, "shape": tuple(item["shape"])}) for name, item in entry["items"].items()}
-                self._items = {**self._items, **new}  # records before this one keep theirs
+            if "state" in entry:
+                infos = entry["state"].items()
+                new = {name: StateInfo(**{**info, "shape": tuple(info["shape"])}) for name, info in infos}
+                self._state = {**self._state, **new}  # records before this one keep theirs
             histograms = {name: self._bins(name, bins) for name, bins in entry.get("histograms", {}).items()}
             scalars = {name: _number(value) for name, value in entry["scalars"].items()}
             step, time, process = entry["step"], entry["time"], entry.get("process", 0)
-            return Record(step, time, process, scalars, histograms, self._items)
+            return Record(step, time, process, scalars, histograms, self._state)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, RunError):
                 raise
             raise RunError(
                 laid_out(
                     self._name,
-                    f"line {self._lines} is no record of a run.",
+                    f"line {self._lines} is not a record of a run.",
                     got=repr(line[:60]),
-                    fix="bring back a whole copy; or cut the file before this line, whatever comes before can be read",
+                    fix="restore a complete copy; or cut the file before this line, to keep the records before it",
                 )
             ) from None
 
@@ -138,7 +139,7 @@ def _encoded(entry: dict[str, Any]) -> bytes:
 
 
 def plain(value: int | float) -> int | float | str:
-    """Returns a number as JSON has it; NaN and the infinities, for which it has none, as strings."""
+    """Returns a number as JSON can store it: NaN and the infinities become strings."""
     if isinstance(value, int) or math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

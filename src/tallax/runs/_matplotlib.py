@@ -21,7 +21,7 @@ from matplotlib.ticker import (
     ScalarFormatter,
 )
 
-from tallax.runs._axis import Axis
+from tallax.runs._histogram_axis import Axis
 from tallax.runs._number_format import number
 from tallax.runs._panels import Heat, Panel
 

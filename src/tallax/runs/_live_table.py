@@ -13,8 +13,8 @@ from rich.text import Text
 
 from tallax.runs._bars import bars_of, sparkline
 from tallax.runs._history import History, Series
+from tallax.runs._names import is_entry, matches, sorted_names
 from tallax.runs._number_format import ago, change, number, short
-from tallax.runs._patterns import is_entry, matches, sorted_names
 from tallax.runs._record import Bins
 
 KEEP = 64  # values of each name, which is what the widest sparkline shows
@@ -43,23 +43,23 @@ class Row:
 
 
 def table(
-    history: History, title: str, *, items: Sequence[str] = (), width: int, height: int, now: float | None = None
+    history: History, title: str, *, patterns: Sequence[str] = (), width: int, height: int, now: float | None = None
 ) -> RenderableType:
     """Returns the table, no wider and no higher than told; what does not fit is said.
 
     Args:
         history: what the run says.
         title: of the run; none where it is "".
-        items: patterns of the names that are wanted; all without any.
+        patterns: patterns of the names that are wanted; all without any.
         width: in columns.
         height: in lines.
         now: the time, in seconds since the epoch, to tell the age of the last record; None to leave it out.
     """
     head = _header(history, title, width, now)
-    rows = list(rows_of(history, items))
+    rows = list(rows_of(history, patterns))
     if not rows:
         there = len(history.scalars) + len(history.histograms)
-        said = f"none of {there} names matches {' '.join(items)}" if items and there else "no records yet"
+        said = f"none of {there} names matches {' '.join(patterns)}" if patterns and there else "no records yet"
         return Group(head, Text(), Text(said, "dim"))
     room = max(1, height - _OVERHEAD)
     if len(rows) > room:
@@ -71,11 +71,11 @@ def table(
     return Group(*parts)
 
 
-def rows_of(history: History, items: Sequence[str] = ()) -> Iterator[Row]:
+def rows_of(history: History, patterns: Sequence[str] = ()) -> Iterator[Row]:
     """Yields what is wanted: the user's scalars first, and then items, each histogram before its numbers."""
     last = history.steps[-1] if history.steps else None
     for name in sorted_names(history):
-        if matches(name, items):
+        if matches(name, patterns):
             if name in history.histograms:
                 yield _histogram(name, history.histograms[name], last)
             if name in history.scalars:
@@ -212,4 +212,4 @@ def _rest(left_out: Sequence[Row]) -> str:
     """Says what did not fit, and how to get there."""
     parent, _, entry = left_out[0].name.rpartition("/")
     pattern = f"{parent}/*" if parent else entry
-    return f"... and {len(left_out):,} more; narrow with --items '{pattern}'"
+    return f"... and {len(left_out):,} more; narrow with --names '{pattern}'"

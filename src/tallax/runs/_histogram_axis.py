@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Axis`: one set of places for histograms whose edges differ, evenly spaced as the eye wants them."""
+"""`Axis`: a common linear or logarithmic scale for histograms whose edges differ."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 
 from tallax.runs._record import Bins
 
-_WIDE = 16.0  # how many times its nearer end a bin's farther one is, at most, for it to lie on a logarithm
+_WIDE = 16.0  # a bin is put on a logarithm if its ends differ by at most this factor
 
-_FEW = 0.005  # of the values: what may lie within the linear part, so that it need not be tiny
+_FEW = 0.005  # the share of values that the linear part around zero may contain
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Axis:
     """A range of values: linear, or linear around zero and logarithmic from `threshold` on to both sides.
 
     Attributes:
-        low: where it begins.
-        high: where it ends.
-        threshold: None for a linear one.
+        low: The lower end.
+        high: The upper end.
+        threshold: The half width of the linear part; None if the whole axis is linear.
     """
 
     low: float
@@ -32,7 +32,7 @@ class Axis:
 
     @classmethod
     def of(cls, many: Sequence[Bins]) -> Axis:
-        """Returns the axis that shows all values of some histograms; logarithmic where the bins' widths are."""
+        """Returns the axis that shows all values of some histograms. It is linear if all bins are equally wide."""
         even = all(_is_even(bins.edges) for bins in many)
         taken = np.concatenate([_taken(bins) for bins in many] or [np.empty((0, 3))])
         if even or not len(taken):
@@ -40,7 +40,7 @@ class Axis:
             low, high = min(ends), max(ends)
             return cls(low, high if high > low else low + 1.0)
         low, high = taken[:, 0].min().item(), taken[:, 1].max().item()
-        # What holds zero has no place on a logarithm, nor the end of a wide bin that lies next to it.
+        # Neither a bin around zero nor the near end of a wide bin next to it has a place on a logarithm.
         near, far = np.sort(np.abs(taken[:, :2]), 1).T
         around = (taken[:, 0] < 0) & (taken[:, 1] > 0)
         begins = np.where(near * _WIDE >= far, near, far)
@@ -48,7 +48,7 @@ class Axis:
             threshold = far.min().item()
         elif low > 0 or high < 0:
             threshold = begins.min().item()
-        else:  # around zero there is room for the few that are nearest to it
+        else:  # the linear part contains the few values nearest to zero
             order = np.argsort(begins[~around])
             below = np.cumsum(taken[~around, 2][order])
             threshold = begins[~around][order][np.searchsorted(below, _FEW * below[-1], side="right")].item()
@@ -56,7 +56,7 @@ class Axis:
         return cls(low, high if high > low else low + threshold, threshold)
 
     def place(self, values: Any) -> np.ndarray:
-        """Returns where values lie: one more is one decade, where it is logarithmic."""
+        """Returns the positions of values. On the logarithmic part, one unit is a decade."""
         values = np.asarray(values, np.float64)
         if self.threshold is None:
             return values
@@ -68,28 +68,28 @@ class Axis:
         )
 
     def value(self, places: np.ndarray) -> np.ndarray:
-        """Returns which values lie at places."""
+        """Returns the values at positions: the inverse of `place`."""
         if self.threshold is None:
             return places
         outside = np.sign(places) * 10.0 ** (np.abs(places) - 1 + np.log10(self.threshold))
         return np.where(np.abs(places) < 1, places * self.threshold, outside)
 
     def edges(self, n: int) -> np.ndarray:
-        """float64[n + 1]: of `n` bins that look equally wide."""
+        """Returns float64[n + 1]: the edges of `n` bins of equal width on the axis."""
         first, last = self.place([self.low, self.high])
         edges = self.value(np.linspace(first, last, n + 1))
         edges[0], edges[-1] = self.low, self.high
         return edges
 
     def spread(self, bins: Bins, n: int) -> np.ndarray:
-        """float64[n]: how many values lie in each of `n` such bins, those of one bin being spread evenly over it.
+        """Returns float64[n]: the number of values in each of `n` bins of equal width on the axis.
 
-        What lies beyond the ends is in the outermost bins, so that nothing is left out.
+        The values of one bin are spread evenly over it. Values beyond the ends count in the outermost bins.
         """
         below = np.concatenate([[0.0], np.cumsum(bins.counts, dtype=np.float64)])
         places, known = self.place(self.edges(n)), self.place(bins.edges)
         if self.threshold is not None and bins.edges[0] < 0 < bins.edges[-1]:
-            # What is in the bin around zero is mostly zeros, and the bin may have been put together with its neighbors.
+            # The values of the bin around zero are mostly zeros, and it may have been merged with its neighbors.
             k = int(np.searchsorted(bins.edges, 0.0))
             known = np.insert(known, k, [-1e-9, 1e-9])
             below = np.insert(below, k, [below[k - 1], below[k]])
@@ -99,7 +99,7 @@ class Axis:
 
 
 def _taken(bins: Bins) -> np.ndarray:
-    """float64[m, 3]: the edges of the bins that have values, and how many these are."""
+    """Returns float64[m, 3]: the edges and the count of each bin that is not empty."""
     seen = np.flatnonzero(bins.counts)
     return np.stack([bins.edges[seen], bins.edges[seen + 1], bins.counts[seen].astype(np.float64)], 1)
 

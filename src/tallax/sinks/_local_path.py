@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where on this machine a sink writes."""
+"""`local_path`: rejects paths that are not on this machine."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tallax._errors import InvalidValueError, compose
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://")
 
 
-def place(sink: str, path: str | os.PathLike[str]) -> Path:
+def local_path(sink: str, path: str | os.PathLike[str]) -> Path:
     """Returns the path of a file or folder on this machine.
 
     Args:
-        sink: what is to write there, for errors.
-        path: its path.
+        sink: The name of the sink, for errors.
+        path: The path of the file or folder.
 
     Raises:
-        InvalidValueError: it is the address of a store elsewhere, of which a folder of that name would be made here.
+        InvalidValueError: The path is the address of a remote store. Otherwise a folder `gs:` would be created here.
     """
     text = os.fspath(path)
     if _URL.match(text):
