@@ -10,7 +10,9 @@ from tallax.lint.rules import (
     filters,
     lost,
     narrow_counters,
+    optimizers,
     parameters,
+    python_counters,
     references,
     replaced,
     sow,
@@ -24,15 +26,16 @@ RULES: tuple[Rule, ...] = (
     parameters.RULE,
     replaced.RULE,
     sync.RULE,
-    narrow_counters.NARROW,
+    narrow_counters.RULE,
     weak.RULE,
     value.RULE,
-    narrow_counters.PYTHON,
+    python_counters.RULE,
     lost.RULE,
     callbacks.RULE,
     filters.RULE,
     references.RULE,
     sow.RULE,
+    optimizers.RULE,
 )
 
 __all__ = ["CHECKS", "RULES", "static"]
