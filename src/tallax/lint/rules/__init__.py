@@ -7,6 +7,7 @@ from tallax.lint._check import CHECKS
 from tallax.lint._rule import Rule
 from tallax.lint.rules import (
     callbacks,
+    containers,
     filters,
     lost,
     narrow_counters,
@@ -36,6 +37,7 @@ RULES: tuple[Rule, ...] = (
     references.RULE,
     sow.RULE,
     optimizers.RULE,
+    containers.RULE,
 )
 
 __all__ = ["CHECKS", "RULES", "static"]
