@@ -11,7 +11,7 @@ from tallax.lint.rules import (
     filters,
     lost,
     narrow_counters,
-    optimizers,
+    optimizer_calls,
     parameters,
     python_counters,
     references,
@@ -36,7 +36,7 @@ RULES: tuple[Rule, ...] = (
     filters.RULE,
     references.RULE,
     sow.RULE,
-    optimizers.RULE,
+    optimizer_calls.RULE,
     containers.RULE,
 )
 

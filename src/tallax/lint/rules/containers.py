@@ -57,7 +57,8 @@ def held_in_plain_container(cls: Scope, context: Context) -> None:
             continue
         for setting in written:
             held = _state_in(context.values.value_of(setting), context)
-            if not held and isinstance(setting.value, ast.List) and not setting.value.elts:
+            # A list that a later method replaces may be promoted to an nnx.List there.
+            if not held and isinstance(setting.value, ast.List) and not setting.value.elts and len(settings) == 1:
                 held = _state_in(context.values.member(cls, name, None), context)
             if held and setting.value is not None:
                 shown = {ast.Tuple: "tuple", ast.Dict: "dict", ast.DictComp: "dict"}.get(type(setting.value), "list")
