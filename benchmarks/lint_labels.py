@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores `tallax lint` on labelled places: `python -m benchmarks.lint_labels LABELS.jsonl CHECKOUTS`.
+"""Scores `tallax lint` on labelled places: `python -m benchmarks.lint_labels LABELS.jsonl [CHECKOUTS]`.
 
 LABELS has an object a line with `repo`, `commit`, `path`, `line`, `rule` (a slug), `label` (`bug` or `ok`) and `kind`
-(`adjacent` is out of scope). CHECKOUTS has a folder for each repository and commit, `owner+name@` and eight digits.
-Exits with 1 where less is found, or more reported, than was promised.
+(`adjacent` is out of scope). CHECKOUTS has a folder for each repository and commit, `owner+name@` and eight digits; if
+it is omitted, the environment variable `TALLAX_LINT_CHECKOUTS` names it. Repositories that are not there are listed
+and not counted. Exits with 1 if less is found, or more reported, than was promised, and with 2 if nothing was scored.
 """
 
 from __future__ import annotations
 
 import collections
 import json
+import os
 import pathlib
 import sys
 
@@ -20,9 +22,18 @@ from tallax.lint.rules import RULES
 _ALL, _EACH, _FEW, _WRONGLY = 0.85, 0.70, 5, 0.05
 
 
-def main(labels: str, checkouts: str) -> None:
+def main(labels: str, checkouts: str = "") -> None:
     """Prints what is found of the bugs, and reported of the places that are fine, by rule."""
     places = [json.loads(line) for line in pathlib.Path(labels).read_text().splitlines()]
+    checkouts = checkouts or os.environ.get("TALLAX_LINT_CHECKOUTS", "")
+    folders = {_folder(place) for place in places}
+    absent = {name for name in folders if not checkouts or not (pathlib.Path(checkouts) / name).is_dir()}
+    for name in sorted(absent):
+        print(f"not scored, no checkout: {name}")
+    places = [place for place in places if _folder(place) not in absent]
+    if not places:
+        print("did not run: TALLAX_LINT_CHECKOUTS names no folder with a checkout of these repositories")
+        sys.exit(2)
     known = {rule.slug for rule in RULES}
     found: set[tuple[str, int, str]] = set()
     for name in sorted({_folder(place) for place in places}):
@@ -47,6 +58,7 @@ def main(labels: str, checkouts: str) -> None:
             short.append(slug)
     whole = sum(counts.values(), collections.Counter())
     bugs, fine = (sum(whole[label, hit] for hit in (True, False)) for label in ("bug", "ok"))
+    print(f"{'all':20} {whole['bug', True]} of {bugs} bugs found, {whole['ok', True]} of {fine} fine places reported")
     if short or whole["bug", True] < _ALL * bugs or whole["ok", True] > _WRONGLY * fine:
         sys.exit(f"missed what was promised: {', '.join(short) or 'over all rules'}")
 

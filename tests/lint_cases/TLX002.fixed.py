@@ -227,3 +227,36 @@ def from_outside(model: Named, x):
     setattr(model, "count", x.mean() + 1)  # error: TLX002
     setattr(model, "count", jnp.mean(x))  # error: TLX002
     model.kept.seen = jnp.mean(x)  # error: TLX002
+
+
+class Padded(Named):
+    """A subclass that overwrites what its base made; the other methods still see the base's Variables."""
+
+    def __init__(self, n, flag=False):
+        self.count = 0  # the base's __init__ makes it again
+        super().__init__()
+        if n:
+            self.count = jnp.zeros(n)  # error: TLX002
+        if flag:
+            self.other = jnp.zeros(n)
+
+    def rebuild(self, x):
+        self.count = x.mean()  # error: TLX002
+
+
+class Remade(Named):
+    """A subclass that makes a Variable of its own, in one of two branches."""
+
+    def __init__(self, n):
+        super().__init__()
+        if n:
+            self.count = nnx.Variable(jnp.zeros(n))
+        else:
+            self.count = jnp.zeros(n)
+
+
+class Unmade(Named):
+    """A subclass that does not run its base's `__init__`, so there is nothing to overwrite."""
+
+    def __init__(self, n):
+        self.count = jnp.zeros(n)

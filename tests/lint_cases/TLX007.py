@@ -79,3 +79,31 @@ class Cached(nnx.Module):
 
     def prepare(self, x):
         self.keys = jnp.zeros(x)
+
+
+class Lazy(nnx.Module):
+    """Flags that the forward path flips, also in its helpers, and flags that are a choice."""
+
+    def __init__(self):
+        self.ready = False
+        self.built = False
+        self.training = True
+        self.verbose = False
+        self.scale = 1.0
+
+    def __call__(self, x):
+        if not self.ready:
+            self._start(x)
+        self.verbose = False
+        self.scale *= 0.9  # error: TLX007
+        return x
+
+    def _start(self, x):
+        self.ready = True  # error: TLX007
+
+    def forward(self, x):
+        self.built = True  # error: TLX007
+        return x
+
+    def evaluate(self):
+        self.training = False

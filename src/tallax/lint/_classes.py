@@ -74,7 +74,7 @@ class Classes:
         self._lineages: dict[Scope, list[Scope | str]] = {}
         self._settings: dict[Scope, dict[str, list[Setting]]] = {}
         self._members: dict[tuple[Scope, str], Value | None] = {}
-        self._forward: dict[Scope, set[Scope]] = {}
+        self._forward: dict[tuple[Scope, tuple[str, ...]], set[Scope]] = {}
 
     # `Values` works these out.
     of: Any
@@ -261,11 +261,37 @@ class Classes:
                     return method
         return None
 
+    def inherited(self, cls: Scope, name: str) -> Value | None:
+        """Returns what the bases' `__init__` puts into an attribute before a class's own methods replace it.
+
+        Returns None if a class on the way has an `__init__` that does not run the one below it: the base's attribute
+        is not there.
+        """
+        for current in self.lineage(cls):
+            if isinstance(current, str):
+                continue
+            if current is not cls:
+                held = self.member(current, name, None)
+                if isinstance(held, Variable):
+                    return held
+            init = current.method("__init__")
+            if init is not None and not _calls_super(init):
+                return None
+        return None
+
     def forward(self, cls: Scope) -> set[Scope]:
         """Returns the methods that a call of a module runs: `__call__` and what it reaches through `self`."""
-        if cls not in self._forward:
+        return self._reached(cls, ("__call__",))
+
+    def forward_by_any_name(self, cls: Scope) -> set[Scope]:
+        """Like `forward`, but also from a method called `forward`, which a base of another project may call."""
+        return self._reached(cls, ("__call__", "forward"))
+
+    def _reached(self, cls: Scope, entries: tuple[str, ...]) -> set[Scope]:
+        key = (cls, entries)
+        if key not in self._forward:
             found: set[Scope] = set()
-            waiting = ["__call__"]
+            waiting = [*entries]
             while waiting:
                 method = self.find_method(cls, waiting.pop())
                 if method is None or method in found:
@@ -274,8 +300,8 @@ class Classes:
                 for scope in method.inside():
                     functions = (call.func for call in scope.of(ast.Call) if isinstance(call.func, ast.Attribute))
                     waiting += [function.attr for function in functions if is_self(function.value, scope) is method]
-            self._forward[cls] = found
-        return self._forward[cls]
+            self._forward[key] = found
+        return self._forward[key]
 
 
 def _settings_in(scope: Scope, method: Scope, found: dict[str, list[Setting]]) -> None:
@@ -293,11 +319,18 @@ def _settings_in(scope: Scope, method: Scope, found: dict[str, list[Setting]]) -
 def _calls_super(init: Scope | None) -> bool:
     """Says whether an `__init__` runs that of a base: `super().__init__(...)`, `Base.__init__(self, ...)`."""
     assert init is not None
-    for scope in init.inside():
-        for call in scope.of(ast.Call):
-            if isinstance(call.func, ast.Attribute) and call.func.attr in ("__init__", "__post_init__", "setup"):
-                return True
-    return False
+    return line_of_super(init) is not None
+
+
+def line_of_super(init: Scope) -> int | None:
+    """Returns the line at which a method first runs the making method of a base, None if it does not."""
+    lines = [
+        call.lineno
+        for scope in init.inside()
+        for call in scope.of(ast.Call)
+        if isinstance(call.func, ast.Attribute) and call.func.attr in ("__init__", "__post_init__", "setup")
+    ]
+    return min(lines, default=None)
 
 
 def _is_guarded(setting: Setting) -> bool:

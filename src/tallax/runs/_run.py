@@ -12,7 +12,6 @@ from tallax.runs._errors import RunError, laid_out
 from tallax.runs._history import History
 from tallax.runs._jsonl_format import Decoder
 from tallax.runs._record import Record
-from tallax.runs._record_format import Decoder
 
 FILE = "records.jsonl"
 _NUMBERED = re.compile(r"records\.process-(\d+)\.jsonl")

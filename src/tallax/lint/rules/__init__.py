@@ -7,10 +7,13 @@ from tallax.lint._check import CHECKS
 from tallax.lint._rule import Rule
 from tallax.lint.rules import (
     callbacks,
+    containers,
     filters,
     lost,
     narrow_counters,
+    optimizer_calls,
     parameters,
+    python_counters,
     references,
     replaced,
     sow,
@@ -24,15 +27,17 @@ RULES: tuple[Rule, ...] = (
     parameters.RULE,
     replaced.RULE,
     sync.RULE,
-    narrow_counters.NARROW,
+    narrow_counters.RULE,
     weak.RULE,
     value.RULE,
-    narrow_counters.PYTHON,
+    python_counters.RULE,
     lost.RULE,
     callbacks.RULE,
     filters.RULE,
     references.RULE,
     sow.RULE,
+    optimizer_calls.RULE,
+    containers.RULE,
 )
 
 __all__ = ["CHECKS", "RULES", "static"]

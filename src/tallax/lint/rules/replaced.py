@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 
 from tallax.lint._check import CHECKS, Context, insertion
-from tallax.lint._classes import MAKING, is_self
+from tallax.lint._classes import MAKING, Setting, is_self, line_of_super
 from tallax.lint._finding import Edit
 from tallax.lint._index import Scope, targets
 from tallax.lint._kinds import Array, Frame, Items, Number, Table, Value, Variable, element, item
@@ -24,9 +24,10 @@ NotImplementedError.
 
 The rule reports an assignment where the attribute (or an element of a list or dict in it, or the function's parameter)
 surely holds a Variable, in this class or one it derives from in any file, and the assigned value is surely an array or
-number. `setattr(self, "mean", ...)` is such an assignment, and so is a list of arrays in place of a list of Variables.
-A new Variable (`self.losses = nnx.Intermediate(x)`) is no finding, nor is what `__init__` chooses in its branches, nor
-a Variable whose own class says what `+=` does, as tallax's do.
+number; in `__init__` too, if `super().__init__()` has already made the Variable. `setattr(self, "mean", ...)` is such
+an assignment, and so is a list of arrays in place of a list of Variables. A new Variable (`self.losses =
+nnx.Intermediate(x)`) is no finding, nor is what `__init__` chooses in its branches, nor a Variable whose own class
+says what `+=` does, as tallax's do.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -92,9 +93,7 @@ def assigned_over(node: ast.Assign | ast.AnnAssign, scope: Scope, context: Conte
         for single, place in targets(whole):
             if place is None or not (isinstance(single, ast.Attribute) or _is_element(single, scope, context)):
                 continue
-            if isinstance(single, ast.Attribute) and _is_making(single, scope):
-                continue
-            value = _held(context.values.of(single, scope))
+            value = _before(single, node, scope, context)
             if value is None or _is_for_types_only(node, context):
                 continue
             given: Value | None = context.values.of(node.value, scope)
@@ -102,6 +101,32 @@ def assigned_over(node: ast.Assign | ast.AnnAssign, scope: Scope, context: Conte
                 given = item(given, k)
             if _replaces(value, given, node, context.source_of(single), context):
                 return
+
+
+def _before(target: ast.expr, node: ast.stmt, scope: Scope, context: Context) -> Variable | Items | Table | None:
+    """Returns the Variables that an attribute or element holds before an assignment to it.
+
+    A subclass that puts an array in place of a base's Variable hides the Variable from every other method too, so if
+    the class itself says that the attribute holds an array, the bases are asked.
+    """
+    if not isinstance(target, ast.Attribute):
+        return _held(context.values.of(target, scope))
+    method = is_self(target.value, scope)
+    if method is None or method.method_of is None:
+        return _held(context.values.of(target, scope))
+    if not _is_making(target, scope):
+        value = _held(context.values.of(target, scope))
+        return value if value is not None else _held(context.values.inherited(method.method_of, target.attr))
+    after = line_of_super(method)
+    if after is None or node.lineno <= after:
+        return None  # what `__init__` chooses in its branches is no replacement, and a base's comes later
+    if any(isinstance(context.values.value_of(s), Variable) for s in _own(method.method_of, target.attr, context)):
+        return None  # the class makes a Variable of its own in another branch
+    return _held(context.values.inherited(method.method_of, target.attr))
+
+
+def _own(cls: Scope, name: str, context: Context) -> list[Setting]:
+    return [setting for setting in context.values.settings(cls).get(name, ()) if setting.making]
 
 
 @CHECKS.call("setattr", "__setattr__")

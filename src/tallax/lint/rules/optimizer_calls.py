@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TLX013: the form of nnx.Optimizer that Flax 0.11 removed."""
+
+from __future__ import annotations
+
+import ast
+
+from tallax.lint._check import CHECKS, Context, end_of, insertion
+from tallax.lint._index import Scope, last_name
+from tallax.lint._kinds import Instance, Name
+from tallax.lint._rule import Rule
+
+RULE = Rule(
+    code="TLX013",
+    slug="optimizer-form",
+    title="nnx.Optimizer without wrt, or update without the model (Flax 0.11 and later)",
+    why="""\
+Since Flax 0.11, `nnx.Optimizer(model, tx)` raises TypeError: `wrt` must be given. The optimizer no longer holds the
+model, so `optimizer.update(grads)` raises TypeError too; it is `optimizer.update(model, grads)`. If you support an
+older Flax, ignore the rule: `ignore = ["optimizer-form"]`.
+
+The rule reports a call of `nnx.Optimizer` with a model and a transformation and without `wrt`, and a call of `update`
+with one argument on an object that is surely an `nnx.Optimizer`. `nnx.ModelAndOptimizer`, which keeps the model, is no
+finding.
+""",
+    bad="""\
+import optax
+from flax import nnx
+
+
+def make(model: nnx.Module):
+    return nnx.Optimizer(model, optax.adamw(1e-3))
+""",
+    good="""\
+import optax
+from flax import nnx
+
+
+def make(model: nnx.Module):
+    return nnx.Optimizer(model, optax.adamw(1e-3), wrt=nnx.Param)
+""",
+    fix="`wrt=nnx.Param`, the default of older versions, is added. An `update` is left to you: it needs the model.",
+    misses="Optimizers that come out of unknown functions, and calls with `*args` or `**kwargs`.",
+)
+
+
+@CHECKS.call("Optimizer")
+def without_wrt(node: ast.Call, scope: Scope, context: Context) -> None:
+    """Reports `nnx.Optimizer(model, tx)`."""
+    callee = context.values.of(node.func, scope)
+    if not isinstance(callee, Name) or callee.name != "nnx.Optimizer" or _is_open(node):
+        return
+    given = len(node.args) + sum(word.arg in ("model", "tx") for word in node.keywords)
+    if given != 2 or any(word.arg == "wrt" for word in node.keywords):
+        return
+    last = max([*node.args, *(word.value for word in node.keywords)], key=end_of)
+    prefix = _module_name(node.func)
+    # Parentheses around the last argument would swallow the keyword.
+    bare = _ends_bare(last, node)
+    edits = (insertion(last, f", wrt={prefix}.Param"),) if prefix and bare else ()
+    context.report(
+        RULE, node, "since Flax 0.11 nnx.Optimizer raises TypeError without `wrt`; write `wrt=nnx.Param`", edits
+    )
+
+
+@CHECKS.call("update")
+def update_without_model(node: ast.Call, scope: Scope, context: Context) -> None:
+    """Reports `optimizer.update(grads)`."""
+    function = node.func
+    if not isinstance(function, ast.Attribute) or len(node.args) != 1 or node.keywords or _is_open(node):
+        return
+    owner = context.values.of(function.value, scope)
+    if isinstance(owner, Instance) and owner.cls == "nnx.Optimizer":
+        shown = context.source_of(function)
+        context.report(
+            RULE,
+            node,
+            f"since Flax 0.11 `{shown}({context.source_of(node.args[0])})` raises TypeError; "
+            f"write `{shown}(model, grads)`",
+        )
+
+
+def _is_open(node: ast.Call) -> bool:
+    """Says whether a call has arguments that are not written out."""
+    return any(isinstance(a, ast.Starred) for a in node.args) or any(word.arg is None for word in node.keywords)
+
+
+def _module_name(function: ast.expr) -> str:
+    """Returns the name that the file calls nnx by in `nnx.Optimizer`, empty if the class was imported alone."""
+    if isinstance(function, ast.Attribute) and last_name(function.value):
+        return ast.unparse(function.value)
+    return ""
+
+
+def _ends_bare(last: ast.expr, node: ast.Call) -> bool:
+    """Says whether the call's parenthesis follows the last argument on its line, without another in between."""
+    return node.end_lineno == last.end_lineno and node.end_col_offset == (last.end_col_offset or 0) + 1

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TLX007: counters and flags of a module that are plain Python values."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from tallax.lint._check import CHECKS, Context
+from tallax.lint._classes import Setting
+from tallax.lint._index import Scope
+from tallax.lint._kinds import Array, Number
+from tallax.lint._rule import Rule
+
+RULE = Rule(
+    code="TLX007",
+    slug="python-counter",
+    title="A plain Python counter on a module",
+    why="""\
+A Python number on a module is part of its structure, not of its state. Under `nnx.jit` every new value is another
+structure, so each call is traced and compiled again; in a checkpoint and in `nnx.state` it is missing. Under
+`jax.jit` it stays what it was at the trace.
+
+The rule reports `self.calls += 1` (also `*=` and the other operators) and `self.calls = self.calls + 1` in a module's
+method other than `__init__`, if the attribute is made as a Python number; and a flag that `__init__` makes False and
+the forward path sets to True, or the other way around. Plain Python classes, iterators' `__iter__` and `__next__`,
+arrays, counts that come back (`% n`), and modules of a test file that mentions no transformation are no findings.
+
+It also reports an array that the forward path puts where `__init__` has put None, a flag or a number: for Flax the
+attribute is no state, so the assignment raises ValueError. `nnx.data(None)` in `__init__` says that one will come.
+""",
+    bad="""\
+from flax import nnx
+
+
+class Model(nnx.Module):
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, x):
+        self.calls += 1
+        return x
+""",
+    good="""\
+import tallax
+from flax import nnx
+
+
+class Model(nnx.Module):
+    def __init__(self):
+        self.calls = tallax.Counter()
+
+    def __call__(self, x):
+        self.calls.increment()
+        return x
+""",
+    misses="Numbers that a function of another project returns.",
+)
+
+_TEST_FILE = re.compile(r"(?:^|[/\\])(?:test_[^/\\]*|[^/\\]*_test|conftest)\.py$")
+_TRACING = re.compile(r"\b(?:jit|pmap|scan|vmap|remat|checkpoint|while_loop|fori_loop|compile_step)\b")
+_BOOKKEEPING = {"append", "extend", "insert", "pop", "remove", "clear", "set_state", "load_state_dict"}
+
+
+@CHECKS.each_class
+def python_number(cls: Scope, context: Context) -> None:
+    """Reports a Python number of a module that its methods count up."""
+    if not any(s.augmented or s.value is not None for group in context.values.settings(cls).values() for s in group):
+        return
+    if not context.values.is_module(cls) or _is_eager_double(context):
+        return
+    for name, settings in context.values.settings(cls).items():
+        for setting in settings:
+            method = "" if setting.method is None else setting.method.name.rpartition(".")[2]
+            special = method.startswith("__") and method != "__call__"  # iterators and containers keep their own books
+            if setting.making or special or method in _BOOKKEEPING:
+                continue
+            if setting.method is None or not _counts_up(setting, name):
+                continue
+            value = context.values.member(cls, name, None)
+            if isinstance(value, Number) and value.type in ("int", "float") and _is_made_plain(cls, name, context):
+                context.report(
+                    RULE,
+                    setting.node,
+                    f"`self.{name}` is a plain Python number on a module: each new value is another structure, so "
+                    "nnx.jit traces again; use tallax.Counter, or an nnx.Variable with a dtype",
+                )
+
+
+def _is_eager_double(context: Context) -> bool:
+    """Says whether a file is a test in which nothing is traced: its modules may count calls in Python."""
+    return _TEST_FILE.search(context.file.path) is not None and not _TRACING.search(context.file.text)
+
+
+@CHECKS.each_class
+def flipped_flag(cls: Scope, context: Context) -> None:
+    """Reports `self.initialized = True` in the forward path of a module that is made with `False`."""
+    for name, settings in context.values.settings(cls).items():
+        later = [s for s in settings if not s.making and _flag(s) is not None]
+        if not later or not context.values.is_module(cls) or _is_eager_double(context):
+            continue
+        made = [s for s in settings if s.making]
+        if not made or any(_flag(s) is None for s in made):
+            continue
+        starts = {_flag(s) for s in made}
+        forward = context.values.forward_by_any_name(cls)
+        for setting in later:
+            if setting.method in forward and {_flag(setting)} != starts:
+                context.report(
+                    RULE,
+                    setting.node,
+                    f"the forward path flips `self.{name}`, a plain Python flag: nnx.jit traces again, and jax.jit "
+                    "loses the change; decide it before the first call, or use an nnx.Variable of bool",
+                )
+
+
+def _flag(setting: Setting) -> bool | None:
+    """Returns the flag that a statement assigns, None if it is none that is written out."""
+    value = setting.value
+    if isinstance(value, ast.Constant) and isinstance(value.value, bool) and setting.item == ():
+        return value.value
+    return None
+
+
+@CHECKS.each_class
+def array_in_a_plain_attribute(cls: Scope, context: Context) -> None:
+    """Reports an attribute of a module that is made as None or a number and given an array by its forward path."""
+    for name, settings in context.values.settings(cls).items():
+        later = [s for s in settings if not s.making and not s.augmented]
+        if not later or name in cls.bindings or not context.values.is_module(cls):
+            continue
+        if not _is_made_static(cls, name, context):
+            continue
+        forward = context.values.forward(cls)
+        for setting in later:
+            if setting.method in forward and isinstance(context.values.value_of(setting), Array):
+                context.report(
+                    RULE,
+                    setting.node,
+                    f"`self.{name}` is made as a plain value and given an array by the forward path: Flax raises "
+                    "ValueError, or traces again in older versions; make it an nnx.Cache or nnx.Variable",
+                )
+
+
+def _is_made_static(cls: Scope, name: str, context: Context) -> bool:
+    """Says whether whatever makes a module makes the attribute a None, a flag or a number that is written out."""
+    for current in context.values.lineage(cls):
+        made = [] if isinstance(current, str) else context.values.settings(current).get(name, [])
+        making = [s for s in made if s.making and not s.augmented]
+        if making:
+            return all(isinstance(s.value, ast.Constant) and s.item == () for s in making)
+    return False
+
+
+def _counts_up(setting: Setting, name: str) -> bool:
+    """Says whether a statement computes an attribute of `self` from what it was: `+=`, `*=`, `self.n = self.n + 1`."""
+    node, own = setting.node, setting.method.self_name if setting.method is not None else None
+    if isinstance(node, ast.AugAssign):
+        return True  # `*=` and `|=` give another structure just as `+=` does
+    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.BinOp) or len(node.targets) != 1:
+        return False
+    sides = [node.value.left, node.value.right] if isinstance(node.value.op, ast.Add) else [node.value.left]
+    return isinstance(node.value.op, (ast.Add, ast.Sub)) and any(
+        isinstance(old, ast.Attribute) and old.attr == name and isinstance(old.value, ast.Name) and old.value.id == own
+        for old in sides
+    )
+
+
+def _is_made_plain(cls: Scope, name: str, context: Context) -> bool:
+    """Says whether the attribute starts as a number that is written out, not as what some function returned."""
+    for current in context.values.lineage(cls):
+        if isinstance(current, str):
+            continue
+        making = [s for s in context.values.settings(current).get(name, ()) if s.making and not s.augmented]
+        if making:
+            return all(isinstance(context.values.value_of(s), Number) for s in making)
+        if name in current.bindings:
+            return True
+    return False
