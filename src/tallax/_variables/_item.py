@@ -25,9 +25,6 @@ _REDUCTIONS = ("sum", "max", "min", "same")
 _DECLARED = ("persistent", "reduce", "shares")  # as metadata, which a dict of others does not replace
 _MISSING = object()
 
-# Bound once: every write passes through it, and super() would add a twentieth to the time of a count.
-_set_attribute = nnx.Variable.__setattr__
-
 
 class Shares(NamedTuple):
     """Says that a value holds one share for each replica, one behind the other on its first axis."""
@@ -258,14 +255,15 @@ class Item(nnx.Variable[Any]):
             self.set_value(value)
             return
         try:
-            _set_attribute(self, name, value)
+            nnx.Variable.__setattr__(self, name, value)  # not super(), as in set_raw_value
         except flax.errors.TraceContextError:
             raise self._of_another_trace() from None
 
     def set_raw_value(self, value: Any, **options: Any) -> None:
         """Replaces the raw value without a check of it; raises if the item is of another trace."""
         try:
-            # Looked up at each call, since statecheck watches the writes by replacing the method of the class.
+            # The method is looked up at each write, because statecheck watches writes by replacing it on the class.
+            # Compared with a method bound at import, an eager `counter += 1` takes 1 to 2% longer; with super(), 5%.
             nnx.Variable.set_raw_value(self, value, **options)
         except flax.errors.TraceContextError:
             raise self._of_another_trace() from None
