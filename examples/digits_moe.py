@@ -82,7 +82,9 @@ class MixtureOfExperts(tallax.Module):
         _, chosen = jax.lax.top_k(scores + self.routing_bias[...], TOP_K)
         routed = nnx.one_hot(chosen, EXPERTS, dtype=jnp.int32).sum(-2)  # [..., EXPERTS], 1 where the token goes
         if not self.deterministic:
-            self.expert_tokens.count(routed > 0)
+            self.expert_tokens.count(
+                routed > 0
+            )  # a mask: the sum of int32 values has no bound, so the step traces twice
         weights = scores * routed
         weights /= weights.sum(-1, keepdims=True)
         hidden = nnx.relu(jnp.einsum("...w,ewh->...eh", tokens, self.expand[...]))  # so small that all experts may run

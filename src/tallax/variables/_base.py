@@ -25,9 +25,6 @@ _REDUCTIONS = ("sum", "max", "min", "replicated")
 _DECLARED = ("persistent", "reduce", "per_replica")  # as metadata, which a dict of others does not replace
 _MISSING = object()
 
-# Bound once: every write passes through it, and super() would add a twentieth to the time of a count.
-_set_attribute = nnx.Variable.__setattr__
-
 
 class PerReplica(NamedTuple):
     """The layout of per-replica state: one value for each replica, one behind the other on the first axis."""
@@ -260,14 +257,15 @@ class StateVariable(nnx.Variable[Any]):
             self.set_value(value)
             return
         try:
-            _set_attribute(self, name, value)
+            nnx.Variable.__setattr__(self, name, value)  # not super(), as in set_raw_value
         except flax.errors.TraceContextError:
             raise self._of_another_trace() from None
 
     def set_raw_value(self, value: Any, **options: Any) -> None:
         """Replaces the raw value without a check of it; raises if the variable belongs to another trace."""
         try:
-            # Looked up at each call, since statecheck watches the writes by replacing the method of the class.
+            # The method is looked up at each write, because statecheck watches writes by replacing it on the class.
+            # Compared with a method bound at import, an eager `counter += 1` takes 1 to 2% longer; with super(), 5%.
             nnx.Variable.set_raw_value(self, value, **options)
         except flax.errors.TraceContextError:
             raise self._of_another_trace() from None
