@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m benchmarks.accelerator [--output FILE]`: costs on the device that JAX finds, in at most five minutes.
 
-It needs jax, flax and this source tree, from whose root it is run; tallax need not be installed. Every figure is the median of ratios to the
-same program without tallax, taken within rounds in which both sides run in a random order. A histogram is compared with
-one read of its input, `jnp.max`, and the read with the bandwidth of a copy.
+It needs jax, flax and this source tree, from whose root it is run; tallax need not be installed. Every figure is the
+median of ratios to the same program without tallax, taken within rounds in which both sides run in a random order. A
+histogram is compared with one read of its input, `jnp.max`, and the read with the bandwidth of a copy.
 
-On the CPU all sizes are small: this shows that the script works, and its figures say nothing about an accelerator.
+On the CPU all sizes are small: this shows that the script works, and its figures are not valid for an accelerator.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def loops(sizes: Sizes, stack: contextlib.ExitStack) -> dict[str, Call]:
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tallax-accelerator-")))
 
     def loop(after: Callable[[Any, Any], Any] | None) -> Call:
-        model, step, tokens = training(sizes, keep)
+        _, step, tokens = training(sizes, keep)
 
         def call() -> Any:
             for _ in range(sizes.calls):
