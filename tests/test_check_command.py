@@ -16,9 +16,9 @@ import pytest
 import tallax
 from tallax.checking import Report
 from tallax.checking._command import check
+from tallax.checking._command_inputs import found, input_of, loaded, modules_in
 from tallax.checking._exercise import graded, write_starter
 from tallax.checking._process import check_file
-from tallax.checking._targets import found, input_of, loaded, modules_in
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 

@@ -8,7 +8,7 @@ from importlib import resources
 import tallax
 import tallax.cli
 from tallax.checking import RULES
-from tallax.checking._collecting import _TIER
+from tallax.checking._check_results import _TIER
 from tallax.lint import lint
 from tests.corpus.case import RULES as CORPUS_RULES
 

@@ -1461,7 +1461,7 @@ CASES |= checkpoint_errors.CASES
 
 
 # Errors about files and processes: their own tests have the texts.
-OF_FILES = {f"checking/{name}.py" for name in ("_exercise", "_process", "_targets", "_worker")}
+OF_FILES = {f"checking/{name}.py" for name in ("_exercise", "_process", "_command_inputs")}
 OF_FILES |= {f"sinks/{path.name}" for path in (SOURCE / "sinks").glob("_*.py") if path.name != "_sink.py"}
 COMPOSED: dict[str, set[tuple[str, int]]] = {}  # by case: the calls of `compose` that it reached
 

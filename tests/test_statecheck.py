@@ -21,15 +21,15 @@ from rich.console import Console
 
 import tallax
 from tallax.checking import Finding, Outcome, Report
-from tallax.checking._collecting import condensed
-from tallax.checking._copies import copies
-from tallax.checking._counter_widths import widths
+from tallax.checking._check_results import condensed
+from tallax.checking._copy_checks import copies
 from tallax.checking._program import Program, program_of
 from tallax.checking._progress import progress_line
 from tallax.checking._reference import called
 from tallax.checking._snapshot import attribute_of, snapshot
 from tallax.checking._statecheck import reference_of, results
 from tallax.checking._transformations import GRAPH, MODES, TRANSFORMATIONS
+from tallax.checking._width_checks import widths
 from tests.corpus.case import Counted
 from tests.right_modules import RIGHT
 from tests.wrong_modules import ARGUABLE, WRONG

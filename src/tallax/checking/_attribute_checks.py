@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from tallax.checking._check_results import Results, reported
 from tallax.checking._diagnosis import explained, fix_for
-from tallax.checking._matrix import Results, reported
 from tallax.checking._program import Program
 from tallax.checking._reference import Reference
 from tallax.checking._report import Cell, Finding, Outcome
 from tallax.checking._snapshot import Leaf, Snapshot, attribute_of, changed, snapshot, variables_of
 from tallax.checking._source_lines import line_of_assignment
-from tallax.checking._writes import watched
+from tallax.checking._watched_writes import watched
 
 # Flax's own wrappers rewrite the parameters of the layer they wrap, and an optimizer trains them all the same.
 _REWRITERS = (nnx.SpectralNorm, nnx.WeightNorm)

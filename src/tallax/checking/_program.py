@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,6 +18,9 @@ from flax import nnx
 from tallax._errors import StatecheckError, compose, describe
 
 Batch: TypeAlias = tuple[jax.Array, ...]
+Outputs: TypeAlias = list[tuple[jax.Array, ...]]
+Call: TypeAlias = Callable[[Any, Batch], tuple[jax.Array, ...]]
+Run: TypeAlias = "Callable[[Call, Any, Sequence[Batch]], Outputs | None]"
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ class Report:
         return cls(**{**data, "cells": cells, "findings": findings})
 
     def __rich__(self) -> Any:
-        from tallax.checking._rendering import rendered
+        from tallax.checking._rich_report import rendered
 
         return rendered(self)
 

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from tallax.checking._check_results import Results, reported
 from tallax.checking._diagnosis import fix_for
-from tallax.checking._matrix import Results, reported
 from tallax.checking._program import Batch, Program
 from tallax.checking._reference import Reference
 from tallax.checking._report import Finding
