@@ -28,7 +28,7 @@ def reproducible(program: Program, reference: Reference) -> Results:
         Finding(
             "not-reproducible",
             path,
-            "starts otherwise in the second model that the factory makes: models share it, or it is random.",
+            "starts with another value in a second model: the factory is not deterministic, or models share it.",
             ("make(), twice",),
             *_ends(reference.start, snapshot(model), path),
             fix,
@@ -41,7 +41,7 @@ def reproducible(program: Program, reference: Reference) -> Results:
             Finding(
                 "not-reproducible",
                 path,
-                "comes out otherwise when the same calls are made again.",
+                "differs if the same calls are repeated.",
                 ("plain calls, twice",),
                 *_ends(first.end, second.end, path),
                 fix,
@@ -49,7 +49,7 @@ def reproducible(program: Program, reference: Reference) -> Results:
             for path in changed(first.end, second.end)
         ]
         if not findings and not outputs_agree(first.outputs, second.outputs):
-            message = "comes out otherwise when the same calls are made again."
+            message = "differs if the same calls are repeated."
             findings = [Finding("not-reproducible", OUTPUT, message, ("plain calls, twice",), fix=fix)]
     yield from reported("reproducible", findings)
 
@@ -57,7 +57,7 @@ def reproducible(program: Program, reference: Reference) -> Results:
 def _ends(expected: Snapshot, got: Snapshot, path: str) -> tuple[str, str]:
     """Returns what came and what was expected, in words."""
     leaves = got.get(path), expected.get(path)
-    return tuple("nothing there" if leaf is None else leaf.describe() for leaf in leaves)  # pyright: ignore[reportReturnType]
+    return tuple("missing" if leaf is None else leaf.describe() for leaf in leaves)  # pyright: ignore[reportReturnType]
 
 
 # --- lost writes ------------------------------------------------------------------------------------------------------
@@ -89,8 +89,8 @@ def lost_writes(program: Program, reference: Reference) -> Results:
         Finding(
             "lost-update",
             path,
-            "is written within nnx.vmap with the same integer in every lane: it counts once a call, not once a lane, "
-            "unless it was summed over the lanes.",
+            "is written inside nnx.vmap with the same integer in every lane: it counts once per call, not once per "
+            "lane, unless the increment was summed over the lanes.",
             ("plain calls",),
             got=reference.end[path].describe() if path in reference.end else "",
             fix="jax.lax.psum(increment, axis_name) for all lanes together; in_axes=0 for a count each; with a "
@@ -142,7 +142,7 @@ def one_trace(program: Program, reference: Reference) -> Results:
                 ("nnx.jit (graph)",),
                 got=got,
                 expected=expected,
-                fix="give it its final shape and a strong dtype at the start, jnp.zeros((), jnp.float32) and not 0.0, "
+                fix="create it with its final shape and a strong dtype, jnp.zeros((), jnp.float32) instead of 0.0, "
                 "and write values of that dtype: value.astype(...)",
                 source=line_of_assignment(model, path),
             )
@@ -163,7 +163,7 @@ def _drift(before: Snapshot, after: Snapshot) -> dict[str, tuple[str, str]]:
 
 def _type_of(leaf: Leaf | None) -> str:
     if leaf is None:
-        return "nothing there"
+        return "missing"
     if leaf.kind == "attribute":
         return leaf.describe()
     value = np.asarray(leaf.value)

@@ -35,14 +35,14 @@ _OTHER_CASE, _START = (11, 4), 3
 HINTS = {
     "missing": "tallax check --start solution.py writes a file to start from",
     "body": "fill in what the comments say",
-    "raises": "mend what raises: StepCounter(nnx.Rngs(0))() and counter_after_n_calls(0, 5) have to run",
+    "raises": "fix the error: StepCounter(nnx.Rngs(0))() and counter_after_n_calls(0, 5) must run",
     "value": "make the counter once, call it n_calls times, then return jnp.array([counter.step[...], n_calls])",
     "type": "jnp.array([counter.step[...], n_calls], jnp.float32): one array of two numbers",
     "scalar": "return self.step[...], and start it as a number: jnp.zeros((), jnp.int32)",
     "argument": "int(seed) and int(n_calls) take floats that hold whole numbers: nnx.Rngs(int(seed))",
-    "iadd": "self.step[...] += 1 writes into the Variable (self.step.value += 1 too); a tallax.Counter takes "
-    "self.step += 1 as it is",
-    "host": "leave it on the device: read the counter once, after the loop, and there without int() or float()",
+    "iadd": "self.step[...] += 1 writes into the Variable (self.step.value += 1 too); with a tallax.Counter, "
+    "self.step += 1 works",
+    "host": "keep it on the device: read the counter once, after the loop, without int() or float()",
     "key": "rngs.params() takes one key; take it once, in __init__",
     ".value": "self.step[...] += 1, and return self.step[...]",
 }
@@ -56,14 +56,16 @@ def write_starter(path: Path) -> None:
     """
     if path.suffix != ".py":  # as where FILE:NAME is meant to be checked
         raise StatecheckError(
-            compose("--start", "names a file of Python to write.", got=str(path), fix="--start solution.py")
+            compose(
+                "--start", "requires the name of a Python file to create.", got=str(path), fix="--start solution.py"
+            )
         )
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(resources.files("tallax.checking.exercise").joinpath("starter.py").read_text(encoding="utf-8"))
     except OSError as error:
         raise StatecheckError(
-            compose(str(path), "cannot be started.", got=f"{type(error).__name__}: {error}", fix="name a new file")
+            compose(str(path), "cannot be created.", got=f"{type(error).__name__}: {error}", fix="name a new file")
         ) from None
 
 
@@ -252,7 +254,7 @@ def _of_case(function: Any, seed: float, n_calls: float) -> list[Finding]:
         source = line_of_error(error)
         return [finding("exercise", name, "raises.", hint, where=where, got=got, expected=str(expected), source=source)]
     if not (isinstance(result, jax.Array) and _is_number(result, (2,))):
-        message, expects = "returns something of another type or shape.", "a JAX array of two numbers, of shape (2,)"
+        message, expects = "returns a value of another type or shape.", "a JAX array of two numbers, of shape (2,)"
         return [finding("exercise", name, message, "type", where=where, got=describe(result), expected=expects)]
     got = np.asarray(result).tolist()
     if got != expected:
@@ -269,7 +271,7 @@ def _of_later_start(function: Any, counter: type) -> list[Finding]:
         return []
     if got == [n_calls + _START, n_calls]:
         return []
-    message = "returns something else than the count of the counter that it called."
+    message = "does not return the count of the counter that it called."
     where = (f"counter_after_n_calls({seed}, {n_calls}) with a counter that starts at {_START}",)
     expected = str([n_calls + _START, n_calls])
     return [

@@ -170,7 +170,7 @@ def _checked(request: dict[str, Any], pipe: TextIO) -> Any:
         raise StatecheckError(
             compose(
                 file,
-                "name what to check in it.",
+                "the file has no exercise, so name the module to check.",
                 got=f"modules: {', '.join(names) or 'none'}",
                 fix=f"tallax check {file}:{(names or ['Name'])[0]}",
             )

@@ -99,9 +99,9 @@ def statecheck(
         raise InvalidValueError(
             compose(
                 "statecheck",
-                "one call does not show what drifts.",
+                "at least two calls are needed to detect drift.",
                 got=f"calls={describe(calls)}",
-                fix="calls=3, or any integer from 2 on",
+                fix="calls=3, or any larger integer",
             )
         )
     with progress_line(progress) as show:
@@ -186,7 +186,7 @@ def _cannot(program: Program, error: Exception) -> StatecheckError:
             f"statecheck of {program.name}",
             "a plain call of the model raises.",
             got=f"{type(error).__name__}: {error}",
-            fix="statecheck(make, x) with inputs that the model takes, or call=lambda model, x: ... for another call; "
-            "on the command line --inputs 'float32[8,4]', or --call with a function's name",
+            fix="statecheck(make, x) with inputs that the model accepts, or call=lambda model, x: ... for another "
+            "call; on the command line --inputs 'float32[8,4]', or --call with a function's name",
         )
     )

@@ -62,8 +62,8 @@ def _cyclic(path: str) -> Finding:
     return Finding(
         "shared-variable",
         path,
-        "leads back to a module that holds it: without graph mode, Flax follows it without end.",
-        fix="hand the parent to the child's call as an argument",
+        "refers back to a module that contains it: without graph mode, Flax recurses forever.",
+        fix="pass the parent as an argument to the call of the child",
         is_warning=True,
     )
 
@@ -77,7 +77,7 @@ def _held_twice(program: Program) -> Finding | None:
                 return Finding(
                     "shared-array",
                     path,
-                    f"starts with the very array of {names[id(leaf)]}, and JAX refuses to donate an array twice.",
+                    f"starts with the same array as {names[id(leaf)]}, and JAX refuses to donate an array twice.",
                     fix="start it with a copy: jnp.array(value, copy=True)",
                     is_warning=True,
                 )
