@@ -154,7 +154,7 @@ def test_one_with_failures(file, capfd):
         (":Dies", "died of signal 6, at: plain calls"),
         (":Raises", "RuntimeError: not today"),
         (":Nobody", "modules: Right, Wrong, Hangs, Exits, Dies, Raises, Later"),
-        ("", "name what to check in it"),
+        ("", "name the module to check"),
     ],
 )
 def test_two_if_it_could_not_run(file, capfd, name, says):
