@@ -27,7 +27,7 @@ _is_within_check = jax.make_user_context(False)
 def quick_compilation() -> Iterator[None]:
     """Compiles quickly within the block. JAX's settings are global, so other threads compile quickly too."""
     settings: dict[str, bool | int | str | None] = {"jax_disable_most_optimizations": True}
-    has_cache = jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir
+    has_cache = jax.config.values["jax_enable_compilation_cache"] and jax.config.values["jax_compilation_cache_dir"]
     with contextlib.ExitStack() as stack:
         if not has_cache:
             settings |= {
