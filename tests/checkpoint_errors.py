@@ -428,7 +428,7 @@ model/day: Orbax cannot save arrays of this dtype.
         ),
         tallax.RestoreError,
         """\
-model/a: is one Variable in the module, and the source has two different values for it.
+model/a: is one Variable in the module, but the source has two different values for it.
   got:  'a' and 'b'
   fix:  two Variables in the module; or a source without one of these, such as 'b'""",
     ),
@@ -511,7 +511,7 @@ every: takes a positive integer.
         lambda model: from_torch(3, model),
         tallax.InvalidTypeError,
         """\
-from_torch: takes a module, a state_dict, or the path of one.
+from_torch: requires a module, a state_dict, or the path of a file.
   got:  int (3)
   fix:  from_torch(module, model), from_torch('model.safetensors', model)""",
     ),
@@ -519,7 +519,7 @@ from_torch: takes a module, a state_dict, or the path of one.
         lambda model: from_torch({}, 3),
         tallax.InvalidTypeError,
         """\
-model: takes an NNX module.
+model: requires an NNX module.
   got:  int (3)
   fix:  from_torch(source, model)""",
     ),
@@ -527,15 +527,15 @@ model: takes an NNX module.
         lambda model: from_torch({"bias": "text"}, model.experts[0]),
         tallax.InvalidTypeError,
         """\
-bias: a state_dict holds tensors.
+bias: a state_dict must contain tensors.
   got:  str ('text')
-  fix:  the entry that is one, such as torch.load(path, weights_only=True)['state_dict']""",
+  fix:  the entry that is a state_dict, such as torch.load(path, weights_only=True)['state_dict']""",
     ),
     "torch-count": (
         count_beyond(lambda model: to_torch(model.experts[0]), 2**63),
         tallax.InvalidValueError,
         """\
-step: a count in PyTorch is an int64.
+step: the count does not fit into int64, the dtype of a count in PyTorch.
   got:  uint64[] (9223372036854775808)
   fix:  counter.set(n) with n below 2**63""",
     ),
@@ -566,7 +566,7 @@ a.safetensors: cannot be read as a .safetensors file.
         lambda model: from_linen({"params": 3}, model),
         tallax.InvalidTypeError,
         """\
-from_linen: takes collections of variables.
+from_linen: requires a dict of collections of variables.
   got:       dict ({'params': 3})
   expected:  {'params': {...}, 'batch_stats': {...}}
   fix:       module.init(key, x), or {'params': params}""",
@@ -575,15 +575,15 @@ from_linen: takes collections of variables.
         lambda model: from_linen({"params": {"a": jnp.ones(1)}, "counters": {"a": jnp.ones(1)}}, model),
         tallax.InvalidValueError,
         """\
-counters/a: two collections have a variable of this name, and in an NNX module it is one attribute.
+counters/a: two collections have a variable of this name, but an NNX module has one attribute for it.
   got:  params/a
-  fix:  hand in one collection after the other, with missing='init'""",
+  fix:  pass one collection after the other, with missing='init'""",
     ),
     "linen-count": (
         count_beyond(lambda model: to_linen(model.experts[0]), 2**31),
         tallax.InvalidValueError,
         """\
-model/step: a count in Linen is an int32.
+model/step: the count does not fit into int32, the dtype of a count in Linen.
   got:  uint64[] (2147483648)
   fix:  nnx, which keeps tallax.Counter; or counter.set(n) with n below 2**31""",
     ),
@@ -663,7 +663,7 @@ the checkpoint: is restored where it is of arrays and numbers.
         sparse,
         tallax.InvalidTypeError,
         """\
-w: a tensor goes into an array where NumPy has the like: dense, with values, and of numbers.
+w: the tensor must be dense and numeric, and have values, because NumPy has no other arrays.
   got:  float32, sparse_coo, on 'cpu'
   fix:  tensor.to_dense(), tensor.dequantize(), or a module that has its weights""",
     ),
@@ -673,6 +673,6 @@ w: a tensor goes into an array where NumPy has the like: dense, with values, and
         """\
 w: PyTorch has no such dtype.
   got:  int4[2] ([1, 1])
-  fix:  cast it where it is meant""",
+  fix:  cast it explicitly""",
     ),
 }

@@ -176,7 +176,7 @@ except RuntimeError:
     [
         (["count", "--seed", "0", "--calls", "5"], 0, "[5. 5.]"),
         (["count", "--seed", "1e3", "--calls", "2.0"], 0, "[2. 2.]"),
-        (["count", "--calls", "-1"], 2, "a number of calls is not negative"),
+        (["count", "--calls", "-1"], 2, "the number of calls must not be negative"),
         (["count", "--calls", "many"], 2, "takes an integer"),
         (["count", "--calls", "nan"], 2, "takes an integer"),
         (["--help"], 0, "count"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checks on what a model holds: attributes, parameters, and eval mode."""
+"""The checks on the attributes and parameters of a model, and on its eval mode."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tallax.checking._snapshot import Leaf, Snapshot, attribute_of, changed, sna
 from tallax.checking._source_lines import line_of_assignment
 from tallax.checking._watched_writes import watched
 
-# Flax's own wrappers rewrite the parameters of the layer they wrap, and an optimizer trains them all the same.
+# These wrappers of Flax rewrite the parameters of the layer they wrap. An optimizer trains the parameters as usual.
 _REWRITERS = (nnx.SpectralNorm, nnx.WeightNorm)
-# These change in evaluation, and should: random streams, caches for decoding, what was sown, metrics.
+# These should change in evaluation: random streams, caches for decoding, sown values, metrics.
 _LIVE_IN_EVAL = (nnx.RngState, nnx.Cache, nnx.Intermediate)
 
 
@@ -53,7 +53,7 @@ def attributes(program: Program, reference: Reference) -> Results:
                     "python-counter",
                     path,
                     "is a plain Python attribute that calls change: compiled code changes it only while it is traced, "
-                    "compiles anew for every value, or loses it; checkpoints do not have it.",
+                    "compiles again for every value, or loses it; checkpoints do not contain it.",
                     ("plain calls",),
                     got=" → ".join(dict.fromkeys(leaf.describe() for leaf in states)),
                     expected="a Variable",
@@ -73,7 +73,7 @@ def _kind_words(leaf: Leaf) -> str:
 
 
 def parameters(program: Program, reference: Reference) -> Results:
-    """What is an `nnx.Param` is trained by the optimizer, and written by nobody else."""
+    """An `nnx.Param` is written by the optimizer only."""
     model = program.make()
     variables = variables_of(model)
     trained = _trained(program, reference)
@@ -111,21 +111,21 @@ def parameters(program: Program, reference: Reference) -> Results:
 
 
 def _writers(program: Program) -> dict[str, set[str]]:
-    """Returns the kinds of code that write each path, as `Writes.writers` names them; empty if that cannot be seen."""
-    for compiled in (False, True):  # without compilation each write is seen, at its place
+    """Returns the kinds of code that write each path, as `Writes.writers` names them; empty if no run succeeds."""
+    for compiled in (False, True):  # without compilation, each write is seen at its source line
         model = program.make()
         try:
             with watched(model) as writes, contextlib.nullcontext() if compiled else jax.disable_jit():
                 for batch in program.batches:
                     program.call(model, batch)
-        except Exception:  # some of JAX's own functions can't do without compilation
+        except Exception:  # some functions of JAX do not run without compilation
             continue
         return writes.writers
     return {}
 
 
 def _writers_of(path: str, writers: dict[str, set[str]]) -> set[str]:
-    """Returns the writers of the Variable at a path; of one that holds a tree, the path goes on within it."""
+    """Returns the writers of the Variable at a path. If the Variable stores a tree, the path may lead into the tree."""
     while path and path not in writers:
         path = path.rpartition("/")[0]
     return writers.get(path, set())
@@ -134,7 +134,7 @@ def _writers_of(path: str, writers: dict[str, set[str]]) -> set[str]:
 def _trained(program: Program, reference: Reference) -> set[str]:
     """Returns the parameters and the optimizer state that a `call=` writes outside of any module's forward pass.
 
-    If there are some, it is a training step: it may write parameters, and running it is no evaluation.
+    If there are any, `call=` is a training step: it may write parameters, and it cannot run in eval mode.
     """
     if program.is_own_call:
         return set()
@@ -150,7 +150,7 @@ def _trained(program: Program, reference: Reference) -> set[str]:
 
 
 def _after_weight_decay(program: Program) -> dict[str, tuple[Leaf, Leaf]]:
-    """Returns each float parameter before and after an optimizer step that should change nothing but parameters."""
+    """Returns each float parameter before and after an optimizer step that should change only parameters."""
     model = program.make()
     for batch in program.batches:
         program.call(model, batch)
@@ -181,10 +181,10 @@ def _is_rewritten_by_flax(model: Any, path: str) -> bool:
 
 
 def eval_mode(program: Program, reference: Reference) -> Results:
-    """After `model.eval()`, calls change nothing but caches, random streams and metrics."""
+    """After `model.eval()`, calls change only caches, random streams and metrics."""
     training, model = program.make(), program.make()
     for module, mode in ((training, "train"), (model, "eval")):
-        if isinstance(module, nnx.Module):  # a metric has no such mode
+        if isinstance(module, nnx.Module):  # metrics have no train or eval mode
             getattr(module, mode)()
     before = snapshot(model)
     switches = changed(snapshot(training), before)
@@ -221,7 +221,7 @@ def _changes_in_eval(program: Program, model: Any, before: Snapshot, after: Snap
         if leaf is None or leaf.kind != "variable" or _lives_in_eval(leaf) or path.startswith(tuple(metrics)):
             continue
         if before.get(path) and leaf.variable is not None and issubclass(leaf.variable, nnx.Param):
-            continue  # `parameters` has said all there is to say
+            continue  # `parameters` reports it
         message = "changes in eval mode, so evaluating the model changes its training state."
         if not switched:
             message = "changes in every call, and the model has no attribute that model.eval() can switch off."

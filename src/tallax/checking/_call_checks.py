@@ -20,7 +20,7 @@ from tallax.checking._watched_writes import watched
 
 
 def reproducible(program: Program, reference: Reference) -> Results:
-    """A model made twice starts alike, and does alike; without that, nothing else could be compared."""
+    """Two models from one factory start equal and behave alike, which all other checks rely on."""
     model = program.make()
     fix = "seed it: nnx.Rngs(0) in the factory, jax.random with the module's own rngs; no globals, no clock"
     stale = changed(reference.start, snapshot(model))
@@ -28,7 +28,7 @@ def reproducible(program: Program, reference: Reference) -> Results:
         Finding(
             "not-reproducible",
             path,
-            "starts with another value in a second model: the factory is not deterministic, or models share it.",
+            "starts with a different value in a second model: the factory is not deterministic, or models share it.",
             ("make(), twice",),
             *_ends(reference.start, snapshot(model), path),
             fix,
@@ -55,7 +55,7 @@ def reproducible(program: Program, reference: Reference) -> Results:
 
 
 def _ends(expected: Snapshot, got: Snapshot, path: str) -> tuple[str, str]:
-    """Returns what came and what was expected, in words."""
+    """Returns the value found and the expected value, as text."""
     leaves = got.get(path), expected.get(path)
     return tuple("missing" if leaf is None else leaf.describe() for leaf in leaves)  # pyright: ignore[reportReturnType]
 
@@ -64,7 +64,7 @@ def _ends(expected: Snapshot, got: Snapshot, path: str) -> tuple[str, str]:
 
 
 def lost_writes(program: Program, reference: Reference) -> Results:
-    """What is written to a Variable in a call is there after the call."""
+    """A value that a call writes to a Variable is still there after the call."""
     model = program.make()
     lost: dict[str, str] = {}
     once: dict[str, str] = {}
@@ -108,7 +108,7 @@ def lost_writes(program: Program, reference: Reference) -> Results:
 
 
 def one_trace(program: Program, reference: Reference) -> Results:
-    """Calls with inputs of the same types are traced once, since the state keeps its types too."""
+    """Calls with inputs of the same types are traced once, because the state keeps its types too."""
     traces = 0
 
     def counted(model: object, batch: Batch) -> tuple[jax.Array, ...]:
@@ -128,7 +128,7 @@ def one_trace(program: Program, reference: Reference) -> Results:
             if traces > before and before:
                 for path, types in _drift(held[-3], held[-2]).items():
                     drifts.setdefault(attribute_of(path, held[0]), types)
-    except Exception:  # the matrix reports it
+    except Exception:  # `transformations` reports the error
         yield Cell("one trace", "", Outcome.SKIPPED, "does not run under nnx.jit")
         return
     findings = []
@@ -152,7 +152,7 @@ def one_trace(program: Program, reference: Reference) -> Results:
 
 
 def _drift(before: Snapshot, after: Snapshot) -> dict[str, tuple[str, str]]:
-    """Returns the paths whose types changed, and those types: the new, the old."""
+    """Returns the paths whose types changed, each with the new and the old type."""
     found = {}
     for path in dict.fromkeys((*before, *after)):
         types = _type_of(after.get(path)), _type_of(before.get(path))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checks on copies of a model, and the name of the attribute that pickle cannot copy."""
+"""The checks on copies of a model. If pickle cannot copy the model, they find the attribute that it rejects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tallax.checking._source_lines import line_of_assignment
 
 
 def copies(program: Program, reference: Reference) -> Results:
-    """A copy holds what the model holds, goes on as the model does, and leaves the model alone."""
+    """A copy equals the model, continues as the model does, and does not change the model."""
     for name, make_copy in _COPIES.items():
         model = program.make()
         *first, last = program.batches
@@ -33,7 +33,7 @@ def copies(program: Program, reference: Reference) -> Results:
             program.call(model, batch)
         before = snapshot(model)
         empty = [path for path, leaf in before.items() if leaf.variable and np.size(leaf.value) == 0]
-        if make_copy is _through_orbax and empty:  # it says so in a background thread, with a traceback
+        if make_copy is _through_orbax and empty:  # Orbax reports it in a background thread, with a traceback
             yield from reported(name, [_refused(path, before[path]) for path in empty])
             continue
         try:
@@ -82,13 +82,13 @@ def _uncopied(name: str, error: Exception, model: Any) -> Finding:
         (name,),
         got=f"{type(error).__name__}: {first[0][:200]}",
         fix=fix,
-        # Loud, and often of no concern: Flax's own LSTMCell does not pickle.
+        # A warning only: the error is not silent, and even Flax's LSTMCell cannot be pickled.
         is_warning=name in ("pickle", "deepcopy"),
     )
 
 
 def _unpicklable(model: Any) -> Iterator[tuple[str, str, str]]:
-    """Yields the attributes that pickle refuses: path, what they hold, and the remedy."""
+    """Yields the path, the value and the fix of each attribute that pickle rejects."""
     for path, node in nnx.iter_graph(model, graph=True):
         name = "/".join(map(str, path))
         if isinstance(node, nnx.Pytree):
@@ -112,7 +112,7 @@ def _pickles(value: Any) -> bool:
 
 
 def _within(value: Any) -> Any:
-    """Returns the part of a partial function or of a container that does not pickle, or the value itself."""
+    """Returns the part of a partial function or of a container that cannot be pickled, or the value itself."""
     if isinstance(value, functools.partial):
         parts = [value.func, *value.args, *value.keywords.values()]
     elif isinstance(value, dict):
@@ -132,7 +132,7 @@ def _called(value: Any) -> str:
 
 
 def _fix_for(value: Any) -> str:
-    if callable(value) and "<l" not in getattr(value, "__qualname__", ""):  # JAX wraps its own in objects
+    if callable(value) and "<l" not in getattr(value, "__qualname__", ""):  # JAX wraps its functions in objects
         return "a function at the top of your module that calls it: def activation(x): return jax.nn.relu(x)"
     if callable(value):
         return "define the function at the top of a module; if another library makes it, save nnx.state(model) instead"
@@ -143,7 +143,7 @@ def _refused(path: str, leaf: Leaf) -> Finding:
     return Finding(
         "round-trip",
         path,
-        "is an array without entries, which Orbax refuses to save.",
+        "is an empty array, which Orbax refuses to save.",
         ("checkpoint",),
         got=leaf.describe(),
         expected="at least one entry",
@@ -168,7 +168,7 @@ def _through_orbax(model: Any, program: Program) -> Any:
 
     new = program.make()
     state = jax.tree.map(jnp.asarray, nnx.state(model))
-    if not jax.tree.leaves(state):  # nothing to save, which Orbax refuses, and says so in a background thread
+    if not jax.tree.leaves(state):  # Orbax refuses to save an empty tree, and reports it in a background thread
         return new
     target = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), jax.tree.map(jnp.asarray, nnx.state(new))

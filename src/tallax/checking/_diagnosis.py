@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what went differently, or what was raised, to the kind of fault and its remedy."""
+"""Turns a difference or an error into a finding: the rule that was broken, and the fix."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ _FIX_OF_MADE = (
 
 
 def fix_for(rule: str, path: str = "") -> str:
-    """Returns the usual remedy."""
+    """Returns the usual fix for a rule, with the attribute's name filled in."""
     return _FIXES[rule].format(name=path.rsplit("/", 1)[-1] or "count")
 
 
 def diagnosed(difference: Difference, model: Any, where: str) -> Finding:
-    """Returns the finding for a value that a transformation left other than plain calls do."""
+    """Returns the finding for a value that differs from the value after plain calls."""
     path, expected, got = difference.path, difference.expected, difference.got
     words = ["missing" if leaf is None else leaf.describe() for leaf in (got, expected)]
     source, fix = line_of_assignment(model, path), None
     if got is not None and got.value is LEAKED:
-        rule, message = "lost-update", "holds a tracer after the call, and no later call can use it."
+        rule, message = "lost-update", "is a tracer after the call, which no later call can use."
     elif {leaf.kind for leaf in (expected, got) if leaf is not None} == {"attribute"}:
         rule, message = (
             "python-counter",
@@ -77,7 +77,7 @@ def diagnosed(difference: Difference, model: Any, where: str) -> Finding:
 def diagnosed_outputs(
     expected: list[tuple[Any, ...]], got: list[tuple[Any, ...]], where: str, frozen: str | None
 ) -> Finding:
-    """Returns the finding for outputs that are not those of plain calls; `frozen` names state they don't follow."""
+    """Returns the finding for outputs that differ from plain calls; `frozen` names state that the outputs ignore."""
     wrong = [
         not all(np.array_equal(x, y) for x, y in zip(*pair, strict=False)) for pair in zip(expected, got, strict=True)
     ]
@@ -96,14 +96,14 @@ def _short(value: Any) -> str:
 
 
 def explained(error: BaseException, model: Any, start: Snapshot, where: str, *, shared: bool) -> Finding:
-    """Returns the finding for an error that a transformation raises, where plain calls raise none.
+    """Returns the finding for an error that a transformation raises, although plain calls do not.
 
     Args:
-        error: what was raised.
-        model: a model as new, to name attributes by.
-        start: what it holds.
-        where: the transformation.
-        shared: whether the mode refuses Variables that the model holds under two names.
+        error: The error.
+        model: A new model, by which attributes are named.
+        start: The values of the new model.
+        where: The transformation.
+        shared: Whether the mode refuses a Variable that has two names in the model.
     """
     source = line_of_error(error)
     path = _path_in(source, start)
@@ -120,7 +120,7 @@ def explained(error: BaseException, model: Any, start: Snapshot, where: str, *, 
         return Finding(
             "shared-variable",
             names[0],
-            f"is held under {len(names)} names, {', '.join(names)}: Flax accepts such a model in graph mode only.",
+            f"has {len(names)} names, {', '.join(names)}: Flax accepts such a model in graph mode only.",
             (where,),
             got,
             fix="store it once, and pass it as an argument to the code that needs it",
@@ -134,7 +134,7 @@ def explained(error: BaseException, model: Any, start: Snapshot, where: str, *, 
 
 
 def _path_in(source: str, start: Snapshot) -> str:
-    """Returns the path of the attribute that a line of source mentions, if one is known by that name."""
+    """Returns the path of the attribute that a line of source mentions, or the attribute's name if it has no path."""
     own = re.findall(r"self\.(\w+)", source)
     words = re.findall(r"\b([a-z_]\w*)(\()?", source.partition(": ")[2])
     # `loss.mean()` calls a method of an array, and does not name an attribute `mean` of the model.

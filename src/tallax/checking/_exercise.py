@@ -52,7 +52,7 @@ def write_starter(path: Path) -> None:
     """Writes the file to start the exercise from.
 
     Raises:
-        StatecheckError: something is there already, or the path does not end in .py.
+        StatecheckError: Something is there already, or the path does not end in .py.
     """
     if path.suffix != ".py":  # as where FILE:NAME is meant to be checked
         raise StatecheckError(
@@ -171,22 +171,24 @@ def of_class(counter: Any) -> tuple[list[Finding], bool]:
         made = counter(rngs)
         taken = sum(int(v[...]) for v in jax.tree.leaves(nnx.state(rngs, nnx.RngCount), is_leaf=_is_variable))
         if taken != 1:
-            found.append(finding("exercise", "rngs", "one key is taken from rngs.", "key", got=f"{taken} keys"))
+            found.append(
+                finding("exercise", "rngs", "the constructor must take one key from rngs.", "key", got=f"{taken} keys")
+            )
         start = _value(made.step)
         counts = []
         for _ in range(2):
             result = made()
             if result is None:
-                return [finding("exercise", "output", "is the new count.", "scalar", got="None")], False
+                return [finding("exercise", "output", "must be the new count.", "scalar", got="None")], False
             if not _is_number(result, ()):
-                message = "is a scalar of NumPy or JAX, of integers or floats."
+                message = "must be an integer or float scalar of NumPy or JAX."
                 return [*found, finding("exercise", "output", message, "scalar", got=describe(result))], True
             counts.append(float(result))  # now: an array of NumPy may be written in place by the next call
     except Exception as error:
         return [_raised(error)], False
     if start != 0 or counts != [1, 2]:
         got = f"{start:g}, then {[int(count) if count == int(count) else count for count in counts]}"
-        message = "starts at 0, and two calls return 1 and 2."
+        message = "must start at 0, and two calls must return 1 and 2."
         found.append(finding("exercise", "step", message, "value", got=got))
     return found, True
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks a file in a process of its own, within a time limit.
+"""Checks a file in a separate process with a time limit.
 
-The user's file may hang, exit or crash, and then only that process is lost. This module is both ends of the pipe. The
-parent is `check_file`. The process runs this module as a program: it reads a request as JSON from the command line, and
-writes lines of JSON to the file descriptor that the request names: `{"at": ...}` as each check begins, `{"cell": ...}`
-and `{"finding": ...}` as they come, and at last `{"report": ...}` or `{"error": ...}`.
+If the user's file hangs, exits or crashes, only that process is lost. This module is both ends of the pipe. The parent
+is `check_file`. The process runs this module as a program: it reads a request as JSON from the command line, and writes
+lines of JSON to the file descriptor given in the request: `{"at": ...}` when a check begins, `{"cell": ...}` and
+`{"finding": ...}` for each result, and finally `{"report": ...}` or `{"error": ...}`.
 """
 
 from __future__ import annotations
@@ -36,23 +36,24 @@ def check_file(
     limit_seconds: float = 300.0,
     on_progress: Callable[[str], None] = lambda check: None,
 ) -> Report:
-    """Checks a module of a file that nobody here wrote, in a process of its own, and returns the report.
+    """Checks a module of a file in a separate process, and returns the report.
 
     Args:
-        file: the path of a Python file.
-        name: what to check in it: a module's class, or a function that makes one. None grades the exercise.
-        inputs: as `input_of` reads them: `float32[8,4]`, `int32[8]<100`, `x.npy`, Python literals.
-        call: the name of a function of the model and the inputs, in the file, to run in place of the model's own call.
-        calls: how often each run calls the model.
-        limit_seconds: after which the process is ended.
-        on_progress: called with the name of each check as it begins.
+        file: The path of a Python file.
+        name: The name of a module class in the file, or of a function that returns a module. None grades the exercise.
+        inputs: The inputs of a call, such as `float32[8,4]`, `int32[8]<100`, `x.npy` or a Python literal.
+        call: The name of a function in the file. It takes the model and the inputs, and runs instead of the model's own
+            call.
+        calls: The number of calls in each run.
+        limit_seconds: The time after which the process is ended.
+        on_progress: A function that is called with the name of each check as it begins.
 
     Returns:
-        the report. If the process hangs, exits or dies, or on Ctrl-C, it has the checks that had run, and is marked
-        `incomplete`.
+        The report. If the process hangs, exits or dies, or if you press Ctrl-C, it contains the checks that had run,
+        and is marked `incomplete`.
 
     Raises:
-        StatecheckError: the file, the name or the inputs are no good, or the process ended before the first check did.
+        StatecheckError: The file, the name or the inputs are invalid, or the process ended before the first check did.
     """
     reading, writing = os.pipe()
     request = {"file": file, "name": name, "inputs": list(inputs), "call": call, "calls": calls, "answer_to": writing}
@@ -65,7 +66,7 @@ def check_file(
     os.close(writing)
     collected = Collected(name or Path(file).name, on_progress=on_progress)
     answer = None
-    early: tuple[str, str, str] | None = None  # the rule, what came, and the remedy
+    early: tuple[str, str, str] | None = None  # the rule, the value found, and the fix
     deadline = time.monotonic() + limit_seconds
     try:
         for message in _lines(reading, deadline):
@@ -87,11 +88,11 @@ def check_file(
             "smaller inputs or a smaller model; --limit SECONDS to wait longer",
         )
     except KeyboardInterrupt:
-        early = "was interrupted", f"at: {collected.at}", "run it again; a small model takes two to fifteen seconds"
+        early = "was interrupted", f"at: {collected.at}", "run it again; a small model takes ten to thirty seconds"
     finally:
         os.close(reading)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # with all that it started
+            os.killpg(process.pid, signal.SIGKILL)  # the process and its children
         process.wait()
     if answer is None:
         if early is None:
@@ -134,7 +135,7 @@ def main() -> None:
     """Answers the request in `sys.argv[1]`."""
     request = json.loads(sys.argv[1])
     with os.fdopen(request["answer_to"], "w") as pipe:
-        os.dup2(2, 1)  # what the user's code prints goes to stderr: stdout is the report's
+        os.dup2(2, 1)  # the user's prints go to stderr, because stdout is for the report
         try:
             report = _checked(request, pipe)
         except StatecheckError as error:
@@ -144,7 +145,7 @@ def main() -> None:
 
 
 def _checked(request: dict[str, Any], pipe: TextIO) -> Any:
-    # Imported here, so that an import that fails or hangs is reported as any other fault.
+    # Imported here, so that an import that fails or hangs is reported like any other failure.
     import jax
 
     from tallax.checking._check_results import Collected
@@ -159,7 +160,7 @@ def _checked(request: dict[str, Any], pipe: TextIO) -> Any:
     file, name = request["file"], request["name"]
     collected = Collected(name or Path(file).name, on_progress=lambda check: _say(pipe, at=check), on_result=note)
 
-    # A check compiles some sixty programs and runs each a few times: it ends sooner with quick compilation.
+    # A check compiles some sixty programs and runs each a few times, so optimized programs would not pay off.
     jax.config.update("jax_disable_most_optimizations", True)
     collected.notify("import of the file")
     module = loaded(Path(file))

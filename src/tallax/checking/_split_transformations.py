@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The transformations of JAX itself, each applied to the state that `nnx.split` returns.
+"""JAX's own transformations, applied to the state that `nnx.split` returns.
 
-The arithmetic on batches and outputs that both forms of a transformation need is here too, at the end.
+The end of the file has the arithmetic on batches and outputs that both forms of a transformation need.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def unstacked(outputs: tuple[jax.Array, ...], count: int) -> Outputs:
 
 
 def at(batches: Batch, k: Any) -> Batch:
-    """Returns the k-th batch of stacked ones, where k is traced."""
+    """Returns the k-th of stacked batches; k may be traced."""
     return tuple(jax.lax.dynamic_index_in_dim(x, k, keepdims=False) for x in batches)
 
 
@@ -154,7 +154,7 @@ def loss_of(outputs: Sequence[jax.Array]) -> jax.Array:
 
 
 def no_tangent(x: Any) -> Any:
-    """Returns the zero tangent of an array, which is of a dtype of its own for integers and keys."""
+    """Returns the zero tangent of an array. For integers and keys, JAX has a special dtype for it."""
     return jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else np.zeros(x.shape, jax.dtypes.float0)
 
 

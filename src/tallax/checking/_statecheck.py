@@ -50,32 +50,33 @@ def statecheck(
     progress: bool | None = None,
     limit_seconds: float | None = None,
 ) -> Report:
-    """Runs a module through every transformation in every mode, and reports what happens to its state.
+    """Runs a module under every transformation in every mode, and reports each loss or change of its state.
 
-    What is right is what plain Python does: `calls` calls of a new model, without any compilation. Every other way to
-    run them must leave the same state, integers to the last unit and floats but for rounding, and return the same.
+    The reference is plain Python: `calls` calls of a new model, without any compilation. Every other way to run these
+    calls must leave the same state and return the same outputs: integers exactly, floats except for rounding.
 
     Args:
-        make: a factory of the module, called many times without arguments, or with `rngs=nnx.Rngs(0)` if it has a
-            parameter of that name: a class, a function, a `functools.partial`. A module itself is cloned each time.
-        *inputs: what the module is called with: arrays, pytrees of them, plain values. Each call gets the arrays rolled
-            by one more along their first axis.
-        calls: how often each run calls the module; at least 2.
-        call: a function of the module and the inputs to run in place of the module's own call: a training step, or
-            `lambda metric, x: metric.update(values=x)`.
-        on_progress: called with the name of each check as it begins.
-        progress: whether a line on stderr shows the check that runs. None shows it if stderr is a terminal.
-        limit_seconds: after so many seconds no further check is begun, and the report is `incomplete`. None sets no
-            limit. A check that hangs is not ended; `tallax check --limit` ends one.
+        make: A factory of the module: a class, a function or a `functools.partial`. It is called many times, with
+            `rngs=nnx.Rngs(0)` if it has a parameter named `rngs`, and otherwise without arguments. If you pass a
+            module, it is cloned each time.
+        *inputs: The arguments of each call: arrays, pytrees of arrays, and plain values. From call to call, arrays are
+            rolled by one along their first axis.
+        calls: The number of calls in each run, at least 2.
+        call: A function of the module and the inputs that runs instead of the module's own call, for example a training
+            step, or `lambda metric, x: metric.update(values=x)`.
+        on_progress: A function that is called with the name of each check as it begins.
+        progress: Whether a line on stderr shows the current check. If None, the line is shown if stderr is a terminal.
+        limit_seconds: The time after which no further check begins; the report is then `incomplete`. None means no
+            limit. A check that hangs is not interrupted; use `tallax check --limit` if you need that.
 
     Returns:
-        a `Report`; print it, ask for its `failures` and `warnings`, or `raise_on_failure()`.
+        A `Report`. Print it, read its `failures` and `warnings`, or call `raise_on_failure()`.
 
     Raises:
-        StatecheckError: `make` is no factory of modules, or a plain call of its module raises.
+        StatecheckError: `make` is not a factory of modules, or a plain call of its module raises.
         InvalidValueError: `calls` is below 2.
-        KeyboardInterrupt: on Ctrl-C. Its only argument is the report of the checks that had run, marked `incomplete`,
-            so that Python prints the report below the traceback.
+        KeyboardInterrupt: You pressed Ctrl-C. The only argument of the exception is the report of the checks that had
+            run, marked `incomplete`, so Python prints the report below the traceback.
 
     Example:
         >>> import jax.numpy as jnp
@@ -92,7 +93,7 @@ def statecheck(
         ['narrow-counter', 'param-state']
 
     References:
-        The idea is that of `torch.autograd.gradcheck`: run what the user wrote in a second way, and compare.
+        The idea comes from `torch.autograd.gradcheck`: run the user's code in a second way, and compare.
     """
     if not isinstance(calls, int) or calls < 2:
         raise InvalidValueError(
@@ -132,10 +133,10 @@ def check_into(
     """Runs every check and collects its results, each through `adjust`.
 
     Returns:
-        why it ended early; empty if it did not.
+        The reason why it ended early, or an empty string.
     """
     with warnings.catch_warnings(), GRAPH.active():
-        warnings.simplefilter("ignore")  # deprecations of Flax in the user's code: the linter's matter
+        warnings.simplefilter("ignore")  # the linter reports deprecations of Flax in the user's code
         collected.notify("plain calls")
         program = program_of(make, inputs, calls, call)
         collected.name = program.name
@@ -148,7 +149,7 @@ def check_into(
 
 
 def results(program: Program, reference: Reference, notify: Callable[[str], None] = lambda name: None) -> Results:
-    """Yields the cells and findings of every check, as they come; stops if the model does otherwise each time."""
+    """Yields the cells and findings of every check. If the model is not reproducible, it stops after that finding."""
     for check in _CHECKS:
         name = check.__name__.replace("_", " ")
         notify(name)
@@ -161,20 +162,20 @@ def results(program: Program, reference: Reference, notify: Callable[[str], None
                 yield result
         except Exception as error:
             first = (str(error).strip().splitlines() or [""])[0]
-            yield Cell(name, "", Outcome.SKIPPED, f"could not be done: {type(error).__name__}: {first}")
+            yield Cell(name, "", Outcome.SKIPPED, f"failed: {type(error).__name__}: {first}")
         if found and check is _call_checks.reproducible:
-            return  # nothing can be compared with what comes out otherwise each time
+            return  # comparisons need a reproducible reference
 
 
 def reference_of(program: Program) -> Reference:
-    """Returns what plain calls do without any compilation, as Python would run them."""
+    """Returns the reference: plain calls without any compilation, if JAX can run them."""
     model = program.make()
     try:
         with jax.disable_jit():
             return called(program, model)
     except Exception as error:
         try:
-            return called(program, program.make())  # some of JAX's own functions can't do without compilation
+            return called(program, program.make())  # some functions of JAX do not run without compilation
         except Exception as error_too:
             raise _cannot(program, error_too) from error
 

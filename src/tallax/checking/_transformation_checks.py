@@ -29,7 +29,7 @@ from tallax.checking._transformations import (
 
 
 def transformations(program: Program, reference: Reference) -> Results:
-    """Every transformation in every mode leaves what plain calls leave, and returns what they return."""
+    """Every transformation in every mode leaves the same state as plain calls, and returns the same outputs."""
     params = jax.tree.leaves(nnx.as_pure(nnx.state(program.make(), nnx.Param)))
     differentiable = bool(params) and all(jnp.issubdtype(param.dtype, jnp.floating) for param in params)
     twice, cycle = _held_twice(program), cycle_of(program.make())
@@ -69,7 +69,7 @@ def _cyclic(path: str) -> Finding:
 
 
 def _held_twice(program: Program) -> Finding | None:
-    """Returns what to say of a model of which two Variables start with the same array: it can't be donated twice."""
+    """Returns the findings for Variables that start with the same array, which cannot be donated twice."""
     names: dict[int, str] = {}
     for path, variable in variables_of(program.make()).items():
         for leaf in jax.tree.leaves(variable.get_raw_value()):
@@ -87,7 +87,7 @@ def _held_twice(program: Program) -> Finding | None:
 def run_once(
     program: Program, reference: Reference, transformation: Transformation, mode: Mode, run: Run
 ) -> list[Finding]:
-    """Returns what goes wrong under one transformation in one mode."""
+    """Returns the findings of one transformation in one mode."""
     where = f"{transformation.name} ({mode.name})"
     model = program.make()
     try:
@@ -113,7 +113,7 @@ def run_once(
 
 
 def _frozen(program: Program, reference: Reference, outputs: Outputs) -> str | None:
-    """Returns the path of the state that, were it the same at each call, would make plain calls return `outputs`."""
+    """Returns the path of the state that explains `outputs`: plain calls return them if this state never changes."""
     for path in sorted(reference.written):
         model, pinned = program.make(), []
         variable = variables_of(model).get(path)
@@ -130,7 +130,7 @@ def _frozen(program: Program, reference: Reference, outputs: Outputs) -> str | N
 
 
 def lanes(program: Program, reference: Reference) -> Results:
-    """Models that are stacked, as `nnx.vmap` creates them, and mapped or scanned over, do each what it does alone."""
+    """Each model of a stack, as `nnx.vmap` creates it, behaves as it does alone if you map or scan over the stack."""
     if not reference.written:
         return
     batches = program.batches[:2]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The matrix: every way to run a model that must come to what plain calls come to, in each of the four modes.
+"""The matrix: every way to run a model, in each of four modes. All must have the same result as plain calls.
 
 A transformation runs `call(model, batch)` once per batch and leaves the model as the calls left it. It is written
-twice: for NNX's transformations, which take the model itself, and for JAX's own, which take the state that `nnx.split`
-gives. Both are the recommended way of writing it; what is under test is the model.
+twice: for NNX, whose transformations accept the model itself, and for plain JAX, whose transformations accept the state
+that `nnx.split` returns. Both forms are the recommended ones, because the model is under test, not the transformation.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from tallax.differentiation import value_and_grad
 
 @dataclass(frozen=True)
 class Mode:
-    """One of the ways to hand a model to a transformation.
+    """One of the ways to pass a model to a transformation.
 
     Attributes:
-        name: how reports call it.
-        graph: Flax's graph mode; off is tree mode.
-        updates: whether graph mode propagates structural changes.
-        is_raw: whether it uses JAX's own transformations on `nnx.split` state.
+        name: How reports call it.
+        graph: True for Flax's graph mode, False for tree mode.
+        updates: Whether graph mode propagates structural changes.
+        is_raw: Whether plain JAX transformations run on `nnx.split` state.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Mode:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Makes it the mode of every `nnx` transformation within the block."""
+        """Sets the mode of every `nnx` transformation within the block."""
         with nnx.set_graph_mode(self.graph), nnx.set_graph_updates(self.updates):
             yield
 
@@ -75,15 +75,15 @@ class Transformation:
     """A way to run a model once per batch.
 
     Attributes:
-        name: how reports call it.
-        nnx: how it is written with NNX; None where it has no such form.
-        raw: how it is written with JAX on the state of a split model; None where it has no such form.
-        modes: those of the modes in which Flax offers it.
-        executes: whether the calls are executed; otherwise the model must be left as it was.
-        differentiates: whether it needs parameters.
-        is_basic: whether it is run on a model without state too, where only outputs can differ.
-        donates: whether it gives the model's arrays away, so that no two Variables may hold the same one.
-        takes_cycles: whether it takes a model that a part of it refers back to, in graph mode.
+        name: How reports call it.
+        nnx: The form for NNX, or None.
+        raw: The form for plain JAX on the state of a split model, or None.
+        modes: The modes that Flax supports.
+        executes: Whether the calls are executed. If not, the model must not change.
+        differentiates: Whether it needs parameters.
+        is_basic: Whether it also runs on models without state, for which only outputs can differ.
+        donates: Whether it donates the model's arrays, so that no two Variables may have the same array.
+        takes_cycles: Whether, in graph mode, it accepts a model with reference cycles.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Transformation:
     takes_cycles: bool = True
 
     def run_in(self, mode: Mode) -> Run | None:
-        """Returns the form of it that a mode uses, or None."""
+        """Returns the form for a mode, or None."""
         return (self.raw if mode.is_raw else self.nnx) if mode in self.modes else None
 
 
@@ -158,9 +158,9 @@ def _differentiated(call: Call, differentiate: Callable[..., Any]) -> Call:
     return step
 
 
-# A derivative that is not compiled: JAX gives the function the arrays of the state as they are, or as arrays of a type
-# of its own, which a model that reads its state must take. Batches are passed without a derivative, since a model may
-# hand them to functions that have none.
+# These derivatives are not compiled, so JAX passes the arrays of the state unchanged or as its own array types. A model
+# that reads its state must accept both. Batches are passed without a derivative, because a model may pass them to
+# functions that have none.
 
 
 def _vjp(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
@@ -257,7 +257,7 @@ def _eval_shape(call: Call, model: Any, batches: Sequence[Batch]) -> None:
 
 
 def skipping(call: Call, model: Any, batch: Batch) -> Call:
-    """Returns the branch that does nothing, and gives zeros of the types that `call` gives."""
+    """Returns the branch that does nothing and returns zeros of the types that `call` returns."""
     outputs = nnx.eval_shape(call, model, batch)
     return lambda model, batch: zeros_like_each(outputs)
 
