@@ -40,7 +40,7 @@ class Cell:
 # Every rule, with the finding in words. `tallax lint` uses the same names for the same faults.
 RULES = {
     "not-reproducible": "two models from the factory start or behave differently",
-    "replaced-variable": "an attribute that held a Variable holds an array or a number after a call",
+    "replaced-variable": "a call replaces a Variable by an array or a number",
     "python-counter": "a plain Python attribute changes from call to call",
     "host-sync": "a value is read on the host in the middle of a call",
     "lost-update": "an update that a call writes is missing after the call",
