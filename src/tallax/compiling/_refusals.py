@@ -13,7 +13,7 @@ from tallax.compiling._structure import Change
 
 
 def refuse_objects(batch: Any) -> None:
-    """Raises where there is a module or a Variable in a batch: what the step does to it would be lost."""
+    """Raises if a batch contains a module or a Variable, because changes by the step would be lost."""
     known = (nnx.Pytree, nnx.Variable)
     for leaf in jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, (*known, nnx.State))):
         if isinstance(leaf, known) and not isinstance(leaf, nnx.State):
