@@ -440,7 +440,7 @@ per_replica: requires the mesh that the replicas are on.
         lambda model: tallax.compile_step(model.experts, model),
         tallax.InvalidTypeError,
         """\
-compile_step: takes a function that runs one step.
+compile_step: requires a function that runs one step.
   got:  a List
   fix:  compile_step(train_step, model, optimizer)""",
     ),
@@ -448,7 +448,7 @@ compile_step: takes a function that runs one step.
         lambda model: tallax.Checkpoints("somewhere").save(model),
         tallax.InvalidTypeError,
         """\
-step: is the number of the checkpoint, and comes first.
+step: must be the number of the checkpoint, as the first argument.
   got:  a Model
   fix:  checkpoints.save(n, model, optimizer)""",
     ),
@@ -1132,7 +1132,7 @@ model/temperature/state: was written while a compiled step owned it, so the step
         compiled()(lose),
         tallax.StateOwnedByStepError,
         """\
-the compiled step: failed while it ran, after it had taken the memory of the state before it, so that is lost.
+the compiled step: failed while it ran, after it had overwritten the previous state, so the state is lost.
   got:  a call that raised inside JAX
   fix:  restore the last checkpoint; compile_step(..., donate=False) keeps the state before a step""",
     ),
@@ -1140,7 +1140,7 @@ the compiled step: failed while it ran, after it had taken the memory of the sta
         lambda model: tallax.compile_step(make_three, 3),
         tallax.InvalidTypeError,
         """\
-compile_step: binds the modules and optimizers whose state the step changes.
+compile_step: requires the modules and optimizers whose state the step changes.
   got:  int
   fix:  compile_step(train_step, model, optimizer), and step(x, y) with the batch""",
     ),
@@ -1148,9 +1148,9 @@ compile_step: binds the modules and optimizers whose state the step changes.
         lambda model: tallax.compile_step(lambda model, rate: None, model, model.rate),
         tallax.StructureChangedError,
         """\
-rate/counts: is the same Counter as model/rate/counts, and a compiled step takes each once.
-  got:  an item, or a module with it, that was handed in twice
-  fix:  one for each place; or hand it in once, and reach it from there""",
+rate/counts: is the same Counter as model/rate/counts, but a compiled step binds each once.
+  got:  a tallax variable, or a module with it, that was passed twice
+  fix:  one for each place; or pass it once, and access it from there""",
     ),
     "changed-within": (
         compiled(lambda model: delattr(model, "rate"))(None),
@@ -1158,13 +1158,13 @@ rate/counts: is the same Counter as model/rate/counts, and a compiled step takes
         """\
 model: a compiled step cannot change the structure of its objects.
   got:  rate is gone; it was Rate
-  fix:  change it between two calls, or keep it in a Variable; nnx.pop takes out sown values""",
+  fix:  change it between two calls, or keep it in a Variable; nnx.pop removes sown values""",
     ),
     "changed-array": (
         replace_an_array,
         tallax.StructureChangedError,
         """\
-model/table: is an array in no Variable, and a compiled step changes only Variables.
+model/table: is an array outside of Variables, but a compiled step changes only Variables.
   got:  another array after the step
   fix:  tallax.Buffer(x), or nnx.Variable(x), which is written by self.x[...] = y""",
     ),
@@ -1172,7 +1172,7 @@ model/table: is an array in no Variable, and a compiled step changes only Variab
         compiled()(lambda model, step: nnx.jit(step)()),
         tallax.TraceError,
         """\
-the compiled step: keeps the state between calls, which a surrounding trace would take with it.
+the compiled step: keeps the state between calls, so it cannot be called inside a trace.
   got:  a call inside jit, scan or another transformation
   fix:  call the step outside; step.scan(batches) runs several steps in one program""",
     ),
@@ -1188,7 +1188,7 @@ flags[0]: is an array inside the compiled step, so Python code cannot use its va
         lambda model: tallax.compile_step(in_mode, model)("train"),
         tallax.InvalidTypeError,
         """\
-mode: a compiled step takes arrays, numbers and static arguments.
+mode: the arguments of a compiled step must be arrays, numbers or static values.
   got:  str ('train')
   fix:  compile_step(..., static_argnames=("mode",)), which traces once for each value""",
     ),
@@ -1220,7 +1220,7 @@ static_argnames: in_mode has no parameter of this name.
         lambda model: tallax.compile_step(in_mode, model).scan(1.0),
         tallax.InvalidValueError,
         """\
-mode: step.scan takes arrays with one entry for each step on their first axis.
+mode: step.scan requires arrays with one entry for each step on their first axis.
   got:  float32[] (traced)
   fix:  jnp.full(steps, mode); or compile_step(..., static_argnames=("mode",)), which traces once for each value""",
     ),
@@ -1230,13 +1230,13 @@ mode: step.scan takes arrays with one entry for each step on their first axis.
         """\
 in_mode: step.scan stacks the results of its steps, and a bound object has only its last state.
   got:  model/experts in a result
-  fix:  return arrays from the function; the bound objects are at hand outside""",
+  fix:  return arrays from the function; the bound objects are available outside""",
     ),
     "new-objects": (
         compiled(lambda model: [nnx.Dict()] * 2)(None),
         tallax.InvalidTypeError,
         """\
-<lambda>: a compiled step returns arrays, bound objects, and new objects that are trees.
+<lambda>: a compiled step can return arrays, bound objects, and new objects that are trees.
   got:  one new Dict in two places
   fix:  return its arrays; or bind it, compile_step(train_step, model, other)""",
     ),
@@ -1244,7 +1244,7 @@ in_mode: step.scan stacks the results of its steps, and a bound object has only 
         compiled(lambda model, *batch: None)(lambda model, step: step(nnx.Rngs(0))),
         tallax.InvalidTypeError,
         """\
-the compiled step: takes arrays; the state of what is handed in with a batch would be lost.
+the compiled step: accepts only arrays; the state of a module in the batch would be lost.
   got:  a Rngs
   fix:  bind it: compile_step(train_step, model, rngs), with train_step(model, rngs, x)""",
     ),
@@ -1252,7 +1252,7 @@ the compiled step: takes arrays; the state of what is handed in with a batch wou
         closed_over_by_a_step,
         tallax.TraceError,
         """\
-bound/experts/0/step: is held by a compiled step, so a trace can't have it: a read would be a constant, a write lost.
+bound/experts/0/step: is owned by a compiled step, so a trace cannot use it: reads would be constants, writes lost.
   got:  a use of the object that the step is bound to, while this or another function is traced
   fix:  the step's own argument, as in train_step(model, ...); or step.sync() before nnx.jit takes it""",
     ),

@@ -72,7 +72,7 @@ def main() -> None:
         json: bool = typer.Option(False, "--json", help="Print the report as JSON."),
         start: bool = typer.Option(False, "--start", help="Write the exercise's starting file instead."),
     ) -> None:
-        """Run a module under every transformation, and report lost, doubled or frozen state.
+        """Run a module under every transformation, and report what happens to its state.
 
         Exits with 0 if nothing failed, 1 if something failed, and 2 if it could not run, or was cut short before a
         failure.

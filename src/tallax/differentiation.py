@@ -168,7 +168,7 @@ class _Call:
                 check_any(position, argument, matches)
 
     def __call__(self, differentiated: Sequence[Any]) -> tuple[Any, Any]:
-        """Returns the loss as a function of the differentiated state, and the new state of the caller's objects."""
+        """Returns the loss of what is differentiated, and beside it all that the caller's objects are to become."""
         with nnx.merge_context(_TAG, True) as context:
             parts = zip(self.graphdefs, differentiated, self.rest, strict=True)
             leaves = [

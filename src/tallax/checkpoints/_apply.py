@@ -31,7 +31,7 @@ def require_values(target: Target, report: RestoreReport) -> list[Holder]:
         error = RestoreError(
             compose(
                 some(empty),
-                "of an abstract model is not in the checkpoint, so there is no value that it could have.",
+                "of an abstract model is not in the checkpoint, so it would not have a value.",
                 got=f"{target.entries[empty[0]]} of nnx.eval_shape",
                 fix="make the model itself, model = Model(rngs); or give this a value before the restore",
             )

@@ -115,7 +115,7 @@ def given(arrays: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]
                     old,
                     "has no value in the tree.",
                     got=describe(arrays[old]),
-                    fix="a tree that Orbax has restored; without what the checkpoint lacks, and missing='init'",
+                    fix="a tree that Orbax has restored; or the tree without the missing arrays, and missing='init'",
                 )
             )
     return {new: arrays[old] for new, old in names.items()}

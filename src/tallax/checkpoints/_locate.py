@@ -73,7 +73,7 @@ def folder_of(path: Path, name: str) -> Path:
     """Returns the folder with the arrays: `path`, or its only folder of a tree if Orbax's manager wrote it.
 
     Raises:
-        CheckpointError: There is no checkpoint.
+        CheckpointError: There is not a checkpoint.
     """
     what, fix = "there is nothing", "the folder that tallax.save wrote"
     if path.is_dir():
@@ -95,7 +95,7 @@ def folder_of(path: Path, name: str) -> Path:
                 what, fix = f"a folder of {len(steps)} checkpoints", "tallax.Checkpoints(path).restore(model)"
     elif path.exists():
         what, fix = "a file", "tallax.interop.from_torch(path, model) for a .pt or .safetensors file"
-    raise CheckpointError(compose(name, "is no checkpoint.", got=what, fix=fix))
+    raise CheckpointError(compose(name, "is not a checkpoint.", got=what, fix=fix))
 
 
 def _look_at_files(folder: Path) -> None:
@@ -108,9 +108,9 @@ def _look_at_files(folder: Path) -> None:
                 raise CheckpointError(
                     compose(
                         "the checkpoint",
-                        "has nothing outside of its folder.",
+                        "must not link to files outside of its folder.",
                         got=f"{name}, a link that leads out of it",
-                        fix="a copy without links, cp -rL FOLDER COPY, where you trust who made them",
+                        fix="a copy without links, cp -rL FOLDER COPY, if you trust its author",
                     )
                 )
             if not (path.is_file() or path.is_dir()):
@@ -146,7 +146,7 @@ def outline_of(handler: Any, folder: Path) -> Any:
             raise CheckpointError(
                 compose(
                     "the checkpoint",
-                    "is restored where it is of arrays and numbers.",
+                    "can only be restored if all its values are arrays and numbers.",
                     got=f"{leaf.name!a}, of which Orbax says {type(leaf).__name__}",
                     fix="Orbax's own restore, and tallax.from_checkpoint of that part of its tree which has arrays",
                 )

@@ -77,7 +77,7 @@ class Policy:
             raise error(
                 compose(
                     argument,
-                    "takes a policy for names that only one side has.",
+                    "must be a policy for names that only one side has.",
                     got=describe(value),
                     expected=", ".join(map(repr, words)) + ", or a list of patterns",
                     fix=fix,
@@ -168,8 +168,8 @@ def renamed(names: Iterable[str], rename: Rename, *, separator: str = "/") -> di
                 raise InvalidValueError(
                     compose(
                         "rename",
-                        "maps names in the checkpoint to names in the objects.",
-                        got=f"{key!r}, which is the beginning of no name in the checkpoint",
+                        "must map names in the checkpoint to names in the objects.",
+                        got=f"{key!r}, which is not the beginning of any name in the checkpoint",
                         expected=some(names),
                         fix="one of these names, or its beginning; or a function from name to name",
                     )
@@ -197,7 +197,7 @@ def check_rename(rename: Any) -> None:
         raise InvalidTypeError(
             compose(
                 "rename",
-                "takes a function from name to name, or a mapping of names.",
+                "must be a function from name to name, or a mapping of names.",
                 got=describe(rename),
                 fix="rename={'model/old_name': 'model/new_name'}",
             )

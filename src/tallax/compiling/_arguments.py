@@ -165,7 +165,7 @@ class Arguments:
                     raise InvalidValueError(
                         compose(
                             name + jax.tree_util.keystr(path),
-                            "step.scan takes arrays with one entry for each step on their first axis.",
+                            "step.scan requires arrays with one entry for each step on their first axis.",
                             got=describe(leaf),
                             fix=f"jnp.full(steps, {name}); or {self._remedy(name)}",
                         )
@@ -184,7 +184,10 @@ class Arguments:
             fix = "pass it as an argument of its own, and name that in compile_step(..., static_argnames=...)"
         return InvalidTypeError(
             compose(
-                name + path, "a compiled step takes arrays, numbers and static arguments.", got=describe(leaf), fix=fix
+                name + path,
+                "the arguments of a compiled step must be arrays, numbers or static values.",
+                got=describe(leaf),
+                fix=fix,
             )
         )
 

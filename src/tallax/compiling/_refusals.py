@@ -20,7 +20,7 @@ def refuse_objects(batch: Any) -> None:
             raise InvalidTypeError(
                 compose(
                     "the compiled step",
-                    "takes arrays; the state of what is handed in with a batch would be lost.",
+                    "accepts only arrays; the state of a module in the batch would be lost.",
                     got=f"a {type(leaf).__name__}",
                     fix="bind it: compile_step(train_step, model, rngs), with train_step(model, rngs, x)",
                 )
@@ -34,7 +34,7 @@ def changed(change: Change | None) -> Exception:
             change.name if change is not None else "the bound objects",
             "a compiled step cannot change the structure of its objects.",
             got=change.text if change is not None else "another structure",
-            fix="change it between two calls, or keep it in a Variable; nnx.pop takes out sown values",
+            fix="change it between two calls, or keep it in a Variable; nnx.pop removes sown values",
         )
     )
 
@@ -54,7 +54,7 @@ def in_a_trace() -> TraceError:
     return TraceError(
         compose(
             "the compiled step",
-            "keeps the state between calls, which a surrounding trace would take with it.",
+            "keeps the state between calls, so it cannot be called inside a trace.",
             got="a call inside jit, scan or another transformation",
             fix="call the step outside; step.scan(batches) runs several steps in one program",
         )

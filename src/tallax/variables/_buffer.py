@@ -32,7 +32,8 @@ class Buffer(StateVariable):
         value: An array, or any object that `numpy.array` converts to one. As in JAX, 64-bit numbers become 32-bit
             unless x64 is enabled. An integer that does not fit raises.
         persistent: Whether checkpoints save the buffer.
-        reduce: The reduction over replicas. **metadata: Further metadata of the `nnx.Variable`, such as `out_sharding`.
+        reduce: The reduction over replicas.
+        **metadata: Further metadata of the `nnx.Variable`, such as `out_sharding`.
 
     Raises:
         InvalidTypeError: `value` or a written value is not an array, or a write would change the dtype.

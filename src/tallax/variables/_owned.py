@@ -14,7 +14,7 @@ from tallax._errors import StateOwnedByStepError, compose
 class Held:
     """Stands for a value that a compiled step owns. It returns the current value to the variable, and raises otherwise.
 
-    Shape and dtype never change, so they can be read at any time.
+    Shape and dtype never change, so they can be asked for as ever.
 
     Args:
         variable: The Variable whose value it stands for. Copies of the Variable, such as those in `nnx.state(model)`,
