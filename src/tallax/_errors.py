@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The exceptions of tallax, and the one function that formats their messages.
 
-``` TallaxError ├── InvalidTypeError        also a TypeError: a float count, a buffer written with a different dtype ├──
-InvalidValueError       also a ValueError: a negative count, another shape, a NaN pin ├── ReplacedVariableError   also a
-TypeError: `self.step = self.step + 1` ├── TraceError              also a flax TraceContextError: a write from another
-trace level ├── TracedReadError         also a TypeError: `int(counter)` under `jit` ├── ReplicasError           also a
-ValueError: unknown replicas to sum over, or copies that differ ├── StateOwnedByStepError   also a RuntimeError: a value
-was used that a compiled step owns ├── StructureChangedError   also a ValueError: the model is no longer the one that a
-step was compiled for ├── CheckpointError         also an OSError: there is no checkpoint, or it is damaged, foreign, or
-too new ├── RestoreError            also a ValueError: a checkpoint and a model differ; it has a `report` ├──
-StatecheckError         also a ValueError: statecheck cannot run its argument ├── CheckFailedError also an
-AssertionError: statecheck found a fault ├── SinkError               also a RuntimeError: a sink of a Logger could not
-write ├── RunLockedError          also a RuntimeError: two programs are about to write to one run ├── RunError also a
-ValueError: a path that is not a run └── MissingExtraError also an ImportError: an optional dependency is not installed
+```
+TallaxError
+├── InvalidTypeError        also a TypeError: a float count, a buffer written with a different dtype
+├── InvalidValueError       also a ValueError: a negative count, a wrong shape, a NaN pin
+├── ReplacedVariableError   also a TypeError: `self.step = self.step + 1`
+├── TraceError              also a flax TraceContextError: a write from another trace level
+├── TracedReadError         also a TypeError: `int(counter)` under `jit`
+├── ReplicasError           also a ValueError: unknown replicas to sum over, or copies that differ
+├── StateOwnedByStepError   also a RuntimeError: a value was used that a compiled step owns
+├── StructureChangedError   also a ValueError: the model is no longer the one that a step was compiled for
+├── CheckpointError         also an OSError: a checkpoint is missing, damaged, foreign, or too new
+├── RestoreError            also a ValueError: a checkpoint and a model differ; it has a `report`
+├── StatecheckError         also a ValueError: statecheck cannot run its argument
+├── CheckFailedError        also an AssertionError: statecheck found a fault
+├── SinkError               also a RuntimeError: a sink of a Logger could not write
+├── RunLockedError          also a RuntimeError: two programs are about to write to one run
+├── RunError                also a ValueError: a path that is not a run
+└── MissingExtraError       also an ImportError: an optional dependency is not installed
 ```
 
 Every message names the variable or module by the path that a user would type, states the rule, shows the value found,

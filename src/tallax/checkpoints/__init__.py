@@ -15,12 +15,17 @@ stages, one file each; `from_checkpoint` starts at the second with a tree that t
                                                                 |                                           |
     objects --_collect--> target -------------------------------+                              _apply writes them
 
-To change | open --- | --- the accepted folders of Orbax, and the checks on their files | `_locate` the format on disk |
-`_manifest`, and `_serialize` for arrays, keys and names the layouts of other programs (`params/...`, bare states) |
-`_prefixes` `missing=`, `unexpected=`, `rename=`, and the proposed `rename=` | `_policy` the comparison of entries, its
-errors and the report | `_plan` the devices that arrays are read onto, checksums, old counters that become exact |
-`_fetch` writing and resetting the objects, and rolling back | `_apply` a series of checkpoints, the background writer |
-`_manager` `tallax show` of a checkpoint | `_inspect`
+To change | open
+--- | ---
+the accepted folders of Orbax, and the checks on their files | `_locate`
+the format on disk | `_manifest`, and `_serialize` for arrays, keys and names
+the layouts of other programs (`params/...`, bare states) | `_prefixes`
+`missing=`, `unexpected=`, `rename=`, and the proposed `rename=` | `_policy`
+the comparison of entries, its errors and the report | `_plan`
+the devices that arrays are read onto, checksums, old counters that become exact | `_fetch`
+writing and resetting the objects, and rolling back | `_apply`
+a series of checkpoints, the background writer | `_manager`
+`tallax show` of a checkpoint | `_inspect`
 
 The invariant: until `_apply`, no stage changes an object, and `_apply` changes all of them or none. A position in the
 data or another device count must keep to it: describe the new state in `_collect`, compare it in `_plan`, and write it

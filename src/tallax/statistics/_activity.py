@@ -43,8 +43,9 @@ class Activity(CountsAndBuffer):
 
     A unit fires if its entry is true or not zero, so NaN fires. A unit that never fired is dead, from the start.
 
-    | field | shape | dtype | reset value | reduction | |---|---|---|---|---| | counts | (units, 3): fired,
-    entries, updates (equal for all) | an exact `Counter` | 0 | sum |
+    | field | shape | dtype | reset value | reduction |
+    |---|---|---|---|---|
+    | counts | (units, 3): fired, entries, updates (equal for all) | an exact `Counter` | 0 | sum |
     | quiet | (units, 2): updates since it last fired, two words | uint32 | 2**64 - 1: never | min |
 
     Args:

@@ -54,9 +54,11 @@ class Ema(CountsAndBuffer):
     updates have the same weight, regardless of the number of entries. NaN and infinities are excluded from the mean and
     counted. If an element has no finite entry under the mask, it does not change.
 
-    | field | shape | dtype | reset value | reduction | |---|---|---|---|---| | average[..., 0] | shape: the
-    weighted sum of the means | float32 | 0 | sum | | average[..., 1] | shape: the sum of their weights | float32 | 0 |
-    sum | | nonfinite | shape: the excluded entries | an exact `Counter` | 0 | sum |
+    | field | shape | dtype | reset value | reduction |
+    |---|---|---|---|---|
+    | average[..., 0] | shape: the weighted sum of the means | float32 | 0 | sum |
+    | average[..., 1] | shape: the sum of their weights | float32 | 0 | sum |
+    | nonfinite | shape: the excluded entries | an exact `Counter` | 0 | sum |
 
     A moving average depends on the order of its updates, so two averages cannot be combined into the average of both
     streams in sequence. Instead, `merge` pools them: sums and weights add, so the value becomes the weighted mean of
