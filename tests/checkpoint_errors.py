@@ -543,7 +543,7 @@ step: the count does not fit into int64, the dtype of a count in PyTorch.
         in_a_folder(lambda model: from_torch("no/such.pt", model)),
         tallax.CheckpointError,
         """\
-no/such.pt: is no file.
+no/such.pt: is not a file.
   fix:  the path of a .pt or .safetensors file""",
     ),
     "torch-file": (

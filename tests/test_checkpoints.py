@@ -428,7 +428,7 @@ def test_a_part_of_what_was_saved_is_restored_by_its_name():
         (tallax.Counter(shape=2), tallax.Counter(), "counts[2] in the checkpoint"),
         (nnx.Variable(jnp.uint32([1, 2])), tallax.Counter(), "uint32[2] in the checkpoint"),
         (nnx.Variable(jnp.int32(-5)), tallax.Counter(), "int32 with -5, which is below 0: it wrapped around"),
-        (nnx.Variable(jnp.float32(9.9)), tallax.Counter(), "which is no whole number"),
+        (nnx.Variable(jnp.float32(9.9)), tallax.Counter(), "which is not a whole number"),
         (nnx.Variable(jnp.float32(2**65)), tallax.Counter(), "which is beyond 64 bits"),
         (nnx.Variable(jnp.bool_(True)), tallax.Counter(), "bool[] in the checkpoint"),
         (nnx.Variable(3), nnx.Variable(3.0), "int[] in the checkpoint"),

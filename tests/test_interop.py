@@ -301,7 +301,7 @@ def test_what_is_no_source():
         (3, tallax.InvalidTypeError, "requires a module, a state_dict, or the path of a file"),
         ({"weight": "text"}, tallax.InvalidTypeError, "a state_dict must contain tensors"),
         ({"\x1b[31mred": np.ones(3)}, tallax.InvalidTypeError, r"(?s)takes a module.*\\x1b\[31mred"),
-        ("no/such.pt", tallax.CheckpointError, "is no file"),
+        ("no/such.pt", tallax.CheckpointError, "is not a file"),
         ("no/such.safetensors", tallax.CheckpointError, "cannot be read as"),
     ):
         with pytest.raises(error, match=says):

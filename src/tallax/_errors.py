@@ -119,17 +119,17 @@ for _error in TallaxError.__subclasses__():
     _error.__module__ = "tallax"
 
 
-def compose(item: object, rule: str, *, got: str | None = None, expected: str | None = None, fix: str) -> str:
+def compose(subject: object, rule: str, *, got: str | None = None, expected: str | None = None, fix: str) -> str:
     """Returns the text of an error: the subject and the rule, then `got`, `expected` and `fix`.
 
     Args:
-        item: The subject: a string, which is shown unchanged, or a Variable or module, which `name_of` looks up.
+        subject: A string, which is shown unchanged, or a Variable or module, which `name_of` looks up.
         rule: A sentence that completes "<subject>: ...".
         got: The value found, formatted by `describe`.
         expected: The accepted values, if the rule does not state them.
         fix: Code to write instead.
     """
-    name = item if isinstance(item, str) else name_of(item)
+    name = subject if isinstance(subject, str) else name_of(subject)
     return laid_out(name, rule, got=got, expected=expected, fix=fix)
 
 

@@ -34,8 +34,8 @@ class ClipByGlobalNormState(NamedTuple):
 
     | field | shape | dtype | reset value | reduction |
     |---|---|---|---|---|
-    | updates, clipped, nonfinite | (2,): low and high word of an exact count | uint32 | 0 | same |
-    | max_norm | (): the threshold of the last update | float32 | that of count 0 | same |
+    | updates, clipped, nonfinite | (2,): low and high word of an exact count | uint32 | 0 | replicated |
+    | max_norm | (): the threshold of the last update | float32 | that of count 0 | replicated |
     """
 
     updates: jax.Array
@@ -180,8 +180,8 @@ class ScheduledState(NamedTuple):
 
     | field | shape | dtype | reset value | reduction |
     |---|---|---|---|---|
-    | hyperparams | (): by name, the value of each schedule at the last update | its own | that of count 0 | same |
-    | hyperparams_states | (2,): by name, low and high word of the exact number of updates | uint32 | 0 | same |
+    | hyperparams | (): the last value of each schedule, by name | its own | that of count 0 | replicated |
+    | hyperparams_states | (2,): by name, low and high word of the exact number of updates | uint32 | 0 | replicated |
     | inner_state | that of the transformation | | | |
     """
 

@@ -33,7 +33,7 @@ class Scheduled(EvalAware):
 
     | field | shape | dtype | reset value | reduction |
     |---|---|---|---|---|
-    | state | (3,): the value of the last call, the pinned one, 1 while pinned | float32 | 0, 0, -1: not called | same |
+    | state | (3,): the last value, the pinned value, 1 if pinned | float32 | 0, 0, -1: not called | replicated |
 
     Args:
         schedule: An optax schedule, or any function from an int32 count to a scalar.

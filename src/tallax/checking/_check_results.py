@@ -78,7 +78,7 @@ class Collected:
         return self._limit_seconds is not None and time.perf_counter() - self._began > self._limit_seconds
 
     def report(self, incomplete: str = "") -> Report:
-        """Returns the report of the results so far; `incomplete` is the reason why there are no more."""
+        """Returns the report of the results so far; `incomplete` is the reason why other checks did not run."""
         return Report(
             self.name,
             tuple(self.cells),

@@ -142,11 +142,11 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """True if every check ran and there is no failure."""
+        """True if every check ran and nothing failed."""
         return not self.failures and not self.incomplete
 
     def raise_on_failure(self) -> Report:
-        """Returns the report itself if every check ran and there is no failure.
+        """Returns the report itself if every check ran and nothing failed.
 
         Raises:
             CheckFailedError: A check failed or did not run. It is also an `AssertionError`, and its text has every

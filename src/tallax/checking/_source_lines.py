@@ -46,8 +46,7 @@ def line_of_error(error: BaseException) -> str:
 
 
 def line_of_assignment(model: Any, path: str) -> str:
-    """Returns where the class of the module that holds `path` assigns the attribute outside `__init__`, or an empty
-    string."""  # noqa: D209
+    """Returns the line at which a method other than `__init__` assigns the attribute at `path`, or an empty string."""
     *parents, name = path.split("/")
     owner = model
     for part in parents:

@@ -156,7 +156,7 @@ def exact_counts(name: str, dtype: str, array: np.ndarray) -> tuple[np.ndarray, 
         why = "below 0: it wrapped around" if array.dtype.kind == "i" else "below 0"
         raise NoCountError(f"{dtype} with {values.min()}, which is {why}")
     if values.dtype == np.float64 and not np.array_equal(values, np.floor(values)):
-        raise NoCountError(f"{dtype} with {values[values != np.floor(values)].flat[0]}, which is no whole number")
+        raise NoCountError(f"{dtype} with {values[values != np.floor(values)].flat[0]}, which is not a whole number")
     if values.dtype == np.float64 and np.any(values >= 2.0**64):
         raise NoCountError(f"{dtype} with {values.max()}, which is beyond 64 bits")
     limit, why = _limit(array.dtype)

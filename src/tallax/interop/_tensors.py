@@ -45,7 +45,7 @@ def state_of(source: Any) -> Mapping[str, Any]:
 
 def _loaded(path: Path) -> Any:
     if not path.is_file():
-        raise CheckpointError(compose(str(path), "is no file.", fix="the path of a .pt or .safetensors file"))
+        raise CheckpointError(compose(str(path), "is not a file.", fix="the path of a .pt or .safetensors file"))
     torch, is_zip = _torch(), zipfile.is_zipfile(path)
     try:  # memory-mapped, so that values take no memory before they are compared
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -30,7 +30,7 @@ class Captured:
 
     Attributes:
         step: The step from the caller or the clock.
-        counter: The name of the step counter, whose value replaces `step`; None if there is none.
+        counter: The name of the step counter, whose value replaces `step`, or None.
         time: The time of the call, in seconds since the epoch.
         readings: The readings of the state.
         known: The names and descriptions in these readings.
@@ -56,7 +56,7 @@ class Captured:
         return self.readings[self.known.names[self.counter]].outcomes()[self.counter]
 
     def step_counter(self) -> tuple[Counter | None, int]:
-        """Returns the step counter and the position of its reading; None and 0 if there is none."""
+        """Returns the step counter and the position of its reading, or None and 0."""
         if self.counter is None:
             return None, 0
         return self.known.counters[self.counter], self.known.names[self.counter]
@@ -242,7 +242,7 @@ class Capture:
         return Captured(step, counter, time.time(), readings, known, here, arrays, omissions, self._exclusion)
 
     def _counter_among(self, known: Known) -> str | None:
-        """Returns the name of the Counter that counts the steps of the run; None if there is none."""
+        """Returns the name of the Counter that counts the steps of the run, or None."""
         counters = known.counters
         if self._counter in counters:
             return self._counter

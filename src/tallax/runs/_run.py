@@ -45,8 +45,8 @@ class Run(History):
         keep: The minimum number of values to keep for each name, the last ones. None keeps all.
 
     Raises:
-        RunError: There is no run, it is damaged, or a later version of tallax wrote it. An incomplete last line is not
-            an error, because the run may still be writing it.
+        RunError: The run does not exist, is damaged, or was written by a later version of tallax. An incomplete last
+            line is not an error, because the run may still be writing it.
 
     Example:
         >>> import tempfile, tallax

@@ -41,7 +41,7 @@ class MomentsResult:
 
     Attributes:
         count: The number of finite entries.
-        mean: The mean of the finite entries, or 0.0 if there are none.
+        mean: The mean of the finite entries, or 0.0 without any.
         variance: The mean squared deviation, like `numpy.var`, or 0.0 if there are no finite entries.
         skewness: The skewness, like `scipy.stats.skew`, or 0.0 if the variance is 0.
         kurtosis: The excess kurtosis, like `scipy.stats.kurtosis`: 0.0 for normal data, and if the variance is 0.
