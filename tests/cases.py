@@ -293,7 +293,7 @@ REFUSED = (
     ),
     Refused("jax.grad of the model", (RAW,), TypeError, _NO_INTEGERS, misuses.jax_grad),
     Refused(
-        "one item under two names",
+        "one Variable under two names",
         (NO_UPDATES, TREE),
         ValueError,
         "Duplicate",
@@ -403,12 +403,12 @@ CANNOT_KNOW = {
         "call the function itself in its forward rule",
     ),
     "two-names": Silent(
-        "`jax.jit` that returns a model with one item under two names",
+        "`jax.jit` that returns a model with one Variable under two names",
         misuses.under_two_names(jax.jit),
         (RAW,),
         "a copy each",
         "shared-variable",
-        "hold it once; or split, and return `nnx.state(model)`",
+        "store it once; or split, and return `nnx.state(model)`",
         warns=True,
         names=("counter", "buffer", "rate"),
     ),
@@ -451,7 +451,7 @@ def silent_table() -> list[str]:
             silent.use,
             "all" if silent.modes == NNX else ", ".join("plain `jax`" if m is RAW else m.name for m in silent.modes),
             silent.happens,
-            f"`{silent.says}`{' (to know)' if silent.warns else ''}",
+            f"`{silent.says}`{' (a warning)' if silent.warns else ''}",
             silent.instead,
         ]
         for silent in CANNOT_KNOW.values()

@@ -219,7 +219,7 @@ one: already exists, and a checkpoint is never overwritten.
         lambda model: tallax.to_checkpoint(),
         tallax.InvalidTypeError,
         """\
-a checkpoint: takes the modules and optimizers whose state it is to keep.
+a checkpoint: requires the modules and optimizers to save.
   got:  none
   fix:  tallax.save(path, model, optimizer)""",
     ),
@@ -235,7 +235,7 @@ a checkpoint: takes modules, optimizers and compiled steps.
         lambda model: tallax.to_checkpoint(model, tallax=model),
         tallax.InvalidValueError,
         """\
-tallax: each object of a checkpoint has a name of its own.
+tallax: each object of a checkpoint must have its own name.
   got:  tallax=...
   fix:  another name""",
     ),
@@ -243,7 +243,7 @@ tallax: each object of a checkpoint has a name of its own.
         held,
         tallax.StateOwnedByStepError,
         """\
-model/experts/0/bias: is held by a compiled step, which keeps the state on the device between its calls.
+model/experts/0/bias: is owned by a compiled step, which keeps the state on the device between its calls.
   got:  the object that the step is bound to
   fix:  the step itself, as in tallax.save(path, step); or step.sync() first""",
     ),
@@ -261,21 +261,21 @@ model/experts/0/bias: can only be saved or restored outside of a trace.
         """\
 model/name: a checkpoint stores arrays and numbers.
   got:  str ('text')
-  fix:  an attribute that is no Variable, for what does not change""",
+  fix:  an attribute that is not a Variable, for a constant""",
     ),
     "save-a-large-integer": (
         lambda model: tallax.to_checkpoint(nnx.Dict(seed=nnx.Variable(2**70))),
         tallax.InvalidTypeError,
         """\
-model/seed: an integer in a checkpoint has 64 bits.
+model/seed: an integer in a checkpoint must fit into 64 bits.
   got:  int (1180591620717411303424)
-  fix:  tallax.Counter, or an attribute that is no Variable""",
+  fix:  tallax.Counter, or an attribute that is not a Variable""",
     ),
     "save-extra": (
         lambda model: tallax.to_checkpoint(model, extra=model),
         tallax.InvalidTypeError,
         """\
-extra: is kept as JSON.
+extra: must be JSON.
   got:  Object of type Model is not JSON serializable
   fix:  numbers, text, lists: extra={"epoch": 3}""",
     ),
@@ -283,8 +283,8 @@ extra: is kept as JSON.
         in_a_folder(differing),
         tallax.ReplicasError,
         """\
-the checkpoint: what is not on all devices together is the same in all processes, as only one's is written.
-  got:  other items, arrays or names in another process
+the checkpoint: values that are local to a process must be equal in all processes, because only one writes them.
+  got:  different variables, arrays or names in another process
   fix:  tallax.assert_replicated(model, only=...), which names the first that differs""",
     ),
     "restore-unreadable": (
@@ -299,7 +299,7 @@ runs/7: can't be read.
         in_a_folder(lambda model: tallax.restore("no/such", model)),
         tallax.CheckpointError,
         """\
-no/such: is no checkpoint.
+no/such: is not a checkpoint.
   got:  there is nothing
   fix:  the folder that tallax.save wrote""",
     ),
@@ -309,7 +309,7 @@ no/such: is no checkpoint.
         """\
 the checkpoint: is not a tree of arrays.
   got:  str ('text')
-  fix:  what Orbax restores of tallax.to_checkpoint(...), or of nnx.state(model)""",
+  fix:  a tree that Orbax restored from tallax.to_checkpoint(...) or nnx.state(model)""",
     ),
     "restore-damaged": (
         bit_flipped,
@@ -323,16 +323,16 @@ the checkpoint: is damaged or was tampered with.
         cast,
         tallax.CheckpointError,
         """\
-model/table: is not as it was written; Orbax casts to the dtypes of what it is asked for, and JAX what has 64 bits.
+model/table: differs in dtype from the saved array; Orbax casts to the requested dtypes, and JAX casts 64-bit arrays.
   got:       bfloat16[3]
   expected:  float32[3], as the manifest says
-  fix:       ask Orbax for tallax.checkpoint_target(metadata, model); or an earlier checkpoint, if this is damaged""",
+  fix:       request tallax.checkpoint_target(metadata, model) from Orbax; or restore an earlier checkpoint""",
     ),
     "restore-several-trees": (
         in_a_folder(several_trees),
         tallax.CheckpointError,
         """\
-run: is no checkpoint.
+run: is not a checkpoint.
   got:  a folder of 2 trees: 'ema', 'state'
   fix:  the path of one of these""",
     ),
@@ -409,7 +409,7 @@ model/a: has a sharding without devices, and the mesh that has them is not set.
         ),
         tallax.RestoreError,
         """\
-model/b: of an abstract model is not in the checkpoint, so there is no value that it could have.
+model/b: of an abstract model is not in the checkpoint, so it would not have a value.
   got:  float32[2] of nnx.eval_shape
   fix:  make the model itself, model = Model(rngs); or give this a value before the restore""",
     ),
@@ -420,7 +420,7 @@ model/b: of an abstract model is not in the checkpoint, so there is no value tha
 model/day: Orbax cannot save arrays of this dtype.
   got:       datetime64[Y][] (2020-01-01)
   expected:  booleans, integers, floats or complex numbers that JAX has
-  fix:       cast it to one of these; or an attribute that is no Variable, for what does not change""",
+  fix:       cast it to one of these; or an attribute that is not a Variable, for a constant""",
     ),
     "torch-tied": (
         lambda model: from_torch(
@@ -428,7 +428,7 @@ model/day: Orbax cannot save arrays of this dtype.
         ),
         tallax.RestoreError,
         """\
-model/a: is one Variable in the module, and the source has two different values for it.
+model/a: is one Variable in the module, but the source has two different values for it.
   got:  'a' and 'b'
   fix:  two Variables in the module; or a source without one of these, such as 'b'""",
     ),
@@ -446,14 +446,14 @@ model/step, model/tokens: in the checkpoint, but not in the objects.
 model/experts/0/bias: the shape or dtype differs from the checkpoint, and tallax never casts implicitly.
   got:       float32[2] in the checkpoint
   expected:  int8[2], as in the objects
-  fix:       make the model as it was saved; or to do without it, rename={'model/experts/0/bias': 'unused'}, \
+  fix:       create the model as it was saved; or to ignore it, rename={'model/experts/0/bias': 'unused'}, \
 missing=['model/experts/0/bias'], unexpected=['model/experts/0/bias']""",
     ),
     "restore-policy": (
         lambda model: tallax.from_checkpoint({}, model, missing="ignore"),
         tallax.InvalidValueError,
         """\
-missing: takes a policy for names that only one side has.
+missing: must be a policy for names that only one side has.
   got:       str ('ignore')
   expected:  'error', 'state', 'init', or a list of patterns
   fix:       missing='error'; or a list for patterns, missing=['**/step']""",
@@ -462,8 +462,8 @@ missing: takes a policy for names that only one side has.
         rename({"model/old": "model/new"}),
         tallax.InvalidValueError,
         """\
-rename: maps names in the checkpoint to names in the objects.
-  got:       'model/old', which is the beginning of no name in the checkpoint
+rename: must map names in the checkpoint to names in the objects.
+  got:       'model/old', which is not the beginning of any name in the checkpoint
   expected:  model/experts/0/bias, model/experts/0/step, model/experts/0/tokens and 5 more
   fix:       one of these names, or its beginning; or a function from name to name""",
     ),
@@ -480,7 +480,7 @@ rename: must give each array a different name.
         tallax.CheckpointError,
         """\
 run: has no checkpoint.
-  fix:  checkpoints.latest() tells whether there is one""",
+  fix:  checkpoints.latest(), which returns None without a checkpoint""",
     ),
     "series-other": (
         in_a_folder(lambda model: series(model, 1, 2)),
@@ -503,7 +503,7 @@ step: checkpoints are numbered upwards.
         lambda model: tallax.Checkpoints("run", every=0),
         tallax.InvalidValueError,
         """\
-every: takes a positive integer.
+every: must be a positive integer.
   got:  int (0)
   fix:  keep=3, every=1000""",
     ),
@@ -511,7 +511,7 @@ every: takes a positive integer.
         lambda model: from_torch(3, model),
         tallax.InvalidTypeError,
         """\
-from_torch: takes a module, a state_dict, or the path of one.
+from_torch: requires a module, a state_dict, or the path of a file.
   got:  int (3)
   fix:  from_torch(module, model), from_torch('model.safetensors', model)""",
     ),
@@ -519,7 +519,7 @@ from_torch: takes a module, a state_dict, or the path of one.
         lambda model: from_torch({}, 3),
         tallax.InvalidTypeError,
         """\
-model: takes an NNX module.
+model: requires an NNX module.
   got:  int (3)
   fix:  from_torch(source, model)""",
     ),
@@ -527,15 +527,15 @@ model: takes an NNX module.
         lambda model: from_torch({"bias": "text"}, model.experts[0]),
         tallax.InvalidTypeError,
         """\
-bias: a state_dict holds tensors.
+bias: a state_dict must contain tensors.
   got:  str ('text')
-  fix:  the entry that is one, such as torch.load(path, weights_only=True)['state_dict']""",
+  fix:  the entry that is a state_dict, such as torch.load(path, weights_only=True)['state_dict']""",
     ),
     "torch-count": (
         count_beyond(lambda model: to_torch(model.experts[0]), 2**63),
         tallax.InvalidValueError,
         """\
-step: a count in PyTorch is an int64.
+step: the count does not fit into int64, the dtype of a count in PyTorch.
   got:  uint64[] (9223372036854775808)
   fix:  counter.set(n) with n below 2**63""",
     ),
@@ -543,7 +543,7 @@ step: a count in PyTorch is an int64.
         in_a_folder(lambda model: from_torch("no/such.pt", model)),
         tallax.CheckpointError,
         """\
-no/such.pt: is no file.
+no/such.pt: is not a file.
   fix:  the path of a .pt or .safetensors file""",
     ),
     "torch-file": (
@@ -566,7 +566,7 @@ a.safetensors: cannot be read as a .safetensors file.
         lambda model: from_linen({"params": 3}, model),
         tallax.InvalidTypeError,
         """\
-from_linen: takes collections of variables.
+from_linen: requires a dict of collections of variables.
   got:       dict ({'params': 3})
   expected:  {'params': {...}, 'batch_stats': {...}}
   fix:       module.init(key, x), or {'params': params}""",
@@ -575,15 +575,15 @@ from_linen: takes collections of variables.
         lambda model: from_linen({"params": {"a": jnp.ones(1)}, "counters": {"a": jnp.ones(1)}}, model),
         tallax.InvalidValueError,
         """\
-counters/a: two collections have a variable of this name, and in an NNX module it is one attribute.
+counters/a: two collections have a variable of this name, but an NNX module has one attribute for it.
   got:  params/a
-  fix:  hand in one collection after the other, with missing='init'""",
+  fix:  pass one collection after the other, with missing='init'""",
     ),
     "linen-count": (
         count_beyond(lambda model: to_linen(model.experts[0]), 2**31),
         tallax.InvalidValueError,
         """\
-model/step: a count in Linen is an int32.
+model/step: the count does not fit into int32, the dtype of a count in Linen.
   got:  uint64[] (2147483648)
   fix:  nnx, which keeps tallax.Counter; or counter.set(n) with n below 2**31""",
     ),
@@ -591,17 +591,17 @@ model/step: a count in Linen is an int32.
         lambda model: tallax.save("gs://bucket/run", model),
         tallax.InvalidValueError,
         """\
-gs://bucket/run: a checkpoint of tallax's own is a folder on a disk.
+gs://bucket/run: tallax writes checkpoints only to folders on a disk.
   fix:  a path that is mounted; or Orbax's own calls, with tallax.to_checkpoint and from_checkpoint""",
     ),
     "save-too-much": (
         too_much,
         tallax.InvalidValueError,
         """\
-the checkpoint: what it tells of itself, extra= and small items included, is kept within bounds.
+the checkpoint: the manifest, with extra= and small tallax variables, is too large.
   got:       174 bytes of JSON
   expected:  100 bytes at most, and 8388608 values
-  fix:       a file of its own for what is large in extra=; tallax.Counter(shape=...) for many counts""",
+  fix:       a separate file for large values in extra=; tallax.Counter(shape=...) for many counts""",
     ),
     "save-below-0": (
         in_a_folder(lambda model: series(model, -1)),
@@ -631,7 +631,7 @@ rename: must return a name for each array.
         rename([("model/a", "model/b")]),
         tallax.InvalidTypeError,
         """\
-rename: takes a function from name to name, or a mapping of names.
+rename: must be a function from name to name, or a mapping of names.
   got:  list ([('model/a', 'model/b')])
   fix:  rename={'model/old_name': 'model/new_name'}""",
     ),
@@ -641,21 +641,21 @@ rename: takes a function from name to name, or a mapping of names.
         """\
 experts/table: has no value in the tree.
   got:  ShapeDtypeStruct (ShapeDtypeStruct(shape=(3,), dtype=float32))
-  fix:  a tree that Orbax has restored; without what the checkpoint lacks, and missing='init'""",
+  fix:  a tree that Orbax has restored; or the tree without the missing arrays, and missing='init'""",
     ),
     "restore-link": (
         of_several_arrays(into_a_link),
         tallax.CheckpointError,
         """\
-the checkpoint: has nothing outside of its folder.
+the checkpoint: must not link to files outside of its folder.
   got:  '_METADATA', a link that leads out of it
-  fix:  a copy without links, cp -rL FOLDER COPY, where you trust who made them""",
+  fix:  a copy without links, cp -rL FOLDER COPY, if you trust its author""",
     ),
     "restore-string": (
         of_several_arrays(into_a_string),
         tallax.CheckpointError,
         """\
-the checkpoint: is restored where it is of arrays and numbers.
+the checkpoint: can only be restored if all its values are arrays and numbers.
   got:  'w', of which Orbax says StringMetadata
   fix:  Orbax's own restore, and tallax.from_checkpoint of that part of its tree which has arrays""",
     ),
@@ -663,7 +663,7 @@ the checkpoint: is restored where it is of arrays and numbers.
         sparse,
         tallax.InvalidTypeError,
         """\
-w: a tensor goes into an array where NumPy has the like: dense, with values, and of numbers.
+w: the tensor must be dense and numeric, and have values, because NumPy has no other arrays.
   got:  float32, sparse_coo, on 'cpu'
   fix:  tensor.to_dense(), tensor.dequantize(), or a module that has its weights""",
     ),
@@ -673,6 +673,6 @@ w: a tensor goes into an array where NumPy has the like: dense, with values, and
         """\
 w: PyTorch has no such dtype.
   got:  int4[2] ([1, 1])
-  fix:  cast it where it is meant""",
+  fix:  cast it explicitly""",
     ),
 }

@@ -826,7 +826,7 @@ def test_arrays_in_no_variable():
     def replacing(model):
         model.table = model.table + 1.0
 
-    with pytest.raises(tallax.StructureChangedError, match=r"model/table: is an array in no Variable"):
+    with pytest.raises(tallax.StructureChangedError, match=r"model/table: is an array outside of Variables"):
         tallax.compile_step(replacing, model)()
 
 

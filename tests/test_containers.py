@@ -77,9 +77,7 @@ def test_an_entry_is_kept(place, make):
     holder, key = place(model)
     before, counts = holder[key], _counts(model)
     new = [jnp.int32(1)] if isinstance(before, nnx.List) else jnp.int32(1)
-    with pytest.raises(
-        tallax.ReplacedVariableError, match=r"this entry holds a \w+, which an assignment would drop"
-    ) as e:
+    with pytest.raises(tallax.ReplacedVariableError, match=r"this entry is a \w+, which an assignment would drop") as e:
         holder[key] = new
     assert "unnamed" not in str(e.value)
     assert holder[key] is before

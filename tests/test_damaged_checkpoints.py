@@ -334,7 +334,7 @@ def test_a_manifest_is_no_larger_than_one_that_is_read(monkeypatch):
         assert "more values than any that tallax writes" in of_tree({**tree, "tallax": bomb})
     for name in ("MOST", "_MANY"):
         monkeypatch.setattr(manifest_module, name, 300)
-        with pytest.raises(tallax.InvalidValueError, match="is kept within bounds"):
+        with pytest.raises(tallax.InvalidValueError, match="is too large"):
             tallax.to_checkpoint(make(3), extra=list(range(300)))
         monkeypatch.undo()
 
@@ -366,7 +366,7 @@ def test_a_checkpoint_is_shown_without_taking_its_word(tmp_path):
 
 
 def test_no_pickle_is_ever_read(good, tmp_path, monkeypatch):
-    """A restore works with pickle out of order, and a file of it is no checkpoint."""
+    """A restore works with pickle out of order, and a file of it is not a checkpoint."""
 
     class Evil:
         def __reduce__(self):

@@ -286,7 +286,7 @@ model.experts[1].step: a Counter takes non-negative integers.
         lambda model: model.experts[0].tokens.increment(np.arange(3)),
         tallax.InvalidValueError,
         """\
-model.experts[0].tokens: a Counter of shape (2,) takes what broadcasts to its shape.
+model.experts[0].tokens: a Counter of shape (2,) requires an array that broadcasts to its shape.
   got:       int64[3] ([0, 1, 2])
   expected:  shape (2,)
   fix:       counter.count(events), which sums over the leading axes; or Counter(shape=...)""",
@@ -295,7 +295,7 @@ model.experts[0].tokens: a Counter of shape (2,) takes what broadcasts to its sh
         lambda model: model.experts[0].tokens.count(np.ones((2, 5), bool)),
         tallax.InvalidValueError,
         """\
-model.experts[0].tokens: a Counter of shape (2,) takes what ends in its shape.
+model.experts[0].tokens: a Counter of shape (2,) requires an array that ends in its shape.
   got:       bool[2,5]
   expected:  shape (..., 2)
   fix:       counter.count(events), which sums over the leading axes; or Counter(shape=...)""",
@@ -304,7 +304,7 @@ model.experts[0].tokens: a Counter of shape (2,) takes what ends in its shape.
         lambda model: model.experts[0].step.set(2**64),
         tallax.InvalidValueError,
         """\
-model.experts[0].step: a Counter holds at most 2**64 - 1.
+model.experts[0].step: the largest count is 2**64 - 1.
   got:  int (18446744073709551616)
   fix:  a smaller number""",
     ),
@@ -336,7 +336,7 @@ model.experts[0].bias: a Buffer cannot be compared with < or >; compare its valu
         lambda model: tallax.Buffer(0.0, dtype="bfloat16"),
         tallax.InvalidTypeError,
         """\
-Buffer: takes its dtype and shape from its value.
+Buffer: has the dtype and shape of its value.
   got:  dtype=str ('bfloat16')
   fix:  Buffer(jnp.zeros(shape, dtype)); Counter(shape=...) always counts up to 2**64 - 1""",
     ),
@@ -352,15 +352,15 @@ Counter: unknown metadata 'persistant'; did you mean 'persistent'?
         lambda model: tallax.StepCounter(0),
         tallax.InvalidTypeError,
         """\
-StepCounter: requires an nnx.Rngs, from which it takes one key.
+StepCounter: requires an nnx.Rngs, which provides one key.
   got:  int (0)
-  fix:  StepCounter(nnx.Rngs(0)), or a tallax.Counter(), which takes none""",
+  fix:  StepCounter(nnx.Rngs(0)), or a tallax.Counter(), which needs none""",
     ),
     "replaced-statistic": (
         watched(lambda watched: setattr(watched, "rate", watched.rate.update(True))),
         tallax.ReplacedVariableError,
         """\
-model.rate: this attribute holds a Rate, which an assignment would drop.
+model.rate: this attribute is a Rate, which an assignment would drop.
   got:  NoneType (None)
   fix:  self.rate.update(x), which writes into it; or del self.rate first""",
     ),
@@ -368,7 +368,7 @@ model.rate: this attribute holds a Rate, which an assignment would drop.
         watched(lambda watched: setattr(watched, "temperature", 2.0)),
         tallax.ReplacedVariableError,
         """\
-model.temperature: this attribute holds a Scheduled, which an assignment would drop.
+model.temperature: this attribute is a Scheduled, which an assignment would drop.
   got:  float (2.0)
   fix:  self.temperature.pin(x), which writes into it; or del self.temperature first""",
     ),
@@ -376,7 +376,7 @@ model.temperature: this attribute holds a Scheduled, which an assignment would d
         watched(lambda watched: setattr(watched, "step", int(watched.step) + 1)),
         tallax.ReplacedVariableError,
         """\
-model.step: this attribute holds a StepCounter, which an assignment would drop.
+model.step: this attribute is a StepCounter, which an assignment would drop.
   got:  int (1)
   fix:  self.step(), which writes into it; or del self.step first""",
     ),
@@ -384,7 +384,7 @@ model.step: this attribute holds a StepCounter, which an assignment would drop.
         lambda model: tallax.scheduled(optax.sgd(1.0)),
         tallax.InvalidTypeError,
         """\
-scheduled: takes a function that makes a transformation, such as optax.adamw, and its arguments.
+scheduled: requires a function that returns a transformation, such as optax.adamw, and its arguments.
   got:  a GradientTransformationExtraArgs
   fix:  tallax.scheduled(optax.adamw, learning_rate=schedule)""",
     ),
@@ -440,7 +440,7 @@ per_replica: requires the mesh that the replicas are on.
         lambda model: tallax.compile_step(model.experts, model),
         tallax.InvalidTypeError,
         """\
-compile_step: takes a function that runs one step.
+compile_step: requires a function that runs one step.
   got:  a List
   fix:  compile_step(train_step, model, optimizer)""",
     ),
@@ -448,7 +448,7 @@ compile_step: takes a function that runs one step.
         lambda model: tallax.Checkpoints("somewhere").save(model),
         tallax.InvalidTypeError,
         """\
-step: is the number of the checkpoint, and comes first.
+step: must be the number of the checkpoint, as the first argument.
   got:  a Model
   fix:  checkpoints.save(n, model, optimizer)""",
     ),
@@ -589,7 +589,7 @@ static_args: every name must be an argument of the function that makes the trans
         replaced_entry,
         tallax.ReplacedVariableError,
         """\
-net.loads[0]: this entry holds a Counter, which an assignment would drop.
+net.loads[0]: this entry is a Counter, which an assignment would drop.
   got:  int32[] (1)
   fix:  net.loads[0] += 1, net.loads[0].set(n)""",
     ),
@@ -606,7 +606,7 @@ tallax.Buffer to hold it""",
         replaced,
         tallax.ReplacedVariableError,
         """\
-model.experts[0].step: this attribute holds a Counter, which an assignment would drop.
+model.experts[0].step: this attribute is a Counter, which an assignment would drop.
   got:  int32[] (1)
   fix:  self.step += 1, self.step.set(n)""",
     ),
@@ -614,7 +614,7 @@ model.experts[0].step: this attribute holds a Counter, which an assignment would
         lambda model: setattr(model.experts[0], "bias", 3),
         tallax.ReplacedVariableError,
         """\
-model.experts[0].bias: this attribute holds a Buffer, which an assignment would drop.
+model.experts[0].bias: this attribute is a Buffer, which an assignment would drop.
   got:  int (3)
   fix:  self.bias[...] = x""",
     ),
@@ -682,7 +682,7 @@ Rate: axis_name must be the name of a mapped axis, or a tuple of names.
         shares_read,
         tallax.ReplicasError,
         """\
-shares.experts[0].step: has per-replica state, which must be combined before it is one value.
+shares.experts[0].step: has per-replica state, which must be combined first.
   got:  a read or write outside a shard_map over ('data',)
   fix:  to read, tallax.combine_replicas(model); to write, a shard_map with tallax.replica_specs(model)""",
     ),
@@ -726,7 +726,7 @@ shares.experts[0].step: per-replica state must stay on the mesh that per_replica
 model.experts[0].step: the copies of a replicated value differ between devices or processes.
   got:  2 different values
   fix:  jax.make_array_from_process_local_data(sharding, x) for the batch of several processes; shard_map with \
-check_vma=True; or reduce= if each replica keeps a value of its own""",
+check_vma=True; or reduce= if each replica has its own value""",
     ),
     "other-processes": (
         another_model_elsewhere,
@@ -781,7 +781,7 @@ max_norm: the clip threshold must be positive.
         lambda model: tallax.clip_by_global_norm(None),
         tallax.InvalidTypeError,
         """\
-max_norm: takes a number or an optax schedule.
+max_norm: must be a number or an optax schedule.
   got:  NoneType (None)
   fix:  max_norm=1.0""",
     ),
@@ -791,7 +791,7 @@ max_norm: takes a number or an optax schedule.
         """\
 clip_counts: requires an optimizer with exactly one tallax.clip_by_global_norm.
   got:  0 of them
-  fix:  optax.chain(tallax.clip_by_global_norm(1.0), ...), or the state of the one that is meant""",
+  fix:  optax.chain(tallax.clip_by_global_norm(1.0), ...), or the state of one of them""",
     ),
     "clip-counts-traced": (
         lambda model: jax.jit(tallax.clip_counts)(tallax.clip_by_global_norm(1.0).init({})),
@@ -821,7 +821,7 @@ model.rate: a statistic requires a real array.
         lambda model: model.rate.update(np.ones(3)),
         tallax.InvalidValueError,
         """\
-model.rate: a statistic of shape (2,) takes values whose last axes are that shape.
+model.rate: a statistic of shape (2,) requires values whose last axes have that shape.
   got:       float32[3] ([1.0, 1.0, 1.0])
   expected:  shape (..., 2)
   fix:       move the axis of heads, experts or units to the end, or declare Rate(shape=...)""",
@@ -915,7 +915,7 @@ n_calls: the number of calls must not be negative.
         lambda model: tallax.counter_after_n_calls(float("inf"), 1),
         tallax.InvalidValueError,
         """\
-seed: takes an integer, or a float with an integer value.
+seed: must be an integer, or a float with an integer value.
   got:  float (inf)
   fix:  seed=5""",
     ),
@@ -939,7 +939,7 @@ argument 1, at a.1: only floats can be differentiated.
         differentiate(wrt=nnx.LoRAParam),
         tallax.InvalidValueError,
         """\
-model: holds nothing that wrt matches, so there is nothing to differentiate.
+model: has no Variable that wrt matches, so there is nothing to differentiate.
   got:  Buffer, Counter, nnx.BatchStat, nnx.Param
   fix:  wrt=nnx.Param""",
     ),
@@ -947,7 +947,7 @@ model: holds nothing that wrt matches, so there is nothing to differentiate.
         lambda model: tallax.grad(lambda stats, x: x)(nnx.state(trained(model), nnx.BatchStat), 2.0),
         tallax.InvalidValueError,
         """\
-argument 0: holds nothing that wrt matches, so there is nothing to differentiate.
+argument 0: has no Variable that wrt matches, so there is nothing to differentiate.
   got:  nnx.BatchStat
   fix:  wrt=nnx.BatchStat""",
     ),
@@ -955,23 +955,23 @@ argument 0: holds nothing that wrt matches, so there is nothing to differentiate
         lambda model: tallax.grad(lambda model, x: x)(model, 2.0),
         tallax.InvalidValueError,
         """\
-model: holds nothing that wrt matches, so there is nothing to differentiate.
+model: has no Variable that wrt matches, so there is nothing to differentiate.
   got:  Buffer, Counter
-  fix:  argnums= of the argument that holds the parameters""",
+  fix:  argnums= of the argument with the parameters""",
     ),
     "grad-of-no-state": (
         lambda model: tallax.grad(lambda nothing, x: x)((), 2.0),
         tallax.InvalidValueError,
         """\
-argument 0: holds nothing that wrt matches, so there is nothing to differentiate.
+argument 0: has no Variable that wrt matches, so there is nothing to differentiate.
   got:  no state
-  fix:  argnums= of the argument that holds the parameters""",
+  fix:  argnums= of the argument with the parameters""",
     ),
     "loss-shape": (
         differentiate(lambda model, x: model.layer.w[...]),
         tallax.InvalidTypeError,
         """\
-<lambda>: the loss is one real number.
+<lambda>: the loss must be a real scalar.
   got:  float32[2] (traced)
   fix:  return loss.mean(), or another real scalar""",
     ),
@@ -979,7 +979,7 @@ argument 0: holds nothing that wrt matches, so there is nothing to differentiate
         differentiate(lambda model, x: model.experts[0].step.value),
         tallax.InvalidTypeError,
         """\
-<lambda>: the loss is one real number.
+<lambda>: the loss must be a real scalar.
   got:  int32[] (0)
   fix:  return loss.mean(), or another real scalar""",
     ),
@@ -987,7 +987,7 @@ argument 0: holds nothing that wrt matches, so there is nothing to differentiate
         differentiate(lambda model, x: (x, model)),
         tallax.InvalidTypeError,
         """\
-<lambda>: the loss is one real number.
+<lambda>: the loss must be a real scalar.
   got:  a tuple of 2
   fix:  has_aux=True, for a function that returns (loss, aux)""",
     ),
@@ -995,7 +995,7 @@ argument 0: holds nothing that wrt matches, so there is nothing to differentiate
         differentiate(has_aux=True),
         tallax.InvalidTypeError,
         """\
-<lambda>: with has_aux=True, returns a pair.
+<lambda>: must return a pair if has_aux=True.
   got:  float32[] (traced)
   fix:  return loss, aux; or has_aux=False""",
     ),
@@ -1003,7 +1003,7 @@ argument 0: holds nothing that wrt matches, so there is nothing to differentiate
         differentiate(argnums=(0, 2)),
         tallax.InvalidValueError,
         """\
-argnums: names a positional argument that the call does not have.
+argnums: must be the position of a positional argument of the call.
   got:  0, 2, where 2 were given by position
   fix:  f(model, x), where f(model=model, x=x) has none""",
     ),
@@ -1011,7 +1011,7 @@ argnums: names a positional argument that the call does not have.
         differentiate(argnums=(0, -2)),
         tallax.InvalidValueError,
         """\
-argnums: names each argument once.
+argnums: must not name an argument twice.
   got:  0, -2
   fix:  argnums=(0, 1)""",
     ),
@@ -1019,7 +1019,7 @@ argnums: names each argument once.
         differentiate(argnums="model"),
         tallax.InvalidTypeError,
         """\
-argnums: takes an integer, or integers.
+argnums: must be an integer or a tuple of integers.
   got:  str ('model')
   fix:  argnums=0, argnums=(0, 1)""",
     ),
@@ -1027,7 +1027,7 @@ argnums: takes an integer, or integers.
         differentiate(argnums=nnx.DiffState(0, nnx.BatchStat)),
         tallax.InvalidTypeError,
         """\
-value_and_grad: says what to differentiate by wrt= and argnums=, without nnx.DiffState.
+value_and_grad: does not accept nnx.DiffState; use wrt= and argnums=.
   got:  nnx.DiffState(0, nnx.BatchStat)
   fix:  wrt=nnx.BatchStat, argnums=0""",
     ),
@@ -1035,7 +1035,7 @@ value_and_grad: says what to differentiate by wrt= and argnums=, without nnx.Dif
         lambda model: tallax.grad(model.rate.update)(jnp.ones(2)),
         tallax.InvalidTypeError,
         """\
-value_and_grad: takes a function that gets the model as an argument, or its state would be of another trace.
+value_and_grad: requires a function with the model as an argument; other state belongs to another trace.
   got:  update of a Rate
   fix:  tallax.value_and_grad(Rate.update)(model, ...)""",
     ),
@@ -1043,7 +1043,7 @@ value_and_grad: takes a function that gets the model as an argument, or its stat
         captured_as_an_argument,
         tallax.TraceError,
         """\
-model.layer.w: belongs to another trace than the call, so what the function writes to it would be lost.
+model.layer.w: belongs to a different trace than the call, so writes of the function would be lost.
   got:  a model that a transformed function closes over, as an argument of value_and_grad
   fix:  pass the model through each transformation in between, such as nnx.jit(step)(model, x)""",
     ),
@@ -1051,7 +1051,7 @@ model.layer.w: belongs to another trace than the call, so what the function writ
         lambda model: tallax.statecheck(3),
         tallax.StatecheckError,
         """\
-statecheck: takes a factory of modules.
+statecheck: requires a factory of modules.
   got:  int (3)
   fix:  statecheck(lambda: Model(nnx.Rngs(0)), x)""",
     ),
@@ -1067,7 +1067,7 @@ statecheck of make_three: the factory must return a Flax NNX module.
         lambda model: tallax.statecheck(nnx.Linear),
         tallax.StatecheckError,
         """\
-statecheck of Linear: the factory is called with nothing but rngs.
+statecheck of Linear: the factory is called with no argument except rngs.
   got:  required arguments in_features, out_features
   fix:  statecheck(lambda rngs: Model(..., rngs=rngs), x)""",
     ),
@@ -1075,15 +1075,15 @@ statecheck of Linear: the factory is called with nothing but rngs.
         lambda model: tallax.statecheck(Model, nnx.Rngs(0)),
         tallax.StatecheckError,
         """\
-statecheck: inputs are arrays and plain values; a module among them would carry state from run to run.
+statecheck: inputs must be arrays and plain values; a module would carry state from run to run.
   got:  a Rngs
-  fix:  make it within call=: call=lambda model, x: model(x, rngs=nnx.Rngs(0))""",
+  fix:  create it inside call=: call=lambda model, x: model(x, rngs=nnx.Rngs(0))""",
     ),
     "check-no-call": (
         lambda model: tallax.statecheck(Model),
         tallax.StatecheckError,
         """\
-statecheck of Model: a model that can't be called needs to be told what to run.
+statecheck of Model: the model has no __call__, so call= is required.
   got:  a Model without __call__
   fix:  call=lambda metric, x: metric.update(values=x)""",
     ),
@@ -1093,16 +1093,16 @@ statecheck of Model: a model that can't be called needs to be told what to run.
         """\
 statecheck of Model: a plain call of the model raises.
   got:  ZeroDivisionError: integer division or modulo by zero
-  fix:  statecheck(make, x) with inputs that the model takes, or call=lambda model, x: ... for another call; \
+  fix:  statecheck(make, x) with inputs that the model accepts, or call=lambda model, x: ... for another call; \
 on the command line --inputs 'float32[8,4]', or --call with a function's name""",
     ),
     "check-once": (
         lambda model: tallax.statecheck(Model, calls=1),
         tallax.InvalidValueError,
         """\
-statecheck: one call does not show what drifts.
+statecheck: at least two calls are needed to detect drift.
   got:  calls=int (1)
-  fix:  calls=3, or any integer from 2 on""",
+  fix:  calls=3, or any larger integer""",
     ),
     "held": (
         compiled()(lambda model, step: nnx.clone(model).experts[0].step.value),
@@ -1132,7 +1132,7 @@ model/temperature/state: was written while a compiled step owned it, so the step
         compiled()(lose),
         tallax.StateOwnedByStepError,
         """\
-the compiled step: failed while it ran, after it had taken the memory of the state before it, so that is lost.
+the compiled step: failed while it ran, after it had overwritten the previous state, so the state is lost.
   got:  a call that raised inside JAX
   fix:  restore the last checkpoint; compile_step(..., donate=False) keeps the state before a step""",
     ),
@@ -1140,7 +1140,7 @@ the compiled step: failed while it ran, after it had taken the memory of the sta
         lambda model: tallax.compile_step(make_three, 3),
         tallax.InvalidTypeError,
         """\
-compile_step: binds the modules and optimizers whose state the step changes.
+compile_step: requires the modules and optimizers whose state the step changes.
   got:  int
   fix:  compile_step(train_step, model, optimizer), and step(x, y) with the batch""",
     ),
@@ -1148,9 +1148,9 @@ compile_step: binds the modules and optimizers whose state the step changes.
         lambda model: tallax.compile_step(lambda model, rate: None, model, model.rate),
         tallax.StructureChangedError,
         """\
-rate/counts: is the same Counter as model/rate/counts, and a compiled step takes each once.
-  got:  an item, or a module with it, that was handed in twice
-  fix:  one for each place; or hand it in once, and reach it from there""",
+rate/counts: is the same Counter as model/rate/counts, but a compiled step binds each once.
+  got:  a tallax variable, or a module with it, that was passed twice
+  fix:  one for each place; or pass it once, and access it from there""",
     ),
     "changed-within": (
         compiled(lambda model: delattr(model, "rate"))(None),
@@ -1158,13 +1158,13 @@ rate/counts: is the same Counter as model/rate/counts, and a compiled step takes
         """\
 model: a compiled step cannot change the structure of its objects.
   got:  rate is gone; it was Rate
-  fix:  change it between two calls, or keep it in a Variable; nnx.pop takes out sown values""",
+  fix:  change it between two calls, or keep it in a Variable; nnx.pop removes sown values""",
     ),
     "changed-array": (
         replace_an_array,
         tallax.StructureChangedError,
         """\
-model/table: is an array in no Variable, and a compiled step changes only Variables.
+model/table: is an array outside of Variables, but a compiled step changes only Variables.
   got:  another array after the step
   fix:  tallax.Buffer(x), or nnx.Variable(x), which is written by self.x[...] = y""",
     ),
@@ -1172,7 +1172,7 @@ model/table: is an array in no Variable, and a compiled step changes only Variab
         compiled()(lambda model, step: nnx.jit(step)()),
         tallax.TraceError,
         """\
-the compiled step: keeps the state between calls, which a surrounding trace would take with it.
+the compiled step: keeps the state between calls, so it cannot be called inside a trace.
   got:  a call inside jit, scan or another transformation
   fix:  call the step outside; step.scan(batches) runs several steps in one program""",
     ),
@@ -1188,7 +1188,7 @@ flags[0]: is an array inside the compiled step, so Python code cannot use its va
         lambda model: tallax.compile_step(in_mode, model)("train"),
         tallax.InvalidTypeError,
         """\
-mode: a compiled step takes arrays, numbers and static arguments.
+mode: the arguments of a compiled step must be arrays, numbers or static values.
   got:  str ('train')
   fix:  compile_step(..., static_argnames=("mode",)), which traces once for each value""",
     ),
@@ -1220,7 +1220,7 @@ static_argnames: in_mode has no parameter of this name.
         lambda model: tallax.compile_step(in_mode, model).scan(1.0),
         tallax.InvalidValueError,
         """\
-mode: step.scan takes arrays with one entry for each step on their first axis.
+mode: step.scan requires arrays with one entry for each step on their first axis.
   got:  float32[] (traced)
   fix:  jnp.full(steps, mode); or compile_step(..., static_argnames=("mode",)), which traces once for each value""",
     ),
@@ -1230,13 +1230,13 @@ mode: step.scan takes arrays with one entry for each step on their first axis.
         """\
 in_mode: step.scan stacks the results of its steps, and a bound object has only its last state.
   got:  model/experts in a result
-  fix:  return arrays from the function; the bound objects are at hand outside""",
+  fix:  return arrays from the function; the bound objects are available outside""",
     ),
     "new-objects": (
         compiled(lambda model: [nnx.Dict()] * 2)(None),
         tallax.InvalidTypeError,
         """\
-<lambda>: a compiled step returns arrays, bound objects, and new objects that are trees.
+<lambda>: a compiled step can return arrays, bound objects, and new objects that are trees.
   got:  one new Dict in two places
   fix:  return its arrays; or bind it, compile_step(train_step, model, other)""",
     ),
@@ -1244,7 +1244,7 @@ in_mode: step.scan stacks the results of its steps, and a bound object has only 
         compiled(lambda model, *batch: None)(lambda model, step: step(nnx.Rngs(0))),
         tallax.InvalidTypeError,
         """\
-the compiled step: takes arrays; the state of what is handed in with a batch would be lost.
+the compiled step: accepts only arrays; the state of a module in the batch would be lost.
   got:  a Rngs
   fix:  bind it: compile_step(train_step, model, rngs), with train_step(model, rngs, x)""",
     ),
@@ -1252,7 +1252,7 @@ the compiled step: takes arrays; the state of what is handed in with a batch wou
         closed_over_by_a_step,
         tallax.TraceError,
         """\
-bound/experts/0/step: is held by a compiled step, so a trace can't have it: a read would be a constant, a write lost.
+bound/experts/0/step: is owned by a compiled step, so a trace cannot use it: reads would be constants, writes lost.
   got:  a use of the object that the step is bound to, while this or another function is traced
   fix:  the step's own argument, as in train_step(model, ...); or step.sync() before nnx.jit takes it""",
     ),
@@ -1260,7 +1260,7 @@ bound/experts/0/step: is held by a compiled step, so a trace can't have it: a re
         lambda model: tallax.collect(3),
         tallax.InvalidTypeError,
         """\
-collect: takes the modules that hold the items.
+collect: requires modules or optimizers.
   got:  int (3)
   fix:  collect(model); log(model, loss=loss) for a Logger's numbers""",
     ),
@@ -1311,9 +1311,9 @@ temperature, rate/fired: another value has this name or would have it, so the sc
         logged(lambda log, model: log(tallax.compile_step(lambda m: None, model.experts[0]), model.experts[1])),
         tallax.InvalidValueError,
         """\
-bias: two values have this name, and one would hide the other.
-  got:  the name of two items
-  fix:  log modules that hold both: log(nnx.Dict(a=a, b=b))""",
+bias: two values have this name.
+  got:  the same name in two objects
+  fix:  log a module that contains both: log(nnx.Dict(a=a, b=b))""",
     ),
     "log-an-odd-statistic": (
         logged(lambda log, model: log(nnx.Dict(odd=Odd()), loss=1.0)),
@@ -1335,7 +1335,7 @@ odd: cannot be written, and is left out of the records.
         lambda model: tallax.Logger(exclude=3),
         tallax.InvalidTypeError,
         """\
-Logger: exclude= takes a pattern of names, or several.
+Logger: exclude= must be a pattern of names, or a sequence of patterns.
   got:  int (3)
   fix:  exclude='freqs', or exclude=['*/mask', 'gate/*']""",
     ),
@@ -1353,13 +1353,13 @@ Logger: no name matches this pattern of exclude=, so it leaves out nothing.
         """\
 loss: has no value on the host inside a trace.
   got:  log(...) inside a compiled function
-  fix:  return it from the function, and log what it returned""",
+  fix:  return it from the function, and log the returned value""",
     ),
     "log-of-several-steps": (
         logged(lambda log, model: log(model)),
         tallax.InvalidValueError,
         """\
-Logger: several counters could be the one that counts the run's steps.
+Logger: several Counters could count the steps of the run.
   got:  experts/0/step, experts/1/step
   fix:  Logger(..., step='experts/0/step')""",
     ),
@@ -1367,7 +1367,7 @@ Logger: several counters could be the one that counts the run's steps.
         logged(lambda log, model: log(model.experts[0]), step="tokens"),
         tallax.InvalidValueError,
         """\
-Logger: step= is the name of a Counter of one count.
+Logger: step= must be the name of a scalar Counter.
   got:       str ('tokens')
   expected:  step
   fix:       one of these; or log(model, step=...) without it""",
@@ -1416,7 +1416,7 @@ Logger: overflow= must be 'wait' or 'drop'.
         lambda model: tallax.Logger("gs://bucket/runs/7"),
         tallax.InvalidValueError,
         """\
-sinks.Jsonl: writes to a folder on this machine.
+sinks.Jsonl: can only write to a folder on this machine.
   got:  'gs://bucket/runs/7'
   fix:  a local folder, which `gcloud storage rsync` or `aws s3 sync` copies; or the store mounted as one""",
     ),
@@ -1440,7 +1440,7 @@ FullDisk: failed in writing step 1.
         with_a_ref,
         tallax.InvalidTypeError,
         """\
-model.layer.w: what the function writes to a Variable with ref=True would be lost.
+model.layer.w: writes of the function to a Variable with ref=True would be lost.
   got:  ref=True
   fix:  a plain Variable: leave ref out, or nnx.with_vars(model, ref=False)""",
     ),
@@ -1449,7 +1449,7 @@ CASES |= checkpoint_errors.CASES
 
 
 # Errors about files and processes: their own tests have the texts.
-OF_FILES = {f"checking/{name}.py" for name in ("_exercise", "_process", "_targets", "_worker")}
+OF_FILES = {f"checking/{name}.py" for name in ("_exercise", "_process", "_command_inputs")}
 OF_FILES |= {f"sinks/{path.name}" for path in (SOURCE / "sinks").glob("_*.py") if path.name != "_sink.py"}
 COMPOSED: dict[str, set[tuple[str, int]]] = {}  # by case: the calls of `compose` that it reached
 

@@ -87,12 +87,12 @@ def test_linen_that_does_not_fit():
     model = Model()
     with pytest.raises(tallax.RestoreError, match="model/first/bias, model/first/kernel, model/norm/bias and 5 more"):
         from_linen(variables, model)
-    with pytest.raises(tallax.InvalidTypeError, match="takes collections of variables"):
+    with pytest.raises(tallax.InvalidTypeError, match="requires a dict of collections of variables"):
         from_linen({"params": jnp.ones(3)}, model)
     with pytest.raises(tallax.InvalidValueError, match="two collections have a variable of this name"):
         from_linen({"params": {"step": jnp.ones(3)}, "counters": {"step": jnp.ones(3)}}, model)
     model.step.set(2**31)
-    with pytest.raises(tallax.InvalidValueError, match="a count in Linen is an int32"):
+    with pytest.raises(tallax.InvalidValueError, match="does not fit into int32, the dtype of a count in Linen"):
         to_linen(model)
     with pytest.raises(tallax.CheckpointError, match="params/kernel: has no value in the tree"):
         from_linen(
@@ -298,13 +298,13 @@ def test_several_files_of_tensors_with_an_index(tmp_path):
 def test_what_is_no_source():
     """Neither a module, nor a dict of tensors, nor a file."""
     for source, error, says in (
-        (3, tallax.InvalidTypeError, "takes a module, a state_dict, or the path of one"),
-        ({"weight": "text"}, tallax.InvalidTypeError, "a state_dict holds tensors"),
+        (3, tallax.InvalidTypeError, "requires a module, a state_dict, or the path of a file"),
+        ({"weight": "text"}, tallax.InvalidTypeError, "a state_dict must contain tensors"),
         ({"\x1b[31mred": np.ones(3)}, tallax.InvalidTypeError, r"(?s)takes a module.*\\x1b\[31mred"),
-        ("no/such.pt", tallax.CheckpointError, "is no file"),
+        ("no/such.pt", tallax.CheckpointError, "is not a file"),
         ("no/such.safetensors", tallax.CheckpointError, "cannot be read as"),
     ):
         with pytest.raises(error, match=says):
             from_torch(source, nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
-    with pytest.raises(tallax.InvalidTypeError, match="takes an NNX module"):
+    with pytest.raises(tallax.InvalidTypeError, match="requires an NNX module"):
         from_torch({}, 3)

@@ -158,7 +158,7 @@ def test_values_that_mlflow_does_not_take(database, tmp_path, monkeypatch):
         errors = sink.write(record(step, **odd, **{f"n{k}": k for k in range(20)}))
         assert set(errors) == {"a.b", "x" * 2000, "", "huge"}
         assert str(errors["a.b"]) == (
-            "sinks.MLflow: two names are the same if other characters than letters, digits and _-. / become a dot.\n"
+            "sinks.MLflow: two names become equal, because MLflow keeps only letters, digits and _-. / in names.\n"
             "  got:  'a,b' and 'a.b', both 'a.b'\n"
             "  fix:  another name for one of the two"
         )

@@ -170,7 +170,7 @@ def test_the_command(tmp_path):
     ("output", "patterns", "histograms", "says"),
     [
         ("plot.gif", (), "heatmap", "the suffix of the file"),
-        ("plot.png", (), "bars", "is heatmap or ridgeline"),
+        ("plot.png", (), "bars", "must be heatmap or ridgeline"),
         ("plot.png", ("nope",), "heatmap", "no name that matches nope"),
     ],
 )

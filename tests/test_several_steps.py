@@ -400,7 +400,7 @@ def test_a_step_that_reads_what_another_one_owns():
     first = tallax.compile_step(counting, other)
     first()
     second = tallax.compile_step(lambda model: other.step.value, model)
-    with pytest.raises(tallax.TraceError, match=r"step: is held by a compiled step, so a trace can't have it"):
+    with pytest.raises(tallax.TraceError, match=r"step: is owned by a compiled step, so a trace cannot use it"):
         second()
     second.sync()
     assert (int(model.step), int(other.step)) == (0, 1)

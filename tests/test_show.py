@@ -179,7 +179,7 @@ RUN: is neither a run nor a checkpoint.
     "suffix": (
         drawn("p.gif"),
         """\
--o: the suffix of the file says which kind of picture it is.
+-o: the suffix of the file must be that of an image format.
   got:       'p.gif'
   expected:  .png, .svg, .pdf
   fix:       -o p.png""",
@@ -187,7 +187,7 @@ RUN: is neither a run nor a checkpoint.
     "histograms": (
         drawn(histograms="bars"),
         """\
---histograms: is heatmap or ridgeline.
+--histograms: must be heatmap or ridgeline.
   got:  'bars'
   fix:  --histograms ridgeline""",
     ),

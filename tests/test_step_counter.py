@@ -60,7 +60,7 @@ def test_impossible_numbers_of_calls_raise(n):
 @pytest.mark.parametrize("seed", [0.5, float("nan"), "zero"])
 def test_impossible_seeds_raise(seed):
     """A seed is a whole number."""
-    with pytest.raises(ValueError, match="seed: takes an integer"):
+    with pytest.raises(ValueError, match="seed: must be an integer"):
         tallax.counter_after_n_calls(seed, 1)
 
 
@@ -177,8 +177,8 @@ except RuntimeError:
         (["count", "--seed", "0", "--calls", "5"], 0, "[5. 5.]"),
         (["count", "--seed", "1e3", "--calls", "2.0"], 0, "[2. 2.]"),
         (["count", "--calls", "-1"], 2, "the number of calls must not be negative"),
-        (["count", "--calls", "many"], 2, "takes an integer"),
-        (["count", "--calls", "nan"], 2, "takes an integer"),
+        (["count", "--calls", "many"], 2, "must be an integer"),
+        (["count", "--calls", "nan"], 2, "must be an integer"),
         (["--help"], 0, "count"),
         (["--help"], 0, "--install-completion"),
         (["--version"], 0, f"tallax {tallax.__version__}\n"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m tallax ...`: the `tallax` command, of this Python and wherever PATH points."""
+"""Runs the `tallax` command as `python -m tallax ...`, with this Python and independent of PATH."""
 
 from tallax.cli import main
 

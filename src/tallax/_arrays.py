@@ -13,7 +13,7 @@ from jax.core import Tracer
 
 
 def is_traced(*values: Any) -> bool:
-    """Returns whether any of the values exists only when a compiled program runs."""
+    """Returns whether any of the values is traced, so that it exists only when a compiled program runs."""
     return any(isinstance(value, Tracer) for value in values)
 
 
@@ -38,9 +38,9 @@ def is_committed(value: Any) -> bool:
 
 
 def on_host(raw: Any) -> np.ndarray | None:
-    """Returns an array as NumPy if this neither waits for the device nor loses a deliberate placement; else None."""
+    """Returns an array as NumPy, or None if this would wait for the device or lose a deliberate placement."""
     if isinstance(raw, np.ndarray):
-        return np.asarray(raw)  # JAX's derivatives hand out a subclass
+        return np.asarray(raw)  # JAX's derivatives pass a subclass
     if isinstance(raw, jax.Array) and not is_traced(raw) and not is_committed(raw) and is_ready(raw):
         return np.asarray(raw)
     return None
@@ -50,15 +50,15 @@ _to_device = jax.jit(lambda x: x)  # the quickest way from NumPy to a jax.Array 
 
 
 def to_device(value: np.ndarray | np.generic) -> jax.Array:
-    """Returns an array of NumPy's as one of JAX's, on the default device."""
+    """Returns a NumPy array as a JAX array on the default device."""
     try:
         return _to_device(value)
-    except jax.errors.JaxRuntimeError:  # under `jax.transfer_guard("disallow")`, which lets explicit transfers pass
+    except jax.errors.JaxRuntimeError:  # an explicit transfer, which `jax.transfer_guard("disallow")` permits
         return jax.device_put(value)
 
 
 def as_guarded(f: Callable[..., Any], *arrays: jax.Array) -> Any:
-    """Returns `f(*arrays)`; compiled under a transfer guard, where JAX takes no constants from the host op by op."""
+    """Returns `f(*arrays)`. Under a transfer guard it is compiled, because op by op JAX would transfer constants."""
     try:
         return f(*arrays)
     except jax.errors.JaxRuntimeError:
@@ -66,10 +66,10 @@ def as_guarded(f: Callable[..., Any], *arrays: jax.Array) -> Any:
 
 
 def placed(value: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    """Returns a value that every process has alike as an array of a sharding, which may span them."""
+    """Returns a value that is equal in every process as an array with a sharding, which may span processes."""
     if sharding.is_fully_addressable:
         return jax.device_put(value, sharding)
-    return jax.jit(_same, out_shardings=sharding)(value)  # `device_put` takes no array of one process here
+    return jax.jit(_same, out_shardings=sharding)(value)  # `device_put` does not accept an array of one process here
 
 
 def _same(value: jax.Array) -> jax.Array:
@@ -77,7 +77,7 @@ def _same(value: jax.Array) -> jax.Array:
 
 
 def home_of(values: Iterable[Any]) -> jax.sharding.Sharding | None:
-    """Returns where what is not placed yet belongs: whole, on all devices of the mesh that the other values are on."""
+    """Returns the sharding for values without a placement: replicated over the mesh of the other values."""
     shardings = [value.sharding for value in values if is_committed(value)]
     for sharding in shardings:
         if isinstance(sharding, jax.NamedSharding):
@@ -86,9 +86,9 @@ def home_of(values: Iterable[Any]) -> jax.sharding.Sharding | None:
 
 
 def unsplit(value: jax.Array) -> jax.Array:
-    """Returns `value` whole on every device where an explicit mesh splits it, as it does by heads, experts or units.
+    """Returns `value` replicated on every device if an explicit mesh splits it, for example by heads or experts.
 
-    A state is whole and stays so, and JAX refuses to stack or concatenate what is split with what is not.
+    State is replicated and stays so, and JAX refuses to stack or concatenate split and replicated arrays.
     """
     sharding = jax.typeof(value).sharding
     if not any(sharding.spec):

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists and dicts of NNX that keep their Variables, which a `tallax.Module` makes of the `nnx.List`s and `nnx.Dict`s
-that are assigned to it.
+"""NNX lists and dicts that keep their Variables. `tallax.Module` converts each `nnx.List` and `nnx.Dict` to these.
 
-Flax stores entries as attributes, so `loads[0] = loads[0] + 1` replaces a Variable by an array as an assignment to an
-attribute of a module does. The class of a container says whether that raises. It is changed in place, since a copy
-would not be the object that the caller holds; the classes here differ from Flax's in nothing but the check, and are
-restored by `nnx.merge`, `nnx.clone` and pickle as any other class of a module is.
+Flax stores entries as attributes, so `loads[0] = loads[0] + 1` replaces a Variable by an array, like an assignment to
+an attribute of a module. The class of a container determines whether that raises. The class is changed in place,
+because the caller would not see the change in a copy. The classes here differ from Flax's only in the check.
+`nnx.merge`, `nnx.clone` and pickle restore them like any other class of a module.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ def refuse_replacing(current: Any, value: Any, *, name: str | None = None) -> No
     """Raises if an assignment of `value` in the place of `current` would drop a Variable or a statistic.
 
     Args:
-        current: what is there.
-        value: what is assigned: another Variable, or for a statistic another module, may take the place.
-        name: the attribute of a module that holds `current`; None if it is an entry of a container.
+        current: The current value.
+        value: The assigned value. A Variable may be replaced by another Variable, and a statistic by another module.
+        name: The name of the attribute, or None if `current` is an entry of a container.
     """
     kept = _dropped(current, value)
     if kept is None:
@@ -43,7 +42,7 @@ def refuse_replacing(current: Any, value: Any, *, name: str | None = None) -> No
     raise ReplacedVariableError(
         compose(
             path,
-            f"this {place} holds a {type(item).__name__}, which an assignment would drop.",
+            f"this {place} is a {type(item).__name__}, which an assignment would drop.",
             got=describe(replacement),
             fix=fix,
         )
@@ -51,7 +50,7 @@ def refuse_replacing(current: Any, value: Any, *, name: str | None = None) -> No
 
 
 def _dropped(current: Any, value: Any) -> tuple[Any, Any] | None:
-    """Returns the first Variable or statistic that would be lost, and what would take its place."""
+    """Returns the first Variable or statistic that would be lost, and the value that would replace it."""
     if current is value or isinstance(value, nnx.Variable | dataclasses.Field):
         return None
     if isinstance(current, nnx.Variable):
@@ -64,7 +63,7 @@ def _dropped(current: Any, value: Any) -> tuple[Any, Any] | None:
 
 
 def _dropped_within(current: Any, value: Any) -> tuple[Any, Any] | None:
-    """Returns the first entry of a container that would be lost to the same entry of another one."""
+    """Returns the first entry of a container that the same entry of another container would replace."""
     if isinstance(current, nnx.Dict) and isinstance(value, Mapping):
         pairs = [(current[key], value[key]) for key in current if key in value]
     elif isinstance(current, nnx.List) and isinstance(value, nnx.List | list | tuple):
@@ -75,7 +74,7 @@ def _dropped_within(current: Any, value: Any) -> tuple[Any, Any] | None:
 
 
 def guard(node: Any) -> None:
-    """Makes the containers in what was assigned keep their Variables, at any depth."""
+    """Makes the containers in an assigned value keep their Variables, at any depth."""
     queue, seen = [node], set()
     for part in queue:  # grows while it is walked
         if not isinstance(part, nnx.Pytree) or id(part) in seen:
@@ -98,7 +97,7 @@ class Dict(nnx.Dict[Any]):
         guard(vars(self)[name])
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Like that of a dict; if one of the entries would drop a Variable, it raises and writes none."""
+        """Like `dict.update`. If one of the entries would drop a Variable, it raises and writes nothing."""
         entries = dict(*args, **kwargs)
         for name, value in entries.items():
             refuse_replacing(vars(self).get(name), value)
@@ -124,7 +123,7 @@ class List(nnx.List[Any]):
                 refuse_replacing(current, new)
         super().__setitem__(index, value)
 
-    # These move entries from one place to the next, so that one which was a Variable's becomes another's.
+    # These methods move entries, so that an index may change from one Variable to another.
 
     def append(self, value: Any) -> None:
         """Adds an entry at the end."""
@@ -137,7 +136,7 @@ class List(nnx.List[Any]):
             super().insert(index, value)
 
     def reverse(self) -> None:
-        """Turns the order around."""
+        """Reverses the order."""
         with self._moves():
             super().reverse()
 

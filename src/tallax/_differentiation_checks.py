@@ -18,7 +18,7 @@ from tallax.variables import Buffer, Counter
 
 
 def is_node(x: Any) -> bool:
-    """Tells whether it is a module, another NNX object, or a Variable: what Flax threads through transformations."""
+    """Returns whether it is a module, another NNX object or a Variable. Flax threads these through transformations."""
     return isinstance(x, nnx.Pytree | nnx.Variable)
 
 
@@ -29,7 +29,7 @@ def refuse_bound(f: Callable[..., Any]) -> None:
         raise InvalidTypeError(
             compose(
                 "value_and_grad",
-                "takes a function that gets the model as an argument, or its state would be of another trace.",
+                "requires a function with the model as an argument; other state belongs to another trace.",
                 got=f"{name} of a {kind}",
                 fix=f"tallax.value_and_grad({kind}.{name})(model, ...)",
             )
@@ -43,14 +43,19 @@ def checked_argnums(argnums: Any, wrt: Any) -> tuple[int, ...]:
             raise InvalidTypeError(
                 compose(
                     "value_and_grad",
-                    "says what to differentiate by wrt= and argnums=, without nnx.DiffState.",
+                    "does not accept nnx.DiffState; use wrt= and argnums=.",
                     got=f"nnx.DiffState({part.argnum}, {_filter_text(part.filter)})",
                     fix=f"wrt={_filter_text(part.filter)}, argnums={part.argnum}",
                 )
             )
     if not numbers or not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
         raise InvalidTypeError(
-            compose("argnums", "takes an integer, or integers.", got=describe(argnums), fix="argnums=0, argnums=(0, 1)")
+            compose(
+                "argnums",
+                "must be an integer or a tuple of integers.",
+                got=describe(argnums),
+                fix="argnums=0, argnums=(0, 1)",
+            )
         )
     return numbers
 
@@ -61,14 +66,16 @@ def checked_positions(numbers: tuple[int, ...], given: int) -> tuple[int, ...]:
         raise InvalidValueError(
             compose(
                 "argnums",
-                "names a positional argument that the call does not have.",
+                "must be the position of a positional argument of the call.",
                 got=f"{', '.join(map(str, numbers))}, where {given} were given by position",
                 fix="f(model, x), where f(model=model, x=x) has none",
             )
         )
     if len(set(positions)) < len(positions):
         raise InvalidValueError(
-            compose("argnums", "names each argument once.", got=", ".join(map(str, numbers)), fix="argnums=(0, 1)")
+            compose(
+                "argnums", "must not name an argument twice.", got=", ".join(map(str, numbers)), fix="argnums=(0, 1)"
+            )
         )
     return positions
 
@@ -79,18 +86,18 @@ def check_threadable(tree: Any) -> None:
             raise InvalidTypeError(
                 compose(
                     variable,
-                    "what the function writes to a Variable with ref=True would be lost.",
+                    "writes of the function to a Variable with ref=True would be lost.",
                     got="ref=True",
                     fix="a plain Variable: leave ref out, or nnx.with_vars(model, ref=False)",
                 )
             )
         try:
-            variable.set_raw_value(variable.get_raw_value())  # changes nothing, and raises where a write would
+            variable.set_raw_value(variable.get_raw_value())  # changes nothing, and raises if a write would raise
         except flax.errors.TraceContextError:
             raise TraceError(
                 compose(
                     variable,
-                    "belongs to another trace than the call, so what the function writes to it would be lost.",
+                    "belongs to a different trace than the call, so writes of the function would be lost.",
                     got="a model that a transformed function closes over, as an argument of value_and_grad",
                     fix="pass the model through each transformation in between, such as nnx.jit(step)(model, x)",
                 )
@@ -104,11 +111,12 @@ def check_floats(jax_path: Sequence[Any], part: Any) -> None:
                 continue
             if isinstance(leaf, nnx.Variable):
                 item = leaf
-                # By dtype, since another Variable of the same type may be differentiated, and other types may hold
-                # integers too; for the optimizer too, which pairs gradients with the parameters of its own filter.
+                # The fix selects by dtype, because another Variable of the same type may be differentiable, and other
+                # types may store integers. The optimizer needs the same filter, because it pairs gradients with
+                # parameters.
                 floats = "lambda path, x: jnp.issubdtype(x.dtype, jnp.inexact)"
                 if isinstance(leaf, nnx.Param):
-                    fix = f"wrt=nnx.All(nnx.Param, {floats}), also for nnx.Optimizer; or a tallax.Buffer to hold it"
+                    fix = f"wrt=nnx.All(nnx.Param, {floats}), also for nnx.Optimizer; or a tallax.Buffer instead"
                 else:
                     fix = f"wrt=nnx.Param, or wrt=nnx.All(..., {floats})"
             else:
@@ -119,21 +127,21 @@ def check_floats(jax_path: Sequence[Any], part: Any) -> None:
 
 
 def check_any(position: int, argument: Any, matches: Callable[[Any, Any], bool]) -> None:
-    """Refuses an argument without anything to differentiate; what it shares with another one counts for both."""
+    """Raises if an argument has nothing to differentiate. A Variable that two arguments share counts for both."""
     held = nnx.to_flat_state(nnx.state((argument,), graph=True))
     if any(matches(path[1:], leaf) for path, leaf in held):
         return
     variables = [leaf for _, leaf in held if isinstance(leaf, nnx.Variable)]
-    # An item of tallax stops gradients, so it would be no remedy.
+    # A tallax variable stops gradients, so it is never part of the fix.
     floats = [v for v in variables if not isinstance(v, Buffer | Counter) and _of_floats(jax.tree.leaves(v))]
     kinds = {type(v): f"wrt={_filter_text(type(v))}" for v in floats}
     fix = kinds.get(nnx.Param) or " or ".join(sorted(kinds.values()))
     raise InvalidValueError(
         compose(
             argument if is_node(argument) else f"argument {position}",
-            "holds nothing that wrt matches, so there is nothing to differentiate.",
+            "has no Variable that wrt matches, so there is nothing to differentiate.",
             got=", ".join(sorted({_filter_text(type(v)) for v in variables})) or "no state",
-            fix=fix or "argnums= of the argument that holds the parameters",
+            fix=fix or "argnums= of the argument with the parameters",
         )
     )
 
@@ -147,7 +155,7 @@ def checked_loss(f: Callable[..., Any], out: Any, *, has_aux: bool) -> tuple[Any
     if has_aux and not (isinstance(out, tuple | list) and len(out) == 2):
         raise InvalidTypeError(
             compose(
-                name, "with has_aux=True, returns a pair.", got=_kind(out), fix="return loss, aux; or has_aux=False"
+                name, "must return a pair if has_aux=True.", got=_kind(out), fix="return loss, aux; or has_aux=False"
             )
         )
     loss, aux = out if has_aux else (out, None)
@@ -156,7 +164,7 @@ def checked_loss(f: Callable[..., Any], out: Any, *, has_aux: bool) -> tuple[Any
         fix = "return loss.mean(), or another real scalar"
         if isinstance(loss, tuple | list):
             fix = "has_aux=True, for a function that returns (loss, aux)"
-        raise InvalidTypeError(compose(name, "the loss is one real number.", got=_kind(loss), fix=fix))
+        raise InvalidTypeError(compose(name, "the loss must be a real scalar.", got=_kind(loss), fix=fix))
     return loss, aux
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How items look in notebooks: by treescope, within the tree of their model, and alone as HTML.
+"""Displays tallax variables and statistics in notebooks: with treescope within the tree of a model, and alone as HTML.
 
-Flax shows a model as a tree, by `__treescope_repr__`; IPython shows an object alone by `_repr_mimebundle_`.
+Flax shows a model as a tree by calling `__treescope_repr__`. IPython shows a single object by `_repr_mimebundle_`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _NOTE = 120  # characters
 
 
 def tree(thing: Any, attributes: Mapping[str, Any], note: str, path: str | None, subtree_renderer: Any) -> Any:
-    """Returns treescope's rendering of an object: its attributes, and in its first line a note.
+    """Returns treescope's rendering of an object: its attributes, with a note in the first line.
 
     Args:
-        thing: the object.
-        attributes: what to show of it.
-        note: a line of text, cut where it is long.
-        path: as treescope passes it.
-        subtree_renderer: likewise.
+        thing: The object.
+        attributes: The attributes to show.
+        note: A line of text. If it is long, it is truncated.
+        path: The path, as treescope passes it.
+        subtree_renderer: The renderer of children, as treescope passes it.
     """
     from treescope import rendering_parts as parts
 
@@ -48,20 +48,20 @@ def tree(thing: Any, attributes: Mapping[str, Any], note: str, path: str | None,
 
 
 def bundle(html: str) -> dict[str, str]:
-    """Returns what IPython shows of an object alone.
+    """Returns the representation of a single object in IPython.
 
-    An object that has `_repr_html_` would have it below its tree as well, which says the same.
+    If the class had `_repr_html_` instead, IPython would show the same content twice, as HTML and as a tree.
     """
     return {"text/html": html}
 
 
 def card(title: str, value: Any, bins: Bins | None = None) -> str:
-    """Returns an object as HTML: its title, the fields of its value, and its bins as a picture.
+    """Returns an object as HTML: its title, the fields of its value, and its bins as a plot.
 
     Args:
-        title: of what.
-        value: a record, whose fields are listed; a number or an array, which has one row; or None for neither.
-        bins: what is distributed how.
+        title: The title.
+        value: A record, whose fields are listed, or a number or an array in one row, or None.
+        bins: The counts by bin, to be plotted.
     """
     rows: list[tuple[str, str]] = []
     if bins is not None and bins.total:
@@ -76,7 +76,7 @@ def card(title: str, value: Any, bins: Bins | None = None) -> str:
 
 
 def worded(value: Any) -> str:
-    """Returns a value as text: integers in full, arrays of many entries cut."""
+    """Returns a value as text: integers in full, long arrays truncated."""
     if isinstance(value, bool | np.bool_):
         return str(bool(value))
     if isinstance(value, int | float):

@@ -29,7 +29,7 @@ _MARK = "tallax doctor: "
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints what is installed and the devices that JAX finds, and returns 0. Errors are printed in place of values."""
+    """Prints the installed packages and the devices that JAX finds, and returns 0. Errors are printed as values."""
     parser = argparse.ArgumentParser("tallax doctor", description="Print a report to paste into a bug report.")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)

@@ -1,29 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exceptions of tallax, and the one function that words them.
+"""The exceptions of tallax, and the one function that formats their messages.
 
 ```
 TallaxError
-├── InvalidTypeError        also a TypeError: a float count, a buffer written with another dtype
-├── InvalidValueError       also a ValueError: a negative count, another shape, a NaN pin
+├── InvalidTypeError        also a TypeError: a float count, a buffer written with a different dtype
+├── InvalidValueError       also a ValueError: a negative count, a wrong shape, a NaN pin
 ├── ReplacedVariableError   also a TypeError: `self.step = self.step + 1`
 ├── TraceError              also a flax TraceContextError: a write from another trace level
 ├── TracedReadError         also a TypeError: `int(counter)` under `jit`
 ├── ReplicasError           also a ValueError: unknown replicas to sum over, or copies that differ
-├── StateOwnedByStepError               also a RuntimeError: a value was used that a compiled step owns
-├── StructureChangedError          also a ValueError: the model is no longer the one that a step was compiled for
-├── CheckpointError         also an OSError: there is no checkpoint, or it is damaged, foreign, or too new
+├── StateOwnedByStepError   also a RuntimeError: a value was used that a compiled step owns
+├── StructureChangedError   also a ValueError: the model is no longer the one that a step was compiled for
+├── CheckpointError         also an OSError: a checkpoint is missing, damaged, foreign, or too new
 ├── RestoreError            also a ValueError: a checkpoint and a model differ; it has a `report`
-├── StatecheckError        also a ValueError: statecheck was given nothing that it can run
+├── StatecheckError         also a ValueError: statecheck cannot run its argument
 ├── CheckFailedError        also an AssertionError: statecheck found a fault
 ├── SinkError               also a RuntimeError: a sink of a Logger could not write
-├── RunLockedError           also a RuntimeError: two programs are about to write to one run
+├── RunLockedError          also a RuntimeError: two programs are about to write to one run
 ├── RunError                also a ValueError: a path that is not a run
 └── MissingExtraError       also an ImportError: an optional dependency is not installed
 ```
 
-Every message names the variable or module by the path that a user would type, states the rule, shows the value that it
-got, and ends with a fix. The path is looked for only once something has gone wrong: a Variable does not know where it
-lives.
+Every message names the variable or module by the path that a user would type, states the rule, shows the value found,
+and ends with a fix. The path is looked up only when an error is raised, because a Variable does not know its path.
 """
 
 from __future__ import annotations
@@ -56,14 +55,14 @@ class InvalidValueError(TallaxError, ValueError):
 
 
 class ReplacedVariableError(TallaxError, TypeError):
-    """An attribute that holds a Variable was about to be overwritten by something that is not one."""
+    """An assignment was about to replace a Variable by a value that is not a Variable."""
 
 
 class TraceError(TallaxError, flax.errors.TraceContextError):
     """A variable was written from a trace that it does not belong to, so the write would be lost."""
 
     def __init__(self, message: str):
-        Exception.__init__(self, message)  # Flax's own adds the address of a page about its text
+        Exception.__init__(self, message)  # Flax's own class would add a link to its documentation
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self.args
@@ -86,21 +85,21 @@ class StructureChangedError(TallaxError, ValueError):
 
 
 class CheckpointError(TallaxError, OSError):
-    """There is no checkpoint, or it cannot be read: it is damaged, of another kind, or of a later version."""
+    """The checkpoint does not exist or cannot be read: it is damaged, of another kind, or of a later version."""
 
 
 class RestoreError(TallaxError, ValueError):
-    """A checkpoint and the objects that it was to be restored into differ.
+    """A checkpoint differs from the objects to restore.
 
     Attributes:
-        report: a `RestoreReport` of all differences; None where the error was made without one.
+        report: A `RestoreReport` of all differences, or None.
     """
 
     report: Any = None
 
 
 class StatecheckError(TallaxError, ValueError):
-    """`statecheck` was given no module, or one that a plain call of raises."""
+    """`statecheck` did not get a module, or a plain call of the module raises."""
 
 
 class CheckFailedError(TallaxError, AssertionError):
@@ -108,39 +107,39 @@ class CheckFailedError(TallaxError, AssertionError):
 
 
 class SinkError(TallaxError, RuntimeError):
-    """A sink of a Logger raised: it could not write, or not close."""
+    """A sink of a Logger raised: it could not write or close."""
 
 
 class RunLockedError(TallaxError, RuntimeError):
     """Another program is writing to a run."""
 
 
-# Users meet these in tracebacks by the name under which they import them.
+# Tracebacks show these classes under the names by which users import them.
 for _error in TallaxError.__subclasses__():
     _error.__module__ = "tallax"
 
 
-def compose(item: object, rule: str, *, got: str | None = None, expected: str | None = None, fix: str) -> str:
+def compose(subject: object, rule: str, *, got: str | None = None, expected: str | None = None, fix: str) -> str:
     """Returns the text of an error: the subject and the rule, then `got`, `expected` and `fix`.
 
     Args:
-        item: the subject: a string to show as it is, or the Variable or module, which `name_of` looks up.
-        rule: a sentence that completes "<subject>: ...".
-        got: the value, formatted by `describe`.
-        expected: the accepted values, if the rule does not state them.
-        fix: code to write instead.
+        subject: A string, which is shown unchanged, or a Variable or module, which `name_of` looks up.
+        rule: A sentence that completes "<subject>: ...".
+        got: The value found, formatted by `describe`.
+        expected: The accepted values, if the rule does not state them.
+        fix: Code to write instead.
     """
-    name = item if isinstance(item, str) else name_of(item)
+    name = subject if isinstance(subject, str) else name_of(subject)
     return laid_out(name, rule, got=got, expected=expected, fix=fix)
 
 
 def describe(value: object) -> str:
-    """Words a value for an error: `float32[] (0.5)`, `int32[8] (traced)`, `str ('a')`."""
+    """Describes a value for an error: `float32[] (0.5)`, `int32[8] (traced)`, `str ('a')`."""
     if is_traced(value):
         return f"{_array_type(value)} (traced)"
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         small = value.size <= 4 and getattr(value, "is_fully_addressable", True)
-        small = small and not jnp.issubdtype(value.dtype, jax.dtypes.extended)  # a key, which NumPy does not read
+        small = small and not jnp.issubdtype(value.dtype, jax.dtypes.extended)  # a random key, which NumPy cannot read
         return f"{_array_type(value)} ({np.asarray(value).tolist()})" if small else _array_type(value)
     if isinstance(value, nnx.Variable):
         return f"a {type(value).__name__}"
@@ -155,9 +154,10 @@ def _array_type(value: Any) -> str:
 def name_of(item: object) -> str:
     """Returns the path under which the running program knows `item`, such as `model.moe.step`.
 
-    The local variables of the calling frames are searched, outermost last and preferred, since the outermost name is
-    the one that tells two layers of a model apart. Libraries' own frames are passed over. Under a Flax transformation
-    the objects are copies, so the path starts at the traced function's argument, which has the user's name for it.
+    It searches the local variables of the calling frames from the innermost to the outermost, and prefers the outermost
+    match, because only a path from the outside distinguishes two layers of a model. Frames of libraries are skipped.
+    Under a Flax transformation the objects are copies, so the path starts at the argument of the traced function, which
+    has the user's name.
     """
     found = None
     frame = sys._getframe(1)
@@ -173,7 +173,7 @@ def name_of(item: object) -> str:
 
 
 def _path_to(item: object, root: object, limit: int = 20_000) -> str | None:
-    """Returns how to reach `item` from `root` (`.layers[3].step`), or None; visits at most `limit` nodes."""
+    """Returns the path from `root` to `item`, such as `.layers[3].step`, or None. Visits at most `limit` nodes."""
     queue: list[tuple[str, object]] = [("", root)]
     seen: set[int] = set()
     for path, node in queue:  # grows while it is walked: breadth first, so the shortest path wins
@@ -192,7 +192,7 @@ def _children(node: object, *, is_root: bool) -> Iterator[tuple[str, object]]:
             # nnx.List and nnx.Dict keep their entries as attributes named by the index or key.
             yield (f"[{name}]" if name.isdigit() else f".{name}"), child
     elif is_root:
-        return  # a local list or dict may be anything, and large: only modules are searched from a frame
+        return  # a local list or dict may be large, so from a frame only modules are searched
     elif isinstance(node, list | tuple):
         yield from ((f"[{i}]", child) for i, child in enumerate(node))
     elif isinstance(node, dict):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arguments of a function that makes an optax transformation, and those of them that are schedules."""
+"""Finds the schedules among the arguments of a function that returns an optax transformation."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Factory:
     """A function and its arguments, some of which are schedules.
 
     Attributes:
-        schedules: the arguments that are schedules, by name.
-        takes_schedules: the names of those for which the function takes a schedule itself, by its annotations.
+        schedules: The arguments that are schedules, by name.
+        takes_schedules: The names of the arguments for which the function accepts a schedule, by its annotations.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Factory:
     ):
         self._function, self._args, self._kwargs = function, list(args), dict(kwargs)
         signature = _signature_of(function)
-        signature.bind(*args, **kwargs)  # raises as a call would
+        signature.bind(*args, **kwargs)  # raises the same error as a call
         parameters = list(_each(signature, args, kwargs))
         _check_names(function, signature, static, {name for name, _, _ in parameters})
         self.schedules: dict[str, Any] = {}
@@ -48,7 +48,7 @@ class Factory:
                     self.takes_schedules.add(name)
 
     def make(self, given: Mapping[str, Any]) -> Any:
-        """Calls the function with `given` in the place of the schedules."""
+        """Calls the function with `given` instead of the schedules."""
         args, kwargs = list(self._args), dict(self._kwargs)
         for name, value in given.items():
             place = self._places[name]
@@ -62,14 +62,14 @@ class Factory:
 def _signature_of(function: Callable[..., Any]) -> inspect.Signature:
     try:
         return inspect.signature(function, eval_str=True)
-    except NameError:  # an annotation in a string that names a type imported for checkers alone
+    except NameError:  # a string annotation that names a type imported only for type checkers
         return inspect.signature(function)
 
 
 def _each(
     signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Iterator[tuple[str, int | str, Any]]:
-    """Yields name, place and annotation of each argument; those of `*args` are called `args_0`, ..."""
+    """Yields the name, position and annotation of each argument. The arguments of `*args` are named `args_0`, ..."""
     parameters = list(signature.parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
     for place in range(len(args)):
@@ -101,8 +101,8 @@ def _check_names(
 
 
 def _takes(annotation: Any) -> tuple[bool, bool]:
-    """Returns whether an annotation accepts numbers, and whether it accepts callables; neither if there is none."""
-    if isinstance(annotation, str):  # one that could not be evaluated
+    """Returns whether an annotation accepts numbers, and whether it accepts callables; False twice if it is missing."""
+    if isinstance(annotation, str):  # an annotation that could not be evaluated
         return "Schedule" in annotation, "Schedule" in annotation
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         members = [_takes(member) for member in typing.get_args(annotation)]

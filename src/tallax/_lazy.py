@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packages whose names are imported at first use (PEP 562), and listed once: in the package's stub."""
+"""Imports the names of a package at first use (PEP 562). They are listed once, in the package's stub."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def lazily(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
     import NAME as NAME`. The same lines are read here, so the two lists cannot differ.
 
     Args:
-        package: its `__name__`.
-        file: its `__file__`.
+        package: The `__name__` of the package.
+        file: The `__file__` of the package.
     """
     homes: dict[str, str] = {}
     with open(file.removesuffix("c") + "i", encoding="utf-8") as stub:

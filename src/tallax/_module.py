@@ -14,16 +14,16 @@ from tallax._containers import guard, refuse_replacing
 class Module(nnx.Module):
     """An `nnx.Module` whose Variables and statistics cannot be overwritten by mistake.
 
-    In a plain `nnx.Module`, `self.step = self.step + 1` replaces the Variable by an array: from then on the value is
-    silently not saved, not threaded through transformations, and not found by any filter. Here it raises, and the error
-    shows the correct code. The same holds for a statistic, a `Scheduled` and a `StepCounter`, as in
-    `self.rate = self.rate.update(x)`. Assigning another one, `del self.step`, and an explicit `nnx.data(...)` stay
-    possible. The same holds for the entries of each `nnx.List` and `nnx.Dict` that is assigned to an attribute, at any
-    depth, also within an `nnx.Sequential` or a plain module: `self.loads[0] = self.loads[0] + 1` raises.
+    In a plain `nnx.Module`, `self.step = self.step + 1` replaces the Variable by an array. From then on, checkpoints,
+    transformations and filters silently miss the value. In a `tallax.Module` it raises, and the error shows the correct
+    code. The same is true for a statistic, a `Scheduled` and a `StepCounter`, for example if you write `self.rate =
+    self.rate.update(x)`. You can still assign another Variable, `del self.step`, or assign an explicit `nnx.data(...)`.
+    The entries of each `nnx.List` and `nnx.Dict` that is assigned to an attribute are guarded too, at any depth, also
+    within an `nnx.Sequential` or a plain module: `self.loads[0] = self.loads[0] + 1` raises.
 
     Raises:
-        ReplacedVariableError: an attribute or entry that holds a Variable is assigned something that is not one; or one
-            that holds a statistic, a `Scheduled` or a `StepCounter`, what is neither a module nor a Variable.
+        ReplacedVariableError: An assignment would replace a Variable by a value that is not a Variable, or a statistic,
+            a `Scheduled` or a `StepCounter` by a value that is neither a module nor a Variable.
 
     Example:
         >>> import tallax
@@ -33,7 +33,7 @@ class Module(nnx.Module):
         >>> gate = Gate()
         >>> gate.calls = gate.calls + 1
         Traceback (most recent call last):
-        tallax.ReplacedVariableError: gate.calls: this attribute holds a Counter, which an assignment would drop.
+        tallax.ReplacedVariableError: gate.calls: this attribute is a Counter, which an assignment would drop.
           got:  int32[] (1)
           fix:  self.calls += 1, self.calls.set(n)
     """
@@ -41,36 +41,36 @@ class Module(nnx.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         current = vars(self).get(name)
         if current is value and value is not None:
-            return  # the end of `self.step += 1`: the Variable wrote itself, and Flax's checks take 5 to 10 us
+            return  # The end of `self.step += 1`: the same Variable is assigned. Flax's checks would take 5 to 10 us.
         refuse_replacing(current, value, name=name)
         super().__setattr__(name, value)
-        value = vars(self)[name]  # nnx.data(...) has been opened
+        value = vars(self)[name]  # nnx.data(...) has been unwrapped
         if isinstance(value, nnx.Pytree):
             guard(value)
 
 
 class EvalAware(Module):
-    """A `Module` that does its counting in training mode only.
+    """A `Module` that counts in training mode only.
 
     `model.eval()`, `model.train()` and `nnx.view(model, deterministic=True)` switch `deterministic`, as they do for
     `nnx.Dropout`. In graph mode it is a static attribute, so each mode is compiled once.
     """
 
-    _written_by: ClassVar[str] = "self.{name}(), which writes into it; or del self.{name} first"  # what errors advise
+    _written_by: ClassVar[str] = "self.{name}(), which writes into it; or del self.{name} first"  # the advice in errors
 
     def __init__(self):
         self.deterministic: bool = False
 
     @property
     def variables(self) -> Mapping[str, Any]:
-        """The Variables that are read and combined together, by name; empty if each stands for itself."""
+        """The Variables that are read and combined together, by name; empty if each is independent."""
         return {}
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """Used by `nnx.view`.
 
         Args:
-            deterministic: if True, nothing is counted.
+            deterministic: If True, nothing is counted.
         """
         if deterministic is not None:
             self.deterministic = deterministic

@@ -4,12 +4,12 @@
 JAX computes in 32 bits unless x64 is enabled for the whole program, so a count is kept as two uint32 *limbs* on the
 last axis: `value = low + high * 2**32`. Everything here is exact up to 2**64 - 1, then saturates; nothing wraps.
 
-There are two halves. On the host the limbs are put together, and arithmetic is NumPy's uint64 or Python's own. On the
-device carries are found by comparison: in unsigned arithmetic `a + b < b` exactly when the sum
-wrapped (Knuth, The Art of Computer Programming, vol. 2, 4.3.1, algorithm A, in radix 2**32).
+There are two halves. On the host the limbs are joined, and arithmetic uses uint64 of NumPy or integers of Python. On
+the device carries are found by comparison: in unsigned arithmetic `a + b < b` if and only if the sum wrapped (Knuth,
+The Art of Computer Programming, vol. 2, 4.3.1, algorithm A, in radix 2**32).
 
-Sums over many entries, or over replicas, cannot carry as they go. There each number is first cut into digits so narrow
-that no sum of digits can wrap, the digits are summed, and the carries are propagated once at the end.
+Sums over many entries, or over replicas, cannot propagate carries in between. So each number is first split into digits
+so narrow that no sum of digits can wrap. The digits are summed, and the carries are propagated once at the end.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ WORD = 2**32 - 1
 
 
 def is_limbs(value: Any) -> bool:
-    """Returns whether a value can be limbs by its dtype; `has_limb_axis` looks at the shape too."""
+    """Returns whether a value can be limbs by its dtype. `has_limb_axis` also checks the shape."""
     return isinstance(value, jax.Array | np.ndarray) and value.dtype == np.uint32
 
 
@@ -53,7 +53,7 @@ def from_int(value: int) -> np.ndarray:
 
 
 def to_int(limbs: np.ndarray) -> int:
-    """Returns the Python integer that limbs uint32[2] stand for."""
+    """Returns the Python integer of limbs uint32[2]."""
     low, high = limbs.tolist()
     return low + (high << 32)
 
@@ -69,13 +69,13 @@ def from_uint64(values: np.ndarray) -> np.ndarray:
 
 
 def to_uint64(limbs: np.ndarray) -> np.ndarray:
-    """Returns uint64[*shape] of the limbs uint32[*shape, 2], seen through another dtype where they lie in order."""
+    """Returns uint64[*shape] of the limbs uint32[*shape, 2], as a view if the limbs are contiguous."""
     return np.asarray(limbs, order="C").view(np.uint64)[..., 0]
 
 
 def to_int32_on_host(limbs: np.ndarray) -> np.ndarray | np.int32:
     """Returns int32[*shape], saturated at 2**31 - 1, like `to_int32` on the device."""
-    if limbs.ndim == 1:  # a scalar count, which Python reads in a third of the time that NumPy takes
+    if limbs.ndim == 1:  # a scalar count: Python reads it in a third of NumPy's time
         return np.int32(min(to_int(limbs), INT32_MAX))
     return np.minimum(to_uint64(limbs), np.uint64(INT32_MAX)).astype(np.int32)
 
@@ -109,7 +109,7 @@ def pair(low: Shaped[Array, "*shape"], high: Shaped[Array, "*shape"] | int = 0) 
 def widen(values: Shaped[Array, "*shape"]) -> Limbs:
     """Returns the limbs of an array of booleans or integers of any width; a negative entry becomes 0."""
     values = unsigned(values)
-    if values.dtype.itemsize == 8:  # only where the program enabled x64
+    if values.dtype.itemsize == 8:  # only if the program has enabled x64
         return pair(values & WORD, values >> 32)
     return pair(values)
 
@@ -125,7 +125,7 @@ def add(left: Limbs, right: Limbs) -> Limbs:
 
 
 def add_transposed(packed: UInt32[Array, "2 n"], words: UInt32[Array, " n"]) -> UInt32[Array, "2 n"]:
-    """Returns the sums of counts and one word each, saturated, for counts whose limbs lie on the first axis.
+    """Returns the saturated sums of counts and one word each, for counts whose limbs are on the first axis.
 
     `tallax.compile_step` keeps all counts in one such array, so that low words are neighbours and one addition, one
     comparison and one carry serve all of them.
@@ -138,17 +138,17 @@ def add_transposed(packed: UInt32[Array, "2 n"], words: UInt32[Array, " n"]) -> 
 
 
 def equal(left: Any, right: Any) -> Any:
-    """Returns whether two counts are equal, by NumPy or JAX as they come."""
+    """Returns whether two counts are equal, computed with NumPy or JAX, depending on the arrays."""
     return (left == right).all(-1)
 
 
 def is_zero(limbs: Any) -> Any:
-    """Returns whether each count is 0, by NumPy or JAX as it comes."""
+    """Returns whether each count is 0, computed with NumPy or JAX, depending on the array."""
     return (limbs == 0).all(-1)
 
 
 def less(left: Limbs, right: Limbs) -> Bool[Array, "*shape"]:
-    """Returns whether each count is smaller than the other one."""
+    """Returns whether each count is smaller than the other count."""
     low, high, other_low, other_high = left[..., 0], left[..., 1], right[..., 0], right[..., 1]
     return (high < other_high) | ((high == other_high) & (low < other_low))
 
@@ -165,11 +165,11 @@ def to_float32(limbs: Limbs) -> Float32[Array, "*shape"]:
 
 
 def assign(limbs: Limbs, values: Int[Array, "*shape"]) -> Limbs:
-    """Returns the limbs after `values` were written over what `to_int32` had read.
+    """Returns the limbs after `values` were written over a count that was read by `to_int32`.
 
-    A plain assignment, with one addition that keeps `x = counter.value; counter.value = x + n` exact for ever: if int32
-    arithmetic has wrapped `x + n` to a negative number, `n` is recovered and added to the true count. A negative number
-    that does not come from there leaves the count as it was.
+    This is a plain assignment with one exception, which keeps `x = counter.value; counter.value = x + n` exact: if
+    int32 arithmetic has wrapped `x + n` to a negative number, `n` is recovered and added to the true count. Any other
+    negative number leaves the count unchanged.
     """
     values = jnp.broadcast_to(jnp.asarray(values), limbs.shape[:-1])
     written = widen(values)
@@ -184,11 +184,11 @@ def assign(limbs: Limbs, values: Int[Array, "*shape"]) -> Limbs:
 
 
 def is_wrapped_sum(written: np.ndarray, limbs: np.ndarray) -> np.ndarray:
-    """Returns whether each int32 is the wrapped sum of the count as `to_int32` reads it and an int32 >= 0.
+    """Returns whether each int32 is the wrapped sum of `to_int32` of the count and an int32 >= 0.
 
-    `assign` takes such a sum for an addition. On the host any other negative number can be refused.
+    `assign` treats such a sum as an addition. On the host, any other negative number can be refused.
     """
-    # NumPy warns about scalars that wrap, and not about arrays.
+    # NumPy warns about scalars that wrap, but not about arrays.
     written, read = np.atleast_1d(written), np.atleast_1d(to_int32_on_host(limbs))
     return written.astype(np.uint32) - read.astype(np.uint32) <= INT32_MAX
 
@@ -225,7 +225,7 @@ def total(values: Shaped[Array, ...], axes: Sequence[int]) -> Limbs:
 def psum(limbs: Limbs, axis_names: Sequence[Hashable]) -> Limbs:
     """Returns the exact sum of every replica's limbs over mapped axes, in one collective.
 
-    Four 16-bit digits a count: exact for up to 65,536 replicas.
+    Each count is split into four 16-bit digits, so the sum is exact for up to 65,536 replicas.
     """
     low, high = limbs[..., 0], limbs[..., 1]
     digits = jnp.stack([low & 0xFFFF, low >> 16, high & 0xFFFF, high >> 16])
@@ -240,7 +240,8 @@ def psum(limbs: Limbs, axis_names: Sequence[Hashable]) -> Limbs:
 def divisible(limbs: Limbs, divisor: int) -> Bool[Array, "*shape"]:
     """Returns whether each count is a multiple of `divisor`, a Python integer in [1, 2**31 - 1].
 
-    Long division from the top, in digits so narrow that the remainder shifted by one digit still fits 32 bits.
+    It is a long division from the most significant digit. The digits are so narrow that the remainder, shifted by one
+    digit, still fits 32 bits.
     """
     width = 32 - (divisor - 1).bit_length() if divisor > 1 else 16
     width = max(w for w in (1, 2, 4, 8, 16) if w <= width)
@@ -253,7 +254,7 @@ def divisible(limbs: Limbs, divisor: int) -> Bool[Array, "*shape"]:
 
 
 def unsigned(values: Shaped[Array, ...]) -> Shaped[Array, ...]:
-    """Returns booleans and unsigned integers as they are, signed ones clamped at 0 and made unsigned."""
+    """Returns booleans and unsigned integers unchanged, and signed integers clamped at 0 and made unsigned."""
     values = jnp.asarray(values)
     if jnp.issubdtype(values.dtype, jnp.signedinteger):
         unsigned = jnp.dtype(f"uint{8 * values.dtype.itemsize}")

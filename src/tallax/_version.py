@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which version this is, as the package that is installed says."""
+"""The version of the installed package."""
 
 from importlib import metadata
 

@@ -28,9 +28,9 @@ class Leaf(NamedTuple):
     """A Variable of an object.
 
     Attributes:
-        path: the attribute names, keys and indices that lead to the Variable.
-        variable: the Variable.
-        owner: the statistic or `Scheduled` that the Variable belongs to, or None.
+        path: The attribute names, keys and indices that lead to the Variable.
+        variable: The Variable.
+        owner: The statistic or `Scheduled` that the Variable belongs to, or None.
     """
 
     path: tuple[Any, ...]
@@ -47,9 +47,9 @@ class Group(NamedTuple):
     """State that is read and combined as one: the Variables of a statistic, or a single Variable.
 
     Attributes:
-        path: the path of the owner, or of the Variable.
-        owner: the statistic or `Scheduled`, or None.
-        variables: the Variables by their names within the owner; by the empty name if there is no owner.
+        path: The path of the owner, or of the Variable.
+        owner: The statistic or `Scheduled`, or None.
+        variables: The Variables by their names within the owner. If the owner is None, the name is empty.
     """
 
     path: tuple[Any, ...]
@@ -66,8 +66,8 @@ def path_name(path: Sequence[Any], prefix: str = "") -> str:
     """Returns a path as text: `path_name(("experts", 1, "step"))` is `experts/1/step`.
 
     Args:
-        path: attribute names, keys and indices; keys of JAX's own paths are unwrapped.
-        prefix: the name of the object, if several were passed.
+        path: Attribute names, keys and indices. Keys of JAX's own paths are unwrapped.
+        prefix: The name of the object, if several were passed.
     """
     parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
     return "/".join([prefix, *parts] if prefix else parts)
@@ -77,8 +77,8 @@ def leaves_of(thing: Any, kind: Any = nnx.Variable) -> list[Leaf]:
     """Returns the Variables of an object, each once, in the order of Flax's graph.
 
     Args:
-        thing: a module, an optimizer, or any other node of Flax's graph.
-        kind: the classes of Variables to list. Classes of arrays list the arrays outside of Variables, too.
+        thing: A module, an optimizer, or any other node of Flax's graph.
+        kind: The classes of Variables to list. Classes of arrays list the arrays outside of Variables, too.
     """
     found, owners = [], {}
     for path, node in nnx.iter_graph(thing, graph=True):
@@ -95,8 +95,8 @@ def groups_of(thing: Any, kind: Any = nnx.Variable) -> list[Group]:
     """Returns the state of an object in groups: each statistic and `Scheduled` as one, each other Variable alone.
 
     Args:
-        thing: a module, an optimizer, or any other node of Flax's graph.
-        kind: the classes of Variables to list; an owner is listed if one of its Variables is of such a class.
+        thing: A module, an optimizer, or any other node of Flax's graph.
+        kind: The classes of Variables to list; an owner is listed if one of its Variables is of such a class.
     """
     paths = {id(node): path for path, node in nnx.iter_graph(thing, graph=True) if isinstance(node, EvalAware)}
     groups: dict[int, Group] = {}

@@ -74,7 +74,8 @@ def main() -> None:
     ) -> None:
         """Run a module under every transformation, and report what happens to its state.
 
-        Exits with 0 if nothing failed, 1 if something failed, 2 if it could not run or not finish without a failure.
+        Exits with 0 if nothing failed, 1 if something failed, and 2 if it could not run, or was cut short before a
+        failure.
         """
         try:
             from tallax.checking._command import check as run

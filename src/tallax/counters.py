@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`StepCounter`, the state that most training code keeps first, and the function that the project grew from."""
+"""`StepCounter`, which counts its calls, and `counter_after_n_calls`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from tallax.variables import Counter
 class StepCounter(EvalAware):
     """Counts its calls: `step` starts at 0, and each call adds 1 and returns the new value.
 
-    | field | shape | dtype | reset value | how copies combine |
+    | field | shape | dtype | reset value | reduction |
     |---|---|---|---|---|
     | step | () | an exact `Counter` | 0 | replicated: a step that all replicas take together counts once |
 
     Args:
-        rngs: one key is taken from `rngs.params()`, so that adding a counter shifts the stream as any other layer does.
+        rngs: The counter takes one key from `rngs.params()`, so adding a counter shifts the stream like any other
+            layer.
 
     Raises:
         InvalidTypeError: `rngs` is not an `nnx.Rngs`.
@@ -42,13 +43,13 @@ class StepCounter(EvalAware):
 
     def __init__(self, rngs: nnx.Rngs):
         super().__init__()
-        if not isinstance(rngs, nnx.Rngs) and not hasattr(rngs, "params"):  # one without that stream says so itself
+        if not isinstance(rngs, nnx.Rngs) and not hasattr(rngs, "params"):  # Flax raises if the stream is missing
             raise InvalidTypeError(
                 compose(
                     "StepCounter",
-                    "requires an nnx.Rngs, from which it takes one key.",
+                    "requires an nnx.Rngs, which provides one key.",
                     got=describe(rngs),
-                    fix="StepCounter(nnx.Rngs(0)), or a tallax.Counter(), which takes none",
+                    fix="StepCounter(nnx.Rngs(0)), or a tallax.Counter(), which needs none",
                 )
             )
         rngs.params()
@@ -66,7 +67,7 @@ class StepCounter(EvalAware):
         return int(self.step)
 
     def __repr__(self) -> str:
-        """Returns one line, with the exact number of calls where it can be read."""
+        """Returns one line, with the exact number of calls if it can be read."""
         count = self.step._shown()
         return "StepCounter()" if count is None else f"StepCounter(): {' '.join(str(count).split())}"
 
@@ -77,8 +78,9 @@ def counter_after_n_calls(seed: int | float, n_calls: int | float) -> jax.Array:
     """Makes a `StepCounter` from `seed`, calls it `n_calls` times, and returns its value and `n_calls`.
 
     Args:
-        seed: any integer, or a float that holds one. Beyond 64 bits it is taken modulo 2**63, as JAX's keys end there.
-        n_calls: a non-negative integer, or a float that holds one.
+        seed: An integer, or a float with an integer value. Beyond 64 bits it is reduced modulo 2**63, because JAX's
+            keys accept no more.
+        n_calls: A non-negative integer, or a float with an integer value.
 
     Returns:
         float32[2]: `[counter, n_calls]`, which are equal. Beyond 2**24 both are rounded to the nearest float32;
@@ -114,5 +116,5 @@ def _whole(name: str, value: Any) -> int:
     except (TypeError, ValueError, OverflowError):
         pass
     raise InvalidValueError(
-        compose(name, "takes an integer, or a float with an integer value.", got=describe(value), fix=f"{name}=5")
+        compose(name, "must be an integer, or a float with an integer value.", got=describe(value), fix=f"{name}=5")
     )

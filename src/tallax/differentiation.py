@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`value_and_grad` and `grad`: gradients of parameters alone, while all other state goes its way, in every mode.
+"""`value_and_grad` and `grad`: gradients of parameters only, with all other state updated, in every mode.
 
-`nnx.value_and_grad` does so in graph mode. Elsewhere it takes every leaf of a module for a parameter: integers raise,
-floats are differentiated, and an optimizer sees both. Here the mode does not matter, because the arguments are taken
-apart and put together by the public context managers that Flax's graph mode itself is made of: `nnx.split_context`
-and `nnx.merge_context`, within an `nnx.update_context`. They tell which inner object stands for which of the caller's,
-so that all a forward pass did to the former (values, new Variables, attributes, replaced layers) is done to the
-latter, shared ones once.
+`nnx.value_and_grad` does so in graph mode. In the other modes it treats every leaf of a module as a parameter: integers
+raise, floats are differentiated, and an optimizer sees both. Here the mode does not matter, because the arguments are
+split and merged by the public context managers on which Flax's graph mode is built: `nnx.split_context` and
+`nnx.merge_context`, within an `nnx.update_context`. They map each inner object to the caller's object, so that all
+changes of a forward pass (values, new Variables, attributes, replaced layers) are applied to the caller's objects, and
+to shared objects once.
 """
 
 from __future__ import annotations
@@ -35,34 +35,35 @@ _TAG = "tallax.value_and_grad"  # Flax keeps a stack of contexts for each tag, s
 def value_and_grad(
     f: Callable[..., Any], *, wrt: Any = nnx.Param, argnums: int | Sequence[int] = 0, has_aux: bool = False
 ) -> Callable[..., Any]:
-    """Returns a function that evaluates `f` and its gradient, and leaves all state as one call of `f` leaves it.
+    """Returns a function that evaluates `f` and its gradient, and updates all state as one call of `f` does.
 
     The forward pass runs once. State that `wrt` does not match is never differentiated and has no leaf in the
-    gradients. What `f` writes to any module among its arguments, differentiated or not, is written to the caller's
-    module: counters, batch statistics, random streams, sown values, Python attributes, and also parameters, as
-    `nnx.SpectralNorm` writes its own. If `f` raises, nothing is written.
+    gradients. All writes of `f` to modules among its arguments, differentiated or not, reach the caller's modules:
+    counters, batch statistics, random streams, sown values, Python attributes, and also parameters, which for example
+    `nnx.SpectralNorm` writes. If `f` raises, nothing is written.
 
     Args:
-        f: `f(*args, **kwargs)` returns a real scalar loss, or `(loss, aux)`. What it changes has to be among its
-            arguments: a model that it closes over belongs to another trace.
-        wrt: the state to differentiate with respect to, as an `nnx` filter. Paths start at the argument, as they do in
-            `nnx.state(argument, wrt)`. Arrays that are in no module need no filter: they are differentiated.
-        argnums: the position or positions of the arguments to differentiate. Each may be a module, an `nnx.State`, an
-            array of floats, or a pytree of such; a negative one counts from the end.
-        has_aux: whether `f` returns a pair, whose second part is passed on.
+        f: A function; `f(*args, **kwargs)` returns a real scalar loss, or `(loss, aux)`. Every model that it changes
+            must be among its arguments, because a model that it closes over belongs to another trace.
+        wrt: The state to differentiate with respect to, as an `nnx` filter. Paths start at the argument, as in
+            `nnx.state(argument, wrt)`. Arrays outside of modules need no filter: they are always differentiated.
+        argnums: The position or positions of the arguments to differentiate. Each argument may be a module, an
+            `nnx.State`, an array of floats, or a pytree of these. A negative position counts from the end.
+        has_aux: Whether `f` returns a pair `(loss, aux)`.
 
     Returns:
         A function of the same arguments that returns `(loss, gradients)`, or `((loss, aux), gradients)`. The gradients
-        of a module are an `nnx.State` as `optimizer.update(model, gradients)` takes it; those of an array, an array;
-        those of several `argnums`, a tuple. State that two places share has one gradient, the total one, at the first
-        of the places.
+        of a module are an `nnx.State`, which you pass to `optimizer.update(model, gradients)`. The gradient of an array
+        is an array. If there are several `argnums`, the gradients are a tuple. A Variable that has two paths has one
+        gradient, the total, at the first path.
 
     Raises:
-        InvalidTypeError: `f` is a method of a module or a module itself, `argnums` holds no integers or an
-            `nnx.DiffState`, `wrt` matches state that is not of floats, an argument holds a Variable with `ref=True`,
-            the loss is not a real scalar, or `has_aux=True` and `f` returns no pair.
-        InvalidValueError: `wrt` matches nothing in an argument, or `argnums` names one that is not there, or one twice.
-        TraceError: an argument holds Variables of another trace.
+        InvalidTypeError: `f` is a module or a method of a module, `argnums` contains anything but integers, `wrt`
+            matches state that is not floating-point, an argument contains a Variable with `ref=True`, the loss is not a
+            real scalar, or `has_aux=True` and `f` does not return a pair.
+        InvalidValueError: `wrt` matches nothing in an argument, or `argnums` names a missing argument, or the same
+            argument twice.
+        TraceError: An argument contains Variables of another trace.
 
     Example:
         >>> import jax.numpy as jnp, tallax
@@ -95,18 +96,24 @@ def value_and_grad(
 def grad(
     f: Callable[..., Any], *, wrt: Any = nnx.Param, argnums: int | Sequence[int] = 0, has_aux: bool = False
 ) -> Callable[..., Any]:
-    """Returns `value_and_grad` without the value: a function that returns the gradients, or `(gradients, aux)`.
+    """Like `value_and_grad`, but the returned function returns only the gradients, or `(gradients, aux)`.
 
     Args:
-        f: as for `value_and_grad`.
-        wrt: as for `value_and_grad`.
-        argnums: as for `value_and_grad`.
-        has_aux: as for `value_and_grad`.
+        f: A function; `f(*args, **kwargs)` returns a real scalar loss, or `(loss, aux)`. Every model that it changes
+            must be among its arguments, because a model that it closes over belongs to another trace.
+        wrt: The state to differentiate with respect to, as an `nnx` filter. Paths start at the argument, as in
+            `nnx.state(argument, wrt)`. Arrays outside of modules need no filter: they are always differentiated.
+        argnums: The position or positions of the arguments to differentiate. Each argument may be a module, an
+            `nnx.State`, an array of floats, or a pytree of these. A negative position counts from the end.
+        has_aux: Whether `f` returns a pair `(loss, aux)`.
 
     Raises:
-        InvalidTypeError: as for `value_and_grad`.
-        InvalidValueError: as for `value_and_grad`.
-        TraceError: as for `value_and_grad`.
+        InvalidTypeError: `f` is a module or a method of a module, `argnums` contains anything but integers, `wrt`
+            matches state that is not floating-point, an argument contains a Variable with `ref=True`, the loss is not a
+            real scalar, or `has_aux=True` and `f` does not return a pair.
+        InvalidValueError: `wrt` matches nothing in an argument, or `argnums` names a missing argument, or the same
+            argument twice.
+        TraceError: An argument contains Variables of another trace.
 
     Example:
         >>> import tallax
@@ -124,9 +131,9 @@ def grad(
 
 
 class _Call:
-    """One call: its arguments taken apart, the pure loss of what is differentiated, and the way back to the arguments.
+    """One call: its split arguments, the pure loss, and the writes back to the caller's objects.
 
-    Lives within one update context, which pairs the caller's objects with those that `f` gets.
+    It exists within one update context, which pairs the caller's objects with the objects that `f` gets.
     """
 
     def __init__(
@@ -140,13 +147,13 @@ class _Call:
         has_aux: bool,
     ):
         self.f, self.has_aux = f, has_aux
-        # A dict, which JAX takes in the order of its keys: what is shared has its gradient at the first position,
-        # whatever the order of argnums.
+        # A dict, because JAX orders its keys: a shared Variable has its gradient at the first position, for any order
+        # of argnums.
         chosen = {position: args[position] for position in positions}
         others = {position: arg for position, arg in enumerate(args) if position not in chosen}
         leaves, self.tree = jax.tree.flatten_with_path(chosen, is_leaf=lambda x: isinstance(x, nnx.State) or is_node(x))
         with nnx.split_context(_TAG) as context:
-            # First, so that a Variable which another argument holds too is differentiated.
+            # First, so that a Variable that another argument contains too is differentiated.
             split = [_split(context, leaf, _under(path, matches)) for path, leaf in leaves]
             self.others = _take_apart(context, (others, kwargs))
         self.graphdefs, self.differentiated, self.rest = zip(*split, strict=True) if split else ((), (), ())
@@ -176,15 +183,15 @@ class _Call:
             return loss, _take_apart(context, (nodes, aux))
 
     def write_back(self, after: tuple[Any, Any]) -> Any:
-        """Makes the caller's objects what the inner ones became, and returns aux, where they are themselves again."""
+        """Applies the changes of the inner objects to the caller's objects, and returns aux."""
         with nnx.merge_context(_TAG, False) as context:
             _, aux = _put_together(context, after)
         return aux
 
 
 def _split(context: nnx.SplitContext, leaf: Any, matches: Callable[[Any, Any], bool]) -> tuple[Any, ...]:
-    """Returns a graphdef, what is differentiated, and the rest, of a module, Variable or State; or only an array."""
-    if isinstance(leaf, nnx.State):  # its arrays are in no module, so they need not match
+    """Returns the graphdef, the differentiated state and the rest of a module, Variable or State; or only an array."""
+    if isinstance(leaf, nnx.State):  # these arrays are outside of modules, so they need not match
         return context.split(leaf, nnx.Any(lambda _, x: not isinstance(x, nnx.Variable), matches), ...)
     return context.split(leaf, matches, ...) if is_node(leaf) else (None, leaf, None)
 
@@ -204,7 +211,7 @@ def _put_together(context: nnx.MergeContext, tree: Any) -> Any:
 
 
 def _under(jax_path: Sequence[Any], matches: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
-    """Returns the filter for one leaf of an argument, whose own path continues that of the leaf in the argument."""
-    names = ("key", "idx", "name")  # of a dict's, a sequence's and an object's children
+    """Returns the filter for one leaf of an argument. Paths within the leaf continue the path in the argument."""
+    names = ("key", "idx", "name")  # the keys of the children of a dict, a sequence and an object
     start = tuple(next((getattr(key, n) for n in names if hasattr(key, n)), str(key)) for key in jax_path[1:])
     return lambda path, x: matches((*start, *path), x)

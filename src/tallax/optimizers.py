@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""optax transformations that read `step=`, so that the model's counter is the one truth.
+"""optax transformations that follow `step=`, so that all schedules use the model's counter.
 
     optimizer = nnx.Optimizer(model, optax.chain(
         tallax.clip_by_global_norm(optax.linear_schedule(0.1, 1.0, 1_000)),
@@ -7,7 +7,7 @@
     ), wrt=nnx.Param)
     optimizer.update(model, grads, step=model.step)
 
-Without `step=` each follows an exact count of its own updates.
+Without `step=`, each transformation follows an exact count of its own updates.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from tallax.schedules import as_array, step_value
 
 
 class ClipByGlobalNormState(NamedTuple):
-    """The state of `clip_by_global_norm`; `clip_counts` reads it.
+    """The state of `clip_by_global_norm`, which `clip_counts` reads.
 
-    | field | shape | dtype | reset value | how copies combine |
+    | field | shape | dtype | reset value | reduction |
     |---|---|---|---|---|
-    | updates, clipped, nonfinite | (2,): low and high word of an exact count | uint32 | 0 | same |
-    | max_norm | (): the threshold of the last update | float32 | that of count 0 | same |
+    | updates, clipped, nonfinite | (2,): low and high word of an exact count | uint32 | 0 | replicated |
+    | max_norm | (): the threshold of the last update | float32 | that of count 0 | replicated |
     """
 
     updates: jax.Array
@@ -49,11 +49,11 @@ class ClipCounts:
     """The numbers of updates and clips of a `clip_by_global_norm`.
 
     Attributes:
-        updates: the exact number of updates.
-        clipped: the number of updates with a global norm above the threshold, including infinite norms.
-        nonfinite: the number of updates with a global norm that was NaN or infinite.
-        rate: clipped / updates; 0.0 before the first update.
-        max_norm: the threshold of the last update.
+        updates: The exact number of updates.
+        clipped: The number of updates with a global norm above the threshold, including infinite norms.
+        nonfinite: The number of updates with a global norm that was NaN or infinite.
+        rate: Clipped / updates; 0.0 before the first update.
+        max_norm: The threshold of the last update.
     """
 
     updates: int
@@ -66,15 +66,15 @@ class ClipCounts:
 def clip_by_global_norm(max_norm: float | Callable[[Any], Any]) -> optax.GradientTransformationExtraArgs:
     """Scales updates down to a global norm, which may be a schedule, and counts the updates that were scaled.
 
-    The updates are those of `optax.clip_by_global_norm`: with `g` the global norm over all leaves, they stay as they
-    are where `g < max_norm`, and become `u / g * max_norm` otherwise.
+    The updates equal those of `optax.clip_by_global_norm`. Let `g` be the global norm over all leaves. If `g <
+    max_norm`, the updates do not change. Otherwise an update `u` becomes `u / g * max_norm`.
 
     Args:
-        max_norm: the largest global norm, positive; or an optax schedule of it, which follows `update(..., step=)`, or,
-            where that is not given, the number of updates before this one.
+        max_norm: The largest global norm, a positive number or an optax schedule. A schedule follows `update(...,
+            step=)`, or the number of previous updates if `step=` is omitted.
 
     Returns:
-        A transformation whose state is a `ClipByGlobalNormState`. Its `update` takes `step=`, a `Counter` or an
+        A transformation whose state is a `ClipByGlobalNormState`. Its `update` accepts `step=`, a `Counter` or an
         integer.
 
     Raises:
@@ -92,7 +92,9 @@ def clip_by_global_norm(max_norm: float | Callable[[Any], Any]) -> optax.Gradien
     if not callable(max_norm):
         if isinstance(max_norm, bool) or not isinstance(max_norm, int | float | np.generic | jax.Array):
             raise InvalidTypeError(
-                compose("max_norm", "takes a number or an optax schedule.", got=describe(max_norm), fix="max_norm=1.0")
+                compose(
+                    "max_norm", "must be a number or an optax schedule.", got=describe(max_norm), fix="max_norm=1.0"
+                )
             )
         if not is_traced(max_norm) and not max_norm > 0:
             raise InvalidValueError(
@@ -106,7 +108,7 @@ def clip_by_global_norm(max_norm: float | Callable[[Any], Any]) -> optax.Gradien
         del params
         zeros = [
             jnp.asarray(_uint64.from_int(0)) for _ in range(3)
-        ]  # one array each, so that all of them can be donated
+        ]  # a separate array for each, so that all of them can be donated
         return ClipByGlobalNormState(*zeros, max_norm=threshold(jnp.int32(0)))
 
     def update(
@@ -115,11 +117,11 @@ def clip_by_global_norm(max_norm: float | Callable[[Any], Any]) -> optax.Gradien
         del params, extra_args
         limit = threshold(_uint64.to_int32(state.updates) if step is None else as_array(step_value(step)))
         norm = jnp.asarray(optax.tree.norm(updates))
-        bound = limit.astype(norm.dtype)  # the dtype that a Python number would get from promotion
+        bound = limit.astype(norm.dtype)  # the dtype to which a Python number is promoted
         within, above = norm < bound, norm > bound
 
         def clip(leaf: jax.Array) -> jax.Array:
-            # Not jnp.where, which would make floats of integers, where optax raises.
+            # Not jnp.where, which would convert integers to floats. optax raises for them.
             return jax.lax.select(within, leaf, (leaf / norm.astype(leaf.dtype)) * limit.astype(leaf.dtype))
 
         return jax.tree.map(clip, updates), ClipByGlobalNormState(
@@ -133,14 +135,14 @@ def clip_by_global_norm(max_norm: float | Callable[[Any], Any]) -> optax.Gradien
 
 
 def clip_counts(state: Any) -> ClipCounts:
-    """Returns the counts of the only `clip_by_global_norm` in an optimizer; waits for the values.
+    """Returns the counts of the only `clip_by_global_norm` in an optimizer. Waits for the values.
 
     Args:
-        state: an `nnx.Optimizer`, or any optax state.
+        state: An `nnx.Optimizer` or any optax state.
 
     Raises:
-        InvalidValueError: there is none in it, or more than one.
-        TracedReadError: called inside a trace.
+        InvalidValueError: The optimizer does not have exactly one `clip_by_global_norm`.
+        TracedReadError: The call is inside a trace.
     """
     tree = state.opt_state if isinstance(state, nnx.Optimizer) else state
 
@@ -154,7 +156,7 @@ def clip_counts(state: Any) -> ClipCounts:
                 "clip_counts",
                 "requires an optimizer with exactly one tallax.clip_by_global_norm.",
                 got=f"{len(found)} of them",
-                fix="optax.chain(tallax.clip_by_global_norm(1.0), ...), or the state of the one that is meant",
+                fix="optax.chain(tallax.clip_by_global_norm(1.0), ...), or the state of one of them",
             )
         )
     fields = [nnx.as_pure(field) for field in found[0]]
@@ -174,12 +176,12 @@ def clip_counts(state: Any) -> ClipCounts:
 
 
 class ScheduledState(NamedTuple):
-    """The state of `scheduled`: nothing for the arguments that are no schedules.
+    """The state of `scheduled`. Arguments that are not schedules have no state.
 
-    | field | shape | dtype | reset value | how copies combine |
+    | field | shape | dtype | reset value | reduction |
     |---|---|---|---|---|
-    | hyperparams | (): by name, the value of each schedule at the last update | its own | that of count 0 | same |
-    | hyperparams_states | (2,): by name, low and high word of the exact number of updates | uint32 | 0 | same |
+    | hyperparams | (): the last value of each schedule, by name | its own | that of count 0 | replicated |
+    | hyperparams_states | (2,): by name, low and high word of the exact number of updates | uint32 | 0 | replicated |
     | inner_state | that of the transformation | | | |
     """
 
@@ -189,7 +191,7 @@ class ScheduledState(NamedTuple):
 
 
 class _StepSchedule(optax.schedules.StatefulSchedule):
-    """A schedule of the `step=` that an update is given, or of an exact count of the updates before it."""
+    """A schedule of the `step=` of an update, or of an exact count of the previous updates."""
 
     def __init__(self, schedule: Callable[[Any], Any]):
         self.schedule = schedule
@@ -213,25 +215,26 @@ def scheduled(
     hyperparam_dtype: Any = None,
     **kwargs: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns `inner_factory(*args, **kwargs)` where any number may be an optax schedule.
+    """Returns the transformation `inner_factory(*args, **kwargs)`, in which any number may be an optax schedule.
 
-    Schedules follow `update(..., step=)`, or an exact count of the updates if that is not given. All other arguments
-    are passed on as they are. `state.hyperparams["learning_rate"]` is the value at the last update.
+    Schedules follow `update(..., step=)`, or an exact count of the updates if `step=` is omitted. All other arguments
+    are passed on unchanged. `state.hyperparams["learning_rate"]` is the value at the last update.
 
-    If the factory takes a schedule for an argument, as optax's do for `learning_rate`, it is given one, so that the
-    updates equal those of `optax.adam(schedule)` to the bit. If it takes numbers only, it is given the value.
+    If the factory accepts a schedule for an argument, as optax's factories do for `learning_rate`, it gets a schedule,
+    so the updates are bit-equal to those of `optax.adam(schedule)`. If it accepts numbers only, it gets the value.
 
     Args:
-        inner_factory: a function that makes the transformation, such as `optax.adamw`.
-        *args: its arguments. A callable is a schedule, unless it is a type, such as `jnp.bfloat16`, or the factory's
-            annotation says that the argument is not a number, for example `mask`.
-        static_args: the names of other arguments that are callables and not schedules.
-        hyperparam_dtype: the dtype of the schedules' values. By default values for a factory that takes schedules keep
-            their dtype, and those for one that takes numbers have the highest of the parameters' dtypes.
-        **kwargs: its keyword arguments. A callable is a schedule under the same conditions as in `*args`.
+        inner_factory: A function that returns the transformation, such as `optax.adamw`.
+        *args: The arguments of the factory. A callable is a schedule, unless it is a type, such as `jnp.bfloat16`, or
+            the factory's annotation excludes numbers for the argument, for example for `mask`.
+        static_args: The names of other arguments that are callables, but not schedules.
+        hyperparam_dtype: The dtype of the schedules' values. By default, values keep their dtype if the factory accepts
+            schedules, and have the highest dtype of the parameters if it accepts numbers.
+        **kwargs: The keyword arguments of the factory. A callable is a schedule under the same conditions as in
+            `*args`.
 
     Raises:
-        InvalidTypeError: `inner_factory` is a transformation already, or `step` is not an integer.
+        InvalidTypeError: `inner_factory` is already a transformation, or `step` is not an integer.
         InvalidValueError: `static_args` names an argument that the factory does not have.
 
     Example:
@@ -246,7 +249,7 @@ def scheduled(
         raise InvalidTypeError(
             compose(
                 "scheduled",
-                "takes a function that makes a transformation, such as optax.adamw, and its arguments.",
+                "requires a function that returns a transformation, such as optax.adamw, and its arguments.",
                 got=f"a {type(inner_factory).__name__}",
                 fix="tallax.scheduled(optax.adamw, learning_rate=schedule)",
             )
@@ -259,14 +262,14 @@ def scheduled(
     }
 
     def made(values: dict[str, Any], like: Any, *, follows_count: bool) -> optax.GradientTransformationExtraArgs:
-        """Returns the inner transformation with these values in the place of the schedules."""
+        """Returns the inner transformation with these values instead of the schedules."""
         given: dict[str, Any] = {}
         for name, value in values.items():
             schedule = schedules[name]
             if name not in factory.takes_schedules:
                 given[name] = _cast(value, _float_dtype(like) if hyperparam_dtype is None else hyperparam_dtype)
             elif follows_count and isinstance(schedule, _StepSchedule):
-                # optax counts from 0 or 1, as it thinks right.
+                # optax counts from 0 or 1, depending on the transformation.
                 given[name] = lambda count, f=schedule.schedule: _cast(f(jnp.asarray(count)), hyperparam_dtype)
             else:
                 given[name] = lambda count, value=value: _cast(value, hyperparam_dtype)
@@ -293,18 +296,18 @@ def scheduled(
 
 
 def _recorded(values: dict[str, Any], dtype: Any) -> dict[str, jax.Array]:
-    """Returns values as strongly typed arrays, since a checkpoint keeps no weak type."""
+    """Returns values as strongly typed arrays, because a checkpoint does not keep weak types."""
     arrays = {name: jnp.asarray(_cast(value, dtype)) for name, value in values.items()}
     return {name: jax.lax.convert_element_type(value, value.dtype) for name, value in arrays.items()}
 
 
 def _float_dtype(tree: Any) -> Any:
-    """Returns the highest dtype in a tree; None if it holds no floats."""
+    """Returns the highest float dtype in a tree, or None if the tree has no floats."""
     dtype = optax.tree.dtype(tree, "highest") if jax.tree.leaves(tree) else None
     return dtype if dtype is not None and jnp.issubdtype(dtype, jnp.floating) else None
 
 
 def _cast(value: Any, dtype: Any) -> Any:
-    """Returns a float in `dtype`; anything else, and everything if that is None, as it is."""
+    """Returns a float in `dtype`. If `dtype` is None, or the value is not a float, returns it unchanged."""
     is_float = dtype is not None and jnp.issubdtype(jnp.result_type(value), jnp.floating)
     return jnp.asarray(value, dtype) if is_float else value

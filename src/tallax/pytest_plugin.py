@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def statecheck() -> Callable[..., Report]:
-    """`tallax.statecheck`, except that a failure fails the test, with the text of the findings; returns the report."""
+    """Like `tallax.statecheck`, but a failure fails the test with the text of the findings. Returns the report."""
 
     def check(make: Any, *inputs: Any, **options: Any) -> Report:
-        __tracebackhide__ = True  # the findings say more than a traceback of tallax
+        __tracebackhide__ = True  # the findings are more useful than a traceback of tallax
         from tallax.checking import statecheck
 
         return statecheck(make, *inputs, **options).raise_on_failure()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading all items of a model at once: from the device to the host in one copy, or inside a trace as arrays."""
+"""Reads all state of a model at once: in one copy from the device to the host, or as arrays inside a trace."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from tallax.statistics import Statistic
 from tallax.statistics._statistic import stored_state
 from tallax.variables import Buffer, Counter
 
-_MANY = 8  # arrays; more are gathered first, so that there is one copy to wait for
+_MANY = 8  # more arrays than this are gathered first, so that there is one copy to wait for
 
 
 def collect(*objects: Any) -> Reading:
-    """Starts to bring the values of all items in some objects to the host, and returns at once.
+    """Starts to copy all state of some objects to the host, and returns immediately.
 
-    The values are those at the time of the call, whatever happens to the objects afterwards: donation too. What is on
-    a device is first gathered into one array there, and comes in one copy. For objects that a compiled step holds,
-    `step.collect()` is quicker.
+    The values are those at the time of the call, even if the objects change later or their arrays are donated. Arrays
+    on a device are first gathered into one array there, and then copied at once. If a compiled step owns the state,
+    `step.collect()` is faster.
 
     Args:
-        *objects: modules and optimizers. Where two have items of one name, they are told apart by a number in front:
+        *objects: Modules and optimizers. If two have state of the same name, names begin with the number of the object:
             `0/step`, `1/step`.
 
     Raises:
-        InvalidTypeError: something is no module; or the state of a statistic was cast.
-        ReplicasError: an item is kept as a share for each replica.
-        TracedReadError: inside a trace; there `snapshot` returns arrays.
+        InvalidTypeError: An object is not a module, or the state of a statistic was cast.
+        ReplicasError: A variable has per-replica state.
+        TracedReadError: The call is inside a trace. Use `snapshot` there, which returns arrays.
 
     Example:
         >>> import jax.numpy as jnp, tallax
@@ -62,11 +62,11 @@ def collect(*objects: Any) -> Reading:
 
 
 def reading_of(entries: Sequence[Entry]) -> Reading:
-    """Starts to bring the values of some items to the host.
+    """Starts to copy the values of some entries to the host.
 
     Raises:
-        ReplicasError: an item is kept as a share for each replica.
-        TracedReadError: inside a trace.
+        ReplicasError: A variable has per-replica state.
+        TracedReadError: The call is inside a trace.
     """
     states: list[Any] = []
     for entry in entries:
@@ -84,7 +84,7 @@ def reading_of(entries: Sequence[Entry]) -> Reading:
 
     arrays = [states[k] for k in there]
     for k in there:
-        states[k] = None  # or a reading would keep them alive
+        states[k] = None  # otherwise a reading would keep the objects alive
 
     def decode(copies: list[np.ndarray]) -> dict[str, Any]:
         copied = iter(copies)
@@ -95,16 +95,16 @@ def reading_of(entries: Sequence[Entry]) -> Reading:
 
 
 def snapshot(*objects: Any) -> dict[str, Any]:
-    """Returns the values of all items in some objects as arrays, by the names that `collect` gives them.
+    """Returns all state of some objects as arrays, with the same names as `collect`.
 
-    To be returned from a compiled function, or used inside one. Counts are int32, saturated at 2**31 - 1.
+    You can use the arrays inside a compiled function, or return them from it. Counts are int32, saturated at 2**31 - 1.
 
     Args:
-        *objects: modules and optimizers.
+        *objects: Modules and optimizers.
 
     Raises:
-        InvalidTypeError: something is no module.
-        ReplicasError: an item is kept as a share for each replica.
+        InvalidTypeError: An object is not a module.
+        ReplicasError: A variable has per-replica state.
 
     Example:
         >>> import jax.numpy as jnp, tallax
@@ -117,18 +117,18 @@ def snapshot(*objects: Any) -> dict[str, Any]:
 
 
 class Reading:
-    """The values of items at one time, on their way to the host.
+    """The values of the state at one time, which are being copied to the host.
 
-    Made by `collect` and `CompiledStep.collect`. A reading that is dropped costs nothing more.
+    `collect` and `CompiledStep.collect` return readings. A reading that you drop has no further cost.
 
     Attributes:
-        entries: which items these are, in order of their names in `result`.
+        entries: The entries, in the order of their names in `result`.
 
     Args:
-        entries: the items.
-        arrays: on devices.
-        decode: from these arrays on the host to the value of each item by its name.
-        lasting: whether nobody is going to overwrite the arrays. Otherwise they are gathered before this returns.
+        entries: The entries to read.
+        arrays: The arrays on devices.
+        decode: A function from these arrays on the host to the value of each entry by name.
+        lasting: Whether the arrays will not be overwritten. If False, they are gathered before this returns.
     """
 
     def __init__(
@@ -150,15 +150,15 @@ class Reading:
         return self._result is not None or self._copies.are_ready()
 
     def result(self) -> dict[str, Any]:
-        """Returns the values by name; waits for the copy the first time. Any thread may ask.
+        """Returns the values by name. The first call waits for the copy. Any thread may call it.
 
         Returns:
-            The names are paths, joined by slashes: that of a statistic or a `Scheduled` for its record or number, and
-            otherwise that of the Variable. A count is an int, exact, or uint64 where the Counter has a shape; a Buffer
-            a Python number, or an array where it has a shape. The arrays are not to be written to.
+            The values by path. A statistic or a `Scheduled` has one entry with its record or number, and every other
+            Variable has its own entry. A count is an exact int, or a uint64 array if the Counter has a shape. A Buffer
+            is a Python number, or an array if it has a shape. Do not write to the arrays.
 
         Raises:
-            RuntimeError: JAX's own, where the program that was to compute the values failed.
+            RuntimeError: The program that computes the values failed. This is JAX's own error.
         """
         values = self.outcomes()
         for value in values.values():
@@ -167,7 +167,7 @@ class Reading:
         return values
 
     def outcomes(self) -> dict[str, Any]:
-        """Like `result`, but with an `Unreadable` for each item whose statistic raised in `read()`."""
+        """Like `result`, but with an `Unreadable` for each statistic that raised in `read()`."""
         with self._lock:
             if self._result is None:
                 self._result = self._decode(self._copies.on_host())
@@ -178,7 +178,7 @@ class Reading:
         return f"<Reading of {len(self.entries)} items: {'ready' if self.done() else 'on its way'}>"
 
     def _repr_html_(self) -> str:
-        """Waits for the copy, as `result` does."""
+        """Returns the values as HTML. Like `result`, it waits for the copy."""
         values = self.result()
         rows = [(entry.name, entry.description, worded(values[entry.name])) for entry in self.entries]
         return state_table(f"{len(rows)} names", rows)
@@ -186,17 +186,17 @@ class Reading:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Stands for the value of an item that could not be read.
+    """Stands for a value that could not be read.
 
     Attributes:
-        error: the exception that its statistic raised.
+        error: The exception that the statistic raised.
     """
 
     error: Exception
 
 
 def _or_unreadable(value: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a method return its exception, so that one item does not take the others with it."""
+    """Makes a method return its exception, so that one failure does not lose the other values."""
 
     @functools.wraps(value)
     def method(*args: Any) -> Any:
@@ -210,12 +210,12 @@ def _or_unreadable(value: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Entry:
-    """The state under one name: a Variable of its own, or a statistic or `Scheduled` with its Variables.
+    """The state under one name: a single Variable, or a statistic or `Scheduled` with its Variables.
 
     Attributes:
-        name: its path, joined by slashes.
-        items: the Variables, by attribute; one of its own by an empty name.
-        owner: the statistic or `Scheduled` that they are the state of, if there is one.
+        name: The path, joined by slashes.
+        items: The Variables by attribute. The name of a single Variable is empty.
+        owner: The statistic or `Scheduled` that owns the Variables, or None.
     """
 
     name: str
@@ -224,14 +224,14 @@ class Entry:
 
     @property
     def item(self) -> Counter | Buffer:
-        """The Variable; of several, the one with the largest array."""
+        """The Variable. If there are several, this is the one with the largest array."""
         if len(self.items) == 1:
             return next(iter(self.items.values()))
         return max(self.items.values(), key=lambda item: item.get_raw_value().nbytes)
 
     @functools.cached_property
     def description(self) -> StateInfo:
-        """The kind, shape and size, without the value; dtype and shape are those of the largest array."""
+        """The kind, shape and size, without the value. The dtype and shape are those of the largest array."""
         item = self.item
         raw = item.get_raw_value()
         shape, kind = raw.shape, type(item if self.owner is None else self.owner).__name__
@@ -241,14 +241,14 @@ class Entry:
         return StateInfo(kind, tuple(shape), str(raw.dtype), size, bool(item.get_metadata("persistent", True)))
 
     def stored(self) -> list[Any]:
-        """Returns the state where it is, an array for each Variable; those of Counters are words."""
+        """Returns the state without moving it: one array for each Variable. A Counter is returned as words."""
         if self.owner is not None:
             return list(self.owner.stored_state().values())
         return [stored_state(item) for item in self.items.values()]
 
     @_or_unreadable
     def value(self, states: Sequence[np.ndarray]) -> Any:
-        """Returns what a state stands for, on the host."""
+        """Returns the value of a state on the host."""
         if self.owner is not None:
             return self.owner.read(dict(zip(self.items, states, strict=True)))
         (state,) = states
@@ -261,14 +261,14 @@ class Entry:
 
 
 def entries_of(objects: Sequence[Any], names: Sequence[str] | None = None) -> list[Entry]:
-    """Returns all items of some objects, each once.
+    """Returns the entries of some objects, each once.
 
     Args:
-        objects: modules and optimizers.
-        names: what they are called, where a name in front is needed to tell their items apart.
+        objects: Modules and optimizers.
+        names: The names of the objects, which are used as prefixes if two objects have state of the same name.
 
     Raises:
-        InvalidTypeError: something is no module.
+        InvalidTypeError: An object is not a module.
     """
     entries: dict[str, Entry] = {}
     for number, thing in enumerate(objects):
@@ -276,14 +276,14 @@ def entries_of(objects: Sequence[Any], names: Sequence[str] | None = None) -> li
             raise InvalidTypeError(
                 compose(
                     "collect",
-                    "takes the modules that hold the items.",
+                    "requires modules or optimizers.",
                     got=describe(thing),
                     fix="collect(model); log(model, loss=loss) for a Logger's numbers",
                 )
             )
         found = _entries_in(thing)
         label = names[number] if names is not None else str(number)
-        while any(entry.name in entries for entry in found):  # the label itself may be what something is called
+        while any(entry.name in entries for entry in found):  # the prefix itself may be the name of an entry
             found = [dataclasses.replace(entry, name=f"{label}/{entry.name}") for entry in found]
         entries.update((entry.name, entry) for entry in found)
     return list(entries.values())
@@ -301,10 +301,12 @@ def _as_arrays(entry: Entry) -> Any:
 
 
 class _Copies:
-    """Arrays on their way to the host: as they are, or gathered, mostly into one."""
+    """Arrays that are being copied to the host: unchanged, or gathered into few arrays."""
 
     def __init__(self, arrays: Sequence[jax.Array], *, gather: bool):
-        if not all(isinstance(array.dtype, np.dtype) for array in arrays):  # NumPy has no keys: their words, then
+        if not all(
+            isinstance(array.dtype, np.dtype) for array in arrays
+        ):  # NumPy has no random keys, so their words are copied
             arrays = [array if isinstance(array.dtype, np.dtype) else jax.random.key_data(array) for array in arrays]
         self._arrays = arrays
         self._vectors: list[tuple[list[int], jax.Array]] = []
@@ -330,7 +332,7 @@ class _Copies:
         return all(map(is_ready, self._arrays))
 
     def on_host(self) -> list[np.ndarray]:
-        """Returns the arrays, which may be views of what is on the device."""
+        """Returns the arrays, which may be views of device memory."""
         if not self._vectors:
             return [np.asarray(array) for array in self._arrays]
         found: dict[int, np.ndarray] = {}
@@ -345,7 +347,7 @@ class _Copies:
 
 
 def _by_kind(dtypes: Sequence[Any]) -> dict[Any, list[int]]:
-    """Returns which arrays go into one vector: all of 32 bits, and otherwise those of one dtype."""
+    """Returns the groups of arrays that are gathered into one vector: all 32-bit arrays, and others by dtype."""
     kinds: dict[Any, list[int]] = {}
     for k, dtype in enumerate(dtypes):
         kinds.setdefault("words" if dtype.itemsize == 4 else str(dtype), []).append(k)
@@ -354,7 +356,7 @@ def _by_kind(dtypes: Sequence[Any]) -> dict[Any, list[int]]:
 
 @functools.cache
 def _gatherer(home: jax.sharding.Sharding | None) -> Callable[[tuple[jax.Array, ...]], list[jax.Array]]:
-    # Whole on every device, so that every process can read it.
+    # Replicated on every device, so that every process can read it.
     return jax.jit(_gather) if home is None else jax.jit(_gather, out_shardings=home)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Scheduled`: a value that follows an optax schedule and stays on the model, to be logged, saved and pinned."""
+"""`Scheduled`: a value on the model that follows an optax schedule, and that you can log, save and pin."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ _NEEDS_A_VALUE = (
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
-_NOT_CALLED = -1.0  # in the place of 1 for pinned and 0 for not
+_NOT_CALLED = -1.0  # instead of 1 for pinned and 0 for not pinned
 
 
 class Scheduled(EvalAware):
-    """A scalar that a schedule drives: the temperature of a gate, the weight of a loss, the probability of a mask.
+    """A scalar that follows a schedule: the temperature of a gate, the weight of a loss, the probability of a mask.
 
-    | field | shape | dtype | reset value | how copies combine |
+    | field | shape | dtype | reset value | reduction |
     |---|---|---|---|---|
-    | state | (3,): the value of the last call, the pinned one, 1 while pinned | float32 | 0, 0, -1: not called | same |
+    | state | (3,): the last value, the pinned value, 1 if pinned | float32 | 0, 0, -1: not called | replicated |
 
     Args:
-        schedule: an optax schedule, or any function from an int32 count to a scalar.
-        name: a label for tables and logs, in addition to the attribute's name.
-        persistent: whether checkpoints save the state.
+        schedule: An optax schedule, or any function from an int32 count to a scalar.
+        name: A label for tables and logs, in addition to the attribute's name.
+        persistent: Whether checkpoints save the state.
 
-    In eval mode (`model.eval()`, or `nnx.view(model, deterministic=True)`) a call returns the value and keeps nothing.
+    In eval mode (`model.eval()`, or `nnx.view(model, deterministic=True)`) a call returns the value and stores nothing.
 
     Example:
         >>> import optax, tallax
@@ -70,18 +70,20 @@ class Scheduled(EvalAware):
         super().__init__()
         self.schedule = schedule
         self.name = name
-        # Raises if it gives no scalar, and computes nothing. A schedule that branches in Python gets its count later.
+        # Raises if the schedule does not return a scalar. Nothing is computed, and a schedule that branches in Python
+        # is skipped.
         with contextlib.suppress(*_NEEDS_A_VALUE):
             jax.eval_shape(self._scheduled, jax.ShapeDtypeStruct((), jnp.int32))
-        # On the host, as everything before jax.distributed.initialize must be, so `schedule(0)` is left for later.
+        # The state starts on the host, because no code may use a device before jax.distributed.initialize. So
+        # `schedule(0)` is computed later.
         start = np.array((0.0, 0.0, _NOT_CALLED), np.float32)
         self.state: Buffer = Buffer(start, persistent=persistent)
 
     def __call__(self, step: Any = None) -> jax.Array:
-        """Returns the value at `step`, and keeps it.
+        """Returns the value at `step`, and stores it.
 
         Args:
-            step: the step: a `Counter`, a `StepCounter`, or an integer scalar, traced or not. The schedule gets it as
+            step: The step: a `Counter`, a `StepCounter`, or an integer scalar, traced or not. The schedule gets it as
                 int32, saturated at 2**31 - 1. If omitted, the value of the last call is returned.
 
         Returns:
@@ -100,7 +102,7 @@ class Scheduled(EvalAware):
         return value
 
     def _followed(self, state: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the value at a count, and the state that keeps it."""
+        """Returns the value at a count, and the new state."""
         pinned, mode = state[..., 1], state[..., 2]
         value = jnp.where(mode > 0, pinned, self._scheduled(count))
         return value, _packed(value, pinned, jnp.maximum(mode, 0.0))
@@ -112,7 +114,7 @@ class Scheduled(EvalAware):
         return as_guarded(self._value_of, self.state[...])
 
     def pin(self, value: Any) -> None:
-        """Holds the value at `value` whatever the step, from now on; compiled steps are not compiled again.
+        """Sets the value to `value` at all steps from now on. Compiled steps are not compiled again.
 
         Raises:
             InvalidValueError: `value` is NaN or not a scalar.
@@ -135,11 +137,11 @@ class Scheduled(EvalAware):
 
     @property
     def variables(self) -> dict[str, Buffer]:
-        """The Variable that holds the state, by attribute."""
+        """The Variable with the state, by attribute."""
         return {"state": self.state}
 
     def stored_state(self) -> dict[str, Any]:
-        """Returns the state by attribute, on the host, on the device, or traced."""
+        """Returns the state by attribute: on the host, on the device, or traced."""
         self.refuse_casts()
         return {"state": self.state._stored()}
 
@@ -152,12 +154,12 @@ class Scheduled(EvalAware):
         """Raises if the state was cast.
 
         Raises:
-            InvalidTypeError: it was.
+            InvalidTypeError: It was.
         """
         refuse_cast(self, self.state, np.float32)
 
     def read(self, state: Mapping[str, Any]) -> Any:
-        """Returns the value of a state: a float for a NumPy array, float32[] for one of JAX's; of a stack, an array."""
+        """Returns the value of a state: a float for a NumPy array, float32[] for a JAX array, an array for a stack."""
         return self._value_of(state["state"])
 
     def _value_of(self, state: Any) -> Any:
@@ -169,7 +171,7 @@ class Scheduled(EvalAware):
         return jnp.where(mode == _NOT_CALLED, self._scheduled(_ZERO), value)
 
     def __repr__(self) -> str:
-        """Returns one line: the schedule and, where it can be read, the value, and whether it is pinned."""
+        """Returns one line: the schedule, and the value and whether it is pinned, if they can be read."""
         said = self._said()
         return f"{self._title()}: {said}" if said else self._title()
 
@@ -210,7 +212,7 @@ class Scheduled(EvalAware):
 
 
 def _called(schedule: Any) -> str:
-    """Returns the name of the function that a schedule is, or that made it."""
+    """Returns the name of a schedule function, or of the function that made it."""
     return getattr(schedule, "__qualname__", repr(schedule)).partition(".<locals>")[0]
 
 
@@ -220,7 +222,7 @@ def _packed(value: Any, pinned: Any, is_pinned: Any) -> jax.Array:
 
 
 def as_array(count: Any) -> jax.Array:
-    """Returns a count as int32[], the form in which every schedule gets it."""
+    """Returns a count as int32[], which every schedule gets."""
     return count if isinstance(count, jax.Array) else to_device(np.int32(count))
 
 
@@ -228,11 +230,11 @@ def step_value(step: Any) -> jax.Array | np.int32:
     """Returns a step as int32[], saturated at 2**31 - 1.
 
     Args:
-        step: a `Counter`; a module with a `Counter` as its `step`, such as `StepCounter`; an integer; an integer scalar
+        step: A `Counter`; a module with a `Counter` as its `step`, such as `StepCounter`; an integer; an integer scalar
             array; or the two words of a `Counter`, which is what `nnx.Optimizer.update(..., step=counter)` passes on.
 
     Raises:
-        InvalidTypeError: it is none of these.
+        InvalidTypeError: It is none of these.
     """
     if isinstance(step, nnx.Pytree):
         step = getattr(step, "step", step)

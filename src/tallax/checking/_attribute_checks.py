@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checks on what a model holds: attributes, parameters, and eval mode."""
+"""The checks on the attributes and parameters of a model, and on its eval mode."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from tallax.checking._check_results import Results, reported
 from tallax.checking._diagnosis import explained, fix_for
-from tallax.checking._matrix import Results, reported
 from tallax.checking._program import Program
 from tallax.checking._reference import Reference
 from tallax.checking._report import Cell, Finding, Outcome
 from tallax.checking._snapshot import Leaf, Snapshot, attribute_of, changed, snapshot, variables_of
 from tallax.checking._source_lines import line_of_assignment
-from tallax.checking._writes import watched
+from tallax.checking._watched_writes import watched
 
-# Flax's own wrappers rewrite the parameters of the layer they wrap, and an optimizer trains them all the same.
+# These wrappers of Flax rewrite the parameters of the layer they wrap. An optimizer trains the parameters as usual.
 _REWRITERS = (nnx.SpectralNorm, nnx.WeightNorm)
-# These change in evaluation, and should: random streams, caches for decoding, what was sown, metrics.
+# These should change in evaluation: random streams, caches for decoding, sown values, metrics.
 _LIVE_IN_EVAL = (nnx.RngState, nnx.Cache, nnx.Intermediate)
 
 
@@ -38,8 +38,8 @@ def attributes(program: Program, reference: Reference) -> Results:
                 Finding(
                     "replaced-variable",
                     path,
-                    f"was a {_holder(first)}, and after a call it is {_kind_words(last)}: no transformation, optimizer "
-                    "or checkpoint sees it as state any more.",
+                    f"was a {_holder(first)}, but after a call it is {_kind_words(last)}: transformations, optimizers "
+                    "and checkpoints no longer see it as state.",
                     ("plain calls",),
                     got=last.describe(),
                     expected=f"a {_holder(first)}",
@@ -53,7 +53,7 @@ def attributes(program: Program, reference: Reference) -> Results:
                     "python-counter",
                     path,
                     "is a plain Python attribute that calls change: compiled code changes it only while it is traced, "
-                    "compiles anew for every value, or loses it; checkpoints do not have it.",
+                    "compiles again for every value, or loses it; checkpoints do not contain it.",
                     ("plain calls",),
                     got=" → ".join(dict.fromkeys(leaf.describe() for leaf in states)),
                     expected="a Variable",
@@ -73,7 +73,7 @@ def _kind_words(leaf: Leaf) -> str:
 
 
 def parameters(program: Program, reference: Reference) -> Results:
-    """What is an `nnx.Param` is trained by the optimizer, and written by nobody else."""
+    """An `nnx.Param` is written by the optimizer only."""
     model = program.make()
     variables = variables_of(model)
     trained = _trained(program, reference)
@@ -88,9 +88,9 @@ def parameters(program: Program, reference: Reference) -> Results:
         if not is_float:
             message = f"is a {leaf.variable.__name__} of {leaf.value.dtype}s, which no gradient can train."
         elif path in reference.written and path not in trained and ends is not None and ends.kind == "variable":
-            message = f"is a {leaf.variable.__name__} that the model itself writes, and that the optimizer changes too."
+            message = f"is a {leaf.variable.__name__} that the model itself writes, and the optimizer changes it too."
         elif variable is not None and variable.has_metadata("trainable") and not variable.get_metadata("trainable"):
-            message = f"is a {leaf.variable.__name__} with trainable=False, which neither Flax nor optax looks at."
+            message = f"is a {leaf.variable.__name__} with trainable=False, which Flax and optax ignore."
         else:
             continue
         before, after = decayed.get(path, (leaf, leaf))
@@ -101,7 +101,7 @@ def parameters(program: Program, reference: Reference) -> Results:
                 message,
                 ("one adamw step with zero gradients and weight decay 0.1",) if is_float else (),
                 got=f"{before.describe()} → {after.describe()}" if before is not after else "",
-                expected="untouched by an optimizer",
+                expected="unchanged by an optimizer",
                 fix=f"self.{path.rsplit('/', 1)[-1]} = tallax.Counter() for a count, tallax.Buffer(value) for anything "
                 "else; plain nnx.Variable and nnx.BatchStat are not parameters either",
                 source=line_of_assignment(model, path),
@@ -111,21 +111,21 @@ def parameters(program: Program, reference: Reference) -> Results:
 
 
 def _writers(program: Program) -> dict[str, set[str]]:
-    """Returns the kinds of code that write each path, as `Writes.writers` names them; empty if that cannot be seen."""
-    for compiled in (False, True):  # without compilation each write is seen, at its place
+    """Returns the kinds of code that write each path, as `Writes.writers` names them; empty if no run succeeds."""
+    for compiled in (False, True):  # without compilation, each write is seen at its source line
         model = program.make()
         try:
             with watched(model) as writes, contextlib.nullcontext() if compiled else jax.disable_jit():
                 for batch in program.batches:
                     program.call(model, batch)
-        except Exception:  # some of JAX's own functions can't do without compilation
+        except Exception:  # some functions of JAX do not run without compilation
             continue
         return writes.writers
     return {}
 
 
 def _writers_of(path: str, writers: dict[str, set[str]]) -> set[str]:
-    """Returns the writers of the Variable at a path; of one that holds a tree, the path goes on within it."""
+    """Returns the writers of the Variable at a path. If the Variable stores a tree, the path may lead into the tree."""
     while path and path not in writers:
         path = path.rpartition("/")[0]
     return writers.get(path, set())
@@ -134,7 +134,7 @@ def _writers_of(path: str, writers: dict[str, set[str]]) -> set[str]:
 def _trained(program: Program, reference: Reference) -> set[str]:
     """Returns the parameters and the optimizer state that a `call=` writes outside of any module's forward pass.
 
-    If there are some, it is a training step: it may write parameters, and running it is no evaluation.
+    If there are any, `call=` is a training step: it may write parameters, and it cannot run in eval mode.
     """
     if program.is_own_call:
         return set()
@@ -150,7 +150,7 @@ def _trained(program: Program, reference: Reference) -> set[str]:
 
 
 def _after_weight_decay(program: Program) -> dict[str, tuple[Leaf, Leaf]]:
-    """Returns each float parameter before and after an optimizer step that should change nothing but parameters."""
+    """Returns each float parameter before and after an optimizer step that should change only parameters."""
     model = program.make()
     for batch in program.batches:
         program.call(model, batch)
@@ -181,10 +181,10 @@ def _is_rewritten_by_flax(model: Any, path: str) -> bool:
 
 
 def eval_mode(program: Program, reference: Reference) -> Results:
-    """After `model.eval()`, calls change nothing but caches, random streams and metrics."""
+    """After `model.eval()`, calls change only caches, random streams and metrics."""
     training, model = program.make(), program.make()
     for module, mode in ((training, "train"), (model, "eval")):
-        if isinstance(module, nnx.Module):  # a metric has no such mode
+        if isinstance(module, nnx.Module):  # metrics have no train or eval mode
             getattr(module, mode)()
     before = snapshot(model)
     switches = changed(snapshot(training), before)
@@ -221,10 +221,10 @@ def _changes_in_eval(program: Program, model: Any, before: Snapshot, after: Snap
         if leaf is None or leaf.kind != "variable" or _lives_in_eval(leaf) or path.startswith(tuple(metrics)):
             continue
         if before.get(path) and leaf.variable is not None and issubclass(leaf.variable, nnx.Param):
-            continue  # `parameters` has said all there is to say
-        message = "changes in eval mode, so that evaluating the model moves its training state."
+            continue  # `parameters` reports it
+        message = "changes in eval mode, so evaluating the model changes its training state."
         if not switched:
-            message = "changes in every call, and the model has nothing that model.eval() could switch off."
+            message = "changes in every call, and the model has no attribute that model.eval() can switch off."
             if not (leaf.variable and issubclass(leaf.variable, nnx.BatchStat)):
                 continue
         attribute = attribute_of(path, before)
@@ -235,8 +235,8 @@ def _changes_in_eval(program: Program, model: Any, before: Snapshot, after: Snap
                 attribute,
                 message,
                 ("model.eval(), then calls",),
-                got=after[path].describe() if path in after else "nothing there",
-                expected=before[path].describe() if path in before else "nothing there",
+                got=after[path].describe() if path in after else "missing",
+                expected=before[path].describe() if path in before else "missing",
                 fix="write it only `if not self.deterministic:` (or use_running_average), which model.eval() sets; "
                 "tallax's statistics and StepCounter do that",
                 source=line_of_assignment(model, path),

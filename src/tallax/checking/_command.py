@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tallax check`, on a terminal."""
+"""The command `tallax check`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def check(
     """Checks FILE:NAME, or grades the exercise in FILE, and prints the report.
 
     Returns:
-        the exit code: 0 without failures, 1 with some, 2 if it could not run, or not to its end and without a failure
-        until then.
+        The exit code: 0 if nothing failed, 1 if something failed, 2 if the check could not run, or was cut short before
+        anything failed.
     """
     if start:
         try:
@@ -30,7 +30,7 @@ def check(
         except TallaxError as error:
             print(error, file=sys.stderr)
             return 2
-        print(f"{target} is there to fill in; then: tallax check {target}")
+        print(f"{target} is ready to fill in; then run: tallax check {target}")
         return 0
     file, colon, name = target.rpartition(":")
     if not colon or name.endswith(".py"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what went differently, or what was raised, to the kind of fault and its remedy."""
+"""Turns a difference or an error into a finding: the rule that was broken, and the fix."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tallax.checking._source_lines import line_of_assignment, line_of_error
 OUTPUT = "output"
 
 _FIXES = {
-    "lost-update": "hand the module to nnx.jit, nnx.remat, nnx.scan (as nnx.Carry), ..., which bring its state back; "
-    "with jax.*, nnx.split it and return nnx.state(model)",
+    "lost-update": "pass the module to nnx.jit, nnx.remat or nnx.scan (as nnx.Carry), which update its state; "
+    "with jax.*, split it with nnx.split and return nnx.state(model)",
     "frozen-value": "read it within the transformed function from a module that is its argument, not from a closure, a "
     "global or a Python number",
     "replaced-variable": "self.{name}[...] = value keeps the Variable; or derive from tallax.Module, which refuses "
@@ -28,60 +28,64 @@ _FIXES = {
     "python-counter": "keep it in a Variable: self.{name} = tallax.Counter(), then self.{name} += 1; or "
     "tallax.Buffer(value), then self.{name}[...] = value",
     "host-sync": "stay on the device: jnp.where or nnx.cond for a decision, counter.every(n) for every n-th step; read "
-    "it outside of the step",
-    "differs": "make it depend on nothing but the arguments and the module's own Variables",
-    "counted-twice": "write state once per call, on a plain Variable (without ref=True), outside of what is "
-    "rematerialised by hand",
-    "raises": "the error says more; it runs without this transformation",
+    "it outside the step",
+    "differs": "let it depend only on the arguments and the Variables of the module",
+    "counted-twice": "write state once per call, on a plain Variable (without ref=True), outside of code that you "
+    "rematerialize by hand",
+    "raises": "read the error; the model runs without this transformation",
 }
 
 _FIX_OF_MADE = (
-    "make it in __init__; what is sown, take out after each call by nnx.capture or nnx.pop, or keep a tallax statistic"
+    "create it in __init__; if it is sown, remove it after each call with nnx.capture or nnx.pop, or use a tallax "
+    "statistic"
 )
 
 
 def fix_for(rule: str, path: str = "") -> str:
-    """Returns the usual remedy."""
+    """Returns the usual fix for a rule, with the attribute's name filled in."""
     return _FIXES[rule].format(name=path.rsplit("/", 1)[-1] or "count")
 
 
 def diagnosed(difference: Difference, model: Any, where: str) -> Finding:
-    """Returns the finding for a value that a transformation left other than plain calls do."""
+    """Returns the finding for a value that differs from the value after plain calls."""
     path, expected, got = difference.path, difference.expected, difference.got
-    words = ["nothing there" if leaf is None else leaf.describe() for leaf in (got, expected)]
+    words = ["missing" if leaf is None else leaf.describe() for leaf in (got, expected)]
     source, fix = line_of_assignment(model, path), None
     if got is not None and got.value is LEAKED:
-        rule, message = "lost-update", "is left holding a tracer, which no later call can use."
+        rule, message = "lost-update", "is a tracer after the call, which no later call can use."
     elif {leaf.kind for leaf in (expected, got) if leaf is not None} == {"attribute"}:
-        rule, message = "python-counter", "is a plain attribute that calls change; compiled code does so once."
+        rule, message = (
+            "python-counter",
+            "is a plain attribute that calls change; compiled code changes it only while it is traced.",
+        )
     elif expected is not None and got is not None and expected.kind != got.kind:
         rule, message = "replaced-variable", f"is a Variable in one run and an {got.kind} in the other."
     elif difference.is_unchanged:
-        rule, message = "lost-update", "is left as it was: the update is lost."
+        rule, message = "lost-update", "keeps its old value: the update is lost."
         if got is None:
-            message, fix = "is made by a call, and is not there afterwards.", _FIX_OF_MADE
+            message, fix = "is created by a call, but does not exist after the call.", _FIX_OF_MADE
         elif expected is not None and expected.kind == "array":
-            message = "is left as it was: a bare array is state in graph mode only."
+            message = "keeps its old value: a bare array is state in graph mode only."
             fix = fix_for("python-counter", path)
     elif difference.is_overcounted:
-        rule, message = "counted-twice", "changes by more than one execution of the program does."
+        rule, message = "counted-twice", "changes by more than one execution of the program changes it."
     else:
-        rule, message = "differs", "is not what plain calls leave."
+        rule, message = "differs", "differs from the value after plain calls."
     return Finding(rule, path, message, (where,), words[0], words[1], fix or fix_for(rule, path), source)
 
 
 def diagnosed_outputs(
     expected: list[tuple[Any, ...]], got: list[tuple[Any, ...]], where: str, frozen: str | None
 ) -> Finding:
-    """Returns the finding for outputs that are not those of plain calls; `frozen` names state they don't follow."""
+    """Returns the finding for outputs that differ from plain calls; `frozen` names state that the outputs ignore."""
     wrong = [
         not all(np.array_equal(x, y) for x, y in zip(*pair, strict=False)) for pair in zip(expected, got, strict=True)
     ]
     k = wrong.index(True) if True in wrong else 0
     rule, path = ("frozen-value", frozen) if frozen else ("differs", OUTPUT)
-    message = f"of call {k + 1} is not that of a plain call."
+    message = f"of call {k + 1} differs from the output of a plain call."
     if frozen:
-        message = "is read as it was at the first call, whatever it has become."
+        message = "is read once: later calls use the value of the first call."
     got_words, due_words = (", ".join(_short(x) for x in outputs[k]) for outputs in (got, expected))
     return Finding(rule, path, message, (where,), got_words, due_words, fix_for(rule))
 
@@ -92,42 +96,45 @@ def _short(value: Any) -> str:
 
 
 def explained(error: BaseException, model: Any, start: Snapshot, where: str, *, shared: bool) -> Finding:
-    """Returns the finding for an error that a transformation raises, where plain calls raise none.
+    """Returns the finding for an error that a transformation raises, although plain calls do not.
 
     Args:
-        error: what was raised.
-        model: a model as new, to name attributes by.
-        start: what it holds.
-        where: the transformation.
-        shared: whether the mode refuses Variables that the model holds under two names.
+        error: The error.
+        model: A new model, by which attributes are named.
+        start: The values of the new model.
+        where: The transformation.
+        shared: Whether the mode refuses a Variable that has two names in the model.
     """
     source = line_of_error(error)
     path = _path_in(source, start)
     got = f"{type(error).__name__}: {_first_line(error)}"
     if isinstance(error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError):
-        rule, message = "host-sync", "a value is read back to the host in the middle of the step."
+        rule, message = "host-sync", "a value is read on the host in the middle of the step."
     elif isinstance(error, flax.errors.TraceContextError) and not isinstance(error, TallaxError):
-        rule, message = "lost-update", "is written from a transformation that does not have the module as its argument."
+        rule, message = (
+            "lost-update",
+            "is written inside a transformation that does not take the module as an argument.",
+        )
     elif "uplicate" in got and shared and (pairs := nnx.find_duplicates(model)):
         names = ["/".join(map(str, name)) for name in pairs[0]]
         return Finding(
             "shared-variable",
             names[0],
-            f"is held under {len(names)} names, {', '.join(names)}: Flax takes such a model in graph mode only.",
+            f"has {len(names)} names, {', '.join(names)}: Flax accepts such a model in graph mode only.",
             (where,),
             got,
-            fix="hold it once, and hand it to whoever needs it as an argument",
+            fix="store it once, and pass it as an argument to the code that needs it",
             is_warning=True,
         )
     elif isinstance(error, jax.errors.UnexpectedTracerError):
-        rule, message = "frozen-value", "a value of one trace was kept for the next."
+        rule, message = "frozen-value", "a value of one trace is used in a later trace."
     else:
-        rule, message = "raises", "raises, where plain calls do not."
+        rule, message = "raises", "raises an error, but plain calls do not."
     return Finding(rule, path, message, (where,), got, fix=fix_for(rule, path), source=source)
 
 
 def _path_in(source: str, start: Snapshot) -> str:
-    """Returns the path of the attribute that a line of source mentions, if one is known by that name."""
+    """Returns the path of the attribute that a line of source mentions, or the attribute's name if it has no path."""
     own = re.findall(r"self\.(\w+)", source)
     words = re.findall(r"\b([a-z_]\w*)(\()?", source.partition(": ")[2])
     # `loss.mean()` calls a method of an array, and does not name an attribute `mean` of the model.

@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checking a file in a process of its own, within a time limit."""
+"""Checks a file in a separate process with a time limit.
+
+If the user's file hangs, exits or crashes, only that process is lost. This module is both ends of the pipe. The parent
+is `check_file`. The process runs this module as a program: it reads a request as JSON from the command line, and writes
+lines of JSON to the file descriptor given in the request: `{"at": ...}` when a check begins, `{"cell": ...}` and
+`{"finding": ...}` for each result, and finally `{"report": ...}` or `{"error": ...}`.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +19,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tallax._errors import StatecheckError, compose
-from tallax.checking._collecting import Collected
+from tallax.checking._check_results import Collected
 from tallax.checking._report import Report, cell_from, finding_from
 
 
@@ -30,28 +36,29 @@ def check_file(
     limit_seconds: float = 300.0,
     on_progress: Callable[[str], None] = lambda check: None,
 ) -> Report:
-    """Checks a module of a file that nobody here wrote, in a process of its own, and returns the report.
+    """Checks a module of a file in a separate process, and returns the report.
 
     Args:
-        file: the path of a Python file.
-        name: what to check in it: a module's class, or a function that makes one. None grades the exercise.
-        inputs: as `input_of` reads them: `float32[8,4]`, `int32[8]<100`, `x.npy`, Python literals.
-        call: the name of a function of the model and the inputs, in the file, to run in place of the model's own call.
-        calls: how often each run calls the model.
-        limit_seconds: after which the process is ended.
-        on_progress: called with the name of each check as it begins.
+        file: The path of a Python file.
+        name: The name of a module class in the file, or of a function that returns a module. None grades the exercise.
+        inputs: The inputs of a call, such as `float32[8,4]`, `int32[8]<100`, `x.npy` or a Python literal.
+        call: The name of a function in the file. It takes the model and the inputs, and runs instead of the model's own
+            call.
+        calls: The number of calls in each run.
+        limit_seconds: The time after which the process is ended.
+        on_progress: A function that is called with the name of each check as it begins.
 
     Returns:
-        the report. If the process hangs, exits or dies, or on Ctrl-C, it has the checks that had run, and is marked
-        `incomplete`.
+        The report. If the process hangs, exits or dies, or if you press Ctrl-C, it contains the checks that had run,
+        and is marked `incomplete`.
 
     Raises:
-        StatecheckError: the file, the name or the inputs are no good, or the process ended before the first check did.
+        StatecheckError: The file, the name or the inputs are invalid, or the process ended before the first check did.
     """
     reading, writing = os.pipe()
     request = {"file": file, "name": name, "inputs": list(inputs), "call": call, "calls": calls, "answer_to": writing}
     process = subprocess.Popen(
-        [sys.executable, "-m", "tallax.checking._worker", json.dumps(request)],
+        [sys.executable, "-m", "tallax.checking._process", json.dumps(request)],
         pass_fds=(writing,),
         stdin=subprocess.DEVNULL,
         start_new_session=True,
@@ -59,7 +66,7 @@ def check_file(
     os.close(writing)
     collected = Collected(name or Path(file).name, on_progress=on_progress)
     answer = None
-    early: tuple[str, str, str] | None = None  # the rule, what came, and the remedy
+    early: tuple[str, str, str] | None = None  # the rule, the value found, and the fix
     deadline = time.monotonic() + limit_seconds
     try:
         for message in _lines(reading, deadline):
@@ -85,7 +92,7 @@ def check_file(
     finally:
         os.close(reading)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # with all that it started
+            os.killpg(process.pid, signal.SIGKILL)  # the process and its children
         process.wait()
     if answer is None:
         if early is None:
@@ -119,3 +126,70 @@ def _lines(descriptor: int, deadline: float) -> Iterator[dict[str, Any]]:
                 return
             *lines, pending = (pending + chunk).split(b"\n")
             yield from (json.loads(line) for line in lines)
+
+
+# --- in the process ---------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Answers the request in `sys.argv[1]`."""
+    request = json.loads(sys.argv[1])
+    with os.fdopen(request["answer_to"], "w") as pipe:
+        os.dup2(2, 1)  # the user's prints go to stderr, because stdout is for the report
+        try:
+            report = _checked(request, pipe)
+        except StatecheckError as error:
+            _say(pipe, error=str(error))
+        else:
+            _say(pipe, report=report.to_dict())
+
+
+def _checked(request: dict[str, Any], pipe: TextIO) -> Any:
+    # Imported here, so that an import that fails or hangs is reported like any other failure.
+    import jax
+
+    from tallax.checking._check_results import Collected
+    from tallax.checking._command_inputs import found, input_of, loaded, modules_in
+    from tallax.checking._exercise import graded
+    from tallax.checking._report import Cell, to_plain
+    from tallax.checking._statecheck import check_into
+
+    def note(result: Any) -> None:
+        _say(pipe, **{"cell" if isinstance(result, Cell) else "finding": to_plain(result)})
+
+    file, name = request["file"], request["name"]
+    collected = Collected(name or Path(file).name, on_progress=lambda check: _say(pipe, at=check), on_result=note)
+
+    # A check compiles some sixty programs and runs each a few times, so optimized programs would not pay off.
+    jax.config.update("jax_disable_most_optimizations", True)
+    collected.notify("import of the file")
+    module = loaded(Path(file))
+    if name is None:
+        if hasattr(module, "StepCounter") or hasattr(module, "counter_after_n_calls"):
+            return graded(module, collected)
+        names = modules_in(module)
+        raise StatecheckError(
+            compose(
+                file,
+                "the file has no exercise, so name the module to check.",
+                got=f"modules: {', '.join(names) or 'none'}",
+                fix=f"tallax check {file}:{(names or ['Name'])[0]}",
+            )
+        )
+    check_into(
+        collected,
+        found(module, name),
+        tuple(input_of(text) for text in request["inputs"]),
+        calls=request["calls"],
+        call=None if request["call"] is None else found(module, request["call"]),
+    )
+    return collected.report()
+
+
+def _say(pipe: TextIO, **message: Any) -> None:
+    pipe.write(json.dumps(message) + "\n")
+    pipe.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is checked: how to make a model afresh, and how to call it with the k-th batch."""
+"""The program under test: a factory of the model, a call of it, and one batch per call."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,19 +18,22 @@ from flax import nnx
 from tallax._errors import StatecheckError, compose, describe
 
 Batch: TypeAlias = tuple[jax.Array, ...]
+Outputs: TypeAlias = list[tuple[jax.Array, ...]]
+Call: TypeAlias = Callable[[Any, Batch], tuple[jax.Array, ...]]
+Run: TypeAlias = "Callable[[Call, Any, Sequence[Batch]], Outputs | None]"
 
 
 @dataclass(frozen=True)
 class Program:
-    """A model's factory, and a call of it that takes the arrays of one batch and returns arrays.
+    """A model's factory, and a call that takes the arrays of one batch and returns arrays.
 
     Attributes:
-        name: of the model's class.
-        make: returns the model, as new.
-        call: `call(model, batch)` runs the model once and returns every array and number of its output, in a tuple.
-        batches: the arrays of each call's inputs; what is no array is in `call`. They have the same shapes and dtypes,
-            and different contents where they can: each is the one before, rolled by one along its first axis.
-        is_own_call: whether `call` is the model's own, not a function of the user's such as a training step.
+        name: The name of the model's class.
+        make: A function that returns a new model.
+        call: `call(model, batch)` runs the model once, and returns every array and number of its output in a tuple.
+        batches: The arrays of each call's inputs; other inputs are part of `call`. All batches have the same shapes and
+            dtypes. Each batch is the previous one, rolled by one along its first axis.
+        is_own_call: True if `call` is the model's own call, and not a function such as a training step.
     """
 
     name: str
@@ -41,10 +44,10 @@ class Program:
 
 
 def program_of(make: Any, inputs: tuple[Any, ...], calls: int, call: Callable[..., Any] | None) -> Program:
-    """Returns the program that `statecheck(make, *inputs, calls=calls, call=call)` asks for.
+    """Returns the program for `statecheck(make, *inputs, calls=calls, call=call)`.
 
     Raises:
-        StatecheckError: `make` is no factory of modules, or its model can't be called.
+        StatecheckError: `make` is not a factory of modules, or its model has no `__call__` and `call` is None.
     """
     leaves, tree = jax.tree.flatten(inputs, is_leaf=lambda leaf: isinstance(leaf, nnx.Pytree | nnx.Variable))
     for leaf in leaves:
@@ -52,9 +55,9 @@ def program_of(make: Any, inputs: tuple[Any, ...], calls: int, call: Callable[..
             raise StatecheckError(
                 compose(
                     "statecheck",
-                    "inputs are arrays and plain values; a module among them would carry state from run to run.",
+                    "inputs must be arrays and plain values; a module would carry state from run to run.",
                     got=f"a {type(leaf).__name__}",
-                    fix="make it within call=: call=lambda model, x: model(x, rngs=nnx.Rngs(0))",
+                    fix="create it inside call=: call=lambda model, x: model(x, rngs=nnx.Rngs(0))",
                 )
             )
     is_array = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
@@ -73,7 +76,7 @@ def program_of(make: Any, inputs: tuple[Any, ...], calls: int, call: Callable[..
         raise StatecheckError(
             compose(
                 f"statecheck of {type(model).__name__}",
-                "a model that can't be called needs to be told what to run.",
+                "the model has no __call__, so call= is required.",
                 got=f"a {type(model).__name__} without __call__",
                 fix="call=lambda metric, x: metric.update(values=x)",
             )
@@ -84,7 +87,7 @@ def program_of(make: Any, inputs: tuple[Any, ...], calls: int, call: Callable[..
 def factory_of(make: Any) -> Callable[[], Any]:
     """Returns a function without arguments that makes a new module at each call.
 
-    A module itself is copied each time; a parameter called `rngs` is given `nnx.Rngs(0)`.
+    If `make` is a module, it is copied each time. If `make` has a parameter named `rngs`, it gets `nnx.Rngs(0)`.
     """
     if isinstance(make, nnx.Pytree):
         return lambda: _copied(make)
@@ -92,7 +95,7 @@ def factory_of(make: Any) -> Callable[[], Any]:
         raise StatecheckError(
             compose(
                 "statecheck",
-                "takes a factory of modules.",
+                "requires a factory of modules.",
                 got=describe(make),
                 fix="statecheck(lambda: Model(nnx.Rngs(0)), x)",
             )
@@ -107,7 +110,7 @@ def factory_of(make: Any) -> Callable[[], Any]:
         raise StatecheckError(
             compose(
                 f"statecheck of {getattr(make, '__qualname__', make)}",
-                "the factory is called with nothing but rngs.",
+                "the factory is called with no argument except rngs.",
                 got=f"required arguments {', '.join(missing)}",
                 fix="statecheck(lambda rngs: Model(..., rngs=rngs), x)",
             )
@@ -119,7 +122,7 @@ def factory_of(make: Any) -> Callable[[], Any]:
         given = (nnx.Rngs(0),) if by_position else ()
         arguments = {"rngs": nnx.Rngs(0)} if takes_rngs and not by_position else {}
         model = make(*given, **arguments)
-        if not isinstance(model, nnx.Pytree):  # a module, or one of Flax's metrics
+        if not isinstance(model, nnx.Pytree):  # a module or one of Flax's metrics
             raise StatecheckError(
                 compose(
                     f"statecheck of {getattr(make, '__qualname__', make)}",
@@ -134,26 +137,26 @@ def factory_of(make: Any) -> Callable[[], Any]:
 
 
 def _copied(model: Any) -> Any:
-    """Returns a model like this one, with arrays of its own: those of a clone are shared, and some runs donate them."""
+    """Returns a copy of a model with its own arrays. `nnx.clone` shares arrays, which some runs donate."""
     graphdef, state = nnx.split(model)
     return nnx.merge(graphdef, jax.tree.map(copy.copy, state))
 
 
 def _parameters_of(make: Callable[..., Any]) -> list[inspect.Parameter]:
-    """Returns what a factory can be called with. The signature of an NNX class is its metaclass's: ask __init__."""
+    """Returns the parameters of a factory. For an NNX class, they are read from `__init__`, not from the metaclass."""
     given, keywords = (make.args, make.keywords) if isinstance(make, functools.partial) else ((), {})
     function = make.func if isinstance(make, functools.partial) else make
     if isinstance(function, type):
         make = functools.partial(function.__init__, None, *given, **keywords)
     try:
         parameters = inspect.signature(make).parameters.values()
-    except (ValueError, TypeError):  # written in C, or a partial that does not fit: calling it will tell
+    except (ValueError, TypeError):  # written in C, or an invalid partial, which raises when it is called
         return []
     return [parameter for parameter in parameters if parameter.name not in keywords]
 
 
 def numbers_of(output: Any) -> tuple[jax.Array, ...]:
-    """Returns the arrays and numbers within an output; what a Variable holds, and nothing for anything else."""
+    """Returns the arrays and numbers within an output, also those stored in Variables. Other objects are skipped."""
     leaves = jax.tree.leaves(output, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     leaves = [leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf for leaf in leaves]
     return tuple(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The line on stderr that names the check that runs: drawn by rich if it is installed, by hand if not."""
+"""The line on stderr that names the current check. rich draws it if it is installed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Notify = Callable[[str], None]
 
 @contextlib.contextmanager
 def progress_line(wanted: bool | None = None) -> Iterator[Notify]:
-    """Shows the names of checks while the block runs, and removes the line at its end.
+    """Shows the names of checks while the block runs, and then removes the line.
 
     Args:
-        wanted: None shows it if stderr is a terminal. True shows it anywhere, one line for each check if stderr is not
-            a terminal; False nowhere.
+        wanted: If None, the line is shown if stderr is a terminal. If True, it is always shown, as one line per check
+            if stderr is not a terminal. If False, it is never shown.
 
     Yields:
-        a function that is called with the name of each check as it begins.
+        A function to call with the name of each check as it begins.
     """
     stream: Any = sys.stderr
     is_terminal = stream is not None and stream.isatty()
@@ -33,7 +33,7 @@ def progress_line(wanted: bool | None = None) -> Iterator[Notify]:
         with contextlib.ExitStack() as stack:
             try:
                 notify = stack.enter_context(_drawn_by_rich())
-            except Exception:  # not installed, or the caller has a live display of its own
+            except Exception:  # rich is not installed, or the caller already has a live display
                 notify = stack.enter_context(_drawn_by_hand(stream))
             yield notify
 

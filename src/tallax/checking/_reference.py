@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What plain calls of a model do: the measure of everything else."""
+"""The reference run: plain calls of a model, to which every other run is compared."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tallax.checking._program import Program
+from tallax.checking._program import Outputs, Program
 from tallax.checking._snapshot import Snapshot, arrays_agree, changed, differences, snapshot
-from tallax.checking._transformations import Outputs
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a model held and returned, call by call.
+    """The state and the outputs of a model, call by call.
 
     Attributes:
-        start: what it holds when it is new.
-        after: what it holds after each call.
-        outputs: what each call returned, on the host.
-        noisy: the paths that a change of the inputs by their rounding changes by more than rounding, as Adam does to a
-            parameter whose gradient is zero but for rounding. Of them only "changed or not" can be compared.
-        has_noisy_outputs: whether the outputs are like that.
+        start: The values of the new model.
+        after: The values of the model after each call.
+        outputs: The outputs of each call, on the host.
+        noisy: The paths whose values change by more than rounding if the inputs change by rounding. For example, Adam
+            does this to a parameter whose gradient is zero except for rounding. For these paths, only "changed or not"
+            is compared.
+        has_noisy_outputs: True if the outputs are noisy in the same sense.
     """
 
     start: Snapshot
@@ -37,7 +37,7 @@ class Reference:
 
     @property
     def end(self) -> Snapshot:
-        """What the model holds after the last call."""
+        """The values of the model after the last call."""
         return self.after[-1]
 
     @property
@@ -48,7 +48,7 @@ class Reference:
 
 
 def called(program: Program, model: Any) -> Reference:
-    """Calls `model` with every batch, and notes what it holds after each."""
+    """Calls `model` with every batch, and records its values after each call."""
     start, after, outputs = snapshot(model), [], []
     for batch in program.batches:
         outputs.append(jax.tree.map(np.asarray, jax.block_until_ready(program.call(model, batch))))
@@ -57,13 +57,13 @@ def called(program: Program, model: Any) -> Reference:
 
 
 def with_noise(program: Program, reference: Reference) -> Reference:
-    """Returns a reference that knows which of its values are noise; only a training step is looked at."""
+    """Returns the reference with its noisy values marked. Only a training step is examined."""
     if program.is_own_call:
         return reference
     batches = tuple(tuple(_nudged(x) for x in batch) for batch in program.batches)
     try:
         other = called(dataclasses.replace(program, batches=batches), program.make())
-    except Exception:  # inputs that must be these very numbers
+    except Exception:  # the program rejects perturbed inputs
         return reference
     return dataclasses.replace(
         reference,
@@ -79,7 +79,7 @@ def _nudged(x: jax.Array) -> jax.Array:
 
 
 def outputs_agree(expected: Outputs, got: Outputs) -> bool:
-    """Whether two runs returned the same, call by call, but for rounding."""
+    """Returns whether two runs have the same outputs, call by call, except for rounding."""
     return all(
         len(a) == len(b) and all(arrays_agree(x, y) for x, y in zip(a, b, strict=True))
         for a, b in zip(expected, got, strict=True)

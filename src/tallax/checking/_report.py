@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a check found: `Finding` and `Report`, in plain text and as rich tables."""
+"""The results of a check: `Finding` and `Report`, as plain text and as rich tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tallax._errors import CheckFailedError
 
 
 class Outcome(enum.Enum):
-    """How a check ended."""
+    """The outcome of a check."""
 
     PASSED = "✓"
     FAILED = "✗"
@@ -22,13 +22,13 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True)
 class Cell:
-    """One check: a row of the report's table, and its column where the row has several.
+    """One check: a row of the report's table, or one column of a row that has several.
 
     Attributes:
-        check: the row: a transformation, or what was looked at.
-        mode: the column: `graph`, `graph_updates=False`, `tree` or `split/merge`; empty where there is one column.
-        outcome: how it ended.
-        note: why it was skipped, or how often it ran.
+        check: The name of the row, such as a transformation.
+        mode: The column: `graph`, `graph_updates=False`, `tree` or `split/merge`. Empty if the row has one column.
+        outcome: The outcome of the check.
+        note: The reason why the check was skipped, or the number of runs.
     """
 
     check: str
@@ -37,44 +37,45 @@ class Cell:
     note: str = ""
 
 
-# Every rule, and what it says of the model. `tallax lint` calls the same faults by the same names.
+# Every rule, with the finding in words. `tallax lint` uses the same names for the same faults.
 RULES = {
-    "not-reproducible": "a new model starts or does otherwise than the one before it",
-    "replaced-variable": "an attribute that held a Variable holds an array or a number after a call",
+    "not-reproducible": "two models from the factory start or behave differently",
+    "replaced-variable": "a call replaces a Variable by an array or a number",
     "python-counter": "a plain Python attribute changes from call to call",
-    "host-sync": "a value is read back to the host in the middle of a call",
-    "lost-update": "what a call writes is not there afterwards",
-    "counted-twice": "one call changes the state as several would",
-    "frozen-value": "what a call returns stays what it was at the first call",
-    "param-state": "a parameter that the model itself writes, that is no float, or that says trainable=False",
+    "host-sync": "a value is read on the host in the middle of a call",
+    "lost-update": "an update that a call writes is missing after the call",
+    "counted-twice": "one call changes the state as often as several calls",
+    "frozen-value": "later calls use a value of the first call",
+    "param-state": "a parameter that the model itself writes, that is not a float, or that has trainable=False",
     "eval-mode": "state changes after model.eval()",
     "narrow-counter": "a count that sticks or wraps at the edge of its dtype",
-    "shared-variable": "one Variable under two names, which tree mode refuses",
-    "shared-array": "two Variables start with one array, which can't be donated twice",
-    "retrace": "the types of the state change from call to call, so that each call may compile anew",
-    "round-trip": "a copy or a checkpoint does not hold, or do, what the model does",
+    "shared-variable": "one Variable has two names, which tree mode refuses",
+    "shared-array": "two Variables start with the same array, which cannot be donated twice",
+    "retrace": "the types of the state change from call to call, so each call may compile again",
+    "round-trip": "a copy or a checkpoint differs from the model, or behaves differently",
     "host-callback": "a call runs Python on the host",
-    "differs": "compiled calls do something else than plain ones",
-    "raises": "a transformation raises where plain calls do not",
-    "deprecated-value": "a Variable is read or written as `.value`, which Flax deprecates (told of the exercise only)",
-    "exercise": "a solution of the exercise does not do what the problem asks for",
+    "differs": "compiled calls and plain calls give different results",
+    "raises": "a transformation raises an error, but plain calls do not",
+    "deprecated-value": "a Variable is read or written as `.value`, which Flax deprecates (exercise only)",
+    "exercise": "a solution of the exercise does not meet its specification",
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault, wherever it shows.
+    """One fault, with all the transformations in which it occurs.
 
     Attributes:
-        rule: the kind of fault, one of `RULES`.
-        path: the attribute, slash-joined; `output` for what the model returns; empty where none can be named.
-        message: the fault in a sentence.
-        where: the transformations and modes in which it shows, or what else was being done.
-        got: what came out.
-        expected: what should have.
-        fix: how to mend it.
-        source: `file.py:12: self.count = self.count + 1`; empty where it can't be told.
-        is_warning: whether it may be meant so, or lies with the way a model is used rather than with the model.
+        rule: The kind of fault, a key of `RULES`.
+        path: The path of the attribute, such as `experts/1/step`. `output` stands for the output of the model. Empty if
+            the attribute is unknown.
+        message: The fault in a sentence.
+        where: The transformations and modes in which it occurs, or the names of other operations.
+        got: The value found.
+        expected: The expected value.
+        fix: The fix.
+        source: The source line, such as `file.py:12: self.count = self.count + 1`. Empty if it is unknown.
+        is_warning: True if it may be intended, or if it depends on the use of the model.
     """
 
     rule: str
@@ -92,11 +93,11 @@ class Finding:
         return "\n".join((self.headline(), *lines))
 
     def headline(self) -> str:
-        """Returns the fault in a sentence: `count: is left as it was: the update is lost. [lost-update]`."""
+        """Returns the fault in a sentence: `count: keeps its old value: the update is lost. [lost-update]`."""
         return f"{self.path or 'the model'}: {self.message} [{self.rule}]"
 
     def details(self) -> list[tuple[str, str]]:
-        """Returns what else there is to say, labelled."""
+        """Returns the other fields that are not empty, each with its label."""
         where = "; ".join(self.where[:6]) + (f"; and {len(self.where) - 6} more" if len(self.where) > 6 else "")
         labelled = {
             "where": where,
@@ -110,15 +111,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What `statecheck` found.
+    """The report of `statecheck`.
 
     Attributes:
-        name: what was checked.
-        cells: every check with its outcome.
-        findings: the faults, worst first, warnings last.
-        seconds: how long it took.
-        versions: of what it ran on, as "flax 0.12.8, jax 0.10.2".
-        incomplete: why it ended before all checks had run, as "interrupted at: scan tree"; empty if all did.
+        name: The name of the checked object.
+        cells: Every check with its outcome.
+        findings: The faults, worst first, warnings last.
+        seconds: The duration.
+        versions: The versions of Flax and JAX, such as "flax 0.12.8, jax 0.10.2".
+        incomplete: The reason why some checks did not run, such as "interrupted at: scan tree". Empty if all checks
+            ran.
     """
 
     name: str
@@ -135,21 +137,22 @@ class Report:
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
-        """The findings that are worth knowing: they may be meant so, or depend on how the model is used."""
+        """The findings that may be intended, or that depend on the use of the model."""
         return tuple(finding for finding in self.findings if finding.is_warning)
 
     @property
     def passed(self) -> bool:
-        """Whether every check ran and there is no failure."""
+        """True if every check ran and nothing failed."""
         return not self.failures and not self.incomplete
 
     def raise_on_failure(self) -> Report:
-        """Returns the report itself if every check ran and there is no failure.
+        """Returns the report itself if every check ran and nothing failed.
 
         Raises:
-            CheckFailedError: also an AssertionError, with the text of every failure.
+            CheckFailedError: A check failed or did not run. It is also an `AssertionError`, and its text has every
+                failure.
         """
-        __tracebackhide__ = True  # pytest then shows the test, and not the whole report as `self`
+        __tracebackhide__ = True  # pytest then shows the test instead of the whole report as `self`
         if not self.passed:
             raise CheckFailedError("\n\n".join((self.summary(), *map(str, self.failures))))
         return self
@@ -160,11 +163,13 @@ class Report:
         result = f"{len(self.failures)} failed" if self.failures else "passed" if self.passed else "no failure so far"
         if self.incomplete:
             result = f"incomplete, {self.incomplete}; {result}"
-        warned = f", {len(self.warnings)} to know" if self.warnings else ""
+        warned = (
+            f", {len(self.warnings)} {'warning' if len(self.warnings) == 1 else 'warnings'}" if self.warnings else ""
+        )
         return f"{self.name}: {result}{warned}; {ran} checks in {self.seconds:.1f} s on {self.versions}"
 
     def matrix(self) -> tuple[list[str], dict[str, list[Cell | None]]]:
-        """Returns the modes, and for each check that has them its cells in that order."""
+        """Returns the modes, and for each check with modes its cells in the same order."""
         modes = list(dict.fromkeys(cell.mode for cell in self.cells if cell.mode))
         rows: dict[str, list[Cell | None]] = {}
         for cell in self.cells:
@@ -179,39 +184,39 @@ class Report:
             marks = "".join(f"{cell.outcome.value if cell else '':<22}" for cell in cells)
             lines.append(f"{check:<24}{marks}".rstrip())
         lines += [f"{cell.check:<24}{cell.outcome.value}  {cell.note}".rstrip() for cell in self.cells if not cell.mode]
-        for title, findings in (("Failed:", self.failures), ("To know:", self.warnings)):
+        for title, findings in (("Failed:", self.failures), ("Warnings:", self.warnings)):
             if findings:
                 lines += ["", title, *(f"\n{finding}" for finding in findings)]
         return "\n".join([*lines, "", self.summary()])
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the report in dicts, lists, strings and numbers, as JSON takes them."""
+        """Returns the report as dicts, lists, strings and numbers, ready for JSON."""
         return {**dataclasses.asdict(self), "cells": [to_plain(cell) for cell in self.cells]}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Report:
-        """Returns the report that `to_dict` made the dict from."""
+        """Returns the report from the dict that `to_dict` returned."""
         cells = tuple(cell_from(cell) for cell in data["cells"])
         findings = tuple(finding_from(finding) for finding in data["findings"])
         return cls(**{**data, "cells": cells, "findings": findings})
 
     def __rich__(self) -> Any:
-        from tallax.checking._rendering import rendered
+        from tallax.checking._rich_report import rendered
 
         return rendered(self)
 
 
 def to_plain(result: Cell | Finding) -> dict[str, Any]:
-    """Returns a cell or a finding in strings and lists, as JSON takes them."""
+    """Returns a cell or a finding as strings and lists, ready for JSON."""
     plain = dataclasses.asdict(result)
     return {**plain, "outcome": result.outcome.name} if isinstance(result, Cell) else plain
 
 
 def cell_from(data: dict[str, Any]) -> Cell:
-    """Returns the cell that `to_plain` made the dict from."""
+    """Returns the cell from the dict that `to_plain` returned."""
     return Cell(**{**data, "outcome": Outcome[data["outcome"]]})
 
 
 def finding_from(data: dict[str, Any]) -> Finding:
-    """Returns the finding that `to_plain` made the dict from."""
+    """Returns the finding from the dict that `to_plain` returned."""
     return Finding(**{**data, "where": tuple(data["where"])})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model holds, written down: every Variable, array and plain attribute by its path, and how two notes differ."""
+"""Snapshots of a model: every Variable, array and plain attribute by its path, and the differences of two snapshots."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ from tallax.variables import Counter
 
 Kind: TypeAlias = Literal["variable", "array", "attribute"]
 
-# A compiled program rounds in another order than an eager one, so floats agree to a few units in the last place of the
-# largest entry, or to a hundredth of what a call changes: counts that are lost or doubled are wrong by a third or more.
+# A compiled program may round in a different order than an eager one. So floats agree if they differ by a few units in
+# the last place of the largest entry, or by a hundredth of the change of a call. A count that is lost or doubled is
+# wrong by a third or more.
 _ROUNDING = 3e-5
 _SHARE_OF_CHANGE = 0.01
 
@@ -37,7 +38,7 @@ _COPIED = (dict, list, set, tuple, bytearray)
 
 
 class Leaked:
-    """Stands for a value that belongs to a trace that has ended."""
+    """Stands for a value of a trace that has ended."""
 
     def __repr__(self) -> str:
         return "a tracer that leaked out of its trace"
@@ -48,7 +49,7 @@ LEAKED = Leaked()
 
 @dataclass(frozen=True)
 class Opaque:
-    """Stands for a plain Python object, by its pickled form: two of them are equal if their contents are."""
+    """Stands for a plain Python object. It stores the pickled form, so two of them are equal if their contents are."""
 
     type_name: str
     pickled: bytes
@@ -56,9 +57,9 @@ class Opaque:
 
 @dataclass(frozen=True)
 class Leaf:
-    """One value that a model holds.
+    """One value of a model.
 
-    `variable` is the type of the Variable that holds it, None for a bare array or a plain attribute.
+    `variable` is the type of the Variable that stores the value, or None for a bare array or a plain attribute.
     """
 
     kind: Kind
@@ -68,12 +69,12 @@ class Leaf:
 
     @property
     def is_number(self) -> bool:
-        """Whether the value is an array of booleans or numbers, or a plain number."""
+        """True if the value is an array of booleans or numbers, or a plain number."""
         dtype = getattr(self.value, "dtype", None)
         return isinstance(self.value, int | float) or (dtype is not None and _is_numeric(dtype))
 
     def describe(self) -> str:
-        """Words the value for a message."""
+        """Returns a short description of the value for a message."""
         if self.value is LEAKED:
             return repr(self.value)
         if isinstance(self.value, np.ndarray) and self.value.ndim == 0 and _is_numeric(self.value.dtype):
@@ -87,10 +88,10 @@ Snapshot: TypeAlias = dict[str, Leaf]
 
 
 def snapshot(model: Any) -> Snapshot:
-    """Returns a copy of everything that `model` holds, on the host, by slash-joined path; waits for the device."""
+    """Returns a host copy of every value of `model`, by slash-joined path. Waits for the device."""
     leaves: Snapshot = {}
     for path, node in nnx.iter_graph(model, graph=True):
-        # None has no state, and Flax lists it under the first of its names only.
+        # None has no state, and Flax lists it only under the first of its names.
         if node is None or any(str(part).startswith("_pytree__") or part == "_length" for part in path):
             continue
         name = "/".join(map(str, path))
@@ -105,17 +106,17 @@ def snapshot(model: Any) -> Snapshot:
 
 @functools.cache
 def _flax_metadata() -> frozenset[str]:
-    """Returns the metadata that every Variable has, whoever made it."""
+    """Returns the metadata that Flax gives to every Variable."""
     return frozenset(nnx.Variable(np.zeros(())).get_metadata())
 
 
 def variables_of(model: Any) -> dict[str, nnx.Variable[Any]]:
-    """Returns every Variable of `model` by slash-joined path; a shared one under its first path only."""
+    """Returns every Variable of `model` by slash-joined path. A shared Variable is listed under its first path only."""
     return {leaf.name: leaf.variable for leaf in leaves_of(model)}
 
 
 def attribute_of(path: str, start: Snapshot) -> str:
-    """Returns `path`, or for one that a call made the attribute that it made: `mean` for the sown `mean/2/loss`."""
+    """Returns `path`; if a call created it, the new attribute, such as `mean` for the sown `mean/2/loss`."""
     if path in start:
         return path
     parts = path.split("/")
@@ -127,7 +128,7 @@ def attribute_of(path: str, start: Snapshot) -> str:
 
 
 def cycle_of(model: Any) -> str | None:
-    """Returns the path of an attribute that leads back to a module that holds it, or None."""
+    """Returns the path of an attribute that leads back to a module containing it, or None."""
 
     def search(node: Any, path: str, holders: tuple[int, ...]) -> str | None:
         if not isinstance(node, nnx.Pytree):
@@ -156,13 +157,13 @@ def _leaves_of(node: Any) -> Iterator[tuple[str, Leaf]]:
         yield "", Leaf("attribute", node)
     elif isinstance(node, _COPIED):
         if any(isinstance(leaf, nnx.Variable) for leaf in jax.tree.leaves(node, is_leaf=_is_variable)):
-            return  # as the state of an optimizer, whose Variables are listed by themselves
+            return  # for example the state of an optimizer, whose Variables are listed separately
         try:
             yield "", Leaf("attribute", _copied(node))
-        except Exception:  # whatever a user's object says to being copied; it is not compared then
+        except Exception:  # the user's object cannot be copied, so it is not compared
             return
     elif isinstance(node, np.random.Generator | np.random.RandomState | random.Random) or _is_plain_object(node):
-        with contextlib.suppress(Exception):  # as above
+        with contextlib.suppress(Exception):  # the object cannot be pickled, so it is not compared
             yield "", Leaf("attribute", Opaque(type(node).__name__, pickle.dumps(node)))
 
 
@@ -171,9 +172,10 @@ def _is_variable(node: Any) -> bool:
 
 
 def _copied(node: Any) -> Any:
-    """Returns a copy of a container, with the names of functions in their place.
+    """Returns a copy of a container in which functions are replaced by their names.
 
-    A factory makes new closures each time, as those of an optimizer's transformation, and they never compare equal.
+    A factory creates new closures each time, for example in an optimizer's transformation, and closures never compare
+    equal.
     """
     if not any(callable(leaf) for leaf in jax.tree.leaves(node)):
         return copy.deepcopy(node)
@@ -183,7 +185,7 @@ def _copied(node: Any) -> Any:
 
 
 def _is_plain_object(node: Any) -> bool:
-    """Whether it is an object of a class of the user's that NNX knows nothing about."""
+    """Returns whether it is an object of a user's class that NNX does not know."""
     if isinstance(node, type | ModuleType | nnx.Pytree | nnx.Variable) or callable(node):
         return False
     module = sys.modules.get(type(node).__module__)
@@ -208,9 +210,9 @@ def _on_host(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Difference:
-    """A path at which a run left something else than it should have; None where one of them has no such path.
+    """A path at which a run left a value different from the expected one. A value is None if the path is missing.
 
-    Of a value that the calls made, the path is that of the attribute: three calls that sow differ once.
+    If the calls created the value, the path is that of the attribute, so three calls that sow make one difference.
     """
 
     path: str
@@ -220,14 +222,14 @@ class Difference:
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether the run left the value as it was at the start, though it should have changed it."""
+        """True if the run should have changed the value, but left it as it was at the start."""
         if self.start is None or self.got is None:
             return self.start is self.got
         return same(self.start, self.got)
 
     @property
     def is_overcounted(self) -> bool:
-        """Whether the run changed the value in the right direction, but by a multiple."""
+        """True if the run changed the value in the right direction, but by a multiple."""
         leaves = (self.start, self.expected, self.got)
         if not all(leaf is not None and leaf.is_number for leaf in leaves):
             return False
@@ -243,16 +245,16 @@ class Difference:
 
 
 def same(left: Leaf, right: Leaf) -> bool:
-    """Whether two notes are of the same kind, dtype and shape, and equal to the bit."""
+    """Returns whether two leaves have the same kind, dtype and shape, and are bit-equal."""
     if (left.kind, left.variable) != (right.kind, right.variable):
         return False
     return _equal(left.value, right.value)
 
 
 def differences(start: Snapshot, expected: Snapshot, got: Snapshot, noisy: Collection[str] = ()) -> list[Difference]:
-    """Returns where `got` is not what it should be: integers exactly, floats but for rounding.
+    """Returns the differences of `got` from the expected values: integers exactly, floats except for rounding.
 
-    At the paths in `noisy` a float must only have changed, as in `Reference`.
+    A float at a path in `noisy` only has to have changed if the expected value has changed; see `Reference`.
     """
     found = []
     for path in dict.fromkeys((*expected, *got)):
@@ -275,7 +277,7 @@ def _is_noise(start: Leaf | None, a: Leaf | None, b: Leaf | None) -> bool:
 
 
 def changed(before: Snapshot, after: Snapshot) -> list[str]:
-    """Returns the paths whose values are not the same to the bit, those that came, and those that went."""
+    """Returns the paths whose values are not bit-equal, and the paths that were added or removed."""
     return [
         path
         for path in dict.fromkeys((*before, *after))
@@ -284,7 +286,7 @@ def changed(before: Snapshot, after: Snapshot) -> list[str]:
 
 
 def arrays_agree(expected: Any, got: Any, change: Any = 0.0) -> bool:
-    """Whether two arrays are equal: integers exactly, floats but for rounding, or a hundredth of `change`."""
+    """Returns whether two arrays are equal: integers exactly, floats except for rounding or a hundredth of `change`."""
     expected, got = np.asarray(expected), np.asarray(got)
     if expected.shape != got.shape or expected.dtype != got.dtype:
         return False
@@ -315,7 +317,7 @@ def _agree(start: Leaf | None, a: Leaf, b: Leaf) -> bool:
         with np.errstate(invalid="ignore"):
             change = np.nan_to_num(np.abs(a.value.astype(np.float64) - start.value.astype(np.float64)))
         if np.any(change > _ROUNDING * np.max(np.abs(a.value), initial=0.0)) and _equal(start.value, b.value):
-            return False  # a small step that was not taken, whatever the tolerance
+            return False  # a small step that was not taken is a difference, also within the tolerance
     return arrays_agree(a.value, b.value, change)
 
 
@@ -324,5 +326,5 @@ def _equal(a: Any, b: Any) -> bool:
         return (a.dtype, a.shape) == (b.dtype, b.shape) and a.tobytes() == b.tobytes()
     try:
         return type(a) is type(b) and bool(np.all(a == b))
-    except Exception:  # an object that can't be compared says nothing
+    except Exception:  # objects that cannot be compared count as equal
         return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Places in the user's source: the line of a call, of an error, and of an attribute's assignment."""
+"""Finds lines in the user's source: of a call, of an error, and of an attribute's assignment."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _LIBRARIES = (*_PACKAGES, _OWN, sysconfig.get_paths()["stdlib"] + os.sep, "<froz
 
 
 def is_users(filename: str) -> bool:
-    """Whether a file is neither installed nor part of Python or tallax."""
+    """Returns whether a file is neither installed nor part of Python or tallax."""
     return not filename.startswith(_LIBRARIES)
 
 
 def users_line(frame: FrameType | None) -> str:
-    """Returns `file.py:12: self.count[...] += 1`, the innermost line on the stack that users wrote; empty if none."""
+    """Returns the innermost line on the stack that users wrote, like `file.py:12: self.n += 1`, or an empty string."""
     while frame is not None:
         if is_users(frame.f_code.co_filename):
             return place(frame.f_code.co_filename, frame.f_lineno)
@@ -35,7 +35,7 @@ def users_line(frame: FrameType | None) -> str:
 
 
 def line_of_error(error: BaseException) -> str:
-    """Returns the innermost of the user's lines in an error's traceback, as `users_line` does."""
+    """Returns the innermost line of the user's in the traceback of an error, or an empty string."""
     found = ""
     trace: TracebackType | None = error.__traceback__
     while trace is not None:
@@ -46,8 +46,7 @@ def line_of_error(error: BaseException) -> str:
 
 
 def line_of_assignment(model: Any, path: str) -> str:
-    """Returns where the class of the module that holds `path` assigns the attribute outside `__init__`, or an empty
-    string."""  # noqa: D209
+    """Returns the line at which a method other than `__init__` assigns the attribute at `path`, or an empty string."""
     *parents, name = path.split("/")
     owner = model
     for part in parents:
@@ -77,5 +76,5 @@ def _item(owner: Any, index: int) -> Any:
 
 
 def place(filename: str, line: int) -> str:
-    """Words a line of a file."""
+    """Returns a line of a file with its place, such as `file.py:12: self.count[...] += 1`."""
     return f"{os.path.basename(filename)}:{line}: {linecache.getline(filename, line).strip()}".rstrip(": ")

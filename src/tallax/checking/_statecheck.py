@@ -10,27 +10,34 @@ from typing import Any
 import jax
 
 from tallax._errors import InvalidValueError, StatecheckError, compose, describe
-from tallax.checking import _attribute_checks, _copies, _counter_widths, _matrix, _usage_warnings
-from tallax.checking._collecting import Collected
+from tallax.checking import (
+    _attribute_checks,
+    _call_checks,
+    _copy_checks,
+    _transformation_checks,
+    _usage_checks,
+    _width_checks,
+)
+from tallax.checking._check_results import Collected, Results
 from tallax.checking._program import Program, program_of
 from tallax.checking._progress import progress_line
 from tallax.checking._reference import Reference, called, with_noise
 from tallax.checking._report import Cell, Finding, Outcome, Report
 from tallax.checking._transformations import GRAPH
 
-_CHECKS: tuple[Callable[[Program, Reference], _matrix.Results], ...] = (
-    _matrix.reproducible,
+_CHECKS: tuple[Callable[[Program, Reference], Results], ...] = (
+    _call_checks.reproducible,
     _attribute_checks.attributes,
     _attribute_checks.parameters,
-    _matrix.lost_writes,
-    _matrix.one_trace,
-    _matrix.transformations,
-    _matrix.lanes,
+    _call_checks.lost_writes,
+    _call_checks.one_trace,
+    _transformation_checks.transformations,
+    _transformation_checks.lanes,
     _attribute_checks.eval_mode,
-    _copies.copies,
-    _counter_widths.widths,
-    _usage_warnings.callbacks,
-    _usage_warnings.silent_losses,
+    _copy_checks.copies,
+    _width_checks.widths,
+    _usage_checks.callbacks,
+    _usage_checks.silent_losses,
 )
 
 
@@ -43,32 +50,33 @@ def statecheck(
     progress: bool | None = None,
     limit_seconds: float | None = None,
 ) -> Report:
-    """Runs a module through every transformation in every mode, and reports what happens to its state.
+    """Runs a module under every transformation in every mode, and reports each loss or change of its state.
 
-    What is right is what plain Python does: `calls` calls of a new model, without any compilation. Every other way to
-    run them must leave the same state, integers to the last unit and floats but for rounding, and return the same.
+    The reference is plain Python: `calls` calls of a new model, without any compilation. Every other way to run these
+    calls must leave the same state and return the same outputs: integers exactly, floats except for rounding.
 
     Args:
-        make: a factory of the module, called many times without arguments, or with `rngs=nnx.Rngs(0)` if it has a
-            parameter of that name: a class, a function, a `functools.partial`. A module itself is cloned each time.
-        *inputs: what the module is called with: arrays, pytrees of them, plain values. Each call gets the arrays rolled
-            by one more along their first axis.
-        calls: how often each run calls the module; at least 2.
-        call: a function of the module and the inputs to run in place of the module's own call: a training step, or
-            `lambda metric, x: metric.update(values=x)`.
-        on_progress: called with the name of each check as it begins.
-        progress: whether a line on stderr shows the check that runs. None shows it if stderr is a terminal.
-        limit_seconds: after so many seconds no further check is begun, and the report is `incomplete`. None sets no
-            limit. A check that hangs is not ended; `tallax check --limit` ends one.
+        make: A factory of the module: a class, a function or a `functools.partial`. It is called many times, with
+            `rngs=nnx.Rngs(0)` if it has a parameter named `rngs`, and otherwise without arguments. If you pass a
+            module, it is cloned each time.
+        *inputs: The arguments of each call: arrays, pytrees of arrays, and plain values. From call to call, arrays are
+            rolled by one along their first axis.
+        calls: The number of calls in each run, at least 2.
+        call: A function of the module and the inputs that runs instead of the module's own call, for example a training
+            step, or `lambda metric, x: metric.update(values=x)`.
+        on_progress: A function that is called with the name of each check as it begins.
+        progress: Whether a line on stderr shows the current check. If None, the line is shown if stderr is a terminal.
+        limit_seconds: The time after which no further check begins; the report is then `incomplete`. None means no
+            limit. A check that hangs is not interrupted; use `tallax check --limit` if you need that.
 
     Returns:
-        a `Report`; print it, ask for its `failures` and `warnings`, or `raise_on_failure()`.
+        A `Report`. Print it, read its `failures` and `warnings`, or call `raise_on_failure()`.
 
     Raises:
-        StatecheckError: `make` is no factory of modules, or a plain call of its module raises.
+        StatecheckError: `make` is not a factory of modules, or a plain call of its module raises.
         InvalidValueError: `calls` is below 2.
-        KeyboardInterrupt: on Ctrl-C. Its only argument is the report of the checks that had run, marked `incomplete`,
-            so that Python prints the report below the traceback.
+        KeyboardInterrupt: You pressed Ctrl-C. The only argument of the exception is the report of the checks that had
+            run, marked `incomplete`, so Python prints the report below the traceback.
 
     Example:
         >>> import jax.numpy as jnp
@@ -85,15 +93,15 @@ def statecheck(
         ['narrow-counter', 'param-state']
 
     References:
-        The idea is that of `torch.autograd.gradcheck`: run what the user wrote in a second way, and compare.
+        The idea comes from `torch.autograd.gradcheck`: run the user's code in a second way, and compare.
     """
     if not isinstance(calls, int) or calls < 2:
         raise InvalidValueError(
             compose(
                 "statecheck",
-                "one call does not show what drifts.",
+                "at least two calls are needed to detect drift.",
                 got=f"calls={describe(calls)}",
-                fix="calls=3, or any integer from 2 on",
+                fix="calls=3, or any larger integer",
             )
         )
     with progress_line(progress) as show:
@@ -125,10 +133,10 @@ def check_into(
     """Runs every check and collects its results, each through `adjust`.
 
     Returns:
-        why it ended early; empty if it did not.
+        The reason why it ended early, or an empty string.
     """
     with warnings.catch_warnings(), GRAPH.active():
-        warnings.simplefilter("ignore")  # deprecations of Flax in the user's code: the linter's matter
+        warnings.simplefilter("ignore")  # the linter reports deprecations of Flax in the user's code
         collected.notify("plain calls")
         program = program_of(make, inputs, calls, call)
         collected.name = program.name
@@ -140,10 +148,8 @@ def check_into(
     return ""
 
 
-def results(
-    program: Program, reference: Reference, notify: Callable[[str], None] = lambda name: None
-) -> _matrix.Results:
-    """Yields the cells and findings of every check, as they come; stops if the model does otherwise each time."""
+def results(program: Program, reference: Reference, notify: Callable[[str], None] = lambda name: None) -> Results:
+    """Yields the cells and findings of every check. If the model is not reproducible, it stops after that finding."""
     for check in _CHECKS:
         name = check.__name__.replace("_", " ")
         notify(name)
@@ -156,20 +162,20 @@ def results(
                 yield result
         except Exception as error:
             first = (str(error).strip().splitlines() or [""])[0]
-            yield Cell(name, "", Outcome.SKIPPED, f"could not be done: {type(error).__name__}: {first}")
-        if found and check is _matrix.reproducible:
-            return  # nothing can be compared with what comes out otherwise each time
+            yield Cell(name, "", Outcome.SKIPPED, f"failed: {type(error).__name__}: {first}")
+        if found and check is _call_checks.reproducible:
+            return  # comparisons need a reproducible reference
 
 
 def reference_of(program: Program) -> Reference:
-    """Returns what plain calls do without any compilation, as Python would run them."""
+    """Returns the reference: plain calls without any compilation, if JAX can run them."""
     model = program.make()
     try:
         with jax.disable_jit():
             return called(program, model)
     except Exception as error:
         try:
-            return called(program, program.make())  # some of JAX's own functions can't do without compilation
+            return called(program, program.make())  # some functions of JAX do not run without compilation
         except Exception as error_too:
             raise _cannot(program, error_too) from error
 
@@ -180,7 +186,7 @@ def _cannot(program: Program, error: Exception) -> StatecheckError:
             f"statecheck of {program.name}",
             "a plain call of the model raises.",
             got=f"{type(error).__name__}: {error}",
-            fix="statecheck(make, x) with inputs that the model takes, or call=lambda model, x: ... for another call; "
-            "on the command line --inputs 'float32[8,4]', or --call with a function's name",
+            fix="statecheck(make, x) with inputs that the model accepts, or call=lambda model, x: ... for another "
+            "call; on the command line --inputs 'float32[8,4]', or --call with a function's name",
         )
     )

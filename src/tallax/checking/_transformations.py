@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The matrix: every way to run a model that must come to what plain calls come to, in each of the four modes.
+"""The matrix: every way to run a model, in each of four modes. All must have the same result as plain calls.
 
 A transformation runs `call(model, batch)` once per batch and leaves the model as the calls left it. It is written
-twice: for NNX's transformations, which take the model itself, and for JAX's own, which take the state that `nnx.split`
-gives. Both are the recommended way of writing it; what is under test is the model.
+twice: for NNX, whose transformations accept the model itself, and for plain JAX, whose transformations accept the state
+that `nnx.split` returns. Both forms are the recommended ones, because the model is under test, not the transformation.
 """
 
 from __future__ import annotations
@@ -11,31 +11,44 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from tallax.checking._program import Batch
+from tallax.checking._program import Batch, Call, Outputs, Run
+from tallax.checking._split_transformations import (
+    at,
+    loss_of,
+    no_tangent,
+    on_state,
+    split_branch,
+    split_fori_loop,
+    split_jvp,
+    split_scan,
+    split_switch,
+    split_value_and_grad,
+    split_vjp,
+    split_while_loop,
+    stacked,
+    stepwise,
+    unstacked,
+    zeros_like_each,
+)
 from tallax.compiling import compile_step
 from tallax.differentiation import value_and_grad
-
-Outputs: TypeAlias = list[tuple[jax.Array, ...]]
-Call: TypeAlias = Callable[[Any, Batch], tuple[jax.Array, ...]]
-Run: TypeAlias = "Callable[[Call, Any, Sequence[Batch]], Outputs | None]"
 
 
 @dataclass(frozen=True)
 class Mode:
-    """One of the ways to hand a model to a transformation.
+    """One of the ways to pass a model to a transformation.
 
     Attributes:
-        name: how reports call it.
-        graph: Flax's graph mode; off is tree mode.
-        updates: whether graph mode propagates structural changes.
-        is_raw: whether it uses JAX's own transformations on `nnx.split` state.
+        name: How reports call it.
+        graph: True for Flax's graph mode, False for tree mode.
+        updates: Whether graph mode propagates structural changes.
+        is_raw: Whether plain JAX transformations run on `nnx.split` state.
     """
 
     name: str
@@ -45,7 +58,7 @@ class Mode:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Makes it the mode of every `nnx` transformation within the block."""
+        """Sets the mode of every `nnx` transformation within the block."""
         with nnx.set_graph_mode(self.graph), nnx.set_graph_updates(self.updates):
             yield
 
@@ -62,15 +75,15 @@ class Transformation:
     """A way to run a model once per batch.
 
     Attributes:
-        name: how reports call it.
-        nnx: how it is written with NNX; None where it has no such form.
-        raw: how it is written with JAX on the state of a split model; None where it has no such form.
-        modes: those of the modes in which Flax offers it.
-        executes: whether the calls are executed; otherwise the model must be left as it was.
-        differentiates: whether it needs parameters.
-        is_basic: whether it is run on a model without state too, where only outputs can differ.
-        donates: whether it gives the model's arrays away, so that no two Variables may hold the same one.
-        takes_cycles: whether it takes a model that a part of it refers back to, in graph mode.
+        name: How reports call it.
+        nnx: The form for NNX, or None.
+        raw: The form for plain JAX on the state of a split model, or None.
+        modes: The modes that Flax supports.
+        executes: Whether the calls are executed. If not, the model must not change.
+        differentiates: Whether it needs parameters.
+        is_basic: Whether it also runs on models without state, for which only outputs can differ.
+        donates: Whether it donates the model's arrays, so that no two Variables may have the same array.
+        takes_cycles: Whether, in graph mode, it accepts a model with reference cycles.
     """
 
     name: str
@@ -84,18 +97,8 @@ class Transformation:
     takes_cycles: bool = True
 
     def run_in(self, mode: Mode) -> Run | None:
-        """Returns the form of it that a mode uses, or None."""
+        """Returns the form for a mode, or None."""
         return (self.raw if mode.is_raw else self.nnx) if mode in self.modes else None
-
-
-def loss_of(outputs: Sequence[jax.Array]) -> jax.Array:
-    """Returns a float32 that depends on every float in `outputs`, differently on each entry."""
-    loss = jnp.zeros((), jnp.float32)
-    for output in outputs:
-        if jnp.issubdtype(output.dtype, jnp.floating):
-            weights = jnp.cos(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape)
-            loss += (output.astype(jnp.float32) * weights).sum()
-    return loss
 
 
 # --- NNX --------------------------------------------------------------------------------------------------------------
@@ -155,14 +158,9 @@ def _differentiated(call: Call, differentiate: Callable[..., Any]) -> Call:
     return step
 
 
-# A derivative that is not compiled: JAX gives the function the arrays of the state as they are, or as arrays of a type
-# of its own, which a model that reads its state must take. Batches are passed without a derivative, since a model may
-# hand them to functions that have none.
-
-
-def no_tangent(x: Any) -> Any:
-    """Returns the zero tangent of an array, which is of a dtype of its own for integers and keys."""
-    return jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else np.zeros(x.shape, jax.dtypes.float0)
+# These derivatives are not compiled, so JAX passes the arrays of the state unchanged or as its own array types. A model
+# that reads its state must accept both. Batches are passed without a derivative, because a model may pass them to
+# functions that have none.
 
 
 def _vjp(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
@@ -230,14 +228,14 @@ def _cond_not_taken(call: Call, model: Any, batches: Sequence[Batch]) -> None:
 
 def _branch(call: Call, *, is_taken: bool) -> Call:
     def step(model: Any, batch: Batch) -> tuple[jax.Array, ...]:
-        return nnx.cond(is_taken, call, _skipping(call, model, batch), model, batch)
+        return nnx.cond(is_taken, call, skipping(call, model, batch), model, batch)
 
     return step
 
 
 def _switch(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
     def step(model: Any, batch: Batch, choice: jax.Array) -> tuple[jax.Array, ...]:
-        skip = _skipping(call, model, batch)
+        skip = skipping(call, model, batch)
         return nnx.switch(choice, [skip, call, skip], model, batch)
 
     compiled = nnx.jit(step)
@@ -258,171 +256,38 @@ def _eval_shape(call: Call, model: Any, batches: Sequence[Batch]) -> None:
         nnx.eval_shape(call, model, batch)
 
 
-# --- JAX, on the state of a split model -------------------------------------------------------------------------------
-
-Pure: TypeAlias = "Callable[[Any, Batch], tuple[tuple[jax.Array, ...], Any]]"
-
-
-def _on_state(loop: Callable[[Pure, Any, Sequence[Batch]], tuple[Outputs | None, Any]]) -> Run:
-    """Returns a `Run` from a loop over a pure function `(state, batch) -> (outputs, state)`."""
-
-    def run(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs | None:
-        graphdef, state = nnx.split(model)
-
-        def pure(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
-            model = nnx.merge(graphdef, state, copy=True)
-            outputs = call(model, batch)
-            return outputs, nnx.state(model)
-
-        outputs, state = loop(pure, state, batches)
-        nnx.update(model, jax.block_until_ready(state))
-        return outputs
-
-    return run
-
-
-def _stepwise(transform: Callable[[Pure], Any]) -> Run:
-    def loop(pure: Pure, state: Any, batches: Sequence[Batch]) -> tuple[Outputs, Any]:
-        step, outputs = transform(pure), []
-        for batch in batches:
-            output, state = jax.block_until_ready(step(state, batch))
-            outputs.append(output)
-        return outputs, state
-
-    return _on_state(loop)
-
-
-def _raw_value_and_grad(pure: Pure) -> Pure:
-    def step(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
-        params, rest = nnx.split_state(state, nnx.Param, ...)
-
-        def loss(params: Any) -> tuple[jax.Array, tuple[tuple[jax.Array, ...], Any]]:
-            outputs, state = pure(nnx.merge_state(params, rest), batch)
-            return loss_of(outputs), (outputs, state)
-
-        return jax.value_and_grad(loss, has_aux=True)(params)[0][1]
-
-    return jax.jit(step)
-
-
-def _raw_vjp(pure: Pure) -> Pure:
-    def step(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
-        outputs, pull, state = jax.vjp(lambda state: pure(state, batch), state, has_aux=True)
-        pull(jax.tree.map(no_tangent, outputs))
-        return outputs, state
-
-    return step
-
-
-def _raw_jvp(pure: Pure) -> Pure:
-    def step(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
-        tangents = jax.tree.map(no_tangent, state)
-        outputs, _, state = jax.jvp(lambda state: pure(state, batch), (state,), (tangents,), has_aux=True)
-        return outputs, state
-
-    return step
-
-
-def _raw_scan(pure: Pure, state: Any, batches: Sequence[Batch]) -> tuple[Outputs, Any]:
-    def body(state: Any, batch: Batch) -> tuple[Any, tuple[jax.Array, ...]]:
-        outputs, state = pure(state, batch)
-        return state, outputs
-
-    state, outputs = jax.lax.scan(body, state, stacked(batches), length=len(batches))
-    return unstacked(outputs, len(batches)), state
-
-
-def _raw_while_loop(pure: Pure, state: Any, batches: Sequence[Batch]) -> tuple[None, Any]:
-    xs = stacked(batches)
-    start = (jnp.int32(0), state)
-    _, state = jax.lax.while_loop(
-        lambda carry: carry[0] < len(batches), lambda carry: (carry[0] + 1, pure(carry[1], at(xs, carry[0]))[1]), start
-    )
-    return None, state
-
-
-def _raw_fori_loop(pure: Pure, state: Any, batches: Sequence[Batch]) -> tuple[None, Any]:
-    xs = stacked(batches)
-    return None, jax.lax.fori_loop(0, len(batches), lambda k, state: pure(state, at(xs, k))[1], state)
-
-
-def _raw_branch(is_taken: bool) -> Callable[[Pure], Pure]:
-    def transform(pure: Pure) -> Pure:
-        def step(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
-            outputs = jax.eval_shape(pure, state, batch)[0]
-            return jax.lax.cond(is_taken, pure, lambda state, batch: (_zeros(outputs), state), state, batch)
-
-        return jax.jit(step)
-
-    return transform
-
-
-def _raw_switch(pure: Pure) -> Pure:
-    def step(choice: jax.Array, state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
-        def skip(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
-            return _zeros(outputs), state
-
-        outputs = jax.eval_shape(pure, state, batch)[0]
-        return jax.lax.switch(choice, [skip, pure, skip], state, batch)
-
-    compiled = jax.jit(step)
-    return lambda state, batch: compiled(jnp.int32(1), state, batch)
-
-
-# --- batches ----------------------------------------------------------------------------------------------------------
-
-
-def stacked(batches: Sequence[Batch]) -> Batch:
-    """Returns one batch with a leading axis over the calls."""
-    return tuple(jnp.stack(arrays) for arrays in zip(*batches, strict=True))
-
-
-def unstacked(outputs: tuple[jax.Array, ...], count: int) -> Outputs:
-    """Returns the outputs of each call."""
-    return [tuple(output[k] for output in outputs) for k in range(count)]
-
-
-def at(batches: Batch, k: Any) -> Batch:
-    """Returns the k-th batch of stacked ones, where k is traced."""
-    return tuple(jax.lax.dynamic_index_in_dim(x, k, keepdims=False) for x in batches)
-
-
-def _skipping(call: Call, model: Any, batch: Batch) -> Call:
-    """Returns the branch that does nothing, and gives zeros of the types that `call` gives."""
+def skipping(call: Call, model: Any, batch: Batch) -> Call:
+    """Returns the branch that does nothing and returns zeros of the types that `call` returns."""
     outputs = nnx.eval_shape(call, model, batch)
-    return lambda model, batch: _zeros(outputs)
-
-
-def _zeros(outputs: Any) -> tuple[jax.Array, ...]:
-    return tuple(jnp.zeros(output.shape, output.dtype) for output in outputs)
+    return lambda model, batch: zeros_like_each(outputs)
 
 
 TRANSFORMATIONS = (
     Transformation("plain calls", _plain, modes=(GRAPH, NO_UPDATES, TREE), is_basic=True),
-    Transformation("jit", _jit, _stepwise(jax.jit), is_basic=True),
-    Transformation("jit, donated", _jit_donated, _stepwise(lambda pure: jax.jit(pure, donate_argnums=0)), donates=True),
+    Transformation("jit", _jit, stepwise(jax.jit), is_basic=True),
+    Transformation("jit, donated", _jit_donated, stepwise(lambda pure: jax.jit(pure, donate_argnums=0)), donates=True),
     Transformation("jit_partial", _jit_partial, modes=(NO_UPDATES, TREE)),
     Transformation("cached_partial", _cached_partial, modes=(GRAPH,)),
     Transformation("nnx.value_and_grad", _nnx_value_and_grad, modes=(GRAPH,), differentiates=True),
     Transformation(
-        "value_and_grad", _value_and_grad, _stepwise(_raw_value_and_grad), differentiates=True, is_basic=True
+        "value_and_grad", _value_and_grad, stepwise(split_value_and_grad), differentiates=True, is_basic=True
     ),
-    Transformation("vjp", _vjp, _stepwise(_raw_vjp), modes=(NO_UPDATES, TREE, RAW), differentiates=True),
-    Transformation("jvp", _jvp, _stepwise(_raw_jvp), modes=(NO_UPDATES, TREE, RAW), differentiates=True),
-    Transformation("remat", _remat, _stepwise(lambda pure: jax.jit(jax.checkpoint(pure)))),
+    Transformation("vjp", _vjp, stepwise(split_vjp), modes=(NO_UPDATES, TREE, RAW), differentiates=True),
+    Transformation("jvp", _jvp, stepwise(split_jvp), modes=(NO_UPDATES, TREE, RAW), differentiates=True),
+    Transformation("remat", _remat, stepwise(lambda pure: jax.jit(jax.checkpoint(pure)))),
     Transformation(
         "grad of remat",
         _grad_of_remat,
-        _stepwise(lambda pure: _raw_value_and_grad(jax.checkpoint(pure))),
+        stepwise(lambda pure: split_value_and_grad(jax.checkpoint(pure))),
         differentiates=True,
     ),
-    Transformation("scan", _scan, _on_state(_raw_scan), is_basic=True),
+    Transformation("scan", _scan, on_state(split_scan), is_basic=True),
     Transformation("scan of grad of remat", _training_scan, modes=(GRAPH, NO_UPDATES, TREE), differentiates=True),
-    Transformation("while_loop", _while_loop, _on_state(_raw_while_loop)),
-    Transformation("fori_loop", _fori_loop, _on_state(_raw_fori_loop)),
-    Transformation("cond", _cond, _stepwise(_raw_branch(True))),
-    Transformation("cond, not taken", _cond_not_taken, _stepwise(_raw_branch(False)), executes=False),
-    Transformation("switch", _switch, _stepwise(_raw_switch)),
+    Transformation("while_loop", _while_loop, on_state(split_while_loop)),
+    Transformation("fori_loop", _fori_loop, on_state(split_fori_loop)),
+    Transformation("cond", _cond, stepwise(split_branch(True))),
+    Transformation("cond, not taken", _cond_not_taken, stepwise(split_branch(False)), executes=False),
+    Transformation("switch", _switch, stepwise(split_switch)),
     Transformation("eval_shape", _eval_shape, modes=(GRAPH, NO_UPDATES, TREE), executes=False),
     Transformation("compile_step", _compile_step, modes=(GRAPH,), donates=True, takes_cycles=False),
     Transformation("compile_step of cond", _compile_step_of_cond, modes=(GRAPH,), donates=True, takes_cycles=False),

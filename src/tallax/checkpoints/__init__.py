@@ -17,7 +17,7 @@ stages, one file each; `from_checkpoint` starts at the second with a tree that t
 
 To change | open
 --- | ---
-which folders of Orbax are accepted, and the checks on their files | `_locate`
+the accepted folders of Orbax, and the checks on their files | `_locate`
 the format on disk | `_manifest`, and `_serialize` for arrays, keys and names
 the layouts of other programs (`params/...`, bare states) | `_prefixes`
 `missing=`, `unexpected=`, `rename=`, and the proposed `rename=` | `_policy`

@@ -23,7 +23,7 @@ from tallax.variables import StateVariable
 
 
 def require_values(target: Target, report: RestoreReport) -> list[Holder]:
-    """Returns abstract state that the checkpoint lacks and that has a reset value; raises if it has none."""
+    """Returns the abstract state that the checkpoint lacks. Raises if a Variable does not have a reset value."""
     absent = {name for name in (*report.missing, *report.kept) if is_abstract(target.leaves[name])}
     fresh = [holder for holder in target.holders if absent & set(holder.names)]
     empty = [name for holder in fresh if not holder.has_reset for name in holder.names if name in absent]
@@ -31,7 +31,7 @@ def require_values(target: Target, report: RestoreReport) -> list[Holder]:
         error = RestoreError(
             compose(
                 some(empty),
-                "of an abstract model is not in the checkpoint, so there is no value that it could have.",
+                "of an abstract model is not in the checkpoint, so it would not have a value.",
                 got=f"{target.entries[empty[0]]} of nnx.eval_shape",
                 fix="make the model itself, model = Model(rngs); or give this a value before the restore",
             )
@@ -42,7 +42,7 @@ def require_values(target: Target, report: RestoreReport) -> list[Holder]:
 
 
 def apply(target: Target, values: Mapping[str, Any], fresh: list[Holder]) -> None:
-    """Puts values in, and others to their reset value; all or none."""
+    """Writes values, and resets other state. If it raises, nothing has changed."""
     touched: list[Holder] = []
     try:
         for holder in fresh:
@@ -61,13 +61,13 @@ def apply(target: Target, values: Mapping[str, Any], fresh: list[Holder]) -> Non
                 _share_out(target.wholes[name], thing)
     except BaseException:
         for holder in touched:
-            with contextlib.suppress(Exception):  # one that takes no value has its own still
+            with contextlib.suppress(Exception):  # a Variable that rejects a value still has its own value
                 holder.put(holder.leaves)
         raise
 
 
 def _reset(holder: Holder) -> None:
-    """Sets a count to 0, a statistic to empty, and the value of a schedule to not called."""
+    """Resets a count to 0, a statistic to empty, and a scheduled value to not called."""
     owner, variable = holder.owner, holder.variable
     if isinstance(owner, Statistic):
         owner.reset()
@@ -81,7 +81,7 @@ def _reset(holder: Holder) -> None:
 
 
 def _share_out(combined: Any, thing: Any) -> None:
-    """Puts what a combined copy of an object has into the object, whose items keep a share for each replica."""
+    """Writes the values of a combined copy into an object with per-replica state."""
     originals = {leaf.path: leaf.variable for leaf in leaves_of(thing, StateVariable)}
     layouts = {
         (item.get_raw_value().sharding.mesh, item._replica_axes) for item in originals.values() if item._per_replica

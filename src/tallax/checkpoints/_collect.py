@@ -34,7 +34,7 @@ _ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """A Variable, or an array that is in none, of some object.
+    """A Variable of an object, or an array outside of Variables.
 
     Attributes:
         names: of its arrays, which is one unless a Variable holds a pytree of them.
@@ -58,22 +58,22 @@ class Holder:
 
     @property
     def persistent(self) -> bool:
-        """Whether checkpoints store it."""
+        """True if checkpoints save it."""
         return self.variable is None or bool(self.variable.get_metadata("persistent", True))
 
     @property
     def is_counter(self) -> bool:
-        """Whether its one array is that of an exact count."""
+        """True if it is an exact count."""
         return isinstance(self.variable, Counter)
 
     @property
     def has_reset(self) -> bool:
-        """Whether it declares a value to start from: 0 of a count, nothing seen of a statistic, not called."""
+        """True if it has a reset value: 0 for a count, empty for a statistic, not called for a scheduled value."""
         return self.is_counter or self.owner is not None
 
     @property
     def is_item(self) -> bool:
-        """Whether it is one of tallax's own."""
+        """True if it is a tallax variable."""
         return isinstance(self.variable, StateVariable)
 
     def put(self, values: Sequence[Any]) -> None:
@@ -82,15 +82,15 @@ class Holder:
 
 
 def named_objects(objects: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns modules and optimizers by the names that a checkpoint knows them by; what steps hold is put back.
+    """Returns modules and optimizers by their names in a checkpoint. State that steps own is synced first.
 
     Args:
-        objects: modules, optimizers, and compiled steps, which stand for what they are bound to.
-        named: further ones, with names of their own.
+        objects: Modules, optimizers, and compiled steps, which stand for their bound objects.
+        named: Further objects with their own names.
 
     Raises:
-        InvalidTypeError: something is none of these, or nothing came.
-        InvalidValueError: a name that cannot be had.
+        InvalidTypeError: An object is none of these, or there are no objects.
+        InvalidValueError: A name is invalid or used twice.
     """
     found: dict[str, Any] = {}
     for thing in [part for each in objects for part in _parts_of(each)]:
@@ -103,7 +103,7 @@ def named_objects(objects: Sequence[Any], named: Mapping[str, Any]) -> dict[str,
         if name in found or name == RESERVED:
             raise InvalidValueError(
                 compose(
-                    name, "each object of a checkpoint has a name of its own.", got=f"{name}=...", fix="another name"
+                    name, "each object of a checkpoint must have its own name.", got=f"{name}=...", fix="another name"
                 )
             )
         (found[name],) = _parts_of(thing)
@@ -111,7 +111,7 @@ def named_objects(objects: Sequence[Any], named: Mapping[str, Any]) -> dict[str,
         raise InvalidTypeError(
             compose(
                 "a checkpoint",
-                "takes the modules and optimizers whose state it is to keep.",
+                "requires the modules and optimizers to save.",
                 got="none",
                 fix="tallax.save(path, model, optimizer)",
             )
@@ -141,16 +141,16 @@ def _label(thing: Any) -> str:
 
 
 def holders_of(objects: Mapping[str, Any], *, abstract: bool = False) -> list[Holder]:
-    """Returns all that named objects hold, each once, sorted by name; in every mode of Flax the same.
+    """Returns all state of named objects, each holder once, sorted by name. It is the same in every mode of Flax.
 
     Args:
-        objects: by name.
-        abstract: whether they may hold shapes without values, as a model of `nnx.eval_shape` does.
+        objects: By name.
+        abstract: Whether they may have shapes without values, like a model from `nnx.eval_shape`.
 
     Raises:
-        StateOwnedByStepError: a compiled step holds a value.
-        InvalidTypeError: a Variable holds what is neither an array nor a number.
-        TracedReadError: inside a trace.
+        StateOwnedByStepError: A compiled step holds a value.
+        InvalidTypeError: The value of a Variable is neither an array nor a number.
+        TracedReadError: Inside a trace.
     """
     found: list[Holder] = []
     for name, thing in objects.items():
@@ -175,7 +175,7 @@ def _holder_of(name: str, leaf: Leaf, abstract: bool) -> Holder:
 
 
 def _bare_arrays(name: str, thing: Any, paths: set[Any], abstract: bool) -> list[Holder]:
-    """Returns the arrays that modules have as plain attributes, but for those that Flax takes for constants."""
+    """Returns the arrays that modules have as plain attributes, except for those that Flax treats as constants."""
     found = []
     for path, leaf in nnx.to_flat_state(nnx.split(thing, graph=True)[1]):
         if path in paths:
@@ -190,12 +190,12 @@ def _bare_arrays(name: str, thing: Any, paths: set[Any], abstract: bool) -> list
 
 
 def _checked_leaf(name: str, leaf: Any, abstract: bool) -> Any:
-    """Returns an array or a number; raises for everything else, and for an abstract array if none is allowed."""
+    """Returns an array or a number. Raises for everything else, and for an abstract array unless it is allowed."""
     if isinstance(leaf, Held):
         raise StateOwnedByStepError(
             compose(
                 name,
-                "is held by a compiled step, which keeps the state on the device between its calls.",
+                "is owned by a compiled step, which keeps the state on the device between its calls.",
                 got="the object that the step is bound to",
                 fix="the step itself, as in tallax.save(path, step); or step.sync() first",
             )
@@ -226,14 +226,14 @@ def _checked_leaf(name: str, leaf: Any, abstract: bool) -> Any:
                 name,
                 "a checkpoint stores arrays and numbers.",
                 got=describe(leaf),
-                fix="an attribute that is no Variable, for what does not change",
+                fix="an attribute that is not a Variable, for a constant",
             )
         )
     return leaf
 
 
 def _on_a_concrete_mesh(name: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """Returns a shape whose sharding names devices: `nnx.eval_shape` within `jax.set_mesh` leaves them out."""
+    """Returns a shape whose sharding has devices: `nnx.eval_shape` within `jax.set_mesh` omits them."""
     sharding = leaf.sharding
     if not isinstance(sharding, jax.NamedSharding) or not isinstance(sharding.mesh, jax.sharding.AbstractMesh):
         return leaf
@@ -256,10 +256,10 @@ class Target:
     """The objects that a checkpoint is restored into.
 
     Attributes:
-        objects: by name.
-        holders: what they hold, with the shares of replicas combined.
-        leaves: the arrays, by name.
-        entries: what they are, by name.
+        objects: By name.
+        holders: The holders of the objects, with per-replica state combined.
+        leaves: The arrays by name.
+        entries: The descriptions of the arrays, by name.
     """
 
     objects: dict[str, Any]
@@ -288,7 +288,7 @@ class Target:
 
 
 def entry_of(holder: Holder, leaf: Any) -> Entry:
-    """Returns what a checkpoint tells of an array that an object holds."""
+    """Returns the entry of a checkpoint for an array of an object."""
     dtype = dtype_of(leaf)
     array = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
     shape = tuple(np.shape(array))
@@ -305,12 +305,12 @@ def entry_of(holder: Holder, leaf: Any) -> Entry:
 
 
 def has_shares(holder: Holder) -> bool:
-    """Returns whether an item is kept as a share for each replica."""
+    """Returns whether a holder has per-replica state."""
     return isinstance(holder.variable, StateVariable) and holder.variable._per_replica is not None
 
 
 def whole(thing: Any) -> Any:
-    """Returns an object with the shares of replicas combined, or itself where there are none."""
+    """Returns an object with per-replica state combined, or the object itself if it has none."""
     if any(leaf.variable._per_replica for leaf in leaves_of(thing, StateVariable)):
         return combine_replicas(thing)
     return thing

@@ -63,11 +63,11 @@ def read_arrays(
     """Returns some arrays of a folder.
 
     Args:
-        checkpointer: Orbax's.
-        folder: with the arrays.
-        tree: what stands for all of them.
-        wanted: those to read, by Orbax's names, with the names to return them by.
-        target: the objects that they are for, which say on what devices they are to be.
+        checkpointer: A checkpointer of Orbax.
+        folder: The folder with the arrays.
+        tree: The outline of all arrays in the folder.
+        wanted: The names of the arrays to read, by Orbax's names.
+        target: The objects to restore, which determine the devices.
     """
     if not wanted:
         return {}
@@ -95,17 +95,18 @@ def read_arrays(
 
 
 def _is_special(target: Target, name: str, leaf: Any) -> bool:
-    """Returns whether an array is not simply put where the objects have theirs, but made into something first."""
+    """Returns whether an array must be converted before it is written, and not only placed on devices."""
     entry = target.entries[name]
     same = (entry.shape, entry.dtype) == (tuple(leaf.shape), str(np.dtype(leaf.dtype)))
     return not same or entry.kind == "Counter" or entry.dtype.startswith(KEY) or entry.dtype in PYTHON
 
 
 def given(arrays: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Returns those arrays of a tree that are wanted, by the names that the objects have for them.
+    """Returns the wanted arrays of a tree, by the names of the objects.
 
     Raises:
-        CheckpointError: one is not there: what Orbax did not find in a partial restore, it leaves as it was asked for.
+        CheckpointError: An array is missing. In a partial restore, Orbax returns the request unchanged for such an
+            array.
     """
     for old in names.values():
         if not isinstance(arrays[old], jax.Array | np.ndarray | np.generic):
@@ -114,21 +115,21 @@ def given(arrays: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]
                     old,
                     "has no value in the tree.",
                     got=describe(arrays[old]),
-                    fix="a tree that Orbax has restored; without what the checkpoint lacks, and missing='init'",
+                    fix="a tree that Orbax has restored; or the tree without the missing arrays, and missing='init'",
                 )
             )
     return {new: arrays[old] for new, old in names.items()}
 
 
 class NoCountError(ValueError):
-    """A value cannot become a count, or would change when converted; the text gives the reason."""
+    """A value cannot become a count, or would change when converted. The text contains the reason."""
 
 
 def same_number(name: str, saved: Entry, wanted: Entry, array: np.ndarray) -> tuple[np.ndarray, str]:
-    """Returns a number in the form that is wanted, and how it was converted.
+    """Returns a number in the required form, and a description of the conversion.
 
     Raises:
-        NoCountError: it would not be the same.
+        NoCountError: The conversion would change the number.
     """
     with np.errstate(over="ignore"):
         converted = array.astype(stored_dtype(wanted.dtype))
@@ -138,10 +139,10 @@ def same_number(name: str, saved: Entry, wanted: Entry, array: np.ndarray) -> tu
 
 
 def counted(name: str, saved: Entry, array: np.ndarray) -> tuple[np.ndarray, str | None, str | None]:
-    """Returns the words of a count, how it was converted, and a warning where the old form may have lost something.
+    """Returns the words of a count, a description of the conversion, and a warning if the old form may be inexact.
 
     Raises:
-        NoCountError: an entry is negative, or not whole.
+        NoCountError: An entry is negative or not whole.
     """
     if saved.shape == (*array.shape[:-1], 2) and saved.dtype == "uint32" and not saved.kind:
         return array, None, None
@@ -149,13 +150,13 @@ def counted(name: str, saved: Entry, array: np.ndarray) -> tuple[np.ndarray, str
 
 
 def exact_counts(name: str, dtype: str, array: np.ndarray) -> tuple[np.ndarray, str | None, str | None]:
-    """As `counted`, of an array that is no Counter's."""
+    """Like `counted`, but for an array outside of Counters."""
     values = array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
     if np.any(values < 0):
         why = "below 0: it wrapped around" if array.dtype.kind == "i" else "below 0"
         raise NoCountError(f"{dtype} with {values.min()}, which is {why}")
     if values.dtype == np.float64 and not np.array_equal(values, np.floor(values)):
-        raise NoCountError(f"{dtype} with {values[values != np.floor(values)].flat[0]}, which is no whole number")
+        raise NoCountError(f"{dtype} with {values[values != np.floor(values)].flat[0]}, which is not a whole number")
     if values.dtype == np.float64 and np.any(values >= 2.0**64):
         raise NoCountError(f"{dtype} with {values.max()}, which is beyond 64 bits")
     limit, why = _limit(array.dtype)
@@ -175,7 +176,7 @@ def _limit(dtype: np.dtype) -> tuple[float, str]:
 
 def read_manifest(checkpointer: Any, folder: Path, tree: Any) -> Manifest | None:
     leaf = tree.get(RESERVED) if isinstance(tree, Mapping) else None
-    if leaf is None or isinstance(leaf, Mapping):  # a part of a model may be called so
+    if leaf is None or isinstance(leaf, Mapping):  # a part of a model may have this name
         return None
     if getattr(leaf, "dtype", None) != np.uint8 or len(leaf.shape) != 1 or leaf.shape[0] > MOST:
         raise damaged("its manifest is not text")

@@ -23,9 +23,9 @@ from tallax.runs import StateInfo
 from tallax.runs._contents import Contents
 from tallax.schedules import Scheduled
 
-_SMALL = 64  # entries of an array that is no item: what is larger is weights, and not read
-_LARGE = 2**26  # bytes of an item: there is no model here that would say how large it may be
-_LONG = 10_000  # characters of a configuration
+_SMALL = 64  # the most entries of a value outside of tallax variables; larger arrays are weights, which are not read
+_LARGE = 2**26  # the most bytes of a tallax variable; without the model, its size is not known
+_LONG = 10_000  # the most characters of a configuration
 _READABLE = {
     name: kind
     for name, kind in vars(statistics).items()
@@ -34,13 +34,13 @@ _READABLE = {
 
 
 def shown(path: str | os.PathLike[str]) -> Contents:
-    """Returns the contents of a checkpoint of tallax's or Orbax's; of a series, those of the latest.
+    """Returns the contents of a checkpoint of tallax or Orbax, or of the latest checkpoint of a series.
 
     Args:
-        path: its folder, or that of a series.
+        path: The folder of the checkpoint or of the series.
 
     Raises:
-        CheckpointError: there is none, or it is damaged, unfinished or of a later version.
+        CheckpointError: The checkpoint does not exist, or is damaged, unfinished or of a later version.
     """
     folder, handler = _folder(path), pytree_handler()
     with told(str(path), "can't be read"), orbax().Checkpointer(handler) as checkpointer:
@@ -51,7 +51,7 @@ def shown(path: str | os.PathLike[str]) -> Contents:
         wanted = {source.arrays[name].name: name for name, entry in entries.items() if _is_to_be_read(entry)}
         arrays = read_arrays(checkpointer, folder, tree, wanted, None)
     numbers, items = Numbers(), {}
-    groups: dict[str, dict[str, Entry]] = {}  # by the name of the owner, if there is one
+    groups: dict[str, dict[str, Entry]] = {}  # by the name of the owner, if it exists
     for name, entry in sorted(entries.items()):
         groups.setdefault(name.rpartition("/")[0] if entry.owner else name, {})[name] = entry
     for owner, group in groups.items():
@@ -69,7 +69,7 @@ def shown(path: str | os.PathLike[str]) -> Contents:
 
 
 def _folder(path: str | os.PathLike[str]) -> Path:
-    """Returns the folder with the arrays; of a series, that of the latest checkpoint."""
+    """Returns the folder with the arrays, for a series that of the latest checkpoint."""
     folder = Path(path).absolute()
     if folder.is_dir():
         steps = [int(item.name) for item in folder.iterdir() if item.name.isdigit() and item.is_dir()]
@@ -79,14 +79,14 @@ def _folder(path: str | os.PathLike[str]) -> Path:
 
 
 def _is_to_be_read(entry: Entry) -> bool:
-    """Returns whether an array is worth reading: the state of an item, or a few numbers."""
+    """Returns whether to read an array: tallax state, or a few numbers."""
     is_item = bool(entry.owner) or entry.kind in ("Counter", "Buffer")
     few_numbers = not entry.kind and math.prod(entry.shape) <= _SMALL
     return entry.persistent and entry.at is None and (is_item or few_numbers) and entry.nbytes <= _LARGE
 
 
 def _value(entries: Mapping[str, Entry], arrays: Mapping[str, np.ndarray]) -> Any:
-    """Returns what arrays stand for: those of one owner, or one; None if it can't be told."""
+    """Returns the value of one array, or of the arrays of one owner; None if it is unknown."""
     owner = _owner(entries)
     if owner is not None:
         return owner.read({name.rpartition("/")[2]: array for name, array in arrays.items()})
@@ -100,7 +100,7 @@ def _value(entries: Mapping[str, Entry], arrays: Mapping[str, np.ndarray]) -> An
 
 
 def _owner(entries: Mapping[str, Entry]) -> Any:
-    """Returns a statistic of the kind and configuration that entries tell, or None where there is none like it."""
+    """Returns a statistic of the kind and configuration of the entries, or None if that fails."""
     try:
         owner = _made(next(iter(entries.values())))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
@@ -116,20 +116,20 @@ def _owner(entries: Mapping[str, Entry]) -> Any:
         cut = len(entry.shape) - len(shape)
         if cut < 0 or entry.shape[cut:] != shape:
             return None
-        stacks.add(entry.shape[:cut])  # the axes before are a stack's
+        stacks.add(entry.shape[:cut])  # the leading axes are those of a stack
     return owner if len(stacks) == 1 else None
 
 
 def _made(entry: Entry) -> Any:
     if entry.owner == "Scheduled":
-        return Scheduled(optax.constant_schedule(math.nan))  # never called: what it had then is not in a checkpoint
+        return Scheduled(optax.constant_schedule(math.nan))  # never called, so its value is not in the checkpoint
     if entry.owner not in _READABLE or len(entry.configuration) > _LONG:
         return None
     return _READABLE[entry.owner](**ast.literal_eval(entry.configuration))
 
 
 def _described(entries: Collection[Entry]) -> StateInfo:
-    """Returns what arrays are, those of one owner, or one: the dtype and shape are those of the largest."""
+    """Returns the description of one array, or of the arrays of one owner, with the dtype and shape of the largest."""
     entry = max(entries, key=lambda entry: entry.nbytes)
     shape = entry.shape[:-1] if entry.kind == "Counter" else entry.shape
     dtype = str(stored_dtype(entry.dtype, widened=False)) if entry.kind else entry.dtype

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stage 1 of a restore: finds the arrays in a folder, and their shapes, without trusting the folder.
 
-Before Orbax reads anything, the kinds and sizes of the files are checked, and the shapes in the arrays' own storage.
-No name in a checkpoint becomes a path, and no size in it is believed. Everything is JSON and arrays; there is no
-pickle.
+Before Orbax reads anything, the kinds and sizes of the files are checked, and the shapes in the storage of the arrays.
+No name in a checkpoint becomes a path, and no size in it is trusted. All data is JSON and arrays, without pickle.
 """
 
 from __future__ import annotations
@@ -22,9 +21,12 @@ from tallax._errors import CheckpointError, TallaxError, compose
 from tallax.checkpoints._manifest import MOST, damaged, is_too_much
 from tallax.checkpoints._serialize import RESERVED
 
-METADATA = "_METADATA"  # what Orbax writes into every folder of a tree
+METADATA = "_METADATA"  # Orbax writes these into every folder of a tree
 UNFINISHED = ".orbax-checkpoint-tmp"
-_TOC, _TOC_MOST = "manifest.ocdbt", 2**24  # tensorstore's own manifest, of some hundred bytes, which it reads whole
+_TOC, _TOC_MOST = (
+    "manifest.ocdbt",
+    2**24,
+)  # tensorstore's own manifest, of some hundred bytes; it reads all of it
 
 
 def orbax() -> Any:
@@ -35,7 +37,7 @@ def orbax() -> Any:
 
 
 def _items_of(path: Path) -> dict[str, Path]:
-    """Returns the folders of several trees in a folder by their names, as a manager writes one for each item."""
+    """Returns the folders of several trees by name; Orbax's manager writes one folder for each tree."""
     if not path.is_dir() or UNFINISHED in path.name or (path / METADATA).is_file():
         return {}
     items = {item.name: item for item in path.iterdir() if (item / METADATA).is_file()}
@@ -50,28 +52,28 @@ def pytree_handler() -> Any:
 def locate(path: Path, name: str) -> tuple[dict[str, Path], dict[str, Any]]:
     """Returns the folders with the arrays, and the outline of the tree in each; see `outline_of`.
 
-    A manager of Orbax's writes one folder for each of several items, whose names are the keys. A checkpoint in a single
-    folder has the empty key.
+    If Orbax's manager wrote several trees, each has a folder, and the names of the folders are the keys. A checkpoint
+    in a single folder has the empty key.
 
     Args:
-        path: the folder that the user named.
-        name: its spelling in errors.
+        path: The user's folder.
+        name: The name of the folder in errors.
     """
     handler = pytree_handler()
     folders = _items_of(path)
     trees = {item: outline_of(handler, folder) for item, folder in folders.items()}
     if not trees or any(isinstance(tree, Mapping) and RESERVED in tree for tree in trees.values()):
-        # Each tree that tallax wrote holds all objects, so the user has to choose one of them.
+        # Each tree that tallax wrote contains all objects, so the user has to choose one of the trees.
         folders = {"": folder_of(path, name)}
         trees = {"": outline_of(handler, folders[""])}
     return folders, trees
 
 
 def folder_of(path: Path, name: str) -> Path:
-    """Returns the folder with the arrays: `path`, or the one item in it that Orbax's manager has put there.
+    """Returns the folder with the arrays: `path`, or its only folder of a tree if Orbax's manager wrote it.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: There is not a checkpoint.
     """
     what, fix = "there is nothing", "the folder that tallax.save wrote"
     if path.is_dir():
@@ -93,11 +95,11 @@ def folder_of(path: Path, name: str) -> Path:
                 what, fix = f"a folder of {len(steps)} checkpoints", "tallax.Checkpoints(path).restore(model)"
     elif path.exists():
         what, fix = "a file", "tallax.interop.from_torch(path, model) for a .pt or .safetensors file"
-    raise CheckpointError(compose(name, "is no checkpoint.", got=what, fix=fix))
+    raise CheckpointError(compose(name, "is not a checkpoint.", got=what, fix=fix))
 
 
 def _look_at_files(folder: Path) -> None:
-    """Raises `CheckpointError` if a file is too large, is not a plain file, or lies outside of the folder."""
+    """Raises `CheckpointError` if a file is too large, is not a plain file, or is outside of the folder."""
     home = os.path.realpath(folder)
     for root, folders, files in os.walk(folder):
         for path in (Path(root, name) for name in (*folders, *files)):
@@ -106,9 +108,9 @@ def _look_at_files(folder: Path) -> None:
                 raise CheckpointError(
                     compose(
                         "the checkpoint",
-                        "has nothing outside of its folder.",
+                        "must not link to files outside of its folder.",
                         got=f"{name}, a link that leads out of it",
-                        fix="a copy without links, cp -rL FOLDER COPY, where you trust who made them",
+                        fix="a copy without links, cp -rL FOLDER COPY, if you trust its author",
                     )
                 )
             if not (path.is_file() or path.is_dir()):
@@ -122,20 +124,20 @@ def _look_at_files(folder: Path) -> None:
 
 
 def _look_at_names(text: bytes, *, are_paths: bool) -> None:
-    """Raises `CheckpointError` if a name is a path: Orbax follows it, except in tensorstore's database."""
+    """Raises `CheckpointError` if a name is a path, because Orbax follows it, except in tensorstore's database."""
     try:
         told = json.loads(text)
         keys = [str(key["key"]) for entry in told["tree_metadata"].values() for key in entry["key_metadata"]]
         are_paths = are_paths or told.get("use_ocdbt") is not True
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return  # Orbax says what is wrong with it
+        return  # Orbax reports the error
     for key in keys:
         if are_paths and ("/" in key or key in ("..", ".")):
             raise damaged(f"{key!a}, a name that would be a path")
 
 
 def outline_of(handler: Any, folder: Path) -> Any:
-    """Returns what stands for the arrays, with shapes and dtypes as their own storage has them."""
+    """Returns the outline of the arrays: their shapes and dtypes, as their storage has them."""
     _look_at_files(folder)
     tree = attempted(lambda: handler.metadata(folder).tree)
     seen = set()
@@ -144,12 +146,12 @@ def outline_of(handler: Any, folder: Path) -> Any:
             raise CheckpointError(
                 compose(
                     "the checkpoint",
-                    "is restored where it is of arrays and numbers.",
+                    "can only be restored if all its values are arrays and numbers.",
                     got=f"{leaf.name!a}, of which Orbax says {type(leaf).__name__}",
                     fix="Orbax's own restore, and tallax.from_checkpoint of that part of its tree which has arrays",
                 )
             )
-        if leaf.name in seen:  # Orbax takes {"a.b": x} and {"a": {"b": x}} for the same
+        if leaf.name in seen:  # Orbax treats {"a.b": x} and {"a": {"b": x}} as the same
             raise damaged(f"two arrays are written as {leaf.name!a}, so one of them is lost")
         seen.add(leaf.name)
         storage = getattr(leaf, "storage", None)
@@ -160,7 +162,7 @@ def outline_of(handler: Any, folder: Path) -> Any:
 
 
 def attempted(call: Callable[[], Any]) -> Any:
-    """Returns the result of one of Orbax's calls; raises `CheckpointError` if it fails."""
+    """Returns the result of a call of Orbax. Raises `CheckpointError` if it fails."""
     # Orbax drops the other reads of a failed call, and asyncio then logs "Task exception was never retrieved" for each.
     # It could only be silenced for the whole process (its logger, `sys.unraisablehook`), which a library must not do.
     try:
@@ -172,7 +174,7 @@ def attempted(call: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def told(name: str, what: str) -> Iterator[None]:
-    """Turns the exceptions of Orbax and its storage into `CheckpointError`."""
+    """Converts the exceptions of Orbax and its storage to `CheckpointError`."""
     try:
         yield
     except TallaxError:
@@ -182,7 +184,7 @@ def told(name: str, what: str) -> Iterator[None]:
 
 
 def unreadable(name: str, what: str, error: Exception) -> CheckpointError:
-    """Returns the error of something that Orbax can't do, with the first line of what it says."""
+    """Returns the error for a failure of Orbax, with the first line of Orbax's text."""
     return CheckpointError(
         compose(
             name,
@@ -194,6 +196,6 @@ def unreadable(name: str, what: str, error: Exception) -> CheckpointError:
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of an error, at most 200 characters; Orbax's can have thousands."""
+    """Returns the first line of an error, at most 200 characters. An error of Orbax can have thousands."""
     said = "".join(filter(str.isprintable, f"{type(error).__name__}: {error}".splitlines()[0]))
     return said if len(said) <= 200 else f"{said[:197]}..."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Checkpoints`: a series of them, for a training loop."""
+"""`Checkpoints`: a series of checkpoints for a training loop."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from tallax.compiling import CompiledStep
 
 
 class Checkpoints:
-    """The checkpoints of one training run: a folder with a numbered one for each time that it was saved.
+    """The checkpoints of one training run: a folder with numbered checkpoints.
 
-    The folder is that of an `orbax.checkpoint.CheckpointManager`, and may be read by one. A checkpoint is in it whole
-    or not at all, whenever the program is killed; what a killed one left half written is removed by the next save.
+    An `orbax.checkpoint.CheckpointManager` can read the folder. If the program is killed, each checkpoint is either
+    complete or absent; the next save removes the unfinished files of a killed program.
 
     Args:
         folder: is made when something is saved.
@@ -65,7 +65,7 @@ class Checkpoints:
         for name, value in (("keep", keep), ("every", every)):
             if not (isinstance(value, int) and value > 0) and not (name == "keep" and value is None):
                 raise InvalidValueError(
-                    compose(name, "takes a positive integer.", got=describe(value), fix="keep=3, every=1000")
+                    compose(name, "must be a positive integer.", got=describe(value), fix="keep=3, every=1000")
                 )
         self._name, self._folder = str(folder), path_of(folder, "tallax.Checkpoints(folder)").absolute()
         self._keep, self._every, self._async = keep, every, async_
@@ -77,7 +77,7 @@ class Checkpoints:
     def save(self, step: SupportsIndex, *objects: Any, extra: Any = None, force: bool = False, **named: Any) -> bool:
         """Saves objects under a number, if it is one of those to save at.
 
-        While the one before is still being written, it waits for that.
+        If the previous checkpoint is still being written, it waits.
 
         Args:
             step: the number, larger than that of any checkpoint in the folder; a `Counter` is one.
@@ -87,8 +87,8 @@ class Checkpoints:
             **named: see `to_checkpoint`.
 
         Returns:
-            Whether it is saved, or being saved: not where the number is no multiple of `every`, nor where it is that of
-            the latest checkpoint.
+            True if it is saved or being saved. False if the number is not a multiple of `every`, or is that of the
+            latest checkpoint.
 
         Raises:
             CheckpointError: this one, or the one before, could not be written.
@@ -100,12 +100,12 @@ class Checkpoints:
             raise InvalidTypeError(
                 compose(
                     "step",
-                    "is the number of the checkpoint, and comes first.",
+                    "must be the number of the checkpoint, as the first argument.",
                     got=f"a {type(step).__name__}",
                     fix="checkpoints.save(n, model, optimizer)",
                 )
             )
-        step = operator.index(step)  # a Counter is one, too
+        step = operator.index(step)  # also a Counter
         if step < 0:
             raise InvalidValueError(
                 compose("step", "checkpoints are numbered from 0.", got=str(step), fix="checkpoints.save(n, model)")
@@ -128,7 +128,7 @@ class Checkpoints:
         if not self._async or jax.process_count() > 1:
             self._write(step, contents)
             return True
-        # A compiled step leaves these arrays alone: it copies what it takes over.
+        # A compiled step does not donate these arrays, because it copies the state that it takes over.
         if not all(isinstance(thing, CompiledStep) for thing in (*objects, *named.values())):
             contents = contents.copied()
         if self._writer is None:
@@ -137,14 +137,14 @@ class Checkpoints:
         return True
 
     def latest(self) -> int | None:
-        """Returns the number of the latest checkpoint, or None; waits for one that is being written."""
+        """Returns the number of the latest checkpoint, or None. Waits for a checkpoint that is being written."""
         self.wait()
         if self._manager is not None:
             return self._manager.latest_step()
         return max(self.steps(), default=None)
 
     def steps(self) -> list[int]:
-        """Returns the numbers of all checkpoints, the oldest first; waits for one that is being written."""
+        """Returns the numbers of all checkpoints, the oldest first. Waits for a checkpoint that is being written."""
         self.wait()
         if not self._folder.is_dir():
             return []
@@ -159,15 +159,15 @@ class Checkpoints:
         rename: Rename = None,
         **named: Any,
     ) -> RestoreReport:
-        """Restores objects from a checkpoint, all of it or nothing; see `tallax.restore`.
+        """Restores objects from a checkpoint; see `tallax.restore`. If it raises, the objects do not change.
 
         Args:
-            *objects: see `from_checkpoint`.
-            step: the number of the checkpoint; by default the latest.
-            missing: see `from_checkpoint`.
-            unexpected: see `from_checkpoint`.
-            rename: see `from_checkpoint`.
-            **named: see `from_checkpoint`.
+            *objects: See `from_checkpoint`.
+            step: The number of the checkpoint, by default the latest.
+            missing: See `from_checkpoint`.
+            unexpected: See `from_checkpoint`.
+            rename: See `from_checkpoint`.
+            **named: See `from_checkpoint`.
 
         Returns:
             The report, whose `step` is the number.
@@ -185,7 +185,9 @@ class Checkpoints:
                     "has no such checkpoint." if steps else "has no checkpoint.",
                     got=f"step={step}" if steps else None,
                     expected=f"one of {steps}" if steps else None,
-                    fix="checkpoints.latest() tells whether there is one" if not steps else f"step={steps[-1]}",
+                    fix="checkpoints.latest(), which returns None without a checkpoint"
+                    if not steps
+                    else f"step={steps[-1]}",
                 )
             )
         return restore(
@@ -196,7 +198,7 @@ class Checkpoints:
         """Waits for the checkpoint that is being written.
 
         Raises:
-            CheckpointError: it could not be written.
+            CheckpointError: The checkpoint could not be written.
         """
         writing, self._writing = self._writing, None
         if writing is not None:
@@ -205,7 +207,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and lets go of the folder; raises as `wait` does."""
+        """Waits, and releases the folder. Raises the same errors as `wait`."""
         try:
             self.wait()
         finally:
@@ -226,7 +228,7 @@ class Checkpoints:
         return f"Checkpoints({self._name!r}, keep={self._keep}, every={self._every}, async_={self._async})"
 
     def lost(self) -> BaseException | None:
-        """Returns why the checkpoint that nobody waited for could not be written; None where it was."""
+        """Returns the reason why the last background write failed, or None."""
         writing = self._writing
         return writing.exception() if writing is not None and writing.done() else None
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage 2 of a restore: the manifest of a checkpoint, and the entries of a tree that has none.
+"""Stage 2 of a restore: the manifest of a checkpoint, and the entries of a tree without a manifest.
 
-The manifest is JSON, kept as one more array beside the others. It names everything that was saved, with kind, dtype,
-shape and checksum, and stores the values of small tallax variables inline: a thousand counters are a thousand entries
-of it, and each would be an array of its own to Orbax. It is validated before it is used, and no name in it becomes a
-path.
+The manifest is JSON, stored as one more array. It lists all saved arrays with kind, dtype, shape and checksum, and
+stores the values of small tallax variables inline: a thousand counters are a thousand entries, instead of a thousand
+arrays of Orbax. It is validated before it is used, and no name in it becomes a path.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from tallax.checkpoints._prefixes import without_value_levels
 from tallax.checkpoints._serialize import RESERVED, is_key, joined, key_of, size_of, stored, stored_dtype
 
 FORMAT = 1
-MOST = 2**28  # bytes of a manifest, items included
-_MANY = 2**23  # values in it: Python takes some sixty bytes for the three of `[],`
+MOST = 2**28  # the most bytes of a manifest, including inline values
+_MANY = 2**23  # the most JSON values in it, because Python needs some sixty bytes for the three of `[],`
 _NAME = re.compile(r"[\w%~ -]+(/[\w%~ -]+)*", re.ASCII)
 
 
@@ -35,15 +34,15 @@ class Entry:
     """One array of a checkpoint.
 
     Attributes:
-        kind: of the Variable that held it, such as `Param` or `Counter`; empty where that is not known.
-        dtype: as `_leaves.dtype_of` says; for a `Counter` that of its words.
-        shape: of the array; for a `Counter` of its words.
-        owner: the kind of the statistic or `Scheduled` whose state it is; empty for others.
-        configuration: what that statistic was made with.
-        reduce: how copies of an item combine; empty for others.
-        persistent: False for what is named, but not kept.
-        at: where its bytes lie among those of the items; None for an array of its own.
-        sum: of its words; None where it is not known.
+        kind: The kind of its Variable, such as `Param` or `Counter`; empty if it is unknown.
+        dtype: The result of `dtype_of`; for a `Counter`, the dtype of its words.
+        shape: The shape of the array; for a `Counter`, the shape of its words.
+        owner: The kind of the statistic or `Scheduled` that owns it; empty for others.
+        configuration: The configuration of that statistic.
+        reduce: The reduction of a tallax variable; empty for others.
+        persistent: False for a variable that is listed, but not saved.
+        at: The offset of its bytes among the inline values; None for a separate array.
+        sum: The sum of its words, or None if it is unknown.
     """
 
     kind: str
@@ -58,7 +57,7 @@ class Entry:
 
     @property
     def resets(self) -> bool:
-        """Whether it has a value to be reset to: a count does, and what a statistic keeps."""
+        """True if it has a reset value: a count, or the state of a statistic."""
         return self.kind == "Counter" or self.owner not in ("", "Scheduled")
 
     @property
@@ -77,10 +76,10 @@ class Manifest:
     """The description of a checkpoint.
 
     Attributes:
-        entries: by name.
-        items: the bytes of all items, one behind the other.
-        extra: what the user put in, JSON.
-        step: the number under which `Checkpoints` saved it.
+        entries: The entries by name.
+        items: The bytes of all inline values, concatenated.
+        extra: The user's JSON.
+        step: The number under which `Checkpoints` saved it.
     """
 
     entries: Mapping[str, Entry]
@@ -89,14 +88,14 @@ class Manifest:
     step: int | None = None
 
     def array(self, name: str) -> np.ndarray:
-        """Returns the array of an item, by its name."""
+        """Returns the array of an inline value by its name."""
         entry = self.entries[name]
         assert entry.at is not None
         part = self.items[entry.at : entry.at + entry.nbytes]
         return np.frombuffer(part, stored_dtype(entry.dtype)).reshape(entry.shape)
 
     def as_json(self) -> dict[str, Any]:
-        """Returns it as JSON has it."""
+        """Returns the manifest as JSON values."""
         defaults = {field.name: field.default for field in dataclasses.fields(Entry)}
         entries = {
             name: {key: value for key, value in vars(entry).items() if value != defaults[key]}
@@ -107,30 +106,30 @@ class Manifest:
         return {"format": FORMAT, **body, "crc32": _crc_of(body)}
 
     def encoded(self) -> np.ndarray:
-        """Returns it as an array of bytes.
+        """Returns the manifest as an array of bytes.
 
         Raises:
-            InvalidValueError: it would be more than is ever read again.
+            InvalidValueError: It would be larger than `decoded` accepts.
         """
         text = json.dumps(self.as_json(), separators=(",", ":")).encode()
         if is_too_much(text):
             raise InvalidValueError(
                 compose(
                     "the checkpoint",
-                    "what it tells of itself, extra= and small items included, is kept within bounds.",
+                    "the manifest, with extra= and small tallax variables, is too large.",
                     got=f"{len(text)} bytes of JSON",
                     expected=f"{MOST} bytes at most, and {_MANY} values",
-                    fix="a file of its own for what is large in extra=; tallax.Counter(shape=...) for many counts",
+                    fix="a separate file for large values in extra=; tallax.Counter(shape=...) for many counts",
                 )
             )
         return np.frombuffer(text, np.uint8)
 
     @classmethod
     def decoded(cls, array: Any) -> Manifest:
-        """Returns what an array of bytes says.
+        """Returns the manifest in an array of bytes.
 
         Raises:
-            CheckpointError: it says nothing, or what no version of tallax wrote, or what a later one wrote.
+            CheckpointError: The bytes are not a manifest, or that of a later version.
         """
         if getattr(array, "ndim", None) != 1 or array.dtype != np.uint8 or array.size > MOST:
             raise damaged("its manifest is not text")
@@ -145,7 +144,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, found: Any) -> Manifest:
-        """Returns what JSON says; raises as `decoded` does."""
+        """Returns the manifest in JSON values. Raises the same errors as `decoded`."""
         version = found.get("format") if isinstance(found, dict) else None
         if isinstance(version, int) and version > FORMAT:
             raise CheckpointError(
@@ -172,12 +171,12 @@ class Manifest:
 
 
 def is_too_much(text: bytes, *, times: int = 1) -> bool:
-    """Returns whether JSON is too large to be read, or would be once it is Python's objects."""
+    """Returns whether JSON is too large to be read, as text or as Python objects."""
     return len(text) > times * MOST or sum(map(text.count, (b",", b"[", b"{"))) > times * _MANY
 
 
 def damaged(what: str) -> CheckpointError:
-    """Returns the error of a checkpoint of which something is wrong."""
+    """Returns the error for a damaged checkpoint."""
     return CheckpointError(
         compose(
             "the checkpoint",
@@ -217,11 +216,11 @@ def _entry(found: dict[str, Any], size: int) -> Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A checkpoint: what it says that it has, and its arrays, or what stands for them.
+    """A checkpoint: its manifest, and its arrays or their outline.
 
     Attributes:
-        manifest: what it tells of itself; made up from the arrays where tallax did not write it.
-        arrays: by name.
+        manifest: The manifest. If tallax did not write the checkpoint, it is inferred from the arrays.
+        arrays: The arrays by name.
     """
 
     manifest: Manifest
@@ -232,11 +231,11 @@ class Source:
         """Returns the source for a tree.
 
         Args:
-            tree: nested dicts of arrays, or of anything with a shape and a dtype.
-            manifest: what it tells of itself, where that is known already.
+            tree: Nested dicts of arrays, or of any objects with a shape and a dtype.
+            manifest: The manifest, if it is already known.
 
         Raises:
-            CheckpointError: the manifest and the arrays do not agree.
+            CheckpointError: The manifest and the arrays differ.
         """
         leaves = arrays_in(tree, quoted=isinstance(tree, Mapping) and RESERVED in tree)
         found = leaves.pop(RESERVED, None)
@@ -267,24 +266,24 @@ class Source:
 
 
 def _cast(name: str, got: str, entry: Entry) -> CheckpointError:
-    """Returns the error of an array that came in another dtype than it was written in."""
+    """Returns the error for an array whose dtype differs from the saved dtype."""
     return CheckpointError(
         compose(
             name,
-            "is not as it was written; Orbax casts to the dtypes of what it is asked for, and JAX what has 64 bits.",
+            "differs in dtype from the saved array; Orbax casts to the requested dtypes, and JAX casts 64-bit arrays.",
             got=got,
             expected=f"{entry}, as the manifest says",
-            fix="ask Orbax for tallax.checkpoint_target(metadata, model); or an earlier checkpoint, if this is damaged",
+            fix="request tallax.checkpoint_target(metadata, model) from Orbax; or restore an earlier checkpoint",
         )
     )
 
 
 def arrays_in(tree: Any, *, quoted: bool) -> dict[str, Any]:
-    """Returns the arrays of a tree, or what stands for them, by name.
+    """Returns the arrays of a tree, or their outline, by name.
 
     Args:
-        tree: nested dicts.
-        quoted: whether its keys are parts of names already.
+        tree: Nested dicts.
+        quoted: Whether its keys are already quoted.
     """
     try:
         flat = [([*map(key_of, path)], leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
@@ -301,7 +300,7 @@ def arrays_in(tree: Any, *, quoted: bool) -> dict[str, Any]:
                 "the checkpoint",
                 "is not a tree of arrays.",
                 got=describe(tree),
-                fix="what Orbax restores of tallax.to_checkpoint(...), or of nnx.state(model)",
+                fix="a tree that Orbax restored from tallax.to_checkpoint(...) or nnx.state(model)",
             )
         )
     return leaves

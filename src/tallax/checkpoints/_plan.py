@@ -22,17 +22,18 @@ class RestoreReport:
     """The result of a restore, by name.
 
     Attributes:
-        restored: names whose value is that of the checkpoint now.
-        missing: names that the checkpoint lacks; they kept the value that they had.
-        unexpected: names in the checkpoint that nothing in the objects has; they were not read.
-        reset: names of items with `persistent=False`, which are at their reset value now.
-        kept: names of what has `persistent=False` and no reset value, such as a `Buffer`; they kept what they had.
-        converted: what was stored in another form, and what it is now: an old counter that became exact, a number.
-        warnings: where the old form may have lost something before it was saved.
-        mismatched: what fits by its name and not by its kind, shape or dtype; only in the report of an error.
-        renamed: pairs of a name in the checkpoint and what `rename` made of it, where that is another.
-        step: the number under which `Checkpoints` saved it; None for others.
-        extra: what was saved as `extra=`.
+        restored: The names whose value now is that of the checkpoint.
+        missing: The names that the checkpoint does not have. They kept their value.
+        unexpected: The names in the checkpoint that the objects do not have. They were not read.
+        reset: The names of state with `persistent=False`, which now has its reset value.
+        kept: The names of state with `persistent=False` and no reset value, such as a `Buffer`. It kept its value.
+        converted: The names of values that were converted, with the old and the new form, such as an old counter that
+            became exact.
+        warnings: The names of values that may have been inexact before they were saved.
+        mismatched: The names whose kind, shape or dtype differs; only in the report of an error.
+        renamed: Pairs of a name in the checkpoint and its new name by `rename`.
+        step: The number under which `Checkpoints` saved it, or None.
+        extra: The value that was saved as `extra=`.
     """
 
     restored: tuple[str, ...] = ()
@@ -48,7 +49,7 @@ class RestoreReport:
     extra: Any = None
 
     def __str__(self) -> str:
-        """Returns the number of restored arrays, and a line for each other name; one for all below a renamed level."""
+        """Returns the number of restored arrays, and a line for each other name. A renamed level has one line."""
         lines = [f"restored: {len(self.restored)}" + (f", from step {self.step}" if self.step is not None else "")]
         renamed = tuple(dict.fromkeys(_without_common_end(old, new) for old, new in self.renamed))
         kinds = (
@@ -74,24 +75,24 @@ def _without_common_end(old: str, new: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is to be read, under which name the objects have it, and the report once that is done."""
+    """The arrays to read by their names in the objects, and the report of the restore."""
 
     sources: dict[str, str]
     report: RestoreReport
 
 
 def plan_restore(manifest: Manifest, target: Target, policy: Policy) -> Plan:
-    """Compares the entries of a checkpoint with those of the objects; reads no array.
+    """Compares the entries of a checkpoint with those of the objects, without reading an array.
 
     Args:
-        manifest: the entries of the checkpoint.
-        target: the objects.
-        policy: the treatment of missing, unexpected and renamed arrays.
+        manifest: The entries of the checkpoint.
+        target: The objects.
+        policy: The treatment of missing, unexpected and renamed arrays.
 
     Raises:
         InvalidTypeError: `rename` returned something other than a name.
         InvalidValueError: `rename` matches nothing, or gives two arrays one name.
-        RestoreError: the two differ more than the policy allows.
+        RestoreError: The two differ more than the policy allows.
     """
     wanted, objects = target.entries, target.objects
     saved = {name: entry for name, entry in manifest.entries.items() if entry.persistent}
@@ -121,7 +122,7 @@ def plan_restore(manifest: Manifest, target: Target, policy: Policy) -> Plan:
 
 
 def places(saved: Mapping[str, Entry], wanted: Mapping[str, Entry], objects: Collection[str]) -> dict[str, str]:
-    """Returns the name in the objects of each array of a checkpoint that has one."""
+    """Returns the name in the objects of each array of a checkpoint that has a place in them."""
     names, _ = _places(saved, wanted, objects, Policy())
     return {old: new for old, new in names.items() if new in wanted}
 
@@ -129,7 +130,7 @@ def places(saved: Mapping[str, Entry], wanted: Mapping[str, Entry], objects: Col
 def _places(
     saved: Mapping[str, Entry], wanted: Mapping[str, Entry], objects: Collection[str], policy: Policy
 ) -> tuple[dict[str, str], Mapping[str, tuple[str, ...]]]:
-    """Returns the new name of each array, and what competes for an object."""
+    """Returns the new name of each array, and the prefixes that compete for an object."""
     first = renamed(saved, policy.rename)
     if not policy.finds_layout:
         return first, {}
@@ -143,15 +144,15 @@ def _places(
 
 
 def mismatch(name: str, source: str, got: str, expected: str, report: RestoreReport, policy: Policy) -> RestoreError:
-    """Returns the error of an array that does not fit; of several, the first one's.
+    """Returns the error for the first array that does not fit.
 
     Args:
-        name: of the array in the objects.
-        source: its name in the checkpoint.
-        got: its form in the checkpoint.
-        expected: its form in the objects.
-        report: with all that differs.
-        policy: of the restore.
+        name: The name of the array in the objects.
+        source: The name of the array in the checkpoint.
+        got: The form of the array in the checkpoint.
+        expected: The form of the array in the objects.
+        report: The report of all differences.
+        policy: The policy of the restore.
     """
     others = len(report.mismatched) - 1
     spelled = policy.spelling.saved.get(source, source)
@@ -162,7 +163,7 @@ def mismatch(name: str, source: str, got: str, expected: str, report: RestoreRep
             + (f" (And {others} more: see the error's report.)" if others > 0 else ""),
             got=f"{got} in the checkpoint",
             expected=f"{expected}, as in the objects",
-            fix="make the model as it was saved; or to do without it, "
+            fix="create the model as it was saved; or to ignore it, "
             f"rename={{{spelled!r}: 'unused'}}, missing=[{name!r}], unexpected=[{source!r}]",
         )
     )
@@ -171,7 +172,7 @@ def mismatch(name: str, source: str, got: str, expected: str, report: RestoreRep
 
 
 def _fault(saved: Entry, wanted: Entry) -> tuple[str, str] | None:
-    """Returns how what was saved and what is wanted differ, where that can be told without the values."""
+    """Returns the difference of a saved entry from the expected entry, as far as it is known without the values."""
     if wanted.kind == "Counter" and saved.kind != "Counter":
         return None if converts(saved, wanted) else (str(saved), str(wanted))
     if (saved.kind == "Counter") != (wanted.kind == "Counter") and saved.kind:
@@ -198,7 +199,7 @@ def _proposed(
     sources: Mapping[str, str],
     policy: Policy,
 ) -> str:
-    """Returns a `rename=` that gives a place to what has none, as users would write it; empty if there is none."""
+    """Returns a `rename=` for arrays without a place, as users would write it, or an empty string."""
     if not (report.missing and report.unexpected):
         return ""
     mapping = proposal(
@@ -222,7 +223,7 @@ def _refuse_nothing(
     rivals: Mapping[str, tuple[str, ...]],
     rename: str,
 ) -> None:
-    """Raises if nothing of an object would be restored: no policy means that."""
+    """Raises if nothing of an object would be restored, which no policy allows."""
     for name in objects:
         beginning = f"{name}/"
         own = [key for key in wanted if key.startswith(beginning) and key not in policy.optional]
@@ -283,7 +284,7 @@ def _refuse_by_policy(
 
 
 def _with_reason(name: str, report: RestoreReport, names: Mapping[str, str]) -> str:
-    """Returns a name that only the checkpoint has, with what explains that."""
+    """Returns a name that only the checkpoint has, with the reason."""
     new = names[name]
     if new in report.reset or new in report.kept:
         return f"{name} (persistent=False in the objects)"
@@ -294,7 +295,7 @@ _SORTS = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
 
 
 def converts(saved: Entry, wanted: Entry) -> bool:
-    """Returns whether an array may become a `Counter`, as far as shape and dtype tell."""
+    """Returns whether an array may become a `Counter`, judged by shape and dtype."""
     if saved.dtype == "uint32" and saved.shape == wanted.shape:
         return not saved.kind  # the words of a Counter, saved by Orbax alone
     if saved.dtype not in PYTHON and not _is_number(saved.dtype):
@@ -303,9 +304,9 @@ def converts(saved: Entry, wanted: Entry) -> bool:
 
 
 def is_same_number(saved: Entry, wanted: Entry) -> bool:
-    """Returns whether one is a number of Python's and the other an array of one, of the same sort.
+    """Returns whether one is a Python number and the other a scalar array of the same kind.
 
-    `nnx.jit` gives an array where a Variable held a number, so a model that was trained and a new one differ so.
+    `nnx.jit` replaces a number in a Variable by an array, so a trained model differs in this way from a new one.
     """
     if saved.shape or wanted.shape or (saved.dtype in PYTHON) == (wanted.dtype in PYTHON):
         return False
@@ -317,7 +318,7 @@ def _is_a(sort: Any, entry: Entry) -> bool:
 
 
 def _is_number(dtype: str) -> bool:
-    """Returns whether a dtype is one of real numbers, which a count may be in."""
+    """Returns whether a dtype is one of real numbers, in which a count may be stored."""
     kind = stored_dtype(dtype)
     is_real = jnp.issubdtype(kind, jnp.number) and not jnp.issubdtype(kind, jnp.complexfloating)
     return bool(is_real) and not dtype.startswith(KEY)

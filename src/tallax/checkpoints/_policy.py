@@ -25,11 +25,11 @@ class Spelling:
     """The spelling of names in `rename=`; other libraries separate the parts by dots.
 
     Attributes:
-        saved: from the name of an array in the checkpoint to its spelling.
-        wanted: from the name of an array in the objects to its spelling; names that it lacks are spelled as they are.
-        separator: between the levels.
-        given: the `rename=` that the user gave, if it is not that of the policy.
-        fits: whether an array of the checkpoint may be restored into one of the objects, if it is told otherwise.
+        saved: A function from the name of an array in the checkpoint to its spelling.
+        wanted: The spelling by the name of an array in the objects. Other names are spelled unchanged.
+        separator: The separator of the levels.
+        given: The user's `rename=`, if it differs from that of the policy.
+        fits: A function that decides whether an array of the checkpoint may be restored into an array of the objects.
     """
 
     saved: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -44,12 +44,12 @@ class Policy:
     """The policy of a restore for names that are missing, unexpected or renamed.
 
     Attributes:
-        missing: which arrays of the objects may be missing from the checkpoint.
-        unexpected: which arrays of the checkpoint may have no place in the objects.
-        rename: from names in the checkpoint to those in the objects.
-        spelling: how errors spell names in a `rename=` that they propose.
-        optional: names that may be missing in any case.
-        finds_layout: whether objects are looked for below other names than their own.
+        missing: The arrays of the objects that may be missing from the checkpoint.
+        unexpected: The arrays of the checkpoint that may have no place in the objects.
+        rename: A map from names in the checkpoint to names in the objects.
+        spelling: The form of the names in the `rename=` that errors propose.
+        optional: The names that may always be missing.
+        finds_layout: Whether objects are also searched below names other than their own.
     """
 
     missing: Missing = "error"
@@ -77,7 +77,7 @@ class Policy:
             raise error(
                 compose(
                     argument,
-                    "takes a policy for names that only one side has.",
+                    "must be a policy for names that only one side has.",
                     got=describe(value),
                     expected=", ".join(map(repr, words)) + ", or a list of patterns",
                     fix=fix,
@@ -88,8 +88,8 @@ class Policy:
         """Returns whether an array of the objects may keep its value.
 
         Args:
-            name: of the array.
-            variable: the Variable that holds it; None for an array that is in none.
+            name: The name of the array.
+            variable: The Variable of the array, or None for an array outside of Variables.
         """
         if name in self.optional or self.missing == "init":
             return True
@@ -106,7 +106,7 @@ class Policy:
         return any(self._matches(name, pattern) for pattern in self.unexpected)
 
     def _matches(self, name: str, pattern: str) -> bool:
-        """Returns whether a pattern is that of a name, or of its beginning up to a separator."""
+        """Returns whether a pattern matches a name, or its beginning up to a separator."""
         name, pattern = (text.replace(self.spelling.separator, "/") for text in (name, pattern))
         return _compiled(pattern).match(name) is not None
 
@@ -118,26 +118,27 @@ def _is_pattern(part: Any, argument: str) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _compiled(pattern: str) -> re.Pattern[str]:
-    # `*` stays within one level, `**` takes any number of them, `**/` also none.
+    # `*` matches within one level, `**` any number of levels, and `**/` also zero levels.
     words: Mapping[str, str] = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
     return re.compile("".join(words.get(part, re.escape(part)) for part in parts) + "(?:/|$)", re.DOTALL)
 
 
-_MOST = 200  # names that are looked at for a proposal, so that an error comes at once
+_MOST = 200  # the most names that a proposal considers, so that an error is not delayed
 
 
 def renamed(names: Iterable[str], rename: Rename, *, separator: str = "/") -> dict[str, str]:
-    """Returns the new name of each.
+    """Returns the new names.
 
     Args:
-        names: as the checkpoint has them.
-        rename: a function; or a mapping from names, or beginnings of names up to a slash, the longest of which counts.
-        separator: what ends a beginning, in place of the slash.
+        names: The names in the checkpoint.
+        rename: A function, or a mapping from names or from beginnings of names up to a slash. The longest beginning
+            counts.
+        separator: The separator of the levels, instead of the slash.
 
     Raises:
-        InvalidTypeError: it is neither, or gives what is no name.
-        InvalidValueError: a key of the mapping is the beginning of no name, or two arrays get one name.
+        InvalidTypeError: `rename` is neither, or it does not return a name.
+        InvalidValueError: A key of the mapping is not the beginning of any name, or two arrays get the same name.
     """
     names = list(names)
     check_rename(rename)
@@ -167,8 +168,8 @@ def renamed(names: Iterable[str], rename: Rename, *, separator: str = "/") -> di
                 raise InvalidValueError(
                     compose(
                         "rename",
-                        "maps names in the checkpoint to names in the objects.",
-                        got=f"{key!r}, which is the beginning of no name in the checkpoint",
+                        "must map names in the checkpoint to names in the objects.",
+                        got=f"{key!r}, which is not the beginning of any name in the checkpoint",
                         expected=some(names),
                         fix="one of these names, or its beginning; or a function from name to name",
                     )
@@ -196,7 +197,7 @@ def check_rename(rename: Any) -> None:
         raise InvalidTypeError(
             compose(
                 "rename",
-                "takes a function from name to name, or a mapping of names.",
+                "must be a function from name to name, or a mapping of names.",
                 got=describe(rename),
                 fix="rename={'model/old_name': 'model/new_name'}",
             )
@@ -204,7 +205,7 @@ def check_rename(rename: Any) -> None:
 
 
 def some(names: Iterable[str], most: int = 3) -> str:
-    """Returns the first names, and how many more there are."""
+    """Returns the first names and the number of others as text."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
@@ -220,17 +221,18 @@ def proposal(
     fits: Callable[[str, str], bool],
     spelling: Spelling,
 ) -> dict[str, str]:
-    """Returns a `rename=` under which arrays that only the checkpoint has become those that are missing.
+    """Returns a `rename=` that maps unexpected arrays of the checkpoint to missing arrays of the objects.
 
-    Arrays correspond if one may be restored into the other and the ends of their names are the same; of several, those
-    whose ends are longest. Without such a pair, a single array on each side is taken to be the same one.
+    Arrays correspond if one may be restored into the other and the ends of their names are the same. If several arrays
+    correspond, the longest common end counts. If no arrays correspond, and there is only one array on each side, they
+    are assumed to be the same.
 
     Args:
-        missing: names that only the objects have.
-        unexpected: names that only the checkpoint has.
-        restored: names in the checkpoint that have a place already, which a proposal must not move.
-        fits: whether an array of the checkpoint may be restored into one of the objects.
-        spelling: how `rename=` spells them.
+        missing: The names that only the objects have.
+        unexpected: The names that only the checkpoint has.
+        restored: The names in the checkpoint that already have a place. A proposal must not move them.
+        fits: A function that decides whether an array of the checkpoint may be restored into an array of the objects.
+        spelling: The form of names in `rename=`.
     """
     apart = spelling.separator
     wanted = {name: tuple(spelling.wanted.get(name, name).split(apart)) for name in missing[:_MOST]}
@@ -270,7 +272,7 @@ def _common_end(left: Sequence[str], right: Sequence[str]) -> int:
 
 
 def _heads(old: Sequence[str], new: Sequence[str], common: int, apart: str, fixed: Iterable[str]) -> tuple[str, str]:
-    """Returns the two names without what they have in common, of which neither may be empty or move other arrays."""
+    """Returns the two names without their common end. Neither may be empty or move other arrays."""
     common = min(common, len(old) - 1, len(new) - 1)
     while common and apart.join(old[: len(old) - common]) in fixed:
         common -= 1

@@ -7,8 +7,8 @@ tallax writes `model/layer/kernel`. Other programs save a state bare (`layer/ker
 layout is one prefix for each object, or several for collections.
 
 A wrong prefix would restore the wrong arrays silently: Adam's `mu` has the names and shapes of the parameters. So a
-prefix is inferred only if it is short, is not known to belong to something else, and covers most of the object or of
-its own part of the checkpoint. If two such prefixes compete, neither is taken, and the error prints the `rename=`.
+prefix is inferred only if it is short, is not known to belong to another object, and covers most of the object or of
+its own part of the checkpoint. If two such prefixes compete, neither is used, and the error prints the `rename=`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WORDS = {
     "optimizer": {"optimizer", "opt", "optim", "opt_state", "optimizer_state"},
 }
 _COLLECTIONS = {"batch_stats", "batch_stat", "buffers", "cache", "counters", "others", "other", "rest", "rngs", "state"}
-# Under these names optax keeps arrays that look like the parameters.
+# optax stores arrays that look like the parameters under these names.
 _LOOKALIKES = {"mu", "nu", "trace", "opt_state", "inner_opt_state", "acc_grads"}
 
 
@@ -34,8 +34,8 @@ class Wanted:
     """The names of an object's arrays below the object's own name.
 
     Attributes:
-        names: all of them.
-        core: those without which nothing is recognised: the parameters, or everything if there are none.
+        names: All names.
+        core: The names that are needed to recognise the object: the parameters, or all names if it has no parameters.
     """
 
     names: frozenset[str]
@@ -43,7 +43,7 @@ class Wanted:
 
     @property
     def kind(self) -> str:
-        """The kind of object: an optimizer has a state of its own name, everything else is a model."""
+        """The kind of object: an optimizer has a state named after its class, everything else is a model."""
         return "optimizer" if any(name.startswith("opt_state/") for name in self.names) else "model"
 
     @classmethod
@@ -57,8 +57,8 @@ class Layout:
     """The place of each array of a checkpoint.
 
     Attributes:
-        names: from the name in the checkpoint to that in the objects; arrays without a place keep their name.
-        rivals: for each object that is in the checkpoint more than once, the prefixes that fit equally well.
+        names: The name in the objects by the name in the checkpoint. Arrays without a place keep their name.
+        rivals: For each object that is in the checkpoint more than once, the prefixes that fit equally well.
     """
 
     names: dict[str, str]
@@ -69,9 +69,9 @@ def layout_of(names: Collection[str], objects: Mapping[str, Wanted], *, pinned: 
     """Returns the place of each array of a checkpoint.
 
     Args:
-        names: of the arrays in the checkpoint, after `rename`.
-        objects: by name.
-        pinned: names that `rename` gave; they mean the objects' own names and nothing else.
+        names: The names of the arrays in the checkpoint, after `rename`.
+        objects: The objects by name.
+        pinned: The names that `rename` returned. They are always names in the objects.
     """
     found = {name: name for name in names}
     full = {f"{name}/{local}" for name, wanted in objects.items() for local in wanted.names}
@@ -79,7 +79,7 @@ def layout_of(names: Collection[str], objects: Mapping[str, Wanted], *, pinned: 
     free = [name for name in names if name not in taken]
     rivals = {}
     tops = {name.split("/")[0] for name in free if "/" in name}
-    # An object that is there by its own name goes first, so that no other one takes its arrays.
+    # An object that is found by its own name goes first, so that no other object gets its arrays.
     for name in sorted(objects, key=lambda name: name not in tops):
         wanted = objects[name]
         left = {local for local in wanted.names if f"{name}/{local}" not in taken}
@@ -98,9 +98,9 @@ def layout_of(names: Collection[str], objects: Mapping[str, Wanted], *, pinned: 
 
 
 def without_value_levels(names: Collection[str]) -> dict[str, str]:
-    """Returns the names of arrays without the last level where that is `value`, as Flax's Variables call it to Orbax.
+    """Returns the names of arrays without a last level `value`, which Flax's Variables add in Orbax.
 
-    A name stays as it is if another array would have it, or would be below it.
+    A name does not change if another array would have the new name, or would be below it.
     """
     inner = {"/".join(parts[:k]) for parts in (name.split("/") for name in names) for k in range(1, len(parts) - 1)}
     inner |= {name.rpartition("/")[0] for name in names if not name.endswith("/value")} | set(names)
@@ -143,7 +143,7 @@ def _chosen(
     tops: Collection[str],
     objects: Mapping[str, Wanted],
 ) -> tuple[list[Prefix], list[Prefix]]:
-    """Returns the prefixes of an object; if none is clear, those that compete."""
+    """Returns the prefixes of an object, or the competing prefixes if none is clear."""
     own: Prefix = (name,)
     bare: Prefix = ()
     if covers.get(own):
@@ -173,7 +173,7 @@ def _chosen(
 
 
 def _words_of(name: str, objects: Mapping[str, Wanted]) -> tuple[set[str], set[str]]:
-    """Returns the names by which an object may also be found, and those that belong to other objects."""
+    """Returns other names of an object, and names that belong to other objects."""
     kinds = {other: wanted.kind for other, wanted in objects.items()}
     is_only_one = list(kinds.values()).count(kinds[name]) == 1
     words = {name} | (_WORDS[kinds[name]] if is_only_one or name == kinds[name] else set())
@@ -186,27 +186,27 @@ def _is_allowed(
     if not prefix:
         return True
     if name in tops and prefix[0] != name:
-        return False  # the checkpoint has a part of this name: an array elsewhere is not meant
+        return False  # the checkpoint has a part with this name, so arrays elsewhere belong to other objects
     if len(prefix) == 1:
         return prefix[0] not in others and (prefix[0] in words or prefix[0] not in _LOOKALIKES)
-    # An optimizer of older versions of Flax had the model in it, which is why anything may come before its own name.
+    # In older versions of Flax an optimizer contained the model, so any prefix may come before its own name.
     return prefix[-1] == name or (prefix[-1] in words and prefix[0] not in others and prefix[0] not in _LOOKALIKES)
 
 
 def _is_convincing(prefix: Prefix, cover: Mapping[str, str], wanted: Wanted, under: int) -> bool:
-    """Returns whether a part of a checkpoint is surely an object: most of either is in the other.
+    """Returns whether a part of a checkpoint is certainly an object: most of either is in the other.
 
     Args:
-        prefix: of the part.
-        cover: the arrays of the object that it has.
-        wanted: the names of the object.
-        under: the number of arrays in the part.
+        prefix: The prefix of the part.
+        cover: The arrays of the object in the part.
+        wanted: The names of the object.
+        under: The number of arrays in the part.
     """
     if not cover.keys() & wanted.core:
         return False
     if not prefix and wanted.core != wanted.names:
-        return True  # a parameter has its whole path
-    if len(wanted.names) == 1:  # one counter called `step` is found below many prefixes
+        return True  # a parameter with its whole path is enough
+    if len(wanted.names) == 1:  # a counter named `step` is found below many prefixes
         return not prefix or under == 1
     return 2 * len(cover) > min(len(wanted.names), under)
 

@@ -30,40 +30,41 @@ def from_checkpoint(
     rename: Rename = None,
     **named: Any,
 ) -> RestoreReport:
-    """Restores objects from a tree of `to_checkpoint`, all of it or nothing, and returns a report.
+    """Restores objects from a tree of `to_checkpoint`, and returns a report. If it raises, the objects do not change.
 
-    A tree of Orbax's that tallax did not write is taken too: `nnx.state(model)`, bare, below the names of the objects,
-    or with a level more; see docs/checkpoints.md. There a `Counter` takes what an old counter of float32, int32 or any
-    other number had. Objects may be abstract, as `nnx.eval_shape` makes them: they get their values here.
+    It also accepts a tree that Orbax wrote without tallax: `nnx.state(model)`, bare, below the names of the objects, or
+    with one more level; see docs/checkpoints.md. From such a tree, a `Counter` gets the value of an old counter of
+    float32, int32 or another dtype. Objects from `nnx.eval_shape` get their values here.
 
     Args:
-        tree: nested dicts of arrays, as Orbax restores them.
-        *objects: as they were saved, or fewer of them; arrays are put where the objects have theirs, or where the
-            shardings of abstract objects say, whatever devices they were saved from.
-        missing: the arrays that the checkpoint may lack, and that then keep what the objects have. "error": none.
-            "state": those of counters, buffers, statistics and scheduled values, so that new ones start fresh while a
-            missing parameter is an error. "init": any. Or a list of patterns for names, `["**/step", "model/extra/*"]`,
-            and of types of Variables, `[nnx.RngState]`. A `*` is any text within one level, `**` any levels; a pattern
-            is also that of all below it. Nothing of an object in the checkpoint is always an error.
-        unexpected: the arrays of the checkpoint that may be without a place in the objects. "error": none. "ignore":
-            any. Or a list of patterns for their names in the checkpoint.
-        rename: from names in the checkpoint to those in the objects: a function, or a mapping of names or of their
-            beginnings, `{"model/encoder": "model/backbone"}`.
-        **named: objects that were saved by names of their own.
+        tree: Nested dicts of arrays, as Orbax restores them.
+        *objects: The objects that were saved, or some of them. Arrays are placed on the devices of the objects, or by
+            the shardings of abstract objects, independent of the devices that they were saved from.
+        missing: The arrays that may be missing from the checkpoint, and then keep their values in the objects. With
+            "error", none may be missing. With "state", arrays of counters, buffers, statistics and scheduled values may
+            be missing, so that new ones start fresh, but a missing parameter is an error. With "init", any may be
+            missing. You can also pass a list of patterns for names, `["**/step", "model/extra/*"]`, and of types of
+            Variables, `[nnx.RngState]`. A `*` matches any text within one level, `**` any levels, and a pattern also
+            matches everything below it. If the checkpoint has nothing of an object, it is always an error.
+        unexpected: The arrays of the checkpoint that may have no place in the objects: none with "error", any with
+            "ignore", or a list of patterns for their names in the checkpoint.
+        rename: A function from names in the checkpoint to names in the objects, or a mapping of names or their
+            beginnings, such as `{"model/encoder": "model/backbone"}`.
+        **named: Objects that were saved with their own names.
 
     Returns:
-        Names of everything: restored, missing, unexpected, reset, converted. Items with `persistent=False` are reset;
-        a `Buffer` among them has nothing to be reset to, and keeps what it has.
+        A report with the names of all state: restored, missing, unexpected, reset, converted. State with
+        `persistent=False` is reset, except for a `Buffer`, which does not have a reset value and keeps its value.
 
     Raises:
-        CheckpointError: the tree is damaged, or a later version wrote it.
-        StateOwnedByStepError: a compiled step holds an object, and it was not the step that came.
-        InvalidTypeError: an object is not a module.
-        InvalidValueError: an argument is invalid.
-        RestoreError: a shape, dtype, kind or configuration differs; names do and the policy does not allow it; nothing
-            of an object is in the checkpoint; or what an abstract object lacks has no reset value. Its `report` has all
-            of them. The objects are as they were.
-        TracedReadError: inside a trace.
+        CheckpointError: The tree is damaged, or a later version wrote it.
+        StateOwnedByStepError: A compiled step owns an object. Pass the step instead of the object.
+        InvalidTypeError: An object is not a module.
+        InvalidValueError: An argument is invalid.
+        RestoreError: A shape, dtype, kind or configuration differs; names differ and the policy does not allow it;
+            nothing of an object is in the checkpoint; or a missing value of an abstract object does not have a reset
+            value. The `report` of the error has all differences.
+        TracedReadError: Inside a trace.
     """
     policy = Policy(missing, unexpected, rename)
     target = Target.of(named_objects(objects, named))
@@ -74,19 +75,19 @@ def from_checkpoint(
 def checkpoint_target(metadata: Any, *objects: Any, **named: Any) -> Any:
     """Returns the target for Orbax's own restore, with the shardings of the objects.
 
-    Without it Orbax puts them where they were saved from, and raises where there are other devices now. Shapes and
-    dtypes are those that were saved, so that Orbax casts nothing, and `from_checkpoint` can tell what differs; arrays
-    of 64 bits, which JAX has only with x64, come as NumPy's.
+    Without it, Orbax restores arrays onto the devices that they were saved from, and raises if these do not exist.
+    Shapes and dtypes are the saved ones, so Orbax casts nothing and `from_checkpoint` can detect differences. 64-bit
+    arrays, which JAX supports only with x64, are restored as NumPy arrays.
 
     Args:
-        metadata: what Orbax says of the checkpoint: `manager.item_metadata(step)`, `checkpointer.metadata(path)`, or
+        metadata: Orbax's metadata of the checkpoint: `manager.item_metadata(step)`, `checkpointer.metadata(path)`, or
             `metadata(path)` of its `experimental.v1`.
-        *objects: see `to_checkpoint`.
-        **named: see `to_checkpoint`.
+        *objects: See `to_checkpoint`.
+        **named: See `to_checkpoint`.
 
     Raises:
-        CheckpointError: that is no metadata of a tree of arrays.
-        TallaxError: as `from_checkpoint` does.
+        CheckpointError: `metadata` is not the metadata of a tree of arrays.
+        TallaxError: As `from_checkpoint` does.
 
     Example:
         >>> import tempfile, orbax.checkpoint as ocp, tallax
@@ -102,10 +103,14 @@ def checkpoint_target(metadata: Any, *objects: Any, **named: Any) -> Any:
     """
     target = Target.of(named_objects(objects, named))
     tree = metadata
-    for attribute in ("item_metadata", "metadata", "tree"):  # of Orbax's records, each of which has the next in it
+    for attribute in (
+        "item_metadata",
+        "metadata",
+        "tree",
+    ):  # the levels of Orbax's records, each of which contains the next one
         tree = tree if isinstance(tree, Mapping) else getattr(tree, attribute, tree)
     quoted = isinstance(tree, Mapping) and RESERVED in tree
-    found = arrays_in(tree, quoted=quoted)  # raises where it is none
+    found = arrays_in(tree, quoted=quoted)  # raises if it is not metadata
     short = {name: name for name in found} if quoted else without_value_levels(found)
     entries = {short[name]: Entry("", "", tuple(getattr(leaf, "shape", ()))) for name, leaf in found.items()}
     names = places(entries, target.entries, target.objects)
@@ -114,10 +119,10 @@ def checkpoint_target(metadata: Any, *objects: Any, **named: Any) -> Any:
     anywhere = everywhere if jax.process_count() > 1 else jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def leaf_of(path: Any, told: Any) -> Any:
-        if type(told) in PYTHON.values():  # a number, which Orbax's v1 tells by another
+        if type(told) in PYTHON.values():  # a number, which Orbax's v1 represents by another number
             return told
         if needs_numpy(told.dtype):
-            return np.broadcast_to(np.zeros((), told.dtype), told.shape)  # which takes no memory
+            return np.broadcast_to(np.zeros((), told.dtype), told.shape)  # takes no memory
         keys = [key_of(key) for key in path]
         own: Any = target.leaves.get(names.get(short[joined(keys, quoted=len(keys) if quoted else 0)], ""))
         fits = is_placed(own) and tuple(own.shape) == tuple(told.shape)
@@ -134,26 +139,27 @@ def restore(
     rename: Rename = None,
     **named: Any,
 ) -> RestoreReport:
-    """Restores objects from a folder, all of it or nothing, and returns a report.
+    """Restores objects from a folder, and returns a report. If it raises, the objects do not change.
 
-    It takes what `save` and `Checkpoints` wrote, and what Orbax wrote of `nnx.state(model)` or of a dict of states; see
-    `from_checkpoint` for these. Arrays go to the devices where the objects have theirs. In several processes all have
-    to call it together.
+    It accepts checkpoints of `save` and `Checkpoints`, and those in which Orbax saved `nnx.state(model)` or a dict of
+    states; see `from_checkpoint` for these. Arrays are placed on the devices of the objects. If there are several
+    processes, all must call it together.
 
     Args:
-        path: of the folder.
-        *objects: see `from_checkpoint`.
-        missing: see `from_checkpoint`.
-        unexpected: see `from_checkpoint`.
-        rename: see `from_checkpoint`.
-        **named: see `from_checkpoint`.
+        path: The path of the folder.
+        *objects: See `from_checkpoint`.
+        missing: See `from_checkpoint`.
+        unexpected: See `from_checkpoint`.
+        rename: See `from_checkpoint`.
+        **named: See `from_checkpoint`.
 
     Raises:
-        CheckpointError: there is no checkpoint, or it is damaged, unfinished, of another kind or of a later version.
+        CheckpointError: The checkpoint does not exist, or is damaged, unfinished, of another kind or of a later
+            version.
         InvalidTypeError: `path` is not a path.
         InvalidValueError: `path` is an address, such as `gs://...`.
-        RestoreError: as `from_checkpoint` does.
-        TallaxError: as `from_checkpoint` does.
+        RestoreError: As `from_checkpoint` does.
+        TallaxError: As `from_checkpoint` does.
     """
     path = path_of(path, "tallax.restore(path, model, optimizer)")
     policy = Policy(missing, unexpected, rename)
@@ -181,10 +187,10 @@ def restore_into(target: Target, source: Source, fetch: Fetch, policy: Policy) -
     """Runs the last three stages: plans, fetches and applies. The objects change only if all three succeed.
 
     Args:
-        target: the objects.
-        source: the checkpoint.
-        fetch: returns the arrays of the checkpoint that the plan asks for.
-        policy: the treatment of missing, unexpected and renamed arrays.
+        target: The objects.
+        source: The checkpoint.
+        fetch: A function that returns the arrays of the checkpoint that the plan needs.
+        policy: The treatment of missing, unexpected and renamed arrays.
     """
     plan = plan_restore(source.manifest, target, policy)
     fresh = require_values(target, plan.report)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`to_checkpoint` and `save`: objects become a tree of arrays with a manifest, and the tree a folder of Orbax's."""
+"""`to_checkpoint` and `save`: convert objects to a tree of arrays with a manifest, and write it with Orbax."""
 
 from __future__ import annotations
 
@@ -29,34 +29,33 @@ from tallax.checkpoints._manifest import Entry, Manifest
 from tallax.checkpoints._serialize import RESERVED, dtype_of, is_writable, size_of, stored, sums_of
 from tallax.reading import Reading
 
-_SMALL = 2**16  # bytes; a larger item is an array of its own
+_SMALL = 2**16  # bytes; a larger value is a separate array
 
 
 def to_checkpoint(*objects: Any, extra: Any = None, **named: Any) -> dict[str, Any]:
     """Returns the state of objects as a tree of arrays, which any of Orbax's checkpointers can save.
 
-    Everything is in it: parameters, batch statistics, random streams, optimizer state and items; only what was declared
-    with `persistent=False` is left out. `tree["model"]` and `tree["optimizer"]` are nested as the objects are.
-    `tree["tallax"]` is the manifest, which names everything and has the exact values of items. `from_checkpoint` takes
-    the tree back, checked against the objects.
+    It contains all state: parameters, batch statistics, random streams, optimizer state and tallax state. Only
+    variables with `persistent=False` are omitted. `tree["model"]` and `tree["optimizer"]` are nested like the objects.
+    `tree["tallax"]` is the manifest, which lists all arrays and has the exact values of small tallax variables.
+    `from_checkpoint` compares the tree with the objects and restores it.
 
-    The arrays are those that the objects hold, on whatever devices, so a step that donates them must wait until they
-    are written; `tallax.Checkpoints` and a compiled step see to that by themselves. In several processes all have to
-    call it together.
+    The arrays are those of the objects, on their devices, so a step that donates them must wait until they are written.
+    `tallax.Checkpoints` and compiled steps do this for you. If there are several processes, all must call it together.
 
     Args:
-        *objects: modules, optimizers, and compiled steps, which stand for what they are bound to and are synced. An
-            optimizer is called `optimizer`, an `nnx.Rngs` `rngs`, a metric `metrics`, and any other module `model`.
-        extra: anything that JSON can write, to be found in the report: where the data loader stands, an epoch.
-        **named: more of them, by names of your own.
+        *objects: Modules, optimizers, and compiled steps, which are synced and stand for their bound objects. An
+            optimizer is named `optimizer`, an `nnx.Rngs` `rngs`, a metric `metrics`, and any other module `model`.
+        extra: Any value that JSON can represent, such as the epoch. The report of a restore contains it.
+        **named: Further objects with your own names.
 
     Raises:
-        StateOwnedByStepError: a compiled step holds an object, and it was not the step that came.
-        InvalidTypeError: something is no module; a Variable holds what is neither array nor number; or `extra` is not
-            JSON.
-        InvalidValueError: two objects would have one name.
-        ReplicasError: the shares of replicas can't be combined.
-        TracedReadError: inside a trace.
+        StateOwnedByStepError: A compiled step owns an object. Pass the step instead of the object.
+        InvalidTypeError: An object is not a module, the value of a Variable is neither an array nor a number, or
+            `extra` is not JSON.
+        InvalidValueError: Two objects would have the same name.
+        ReplicasError: Per-replica state cannot be combined.
+        TracedReadError: Inside a trace.
 
     Example:
         >>> import tallax
@@ -75,13 +74,13 @@ def to_checkpoint(*objects: Any, extra: Any = None, **named: Any) -> dict[str, A
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What objects hold, taken apart into what becomes arrays of their own and what goes into the manifest.
+    """The state of objects, split into separate arrays and values for the manifest.
 
     Attributes:
-        entries: everything, by name; without sums, and without places of items.
-        arrays: by name.
-        inline: items that are small, and what Orbax does not take: empty arrays, Python numbers.
-        extra: what the user put in.
+        entries: All entries by name, without sums and offsets.
+        arrays: The arrays by name.
+        inline: Small tallax variables, and values that Orbax does not accept: empty arrays, Python numbers.
+        extra: The user's JSON.
     """
 
     entries: dict[str, Entry]
@@ -96,7 +95,7 @@ class Contents:
             extra = json.loads(json.dumps(extra, allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidTypeError(
-                compose("extra", "is kept as JSON.", got=str(error), fix='numbers, text, lists: extra={"epoch": 3}')
+                compose("extra", "must be JSON.", got=str(error), fix='numbers, text, lists: extra={"epoch": 3}')
             ) from None
         entries: dict[str, Entry] = {}
         arrays: dict[str, Any] = {}
@@ -113,12 +112,12 @@ class Contents:
         return cls(entries, arrays, inline, extra)
 
     def copied(self) -> Contents:
-        """Returns the same in memory that nobody else will donate; starts the copy, and returns at once."""
+        """Returns a copy that no step will donate. It starts the copy, and returns immediately."""
         arrays, inline = jax.tree.map(lambda array: array.copy(), (self.arrays, self.inline))
         return dataclasses.replace(self, arrays=arrays, inline=inline)
 
     def tree(self, manifest: Manifest | None = None) -> dict[str, Any]:
-        """Returns the tree of arrays; waits for the values, where their manifest is not known yet."""
+        """Returns the tree of arrays. Waits for the values if the manifest is not known yet."""
         tree: dict[str, Any] = {}
         for name, array in self.arrays.items():
             *parents, last = name.split("/")
@@ -130,7 +129,7 @@ class Contents:
         return tree
 
     def manifest(self, step: int | None = None) -> Manifest:
-        """Returns what the checkpoint tells of itself; waits for the values."""
+        """Returns the manifest. Waits for the values."""
         entries, parts, end = dict(self.entries), [], 0
         for name, value in self._inline_on_host().items():
             entries[name] = dataclasses.replace(entries[name], at=end)
@@ -155,7 +154,7 @@ def _refuse_dtype(name: str, leaf: Any) -> None:
                 "Orbax cannot save arrays of this dtype.",
                 got=describe(leaf),
                 expected="booleans, integers, floats or complex numbers that JAX has",
-                fix="cast it to one of these; or an attribute that is no Variable, for what does not change",
+                fix="cast it to one of these; or an attribute that is not a Variable, for a constant",
             )
         )
 
@@ -167,31 +166,31 @@ def _is_inline(holder: Holder, leaf: Any) -> bool:
 
 
 def _whole_of(name: str, leaf: Any) -> Any:
-    """Returns an array as it is written; in several processes, one that each has for itself as NumPy."""
+    """Returns an array as it is written. If there are several processes, an array local to each becomes NumPy."""
     try:
         array = stored(leaf)
     except OverflowError:
         raise InvalidTypeError(
             compose(
                 name,
-                "an integer in a checkpoint has 64 bits.",
+                "an integer in a checkpoint must fit into 64 bits.",
                 got=describe(leaf),
-                fix="tallax.Counter, or an attribute that is no Variable",
+                fix="tallax.Counter, or an attribute that is not a Variable",
             )
         ) from None
     if jax.process_count() > 1 and isinstance(array, jax.Array) and array.is_fully_addressable:
-        return np.asarray(array)  # Orbax takes no array of one process; the first one's is written
+        return np.asarray(array)  # Orbax does not accept an array of one process; that of the first process is written
     return array
 
 
 def path_of(path: Any, call: str) -> Path:
-    """Returns the first argument of a call as a path; raises if it is not a path."""
+    """Returns the first argument of a call as a path. Raises if it is not a path."""
     if isinstance(path, str | os.PathLike):
         if "://" in str(path):
             raise InvalidValueError(
                 compose(
                     str(path),
-                    "a checkpoint of tallax's own is a folder on a disk.",
+                    "tallax writes checkpoints only to folders on a disk.",
                     fix="a path that is mounted; or Orbax's own calls, with tallax.to_checkpoint and from_checkpoint",
                 )
             )
@@ -204,21 +203,21 @@ def path_of(path: Any, call: str) -> Path:
 def save(path: str | os.PathLike[str], *objects: Any, extra: Any = None, **named: Any) -> None:
     """Writes the state of objects into a new folder, and returns once the write is complete.
 
-    The folder is Orbax's, with what `to_checkpoint` returns in it. It appears whole or not at all. In several processes
-    all have to call it together.
+    Orbax writes the folder, with the tree of `to_checkpoint`. If the program is killed, the folder is either complete
+    or absent. If there are several processes, all must call it together.
 
     Args:
-        path: of the folder, which must not exist.
-        *objects: see `to_checkpoint`.
-        extra: see `to_checkpoint`.
-        **named: see `to_checkpoint`.
+        path: The path of the folder, which must not exist.
+        *objects: See `to_checkpoint`.
+        extra: See `to_checkpoint`.
+        **named: See `to_checkpoint`.
 
     Raises:
-        CheckpointError: there is something at `path` already, or it can't be written.
+        CheckpointError: `path` exists already, or cannot be written.
         InvalidTypeError: `path` is not a path.
         InvalidValueError: `path` is an address, such as `gs://...`.
-        ReplicasError: what processes hold each for itself differs between them.
-        TallaxError: as `to_checkpoint` does.
+        ReplicasError: Arrays that are local to each process differ between processes.
+        TallaxError: As `to_checkpoint` does.
 
     Example:
         >>> import tempfile, tallax
@@ -254,14 +253,14 @@ def arguments(contents: Contents, step: int | None = None) -> Any:
 
 
 def _refuse_differences(manifest: np.ndarray) -> None:
-    """Raises if processes would save different things: only the first one's would be written."""
+    """Raises if processes would save different values, because only those of the first process would be written."""
     everywhere = np.asarray(multihost_utils.process_allgather(np.frombuffer(_digest(manifest), np.uint8)))
     if len(np.unique(everywhere.reshape(jax.process_count(), -1), axis=0)) > 1:
         raise ReplicasError(
             compose(
                 "the checkpoint",
-                "what is not on all devices together is the same in all processes, as only one's is written.",
-                got="other items, arrays or names in another process",
+                "values that are local to a process must be equal in all processes, because only one writes them.",
+                got="different variables, arrays or names in another process",
                 fix="tallax.assert_replicated(model, only=...), which names the first that differs",
             )
         )

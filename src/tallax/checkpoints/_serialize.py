@@ -15,14 +15,17 @@ import numpy as np
 
 from tallax._arrays import is_committed, is_in_host_memory, placed, unsplit
 
-RESERVED = "tallax"  # where a checkpoint keeps what it tells of itself
+RESERVED = "tallax"  # the name of the manifest in a checkpoint
 KEY = "key:"
 PYTHON = {"bool": bool, "int": int, "float": float, "complex": complex}
-_WIDENED = {"uint2": "uint8", "uint4": "uint8"}  # dtypes that Orbax has no name for, and those that hold their values
+_WIDENED = {
+    "uint2": "uint8",
+    "uint4": "uint8",
+}  # dtypes that Orbax does not support, and their storage dtypes
 
 
 def dtype_of(leaf: Any) -> str:
-    """Returns what a checkpoint says the dtype of a leaf is; for a key what it is made by, for a number its type."""
+    """Returns the dtype of a leaf in a manifest. For a random key this is its implementation, for a number its type."""
     if isinstance(leaf, bool | int | float | complex) and not isinstance(leaf, np.generic):
         return type(leaf).__name__
     if is_key(leaf):
@@ -31,7 +34,7 @@ def dtype_of(leaf: Any) -> str:
 
 
 def is_key(leaf: Any) -> bool:
-    """Returns whether a leaf is an array of typed random keys, abstract ones included."""
+    """Returns whether a leaf is an array of typed random keys, possibly abstract."""
     return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
@@ -49,24 +52,24 @@ def is_abstract(leaf: Any) -> bool:
 
 
 def is_placed(leaf: Any) -> bool:
-    """Returns whether a leaf belongs on particular devices, whether it has its value yet or not."""
+    """Returns whether a leaf, possibly abstract, belongs on particular devices."""
     return is_committed(leaf) or (is_abstract(leaf) and leaf.sharding is not None)
 
 
 def is_writable(dtype: str) -> bool:
-    """Returns whether Orbax can write arrays of this dtype, as they are or as `stored` makes them."""
+    """Returns whether Orbax can write arrays of this dtype, unchanged or as converted by `stored`."""
     if dtype.startswith(KEY) or dtype in PYTHON:
         return True
-    kind = np.dtype(_WIDENED.get(dtype, dtype))  # NumPy knows those of JAX, too; it has text, dates and long numbers
+    kind = np.dtype(_WIDENED.get(dtype, dtype))  # NumPy knows JAX's dtypes, but also text, dates and long numbers
     is_number = jnp.issubdtype(kind, jnp.number) or kind == np.bool_
     return bool(is_number) and kind.itemsize <= (16 if kind.kind == "c" else 8)
 
 
 def stored(leaf: Any) -> Any:
-    """Returns a leaf as the array that is written: a `jax.Array` where it is one, and NumPy otherwise.
+    """Returns a leaf as the array that is written: a `jax.Array` stays one, and anything else becomes a NumPy array.
 
     Raises:
-        OverflowError: a Python integer beyond 64 bits.
+        OverflowError: The leaf is a Python integer beyond 64 bits.
     """
     if is_key(leaf):
         return jax.random.key_data(leaf)
@@ -77,13 +80,13 @@ def stored(leaf: Any) -> Any:
 
 
 def in_place_of(leaf: Any, array: Any, dtype: str, *, on_host: bool = False) -> Any:
-    """Returns what is stored in the form and on the devices in which an object has its value, the inverse of `stored`.
+    """Returns a stored array in the form and on the devices of an object's value, the inverse of `stored`.
 
     Args:
-        leaf: what the object has, which may be abstract.
-        array: what is stored.
-        dtype: what `dtype_of` says of `leaf`.
-        on_host: whether an abstract leaf without a sharding becomes an array of NumPy's, as counters are made.
+        leaf: The value of the object, possibly abstract.
+        array: The stored array.
+        dtype: The result of `dtype_of` for `leaf`.
+        on_host: Whether an abstract leaf without a sharding becomes a NumPy array, as in a new counter.
     """
     if dtype in PYTHON and not isinstance(leaf, jax.Array | np.ndarray | np.generic):
         return PYTHON[dtype](np.asarray(array).item())
@@ -106,9 +109,9 @@ def in_place_of(leaf: Any, array: Any, dtype: str, *, on_host: bool = False) -> 
 
 
 def _weak(host: np.ndarray) -> jax.Array:
-    """Returns an array with the promotion of a Python number, of the same bits: what it multiplies must not widen."""
+    """Returns an array with the same bits and a weak type, so that it does not widen other arrays in a product."""
     weak = jnp.asarray(host.item() if host.ndim == 0 else host.dtype.type(0).item())
-    if weak.dtype != host.dtype:  # x64 was switched since
+    if weak.dtype != host.dtype:  # x64 was changed since the array was saved
         return jnp.asarray(host)
     return weak if host.ndim == 0 else jnp.broadcast_to(weak, host.shape).at[...].set(host)
 
@@ -120,14 +123,14 @@ def _moved(array: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
 
 
 def stored_dtype(dtype: str, *, widened: bool = True) -> np.dtype[Any]:
-    """Returns the dtype of what is written for what `dtype_of` says.
+    """Returns the dtype in which a leaf is written.
 
     Args:
-        dtype: what `dtype_of` says.
-        widened: whether a dtype that Orbax cannot write is replaced by the one that it is written in.
+        dtype: The result of `dtype_of`.
+        widened: Whether a dtype that Orbax does not support is replaced by the stored dtype.
 
     Raises:
-        TypeError: there is no such dtype.
+        TypeError: The dtype is unknown.
     """
     if dtype.startswith(KEY):
         return np.dtype(np.uint32)
@@ -137,21 +140,21 @@ def stored_dtype(dtype: str, *, widened: bool = True) -> np.dtype[Any]:
 
 
 def needs_numpy(dtype: Any) -> bool:
-    """Returns whether JAX would cast what has this dtype: what has 64 bits, without x64."""
-    if jnp.issubdtype(dtype, jax.dtypes.extended):  # of keys
+    """Returns whether JAX would cast this dtype: 64 bits without x64."""
+    if jnp.issubdtype(dtype, jax.dtypes.extended):  # random keys
         return False
     return jax.dtypes.canonicalize_dtype(dtype) != dtype
 
 
 def size_of(shape: Sequence[int], dtype: str) -> int:
-    """Returns how many bytes are written."""
+    """Returns the number of bytes that are written."""
     return math.prod(shape) * stored_dtype(dtype).itemsize
 
 
 def sums_of(arrays: Sequence[Any]) -> list[int]:
-    """Returns the sum of each array's words modulo 2**32, which tells whether what is read is what was written.
+    """Returns the sum of each array's words modulo 2**32, a checksum of the written values.
 
-    It does not depend on where an array lies. On the host it is as quick as reading the memory, and on a device too.
+    It does not depend on the devices. It is as fast as reading the memory, on the host and on a device.
     """
     sums: list[Any] = [None] * len(arrays)
     there = []
@@ -202,16 +205,16 @@ def key_of(key: Any) -> Any:
 
 
 def joined(parts: Sequence[Any], *, quoted: int = 0) -> str:
-    """Returns a path as one name, of which every part holds no slash, no dot and nothing that is not printed.
+    """Returns a path as one name. Slashes, dots and unprintable characters in its parts are quoted.
 
     Args:
-        parts: names, keys and indices.
-        quoted: how many of the first ones are such names already.
+        parts: Names, keys and indices.
+        quoted: The number of leading parts that are already quoted.
     """
     return "/".join([*map(str, parts[:quoted]), *(_quoted(str(part)) for part in parts[quoted:])])
 
 
 @functools.lru_cache(maxsize=4096)
 def _quoted(part: str) -> str:
-    # Orbax joins the keys of a tree by dots, so that {"a.b": x} and {"a": {"b": x}} would be the same to it.
+    # Orbax joins the keys of a tree by dots, so {"a.b": x} and {"a": {"b": x}} would collide.
     return urllib.parse.quote(part, safe=" ").replace(".", "%2E") or "%"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`compile_step`: a training step that costs the same with one Counter or a thousand.
 
-`nnx.jit` walks the objects at every call, and each Variable is a buffer of its own to XLA. Here the objects are
-flattened once, and their values stay in the step until `sync()`. All counts lie in one array. A count that the step
-only adds to enters as a constant zero and leaves as the amount that was added; one addition updates the whole array.
+`nnx.jit` walks the objects at every call, and each Variable is a separate buffer to XLA. Here the objects are flattened
+once, and their values stay in the step until `sync()`. All counts are in one array. A count that the step only adds to
+enters as a constant zero and leaves as the amount that was added; one addition updates the whole array.
 
 The owner of the state is separate from the steps that run on it:
 
@@ -40,8 +40,8 @@ The first call makes a layout, a holding and a program, and puts placeholders on
 `sync` puts the values back and releases their cells. Steps that share them take over again at their next calls. If a
 step is deleted, shared values stay with the other steps, and the rest goes back on the objects.
 
-To change which uses of a count are fast, open `_jaxpr_analysis.py`; which arguments a step takes, `_arguments.py`; what
-`sync` and Ctrl-C leave behind, `_ownership.py`. All refusals that need no context of their own are in `_refusals.py`.
+To make another use of a count fast, open `_jaxpr_analysis.py`. To change the accepted arguments, open `_arguments.py`.
+To change the state after `sync` or Ctrl-C, open `_ownership.py`. Errors that several files raise are in `_refusals.py`.
 
 Three invariants must not break:
 

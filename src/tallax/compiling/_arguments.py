@@ -28,7 +28,7 @@ class Static:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        # 1, 1.0 and True are equal, but a function may well do something else with each.
+        # 1, 1.0 and True are equal, but a function may treat them differently.
         return isinstance(other, Static) and type(self.value) is type(other.value) and bool(self.value == other.value)
 
     def __hash__(self) -> int:
@@ -36,7 +36,7 @@ class Static:
 
 
 def values_of(arguments: Any) -> Any:
-    """Returns arguments with the values of the static ones in their places."""
+    """Returns arguments in which the static ones are replaced by their values."""
     return jax.tree.map(
         lambda leaf: leaf.value if isinstance(leaf, Static) else leaf,
         arguments,
@@ -45,22 +45,22 @@ def values_of(arguments: Any) -> Any:
 
 
 class Arguments:
-    """The parameters of the function that a step is made from.
+    """The parameters of the function of a step.
 
     Attributes:
-        function: the function itself.
-        names: the names of the bound objects.
-        has_static: whether any argument is static.
+        function: The function.
+        names: The names of the bound objects.
+        has_static: Whether any argument is static.
 
     Args:
-        function: takes the objects, and then the arguments of a call.
-        objects: the bound objects.
-        static_argnums: positions of static parameters among all of the function's, as `jax.jit` counts them.
-        static_argnames: names of static parameters.
+        function: A function of the objects, followed by the arguments of a call.
+        objects: The bound objects.
+        static_argnums: The positions of static parameters among all parameters of the function, as in `jax.jit`.
+        static_argnames: The names of static parameters.
 
     Raises:
-        InvalidTypeError: a position is no integer, or a name no string.
-        InvalidValueError: the function has no such parameter, or it is a bound object.
+        InvalidTypeError: A position is not an integer, or a name is not a string.
+        InvalidValueError: The function does not have the parameter, or the parameter is a bound object.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Arguments:
     ):
         try:
             parameters = list(inspect.signature(function).parameters.values())
-        except (TypeError, ValueError):  # some builtins have none
+        except (TypeError, ValueError):  # some builtins have no signature
             parameters = list(inspect.signature(_any).parameters.values())
         self.function, self._parameters = function, parameters
         self._count = len(objects)
@@ -81,16 +81,16 @@ class Arguments:
         self.names = [*self._positional[: self._count], *unnamed]
         self._numbers = {self._checked_number(number) for number in _listed(static_argnums)}
         self._labels = {self._checked_name(name) for name in _listed(static_argnames)}
-        # A static parameter is static whether it is passed by position or by name, as with `jax.jit`.
+        # As in `jax.jit`, a static parameter is static by position and by name.
         self._labels |= {self._positional[k] for k in self._numbers if k < len(self._positional)}
         self._numbers |= {k for k, name in enumerate(self._positional) if name in self._labels}
         self.has_static = bool(self._numbers or self._labels)
 
     def with_static(self, batch: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Returns the arguments of a call with static ones marked.
+        """Returns the arguments of a call with the static ones marked.
 
         Raises:
-            InvalidTypeError: a static value cannot be hashed.
+            InvalidTypeError: A static value cannot be hashed.
         """
         marked = [
             self._static(self._name_at(k), value) if k + self._count in self._numbers else value
@@ -103,8 +103,8 @@ class Arguments:
         """Returns a function like `run` for which JAX uses the user's names: in errors, logs and profiles.
 
         Args:
-            run: takes what is called `leading`, and then the arguments of a call.
-            *leading: names of positional parameters.
+            run: A function of the parameters in `leading`, followed by the arguments of a call.
+            *leading: The names of positional parameters.
         """
 
         def program(*args: Any, **options: Any) -> Any:
@@ -116,7 +116,7 @@ class Arguments:
         facts: dict[str, Any] = {
             "__name__": self.label,
             "__qualname__": self.label,
-            "__wrapped__": self.function,  # the file and line that JAX's errors show
+            "__wrapped__": self.function,  # JAX's errors show this file and line
             "__signature__": inspect.Signature([*state, *(p.replace(default=p.empty) for p in given)]),
         }
         vars(program).update({k: v for k, v in facts.items() if k in ("__wrapped__", "__signature__")})
@@ -129,12 +129,12 @@ class Arguments:
         return getattr(self.function, "__name__", type(self.function).__name__)
 
     def explained(self, error: Exception, batch: tuple[Any, ...], options: Mapping[str, Any]) -> Exception | None:
-        """Returns an error that names the argument by which JAX's error came about, or None if it is another one.
+        """Returns an error that names the argument that caused JAX's error, or None for other errors.
 
         Args:
-            error: raised while the step was called.
-            batch: positional arguments of the call.
-            options: named arguments of the call.
+            error: The error that a call of the step raised.
+            batch: The positional arguments of the call.
+            options: The named arguments of the call.
         """
         given = {self._name_at(k): value for k, value in enumerate(batch)} | dict(options)
         for name, value in given.items():
@@ -142,7 +142,7 @@ class Arguments:
                 if not _is_array(leaf):
                     return self._refusal(name, jax.tree_util.keystr(path), leaf)
         scalars = {name: x for name, x in given.items() if isinstance(x, bool | int | float | np.generic)}
-        # JAX's errors know the argument unless a transformation inside the step has wrapped it.
+        # JAX's errors name the argument, unless a transformation inside the step has wrapped it.
         told = [name for name in scalars if f" argument {name}." in str(error)]
         name = next(iter(told or scalars if isinstance(error, _NEEDS_A_VALUE) else told), None)
         if name is None:
@@ -165,7 +165,7 @@ class Arguments:
                     raise InvalidValueError(
                         compose(
                             name + jax.tree_util.keystr(path),
-                            "step.scan takes arrays with one entry for each step on their first axis.",
+                            "step.scan requires arrays with one entry for each step on their first axis.",
                             got=describe(leaf),
                             fix=f"jnp.full(steps, {name}); or {self._remedy(name)}",
                         )
@@ -184,7 +184,10 @@ class Arguments:
             fix = "pass it as an argument of its own, and name that in compile_step(..., static_argnames=...)"
         return InvalidTypeError(
             compose(
-                name + path, "a compiled step takes arrays, numbers and static arguments.", got=describe(leaf), fix=fix
+                name + path,
+                "the arguments of a compiled step must be arrays, numbers or static values.",
+                got=describe(leaf),
+                fix=fix,
             )
         )
 
@@ -203,7 +206,7 @@ class Arguments:
         return Static(value)
 
     def _name_at(self, number: int) -> str:
-        """Returns the name of an argument of a call by its position there."""
+        """Returns the name of an argument of a call by its position in the call."""
         place = number + self._count
         if place < len(self._positional):
             return self._positional[place]
@@ -273,7 +276,7 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def _is_array(leaf: Any) -> bool:
-    """Tells whether JAX takes a leaf as an array."""
+    """Returns whether JAX accepts a leaf as an array."""
     if isinstance(leaf, np.ndarray | np.generic):
         return leaf.dtype.kind in "biufcV"
     is_number = isinstance(leaf, bool | int | float | complex | jax.Array | nnx.Variable)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The owners of bound Variables' values, one for each Variable, whichever compiled steps run on it."""
+"""The owners of the values of bound Variables: one for each Variable, shared by all compiled steps that bind it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tallax._errors import StateOwnedByStepError, TraceError, compose
 from tallax.compiling._refusals import in_a_trace
 from tallax.variables import Counter, Held, Pending, StateVariable
 
-_SMALL = 2**16  # bytes; of these a step may well keep two copies
+_SMALL = 2**16  # bytes; a step may keep two copies of a smaller value
 _TIME = operator.attrgetter("time")
 
 
@@ -28,12 +28,12 @@ class Form:
     """The parts of a Variable's value.
 
     Attributes:
-        structure: makes such a Variable of its arrays.
-        shape: that of the counts, if they are packed.
-        arrays: the number of its arrays.
-        is_packed: whether it is a count that is whole on every device.
-        is_small: whether it is an item that a step does not overwrite.
-        value: shape, dtype and sharding.
+        structure: The structure to rebuild the Variable from its arrays.
+        shape: The shape of the counts, if they are packed.
+        arrays: The number of its arrays.
+        is_packed: Whether it is a count that is replicated on every device.
+        is_small: Whether it is a tallax variable whose memory a step does not overwrite.
+        value: The shape, dtype and sharding of the value.
     """
 
     structure: Any
@@ -45,7 +45,7 @@ class Form:
 
     @classmethod
     def of(cls, variable: nnx.Variable[Any]) -> Form:
-        """Returns the form of a Variable that has its value; raises `TraceError` if it is inside a trace."""
+        """Returns the form of a Variable that has its value. Raises `TraceError` if the Variable is inside a trace."""
         raw = variable.get_raw_value()
         if isinstance(raw, Pending) or is_traced(raw):
             raise in_a_trace()
@@ -78,16 +78,16 @@ class Owned(Held):
 class Cell:
     """The owner of one Variable's value, from the first call of a step that binds it until it is put back.
 
-    The value lies in the state of a `Holding`, together with the other values of one step. If several steps bind the
+    The value is in the state of a `Holding`, together with the other values of one step. If several steps bind the
     Variable, the current value is that of the holding that caught up last.
 
     Attributes:
-        variable: the Variable.
-        name: how a user reaches it, such as `model.encoder.step`.
-        form: the parts of its value.
-        held: the placeholder on the Variable. It keeps the cell, and so the value, alive.
-        holders: the holdings of all steps that bind it, and its place in each.
-        is_released: whether the value is back on the Variable.
+        variable: The Variable.
+        name: The user's path to it, such as `model.encoder.step`.
+        form: The parts of its value.
+        held: The placeholder on the Variable. It keeps the cell, and so the value, alive.
+        holders: The holdings of all steps that bind it, and its place in each.
+        is_released: Whether the value is back on the Variable.
     """
 
     def __init__(self, variable: nnx.Variable[Any], name: str, form: Form):
@@ -125,7 +125,7 @@ class Cell:
             raise TraceError(
                 compose(
                     self.name,
-                    "is held by a compiled step, so a trace can't have it: a read would be a constant, a write lost.",
+                    "is owned by a compiled step, so a trace cannot use it: reads would be constants, writes lost.",
                     got="a use of the object that the step is bound to, while this or another function is traced",
                     fix="the step's own argument, as in train_step(model, ...); or step.sync() before nnx.jit takes it",
                 )
@@ -150,10 +150,10 @@ def tracing() -> Iterator[None]:
 
 
 def cell_of(variable: nnx.Variable[Any], name: str) -> Cell | None:
-    """Returns the owner of a Variable's value; None if the Variable has it itself.
+    """Returns the owner of a Variable's value, or None if the Variable itself has the value.
 
     Raises:
-        StateOwnedByStepError: the Variable is a copy of one whose value a compiled step has.
+        StateOwnedByStepError: The Variable is a copy of one whose value a compiled step has.
     """
     cell = owner_of(variable)
     if cell is None and any(isinstance(leaf, Held) for leaf in jax.tree.leaves(variable.get_raw_value())):
@@ -162,7 +162,7 @@ def cell_of(variable: nnx.Variable[Any], name: str) -> Cell | None:
 
 
 def owner_of(variable: nnx.Variable[Any]) -> Cell | None:
-    """Returns the owner of a Variable's value; None if it has it itself, or is a copy."""
+    """Returns the owner of a Variable's value, or None if the Variable itself has it, or is a copy."""
     raw = variable.get_raw_value()
     is_its = isinstance(raw, Owned) and raw.cell.variable is variable and not raw.cell.is_released
     return raw.cell if is_its else None

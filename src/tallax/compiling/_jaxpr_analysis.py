@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds in a jaxpr the counts that a step only adds to, and those of them that it reads.
+"""Finds the counts in a jaxpr that a step only adds to, and which of them it reads.
 
 Each count enters the jaxpr in two parts (see `Pending`): its base, which is the count before the step, and a word that
 starts at 0, to which the step adds. A count may stay in two parts only if everything that happens to both parts is one
@@ -10,8 +10,8 @@ of the following; otherwise it is kept whole, and the step is traced again with 
 - an increment adds to the word, whose bound stands in the jaxpr as a name or a literal, and the word cannot wrap: the
   bounds of all increments together stay below 2**32, where a loop counts once for each iteration.
 
-A part that reaches anything else is lost, and `Uses.lose` is the one place that says what follows. So an operation
-that this file does not know makes a step slower, and never wrong.
+A part that reaches any other operation is lost, and only `Uses.lose` defines the consequence. So an operation that this
+file does not know makes a step slower, and never wrong.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Added:
 
 @dataclass(frozen=True)
 class _Fixed:
-    """Either part where a loop reads it from outside: it can only be read."""
+    """Either part, if a loop reads it from outside. It can only be read."""
 
     number: int
 
@@ -68,27 +68,28 @@ _Part: TypeAlias = _Base | _Added | _Fixed | _Amount | None
 
 @dataclass
 class Uses:
-    """The uses that a step makes of its counts, by their numbers.
+    """The uses of the counts in a step, by the numbers of the counts.
 
     Attributes:
-        read: counts whose base is read.
-        whole: counts that may not stay in two parts.
+        read: The counts whose base is read.
+        whole: The counts that may not stay in two parts.
     """
 
     read: set[int] = field(default_factory=set)
     whole: set[int] = field(default_factory=set)
 
     def lose(self, parts: Sequence[_Part]) -> None:
-        """Notes that parts have reached an operation that is not known to be harmless."""
+        """Records that parts have reached an operation that is not known to be harmless."""
         self.whole.update(part.number for part in parts if isinstance(part, _Base | _Added | _Fixed))
 
 
 def uses(program: ClosedJaxpr, counts: int) -> Uses:
-    """Returns what a program does with its counts.
+    """Returns the uses of the counts in a program.
 
     Args:
-        program: its first inputs, and its first outputs, are the bases of the counts and then what is added to them.
-        counts: how many there are.
+        program: A jaxpr. Its first inputs and its first outputs are the bases of the counts, followed by the added
+            words.
+        counts: The number of counts.
     """
     inputs: list[_Part] = [*map(_Base, range(counts)), *(_Added(number, 0) for number in range(counts))]
     inputs += [None] * (len(program.jaxpr.invars) - len(inputs))
@@ -103,7 +104,7 @@ def uses(program: ClosedJaxpr, counts: int) -> Uses:
 
 
 def _follow(jaxpr: Any, inputs: Sequence[_Part], found: Uses) -> list[_Part]:
-    """Returns what comes out of a jaxpr, and notes what its equations do to the parts that go in."""
+    """Returns the outputs of a jaxpr, and records the uses of the input parts by its equations."""
     parts: dict[Any, _Part] = dict(zip(jaxpr.invars, inputs, strict=True))
 
     def part_of(variable: Any) -> _Part:
@@ -120,7 +121,7 @@ def _follow(jaxpr: Any, inputs: Sequence[_Part], found: Uses) -> list[_Part]:
 
 
 def _through(equation: Any, given: list[_Part], found: Uses) -> list[_Part]:
-    """Returns what comes out of one equation."""
+    """Returns the outputs of one equation."""
     name, params = equation.primitive.name, equation.params
     nothing: list[_Part] = [None] * len(equation.outvars)
     if name == "name" and params["name"].startswith(AT_MOST):
@@ -151,7 +152,7 @@ def _through(equation: Any, given: list[_Part], found: Uses) -> list[_Part]:
 
 
 def _sum(given: list[_Part], found: Uses) -> _Part:
-    """Returns what an addition makes: an increment of a count, or anything else."""
+    """Returns the result of an addition: an incremented count, or None for anything else."""
     for part, other in (given, given[::-1]):
         if isinstance(part, _Added) and isinstance(other, _Amount) and part.bound + other.bound <= WORD:
             return _Added(part.number, part.bound + other.bound)
@@ -160,7 +161,7 @@ def _sum(given: list[_Part], found: Uses) -> _Part:
 
 
 def _agreed(parts: Sequence[_Part], found: Uses) -> _Part:
-    """Returns what a part is if it is one of several, of which the program chooses."""
+    """Returns the kind of a part that the program chooses from several parts."""
     first = parts[0]
     if all(part == first for part in parts):
         return first
@@ -175,7 +176,7 @@ def _agreed(parts: Sequence[_Part], found: Uses) -> _Part:
 
 
 def _replicated(params: dict[str, Any], given: list[_Part], after: list[_Part], found: Uses) -> list[_Part]:
-    """Returns what comes out of a call; from a `shard_map`, only what every device has whole."""
+    """Returns the outputs of a call. From a `shard_map`, only replicated outputs are kept."""
     if "in_specs" not in params:
         return after
     split = [part for part, spec in zip(given, params["in_specs"], strict=True) if any(spec)]
@@ -224,27 +225,27 @@ def _fixed(parts: list[_Part]) -> list[_Part]:
 def _iterated(
     once: Callable[[list[_Part]], list[_Part]], start: list[_Part], times: int | None, found: Uses
 ) -> list[_Part]:
-    """Returns what is carried out of a loop.
+    """Returns the final carry of a loop.
 
     Args:
-        once: returns what one iteration makes of what is carried in.
-        start: what is carried into the first one.
-        times: how many iterations there are; None if that is not known.
-        found: is added to.
+        once: A function from the carry before one iteration to the carry after it.
+        start: The carry before the first iteration.
+        times: The number of iterations, or None if it is unknown.
+        found: The uses, which are added to.
     """
-    # Slots of one count may change places, so each starts with the largest bound among them.
+    # The slots of one count may be permuted, so each starts with the largest bound among them.
     most: dict[int, int] = {}
     for part in start:
         if isinstance(part, _Added):
             most[part.number] = max(part.bound, most.get(part.number, 0))
     carries = [_Added(part.number, most[part.number]) if isinstance(part, _Added) else part for part in start]
-    while True:  # until what is carried out is of the kind that was carried in: at most once for each slot
+    while True:  # until the kinds of the carry do not change: at most once for each slot
         after = once(carries)
         kept = [_steady(before, part, found) for before, part in zip(carries, after, strict=True)]
         if kept == carries:
             break
         carries = kept
-    # One iteration adds the same whatever was added before: nothing else can make an `_Added` of another one.
+    # Each iteration adds the same amount, because only an addition turns an `_Added` into another one.
     grown = dict.fromkeys(most, 0)
     for part in after:
         if isinstance(part, _Added):
@@ -261,14 +262,14 @@ def _iterated(
             for part in carries
         ]
 
-    once(grown_by(max(times - 1, 0)))  # the last iteration, in which every word along the way must fit, too
+    once(grown_by(max(times - 1, 0)))  # the last iteration, in which every intermediate word must fit too
     result = grown_by(times)
     found.whole.update(part.number for part in result if isinstance(part, _Added) and part.bound > WORD)
     return result
 
 
 def _steady(before: _Part, after: _Part, found: Uses) -> _Part:
-    """Returns what a slot of a loop is in every iteration."""
+    """Returns the kind of a slot of a loop in every iteration."""
     if isinstance(before, _Added) and isinstance(after, _Added) and before.number == after.number:
         return before
     if isinstance(before, _Amount) and isinstance(after, _Amount) and after.bound <= before.bound:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The objects that a step is bound to, taken apart into arrays and put together from them."""
+"""Splits the bound objects of a step into arrays, and merges arrays into objects."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from tallax.variables import Pending
 
 @dataclass(frozen=True)
 class Place:
-    """Where one Variable's value lies while the step holds it.
+    """The place of one Variable's value while the step owns it.
 
     Attributes:
-        name: how a user reaches it, such as `model.encoder.step`.
-        path: where Flax has it.
-        variable: the Variable itself.
-        cell: the owner of its value.
-        form: the parts of its value.
-        number: that of a count in the packing; None for other values.
-        arrays: which of the values are its own; those of small items come first.
+        name: The user's path to it, such as `model.encoder.step`.
+        path: Flax's path to it.
+        variable: The Variable.
+        cell: The owner of its value.
+        form: The parts of its value.
+        number: The number of a count in the packing; None for other values.
+        arrays: The range of its arrays among the values. Small tallax variables come first.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Place:
 
 
 class Layout:
-    """How objects are taken apart: their counts, their other values, and arrays that are in no Variable.
+    """The split of objects into counts, other values, and arrays outside of Variables.
 
     Attributes:
         places: of all Variables; those of small items before those of other values.
@@ -56,12 +56,12 @@ class Layout:
             reads them needs no copy.
 
     Args:
-        objects: what the step is bound to.
-        names: what they are called.
-        graph: whether Flax takes them apart in graph mode.
+        objects: The bound objects.
+        names: The names of the objects.
+        graph: Whether Flax splits them in graph mode.
 
     Raises:
-        StateOwnedByStepError: a Variable is a copy of one that a step holds.
+        StateOwnedByStepError: A Variable is a copy of one that a step owns.
     """
 
     def __init__(self, objects: tuple[Any, ...], names: Sequence[str], *, graph: bool):
@@ -95,8 +95,8 @@ class Layout:
             self.places.append(Place(path_in(path, names), path, cell.variable, cell, form, number, arrays))
         self.packing = Packing(shapes)
         self.counters = [place for place in self.places if place.number is not None]
-        # The graphdef does not tell the shapes. Two Counters that swap theirs change no array that a program takes, but
-        # the columns of the counts within it.
+        # The graphdef does not contain shapes. If two Counters swap their shapes, the arrays of a program do not
+        # change, but the columns of the counts in them do.
         forms = [
             (p.path, p.form.structure, p.form.shape, p.form.arrays, p.number, p.form.is_small) for p in self.places
         ]
@@ -111,9 +111,9 @@ class Layout:
         return outline
 
     def values(self) -> tuple[list[np.ndarray], list[Any]]:
-        """Returns the counts, as uint64, and all other values, as they are on the objects now.
+        """Returns the counts, as uint64, and all other values of the objects.
 
-        For Variables whose values a step has, these are zeros and None.
+        For Variables that a step owns, these are zeros and None.
         """
         counts = [
             np.zeros(place.form.shape, np.uint64) if place.cell.holders else np.asarray(place.variable)
@@ -127,7 +127,7 @@ class Layout:
         return counts, others
 
     def merge(self, counts: Mapping[int, Any], values: Sequence[Any], constants: Sequence[Any]) -> tuple[Any, ...]:
-        """Returns objects like the bound ones, of other values."""
+        """Returns objects like the bound ones, with other values."""
         flat: dict[Any, Any] = {path: array for (path, _), array in zip(self.constants, constants, strict=True)}
         for place in self.places:
             arrays = [values[k] for k in place.arrays] if place.number is None else [counts[place.number]]
@@ -135,14 +135,14 @@ class Layout:
         return nnx.merge(self.graphdef, nnx.from_flat_state([(path, flat[path]) for path in self._paths]))
 
     def split(self, objects: tuple[Any, ...], constants: Sequence[Any]) -> tuple[dict[int, Any], list[Any]] | None:
-        """Returns the counts and values of objects that `merge` made; None where their structure is another now.
+        """Returns the counts and values of objects from `merge`, or None if their structure has changed.
 
         Args:
-            objects: what `merge` returned.
-            constants: what it was given.
+            objects: The result of `merge`.
+            constants: The constants that were passed to `merge`.
 
         Raises:
-            StructureChangedError: an array that is in no Variable was replaced.
+            StructureChangedError: An array outside of Variables was replaced.
         """
         graphdef, state = nnx.split(objects, graph=self._graph)
         flat = dict(nnx.to_flat_state(state))
@@ -153,7 +153,7 @@ class Layout:
                 raise StructureChangedError(
                     compose(
                         name,
-                        "is an array in no Variable, and a compiled step changes only Variables.",
+                        "is an array outside of Variables, but a compiled step changes only Variables.",
                         got="another array after the step",
                         fix="tallax.Buffer(x), or nnx.Variable(x), which is written by self.x[...] = y",
                     )
@@ -173,7 +173,7 @@ class Layout:
 
 
 def owned(value: Any, home: jax.sharding.Sharding | None, *, copy: bool) -> jax.Array:
-    """Returns a value as an array that nobody else has, where the other values are."""
+    """Returns a value as an array without other references, on the devices of the other values."""
     if isinstance(value, jax.Array):
         array = jnp.copy(value) if copy else value
     elif isinstance(value, np.ndarray | np.generic | bool | int | float | complex):

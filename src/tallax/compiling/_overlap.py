@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Variables that two steps share: where their values lie in one state and in the other."""
+"""The Variables that two steps share: the positions of their values in both states."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Overlap:
     """The places of shared values in two layouts.
 
     Attributes:
-        values: pairs of positions among the values: of one layout, and of the other.
+        values: Pairs of positions among the values of the two layouts.
 
     Args:
-        mine: the layout to move values to.
-        theirs: the layout to move values from.
-        pairs: the places of each shared Variable in both.
+        mine: The layout to move values to.
+        theirs: The layout to move values from.
+        pairs: The places of each shared Variable in both layouts.
     """
 
     def __init__(self, mine: Layout, theirs: Layout, pairs: Sequence[tuple[Place, Place]]):
@@ -35,7 +35,7 @@ class Overlap:
         self._move = None if self._is_whole or not runs else _mover(runs)
 
     def move(self, mine: Any, theirs: Any) -> Any:
-        """Returns all counts of one layout, with the shared ones as they are in the other."""
+        """Returns all counts of one layout, with the shared counts copied from the other layout."""
         if not self._has_counts:
             return mine
         return theirs if self._move is None else self._move(mine, theirs)
@@ -55,7 +55,7 @@ def _runs(to: Sequence[int], start: Sequence[int]) -> tuple[tuple[int, int, int]
 
 @functools.lru_cache(maxsize=256)
 def _mover(runs: tuple[tuple[int, int, int], ...]) -> Callable[[Any, Any], Any]:
-    """Returns the compiled move of runs of columns; one program for each pair of layouts, also after a `sync()`."""
+    """Returns the compiled move of runs of columns. Each pair of layouts has one program, also after a `sync()`."""
     to, start = (np.concatenate([np.arange(run[k], run[k] + run[2]) for run in runs]) for k in (0, 1))
 
     @jax.jit

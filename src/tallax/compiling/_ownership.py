@@ -32,28 +32,28 @@ _CLOCK = itertools.count()
 
 
 class Holding:
-    """The state of one step, in the order in which its programs take it.
+    """The state of one step, in the order of its programs' arguments.
 
-    If another step shares Variables, it has a holding of its own, and a value lies in one of them at a time. `catch_up`
-    moves the current values here; they are on the device before and after, and nothing is copied but counts, which are
-    packed in another order.
+    If another step shares Variables, it has its own holding, and only one of them has the current value at a time.
+    `catch_up` moves the current values here. They stay on the device, and only counts are copied, because they are
+    packed in a different order.
 
     Attributes:
-        latest: the state and the result of the last call, as the programs return them.
-        time: when it last caught up; -1 before the first time.
-        is_current: whether it has all current values.
-        is_ready: whether the step can be called: its programs are made, and none of its Variables has its value again.
-        failed: whether a call began and did not end.
-        neighbours: the holdings that share Variables, and what they share.
+        latest: The state and the result of the last call, as the programs return them.
+        time: The time of the last `catch_up`; -1 before the first.
+        is_current: Whether it has all current values.
+        is_ready: Whether the step can be called: its programs exist, and it still owns all its Variables.
+        failed: Whether a call began and did not end.
+        neighbours: The holdings that share Variables, with the shared places.
 
     Args:
-        layout: that of the bound objects.
-        objects: the bound objects.
-        structure: their structure.
-        arguments: those of the call; they tell the devices if the objects do not.
+        layout: The layout of the bound objects.
+        objects: The bound objects.
+        structure: The structure of the objects.
+        arguments: The arguments of the call. They determine the devices if the objects do not.
 
     Raises:
-        TraceError: inside a trace.
+        TraceError: Inside a trace.
     """
 
     def __init__(self, layout: Layout, objects: tuple[Any, ...], structure: Structure, arguments: Any):
@@ -70,7 +70,7 @@ class Holding:
         others = {holding for place in layout.places for holding in place.cell.holders}
         there = [array for holding in others for array in jax.tree.leaves(holding.state)]
         home = home_of([*(raw for _, raw in self._before), *there]) or home_of(jax.tree.leaves(arguments))
-        # Nobody else has these arrays from here on: this step or another one may donate them.
+        # These arrays have no other references from here on, so this step or another one may donate them.
         small = [None if x is None else owned(x, home, copy=False) for x in values[: layout.lasting]]
         rest = [None if x is None else owned(x, home, copy=True) for x in values[layout.lasting :]]
         packed = owned(layout.packing.pack(counts), home, copy=True) if layout.counters else None
@@ -81,9 +81,9 @@ class Holding:
     # --- owning -----------------------------------------------------------------------------------------------------
 
     def install(self) -> None:
-        """Puts placeholders on the Variables, and brings the values of shared ones here.
+        """Puts placeholders on the Variables, and moves the values of shared ones here.
 
-        If it raises, the objects are as they were.
+        If it raises, the objects do not change.
         """
         try:
             pairs: dict[Holding, list[tuple[Place, Place]]] = {}
@@ -106,11 +106,11 @@ class Holding:
         self._before = []
 
     def catch_up(self) -> None:
-        """Moves all values here that other steps have changed since this one had them.
+        """Moves all values here that other steps have changed.
 
         Raises:
-            StateOwnedByStepError: another step failed on the device, after it had taken the memory of shared values.
-            TraceError: inside a trace.
+            StateOwnedByStepError: Another step failed on the device after it had donated shared values.
+            TraceError: Inside a trace.
         """
         (packed, small), rest, _ = self.latest[0]
         values = [*small, *rest]
@@ -124,8 +124,8 @@ class Holding:
             raise in_a_trace()
         if any(other.failed for other in newer) and any(x is not None and x.is_deleted() for x in values):
             raise lost()
-        # Whenever Ctrl-C comes, each current value is in the holding with the latest time. The old references go last:
-        # this step may donate the arrays, and without donation they would keep memory.
+        # If Ctrl-C comes at any point, each current value is in the holding with the latest time. The old references
+        # are dropped last: this step may donate the arrays, and without donation they would keep memory alive.
         lasting = self.layout.lasting
         self.latest.append(((packed, values[:lasting]), values[lasting:], None))
         self.time = next(_CLOCK)
@@ -206,17 +206,17 @@ class Holding:
         return dict(nnx.iter_graph(self._objects))
 
     def is_restructured(self, most: int) -> bool:
-        """Returns whether the objects have another structure than when the step took them over.
+        """Returns whether the structure of the objects has changed since the step took them over.
 
-        All modules are looked at in every call: after `model.eval()`, the next call must run the program for it, as
-        `nnx.jit` does. To compare them takes about 0.1 us each. Writes past the step are errors, which may be found
-        later, so only some of the Variables are looked at.
+        Every call checks all modules: after `model.eval()`, the next call must run the program for eval mode, as
+        `nnx.jit` does. A comparison takes about 0.1 us per module. Writes past the step are errors that may be found
+        later, so a call checks only some of the Variables.
 
         Args:
-            most: the number of Variables to look at; each call looks at the next ones.
+            most: The number of Variables to check. Each call checks the next ones.
 
         Raises:
-            StateOwnedByStepError: a Variable was written past the step.
+            StateOwnedByStepError: A Variable was written past the step.
         """
         is_restructured = self._structure.change() is not None
         start, end = (0, len(self._held)) if is_restructured else (self._next, self._next + most)
@@ -226,14 +226,14 @@ class Holding:
         return is_restructured
 
     def checked_state(self) -> State:
-        """Returns the state; raises where a step took its memory and then failed."""
+        """Returns the state. Raises if a step donated its memory and then failed."""
         state = self.state
         if any(array.is_deleted() for array in jax.tree.leaves(state)):
             raise lost()
         return state
 
     def reading(self, names: list[str]) -> Reading:
-        """Starts to read all items."""
+        """Starts to read all tallax variables."""
         if not self.is_current:
             self.catch_up()
         if self._reader is None:
@@ -243,7 +243,7 @@ class Holding:
     # --- single values ----------------------------------------------------------------------------------------------
 
     def read(self, place: Place) -> jax.Array:
-        """Returns the value of an item."""
+        """Returns the value of a tallax variable."""
         state = self.checked_state()
         if place.number is not None:
             with jax.transfer_guard_host_to_device("allow"):  # of the place of the count
@@ -252,7 +252,7 @@ class Holding:
         return state.values[k] if k < self.layout.lasting else jnp.copy(state.values[k])
 
     def write(self, place: Place, value: Any) -> None:
-        """Replaces the value of an item."""
+        """Replaces the value of a tallax variable."""
         (packed, _), values = self.checked_state().items, self.state.values
         if place.number is not None:
             with jax.transfer_guard_host_to_device("allow"):  # of the place of the count, and of a host's value
@@ -264,7 +264,7 @@ class Holding:
 
 
 def put_back(objects: tuple[Any, ...]) -> None:
-    """Puts all values back on some objects, whichever steps have them."""
+    """Puts all values back on some objects, from all steps that own them."""
     places: dict[Holding, list[Place]] = {}
     for _, node in nnx.iter_graph(objects):
         cell = owner_of(node) if isinstance(node, nnx.Variable) else None
@@ -279,7 +279,7 @@ def lost() -> StateOwnedByStepError:
     return StateOwnedByStepError(
         compose(
             "the compiled step",
-            "failed while it ran, after it had taken the memory of the state before it, so that is lost.",
+            "failed while it ran, after it had overwritten the previous state, so the state is lost.",
             got="a call that raised inside JAX",
             fix="restore the last checkpoint; compile_step(..., donate=False) keeps the state before a step",
         )
@@ -287,5 +287,5 @@ def lost() -> StateOwnedByStepError:
 
 
 def _like(value: jax.Array, other: jax.Array) -> jax.Array:
-    """Returns a value where another one is."""
+    """Returns a value on the devices of another one."""
     return placed(value, other.sharding) if is_committed(other) and value.sharding != other.sharding else value

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All counts of a step in one array: where each lies, and how a step's additions get there."""
+"""Packs all counts of a step into one array, and adds the increments of a step to it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tallax._arrays import unsplit
 
 
 class Packing:
-    """The places of counts in uint32[2, n]: their low words and their high words, one count behind the other.
+    """The places of counts in uint32[2, n]: low words and high words, with the counts concatenated.
 
     Args:
-        shapes: those of the counts, scalars or arrays.
+        shapes: The shapes of the counts.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, ...]]):
@@ -29,7 +29,7 @@ class Packing:
         self.ends = np.cumsum([0, *self.sizes]).tolist()
 
     def pack(self, counts: Sequence[np.ndarray]) -> np.ndarray:
-        """Returns the array of all counts, given as uint64."""
+        """Returns the array of all counts, which are passed as uint64."""
         flat = np.concatenate([np.ravel(part) for part in counts]) if counts else np.zeros(0, np.uint64)
         return np.ascontiguousarray(_uint64.from_uint64(flat).T)
 
@@ -42,7 +42,7 @@ class Packing:
         ]
 
     def columns(self, number: int | None) -> range:
-        """Returns the columns of one count; none for what is no count."""
+        """Returns the columns of one count, or no columns for another value."""
         return range(0) if number is None else range(self.ends[number], self.ends[number + 1])
 
     def part(self, packed: jax.Array, number: int) -> jax.Array:
@@ -51,7 +51,7 @@ class Packing:
         return words.T.reshape(*self.shapes[number], 2)
 
     def part_now(self, packed: jax.Array, number: int) -> jax.Array:
-        """Returns `part` of a concrete array; compiled once for all counts of a shape."""
+        """Returns `part` of a concrete array. It is compiled once for all counts of a shape."""
         return _part(packed, self.ends[number], self.shapes[number])
 
     def written(self, packed: jax.Array, number: int, limbs: Any) -> jax.Array:
@@ -59,12 +59,12 @@ class Packing:
         return _written(packed, self.ends[number], limbs)
 
     def plus(self, packed: jax.Array, added: Mapping[int, Any], whole: Mapping[int, Any]) -> jax.Array:
-        """Returns the array of all counts after a step; carries are found in all of them at once.
+        """Returns the array of all counts after a step. All carries are computed at once.
 
         Args:
-            packed: the array before.
-            added: what to add, by the number of the count: uint32.
-            whole: limbs to put in place of others.
+            packed: The array before the step.
+            added: The increments by the number of the count, uint32.
+            whole: The limbs of counts that the step replaces.
         """
         words = [
             np.zeros(size, np.uint32) if number in whole else unsplit(jnp.asarray(added[number])).reshape(size)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading all items out of a step's state."""
+"""Reads all tallax variables from the state of a step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tallax.reading import Entry, Reading
 
 
 class Reader:
-    """Where the values of items lie in a step's state."""
+    """The places of the values of tallax variables in the state of a step."""
 
     def __init__(self, entries: list[Entry], layout: Layout):
         places = {id(place.variable): place for place in layout.places}
@@ -25,7 +25,7 @@ class Reader:
         self._scalars: list[str] = []
         starts: list[int] = []
         self._others: list[int] = []
-        # Of every other entry, where each of its arrays lies: words among all counts, or a value of its own.
+        # For every other entry, the place of each of its arrays: columns among all counts, or a separate value.
         self._parts: list[tuple[Entry, list[Callable[[np.ndarray, list[np.ndarray]], np.ndarray]]]] = []
         packing, self._packed = layout.packing, False
         for entry in entries:
@@ -44,7 +44,7 @@ class Reader:
                     parts.append(functools.partial(_words, *packing.ends[number : number + 2], packing.shapes[number]))
                     self._packed = True
             self._parts.append((entry, parts))
-        self._places = np.array(starts, np.intp)  # of the scalar counts among all counts
+        self._places = np.array(starts, np.intp)  # the columns of the scalar counts among all counts
         self._packed |= bool(starts)
         self._lasting = all(k < layout.lasting for k in self._others)
 
@@ -61,7 +61,7 @@ class Reader:
         if self._packed:
             packed, *others = copies
             words = np.ascontiguousarray(packed.T)
-            counts = _uint64.to_uint64(words)[self._places].tolist()  # a list of Python integers, at once
+            counts = _uint64.to_uint64(words)[self._places].tolist()  # one conversion to a list of Python integers
             result.update(zip(self._scalars, counts, strict=True))
         for entry, parts in self._parts:
             result[entry.name] = entry.value([part(words, others) for part in parts])
@@ -79,7 +79,7 @@ def _other(number: int, words: np.ndarray, others: list[np.ndarray]) -> np.ndarr
 
 
 def _refuse_unreadable(entry: Entry) -> None:
-    """Raises if an entry's value is kept as shares of replicas, or was cast: now, and not once it is on the host."""
+    """Raises if an entry has per-replica state or was cast. It raises now, not when the copy on the host arrives."""
     for item in entry.items.values():
         if item._per_replica:
             item._stored()

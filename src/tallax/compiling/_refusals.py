@@ -13,14 +13,14 @@ from tallax.compiling._structure import Change
 
 
 def refuse_objects(batch: Any) -> None:
-    """Raises where there is a module or a Variable in a batch: what the step does to it would be lost."""
+    """Raises if a batch contains a module or a Variable, because changes by the step would be lost."""
     known = (nnx.Pytree, nnx.Variable)
     for leaf in jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, (*known, nnx.State))):
         if isinstance(leaf, known) and not isinstance(leaf, nnx.State):
             raise InvalidTypeError(
                 compose(
                     "the compiled step",
-                    "takes arrays; the state of what is handed in with a batch would be lost.",
+                    "accepts only arrays; the state of a module in the batch would be lost.",
                     got=f"a {type(leaf).__name__}",
                     fix="bind it: compile_step(train_step, model, rngs), with train_step(model, rngs, x)",
                 )
@@ -34,7 +34,7 @@ def changed(change: Change | None) -> Exception:
             change.name if change is not None else "the bound objects",
             "a compiled step cannot change the structure of its objects.",
             got=change.text if change is not None else "another structure",
-            fix="change it between two calls, or keep it in a Variable; nnx.pop takes out sown values",
+            fix="change it between two calls, or keep it in a Variable; nnx.pop removes sown values",
         )
     )
 
@@ -54,7 +54,7 @@ def in_a_trace() -> TraceError:
     return TraceError(
         compose(
             "the compiled step",
-            "keeps the state between calls, which a surrounding trace would take with it.",
+            "keeps the state between calls, so it cannot be called inside a trace.",
             got="a call inside jit, scan or another transformation",
             fix="call the step outside; step.scan(batches) runs several steps in one program",
         )

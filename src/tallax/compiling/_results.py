@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The results of a step: arrays, and the bound objects themselves where the function returns them or parts of them.
+"""The results of a step: arrays, and the bound objects themselves if the function returns them or parts of them.
 
 Inside the trace the objects are copies. One of them in a result, a module or a Variable, becomes a `Reference` to its
 place among the bound objects, and the caller gets the bound object at that place. A module or a Variable that the
@@ -35,8 +35,8 @@ class Shape:
     """The structure of a result, to build it from its arrays and the bound objects.
 
     Attributes:
-        structure: that of the result, in which references are leaves.
-        references: their positions among the leaves, and the paths of the objects.
+        structure: The structure of the result, in which references are leaves.
+        references: The positions of references among the leaves, and the paths of their objects.
     """
 
     structure: Any
@@ -51,15 +51,15 @@ class Shape:
 
 
 def with_references(result: Any, objects: tuple[Any, ...], name: str) -> Any:
-    """Returns a result of a traced function with references in place of the objects that it was given.
+    """Returns a result of a traced function with references instead of the objects that were passed to it.
 
     Args:
-        result: what the function returned.
-        objects: what the function was given, after it ran.
-        name: that of the function.
+        result: The result of the function.
+        objects: The objects that were passed to the function, after it ran.
+        name: The name of the function.
 
     Raises:
-        InvalidTypeError: a new module or Variable is in two places.
+        InvalidTypeError: A new module or Variable is in two places.
     """
     paths = {id(node): path for path, node in nnx.iter_graph(objects) if isinstance(node, _OBJECTS)}
     _refuse_graphs(result, paths, name)
@@ -76,7 +76,7 @@ def _refuse_graphs(result: Any, known: Mapping[int, Any], name: str) -> None:
     """Raises if a new object is in two places of a result: what is made of it outside would be two."""
     seen: set[int] = set()
     queue: list[Any] = [[result]]
-    for node in queue:  # not by `jax.tree`: where objects hold each other, it recurses until Python gives up
+    for node in queue:  # not by `jax.tree`, which would recurse forever if objects refer to each other
         parts = vars(node) if isinstance(node, nnx.Pytree) else node
         for child in jax.tree.leaves(dict(parts) if node is not parts else parts, is_leaf=_is_object):
             if not _is_object(child) or id(child) in known:
@@ -85,7 +85,7 @@ def _refuse_graphs(result: Any, known: Mapping[int, Any], name: str) -> None:
                 raise InvalidTypeError(
                     compose(
                         name,
-                        "a compiled step returns arrays, bound objects, and new objects that are trees.",
+                        "a compiled step can return arrays, bound objects, and new objects that are trees.",
                         got=f"one new {type(child).__name__} in two places",
                         fix="return its arrays; or bind it, compile_step(train_step, model, other)",
                     )
@@ -100,14 +100,14 @@ def _is_object(x: Any) -> bool:
 
 
 def flatten(result: Any) -> tuple[list[Any], Shape]:
-    """Returns the arrays of a result, and how it is built."""
+    """Returns the arrays of a result, and its shape."""
     leaves, structure = jax.tree.flatten(result, is_leaf=lambda x: isinstance(x, Reference))
     references = tuple((k, leaf.path) for k, leaf in enumerate(leaves) if isinstance(leaf, Reference))
     return [leaf for leaf in leaves if not isinstance(leaf, Reference)], Shape(structure, references)
 
 
 def refuse_references(result: Any, names: Sequence[str], function: str) -> None:
-    """Raises where a step of a scan returns a bound object, which has no values for each step."""
+    """Raises if a step of a scan returns a bound object, which does not have a value for each step."""
     _, shape = flatten(result)
     for _, path in shape.references:
         raise InvalidTypeError(
@@ -115,6 +115,6 @@ def refuse_references(result: Any, names: Sequence[str], function: str) -> None:
                 function,
                 "step.scan stacks the results of its steps, and a bound object has only its last state.",
                 got=f"{path_in(path, names)} in a result",
-                fix="return arrays from the function; the bound objects are at hand outside",
+                fix="return arrays from the function; the bound objects are available outside",
             )
         )

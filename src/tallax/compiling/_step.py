@@ -26,7 +26,7 @@ from tallax.compiling._traced_step import Program
 from tallax.reading import Reading, entries_of, reading_of
 from tallax.variables import StateVariable
 
-_LOOK_AT = 16  # Variables that each call checks for writes past the step: about a microsecond
+_LOOK_AT = 16  # the Variables that each call checks for writes past the step, which takes about a microsecond
 
 
 def compile_step(
@@ -54,24 +54,25 @@ def compile_step(
     If the function returns a bound object or a part of one, the caller gets the bound object itself, as from `nnx.jit`.
 
     Args:
-        train_step: takes the objects, and then the arguments of a call: arrays, pytrees of arrays, static values.
-        *objects: modules and optimizers, with any mixture of Flax's and tallax's state. No tallax variable may be
-            reached by two paths.
-        donate: whether a step may overwrite the memory of the state before it. The values that the objects have at the
-            first call are copied, so other references to them stay valid.
-        graph: whether to flatten the objects in Flax's graph mode. If omitted, the mode that is set.
-        static_argnums: positions of static parameters, as `jax.jit` counts them: over all parameters of `train_step`,
-            the objects included. In `train_step(model, x, mode)`, `mode` is at 2.
-        static_argnames: names of static parameters. Their values are hashable, stay Python values inside the step, and
-            each is traced once. A parameter in either list is static by position and by name.
+        train_step: A function of the objects, followed by the arguments of a call: arrays, pytrees of arrays, static
+            values.
+        *objects: Modules and optimizers, with any mixture of Flax's and tallax's state. No tallax variable may have two
+            paths.
+        donate: Whether a step may overwrite the memory of the previous state. The values of the objects at the first
+            call are copied, so other references to them stay valid.
+        graph: Whether to flatten the objects in Flax's graph mode. If omitted, Flax's current mode is used.
+        static_argnums: The positions of static parameters. As in `jax.jit`, they count all parameters of `train_step`,
+            including the objects. In `train_step(model, x, mode)`, `mode` is at 2.
+        static_argnames: The names of static parameters. Their values must be hashable, and stay Python values inside
+            the step. Each value is traced once. A parameter in either list is static by position and by name.
 
     Returns:
         A `CompiledStep`, to be called with a batch.
 
     Raises:
-        StructureChangedError: if a tallax variable is reached by two paths.
-        InvalidTypeError: if there is nothing to bind, or `train_step` is not callable.
-        InvalidValueError: if `train_step` has no such static parameter, or the parameter is a bound object.
+        StructureChangedError: If a tallax variable is reached by two paths.
+        InvalidTypeError: If there is nothing to bind, or `train_step` is not callable.
+        InvalidValueError: If `train_step` has no such static parameter, or the parameter is a bound object.
 
     Example:
         >>> import jax.numpy as jnp, tallax
@@ -116,7 +117,7 @@ class CompiledStep:
             raise InvalidTypeError(
                 compose(
                     "compile_step",
-                    "takes a function that runs one step.",
+                    "requires a function that runs one step.",
                     got=f"a {type(function).__name__}",
                     fix="compile_step(train_step, model, optimizer)",
                 )
@@ -125,7 +126,7 @@ class CompiledStep:
             raise InvalidTypeError(
                 compose(
                     "compile_step",
-                    "binds the modules and optimizers whose state the step changes.",
+                    "requires the modules and optimizers whose state the step changes.",
                     got=", ".join(type(thing).__name__ for thing in objects) or "none",
                     fix="compile_step(train_step, model, optimizer), and step(x, y) with the batch",
                 )
@@ -136,8 +137,8 @@ class CompiledStep:
         self._names = self._arguments.names
         refuse_shared(objects, self._names, items_only=self._graph, kind=StateVariable)
         self._steps = 0
-        self._program: Program | None = None  # the one that fits the objects as they are
-        self._programs: list[Program] = []  # and all that did
+        self._program: Program | None = None  # the program that fits the current objects
+        self._programs: list[Program] = []  # and all earlier programs
         self._holding: Holding | None = None
         self._end = weakref.finalize(self, _retire, None)
         functools.update_wrapper(self, function, updated=())
@@ -148,18 +149,18 @@ class CompiledStep:
         """Runs one step on the bound objects and returns what the function returns.
 
         Args:
-            *batch: the arguments of the function after the objects. A new shape or dtype compiles once more.
-            **options: named arguments of the function.
+            *batch: The arguments of the function after the objects. A new shape or dtype compiles once more.
+            **options: Named arguments of the function.
 
         If the objects have changed since the last call, by `model.eval()` or a replaced layer, the function is traced
         once more. A structure that the objects had before is not traced again.
 
         Raises:
-            StructureChangedError: if the function changes the structure of the objects: an attribute, a layer, a new
+            StructureChangedError: If the function changes the structure of the objects: an attribute, a layer, a new
                 Variable.
-            StateOwnedByStepError: if a value was written past the step, or a step that shares Variables failed on the
+            StateOwnedByStepError: If a value was written past the step, or a step that shares Variables failed on the
                 device.
-            TraceError: called inside another compiled function.
+            TraceError: Called inside another compiled function.
         """
         holding, program = self._prepared(batch, options)
         result = self._run(holding, program.once, program.results, batch, options)
@@ -170,15 +171,15 @@ class CompiledStep:
         """Runs as many steps as the batches have entries on their first axis, in one program, by `jax.lax.scan`.
 
         Args:
-            *batches: the arguments of the function after the objects, each array with one more leading axis.
-            **options: named arguments of the function, each array with one more leading axis.
+            *batches: The arguments of the function after the objects, each array with one more leading axis.
+            **options: Named arguments of the function, each array with one more leading axis.
 
         Returns:
             The results of all steps, each array with one more leading axis.
 
         Raises:
-            InvalidTypeError: if the function returns a bound object.
-            TallaxError: every error that a call can raise.
+            InvalidTypeError: If the function returns a bound object.
+            TallaxError: Every error that a call can raise.
         """
         holding, program = self._prepared(batches, options)
         result = self._run(holding, program.many, program.results, batches, options)
@@ -208,7 +209,7 @@ class CompiledStep:
         Other steps that bind some of the objects take these over again at their next calls.
 
         Raises:
-            StateOwnedByStepError: if a value was written past the step while the step owned it. The written value stays
+            StateOwnedByStepError: If a value was written past the step while the step owned it. The written value stays
                 and everything else is put back. Also if a step failed on the device after it had donated the state.
         """
         holding, strays = self._holding, []
@@ -230,9 +231,9 @@ class CompiledStep:
             object stands in front.
 
         Raises:
-            StateOwnedByStepError: if a step failed on the device after it had donated the state before it, or a value
+            StateOwnedByStepError: If a step failed on the device after it had donated the state before it, or a value
                 was written past the step.
-            ReplicasError: if a value is kept per replica and not combined.
+            ReplicasError: If a value is kept per replica and not combined.
         """
         holding = self._holding
         if holding is None or not holding.is_ready:
@@ -260,7 +261,7 @@ class CompiledStep:
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _prepared(self, batch: tuple[Any, ...], options: dict[str, Any]) -> tuple[Holding, Program]:
-        """Returns the state and the program for the objects as they are now."""
+        """Returns the state and the program for the current objects."""
         holding = self._holding
         if holding is None or not holding.is_ready or holding.is_restructured(_LOOK_AT):
             holding = self._take_over(batch, options)
@@ -315,10 +316,10 @@ class CompiledStep:
             self._end.atexit = False
 
     def _take_over(self, batch: tuple[Any, ...], options: dict[str, Any]) -> Holding:
-        """Takes the state over, from the objects, from other steps, and from this step if the objects have changed.
+        """Takes over the state from the objects, from other steps, and from this step if the objects have changed.
 
-        Values that stay move from one `Holding` to the next on the device. Those of Variables that have been taken out
-        of the objects go back on these.
+        Values of Variables that are still bound move from one `Holding` to the next on the device. If a Variable was
+        removed from the objects, its value goes back on it.
         """
         before = self._holding
         layout = Layout(self._objects, self._names, graph=self._graph)

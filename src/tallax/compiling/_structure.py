@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The structure of the objects that a step is compiled for: their names, and what of it has changed."""
+"""The structure of the objects that a step is compiled for: their names, and changes of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tallax._walk import path_name
 
 
 class Change(NamedTuple):
-    """What has changed: in the module called `name`, what `text` says."""
+    """A change: the name of the module, and a text that describes the change."""
 
     name: str
     text: str
@@ -23,7 +23,7 @@ class Change(NamedTuple):
 class Structure:
     """Everything about objects that is not a value: their modules, and all attributes of these.
 
-    To look for a change is cheap, as it only compares the attribute dictionaries with copies: 0.1 us for each module.
+    A search for changes is cheap, because it only compares the attribute dictionaries with copies: 0.1 us per module.
     """
 
     def __init__(self, objects: Sequence[Any], names: Sequence[str]):
@@ -36,11 +36,11 @@ class Structure:
         self._then = [dict(attributes) for attributes in self._now]
 
     def change(self) -> Change | None:
-        """Returns the first change that is found, or None."""
+        """Returns the first change, or None."""
         try:
             if self._now == self._then:
                 return None
-        except Exception:  # arrays, which do not compare as a whole
+        except Exception:  # arrays, whose comparison is not a single bool
             pass
         for name, now, then in zip(self._names, self._now, self._then, strict=True):
             for attribute in {**then, **now}:
@@ -78,18 +78,18 @@ def _what(value: Any) -> str:
 
 
 def refuse_shared(objects: Sequence[Any], names: Sequence[str], *, items_only: bool, kind: type) -> None:
-    """Raises where a Variable is reached on two ways.
+    """Raises if a Variable has two paths.
 
     Args:
-        objects: what a step is bound to.
-        names: what they are called.
-        items_only: whether Flax keeps other shared Variables together, as its graph mode does.
-        kind: the type of the items.
+        objects: The bound objects of a step.
+        names: The names of the objects.
+        items_only: Whether to check tallax variables only, because Flax's graph mode handles other shared Variables.
+        kind: The type of tallax variables.
     """
     try:
         leaves = jax.tree_util.tree_leaves_with_path(tuple(objects), is_leaf=lambda x: isinstance(x, nnx.Variable))
     except RecursionError:
-        return  # objects that hold each other, as only graph mode takes them; it finds out by itself
+        return  # objects that refer to each other, which only graph mode accepts, and checks itself
     first: dict[int, str] = {}
     for path, leaf in leaves:
         if not isinstance(leaf, kind if items_only else nnx.Variable):
@@ -100,9 +100,9 @@ def refuse_shared(objects: Sequence[Any], names: Sequence[str], *, items_only: b
             raise StructureChangedError(
                 compose(
                     name,
-                    f"is the same {type(leaf).__name__} as {other}, and a compiled step takes each once.",
-                    got="an item, or a module with it, that was handed in twice",
-                    fix="one for each place; or hand it in once, and reach it from there",
+                    f"is the same {type(leaf).__name__} as {other}, but a compiled step binds each once.",
+                    got="a tallax variable, or a module with it, that was passed twice",
+                    fix="one for each place; or pass it once, and access it from there",
                 )
             )
 
@@ -111,7 +111,7 @@ def path_in(path: Sequence[Any], names: Sequence[str]) -> str:
     """Returns a path as text: `model/experts/1/step`.
 
     Args:
-        path: leads to a module or Variable; its first key is the position of the bound object.
-        names: the names of the bound objects.
+        path: The path to a module or Variable. Its first key is the position of the bound object.
+        names: The names of the bound objects.
     """
     return path_name(path[1:], names[int(path_name(path[:1]))])

@@ -24,26 +24,26 @@ from tallax.variables import Pending
 class Program:
     """A step as a function of arrays, compiled for objects of one structure.
 
-    A step has one program for each structure that its objects have had, so `model.eval()` and `model.train()` compile
-    once each. A program knows the objects only by `Layout.outline`, so it keeps no value and no step alive.
+    A step has one program for each structure of its objects, so `model.eval()` and `model.train()` compile once each. A
+    program refers to the objects only by `Layout.outline`, so it keeps neither values nor steps alive.
 
     Attributes:
-        once: runs one step; returns the next `Holding.latest`.
-        many: runs several steps by `jax.lax.scan`.
-        traces: the number of times that the function was traced.
-        results: the structures of all results so far; see `_flat`.
+        once: Runs one step, and returns the next `Holding.latest`.
+        many: Runs several steps with `jax.lax.scan`.
+        traces: The number of times that the function was traced.
+        results: The structures of all results so far; see `_flat`.
 
     Args:
-        arguments: the function and its parameters.
-        layout: that of the bound objects.
-        shardings: those of the state; None for arrays that JAX may place.
-        donate: whether a call may overwrite the state before it.
+        arguments: The function and its parameters.
+        layout: The layout of the bound objects.
+        shardings: The shardings of the state; None for arrays that JAX may place.
+        donate: Whether a call may overwrite the previous state.
     """
 
     def __init__(self, arguments: Arguments, layout: Layout, shardings: State, *, donate: bool):
         self._arguments, self._layout, self._key = arguments, layout.outline(), (layout.key, shardings)
         self._names = arguments.names
-        self._whole: frozenset[int] = frozenset()  # counts that the step does more with than add to and read
+        self._whole: frozenset[int] = frozenset()  # counts that the step uses for more than additions and reads
         self.traces = 0
         self.results: list[Shape] = []
         options: dict[str, Any] = {"donate_argnums": 1} if donate else {}
@@ -53,17 +53,17 @@ class Program:
         self.once, self.many = jax.jit(once, **options), jax.jit(many, **options)
 
     def fits(self, layout: Layout, shardings: State) -> bool:
-        """Returns whether the program runs on objects of this layout, with their state placed so."""
+        """Returns whether the program runs on objects of this layout with this placement of their state."""
         return self._key == (layout.key, shardings)
 
     def _once(self, items: Any, rest: Any, constants: list[Any], /, *batch: Any, **options: Any) -> tuple[Any, ...]:
-        """Traces the program of a call: what it returns is `Holding.latest`."""
+        """Traces the program of a call, which returns `Holding.latest`."""
         refuse_objects((batch, options))
         state, result = self._step(State(Items(*items), rest), constants, batch, options)
         return (*state.plain(), self._flat(result))
 
     def _many(self, items: Any, rest: Any, constants: list[Any], /, *batches: Any, **options: Any) -> tuple[Any, ...]:
-        """Traces the program of a scan, likewise."""
+        """Traces the program of a scan, which returns `Holding.latest`."""
         refuse_objects((batches, options))
         self._arguments.refuse_scalars(batches, options)
 
@@ -76,7 +76,7 @@ class Program:
         return (*state.plain(), self._flat(result))
 
     def _flat(self, result: Any) -> Any:
-        """Returns a list of the leaves of a result, within as many tuples as tell the number of its structure."""
+        """Returns a list of the leaves of a result, nested in tuples. The depth encodes the number of its structure."""
         leaves, structure = flatten(result)
         if structure not in self.results:
             self.results.append(structure)
@@ -86,7 +86,7 @@ class Program:
         return wrapped
 
     def _step(self, state: State, constants: list[Any], batch: Any, options: Any) -> tuple[State, Any]:
-        """Traces one step: from the state and the arguments, to the state and the result."""
+        """Traces one step, from the state and the arguments to the new state and the result."""
         (packed, values), rest = state
         self.traces += 1
         layout, packing = self._layout, self._layout.packing
@@ -106,10 +106,10 @@ class Program:
     def _jaxpr(
         self, packed: Any, values: list[Any], constants: list[Any], batch: Any, options: Any
     ) -> tuple[Any, Any, set[int]]:
-        """Returns the jaxpr of a step, its outputs' shapes, and the numbers of the counts in two parts that it reads.
+        """Returns the jaxpr of a step, the shapes of its outputs, and the numbers of the two-part counts that it reads.
 
-        Each count is in two parts in the first trace. A use of it that needs it whole is found in the jaxpr, and the
-        function is traced again; `_whole` keeps what was found, so later shapes are traced once.
+        In the first trace each count is in two parts. If the jaxpr shows a use that needs the whole count, the function
+        is traced again. `_whole` stores these counts, so later shapes are traced once.
         """
         while True:
             apart, counts = self._counts(packed)
@@ -134,7 +134,7 @@ class Program:
             self._whole |= {apart[k] for k in found.whole}
 
     def _counts(self, packed: Any) -> tuple[list[int], tuple[list[Any], list[Any], list[Any]]]:
-        """Returns the numbers of the counts in two parts, and the counts: bases, what was added, and whole ones."""
+        """Returns the numbers of the two-part counts, their bases and increments, and the whole counts."""
         packing = self._layout.packing
         apart = [number for number in range(len(self._layout.counters)) if number not in self._whole]
         bases: list[Any] = [np.zeros((*packing.shapes[number], 2), np.uint32) for number in apart]
@@ -145,7 +145,7 @@ class Program:
         self, apart: list[int], bases: Any, added: Any, whole: Any, values: Any, constants: Any, /,
         *batch: Any, **options: Any,
     ) -> tuple[Any, ...]:  # fmt: skip
-        """The step as a function of arrays: counts in two parts, whole ones, other values, and what it is given."""
+        """Runs the step as a function of arrays: two-part counts, whole counts, other values, and the arguments."""
         layout = self._layout
         counts: dict[int, Any] = {number: Pending(*parts) for number, *parts in zip(apart, bases, added, strict=True)}
         others = [number for number in range(len(layout.counters)) if number not in counts]
@@ -169,10 +169,10 @@ class Program:
 
 
 def _in_two(count: Any, word: Any) -> Pending:
-    """Returns a count in two parts; it is whole where Flax, or the user, has put one in its place."""
+    """Returns a count in two parts. It is whole if Flax or the user has replaced it."""
     return count if isinstance(count, Pending) else Pending(None, word).at(count)
 
 
 def _in_one(value: Any) -> Any:
-    """Returns a count whole, and anything else as it is."""
+    """Returns a count as a whole, and anything else unchanged."""
     return value.limbs if isinstance(value, Pending) else value

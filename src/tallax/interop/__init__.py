@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State of other libraries, into NNX modules and out of them; each library is imported by its own file, on first use.
+"""Converts state between NNX modules and other libraries. Each library is imported by its own file, at first use.
 
 | from | into a module | out of it |
 |---|---|---|
 | PyTorch: a module, a `state_dict`, a `.pt` or a `.safetensors` file | `from_torch` | `to_torch` |
 | Flax Linen: the variables of a module | `from_linen` | `to_linen` |
 
-As with `tallax.restore`, everything is compared first, nothing is cast, and nothing is done by half.
+As in `tallax.restore`, everything is compared before the first write, and nothing is cast.
 """
 
 from tallax.interop._linen import from_linen as from_linen

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flax Linen's variables, into NNX modules and out of them."""
+"""Converts between variables of Flax Linen and NNX modules."""
 
 from __future__ import annotations
 
@@ -37,24 +37,25 @@ def from_linen(
     unexpected: Unexpected = "error",
     rename: Rename = None,
 ) -> RestoreReport:
-    """Copies the variables of a Linen module into an NNX module, all of it or nothing.
+    """Copies the variables of a Linen module into an NNX module. If it raises, the module does not change.
 
-    `params/Dense_0/kernel` goes to `model.Dense_0.kernel`: the collection is left out, since in NNX the type of the
-    Variable tells it. An integer of any collection, such as `counters/step`, goes into a `tallax.Counter` exactly.
-    Random streams, which are no variables in Linen, stay as they are.
+    `params/Dense_0/kernel` goes to `model.Dense_0.kernel`: the collection is omitted, because in NNX the type of the
+    Variable determines it. An integer of any collection, such as `counters/step`, can go into a `tallax.Counter`,
+    exactly. Random streams, which are not variables in Linen, do not change.
 
     Args:
-        variables: `{"params": ..., "counters": ..., "batch_stats": ...}`, as `init` and `apply` return them; boxes of
-            partitioned parameters are opened.
-        model: an NNX module of the same layers.
-        missing: see `tallax.from_checkpoint`.
-        unexpected: see `tallax.from_checkpoint`.
-        rename: from Linen's names without the collection to the module's, `{"Dense_0": "layer"}`, or a function.
+        variables: A dict such as `{"params": ..., "counters": ..., "batch_stats": ...}`, as `init` and `apply` return
+            it. Boxes of partitioned parameters are unboxed.
+        model: An NNX module with the same layers.
+        missing: See `tallax.from_checkpoint`.
+        unexpected: See `tallax.from_checkpoint`.
+        rename: A dict or a function from Linen's names, without the collection, to the module's names, such as
+            `{"Dense_0": "layer"}`.
 
     Raises:
-        InvalidTypeError: `variables` is no such dict, or `model` no module.
-        InvalidValueError: an argument is invalid, or two collections have one name.
-        RestoreError: as `tallax.from_checkpoint` does.
+        InvalidTypeError: `variables` is not a dict of collections, or `model` is not a module.
+        InvalidValueError: An argument is invalid, or two collections contain the same name.
+        RestoreError: The variables and the module differ in names, shapes or dtypes.
 
     Example:
         >>> import jax.numpy as jnp, tallax
@@ -69,7 +70,7 @@ def from_linen(
         raise InvalidTypeError(
             compose(
                 "from_linen",
-                "takes collections of variables.",
+                "requires a dict of collections of variables.",
                 got=describe(variables),
                 expected="{'params': {...}, 'batch_stats': {...}}",
                 fix="module.init(key, x), or {'params': params}",
@@ -89,9 +90,9 @@ def from_linen(
         raise InvalidValueError(
             compose(
                 twice,
-                "two collections have a variable of this name, and in an NNX module it is one attribute.",
+                "two collections have a variable of this name, but an NNX module has one attribute for it.",
                 got=by_short[short[twice]],
-                fix="hand in one collection after the other, with missing='init'",
+                fix="pass one collection after the other, with missing='init'",
             )
         )
     own = renamed(by_short, rename)
@@ -119,17 +120,17 @@ def from_linen(
 def to_linen(model: nnx.Module, *, rename: Rename = None) -> dict[str, Any]:
     """Returns a module's state as Linen's collections of variables, the inverse of `from_linen`.
 
-    The type of a Variable tells the collection: `params`, `batch_stats`, `cache`, `intermediates`; a `Counter` goes to
-    `counters`, as int32, a `Buffer` to `buffers`, and any other to one of its type's name. Random streams, and what is
-    declared with `persistent=False`, are not in it.
+    The type of a Variable determines the collection: `params`, `batch_stats`, `cache` or `intermediates`. A `Counter`
+    goes to `counters`, as int32, a `Buffer` to `buffers`, and any other Variable to a collection named after its type.
+    Random streams, and variables with `persistent=False`, are omitted.
 
     Args:
-        model: the module.
-        rename: from the module's names to Linen's, `{"layer": "Dense_0"}`, or a function.
+        model: The module.
+        rename: A dict or a function from the module's names to Linen's names, such as `{"layer": "Dense_0"}`.
 
     Raises:
-        InvalidTypeError: `model` is no module.
-        InvalidValueError: a count is beyond int32, or `rename` makes no sense.
+        InvalidTypeError: `model` is not a module.
+        InvalidValueError: A count is beyond int32, or `rename` is invalid.
     """
     found = {}
     for holder in holders_in(checked(model)):
@@ -159,7 +160,7 @@ def _int32(name: str, counts: np.ndarray) -> np.ndarray:
         raise InvalidValueError(
             compose(
                 name,
-                "a count in Linen is an int32.",
+                "the count does not fit into int32, the dtype of a count in Linen.",
                 got=describe(counts),
                 fix="nnx, which keeps tallax.Counter; or counter.set(n) with n below 2**31",
             )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays by the names of another library, put into a module."""
+"""Restores arrays into a module by the names of another library."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def put(
     unexpected: Unexpected,
     spelling: Spelling,
 ) -> RestoreReport:
-    """Restores arrays into a module; random streams, which other libraries do not have, stay as they are.
+    """Restores arrays into a module. Random streams, which other libraries do not have, do not change.
 
     Args:
-        arrays: those that have a place in the module, by their own names.
-        model: the module.
-        names: the names that the module has for them; further ones are those that `rename` gave in vain.
-        others: the names of what has no place, arrays or not.
-        missing: see `tallax.from_checkpoint`.
-        unexpected: see `tallax.from_checkpoint`.
-        spelling: how errors spell names in a `rename=` that they propose.
+        arrays: The arrays that have a place in the module, by their own names.
+        model: The module.
+        names: The module's names of the arrays. Names without an array are those that `rename` returned in vain.
+        others: The names of entries without a place in the module.
+        missing: See `tallax.from_checkpoint`.
+        unexpected: See `tallax.from_checkpoint`.
+        spelling: The form of the names in the `rename=` that errors propose.
     """
     target = Target.of({MODEL: checked(model)})
     arrays = {name: stored(array) if is_key(array) else array for name, array in arrays.items()}
@@ -53,7 +53,7 @@ def put(
     streams = frozenset(
         name for holder in target.holders if isinstance(holder.variable, nnx.RngState) for name in holder.names
     )
-    # What has no place keeps its own name, which no name of the module can be: it has no "model/" in front.
+    # An entry without a place keeps its own name. It differs from all names of the module, which begin with "model/".
     policy = Policy(missing, unexpected, lambda name: names.get(name, name), spelling, streams, finds_layout=False)
     report = restore_into(
         target,
@@ -65,13 +65,13 @@ def put(
 
 
 def found_in(names: Iterable[str], places: Mapping[str, str], model: Any, *, pinned: Iterable[str]) -> dict[str, str]:
-    """Returns the module's own names for those arrays of another library that have a place in it.
+    """Returns the module's names for the arrays of another library that have a place in the module.
 
     Args:
-        names: of the arrays, with slashes.
-        places: the module's own names by the names, with slashes, that the library has for the same places.
-        model: the module.
-        pinned: names that `rename` gave.
+        names: The names of the arrays, with slashes.
+        places: The module's names by the library's names for the same places, with slashes.
+        model: The module.
+        pinned: The names that `rename` returned.
     """
     parameters = {
         name
@@ -87,7 +87,7 @@ def found_in(names: Iterable[str], places: Mapping[str, str], model: Any, *, pin
 
 
 def paths_of(model: Any) -> list[tuple[tuple[Any, ...], Any]]:
-    """Returns the paths to all that a module holds, and what is there; shared parts have several."""
+    """Returns all values of a module with their paths. A shared part has several paths."""
     found: list[tuple[tuple[Any, ...], Any]] = list(nnx.iter_graph(checked(model)))
     seen = {tuple(map(str, path)) for path, _ in found}
 
@@ -107,22 +107,22 @@ def paths_of(model: Any) -> list[tuple[tuple[Any, ...], Any]]:
 
 
 def checked(model: Any) -> nnx.Module:
-    """Returns a module; raises where it is none."""
+    """Returns a module. Raises if the argument is not a module."""
     if not isinstance(model, nnx.Module):
         raise InvalidTypeError(
-            compose("model", "takes an NNX module.", got=describe(model), fix="from_torch(source, model)")
+            compose("model", "requires an NNX module.", got=describe(model), fix="from_torch(source, model)")
         )
     return model
 
 
 def holders_in(model: Any, *, abstract: bool = False) -> list[Holder]:
-    """Returns what a module holds, but for its random streams and what checkpoints do not keep."""
+    """Returns the Variables and arrays of a module, except random streams and values that checkpoints omit."""
     holders = holders_of({MODEL: checked(model)}, abstract=abstract)
     return [holder for holder in holders if holder.persistent and not isinstance(holder.variable, nnx.RngState)]
 
 
 def names_in(model: Any) -> dict[str, str]:
-    """Returns the name of each array of a module by every path, without the module's name, that leads to it."""
+    """Returns the name of each array of a module by every path to it, without the module's name."""
     names = {id(holder.variable): holder.names for holder in holders_in(model, abstract=True)}
     found, first = {}, {}
     for path, node in paths_of(model):
@@ -135,7 +135,7 @@ def names_in(model: Any) -> dict[str, str]:
 
 
 def shapes_in(model: Any) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each array of a module, of a counter that of its counts."""
+    """Returns the shape of each array of a module. For a counter, this is the shape of its counts."""
     return {
         name: tuple(np.shape(leaf))[:-1] if holder.is_counter else tuple(np.shape(leaf))
         for holder in holders_in(model, abstract=True)
@@ -144,7 +144,7 @@ def shapes_in(model: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _without_ties(arrays: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the arrays without further ones for the same place in the module; raises if these are not the same."""
+    """Returns one array for each place in the module. Raises if arrays for the same place differ."""
     first: dict[str, str] = {}
     result = {}
     for name, array in arrays.items():
@@ -155,7 +155,7 @@ def _without_ties(arrays: Mapping[str, Any], names: Mapping[str, str]) -> dict[s
             raise RestoreError(
                 compose(
                     names[name],
-                    "is one Variable in the module, and the source has two different values for it.",
+                    "is one Variable in the module, but the source has two different values for it.",
                     got=f"{other!a} and {name!a}",
                     fix=f"two Variables in the module; or a source without one of these, such as {name!a}",
                 )
@@ -175,7 +175,7 @@ def _is_same(left: Any, right: Any) -> bool:
 def _narrowed(
     arrays: Mapping[str, Any], names: Mapping[str, str], target: Target
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Returns the arrays with 64-bit integers in 32 bits where the module has them so and none is changed by it."""
+    """Returns the arrays with 64-bit integers as 32-bit integers if the module has 32 bits and all values fit."""
     result, told = dict(arrays), []
     for name, array in arrays.items():
         entry = target.entries.get(names.get(name, ""))

@@ -15,14 +15,14 @@ from tallax._errors import CheckpointError, MissingExtraError, compose
 from tallax.checkpoints._manifest import is_too_much
 
 _FLOAT8 = {"F8_E4M3": jnp.float8_e4m3fn, "F8_E5M2": jnp.float8_e5m2}
-_MOST = 100_000_000  # bytes of an index; the format allows a header as many
+_MOST = 100_000_000  # the largest index in bytes; the format has the same limit for a header
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Returns the arrays of a file by name.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or of another format.
+        CheckpointError: The file is missing, damaged, or of another format.
         MissingExtraError: `safetensors` is not installed.
     """
     try:
@@ -44,10 +44,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def read_index(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Returns the arrays of several files by name, from the JSON index that lies beside them.
+    """Returns the arrays of several files by name, read through their JSON index.
 
     Raises:
-        CheckpointError: a file cannot be read, the index and the files disagree, or it names a file in another folder.
+        CheckpointError: A file cannot be read, the index and the files disagree, or it names a file in another folder.
         MissingExtraError: `safetensors` is not installed.
     """
     text = Path(path).read_bytes() if Path(path).is_file() and Path(path).stat().st_size <= _MOST else b""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch's tensors and files of them, as NumPy's arrays, and back."""
+"""Converts between PyTorch tensors, also in files, and NumPy arrays."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tallax._errors import CheckpointError, InvalidTypeError, MissingExtraError,
 from tallax.checkpoints._serialize import stored
 from tallax.interop import _safetensors
 
-# What PyTorch hands over to NumPy, and takes from it, as words only.
+# The dtypes that PyTorch and NumPy can only exchange as integers of the same size.
 _NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
 
 
 def state_of(source: Any) -> Mapping[str, Any]:
-    """Returns the entries of a module, a `state_dict` or a file, as they are; raises if it is none of these."""
+    """Returns the entries of a module, a `state_dict` or a file, unchanged. Raises for anything else."""
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if path.name.endswith(".safetensors.index.json"):
@@ -30,12 +30,12 @@ def state_of(source: Any) -> Mapping[str, Any]:
         else:
             source = _safetensors.read(path) if path.suffix == ".safetensors" else _loaded(path)
     state = source.state_dict() if hasattr(source, "state_dict") else source
-    # Names that are not printed would steer the terminal on which an error shows them.
+    # Unprintable names could contain escape codes for the terminal that shows an error.
     if not isinstance(state, Mapping) or not all(isinstance(name, str) and name.isprintable() for name in state):
         raise InvalidTypeError(
             compose(
                 "from_torch",
-                "takes a module, a state_dict, or the path of one.",
+                "requires a module, a state_dict, or the path of a file.",
                 got=_on_one_line(ascii(source)) if isinstance(source, Mapping) else describe(source),
                 fix="from_torch(module, model), from_torch('model.safetensors', model)",
             )
@@ -45,9 +45,9 @@ def state_of(source: Any) -> Mapping[str, Any]:
 
 def _loaded(path: Path) -> Any:
     if not path.is_file():
-        raise CheckpointError(compose(str(path), "is no file.", fix="the path of a .pt or .safetensors file"))
+        raise CheckpointError(compose(str(path), "is not a file.", fix="the path of a .pt or .safetensors file"))
     torch, is_zip = _torch(), zipfile.is_zipfile(path)
-    try:  # mapped, so that nothing takes memory before it is compared
+    try:  # memory-mapped, so that values take no memory before they are compared
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         said = _on_one_line(f"{type(error).__name__}: {error}")
@@ -55,7 +55,7 @@ def _loaded(path: Path) -> Any:
             compose(
                 str(path),
                 "cannot be read as tensors without running code from the file.",
-                got=said if is_zip else "no zip archive, which is what PyTorch has written since 1.6",
+                got=said if is_zip else "not a zip archive, the format of PyTorch since 1.6",
                 fix="torch.save(module.state_dict(), path), by PyTorch 1.6 or later",
             )
         ) from None
@@ -63,12 +63,12 @@ def _loaded(path: Path) -> Any:
 
 
 def _on_one_line(text: str) -> str:
-    """Returns the beginning of a text, without what steers terminals: PyTorch prints parts of its errors in bold."""
+    """Returns the beginning of a text without escape codes, because PyTorch prints parts of its errors in bold."""
     return re.sub(r"\x1b\[\d*m", "", text.splitlines()[0])[:200]
 
 
 def refuse_nested(state: Mapping[str, Any]) -> None:
-    """Raises if a `state_dict` is an entry of the mapping that came, as in most files of a training run."""
+    """Raises if an entry of the mapping is itself a `state_dict`, as in most checkpoints of a training run."""
     for name, value in state.items():
         if isinstance(value, Mapping) and any(hasattr(entry, "shape") for entry in value.values()):
             raise _no_tensor(name, value)
@@ -78,15 +78,15 @@ def _no_tensor(name: str, value: Any) -> InvalidTypeError:
     return InvalidTypeError(
         compose(
             name,
-            "a state_dict holds tensors.",
+            "a state_dict must contain tensors.",
             got=" ".join(describe(value).split()),
-            fix="the entry that is one, such as torch.load(path, weights_only=True)['state_dict']",
+            fix="the entry that is a state_dict, such as torch.load(path, weights_only=True)['state_dict']",
         )
     )
 
 
 def as_numpy(name: str, value: Any) -> np.ndarray:
-    """Returns a tensor or an array as NumPy has it; raises, with its name, if NumPy has none like it."""
+    """Returns a tensor or an array as a NumPy array. Raises, with its name, if NumPy has no such array."""
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         return np.asarray(stored(value))
     if not (hasattr(value, "detach") and hasattr(value, "numpy")):
@@ -99,11 +99,11 @@ def as_numpy(name: str, value: Any) -> np.ndarray:
             words = tensor.contiguous().view(torch.int16 if kind == "bfloat16" else torch.int8).numpy()
             return words.view(jax.numpy.dtype(kind))
         return tensor.numpy()
-    except (TypeError, RuntimeError):  # NotImplementedError of a tensor without data is one
+    except (TypeError, RuntimeError):  # includes NotImplementedError, which a tensor without data raises
         raise InvalidTypeError(
             compose(
                 name,
-                "a tensor goes into an array where NumPy has the like: dense, with values, and of numbers.",
+                "the tensor must be dense and numeric, and have values, because NumPy has no other arrays.",
                 got=f"{value.dtype}, {value.layout}, on {value.device.type!r}".replace("torch.", ""),
                 fix="tensor.to_dense(), tensor.dequantize(), or a module that has its weights",
             )
@@ -111,9 +111,9 @@ def as_numpy(name: str, value: Any) -> np.ndarray:
 
 
 def as_tensor(name: str, array: np.ndarray) -> Any:
-    """Returns an array as a tensor of the same bits; raises, with its name, if PyTorch has no such dtype."""
+    """Returns an array as a tensor with the same bits. Raises, with its name, if PyTorch does not have the dtype."""
     torch = _torch()
-    array = np.array(array, order="C")  # a copy: JAX's memory is not to be written to
+    array = np.array(array, order="C")  # a copy, because JAX's memory must not be written to
     kind = str(array.dtype)
     if kind in _NARROW:
         words = array.view(np.int16 if kind == "bfloat16" else np.int8)
@@ -122,7 +122,7 @@ def as_tensor(name: str, array: np.ndarray) -> Any:
         return torch.from_numpy(array)
     except TypeError:
         raise InvalidTypeError(
-            compose(name, "PyTorch has no such dtype.", got=describe(array), fix="cast it where it is meant")
+            compose(name, "PyTorch has no such dtype.", got=describe(array), fix="cast it explicitly")
         ) from None
 
 

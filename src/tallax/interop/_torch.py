@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch's state, into NNX modules and out of them."""
+"""Converts between the state of PyTorch and NNX modules."""
 
 from __future__ import annotations
 
@@ -30,32 +30,34 @@ def from_torch(
     unexpected: Unexpected = "error",
     rename: Rename = None,
 ) -> RestoreReport:
-    """Copies PyTorch's state into an NNX module, all of it or nothing.
+    """Copies the state of a PyTorch module into an NNX module. If it raises, the module does not change.
 
-    Names are those of the attributes: `encoder.weight` goes to `model.encoder.kernel`. What PyTorch calls `weight` is
-    the kernel of a linear layer or a convolution, transposed, and by heads where it is an `nnx.LinearGeneral` of
-    attention; the embedding of an `Embed`, and the scale of a norm; `running_mean` and `running_var` are the mean and
-    the variance of a `BatchNorm`. Every other name is the same, as of a `register_buffer`; an `nnx.Sequential` takes
-    the numbers of PyTorch's. An integer such as `num_batches_tracked` goes into a `tallax.Counter` of its name,
-    exactly; `nnx.BatchNorm` has none, so without one `unexpected="ignore"` has to leave it out. Random streams, which
-    PyTorch's modules do not have, stay as they are.
+    Names are matched by attribute: `encoder.weight` goes to `model.encoder.kernel`. PyTorch's `weight` becomes the
+    kernel of a linear layer or a convolution, transposed, and split by heads if the layer is an `nnx.LinearGeneral` of
+    attention. It becomes the embedding of an `Embed`, and the scale of a norm. `running_mean` and `running_var` become
+    the mean and the variance of a `BatchNorm`. All other names must be equal, for example those of `register_buffer`.
+    An `nnx.Sequential` has the same numbers as PyTorch's. An integer such as `num_batches_tracked` goes into a
+    `tallax.Counter` of the same name, exactly. `nnx.BatchNorm` does not have this counter, so if you do not add one,
+    pass `unexpected="ignore"`. Random streams, which PyTorch's modules do not have, do not change.
 
     Args:
-        source: a module, its `state_dict()`, or the path of a `.safetensors` file, of the `.safetensors.index.json` of
-            several, or of one that `torch.save` wrote of a `state_dict`. Files are not trusted: safetensors hold no
-            code, and `torch.load` gets `weights_only=True`.
-        model: an NNX module of the same layers.
-        missing: see `tallax.from_checkpoint`.
-        unexpected: see `tallax.from_checkpoint`; entries that are no tensors are among the unexpected ones.
-        rename: from PyTorch's names to those of the attributes, with dots: `{"features.0": "stem"}`, or a function.
-            Paths as errors name them are taken too: `layers.0` in an `nnx.Sequential`, `kernel` for a weight.
+        source: A module, its `state_dict()`, or a path. The path names a `.safetensors` file, the
+            `.safetensors.index.json` of several files, or a file in which `torch.save` wrote a `state_dict`. Files are
+            not trusted: safetensors files contain no code, and `torch.load` gets `weights_only=True`.
+        model: An NNX module with the same layers.
+        missing: See `tallax.from_checkpoint`.
+        unexpected: See `tallax.from_checkpoint`. Entries that are not tensors are unexpected too.
+        rename: A dict or a function from PyTorch's names to the names of attributes, with dots, such as `{"features.0":
+            "stem"}`. The paths in errors are accepted too: `layers.0` in an `nnx.Sequential`, `kernel` for a weight.
 
     Raises:
-        CheckpointError: a file can't be read.
-        InvalidTypeError: the source is none of these, the model no module, or `rename` no mapping and no function.
-        InvalidValueError: an argument is invalid.
+        CheckpointError: A file cannot be read.
+        InvalidTypeError: The source is none of these, `model` is not a module, or `rename` is neither a dict nor a
+            function.
+        InvalidValueError: An argument is invalid.
         MissingExtraError: `torch` is needed and not installed.
-        RestoreError: as `tallax.from_checkpoint` does; or the values of what the module shares differ in the source.
+        RestoreError: The source and the module differ in names, shapes or dtypes, or the source has different values
+            for one shared Variable.
 
     Example:
         >>> import numpy as np, tallax
@@ -91,14 +93,14 @@ def from_torch(
 
 
 def to_torch(model: nnx.Module) -> dict[str, Any]:
-    """Returns a module's state as a PyTorch `state_dict`, the inverse of `from_torch`; counts become int64.
+    """Returns the state of a module as a PyTorch `state_dict`, the inverse of `from_torch`. Counts become int64.
 
-    Random streams, and what is declared with `persistent=False`, are not in it; other random keys are as their words.
-    What several attributes share is in it under all their names, as in PyTorch's own.
+    Random streams, and variables with `persistent=False`, are omitted. Other random keys are stored as their words. A
+    Variable that several attributes share is in it under all their names, as in PyTorch.
 
     Raises:
-        InvalidTypeError: `model` is no module, or PyTorch has not its numbers.
-        InvalidValueError: a count is beyond int64.
+        InvalidTypeError: `model` is not a module, or PyTorch does not have one of its dtypes.
+        InvalidValueError: A count is beyond int64.
         MissingExtraError: `torch` is not installed.
     """
     result = {}
@@ -114,7 +116,7 @@ def to_torch(model: nnx.Module) -> dict[str, Any]:
                     raise InvalidValueError(
                         compose(
                             names[full][0][0],
-                            "a count in PyTorch is an int64.",
+                            "the count does not fit into int64, the dtype of a count in PyTorch.",
                             got=describe(array),
                             fix="counter.set(n) with n below 2**63",
                         )
@@ -147,7 +149,7 @@ _WORDS = {
 
 
 def _places(model: Any, *, abstract: bool = False) -> dict[str, _Place]:
-    """Returns where a module has what PyTorch would call by each name; a shared part has several names."""
+    """Returns the places of a module by PyTorch's names. A shared part has several names."""
     paths = paths_of(model)
     nodes: dict[Any, Any] = dict(paths)
     holders = holders_in(model, abstract=abstract)
@@ -169,13 +171,13 @@ def _places(model: Any, *, abstract: bool = False) -> dict[str, _Place]:
 
 
 def _renamed(state: Mapping[str, Any], rename: Rename, places: Mapping[str, _Place]) -> dict[str, str]:
-    """Returns the new names, with dots; those that are the module's own paths become PyTorch's."""
+    """Returns the new names, with dots. Paths of the module are converted to PyTorch's names."""
     check_rename(rename)
     if rename is None:
         return {name: name for name in state}
     if not callable(rename):
         rename = {old if old in state else _dotted(old): _dotted(new) for old, new in rename.items()}
-    # A user may also write the path of an attribute, as errors name it: `layers.0.kernel` in place of `0.weight`.
+    # A user may also write a path as in errors: `layers.0.kernel` instead of `0.weight`.
     paths = {_dotted(place.name).removeprefix(f"{MODEL}."): name for name, place in reversed(list(places.items()))}
     result = {}
     for old, new in renamed(state, rename, separator=".").items():
@@ -187,7 +189,7 @@ def _renamed(state: Mapping[str, Any], rename: Rename, places: Mapping[str, _Pla
 
 
 def _as_in_torch(name: str, paths: Mapping[str, str]) -> list[str]:
-    """Returns PyTorch's name of an array for a name that is a path of the module but for the last part."""
+    """Returns PyTorch's name of an array for a name that is a path of the module except for the last part."""
     head, _, last = name.rpartition(".")
     return [own for path, own in paths.items() if path.rpartition(".")[0] == head and own.rpartition(".")[2] == last]
 
@@ -201,14 +203,15 @@ def _layout(owner: Any, attribute: Any) -> tuple[Change, Change]:
         return _general(owner, attribute)
     if attribute != "kernel" or not isinstance(owner, nnx.Linear | nnx.Conv | nnx.ConvTranspose):
         return _same, _same
-    # PyTorch's is (in, out, *window), of the gradient of a convolution: so it is turned around, unless Flax does that.
+    # PyTorch's kernel of a transposed convolution is (in, out, *window), and flipped, because it is that of a gradient.
+    # So it is flipped here, unless Flax does that.
     if isinstance(owner, nnx.ConvTranspose) and not owner.transpose_kernel:
         return _guarded(_transposed_into), _guarded(_transposed_back)
     return _guarded(lambda x: np.moveaxis(x, (0, 1), (-1, -2))), _guarded(lambda x: np.moveaxis(x, (-1, -2), (0, 1)))
 
 
 def _general(owner: nnx.LinearGeneral, attribute: str) -> tuple[Change, Change]:
-    """Returns how the matrix of a linear layer becomes one with several axes of features, as heads are, and back."""
+    """Returns the functions that split the features of a linear layer into several axes, such as heads, and back."""
     rows, columns = math.prod(owner.out_features), math.prod(owner.in_features)
     shape, flat = (*owner.in_features, *owner.out_features), (columns, rows)
     if attribute == "bias":
@@ -228,7 +231,7 @@ def _transposed_back(array: np.ndarray) -> np.ndarray:
 
 
 def _guarded(change: Change) -> Change:
-    return lambda array: change(array) if array.ndim >= 2 else array  # the comparison tells of a wrong shape
+    return lambda array: change(array) if array.ndim >= 2 else array  # the comparison reports a wrong shape
 
 
 def _same(array: np.ndarray) -> np.ndarray:
@@ -244,6 +247,6 @@ def _dotted(name: str) -> str:
 
 
 def _shape_into(place: _Place, value: Any) -> tuple[int, ...] | None:
-    """Returns the shape that a tensor would have in the module; None if it is no tensor."""
+    """Returns the shape that a tensor would have in the module, or None if it is not a tensor."""
     shape = getattr(value, "shape", None)
     return None if shape is None else place.into(np.broadcast_to(np.zeros(()), tuple(shape))).shape

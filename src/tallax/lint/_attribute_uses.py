@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a class does with an attribute that holds a Variable: where it reads it, where it writes it, and what."""
+"""The reads and writes of an attribute with a Variable by its class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Home = tuple[Scope, str]
 
 
 class Use(NamedTuple):
-    """A place where `self.name` stands, and the function and method around it."""
+    """An expression `self.name`, with the function and method around it."""
 
     node: ast.Attribute
     scope: Scope
@@ -26,15 +26,15 @@ class Use(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Write:
-    """A place where a class writes an attribute.
+    """A write of an attribute by its class.
 
     Attributes:
-        use: Where `self.name` stands.
+        use: The use of `self.name`.
         statement: The whole statement.
-        value: What is assigned, or added by `+=`; None if the statement does not show it.
-        item: Where in a tuple the value stands.
-        operator: That of `+=` and the like.
-        replaces: Whether it is the attribute that is assigned rather than the Variable's value.
+        value: The assigned value, or the value added by `+=`; None if the statement does not show it.
+        item: The position of the value in a tuple.
+        operator: The operator of an augmented assignment such as `+=`.
+        replaces: Whether the attribute itself is assigned, and not the value of the Variable.
     """
 
     use: Use
@@ -53,7 +53,7 @@ class Uses:
         self._all: dict[Scope, dict[str, list[Use]]] = {}
 
     def of(self, cls: Scope, name: str) -> list[Use]:
-        """Returns all places where the class's methods name an attribute of `self`."""
+        """Returns all uses of an attribute of `self` in the methods of the class."""
         if cls not in self._all:
             found: dict[str, list[Use]] = {}
             for method in cls.methods:
@@ -74,15 +74,15 @@ class Uses:
         return {name for name, uses in self._all[cls].items() if any(_is_written_later(use) for use in uses)}
 
     def writes(self, cls: Scope, name: str) -> list[Write]:
-        """Returns the places where the class's methods write an attribute or the value of the Variable in it."""
+        """Returns the writes of an attribute, or of its Variable's value, in the methods of the class."""
         return [write for use in self.of(cls, name) if (write := write_at(use)) is not None]
 
     def reads(self, cls: Scope, name: str) -> list[Use]:
-        """Returns the places where the class's methods read an attribute or the value of the Variable in it."""
+        """Returns the reads of an attribute, or of its Variable's value, in the methods of the class."""
         return [use for use in self.of(cls, name) if write_at(use) is None]
 
     def increments(self, write: Write, home: Home) -> list[tuple[ast.expr, Frame]] | None:
-        """Returns what a write adds to what the Variable held, None if it does anything else."""
+        """Returns the value that a write adds to the old value, or None for other writes."""
         frame = Frame(write.use.scope)
         if write.value is None:
             return None
@@ -110,7 +110,7 @@ class Uses:
         return isinstance(value, (Array, Number)) and value.state == home
 
     def expanded(self, node: ast.expr, frame: Frame, item: tuple[int, ...] = ()) -> tuple[ast.expr, Frame]:
-        """Returns what a local name or the call of one of the project's functions stands for."""
+        """Returns the expression behind a local name or a call of one of the project's functions."""
         for _ in range(12):
             if isinstance(node, (ast.Tuple, ast.List)) and item:
                 if item[0] >= len(node.elts):
@@ -147,7 +147,7 @@ def _is_written_later(use: Use) -> bool:
 
 
 def write_at(use: Use) -> Write | None:
-    """Returns the write that a use is, None if it is a read."""
+    """Returns the write of a use, or None if it is a read."""
     place: ast.AST = use.node
     file = use.scope.file
     above = file.parent_of(place)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of a name's bindings may hold at a place, and what a call hands to a parameter."""
+"""Finds the bindings of a name that may apply at a place, and the arguments that calls pass to a parameter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from tallax.lint._index import Binding, Lines, Scope, last_name
 
-# So many bindings that may all hold, and nothing is known.
+# If more bindings than this may apply, the value counts as unknown.
 _FAR = 64
 
 
@@ -21,12 +21,12 @@ def initial(call: ast.Call) -> ast.expr | None:
 
 
 def reaching(bindings: Sequence[Binding], line: int) -> Sequence[Binding]:
-    """Returns the bindings of a name that may hold at a line of its scope, or of one within.
+    """Returns the bindings of a name that may apply at a line of its scope, or of an inner scope.
 
-    The last one before the line that surely ran hides all before it. Where none stands before the line (a loop, a
-    function that is called later), all may hold; none is returned where they are too many to tell.
+    The last binding before the line that certainly ran hides all earlier ones. If there is none before the line (a
+    loop, a function that is called later), all may apply. If there are too many, none is returned.
     """
-    # A generated file may bind a name thousands of times: the one that decides is near.
+    # A generated file may bind a name thousands of times, but the relevant binding is near.
     end = bisect.bisect_left(bindings, line, key=_line)
     while end < len(bindings) and bindings[end].line == line and bindings[end].how in ("parameter", "element", "def"):
         end += 1
@@ -48,7 +48,7 @@ def _same_branch(binding: Binding, line: int) -> bool:
 
 
 def default_of(argument: ast.arg, scope: Scope) -> ast.expr | None:
-    """Returns a parameter's default value, None if it has none."""
+    """Returns the default value of a parameter, or None."""
     arguments = scope.node.args  # type: ignore[attr-defined]
     positional = scope.parameters
     if argument in positional:
@@ -60,7 +60,7 @@ def default_of(argument: ast.arg, scope: Scope) -> ast.expr | None:
 
 
 def given(call: ast.Call, name: str, place: int, keyword: str) -> ast.expr | None:
-    """Returns what a call hands to a function's parameter: `f(a)`, `nnx.jit(f)(a)`, `nnx.cond(p, f, g, a)`,
+    """Returns the argument that a call passes to a parameter: `f(a)`, `nnx.jit(f)(a)`, `nnx.cond(p, f, g, a)`,
     `nnx.fori_loop(..., f, a)`.
     """
     function = call.func

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a call gives, of the project's own functions and classes and of libraries; and what a Variable holds."""
+"""Infers the results of calls of functions and classes, and the values of Variables."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tallax.lint._kinds import (
 from tallax.lint._known_names import JITS, TRANSFORMS, VARIABLES
 from tallax.lint._types import Types
 
-# How far calls go within calls: what is farther from a place seldom decides about it.
+# The maximum depth of calls within calls. Code farther away rarely matters.
 _FARTHEST = 3
 _MANY_RETURNS = 8
 _BUILTINS = {
@@ -42,7 +42,7 @@ _BUILTINS = {
     "len": "int",
     "ord": "int",
 }
-# Those that return what they are given, or something that holds it.
+# Functions that return their argument, or an object that contains it.
 _THROUGH = {
     "nnx.data",
     "nnx.static",
@@ -70,10 +70,10 @@ def _is_still(layer: str, call: ast.Call) -> bool:
 
 
 class Calls(Types):
-    """What calls give, and what Variables hold."""
+    """The results of calls, and the values of Variables."""
 
     def call(self, node: ast.Call, frame: Frame) -> Value | None:
-        """Returns what a call gives."""
+        """Returns the result of a call."""
         function = node.func
         callee = self.of(function, frame)
         if isinstance(callee, Name):
@@ -155,7 +155,7 @@ class Calls(Types):
         return dataclasses.replace(made, still=True) if isinstance(made, Instance) and _is_still(name, node) else made
 
     def _table(self, name: str, node: ast.Call, frame: Frame) -> Table:
-        """Returns what `dict(...)` or `nnx.Dict(...)` makes of a mapping, of pairs, and of keywords."""
+        """Returns the result of `dict(...)` or `nnx.Dict(...)` for a mapping, pairs and keywords."""
         given = Table()
         if node.args:
             value = self.of(node.args[0], frame)
@@ -164,7 +164,7 @@ class Calls(Types):
         named = tuple((key, value) for key, value in words if key is not None)
         each = joined([*([given.each] if node.args else []), *(value for _, value in words)])
         if len(named) < len(words) or (node.args and not given.named and named):
-            named = ()  # any key may be that of a mapping which is not written out
+            named = ()  # an unknown mapping may contain any key
         return Table(each, (*given.named, *named) if named or not words else (), name == "nnx.Dict")
 
     def _super(self, frame: Frame) -> Value | None:
@@ -176,7 +176,7 @@ class Calls(Types):
         return Instance(first) if first is not None else None
 
     def returned(self, callee: Callee, node: ast.Call, frame: Frame) -> Value | None:
-        """Returns what a call of one of the project's functions gives back."""
+        """Returns the result of a call of one of the project's functions."""
         scope = callee.scope
         if frame.depth >= _FARTHEST:
             return None
@@ -199,7 +199,7 @@ class Calls(Types):
         return found
 
     def frame_of(self, callee: Callee, node: ast.Call, frame: Frame) -> Frame:
-        """Returns where the body of a called function is worked out: its scope, with the arguments as far as known."""
+        """Returns the frame of a called function: its scope, with the known arguments."""
         scope = callee.scope
         arguments: dict[str, Value | None] = {}
         parameters = scope.parameters
@@ -223,10 +223,10 @@ class Calls(Types):
             return Type(callee.bound.cls)
         return Type(callee.scope.method_of) if callee.scope.method_of is not None else None
 
-    # Variables' values
+    # values of Variables
 
     def content(self, variable: Variable) -> Value | None:
-        """Returns what a Variable holds when it is made, marked as its state."""
+        """Returns the initial value of a Variable, marked as its state."""
         if variable.or_else:
             return joined(
                 [
@@ -245,7 +245,7 @@ class Calls(Types):
         return value
 
     def content_of(self, value: Value | None) -> Value | None:
-        """Returns a Variable's content as arithmetic sees it; of anything else the thing itself."""
+        """Returns the value of a Variable for arithmetic, and anything else unchanged."""
         if isinstance(value, Variable):
             content = self.content(value)
             return content if content is not None else Array(state=value.home or "derived")

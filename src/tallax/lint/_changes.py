@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What changes the state of a module."""
+"""Detects code that changes the state of a module."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def changes(cls: Scope, name: str, context: Context, seen: frozenset[tuple[Scope
             if root_of(function) != method.self_name and not isinstance(function, ast.Name):
                 continue
             if _is_conditional(call, scope):
-                continue  # `if self.dropout is not None`: it may well be None
+                continue  # `if self.dropout is not None`: it may be None
             if isinstance(function, ast.Attribute):
                 if function.attr in ("set_value", "sow") and root_of(function) == method.self_name:
                     return True

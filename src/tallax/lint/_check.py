@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a rule is handed, and how it says when it wants to be asked."""
+"""The context that a rule gets, and the registration of rules for nodes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ScopeCheck = Callable[[Any, "Context"], None]
 
 
 class Context:
-    """One file under judgement, and what is known of all."""
+    """The file that is checked, and the knowledge about all files."""
 
     def __init__(self, file: File, values: Values):
         self.file = file
@@ -45,7 +45,7 @@ class Context:
         return self._at_hand
 
     def scope_of(self, node: ast.AST) -> Scope:
-        """Returns the scope that a node stands in."""
+        """Returns the scope of a node."""
         if self._scopes is None:
             self._scopes = {id(scope.node): scope for scope in self.file.inside()}
         current = self.file.parent_of(node)
@@ -60,7 +60,7 @@ class Context:
         self.findings.append(Finding(self.file.path, line, column + 1, rule.code, rule.slug, message, edits))
 
     def source_of(self, node: ast.expr, longest: int = 40) -> str:
-        """Returns an expression as it may be shown in a message."""
+        """Returns the source of an expression for a message."""
         try:
             text = ast.unparse(node)
         except (RecursionError, ValueError):
@@ -83,7 +83,7 @@ class Context:
 
 @dataclasses.dataclass
 class Checks:
-    """What is asked of each node of a kind, attribute, call, class, decorated function and file."""
+    """The checks for each kind of node, attribute, call, class, decorated function and file."""
 
     nodes: dict[type, list[NodeCheck]] = dataclasses.field(default_factory=dict)
     attributes: dict[str, list[NodeCheck]] = dataclasses.field(default_factory=dict)
@@ -94,15 +94,15 @@ class Checks:
     files: list[ScopeCheck] = dataclasses.field(default_factory=list)
 
     def node(self, *kinds: type) -> Callable[[NodeCheck], NodeCheck]:
-        """Asks a function about each node of some kinds."""
+        """Registers a check for each node of some kinds."""
         return _adder(self.nodes, kinds)
 
     def attribute(self, *names: str) -> Callable[[NodeCheck], NodeCheck]:
-        """Asks a function about each attribute with one of these names."""
+        """Registers a check for each attribute with one of these names."""
         return _adder(self.attributes, names)
 
     def call(self, *names: str) -> Callable[[NodeCheck], NodeCheck]:
-        """Asks a function about each call of something with these last names; without any, with a type's name."""
+        """Registers a check for each call by these last names, or by default for each call of a type."""
         if names:
             return _adder(self.calls, names)
 
@@ -113,23 +113,23 @@ class Checks:
         return add
 
     def each_class(self, check: ScopeCheck) -> ScopeCheck:
-        """Asks a function about each class."""
+        """Registers a check for each class."""
         self.classes.append(check)
         return check
 
     def each_decorated(self, check: ScopeCheck) -> ScopeCheck:
-        """Asks a function about each function and method that has a decorator."""
+        """Registers a check for each function and method with a decorator."""
         self.decorated.append(check)
         return check
 
     def each_file(self, check: ScopeCheck) -> ScopeCheck:
-        """Asks a function about each file."""
+        """Registers a check for each file."""
         self.files.append(check)
         return check
 
 
 def _adder(table: dict[_Key, list[NodeCheck]], keys: Sequence[_Key]) -> Callable[[NodeCheck], NodeCheck]:
-    """Returns the decorator that enters a check under some keys."""
+    """Returns the decorator that registers a check under some keys."""
 
     def add(check: NodeCheck) -> NodeCheck:
         for key in keys:
@@ -143,16 +143,16 @@ CHECKS = Checks()
 
 
 def insertion(node: ast.expr, text: str) -> Edit:
-    """Returns the edit that puts text behind an expression."""
+    """Returns the edit that inserts text after an expression."""
     line, column = node.end_lineno or node.lineno, node.end_col_offset or 0
     return Edit(line, column, line, column, text)
 
 
 def replacement(start: tuple[int, int], end: tuple[int, int], text: str) -> Edit:
-    """Returns the edit that puts text in place of a stretch."""
+    """Returns the edit that replaces a range by text."""
     return Edit(*start, *end, text)
 
 
 def end_of(node: ast.expr) -> tuple[int, int]:
-    """Returns where an expression ends."""
+    """Returns the end of an expression."""
     return node.end_lineno or node.lineno, node.end_col_offset or 0

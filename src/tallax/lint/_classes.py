@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classes across files: what they derive from, which attributes they hold, and what their methods reach."""
+"""Classes across files: their bases, their attributes, and the methods that their methods call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tallax.lint._index import Scope, targets
 from tallax.lint._kinds import NOTHING, Array, Callee, Frame, Items, Name, Type, Value, Variable, item, joined
 from tallax.lint._known_names import ALWAYS_ARRAYS, LAYER_VARIABLES, LAYERS, NODES, NOT_NODES, VARIABLES
 
-# What runs before a module is used: attributes that these set are what the module is made of.
+# These methods run before a module is used, so they determine its attributes.
 MAKING = {"__init__", "__post_init__", "setup", "__new__", "__init_subclass__"}
 
 
@@ -19,11 +19,11 @@ class Setting(NamedTuple):
     """One assignment to `self.name`.
 
     Attributes:
-        method: The class's method it stands in, at any depth.
-        scope: The function it stands in, the method or one within.
+        method: The method of the class that contains it, at any depth.
+        scope: The innermost function that contains it: the method or an inner function.
         node: The statement.
-        value: What is assigned; None in `self.name: Type` and for the targets of loops.
-        item: Where in a tuple the value stands, None behind a star.
+        value: The assigned value; None in `self.name: Type` and for the targets of loops.
+        item: The position of the value in a tuple, or None after a star.
         annotation: The declared type.
     """
 
@@ -46,7 +46,7 @@ class Setting(NamedTuple):
 
 
 def of_layer(layer: str, name: str) -> Variable | None:
-    """Returns the Variable that an attribute of one of Flax's layers holds, None if it may hold none."""
+    """Returns the Variable of an attribute of a Flax layer, or None if the attribute may have none."""
     if name not in LAYERS.get(layer, ()):
         return None
     held = Array(False, ALWAYS_ARRAYS[name], "derived") if name in ALWAYS_ARRAYS else None
@@ -54,7 +54,7 @@ def of_layer(layer: str, name: str) -> Variable | None:
 
 
 def is_self(node: ast.expr, scope: Scope) -> Scope | None:
-    """Returns the method whose `self` a name is, through functions within the method."""
+    """Returns the method whose `self` a name is, also from inner functions of the method."""
     if not isinstance(node, ast.Name):
         return None
     current: Scope | None = scope
@@ -66,17 +66,17 @@ def is_self(node: ast.expr, scope: Scope) -> Scope | None:
 
 
 class Classes:
-    """What is known of the classes of a tree."""
+    """The knowledge about the classes of a tree."""
 
     def __init__(self) -> None:
         self._bases: dict[Scope, list[Scope | str]] = {}
-        self._unfinished = 0  # how many classes' bases are being worked out
+        self._unfinished = 0  # the number of classes whose bases are being inferred
         self._lineages: dict[Scope, list[Scope | str]] = {}
         self._settings: dict[Scope, dict[str, list[Setting]]] = {}
         self._members: dict[tuple[Scope, str], Value | None] = {}
         self._forward: dict[tuple[Scope, tuple[str, ...]], set[Scope]] = {}
 
-    # `Values` works these out.
+    # `Values` infers these.
     of: Any
     attribute: Any
     binding: Any
@@ -87,7 +87,7 @@ class Classes:
     filled: Any
 
     def bases(self, cls: Scope) -> list[Scope | str]:
-        """Returns what a class derives from directly: classes of the project, or names of other libraries."""
+        """Returns the direct bases of a class: classes of the project, or names of other libraries."""
         if cls not in self._bases:
             self._bases[cls] = []  # a class that derives from itself
             self._unfinished += 1
@@ -105,7 +105,7 @@ class Classes:
         return self._bases[cls]
 
     def lineage(self, cls: Scope) -> list[Scope | str]:
-        """Returns a class and all it derives from, nearest first."""
+        """Returns a class and all its bases, nearest first."""
         if cls in self._lineages:
             return self._lineages[cls]
         found: list[Scope | str] = []
@@ -116,15 +116,15 @@ class Classes:
                 found.append(current)
                 if not isinstance(current, str):
                     waiting = [*self.bases(current), *waiting]
-        if not self._unfinished:  # else some of the bases may not be known yet
+        if not self._unfinished:  # otherwise some of the bases may not be known yet
             self._lineages[cls] = found
         return found
 
     def variable_type(self, cls: Scope) -> str:
-        """Returns the Flax Variable type that a class derives from, empty if it is no Variable."""
+        """Returns the Flax Variable type that a class derives from; empty if it is not a Variable."""
         own = f"{cls.file.module}.{cls.name}"
         if own.startswith("tallax."):
-            return ""  # tallax's own say themselves what is wrong with a use
+            return ""  # tallax's own variables raise for a wrong use
         if own.startswith("flax.nnx.") and f"nnx.{cls.name}" in VARIABLES:
             return f"nnx.{cls.name}"
         return next((base for base in self.lineage(cls)[1:] if isinstance(base, str) and base in VARIABLES), "")
@@ -157,7 +157,7 @@ class Classes:
         return self._settings[cls]
 
     def member(self, cls: Scope, name: str, bound: Value | None) -> Value | None:
-        """Returns what an attribute of a class's objects holds, None if that can't be told."""
+        """Returns the value of an attribute of a class's objects, or None if it is unknown."""
         key = (cls, name)
         if key not in self._members:
             self._members[key] = None
@@ -168,13 +168,13 @@ class Classes:
         return value
 
     def own_member(self, cls: Scope, name: str) -> Value | bool | None:
-        """Returns what an attribute that a class itself sets or declares holds, False if it does neither."""
+        """Returns the value of an attribute that a class itself sets or declares, or False if it does neither."""
         if name not in self.settings(cls) and name not in cls.bindings:
             return False
         return self.member(cls, name, None)
 
     def _member(self, cls: Scope, name: str) -> Value | None:
-        later: list[Setting] = []  # what methods of the nearest class that does so put there once it is made
+        later: list[Setting] = []  # the values that methods of the nearest such class assign after construction
         for current in self.lineage(cls):
             if isinstance(current, str):
                 held = of_layer(current, name)
@@ -190,7 +190,7 @@ class Classes:
             if name in current.bindings:
                 return self._of_body(current, name)
             if current.method("__init__") is not None and not _calls_super(current.method("__init__")):
-                # Its own __init__ takes the place of those below: what they set is not there.
+                # Its own __init__ replaces those of its bases, so their attributes do not exist.
                 declared = [c for c in self.lineage(current)[1:] if not isinstance(c, str) and name in c.bindings]
                 if declared:
                     return self._of_body(declared[0], name)
@@ -214,7 +214,7 @@ class Classes:
         )
 
     def value_of(self, setting: Setting) -> Value | None:
-        """Returns what one assignment to an attribute puts there."""
+        """Returns the value of one assignment to an attribute."""
         value = None
         if setting.value is not None and setting.item is not None:
             value = self.of(setting.value, setting.scope)
@@ -225,7 +225,7 @@ class Classes:
         return value
 
     def _of_body(self, cls: Scope, name: str) -> Value | None:
-        """Returns what a name bound in a class's body is, on its objects."""
+        """Returns the value on the objects of a name that is bound in the body of the class."""
         values: list[Value | None] = []
         for binding in cls.bindings[name]:
             if binding.how == "annotation":
@@ -262,10 +262,10 @@ class Classes:
         return None
 
     def inherited(self, cls: Scope, name: str) -> Value | None:
-        """Returns what the bases' `__init__` puts into an attribute before a class's own methods replace it.
+        """Returns the value that the `__init__` of a base assigns to an attribute before methods of the class do.
 
-        Returns None if a class on the way has an `__init__` that does not run the one below it: the base's attribute
-        is not there.
+        Returns None if a class in between has an `__init__` that does not call that of its base, so that the attribute
+        of the base does not exist.
         """
         for current in self.lineage(cls):
             if isinstance(current, str):
@@ -280,11 +280,11 @@ class Classes:
         return None
 
     def forward(self, cls: Scope) -> set[Scope]:
-        """Returns the methods that a call of a module runs: `__call__` and what it reaches through `self`."""
+        """Returns the methods that a call of a module runs: `__call__` and the methods that it calls through `self`."""
         return self._reached(cls, ("__call__",))
 
     def forward_by_any_name(self, cls: Scope) -> set[Scope]:
-        """Like `forward`, but also from a method called `forward`, which a base of another project may call."""
+        """Like `forward`, but also starting from a method named `forward`, which a base of another project may call."""
         return self._reached(cls, ("__call__", "forward"))
 
     def _reached(self, cls: Scope, entries: tuple[str, ...]) -> set[Scope]:
@@ -309,7 +309,7 @@ def _settings_in(scope: Scope, method: Scope, found: dict[str, list[Setting]]) -
         annotation = node.annotation if isinstance(node, ast.AnnAssign) else None
         for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
             if isinstance(whole, ast.Name):
-                continue  # most targets are, and this is asked of every assignment
+                continue  # usually true, and this runs for every assignment
             for single, place in targets(whole):
                 if isinstance(single, ast.Attribute) and is_self(single.value, scope) is method:
                     setting = Setting(method, scope, node, node.value, place, annotation)
@@ -323,7 +323,7 @@ def _calls_super(init: Scope | None) -> bool:
 
 
 def line_of_super(init: Scope) -> int | None:
-    """Returns the line at which a method first runs the making method of a base, None if it does not."""
+    """Returns the line at which a method first calls the constructor of a base, or None."""
     lines = [
         call.lineno
         for scope in init.inside()

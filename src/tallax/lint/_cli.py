@@ -36,10 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # `| head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # of the folder one is in, or of the output
+    except OSError as error:  # the current folder, or the output, cannot be used
         print(f"tallax lint: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

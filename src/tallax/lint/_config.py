@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a project or a command line asks for: `[tool.tallax.lint]` in `pyproject.toml`, `--select` and their kin."""
+"""The settings of a project or a command line: `[tool.tallax.lint]` in `pyproject.toml`, `--select` and others."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _KEYS = (*_LISTS, "per-file-ignores")
 
 
 class ConfigError(ValueError):
-    """What a project or a command line asks for can't be done."""
+    """A setting of a project or a command line is invalid."""
 
     @classmethod
     def of(cls, where: str, rule: str, got: str, fix: str) -> ConfigError:
-        """Returns the error that says whom it is about and the rule, then what came and what to write."""
+        """Returns the error with its subject and rule, then the value found and the fix."""
         return cls(f"{where}: {rule}\n  got:  {got}\n  fix:  {fix}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which rules speak of which files. Rules go by code, by slug, or by the beginning of a code.
+    """The selection of rules and files. Rules are named by code, by slug, or by the beginning of a code.
 
     Attributes:
         select: The rules that speak; all where none is named.
@@ -54,7 +54,7 @@ class Config:
                 codes_of(word, where)
 
     def codes(self, path: str) -> frozenset[str]:
-        """Returns the codes of the rules that may speak of a file."""
+        """Returns the codes of the rules that apply to a file."""
         ignored = list(self.ignore)
         if self.per_file_ignores:
             seen = relative(path, self.root)
@@ -66,10 +66,10 @@ class Config:
 
 
 def codes_of(word: str, where: str = "tallax lint") -> frozenset[str]:
-    """Returns the codes that a code, a slug or the beginning of a code means.
+    """Returns the codes for a code, a slug or the beginning of a code.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: No rule matches.
     """
     codes = {rule.code for rule in RULES if word == rule.slug or (word and rule.code.startswith(word))}
     if not codes:
@@ -102,7 +102,7 @@ def config_above(path: str) -> Config:
 
 
 def _table(path: str) -> Any:
-    """Returns the linter's table of a file, None if it has none."""
+    """Returns the linter's table of a file, or None."""
     try:
         with open(path, "rb") as file:
             data = file.read()

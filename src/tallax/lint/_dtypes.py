@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays as far as source tells: where a dtype and a weak type come from.
+"""Infers dtypes and weak types of arrays from the source.
 
 The rules are those of `jax.numpy` (measured on jax 0.10 and 0.12): `jnp.array(0.5)` and `jnp.full(shape, 0.5)` are
 weakly typed, also through `jnp.log`, `jnp.clip` and arithmetic with Python numbers; `jnp.ones(shape)`,
-`jnp.array([0.5])` and whatever names a dtype are not.
+`jnp.array([0.5])` and calls with a dtype are not.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ _KEEPING = {
 
 
 def dtype_word(node: ast.expr | None) -> str:
-    """Returns the name of a dtype as written: `jnp.int32`, `"int32"`, `int`; empty if it can't be told."""
+    """Returns the name of a dtype as written: `jnp.int32`, `"int32"`, `int`; empty if it is unknown."""
     if isinstance(node, ast.Attribute):
         return node.attr if node.attr in _DTYPES else ""
     if isinstance(node, ast.Name):
@@ -147,7 +147,7 @@ def _argument(node: ast.Call, place: int | None, word: str) -> ast.expr | None:
 
 
 def made(name: str, node: ast.Call, work: Work) -> Value | None:
-    """Returns what a call of a function of jax, NumPy or math returns, by its canonical name."""
+    """Returns the result of a call of a function of jax, NumPy or math, by its canonical name."""
     module, _, last = name.rpartition(".")
     if name in _COUNTS:
         return Number("int")
@@ -275,7 +275,7 @@ def _elementwise(module: str, last: str, node: ast.Call, work: Work) -> Value | 
 
 
 def method(base: Array, name: str, node: ast.Call, work: Work) -> Value | None:
-    """Returns what a method of an array returns."""
+    """Returns the result of a method of an array."""
     state = "derived" if base.state else None
     if name == "astype":
         return Array(
@@ -297,7 +297,7 @@ def method(base: Array, name: str, node: ast.Call, work: Work) -> Value | None:
 
 
 def combined(left: Value | None, right: Value | None, operator: ast.operator) -> Value | None:
-    """Returns what arithmetic on two things gives."""
+    """Returns the result of arithmetic on two values."""
     if isinstance(left, Number) and isinstance(right, Number):
         kind = "float" if isinstance(operator, ast.Div) or "float" in (left.type, right.type) else "int"
         return Number(kind, left.size or right.size, "derived" if left.state or right.state else None)

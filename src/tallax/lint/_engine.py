@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the rules over files: which of them to parse, what the rules are asked about, and in which order."""
+"""Runs the rules over files: selects the files to parse, and passes their nodes to the rules."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from tallax.lint._source import Source
 from tallax.lint._values import Values
 from tallax.lint.rules import CHECKS
 
-# A class statement's name and bases, in files that do not mention nnx but may derive from classes that do.
-# Each begins with letters, for which `re` looks some fifty times faster than for any word.
+# The name and bases of a class statement. Files that do not mention nnx may derive from classes in files that do. The
+# pattern begins with letters, because `re` then searches some fifty times faster.
 _CLASS = re.compile(r"class\s+(\w+)\s*\(([^)]*)\)")
 _AS = re.compile(r" as[ \t]+(\w+)")
 _LAST_WORD = re.compile(r"\w+$")
 _FEW = 50
-_NNX = re.compile(r"\bnnx\b")  # and not onnx
+_NNX = re.compile(r"\bnnx\b")  # but not onnx
 _NAME = re.compile(r"(\w+)\s*(?:\[|,|$)")
 
 
 def findings_in(sources: Sequence[Source]) -> list[Finding]:
-    """Returns what the rules report in some files, in the order of place, with `# noqa` not yet considered."""
-    # Millions of nodes that all live until the end: looking for garbage among them takes longer than the rules.
+    """Returns the findings of the rules in some files, sorted by place, before `# noqa` is applied."""
+    # All of the millions of nodes live until the end, so garbage collection would take longer than the rules.
     collecting = gc.isenabled()
     gc.disable()
     tree = Tree()
@@ -45,10 +45,10 @@ def findings_in(sources: Sequence[Source]) -> list[Finding]:
 
 
 def _relevant(sources: Sequence[Source], values: Values) -> Iterator[File]:
-    """Yields the files that a rule may speak of: those that mention nnx, and those that derive from classes there."""
+    """Yields the files that may have findings: they mention nnx, or derive from classes of files that do."""
     others: list[tuple[Source, list[tuple[str, set[str]]]]] = []
     known: set[str] = set()
-    # A commit's files, say: what they derive from may lie in files that were not handed in.
+    # For example the files of a commit: their base classes may be in files that were not passed.
     few = len(sources) <= _FEW
     for source in sources:
         if "nnx" in source.text and _NNX.search(source.text):
@@ -76,7 +76,7 @@ def _relevant(sources: Sequence[Source], values: Values) -> Iterator[File]:
 
 
 def _renamed(text: str) -> dict[str, str]:
-    """Returns what stands before and behind each ` as `: the old name by the new one."""
+    """Returns the old names by the new names of each ` as `."""
     names: dict[str, str] = {}
     for found in _AS.finditer(text):
         before = _LAST_WORD.search(text, max(0, found.start() - 99), found.start())

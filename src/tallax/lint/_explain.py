@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a rule teaches, for a terminal and as a page: `python -m tallax.lint._explain docs/lint` writes all pages."""
+"""Explains a rule, on a terminal or as a page. `python -m tallax.lint._explain docs/lint` writes all pages."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ For pre-commit there are the hooks `tallax-lint` and `tallax-lint-fix`.
 
 
 def explained(rule: Rule) -> str:
-    """Returns what a terminal shows of a rule."""
+    """Returns the explanation of a rule for a terminal."""
     parts = [f"{rule.code} [{rule.slug}]  {rule.title}", rule.why.strip()]
     parts += [f"{label}:\n\n{textwrap.indent(code.strip(), '    ')}" for label, code in _examples(rule)]
     parts += [f"{label}: {said.strip()}" for label, said in _remarks(rule)]

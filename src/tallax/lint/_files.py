@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files are looked at: those that are named, and those found below the folders that are named."""
+"""Finds the files to check: the named files, and the files below the named folders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from tallax.lint._source import Problem
 
-# Folders that hold other people's code, or code that was made; one that is named is read all the same.
+# Folders with code of other people, or with generated code. A folder that is named explicitly is read.
 _NEVER = (
     *(".eggs", ".git", ".hg", ".ipynb_checkpoints", ".mypy_cache", ".nox", ".pytest_cache", ".ruff_cache", ".svn"),
     *(".tox", ".venv*", "__pycache__", "build", "dist", "node_modules", "site-packages", "venv"),
@@ -21,8 +21,8 @@ def found(paths: Sequence[str], exclude: Sequence[str], root: str) -> tuple[list
     """Returns the files, each once and in order, and what could not be read.
 
     Args:
-        paths: Files and folders. A file is taken whatever its name ends in.
-        exclude: Patterns of what to leave out, also where a file is named, as pre-commit does.
+        paths: Files and folders. A named file is checked, whatever its suffix.
+        exclude: Patterns of files to leave out, also if they are named, as pre-commit does.
         root: The folder that patterns with a `/` start from.
     """
     walk = _Walk(exclude, root)
@@ -35,18 +35,18 @@ def found(paths: Sequence[str], exclude: Sequence[str], root: str) -> tuple[list
 def matches(pattern: str, path: str) -> bool:
     """Whether a pattern means a file, or a folder that it is in.
 
-    Without a `/` it is compared with names, with one with whole paths.
+    A pattern without a `/` is compared with names, and a pattern with a `/` with whole paths.
 
     Args:
-        pattern: As in a shell; `*` stands for any text, also for some with a `/`.
-        path: From the folder that the pattern starts from, with `/`.
+        pattern: A shell pattern; `*` matches any text, also with a `/`.
+        path: The path relative to the folder of the pattern, with `/`.
     """
     parts = path.split("/")
     return any(_means(pattern, "/".join(parts[:end])) for end in range(1, len(parts) + 1))
 
 
 def relative(path: str, root: str) -> str:
-    """Returns a path as patterns see it."""
+    """Returns a path in the form that patterns match."""
     try:
         return os.path.relpath(path, root).replace(os.sep, "/")
     except ValueError:  # another drive
@@ -59,10 +59,10 @@ def _means(pattern: str, path: str) -> bool:
 
 
 class _Walk:
-    """Collects files by what they really are, so that each is there once whatever leads to it.
+    """Collects files by their real paths, so that each file is listed once.
 
-    Links are followed last: a file has the path that goes without them if there is one, and a loop ends at folders that
-    were visited.
+    Links are followed last. So a file is listed by a path without links if it has one, and a loop ends at visited
+    folders.
     """
 
     def __init__(self, exclude: Sequence[str], root: str):
@@ -71,11 +71,11 @@ class _Walk:
         self.files: dict[str, str] = {}
         self.problems: list[Problem] = []
         self._visited: set[tuple[int, int]] = set()
-        self._folders: list[tuple[str, str]] = []  # with what they really are
+        self._folders: list[tuple[str, str]] = []  # with their real paths
         self._links: list[str] = []
 
     def visit(self, path: str) -> None:
-        """Takes a file or folder that was named."""
+        """Adds a named file or folder."""
         if os.path.isdir(path):
             self._below(path)
         elif not os.path.lexists(path):
@@ -84,7 +84,7 @@ class _Walk:
             self._take(os.path.realpath(path), path)
 
     def follow_links(self) -> None:
-        """Takes what lies behind the links that were met; of one that leads nowhere, nothing."""
+        """Adds the targets of links. A link without a target is ignored."""
         while self._links:
             path = self._links.pop(0)
             if os.path.isdir(path):
@@ -94,7 +94,7 @@ class _Walk:
 
     def _below(self, path: str) -> None:
         self._folders.append((path, os.path.realpath(path)))
-        while self._folders:  # no recursion: folders nest more deeply than calls may
+        while self._folders:  # no recursion, because folders may be nested deeper than Python's stack
             self._folder(*self._folders.pop())
 
     def _folder(self, path: str, real: str) -> None:
@@ -111,11 +111,11 @@ class _Walk:
                 self._links.append(entry.path)
             elif entry.is_dir(follow_symlinks=False):
                 self._folders.append((entry.path, os.path.join(real, entry.name)))
-            elif entry.is_file(follow_symlinks=False):  # no pipe, which would be waited for
+            elif entry.is_file(follow_symlinks=False):  # not a pipe, which would block
                 self._take(os.path.join(real, entry.name), entry.path)
 
     def _entries(self, path: str) -> Iterator[os.DirEntry[str]]:
-        """Yields what lies in a folder and is not left out, in order."""
+        """Yields the entries of a folder that are not excluded, in order."""
         try:
             with os.scandir(path) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name)

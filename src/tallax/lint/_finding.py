@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Edit(NamedTuple):
-    """Puts `text` in place of a stretch of source.
+    """Replaces a range of source by `text`.
 
     Lines count from 1 and columns from 0 in UTF-8 bytes, as in `ast`.
     """

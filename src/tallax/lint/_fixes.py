@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mending: the findings' edits are applied, the result judged again, until nothing more changes.
+"""Fixes files: applies the edits of findings and checks the result again, until nothing changes.
 
-Files change on disk only when all is settled. A file whose edits do not apply, do not parse or never settle is left as
-it was, with a word.
+Files change on disk only at the end. If the edits of a file do not apply, do not parse or never settle, the file does
+not change, and a problem is reported.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ROUNDS = 10
 
 
 class Change(NamedTuple):
-    """A file's bytes before and after, and how many findings that mends."""
+    """The bytes of a file before and after, and the number of fixed findings."""
 
     before: bytes
     after: bytes
@@ -66,10 +66,10 @@ def mended(report: Report, config: Config) -> tuple[dict[str, Change], Report]:
 
 
 def edited(source: Source, findings: Sequence[Finding]) -> tuple[Source, int]:
-    """Returns a file with the edits of its findings, and of how many; overlapping ones wait for another round.
+    """Returns a file with the edits of its findings, and their number. Overlapping edits wait for another round.
 
     Raises:
-        ValueError: an edit lies outside of the file, or the result does not parse.
+        ValueError: An edit is outside of the file, or the result does not parse.
     """
     edits, count = _chosen(source, findings)
     if not count:
@@ -94,10 +94,10 @@ def edited(source: Source, findings: Sequence[Finding]) -> tuple[Source, int]:
 
 
 def applied(text: str, edits: Iterable[Edit]) -> str:
-    """Returns text with edits that do not overlap; their line ends become those of the text.
+    """Returns text with edits that do not overlap. Their line ends become those of the text.
 
     Raises:
-        ValueError: an edit lies outside of the text.
+        ValueError: An edit is outside of the text.
     """
     lines = lines_of(text)
     newline = lines[0][len(lines[0].rstrip("\r\n")) :] if lines else ""
@@ -159,7 +159,7 @@ def diff(path: str, change: Change) -> str:
 
 
 def _chosen(source: Source, findings: Sequence[Finding]) -> tuple[list[Edit], int]:
-    """Returns edits that do not overlap, and of how many findings they are: of each all, or none."""
+    """Returns edits that do not overlap, and the number of their findings. A finding has all its edits or none."""
     taken: list[Edit] = []
     count = 0
     for finding in findings:

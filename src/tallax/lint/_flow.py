@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where what a function works on comes from, and what it hands back."""
+"""The origins of the values in a function, and its return values."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def root_of(node: ast.expr) -> str:
 
 
 def origin(name: str, inner: Scope, outermost: Scope) -> str:
-    """Returns the parameter or closed-over name that a name within a function stands for; empty if it was made there.
+    """Returns the parameter or closed-over name that a name within a function refers to; empty if it is a new object.
 
-    A parameter of a function within is what that function is called with: `loss_fn(m)`, `nnx.grad(loss_fn)(model)`.
+    The parameter of an inner function refers to the argument of its calls: `loss_fn(m)`, `nnx.grad(loss_fn)(model)`.
     """
     scope: Scope | None = inner
     while scope is not None:
@@ -58,7 +58,7 @@ def _is_within(scope: Scope, outermost: Scope) -> bool:
 
 
 def returned(scope: Scope) -> set[str]:
-    """Returns the names that a function hands back."""
+    """Returns the names that a function returns."""
     nodes = (
         [scope.node.body]
         if isinstance(scope.node, ast.Lambda)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a file declares: scopes, the names bound in them, classes, and what stands where.
+"""The index of a file: scopes, the names bound in them, classes, and the nodes by scope.
 
-`_walk` fills it. What the names mean is left to `_values`, which asks for few of them.
+`_syntax_walk` fills it. The values of names are inferred by `_values`, which needs few of them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ Lines = tuple[int, int]
 
 
 class Binding(NamedTuple):
-    """One place where a name gets its value.
+    """One binding of a name.
 
     Attributes:
         how: `value`, `element` (of a loop's iterable), `import`, `def`, `parameter`, `changed` (by `+=`) or `unknown`.
         what: The expression, dotted name, scope or parameter.
-        item: Where in a tuple the value stands: `a, (b, c) = what` binds `c` at (1, 1).
-        line: Where.
+        item: The position of the value in a tuple: `a, (b, c) = what` binds `c` at (1, 1).
+        line: The line.
         branches: The lines of the bodies of `if`, `for`, `try` around it, which may not have run.
     """
 
@@ -37,12 +37,12 @@ class Scope:
 
     Attributes:
         node: Its syntax tree.
-        name: Its name, dotted from the file's top: `Model.__call__`.
-        parent: The scope around it; None for a file.
+        name: Its dotted name within the file, such as `Model.__call__`.
+        parent: The outer scope; None for a file.
         kind: `file`, `class` or `function`.
-        bindings: By name.
-        nodes: What stands in it directly, not in scopes within it, by kind of node.
-        children: The scopes within it.
+        bindings: The bindings by name.
+        nodes: The nodes directly in it, not in inner scopes, by kind.
+        children: The inner scopes.
     """
 
     __slots__ = ("__dict__", "bindings", "children", "file", "kind", "memory", "name", "node", "nodes", "parent")
@@ -57,12 +57,12 @@ class Scope:
             parent.children.append(self)
 
     def of(self, *kinds: type) -> Iterator[Any]:
-        """Yields the nodes of some kinds that stand in the scope."""
+        """Yields the nodes of some kinds in the scope."""
         for kind in kinds:
             yield from self.nodes.get(kind, ())
 
     def inside(self) -> Iterator[Scope]:
-        """Yields the scope and all within it, in the order of the source."""
+        """Yields the scope and all inner scopes, in the order of the source."""
         waiting: list[Scope] = [self]
         while waiting:
             scope = waiting.pop()
@@ -71,13 +71,13 @@ class Scope:
 
     @property
     def method_of(self) -> Scope | None:
-        """The class whose method this function is."""
+        """The class of a method, or None for other functions."""
         parent = self.parent
         return parent if self.kind == "function" and parent is not None and parent.kind == "class" else None
 
     @property
     def parameters(self) -> list[ast.arg]:
-        """The function's parameters that may be given by position."""
+        """The parameters that can be passed by position."""
         arguments = self.node.args  # type: ignore[attr-defined]
         return [*arguments.posonlyargs, *arguments.args]
 
@@ -88,14 +88,14 @@ class Scope:
 
     @functools.cached_property
     def self_name(self) -> str | None:
-        """What a method calls its instance; None for a static or class method, or none at all."""
+        """The name of the instance in a method, usually `self`; None for other functions."""
         if self.method_of is None or isinstance(self.node, ast.Lambda) or not self.parameters:
             return None
         return None if self._is_decorated("staticmethod", "classmethod") else self.parameters[0].arg
 
     @property
     def cls_name(self) -> str | None:
-        """What a class method calls its class; None for any other function."""
+        """The name of the class in a class method, usually `cls`; None for other functions."""
         if self.method_of is None or not self.parameters or not self._is_decorated("classmethod"):
             return None
         return self.parameters[0].arg
@@ -104,7 +104,7 @@ class Scope:
         return any(isinstance(d, ast.Name) and d.id in names for d in self.decorators)
 
     def method(self, name: str) -> Scope | None:
-        """Returns the class's own method of a name, the last one if there are more."""
+        """Returns the class's own method with a name; the last one if there are several."""
         found = [b.what for b in self.bindings.get(name, ()) if b.how == "def"]
         return found[-1] if found and found[-1].kind == "function" else None
 
@@ -118,11 +118,11 @@ class File(Scope):
     """A parsed file.
 
     Attributes:
-        path: As it was named or found.
-        module: Its dotted name, `package.models.gate`.
-        package: That of the folder which relative imports start from.
-        classes: All its classes, also those within functions.
-        parents: What its nodes stand in. Beside the tree rather than in it, which would be a circle then.
+        path: The path, as it was named or found.
+        module: Its dotted name, such as `package.models.gate`.
+        package: The package that relative imports start from.
+        classes: All its classes, also in functions.
+        parents: The parents of its nodes. They are stored outside the tree, which would otherwise contain cycles.
     """
 
     __slots__ = ("_lines", "classes", "module", "package", "parents", "path", "text")
@@ -136,23 +136,23 @@ class File(Scope):
 
     @property
     def lines(self) -> list[str]:
-        """The file's lines as the parser counts them."""
+        """The lines of the file, split as by the parser."""
         if self._lines is None:
             self._lines = self.text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
         return self._lines
 
     def parent_of(self, node: ast.AST) -> ast.AST | None:
-        """Returns what a node of the file stands in, None of the whole; names and constants are not asked."""
+        """Returns the parent of a node; None for the whole file. Names and constants have no entry."""
         return self.parents.get(node)
 
     def statement_of(self, node: ast.AST) -> ast.stmt:
-        """Returns the statement that a node of the file is part of."""
+        """Returns the statement that contains a node."""
         while not isinstance(node, ast.stmt):
             node = self.parents[node]
         return node
 
     def enclosing(self, node: ast.AST, *kinds: type) -> ast.AST | None:
-        """Returns the innermost node of some kinds around a node of the file."""
+        """Returns the innermost node of some kinds around a node."""
         current = self.parent_of(node)
         while current is not None and not isinstance(current, kinds):
             current = self.parent_of(current)
@@ -169,12 +169,12 @@ class File(Scope):
 
 
 def last_name(node: ast.expr) -> str:
-    """Returns the last name of an expression such as `nnx.Param`, empty if it is none."""
+    """Returns the last name of an expression such as `nnx.Param`; empty for other expressions."""
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
 def targets(target: ast.expr, item: tuple[int, ...] = ()) -> Sequence[tuple[ast.expr, tuple[int, ...] | None]]:
-    """Returns the single targets of an assignment and where in the value's tuples they stand, None behind a star."""
+    """Returns the single targets of an assignment and their positions in the value's tuples, None after a star."""
     if not isinstance(target, (ast.Tuple, ast.List)):
         return ((target, item),)
     found: list[tuple[ast.expr, tuple[int, ...] | None]] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an expression may hold, as far as source tells. Unknown is None, and rules are silent on it."""
+"""The kinds of values that the linter infers for expressions. An unknown value is None, and rules ignore it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tallax.lint._index import Scope
 
 
 class Frame:
-    """Where an expression is worked out: a scope, and in a called function the arguments as far as known."""
+    """The context of an expression: a scope, and in a called function the known arguments."""
 
     __slots__ = ("arguments", "depth", "memory", "scope")
 
@@ -27,13 +27,13 @@ class Variable:
     """An `nnx.Variable`.
 
     Attributes:
-        type: The Flax type that its own is or derives from, `nnx.Param`.
-        call: The call that makes it; None where only an annotation says what it is.
-        frame: Where that call stands.
+        type: The Flax type that its type is or derives from, such as `nnx.Param`.
+        call: The call that creates it, or None if it is known only from an annotation.
+        frame: The context of that call.
         cls: The project's own subclass.
-        home: The class and the name of the attribute that holds it.
-        or_else: Where it may be made instead, in other branches.
-        held: What it holds where another library makes it and that is known.
+        home: The class and the name of its attribute.
+        or_else: Other calls that may create it, in other branches.
+        held: Its value, if another library creates it and the value is known.
     """
 
     type: str
@@ -46,7 +46,7 @@ class Variable:
 
     @property
     def called(self) -> str:
-        """What messages call its type."""
+        """The name of its type in messages."""
         return self.type if self.cls is None else self.cls.name.rpartition(".")[2]
 
 
@@ -55,7 +55,7 @@ class Instance:
     """An object of a class: one of the project's, or one of Flax by its name.
 
     Attributes:
-        still: Whether it was made so that calling it changes nothing, such as a Dropout without a stream to draw from.
+        still: Whether a call does not change it, for example for a Dropout without a random stream.
     """
 
     cls: Scope | str
@@ -74,7 +74,7 @@ class Callee:
     """A function of the project, and the object that it is bound to.
 
     Attributes:
-        transformed: The transformation that it was handed to, `nnx.jit`.
+        transformed: The transformation that it was passed to, such as `nnx.jit`.
     """
 
     scope: Scope
@@ -84,7 +84,7 @@ class Callee:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Name:
-    """Something of another library, by its canonical name: `jnp.zeros`."""
+    """An object of another library, by its canonical name, such as `jnp.zeros`."""
 
     name: str
 
@@ -94,10 +94,10 @@ class Array:
     """A jax or NumPy array.
 
     Attributes:
-        weak: Whether its type is weak; None if that can't be told.
-        dtype: `float32`, `int32`, `bool` where written, `float` or `int` where it is JAX's default, empty if unknown.
-        state: The attribute whose Variable's value this is, or `derived` for what was computed from one.
-        scalar: Whether its shape is (); None if that can't be told.
+        weak: Whether its type is weak, or None if that is unknown.
+        dtype: `float32`, `int32` or `bool` if it is written, `float` or `int` for JAX's defaults, empty if unknown.
+        state: The attribute of the Variable with this value, or `derived` for a value computed from one.
+        scalar: Whether its shape is (), or None if that is unknown.
     """
 
     weak: bool | None = None
@@ -113,8 +113,8 @@ class Number:
     Attributes:
         type: `int`, `float`, `bool`.
         size: Whether it counts elements: from a shape, `.size` or `len`.
-        state: As of an array.
-        value: The number where it is written out.
+        state: The attribute of the Variable with this value, or `derived` for a value computed from one.
+        value: The number, if it is written as a literal.
     """
 
     type: str
@@ -125,7 +125,7 @@ class Number:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Items:
-    """A tuple or list; `each` is what every element is where they are not listed."""
+    """A tuple or list. If its elements are not listed, `each` is the kind of every element."""
 
     items: tuple[Value | None, ...] = ()
     each: Value | None = None
@@ -136,8 +136,8 @@ class Table:
     """A dict.
 
     Attributes:
-        each: What every value is.
-        named: The values under the keys that are written out.
+        each: The kind of every value.
+        named: The values under literal keys.
         is_node: Whether it is an `nnx.Dict`, whose values are attributes too.
     """
 
@@ -152,20 +152,20 @@ class Table:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plain:
-    """Something that is surely no Variable and no array: `None`, a string, a dict, a shape."""
+    """A value that is certainly neither a Variable nor an array: `None`, a string, a dict, a shape."""
 
     what: str
 
 
 Value: TypeAlias = Variable | Instance | Type | Callee | Name | Array | Number | Items | Table | Plain
 NOTHING = Plain("None")
-_MANY = 8  # places where one Variable may be made, beyond which nobody looks
+_MANY = 8  # the most calls that are considered for one Variable
 
 
 def joined(values: list[Value | None]) -> Value | None:
-    """Returns what one of several values is, as far as they agree.
+    """Returns the kind of one of several values, as far as they agree.
 
-    A Variable or None is that Variable: what is done to it is done to a Variable.
+    A Variable or None counts as the Variable, because any operation on it is one on a Variable.
     """
     if len(values) < 2:
         return values[0] if values else None
@@ -184,7 +184,7 @@ def _both(a: Value, b: Value) -> Value | None:
     if isinstance(a, Variable) and isinstance(b, Variable):
         kind = a.type if a.type == b.type else b.type if a.type == "nnx.Param" else "nnx.Variable"
         if (a.call is None and a.held is None) or len(a.or_else) >= _MANY:
-            return Variable(kind, cls=a.cls, home=a.home)  # what it holds can't be told
+            return Variable(kind, cls=a.cls, home=a.home)  # its value is unknown
         return dataclasses.replace(a, type=kind, or_else=(*a.or_else, b))
     if isinstance(a, Array) and isinstance(b, Array):
         return Array(
@@ -202,16 +202,16 @@ def _both(a: Value, b: Value) -> Value | None:
 
 
 def element(value: Value | None) -> Value | None:
-    """Returns what the elements of a sequence hold."""
+    """Returns the kind of the elements of a sequence."""
     if isinstance(value, Items):
         return value.each if value.each is not None else joined(list(value.items))
     if isinstance(value, Table):
-        return Plain("text")  # a loop over a dict gives its keys
+        return Plain("text")  # a loop over a dict yields its keys
     return Array(value.weak, value.dtype, "derived" if value.state else None) if isinstance(value, Array) else None
 
 
 def item(value: Value | None, k: int) -> Value | None:
-    """Returns what stands at a place of a sequence."""
+    """Returns the kind of one element of a sequence."""
     if isinstance(value, Items):
         return value.items[k] if -len(value.items) <= k < len(value.items) else value.each
     return element(value) if isinstance(value, Array) else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Flax, JAX and NumPy call things: the words that the rules know, under one spelling each."""
+"""The names of Flax, JAX and NumPy that the rules know, each in one spelling."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VARIABLES = {
     "nnx.SpectralNormState": "nnx.Variable",
 }
 
-# Classes of nnx that are nodes of the graph without being modules that a model is made of.
+# Classes of nnx that are nodes of the graph, but not modules of a model.
 NODES = {"nnx.Pytree", "nnx.Object", "nnx.List", "nnx.Dict", "nnx.Rngs", "nnx.RngStream"}
 NOT_NODES = {
     "nnx.State",
@@ -34,7 +34,7 @@ NOT_NODES = {
     "nnx.Carry",
 }
 
-# The Variables that Flax's own layers hold, by attribute.
+# The Variables of Flax's own layers, by attribute.
 LAYER_VARIABLES = {
     "kernel": "nnx.Param",
     "bias": "nnx.Param",
@@ -66,7 +66,7 @@ LAYERS: dict[str, set[str]] = {
     "nnx.MultiHeadAttention": {"cached_key", "cached_value", "cache_index"},
 }
 
-# Those of them that are there whatever the layer's options, and the dtypes of those that are always the same.
+# The Variables that exist for all options of the layer, and the dtypes that are always the same.
 ALWAYS_ARRAYS = {"kernel": "", "embedding": "", "mean": "", "var": "", "step": "uint32"}
 
 # The methods of Flax's classes that change their state: running statistics, random number streams, caches, metrics.
@@ -87,7 +87,7 @@ CHANGING_LAYERS = {
     "nnx.Welford": _METRIC,
 }
 
-# Functions that take a function and run it under a trace. Those of JAX hand no module's changes back.
+# Functions that run a function under a trace. Those of JAX do not return changes of modules.
 RAW_TRANSFORMS = {
     "jax.jit",
     "jax.pmap",
@@ -144,10 +144,10 @@ _MODULES = {"flax.nnx": "nnx", "flax.experimental.nnx": "nnx", "jax.numpy": "jnp
 
 
 def canonical(dotted: str) -> str:
-    """Returns the one spelling of a name from Flax, JAX or NumPy; any other name as it is.
+    """Returns the canonical spelling of a name from Flax, JAX or NumPy, and any other name unchanged.
 
-    `flax.nnx.variablelib.Param` and `flax.experimental.nnx.Param` are both `nnx.Param`: Flax moves things between its
-    modules, not between names.
+    `flax.nnx.variablelib.Param` and `flax.experimental.nnx.Param` are both `nnx.Param`: Flax moves objects between
+    modules, but keeps their names.
     """
     if dotted in _MODULES:
         return _MODULES[dotted]

@@ -39,7 +39,7 @@ class Report:
 
 
 def lint(paths: Sequence[str | os.PathLike[str]], config: Config | None = None) -> Report:
-    """Judges files, and the Python files and notebooks in folders.
+    """Checks files, and the Python files and notebooks in folders.
 
     Args:
         paths: The files and folders.

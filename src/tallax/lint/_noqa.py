@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from tallax.lint._finding import Finding
 from tallax.lint._source import Source
 
-# A colon means these codes and no others.
+# A colon means that only these codes are silenced.
 _NOQA = re.compile(r"#\s*noqa(?![\w-])(?:[^\S\n]*:([^#\n]*))?", re.IGNORECASE)
 _SKIP = re.compile(r"[ \t\f]*#\s*tallax:\s*skip-file\b")
 _BETWEEN = (tokenize.NEWLINE, tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT)
-_HEAD = 10  # lines in which a file may ask to be skipped
+_HEAD = 10  # the lines in which `skip-file` is recognized
 
 
 def unsilenced(source: Source, findings: Sequence[Finding]) -> list[Finding]:

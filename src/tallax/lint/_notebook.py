@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notebooks: the code of their cells as one text, and edited cells written back among all that is not code."""
+"""Notebooks: joins the code of the cells to one text, and writes edited cells back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from tallax.lint._source import Problem, Source
 
-# Cell magics that run the cell's Python; the others hand it to something else, or write it to a file.
+# Cell magics that run the cell as Python. Other magics pass it to another program, or write it to a file.
 _OF_PYTHON = frozenset({"capture", "debug", "ipytest", "prun", "time", "timeit"})
 _CELL_MAGIC = re.compile(r"\s*%%(\w+)")
 # `%magic`, `!shell`, `?help`, `help?`, and `name = %magic` or `name = !shell`, at the start of a statement.
@@ -27,10 +27,10 @@ class Cell:
     """A cell of code.
 
     Attributes:
-        number: Counted from 1 over all cells, also those of text.
-        original: What stands in it.
-        code: The same, line by line, in which what is not Python is blank.
-        start: The line of the notebook's text at which it starts, counted from 1.
+        number: The number of the cell, counted from 1 over all cells, also cells of text.
+        original: The content of the cell.
+        code: The content, line by line, with blanks instead of anything but Python.
+        start: The line of the notebook's text at which the cell starts, counted from 1.
     """
 
     number: int
@@ -39,12 +39,12 @@ class Cell:
     start: int
 
     def blank(self) -> None:
-        """Leaves nothing of the code but its lines."""
+        """Removes the code, but keeps the lines."""
         self.code = "\n" * self.code.count("\n")
 
     @property
     def end(self) -> int:
-        """The line after its last one; a cell has one line at least."""
+        """The line after the last line. A cell has at least one line."""
         return self.start + self.code.count("\n") + 1
 
 
@@ -61,11 +61,11 @@ class Notebook:
         self.cells = cells
 
     def code(self) -> str:
-        """Returns the code of all cells, one below the other."""
+        """Returns the code of all cells, concatenated."""
         return "\n".join(cell.code for cell in self.cells)
 
     def place(self, line: int) -> tuple[int | None, int]:
-        """Returns the number of the cell that holds a line, and the line within it."""
+        """Returns the number of the cell with a line, and the line within the cell."""
         for cell in reversed(self.cells):
             if cell.start <= line:
                 return cell.number, line - cell.start + 1
@@ -80,10 +80,10 @@ class Notebook:
         return False
 
     def replaced(self, originals: Mapping[int, str]) -> str:
-        """Returns the JSON in which the cells of some numbers hold other code, and all else is what it was.
+        """Returns the JSON with new code in some cells, given by number, and everything else unchanged.
 
         Raises:
-            ValueError: the JSON is too odd to be sure of that.
+            ValueError: The layout of the JSON does not allow this.
         """
         text, wanted = self.json, json.loads(self.json)
         for number, (start, end) in reversed(list(enumerate(_sources(text), 1))):
@@ -98,7 +98,7 @@ class Notebook:
 
 
 def source(path: str, data: bytes) -> Source | Problem:
-    """Returns the notebook that consists of some bytes, or why it can't be read."""
+    """Returns the notebook with some bytes as content, or the reason why it cannot be read."""
     encoding = "utf-8-sig" if data.startswith(b"\xef\xbb\xbf") else "utf-8"
     try:
         text = data.decode(encoding)
@@ -119,7 +119,7 @@ def _code_cells(whole: Any) -> Iterator[Cell]:
     start = 1
     for number, cell in enumerate(whole["cells"], 1):
         if cell["cell_type"] == "code":
-            original = "".join(cell["source"])  # a text, or its lines
+            original = "".join(cell["source"])  # a text, or a list of its lines
             yield (made := Cell(number, original, _python(original), start))
             start = made.end
 
@@ -134,12 +134,12 @@ def _language(whole: Any) -> str:
 
 
 def _python(original: str) -> str:
-    """Returns a cell's code in which magics and shell lines are `pass`, or blank, with no line more or less."""
+    """Returns the code of a cell in which magics and shell lines are `pass` or blank. It has as many lines."""
     lines = _lines(original)
     magic = _CELL_MAGIC.match(original)
     if magic is not None and magic[1] not in _OF_PYTHON:
         return "\n" * (len(lines) - 1)
-    if magic is not None:  # it may stand below blank lines
+    if magic is not None:  # it may follow blank lines
         lines[next(k for k, line in enumerate(lines) if line.strip())] = ""
     depth, quote, more, within = 0, "", False, False
     for k, line in enumerate(lines):
@@ -157,7 +157,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _left_open(line: str, depth: int, quote: str) -> tuple[int, str, bool]:
-    """Returns what a line leaves open: how many brackets, which triple quote, and whether a backslash ends it."""
+    """Returns the number of open brackets after a line, its open triple quote, and whether a backslash ends it."""
     position, more = 0, False
     while True:
         if quote:
@@ -179,14 +179,14 @@ def _left_open(line: str, depth: int, quote: str) -> tuple[int, str, bool]:
 
 
 def _sources(text: str) -> Iterator[tuple[int, int]]:
-    """Yields for each cell where its `source` stands in the JSON."""
+    """Yields the range of each cell's `source` in the JSON."""
     cells = next(start for key, start, _ in _members(text, _SPACE.match(text).end()) if key == "cells")  # type: ignore[union-attr]
     for _, cell, _ in _members(text, cells):
         yield next(((start, end) for key, start, end in _members(text, cell) if key == "source"), (cell, cell))
 
 
 def _members(text: str, position: int) -> Iterator[tuple[str | None, int, int]]:
-    """Yields key, start and end of what an object holds, or None, start and end of what an array does."""
+    """Yields key, start and end of each member of an object, or None, start and end of each element of an array."""
 
     def skip(position: int) -> int:
         return _SPACE.match(text, position).end()  # type: ignore[union-attr]
@@ -206,7 +206,7 @@ def _members(text: str, position: int) -> Iterator[tuple[str | None, int, int]]:
 
 
 def _written(old: str, new: str, ascii_only: bool) -> str:
-    """Returns the JSON of a cell's new code in the layout of its old one, in which lines that stay keep their bytes."""
+    """Returns the JSON of a cell's new code in the layout of the old code. Unchanged lines keep their bytes."""
     if old.startswith('"'):
         return json.dumps(new, ensure_ascii=ascii_only)
     items = [(start, end) for _, start, end in _members(old, 0)]

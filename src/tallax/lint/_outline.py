@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are looked into but not judged: a function or class of theirs is parsed when its name is asked for.
+"""Files that are read but not checked: a function or class is parsed when its name is looked up.
 
-Of the hundreds of functions in a module that a judged file imports from, few say anything about state. The rest need
-not be parsed, which takes most of the time; what a file imports and assigns is taken in at once.
+Of the hundreds of functions in an imported module, few matter for state. The others are not parsed, because parsing
+takes most of the time. The imports and assignments of a file are read immediately.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from tallax.lint._index import Binding, File
 from tallax.lint._source import Source, tree_of
 from tallax.lint._syntax_walk import walk
 
-# What begins at the left margin: a decorator, a function or class by its name, or any other statement.
+# A line that starts at the left margin: a decorator, a function or class with its name, or any other statement.
 _STATEMENT = re.compile(r"^(?:(@)|(?:(?:async[ \t]+)?def|class)[ \t]+(\w+)|[^\s#)\]}])", re.MULTILINE)
 
 
 class _Piece(NamedTuple):
-    """A function or class with its decorators: its text, and how many lines stand above it."""
+    """A function or class with its decorators: its text, and the number of lines above it."""
 
     text: str
     above: int
@@ -30,8 +30,9 @@ class _Piece(NamedTuple):
 class Outline(File):
     """A file whose functions and classes are parsed one by one.
 
-    The text is cut by its left margin, which a string over several lines may touch. Where what is left does not parse
-    then, `outlined` takes the file as a whole; where a piece does not, its name is unknown, and rules are silent on it.
+    The text is split at lines that start at the left margin, which may be inside a string of several lines. If the rest
+    then does not parse, `outlined` parses the file as a whole. If a piece does not parse, its name is unknown, and
+    rules ignore it.
     """
 
     __slots__ = ("_pieces",)
@@ -43,21 +44,21 @@ class Outline(File):
         self.bindings = _Bindings(self)
 
     def take_in(self, name: str) -> None:
-        """Parses the functions and classes of a name, unless that is done."""
+        """Parses the functions and classes of a name, unless they are already parsed."""
         for piece in self._pieces.pop(name, ()):
             tree = tree_of("\n" * piece.above + piece.text)
             if isinstance(tree, ast.Module):
                 walk(self, tree)
 
     def complete(self, whole: ast.Module) -> None:
-        """Takes in the rest of a file that is to be judged after all, but nothing that only stands in its strings."""
+        """Parses the rest of a file that has to be checked after all, except for code inside its strings."""
         named = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
         for name in {node.name for node in whole.body if isinstance(node, named)}:
             self.take_in(name)
 
 
 class _Bindings(dict[str, list[Binding]]):
-    """The names of an outline. `setdefault` and `items`, with which they are filled, ask for nothing."""
+    """The names of an outline. `setdefault` and `items`, which fill it, do not trigger parsing."""
 
     def __init__(self, file: Outline):
         super().__init__(file.bindings)
@@ -73,7 +74,7 @@ class _Bindings(dict[str, list[Binding]]):
 
 
 def outlined(source: Source, module: str, package: str) -> File | None:
-    """Returns the outline of a source, the whole file where it can't be cut, None if it does not parse."""
+    """Returns the outline of a source. If it cannot be split, returns the whole file; if it does not parse, None."""
     text, pieces = _cut(source.text)
     tree = tree_of(text)
     if isinstance(tree, ast.Module):
@@ -87,7 +88,7 @@ def outlined(source: Source, module: str, package: str) -> File | None:
 
 
 def _cut(text: str) -> tuple[str, dict[str, list[_Piece]]]:
-    """Returns a file's text with its functions and classes blanked, and those by name."""
+    """Returns the text of a file with its functions and classes blanked, and the functions and classes by name."""
     rest: list[str] = []
     pieces: dict[str, list[_Piece]] = {}
     copied = above = 0
@@ -102,8 +103,8 @@ def _cut(text: str) -> tuple[str, dict[str, list[_Piece]]]:
 
 
 def _spans(text: str) -> Iterator[tuple[str, int, int]]:
-    """Yields the functions and classes at the left margin: name, where the first decorator starts, and the end."""
-    name, start = "", -1  # of the one that is open; behind a decorator, it has a start and no name yet
+    """Yields the functions and classes at the left margin: name, start of the first decorator, and end."""
+    name, start = "", -1  # the open function or class; after a decorator, it has a start but no name yet
     for found in _STATEMENT.finditer(text):
         decorator, own = found.groups()
         if start >= 0 and not name and (decorator or own):

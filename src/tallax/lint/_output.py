@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A report in the formats that people and their tools read: one function each, from a report to text."""
+"""The output formats of a report: one function for each, from a report to text."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def as_json(report: Report) -> str:
 
 
 def github(report: Report) -> str:
-    """Returns workflow commands, which GitHub shows as annotations beside the lines."""
+    """Returns workflow commands, which GitHub shows as annotations at the lines."""
     lines = []
     for finding in report.findings:
         cell, line = _place(report, finding)
@@ -110,7 +110,7 @@ SAYS_PROBLEMS = ("github", "sarif")  # the others leave them to the error stream
 
 
 def statistics(report: Report) -> str:
-    """Returns a line for each rule that speaks: how often, code and slug."""
+    """Returns a line for each rule with findings: their number, code and slug."""
     counts = Counter((finding.code, finding.slug) for finding in report.findings)
     width = len(str(max(counts.values(), default=0)))
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))

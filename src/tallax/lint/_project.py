@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All files that are looked at, and those beside them that these import from, read when a name leads there."""
+"""All files of a run, and the files that they import from, which are read when a name leads there."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tallax.lint._source import Source
 from tallax.lint._syntax_walk import walk
 
 _ROOT_MARKS = (".git", "pyproject.toml", "setup.py")
-_INSTALLED = ("site-packages", "dist-packages")  # where packages lie side by side that belong to many projects
+_INSTALLED = ("site-packages", "dist-packages")  # folders with packages of many projects
 
 
 class Tree:
     """The files of one run, by path and by dotted name.
 
-    A name that is imported is looked for below every folder above the importing file, up to the root of its project,
-    and below `src` in each: the way Python would find it, whatever is installed. So a single file that is handed in (as
-    pre-commit does) is judged with the classes that it derives from.
+    An imported name is searched below every folder above the importing file, up to the root of its project, and below
+    `src` in each. This is how Python would find it, regardless of the installed packages. So if a single file is
+    passed, as pre-commit does, it is checked with its base classes.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Tree:
         self._modules: dict[tuple[str, str], str | None] = {}
 
     def add(self, source: Source) -> File | None:
-        """Returns the index of a source, None if it does not parse."""
+        """Returns the index of a source, or None if it does not parse."""
         path = os.path.abspath(source.path)
         file = self._files.get(path)
         if file is None or isinstance(file, Outline):
@@ -48,7 +48,7 @@ class Tree:
         return file
 
     def module(self, dotted: str, importer: File) -> File | None:
-        """Returns the file of a module as another file would import it, None if it is none of the project's."""
+        """Returns the file of a module as another file would import it, or None if it is not part of the project."""
         path = self.path_of(dotted, importer)
         if path is None:
             return None
@@ -60,14 +60,14 @@ class Tree:
         return self._files[path]
 
     def release(self) -> None:
-        """Takes all files apart, so that they're freed at once."""
+        """Breaks the cycles between the files, so that they are freed immediately."""
         for file in self._files.values():
             if file is not None:
                 file.release()
         self._files = {}
 
     def path_of(self, dotted: str, importer: File) -> str | None:
-        """Returns where a module lies as another file would import it, without reading it."""
+        """Returns the path of a module as another file would import it, without reading it."""
         folder = os.path.dirname(os.path.abspath(importer.path))
         key = (folder, dotted)
         if key not in self._modules:
@@ -76,7 +76,8 @@ class Tree:
 
     def _find(self, dotted: str, folder: str) -> str | None:
         first = dotted.partition(".")[0]
-        # A package's modules see the standard library's `typing`, whatever they call one of their own.
+        # The modules of a package import the standard library's `typing`, also if the package has a `typing` of its
+        # own.
         if first in sys.stdlib_module_names and "__init__.py" in self._names(folder):
             return None
         for root in self._roots_of(folder):
@@ -84,7 +85,7 @@ class Tree:
             if first not in names and first + ".py" not in names:
                 continue
             if os.path.basename(root) in _INSTALLED and not (folder + os.sep).startswith(os.path.join(root, first, "")):
-                continue  # of another distribution
+                continue  # part of another distribution
             base = os.path.join(root, dotted.replace(".", os.sep))
             parent, last = os.path.split(base)
             if last + ".py" in self._names(parent):
@@ -104,7 +105,7 @@ class Tree:
         return self._roots[folder]
 
     def _names(self, folder: str) -> frozenset[str]:
-        """Returns what lies in a folder: one question to the system instead of one for each module looked for."""
+        """Returns the names in a folder, with one system call instead of one for each module."""
         names = self._listed.get(folder)
         if names is None:
             try:
@@ -115,7 +116,7 @@ class Tree:
         return names
 
     def _dotted(self, path: str) -> tuple[str, str]:
-        """Returns a file's module and package, by the `__init__.py` files around it."""
+        """Returns the module and package of a file, by the `__init__.py` files around it."""
         folder, name = os.path.split(path)
         parts: list[str] = []
         while "__init__.py" in self._names(folder) and os.path.dirname(folder) != folder:

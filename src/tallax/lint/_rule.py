@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a rule is called and what it teaches: the one source of `--explain`, of the docs pages and of the tests."""
+"""The name and the explanation of a rule: the source of `--explain`, of the docs pages and of the tests."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files as the rules see them: text and syntax tree, of Python files and of notebooks.
+"""Source files and notebooks: text and syntax tree.
 
-Reading decodes and does no more, so that files which do not concern the rules cost little; `Source.parse` is asked only
-for those that do. What can't be read or parsed becomes a `Problem`, a word to the user, and never an exception.
+Reading a file only decodes it, so that files without relevance for the rules cost little. `Source.parse` is called only
+for relevant files. A file that cannot be read or parsed becomes a `Problem` for the user, and never an exception.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from tallax.lint._notebook import Notebook
 
-# As the parser ends lines. `str.splitlines` would also end them at form feeds, which are white space in Python.
+# The line ends of the parser. `str.splitlines` also splits at form feeds, which are white space in Python.
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 
 
 class Problem(NamedTuple):
-    """Why a file, or a part of it, was not judged.
+    """The reason why a file, or a part of it, was not checked.
 
     Attributes:
-        path: The file, as it was named or found.
-        message: What is the matter, in one line.
-        line: Where, counted as in a `Finding`; None where it is the whole file.
-        cell: Of a notebook, the cell that `line` counts in.
-        status: The exit status that it makes at least: 2 where the run could not do what it was asked for.
+        path: The path of the file, as it was named or found.
+        message: The reason, in one line.
+        line: The line, counted as in a `Finding`; None for the whole file.
+        cell: The cell of a notebook in which `line` is counted.
+        status: The minimum exit status: 2 if the run could not do its task.
     """
 
     path: str
@@ -47,12 +47,12 @@ class Source:
     """A file that was read.
 
     Attributes:
-        path: As it was named or found, with `/` between folders.
-        text: Its code, without a byte order mark, its line ends as they are; of a notebook, the code of all cells, one
-            below the other, in which what is not Python is blank. `parse` blanks the cells that do not parse.
-        encoding: What the file is encoded in.
-        notebook: What `text` was taken from; None for a Python file.
-        problems: Why `parse` returned None, or left cells out.
+        path: The path, as it was named or found, with `/` between folders.
+        text: Its code, without a byte order mark, with unchanged line ends. For a notebook, the concatenated code of
+            all cells, with blanks instead of anything but Python. `parse` blanks the cells that do not parse.
+        encoding: The encoding of the file.
+        notebook: The notebook of `text`; None for a Python file.
+        problems: The reasons why `parse` returned None, or omitted cells.
     """
 
     path: str
@@ -62,7 +62,7 @@ class Source:
     problems: list[Problem] = dataclasses.field(default_factory=list)
 
     def parse(self) -> ast.Module | None:
-        """Returns the syntax tree, whose columns count UTF-8 bytes; None with a word in `problems` if there is none."""
+        """Returns the syntax tree, with columns in UTF-8 bytes, or None with an entry in `problems`."""
         if self.problems:
             return None
         parsed = tree_of(self.text)
@@ -76,11 +76,11 @@ class Source:
         return None
 
     def place(self, line: int) -> tuple[int | None, int]:
-        """Returns where a line of `text` stands: a notebook's cell, None for a Python file, and the line in it."""
+        """Returns the place of a line of `text`: the notebook's cell, or None for a Python file, and the line in it."""
         return (None, line) if self.notebook is None else self.notebook.place(line)
 
     def lines(self) -> list[str]:
-        """Returns the lines of `text` with their ends, as the parser counts them."""
+        """Returns the lines of `text` with their ends, split as by the parser."""
         return lines_of(self.text)
 
     def _leave_out_cells(self) -> None:
@@ -95,19 +95,19 @@ class Source:
 
 
 class Fault(NamedTuple):
-    """Why text has no syntax tree."""
+    """The reason why text does not parse."""
 
     message: str
     line: int | None = None
 
 
 def lines_of(text: str) -> list[str]:
-    """Returns the lines with their ends, as the parser counts them."""
+    """Returns the lines with their ends, split as by the parser."""
     return _LINE.findall(text)
 
 
 def tree_of(text: str) -> ast.Module | Fault:
-    """Returns the syntax tree of some text, without the parser's warnings, or why there is none."""
+    """Returns the syntax tree of some text, without the parser's warnings, or the reason why it does not parse."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fills the index of a file in one walk over its syntax tree.
 
-The walk binds names, opens scopes, sorts the nodes that rules ask for by scope and kind, and notes what each stands in;
-without recursion, since source may be nested deeper than Python's stack.
+The walk binds names, opens scopes, sorts the nodes that rules use by scope and kind, and records the parent of each. It
+is not recursive, because source may be nested deeper than Python's stack.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 from tallax.lint._index import Binding, File, Lines, Scope, targets
 
-_Waiting = tuple[ast.AST, Scope, tuple[Lines, ...]]  # a node, and the scope and branches that it stands in
+_Waiting = tuple[ast.AST, Scope, tuple[Lines, ...]]  # a node, with its scope and branches
 
-# What rules and `_values` look for within a scope.
+# The kinds of nodes that rules and `_values` search for within a scope.
 _SORTED = {
     ast.Call,
     ast.Attribute,
@@ -29,7 +29,7 @@ _SORTED = {
     ast.IfExp,
     ast.Assert,
 }
-# Fields that hold names and flags rather than nodes.
+# Fields with names and flags instead of nodes.
 _WORDS = {
     "ctx",
     "op",
@@ -66,25 +66,25 @@ _LEAVES = {
     ast.MatchStar,
     ast.MatchSingleton,
 }
-# The fields of each kind of node that hold nodes, last first: what is put on a stack last is taken first.
+# The fields with nodes of each kind of node, last first, because the walk uses a stack.
 _FIELDS: dict[type, tuple[str, ...]] = {
     kind: () if kind in _LEAVES else tuple(field for field in reversed(kind._fields) if field not in _WORDS)
     for kind in vars(ast).values()
     if isinstance(kind, type) and issubclass(kind, ast.AST)
 }
 _FIELDS[ast.keyword] = ("value",)
-# Nothing happens in annotations: what they say is read where somebody asks for it.
+# Annotations are not walked; they are read when they are needed.
 _FIELDS[ast.arguments] = ("kw_defaults", "defaults")
 for _kind in (ast.AnnAssign, ast.FunctionDef, ast.AsyncFunctionDef):
     _FIELDS[_kind] = tuple(field for field in _FIELDS[_kind] if field not in ("annotation", "returns"))
-# Nothing is bound by these, and no rule asks for them or for what they stand in: they are not walked. None stands for
-# an optional field that is missing, or the key of `{**other}`.
+# These bind no names, and no rule uses them or their parents, so they are not walked. None stands for a missing
+# optional field, or for the key of `{**other}`.
 _SILENT = {ast.Constant, ast.Name, ast.Pass, type(None)}
 _BRANCHING = {"body", "orelse", "handlers", "finalbody"}
 
 
 def walk(file: File, tree: ast.Module) -> None:
-    """Takes the statements of a syntax tree, all of a file's or some, into its scopes."""
+    """Adds statements of a syntax tree, all or some of a file, to the scopes of the file."""
     parents = file.parents
     stack: list[_Waiting] = [(tree, file, ())]
     take, put = stack.pop, stack.append
@@ -108,7 +108,7 @@ def walk(file: File, tree: ast.Module) -> None:
                 break
             for field in fields:
                 value: Any = getattr(node, field, None)
-                # Of the children, the first is walked next, and the others wait.
+                # The first child is walked next, and the others wait.
                 for child in reversed(value) if value.__class__ is list else (value,):
                     if child.__class__ not in silent:
                         parents[child] = node
@@ -120,7 +120,7 @@ def walk(file: File, tree: ast.Module) -> None:
 def _within_blocks(
     node: ast.AST, scope: Scope, branches: tuple[Lines, ...], parents: dict[ast.AST, ast.AST]
 ) -> list[_Waiting]:
-    """Returns what stands in a statement with a body, last first, each with its scope and the branches around it."""
+    """Returns the children of a statement with a body, last first, each with its scope and branches."""
     found: list[_Waiting] = []
     kind = node.__class__
     inner = _open(node, scope, branches) if kind in _SCOPES else scope
@@ -128,7 +128,7 @@ def _within_blocks(
         value: Any = getattr(node, field, None)
         where, within = scope, branches
         if field in _BRANCHING and value:
-            # A lambda's body is its own, as a function's is; defaults and annotations are worked out outside.
+            # The body of a lambda or function has its own scope; defaults and annotations belong to the outer scope.
             if inner is not scope:
                 where, within = inner, branches if kind is ast.Lambda else ()
             elif kind in _BRANCHES:
@@ -148,7 +148,7 @@ if hasattr(ast, "TryStar"):
 
 
 def _open(node: Any, scope: Scope, branches: tuple[Lines, ...]) -> Scope:
-    """Makes the scope of a function or class, and binds its parameters."""
+    """Creates the scope of a function or class, and binds its parameters."""
     own = getattr(node, "name", "<lambda>")
     name = f"{scope.name}.{own}" if scope.name else own
     if isinstance(node, ast.ClassDef):
@@ -168,7 +168,7 @@ def _open(node: Any, scope: Scope, branches: tuple[Lines, ...]) -> Scope:
 
 
 def _bind(scope: Scope, name: str, binding: Binding) -> None:
-    """Notes a binding in the order of lines, in which `reaching` looks; the walk all but keeps it."""
+    """Adds a binding in the order of lines, which `reaching` requires. The walk nearly has this order."""
     known = scope.bindings.setdefault(name, [])
     if known and known[-1].line > binding.line:
         bisect.insort(known, binding, key=lambda other: other.line)
@@ -185,7 +185,7 @@ def _bind_targets(target: ast.expr, how: str, what: Any, scope: Scope, branches:
 
 def _assign(node: ast.Assign, scope: Scope, branches: tuple[Lines, ...]) -> None:
     for target in node.targets:
-        if isinstance(target, ast.Name):  # most are
+        if isinstance(target, ast.Name):  # usually true
             _bind(scope, target.id, Binding("value", node.value, (), target.lineno, branches))
         elif not isinstance(target, ast.Attribute):
             _bind_targets(target, "value", node.value, scope, branches)
@@ -255,7 +255,7 @@ _BINDERS: dict[type, Any] = {
     ast.ImportFrom: _import_from,
 }
 
-# Of each kind of node: whether it is sorted, what it binds, which fields hold others, and whether one is a body.
+# For each kind of node: whether it is sorted, its bindings, its fields with nodes, and whether one is a body.
 _PLANS: dict[type, tuple[bool, Any, tuple[str, ...], bool]] = {
     kind: (kind in _SORTED, _BINDERS.get(kind), fields, not _BRANCHING.isdisjoint(fields) and kind is not ast.IfExp)
     for kind, fields in _FIELDS.items()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an annotation says of a value."""
+"""Infers kinds of values from annotations."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tallax.lint._known_names import NOT_NODES, VARIABLES, canonical
 
 
 class Types(Classes):
-    """What objects of the types that are written out are."""
+    """The kinds of objects of annotated types."""
 
     def annotated(self, node: ast.expr, scope: Scope) -> Value | None:
-        """Returns what a value of an annotated type is."""
+        """Returns the kind of a value with an annotated type."""
         if isinstance(node, ast.Constant):
             if node.value is None:
                 return NOTHING
@@ -56,12 +56,22 @@ class Types(Classes):
             return Items(tuple(self.annotated(element, scope) for element in elements))
         if last in ("dict", "Dict", "Mapping", "Callable", "type", "Type", "Literal"):
             return Plain(last)
-        if last in ("Float", "Int", "UInt", "Bool", "Num", "Inexact", "Shaped", "Complex", "Integer"):  # jaxtyping's
+        if last in (
+            "Float",
+            "Int",
+            "UInt",
+            "Bool",
+            "Num",
+            "Inexact",
+            "Shaped",
+            "Complex",
+            "Integer",
+        ):  # jaxtyping
             return Array()
         return self.annotated(node.value, scope)
 
     def named(self, name: str) -> Value | None:
-        """Returns what an object of a type of another library is."""
+        """Returns the kind of an object of another library's type."""
         name = canonical(name)
         if name in VARIABLES:
             return Variable(name)
@@ -76,6 +86,6 @@ class Types(Classes):
         return None
 
     def instance(self, cls: Scope) -> Value | None:
-        """Returns what an object of one of the project's classes is."""
+        """Returns the kind of an object of a class of the project."""
         kind = self.variable_type(cls)
         return Variable(kind, cls=cls) if kind else Instance(cls)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Works out what an expression holds, across functions, classes and files, on demand and no further than asked."""
+"""Infers the values of expressions across functions, classes and files, lazily."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tallax.lint._kinds import (
 from tallax.lint._known_names import TRANSFORMS, canonical
 from tallax.lint._project import Tree
 
-# How deep expressions nest: what is farther from a place seldom decides about it.
+# The maximum depth of inference. Code farther away rarely matters.
 _DEEPEST = 24
 _EMPTY = Items()
 _OF_DICTS = frozenset(dir(dict))
@@ -48,7 +48,7 @@ class Values(Calls):
         self._dotted: dict[tuple[Scope, str], Value | None] = {}
 
     def of(self, node: ast.expr | None, scope: Scope | Frame) -> Value | None:
-        """Returns what an expression in a scope holds, None if that can't be told."""
+        """Returns the value of an expression in a scope, or None if it is unknown."""
         if node is None:
             return None
         frame = scope if isinstance(scope, Frame) else Frame(scope)
@@ -60,7 +60,7 @@ class Values(Calls):
         work = _WORK.get(type(node))
         if work is None:
             return Plain("text") if isinstance(node, ast.JoinedStr) else None
-        memory[node] = None  # what is defined by itself
+        memory[node] = None  # a definition that refers to itself
         self._depth += 1
         try:
             value = work(self, node, frame)
@@ -75,7 +75,7 @@ class Values(Calls):
         return self.name(node.id, node.lineno, frame)
 
     def name(self, name: str, line: int, frame: Frame) -> Value | None:
-        """Returns what a name holds at a line."""
+        """Returns the value of a name at a line."""
         start: Scope | None = frame.scope
         scope = start
         while scope is not None:
@@ -91,7 +91,7 @@ class Values(Calls):
         return Name(name)
 
     def binding(self, binding: Binding, frame: Frame) -> Value | None:
-        """Returns what a name holds by one of its bindings."""
+        """Returns the value of a name by one of its bindings."""
         if binding.how == "import":
             return self.dotted(binding.what, frame.scope)
         if binding.how == "def":
@@ -115,12 +115,12 @@ class Values(Calls):
     def _filled_here(self, name: str, scope: Scope) -> Value | None:
         key = ("filled", name)
         if key not in scope.memory:
-            scope.memory[key] = None  # a list that is appended to from itself
+            scope.memory[key] = None  # a list that is extended from itself
             scope.memory[key] = self.filled(name, [scope])
         return scope.memory[key]
 
     def filled(self, name: str, scopes: Sequence[Scope]) -> Value:
-        """Returns what a list that starts empty holds after what some functions append to it, by name or by
+        """Returns the elements of an initially empty list, to which some functions append by name or by
         `self.name`.
         """
         found: list[Value | None] = []
@@ -132,29 +132,29 @@ class Values(Calls):
 
     def _parameter(self, argument: ast.arg, scope: Scope) -> Value | None:
         if argument not in scope.memory:
-            scope.memory[argument] = None  # a function that is handed what it returns
+            scope.memory[argument] = None  # a function whose argument is its own result
             scope.memory[argument] = self.parameter(argument, scope)
         return scope.memory[argument]
 
     def _changed(self, node: ast.AugAssign, frame: Frame) -> Value | None:
-        """Returns what a name holds after `+=`."""
+        """Returns the value of a name after `+=`."""
         memory = frame.memory
         if node not in memory:
-            memory[node] = None  # in a loop it depends on itself
+            memory[node] = None  # in a loop, the value depends on itself
             before = self.name(node.target.id, node.lineno - 1, frame)  # type: ignore[union-attr]
             if before is not None:
                 memory[node] = _dtypes.combined(self.content_of(before), self.of(node.value, frame), node.op)
         return memory[node]
 
     def defined(self, scope: Scope) -> Value | None:
-        """Returns what a class or function statement binds."""
+        """Returns the value of a class or function statement."""
         if scope.kind == "class":
             return Type(scope)
         transforms = (self.transform_of(decorator, scope.parent) for decorator in scope.decorators)
         return Callee(scope, transformed=next(filter(None, transforms), ""))
 
     def transform_of(self, node: ast.expr, scope: Scope | None) -> str:
-        """Returns the transformation that a decorator or callee stands for: `jax.jit`, `partial(jax.jit, ...)`,
+        """Returns the transformation of a decorator or callee: `jax.jit`, `partial(jax.jit, ...)`,
         `nnx.jit(...)`.
         """
         if scope is None:
@@ -171,10 +171,10 @@ class Values(Calls):
         return value.name if isinstance(value, Name) and value.name in TRANSFORMS else ""
 
     def dotted(self, dotted: str, scope: Scope) -> Value | None:
-        """Returns what an imported name is: a class or function of the project, or a name of another library."""
+        """Returns the value of an imported name: a class or function of the project, or a name of another library."""
         key = (scope.file, dotted)
         if key not in self._dotted:
-            self._dotted[key] = None  # files that import from each other in a circle
+            self._dotted[key] = None  # files that import each other
             self._dotted[key] = self._imported(dotted, scope)
         return self._dotted[key]
 
@@ -196,7 +196,7 @@ class Values(Calls):
         return joined([self.binding(b, Frame(file)) for b in file.bindings[last][-1:]])
 
     def parameter(self, argument: ast.arg, scope: Scope) -> Value | None:
-        """Returns what a parameter holds: by being `self`, by its annotation, its default, or the calls that are in
+        """Returns the value of a parameter: by being `self`, by its annotation, its default, or the calls in
         sight.
         """
         if scope.self_name == argument.arg:
@@ -215,7 +215,7 @@ class Values(Calls):
         return self.passed(argument, scope)
 
     def passed(self, argument: ast.arg, scope: Scope) -> Value | None:
-        """Returns what the calls in the function around hand to a nested function's parameter."""
+        """Returns the argument that calls in the outer function pass to a parameter of a nested function."""
         outer = scope.parent
         own = getattr(scope.node, "name", None)
         if outer is None or outer.kind != "function" or own is None or argument not in scope.parameters:
@@ -238,7 +238,7 @@ class Values(Calls):
         return self.attribute(base, node.attr, node, frame)
 
     def attribute(self, base: Value | None, name: str, node: ast.Attribute, frame: Frame) -> Value | None:
-        """Returns what an attribute of something holds."""
+        """Returns the value of an attribute of an object."""
         if isinstance(base, Name):
             return self.dotted(f"{spelled(base.name)}.{name}", frame.scope)
         if isinstance(base, Instance):
@@ -372,7 +372,7 @@ class Values(Calls):
 
 
 def _appended(scope: Scope) -> dict[str, list[ast.expr]]:
-    """Returns what a function appends to lists, by the last part of their names."""
+    """Returns the values that a function appends to lists, by the last part of the names of the lists."""
     found: dict[str, list[ast.expr]] = {}
     for call in scope.of(ast.Call):
         function = call.func

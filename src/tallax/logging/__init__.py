@@ -5,7 +5,7 @@ Concepts: a *capture* is everything that one call passed, with its copy to the h
 (`tallax.runs.Record`) is one step as plain numbers and bins. A *sink* writes records. An *omission* is a value that a
 record is written without. A *clock* counts the steps of a run on the host.
 
-The way of one record:
+The path of a record:
 
     thread of the training loop
       1. _logger      Logger.__call__ compares a step with a threshold, and usually returns.

@@ -30,7 +30,7 @@ class Captured:
 
     Attributes:
         step: The step from the caller or the clock.
-        counter: The name of the step counter, whose value replaces `step`; None if there is none.
+        counter: The name of the step counter, whose value replaces `step`, or None.
         time: The time of the call, in seconds since the epoch.
         readings: The readings of the state.
         known: The names and descriptions in these readings.
@@ -56,7 +56,7 @@ class Captured:
         return self.readings[self.known.names[self.counter]].outcomes()[self.counter]
 
     def step_counter(self) -> tuple[Counter | None, int]:
-        """Returns the step counter and the position of its reading; None and 0 if there is none."""
+        """Returns the step counter and the position of its reading, or None and 0."""
         if self.counter is None:
             return None, 0
         return self.known.counters[self.counter], self.known.names[self.counter]
@@ -114,14 +114,14 @@ class _Arrays:
         self._arrays, names = arrays, [*arrays]
         self._reading: Reading | None = None
         if arrays:
-            with contextlib.suppress(Exception):  # the program of one has already failed; `values` reports it
+            with contextlib.suppress(Exception):  # the program of an array has already failed; `values` reports it
                 self._reading = Reading((), [*arrays.values()], lambda copies: dict(zip(names, copies, strict=True)))
 
     def values(self) -> Iterator[tuple[str, Any]]:
         """Yields names and arrays on the host, or the error of an array that could not be computed."""
         values: Mapping[str, Any] = self._arrays
         if self._reading is not None:
-            with contextlib.suppress(Exception):  # one array failed, and so the gathered one did
+            with contextlib.suppress(Exception):  # if one array fails, the gathered array fails too
                 values = self._reading.outcomes()
         for name, array in values.items():
             try:
@@ -163,9 +163,9 @@ class Known:
                     raise InvalidValueError(
                         compose(
                             entry.name,
-                            "two values have this name, and one would hide the other.",
-                            got="the name of two items",
-                            fix="log modules that hold both: log(nnx.Dict(a=a, b=b))",
+                            "two values have this name.",
+                            got="the same name in two objects",
+                            fix="log a module that contains both: log(nnx.Dict(a=a, b=b))",
                         )
                     )
                 names[entry.name] = number
@@ -203,11 +203,11 @@ class Capture:
 
     def __init__(self, counter: str | None, exclusion: Exclusion) -> None:
         self._asked, self._exclusion = counter, exclusion
-        self._counter: str | None = None  # the one that was found
+        self._counter: str | None = None  # the name that was found
         self._known = Known((), exclusion)
 
     def capture(self, objects: Sequence[Any], scalars: Mapping[str, Any], step: int, *, explicit: bool) -> Captured:
-        """Starts the copy to the host and returns the capture. This waits for nothing.
+        """Starts the copy to the host and returns the capture, without waiting.
 
         Args:
             objects: Compiled steps and modules.
@@ -223,7 +223,7 @@ class Capture:
         """
         steps = [thing for thing in objects if isinstance(thing, CompiledStep)]
         modules = [thing for thing in objects if not isinstance(thing, CompiledStep)]
-        # Arguments are checked before anything is copied, so an error captures nothing.
+        # Arguments are checked before the copy starts, so an error captures nothing.
         omissions: list[Omission] = []
         numbers = dict(_numbers(scalars, self._exclusion, omissions))
         readings = [step.collect() for step in steps]
@@ -242,7 +242,7 @@ class Capture:
         return Captured(step, counter, time.time(), readings, known, here, arrays, omissions, self._exclusion)
 
     def _counter_among(self, known: Known) -> str | None:
-        """Returns the name of the Counter that counts the steps of the run; None if there is none."""
+        """Returns the name of the Counter that counts the steps of the run, or None."""
         counters = known.counters
         if self._counter in counters:
             return self._counter
@@ -261,7 +261,7 @@ class Capture:
             raise InvalidValueError(
                 compose(
                     "Logger",
-                    "several counters could be the one that counts the run's steps.",
+                    "several Counters could count the steps of the run.",
                     got=", ".join(called),
                     fix=f"Logger(..., step={called[0]!r})",
                 )
@@ -270,7 +270,7 @@ class Capture:
             raise InvalidValueError(
                 compose(
                     "Logger",
-                    "step= is the name of a Counter of one count.",
+                    "step= must be the name of a scalar Counter.",
                     got=describe(self._asked),
                     expected=", ".join(counters) or "a model with a tallax.StepCounter",
                     fix="one of these; or log(model, step=...) without it",
@@ -282,15 +282,15 @@ class Capture:
 def _numbers(
     scalars: Mapping[str, Any], exclusion: Exclusion, omissions: list[Omission]
 ) -> Iterator[tuple[str, int | float | jax.Array]]:
-    """Yields the scalars that can be written, as they are on the host or on the device.
+    """Yields the scalars that can be written, on the host or on the device.
 
     Args:
-        scalars: any.
-        exclusion: the names that are not wanted.
-        omissions: the others are added to it.
+        scalars: The scalars by name.
+        exclusion: The names to leave out.
+        omissions: Scalars that cannot be written are added to it.
 
     Raises:
-        TracedReadError: one is traced.
+        TracedReadError: A scalar is traced.
     """
     for name, value in scalars.items():
         if value.__class__ is float or value.__class__ is int:
@@ -303,7 +303,7 @@ def _numbers(
                     name,
                     "has no value on the host inside a trace.",
                     got="log(...) inside a compiled function",
-                    fix="return it from the function, and log what it returned",
+                    fix="return it from the function, and log the returned value",
                 )
             )
         elif isinstance(value, jax.Array | np.ndarray | np.generic) and not _is_number(value.dtype):
@@ -337,7 +337,7 @@ def _is_number(dtype: Any) -> bool:
 
 
 def _twins_among(scalars: Mapping[str, Any], items: Mapping[str, int]) -> list[str]:
-    """Returns the scalars that have the name of an item, or one below it, as the values of the item have."""
+    """Returns the scalars that have the name of a value of the state, or a name below it."""
     twins = []
     for name in scalars:
         above = name

@@ -16,8 +16,8 @@ from tallax.reading import Unreadable
 from tallax.runs import Bins
 from tallax.statistics import HistogramResult, LogHistogramResult
 
-ENTRIES = 32  # An array with more has its extremes and mean drawn, and how its entries are distributed.
-_BINS = 256  # A LogHistogram has thousands of buckets; neighbours are put together.
+ENTRIES = 32  # An array with more entries is written as its extremes, its mean and a histogram.
+_BINS = 256  # A LogHistogram has thousands of buckets, so neighbours are merged.
 _QUANTILES = {"p01": 0.01, "median": 0.5, "p99": 0.99}
 
 
@@ -27,7 +27,7 @@ class Numbers:
     Attributes:
         scalars: Ints, which are exact, and floats by name.
         histograms: Bins by name.
-        omissions: The values that are neither.
+        omissions: The values that cannot be written as numbers or bins.
     """
 
     def __init__(self) -> None:
@@ -51,12 +51,12 @@ class Numbers:
         Counts of rare values in a histogram, such as NaN, are left out while they are 0.
         """
         if isinstance(value, np.ndarray) and value.dtype == np.uint64 and value.ndim == 1 and len(value):
-            # A Counter's: how much went to each expert, head or unit. Their numbers are its bins.
+            # The counts of a Counter, for example of each expert. The bins are the indices.
             self.histograms[name] = Bins(np.arange(len(value) + 1) - 0.5, value)
         self._add(name, value)
 
     def _add(self, name: str, value: Any) -> None:
-        """Adds a value or, of one that raises, an omission: what goes before and after it is added."""
+        """Adds a value, or an omission if the value raises, so that all other values are added."""
         try:
             if value.__class__ is Unreadable:
                 raise value.error
@@ -81,7 +81,7 @@ class Numbers:
             case complex():
                 self._add_array(name, np.asarray(complex(value)))
             case int():
-                self.scalars[name] = int(value)  # of a subclass too: bool, an enum
+                self.scalars[name] = int(value)  # also subclasses: bool, an enum
             case float():
                 self.scalars[name] = float(value)
             case Mapping():
@@ -97,7 +97,7 @@ class Numbers:
         self.scalars.update((f"{name}/{what}", int(count)) for what, count in counts.items() if count)
 
     def _add_stack(self, name: str, value: Any, shape: tuple[int, ...]) -> None:
-        """Adds each histogram of a stack, or what lies in all of them where there are many."""
+        """Adds each histogram of a stack, or the sum of the stack if there are many."""
         if math.prod(shape) > ENTRIES:
             self._add(name, value.together())
         else:
@@ -123,7 +123,7 @@ class Numbers:
         elif not array.ndim:
             self.scalars[name] = int(array) if array.dtype == np.bool_ else array.item()
         elif array.dtype == np.bool_:
-            self.scalars[name] = int(array.sum())  # how many are: dead, for one
+            self.scalars[name] = int(array.sum())  # the number of true entries, for example of dead units
         elif array.size <= ENTRIES:
             self.scalars.update((f"{name}/{place}", entry) for place, entry in _entries(array))
         else:
@@ -138,7 +138,7 @@ class Numbers:
 
 
 def no_number(name: str, got: str) -> Omission:
-    """Returns the omission of a value that is neither a number nor an array of numbers."""
+    """Returns the omission for a value that is neither a number nor an array of numbers."""
     return Omission(
         name,
         "a Logger writes numbers and arrays of numbers, and leaves this value out of the records.",
@@ -148,7 +148,7 @@ def no_number(name: str, got: str) -> Omission:
 
 
 def _native(value: Any) -> np.ndarray:
-    """Returns an array of one of NumPy's own dtypes, which can do all that is done here: bfloat16 and int4 can't."""
+    """Returns an array with one of NumPy's own dtypes, because bfloat16 and int4 lack some operations used here."""
     array = np.asarray(value)
     if jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.kind != "f":
         return array.astype(np.float32)
@@ -160,11 +160,11 @@ def _native(value: Any) -> np.ndarray:
 
 
 def _distribution(numbers: np.ndarray) -> Bins:
-    """Returns how finite numbers are distributed, in bins of equal width where doubles are dense enough for that."""
+    """Returns the distribution of finite numbers, in bins of equal width if doubles are dense enough."""
     with np.errstate(all="ignore"):
         try:
             heights, edges = np.histogram(numbers, bins=ENTRIES)
-        except ValueError:  # they are large, and alike or nearly so; or as far apart as doubles can be
+        except ValueError:  # the numbers are large and nearly equal, or as far apart as doubles can be
             heights = edges = np.zeros(0)
         if not edges.size or not np.isfinite(edges).all() or (np.diff(edges) <= 0).any():
             edges = _edges(numbers.min(), numbers.max())
@@ -173,7 +173,7 @@ def _distribution(numbers: np.ndarray) -> Bins:
 
 
 def _edges(low: np.float64, high: np.float64) -> np.ndarray:
-    """Returns up to 33 different doubles from one number to another; of a single number, its neighbours."""
+    """Returns up to 33 different doubles from one number to another. If they are equal, returns the neighbours."""
     if low == high:
         around = np.array([np.nextafter(low, -np.inf), low, np.nextafter(high, np.inf)])
         around = around[np.isfinite(around)]
@@ -183,7 +183,7 @@ def _edges(low: np.float64, high: np.float64) -> np.ndarray:
 
 
 def _without_gaps(counts: np.ndarray, edges: np.ndarray) -> Bins | None:
-    """Returns bins from the first value to the last, neighbours without any values put together; None of no values."""
+    """Returns bins from the first value to the last, with empty neighbours merged, or None if all bins are empty."""
     seen = np.flatnonzero(counts)
     if not seen.size:
         return None

@@ -116,8 +116,8 @@ class Logger:
         # The step counter that a clock is going to start from: the capture that contains it, the clock, the steps that
         # had elapsed then, and whether that capture was logged. The next call waits for it; a further step runs then.
         self._pending: tuple[Captured, StepClock, int, bool] | None = None
-        # A call that is not due returns after one comparison with a threshold. There is one for each kind of call.
-        # At `_LOOK` the next call of this kind takes the long way.
+        # A call that is not due returns after one comparison with a threshold. There is one for each kind of call. A
+        # threshold of `_LOOK` makes the next call of this kind call `_look`.
         self._calls = 0  # calls without a compiled step
         self._due_calls = _LOOK
         self._source: Any = None  # the compiled step of the last call, if no other one advances its clock
@@ -216,7 +216,7 @@ class Logger:
             self._settle()
             writer, self._writer = self._writer, None
             self._closed = True
-            self._wake()  # later calls then take the long way, and raise
+            self._wake()  # later calls then call `_look`, and raise
         if writer is None:
             return
         atexit.unregister(self.close)
@@ -236,7 +236,7 @@ class Logger:
         except (SinkError, UserWarning) as failure:
             if error is None:
                 raise
-            error.add_note(str(failure))  # the exception that ended the loop is the one to see
+            error.add_note(str(failure))  # the user should see the exception that ended the loop
 
     def __repr__(self) -> str:
         return f"Logger({', '.join(map(repr, self._sinks))}, every={self._every})"
@@ -306,7 +306,7 @@ class Logger:
         captured, clock, elapsed, is_logged = self._pending
         try:
             step: int | None = captured.count()
-        except Exception:  # the program that computes it failed: the record reports that, and the clock goes on
+        except Exception:  # the program that computes it failed: the record reports that, and the clock continues
             step = None
         self._pending = None
         if step is not None:
@@ -329,7 +329,7 @@ class Logger:
         self._writer.put(captured)
 
     def _wake(self) -> None:
-        """Makes the next call of each kind take the long way, which reports failures."""
+        """Makes the next call of each kind call `_look`, which reports failures."""
         self._due_calls = self._due_steps = self._due_step = _LOOK
 
     def _report(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values that a record is written without: those that cannot be written, and those that are not wanted."""
+"""Values that a record is written without, because they cannot be written or are excluded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from tallax._errors import InvalidTypeError, compose, describe
 from tallax.runs._names import matches
 
-_LONG = 200  # characters of a name or an error; the rest says little
+_LONG = 200  # characters of a name or an error; the rest is cut
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Omission:
     """A value that a record is written without.
 
     Attributes:
-        name: of the value.
-        rule: why, a sentence that completes "<name>: ...".
-        got: the value, or the error that it led to.
-        fix: the remedy.
+        name: The name of the value.
+        rule: The reason, a sentence that completes "<name>: ...".
+        got: The value, or the error that it caused.
+        fix: The fix.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Omission:
 
     @classmethod
     def of_error(cls, name: str, error: BaseException, *, doing: str = "written") -> Omission:
-        """Returns the omission of a value that led to an error."""
+        """Returns the omission for a value that caused an error."""
         rule = f"cannot be {doing}, and is left out of the records."
         return cls(
             name, rule, error_text(error), "Logger(..., exclude=...) with this name leaves it out without a warning"
@@ -41,13 +41,13 @@ class Omission:
 
 
 class Omissions:
-    """Says of each value once, and for each reason, that records are written without it."""
+    """Reports each value once for each reason."""
 
     def __init__(self) -> None:
         self._said: set[tuple[str, str]] = set()
 
     def new(self, omissions: Iterable[Omission]) -> list[Omission]:
-        """Returns those that were not there before."""
+        """Returns the omissions that were not reported before."""
         found = []
         for omission in omissions:
             key = omission.name, omission.rule
@@ -58,7 +58,7 @@ class Omissions:
 
 
 def warn(omissions: Sequence[Omission]) -> None:
-    """Warns of values that records are written without, all in one warning, at the line that called the Logger."""
+    """Warns of all omitted values in one warning, at the line that called the Logger."""
     alike: dict[tuple[str, str, str], list[str]] = {}
     for omission in omissions:
         alike.setdefault((omission.rule, omission.got, omission.fix), []).append(_shown(omission.name))
@@ -67,7 +67,7 @@ def warn(omissions: Sequence[Omission]) -> None:
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("tallax.logging"):
         level, frame = level + 1, frame.f_back
-    # An error may quote a name that cannot be encoded, and so not be printed.
+    # An error may quote a name that cannot be encoded, so it could not be printed.
     text = "\n".join(texts).encode(errors="backslashreplace").decode()
     warnings.warn(text, UserWarning, stacklevel=level)
 
@@ -78,7 +78,7 @@ def _shown(name: str) -> str:
 
 
 def error_text(error: BaseException) -> str:
-    """Returns the kind of an error and the first line of its text; the rest is in the error itself."""
+    """Returns the kind of an error and the first line of its text."""
     try:
         text = str(error).partition("\n")[0]
     except Exception:
@@ -88,7 +88,7 @@ def error_text(error: BaseException) -> str:
 
 
 def described(value: object) -> str:
-    """Like `describe`, but of a value whose text cannot be made, says its type."""
+    """Like `describe`, but if the text of a value cannot be made, returns its type."""
     try:
         return describe(value)
     except Exception:
@@ -96,13 +96,13 @@ def described(value: object) -> str:
 
 
 class Exclusion:
-    """Tells by patterns which names are not wanted.
+    """The names that the user excludes from records, as patterns.
 
     Args:
-        patterns: one or several, as a shell matches them. A pattern means everything below the name, too.
+        patterns: One or several shell patterns. A pattern also matches everything below the name.
 
     Raises:
-        InvalidTypeError: something is not a str, or is empty.
+        InvalidTypeError: A pattern is not a str, or is empty.
     """
 
     def __init__(self, patterns: str | Sequence[str] | None):
@@ -111,7 +111,7 @@ class Exclusion:
             raise InvalidTypeError(
                 compose(
                     "Logger",
-                    "exclude= takes a pattern of names, or several.",
+                    "exclude= must be a pattern of names, or a sequence of patterns.",
                     got=described(patterns),
                     fix="exclude='freqs', or exclude=['*/mask', 'gate/*']",
                 )
@@ -132,7 +132,7 @@ class Exclusion:
         return known
 
     def unused(self) -> list[Omission]:
-        """Returns the patterns that no name has matched, worded as a warning."""
+        """Returns the text of a warning about patterns that no name has matched."""
         rule = "no name matches this pattern of exclude=, so it leaves out nothing."
         fix = "a name as the records have it, such as 'gate/fired'; '*' also matches slashes"
         return [Omission("Logger", rule, ", ".join(map(repr, self._unused)), fix)] if self._unused else []

@@ -113,7 +113,7 @@ class RunClocks:
         self._last: StepClock | None = None  # the clock of the last call with a compiled step
 
     def of(self, objects: Sequence[Any]) -> StepClock | None:
-        """Returns the clock of a call with these objects; None if its compiled step is new."""
+        """Returns the clock of a call with these objects, or None if its compiled step is new."""
         for thing in objects:
             if isinstance(thing, CompiledStep):
                 clock = self._by_step.get(thing)
@@ -128,7 +128,7 @@ class RunClocks:
         Args:
             objects: The objects of the call.
             counter: The step counter of the run.
-            index: The position among the compiled steps of the one that owns the counter.
+            index: The position of the compiled step that owns the counter, among the compiled steps.
         """
         steps = [thing for thing in objects if isinstance(thing, CompiledStep)]
         advancing = steps[index] if index < len(steps) else steps[0]
@@ -142,7 +142,7 @@ class RunClocks:
         return clock
 
     def shown(self, clock: StepClock | None) -> int:
-        """Returns the step of a record if no counter has it. The clock of a run is preferred to a number of calls."""
+        """Returns the step of a record without step counter. The clock of a run is preferred to a number of calls."""
         if clock is self.calls and self._last is not None:
             clock = self._last
         return 0 if clock is None else clock.now

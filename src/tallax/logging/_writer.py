@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The thread that turns what was taken into records, and hands them to the sinks."""
+"""The thread that converts captures to records, and passes them to the sinks."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tallax.logging._omissions import Omission, Omissions, error_text, warn
 from tallax.sinks import Sink
 
 _DROPPED = "logger/dropped_records"
-# The thread rests that long once it has caught up. Records of a loop that logs more often are written several at a
-# time, which takes the interpreter a fraction of what as many single ones do: each would wake the thread, and find the
-# caches of the processor full of the loop's own. Those of a loop that logs less often are written at once.
+# The thread sleeps this long after it has caught up. If a loop logs more often, several records are written together,
+# which takes a fraction of the time of single records: each of those would wake the thread, and find the caches of the
+# processor full of the loop's data. If a loop logs less often, each record is written immediately.
 _REST = 0.1  # seconds
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong beside the loop.
+    """A failure outside the training loop.
 
     Attributes:
-        where: the sink, or what else failed.
-        doing: what it was to do.
-        error: what it raised.
+        where: The sink that failed, or the name of another part.
+        doing: The operation that failed.
+        error: The error that was raised.
     """
 
     where: str
@@ -37,14 +37,14 @@ class Failure:
 
 
 class Writer:
-    """Hands records to sinks, in a thread of its own, in order.
+    """Passes records to sinks in order, in a separate thread.
 
     Args:
-        sinks: each gets every record, whatever becomes of the others.
-        process: the number of this process.
-        capacity: how many records may wait.
-        drops: whether one that finds no place is dropped and counted, or waited for.
-        on_failure: called in the thread after each failure, and when there is something to warn of.
+        sinks: The sinks. Each gets every record, also if other sinks fail.
+        process: The number of this process.
+        capacity: The number of records that may wait.
+        drops: Whether a record is dropped and counted if the queue is full. If False, `put` waits.
+        on_failure: A function that is called in the thread after each failure or new omission.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class Writer:
     ):
         self._sinks, self._process, self._on_failure = sinks, process, on_failure
         self._capacity, self._drops = capacity, drops
-        # What follows belongs to whoever holds this.
+        # This condition protects the attributes below.
         self._changed = threading.Condition()
         self._queue: collections.deque[Captured] = collections.deque()
-        self._unwritten = 0  # in the queue, and on its way to the sinks
+        self._unwritten = 0  # the number of captures in the queue or on their way to the sinks
         self._dropped = 0
-        self._flushes = 0  # under way
+        self._flushes = 0  # the captures that are being written
         self._ending = False
         self._failures: list[Failure] = []
         self._omitted: list[Omission] = []
@@ -66,21 +66,21 @@ class Writer:
         self._thread.start()
 
     def put(self, captured: Captured) -> None:
-        """Hands over what was taken; where there is no place for it, waits for one or drops it."""
+        """Adds a capture to the queue. If the queue is full, waits or drops the capture."""
         with self._changed:
             if self._drops and len(self._queue) >= self._capacity:
-                self._dropped += 1  # one of those in the queue is going to tell
+                self._dropped += 1  # a record in the queue will report the number
                 return
             try:
                 self._changed.wait_for(lambda: len(self._queue) < self._capacity)
-            finally:  # on Ctrl-C too: what was taken is written
+            finally:  # also on Ctrl-C: the capture is written
                 self._queue.append(captured)
                 self._unwritten += 1
-                if len(self._queue) == 1 or self._is_pressing():  # or else the thread rests
+                if len(self._queue) == 1 or self._is_pressing():  # otherwise the thread sleeps
                     self._changed.notify_all()
 
     def flush(self) -> None:
-        """Waits until everything that was handed over is written."""
+        """Waits until every capture is written."""
         with self._changed:
             self._flushes += 1
             self._changed.notify_all()
@@ -90,17 +90,17 @@ class Writer:
                 self._flushes -= 1
 
     def close(self) -> None:
-        """Waits until everything is written and all sinks are closed."""
+        """Waits until every capture is written and all sinks are closed."""
         with self._changed:
             self._ending = True
             self._changed.notify_all()
         self._thread.join()
 
     def report(self, further: Sequence[Omission] = ()) -> None:
-        """Warns of values that records were written without, and raises the failures, each once.
+        """Warns of omitted values, and raises failures. Each is reported once.
 
         Raises:
-            SinkError: Something has failed since the last report.
+            SinkError: There was a failure since the last report.
         """
         with self._changed:
             failures, self._failures = self._failures, []
@@ -113,11 +113,11 @@ class Writer:
 
     @property
     def unwritten(self) -> int:
-        """How many records the sinks don't have yet."""
+        """The number of records that the sinks have not received yet."""
         return self._unwritten
 
     def _run(self) -> None:
-        rested = 0.0  # when, by the monotonic clock
+        rested = 0.0  # the time of the monotonic clock
         while True:
             with self._changed:
                 if not self._queue:
@@ -140,7 +140,7 @@ class Writer:
                 self._fail(Failure(repr(sink), "closing", error))
 
     def _is_pressing(self) -> bool:
-        """Tells whether the thread is not to rest: somebody waits for it, or the queue fills up."""
+        """Returns whether the thread must not sleep, because a call waits for it or the queue fills up."""
         return self._ending or self._flushes > 0 or 2 * len(self._queue) >= self._capacity
 
     def _write(self, captured: Captured, extra: dict[str, int]) -> None:
@@ -153,7 +153,7 @@ class Writer:
         for sink in self._sinks:
             try:
                 left = sink.write(record)
-            except BaseException as error:  # the thread has to live: the loop may be waiting for it
+            except BaseException as error:  # the thread must not die, because the loop may be waiting for it
                 self._fail(Failure(repr(sink), f"writing step {record.step}", error))
             else:
                 if isinstance(left, Mapping) and left:

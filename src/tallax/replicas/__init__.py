@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """State on many devices and in many processes: per-replica state, and checks that copies agree.
 
-Under `jit`, arrays are global, and so are counts: a batch that is split over devices is counted whole, whether its mesh
-axes are automatic or explicit. XLA sums by itself and may use one all-reduce for each mesh axis. Inside `shard_map` an
-increment is summed over the mesh axes that it varies on, in one all-reduce per update (`Extrema`, `Ema` and `Moments`
-document how many they use).
+Under `jit`, arrays are global, and so are counts: a batch that is split over devices is counted as a whole, with
+automatic and with explicit mesh axes. XLA sums by itself and may use one all-reduce for each mesh axis. Inside
+`shard_map` an increment is summed over the mesh axes that it varies on, in one all-reduce per update (`Extrema`, `Ema`
+and `Moments` document how many they use).
 
-If a step must not communicate for its counts, each replica can keep state of its own:
+If a step must not communicate for its counts, each replica can have its own state:
 
 1. `per_replica(model, mesh, axis_name)` returns a copy of the model. Every tallax variable in it, except replicated
-   ones, has one value per replica, one behind the other on the first axis. The first replica starts from the counts so
-   far, the others start from the identity of the reduction.
+   ones, has one value per replica, concatenated on the first axis. The first replica starts from the counts so far, the
+   others start from the identity of the reduction.
 2. `replica_specs(model)` returns the specs for `shard_map`. Inside it, each replica sees and writes its own value.
 3. `combine_replicas(model)` returns a copy with one value per variable: the one collective that all steps left out.
    Counts are summed exactly, buffers combine by their `reduce`, and statistics with a buffer are merged.

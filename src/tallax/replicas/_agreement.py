@@ -23,18 +23,18 @@ _DIGEST = 16  # bytes
 def assert_replicated(model: Any, *, only: Any = (Counter, Buffer)) -> None:
     """Raises if a replicated value differs, in any bit, between devices or processes.
 
-    It finds a batch that was handed to a compiled step as each process's own NumPy array, a step that some processes
-    did not take, and a `shard_map` with `check_vma=False` that returned each device's own. All processes have to call
-    it together. It copies what it compares to the host, and exchanges 32 bytes for each array and device.
+    It detects a batch that each process passed to a compiled step as its own NumPy array, a step that some processes
+    skipped, and a `shard_map` with `check_vma=False` that returned a different value on each device. All processes must
+    call it together. It copies the values to the host, and exchanges 32 bytes for each array and device.
 
     Args:
-        model: a module, or any other node of Flax NNX's graph.
-        only: an NNX filter that selects the Variables to compare. By default these are the tallax variables; `...`
+        model: A module, or any other node of Flax NNX's graph.
+        only: An NNX filter that selects the Variables to compare. By default these are the tallax variables; `...`
             selects all, including parameters.
 
     Raises:
-        ReplicasError: copies differ, or the processes do not have the same Variables.
-        TracedReadError: called inside a trace.
+        ReplicasError: Copies differ, or the processes do not have the same Variables.
+        TracedReadError: Called inside a trace.
 
     Example:
         >>> from flax import nnx
@@ -96,7 +96,7 @@ def check_alike(variable: nnx.Variable[Any], copies: dict[bytes, set[bytes]]) ->
                 "the copies of a replicated value differ between devices or processes.",
                 got=f"{most} different values",
                 fix="jax.make_array_from_process_local_data(sharding, x) for the batch of several processes; "
-                "shard_map with check_vma=True; or reduce= if each replica keeps a value of its own",
+                "shard_map with check_vma=True; or reduce= if each replica has its own value",
             )
         )
 
@@ -106,7 +106,7 @@ def _digest(content: bytes) -> bytes:
 
 
 def fingerprints(variable: nnx.Variable[Any]) -> list[tuple[bytes, bytes]]:
-    """Returns, for each device of this process, digests of which part of the array it holds, and of the part's bits."""
+    """Returns two digests for each device of this process: of the index of its part, and of the bits of the part."""
     value = variable.get_raw_value()
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         value = jax.random.key_data(value)

@@ -43,19 +43,19 @@ def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str
     they are.
 
     Args:
-        model: a module, or any other node of Flax NNX's graph; it is not changed.
-        mesh: the mesh of the `shard_map`.
-        axis_name: the axis or axes along which the replicas lie; the batch may be split over fewer of them, or others.
-        only: an NNX filter that selects the tallax variables. The others are counted globally, with one collective
+        model: A module, or any other node of Flax NNX's graph; it is not changed.
+        mesh: The mesh of the `shard_map`.
+        axis_name: The axis or axes of the replicas. The batch may be split over fewer or other axes.
+        only: An NNX filter that selects the tallax variables. The others are counted globally, with one collective
             each.
 
     A scalar `Buffer` has the shape (1,) while it has per-replica state.
 
     Raises:
         InvalidTypeError: `mesh` is not a mesh.
-        InvalidValueError: the mesh has no such axis.
-        ReplicasError: a tallax variable has per-replica state already.
-        TracedReadError: called inside a trace.
+        InvalidValueError: The mesh does not have the axis.
+        ReplicasError: A tallax variable has per-replica state already.
+        TracedReadError: Called inside a trace.
 
     Example:
         >>> import jax, jax.numpy as jnp, tallax
@@ -111,16 +111,17 @@ def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str
 def replica_specs(model: Any, *, graph: bool | None = None) -> Any:
     """Returns the specs, for `in_specs` and `out_specs`, of a model that `per_replica` made or of its state.
 
-    Tallax variables with per-replica state are split over the axes of their replicas. Everything else is `P()`: whole
-    on every device.
+    Tallax variables with per-replica state are split over the axes of their replicas. Everything else is `P()`:
+    replicated on every device.
 
     Args:
-        model: the module, for `nnx.shard_map`; or `nnx.state(model)`, for `jax.shard_map`.
-        graph: for a module, whether `nnx.shard_map` runs in graph mode; by default as Flax is set.
+        model: The module, for `nnx.shard_map`; or `nnx.state(model)`, for `jax.shard_map`.
+        graph: For a module, whether `nnx.shard_map` runs in graph mode; by default as Flax is set.
 
     Returns:
-        For a module in graph mode an `nnx.StateSharding`; otherwise what came, with a spec in place of each Variable.
-        With `graph_updates=False` Flax's `nnx.shard_map` takes neither: there `nnx.split`, and map the state.
+        For a module in graph mode, an `nnx.StateSharding`. Otherwise the same structure as `model`, with a spec instead
+        of each Variable. With `graph_updates=False`, Flax's `nnx.shard_map` accepts neither; use `nnx.split` and map
+        over the state.
 
     Example:
         >>> import jax, tallax
@@ -156,12 +157,12 @@ def combine_replicas(model: Node) -> Node:
     Use it to read the state between steps; the model keeps its per-replica state. All processes must call it together.
 
     Args:
-        model: a module that `per_replica` made, or a statistic or tallax variable in it.
+        model: A module that `per_replica` made, or a statistic or tallax variable in it.
 
     Raises:
-        ReplicasError: the copies of a replicated variable differ between devices, or per-replica state is no longer
-            where `per_replica` put it.
-        TracedReadError: called inside a trace.
+        ReplicasError: The copies of a replicated variable differ between devices, or per-replica state was moved to
+            other devices.
+        TracedReadError: Called inside a trace.
 
     Example:
         >>> import jax, tallax
@@ -208,7 +209,7 @@ def _parts(model: Any) -> list[tuple[Statistic | None, list[StateVariable]]]:
 
 @dataclass(frozen=True)
 class _HasPerReplicaState:
-    """An NNX filter; equal ones are equal, so that a step is not compiled again."""
+    """An NNX filter. Filters with equal arguments compare equal, so that a step is not compiled again."""
 
     axes: tuple[str, ...]
 
@@ -257,7 +258,7 @@ def _check_combinable(item: StateVariable) -> None:
 
 
 def _values_of_further_replicas(statistic: Statistic | None, items: list[StateVariable]) -> list[np.ndarray]:
-    """Returns the value of each variable on every replica but the first."""
+    """Returns the value of each variable on every replica except the first."""
     if statistic is None:
         whole = items[0].get_raw_value()
         return [np.zeros_like(whole) if _reduction(items[0]) in ("count", "sum") else whole]
@@ -267,7 +268,7 @@ def _values_of_further_replicas(statistic: Statistic | None, items: list[StateVa
 
 
 def _laid_out(first: np.ndarray, further: np.ndarray, mesh: jax.sharding.Mesh, axes: tuple[str, ...]) -> jax.Array:
-    """Returns the values of all replicas one behind the other, each on its devices; each process makes its own part."""
+    """Returns the values of all replicas concatenated, each on its own devices. Each process creates its own part."""
     replicas = math.prod(mesh.shape[axis] for axis in axes)
 
     def share(index: Any) -> np.ndarray:
@@ -288,7 +289,7 @@ def _reduced(
     shapes: tuple[tuple[int, ...], ...],
     shares: list[jax.Array],
 ) -> list[jax.Array]:
-    """Returns each array combined over the replicas; arrays to be merged are only stacked."""
+    """Returns each array combined over the replicas. Arrays to be merged are only stacked."""
 
     def of_all(kind: str, shape: tuple[int, ...], share: jax.Array) -> jax.Array:
         if kind == "count":

@@ -70,7 +70,7 @@ class Contents:
         return found
 
     def only(self, patterns: Sequence[str]) -> Contents:
-        """Returns the contents whose names match the patterns; all if there are none."""
+        """Returns the contents whose names match the patterns, or all contents if there are no patterns."""
 
         def wanted(name: str) -> bool:
             return matches(name, patterns) or matches(_owner(name, self.state) or name, patterns)
@@ -130,7 +130,7 @@ def as_json(shown: Contents) -> dict[str, Any]:
 
 
 def _owner(name: str, state: Mapping[str, StateInfo]) -> str:
-    """Returns the variable or statistic that a number belongs to, or "" if there is none."""
+    """Returns the variable or statistic that a number belongs to, or ""."""
     while name and name not in state:
         name = name.rpartition("/")[0]
     return name

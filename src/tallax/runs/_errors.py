@@ -27,13 +27,13 @@ class MissingExtraError(TallaxError, ImportError):
         )
 
 
-# Users meet these in tracebacks by the name under which they import them.
+# Tracebacks show these classes under the names by which users import them.
 for _error in (TallaxError, RunError, MissingExtraError):
     _error.__module__ = "tallax"
 
 
 def laid_out(name: str, rule: str, *, got: str | None = None, expected: str | None = None, fix: str) -> str:
-    """Returns the text of an error: subject and rule, then the value, the expected value, and the remedy.
+    """Returns the text of an error: subject and rule, then the value, the expected value, and the fix.
 
     Args:
         name: The path of the variable, file or argument.

@@ -13,7 +13,7 @@ from tallax.runs._record import Bins
 
 _WIDE = 16.0  # a bin is put on a logarithm if its ends differ by at most this factor
 
-_FEW = 0.005  # the share of values that the linear part around zero may contain
+_FEW = 0.005  # the fraction of values that the linear part around zero may contain
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Axis:
             low, high = min(ends), max(ends)
             return cls(low, high if high > low else low + 1.0)
         low, high = taken[:, 0].min().item(), taken[:, 1].max().item()
-        # Neither a bin around zero nor the near end of a wide bin next to it has a place on a logarithm.
+        # Neither a bin around zero nor the near end of a wide bin next to it can be placed on a logarithmic axis.
         near, far = np.sort(np.abs(taken[:, :2]), 1).T
         around = (taken[:, 0] < 0) & (taken[:, 1] > 0)
         begins = np.where(near * _WIDE >= far, near, far)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run says by now as a table that fits a terminal: the one of `tallax tail` and of `sinks.Console`."""
+"""The table of `tallax tail` and `sinks.Console`: the latest values of a run, fitted to a terminal."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tallax.runs._names import is_entry, matches, sorted_names
 from tallax.runs._number_format import ago, change, number, short
 from tallax.runs._record import Bins
 
-KEEP = 64  # values of each name, which is what the widest sparkline shows
+KEEP = 64  # values of each name, as many as the widest sparkline shows
 _GAP = 2
-_NAME, _LOOKS, _WIDEST = 16, 8, 48  # the least width of names and of sparklines, and the most of the latter
-_OVERHEAD = 5  # lines around the rows: two of the header, the headings, and what did not fit
+_NAME, _LOOKS, _WIDEST = 16, 8, 48  # the minimum width of names, and the minimum and maximum width of sparklines
+_OVERHEAD = 5  # lines around the rows: two of the header, the headings, and the line about omitted rows
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Row:
     """One line of the table.
 
     Attributes:
-        name: what it is about.
-        value: the latest, in full.
-        change: since the record before.
-        values: the recent ones, or the bins of the last.
-        fresh: whether the last record has it.
+        name: The name.
+        value: The latest value, in full.
+        change: The change since the previous record.
+        values: The recent values, or the bins of the last record.
+        fresh: Whether the last record has this name.
     """
 
     name: str
@@ -45,15 +45,15 @@ class Row:
 def table(
     history: History, title: str, *, patterns: Sequence[str] = (), width: int, height: int, now: float | None = None
 ) -> RenderableType:
-    """Returns the table, no wider and no higher than told; what does not fit is said.
+    """Returns the table, fitted to a width and a height. A line reports the number of omitted rows.
 
     Args:
-        history: what the run says.
-        title: of the run; none where it is "".
-        patterns: patterns of the names that are wanted; all without any.
-        width: in columns.
-        height: in lines.
-        now: the time, in seconds since the epoch, to tell the age of the last record; None to leave it out.
+        history: The records of the run.
+        title: The title. If it is "", the table has no title.
+        patterns: Shell patterns of the names to show; all if empty.
+        width: The width in columns.
+        height: The height in lines.
+        now: The current time in seconds since the epoch, for the age of the last record. If None, the age is omitted.
     """
     head = _header(history, title, width, now)
     rows = list(rows_of(history, patterns))
@@ -72,7 +72,7 @@ def table(
 
 
 def rows_of(history: History, patterns: Sequence[str] = ()) -> Iterator[Row]:
-    """Yields what is wanted: the user's scalars first, and then items, each histogram before its numbers."""
+    """Yields the rows: first the user's scalars, then the state, with each histogram before its numbers."""
     last = history.steps[-1] if history.steps else None
     for name in sorted_names(history):
         if matches(name, patterns):
@@ -83,7 +83,7 @@ def rows_of(history: History, patterns: Sequence[str] = ()) -> Iterator[Row]:
 
 
 def speed_of(history: History) -> float | None:
-    """Returns the steps a second of the last records: the median, since a run may have been resumed among them."""
+    """Returns the steps per second of the last records: the median, because a run may have been resumed."""
     steps, times = history.steps[-10:], history.times[-10:]
     speeds = sorted(
         (steps[k + 1] - steps[k]) / (times[k + 1] - times[k])
@@ -100,7 +100,7 @@ def _scalar(name: str, series: Series[int | float], last: int | None) -> Row:
 
 
 def _drawn(series: Series[int | float]) -> Sequence[int | float]:
-    """Returns what a sparkline shows: of a count that only grew, by how much a step; of anything else, its values."""
+    """Returns the values of a sparkline. For a count that only grew, these are its increments per step."""
     values, steps = series.values[-_WIDEST - 1 :], series.steps[-_WIDEST - 1 :]
     pairs = list(itertools.pairwise(values))
     if not pairs or not all(isinstance(value, int) for value in values):
@@ -108,7 +108,7 @@ def _drawn(series: Series[int | float]) -> Sequence[int | float]:
     if not all(before <= after for before, after in pairs) or values[0] == values[-1]:
         return values[-_WIDEST:]
     lengths = [max(1, after - before) for before, after in itertools.pairwise(steps)]
-    # In hundredths of a step, so that integers beyond 2**53 stay what they are.
+    # In hundredths of a step, so that integers beyond 2**53 stay exact.
     return [
         (after - before) * 100 // length  # pyright: ignore[reportOperatorIssue]
         for (before, after), length in zip(pairs, lengths, strict=True)
@@ -123,7 +123,7 @@ def _histogram(name: str, series: Series[Bins], last: int | None) -> Row:
 
 
 def _folded(rows: Sequence[Row]) -> Iterator[Row]:
-    """Yields rows with those of an array's entries, `load/0` and on, put into one; into that of their bins if any."""
+    """Yields the rows, with the entries of an array (`load/0`, ...) merged, if possible into the row of their bins."""
     k = 0
     while k < len(rows):
         parent, _, entry = rows[k].name.rpartition("/")
@@ -166,7 +166,7 @@ def _header(history: History, title: str, width: int, now: float | None) -> Text
 
 
 def _body(rows: Sequence[Row], width: int) -> Table:
-    """Returns the rows, in columns whose widths add up to no more than `width`."""
+    """Returns the rows in columns that fit into `width`."""
     name = max(4, *(len(row.name) for row in rows))
     value = max(5, *(len(row.value) for row in rows))
     changed = max(6, *(len(row.change) for row in rows))
@@ -174,7 +174,7 @@ def _body(rows: Sequence[Row], width: int) -> Table:
     if looks < _LOOKS:
         name = max(_NAME, name - (_LOOKS - looks))
         looks = width - name - value - changed - 3 * _GAP
-    if looks < _LOOKS:  # values are never cut: other columns go
+    if looks < _LOOKS:  # values are never cut; other columns are removed instead
         changed = 0
         looks = width - name - value - 2 * _GAP
     if looks < _LOOKS:
@@ -204,12 +204,12 @@ def _body(rows: Sequence[Row], width: int) -> Table:
 
 
 def _cut(name: str, width: int) -> str:
-    """Returns a name, without its first parts where it is too long: the last ones tell most."""
+    """Returns a name, without its first parts if it is too long, because the last parts are the most specific."""
     return name if len(name) <= width else "…" + name[len(name) - width + 1 :]
 
 
 def _rest(left_out: Sequence[Row]) -> str:
-    """Says what did not fit, and how to get there."""
+    """Returns the line about the omitted rows, and the way to show them."""
     parent, _, entry = left_out[0].name.rpartition("/")
     pattern = f"{parent}/*" if parent else entry
     return f"... and {len(left_out):,} more; narrow with --names '{pattern}'"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a panel is drawn on matplotlib axes."""
+"""Draws panels on matplotlib axes."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from tallax.runs._histogram_axis import Axis
 from tallax.runs._number_format import number
 from tallax.runs._panels import Heat, Panel
 
-_TOLD_APART = 10  # curves, by the colors of a legend
+_TOLD_APART = 10  # the most curves that a legend distinguishes by color
 _COLORS = "viridis"
-_SHARES = "YlGnBu"  # few values are light, and none are white
+_SHARES = "YlGnBu"  # small fractions are light, and empty bins are white
 _LARGEST = 1e300
-_SPIKE = 4.0  # times the share of any other bin: what that of zeros has at least where it is not drawn to scale
+_SPIKE = 4.0  # if the fraction in the bin of zeros exceeds all others by this factor, the bin is not drawn to scale
 _TITLE = 42  # characters
 
 
 def draw_curves(axes: Any, panel: Panel, first: int, last: int) -> None:
-    """Draws the curves of a panel, from step to step. What is NaN or infinite is a gap, with a red mark below it."""
+    """Draws the curves of a panel, from step to step. NaN and infinities are gaps with a red mark below."""
     axes.set_title(_cut(panel.title))
     curves = panel.curves
     exact = all(isinstance(value, int) for curve in curves for value in curve.series.values)
@@ -65,7 +65,7 @@ def draw_curves(axes: Any, panel: Panel, first: int, last: int) -> None:
 
 
 def draw_heat_map(axes: Any, title: str, heat: Heat, first: int, last: int) -> None:
-    """Draws a histogram over the steps: a column for each record, colored by the share of its values in each bin."""
+    """Draws a histogram over the steps: a column for each record, colored by the fraction of its values in each bin."""
     axes.set_title(_cut(title))
     axes.grid(False)
     shares = np.ma.masked_where(~(heat.shares > 0), heat.shares)
@@ -93,7 +93,7 @@ def draw_heat_map(axes: Any, title: str, heat: Heat, first: int, last: int) -> N
 
 
 def draw_ridgeline(axes: Any, title: str, heat: Heat) -> None:
-    """Draws a histogram over the steps: a ridge for each record, later ones farther up."""
+    """Draws a histogram over the steps: a ridge for each record, with later records higher up."""
     axes.set_title(_cut(title))
     axes.grid(False)
     edges = heat.edges
@@ -115,7 +115,7 @@ def draw_ridgeline(axes: Any, title: str, heat: Heat) -> None:
 
 
 def _value_axis(axis: Any, set_scale: Any, heat: Heat) -> None:
-    """Makes an axis that of the values: linear, logarithmic, or both where there are values around zero."""
+    """Sets the scale of the axis of values: linear, logarithmic, or both if there are values around zero."""
     threshold = heat.axis.threshold
     if heat.entries:
         axis.set_major_locator(MaxNLocator(8, integer=True))
@@ -133,7 +133,7 @@ def _value_axis(axis: Any, set_scale: Any, heat: Heat) -> None:
 
 
 def _highest(heat: Heat) -> float:
-    """Returns the largest share, but for that of zeros: those of a rectifier would make everything else look alike."""
+    """Returns the largest fraction, except for zeros: the zeros of a ReLU would hide differences of all other bins."""
     shares = np.nan_to_num(heat.shares)
     around = (heat.edges[:-1] <= 0) & (heat.edges[1:] > 0)
     most, others = shares.max(initial=0.0), shares[:, ~around].max(initial=0.0)
@@ -142,7 +142,7 @@ def _highest(heat: Heat) -> float:
 
 
 def _decades(axis: Axis) -> list[float]:
-    """Returns powers of ten of either sign, so many that their labels have room, and 0 where the axis has it."""
+    """Returns powers of ten of both signs, as many as there is room for labels, and 0 if it is on the axis."""
     assert axis.threshold is not None
     least = math.ceil(math.log10(axis.threshold) - 1e-9)
     wanted = [0.0] if axis.low <= 0 <= axis.high else []
@@ -167,7 +167,7 @@ def _power(value: float, _: Any = None) -> str:
 
 
 def _scale(axes: Any, values: np.ndarray, *, exact: bool) -> None:
-    """Makes the vertical axis logarithmic for positive floats of several magnitudes, and words its ticks."""
+    """Makes the vertical axis logarithmic for positive floats of several magnitudes, and formats its ticks."""
     if not values.size:
         axes.set_ylim(0, 1)
         axes.set_yticks([])
@@ -187,7 +187,7 @@ def _scale(axes: Any, values: np.ndarray, *, exact: bool) -> None:
         formatter = ScalarFormatter(useOffset=False)
         formatter.set_powerlimits((-3, 4))
         axes.yaxis.set_major_formatter(formatter)
-    if spread <= 1e-9 * middle:  # a constant, or as good as that
+    if spread <= 1e-9 * middle:  # constant, or nearly constant
         room = 0.1 * middle or 1.0
         axes.set_ylim(values.min() - room, values.max() + room)
         axes.set_yticks([values[0]], [number(values[0].item())])
@@ -196,9 +196,11 @@ def _scale(axes: Any, values: np.ndarray, *, exact: bool) -> None:
 def _legend(axes: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:
     if not any(labels):
         return
-    if len(labels) > _TOLD_APART:  # the colors are in order: the first and the last tell all
+    if len(labels) > _TOLD_APART:  # the colors are in order, so the legend needs only the first and the last
         handles, labels = [handles[0], handles[-1]], [labels[0], labels[-1]]
-    named = [f" {label}" if label.startswith("_") else label for label in labels]  # matplotlib hides those
+    named = [
+        f" {label}" if label.startswith("_") else label for label in labels
+    ]  # matplotlib hides labels with an initial _
     axes.legend(handles, named, ncols=2 if len(named) > 4 else 1, handlelength=1.2, columnspacing=1.0, labelspacing=0.2)
 
 
@@ -220,7 +222,7 @@ def _between(steps: Sequence[int]) -> np.ndarray:
 
 
 def _offset(values: Sequence[int | float]) -> int:
-    """Returns what to take from counts that are large and nearly equal, so that their differences can be seen."""
+    """Returns the offset to subtract from large and nearly equal counts, so that their differences are visible."""
     whole = [value for value in values if isinstance(value, int)]
     if not whole or max(whole) < 100_000 or max(whole) - min(whole) > min(whole) // 100:
         return 0
@@ -228,13 +230,13 @@ def _offset(values: Sequence[int | float]) -> int:
 
 
 def _has_lone_points(finite: np.ndarray) -> bool:
-    """Tells whether some value has no neighbor to be joined to by a line."""
+    """Returns whether a value has no neighbor to connect it to by a line."""
     padded = np.concatenate([[False], finite, [False]])
     return bool((padded[1:-1] & ~padded[:-2] & ~padded[2:]).any())
 
 
 def _drawable(value: int | float) -> float:
-    """Returns a number as a float; infinity beyond what matplotlib can find a scale for."""
+    """Returns a number as a float, or infinity if it is too large for a scale of matplotlib."""
     return float(value) if abs(value) < _LARGEST else math.inf
 
 

@@ -13,7 +13,7 @@ _ENTRY = re.compile(r"\d+(,\d+)*")
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Returns whether a name matches one of some shell patterns. If there are no patterns, every name matches.
+    """Returns whether a name matches one of some shell patterns. Without patterns, every name matches.
 
     A pattern also matches everything below a name: `gate` matches `gate/fired`.
     """

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import math
 
-_DIGITS = 26  # of an integer and its commas: 2**64 - 1 is shown in full
+_DIGITS = 26  # characters of an integer with its commas, so that 2**64 - 1 is shown in full
 
 
 def number(value: int | float) -> str:
-    """Returns an integer in full, with commas, and a float to five digits; one beyond 64 bits to five digits too.
+    """Returns an integer in full, with commas, and a float to five digits. Integers beyond 64 bits have five too.
 
     >>> number(1234567), number(0.123456789), number(float("nan"))
     ('1,234,567', '0.12346', 'NaN')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `tallax plot` draws together: which curves share axes, and what a histogram looks like over the steps."""
+"""The panels of `tallax plot`: groups of curves with common axes, and histograms over the steps."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tallax.runs._history import History, Series
 from tallax.runs._names import is_entry, matches, sorted_names
 from tallax.runs._record import Bins
 
-ENTRIES = 12  # of an array, as curves of one panel; with more, its histogram tells more
-_RECORDS = 300  # columns of a heat map
-_BINS = 64  # its rows, where the edges of the records differ
-_ROWS = 128  # its rows where they don't, at most: a row that is narrower than a dot may not be drawn at all
-# Fields that share a unit, the uppermost curve first.
+ENTRIES = 12  # the most entries of an array that are curves of one panel; a larger array is a histogram
+_RECORDS = 300  # the number of columns of a heat map
+_BINS = 64  # the number of its rows if the records have different edges
+_ROWS = 128  # the most rows if they have the same edges, because a row thinner than a dot may not be drawn
+# Fields with a common unit, the uppermost curve first.
 _FAMILIES = (
     ("p99", "median", "p01"),
     ("max", "mean", "min"),
@@ -29,7 +29,7 @@ _FAMILIES = (
 
 @dataclass(frozen=True)
 class Curve:
-    """A number over the steps, and what the legend calls it."""
+    """A number over the steps, with its name in the legend."""
 
     label: str
     series: Series[int | float]
@@ -37,7 +37,7 @@ class Curve:
 
 @dataclass
 class Panel:
-    """What shares axes: curves, or one histogram over the steps."""
+    """Curves with common axes, or one histogram over the steps."""
 
     title: str
     curves: list[Curve] = field(default_factory=list)
@@ -45,12 +45,12 @@ class Panel:
 
     @property
     def series(self) -> list[Series[Any]]:
-        """All that is drawn."""
+        """All series that are drawn."""
         return [curve.series for curve in self.curves] + ([self.histogram] if self.histogram is not None else [])
 
 
 def panels_of(run: History, patterns: Sequence[str]) -> list[Panel]:
-    """Returns the panels of one run: the entries of an array, and fields of one unit, share theirs."""
+    """Returns the panels of one run. The entries of an array, and fields with a common unit, are in one panel."""
     names = [name for name in sorted_names(run) if matches(name, patterns)]
     found: dict[str, Panel] = {}
     for name in names:
@@ -77,11 +77,11 @@ def panels_of(run: History, patterns: Sequence[str]) -> list[Panel]:
 
 
 def panels_over_each_other(runs: dict[str, History], patterns: Sequence[str]) -> list[Panel]:
-    """Returns the panels of several runs: each number has its own with a curve for each run, each histogram one a run.
+    """Returns the panels of several runs: one for each number, with a curve per run, and one per histogram and run.
 
     Args:
-        runs: by what the legend calls them.
-        patterns: patterns of names.
+        runs: The runs by their names in the legend.
+        patterns: Shell patterns of names.
     """
     found: list[Panel] = []
     for name in dict.fromkeys(name for run in runs.values() for name in sorted_names(run) if matches(name, patterns)):
@@ -98,12 +98,12 @@ def panels_over_each_other(runs: dict[str, History], patterns: Sequence[str]) ->
 
 
 def _is_in_histogram(run: History, parent: str, last: str) -> bool:
-    """Tells whether a number is an entry of an array that is drawn as a histogram."""
+    """Returns whether a number is an entry of an array that is drawn as a histogram."""
     return is_entry(last) and parent in run.histograms and not _few_entries(run, parent)
 
 
 def _few_entries(run: History, name: str) -> bool:
-    """Tells whether a histogram is an array's of which each entry has a curve that can be told from the others."""
+    """Returns whether a histogram belongs to an array with so few entries that each entry has its own curve."""
     bins = run.histograms[name].values[-1]
     return bins.are_entries and len(bins.counts) <= ENTRIES and f"{name}/0" in run.scalars
 
@@ -113,12 +113,13 @@ class Heat:
     """A histogram over the steps, on one set of edges.
 
     Attributes:
-        steps: of the records, rising.
-        edges: float64[n + 1].
-        shares: float64[len(steps), n]: of the values of each record, which lie in a bin; NaN of none.
-        axis: where the edges come from.
-        new: whether the values of a record are those since the one before, or all.
-        entries: whether the bins are an array's entries.
+        steps: The steps of the records, ascending.
+        edges: The edges of the bins, float64[n + 1].
+        shares: float64[len(steps), n]: the fraction of the values of a record in each bin; NaN if a record has no
+            values.
+        axis: The axis that determines the edges.
+        new: Whether a record shows only the values since the previous record, or all values.
+        entries: Whether the bins are the entries of an array.
     """
 
     steps: list[int]
@@ -130,11 +131,11 @@ class Heat:
 
 
 def heat_of(series: Series[Bins], records: int = _RECORDS) -> Heat:
-    """Returns a histogram over the steps: of one that only grows, what each record has more than the one before.
+    """Returns a histogram over the steps. If it only grows, each record shows the values since the previous record.
 
     Args:
-        series: the records.
-        records: how many to show at most; those that are left out are part of the next one.
+        series: The records.
+        records: The most records to show. A record that is left out is part of the next record.
     """
     last_of_step = {step: k for k, step in enumerate(series.steps)}
     chosen = list(last_of_step.values())
@@ -161,10 +162,10 @@ def heat_of(series: Series[Bins], records: int = _RECORDS) -> Heat:
 
 
 def _grown(mass: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns by how much the bins grew from record to record, and of which records; None where they do not just grow.
+    """Returns the growth of the bins from record to record, and the records, or None if the bins do not only grow.
 
-    Fewer in all than before is a statistic that was reset. Where neighbouring buckets were put together otherwise than
-    before, bins may seem to shrink: that record has no column of its own.
+    If the total shrinks, the statistic was reset. If neighbouring buckets were merged differently than before, bins may
+    seem to shrink, and the record has no column.
     """
     totals = mass.sum(1)
     if len(mass) < 2 or totals[-1] <= 0 or not (np.diff(totals) != 0).any():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tallax plot`: the curves and the histograms of runs, as pictures."""
+"""`tallax plot`: draws the curves and histograms of runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tallax.runs._matplotlib import draw_curves, draw_heat_map, draw_ridgeline
 from tallax.runs._panels import Panel, heat_of, panels_of, panels_over_each_other
 from tallax.runs._run import Run
 
-_COLUMNS, _ROWS = 3, 6  # of panels on one page
+_COLUMNS, _ROWS = 3, 6  # the number of panels on one page
 _RIDGES = 12
 _SUFFIXES = (".png", ".svg", ".pdf")
 _STYLE: dict[Any, Any] = {
@@ -38,25 +38,25 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.2,
     "legend.fontsize": 7,
     "legend.frameon": False,
-    "text.parse_math": False,  # names may have dollar signs
-    "svg.hashsalt": "tallax",  # the same run gives the same file
+    "text.parse_math": False,  # names may contain dollar signs, which are not mathematics
+    "svg.hashsalt": "tallax",  # so that the same run gives the same file
 }
 
 
 def plot(
     runs: Sequence[str], output: str | os.PathLike[str] | None, patterns: Sequence[str], histograms: str
 ) -> Iterator[Path]:
-    """Draws runs, several of them over each other, and yields each file once it is written: one for each 18 panels.
+    """Draws one run, or several runs on common axes, and yields each file when it is written: one for each 18 panels.
 
     Args:
-        runs: their folders.
-        output: the file, whose suffix says what is written; further pages put their number in its name. None for
+        runs: The folders of the runs.
+        output: The file. Its suffix determines the format, and further pages have their number in the name. If None,
             `plot.png` in the folder of the first run.
-        patterns: patterns of names; all without any.
+        patterns: Shell patterns of names; all if empty.
         histograms: "heatmap" or "ridgeline".
 
     Raises:
-        RunError: there is no run, it has been damaged, has nothing to draw, or the file is of no kind that is known.
+        RunError: A run does not exist, is damaged or has nothing to draw, or the suffix of the file is unknown.
     """
     folder = Path(runs[0])
     file = Path(output) if output is not None else (folder if folder.is_dir() else folder.parent) / "plot.png"
@@ -118,7 +118,7 @@ def _check(file: Path, histograms: str) -> None:
         raise RunError(
             laid_out(
                 "-o",
-                "the suffix of the file says which kind of picture it is.",
+                "the suffix of the file must be that of an image format.",
                 got=repr(str(file)),
                 expected=", ".join(_SUFFIXES),
                 fix=f"-o {file.stem or 'plot'}.png",
@@ -128,7 +128,7 @@ def _check(file: Path, histograms: str) -> None:
         raise RunError(
             laid_out(
                 "--histograms",
-                "is heatmap or ridgeline.",
+                "must be heatmap or ridgeline.",
                 got=repr(histograms),
                 fix="--histograms ridgeline",
             )

@@ -30,11 +30,11 @@ class Bins:
     @property
     def middles(self) -> np.ndarray:
         """float64[n]: the middle of each bin."""
-        return self.edges[1:] / 2 + self.edges[:-1] / 2  # the sum of two may be more than a double holds
+        return self.edges[1:] / 2 + self.edges[:-1] / 2  # the sum of two edges may overflow
 
     @property
     def are_entries(self) -> bool:
-        """Whether the bins are the entries of an array of counts: bin i contains only the integer i."""
+        """True if the bins are the entries of an array of counts: bin i contains only the integer i."""
         return bool(np.array_equal(self.edges, np.arange(len(self.counts) + 1) - 0.5))
 
     def at_most(self, n: int) -> Bins:

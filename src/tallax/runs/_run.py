@@ -45,8 +45,8 @@ class Run(History):
         keep: The minimum number of values to keep for each name, the last ones. None keeps all.
 
     Raises:
-        RunError: There is no run, it is damaged, or a later version of tallax wrote it. An incomplete last line is not
-            an error, because the run may still be writing it.
+        RunError: The run does not exist, is damaged, or was written by a later version of tallax. An incomplete last
+            line is not an error, because the run may still be writing it.
 
     Example:
         >>> import tempfile, tallax
@@ -136,7 +136,7 @@ class _Tail:
         self._path, self.prefix = path, prefix
         self._decoder = Decoder(str(path))
         self._end = 0  # the end of the last complete line that was read
-        self._last = b""  # that line; if it is no longer there, the file was cut and has grown again since
+        self._last = b""  # that line; if it has changed, the file was cut and has grown again
 
     def records(self) -> Iterator[Record]:
         try:
@@ -149,7 +149,7 @@ class _Tail:
                 raise _RewrittenError
             for line in file:
                 if not line.endswith(b"\n"):
-                    return  # it is being written
+                    return  # the line is still being written
                 record = self._decoder.record(line)
                 self._end += len(line)
                 self._last = line
@@ -158,7 +158,7 @@ class _Tail:
 
 
 def _instead_of(path: Path) -> str:
-    """Returns the remedy for a path without a run, with the runs in its folders if there are any."""
+    """Returns the fix for a path without a run, with the runs in its subfolders if it has any."""
     start = path if path.is_dir() else path.parent
     near = sorted(found.parent for found in start.glob(f"*/{FILE}"))[:3] if start.is_dir() else []
     if near:

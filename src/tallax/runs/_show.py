@@ -26,7 +26,7 @@ from tallax.runs._number_format import number, short, size
 from tallax.runs._record import Bins
 from tallax.runs._run import FILE, Run, is_run
 
-_BARS = 16  # characters of a histogram
+_BARS = 16  # the characters of a histogram
 _NARROW = 100  # columns
 _WITHOUT_TERMINAL = 120
 

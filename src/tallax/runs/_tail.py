@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tallax tail`: a run, followed in the terminal while it is written."""
+"""`tallax tail`: follows a run in the terminal while it is written."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from tallax.runs._run import Run, is_run
 
 
 def tail(path: str, patterns: Sequence[str], every_seconds: float, *, once: bool, wait: bool) -> None:
-    """Shows a run as a table until Ctrl-C or `q`; where stdout is no terminal, or with `once`, as it is now.
+    """Shows a run as a live table until Ctrl-C or `q`. If stdout is not a terminal, or with `once`, prints it once.
 
     Args:
-        path: of the run.
-        patterns: patterns of names.
-        every_seconds: how long to wait between two looks.
-        once: print the table and return.
-        wait: for a run that is not there yet.
+        path: The path of the run.
+        patterns: Shell patterns of names; all if empty.
+        every_seconds: The time between two reads of the run.
+        once: Whether to print the table and return.
+        wait: Whether to wait for a run that does not exist yet.
 
     Raises:
-        RunError: there is no run, or it has been damaged.
+        RunError: The run does not exist or is damaged.
     """
     console = Console(highlight=False)
-    # Ctrl-C is how one leaves: also while waiting, and whatever is being drawn.
+    # Ctrl-C is the normal way to leave, also while it waits or draws.
     with contextlib.suppress(KeyboardInterrupt):
         if wait and not is_run(path):
             console.print(Text(f"waiting for {path} ...", "dim"))
@@ -50,7 +50,7 @@ def tail(path: str, patterns: Sequence[str], every_seconds: float, *, once: bool
         try:
             _follow(run, path, patterns, every_seconds, console)
         finally:
-            _print(run, path, patterns, console)  # what was last seen, on the screen that is there again
+            _print(run, path, patterns, console)  # prints the last table again, on the restored screen
 
 
 def _follow(run: Run, path: str, patterns: Sequence[str], every_seconds: float, console: Console) -> None:
@@ -68,14 +68,14 @@ def _fitted(run: Run, path: str, patterns: Sequence[str], console: Console) -> R
 
 
 def _print(run: Run, path: str, patterns: Sequence[str], console: Console) -> None:
-    """Prints the table: as high as the terminal, or all of it where there is none."""
+    """Prints the table: as high as the terminal, or complete if stdout is not a terminal."""
     height = console.size.height - 1 if sys.stdout.isatty() else sys.maxsize
     console.print(table(run, path, patterns=patterns, width=console.width, height=height, now=time.time()))
 
 
 @contextlib.contextmanager
 def _keys() -> Iterator[Callable[[float], str]]:
-    """Yields what waits for a key, some seconds, and returns it or "". Keys are not shown; the terminal is put back."""
+    """Yields a function that waits some seconds for a key, and returns it or "". At the end, restores the terminal."""
 
     def nothing(seconds: float) -> str:
         time.sleep(seconds)
@@ -86,7 +86,7 @@ def _keys() -> Iterator[Callable[[float], str]]:
         import tty
 
         before = termios.tcgetattr(sys.stdin)
-    except Exception:  # stdin is no terminal, or this is no POSIX system
+    except Exception:  # stdin is not a terminal, or this is not a POSIX system
         yield nothing
         return
 
@@ -95,7 +95,7 @@ def _keys() -> Iterator[Callable[[float], str]]:
             return ""
         keys = os.read(sys.stdin.fileno(), 64)
         if not keys:
-            raise KeyboardInterrupt  # the terminal is gone
+            raise KeyboardInterrupt  # the terminal was closed
         return keys.decode(errors="replace")
 
     tty.setcbreak(sys.stdin)

@@ -19,7 +19,7 @@ A record goes through three kinds of files:
 1. `_sink` defines the protocol, and `as_sink` turns the arguments of a Logger into sinks.
 2. One file for each sink encodes and writes: `_jsonl`, `_tensorboard`, `_parquet`, `_console`, `_wandb`, `_mlflow`, and
    `_adapters` for other libraries' writers. A sink opens its file or run at its first record, because the step of that
-   record tells where the run starts or resumes.
+   record is the step at which the run starts or resumes.
 3. Shared parts: `_partial_writes` writes a record without the values that cannot be encoded, `_append_file` appends
    whole pieces, `_locking` keeps a second program out, and `_local_path` rejects addresses of remote stores.
 

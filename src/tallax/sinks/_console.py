@@ -56,7 +56,7 @@ class Console:
         self._console = console
         self._history = History(KEEP)
         self._live: Live | None = None
-        self._drawn = 0.0  # when, by the monotonic clock
+        self._drawn = 0.0  # the time of the monotonic clock
         self._in_lines: bool | None = None  # None until there was a record
 
     def write(self, record: Record) -> dict[str, Exception]:

@@ -27,7 +27,7 @@ def local_path(sink: str, path: str | os.PathLike[str]) -> Path:
         raise InvalidValueError(
             compose(
                 sink,
-                "writes to a folder on this machine.",
+                "can only write to a folder on this machine.",
                 got=repr(text),
                 fix="a local folder, which `gcloud storage rsync` or `aws s3 sync` copies; or the store mounted as one",
             )

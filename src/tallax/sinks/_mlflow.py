@@ -46,7 +46,7 @@ class MLflow:
         tracking_uri: The address of the store, such as `sqlite:///runs.db`. If omitted, that of MLflow's environment.
 
     Raises:
-        MissingExtraError: mlflow is not installed.
+        MissingExtraError: Mlflow is not installed.
         MlflowException: The store cannot be opened, or rejects the record. The next record tries again.
     """
 
@@ -150,7 +150,7 @@ class MLflow:
             raise InvalidValueError(
                 compose(
                     "sinks.MLflow",
-                    "two names are the same if other characters than letters, digits and _-. / become a dot.",
+                    "two names become equal, because MLflow keeps only letters, digits and _-. / in names.",
                     got=f"{self._names[taken]!r} and {name!r}, both {taken!r}",
                     fix="another name for one of the two",
                 )
@@ -163,7 +163,7 @@ def _plain(bins: Bins) -> dict[str, Any]:
 
 
 def _latest(client: Any, experiment: str, name: str, step: int) -> Any | None:
-    """Returns the latest run of a name that can resume at a step; None if there is none."""
+    """Returns the latest run of a name that can resume at a step, or None."""
     quote = '"' if "'" in name else "'"
     found = client.search_runs(
         [experiment],

@@ -68,7 +68,7 @@ class Parquet:
 
     Raises:
         InvalidValueError: `path` is the address of a remote store, such as `gs://...`.
-        MissingExtraError: pyarrow is not installed.
+        MissingExtraError: Pyarrow is not installed.
         RunError: A part was not written by this class, or is damaged. It is left unchanged.
         RunLockedError: Another program or another Logger is writing to the table.
     """

@@ -40,7 +40,8 @@ class Sink(Protocol):
         """Writes a record. When this returns, the record survives if the program is killed.
 
         Returns:
-            The errors of values that could not be written, by name; the Logger warns of them. None if there are none.
+            The errors of values that could not be written, by name; the Logger warns of them. None if all values were
+            written.
 
         Raises:
             Exception: Nothing of the record could be written.

@@ -32,7 +32,7 @@ Summary: Any = vars(summary_pb2)["Summary"]
 SummaryMetadata: Any = vars(summary_pb2)["SummaryMetadata"]
 TensorProto: Any = vars(tensor_pb2)["TensorProto"]
 
-_EXACT = 2**24  # single precision holds every integer up to this one
+_EXACT = 2**24  # single precision represents every integer up to this one
 _DOUBLE = 2  # TensorFlow's number for the dtype DT_DOUBLE
 _SUMMARY = bytes([Event.DESCRIPTOR.fields_by_name["summary"].number << 3 | 2])  # the tag of the field `summary`
 _NO_CURVE = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="tallax"))  # no dashboard has this name
@@ -43,9 +43,9 @@ class TensorBoard:
 
     A record is one event. The operating system receives it whole, so it survives if the program is killed.
 
-    TensorBoard stores curves in single precision, which holds integers up to 2**24, and its data server reads nothing
-    else. If a count exceeds that, later records also have it as `<name>/exact` in double precision, exact below 2**53.
-    This is a tensor for `EventAccumulator.Tensors`, not a curve. The counts of bins are in double precision.
+    TensorBoard stores curves in single precision, which represents integers up to 2**24, and its data server reads
+    nothing else. If a count exceeds that, later records also have it as `<name>/exact` in double precision, exact below
+    2**53. This is a tensor for `EventAccumulator.Tensors`, not a curve. The counts of bins are in double precision.
 
     When a run resumes, an event with `purge_step`'s effect makes TensorBoard hide the first record's step and all later
     steps of the earlier files.
@@ -120,7 +120,7 @@ class _EventTemplate:
 
     Args:
         names: The names of the scalars.
-        large: The names of counts that single precision has not held. Some may be missing from `names`.
+        large: The names of counts that single precision could not represent. Some may be missing from `names`.
     """
 
     def __init__(self, names: tuple[str, ...], large: frozenset[str]):

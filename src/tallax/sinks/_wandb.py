@@ -42,7 +42,7 @@ class WandB:
             `mode="offline"`. Processes other than 0 have their own runs, with their number appended to `id` and `name`.
 
     Raises:
-        MissingExtraError: wandb is not installed.
+        MissingExtraError: Wandb is not installed.
         InvalidTypeError: Both `run` and arguments of `wandb.init` were passed.
         InvalidValueError: The run has already logged a later step, so W&B would leave out this one.
         wandb.Error: `wandb.init` failed. The next record tries again.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Activity`: which units fire, and which are dead?"""
+"""`Activity`: the firing rates of units, and the dead units."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tallax._mesh_axes import AxisName, Combination, count_over, on_first
 from tallax.statistics._statistic import CountsAndBuffer, entries_of, leading_axes
 from tallax.variables import Buffer, Counter
 
-_FIRED, _TOTAL, _UPDATES = range(3)  # the counts of a unit
+_FIRED, _TOTAL, _UPDATES = range(3)  # the number of counts for each unit
 
 
 @jax.tree_util.register_dataclass
@@ -28,9 +28,9 @@ class ActivityResult:
     """The firing rates of the units of an `Activity`, and the dead units.
 
     Attributes:
-        rates: fired / total of each unit since the last reset, as a float; 0.0 if nothing was seen.
+        rates: The firing rate of each unit since the last reset, fired / total as a float; 0.0 if nothing was seen.
         dead: bool[units]: the units that did not fire in the window.
-        updates: the number of updates in the window so far. A Python int outside a trace; int32, saturated, inside one.
+        updates: The number of updates in the window so far. A Python int outside a trace; int32, saturated, inside one.
     """
 
     rates: Any
@@ -41,27 +41,27 @@ class ActivityResult:
 class Activity(CountsAndBuffer):
     """The firing rate of each unit, and the units that have not fired for long: dead ReLUs, experts without tokens.
 
-    A unit fires if its entry is true or not zero (so NaN fires). A unit that never fired is dead, from the start.
+    A unit fires if its entry is true or not zero, so NaN fires. A unit that never fired is dead, from the start.
 
-    | field | shape | dtype | reset value | how copies combine |
+    | field | shape | dtype | reset value | reduction |
     |---|---|---|---|---|
-    | counts | (units, 3): fired, entries, updates (alike for all) | an exact `Counter` | 0 | sum |
+    | counts | (units, 3): fired, entries, updates (equal for all) | an exact `Counter` | 0 | sum |
     | quiet | (units, 2): updates since it last fired, two words | uint32 | 2**64 - 1: never | min |
 
     Args:
-        units: the number of units: the size of the last axis of the values passed to `update`.
-        window: the number of updates without firing after which a unit is dead. If omitted, only a unit that never
-            fired is dead.
-        axis_name: the mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
-            `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
-            A unit fires if it does on any replica.
-        persistent: whether checkpoints save the state.
+        units: The number of units: the size of the last axis of the values passed to `update`.
+        window: The number of updates without firing after which a unit is dead. If omitted, a unit is dead only if it
+            never fired.
+        axis_name: The mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
+            `shard_map(check_vma=False)`; otherwise the axes are inferred from the values. A unit fires if it fires on
+            any replica.
+        persistent: Whether checkpoints save the state.
 
-    A masked entry neither fires nor counts in its unit's total. An update counts as one in the window whatever its mask
-    and size, so a unit that is masked for a whole window is dead.
+    A masked entry neither fires nor counts in its unit's total. Each update counts as one in the window, regardless of
+    mask and size, so a unit that is masked for a whole window is dead.
 
-    `merge` adds entries and updates, and takes the smaller number of updates since each unit fired: it is exact,
-    associative and commutative, and a unit is as alive as it is in either.
+    `merge` adds entries and updates, and keeps the smaller number of updates since each unit fired. It is exact,
+    associative and commutative. A unit is dead after a merge only if it was dead in both.
 
     Raises:
         InvalidValueError: `units` or `window` is not an integer in [1, 2**31 - 1].
@@ -103,7 +103,7 @@ class Activity(CountsAndBuffer):
         self.quiet: Buffer = Buffer(self._initial_buffer(), persistent=persistent)
 
     def compute(self) -> ActivityResult:
-        """Returns the rate of each unit, which are dead, and the length of the window so far."""
+        """Returns the rate of each unit, the dead units, and the length of the window so far."""
         return self.read(self.state_here())
 
     def read(self, state: Mapping[str, Any]) -> ActivityResult:
@@ -137,7 +137,7 @@ class Activity(CountsAndBuffer):
     def _merged_buffers(self, own: Any, other: Any) -> jax.Array:
         return _fewer(own, other)
 
-    # All replicas took the same updates, so only the updates of the first replica are kept.
+    # All replicas had the same updates, so only the updates of the first replica are kept.
     def _join(self, replica: Activity, number: Any) -> None:
         del number
         updates = self.counts._words()[..., _UPDATES, :]
@@ -162,7 +162,7 @@ def _updated(
     axes: tuple[int, ...],
     replicas: Combination,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the limbs of the counts after an update, those of the update alone, and for how long units are quiet."""
+    """Returns the limbs of the counts after an update, those of the update alone, and the updates since units fired."""
     fired = x.astype(jnp.bool_)
     if where is not None:
         fired = fired & where
@@ -175,7 +175,7 @@ def _updated(
     counts = on_first(counts, replicas.once)
     one = _uint64.pair(jnp.ones_like(quiet[..., 0]))
     silent = _uint64.is_zero(counts[..., _FIRED, :])[..., None]
-    quiet = jnp.where(~silent, jnp.uint32(0), _uint64.add(quiet, one))  # never stays never
+    quiet = jnp.where(~silent, jnp.uint32(0), _uint64.add(quiet, one))  # the largest count means never, and stays so
     counts = jnp.concatenate([counts, one[..., None, :]], -2)
     return _uint64.add(words, counts), counts, quiet
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts of slot numbers: the inner loop of the histograms, in the fastest form for each platform.
+"""Counts slot numbers: the inner loop of the histograms, in the fastest form for each platform.
 
-A scatter-add into few slots is bound by the adds themselves: about a nanosecond each on a CPU, and on an accelerator
-many threads queue for the same address. On a CPU two numbers are therefore combined into one, which halves the adds.
-Elsewhere each of 64 groups of entries has slots of its own, and the groups are summed at the end.
+A scatter-add into few slots is bound by the additions: about a nanosecond each on a CPU, and on an accelerator many
+threads wait for the same address. So on a CPU two numbers are combined into one, which halves the additions. On other
+platforms each of 64 groups of entries has its own slots, and the groups are summed at the end.
 
-Values keep their shape on the way, and neighbours are paired: where XLA splits an array over devices by itself, a
-`ravel` or halves far apart would move the values between devices before anything is counted.
+Values keep their shape, and neighbours are paired. If XLA splits an array over devices by itself, a `ravel` or distant
+halves would move values between devices before they are counted.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ import jax.numpy as jnp
 
 SlotOf: TypeAlias = Callable[[jax.Array], jax.Array]
 
-_MOST_PAIRED = 128  # slots; their square, 64 KiB of counts, stays in a core's nearest caches
+_MOST_PAIRED = 128  # slots; the table of pairs, 64 KiB of counts, fits into a core's nearest caches
 _GROUPS = 64
 _LONG = 64  # entries along an axis
 
 
 def count_slots(slot_of: SlotOf, x: jax.Array, where: jax.Array | None, *, length: int) -> jax.Array:
-    """Returns how many entries of `x` fall in each slot.
+    """Returns the number of entries of `x` in each slot.
 
     Args:
-        slot_of: from values of any shape to their slots, int32 of that shape in [0, length).
-        x: the values; on an explicit-sharding mesh they may be split over devices.
-        where: which of them are counted, of the same shape.
-        length: the number of slots.
+        slot_of: A function from values of any shape to their slots, int32 of the same shape in [0, length).
+        x: The values. On an explicit-sharding mesh they may be split over devices.
+        where: A boolean mask of the values to count, of the same shape.
+        length: The number of slots.
 
     Returns:
-        uint32[length]; exact for fewer than 2**32 entries.
+        uint32[length], exact for fewer than 2**32 entries.
     """
     on_cpu = in_pairs if length < _MOST_PAIRED else in_order
 
@@ -56,8 +56,9 @@ def in_order(slot_of: SlotOf, x: jax.Array, where: jax.Array | None, *, length: 
 
 def in_pairs(slot_of: SlotOf, x: jax.Array, where: jax.Array | None, *, length: int) -> jax.Array:
     """Counts pairs of slots in a square table, whose rows and columns are then summed."""
-    # The values are parted, not their slots: XLA would fuse a table look-up and the parting into a loop of a third of
-    # the speed. Neighbours in memory are parted quickest; a long axis is the least likely to be split into odd parts.
+    # The values are split into pairs, not their slots: XLA would fuse a table look-up and the split into a loop with a
+    # third of the speed. Splitting neighbours in memory is fastest, and a long axis is the least likely to have odd
+    # parts on a mesh.
     size, axis = length + 1, max(range(x.ndim), key=lambda axis: (min(x.shape[axis], _LONG), axis))
     half = x.shape[axis] // 2
 
@@ -89,7 +90,7 @@ def in_groups(slot_of: SlotOf, x: jax.Array, where: jax.Array | None, *, length:
 
 
 def _position(shape: tuple[int, ...]) -> jax.Array:
-    """Returns int32[*shape], each the place of its entry in the flat array modulo the number of groups, or more."""
+    """Returns int32[*shape]: the flat index of each entry, modulo the number of groups or a multiple of it."""
     position, stride = jnp.zeros(shape, jnp.int32), 1
     for axis in reversed(range(len(shape))):
         along = jax.lax.broadcasted_iota(jnp.int32, shape, axis) % _GROUPS
@@ -98,16 +99,16 @@ def _position(shape: tuple[int, ...]) -> jax.Array:
 
 
 def _slots(slot_of: SlotOf, x: jax.Array, where: jax.Array | None, length: int) -> jax.Array:
-    """Returns the slots, and `length`, one past the end, for an entry that is not counted."""
+    """Returns the slots. An entry that is not counted gets `length`, which is one past the end."""
     return slot_of(x) if where is None else jnp.where(where, slot_of(x), length)
 
 
 def _count_where_they_lie(
     count: Callable[[jax.Array, jax.Array | None], jax.Array], x: jax.Array, where: jax.Array | None
 ) -> jax.Array:
-    """Returns `count(x, where)` of a global array, summed over the parts that an explicit-sharding mesh splits it into.
+    """Returns `count(x, where)` of a global array, summed over the parts on the devices of an explicit-sharding mesh.
 
-    JAX asks for the output sharding of gathers and scatters on an explicit mesh; here each device counts its own part.
+    On an explicit mesh, JAX requires the output sharding of gathers and scatters. Here each device counts its own part.
     """
     sharding = jax.typeof(x).sharding
     axes = tuple(name for part in sharding.spec if part for name in (part if isinstance(part, tuple) else (part,)))

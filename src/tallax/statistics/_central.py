@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state of `Moments` in parts, that of one batch, and the union of two."""
+"""The state of `Moments`: its parts, the state of one batch, and the union of two states."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from tallax import _uint64
 from tallax.statistics._two_floats import Pair, add, add_float, exact_sum, product
 
-FIELDS = 1 + 8  # the unit, and four pairs
+FIELDS = 1 + 8  # the unit and four pairs
 
 
 class State(NamedTuple):
-    """The state in parts, but for the entries that were not finite."""
+    """The parts of the state, without the number of nonfinite entries."""
 
     seen: jax.Array  # limbs
     unit: jax.Array
@@ -39,7 +39,7 @@ def pack(state: State) -> jax.Array:
 def of_batch(count: jax.Array, unit: jax.Array, pivot: jax.Array, sums: jax.Array) -> State:
     """Returns the state of a batch from its power sums about the pivot."""
     s1, s2, s3, s4 = sums
-    shift = s1 / jnp.maximum(_uint64.to_float32(count), 1.0)  # from the pivot to the mean
+    shift = s1 / jnp.maximum(_uint64.to_float32(count), 1.0)  # the distance from the pivot to the mean
     moment = product(shift, s1)
     m2 = s2 - moment
     m3 = s3 - product(shift, product(3.0, s2) - 2.0 * moment)
@@ -49,9 +49,9 @@ def of_batch(count: jax.Array, unit: jax.Array, pivot: jax.Array, sums: jax.Arra
 
 
 def union(a: State, b: State) -> State:
-    """Returns the state of everything that went into two: Pebay's equations, with fractions of the count.
+    """Returns the union of two states by Pebay's equations, with fractions of the count.
 
-    What is added is rounded to float32 once; what it is added to keeps its low part.
+    The added state is rounded to float32 once. The other state keeps its low parts.
     """
     unit = jnp.maximum(a.unit, b.unit)
     a_mean, a_m2, a_m3, a_m4 = _in_unit(a, unit)
@@ -75,14 +75,14 @@ def union(a: State, b: State) -> State:
         add_float(add(a_m4, b_m4), m4),
     )
 
-    # What saw nothing changes nothing, to the bit.
+    # An empty state changes no bit.
     no_a, no_b = _uint64.is_zero(a.seen), _uint64.is_zero(b.seen)
     floats = jax.tree.map(lambda x, y, z: jnp.where(no_b, x, jnp.where(no_a, y, z)), a[1:], b[1:], both)
     return State(count, *floats)
 
 
 def _in_unit(state: State, unit: jax.Array) -> tuple[Pair, ...]:
-    """Returns the mean and M2 to M4 in a larger unit; terms that underflow are negligible."""
+    """Returns the mean and M2 to M4 in a larger unit. Terms that underflow are negligible."""
     ratio = state.unit / jnp.where(unit > 0, unit, 1.0)
     moments = []
     for power, moment in enumerate((state.mean, state.m2, state.m3, state.m4), start=1):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Ema`: where has it been lately?"""
+"""`Ema`: an exponential moving average."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class EmaResult:
     """The value of an `Ema`: scalars, or arrays of its shape if it has one.
 
     Attributes:
-        value: the average as a float (float32 in arrays); 0.0 if nothing was seen (`weight == 0`).
-        weight: the sum of the weights of all updates: 1 - decay**n after n updates, up to n for n merged averages.
-        nonfinite: the number of entries that were left out because they, or the sum of their update, were NaN or
+        value: The average as a float (float32 in arrays); 0.0 if nothing was seen (`weight == 0`).
+        weight: The sum of the weights of all updates: 1 - decay**n after n updates, up to n for n merged averages.
+        nonfinite: The number of entries that were excluded because they, or the sum of their update, were NaN or
             infinite in float32. A Python int or uint64 outside a trace; int32, saturated, inside one.
     """
 
@@ -49,36 +49,36 @@ class EmaResult:
 class Ema(CountsAndBuffer):
     """An exponential moving average of each update's mean: a loss, a gate's load, the size of a gradient.
 
-    The n-th update with mean m makes it `decay * ema + (1 - decay) * m`. That starts at 0, so it is biased towards 0 at
-    first; with `debias` the value is divided by its weight, 1 - decay**n, as in Adam. An update weighs the same however
-    many entries it has. NaN and infinities are left out of the mean and counted; an element without any finite entry
-    under the mask stays as it was.
+    An update with mean m sets the average to `decay * ema + (1 - decay) * m`. The average starts at 0, so it is biased
+    towards 0 at first. With `debias`, the value after n updates is divided by its weight, 1 - decay**n, as in Adam. All
+    updates have the same weight, regardless of the number of entries. NaN and infinities are excluded from the mean and
+    counted. If an element has no finite entry under the mask, it does not change.
 
-    | field | shape | dtype | reset value | how copies combine |
+    | field | shape | dtype | reset value | reduction |
     |---|---|---|---|---|
     | average[..., 0] | shape: the weighted sum of the means | float32 | 0 | sum |
     | average[..., 1] | shape: the sum of their weights | float32 | 0 | sum |
-    | nonfinite | shape: the entries that were left out | an exact `Counter` | 0 | sum |
+    | nonfinite | shape: the excluded entries | an exact `Counter` | 0 | sum |
 
-    An average that forgets depends on the order of its updates, so two of them can't be made into the one of both
-    streams, one after the other: `merge` pools them. Sums and weights add, so the value becomes the weighted mean of
-    both. This is associative (up to rounding) and commutative, and further updates let the weight return to 1. Replicas
-    with per-replica state took their steps together, so `tallax.combine_replicas` takes the mean of their averages. If
-    every replica had as many finite entries, this equals the average of the whole batch up to rounding.
+    A moving average depends on the order of its updates, so two averages cannot be combined into the average of both
+    streams in sequence. Instead, `merge` pools them: sums and weights add, so the value becomes the weighted mean of
+    both. This is associative (up to rounding) and commutative, and further updates bring the weight back to 1. Replicas
+    with per-replica state made their steps together, so `tallax.combine_replicas` computes the mean of their averages.
+    If every replica had the same number of finite entries, this equals the average of the whole batch up to rounding.
 
     Args:
-        decay: the fraction of the average that an update keeps, in [0, 1); about 1 / (1 - decay) updates are
-            remembered.
-        debias: whether `compute` divides by the weight while it is below 1.
-        shape: the shape of the averages, one for each head or expert for example. It must match the last axes of the
-            values passed to `update`; the mean is taken over the leading axes.
-        axis_name: the mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
+        decay: The fraction of the average that an update keeps, in [0, 1). The average covers about 1 / (1 - decay)
+            updates.
+        debias: Whether `compute` divides by the weight if it is below 1.
+        shape: The shape of the averages, for example one for each head or expert. It must match the last axes of the
+            values passed to `update`. The mean is taken over the leading axes.
+        axis_name: The mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
             `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
             The mean is taken over the entries of all replicas.
-        persistent: whether checkpoints save the state.
+        persistent: Whether checkpoints save the state.
 
-    Means and the average are computed in float32 whatever the dtype fed. Rounding leaves a relative error of up to
-    about 1e-7 / (1 - decay). Inside `shard_map` an update takes two all-reduces, for counts and for the sum.
+    Means and the average are computed in float32 for every input dtype. Rounding causes a relative error of up to about
+    1e-7 / (1 - decay). Inside `shard_map` an update needs two all-reduces, one for the counts and one for the sum.
 
     Raises:
         InvalidValueError: `decay` is not a number in [0, 1), or `shape` is not a valid shape.
@@ -123,7 +123,7 @@ class Ema(CountsAndBuffer):
         self.average: Buffer = Buffer(self._initial_buffer(), persistent=persistent)
 
     def compute(self) -> EmaResult:
-        """Returns the average, its weight, and how many entries were left out, each of the declared shape."""
+        """Returns the average, its weight, and the number of excluded entries, each of the declared shape."""
         return self.read(self.state_here())
 
     def read(self, state: Mapping[str, Any]) -> EmaResult:
@@ -133,7 +133,7 @@ class Ema(CountsAndBuffer):
         return EmaResult(*unboxed(self._value(average, numpy), average[..., _WEIGHT], exact_or_traced(words)))
 
     def _value(self, average: Any, numpy: Any) -> Any:
-        """Returns the value; on the host and in a trace by the same float32 arithmetic."""
+        """Returns the value, by the same float32 arithmetic on the host and in a trace."""
         total, weight = average[..., _SUM], average[..., _WEIGHT]
         one = np.float32(1)
         if self.debias:
@@ -151,7 +151,7 @@ class Ema(CountsAndBuffer):
     def _merged_buffers(self, own: Any, other: Any) -> jax.Array:
         return _pooled(own, other)
 
-    # Replicas took the same steps, so theirs are averaged, where `merge` would pool two streams one after the other.
+    # Replicas made the same steps, so their averages are averaged. `merge` would pool them as two separate streams.
     def _begin_replica(self) -> None:
         self.nonfinite.reset()
 
@@ -190,15 +190,15 @@ def _updated(
     total = sum_over(unsplit(jnp.where(finite, x, 0).sum(axes)), replicas.over)
     mean = total / jnp.maximum(_uint64.to_float32(entries), 1)
     total, weight = average[..., _SUM], average[..., _WEIGHT]
-    # If mean and average are equal, this keeps the average as it is; `decay * total + share * mean` may round.
+    # If mean and average are equal, this keeps the average exactly. `decay * total + share * mean` might round.
     new_total = total + share32 * (mean - total)
     new_weight = weight + share32 * (1 - weight)
     some = ~_uint64.is_zero(entries)
-    fits = jnp.isfinite(new_total)  # an infinity would stay for ever
+    fits = jnp.isfinite(new_total)  # an infinity would stay forever
     nonfinite = _uint64.add(nonfinite, jnp.where(fits[..., None], jnp.uint32(0), entries))
     total = jnp.where(some & fits, new_total, total)
     weight = jnp.where(some & fits, new_weight, weight)
-    # Every replica updates its average, also where all took in the same: the mean of equal ones is what they are.
+    # Every replica updates its average, also if all updates are the same, because the mean of equal averages is equal.
     nonfinite = on_first(nonfinite, replicas.once)
     return _uint64.add(words, nonfinite), nonfinite, jnp.stack([total, weight], -1)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Extrema`: how small and how large did it get, and when?"""
+"""`Extrema`: the smallest and the largest value, and the times at which they came."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from tallax.statistics._statistic import CountsAndBuffer, exact_or_traced, unbox
 from tallax.variables import Buffer, Counter, as_shape
 
 _COUNT, _NAN = range(2)
-# The rows of the extremes. What was fed nothing has the largest `at`, so that it loses every comparison; it reads as 0.
+# The rows of the extremes. An empty statistic has the largest `at`, so that it loses every comparison; `at` reads as 0.
 _MIN_AT, _MAX_AT, _VALUES = range(3)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class ExtremaResult:
-    """The extremes of an `Extrema`, and when they came: scalars, or arrays of its shape if it has one.
+    """The extremes of an `Extrema`, and the counts at which they came: scalars, or arrays of its shape if it has one.
 
     Counts are Python ints or uint64 outside a trace; int32, saturated, inside one.
 
     Attributes:
-        min: the smallest entry as a float; inf if nothing was seen (`count == 0`).
-        max: the largest entry as a float; -inf if nothing was seen.
-        min_at: the `count` after the update that first had `min`; 0 if nothing was seen.
-        max_at: the `count` after the update that first had `max`; 0 if nothing was seen.
-        count: the number of entries, including infinities and without NaN.
-        nan: the number of NaN entries; `count + nan` entries were fed.
+        min: The smallest entry as a float; inf if nothing was seen (`count == 0`).
+        max: The largest entry as a float; -inf if nothing was seen.
+        min_at: The `count` after the update that first had `min`; 0 if nothing was seen.
+        max_at: The `count` after the update that first had `max`; 0 if nothing was seen.
+        count: The number of entries, including infinities and excluding NaN.
+        nan: The number of NaN entries. `count + nan` is the number of all entries.
     """
 
     min: Any
@@ -54,31 +54,31 @@ class ExtremaResult:
 
 
 class Extrema(CountsAndBuffer):
-    """The smallest and the largest value, and when each came: logits that grow, a gate that saturates.
+    """The smallest and the largest value, and the time of each: logits that grow, a gate that saturates.
 
-    An infinity is an extreme like any other; NaN is counted apart. The extremes and counts of a stream that was fed in
-    parts, or to several statistics that were merged, are those of the whole, exactly.
+    An infinity is an extreme like any other, and NaN is counted separately. If a stream is fed in parts, or to several
+    statistics that are merged, the extremes and counts are exactly those of the whole stream.
 
-    | field | shape | dtype | reset value | how copies combine |
+    | field | shape | dtype | reset value | reduction |
     |---|---|---|---|---|
     | counts | (*shape, 2): entries, and NaN | an exact `Counter` | 0 | sum |
     | extremes[..., :2, :] | (*shape, 2, 2): min_at and max_at, two words each | uint32 | 2**64 - 1 | of the extreme |
     | extremes[..., 2, :] | (*shape, 2): min and -max, the bits of float32 | uint32 | those of inf | min |
 
     Args:
-        shape: the shape of the extremes, one pair for each head or expert for example. It must match the last axes of
+        shape: The shape of the extremes, for example one pair for each head or expert. It must match the last axes of
             the values passed to `update`.
-        axis_name: the mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
+        axis_name: The mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
             `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
-        persistent: whether checkpoints save the state.
+        persistent: Whether checkpoints save the state.
 
-    Values are compared in float32, so integers beyond 2**24 are rounded, and float64 (under x64) is too. XLA flushes
-    subnormal numbers; they and -0.0 read as 0.0.
+    Values are compared in float32, so integers beyond 2**24 are rounded, and so is float64 (under x64). XLA flushes
+    subnormal numbers; they and -0.0 are stored as 0.0.
 
-    `min_at` and `max_at` refer to the stream in which the extreme was seen: `merge` takes them over as they are, and
-    of equal extremes it keeps the smaller. So does `tallax.combine_replicas`, for per-replica state.
+    `min_at` and `max_at` refer to the stream in which the extreme was seen: `merge` does not change them, and if two
+    extremes are equal, it keeps the smaller one. `tallax.combine_replicas` does the same for per-replica state.
 
-    An update inside `shard_map` takes two all-reduces, one for the counts and one for the extremes.
+    Inside `shard_map` an update needs two all-reduces, one for the counts and one for the extremes.
 
     Raises:
         InvalidValueError: `shape` is not a valid shape.
@@ -104,7 +104,7 @@ class Extrema(CountsAndBuffer):
         self.extremes: Buffer = Buffer(self._initial_buffer(), persistent=persistent)
 
     def compute(self) -> ExtremaResult:
-        """Returns the extremes, when they came, and the counts, each of the declared shape."""
+        """Returns the extremes, the counts at which they came, and the counts, each of the declared shape."""
         return self.read(self.state_here())
 
     def read(self, state: Mapping[str, Any]) -> ExtremaResult:
@@ -117,7 +117,7 @@ class Extrema(CountsAndBuffer):
         else:
             values, choose = _values(extremes), jnp.where
         at = [choose(empty, when.dtype.type(0), when[..., row]) for row in (_MIN_AT, _MAX_AT)]
-        least, most = values[..., 0], 0 - values[..., 1]  # not -x, because -0.0 would be printed for 0.0
+        least, most = values[..., 0], 0 - values[..., 1]  # not -x, because 0.0 would be printed as -0.0
         return ExtremaResult(*unboxed(least, most, *at, counts[..., _COUNT], counts[..., _NAN]))
 
     def _initial_buffer(self) -> np.ndarray:
@@ -149,7 +149,7 @@ def _updated(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the limbs of the counts after an update, those of the update alone, and the extremes after it.
 
-    The extremes of all replicas' entries are merged with those before.
+    The extremes of all replicas' entries are merged with the earlier extremes.
     """
     x = x.astype(jnp.float32)
     nan = jnp.isnan(x)
@@ -160,7 +160,7 @@ def _updated(
     counts = on_first(count_over(_uint64.pair(counts), replicas.over), replicas.once)
     least = [jnp.where(taken, signed, jnp.inf).min(axes, initial=jnp.inf) for signed in (x, -x)]
     least = min_over(unsplit(jnp.stack(least, -1)), replicas.over)
-    least = jnp.where(least == 0, jnp.float32(0), least)  # one zero, so that equal extremes have equal bits
+    least = jnp.where(least == 0, jnp.float32(0), least)  # a single zero, so that equal extremes have equal bits
     least = on_first(least, replicas.once, otherwise=jnp.inf)
     none = _uint64.is_zero(counts[..., _COUNT, :])[..., None]
     after = _uint64.add(words, counts)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Histogram`: counts in bins of equal width, and counts of values outside of them."""
+"""`Histogram`: counts in bins of equal width, and counts of values outside the bins."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ _OUTSIDE = ("underflow", "overflow", "nan", "posinf", "neginf")
 class HistogramResult:
     """The counts of a `Histogram`. Counts are exact outside a trace; int32, saturated, inside one.
 
-    If the histogram is a stack, for example one per layer that `vmap` made, each count has the leading axes of the
-    stack, and `result[k]` is the result of layer k. Printing and plotting add up the counts of the stack.
+    If the histogram is a stack, for example one per layer made by `vmap`, each count has the leading axes of the stack,
+    and `result[k]` is the result of layer k. Printing and plotting use the sum of the counts of the stack.
 
     Attributes:
-        counts: entries per bin, uint64[bins]. Bin i holds `edges[i] <= x < edges[i + 1]`; the last holds its upper
-            edge.
-        edges: float32[bins + 1].
-        underflow: finite entries below the first edge.
-        overflow: finite entries above the last edge.
-        nan: entries that were NaN.
-        posinf: entries that were +inf.
-        neginf: entries that were -inf.
+        counts: The entries per bin, uint64[bins]. Bin i counts `edges[i] <= x < edges[i + 1]`. The last bin includes
+            its upper edge.
+        edges: The edges of the bins, float32[bins + 1].
+        underflow: The number of finite entries below the first edge.
+        overflow: The number of finite entries above the last edge.
+        nan: The number of NaN entries.
+        posinf: The number of +inf entries.
+        neginf: The number of -inf entries.
     """
 
     counts: Any
@@ -58,7 +58,7 @@ class HistogramResult:
         """Returns one result of a stack.
 
         Raises:
-            InvalidValueError: this is the result of a single histogram.
+            InvalidValueError: This is the result of a single histogram.
         """
         stacked(self, self.counts)
         outside = unboxed(*(getattr(self, name)[index] for name in _OUTSIDE))
@@ -73,7 +73,7 @@ class HistogramResult:
         return f"HistogramResult({shape_of_stack(self.counts)}{low:g} |{looks}| {high:g}, {outside})"
 
     def together(self) -> HistogramResult:
-        """Returns the result of a whole stack, all counts added up; that of a single histogram is itself."""
+        """Returns the sum of the results of a stack. The result of a single histogram is returned unchanged."""
         if not isinstance(self.counts, np.ndarray) or self.counts.ndim == 1:
             return self
         outside = (int(sum_of_stack(np.ravel(getattr(self, name))[:, None])[0]) for name in _OUTSIDE)
@@ -83,7 +83,7 @@ class HistogramResult:
         """Draws the bins on matplotlib axes, new ones if None is given, and returns the axes.
 
         Raises:
-            MissingExtraError: matplotlib is not installed.
+            MissingExtraError: Matplotlib is not installed.
         """
         whole = self.together()
         axes = plot_bars(whole.counts, self.edges, ax)
@@ -92,25 +92,25 @@ class HistogramResult:
 
 
 class Histogram(Counts):
-    """Counts values in bins of equal width, and apart from them what lies outside, NaN and the infinities.
+    """Counts values in bins of equal width, and separately values outside the bins, NaN and infinities.
 
-    Every entry is counted exactly once, so all counts together add up to what was fed. The edges are those that
-    `numpy.histogram` uses for float32 input, and so is the rule for a value on an edge.
+    Every entry is counted exactly once, so the sum of all counts is the number of entries. The edges, and the rule for
+    a value on an edge, are those of `numpy.histogram` for float32 input.
 
-    | field | shape | dtype | reset value | how copies combine |
+    | field | shape | dtype | reset value | reduction |
     |---|---|---|---|---|
     | counts | (bins + 5,): the bins, then underflow, overflow, NaN, +inf, -inf | an exact `Counter` | 0 | sum |
 
     Args:
-        low: the first edge.
-        high: the last edge.
-        bins: the number of bins, at most 65,536.
-        axis_name: the mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
+        low: The first edge.
+        high: The last edge.
+        bins: The number of bins, at most 65,536.
+        axis_name: The mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
             `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
-        persistent: whether checkpoints save the state.
+        persistent: Whether checkpoints save the state.
 
-    Values of any shape are taken and compared in float32 (float64 where x64 is enabled and they have it). XLA flushes
-    subnormal numbers, so they count as zeros.
+    Values may have any shape. They are compared in float32, or in float64 if x64 is enabled and the values are float64.
+    XLA flushes subnormal numbers, so they count as zeros.
 
     Raises:
         InvalidValueError: `low` or `high` is not a number, `bins` not an integer in [1, 65,536], the range is empty or
@@ -125,7 +125,7 @@ class Histogram(Counts):
         ([1, 1, 0, 2], 1, 1)
     """
 
-    _rounding = "largest"  # a number beyond float32 lies outside of the edges, and is not infinite
+    _rounding = "largest"  # a number beyond float32 is outside the edges, but not infinite
 
     def __init__(
         self, low: float, high: float, bins: int = 64, *, axis_name: AxisName | None = None, persistent: bool = True
@@ -136,7 +136,7 @@ class Histogram(Counts):
         self.low: float = math.nan if ends[0] is None else ends[0]
         self.high: float = math.nan if ends[1] is None else ends[1]
         self.bins: int = int(bins) if is_count else 1
-        in_order = -(2.0**127) < self.low < self.high < 2.0**127  # false of NaN
+        in_order = -(2.0**127) < self.low < self.high < 2.0**127  # false for NaN
         if not (is_count and in_order) or np.any(np.diff(self.edges) <= 0):
             raise InvalidValueError(
                 compose(
@@ -155,7 +155,7 @@ class Histogram(Counts):
         return edges_of(self.low, self.high, self.bins)
 
     def compute(self) -> HistogramResult:
-        """Returns the counts of the bins and of what lay outside them."""
+        """Returns the counts of the bins, and of the values outside the bins."""
         return self.read(self.state_here())
 
     def read(self, state: Mapping[str, Any]) -> HistogramResult:
@@ -165,7 +165,7 @@ class Histogram(Counts):
         return HistogramResult(counts[..., : self.bins], self.edges, *outside)
 
     def plot(self, ax: Any = None) -> Any:
-        """Draws what was seen so far; see `HistogramResult.plot`."""
+        """Draws the counts so far; see `HistogramResult.plot`."""
         return self.compute().plot(ax)
 
     def _bins(self, result: HistogramResult) -> Bins:
@@ -182,7 +182,7 @@ class Histogram(Counts):
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4), inline=True)
 def _count_bins(x: jax.Array, where: jax.Array | None, low: float, high: float, bins: int) -> jax.Array:
-    """Returns uint32[bins + 5]: how many values lie in each bin, then underflow, overflow, NaN, +inf and -inf."""
+    """Returns uint32[bins + 5]: the number of values in each bin, then underflow, overflow, NaN, +inf and -inf."""
     counts = count_slots(
         functools.partial(_slot_of, low=low, high=high, bins=bins), x, where, length=bins + len(_OUTSIDE)
     )
@@ -192,20 +192,20 @@ def _count_bins(x: jax.Array, where: jax.Array | None, low: float, high: float, 
 def _slot_of(x: jax.Array, *, low: float, high: float, bins: int) -> jax.Array:
     """Returns 0 for an underflow, 1 to `bins` for the bins, then overflow, NaN, +inf and -inf.
 
-    The edge nearest to the value is guessed by one multiplication. The rounding error of the guess is far below half a
-    bin, so the value lies in the bin below that edge or in the one above, which one comparison with it tells exactly.
+    One multiplication guesses the edge nearest to the value. The rounding error of the guess is far below half a bin,
+    so the value is in the bin below or above that edge. One comparison with the edge decides exactly.
     """
     x = x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
     edges = edges_of(low, high, bins)
     first, second, last = edges[[0, 1, -1]].astype(x.dtype)
     guess = (x - first) * x.dtype.type(bins / (high - low)) + x.dtype.type(0.5)
-    guess = jnp.where(guess > 0, guess, 0)  # NaN too; `clip` would keep it, by thrice the work
+    guess = jnp.where(guess > 0, guess, 0)  # NaN too; `clip` would keep NaN, and do three times the work
     slot = jnp.where(guess < bins, guess, bins).astype(jnp.int32)
     if _evenly_spaced(edges):
         edge = first + slot.astype(x.dtype) * (second - first)
     else:
         edge = jnp.asarray(edges, x.dtype).at[slot].get(mode="promise_in_bounds")
-    slot = slot + ((x >= edge) & (x != last)).astype(jnp.int32)  # the last bin holds its upper edge
+    slot = slot + ((x >= edge) & (x != last)).astype(jnp.int32)  # the last bin includes its upper edge
     apart = jnp.where(x > 0, bins + 3, jnp.where(x < 0, bins + 4, bins + 2))
     return jnp.where(jnp.isfinite(x), slot, apart)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values from the host, brought to 32 bits without wrapping.
+"""Converts values from the host to 32 bits without wrapping.
 
-Without x64 JAX cuts a 64-bit integer to its low 32 bits, so that 3,000,000,000 becomes a negative number. Here an array
-of integers of which one does not fit becomes float32, as statistics compute in it anyway.
+Without x64, JAX truncates a 64-bit integer to its low 32 bits, so that 3,000,000,000 becomes a negative number. Here,
+if one integer of an array does not fit, the array becomes float32, in which statistics compute anyway.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from tallax import _uint64
 from tallax._arrays import is_traced
 from tallax.variables import Counter
 
-# A float64 beyond float32 becomes infinite, or the largest float32; or all that counts of it is whether it is zero.
+# The conversion of a float64 beyond float32: to infinity, to the largest float32, or to 0 or 1 if only zero matters.
 Rounding: TypeAlias = Literal["infinite", "largest", "nonzero"]
 _LARGEST, _LEAST = np.finfo(np.float32).max, np.finfo(np.float32).tiny
 
 
 def as_real_array(x: Any, rounding: Rounding = "infinite") -> jax.Array | None:
-    """Returns booleans, integers or floats as an array of JAX's, rounded where it takes no more than 32 bits.
+    """Returns booleans, integers or floats as a JAX array, rounded if JAX accepts only 32 bits.
 
     Args:
-        x: an array, a Variable, a number, or nested lists of numbers.
-        rounding: what becomes of a float64, or a wider number, that float32 does not hold.
+        x: An array, a Variable, a number, or nested lists of numbers.
+        rounding: The conversion of numbers that float32 cannot represent.
 
     Returns:
-        None if it is anything else.
+        The array, or None if `x` is none of these.
     """
     if isinstance(x, nnx.Variable):
         x = _value_of(x)
@@ -45,7 +45,7 @@ def as_real_array(x: Any, rounding: Rounding = "infinite") -> jax.Array | None:
 
 
 def as_number(value: Any) -> float | None:
-    """Returns an argument that should be one number as a float; None if it is anything else, such as a bool or text."""
+    """Returns an argument as a float, or None if it is not a number, for example a bool or text."""
     if isinstance(value, np.ndarray | jax.Array) and value.ndim == 0 and not is_traced(value):
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -64,12 +64,12 @@ def _is_real(dtype: Any) -> bool:
 def _value_of(variable: nnx.Variable[Any]) -> Any:
     if not isinstance(variable, Counter):
         return variable.get_value()
-    words = variable._words()  # what `get_value` returns is saturated
+    words = variable._words()  # `get_value` would saturate
     return _uint64.to_float32(words) if is_traced(words) else _uint64.to_uint64(np.asarray(words))
 
 
 def _stacked(x: Any) -> Any:
-    """Returns lists with arrays of JAX's in them as one array, or None."""
+    """Returns lists of JAX arrays as one array, or None."""
     try:
         return jnp.asarray(x)
     except (TypeError, ValueError, OverflowError):
@@ -99,6 +99,6 @@ def _narrowed(array: np.ndarray, rounding: Rounding) -> np.ndarray:
         array = np.where(np.isinf(array), array, np.clip(array, -_LARGEST, _LARGEST))
     with np.errstate(over="ignore", under="ignore"):
         narrow = array.astype(np.float32)
-    if rounding == "nonzero":  # also where it would be rounded to zero, or to a subnormal number, which XLA flushes
+    if rounding == "nonzero":  # also if rounding gives zero, or a subnormal number, which XLA flushes
         narrow = np.where((np.abs(narrow) < _LEAST) & (array != 0), np.float32(1), narrow)
     return narrow

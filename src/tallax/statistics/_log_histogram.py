@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`LogHistogram`: quantiles of values of any size, to a promised relative error."""
+"""`LogHistogram`: quantiles of values of any size, with a guaranteed relative error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tallax.statistics._statistic import Counts, exact_or_traced, unboxed
 from tallax.variables import Counter
 
 _MANTISSA = 23  # bits of a float32's mantissa
-_SUBNORMAL = 22  # exponents below the least normal one that subnormal numbers reach once they are normalised, less one
+_SUBNORMAL = 22  # normalised subnormal numbers use one exponent more than this, below the least normal one
 _EXPONENTS = 254 + _SUBNORMAL + 1
 _SPECIAL = ("zero", "nan", "posinf", "neginf")
 
@@ -35,17 +35,18 @@ _SPECIAL = ("zero", "nan", "posinf", "neginf")
 class LogHistogramResult:
     """The counts of a `LogHistogram`. Counts are exact outside a trace; int32, saturated, inside one.
 
-    If the histogram is a stack, for example one per layer that `vmap` made, each count and each result of `quantile`
-    has the leading axes of the stack, and `result[k]` is the result of layer k. Printing and plotting add up the counts
-    of the stack.
+    If the histogram is a stack, for example one per layer made by `vmap`, each count and each result of `quantile` has
+    the leading axes of the stack, and `result[k]` is the result of layer k. Printing and plotting use the sum of the
+    counts of the stack.
 
     Attributes:
-        count: entries that were not NaN, infinite ones included.
-        zero: entries that were 0.0 or -0.0.
-        nan: entries that were NaN.
-        buckets: entries of each bucket in rising order of their values, -inf first, zero in the middle, +inf last.
-        relative_error: the largest relative error of a quantile.
-        mantissa_bits: the number of bits of the mantissa that select a bucket.
+        count: The number of entries, including infinities and excluding NaN.
+        zero: The number of entries equal to 0.0 or -0.0.
+        nan: The number of NaN entries.
+        buckets: The entries of each bucket in ascending order of their values, -inf first, zero in the middle, +inf
+            last.
+        relative_error: The largest relative error of a quantile.
+        mantissa_bits: The number of bits of the mantissa that select a bucket.
     """
 
     count: Any
@@ -57,18 +58,19 @@ class LogHistogramResult:
 
     @property
     def bounds(self) -> np.ndarray:
-        """float64[len(buckets) + 1]: where each bucket begins and ends, infinite at the ends."""
+        """float64[len(buckets) + 1]: the bounds of the buckets; the first and the last are infinite."""
         return _bounds(self.mantissa_bits)
 
     def quantile(self, q: Any) -> Any:
-        """Returns the value at the quantile, of the sorted entries the one numbered `floor(q * (count - 1))` from 0.
+        """Returns the value at a quantile: of the sorted entries, the one with index `floor(q * (count - 1))`.
 
         Args:
-            q: a number, or an array of them, in [0, 1].
+            q: A number or an array of numbers in [0, 1].
 
         Returns:
-            A value within `relative_error` of the true one: float64 of the shape of `q` (a Python float for a number)
-            outside a trace; float32 inside one, where the rank is rounded to float32 too. NaN if nothing was seen.
+            A value within `relative_error` of the exact quantile, or NaN if nothing was seen. Outside a trace it is
+            float64 of the shape of `q`, or a Python float for a number. Inside a trace it is float32, and the rank is
+            rounded to float32 too.
 
         Raises:
             InvalidValueError: `q` is outside [0, 1].
@@ -103,14 +105,14 @@ class LogHistogramResult:
         """Returns one result of a stack.
 
         Raises:
-            InvalidValueError: this is the result of a single histogram.
+            InvalidValueError: This is the result of a single histogram.
         """
         stacked(self, self.buckets)
         count, zero, nan = unboxed(*(part[index] for part in (self.count, self.zero, self.nan)))
         return LogHistogramResult(count, zero, nan, self.buckets[index], self.relative_error, self.mantissa_bits)
 
     def together(self) -> LogHistogramResult:
-        """Returns the result of a whole stack, all counts added up; that of a single histogram is itself."""
+        """Returns the sum of the results of a stack. The result of a single histogram is returned unchanged."""
         if not isinstance(self.buckets, np.ndarray) or self.buckets.ndim == 1:
             return self
         buckets = sum_of_stack(self.buckets)
@@ -127,12 +129,12 @@ class LogHistogramResult:
         return f"LogHistogramResult({stack}{text} {whole.count:,} values{middle}, {apart})"
 
     def plot(self, ax: Any = None) -> Any:
-        """Draws the density over a symmetric logarithmic axis; returns the matplotlib axes.
+        """Draws the density over a symmetric logarithmic axis, and returns the matplotlib axes.
 
         The title has the counts of zeros, NaN and infinities, which are not on the axis.
 
         Raises:
-            MissingExtraError: matplotlib is not installed.
+            MissingExtraError: Matplotlib is not installed.
         """
         if self.buckets.ndim > 1:
             return self.together().plot(ax)
@@ -147,7 +149,7 @@ class LogHistogramResult:
         return axes
 
     def _per_octave(self) -> np.ndarray:
-        """Returns the counts of the finite buckets over their logarithmic widths; 0 for the one around zero."""
+        """Returns the counts of the finite buckets over their logarithmic widths; 0 for the bucket around zero."""
         size = np.abs(self.bounds[1:-1])
         octaves = np.abs(np.diff(np.log2(size)))
         octaves[len(octaves) // 2] = np.inf
@@ -157,28 +159,28 @@ class LogHistogramResult:
 class LogHistogram(Counts):
     """Counts values of any size and sign in buckets whose width grows with the value, for quantiles.
 
-    No range is needed: every finite float32 has its bucket, subnormal numbers too, and zero, NaN and the infinities are
-    counted apart. A bucket is the numbers with the same sign, exponent and first m bits of mantissa, so it is found by
-    shifting the number's own bits; no logarithm is computed. A bucket is reported as `2ab / (a + b)`, a and b being its
-    bounds.
+    No range is needed: every finite float32 has a bucket, also subnormal numbers. Zero, NaN and the infinities are
+    counted separately. A bucket contains the numbers with the same sign, exponent and first m bits of mantissa, so it
+    is found by shifting the bits of a number, and no logarithm is computed. The estimate of a bucket with bounds a and
+    b is `2ab / (a + b)`.
 
-    The bound: a bucket of exponent e has `a = 2**e * (1 + j / 2**m)` and `b = a + 2**(e - m)` with `0 <= j < 2**m`. For
-    a <= x < b the estimate's error relative to x is at most `(b - a) / (a + b)`, which it has at both ends, and this is
-    `1 / (2 * (2**m + j) + 1) <= 1 / (2**(m + 1) + 1)`. The least m whose bound is within `relative_error` is used. A
-    subnormal number is normalised first (its mantissa, an integer below 2**23, is an exact float32), and its bucket has
-    the same relative width, or holds a single number.
+    Error bound: a bucket of exponent e has `a = 2**e * (1 + j / 2**m)` and `b = a + 2**(e - m)` with `0 <= j < 2**m`.
+    For a <= x < b the error of the estimate relative to x is at most `(b - a) / (a + b)`, which is attained at both
+    ends, and this is `1 / (2 * (2**m + j) + 1) <= 1 / (2**(m + 1) + 1)`. The least m whose bound is within
+    `relative_error` is used. A subnormal number is normalised first (its mantissa, an integer below 2**23, is an exact
+    float32). Its bucket has the same relative width, or contains a single number.
 
-    | field | shape | dtype | reset value | how copies combine |
+    | field | shape | dtype | reset value | reduction |
     |---|---|---|---|---|
     | counts | (554 * 2**m + 4,): positive, negative, zero, NaN, +inf, -inf | an exact `Counter` | 0 | sum |
 
-    Memory is bounded: 8 bytes a bucket, 71 KB at the default error of 5%, 284 KB at 1%, 2.3 MB at 0.1%.
+    Memory is bounded: 8 bytes per bucket, 71 KB at the default error of 5%, 284 KB at 1%, 2.3 MB at 0.1%.
 
     Args:
-        relative_error: the largest relative error of a quantile, in [1e-4, 0.5].
-        axis_name: the mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
+        relative_error: The largest relative error of a quantile, in [1e-4, 0.5].
+        axis_name: The mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
             `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
-        persistent: whether checkpoints save the state.
+        persistent: Whether checkpoints save the state.
 
     float64 and integers are rounded to float32 first.
 
@@ -194,8 +196,8 @@ class LogHistogram(Counts):
         (5, 1, '0.0020')
 
     References:
-        C. Masson, J. E. Rim, H. K. Lee, "DDSketch", VLDB 2019: the estimate and its bound, there for powers of a base;
-        G. Tene, HdrHistogram: buckets by exponent and leading bits, there of integers.
+        C. Masson, J. E. Rim, H. K. Lee, "DDSketch", VLDB 2019: the estimate and its bound, for powers of a base; G.
+        Tene, HdrHistogram: buckets by exponent and leading bits, for integers.
     """
 
     def __init__(self, relative_error: float = 0.05, *, axis_name: AxisName | None = None, persistent: bool = True):
@@ -220,7 +222,7 @@ class LogHistogram(Counts):
         return _EXPONENTS << self.mantissa_bits
 
     def compute(self) -> LogHistogramResult:
-        """Returns the counts, from which the result's `quantile` reads values."""
+        """Returns the counts as a result with a method `quantile`."""
         return self.read(self.state_here())
 
     def read(self, state: Mapping[str, Any]) -> LogHistogramResult:
@@ -242,7 +244,7 @@ class LogHistogram(Counts):
         return LogHistogramResult(count, zero, nan, buckets, self.relative_error, self.mantissa_bits)
 
     def plot(self, ax: Any = None) -> Any:
-        """Draws what was seen so far; see `LogHistogramResult.plot`."""
+        """Draws the counts so far; see `LogHistogramResult.plot`."""
         return self.compute().plot(ax)
 
     def _bins(self, result: LogHistogramResult) -> Bins:
@@ -268,7 +270,7 @@ def _slot_of(x: jax.Array, *, mantissa_bits: int) -> jax.Array:
     buckets = _EXPONENTS << mantissa_bits
     bits = _float32_bits(x)
     negative, magnitude = bits >> 31, bits & 0x7FFF_FFFF
-    # A subnormal number is its mantissa times 2**-149. As a float32 of its own, the mantissa has exponents 127 to 149.
+    # A subnormal number is its mantissa times 2**-149. As a float32, this mantissa has exponents 127 to 149.
     normalised = jax.lax.bitcast_convert_type(magnitude.astype(jnp.float32), jnp.uint32) - jnp.uint32(127 << _MANTISSA)
     normal = magnitude + jnp.uint32(_SUBNORMAL << _MANTISSA)
     key = jnp.where(magnitude < 1 << _MANTISSA, normalised, normal) >> (_MANTISSA - mantissa_bits)
@@ -279,14 +281,14 @@ def _slot_of(x: jax.Array, *, mantissa_bits: int) -> jax.Array:
 
 
 def _float32_bits(x: jax.Array) -> jax.Array:
-    """Returns the bits of every value as float32, without arithmetic on those that XLA would flush to zero."""
+    """Returns the bits of every value as float32, without arithmetic on subnormal numbers, which XLA would flush."""
     if x.dtype == jnp.bfloat16:
         return jax.lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32) << 16
     return jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
 
 
 def _bounds(mantissa_bits: int) -> np.ndarray:
-    """Returns float64[2 * buckets + 4]: the bounds of all buckets in rising order, -inf, ..., 0, 0, ..., +inf."""
+    """Returns float64[2 * buckets + 4]: the bounds of all buckets in ascending order, -inf, ..., 0, 0, ..., +inf."""
     exponents = np.arange(-126 - _SUBNORMAL - 1, 128)
     mantissas = 1 + np.arange(1 << mantissa_bits) / (1 << mantissa_bits)
     positive = np.append(np.ldexp(mantissas, exponents[:, None]).ravel(), 2.0**128)
@@ -294,7 +296,7 @@ def _bounds(mantissa_bits: int) -> np.ndarray:
 
 
 def _middles(bounds: np.ndarray) -> np.ndarray:
-    """Returns each bucket's estimate, the harmonic mean of its bounds; 0 for the one around zero."""
+    """Returns the estimate of each bucket, the harmonic mean of its bounds; 0 for the bucket around zero."""
     low, high = np.asarray(bounds[:-1], np.float64), np.asarray(bounds[1:], np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         middles = 2 * low * (high / (low + high))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Moments`: mean, variance, skewness and kurtosis of everything that was fed."""
+"""`Moments`: mean, variance, skewness and kurtosis of all entries so far."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class MomentsResult:
     NaN: a moment that is undefined, because there are too few entries, is 0.0.
 
     Attributes:
-        count: the number of finite entries.
-        mean: their mean; 0.0 if there were none.
-        variance: their mean squared deviation, as `numpy.var`; 0.0 if there were none.
-        skewness: as `scipy.stats.skew`; 0.0 if the variance is 0.
-        kurtosis: excess kurtosis, as `scipy.stats.kurtosis`: 0.0 for normal data, and if the variance is 0.
-        nonfinite: the number of NaN or infinite entries; all other fields exclude them.
+        count: The number of finite entries.
+        mean: The mean of the finite entries, or 0.0 without any.
+        variance: The mean squared deviation, like `numpy.var`, or 0.0 if there are no finite entries.
+        skewness: The skewness, like `scipy.stats.skew`, or 0.0 if the variance is 0.
+        kurtosis: The excess kurtosis, like `scipy.stats.kurtosis`: 0.0 for normal data, and if the variance is 0.
+        nonfinite: The number of NaN or infinite entries; all other fields exclude them.
     """
 
     count: Any
@@ -57,31 +57,31 @@ class MomentsResult:
 
 
 class Moments(CountsAndBuffer):
-    """The first four moments of a stream, right where float32 sums and 32-bit counts fail.
+    """The first four moments of a stream, accurate even if float32 sums and 32-bit counts are not.
 
-    NaN and infinities are counted apart, so `count + nonfinite` is what was fed. Entries are taken in float32. Variance
-    and higher moments of a batch come from float32 sums about a pivot near its mean, and are merged into the state in
-    pairs of float32, so neither a large mean nor a long stream costs precision.
+    NaN and infinities are counted separately, so `count + nonfinite` is the number of all entries. Entries are
+    converted to float32. Variance and higher moments of a batch are computed from float32 sums about a pivot near its
+    mean, and merged into the state in pairs of float32, so neither a large mean nor a long stream costs precision.
 
-    | field | shape | dtype | reset value | how copies combine |
+    | field | shape | dtype | reset value | reduction |
     |---|---|---|---|---|
     | counts | (*shape, 2): finite entries, and others | an exact `Counter` | 0 | sum |
     | moments[..., 0] | shape: the unit, a power of two near the largest entry | float32 | 0 | max |
     | moments[..., 1:3] | (*shape, 2): the mean, high + low, in units | float32 | 0 | Chan's and Pebay's update |
     | moments[..., 3:9] | (*shape, 6): sums of powers of (x - mean), high + low | float32 | 0 | Pebay's update |
 
-    The unit keeps fourth powers in float32's range whatever the scale of the data is.
+    The unit keeps fourth powers in the range of float32 for data of any scale.
 
     Args:
-        shape: the shape of each moment, one for each head or unit for example. It must match the last axes of the
-            values passed to `update`; the leading axes are counted.
-        axis_name: the mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
+        shape: The shape of each moment, for example one for each head or unit. It must match the last axes of the
+            values passed to `update`. The moments are taken over the leading axes.
+        axis_name: The mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
             `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
-        persistent: whether checkpoints save the state.
+        persistent: Whether checkpoints save the state.
 
-    An update takes one pass over the data, with the mean so far as the pivot; where that lies more than two standard
-    deviations from the batch's own mean, as in the first update, two more passes find a better one. Inside `shard_map`
-    it takes two all-reduces, three with `where`, and four more where a better pivot has to be found.
+    An update needs one pass over the data, with the current mean as the pivot. If this pivot is more than two standard
+    deviations from the mean of the batch, as in the first update, two more passes find a better pivot. Inside
+    `shard_map` an update needs two all-reduces, three with `where`, and four more if it has to find a better pivot.
 
     Raises:
         InvalidValueError: `shape` is not a valid shape.
@@ -132,7 +132,7 @@ class Moments(CountsAndBuffer):
         return np.zeros((*self.shape, _central.FIELDS), np.float32)
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
-        self._axes_of(x)  # raises for a shape that does not fit, also if there is nothing to take in
+        self._axes_of(x)  # raises if the shape does not fit, also for an empty batch
         if x.size:
             super()._accumulate(x, where)
 
@@ -185,7 +185,7 @@ def _updated(
         return taken, sum_over(jnp.stack(sums), combined)
 
     if where is None:
-        # All entries at once, in the hope that they are finite: if one is not, neither is the sum of fourth powers.
+        # First without a check for finite entries: if an entry is not finite, neither is the sum of fourth powers.
         taken, sums = fed, sum_over(jnp.stack(plain_power_sums(values, axes, pivot, unit)), combined)
         entries = fed.astype(jnp.float32) * math.prod(jax.lax.axis_size(axis) for axis in combined)
     else:
@@ -202,7 +202,7 @@ def _updated(
         pivot, unit = _pivot_and_unit(values, where, axes, combined, total(taken))
         return alike(taken, sums_about(pivot, unit)[1], pivot, unit)
 
-    # The pivot is near enough, and fourth powers in range; comparisons with NaN are false.
+    # The pivot is near enough, and fourth powers are in range. Comparisons with NaN are false.
     near = (before.unit > 0) & (sums[0] ** 2 <= 0.8 * entries * sums[1]) & (sums[3] <= 2.0**24 * entries)
     good = (near | (entries == 0)).all()
     taken, sums, pivot, unit = jax.lax.cond(good, lambda: alike(taken, sums, pivot, unit), again)
@@ -215,7 +215,7 @@ def _updated(
 def _pivot_and_unit(
     x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], combined: tuple[Hashable, ...], entries: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns a number near the mean, that of equal entries being their value, and the unit for it to be in."""
+    """Returns a pivot near the mean, and its unit. If all entries are equal, the pivot is their value."""
     rough, low, high = rough_sum_and_range(x, where, axes)
     rough = sum_over(rough, combined)
     low, high = max_over(jnp.stack([low, high]), combined)
@@ -227,7 +227,7 @@ def _pivot_and_unit(
 
 
 def _standardized(xp: Any, count: Any, unit: Any, mean: Any, m2: Any, m3: Any, m4: Any) -> tuple[Any, Any, Any, Any]:
-    """Returns mean, variance, skewness and excess kurtosis, by NumPy or by JAX."""
+    """Returns mean, variance, skewness and excess kurtosis, computed with NumPy or JAX."""
     n = xp.maximum(count, 1.0)
     variance = xp.maximum(m2, 0.0) / n
     spread = variance > 0

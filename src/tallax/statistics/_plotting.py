@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plots of distributions, and sums of stacked histograms; `tallax.runs` draws a distribution in a line of text."""
+"""Plots distributions, and sums stacked histograms. `tallax.runs` draws a distribution in a line of text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def plot_bars(counts: np.ndarray, edges: np.ndarray, ax: Any) -> Any:
     """Draws counts over their bins on matplotlib axes, new ones if None is given, and returns the axes.
 
     Raises:
-        MissingExtraError: matplotlib is not installed.
+        MissingExtraError: Matplotlib is not installed.
     """
     if ax is None:
         try:
@@ -31,15 +31,15 @@ def plot_bars(counts: np.ndarray, edges: np.ndarray, ax: Any) -> Any:
 
 
 def title_counts(axes: Any, counts: dict[str, Any]) -> None:
-    """Writes the counts that the bars do not show into the title of matplotlib axes, if they are not zero."""
+    """Adds nonzero counts that the bars do not show to the title of matplotlib axes."""
     axes.set_title(", ".join(f"{int(count):,} {name}" for name, count in counts.items() if count), fontsize="small")
 
 
 def stacked(result: object, counts: Any) -> None:
-    """Raises if a result is the result of a single histogram, and so cannot be indexed.
+    """Raises if a result belongs to a single histogram and cannot be indexed.
 
     Raises:
-        InvalidValueError: it is.
+        InvalidValueError: The result belongs to a single histogram.
     """
     if counts.ndim == 1:
         name = type(result).__name__
@@ -54,7 +54,7 @@ def stacked(result: object, counts: Any) -> None:
 
 
 def shape_of_stack(counts: Any) -> str:
-    """Returns how many histograms a printed result puts together, in words; nothing for one."""
+    """Returns the number of histograms in a stack as text for a printed result; empty for a single histogram."""
     return f"{' x '.join(map(str, counts.shape[:-1]))} together: " if counts.ndim > 1 else ""
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from tallax.statistics._two_floats import product
 
 _LANES = 64
-_LARGE = 2**14  # entries; below it the plain form is as quick
+_LARGE = 2**14  # entries; for fewer, the plain form is as fast
 
-# For each result: how two entries combine, with what it starts, and the whole reduction.
+# For each result: the operation on two entries, the initial value, and the whole reduction.
 Kind: TypeAlias = tuple[Callable[..., Any], Any, Callable[..., Any]]
 COUNT: Kind = (jax.lax.add, np.uint32(0), lambda x, axes: x.sum(axes, dtype=jnp.uint32))
 SUM: Kind = (jax.lax.add, np.float32(0), jnp.sum)
@@ -28,7 +28,7 @@ def power_sums(
 ) -> tuple[jax.Array, ...]:
     """Returns the number of finite entries, uint32, and the sums of d, d**2, d**3 and d**4, d = x / unit - pivot.
 
-    `pivot` and `unit`, a power of two, have the shape of the axes that stay.
+    `pivot` and `unit`, a power of two, have the shape of the axes that are not reduced.
     """
     shrink = 1 / unit
 
@@ -42,7 +42,7 @@ def power_sums(
 
 
 def plain_power_sums(x: jax.Array, axes: tuple[int, ...], pivot: jax.Array, unit: jax.Array) -> tuple[jax.Array, ...]:
-    """Returns the sums of d, d**2, d**3 and d**4 over all entries, which one that is not finite spoils."""
+    """Returns the sums of d, d**2, d**3 and d**4 over all entries. One nonfinite entry makes them nonfinite."""
     shrink = 1 / unit
 
     def terms(x: jax.Array, where: None, times: Callable[..., jax.Array]) -> tuple[jax.Array, ...]:
@@ -54,12 +54,12 @@ def plain_power_sums(x: jax.Array, axes: tuple[int, ...], pivot: jax.Array, unit
 
 
 def count_finite(x: jax.Array, where: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:
-    """Returns uint32: how many entries are finite."""
+    """Returns the number of finite entries, uint32."""
     return _taken(x, where).sum(axes, dtype=jnp.uint32)
 
 
 def rough_sum_and_range(x: jax.Array, where: jax.Array | None, axes: tuple[int, ...]) -> tuple[jax.Array, ...]:
-    """Returns, of the finite entries, the sum / 2**32, the largest negated entry, and the largest entry."""
+    """Returns the sum / 2**32, the largest negated entry and the largest entry of the finite entries."""
 
     def terms(x: jax.Array, where: jax.Array | None, times: Callable[..., jax.Array]) -> tuple[jax.Array, ...]:
         taken = _taken(x, where)
@@ -75,7 +75,7 @@ def _taken(x: jax.Array, where: jax.Array | None) -> jax.Array:
 
 
 def _aligned(value: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns `value` with the axes in front that it lacks."""
+    """Returns `value` with new leading axes."""
     return jnp.expand_dims(value, tuple(range(x.ndim - value.ndim)))
 
 
@@ -88,9 +88,10 @@ def _reduce(
 ) -> tuple[jax.Array, ...]:
     """Returns every term reduced over the leading `axes`.
 
-    XLA for CPU makes one slow scalar loop of such a reduction, or several that each write their term to memory first.
-    Cut into blocks of a few rows, it unrolls the rows, vectorizes over the lanes, and computes all terms in one pass.
-    Other platforms fuse the plain form, which also works where an explicit mesh splits `x`.
+    XLA for CPU compiles such a reduction into one slow scalar loop, or into several loops that each write their term to
+    memory first. If the reduction is split into blocks of a few rows, XLA unrolls the rows, vectorizes over the lanes,
+    and computes all terms in one pass. Other platforms fuse the plain form, which also works if an explicit mesh splits
+    `x`.
     """
 
     def plain(x: jax.Array, where: jax.Array | None) -> tuple[jax.Array, ...]:
@@ -100,7 +101,7 @@ def _reduce(
         return tuple(op(u, v) for (op, _, _), u, v in zip(kinds, a, b, strict=True))
 
     def blocked(x: jax.Array, where: jax.Array | None) -> tuple[jax.Array, ...]:
-        rows = 16 if where is None else 8  # what LLVM still unrolls
+        rows = 16 if where is None else 8  # LLVM unrolls no more than this
         inside = entries // (rows * _LANES) * (rows * _LANES)
         flat = x.reshape(entries, *shape)
         mask = None if where is None else where.reshape(entries, *shape)

@@ -26,9 +26,9 @@ class RateResult:
     """The counts of a `Rate` and their ratio: scalars, or arrays of its shape if it has one.
 
     Attributes:
-        fired: the number of entries that fired. A Python int or uint64 outside a trace; int32, saturated, inside one.
-        total: the number of entries, with the dtype of `fired`.
-        rate: fired / total as a float; 0.0 if nothing was seen (`total == 0`).
+        fired: The number of entries that fired. A Python int or uint64 outside a trace; int32, saturated, inside one.
+        total: The number of entries, with the dtype of `fired`.
+        rate: Fired / total as a float; 0.0 if nothing was seen (`total == 0`).
     """
 
     fired: Any
@@ -37,20 +37,20 @@ class RateResult:
 
 
 class Rate(Counts):
-    """Counts how often something fired: a mask, a head, an expert, a gradient clip.
+    """Counts the entries that fired, for example of a mask, a head, an expert or a gradient clip.
 
-    An entry fires when it is true, or not zero (so NaN fires).
+    An entry fires if it is true or not zero, so NaN fires.
 
-    | field | shape | dtype | reset value | how copies combine |
+    | field | shape | dtype | reset value | reduction |
     |---|---|---|---|---|
     | counts | (*shape, 2): fired and total | an exact `Counter` | 0 | sum |
 
     Args:
-        shape: the shape of the rates, one for each head or expert for example. It must match the last axes of the
-            values passed to `update`; the leading axes are counted.
-        axis_name: the mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
+        shape: The shape of the rates, for example one for each head or expert. It must match the last axes of the
+            values passed to `update`. Entries are counted over the leading axes.
+        axis_name: The mapped axis or axes over which each update is combined. It is required under `vmap`, `pmap` and
             `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
-        persistent: whether checkpoints save the state.
+        persistent: Whether checkpoints save the state.
 
     Raises:
         InvalidValueError: `shape` is not a valid shape.
@@ -73,7 +73,7 @@ class Rate(Counts):
         self.counts: Counter = Counter(shape=(*self.shape, 2), persistent=persistent)
 
     def compute(self) -> RateResult:
-        """Returns fired, total and their ratio, each of the rate's shape."""
+        """Returns the counts `fired` and `total` and their ratio, each of the declared shape."""
         return self.read(self.state_here())
 
     def read(self, state: Mapping[str, Any]) -> RateResult:
@@ -83,7 +83,7 @@ class Rate(Counts):
         if isinstance(counts, np.ndarray):
             rate = np.divide(fired, total, out=np.zeros(fired.shape), where=total != 0)
             return RateResult(*unboxed(fired, total, rate))
-        # The counts saturate at 2**31 - 1; the ratio must not.
+        # The counts saturate at 2**31 - 1, but the ratio must not.
         exact = _uint64.to_float32(state["counts"])
         rate = jnp.where(total == 0, 0.0, exact[..., 0] / jnp.maximum(exact[..., 1], 1.0))
         return RateResult(fired, total, rate)

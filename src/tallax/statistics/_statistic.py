@@ -24,7 +24,7 @@ from tallax.variables import Buffer, Counter, StateVariable, refuse_cast
 
 
 class Statistic(EvalAware, abc.ABC):
-    """A module that owns its state and is fed by `update`: the base of every statistic.
+    """The base of every statistic: a module that owns its state and is updated with data.
 
     A subclass keeps its counts in a `Counter`, and other state in a `Buffer`, whose dtype it declares in `_dtypes`. Two
     statistics can be merged if `_configuration` returns the same for both. `merge` is associative, and a statistic that
@@ -32,19 +32,20 @@ class Statistic(EvalAware, abc.ABC):
     a subclass overrides `_begin_replica` and `_join`.
 
     Args:
-        persistent: whether checkpoints save the state.
-        axis_name: the mapped axis or axes over which each update is combined, as in `nnx.BatchNorm`. It is required
+        persistent: Whether checkpoints save the state.
+        axis_name: The mapped axis or axes over which each update is combined, as in `nnx.BatchNorm`. It is required
             under `vmap`, `pmap` and `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
 
-    `model.eval()`, `model.train()` and `nnx.view(model, deterministic=True)` switch `deterministic`, and `update` does
-    nothing while it is True.
+    `model.eval()`, `model.train()` and `nnx.view(model, deterministic=True)` set `deterministic`. If it is True,
+    `update` does nothing.
 
-    If its state is cast, as with the whole model to bfloat16, every later use raises `InvalidTypeError`.
+    If its state is cast, for example because the whole model is converted to bfloat16, every later use raises
+    `InvalidTypeError`.
     """
 
     _written_by = "self.{name}.update(x), which writes into it; or del self.{name} first"
-    _dtypes: ClassVar[Mapping[str, Any]] = {}  # of its buffers, by attribute
-    _rounding: ClassVar[Rounding] = "infinite"  # of float64 from the host
+    _dtypes: ClassVar[Mapping[str, Any]] = {}  # the dtypes of its buffers, by attribute
+    _rounding: ClassVar[Rounding] = "infinite"  # the rounding of float64 from the host
 
     def __init__(self, *, axis_name: AxisName | None = None):
         super().__init__()
@@ -60,18 +61,19 @@ class Statistic(EvalAware, abc.ABC):
         self.axis_name: AxisName | None = axis_name
 
     def update(self, x: Any, *, where: Any = None) -> None:
-        """Adds every entry of `x`, or those where `where` is true; does nothing in eval mode.
+        """Adds the entries of `x`, or only those with a true entry in `where`. Does nothing in eval mode.
 
         Args:
-            x: an array of booleans, integers or floats; see the statistic for the shapes it takes. No gradient flows
-                in. Python integers and NumPy's of 64 bits are rounded to float32 if 32 bits do not hold them; float64
-                is, so a number beyond 3.4e38 is infinite. (A `Histogram` counts it by its sign outside the edges.)
-            where: a boolean array that broadcasts to `x.shape`.
+            x: An array of booleans, integers or floats; each statistic documents its shapes. No gradient flows in.
+                Python integers and 64-bit integers of NumPy are rounded to float32 if 32 bits cannot represent them.
+                float64 is always rounded to float32, so a number beyond 3.4e38 becomes infinite. (A `Histogram` counts
+                it by its sign outside the edges.)
+            where: A boolean array that broadcasts to `x.shape`.
 
         Raises:
             InvalidTypeError: `x` is not a real array, `where` is not boolean, or the state was cast.
-            InvalidValueError: a shape does not fit.
-            ReplicasError: inside `shard_map`, if the axes to combine over cannot be inferred.
+            InvalidValueError: A shape does not match.
+            ReplicasError: Inside `shard_map`, the axes to combine over cannot be inferred.
         """
         if self.deterministic:
             return
@@ -83,7 +85,7 @@ class Statistic(EvalAware, abc.ABC):
         """Returns a frozen record: exact integers and NumPy arrays outside a trace, traced arrays inside one.
 
         Raises:
-            InvalidTypeError: the state was cast.
+            InvalidTypeError: The state was cast.
         """
         return self.read(self.state_here())
 
@@ -92,10 +94,10 @@ class Statistic(EvalAware, abc.ABC):
         """Forgets everything that was fed."""
 
     def merge(self, other: Any) -> None:
-        """Adds everything that `other` was fed; `other` is unchanged.
+        """Adds the state of `other`, as if all its data had been passed to this statistic. `other` does not change.
 
         Raises:
-            InvalidTypeError: the state of either was cast.
+            InvalidTypeError: The state of either was cast.
             InvalidValueError: `other` is a statistic of another type or configuration.
             ReplicasError: `other` has per-replica state on axes on which this statistic has none.
         """
@@ -114,7 +116,7 @@ class Statistic(EvalAware, abc.ABC):
         self._merge(other, self._once(other))
 
     def __repr__(self) -> str:
-        """Returns one line: the configuration and, if it can be read, the result."""
+        """Returns one line: the configuration, and the result if it can be read."""
         said = self._said()
         return f"{_signature(self)}: {said}" if said else _signature(self)
 
@@ -129,38 +131,38 @@ class Statistic(EvalAware, abc.ABC):
         return bundle(card(_signature(self), result, None if result is None else self._bins(result)))
 
     def _said(self) -> str:
-        """Returns the result in one line; an empty string if it cannot be read."""
+        """Returns the result in one line, or an empty string if it cannot be read."""
         if any(variable._shown() is None for variable in self.variables.values()):
             return ""
         try:
             return _on_one_line(repr(self.compute()))
-        except InvalidTypeError:  # the state was cast, which a repr must not fail of
+        except InvalidTypeError:  # the state was cast, but a repr must not raise
             return ""
 
     def _bins(self, result: Any) -> Bins | None:
-        """Returns the bins of a result that can be drawn; None if there are none."""
+        """Returns the bins of a result, or None if it has no bins to draw."""
         del result
         return None
 
     @property
     def variables(self) -> dict[str, StateVariable]:
-        """The Variables that hold the state, by attribute."""
+        """The Variables with the state, by attribute."""
         return {name: value for name, value in sorted(vars(self).items()) if isinstance(value, StateVariable)}
 
     def stored_state(self) -> dict[str, Any]:
-        """Returns the state by attribute, on the host, on the device, or traced; that of a Counter is its words.
+        """Returns the state by attribute: on the host, on the device, or traced. The state of a Counter is its words.
 
         Raises:
-            InvalidTypeError: the state was cast.
+            InvalidTypeError: The state was cast.
         """
         self.refuse_casts()
         return {name: stored_state(variable) for name, variable in self.variables.items()}
 
     def state_here(self) -> dict[str, Any]:
-        """Returns the state by attribute: NumPy arrays, or inside a trace traced ones; that of a Counter is its words.
+        """Returns the state by attribute: NumPy arrays, or traced arrays inside a trace. A Counter is words.
 
         Raises:
-            InvalidTypeError: the state was cast.
+            InvalidTypeError: The state was cast.
         """
         states = self.stored_state()
         if is_traced(*states.values()):
@@ -169,35 +171,35 @@ class Statistic(EvalAware, abc.ABC):
 
     @abc.abstractmethod
     def read(self, state: Mapping[str, Any]) -> Any:
-        """Returns the record of a state: NumPy arrays or traced ones by attribute; that of a Counter is its words."""
+        """Returns the record of a state: NumPy or traced arrays by attribute. A Counter is passed as words."""
 
     @abc.abstractmethod
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
-        """Takes in checked values."""
+        """Updates the state with checked values."""
 
     @abc.abstractmethod
     def _merge(self, other: Any, once: tuple[Hashable, ...] = ()) -> None:
-        """Takes in a statistic of the same configuration.
+        """Adds the state of a statistic with the same configuration.
 
         Args:
-            other: the statistic.
-            once: the axes along which this one has per-replica state and the other one has not.
+            other: The other statistic.
+            once: The axes along which this statistic has per-replica state and `other` does not.
         """
 
     @abc.abstractmethod
     def _configuration(self) -> dict[str, Any]:
-        """Returns the arguments that two statistics must share to be merged, by name."""
+        """Returns the arguments by name that must be equal for two statistics to be merged."""
 
     def _begin_replica(self) -> None:
-        """Sets the state that each replica but the first starts from; the first keeps all that was fed so far."""
+        """Sets the initial state of each replica except the first. The first keeps the state so far."""
         self.reset()
 
     def _join(self, replica: Any, number: Any) -> None:
-        """Adds the state of another replica that took the same steps.
+        """Adds the state of another replica that made the same steps.
 
         Args:
-            replica: a statistic of the same configuration.
-            number: the number of replicas added so far, a traced int32 scalar.
+            replica: A statistic of the same configuration.
+            number: The number of replicas added so far, a traced int32 scalar.
         """
         del number
         self._merge(replica)
@@ -206,13 +208,13 @@ class Statistic(EvalAware, abc.ABC):
         """Raises if the state was cast.
 
         Raises:
-            InvalidTypeError: it was.
+            InvalidTypeError: The state was cast.
         """
         for name, dtype in self._dtypes.items():
             refuse_cast(self, vars(self)[name], dtype)
 
     def _once(self, other: Statistic) -> tuple[Hashable, ...]:
-        """Returns the axes along which this statistic is per-replica and the other one is the same."""
+        """Returns the axes along which this statistic is per-replica and the other one is replicated."""
         own, others = (frozenset(next(iter(each.variables.values()))._replica_axes) for each in (self, other))
         if others - own:
             raise ReplicasError(
@@ -257,7 +259,7 @@ class Statistic(EvalAware, abc.ABC):
 
 
 class Counts(Statistic):
-    """A statistic whose state is one `Counter`, called `counts`, which adds up when it is merged."""
+    """A statistic whose state is one `Counter` named `counts`. A merge adds the counts."""
 
     counts: Counter
 
@@ -270,9 +272,9 @@ class Counts(Statistic):
 
 
 class CountsAndBuffer(Statistic):
-    """A statistic whose state is one `Counter` and one `Buffer`, which one compiled program updates together.
+    """A statistic whose state is one `Counter` and one `Buffer`. One compiled program updates both.
 
-    A subclass names both, and implements `_initial_buffer`, `_updated_state` and `_merged_buffers`.
+    A subclass defines the names of both, and implements `_initial_buffer`, `_updated_state` and `_merged_buffers`.
     """
 
     _counter_name: ClassVar[str] = "counts"
@@ -288,7 +290,7 @@ class CountsAndBuffer(Statistic):
 
     @abc.abstractmethod
     def _initial_buffer(self) -> np.ndarray:
-        """Returns the buffer of a statistic that was fed nothing."""
+        """Returns the buffer of an empty statistic."""
 
     @abc.abstractmethod
     def _updated_state(
@@ -300,18 +302,18 @@ class CountsAndBuffer(Statistic):
         """Forgets everything that was fed."""
         self.refuse_casts()
         self._counter.reset()
-        # A stack of statistics, as `vmap` makes one, has more axes in front than each statistic was made with.
+        # A stack of statistics, as made by `vmap`, has additional leading axes.
         self._buffer[...] = np.broadcast_to(self._initial_buffer(), self._buffer.shape)
 
     def _axes_of(self, x: jax.Array) -> tuple[int, ...]:
-        """Returns the axes of `x` that are reduced; raises if `x` does not end in the statistic's shape."""
+        """Returns the axes of `x` to reduce. Raises if `x` does not end in the statistic's shape."""
         return leading_axes(x, vars(self)["shape"], self)
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         axes = self._axes_of(x)
         how = axes_to_combine(x, where, state=self._counter, axis_name=self.axis_name)
         updated = self._updated_state(self._counter._words(), self._buffer._stored(), x, where, axes, how)
-        # `Activity` counts an update as one, however few entries it has.
+        # `Activity` counts every update as one, also an empty update.
         most = max(entries_of(x, axes) * replica_count(how.over), 1)
         self._counter._add_known(*updated[:2], most=most)
         self._buffer.set_value(updated[2])
@@ -321,18 +323,18 @@ class CountsAndBuffer(Statistic):
         self._buffer.set_value(self._merged_buffers(self._buffer._stored(), other._buffer._stored()))
 
     def _merged_buffers(self, own: Any, other: Any) -> jax.Array:
-        """Returns the buffer of two statistics in one, if the counts have no part in it."""
+        """Returns the merged buffer of two statistics, if it does not depend on the counts."""
         raise NotImplementedError
 
 
 def leading_axes(x: jax.Array, shape: tuple[int, ...], item: object, *, argument: str = "shape=...") -> tuple[int, ...]:
-    """Returns the axes of `x` before those of a statistic's `shape`; raises if `x` does not end in `shape`.
+    """Returns the axes of `x` before those of a statistic's `shape`. Raises if `x` does not end in `shape`.
 
     Args:
-        x: the values.
-        shape: the required last axes.
-        item: the statistic, named in the error.
-        argument: the argument that sets the shape, for the error.
+        x: The values.
+        shape: The required last axes.
+        item: The statistic, named in the error.
+        argument: The argument that sets the shape, for the error.
     """
     leading = x.ndim - len(shape)
     if leading < 0 or x.shape[leading:] != shape:
@@ -340,7 +342,7 @@ def leading_axes(x: jax.Array, shape: tuple[int, ...], item: object, *, argument
         raise InvalidValueError(
             compose(
                 item,
-                f"a statistic of shape {shape} takes values whose last axes are that shape.",
+                f"a statistic of shape {shape} requires values whose last axes have that shape.",
                 got=describe(x),
                 expected=f"shape (..., {', '.join(map(str, shape))})",
                 fix=f"move the axis of heads, experts or units to the end, or declare {kind}({argument})",
@@ -350,22 +352,22 @@ def leading_axes(x: jax.Array, shape: tuple[int, ...], item: object, *, argument
 
 
 def entries_of(x: jax.Array, axes: tuple[int, ...]) -> int:
-    """Returns how many entries of `x` go into each count."""
+    """Returns the number of entries of `x` for each count."""
     return math.prod(x.shape[axis] for axis in axes)
 
 
 def stored_state(variable: StateVariable) -> Any:
-    """Returns a value where it is: on the host, on the device, or traced; that of a Counter as words."""
+    """Returns a value without moving it: on the host, on the device, or traced. The value of a Counter is its words."""
     return variable._words() if isinstance(variable, Counter) else variable._stored()
 
 
 def exact_or_traced(words: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
-    """Returns the counts that words are: uint64 on the host, int32, saturated, where they are traced."""
+    """Returns counts from words: uint64 on the host, or saturated int32 if they are traced."""
     return _uint64.to_int32(words) if isinstance(words, jax.Array) else _uint64.to_uint64(words)
 
 
 def unboxed(*parts: Any) -> tuple[Any, ...]:
-    """Returns scalars on the host as Python numbers, and all other arrays as they are."""
+    """Returns scalars on the host as Python numbers, and all other arrays unchanged."""
     host = (np.ndarray, np.generic)
     return tuple(part.item() if isinstance(part, host) and part.ndim == 0 else part for part in parts)
 

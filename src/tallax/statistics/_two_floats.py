@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running sums of float32 that lose nothing: pairs `high + low` of a rounded sum and what the rounding left over.
+"""Running sums of float32 without loss: pairs `high + low` of a rounded sum and its rounding error.
 
-XLA keeps the order of floating-point additions, so the compensation is not simplified away. Its compilers do fuse
-`a * b + c` into one rounding where they like, though, and differently in each program that a statistic is part of.
-`product` stops that, so that each program computes the same bits.
+XLA keeps the order of floating-point additions, so the compensation is not simplified away. But its compilers may fuse
+`a * b + c` into one rounding, and do so differently in different programs. `product` prevents that, so that every
+program computes the same bits.
 
 References:
     Knuth, The Art of Computer Programming, vol. 2, 4.2.2, theorem B (two-sum).
@@ -43,5 +43,5 @@ def add_float(a: Pair, b: jax.Array) -> Pair:
 
 
 def product(a: jax.Array | float, b: jax.Array) -> jax.Array:
-    """Returns a * b rounded to float32, whatever is added to it: no fusion gets past the comparison."""
+    """Returns a * b rounded to float32. The comparison prevents a fusion with a later addition."""
     return jnp.minimum(a * b, _LARGEST)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`Counter` and `Buffer`: the tallax variables, for state that a model needs and no optimizer trains.
 
-Both are `nnx.Variable`s of types of their own, so `nnx.Param` filters do not select them and every Flax transformation
-threads them. Three rules hold for both. A write keeps shape, dtype and weak type, or raises and leaves the value as it
-was. No gradient flows in or out. The array is never mutated in place, because `nnx.state(model)` shares it.
+Both are subclasses of `nnx.Variable`, so `nnx.Param` filters do not select them, and every Flax transformation threads
+them. Three rules hold for both. A write keeps shape, dtype and weak type, or raises and leaves the value as it was. No
+gradient flows in or out. The array is never mutated in place, because `nnx.state(model)` shares it.
 
 The raw value of a variable is in one of four places:
 
@@ -14,7 +14,7 @@ The raw value of a variable is in one of four places:
 3. In a trace, as a tracer. Inside the trace of a compiled step a count is a `Pending`: the words before the step, and a
    word that was added since.
 4. In a compiled step (`tallax.compile_step`) between its calls. A `Held` then takes the place of the value: it returns
-   the current value to the variable, and raises for everyone else.
+   the current value to the variable, and raises for all others.
 
 A count is two uint32 words on the last axis, at most 2**64 - 1. All arithmetic on them is in `tallax._uint64`. Compiled
 steps pack the words of all counts into one array, with the two words on the first axis.

@@ -22,15 +22,15 @@ from tallax.variables._traced_count import Pending
 
 Reduce: TypeAlias = Literal["sum", "max", "min", "replicated"]
 _REDUCTIONS = ("sum", "max", "min", "replicated")
-_DECLARED = ("persistent", "reduce", "per_replica")  # as metadata, which a dict of others does not replace
+_DECLARED = ("persistent", "reduce", "per_replica")  # a dict of other metadata does not replace these
 _MISSING = object()
 
 
 class PerReplica(NamedTuple):
     """The layout of per-replica state: one value for each replica, one behind the other on the first axis."""
 
-    axes: tuple[str, ...]  # the mesh axes along which the replicas lie
-    shape: tuple[int, ...]  # of the value of one replica; scalars are kept in an array of one axis
+    axes: tuple[str, ...]  # the mesh axes of the replicas
+    shape: tuple[int, ...]  # the number of axes of one replica's value; scalars are stored with one axis
 
 
 def _refuse_kind(kind: str, name: str, value: Any) -> None:
@@ -61,13 +61,13 @@ def _check_reduce(kind: str, reduce: Any) -> None:
 
 
 def _refuse_misspelled(kind: str, name: str, value: Any) -> None:
-    """Raises if a name of metadata is probably a mistake: Flax accepts any name, so a typo would be ignored."""
+    """Raises if a name of metadata is probably misspelled. Flax accepts any name, so it would be ignored."""
     _refuse_kind(kind, name, value)
-    if name in ("dtype", "shape"):  # a label of that name would hide the array's own
+    if name in ("dtype", "shape"):  # a label of this name would shadow the attribute of the array
         raise InvalidTypeError(
             compose(
                 kind,
-                "takes its dtype and shape from its value.",
+                "has the dtype and shape of its value.",
                 got=f"{name}={describe(value)}",
                 fix="Buffer(jnp.zeros(shape, dtype)); Counter(shape=...) always counts up to 2**64 - 1",
             )
@@ -86,7 +86,7 @@ def _refuse_misspelled(kind: str, name: str, value: Any) -> None:
 class StateVariable(nnx.Variable[Any]):
     """The base of `Counter` and `Buffer`: metadata, reads and writes by `.value`, and guarded writes."""
 
-    # For the `fix:` line of errors.
+    # Used in the `fix:` line of errors.
     _compared_by: ClassVar[str]
     _written_by: ClassVar[str]
 
@@ -97,7 +97,7 @@ class StateVariable(nnx.Variable[Any]):
         own = {"hijax": False, "ref": False, "persistent": bool(persistent), "reduce": reduce}
         super().__init__(value, **{**metadata, **own})
 
-    # Without Flax's deprecation warnings: PyTorch's and older Flax's users write `.value`, and here it is safe.
+    # No deprecation warning as in Flax: users of PyTorch and of older Flax write `.value`, and here it is safe.
     @property
     def value(self) -> Any:
         """The value as `get_value()` gives it; assigning it is `set_value`."""
@@ -109,24 +109,23 @@ class StateVariable(nnx.Variable[Any]):
 
     @property
     def _per_replica(self) -> PerReplica | None:
-        """The layout of per-replica state; None if there is one value for all replicas, as at first."""
+        """The layout of per-replica state, or None if there is one value for all replicas, as in a new variable."""
         return self.get_metadata("per_replica", None)
 
     @property
     def _replica_axes(self) -> tuple[str, ...]:
-        """The mesh axes along which each replica has a value of its own."""
+        """The mesh axes along which each replica has its own value."""
         layout = self._per_replica
         return () if layout is None else layout.axes
 
     def _stored(self) -> Any:
         """Returns the raw value: one for all replicas, or inside `shard_map` the value of this replica.
 
-        A value that is traced by a derivative only is returned as the array that it stands for, since no gradient
-        flows out of a state.
+        If only a derivative traces the value, the underlying array is returned, because no gradient flows out of state.
 
         Raises:
-            ReplicasError: outside `shard_map`, if the variable has per-replica state.
-            StateOwnedByStepError: a compiled step owns the value, and this is a copy of the variable.
+            ReplicasError: The variable has per-replica state, and this is outside `shard_map`.
+            StateOwnedByStepError: A compiled step owns the value, and this is a copy of the variable.
         """
         self._refuse_per_replica()
         raw = self.get_raw_value()
@@ -144,7 +143,7 @@ class StateVariable(nnx.Variable[Any]):
             raise ReplicasError(
                 compose(
                     self,
-                    "has per-replica state, which must be combined before it is one value.",
+                    "has per-replica state, which must be combined first.",
                     got=f"a read or write outside a shard_map over {axes}",
                     fix="to read, tallax.combine_replicas(model); "
                     "to write, a shard_map with tallax.replica_specs(model)",
@@ -152,9 +151,10 @@ class StateVariable(nnx.Variable[Any]):
             )
 
     def __getattr__(self, name: str) -> Any:
-        # Flax forwards unknown attributes to the raw value. Dunders are left out: NumPy would find a Counter's limbs by
-        # `__array_interface__`, and `copy.deepcopy` would return the array by `__deepcopy__`. Flax's own names get here
-        # where `__init__` has not run, as when a debugger looks, and looking for metadata asks for them again.
+        # Flax forwards unknown attributes to the raw value. Dunders are excluded: NumPy would find the limbs of a
+        # Counter by `__array_interface__`, and `copy.deepcopy` would return the array by `__deepcopy__`. Flax's own
+        # names arrive here if `__init__` has not run, for example in a debugger, and a look-up of metadata would look
+        # them up again.
         if not name.startswith("_"):
             if self.has_metadata(name):
                 return self.get_metadata(name)
@@ -195,7 +195,7 @@ class StateVariable(nnx.Variable[Any]):
                     part = type(part)(part.key, held.read(self))
                 yield part
             return
-        yield reprlib.Object(type=type(self).__name__)  # Flax's own words would read the value
+        yield reprlib.Object(type=type(self).__name__)  # Flax's own representation would read the value
         yield reprlib.Attr("value", raw)
         if self._per_replica:
             yield reprlib.Attr("per_replica", self._per_replica)
@@ -211,30 +211,30 @@ class StateVariable(nnx.Variable[Any]):
         return bundle(card(f"{type(self).__name__}({told})", self._shown()))
 
     def _shown(self) -> Any:
-        """Returns the exact value for display; None if it cannot be read here."""
+        """Returns the exact value for display, or None if it cannot be read here."""
         raw = self.get_raw_value()
         if self._per_replica or isinstance(raw, Pending) or is_traced(raw):
             return None
         if isinstance(raw, Held):
             return raw.read(self) if raw.is_readable_by(self) else None
-        return raw if isinstance(raw, jax.Array | np.ndarray) else None  # a shape alone, under nnx.eval_shape
+        return raw if isinstance(raw, jax.Array | np.ndarray) else None  # only a shape, under nnx.eval_shape
 
     def _place_abstract(self, value: Any) -> bool:
-        """Gives an abstract value the sharding of another, as `nnx.eval_shape` does on a mesh; False for arrays."""
+        """Gives an abstract value the sharding of another, as `nnx.eval_shape` does on a mesh. False for arrays."""
         raw = self.get_raw_value()
         if not (isinstance(raw, jax.ShapeDtypeStruct) and isinstance(value, jax.ShapeDtypeStruct)):
             return False
         if value.shape not in (self.shape, raw.shape) or value.dtype != raw.dtype:
             return False
-        # That of a Counter's words, whose last axis a spec leaves out.
+        # The sharding of a Counter's words. A spec omits their last axis.
         self.set_raw_value(raw.update(sharding=value.sharding))
         return True
 
     def _store(self, new: Any, *, here: bool = False) -> None:
-        """Replaces the raw value, on the devices where the old one was placed on purpose.
+        """Replaces the raw value, and keeps it on the devices on which the old value was placed on purpose.
 
-        A value that is on a device stays on one, so that a write before a compiled step is no implicit transfer in it;
-        unless `here`, as for an eager count, which is taken to the host.
+        A value on a device stays on a device, so that a write before a compiled step does not cause an implicit
+        transfer in the step. If `here` is True, as for an eager count, the value moves to the host.
         """
         self._refuse_per_replica()
         raw = self.get_raw_value()
@@ -253,16 +253,16 @@ class StateVariable(nnx.Variable[Any]):
     # --- methods of Flax that would lose something --------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "value":  # a property, but Flax's own check would raise before it is reached
+        if name == "value":  # a property, but Flax's check of attributes would raise before the property is called
             self.set_value(value)
             return
         try:
-            nnx.Variable.__setattr__(self, name, value)  # not super(), as in set_raw_value
+            nnx.Variable.__setattr__(self, name, value)  # not super(), for the reason given in set_raw_value
         except flax.errors.TraceContextError:
             raise self._of_another_trace() from None
 
     def set_raw_value(self, value: Any, **options: Any) -> None:
-        """Replaces the raw value without a check of it; raises if the variable belongs to another trace."""
+        """Replaces the raw value without checking it. Raises if the variable belongs to another trace."""
         try:
             # The method is looked up at each write, because statecheck watches writes by replacing it on the class.
             # Compared with a method bound at import, an eager `counter += 1` takes 1 to 2% longer; with super(), 5%.
@@ -274,9 +274,9 @@ class StateVariable(nnx.Variable[Any]):
         """Like `nnx.Variable.set_metadata`, but a dict does not replace `persistent` and `reduce`.
 
         Raises:
-            InvalidTypeError: a name is a misspelled one of a declaration.
+            InvalidTypeError: A name is a misspelled `persistent` or `reduce`.
             InvalidValueError: `reduce` is unknown, or `hijax` or `ref` is set.
-            TraceError: the variable belongs to another trace.
+            TraceError: The variable belongs to another trace.
         """
         new = dict(args[0]) if len(args) == 1 and not metadata else {args[0]: args[1]} if len(args) == 2 else metadata
         for name, value in new.items():
@@ -297,7 +297,7 @@ class StateVariable(nnx.Variable[Any]):
 
         Raises:
             InvalidValueError: `name` is `persistent` or `reduce`.
-            TraceError: the variable belongs to another trace.
+            TraceError: The variable belongs to another trace.
         """
         if name in ("persistent", "reduce"):
             raise InvalidValueError(
@@ -312,10 +312,10 @@ class StateVariable(nnx.Variable[Any]):
 
     @classmethod
     def from_metadata(cls, value: Any, attributes: dict[str, Any]) -> Any:
-        """Used by Flax to make a copy, as `nnx.with_vars` does with another kind of Variable in mind.
+        """Makes a copy with other metadata. `nnx.with_vars` calls it to change the kind of Variable.
 
         Raises:
-            InvalidValueError: that kind is `hijax=True` or `ref=True`.
+            InvalidValueError: The metadata has `hijax=True` or `ref=True`.
         """
         for name in ("hijax", "ref"):
             _refuse_kind(cls.__name__, name, attributes.get(name))
@@ -334,14 +334,14 @@ class StateVariable(nnx.Variable[Any]):
 
 
 def plain(raw: Any) -> Any:
-    """Returns a subclass of NumPy's array as an array of NumPy's own, and everything else as it is.
+    """Returns an instance of a subclass of `np.ndarray` as a plain `np.ndarray`, and everything else unchanged.
 
-    JAX's derivatives replace NumPy arrays among their arguments by a private subclass, whose comparisons, pickles and
-    type differ from those of an array.
+    JAX's derivatives replace NumPy arrays among their arguments by a private subclass, which differs from an array in
+    type, comparisons and pickling.
     """
     return np.asarray(raw) if isinstance(raw, np.ndarray) else raw
 
 
 def _told(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Returns the metadata, without Flax's own switches at their defaults."""
+    """Returns the metadata, except for Flax's own flags at their defaults."""
     return {name: value for name, value in metadata.items() if name not in ("hijax", "ref", "eager_sharding")}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Buffer`: an array that changes and is not trained."""
+"""`Buffer`: an array that changes during training and is not trained."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ class Buffer(StateVariable):
     and `buffer += x` and its kin write in place. A write keeps shape, dtype and weak type. Python scalars and weakly
     typed arrays follow the buffer's dtype, as in JAX's promotion; a Python scalar fills the whole buffer.
 
-    | field | shape | dtype | reset value | how copies combine |
+    | field | shape | dtype | reset value | reduction |
     |---|---|---|---|---|
     | value | that of `value` | that of `value`, strongly typed | - | `reduce` |
 
     Args:
-        value: an array, or anything that `numpy.array` converts to one. 64-bit numbers become 32-bit unless x64 is
-            enabled, as in JAX; an integer that does not fit raises.
-        persistent: whether checkpoints save the buffer.
-        reduce: the reduction over replicas.
-        **metadata: further metadata of the `nnx.Variable`, such as `out_sharding`.
+        value: An array, or any object that `numpy.array` converts to one. As in JAX, 64-bit numbers become 32-bit
+            unless x64 is enabled. An integer that does not fit raises.
+        persistent: Whether checkpoints save the buffer.
+        reduce: The reduction over replicas.
+        **metadata: Further metadata of the `nnx.Variable`, such as `out_sharding`.
 
     Raises:
-        InvalidTypeError: `value`, or a later write, is not an array or has another dtype.
-        InvalidValueError: a write has another shape, or `reduce` is unknown.
-        TraceError: written from a trace that the buffer does not belong to.
+        InvalidTypeError: `value` or a written value is not an array, or a write would change the dtype.
+        InvalidValueError: A write would change the shape, or `reduce` is unknown.
+        TraceError: A write comes from a trace that the buffer does not belong to.
 
     Under transforms: gradients stop at every read and every write.
 
@@ -58,7 +58,7 @@ class Buffer(StateVariable):
         super().__init__(_strong(value), persistent=persistent, reduce=reduce, metadata=metadata)
 
     def get_value(self, *, index: Any = ...) -> jax.Array:
-        """Returns the array, or the part of it at `index`; no gradient flows through it."""
+        """Returns the array, or the part of it at `index`. No gradient flows through it."""
         raw = self._stored()
         if isinstance(raw, np.ndarray):
             raw = to_device(raw)
@@ -69,10 +69,10 @@ class Buffer(StateVariable):
         return array if copy is False else array.copy()
 
     def __bool__(self) -> bool:
-        return bool(self.get_value())  # Flax's own goes by the length
+        return bool(self.get_value())  # Flax's own `__bool__` uses the length
 
     def set_value(self, value: Any, *, index: Any = ...) -> None:
-        """Writes `value` over the array, or over the part at `index`, to which it is broadcast."""
+        """Overwrites the array, or the part of it at `index`, with `value`, which is broadcast."""
         raw = self._stored()
         if index is ... and self._place_abstract(value):
             return
@@ -82,7 +82,7 @@ class Buffer(StateVariable):
             self._store(self._fitting(value, raw, shape=raw.shape))
 
     def _fitting(self, value: Any, raw: Any, shape: tuple[int, ...] | None) -> Any:
-        """Returns `value` as a strongly typed array of the buffer's dtype and, if one is given, `shape`."""
+        """Returns `value` as a strongly typed array of the buffer's dtype, and of `shape` if it is given."""
         if isinstance(value, nnx.Variable):
             value = value.get_value()
         scalar = isinstance(value, bool | int | float | complex)
@@ -137,7 +137,7 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"
 
 
 def _operand(value: Any, buffer: Buffer) -> Any:
-    """Returns the right operand of an in-place operator; raises for an integer that JAX would cut to 32 bits."""
+    """Returns the right operand of an in-place operator. Raises for an integer that JAX would truncate to 32 bits."""
     is_float = jnp.issubdtype(buffer.dtype, jnp.inexact)
     if type(value) is int:
         if is_float:
@@ -154,7 +154,7 @@ def _operand(value: Any, buffer: Buffer) -> Any:
 
 
 def _strong(value: Any) -> Any:
-    """Returns `value` as a strongly typed array: on the host unless it is a `jax.Array` already."""
+    """Returns `value` as a strongly typed array. It stays on the host unless it is already a `jax.Array`."""
     if isinstance(value, nnx.Variable):
         value = value.get_value()
     if isinstance(value, jax.Array):
@@ -181,21 +181,21 @@ def _is_weak(value: Any) -> bool:
 
 
 def _rank(value: Any) -> int:
-    """Returns where a number stands in bool < int < float < complex: a weak one follows any dtype from there on."""
+    """Returns the rank of a dtype in bool < int < float < complex. A weak type follows dtypes of at least its rank."""
     dtype = getattr(value, "dtype", None) or np.dtype(type(value))
     kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
     return next((rank for rank, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind)), -1)
 
 
 def _dtype_of(value: Any) -> Any:
-    """Returns the dtype that `value` has on the device; None for a Python scalar, which has none of its own."""
+    """Returns the dtype that `value` has on the device, or None for a Python scalar."""
     if isinstance(value, np.ndarray | np.generic):
         return jax.dtypes.canonicalize_dtype(value.dtype)
     return getattr(value, "dtype", None)
 
 
 def _narrowed(array: np.ndarray, dtype: Any, *, item: object) -> np.ndarray:
-    """Returns `array` in `dtype`; raises if an integer does not fit."""
+    """Returns `array` in `dtype`. Raises if an integer does not fit."""
     narrow = array.astype(dtype)
     if array.dtype.kind in "iu" and narrow.dtype.kind in "iu" and not np.array_equal(narrow, array):
         raise _does_not_fit(array, narrow.dtype, item=item)

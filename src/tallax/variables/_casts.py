@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State that was cast from outside, as `jax.tree.map(lambda x: x.astype(...), nnx.state(model))` does."""
+"""Detects state that was cast from outside, as by `jax.tree.map(lambda x: x.astype(...), nnx.state(model))`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tallax.variables._base import StateVariable
 
 
 def refuse_cast(owner: object, variable: StateVariable, dtype: Any) -> None:
-    """Raises if the array of a variable has another dtype than the one that its owner keeps it in.
+    """Raises if the dtype of a variable's array differs from the dtype that its owner uses.
 
-    It looks at the dtype alone, so it costs the same inside a trace, and while a compiled step holds the array.
+    It reads only the dtype, so it costs the same inside a trace, and while a compiled step owns the array.
 
     Raises:
-        InvalidTypeError: the array was cast.
+        InvalidTypeError: The array was cast.
     """
     raw = variable.get_raw_value()
     found = getattr(raw, "dtype", dtype)  # a tree.map may have put a shape or a sharding here

@@ -22,9 +22,10 @@ _widen = jax.jit(_uint64.widen, inline=True)
 
 
 def amount_of(value: Any, *, item: object, limit: int | None = None) -> Any:
-    """Returns an increment or count as uint64 on the host, or as an integer array that must stay where it is.
+    """Returns an increment or count as uint64 on the host, or unchanged as an integer array that cannot be read here.
 
-    That is a traced array, one spread over processes, and one that is still being computed and can't be negative.
+    An array cannot be read here if it is traced or spread over processes. It is also left unread if it is still being
+    computed and cannot be negative.
     """
     if isinstance(value, nnx.Variable):
         value = value.get_value()
@@ -37,18 +38,18 @@ def amount_of(value: Any, *, item: object, limit: int | None = None) -> Any:
 
 
 def limbs_of(value: Any, *, item: object, limit: int | None = _uint64.MAX) -> Any:
-    """Returns the limbs of an increment or count; one beyond `limit` raises, or saturates where that is None."""
+    """Returns the limbs of an increment or count. A number beyond `limit` raises, or saturates if `limit` is None."""
     amount = amount_of(value, item=item, limit=limit)
     return _uint64.from_uint64(amount) if isinstance(amount, np.ndarray) else _widen(amount)
 
 
 def word_of(amount: Any, axes: tuple[int, ...], limit: int | None) -> tuple[Any, int] | None:
-    """Returns the sum of an amount over `axes` as uint32, and what bounds it; None where 32 bits might not hold it.
+    """Returns the sum of an amount over `axes` as uint32, and its upper bound, or None if 32 bits may not suffice.
 
     Args:
-        amount: as `amount_of` returns it.
-        axes: of a traced amount.
-        limit: a bound on each entry that is better than its dtype's.
+        amount: An amount as returned by `amount_of`.
+        axes: The mesh axes to sum a traced amount over.
+        limit: A bound on each entry that is tighter than the maximum of its dtype.
     """
     if isinstance(amount, np.ndarray):
         most = int(amount.max(initial=0))
@@ -73,10 +74,10 @@ def check_broadcasts(value: Any, shape: tuple[int, ...], *, item: object) -> Non
 
 
 def as_shape(shape: int | tuple[int, ...], *, item: object) -> tuple[int, ...]:
-    """Returns a shape, which may be given as one number.
+    """Returns a shape as a tuple. It may be given as one number.
 
     Raises:
-        InvalidValueError: it is not made of integers from 0 on, or has more than 2**31 - 1 entries.
+        InvalidValueError: An entry is not a non-negative integer, or the shape has more than 2**31 - 1 entries.
     """
     with contextlib.suppress(TypeError):
         given = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
@@ -94,12 +95,12 @@ def as_shape(shape: int | tuple[int, ...], *, item: object) -> tuple[int, ...]:
 
 
 def wrong_shape(value: Any, shape: tuple[int, ...], *, item: object, ending: bool = False) -> InvalidValueError:
-    """Returns the error of an array that does not broadcast to a counter's shape, or does not end in it."""
+    """Returns the error for an array that does not broadcast to a counter's shape, or does not end in it."""
     expected = f"(..., {', '.join(map(str, shape))})" if ending and shape else str(shape)
     return InvalidValueError(
         compose(
             item,
-            f"a Counter of shape {shape} takes what {'ends in' if ending else 'broadcasts to'} its shape.",
+            f"a Counter of shape {shape} requires an array that {'ends in' if ending else 'broadcasts to'} its shape.",
             got=describe(value),
             expected=f"shape {expected}",
             fix="counter.count(events), which sums over the leading axes; or Counter(shape=...)",
@@ -114,13 +115,13 @@ def refuse_negative(value: np.ndarray, old: np.ndarray, *, item: object) -> None
 
 
 def host_counts(value: Any, *, item: object, limit: int | None = None) -> np.ndarray:
-    """Returns non-negative integers as uint64; a Python integer beyond saturates, or raises above `limit`."""
-    if isinstance(value, int):  # Python's may be of any size, which NumPy would make an object array of
+    """Returns non-negative integers as uint64. A Python integer beyond 64 bits saturates, or raises above `limit`."""
+    if isinstance(value, int):  # a large Python integer would become an object array in NumPy
         if value < 0:
             raise negative(value, item=item)
         if limit is not None and value > limit:
             raise InvalidValueError(
-                compose(item, "a Counter holds at most 2**64 - 1.", got=describe(value), fix="a smaller number")
+                compose(item, "the largest count is 2**64 - 1.", got=describe(value), fix="a smaller number")
             )
         return np.array(min(value, _uint64.MAX), np.uint64)
     check_integer(value, item=item)

@@ -38,14 +38,14 @@ from tallax.variables._count_inputs import amount_of, host_counts, limbs_of, wor
 from tallax.variables._owned import Held
 from tallax.variables._traced_count import Pending
 
-READS = (np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.uint64))  # other libraries save counts in these dtypes
+READS = (np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.uint64))  # the dtypes in which other libraries save counts
 
 _add_on_device = jax.jit(lambda raw, by: _uint64.add(raw, jnp.broadcast_to(by, raw.shape)))  # compiled once
 _ndarray, _uint32, _int32 = np.ndarray, np.dtype(np.uint32), np.int32  # bound once, for `_advance`
 
 
 class CountStorage(StateVariable):
-    """Counts as words: reading them exactly, adding to them, and showing them. `Counter` adds the public methods."""
+    """Counts as words: exact reads, additions and display. `Counter` adds the public methods."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,8 +62,8 @@ class CountStorage(StateVariable):
         `nnx.to_pure_dict(state, lambda variable: variable.get_value())`.
 
         Raises:
-            InvalidTypeError: the words were cast.
-            InvalidValueError: such a count is saturated, so that the exact one is lost.
+            InvalidTypeError: The words were cast.
+            InvalidValueError: An int32 count is saturated, so the exact count is lost.
         """
         raw = self._stored()
         if _uint64.is_limbs(raw) or not isinstance(raw, jax.Array | np.ndarray):
@@ -94,7 +94,7 @@ class CountStorage(StateVariable):
     # --- adding ---------------------------------------------------------------------------------------------------
 
     def _advance(self, by: int) -> int | None:
-        """Adds to a scalar count on the host, in 3 us, and returns the new one; None, with nothing done, elsewhere."""
+        """Adds to a scalar count on the host, in 3 us, and returns the new count. Elsewhere, only returns None."""
         raw = self.get_raw_value()
         if type(raw) is not _ndarray:
             raw = on_host(raw)
@@ -122,7 +122,7 @@ class CountStorage(StateVariable):
         self._add_combined(on_first(count_over(increment, replicas.over), replicas.once))
 
     def _add_combined(self, increment: Any) -> None:
-        """Adds limbs that broadcast to the counter's: on the host where both are, or else on the device."""
+        """Adds limbs that broadcast to the counter's: on the host if both are there, otherwise on the device."""
         raw = self._words()
         here, by = on_host(raw), on_host(increment)
         if here is not None and by is not None:
@@ -136,7 +136,7 @@ class CountStorage(StateVariable):
     def _add_word(
         self, by: Any, axes: tuple[int, ...], most: int | None, like: Any, axis_name: AxisName | None
     ) -> bool:
-        """Adds the sum of `by` over `axes` to what a compiled step adds; False elsewhere, or if it may not fit."""
+        """Adds the sum of `by` over `axes` to the word that a compiled step adds. Returns False if it cannot do so."""
         raw = self.get_raw_value()
         if not isinstance(raw, Pending):
             return False
@@ -161,13 +161,13 @@ class CountStorage(StateVariable):
             self._add(limbs_of(counts, item=self, limit=None), None, axis_name)
 
     def _add_known(self, total: Any, increment: Any, most: int) -> None:
-        """Adds counts of a statistic that are combined over replicas, and added to the old counts, already.
+        """Stores counts of a statistic that are already combined over replicas and added to the old counts.
 
         Args:
-            total: the limbs of the sum of the counts and the increment.
-            increment: the limbs of the increment. A compiled step takes this in place of the sum, if it fits a word, so
-                that the count can be packed and added to with all others.
-            most: an upper bound of every entry of the increment.
+            total: The limbs of the sum of the counts and the increment.
+            increment: The limbs of the increment. If it fits into a word, a compiled step uses it instead of the sum,
+                so that all packed counts are added to at once.
+            most: An upper bound of every entry of the increment.
         """
         raw = self.get_raw_value()
         if isinstance(raw, Pending) and most <= _uint64.WORD:
@@ -191,12 +191,13 @@ class CountStorage(StateVariable):
                 elif (
                     not isinstance(value, jax.Array | np.ndarray | Held) and getattr(value, "dtype", None) == np.uint32
                 ):
-                    # Within a module Flax prints shapes in place of arrays: here that of counts, not of their words.
+                    # Within a module Flax prints shapes instead of arrays. For a Counter this is the shape of the
+                    # counts, not of the words.
                     part = type(part)("value", type(value)(value.shape[:-1], np.dtype(np.uint64)))
             yield part
 
     def _shown(self) -> Any:
-        """Returns the exact count, or array of them; None if it cannot be read here."""
+        """Returns the exact count or array of counts, or None if it cannot be read here."""
         raw = super()._shown()
         if raw is None or not _uint64.is_limbs(raw):
             return raw

@@ -43,33 +43,35 @@ _uint32 = np.dtype(np.uint32)
 class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
     """An exact count, or an array of counts: exact up to 2**64 - 1 without x64, then saturated.
 
-    `counter += n` counts, also under transformations. `int(counter)` is the exact count on the host;
-    `counter[...]`, `counter.value` and `counter.get_value()` give `int32[*shape]` saturated at 2**31 - 1, for schedules
-    and comparisons; `np.asarray(counter)` is `uint64[*shape]`. Assigning any of the three sets the count. `==` and `!=`
-    give `bool[*shape]`: exactly for another Counter, an integer and NumPy's integers, and by the value that is read for
-    anything else. `nnx.to_pure_dict` and `nnx.bridge` get the exact words, since they put them back later.
+    `counter += n` counts, also under transformations. `int(counter)` is the exact count on the host.
+    `np.asarray(counter)` is `uint64[*shape]`. `counter[...]`, `counter.value` and `counter.get_value()` return
+    `int32[*shape]`, saturated at 2**31 - 1, for schedules and comparisons; assigning any of these three sets the count.
+    `==` and `!=` return `bool[*shape]`. They compare exact counts with another Counter, a Python integer or NumPy
+    integers, and int32 values with anything else. `nnx.to_pure_dict` and `nnx.bridge` get the exact words, because they
+    write them back later.
 
-    | field | shape | dtype | reset value | how copies combine |
+    | field | shape | dtype | reset value | reduction |
     |---|---|---|---|---|
     | value | `(*shape, 2)`: low and high word; leading axes may be added by vmap or scan | uint32 | 0 | `reduce` |
 
     Args:
-        start: the first count, an integer in [0, 2**64 - 1].
-        shape: the shape of the counts, for example the number of experts; each count starts at `start`.
-        persistent: whether checkpoints save the counter.
-        reduce: the reduction over replicas. "replicated" is for events that all replicas count together, such as steps:
-            inside `shard_map` an increment that is the same everywhere then counts once, without `axis_name=()`.
-        **metadata: further metadata of the `nnx.Variable`.
+        start: The first count, an integer in [0, 2**64 - 1].
+        shape: The shape of the counts, for example the number of experts. Each count starts at `start`.
+        persistent: Whether checkpoints save the counter.
+        reduce: The reduction over replicas. Use "replicated" for events that all replicas count together, such as
+            steps. Inside `shard_map`, an increment that is the same everywhere then counts once, without
+            `axis_name=()`.
+        **metadata: Further metadata of the `nnx.Variable`.
 
     Raises:
-        InvalidTypeError: a count or increment that is not an integer.
-        InvalidValueError: a negative one, one of another shape, a start beyond 2**64 - 1, or `shape` is not a valid
-            shape.
-        TraceError: written from a trace that the counter does not belong to.
-        TracedReadError: `int(counter)` or `np.asarray(counter)` inside a trace.
+        InvalidTypeError: A count or increment is not an integer.
+        InvalidValueError: A count or increment is negative, or does not broadcast to the counter's shape. `start` is
+            beyond 2**64 - 1, or `shape` is not a valid shape.
+        TraceError: A write comes from a trace that the counter does not belong to.
+        TracedReadError: `int(counter)` or `np.asarray(counter)` was called inside a trace.
 
-    Under transforms: a traced increment below zero adds nothing, because its value is unknown. Inside `shard_map` an
-    increment is summed over the axes it varies on (see `increment`).
+    Under transforms: a negative traced increment adds nothing, because its value is unknown when the step is traced.
+    Inside `shard_map` an increment is summed over the axes it varies on (see `increment`).
 
     Example:
         >>> import tallax
@@ -91,7 +93,7 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
         reduce: Literal["sum", "replicated"] = "sum",
         **metadata: Any,
     ):
-        if _uint64.has_limb_axis(start) and is_kept_by_flax():  # nnx.bridge makes a Variable of what it was given
+        if _uint64.has_limb_axis(start) and is_kept_by_flax():  # nnx.bridge creates a Variable from words
             super().__init__(start, persistent=persistent, reduce=reduce, metadata=metadata)
             return
         shape = as_shape(shape, item="Counter")
@@ -123,19 +125,19 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
         """Adds `by` exactly; the count saturates at 2**64 - 1.
 
         Args:
-            by: a Python integer of any size, an array of booleans or integers that broadcasts to the counter's shape,
-                or another Counter. A signed `jax.Array` handed in outside a trace is waited for, since a negative entry
-                must raise; an unsigned one or a mask is not.
-            like: inside `shard_map`, the array that `by` was computed from, if `by` does not vary on the axes of the
+            by: A Python integer of any size, an array of booleans or integers that broadcasts to the counter's shape,
+                or another Counter. Outside a trace, the call waits for a signed `jax.Array`, because a negative entry
+                must raise. It does not wait for unsigned integers or a mask.
+            like: Inside `shard_map`, the array that `by` was computed from, if `by` does not vary on the axes of the
                 batch: `by` is summed over the mesh axes that either of them varies on.
-            axis_name: the mapped axis or axes to sum `by` over. It is required under `vmap`, `pmap` and
+            axis_name: The mapped axis or axes to sum `by` over. It is required under `vmap`, `pmap` and
                 `shard_map(check_vma=False)`. `()` means that `by` is the same everywhere and counts once.
 
         Raises:
             InvalidTypeError: `by` is not an integer.
             InvalidValueError: `by` is negative, or does not broadcast to the counter's shape.
-            ReplicasError: inside `shard_map`, if the axes to sum over cannot be inferred.
-            TraceError: the counter does not belong to the current trace.
+            ReplicasError: Inside `shard_map`, if the axes to sum over cannot be inferred.
+            TraceError: The counter does not belong to the current trace.
         """
         if type(by) is int and by >= 0 and not axis_name and self._advance(by) is not None:
             return
@@ -146,21 +148,21 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
             self._add(limbs_of(by, item=self, limit=None), like, axis_name)
 
     def count(self, events: Any, *, like: Any = None, axis_name: AxisName | None = None) -> None:
-        """Adds how many entries of a mask are true, or the sum of an integer array's entries, exactly.
+        """Adds the number of true entries of a mask, or the sum of the entries of an integer array, exactly.
 
         Args:
-            events: an array of booleans or integers whose last axes are the counter's shape; the axes before them are
+            events: An array of booleans or integers whose last axes are the counter's shape; the axes before them are
                 summed over. At most 2**31 entries are summed into one count.
-            like: inside `shard_map`, the array that `events` was computed from, if `events` does not vary on the axes
+            like: Inside `shard_map`, the array that `events` was computed from, if `events` does not vary on the axes
                 of the batch: the count is summed over the mesh axes that either of them varies on.
-            axis_name: the mapped axis or axes to sum over. It is required under `vmap`, `pmap` and
+            axis_name: The mapped axis or axes to sum over. It is required under `vmap`, `pmap` and
                 `shard_map(check_vma=False)`. `()` means that `events` is the same everywhere and counts once.
 
         Raises:
             InvalidTypeError: `events` is not an array of booleans or integers.
-            InvalidValueError: an entry is negative, or the last axes are not the counter's shape.
-            ReplicasError: inside `shard_map`, if the axes to sum over cannot be inferred.
-            TraceError: the counter does not belong to the current trace.
+            InvalidValueError: An entry is negative, or the last axes are not the counter's shape.
+            ReplicasError: Inside `shard_map`, if the axes to sum over cannot be inferred.
+            TraceError: The counter does not belong to the current trace.
 
         Example:
             >>> import jax.numpy as jnp, tallax
@@ -184,14 +186,14 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
         return self
 
     def every(self, n: int) -> jax.Array | np.ndarray | np.bool_:
-        """Returns whether each count is a multiple of `n`, exactly, also past 2**32; 0 is one.
+        """Returns whether each count is a multiple of `n`, exactly, also past 2**32. 0 is a multiple.
 
         Args:
-            n: a Python integer in [1, 2**31 - 1].
+            n: A Python integer in [1, 2**31 - 1].
 
         Returns:
-            bool[*shape]: from NumPy while the counter is on the host, so that `if counter.every(100):` is free in an
-            eager loop; otherwise a `jax.Array`.
+            bool[*shape]. While the counter is on the host, it is computed with NumPy, so `if counter.every(100):` costs
+            nothing on the device in an eager loop. Otherwise it is a `jax.Array`.
 
         Raises:
             InvalidValueError: `n` is out of range.
@@ -213,11 +215,11 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def get_value(self, *, index: Any = ...) -> jax.Array:
-        """Returns int32[*shape], saturated at 2**31 - 1, or the part of it at `index`; does not wait for the device."""
+        """Returns int32[*shape], saturated at 2**31 - 1, or the part at `index`. Does not wait for the device."""
         raw = self._stored()
         if not _uint64.is_limbs(
             raw
-        ):  # counts, a shape, a sharding, or whatever else a tree.map over the state has put here
+        ):  # counts, a shape, a sharding, or any other object that a tree.map over the state has put here
             return raw
         if index is ... and is_kept_by_flax():  # nnx.to_pure_dict, nnx.bridge
             return raw
@@ -256,7 +258,7 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
 
     __index__ = __int__
 
-    # Flax's own would compare what reads give, in which all counts from 2**31 - 1 on are alike.
+    # Flax's own `__eq__` would compare int32 values, in which all counts from 2**31 - 1 on are equal.
     def __eq__(self, other: object) -> Any:
         if not is_comparable(other):
             raise InvalidTypeError(
@@ -298,12 +300,12 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
     # --- setting ----------------------------------------------------------------------------------------------------
 
     def set(self, n: Any) -> None:
-        """Sets the counts to `n`, an integer or an array of them that broadcasts to the counter's shape.
+        """Sets the counts to `n`, an integer or an array of integers that broadcasts to the counter's shape.
 
         Raises:
             InvalidTypeError: `n` is not an integer.
-            InvalidValueError: `n` is negative, beyond 2**64 - 1, or of another shape.
-            TraceError: the counter does not belong to the current trace.
+            InvalidValueError: `n` is negative or beyond 2**64 - 1, or does not broadcast to the counter's shape.
+            TraceError: The counter does not belong to the current trace.
         """
         check_broadcasts(n, self.shape, item=self)
         limbs = n._words() if isinstance(n, Counter) else limbs_of(n, item=self)
@@ -311,7 +313,7 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
             refuse_cast(self, self, _uint32)
         broadcast = np.broadcast_to if isinstance(limbs, np.ndarray) else jnp.broadcast_to
         limbs = broadcast(limbs, (*self.shape, 2))
-        if self._per_replica:  # which will be summed: where all are set to the same, the first replica has it
+        if self._per_replica:  # replicas will be summed, so if all set the same count, only the first replica stores it
             self._refuse_per_replica()
             limbs = on_first(
                 jnp.asarray(limbs), tuple(axis for axis in self._replica_axes if axis not in varying_axes(limbs))
@@ -325,8 +327,8 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
     def set_value(self, value: Any, *, index: Any = ...) -> None:
         """Sets the counts, or those at `index`, to `value`.
 
-        It takes what `set` takes. In addition `counter.value += n`, which reads int32 and writes it back, stays exact
-        also where the read is saturated or the sum wraps: the sum tells what was added.
+        It accepts the same values as `set`. In addition, `counter.value += n`, which reads int32 and writes it back,
+        stays exact if the read is saturated or the sum wraps, because the increment can be recovered from the sum.
         """
         raw = self._words()
         wraps = isinstance(value, jax.Array) and value.dtype == jnp.int32
@@ -347,7 +349,7 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
             check_broadcasts(value, self.shape, item=self)
             old = raw
         else:
-            # The limbs' own axis stays whole, wherever an Ellipsis in the index would have reached.
+            # The axis of the limbs stays whole, even if an Ellipsis in the index would have reached it.
             index = (*(index if isinstance(index, tuple) else (index,)), slice(None))
             old = jnp.asarray(raw)[index]
         if not wraps:

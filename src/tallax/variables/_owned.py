@@ -12,17 +12,17 @@ from tallax._errors import StateOwnedByStepError, compose
 
 
 class Held:
-    """Stands for a value that a compiled step owns: current for the variable itself, an error for other uses.
+    """Stands for a value that a compiled step owns. It returns the current value to the variable, and raises otherwise.
 
     Shape and dtype never change, so they can be asked for as ever.
 
     Args:
-        variable: the Variable whose value it stands for. Copies of it, such as those in `nnx.state(model)`, cannot be
-            read, because their value would change with every step.
-        name: the name of the Variable in errors.
-        value: shape, dtype and sharding of the value.
-        read: returns the value; None where only `step.sync()` brings it back.
-        write: replaces it.
+        variable: The Variable whose value it stands for. Copies of the Variable, such as those in `nnx.state(model)`,
+            cannot be read, because their value would change with every step.
+        name: The name of the Variable in errors.
+        value: The shape, dtype and sharding of the value.
+        read: Returns the value. None if only `step.sync()` returns it.
+        write: Replaces the value.
     """
 
     __slots__ = ("_aval", "_name", "_read", "_variable", "_write")
@@ -38,17 +38,17 @@ class Held:
         self._variable, self._name, self._aval, self._read, self._write = variable, name, value, read, write
 
     def is_readable_by(self, variable: Any) -> bool:
-        """Returns whether `read` would return a value."""
+        """Returns whether `read` would return a value for this variable."""
         return self._read is not None and variable is self._variable
 
     def read(self, variable: Any) -> Any:
-        """Returns the current value to the Variable; raises for a copy of it."""
+        """Returns the current value to the Variable. Raises for a copy of the Variable."""
         if self._read is None or variable is not self._variable:
             self._refuse()
         return self._read()
 
     def write(self, variable: Any, value: Any) -> None:
-        """Replaces the current value for the Variable; raises for a copy of it."""
+        """Replaces the current value for the Variable. Raises for a copy of the Variable."""
         if self._write is None or variable is not self._variable:
             self._refuse()
         self._write(value)
@@ -60,7 +60,7 @@ class Held:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the value; of a Counter, the shape of its limbs."""
+        """The shape of the value. For a Counter, this is the shape of its limbs."""
         return self._aval.shape
 
     @property
@@ -89,7 +89,7 @@ class Held:
         return self._aval.sharding
 
     def __repr__(self) -> str:
-        # JAX puts this into its own error, where such a value is handed to one of its functions.
+        # JAX shows this in its own error if such a value is passed to one of its functions.
         return f"<{self._name}: owned by a compiled step; step.sync() returns it>"
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a class's own reads and writes of a parameter say: that it is state after all."""
+"""Evidence in a class's own reads and writes of a parameter that it is state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TINY = 1e-4
 
 
 def written(name: str, cls: Scope, context: Context) -> str:
-    """Returns what the class's own writes say."""
+    """Returns the evidence in the class's own writes."""
     home = (cls, name)
     for write in context.uses.writes(cls, name):
         method = write.use.method.name.rpartition(".")[2]
@@ -76,7 +76,7 @@ def _is_initialising(write: Write) -> bool:
 
 
 def read(given: ast.expr | None, name: str, cls: Scope, context: Context) -> str:
-    """Returns what the class's own reads say of a parameter with an initial value."""
+    """Returns the evidence in the class's own reads of a parameter with an initial value."""
     reads = [use for use in context.uses.reads(cls, name) if use.method.name.rpartition(".")[2] not in MAKING]
     if not reads or any(
         _is_elsewhere(c, name, context)

@@ -14,15 +14,15 @@ from tallax.lint._kinds import Callee, Frame, Variable
 _POSITIONS = {"arange", "linspace", "iota", "meshgrid", "mgrid", "indices"}
 _WINDOWS = {"hanning", "hamming", "blackman", "bartlett", "kaiser", "hann"}
 _RANDOM = {"normal", "uniform", "truncated_normal", "randn", "rand", "permutation", "orthogonal", "bernoulli"}
-# So many expressions, through local names and the project's functions: a longer computation is not followed.
+# The most expressions to follow, through local names and the project's functions.
 _FARTHEST = 600
 
 
 def table(given: ast.expr, frame: Frame, context: Context) -> str:
-    """Returns which table an initial value is, empty if it is none or that can't be told.
+    """Returns the kind of table of an initial value; empty if it is not a table, or that is unknown.
 
-    Sines of positions and powers with positions in the exponent are tables. A function of positions as such is not:
-    the decay rates of state space models start as `log(arange(n))`, and are learned.
+    Sines of positions and powers with positions in the exponent are tables. Other functions of positions are not: the
+    decay rates of state space models start as `log(arange(n))`, and are learned.
     """
     parts = list(_parts(given, frame, context))
     names = {last_name(node.func) for node, _ in parts if isinstance(node, ast.Call)}

@@ -83,7 +83,7 @@ def _is_declared(cls: Scope, name: str, context: Context) -> bool:
 
 
 def _state_in(value: Value | None, context: Context) -> str:
-    """Returns what state a container surely holds, empty if none is known."""
+    """Returns the state that a container certainly contains; empty if none is known."""
     if isinstance(value, Items):
         inside = [*value.items, value.each]
     elif isinstance(value, Table):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLX010: an optimizer or moving average of everything a module holds."""
+"""TLX010: an optimizer or moving average of all state of a module."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _is_all(node: ast.expr, scope: Scope, context: Context) -> bool:
 
 
 def _state_of(cls: Scope, context: Context) -> str:
-    """Returns an attribute that holds state other than parameters, empty if none is known."""
+    """Returns an attribute with state other than parameters; empty if none is known."""
     for current in context.values.lineage(cls):
         for name in context.values.settings(current) if not isinstance(current, str) else ():
             value = context.values.member(cls, name, None)

@@ -104,7 +104,7 @@ def decorated(scope: Scope, context: Context) -> None:
         return
     transforms = [context.values.transform_of(decorator, outer) for decorator in scope.decorators]
     if not all(t or _is_harmless(d) for t, d in zip(transforms, scope.decorators, strict=True)):
-        return  # another decorator may hand the state in and out
+        return  # another decorator may pass the state in and out
     for transform in transforms:
         if transform in _RAW:
             _judge(scope, transform, scope.node, context)
@@ -117,7 +117,7 @@ def _is_harmless(decorator: ast.expr) -> bool:
 
 @CHECKS.call("jit", "pmap", "vmap", "checkpoint", "remat", "scan", "map", "cond", "while_loop", "fori_loop")
 def handed(node: ast.Call, scope: Scope, context: Context) -> None:
-    """Reports a function or module that is handed to a transformation of JAX."""
+    """Reports a function or module that is passed to a transformation of JAX."""
     transform = context.values.transform_of(node.func, scope)
     if transform in _RAW:
         functions = node.args[_FUNCTIONS.get(transform, slice(0, 1))]
@@ -140,7 +140,7 @@ def _judge_given(argument: ast.expr, node: ast.Call, transform: str, scope: Scop
 
 
 def _judge(scope: Scope, transform: str, place: ast.AST, context: Context) -> None:
-    """Reports what a function does to modules that it closes over or is handed and does not return."""
+    """Reports the changes of a function to modules that it closes over, or gets as arguments and does not return."""
     if scope.file is not context.file or scope.memory.get("judged"):
         return
     scope.memory["judged"] = True
@@ -208,7 +208,7 @@ def _judge_call(call: ast.Call, root: str, scope: Scope, judged: Scope, transfor
 
 
 def _streams_handed_on(call: ast.Call, inner: Scope, scope: Scope, context: Context) -> set[str]:
-    """Returns the function's own `nnx.Rngs` that it hands to the call of a module; what makes one may have them."""
+    """Returns the function's own `nnx.Rngs` that it passes to a call of a module. Constructors may get them."""
     value = context.values.of(call.func, inner)
     merged = isinstance(call.func, ast.Name) and any(
         isinstance(b.what, ast.Call) and last_name(b.what.func) == "merge" for b in inner.bindings.get(call.func.id, ())
@@ -238,7 +238,7 @@ def _report(node: ast.AST, what: str, transform: str, context: Context, closed: 
 
 
 def _taken_apart(scope: Scope, context: Context) -> set[str]:
-    """Returns the names whose state a function takes apart and handles itself."""
+    """Returns the names whose state a function splits and handles itself."""
     found: set[str] = set()
     for inner in scope.inside():
         for call in inner.of(ast.Call):

@@ -66,7 +66,7 @@ _INTEGERS = {"int", "int32", "uint32", "int16", "uint16", "int8", "uint8"}
 
 @CHECKS.each_class
 def narrow(cls: Scope, context: Context) -> None:
-    """Reports the Variables of a class that what is added to them outgrows."""
+    """Reports the Variables of a class that are too narrow for their increments."""
     if not context.values.is_node(cls):
         return
     added: dict[str, set[str]] = {}
@@ -82,7 +82,7 @@ def narrow(cls: Scope, context: Context) -> None:
             continue
         content = context.values.content(variable)
         if isinstance(content, Number) and content.type == "int" and _is_in_step(cls, name, context):
-            content = Array(True, "int")  # under a trace, where a step runs, a Python number is one
+            content = Array(True, "int")  # under a trace, as in a step, a Python number becomes a traced array
         if isinstance(content, Array) and content.dtype in _FLOATS | _INTEGERS:
             held[name] = (variable, content)
             added[name] = _amounts(cls, variable.home, context)
@@ -122,7 +122,7 @@ def _spelled(content: Array) -> str:
 
 
 def _amounts(cls: Scope, home: Home, context: Context) -> set[str]:
-    """Returns what kinds of amounts a class adds to one of its Variables: `one`, `size`, `sum`."""
+    """Returns the kinds of increments that a class adds to one of its Variables: `one`, `size`, `sum`."""
     found: set[str] = set()
     for write in context.uses.writes(cls, home[1]):
         for node, frame in context.uses.increments(write, home) or ():

@@ -55,7 +55,7 @@ def without_wrt(node: ast.Call, scope: Scope, context: Context) -> None:
         return
     last = max([*node.args, *(word.value for word in node.keywords)], key=end_of)
     prefix = _module_name(node.func)
-    # Parentheses around the last argument would swallow the keyword.
+    # Parentheses around the last argument would enclose the keyword.
     bare = _ends_bare(last, node)
     edits = (insertion(last, f", wrt={prefix}.Param"),) if prefix and bare else ()
     context.report(
@@ -86,7 +86,7 @@ def _is_open(node: ast.Call) -> bool:
 
 
 def _module_name(function: ast.expr) -> str:
-    """Returns the name that the file calls nnx by in `nnx.Optimizer`, empty if the class was imported alone."""
+    """Returns the file's name for nnx in `nnx.Optimizer`; empty if the class was imported alone."""
     if isinstance(function, ast.Attribute) and last_name(function.value):
         return ast.unparse(function.value)
     return ""

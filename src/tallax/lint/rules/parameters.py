@@ -88,8 +88,8 @@ _COUNTER = re.compile(
     r"^_?(?:count|counter|step|steps|step_count|global_step|num_steps|n_steps|num_updates|num_calls|n_calls|iteration|"
     r"iterations|epoch|call_count|update_count|\w+_(?:count|counter))$"
 )
-# What PyTorch models register as buffers under these very names, and a converted checkpoint fills in: such as are
-# called so only if they are that, and such as must also start as zeros or ones.
+# Names under which PyTorch models register buffers, which a converted checkpoint fills: names that are always buffers,
+# and names that must also start as zeros or ones.
 _BUFFER = re.compile(
     r"^_?(?:(?:original_)?inv_freqs?|freqs_cis|position_ids|relative_position_index|attn_mask|causal_mask|"
     r"(?:e_score_)?correction_bias|(?:positional_encoding_)?gaussian_matrix)$"
@@ -103,7 +103,7 @@ _INTEGERS = {"int32", "int64", "uint32", "uint64", "int16", "bool", "bool_"}
 
 @CHECKS.call()
 def kept_as_parameter(node: ast.Call, scope: Scope, context: Context) -> None:
-    """Reports the call that makes an nnx.Param of something that is none."""
+    """Reports a call that makes an nnx.Param of state."""
     variable = context.values.of(node, scope)
     if isinstance(variable, Variable) and variable.call is node:
         _judge(node, variable, scope, context)
@@ -111,7 +111,7 @@ def kept_as_parameter(node: ast.Call, scope: Scope, context: Context) -> None:
 
 @CHECKS.each_class
 def made_by_a_function(cls: Scope, context: Context) -> None:
-    """Reports `self.x = make(...)` where the function returns such an nnx.Param."""
+    """Reports `self.x = make(...)` if the function returns such an nnx.Param."""
     for settings in context.values.settings(cls).values():
         for setting in settings:
             node = setting.value
@@ -124,7 +124,7 @@ def made_by_a_function(cls: Scope, context: Context) -> None:
 
 
 class _Start(NamedTuple):
-    """The initial value, and where it is worked out: in the function that makes the parameter, if there is one."""
+    """The initial value, and its frame: that of the function that makes the parameter, if there is one."""
 
     node: ast.expr
     frame: Frame
@@ -156,7 +156,7 @@ def _attribute(node: ast.Call, file: File) -> str:
 
 
 def _stated(node: ast.Call) -> str:
-    """Returns what the call itself says: `trainable=False`."""
+    """Returns the evidence in the call itself: `trainable=False`."""
     for word in node.keywords:
         if word.arg in ("trainable", "requires_grad", "learnable", "is_trainable"):
             if isinstance(word.value, ast.Constant) and word.value.value is False:
@@ -165,7 +165,7 @@ def _stated(node: ast.Call) -> str:
 
 
 def _by_value(start: _Start | None, context: Context) -> str:
-    """Returns what the initial value says: infinities, integers, masks."""
+    """Returns the evidence in the initial value: infinities, integers, masks."""
     if start is None:
         return ""
     given, frame = start
@@ -221,7 +221,7 @@ def _is_infinite(given: ast.expr, frame: Frame, context: Context) -> bool:
 
 
 def _by_use(node: ast.Call, start: _Start | None, scope: Scope, context: Context) -> str:
-    """Returns what the class does with it."""
+    """Returns the evidence in the uses by the class."""
     name = _attribute(node, scope.file)
     method: Scope | None = scope
     while method is not None and method.method_of is None:
@@ -247,7 +247,7 @@ def _by_use(node: ast.Call, start: _Start | None, scope: Scope, context: Context
 
 
 def _said(node: ast.Call, scope: Scope, context: Context) -> str:
-    """Returns what a comment beside the statement, or above the value it uses, says of it."""
+    """Returns the evidence in a comment at the statement, or above the value that it uses."""
     comment = context.comments_at(scope.file.statement_of(node).lineno)
     given = initial(node)
     if isinstance(given, ast.Name) and given.id in scope.bindings:
@@ -263,7 +263,7 @@ def _said(node: ast.Call, scope: Scope, context: Context) -> str:
 
 
 def _first_of_block(line: int, name: str, scope: Scope) -> int:
-    """Returns the line of the first assignment to a name among those close above one."""
+    """Returns the line of the first assignment to a name in the block directly above a line."""
     lines = sorted(b.line for b in scope.bindings[name] if 0 <= line - b.line <= 6)
     return lines[0] if lines else line
 
@@ -291,7 +291,7 @@ def _is_replaced_by_state(statement: ast.stmt, name: str, cls: Scope, context: C
 
 
 def _computed(node: ast.Call, start: _Start | None, name: str, scope: Scope, context: Context) -> str:
-    """Returns what the computation of the initial value says."""
+    """Returns the evidence in the computation of the initial value."""
     method = scope.name.rpartition(".")[2]
     if start is None or method not in MAKING or _is_chosen(node, name, context):
         return ""
@@ -306,7 +306,7 @@ def _is_chosen(node: ast.Call, name: str, context: Context) -> bool:
 
 
 def _named(node: ast.Call, start: _Start | None, name: str, context: Context) -> str:
-    """Returns what the name says, or name and initial value together."""
+    """Returns the evidence in the name, or in name and initial value together."""
     if _BUFFER.match(name) and not _is_chosen(node, name, context):
         return "it has the name of a buffer"
     if start is None:

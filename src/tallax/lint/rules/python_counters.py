@@ -64,7 +64,7 @@ _BOOKKEEPING = {"append", "extend", "insert", "pop", "remove", "clear", "set_sta
 
 @CHECKS.each_class
 def python_number(cls: Scope, context: Context) -> None:
-    """Reports a Python number of a module that its methods count up."""
+    """Reports a Python number of a module that its methods increase."""
     if not any(s.augmented or s.value is not None for group in context.values.settings(cls).values() for s in group):
         return
     if not context.values.is_module(cls) or _is_eager_double(context):
@@ -72,7 +72,7 @@ def python_number(cls: Scope, context: Context) -> None:
     for name, settings in context.values.settings(cls).items():
         for setting in settings:
             method = "" if setting.method is None else setting.method.name.rpartition(".")[2]
-            special = method.startswith("__") and method != "__call__"  # iterators and containers keep their own books
+            special = method.startswith("__") and method != "__call__"  # iterators and containers count themselves
             if setting.making or special or method in _BOOKKEEPING:
                 continue
             if setting.method is None or not _counts_up(setting, name):
@@ -94,7 +94,7 @@ def _is_eager_double(context: Context) -> bool:
 
 @CHECKS.each_class
 def flipped_flag(cls: Scope, context: Context) -> None:
-    """Reports `self.initialized = True` in the forward path of a module that is made with `False`."""
+    """Reports `self.initialized = True` in the forward path of a module if the attribute starts as `False`."""
     for name, settings in context.values.settings(cls).items():
         later = [s for s in settings if not s.making and _flag(s) is not None]
         if not later or not context.values.is_module(cls) or _is_eager_double(context):
@@ -124,7 +124,7 @@ def _flag(setting: Setting) -> bool | None:
 
 @CHECKS.each_class
 def array_in_a_plain_attribute(cls: Scope, context: Context) -> None:
-    """Reports an attribute of a module that is made as None or a number and given an array by its forward path."""
+    """Reports an attribute of a module that starts as None or a number, and gets an array in the forward path."""
     for name, settings in context.values.settings(cls).items():
         later = [s for s in settings if not s.making and not s.augmented]
         if not later or name in cls.bindings or not context.values.is_module(cls):
@@ -156,7 +156,7 @@ def _counts_up(setting: Setting, name: str) -> bool:
     """Says whether a statement computes an attribute of `self` from what it was: `+=`, `*=`, `self.n = self.n + 1`."""
     node, own = setting.node, setting.method.self_name if setting.method is not None else None
     if isinstance(node, ast.AugAssign):
-        return True  # `*=` and `|=` give another structure just as `+=` does
+        return True  # `*=` and `|=` change the structure just as `+=` does
     if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.BinOp) or len(node.targets) != 1:
         return False
     sides = [node.value.left, node.value.right] if isinstance(node.value.op, ast.Add) else [node.value.left]

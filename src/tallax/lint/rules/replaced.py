@@ -62,7 +62,7 @@ class Model(nnx.Module):
 
 @CHECKS.node(ast.AugAssign)
 def changed_in_place(node: ast.AugAssign, scope: Scope, context: Context) -> None:
-    """Reports `self.x += y` on a Variable, and `x += y` on a parameter that is one."""
+    """Reports `self.x += y` on a Variable, and `x += y` on a parameter that is a Variable."""
     target = node.target
     if isinstance(target, ast.Attribute) or _is_element(target, scope, context):
         value = context.values.of(target, scope)
@@ -86,10 +86,10 @@ def changed_in_place(node: ast.AugAssign, scope: Scope, context: Context) -> Non
 
 @CHECKS.node(ast.Assign, ast.AnnAssign)
 def assigned_over(node: ast.Assign | ast.AnnAssign, scope: Scope, context: Context) -> None:
-    """Reports `self.x = array`, also within tuples, where the attribute holds a Variable."""
+    """Reports `self.x = array`, also within tuples, if the attribute is a Variable."""
     for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
         if isinstance(whole, ast.Name):
-            continue  # most targets are, and this is asked of every assignment
+            continue  # usually true, and this runs for every assignment
         for single, place in targets(whole):
             if place is None or not (isinstance(single, ast.Attribute) or _is_element(single, scope, context)):
                 continue
@@ -104,10 +104,10 @@ def assigned_over(node: ast.Assign | ast.AnnAssign, scope: Scope, context: Conte
 
 
 def _before(target: ast.expr, node: ast.stmt, scope: Scope, context: Context) -> Variable | Items | Table | None:
-    """Returns the Variables that an attribute or element holds before an assignment to it.
+    """Returns the Variables of an attribute or element before an assignment to it.
 
-    A subclass that puts an array in place of a base's Variable hides the Variable from every other method too, so if
-    the class itself says that the attribute holds an array, the bases are asked.
+    A subclass that replaces a Variable of its base by an array hides the Variable from every other method too. So if
+    the class itself makes the attribute an array, the bases are searched.
     """
     if not isinstance(target, ast.Attribute):
         return _held(context.values.of(target, scope))
@@ -119,9 +119,9 @@ def _before(target: ast.expr, node: ast.stmt, scope: Scope, context: Context) ->
         return value if value is not None else _held(context.values.inherited(method.method_of, target.attr))
     after = line_of_super(method)
     if after is None or node.lineno <= after:
-        return None  # what `__init__` chooses in its branches is no replacement, and a base's comes later
+        return None  # branches of `__init__` choose a value, and a base's `__init__` runs later
     if any(isinstance(context.values.value_of(s), Variable) for s in _own(method.method_of, target.attr, context)):
-        return None  # the class makes a Variable of its own in another branch
+        return None  # the class creates its own Variable in another branch
     return _held(context.values.inherited(method.method_of, target.attr))
 
 
@@ -168,7 +168,7 @@ def _each(value: Items | Table) -> Value | None:
 def _replaces(
     value: Variable | Items | Table, given: Value | None, node: ast.AST, shown: str, context: Context
 ) -> bool:
-    """Reports that an assignment puts arrays or numbers where there were Variables, if it does."""
+    """Reports an assignment that replaces Variables by arrays or numbers."""
     if isinstance(value, Variable):
         if isinstance(given, (Array, Number)):
             what = "an array" if isinstance(given, Array) else "a number"

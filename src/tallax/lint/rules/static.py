@@ -26,7 +26,7 @@ def decorated(scope: Scope, context: Context) -> None:
 
 @CHECKS.call("jit", "pmap")
 def handed(node: ast.Call, scope: Scope, context: Context) -> None:
-    """Reports `jax.jit(f, static_argnums=0)` where the argument is a module."""
+    """Reports `jax.jit(f, static_argnums=0)` if the argument is a module."""
     transform = context.values.transform_of(node.func, scope)
     if transform not in _COMPILING or not node.args:
         return

@@ -110,7 +110,7 @@ def decided(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, con
 
 
 def _decided_in_loop(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, context: Context) -> None:
-    """Reports the condition that a training loop asks at every step; Python asks the first of `and` and `or` always."""
+    """Reports a condition that a training loop evaluates at every step. The first operand of `and` always is."""
     first = next(_conditions(node.test))
     if isinstance(first, (ast.Name, ast.Constant)) or not _loop_at_every_step(first, scope, context):
         return
@@ -129,7 +129,7 @@ def _word(node: ast.AST) -> str:
 
 
 def _conditions(test: ast.expr) -> Iterator[ast.expr]:
-    """Yields the conditions that `and`, `or` and `not` join: Python asks each of them whether it is true."""
+    """Yields the operands of `and`, `or` and `not`, because Python converts each of them to a bool."""
     if isinstance(test, ast.BoolOp):
         for value in test.values:
             yield from _conditions(value)
@@ -142,7 +142,7 @@ def _conditions(test: ast.expr) -> Iterator[ast.expr]:
 def _is_state(node: ast.expr, call: ast.Call, place: str, scope: Scope, context: Context) -> bool:
     """Says whether an argument is an array of state, or an array that is written into state.
 
-    Under a trace a Python number in a Variable is an array too.
+    Under a trace, a Python number in a Variable is an array too.
     """
     value: Value | None = context.values.of(node, scope)
     if isinstance(value, Variable):

@@ -59,7 +59,7 @@ becomes `x[...] += 1`.""",
 )
 
 
-# Where a model is made abstractly, its Variables hold what has these too, but takes no `[...]`.
+# The values of an abstract model also have these attributes, but do not support `[...]`.
 _ABSTRACT = {"shape", "dtype", "ndim", "size", "sharding", "aval", "weak_type", "nbytes"}
 _TYPE_TESTS = {"isinstance", "type", "hasattr", "getattr"}
 _OPTIMIZER = re.compile(r"optim(?:izer)?$|^opt$", re.IGNORECASE)
@@ -68,7 +68,7 @@ _LAYERS_OWN = {"kernel", "bias", "scale", "embedding", "lora_a", "lora_b"}
 
 @CHECKS.attribute("value")
 def value_of_a_variable(node: ast.Attribute, scope: Scope, context: Context) -> None:
-    """Reports `x.value` where `x` is a Variable."""
+    """Reports `x.value` if `x` is a Variable."""
     variable = context.values.of(node.value, scope)
     if variable is None:
         variable = (
@@ -101,7 +101,7 @@ def _is_asked_what_it_is(node: ast.Attribute, context: Context) -> bool:
 
 
 def _as_told_apart(node: ast.Attribute, scope: Scope, context: Context) -> Variable | None:
-    """Returns the Variable that `isinstance` has told an object to be: `x.value if isinstance(x, nnx.Variable) else
+    """Returns the Variable of an object that `isinstance` identifies: `x.value if isinstance(x, nnx.Variable) else
     x`.
     """
     own = ast.dump(node.value)
@@ -163,12 +163,12 @@ def _by_its_name(node: ast.expr, scope: Scope, context: Context) -> Variable | N
         if not isinstance(value, Variable):
             return None
         found = True
-    # Flax's own layers call their parameters so, and nothing else in such code has a `.kernel.value`.
+    # Parameters of Flax's own layers have these names, and nothing else in such code has a `.kernel.value`.
     if not found and node.attr == "step" and _OPTIMIZER.search(last_name(node.value)):
         return Variable("nnx.OptState", held=Array(False, "uint32", "derived"))
     if not found and (node.attr not in _LAYERS_OWN or owner is not None):
         return None
-    return Variable("nnx.Variable")  # what it holds, nobody knows
+    return Variable("nnx.Variable")  # its value is unknown
 
 
 def _edits(node: ast.Attribute, held: object, context: Context) -> tuple[Edit, ...]:
@@ -214,12 +214,12 @@ def _is_path(node: ast.expr) -> bool:
 def _written(
     node: ast.Attribute, statement: ast.Assign | ast.AugAssign, call: str, context: Context
 ) -> tuple[Edit, ...]:
-    """Returns the edits that put `call` in place of `.value =`, and the closing parenthesis behind the statement."""
+    """Returns the edits that replace `.value =` by `call`, and add the closing parenthesis after the statement."""
     line, column = end_of(node)
     behind = context.file.lines[line - 1].encode()[column:]
     sign = re.match(rb"[ \t]*[-+*/]?=[ \t]*", behind)
     value = statement.value
-    # A bare tuple would become several arguments, and what is to be mended within is mended first.
+    # A bare tuple would become several arguments, and fixes within the value come first.
     if sign is None or isinstance(value, (ast.Tuple, ast.Yield, ast.YieldFrom, ast.Await, ast.Starred, ast.NamedExpr)):
         return ()
     if any(isinstance(inner, ast.Attribute) and inner.attr == "value" for inner in ast.walk(value)):

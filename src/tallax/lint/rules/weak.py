@@ -65,7 +65,7 @@ class Gate(nnx.Module):
 
 @CHECKS.call()
 def weak_initial_value(node: ast.Call, scope: Scope, context: Context) -> None:
-    """Reports the call that makes a Variable with such a value."""
+    """Reports a call that creates a Variable with such a value."""
     given = initial(node)
     if given is None:
         return
@@ -77,7 +77,7 @@ def weak_initial_value(node: ast.Call, scope: Scope, context: Context) -> None:
     if isinstance(value, Array) and value.weak:
         if derives(variable.type, "nnx.Param"):
             if cls is None or not name or not value.dtype.startswith("float"):
-                return  # not surely part of a model that is trained; and no optimizer trains integers
+                return  # perhaps not part of a trained model, and no optimizer trains integers
             then = "the first optimizer step makes it strong"
         elif name and cls is not None and _is_written_strongly(cls, name, context):
             then = "the first write makes it strong"
@@ -167,7 +167,7 @@ def _is_ellipsis(node: ast.Subscript) -> bool:
 
 
 def _numpy_name(scope: Scope, context: Context) -> str:
-    """Returns what the file calls jax.numpy, empty if it does not import it."""
+    """Returns the file's name for jax.numpy; empty if it is not imported."""
     for name, bindings in context.file.bindings.items():
         if any(b.how == "import" and b.what == "jax.numpy" for b in bindings):
             return name

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is worth knowing about a model that is right in itself: uses that lose its state in silence, and callbacks.
+"""Warnings about a model that is correct by itself: uses that lose its state silently, and host callbacks.
 
-None of this is the model's fault, and nothing that it could do would prevent it: the transformations that are run here
-are the ones that hand a function a copy and drop it.
+The model is not at fault and cannot prevent these losses: the transformations that run here pass a copy of the model to
+a function and drop the copy.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from tallax.checking._check_results import Results, reported
 from tallax.checking._diagnosis import fix_for
-from tallax.checking._matrix import Results, reported
 from tallax.checking._program import Batch, Program
 from tallax.checking._reference import Reference
 from tallax.checking._report import Finding
@@ -53,7 +53,7 @@ _USES: dict[str, Use] = {
 
 
 def silent_losses(program: Program, reference: Reference) -> Results:
-    """Runs the model under the transformations that lose updates in silence, and says which of its state they lose."""
+    """Runs the model under the transformations that lose updates silently, and lists the state that they lose."""
     lost: dict[str, list[str]] = {}
     written = [path for path in reference.written if path in reference.end and reference.end[path].kind == "variable"]
     if written:
@@ -63,7 +63,7 @@ def silent_losses(program: Program, reference: Reference) -> Results:
                 with GRAPH.active():
                     use(program, model, stacked(program.batches))
                 got = snapshot(model)
-            except Exception:  # loud, so nobody is misled
+            except Exception:  # it raises, so the loss is not silent
                 continue
             wrong = [path for path in changed(reference.end, got) if path in written]
             agrees = set(written) - set(wrong)
@@ -77,7 +77,7 @@ def silent_losses(program: Program, reference: Reference) -> Results:
             Finding(
                 "lost-update",
                 ", ".join(paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else ""),
-                "can be lost in silence by the way the model is used, as any Variable can.",
+                "can be lost silently, as any Variable can, if the model is used like this.",
                 tuple(dict.fromkeys(where for wheres in lost.values() for where in wheres)),
                 fix=fix_for("lost-update"),
                 is_warning=True,
@@ -87,7 +87,7 @@ def silent_losses(program: Program, reference: Reference) -> Results:
 
 
 def callbacks(program: Program, reference: Reference) -> Results:
-    """Looks for callbacks to the host: a transformation may run them twice, or not at all."""
+    """Finds callbacks to the host, which a transformation may run twice or not at all."""
 
     def pure(state: Any, batch: Batch) -> Any:
         return program.call(nnx.merge(graphdef, state, copy=True), batch)
@@ -95,7 +95,7 @@ def callbacks(program: Program, reference: Reference) -> Results:
     graphdef, state = nnx.split(program.make())
     try:
         text = str(jax.make_jaxpr(pure)(state, program.batches[0]))
-    except Exception:  # the matrix reports it
+    except Exception:  # `transformations` reports the error
         text = ""
     names = [name for name in ("io_callback", "pure_callback", "debug_callback") if f"{name}[" in text]
     yield from reported(
@@ -104,8 +104,9 @@ def callbacks(program: Program, reference: Reference) -> Results:
             Finding(
                 "host-callback",
                 "",
-                f"calls back to the host ({name}); what it counts there is wrong under vmap, remat and many devices.",
-                fix="count on the device, in a tallax.Counter, and read it outside of the step",
+                f"calls back to the host ({name}); a count kept on the host is wrong under vmap and remat, and on many "
+                "devices.",
+                fix="count on the device, in a tallax.Counter, and read it outside the step",
                 is_warning=True,
             )
             for name in names

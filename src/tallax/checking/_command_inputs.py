@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `tallax check FILE:NAME --inputs ...` names: an object of a file, and arrays spelled as `float32[8,4]`."""
+"""Reads the arguments of `tallax check FILE:NAME --inputs ...`: objects of a file, and arrays like `float32[8,4]`."""
 
 from __future__ import annotations
 
@@ -21,35 +21,38 @@ _ARRAY = re.compile(r"(?P<dtype>[a-z]+\d*)\[(?P<shape>[\d,\s]*)\](?:\s*<\s*(?P<h
 
 
 def loaded(path: Path) -> ModuleType:
-    """Returns the module that a file holds, with its folder in front of the import path, as `python FILE` has it.
+    """Imports a file and returns the module. As in `python FILE`, its folder comes first on the import path.
 
     Raises:
-        StatecheckError: there is no such file, or running it raises.
+        StatecheckError: The file does not exist, or raises when it is imported.
     """
     if not path.is_file():
-        raise StatecheckError(compose(str(path), "there is no such file.", fix="tallax check path/to/file.py:Name"))
+        raise StatecheckError(compose(str(path), "the file does not exist.", fix="tallax check path/to/file.py:Name"))
     sys.path.insert(0, str(path.resolve().parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise StatecheckError(compose(str(path), "is not a Python file.", fix="tallax check path/to/file.py:Name"))
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # pickle looks classes up by it
+    sys.modules[path.stem] = module  # pickle finds classes by the name of their module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         raise StatecheckError(
             compose(
-                str(path), "raises when it is imported.", got=f"{type(error).__name__}: {error}", fix="mend that first"
+                str(path),
+                "raises when it is imported.",
+                got=f"{type(error).__name__}: {error}",
+                fix="fix that error first",
             )
         ) from error
     return module
 
 
 def found(module: ModuleType, name: str) -> Any:
-    """Returns what a file defines as `name`, which may have dots.
+    """Returns the object that a file defines as `name`, which may have dots.
 
     Raises:
-        StatecheckError: the file has no such name.
+        StatecheckError: The file does not define the name.
     """
     value: Any = module
     for part in name.split("."):
@@ -57,7 +60,7 @@ def found(module: ModuleType, name: str) -> Any:
             raise StatecheckError(
                 compose(
                     f"{module.__file__}:{name}",
-                    "the file defines no such name.",
+                    "the file does not define this name.",
                     got=f"modules: {', '.join(modules_in(module)) or 'none'}",
                     fix=f"tallax check {module.__file__}:{(modules_in(module) or ['Name'])[0]}",
                 )
@@ -76,14 +79,14 @@ def modules_in(module: ModuleType) -> list[str]:
 
 
 def input_of(text: str) -> Any:
-    """Returns the input that a text spells.
+    """Returns the input that a command-line argument describes.
 
-    `float32[8,4]` is an array of normal numbers, `int32[8,4]<100` one of integers below 100 (below 2 without a bound),
-    `bool[8]` one of coins; `x.npy` is read from the file; anything else is a Python literal. The arrays are the same
-    every time.
+    `float32[8,4]` is an array of normally distributed numbers, `int32[8,4]<100` an array of integers below 100 (below 2
+    if no bound is given), `bool[8]` an array of random booleans. `x.npy` is read from the file. Anything else must be a
+    Python literal. The arrays are the same every time.
 
     Raises:
-        StatecheckError: the text spells nothing.
+        StatecheckError: The text is neither an array, a file nor a literal.
     """
     text = text.strip()
     match = _ARRAY.fullmatch(text)
@@ -97,7 +100,7 @@ def input_of(text: str) -> Any:
         raise StatecheckError(
             compose(
                 "--inputs",
-                "takes arrays by dtype and shape, files of NumPy, and Python literals.",
+                "accepts arrays by dtype and shape, NumPy files, and Python literals.",
                 got=f"{text} ({type(error).__name__}: {error})",
                 fix="--inputs 'float32[8,4]' --inputs 'int32[8]<100' --inputs batch.npy --inputs True",
             )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who writes what: the writes to a model's Variables while it runs, and those that went to a copy and never arrived.
+"""Records the writes to a model's Variables while it runs, and finds those that went to a copy and were lost.
 
-A raw `jax.*` transformation hands the function a copy of every Variable. What is written to the copy is gone when the
-function returns, and nothing in the model tells: the value is simply as it was. So the writes themselves are watched.
-Each Variable carries its path in its metadata, which copies inherit.
+A plain `jax.*` transformation passes a copy of every Variable to the function. Values written to the copy are lost when
+the function returns, and the model shows no trace of it: its value is unchanged. So the writes themselves are watched.
+For the time of the check, each Variable has its path in its metadata, which copies inherit.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ _TAG = "tallax_statecheck_path"
 
 @dataclass
 class Writes:
-    """What was seen.
+    """The writes that were seen.
 
     Attributes:
-        own: paths of the model's own Variables that were written, with the place in the source.
-        copies: the same for copies of them.
-        lost: of those, the ones whose own Variable was left as it was.
-        once: of copies, the ones written within `nnx.vmap` with an integer that is the same in every lane.
-        writers: for each path that was written, the kinds of code that did: `forward` within a module's `__call__`,
-            `method` within another method of a module, `call` anywhere else, as in an optimizer or in a training step.
+        own: The paths of the model's own Variables that were written, each with its source line.
+        copies: The paths of the copies that were written, each with its source line.
+        lost: The entries of `copies` whose own Variable was not changed.
+        once: The entries of `copies` that were written within `nnx.vmap` with an integer that is the same in every
+            lane.
+        writers: For each path that was written, the kinds of code that wrote it: `forward` for a module's `__call__`,
+            `method` for another method of a module, `call` for any other code, such as an optimizer or a training step.
     """
 
     own: dict[str, str] = field(default_factory=dict)
@@ -49,10 +50,10 @@ class Writes:
 
 @contextlib.contextmanager
 def watched(model: Any) -> Iterator[Writes]:
-    """Watches the writes to a model's Variables, and to their copies, within the block.
+    """Watches the writes to a model's Variables and to their copies within the block.
 
-    At its end, `lost` has the paths where a copy was written while the model's own Variable was left holding the very
-    array it held before.
+    After the block, `lost` has the paths at which a copy was written, but the model's own Variable still has the same
+    array object.
     """
     variables = variables_of(model)
     before = {path: variable.get_raw_value() for path, variable in variables.items()}
@@ -65,7 +66,7 @@ def watched(model: Any) -> Iterator[Writes]:
             path = variable.get_metadata(_TAG) if variable.has_metadata(_TAG) else None
             changes = not (
                 args and args[0] is variable.get_raw_value()
-            )  # some write back what is there, to see if they may
+            )  # some code writes the current value back, to find out if it may write
             if path is not None and changes:
                 frame = sys._getframe(1)
                 kind = writes.own if variable is variables.get(path) else writes.copies
@@ -77,7 +78,11 @@ def watched(model: Any) -> Iterator[Writes]:
 
         return write
 
-    # Every write goes through one of the two, which are public; a class that overrides them calls these.
+    # The methods of the class are replaced for the time of the check, because Flax calls no hook on a write, and a
+    # copy that a raw transformation makes is unknown until it is written. Every write goes through one of these two
+    # public methods, and a class that overrides them calls these. tallax's own variables must look up
+    # `nnx.Variable.set_raw_value` at each write: a method that is bound at import is not the one replaced here, so the
+    # write would be missed.
     methods = {name: getattr(nnx.Variable, name) for name in ("set_value", "set_raw_value")}
     try:
         for name, method in methods.items():
@@ -102,7 +107,7 @@ def _is_concrete_integer(value: Any) -> bool:
 
 
 def _is_within_vmap(frame: FrameType | None) -> bool:
-    """Whether one of Flax's wrappers of a mapped function is on the stack: an axis of vmap leaves no other trace."""
+    """Returns whether a wrapper that Flax makes for a mapped function is on the stack, the only sign of a vmap axis."""
     while frame is not None:
         if "Vmap" in type(frame.f_locals.get("self")).__name__:
             return True
@@ -111,7 +116,7 @@ def _is_within_vmap(frame: FrameType | None) -> bool:
 
 
 def _writer(frame: FrameType | None) -> str:
-    """Returns `forward`, `method` or `call`: the code that a write belongs to, as in `Writes.writers`."""
+    """Returns the kind of code that a write belongs to: `forward`, `method` or `call`; see `Writes.writers`."""
     found = "call"
     while frame is not None:
         if isinstance(frame.f_locals.get("self"), nnx.Module):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checks on copies of a model, and the name of the attribute that pickle cannot copy."""
+"""The checks on copies of a model. If pickle cannot copy the model, they find the attribute that it rejects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax.checking._matrix import Results, reported
+from tallax.checking._check_results import Results, reported
 from tallax.checking._program import Program
 from tallax.checking._reference import Reference
 from tallax.checking._report import Finding
@@ -25,7 +25,7 @@ from tallax.checking._source_lines import line_of_assignment
 
 
 def copies(program: Program, reference: Reference) -> Results:
-    """A copy holds what the model holds, goes on as the model does, and leaves the model alone."""
+    """A copy equals the model, continues as the model does, and does not change the model."""
     for name, make_copy in _COPIES.items():
         model = program.make()
         *first, last = program.batches
@@ -33,7 +33,7 @@ def copies(program: Program, reference: Reference) -> Results:
             program.call(model, batch)
         before = snapshot(model)
         empty = [path for path, leaf in before.items() if leaf.variable and np.size(leaf.value) == 0]
-        if make_copy is _through_orbax and empty:  # it says so in a background thread, with a traceback
+        if make_copy is _through_orbax and empty:  # Orbax reports it in a background thread, with a traceback
             yield from reported(name, [_refused(path, before[path]) for path in empty])
             continue
         try:
@@ -57,10 +57,10 @@ def copies(program: Program, reference: Reference) -> Results:
                 Finding(
                     "round-trip",
                     difference.path,
-                    "does not survive being copied.",
+                    "is not preserved by a copy.",
                     (when,),
-                    got="nothing there" if difference.got is None else difference.got.describe(),
-                    expected="nothing there" if difference.expected is None else difference.expected.describe(),
+                    got="missing" if difference.got is None else difference.got.describe(),
+                    expected="missing" if difference.expected is None else difference.expected.describe(),
                     fix="keep it in a Variable on the module; no closures, globals or plain Python attributes",
                     source=line_of_assignment(model, difference.path),
                 )
@@ -82,13 +82,13 @@ def _uncopied(name: str, error: Exception, model: Any) -> Finding:
         (name,),
         got=f"{type(error).__name__}: {first[0][:200]}",
         fix=fix,
-        # Loud, and often of no concern: Flax's own LSTMCell does not pickle.
+        # A warning only: the error is not silent, and even Flax's LSTMCell cannot be pickled.
         is_warning=name in ("pickle", "deepcopy"),
     )
 
 
 def _unpicklable(model: Any) -> Iterator[tuple[str, str, str]]:
-    """Yields the attributes that pickle refuses: path, what they hold, and the remedy."""
+    """Yields the path, the value and the fix of each attribute that pickle rejects."""
     for path, node in nnx.iter_graph(model, graph=True):
         name = "/".join(map(str, path))
         if isinstance(node, nnx.Pytree):
@@ -112,7 +112,7 @@ def _pickles(value: Any) -> bool:
 
 
 def _within(value: Any) -> Any:
-    """Returns the part of a partial function or of a container that does not pickle, or the value itself."""
+    """Returns the part of a partial function or of a container that cannot be pickled, or the value itself."""
     if isinstance(value, functools.partial):
         parts = [value.func, *value.args, *value.keywords.values()]
     elif isinstance(value, dict):
@@ -132,22 +132,22 @@ def _called(value: Any) -> str:
 
 
 def _fix_for(value: Any) -> str:
-    if callable(value) and "<l" not in getattr(value, "__qualname__", ""):  # JAX wraps its own in objects
+    if callable(value) and "<l" not in getattr(value, "__qualname__", ""):  # JAX wraps its functions in objects
         return "a function at the top of your module that calls it: def activation(x): return jax.nn.relu(x)"
     if callable(value):
         return "define the function at the top of a module; if another library makes it, save nnx.state(model) instead"
-    return "make it where it is used, and keep on the module only the values it is made from"
+    return "create it where it is used, and store only its inputs on the module"
 
 
 def _refused(path: str, leaf: Leaf) -> Finding:
     return Finding(
         "round-trip",
         path,
-        "has no entries, and Orbax refuses to save such an array.",
+        "is an empty array, which Orbax refuses to save.",
         ("checkpoint",),
         got=leaf.describe(),
         expected="at least one entry",
-        fix="leave the Variable out while there is nothing in it, or start with one row and a count of the rows in use",
+        fix="create the Variable when there is data for it, or start with one row and a count of the rows in use",
     )
 
 
@@ -168,7 +168,7 @@ def _through_orbax(model: Any, program: Program) -> Any:
 
     new = program.make()
     state = jax.tree.map(jnp.asarray, nnx.state(model))
-    if not jax.tree.leaves(state):  # nothing to save, which Orbax refuses, and says so in a background thread
+    if not jax.tree.leaves(state):  # Orbax refuses to save an empty tree, and reports it in a background thread
         return new
     target = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), jax.tree.map(jnp.asarray, nnx.state(new))

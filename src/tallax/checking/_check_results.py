@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The results of a check as they come, and the report of those there are at any time."""
+"""Collects the results of checks as they arrive, and makes a report of them at any time."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import flax
 import jax
 
-from tallax.checking._report import Cell, Finding, Report
+from tallax.checking._report import Cell, Finding, Outcome, Report
 
-# A finding of one tier explains those of the tiers below it at the same path, so these are not reported as well.
+Results: TypeAlias = Iterator[Cell | Finding]
+
+# A finding of one tier explains the findings of lower tiers at the same path, so those are not reported.
 _TIERS = (
     {"not-reproducible"},
     {"replaced-variable", "python-counter", "host-sync"},
@@ -29,13 +32,13 @@ def _ignore(told: object) -> None:
 
 
 class Collected:
-    """Cells and findings in the order in which they come.
+    """Cells and findings, in the order of their arrival.
 
     Attributes:
         name: The name of the checked object, as the report gives it.
         at: The check that runs now.
         cells: Every cell so far.
-        findings: Every finding so far, before those that say the same are joined.
+        findings: Every finding so far, before equal findings are joined.
     """
 
     def __init__(
@@ -71,11 +74,11 @@ class Collected:
 
     @property
     def is_out_of_time(self) -> bool:
-        """Whether the limit has passed."""
+        """True if the time limit has passed."""
         return self._limit_seconds is not None and time.perf_counter() - self._began > self._limit_seconds
 
     def report(self, incomplete: str = "") -> Report:
-        """Returns the report of the results so far; `incomplete` says why there are no more."""
+        """Returns the report of the results so far; `incomplete` is the reason why other checks did not run."""
         return Report(
             self.name,
             tuple(self.cells),
@@ -87,7 +90,7 @@ class Collected:
 
 
 def condensed(findings: list[Finding]) -> list[Finding]:
-    """Returns one finding for each rule and path, with all its places; without those that another one explains."""
+    """Returns one finding for each rule and path, with all its places, without findings that another one explains."""
     merged: dict[tuple[str, str, bool, str], Finding] = {}
     for finding in findings:
         key = (finding.rule, finding.path, finding.is_warning, finding.message if finding.rule == "exercise" else "")
@@ -118,3 +121,16 @@ def condensed(findings: list[Finding]) -> list[Finding]:
 
 def _tier(finding: Finding) -> int:
     return _TIER.get(finding.rule, len(_TIERS) - 1)
+
+
+def outcome_of(findings: list[Finding]) -> Outcome:
+    """Returns the outcome of a check with these findings."""
+    if any(not finding.is_warning for finding in findings):
+        return Outcome.FAILED
+    return Outcome.WARNED if findings else Outcome.PASSED
+
+
+def reported(check: str, findings: list[Finding], note: str = "") -> Results:
+    """Yields the cell and the findings of a check without modes."""
+    yield Cell(check, "", outcome_of(findings), note)
+    yield from findings

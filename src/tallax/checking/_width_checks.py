@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The check on the width of counts: across 2**24 in float32, 2**31 in int32, 2**32 in uint32, and narrower ones.
+"""The check on the width of counts: 2**24 in float32, 2**31 in int32, 2**32 in uint32, and narrower dtypes.
 
-A leaf looks like a counter if every call adds to it, and adds the same from wherever it starts, up to the edge of its
-dtype; an average, a ring index or a capped count does not. It is then set so that the calls of the check take it across
-that edge. Where it starts says nothing: a count may start at 1e-4 so that nobody divides by zero.
+A leaf is treated as a counter if every call adds the same to it, from any start up to the edge of its dtype. An
+average, a ring index or a capped count does not behave so. The leaf is then set to a value from which the calls of the
+check cross the edge. Its initial value does not matter: a count may start at 1e-4 to avoid a division by zero.
 
-Increments are whole numbers but for rounding, or any others. Of whole ones every total below the edge is exact; sums of
-others are compared up to the rounding of their dtype, and their edge is where an increment is rounded away.
+If the increments are whole numbers, every total below the edge must be exact. Otherwise totals are compared up to the
+rounding of their dtype, and the edge is the total at which an increment is rounded away.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax.checking._matrix import Results, reported
+from tallax.checking._check_results import Results, reported
 from tallax.checking._program import Program
 from tallax.checking._reference import Reference, called
 from tallax.checking._report import Finding
@@ -29,12 +29,12 @@ from tallax.statistics import Statistic
 from tallax.variables import Counter
 
 _NOT_COUNTERS = (nnx.RngState, nnx.Cache)
-# What these hold is trained, or follows what is trained: a constant gradient is no count.
+# The values of these Variables are trained, or follow trained values: a constant gradient is not a count.
 _NOT_SUMS = (nnx.Param, nnx.OptState)
 
 
 def widths(program: Program, reference: Reference) -> Results:
-    """A count is right on both sides of the largest number up to which its dtype counts."""
+    """A count is correct on both sides of the largest number to which its dtype can count."""
     findings, counters = [], 0
     for path in _like_counters(program, reference):
         edge = edge_of(reference.start[path].value.dtype)
@@ -53,7 +53,7 @@ def widths(program: Program, reference: Reference) -> Results:
 
 
 def edge_of(dtype: Any) -> int | None:
-    """Returns the first number up to which `dtype` counts by ones, after which it sticks or wraps; None if none is."""
+    """Returns the first number at which a count in `dtype` sticks or wraps, or None."""
     if jnp.issubdtype(dtype, jnp.floating):
         return 2 ** (jnp.finfo(dtype).nmant + 1)
     if jnp.issubdtype(dtype, jnp.integer) and np.dtype(dtype).itemsize <= 4:
@@ -82,7 +82,7 @@ def _like_counters(program: Program, reference: Reference) -> list[str]:
 
 
 def _of_ours(model: Any) -> set[str]:
-    """Returns the paths within tallax's statistics: their counts are exact, their other words are no counts."""
+    """Returns the paths within tallax's statistics. Their counts are exact, and their other arrays are not counts."""
     inside = [
         "/".join(map(str, (*path, "")))
         for path, node in nnx.iter_modules(model, graph=True)
@@ -92,13 +92,13 @@ def _of_ours(model: Any) -> set[str]:
 
 
 def _goes_up(reference: Reference, path: str) -> bool:
-    """Whether no entry ever decreases, and every call increases one."""
+    """Returns whether no entry ever decreases, and every call increases at least one entry."""
     steps = _steps(reference, path)
     return bool(np.all(steps >= 0)) and all(bool(np.any(step > 0)) for step in steps)
 
 
 def _exact(value: Any) -> np.ndarray:
-    """Returns an array of Python's numbers: integers where an entry is whole, which do not overflow."""
+    """Returns an array of Python numbers. Whole numbers become integers, which do not overflow."""
     value = np.atleast_1d(np.asarray(value))
     if not jnp.issubdtype(value.dtype, jnp.integer):
         value = value.astype(np.float64)
@@ -115,7 +115,7 @@ def _steps(reference: Reference, path: str) -> np.ndarray:
 
 
 def _whole_steps(reference: Reference, path: str) -> np.ndarray | None:
-    """Returns the increments of each call as integers; None if some are not whole, whatever the rounding."""
+    """Returns the increments of each call as integers, or None if rounding does not explain a fraction."""
     steps = _steps(reference, path)
     dtype = reference.start[path].value.dtype
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -125,7 +125,7 @@ def _whole_steps(reference: Reference, path: str) -> np.ndarray | None:
     if not np.isfinite(size):
         return None
     rounded = np.round(steps.astype(np.float64))
-    # A value that fits into its dtype but for an offset, 1e-4 + 8, is off by its rounding; so is an increment of it.
+    # A whole number plus an offset, such as 8 + 1e-4, is rounded to its dtype, and so are its increments.
     if np.any(np.abs(steps.astype(np.float64) - rounded) > 2 * eps * size) or not np.any(rounded > 0):
         return None
     return np.vectorize(int, otypes=[object])(rounded)
@@ -137,13 +137,13 @@ def _whole_steps(reference: Reference, path: str) -> np.ndarray | None:
 def _whole(
     program: Program, reference: Reference, path: str, steps: np.ndarray, edge: int
 ) -> tuple[bool, list[Finding]]:
-    """Returns whether a leaf counts in whole numbers, and what goes wrong at the edge."""
-    counts = steps.sum(0) > 0  # the high word of a pair stands still, and is left alone
-    # From here the last call comes to just below the edge, where every count of everything is still right.
+    """Returns whether a leaf counts in whole numbers, and the finding at the edge, if any."""
+    counts = steps.sum(0) > 0  # the high word of a pair does not change, and is skipped
+    # From this start, the last call ends just below the edge, where every count is still exact.
     low = max(0, edge - 1 - int(np.max(steps.sum(0))))
     below, above = (_called_from(program, path, counts, at) for at in (low, edge - 1))
     if _strays(reference, below, path, steps, counts, low):
-        return False, []  # capped, or taken modulo something
+        return False, []  # capped, or taken modulo a number
     stray = _strays(reference, above, path, steps, counts, edge - 1)
     if not stray or _carries(below.end, above.end, path, counts):
         return True, []
@@ -151,12 +151,12 @@ def _whole(
     dtype = reference.start[path].value.dtype
     is_slow = dtype.kind in "iu" and dtype.itemsize >= 4 and not _grows_with_the_batch(program, reference, path)
     worst = np.unravel_index(int(np.argmax(np.abs(got - due))), got.shape)
-    message = f"counts in {dtype}, which is right up to {_power(edge)} only"
+    message = f"counts in {dtype}, which is exact up to {_power(edge)} only"
     return True, [
         Finding(
             "narrow-counter",
             path,
-            message + ("; it does not grow with the batch, so that takes long." if is_slow else "."),
+            message + ("; it does not grow with the batch, so it takes long to get there." if is_slow else "."),
             (f"set to {_power(edge)} - 1, then {call} calls",),
             got=str(got[worst]),
             expected=str(due[worst]),
@@ -168,7 +168,7 @@ def _whole(
 
 
 def _grows_with_the_batch(program: Program, reference: Reference, path: str) -> bool:
-    """Whether a call with twice the batch adds more: it counts examples or tokens, which are soon 2**31, not calls."""
+    """Returns whether twice the batch adds more: then examples or tokens are counted, which soon reach 2**31."""
     once = _steps(reference, path)[0]
     if np.all(once <= 1):
         return False
@@ -176,14 +176,14 @@ def _grows_with_the_batch(program: Program, reference: Reference, path: str) -> 
     try:
         ran = called(dataclasses.replace(program, batches=(twice,)), program.make())
         return bool(np.any(_steps(ran, path)[0] > once))
-    except Exception:  # a model of a fixed batch does not tell
+    except Exception:  # the model accepts only this batch size
         return True
 
 
 def _strays(
     reference: Reference, ran: Reference, path: str, steps: np.ndarray, counts: np.ndarray, at: int
 ) -> tuple[int, np.ndarray, np.ndarray] | None:
-    """Returns the last call after which a count that started from `at` is not what it should be, and both counts."""
+    """Returns the last call after which a count that started from `at` is wrong, with the wrong and the right count."""
     start = _exact(reference.start[path].value)
     for call in range(len(ran.after), 0, -1):
         due = np.where(counts, at, start) + steps[:call].sum(0)
@@ -210,11 +210,11 @@ def _may_sum(reference: Reference, path: str) -> bool:
 
 
 def _fractional(program: Program, reference: Reference, path: str, edge: int) -> tuple[bool, list[Finding]]:
-    """Returns whether a leaf is a sum of increments that are not whole, and what goes wrong where they are small.
+    """Returns whether a leaf sums fractional increments, and the finding for a large total, if any.
 
-    It is a sum if each call adds the same, but for rounding, at two larger starts: one at which the increments have
-    half of their digits, and one at which they have two bits. An average moves less or more there, and a capped or
-    wrapping value stands elsewhere.
+    It is a sum if each call adds the same, except for rounding, from two larger starts: one at which the increments
+    keep half of their digits, and one at which they keep two bits. From these starts an average changes by a different
+    amount, and a capped or wrapped value does not reach the same sum.
     """
     steps = _steps(reference, path).astype(np.float64)
     total = steps.sum(0)
@@ -224,7 +224,7 @@ def _fractional(program: Program, reference: Reference, path: str, edge: int) ->
     for at in (unit * 2.0 ** (edge.bit_length() // 2), unit * edge / 8):
         if not _adds_the_same(_called_from(program, path, counts, at), path, total, counts, at, edge):
             return False, []
-    at = unit * edge  # where half a unit is all there is between two neighbours, so that some increments are lost
+    at = unit * edge  # at this total an increment is half the distance between two floats, so some increments are lost
     got = _moved(_called_from(program, path, counts, at), path, at)
     lost = got is not None and counts & (np.abs(got - total) > total / 4)
     if got is None or not np.any(lost):
@@ -245,8 +245,8 @@ def _fractional(program: Program, reference: Reference, path: str, edge: int) ->
             if follows_data
             else f"self.{name} = tallax.Counter() for the whole units, and multiply by the scale where it is read",
             source=line_of_assignment(program.make(), path),
-            # Sums of squares and of losses are kept so on purpose: a small share of a large total may well be lost.
-            # A training step may sum gradients, and start anew after a few steps.
+            # A warning only: sums of squares and of losses are often kept in float32 on purpose, and a training step
+            # may sum gradients and start again after a few steps.
             is_warning=follows_data or not program.is_own_call,
         )
     ]
@@ -256,13 +256,13 @@ def _adds_the_same(ran: Reference, path: str, total: np.ndarray, counts: np.ndar
     got = _moved(ran, path, at)
     if got is None:
         return False
-    # Half a unit in the last place of the total for each call; that of the sum without an offset is smaller.
+    # The tolerance is half a unit in the last place of the total for each call.
     rounding = len(ran.after) * 2.0 * at / edge
     return bool(np.all(np.abs(got - total)[counts] <= rounding + 0.02 * total[counts]))
 
 
 def _moved(ran: Reference, path: str, at: float) -> np.ndarray | None:
-    """Returns how far the calls moved a leaf that they found at `at`; None if it is something else by then."""
+    """Returns the change of a leaf by the calls if it starts at `at`, or None if its type changed."""
     leaf = ran.end.get(path)
     if leaf is None or leaf.kind != "variable" or np.shape(leaf.value) != np.shape(ran.start[path].value):
         return None
@@ -271,12 +271,12 @@ def _moved(ran: Reference, path: str, at: float) -> np.ndarray | None:
 
 
 def _follows_the_data(program: Program, reference: Reference, path: str) -> bool:
-    """Whether other inputs add another amount."""
+    """Returns whether different inputs add a different amount."""
     batches = tuple(tuple(_other(x) for x in batch) for batch in program.batches)
     try:
         ran = called(dataclasses.replace(program, batches=batches), program.make())
         return not np.allclose(_steps(ran, path).astype(float), _steps(reference, path).astype(float), rtol=1e-3)
-    except Exception:  # these inputs are not for it
+    except Exception:  # the model rejects these inputs
         return True
 
 
@@ -290,11 +290,11 @@ def _other(x: jax.Array) -> jax.Array:
 
 
 def _called_from(program: Program, path: str, counts: np.ndarray, at: float) -> Reference:
-    """Returns what calls leave if the entries that count at `path` start from `at`."""
+    """Returns the values after the calls if the counting entries at `path` start from `at`."""
     model = program.make()
     variables = variables_of(model)
     name = path
-    while name not in variables:  # the raw value is a tree, and the path goes on within it
+    while name not in variables:  # the raw value is a tree, and the path leads into it
         name = name.rpartition("/")[0]
     rest = path[len(name) + 1 :]
 
@@ -310,7 +310,7 @@ def _called_from(program: Program, path: str, counts: np.ndarray, at: float) -> 
 
 
 def _carries(below: Snapshot, above: Snapshot, path: str, counts: np.ndarray) -> bool:
-    """Whether another integer takes up, above the edge, what this one could not hold: the high word of a wide count."""
+    """Returns whether another integer takes the carry at the edge, as the high word of a wide count does."""
     own = _exact(below[path].value) != _exact(above[path].value)
     return bool(np.any(own & ~counts)) or any(
         other != path

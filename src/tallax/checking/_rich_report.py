@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A report on a terminal, with rich."""
+"""Draws a report on a terminal with rich."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:  # a report imports this to draw itself
+if TYPE_CHECKING:  # `_report` imports this module when a report is drawn
     from tallax.checking._report import Finding, Outcome, Report
 
 _STYLES = {"PASSED": "green", "FAILED": "bold red", "WARNED": "yellow", "SKIPPED": "dim"}
@@ -43,7 +43,7 @@ def _mark(outcome: Outcome) -> Text:
 
 
 def _finding(finding: Finding) -> tuple[RenderableType, RenderableType]:
-    title = Text("TO KNOW " if finding.is_warning else "FAILED  ", "yellow" if finding.is_warning else "bold red")
+    title = Text("WARNING " if finding.is_warning else "FAILED  ", "yellow" if finding.is_warning else "bold red")
     details = Table.grid(padding=(0, 1))
     details.add_column(min_width=7)
     details.add_column(style="dim")
