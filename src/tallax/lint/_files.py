@@ -33,7 +33,7 @@ def found(paths: Sequence[str], exclude: Sequence[str], root: str) -> tuple[list
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Whether a pattern means a file, or a folder that it is in.
+    """Returns whether a pattern means a file, or a folder that it is in.
 
     Without a `/` it is compared with names, with one with whole paths.
 

@@ -42,5 +42,5 @@ class Finding(NamedTuple):
 
     @property
     def fixable(self) -> bool:
-        """Whether `--fix` mends it."""
+        """Returns whether `--fix` mends it."""
         return bool(self.edits)

@@ -174,7 +174,7 @@ def _chosen(source: Source, findings: Sequence[Finding]) -> tuple[list[Edit], in
 
 
 def _fits(edit: Edit, taken: list[Edit]) -> bool:
-    """Whether an edit is one of those that are taken, or lies apart from them, which are in order and apart."""
+    """Returns whether an edit is one of those that are taken, or lies apart from them, which are in order and apart."""
     k = bisect.bisect_left(taken, edit)
     around = taken[max(0, k - 1) : k + 1]
     return edit in around or all(_apart(*sorted((edit, other))) for other in around)

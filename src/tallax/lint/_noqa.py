@@ -50,7 +50,7 @@ class _Comments:
             pass  # the parser took the file, the tokenizer stumbles: what it has seen so far counts
 
     def silence(self, finding: Finding) -> bool:
-        """Whether a comment on a finding's line, or on the last line of the statement there, means the finding."""
+        """Returns whether a comment on a finding's line, or on the last line of the statement there, means the finding."""
         return any(
             line in self._words and _means(self._words[line], finding)
             for line in (finding.line, self._ends.get(finding.line, finding.line))
@@ -68,7 +68,7 @@ def _codes(found: re.Match[str]) -> frozenset[str] | None:
 
 
 def _means(words: frozenset[str] | None, finding: Finding) -> bool:
-    """Whether a comment without codes, or with these, means a finding: `TLX` means all of them, as in flake8."""
+    """Returns whether a comment without codes, or with these, means a finding: `TLX` means all of them, as in flake8."""
     return words is None or any(
         word == finding.slug or (word[:3].upper() == "TLX" and finding.code.startswith(word.upper())) for word in words
     )
