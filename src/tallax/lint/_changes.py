@@ -106,7 +106,7 @@ def is_evaluating(call: ast.Call) -> bool:
 
 
 def uses_references(scope: Scope) -> bool:
-    """Returns whether the code around, or the whole file, uses Variables that are references, which JAX itself keeps."""
+    """Returns whether the code around, or the whole file, uses Variables that are references, which JAX tracks."""
     outer = scope
     while outer.parent is not None and outer.parent.kind == "function":
         outer = outer.parent

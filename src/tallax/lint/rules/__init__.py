@@ -24,6 +24,7 @@ from tallax.lint.rules import (
     static,
     sync,
     transformed_objects,
+    unused_noqa,
     value,
     weak,
 )
@@ -48,6 +49,7 @@ RULES: tuple[Rule, ...] = (
     constant_randomness.RULE,
     mode_flags.RULE,
     harvested_sow.RULE,
+    unused_noqa.RULE,
 )
 
 __all__ = ["CHECKS", "RULES", "static"]

@@ -134,7 +134,7 @@ def _only_updates(node: ast.Attribute, name: str, scope: Scope, context: Context
 
 
 def _is_bound(use: Use, added: bool) -> bool:
-    """Returns whether a read is a bound, `jnp.maximum(x, self.cutoff[...])`, or is added to something as an epsilon is."""
+    """Returns whether a read is a bound, `jnp.maximum(x, self.cutoff[...])`, or is added as an epsilon is."""
     place = _content(use.node, use.scope.file)
     above = use.scope.file.parent_of(place)
     if (

@@ -193,7 +193,7 @@ def _is_made_static(cls: Scope, name: str, context: Context) -> bool:
 
 
 def _counts_up(setting: Setting, name: str) -> bool:
-    """Returns whether a statement computes an attribute of `self` from what it was: `+=`, `*=`, `self.n = self.n + 1`."""
+    """Returns whether a statement computes an attribute from its old value: `+=`, `*=`, `self.n = self.n + 1`."""
     node, own = setting.node, setting.method.self_name if setting.method is not None else None
     if isinstance(node, ast.AugAssign):
         return True  # `*=` and `|=` give another structure just as `+=` does
