@@ -46,7 +46,7 @@ def _of(source):
                 if replacement is not None:
                     edits = (Edit(number, start, number, end, match.expand(replacement)),)
                 message = f"100% {match[0]}, here: or not"
-                yield Finding(source.path, number, start + 1, code, _SLUGS[code], message, edits)
+                yield Finding(source.path, number, start + 1, code, _SLUGS[code], message, edits, number, end + 1)
 
 
 def install(monkeypatch):

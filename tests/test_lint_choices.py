@@ -157,7 +157,7 @@ def test_what_a_project_asks_for(capsys, monkeypatch):
         ("tool.tallax.lint = 3", ["is a table.", "got:  3", "[tool.tallax.lint] on a line"]),
         (
             "[tool.tallax.lint]\nselects = []",
-            ["selects: is not known.", "selects = []", "one of select, ignore, exclude"],
+            ["selects: is not known.", "selects = []", "one of select, extend-select, ignore, exclude"],
         ),
         ("[tool.tallax.lint]\nignore = 'TLX001'", ["ignore: is a list of strings.", "'TLX001'", 'ignore = ["TLX002"]']),
         ("[tool.tallax.lint]\nexclude = [1]", ["exclude: is a list of strings.", "[1]", 'exclude = ["build/*"]']),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import json
 import os
@@ -17,7 +18,7 @@ import pytest
 import yaml
 
 import tallax.lint
-from tallax.lint import _cli, _engine, _explain
+from tallax.lint import _cli, _engine, _explain, _source
 from tests.fake_rules import findings_in, install, notebook, ran
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -48,7 +49,7 @@ def test_a_line_for_each_finding(capsys):
         "a/é.py:1:12: TLX012 [odd-one] 100% ODD, here: or not",
         "b.py:2:1: TLX002 [replaced-variable] 100% x, here: or not",
     ]
-    assert errors == "Found 3 problems in 2 files, 1 of which --fix mends.\n"
+    assert errors == "Found 3 problems in 2 files, 1 of which --fix can fix.\n"
 
 
 def test_nothing_found(capsys):
@@ -69,34 +70,61 @@ def test_colours_are_for_terminals(capsys, monkeypatch):
 
 
 def test_json(capsys):
-    """One list of objects with these keys, and `cell` where the file is a notebook; problems go elsewhere."""
+    """Findings with these keys, and `cell` if the file is a notebook; then the problems, and the number of files."""
     write("a.py", "x = 'é'; x += 1\n")
     write("b.ipynb", notebook(("markdown", "# PARAM"), ("code", "1\n2"), ("code", "3\nPARAM")))
     write("c.py", "(\n")
     status, output, errors = ran(capsys, ".", "--format", "json")
-    assert (status, errors) == (1, ["c.py:1: skipped: does not parse: '(' was never closed"])
-    assert json.loads("\n".join(output)) == [
+    assert (status, errors) == (1, [])
+    report = json.loads("\n".join(output))
+    assert report["files"] == 3
+    assert report["problems"] == [
+        {"path": "c.py", "message": f"skipped: does not parse on {_source._PYTHON}: '(' was never closed", "line": 1}
+    ]
+    assert report["findings"] == [
         {
             "path": "a.py",
             "line": 1,
             "column": 11,  # UTF-8 bytes
+            "end_line": 1,
+            "end_column": 12,
             "code": "TLX002",
             "slug": "replaced-variable",
             "message": "100% x, here: or not",
             "fixable": True,
+            "url": None,
         },
         {
             "path": "b.ipynb",
             "cell": 3,
             "line": 2,
             "column": 1,
+            "end_line": 2,
+            "end_column": 6,
             "code": "TLX001",
             "slug": "param-state",
             "message": "100% PARAM, here: or not",
             "fixable": False,
+            "url": None,
         },
     ]
-    assert ran(capsys, "--format=json", write("d.py", ""))[1] == ["[]"]
+    empty = json.loads("\n".join(ran(capsys, "--format=json", write("d.py", ""))[1]))
+    assert empty == {"files": 1, "findings": [], "problems": []}
+
+
+def test_addresses_of_rules(capsys, monkeypatch):
+    """If the package names its documentation, JSON and SARIF name the page of each rule."""
+    links = {"Project-URL": ["Source, https://example.org/code", "Documentation, https://example.org/docs/"]}
+    monkeypatch.setattr(
+        importlib.metadata, "metadata", lambda name: types.SimpleNamespace(get_all=lambda key: links[key])
+    )
+    write("a.py", "PARAM\n")
+    report = json.loads("\n".join(ran(capsys, ".", "--format", "json")[1]))
+    assert report["findings"][0]["url"] == "https://example.org/docs/lint/TLX001/"
+    log = json.loads("\n".join(ran(capsys, ".", "--format", "sarif")[1]))
+    rules = log["runs"][0]["tool"]["driver"]["rules"]
+    assert rules[0]["helpUri"] == "https://example.org/docs/lint/TLX001/"
+    assert "## Bad" in rules[0]["help"]["markdown"]
 
 
 def test_github(capsys):
@@ -109,7 +137,8 @@ def test_github(capsys):
         [
             "::warning file=a%2Cb.py,line=1,col=1,title=TLX001 [param-state]::100%25 PARAM, here: or not",
             "::warning file=b.ipynb,title=TLX001 [param-state]::cell 2, line 2: 100%25 PARAM, here: or not",
-            "::error file=c.py,line=1,title=tallax lint::skipped: does not parse: '(' was never closed",
+            f"::error file=c.py,line=1,title=tallax lint::skipped: does not parse on {_source._PYTHON}: "
+            "'(' was never closed",
         ],
         [],
     )
@@ -138,7 +167,7 @@ def test_sarif(capsys):
         {
             "physicalLocation": {
                 "artifactLocation": {"uri": "a%20b.py"},
-                "region": {"startLine": 1, "startColumn": 10},
+                "region": {"startLine": 1, "startColumn": 10, "endLine": 1, "endColumn": 11},
             }
         }
     ]
@@ -157,7 +186,7 @@ def test_statistics(capsys):
 
 
 def test_standard_input(capsys, monkeypatch):
-    """`-` is one file; what can't be written can't be mended."""
+    """`-` is one file; what can't be written can't be fixed."""
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(b"PARAM\n")))
     assert ran(capsys, "-")[1] == ["-:1:1: TLX001 [param-state] 100% PARAM, here: or not"]
     for arguments in (["-", "--fix"], ["-", "a.py"]):

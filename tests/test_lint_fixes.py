@@ -11,7 +11,7 @@ import stat
 
 import pytest
 
-from tallax.lint import Edit, Finding, _fixes
+from tallax.lint import Edit, Finding, _fixes, _source
 from tallax.lint._reading import decoded
 from tests.fake_rules import install, notebook, ran
 
@@ -58,23 +58,23 @@ def test_what_is_left_is_told(capsys):
     A.write_text("x += 1\nPARAM\n")
     status, output, errors = ran(capsys, "--fix", ".")
     assert (status, output) == (1, ["a.py:2:1: TLX001 [param-state] 100% PARAM, here: or not"])
-    assert errors == ["1 problem in 1 file mended."]
+    assert errors == ["1 problem in 1 file fixed."]
 
 
 @pytest.mark.parametrize(
     ("before", "why"),
     [
         (b"x += 1\nFLIP\n", "they do not settle"),
-        (b"x += 1\nBREAK\n", "what they leave does not parse: '(' was never closed"),
+        (b"x += 1\nBREAK\n", f"what they leave does not parse on {_source._PYTHON}: '(' was never closed"),
     ],
 )
 def test_files_that_are_left_alone(before, why, capsys):
-    """Whose edits never settle, or do not parse; others are mended."""
+    """Whose edits never settle, or do not parse; others are fixed."""
     pathlib.Path("b.py").write_text("y += 1\n")
     A.write_bytes(before)
     status, output, errors = ran(capsys, "--fix", ".")
     assert (status, len(output)) == (1, 2)
-    assert errors == [f"a.py: not mended: the edits can't be applied: {why}", "1 problem in 1 file mended."]
+    assert errors == [f"a.py: not mended: the edits can't be applied: {why}", "1 problem in 1 file fixed."]
     assert A.read_bytes() == before
     assert pathlib.Path("b.py").read_text() == "y[...] += 1\n"
 
@@ -87,7 +87,7 @@ def test_encodings_that_do_not_come_back(capsys):
     assert status == 1
     assert errors == [
         "a.py: not mended: what it holds can't be kept, or has changed since it was read",
-        "0 problems in 0 files mended.",
+        "0 problems in 0 files fixed.",
     ]
     assert A.read_bytes() == before
 
@@ -129,7 +129,7 @@ def test_edits_outside_of_the_file(edit):
 def test_many_edits(capsys):
     """Ten thousand in one file are applied in a moment."""
     A.write_text("if a:\n    x += 1\n" * 10_000)
-    assert ran(capsys, "--fix", A) == (0, [], ["10,000 problems in 1 file mended."])
+    assert ran(capsys, "--fix", A) == (0, [], ["10,000 problems in 1 file fixed."])
     assert A.read_text() == "if a:\n    x[...] += 1\n" * 10_000
 
 
@@ -148,7 +148,7 @@ def test_diff(capsys):
             *("--- a.py", "+++ a.py", "@@ -1,2 +1,2 @@", " a = 1"),
             *("-x += 1", "\\ No newline at end of file", "+x[...] += 1", "\\ No newline at end of file"),
         ],
-        ["1 problem in 1 file would be mended."],
+        ["1 problem in 1 file would be fixed."],
     )
     assert A.read_bytes() == b"a = 1\r\nx += 1"
     A.write_text("x = 1\n")
@@ -220,7 +220,7 @@ def test_notebooks(style, capsys):
     assert fixed(capsys, styled(CELLS), B, status=1) == styled(after)
     status, output, errors = ran(capsys, B)
     assert (status, output) == (1, [])
-    assert errors == ["b.ipynb:cell 5:1: cell skipped: does not parse: invalid syntax"]
+    assert errors == [f"b.ipynb:cell 5:1: cell skipped: does not parse on {_source._PYTHON}: invalid syntax"]
 
 
 @pytest.mark.parametrize(

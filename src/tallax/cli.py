@@ -15,9 +15,12 @@ from typing import Any
 def main() -> None:
     """Runs the command line. If the `cli` extra is needed and missing, prints how to install it, and exits with 2."""
     if sys.argv[1:2] == ["lint"]:  # before typer: editors run it at every keystroke, perhaps without the extra
-        from tallax.lint._cli import main as lint_main
+        try:
+            from tallax.lint._cli import main as lint_main
 
-        raise SystemExit(lint_main(sys.argv[2:]))
+            raise SystemExit(lint_main(sys.argv[2:]))
+        except KeyboardInterrupt:  # during the imports; `lint_main` itself handles a later one
+            raise SystemExit(130) from None
     if sys.argv[1:2] == ["doctor"]:  # before typer is imported: it reports missing packages
         from tallax._doctor import main as doctor_main
 

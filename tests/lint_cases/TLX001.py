@@ -141,3 +141,12 @@ class Tables(nnx.Module):
 
     def refit(self, x):
         self.rates = nnx.Param(jnp.linalg.lstsq(sines(8), x)[0])
+
+
+class Commented(nnx.Module):
+    def __init__(self):
+        self.size = nnx.Param(jnp.ones(3))  # of a fixed size
+        self.weight = nnx.Param(jnp.ones(3))  # unlike the one above, which is not trained
+        self.table = nnx.Param(jnp.ones(3))  # fixed  # error: TLX001
+        # Fixed sensor positions
+        self.positions = nnx.Param(jnp.ones(3))  # error: TLX001

@@ -260,3 +260,20 @@ class Unmade(Named):
 
     def __init__(self, n):
         self.count = jnp.zeros(n)
+
+
+class Reused(nnx.Module):
+    """Arithmetic never gives a Variable, whatever it works on."""
+
+    def __init__(self):
+        self.gain = nnx.Variable(jnp.ones(3))
+        self.shift = nnx.Variable(jnp.ones(3))
+
+    def __call__(self, x):
+        self.gain = x * 2  # error: TLX002
+        self.shift = x
+        return x
+
+    def negated(self, x):
+        self.gain = -x  # error: TLX002
+        self.shift = x > 0  # error: TLX002

@@ -132,3 +132,20 @@ def train_until(batch):
     for _ in range(3):
         if model.count[...] > 3:
             print("nothing is trained here")
+
+
+class Balanced(nnx.Module):
+    """A number is written back that was an array."""
+
+    def __init__(self):
+        self.count = nnx.Variable(jnp.array(0, dtype=jnp.int32))
+        self.limit = nnx.Variable(jnp.array(3, dtype=jnp.int32))
+
+    def balance(self, x):
+        self.count[...] = int(jnp.where(x > 0, 0, self.count[...]))  # error: TLX003
+        self.limit[...] = int(self.limit[...] + 1)  # error: TLX003
+        self.limit[...] = int(x.shape[0])
+        return int(self.limit[...])
+
+    def load(self, values):
+        self.count.set_value(int(values["count"]))

@@ -107,3 +107,44 @@ class Lazy(nnx.Module):
 
     def evaluate(self):
         self.training = False
+
+
+class Turned(nnx.Module):
+    def __init__(self):
+        self.ready = False
+        self.mode = "train"
+        self.word = "a"
+
+    @nnx.jit
+    def step(self, x):
+        self.ready = True  # error: TLX007
+        self.mode = "eval"  # error: TLX007
+        return x
+
+    def __call__(self, x):
+        self.ready = not self.ready  # error: TLX007
+        return x
+
+    def set_mode(self):
+        self.ready = True
+        self.word = "b"
+
+
+@nnx.jit
+def from_outside(model: Turned, x):
+    model.ready = True  # error: TLX007
+    return x
+
+
+def on_the_host(model: Turned):
+    model.ready = True
+
+
+class Summed(nnx.Module):
+    def attach(self):
+        self.energy = 0
+        self.steps = 0
+
+    def hold(self, x):
+        self.energy += jnp.sum(x)  # error: TLX007
+        self.energy += jnp.max(x)

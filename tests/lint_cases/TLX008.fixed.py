@@ -227,3 +227,56 @@ def handed_on(graphdef, state, x, rngs: nnx.Rngs):  # error: TLX008
 @jax.jit
 def made(rngs: nnx.Rngs):
     return nnx.state(Counting(rngs=rngs))
+
+
+def differentiated(x, mesh):
+    model = Normed(nnx.Rngs(0))
+
+    def loss(m: Normed):  # error: TLX008
+        return m(x).sum()
+
+    return jax.grad(loss)(model)
+
+
+def with_values(x, mesh):
+    def loss(m: Normed):  # error: TLX008
+        return m(x).sum()
+
+    return jax.value_and_grad(loss)
+
+
+def pulled_back(model, x):
+    def f(m: Normed):  # error: TLX008
+        return m(x)
+
+    def g(m: Normed):  # error: TLX008
+        return m(x)
+
+    return jax.vjp(f, model), jax.jvp(g, (model,), (model,))
+
+
+def sharded(model, x, mesh):
+    def f(m: Normed):  # error: TLX008
+        return m(x)
+
+    return jax.shard_map(f, mesh=mesh, in_specs=None, out_specs=None)(model)
+
+
+def merged(params, graphdef, rest, x):
+    def loss(params):
+        model = nnx.merge(graphdef, params, rest)
+        return model(x).sum(), nnx.state(model)
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+
+@jax.jit
+def evaluated_within(model: Normed, x):
+    model.eval()
+    return model(x)
+
+
+@jax.jit
+def viewed(model: Normed, x):
+    model = nnx.view(model, deterministic=True, use_running_average=True)
+    return model(x)

@@ -3,7 +3,10 @@
 
 import sys
 
-from tallax.lint._cli import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from tallax.lint._cli import main
+
+        sys.exit(main())
+    except KeyboardInterrupt:  # during the imports; `main` itself handles a later one
+        sys.exit(130)

@@ -105,7 +105,7 @@ class Uses:
         return None
 
     def is_old(self, node: ast.expr, frame: Frame, home: Home) -> bool:
-        """Says whether an expression is just the value that the Variable of an attribute holds."""
+        """Returns whether an expression is just the value that the Variable of an attribute holds."""
         value = self.values.content_of(self.values.of(node, frame))
         return isinstance(value, (Array, Number)) and value.state == home
 

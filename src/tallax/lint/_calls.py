@@ -57,7 +57,7 @@ _THROUGH = {
 
 
 def _is_still(layer: str, call: ast.Call) -> bool:
-    """Says whether a layer of Flax is made so that calling it changes nothing."""
+    """Returns whether a layer of Flax is made so that calling it changes nothing."""
     words = {word.arg: word.value for word in call.keywords}
     if None in words:
         return False

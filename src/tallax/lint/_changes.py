@@ -16,14 +16,14 @@ _BY_REFERENCE = re.compile(r"^nnx\.(?:var_defaults\(|use_hijax\(True|use_refs\(T
 
 
 def changes_when_called(value: Instance, name: str, context: Context) -> bool:
-    """Says whether a call of an object's method surely changes its state."""
+    """Returns whether a call of an object's method surely changes its state."""
     if isinstance(value.cls, str):
         return name in CHANGING_LAYERS.get(value.cls, ()) and not value.still
     return context.values.is_node(value.cls) and changes(value.cls, name, context)
 
 
 def changes(cls: Scope, name: str, context: Context, seen: frozenset[tuple[Scope, str]] = frozenset()) -> bool:
-    """Says whether a method surely changes the state of its module, itself or through the modules it holds."""
+    """Returns whether a method surely changes the state of its module, itself or through the modules it holds."""
     if (cls, name) in seen or len(seen) > 20:
         return False
     seen = seen | {(cls, name)}
@@ -65,13 +65,13 @@ def changes(cls: Scope, name: str, context: Context, seen: frozenset[tuple[Scope
 
 
 def _is_conditional(node: ast.AST, scope: Scope) -> bool:
-    """Says whether a node stands in a branch of its function."""
+    """Returns whether a node stands in a branch of its function."""
     branch = scope.file.enclosing(node, ast.If, ast.IfExp, ast.FunctionDef, ast.AsyncFunctionDef)
     return isinstance(branch, (ast.If, ast.IfExp))
 
 
 def is_written(target: ast.expr, scope: Scope, context: Context) -> bool:
-    """Says whether a target is a Variable's value, or an attribute that holds one."""
+    """Returns whether a target is a Variable's value, or an attribute that holds one."""
     if isinstance(target, (ast.Subscript, ast.Attribute)) and isinstance(
         context.values.of(target.value, scope), Variable
     ):
@@ -80,7 +80,7 @@ def is_written(target: ast.expr, scope: Scope, context: Context) -> bool:
 
 
 def is_changed(target: ast.expr, scope: Scope, context: Context) -> bool:
-    """Says whether assigning to a target changes a module or a Variable."""
+    """Returns whether assigning to a target changes a module or a Variable."""
     if is_written(target, scope, context):
         return True
     owner = context.values.of(target.value, scope) if isinstance(target, ast.Attribute) else None
@@ -94,7 +94,7 @@ def is_changed(target: ast.expr, scope: Scope, context: Context) -> bool:
 
 
 def is_evaluating(call: ast.Call) -> bool:
-    """Says whether a call asks for no randomness and no new statistics, or brings its own: `model(x,
+    """Returns whether a call asks for no randomness and no new statistics, or brings its own: `model(x,
     deterministic=True)`.
     """
     if any(word.arg == "rngs" for word in call.keywords):
@@ -106,7 +106,7 @@ def is_evaluating(call: ast.Call) -> bool:
 
 
 def uses_references(scope: Scope) -> bool:
-    """Says whether the code around, or the whole file, uses Variables that are references, which JAX itself keeps."""
+    """Returns whether the code around, or the whole file, uses Variables that are references, which JAX tracks."""
     outer = scope
     while outer.parent is not None and outer.parent.kind == "function":
         outer = outer.parent

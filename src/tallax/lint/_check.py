@@ -15,6 +15,7 @@ from tallax.lint._kinds import Type
 from tallax.lint._rule import Rule
 from tallax.lint._values import Values
 
+_WITH_BODY = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.If, ast.While, ast.For)
 NodeCheck = Callable[[Any, Scope, "Context"], None]
 _Key = TypeVar("_Key")
 ScopeCheck = Callable[[Any, "Context"], None]
@@ -54,10 +55,14 @@ class Context:
         return self._scopes[id(current)] if current is not None else self.file
 
     def report(self, rule: Rule, node: ast.AST, message: str, edits: tuple[Edit, ...] = ()) -> None:
-        """Takes down a finding at a node."""
+        """Adds a finding at a node."""
         line: int = node.lineno  # type: ignore[attr-defined]
-        column: int = node.col_offset  # type: ignore[attr-defined]
-        self.findings.append(Finding(self.file.path, line, column + 1, rule.code, rule.slug, message, edits))
+        column: int = node.col_offset + 1  # type: ignore[attr-defined]
+        end_line, end_column = end_of(node)  # type: ignore[arg-type]
+        if isinstance(node, _WITH_BODY):  # a function is reported at its head, and an editor marks no more than that
+            end_line, end_column = line, len(self.file.lines[line - 1].encode())
+        place = (self.file.path, line, column, rule.code, rule.slug, message, edits)
+        self.findings.append(Finding(*place, end_line, end_column + 1))
 
     def source_of(self, node: ast.expr, longest: int = 40) -> str:
         """Returns the source of an expression for a message."""

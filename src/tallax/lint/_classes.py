@@ -36,12 +36,12 @@ class Setting(NamedTuple):
 
     @property
     def augmented(self) -> bool:
-        """Whether it is a `+=` or the like."""
+        """Returns whether it is a `+=` or the like."""
         return isinstance(self.node, ast.AugAssign)
 
     @property
     def making(self) -> bool:
-        """Whether it is part of making the object."""
+        """Returns whether it is part of making the object."""
         return self.method is None or self.method.name.rpartition(".")[2] in MAKING
 
 
@@ -130,7 +130,7 @@ class Classes:
         return next((base for base in self.lineage(cls)[1:] if isinstance(base, str) and base in VARIABLES), "")
 
     def is_module(self, cls: Scope) -> bool:
-        """Says whether a class is an nnx.Module."""
+        """Returns whether a class is an nnx.Module."""
         return any(
             isinstance(b, str)
             and b.startswith("nnx.")
@@ -142,7 +142,7 @@ class Classes:
         )
 
     def is_node(self, cls: Scope) -> bool:
-        """Says whether a class is an nnx.Module or another node of the graph."""
+        """Returns whether a class is an nnx.Module or another node of the graph."""
         return self.is_module(cls) or any(isinstance(b, str) and b in NODES for b in self.lineage(cls))
 
     def settings(self, cls: Scope) -> dict[str, list[Setting]]:
@@ -247,7 +247,7 @@ class Classes:
         return value
 
     def defines(self, cls: Scope, name: str) -> bool:
-        """Says whether a class of the project or one of its bases there has a method or attribute of a name in its
+        """Returns whether a class of the project or one of its bases there has a method or attribute of a name in its
         body.
         """
         return any(not isinstance(c, str) and name in c.bindings for c in self.lineage(cls))
@@ -317,7 +317,7 @@ def _settings_in(scope: Scope, method: Scope, found: dict[str, list[Setting]]) -
 
 
 def _calls_super(init: Scope | None) -> bool:
-    """Says whether an `__init__` runs that of a base: `super().__init__(...)`, `Base.__init__(self, ...)`."""
+    """Returns whether an `__init__` runs that of a base: `super().__init__(...)`, `Base.__init__(self, ...)`."""
     assert init is not None
     return line_of_super(init) is not None
 
@@ -334,7 +334,7 @@ def line_of_super(init: Scope) -> int | None:
 
 
 def _is_guarded(setting: Setting) -> bool:
-    """Says whether an argument is kept as it is where it is a Variable already: `if isinstance(x, nnx.Variable):
+    """Returns whether an argument is kept as it is where it is a Variable already: `if isinstance(x, nnx.Variable):
     self.x = x`.
     """
     if not isinstance(setting.value, ast.Name):

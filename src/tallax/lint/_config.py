@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tallax.lint._files import matches, relative
@@ -13,8 +14,10 @@ from tallax.lint.rules import RULES
 
 _FILE = "pyproject.toml"
 _TABLE = "tool.tallax.lint"
-_LISTS = ("select", "ignore", "exclude")
-_KEYS = (*_LISTS, "per-file-ignores")
+_LISTS = ("select", "extend-select", "ignore", "exclude")
+_WORDS = {"baseline": "a path", "flax-version": 'a version such as "0.12"'}
+_KEYS = (*_LISTS, "per-file-ignores", *_WORDS, "respect-gitignore")
+_VERSION = re.compile(r"\d+(\.\d+)*\Z")
 
 
 class ConfigError(ValueError):
@@ -31,27 +34,43 @@ class Config:
     """The selection of rules and files. Rules are named by code, by slug, or by the beginning of a code.
 
     Attributes:
-        select: The rules that speak; all where none is named.
-        ignore: Those of them that do not.
-        exclude: Patterns of files and folders that are not looked at.
-        per_file_ignores: Patterns of files, and the rules that do not speak of them.
+        select: The rules that are applied; all if the tuple is empty.
+        extend_select: Rules that are applied besides those.
+        ignore: The rules among them that are not applied.
+        exclude: Patterns of files and folders that are not read.
+        per_file_ignores: Patterns of files, and the rules that are not applied to them.
+        flax_version: The oldest version of Flax that the code has to work with, "0.11"; rules about later ones are not
+            applied. Empty if only the newest version matters.
+        baseline: The path of a file with findings that are not reported; empty if there is none.
+        respect_gitignore: Whether to leave out the files that git ignores.
         root: The folder that patterns with a `/` start from.
 
     Raises:
-        ConfigError: a rule is not known.
+        ConfigError: A rule is not known, or the version is not one.
     """
 
     select: tuple[str, ...] = ()
+    extend_select: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     per_file_ignores: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    flax_version: str = ""
+    baseline: str = ""
+    respect_gitignore: bool = True
     root: str = "."
 
     def __post_init__(self):
-        names = (("select", self.select), ("ignore", self.ignore), *self.per_file_ignores.items())
-        for where, words in names:
+        lists = (("select", self.select), ("extend-select", self.extend_select), ("ignore", self.ignore))
+        for where, words in (*lists, *self.per_file_ignores.items()):
             for word in words:
                 codes_of(word, where)
+        if self.flax_version and not _VERSION.match(self.flax_version):
+            raise ConfigError.of("flax-version", "takes a version.", repr(self.flax_version), 'flax-version = "0.12"')
+
+    def at(self, path: str) -> Config:
+        """Returns the configuration for a file: this one, as for all files."""
+        del path
+        return self
 
     def codes(self, path: str) -> frozenset[str]:
         """Returns the codes of the rules that apply to a file."""
@@ -62,7 +81,52 @@ class Config:
                 if matches(pattern, seen):
                     ignored += words
         selected = frozenset().union(*map(codes_of, self.select)) if self.select else codes_of("TLX")
+        selected = selected.union(*map(codes_of, self.extend_select))
+        if self.flax_version:
+            own = _numbers(self.flax_version)
+            selected -= {rule.code for rule in RULES if rule.since and _numbers(rule.since) > own}
         return selected.difference(*map(codes_of, ignored))
+
+
+class NearestConfigs:
+    """For each file, the configuration that the nearest `pyproject.toml` above it asks for.
+
+    Args:
+        start: The path whose configuration says how folders are walked.
+        change: Applied to each configuration, as for the options of a command line.
+    """
+
+    def __init__(self, start: str, change: Callable[[Config], Config] = lambda config: config):
+        self._change = change
+        self._by_folder: dict[str, Config] = {}
+        self.start = self.at(start)
+
+    def at(self, path: str) -> Config:
+        """Returns the configuration for a file.
+
+        Raises:
+            ConfigError: The nearest `pyproject.toml` cannot be read, or asks for something unknown.
+        """
+        folder = os.path.abspath(path)
+        if not os.path.isdir(folder):
+            folder = os.path.dirname(folder)
+        waiting = []  # no recursion: folders nest more deeply than calls may
+        while folder not in self._by_folder:
+            above = os.path.dirname(folder)
+            table = _table(os.path.join(folder, _FILE))
+            if table is not None:
+                self._by_folder[folder] = self._change(_config(table, os.path.join(folder, _FILE), folder))
+            elif above == folder:
+                self._by_folder[folder] = self._change(Config(root=os.getcwd()))
+            else:
+                waiting.append(folder)
+                folder = above
+        self._by_folder.update(dict.fromkeys(waiting, self._by_folder[folder]))
+        return self._by_folder[folder]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
 
 
 def codes_of(word: str, where: str = "tallax lint") -> frozenset[str]:
@@ -80,25 +144,6 @@ def codes_of(word: str, where: str = "tallax lint") -> frozenset[str]:
         fix = f"{' or '.join(near)}; " if near else ""
         raise ConfigError.of(where, "no rule is called this.", repr(word), f"{fix}`tallax lint --list-rules` has all")
     return frozenset(codes)
-
-
-def config_above(path: str) -> Config:
-    """Returns what the nearest `pyproject.toml` with a table `[tool.tallax.lint]` asks for, from a path upwards.
-
-    Raises:
-        ConfigError: it can't be read, or asks for what is not known.
-    """
-    folder = os.path.abspath(path)
-    if not os.path.isdir(folder):
-        folder = os.path.dirname(folder)
-    while True:
-        table = _table(os.path.join(folder, _FILE))
-        if table is not None:
-            return _config(table, os.path.join(folder, _FILE), folder)
-        above = os.path.dirname(folder)
-        if above == folder:
-            return Config(root=os.getcwd())
-        folder = above
 
 
 def _table(path: str) -> Any:
@@ -132,7 +177,7 @@ def _config(table: Any, path: str, folder: str) -> Config:
             raise ConfigError.of(
                 f"{where} {key}", "is not known.", f"{key} = {table[key]!r}", f"one of {', '.join(_KEYS)}"
             )
-    lists = {key: _strings(table.get(key, []), f"{where} {key}", key) for key in _LISTS}
+    lists = {key.replace("-", "_"): _strings(table.get(key, []), f"{where} {key}", key) for key in _LISTS}
     by_file = table.get("per-file-ignores", {})
     if not isinstance(by_file, dict):
         fix = 'per-file-ignores = { "tests/*" = ["TLX002"] }'
@@ -141,8 +186,17 @@ def _config(table: Any, path: str, folder: str) -> Config:
         pattern: _strings(words, f"{where} per-file-ignores {pattern!r}", f'"{pattern}"')
         for pattern, words in by_file.items()
     }
+    words: dict[str, Any] = {
+        key.replace("-", "_"): _word(table[key], f"{where} {key}", key) for key in _WORDS if key in table
+    }
+    if words.get("baseline"):
+        words["baseline"] = os.path.join(folder, words["baseline"])
+    respect = table.get("respect-gitignore", True)
+    if not isinstance(respect, bool):
+        where = f"{where} respect-gitignore"
+        raise ConfigError.of(where, "is true or false.", repr(respect), "respect-gitignore = true")
     try:
-        return Config(**lists, per_file_ignores=ignores, root=folder)
+        return Config(**lists, **words, per_file_ignores=ignores, respect_gitignore=respect, root=folder)
     except ConfigError as error:
         raise ConfigError(f"{where} {error}") from None
 
@@ -154,20 +208,37 @@ def _strings(value: Any, where: str, key: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def overridden(
-    config: Config, select: Sequence[str] | None, ignore: Sequence[str] | None, exclude: Sequence[str] | None
-) -> Config:
-    """Returns a configuration in which what a command line names stands in place of what a project asks for.
+def _word(value: Any, where: str, key: str) -> str:
+    if not isinstance(value, str):
+        example = "0.12" if key == "flax-version" else "tallax-baseline.json"
+        raise ConfigError.of(where, f"is {_WORDS[key]}.", repr(value), f'{key} = "{example}"')
+    return value
 
-    Whoever selects on the command line wants these rules, so what the project ignores everywhere is no longer ignored.
-    Patterns of a command line start from where one is.
+
+@dataclasses.dataclass(frozen=True)
+class Overrides:
+    """The options of a command line, which take the place of a project's; None where an option was not given.
+
+    `--select` also takes the place of the project's `ignore`: those who name rules want these rules. Patterns of a
+    command line start from the current folder.
     """
-    changes: dict[str, Any] = {}
-    if select is not None:
-        changes = {"select": tuple(select), "ignore": ()}
-    if ignore is not None:
-        changes["ignore"] = tuple(ignore)
-    if exclude is not None:
-        here = relative(".", config.root)
-        changes["exclude"] = tuple(f"{here}/{pattern}" if "/" in pattern else pattern for pattern in exclude)
-    return dataclasses.replace(config, **changes)
+
+    select: tuple[str, ...] | None = None
+    extend_select: tuple[str, ...] | None = None
+    ignore: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] | None = None
+    flax_version: str | None = None
+    baseline: str | None = None
+    respect_gitignore: bool | None = None
+
+    def __call__(self, config: Config) -> Config:
+        """Returns a configuration with these options."""
+        changes = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        if self.select is not None:
+            changes.setdefault("ignore", ())
+            changes.setdefault("extend_select", ())
+        if self.exclude is not None:
+            here = relative(".", config.root)
+            changes["exclude"] = tuple(f"{here}/{pattern}" if "/" in pattern else pattern for pattern in self.exclude)
+        return dataclasses.replace(config, **changes)

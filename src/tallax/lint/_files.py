@@ -7,6 +7,7 @@ import fnmatch
 import os
 from collections.abc import Iterator, Sequence
 
+from tallax.lint._gitignore import GitIgnore
 from tallax.lint._source import Problem
 
 # Folders with code of other people, or with generated code. A folder that is named explicitly is read.
@@ -17,15 +18,18 @@ _NEVER = (
 _ENDINGS = (".py", ".ipynb")
 
 
-def found(paths: Sequence[str], exclude: Sequence[str], root: str) -> tuple[list[str], list[Problem]]:
+def found(
+    paths: Sequence[str], exclude: Sequence[str], root: str, *, respect_gitignore: bool = True
+) -> tuple[list[str], list[Problem]]:
     """Returns the files, each once and in order, and what could not be read.
 
     Args:
         paths: Files and folders. A named file is checked, whatever its suffix.
         exclude: Patterns of files to leave out, also if they are named, as pre-commit does.
         root: The folder that patterns with a `/` start from.
+        respect_gitignore: Whether to leave out what git ignores below folders; a file that is named is taken.
     """
-    walk = _Walk(exclude, root)
+    walk = _Walk(exclude, root, GitIgnore() if respect_gitignore else None)
     for path in paths:
         walk.visit(path)
     walk.follow_links()
@@ -33,7 +37,7 @@ def found(paths: Sequence[str], exclude: Sequence[str], root: str) -> tuple[list
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Whether a pattern means a file, or a folder that it is in.
+    """Returns whether a pattern means a file, or a folder that it is in.
 
     A pattern without a `/` is compared with names, and a pattern with a `/` with whole paths.
 
@@ -65,9 +69,10 @@ class _Walk:
     folders.
     """
 
-    def __init__(self, exclude: Sequence[str], root: str):
+    def __init__(self, exclude: Sequence[str], root: str, ignored: GitIgnore | None):
         self.exclude = exclude
         self.root = root
+        self.ignored = ignored
         self.files: dict[str, str] = {}
         self.problems: list[Problem] = []
         self._visited: set[tuple[int, int]] = set()
@@ -127,7 +132,8 @@ class _Walk:
             if folder and any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in _NEVER):
                 continue
             if (folder or entry.name.endswith(_ENDINGS)) and not (self.exclude and self._excluded(entry.path)):
-                yield entry
+                if self.ignored is None or not self.ignored.ignores(os.path.abspath(entry.path), folder):
+                    yield entry
 
     def _excluded(self, path: str) -> bool:
         seen = relative(path, self.root)

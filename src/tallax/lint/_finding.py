@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a rule reports: a place, a sentence, and where it is safe the edits that mend it."""
+"""The reports of the rules: a place, a sentence and, if it is safe, the edits that fix it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Edit(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """One place that a rule speaks of.
+    """One place that a rule reports.
 
     Attributes:
         path: The file, as it was named or found.
@@ -28,8 +28,11 @@ class Finding(NamedTuple):
         column: Counted from 1, in UTF-8 bytes.
         code: The rule's, `TLX001`.
         slug: The rule's, `param-state`.
-        message: What is wrong with this very place and what to write instead, in one line.
-        edits: What `--fix` does; none where only a person can decide.
+        message: The mistake at this place and the remedy, in one line.
+        edits: The edits that `--fix` makes; empty if only a person can decide.
+        end_line: The last line of the place, counted like `line`; for a function or class, the line of its name. 0 if
+            it is not known.
+        end_column: The column after the last one, counted from 1, in UTF-8 bytes.
     """
 
     path: str
@@ -39,8 +42,10 @@ class Finding(NamedTuple):
     slug: str
     message: str
     edits: tuple[Edit, ...] = ()
+    end_line: int = 0
+    end_column: int = 0
 
     @property
     def fixable(self) -> bool:
-        """Whether `--fix` mends it."""
+        """Whether `--fix` changes it."""
         return bool(self.edits)

@@ -14,9 +14,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from tallax.lint import _lint
-from tallax.lint._config import Config
 from tallax.lint._finding import Edit, Finding
-from tallax.lint._lint import Report
+from tallax.lint._lint import Configs, Report
 from tallax.lint._reading import decoded
 from tallax.lint._source import Problem, Source, lines_of
 
@@ -31,7 +30,7 @@ class Change(NamedTuple):
     mended: int
 
 
-def mended(report: Report, config: Config) -> tuple[dict[str, Change], Report]:
+def mended(report: Report, config: Configs) -> tuple[dict[str, Change], Report]:
     """Returns the files that change, by path, and what there is left to say of all; writes nothing."""
     before = report.sources
     outside = [problem for problem in report.problems if problem.path not in before]
@@ -58,7 +57,7 @@ def mended(report: Report, config: Config) -> tuple[dict[str, Change], Report]:
         now |= changed
         report = _lint.judged(now.values(), config)
     changes = {
-        path: Change(_bytes(before[path]), _bytes(now[path]), counts[path])
+        path: Change(bytes_of(before[path]), bytes_of(now[path]), counts[path])
         for path in now
         if now[path] is not before[path]
     }
@@ -123,11 +122,24 @@ def applied(text: str, edits: Iterable[Edit]) -> str:
     return "".join(pieces) + text[done:]
 
 
-def write(path: str, change: Change) -> Problem | None:
-    """Puts a file's new bytes in place of its old ones, all at once; returns why it can't be done."""
+def roots_of(paths: Sequence[str]) -> list[str]:
+    """Returns the real folders that may be written to: the named ones, and those of the named files."""
+    return [os.path.realpath(path if os.path.isdir(path) else os.path.dirname(path) or ".") for path in paths]
+
+
+def write(path: str, change: Change, roots: Sequence[str]) -> Problem | None:
+    """Puts a file's new bytes in place of its old ones, all at once; returns why that cannot be done.
+
+    Args:
+        path: The file.
+        change: Its bytes.
+        roots: The real folders that may be written to. A link that leads out of them is left alone.
+    """
     import tempfile
 
     real = os.path.realpath(path)  # a link stays one
+    if not any(real.startswith(os.path.join(root, "")) for root in roots):
+        return Problem(path, f"not changed: it is a link to {real}, which is outside of the named folders")
     temporary = None
     try:
         with open(real, "rb") as file:
@@ -174,7 +186,7 @@ def _chosen(source: Source, findings: Sequence[Finding]) -> tuple[list[Edit], in
 
 
 def _fits(edit: Edit, taken: list[Edit]) -> bool:
-    """Whether an edit is one of those that are taken, or lies apart from them, which are in order and apart."""
+    """Returns whether an edit is one of those that are taken, or lies apart from them, which are in order and apart."""
     k = bisect.bisect_left(taken, edit)
     around = taken[max(0, k - 1) : k + 1]
     return edit in around or all(_apart(*sorted((edit, other))) for other in around)
@@ -184,7 +196,8 @@ def _apart(first: Edit, second: Edit) -> bool:
     return first[:2] != second[:2] and first[2:4] <= second[:2]
 
 
-def _bytes(source: Source) -> bytes:
+def bytes_of(source: Source) -> bytes:
+    """Returns the bytes of a file."""
     return (source.text if source.notebook is None else source.notebook.json).encode(source.encoding)
 
 

@@ -82,6 +82,13 @@ class Scope:
         return [*arguments.posonlyargs, *arguments.args]
 
     @property
+    def parameter_names(self) -> set[str]:
+        """The names of all parameters, also of those that are given by keyword only."""
+        arguments = self.node.args  # type: ignore[attr-defined]
+        every = (*self.parameters, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg)
+        return {argument.arg for argument in every if argument is not None}
+
+    @property
     def decorators(self) -> list[ast.expr]:
         """The function's or class's decorators, outermost first."""
         return getattr(self.node, "decorator_list", [])

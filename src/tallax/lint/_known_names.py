@@ -175,7 +175,7 @@ _FUNCTIONS = {name.partition(".")[2] for name in NNX_TRANSFORMS} | {
 
 
 def derives(name: str, ancestor: str) -> bool:
-    """Says whether one of Flax's Variable types is another or derives from it."""
+    """Returns whether one of Flax's Variable types is another or derives from it."""
     while name:
         if name == ancestor:
             return True

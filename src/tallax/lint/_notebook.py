@@ -72,7 +72,7 @@ class Notebook:
         return None, line
 
     def holds(self, first: int, last: int) -> bool:
-        """Whether some lines of the text lie in one cell, and are what stands there: no magic, nothing blanked."""
+        """Returns whether some lines lie in one cell and are as they stand there, without magics and blanked code."""
         for cell in self.cells:
             if cell.start <= first <= last < cell.end:
                 these = slice(first - cell.start, last - cell.start + 1)

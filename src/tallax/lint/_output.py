@@ -30,7 +30,8 @@ def text(report: Report, *, coloured: bool = False) -> str:
 
 
 def as_json(report: Report) -> str:
-    """Returns one list of objects; problems are none of its business."""
+    """Returns one object: the findings, the problems, and how many files were read."""
+    urls = _urls()
     found = []
     for finding in report.findings:
         cell, line = _place(report, finding)
@@ -40,13 +41,21 @@ def as_json(report: Report) -> str:
                 **({} if cell is None else {"cell": cell}),
                 "line": line,
                 "column": finding.column,
+                "end_line": line + _height(finding),
+                "end_column": finding.end_column or finding.column,
                 "code": finding.code,
                 "slug": finding.slug,
                 "message": finding.message,
                 "fixable": finding.fixable,
+                "url": urls.get(finding.code),
             }
         )
-    return json.dumps(found, indent=2) + "\n"
+    problems = [
+        {key: value for key, value in problem._asdict().items() if value is not None and key != "status"}
+        for problem in report.problems
+    ]
+    whole = {"files": len(report.sources), "findings": found, "problems": problems}
+    return json.dumps(whole, indent=2) + "\n"
 
 
 def github(report: Report) -> str:
@@ -68,6 +77,9 @@ def github(report: Report) -> str:
 
 def sarif(report: Report) -> str:
     """Returns a log in SARIF 2.1.0, which code scanning takes."""
+    from tallax.lint._explain import page
+
+    urls = _urls()
     numbers = {rule.code: k for k, rule in enumerate(RULES)}
     results = [
         {
@@ -88,6 +100,8 @@ def sarif(report: Report) -> str:
                         "name": rule.slug,
                         "shortDescription": {"text": rule.title},
                         "fullDescription": {"text": rule.why.strip()},
+                        "help": {"text": f"tallax lint --explain {rule.code}", "markdown": page(rule)},
+                        **({"helpUri": urls[rule.code]} if rule.code in urls else {}),
                     }
                     for rule in RULES
                 ],
@@ -106,7 +120,7 @@ def sarif(report: Report) -> str:
 
 
 FORMATS: dict[str, Callable[[Report], str]] = {"text": text, "json": as_json, "github": github, "sarif": sarif}
-SAYS_PROBLEMS = ("github", "sarif")  # the others leave them to the error stream
+WITH_PROBLEMS = ("github", "json", "sarif")  # the others leave them to the error stream
 
 
 def statistics(report: Report) -> str:
@@ -138,17 +152,37 @@ def _message_and_location(report: Report, finding: Finding) -> dict[str, Any]:
             "message": {"text": f"cell {cell}, line {line}: {finding.message}"},
             "locations": [_location(finding.path)],
         }
-    region = {"startLine": line, "startColumn": _characters(report, finding)}
+    region = {"startLine": line, "startColumn": _characters(report, finding.path, finding.line, finding.column)}
+    if finding.end_line:
+        region["endLine"] = line + _height(finding)
+        region["endColumn"] = _characters(report, finding.path, finding.end_line, finding.end_column)
     return {"message": {"text": finding.message}, "locations": [_location(finding.path, region)]}
 
 
-def _characters(report: Report, finding: Finding) -> int:
-    """Returns a finding's column counted in characters, as SARIF does."""
-    source = report.sources.get(finding.path)
+def _height(finding: Finding) -> int:
+    """Returns how many lines below its first line a finding ends."""
+    return max(finding.end_line - finding.line, 0)
+
+
+def _characters(report: Report, path: str, line: int, column: int) -> int:
+    """Returns a column counted in characters, as SARIF does."""
+    source = report.sources.get(path)
     if source is None or source.text.isascii():
-        return finding.column
-    lines = source.lines()[finding.line - 1 : finding.line]
-    return len("".join(lines).encode()[: finding.column - 1].decode(errors="replace")) + 1
+        return column
+    lines = source.lines()[line - 1 : line]
+    return len("".join(lines).encode()[: column - 1].decode(errors="replace")) + 1
+
+
+def _urls() -> dict[str, str]:
+    """Returns the address of each rule's page, by code, if the package names the address of its documentation."""
+    from importlib.metadata import PackageNotFoundError, metadata
+
+    try:
+        links = metadata("tallax").get_all("Project-URL") or []
+    except PackageNotFoundError:
+        return {}
+    homes = [link.partition(",")[2].strip() for link in links if link.lower().startswith("documentation,")]
+    return {rule.code: f"{homes[0].rstrip('/')}/lint/{rule.code}/" for rule in RULES} if homes else {}
 
 
 def _location(path: str, region: dict[str, int] | None = None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ class Rule:
         good: The same, mended.
         fix: What `--fix` does, in a sentence; empty where it does nothing.
         misses: What the rule leaves alone because it can't be decided from source; empty where there is none.
+        since: The first version of Flax that the mistake exists in, "0.12"; empty if it exists in all versions.
     """
 
     code: str
@@ -29,3 +30,4 @@ class Rule:
     good: str
     fix: str = ""
     misses: str = ""
+    since: str = ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+import sys
 import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -101,6 +102,22 @@ class Fault(NamedTuple):
     line: int | None = None
 
 
+_PYTHON = f"Python {sys.version_info.major}.{sys.version_info.minor}"
+
+
+def _tree_of_newer(text: str) -> ast.Module | None:
+    """Returns the tree of text in the syntax of a newer Python, None if that cannot be read either."""
+    from tallax.lint._newer_syntax import in_older_syntax
+
+    older = in_older_syntax(text)
+    if older == text:
+        return None
+    try:
+        return ast.parse(older)
+    except (SyntaxError, RecursionError, MemoryError, ValueError):
+        return None
+
+
 def lines_of(text: str) -> list[str]:
     """Returns the lines with their ends, split as by the parser."""
     return _LINE.findall(text)
@@ -113,7 +130,7 @@ def tree_of(text: str) -> ast.Module | Fault:
             warnings.simplefilter("ignore")
             return ast.parse(text)
     except SyntaxError as error:
-        return Fault(f"does not parse: {error.msg}", error.lineno)
+        return _tree_of_newer(text) or Fault(f"does not parse on {_PYTHON}: {error.msg}", error.lineno)
     except (RecursionError, MemoryError):
         return Fault("nested too deeply for Python's parser")
     except ValueError as error:  # null bytes, surrogates, and integers of thousands of digits

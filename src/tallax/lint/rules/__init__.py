@@ -7,9 +7,13 @@ from tallax.lint._check import CHECKS
 from tallax.lint._rule import Rule
 from tallax.lint.rules import (
     callbacks,
+    closures,
+    constant_randomness,
     containers,
     filters,
+    harvested_sow,
     lost,
+    mode_flags,
     narrow_counters,
     optimizer_calls,
     parameters,
@@ -19,6 +23,8 @@ from tallax.lint.rules import (
     sow,
     static,
     sync,
+    transformed_objects,
+    unused_noqa,
     value,
     weak,
 )
@@ -38,6 +44,12 @@ RULES: tuple[Rule, ...] = (
     sow.RULE,
     optimizer_calls.RULE,
     containers.RULE,
+    closures.RULE,
+    transformed_objects.RULE,
+    constant_randomness.RULE,
+    mode_flags.RULE,
+    harvested_sow.RULE,
+    unused_noqa.RULE,
 )
 
 __all__ = ["CHECKS", "RULES", "static"]

@@ -45,7 +45,7 @@ def _text(write: Write, context: Context) -> str:
 
 
 def _is_blend(node: ast.expr, home: tuple[Scope, str], write: Write, context: Context) -> bool:
-    """Says whether a value is `a * old + b * new`."""
+    """Returns whether a value is `a * old + b * new`."""
     node, frame = context.uses.expanded(node, Frame(write.use.scope), write.item)
     if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Add):
         return False
@@ -120,7 +120,7 @@ def _is_stopped(node: ast.Attribute, scope: Scope, context: Context) -> bool:
 
 
 def _only_updates(node: ast.Attribute, name: str, scope: Scope, context: Context) -> bool:
-    """Says whether a read is part of what is written into another, untrained Variable."""
+    """Returns whether a read is part of what is written into another, untrained Variable."""
     statement = scope.file.statement_of(node)
     if not isinstance(statement, (ast.Assign, ast.AugAssign)):
         return False
@@ -134,7 +134,7 @@ def _only_updates(node: ast.Attribute, name: str, scope: Scope, context: Context
 
 
 def _is_bound(use: Use, added: bool) -> bool:
-    """Says whether a read is a bound, `jnp.maximum(x, self.cutoff[...])`, or is added to something as an epsilon is."""
+    """Returns whether a read is a bound, `jnp.maximum(x, self.cutoff[...])`, or is added as an epsilon is."""
     place = _content(use.node, use.scope.file)
     above = use.scope.file.parent_of(place)
     if (

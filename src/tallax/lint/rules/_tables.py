@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an initial value is a table that is computed from positions alone, which nobody learns."""
+"""Returns whether an initial value is a table that is computed from positions alone, which nobody learns."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _has_positions(node: ast.expr, frame: Frame, context: Context) -> bool:
 
 
 def _has_logarithm(node: ast.expr, frame: Frame, context: Context) -> bool:
-    """Says whether the logarithm of a number is part of an expression: `exp(-log(10000) * positions / n)`."""
+    """Returns whether the logarithm of a number is part of an expression: `exp(-log(10000) * positions / n)`."""
     return any(isinstance(n, ast.Call) and last_name(n.func) == "log" for n, _ in _parts(node, frame, context))
 
 

@@ -16,6 +16,7 @@ RULE = Rule(
     code="TLX014",
     slug="plain-container",
     title="Modules in a plain list, tuple or dict attribute (Flax 0.12 and later)",
+    since="0.12",
     why="""\
 Since Flax 0.12, a plain list, tuple or dict is a static attribute of a module. If it holds modules or Variables, making
 the module raises ValueError. Use `nnx.List` and `nnx.Dict`, or `nnx.data(...)`. If you support an older Flax, ignore
@@ -73,7 +74,7 @@ def held_in_plain_container(cls: Scope, context: Context) -> None:
 
 
 def _is_declared(cls: Scope, name: str, context: Context) -> bool:
-    """Says whether a class declares the attribute, `x: nnx.Data[list]`, or is no pytree."""
+    """Returns whether a class declares the attribute, `x: nnx.Data[list]`, or is no pytree."""
     for current in context.values.lineage(cls):
         if isinstance(current, str):
             continue

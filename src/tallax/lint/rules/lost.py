@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import ast
 
-from tallax.lint._changes import changes, changes_when_called, is_changed, is_evaluating, uses_references
+from tallax.lint._changes import changes, changes_when_called, is_evaluating, uses_references
 from tallax.lint._check import CHECKS, Context
 from tallax.lint._flow import origin, returned, root_of
-from tallax.lint._index import Scope, last_name, targets
-from tallax.lint._kinds import Callee, Instance, Name, Variable
+from tallax.lint._index import Scope, last_name
+from tallax.lint._kinds import Callee, Instance, Name
 from tallax.lint._known_names import NODES, RAW_TRANSFORMS
+from tallax.lint._outside_changes import called_object, is_in_evaluation, outside_changes
 from tallax.lint._rule import Rule
 
 RULE = Rule(
@@ -69,17 +70,8 @@ def step(model: Model, x):
     misses="Modules whose class can't be told, and those that leave such a function through a global name.",
 )
 
-# Differentiating and sharding have their own ways with state, and are left to statecheck.
-_RAW = RAW_TRANSFORMS - {
-    "jax.grad",
-    "jax.value_and_grad",
-    "jax.shard_map",
-    "jax.experimental.shard_map.shard_map",
-    "jax.lax.switch",
-    "jax.linearize",
-    "jax.vjp",
-    "jax.jvp",
-}
+# `jax.lax.switch` takes a list of functions, and `jax.linearize` returns one: both are left to statecheck.
+_RAW = RAW_TRANSFORMS - {"jax.lax.switch", "jax.linearize"}
 # Which of their arguments are functions.
 _FUNCTIONS = {"jax.lax.cond": slice(1, 3), "jax.lax.while_loop": slice(0, 2), "jax.lax.fori_loop": slice(2, 3)}
 _FUNCTION_WORDS = {"f", "fun", "body_fun", "cond_fun", "true_fun", "false_fun"}
@@ -116,6 +108,7 @@ def _is_harmless(decorator: ast.expr) -> bool:
 
 
 @CHECKS.call("jit", "pmap", "vmap", "checkpoint", "remat", "scan", "map", "cond", "while_loop", "fori_loop")
+@CHECKS.call("grad", "value_and_grad", "vjp", "jvp", "shard_map")
 def handed(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports a function or module that is passed to a transformation of JAX."""
     transform = context.values.transform_of(node.func, scope)
@@ -147,64 +140,36 @@ def _judge(scope: Scope, transform: str, place: ast.AST, context: Context) -> No
     if uses_references(scope):
         return
     handled = _taken_apart(scope, context) | returned(scope) | {scope.self_name or ""}
+    own = scope.parameter_names
+    for change in outside_changes(scope, context, handled):
+        _report(change.node if change.is_direct else place, change.said, transform, context, change.root not in own)
     for inner in scope.inside():
-        for node in inner.of(ast.Assign, ast.AugAssign, ast.AnnAssign):
-            for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                for single, _ in targets(whole):
-                    root = "" if isinstance(single, ast.Name) else origin(root_of(single), inner, scope)
-                    if root and root not in handled and is_changed(single, inner, context):
-                        closed = not any(parameter.arg == root for parameter in scope.parameters)
-                        _report(node, f"this changes `{root}`", transform, context, closed)
         for call in inner.of(ast.Call):
             root = origin(root_of(call.func), inner, scope)
             if root and root not in handled and not is_evaluating(call):
-                _judge_call(call, root, inner, scope, transform, context)
+                _judge_unknown(call, root, inner, scope, transform, context)
             for stream in _streams_handed_on(call, inner, scope, context) - handled:
                 _report(place, f"`{context.source_of(call.func)}` draws from `{stream}`", transform, context)
     for parameter in scope.parameters:
-        if parameter.arg not in handled:
+        if parameter.arg not in handled and not is_in_evaluation(parameter.arg, scope):
             if _is_differentiated(parameter.arg, scope, context) and context.values.parameter(parameter, scope) is None:
                 _report(place, f"`{parameter.arg}` is a module whose updates are not returned", transform, context)
                 return
 
 
-def _judge_call(call: ast.Call, root: str, scope: Scope, judged: Scope, transform: str, context: Context) -> None:
-    """Reports a call within a judged function that changes what comes from outside under the name of `root`."""
-    function, place = call.func, judged.node
-    closed = not any(parameter.arg == root for parameter in judged.parameters)
-    owner, name = function, "__call__"
-    if isinstance(function, ast.Attribute):
-        value = context.values.of(function.value, scope)
-        if isinstance(value, Instance) and isinstance(value.cls, str):
-            if changes_when_called(value, function.attr, context):
-                _report(place, f"calling `{context.source_of(function)}` changes `{root}`", transform, context, closed)
-                return
-        if isinstance(value, Variable) and function.attr in ("set_value", "set_raw_value"):
-            _report(call, f"this changes `{root}`", transform, context, closed)
-            return
-        if isinstance(value, Instance) and value.cls in ("nnx.Rngs", "nnx.RngStream"):
-            _report(call, f"drawing from `{root}` changes it", transform, context, closed)
-            return
-        if (
-            isinstance(value, Instance)
-            and not isinstance(value.cls, str)
-            and context.values.find_method(value.cls, function.attr)
-        ):
-            owner, name = function.value, function.attr
-    value = context.values.of(owner, scope)
-    if not isinstance(value, Instance):
-        return
-    if value.cls in ("nnx.Rngs", "nnx.RngStream"):
-        _report(call, f"drawing from `{root}` changes it", transform, context, closed)
-    elif changes_when_called(value, name, context):
-        _report(place, f"calling `{context.source_of(function)}` changes `{root}`", transform, context, closed)
-    elif (
-        value.cls == "nnx.Module"
+def _judge_unknown(call: ast.Call, root: str, scope: Scope, judged: Scope, transform: str, context: Context) -> None:
+    """Reports a call of something that is an `nnx.Module` and of which no more is known."""
+    owner, _, value = called_object(call, scope, context)
+    closed = root not in judged.parameter_names
+    if (
+        isinstance(value, Instance)
+        and value.cls == "nnx.Module"
         and (closed or _is_differentiated(root, judged, context))
         and transform in ("jax.jit", "jax.pmap", "jax.checkpoint", "jax.remat")
         and isinstance(owner, ast.Name)
+        and not is_in_evaluation(root, judged)
     ):
-        _report(place, f"`{root}` may be any module, and calling it may change it", transform, context, closed)
+        _report(judged.node, f"`{root}` may be any module, and calling it may change it", transform, context, closed)
 
 
 def _streams_handed_on(call: ast.Call, inner: Scope, scope: Scope, context: Context) -> set[str]:
@@ -251,7 +216,7 @@ def _taken_apart(scope: Scope, context: Context) -> set[str]:
 
 
 def _is_differentiated(name: str, scope: Scope, context: Context) -> bool:
-    """Says whether a name is handed to what nnx.grad made: then it is a module, or Variables."""
+    """Returns whether a name is handed to what nnx.grad made: then it is a module, or Variables."""
     for call in scope.of(ast.Call):
         if any(isinstance(a, ast.Name) and a.id == name for a in call.args[:1]):
             if context.values.transform_of(call.func, scope) in _DIFFERENTIATING and not isinstance(

@@ -95,7 +95,7 @@ def narrow(cls: Scope, context: Context) -> None:
 
 
 def _is_in_step(cls: Scope, name: str, context: Context) -> bool:
-    """Says whether the forward path writes an attribute."""
+    """Returns whether the forward path writes an attribute."""
     forward = context.values.forward(cls)
     return any(write.use.method in forward for write in context.uses.writes(cls, name))
 
@@ -158,7 +158,7 @@ def _named(node: ast.expr) -> str:
 
 
 def _is_mask(node: ast.Call) -> bool:
-    """Says whether what is summed up is a condition: `(x > 0).sum()`, `jnp.sum(mask)`."""
+    """Returns whether what is summed up is a condition: `(x > 0).sum()`, `jnp.sum(mask)`."""
     summed = node.args[0] if node.args else node.func.value if isinstance(node.func, ast.Attribute) else node
     return isinstance(summed, ast.Compare) or "mask" in last_name(summed)
 
@@ -172,7 +172,7 @@ def _is_sum(node: ast.expr) -> bool:
 
 
 def _is_reset(cls: Scope, name: str, context: Context) -> bool:
-    """Says whether another method of the class sets the Variable back."""
+    """Returns whether another method of the class sets the Variable back."""
     for write in context.uses.writes(cls, name):
         method = write.use.method.name.rpartition(".")[2]
         if write.operator is None and method not in MAKING and context.uses.increments(write, (cls, name)) is None:

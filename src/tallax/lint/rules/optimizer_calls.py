@@ -14,6 +14,7 @@ RULE = Rule(
     code="TLX013",
     slug="optimizer-form",
     title="nnx.Optimizer without wrt, or update without the model (Flax 0.11 and later)",
+    since="0.11",
     why="""\
 Since Flax 0.11, `nnx.Optimizer(model, tx)` raises TypeError: `wrt` must be given. The optimizer no longer holds the
 model, so `optimizer.update(grads)` raises TypeError too; it is `optimizer.update(model, grads)`. If you support an
@@ -81,7 +82,7 @@ def update_without_model(node: ast.Call, scope: Scope, context: Context) -> None
 
 
 def _is_open(node: ast.Call) -> bool:
-    """Says whether a call has arguments that are not written out."""
+    """Returns whether a call has arguments that are not written out."""
     return any(isinstance(a, ast.Starred) for a in node.args) or any(word.arg is None for word in node.keywords)
 
 
@@ -93,5 +94,5 @@ def _module_name(function: ast.expr) -> str:
 
 
 def _ends_bare(last: ast.expr, node: ast.Call) -> bool:
-    """Says whether the call's parenthesis follows the last argument on its line, without another in between."""
+    """Returns whether the call's parenthesis follows the last argument on its line, without another in between."""
     return node.end_lineno == last.end_lineno and node.end_col_offset == (last.end_col_offset or 0) + 1

@@ -70,7 +70,10 @@ class Gate(nnx.Module):
 
 _UNTRAINED = re.compile(
     r"\b(?:non-?\s?(?:trainable|learnable|trained|learned)|un(?:trained|trainable)|frozen|buffers?|"
-    r"fixed(?!:| (?:size|length|point|number|seed|shape|dim|bug|issue|the))|"
+    # Many things are fixed: a size, a bug. The word counts before a kind of values, and at the end of a clause.
+    r"fixed(?=\s*(?:$|[,.;)(/#]|(?:and |but |or )?(?:not|non)\b|(?:[\w-]+\s+){0,2}(?:random|sin\w*|positions?|"
+    r"positional|weights?|values?|tables?|embed\w*|buffers?|freq\w*|basis|matri\w*|param\w*|constants?|kernels?|filters?|"
+    r"projections?|codebooks?)\b))|"
     r"(?:not|never|isn't|n't)(?: be)? (?:a )?"
     r"(?:train\w*|learn\w*|optimi[sz]ed|updated by (?:the )?(?:optimi[sz]er|gradient))|"
     r"only train it if|no gradients?|without gradients?)\b",
@@ -81,6 +84,8 @@ _TRAINED = re.compile(
     r"\b(?:learn(?:ed|able|t)|trainable|trained)\b",
     re.IGNORECASE,
 )
+# A comment that speaks of another attribute than the one it stands beside.
+_ELSEWHERE = re.compile(r"\b(?:above|below|others?|previous|following|next|unlike|rest)\b", re.IGNORECASE)
 _RUNNING = re.compile(
     r"^_?(?:(?:running|moving)_(?:mean|var|variance|std|avg|average|sum|min|max|count)|num_batches_tracked)$"
 )
@@ -143,7 +148,7 @@ def _judge(node: ast.Call, variable: Variable, scope: Scope, context: Context) -
             RULE,
             node,
             f"{shown} is kept as {variable.called}, which the optimizer updates and decays, but {evidence}; use "
-            "nnx.Variable, a subclass of it or a tallax item",
+            "nnx.Variable, a subclass of it or a tallax variable",
         )
 
 
@@ -195,7 +200,7 @@ def _is_arange(given: ast.expr, frame: Frame, context: Context) -> bool:
 
 
 def _is_infinite(given: ast.expr, frame: Frame, context: Context) -> bool:
-    """Says whether an array is made of infinities: `jnp.array(-float("inf"))`, `jnp.full(n, jnp.inf)`."""
+    """Returns whether an array is made of infinities: `jnp.array(-float("inf"))`, `jnp.full(n, jnp.inf)`."""
     if (
         not isinstance(given, ast.Call)
         or not isinstance(given.func, ast.Attribute)
@@ -258,6 +263,8 @@ def _said(node: ast.Call, scope: Scope, context: Context) -> str:
                 comment += " " + context.comments_at(first)
     if _TRAINED.search(comment):
         return "learned"
+    if _ELSEWHERE.search(comment):
+        return ""
     found = _UNTRAINED.search(comment)
     return f'its comment says "{found.group(0)}"' if found else ""
 
@@ -269,7 +276,7 @@ def _first_of_block(line: int, name: str, scope: Scope) -> int:
 
 
 def _is_replaced_by_state(statement: ast.stmt, name: str, cls: Scope, context: Context) -> bool:
-    """Says whether an `if` behind the statement, in the same block, makes the attribute an untrained Variable after
+    """Returns whether an `if` behind the statement, in the same block, makes the attribute an untrained Variable after
     all.
     """
     file = cls.file
@@ -299,7 +306,7 @@ def _computed(node: ast.Call, start: _Start | None, name: str, scope: Scope, con
 
 
 def _is_chosen(node: ast.Call, name: str, context: Context) -> bool:
-    """Says whether the name, or a condition around it, says that it is learned."""
+    """Returns whether the name, or a condition around it, says that it is learned."""
     branch = context.file.enclosing(node, ast.If, ast.IfExp, ast.FunctionDef)
     condition = ast.dump(branch.test) if isinstance(branch, (ast.If, ast.IfExp)) else ""
     return re.search("train|learn", f"{name} {condition}", re.IGNORECASE) is not None

@@ -7,10 +7,11 @@ import ast
 import re
 
 from tallax.lint._check import CHECKS, Context
-from tallax.lint._classes import Setting
+from tallax.lint._classes import Setting, is_self
 from tallax.lint._index import Scope
-from tallax.lint._kinds import Array, Number
+from tallax.lint._kinds import Array, Instance, Number
 from tallax.lint._rule import Rule
+from tallax.lint._steps import is_forward, is_test
 
 RULE = Rule(
     code="TLX007",
@@ -57,7 +58,6 @@ class Model(nnx.Module):
     misses="Numbers that a function of another project returns.",
 )
 
-_TEST_FILE = re.compile(r"(?:^|[/\\])(?:test_[^/\\]*|[^/\\]*_test|conftest)\.py$")
 _TRACING = re.compile(r"\b(?:jit|pmap|scan|vmap|remat|checkpoint|while_loop|fori_loop|compile_step)\b")
 _BOOKKEEPING = {"append", "extend", "insert", "pop", "remove", "clear", "set_state", "load_state_dict"}
 
@@ -67,7 +67,7 @@ def python_number(cls: Scope, context: Context) -> None:
     """Reports a Python number of a module that its methods increase."""
     if not any(s.augmented or s.value is not None for group in context.values.settings(cls).values() for s in group):
         return
-    if not context.values.is_module(cls) or _is_eager_double(context):
+    if not context.values.is_module(cls):
         return
     for name, settings in context.values.settings(cls).items():
         for setting in settings:
@@ -75,7 +75,7 @@ def python_number(cls: Scope, context: Context) -> None:
             special = method.startswith("__") and method != "__call__"  # iterators and containers count themselves
             if setting.making or special or method in _BOOKKEEPING:
                 continue
-            if setting.method is None or not _counts_up(setting, name):
+            if setting.method is None or not _counts_up(setting, name) or _is_eager_double(name, context):
                 continue
             value = context.values.member(cls, name, None)
             if isinstance(value, Number) and value.type in ("int", "float") and _is_made_plain(cls, name, context):
@@ -87,9 +87,15 @@ def python_number(cls: Scope, context: Context) -> None:
                 )
 
 
-def _is_eager_double(context: Context) -> bool:
-    """Says whether a file is a test in which nothing is traced: its modules may count calls in Python."""
-    return _TEST_FILE.search(context.file.path) is not None and not _TRACING.search(context.file.text)
+def _is_eager_double(name: str, context: Context) -> bool:
+    """Returns whether a file is a test in which nothing is traced, or which asserts the number itself: its modules may
+    count calls in Python.
+    """
+    if not is_test(context.file.path):
+        return False
+    return not _TRACING.search(context.file.text) or bool(
+        re.search(rf"\bassert[^\n]*\.{re.escape(name)}\b", context.file.text)
+    )
 
 
 @CHECKS.each_class
@@ -97,7 +103,7 @@ def flipped_flag(cls: Scope, context: Context) -> None:
     """Reports `self.initialized = True` in the forward path of a module if the attribute starts as `False`."""
     for name, settings in context.values.settings(cls).items():
         later = [s for s in settings if not s.making and _flag(s) is not None]
-        if not later or not context.values.is_module(cls) or _is_eager_double(context):
+        if not later or not context.values.is_module(cls) or _is_eager_double(name, context):
             continue
         made = [s for s in settings if s.making]
         if not made or any(_flag(s) is None for s in made):
@@ -105,55 +111,89 @@ def flipped_flag(cls: Scope, context: Context) -> None:
         starts = {_flag(s) for s in made}
         forward = context.values.forward_by_any_name(cls)
         for setting in later:
-            if setting.method in forward and {_flag(setting)} != starts:
-                context.report(
-                    RULE,
-                    setting.node,
-                    f"the forward path flips `self.{name}`, a plain Python flag: nnx.jit traces again, and jax.jit "
-                    "loses the change; decide it before the first call, or use an nnx.Variable of bool",
-                )
+            runs = setting.method in forward or is_forward(setting.scope, context)
+            if runs and ({_flag(setting)} != starts or _flag(setting) == _TURNED):
+                _report_flip(f"self.{name}", setting.node, context)
 
 
-def _flag(setting: Setting) -> bool | None:
-    """Returns the flag that a statement assigns, None if it is none that is written out."""
+@CHECKS.node(ast.Assign)
+def flipped_from_outside(node: ast.Assign, scope: Scope, context: Context) -> None:
+    """Reports `model.ready = True` in a function under a transformation, where the class makes it a plain flag."""
+    for target in node.targets:
+        if not isinstance(target, ast.Attribute) or not isinstance(node.value, ast.Constant):
+            continue
+        owner = context.values.of(target.value, scope)
+        if not isinstance(owner, Instance) or isinstance(owner.cls, str) or is_self(target.value, scope):
+            continue
+        made = [s for s in context.values.settings(owner.cls).get(target.attr, ()) if s.making]
+        starts = {_flag(s) for s in made}
+        if made and None not in starts and starts != {node.value.value} and context.values.is_module(owner.cls):
+            if is_forward(scope, context):
+                _report_flip(context.source_of(target), node, context)
+
+
+def _report_flip(shown: str, node: ast.AST, context: Context) -> None:
+    context.report(
+        RULE,
+        node,
+        f"the forward path flips `{shown}`, a plain Python flag: nnx.jit traces again, and jax.jit loses the change; "
+        "decide it before the first call, or use an nnx.Variable of bool",
+    )
+
+
+_TURNED = "turned"  # `self.flag = not self.flag`
+
+
+def _flag(setting: Setting) -> bool | str | None:
+    """Returns the flag or word that a statement assigns, None if it is none that is written out."""
     value = setting.value
-    if isinstance(value, ast.Constant) and isinstance(value.value, bool) and setting.item == ():
+    if setting.item != () or setting.augmented:
+        return None
+    if isinstance(value, ast.Constant) and isinstance(value.value, (bool, str)):
         return value.value
-    return None
+    turned = isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.Not)
+    return _TURNED if turned and not setting.making else None
 
 
 @CHECKS.each_class
 def array_in_a_plain_attribute(cls: Scope, context: Context) -> None:
     """Reports an attribute of a module that starts as None or a number, and gets an array in the forward path."""
     for name, settings in context.values.settings(cls).items():
-        later = [s for s in settings if not s.making and not s.augmented]
+        later = [s for s in settings if not s.making]
         if not later or name in cls.bindings or not context.values.is_module(cls):
             continue
         if not _is_made_static(cls, name, context):
             continue
         forward = context.values.forward(cls)
-        for setting in later:
-            if setting.method in forward and isinstance(context.values.value_of(setting), Array):
+        for setting in sorted(later, key=lambda setting: setting.node.lineno):
+            # `+=` of an array to a number raises in any method; a plain assignment may be how a method builds the model
+            runs = setting.augmented or setting.method in forward
+            if runs and isinstance(context.values.value_of(setting), Array):
                 context.report(
                     RULE,
                     setting.node,
-                    f"`self.{name}` is made as a plain value and given an array by the forward path: Flax raises "
-                    "ValueError, or traces again in older versions; make it an nnx.Cache or nnx.Variable",
+                    f"`self.{name}` is made as a plain value and given an array here: Flax raises ValueError, or "
+                    "traces again in older versions; make it an nnx.Cache or nnx.Variable",
                 )
+                if setting.augmented:
+                    break  # one finding for each sum
 
 
 def _is_made_static(cls: Scope, name: str, context: Context) -> bool:
-    """Says whether whatever makes a module makes the attribute a None, a flag or a number that is written out."""
+    """Returns whether whatever makes a module makes the attribute a None, a flag or a number that is written out.
+
+    If no `__init__` sets it, the methods that do without `+=` make it.
+    """
     for current in context.values.lineage(cls):
         made = [] if isinstance(current, str) else context.values.settings(current).get(name, [])
-        making = [s for s in made if s.making and not s.augmented]
+        making = [s for s in made if s.making and not s.augmented] or [s for s in made if not s.augmented]
         if making:
             return all(isinstance(s.value, ast.Constant) and s.item == () for s in making)
     return False
 
 
 def _counts_up(setting: Setting, name: str) -> bool:
-    """Says whether a statement computes an attribute of `self` from what it was: `+=`, `*=`, `self.n = self.n + 1`."""
+    """Returns whether a statement computes an attribute from its old value: `+=`, `*=`, `self.n = self.n + 1`."""
     node, own = setting.node, setting.method.self_name if setting.method is not None else None
     if isinstance(node, ast.AugAssign):
         return True  # `*=` and `|=` change the structure just as `+=` does
@@ -167,7 +207,7 @@ def _counts_up(setting: Setting, name: str) -> bool:
 
 
 def _is_made_plain(cls: Scope, name: str, context: Context) -> bool:
-    """Says whether the attribute starts as a number that is written out, not as what some function returned."""
+    """Returns whether the attribute starts as a number that is written out, not as what some function returned."""
     for current in context.values.lineage(cls):
         if isinstance(current, str):
             continue

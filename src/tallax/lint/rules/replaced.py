@@ -99,6 +99,8 @@ def assigned_over(node: ast.Assign | ast.AnnAssign, scope: Scope, context: Conte
             given: Value | None = context.values.of(node.value, scope)
             for k in place:
                 given = item(given, k)
+            if given is None and place == () and isinstance(node.value, _ARITHMETIC):
+                given = Array()  # arithmetic with a Variable gives an array, as arithmetic with anything else here does
             if _replaces(value, given, node, context.source_of(single), context):
                 return
 
@@ -188,14 +190,14 @@ def _replaces(
 
 
 def _is_element(target: ast.expr, scope: Scope, context: Context) -> bool:
-    """Says whether a target is an element of a list or dict that a module holds."""
+    """Returns whether a target is an element of a list or dict that a module holds."""
     if not isinstance(target, ast.Subscript) or not isinstance(target.value, (ast.Attribute, ast.Subscript)):
         return False
     return isinstance(context.values.of(target.value, scope), (Items, Table))
 
 
 def _is_handed_in(name: str, scope: Scope) -> bool:
-    """Says whether a name is a parameter, or a part of one: what is done to it was meant to reach the caller."""
+    """Returns whether a name is a parameter, or a part of one: what is done to it was meant to reach the caller."""
     for binding in scope.bindings.get(name, ()):
         if binding.how == "parameter":
             return True
@@ -205,7 +207,7 @@ def _is_handed_in(name: str, scope: Scope) -> bool:
 
 
 def _takes(value: Variable, operator: ast.operator, context: Context) -> bool:
-    """Says whether the Variable's own class says what `+=` does."""
+    """Returns whether the Variable's own class says what `+=` does."""
     if value.cls is None:
         return False
     known = {ast.Add: "__iadd__", ast.Sub: "__isub__", ast.Mult: "__imul__"}.get(type(operator), "__iadd__")
@@ -230,6 +232,7 @@ def _is_for_types_only(node: ast.AST, context: Context) -> bool:
     return False
 
 
+_ARITHMETIC = (ast.BinOp, ast.UnaryOp, ast.Compare)
 _OPERATORS = {
     ast.Add: "+",
     ast.Sub: "-",

@@ -54,8 +54,7 @@ class Gate(nnx.Module):
 def run(batches):
     gate = Gate()
     for batch in batches:
-        gate(jnp.asarray(batch))
-        nnx.pop(gate, nnx.Intermediate)
+        _, intermediates = nnx.capture(gate, nnx.Intermediate)(jnp.asarray(batch))
 """,
     misses="Modules that are called in another file than their own.",
 )

@@ -67,7 +67,7 @@ def _static(call: ast.Call) -> set[object]:
 
 
 def _is_module(parameter: ast.arg, scope: Scope, context: Context) -> bool:
-    """Says whether a parameter is a module or a stream of random numbers: by its type, or by the methods it is asked
+    """Returns whether a parameter is a module or a stream of random numbers: by its type, or by the methods it is asked
     for, where every class at hand that has them is a module.
     """
     values = context.values

@@ -7,10 +7,11 @@ import ast
 from collections.abc import Iterator
 
 from tallax.lint._check import CHECKS, Context
+from tallax.lint._classes import MAKING
 from tallax.lint._index import Scope
-from tallax.lint._kinds import Array, Callee, Instance, Name, Number, Value, Variable
-from tallax.lint._known_names import JITS, TRANSFORMS
+from tallax.lint._kinds import Array, Name, Number, Value, Variable
 from tallax.lint._rule import Rule
+from tallax.lint._steps import is_forward, loop_at_every_step
 
 RULE = Rule(
     code="TLX003",
@@ -26,8 +27,9 @@ Python waits until the device has done all that was asked of it, on every call.
 The rule reports them on the array of a Variable, and on what is computed from it or written into it, in a module's
 `__call__` and the methods it reaches, in functions under a transformation, and in loops that call a jitted step. There
 it leaves alone the lines behind `if k % 100 == 0`, but not a condition: `if int(model.count[...]) % 100 == 0` reads the
-count at every step. Shapes and dtypes are known without the device, a Variable that holds a Python number needs none,
-and reports, properties and host iterators are no steps.
+count at every step. In any other method of a module it reports `self.count[...] = int(...)` of an array, which waits
+only to write the number back. Shapes and dtypes are known without the device, a Variable that holds a Python number
+needs none, and reports, properties and host iterators are no steps.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -80,6 +82,8 @@ def converted(node: ast.Call, scope: Scope, context: Context) -> None:
     place = _step(node, scope, context)
     if not place:
         return
+    if place == "in an update of state" and (shown not in _CONVERTING or not _feeds_state(node, scope, context)):
+        return
     if any(_is_state(argument, node, place, scope, context) for argument in arguments):
         context.report(
             RULE,
@@ -93,7 +97,7 @@ def converted(node: ast.Call, scope: Scope, context: Context) -> None:
 @CHECKS.node(ast.If, ast.While, ast.IfExp, ast.Assert)
 def decided(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, context: Context) -> None:
     """Reports `if`, `while` and `assert` on state in a step."""
-    if not _is_forward(scope, context):
+    if not is_forward(scope, context):
         _decided_in_loop(node, scope, context)
         return
     for test in _conditions(node.test):
@@ -112,7 +116,7 @@ def decided(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, con
 def _decided_in_loop(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, context: Context) -> None:
     """Reports a condition that a training loop evaluates at every step. The first operand of `and` always is."""
     first = next(_conditions(node.test))
-    if isinstance(first, (ast.Name, ast.Constant)) or not _loop_at_every_step(first, scope, context):
+    if isinstance(first, (ast.Name, ast.Constant)) or not loop_at_every_step(first, scope, context):
         return
     value = context.values.of(first, scope)
     if isinstance(value, Array) and value.state is not None and _is_known_array(first, value, scope, context):
@@ -140,7 +144,7 @@ def _conditions(test: ast.expr) -> Iterator[ast.expr]:
 
 
 def _is_state(node: ast.expr, call: ast.Call, place: str, scope: Scope, context: Context) -> bool:
-    """Says whether an argument is an array of state, or an array that is written into state.
+    """Returns whether an argument is an array of state, or an array that is written into state.
 
     Under a trace, a Python number in a Variable is an array too.
     """
@@ -148,6 +152,8 @@ def _is_state(node: ast.expr, call: ast.Call, place: str, scope: Scope, context:
     if isinstance(value, Variable):
         content = context.values.content(value)
         return isinstance(content, Array)
+    if isinstance(node, ast.Call) and _is_of_jax(node, scope, context) and _feeds_state(call, scope, context):
+        return True  # jax.numpy makes arrays of Python numbers too
     if isinstance(value, Number):
         return value.state is not None and place == "in a step"
     if not isinstance(value, Array):
@@ -157,8 +163,13 @@ def _is_state(node: ast.expr, call: ast.Call, place: str, scope: Scope, context:
     return _feeds_state(call, scope, context)
 
 
+def _is_of_jax(node: ast.Call, scope: Scope, context: Context) -> bool:
+    callee = context.values.of(node.func, scope)
+    return isinstance(callee, Name) and callee.name.startswith("jnp.")
+
+
 def _is_known_array(node: ast.expr, value: Array, scope: Scope, context: Context) -> bool:
-    """Says whether the Variables in an expression surely hold arrays: a Python number in one needs no device."""
+    """Returns whether the Variables in an expression surely hold arrays: a Python number in one needs no device."""
     if value.dtype or value.weak is not None:
         return True
     for inner in ast.walk(node):
@@ -170,7 +181,7 @@ def _is_known_array(node: ast.expr, value: Array, scope: Scope, context: Context
 
 
 def _feeds_state(call: ast.Call, scope: Scope, context: Context) -> bool:
-    """Says whether a statement writes a Variable's value."""
+    """Returns whether a statement writes a Variable's value."""
     statement = scope.file.statement_of(call)
     if not isinstance(statement, (ast.Assign, ast.AugAssign)):
         return False
@@ -183,104 +194,17 @@ def _feeds_state(call: ast.Call, scope: Scope, context: Context) -> bool:
 
 def _step(node: ast.Call, scope: Scope, context: Context) -> str:
     """Returns which kind of step a call stands in, empty if in none."""
-    if _is_forward(scope, context):
+    if is_forward(scope, context):
         return "in a step"
-    return "in a training loop" if _loop_at_every_step(node, scope, context) else ""
+    if loop_at_every_step(node, scope, context):
+        return "in a training loop"
+    return "in an update of state" if _is_in_update(node, scope, context) else ""
 
 
-_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
-
-
-def _loop_at_every_step(node: ast.AST, scope: Scope, context: Context) -> bool:
-    """Says whether a training loop works an expression out at every step.
-
-    It does not within a branch, behind the first operand of `and` and `or`, or in the sequence that it runs over. The
-    condition of a branch it does.
-    """
-    file = scope.file
-    inner, outer = node, file.parent_of(node)
-    while outer is not None and not isinstance(
-        outer, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
-    ):
-        if isinstance(outer, (ast.If, ast.IfExp)) and inner is not outer.test:
-            return False
-        if isinstance(outer, ast.BoolOp) and inner is not outer.values[0]:
-            return False
-        if isinstance(outer, ast.While) or (isinstance(outer, ast.For) and inner is not outer.iter):
-            return _is_training(outer, scope, context)
-        inner, outer = outer, file.parent_of(outer)
-    return False
-
-
-def _is_forward(scope: Scope, context: Context) -> bool:
-    """Says whether a function is part of a module's forward path or runs under a transformation."""
-    if "forward" not in scope.memory:
-        scope.memory["forward"] = _is_forward_path(scope, context)
-    return bool(scope.memory["forward"])
-
-
-def _is_forward_path(scope: Scope, context: Context) -> bool:
-    current: Scope | None = scope
-    while current is not None and current.kind == "function":
-        if _is_called_back(current):
-            return False
-        if is_transformed(current, context):
-            return True
-        cls = current.method_of
-        if cls is not None:
-            return context.values.is_module(cls) and current in context.values.forward(cls)
-        current = current.parent
-    return False
-
-
-def is_transformed(scope: Scope, context: Context) -> bool:
-    """Says whether a function is decorated with a transformation, or handed to one where it is defined."""
-    if "transformed" not in scope.memory:
-        scope.memory["transformed"] = None
-        outer = scope.parent
-        found = any(context.values.transform_of(d, outer) for d in scope.decorators)
-        name = getattr(scope.node, "name", "")
-        if not found and outer is not None and outer.kind != "class":
-            for call in outer.of(ast.Call):
-                given = [a for a in call.args if (isinstance(a, ast.Name) and a.id == name) or a is scope.node]
-                if given:
-                    callee = context.values.of(call.func, outer)
-                    found = found or (isinstance(callee, Name) and callee.name in TRANSFORMS)
-        scope.memory["transformed"] = found
-    return bool(scope.memory["transformed"])
-
-
-def _is_called_back(scope: Scope) -> bool:
-    """Says whether a function is handed to a callback, and so runs on the host."""
-    outer = scope.parent
-    name = getattr(scope.node, "name", "")
-    if outer is None or outer.kind == "class":
+def _is_in_update(node: ast.Call, scope: Scope, context: Context) -> bool:
+    """Returns whether a method of a module converts an array to a Python number only to write it into a Variable."""
+    method = scope.method_of
+    if method is None or scope.name.rpartition(".")[2] in MAKING or not context.values.is_module(method):
         return False
-    for call in outer.of(ast.Call):
-        function = call.func
-        if isinstance(function, ast.Attribute) and "callback" in function.attr:
-            if any(a is scope.node or (isinstance(a, ast.Name) and a.id == name) for a in call.args):
-                return True
-    return False
-
-
-def _is_training(loop: ast.AST, scope: Scope, context: Context) -> bool:
-    """Says whether a loop calls a jitted function or an optimizer's update."""
-    key = ("training", loop)
-    if key not in scope.memory:
-        scope.memory[key] = _trains(loop, scope, context)
-    return bool(scope.memory[key])
-
-
-def _trains(loop: ast.AST, scope: Scope, context: Context) -> bool:
-    first, last = loop.lineno, loop.end_lineno or loop.lineno  # type: ignore[attr-defined]
-    for call in scope.of(ast.Call):
-        if first <= call.lineno <= last:
-            callee = context.values.of(call.func, scope)
-            if isinstance(callee, Callee) and callee.transformed in JITS:
-                return True
-            if isinstance(call.func, ast.Attribute) and call.func.attr == "update":
-                owner = context.values.of(call.func.value, scope)
-                if isinstance(owner, Instance) and owner.cls in ("nnx.Optimizer", "nnx.ModelAndOptimizer"):
-                    return True
-    return False
+    statement = scope.file.statement_of(node)
+    return isinstance(statement, (ast.Assign, ast.AugAssign)) and statement.value is node

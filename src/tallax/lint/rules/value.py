@@ -93,7 +93,7 @@ def value_of_a_variable(node: ast.Attribute, scope: Scope, context: Context) -> 
 
 
 def _is_asked_what_it_is(node: ast.Attribute, context: Context) -> bool:
-    """Says whether a read asks for what abstract values have as well, `x.value.shape`, or for its type."""
+    """Returns whether a read asks for what abstract values have as well, `x.value.shape`, or for its type."""
     above = context.file.parent_of(node)
     if isinstance(above, ast.Attribute):
         return above.attr in _ABSTRACT
@@ -196,7 +196,7 @@ _OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 
 
 def _keeps(held: Array, given: Number, operator: ast.operator) -> bool:
-    """Says whether arithmetic with a Python number leaves an array its dtype: it always leaves the shape."""
+    """Returns whether arithmetic with a Python number leaves an array its dtype: it always leaves the shape."""
     if held.dtype.startswith(("float", "bfloat")):
         return given.type in ("int", "float", "bool")
     return (
@@ -205,7 +205,7 @@ def _keeps(held: Array, given: Number, operator: ast.operator) -> bool:
 
 
 def _is_path(node: ast.expr) -> bool:
-    """Says whether an expression is of names and attributes only, and can be worked out twice."""
+    """Returns whether an expression is of names and attributes only, and can be worked out twice."""
     while isinstance(node, ast.Attribute):
         node = node.value
     return isinstance(node, ast.Name)

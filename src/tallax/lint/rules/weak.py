@@ -140,7 +140,7 @@ def _is_written_strongly(cls: Scope, name: str, context: Context) -> bool:
 
 
 def _is_indexed(cls: Scope, name: str, made: ast.Call, context: Context) -> bool:
-    """Says whether the attribute is read or written with `[...]`, by its class or one that derives from it in the
+    """Returns whether the attribute is read or written with `[...]`, by its class or one that derives from it in the
     file.
     """
     del made

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Code that runs at every training step: forward paths, functions under a transformation, and training loops."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from tallax.lint._check import Context
+from tallax.lint._index import Scope
+from tallax.lint._kinds import Callee, Instance, Name
+from tallax.lint._known_names import JITS, TRANSFORMS
+
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
+_TEST_FILE = re.compile(r"(?:^|[/\\])(?:test_[^/\\]*|[^/\\]*_test|conftest)\.py$")
+
+
+def is_test(path: str) -> bool:
+    """Returns whether a file holds tests, by its name."""
+    return _TEST_FILE.search(path) is not None
+
+
+def loop_at_every_step(node: ast.AST, scope: Scope, context: Context) -> bool:
+    """Returns whether a training loop works an expression out at every step.
+
+    It does not within a branch, behind the first operand of `and` and `or`, or in the sequence that it runs over. The
+    condition of a branch it does.
+    """
+    file = scope.file
+    inner, outer = node, file.parent_of(node)
+    while outer is not None and not isinstance(outer, _SCOPES):
+        if isinstance(outer, (ast.If, ast.IfExp)) and inner is not outer.test:
+            return False
+        if isinstance(outer, ast.BoolOp) and inner is not outer.values[0]:
+            return False
+        if isinstance(outer, ast.While) or (isinstance(outer, ast.For) and inner is not outer.iter):
+            return _is_training(outer, scope, context)
+        inner, outer = outer, file.parent_of(outer)
+    return False
+
+
+def is_forward(scope: Scope, context: Context) -> bool:
+    """Returns whether a function is part of a module's forward path or runs under a transformation."""
+    if "forward" not in scope.memory:
+        scope.memory["forward"] = _is_forward_path(scope, context)
+    return bool(scope.memory["forward"])
+
+
+def _is_forward_path(scope: Scope, context: Context) -> bool:
+    current: Scope | None = scope
+    while current is not None and current.kind == "function":
+        if _is_called_back(current):
+            return False
+        if is_transformed(current, context):
+            return True
+        cls = current.method_of
+        if cls is not None:
+            return context.values.is_module(cls) and current in context.values.forward(cls)
+        current = current.parent
+    return False
+
+
+def is_transformed(scope: Scope, context: Context) -> bool:
+    """Returns whether a function is decorated with a transformation, or handed to one where it is defined."""
+    if "transformed" not in scope.memory:
+        scope.memory["transformed"] = None
+        outer = scope.parent
+        found = any(context.values.transform_of(d, outer) for d in scope.decorators)
+        name = getattr(scope.node, "name", "")
+        if not found and outer is not None and outer.kind != "class":
+            for call in outer.of(ast.Call):
+                given = [a for a in call.args if (isinstance(a, ast.Name) and a.id == name) or a is scope.node]
+                if given:
+                    callee = context.values.of(call.func, outer)
+                    found = found or (isinstance(callee, Name) and callee.name in TRANSFORMS)
+        scope.memory["transformed"] = found
+    return bool(scope.memory["transformed"])
+
+
+def _is_called_back(scope: Scope) -> bool:
+    """Returns whether a function is handed to a callback, and so runs on the host."""
+    outer = scope.parent
+    name = getattr(scope.node, "name", "")
+    if outer is None or outer.kind == "class":
+        return False
+    for call in outer.of(ast.Call):
+        function = call.func
+        if isinstance(function, ast.Attribute) and "callback" in function.attr:
+            if any(a is scope.node or (isinstance(a, ast.Name) and a.id == name) for a in call.args):
+                return True
+    return False
+
+
+def _is_training(loop: ast.AST, scope: Scope, context: Context) -> bool:
+    """Returns whether a loop calls a jitted function or an optimizer's update."""
+    key = ("training", loop)
+    if key not in scope.memory:
+        scope.memory[key] = _trains(loop, scope, context)
+    return bool(scope.memory[key])
+
+
+def _trains(loop: ast.AST, scope: Scope, context: Context) -> bool:
+    first, last = loop.lineno, loop.end_lineno or loop.lineno  # type: ignore[attr-defined]
+    for call in scope.of(ast.Call):
+        if first <= call.lineno <= last:
+            callee = context.values.of(call.func, scope)
+            if isinstance(callee, Callee) and callee.transformed in JITS:
+                return True
+            if isinstance(call.func, ast.Attribute) and call.func.attr == "update":
+                owner = context.values.of(call.func.value, scope)
+                if isinstance(owner, Instance) and owner.cls in ("nnx.Optimizer", "nnx.ModelAndOptimizer"):
+                    return True
+    return False

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TLX017: random numbers that are the same at every call."""
+
+from __future__ import annotations
+
+import ast
+
+from tallax.lint._bindings import default_of
+from tallax.lint._check import CHECKS, Context
+from tallax.lint._classes import MAKING
+from tallax.lint._index import Scope, last_name
+from tallax.lint._kinds import Instance, Name, Type
+from tallax.lint._rule import Rule
+from tallax.lint._steps import is_test, is_transformed
+
+RULE = Rule(
+    code="TLX017",
+    slug="constant-randomness",
+    title="Random numbers from a constant seed in a step, or nnx.Rngs as a default argument",
+    why="""\
+`nnx.Rngs(0)` or `jax.random.key(0)` in a model's forward path gives the same random numbers at every call: the same
+units are dropped, and the same noise is added, at each step. Nothing is raised. Draw from a stream that the model
+owns, or take a key as an argument.
+
+A default argument `rngs=nnx.Rngs(0)` is made once, when the function is defined. All models that are made with it share
+one stream: the second one starts with different parameters than the first, and two models in one step alias each
+other.
+
+The rule reports constant seeds in the forward path of a module and in functions under a transformation that compute
+gradients, if they are not passed to the constructor of a module. It reports `nnx.Rngs(...)` as a default of any
+parameter.
+""",
+    bad="""\
+import jax
+from flax import nnx
+
+
+class Noise(nnx.Module):
+    def __call__(self, x):
+        return x + jax.random.normal(jax.random.key(0), x.shape)
+""",
+    good="""\
+from flax import nnx
+
+
+class Noise(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.rngs = rngs.fork()
+
+    def __call__(self, x):
+        return x + self.rngs.normal(x.shape)
+""",
+    misses="Seeds that are not written out, and evaluation that is meant to repeat its noise outside of a module.",
+)
+
+_SEEDED = {"nnx.Rngs", "nnx.RngStream", "jax.random.key", "jax.random.PRNGKey"}
+_GRADIENTS = {"grad", "value_and_grad"}
+
+
+@CHECKS.call("Rngs", "RngStream", "key", "PRNGKey")
+def constant_seed(node: ast.Call, scope: Scope, context: Context) -> None:
+    """Reports `nnx.Rngs(0)` and `jax.random.key(0)` in a step."""
+    given = [*node.args, *(word.value for word in node.keywords)]
+    if not given or not all(isinstance(argument, ast.Constant) for argument in given):
+        return
+    callee = context.values.of(node.func, scope)
+    name = callee.name if isinstance(callee, Name) else callee.cls if isinstance(callee, Type) else ""
+    if name not in _SEEDED or is_test(context.file.path):
+        return
+    if _makes_a_module(node, scope, context) or _is_stand_in(node, scope, context):
+        return
+    if _is_in_step(scope, context):
+        context.report(
+            RULE,
+            node,
+            f"`{context.source_of(node)}` in a step gives the same random numbers at every call; draw from a stream "
+            "that the module owns, or take a key as an argument",
+        )
+
+
+@CHECKS.each_file
+def shared_default(file: Scope, context: Context) -> None:
+    """Reports `def f(rngs=nnx.Rngs(0))`."""
+    for scope in file.inside():
+        arguments = getattr(scope.node, "args", None)
+        if scope.kind != "function" or not isinstance(arguments, ast.arguments) or isinstance(scope.node, ast.Lambda):
+            continue
+        for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
+            default = default_of(argument, scope)
+            if isinstance(default, ast.Call) and context.values.of(default, scope.parent or scope) == Instance(
+                "nnx.Rngs"
+            ):
+                context.report(
+                    RULE,
+                    default,
+                    f"the default of `{argument.arg}` is made once and shared by all calls, each of which changes it; "
+                    "make it None, and `nnx.Rngs(...)` in the body",
+                )
+
+
+def _is_in_step(scope: Scope, context: Context) -> bool:
+    """Returns whether a function is part of a module's forward path, or differentiates under a transformation."""
+    current: Scope | None = scope
+    while current is not None and current.kind == "function":
+        cls = current.method_of
+        if cls is not None:
+            making = current.name.rpartition(".")[2] in MAKING
+            return not making and context.values.is_module(cls) and current in context.values.forward(cls)
+        if is_transformed(current, context) and any(
+            isinstance(call.func, ast.Attribute) and call.func.attr in _GRADIENTS
+            for inner in current.inside()
+            for call in inner.of(ast.Call)
+        ):
+            return True
+        current = current.parent
+    return False
+
+
+def _makes_a_module(node: ast.Call, scope: Scope, context: Context) -> bool:
+    """Returns whether the seed goes to the constructor of a module, which makes parameters only once."""
+    current: ast.AST | None = node
+    while current is not None and not isinstance(current, ast.stmt):
+        current = context.file.parent_of(current)
+        if isinstance(current, ast.Call):
+            made = context.values.of(current.func, scope)
+            if _is_class(current, scope, context) and not (isinstance(made, Name) and made.name in _SEEDED):
+                return True
+    return False
+
+
+def _is_class(call: ast.Call, scope: Scope, context: Context) -> bool:
+    """Returns whether a call makes an object: of a class in sight, or of one that is named like a class."""
+    return isinstance(context.values.of(call.func, scope), Type) or last_name(call.func)[:1].isupper()
+
+
+def _is_stand_in(node: ast.Call, scope: Scope, context: Context) -> bool:
+    """Returns whether the seed only stands in for one that was not given, or makes a module by its name:
+    `rngs = rngs or nnx.Rngs(0)`, `if rng is None: rng = jax.random.key(0)`.
+    """
+    above = context.file.parent_of(node)
+    while isinstance(above, (ast.keyword, ast.Call)):  # `nnx.Rngs(params=jax.random.key(0))`
+        above = context.file.parent_of(above)
+    if isinstance(above, (ast.BoolOp, ast.IfExp, ast.Tuple, ast.List)):
+        return True
+    branch = context.file.enclosing(node, ast.If, ast.FunctionDef)
+    if isinstance(branch, ast.If) and any(
+        isinstance(inner, ast.Constant) and inner.value is None for inner in ast.walk(branch.test)
+    ):
+        return True
+    if isinstance(above, ast.Assign) and len(above.targets) == 1 and isinstance(above.targets[0], ast.Name):
+        name = above.targets[0].id
+        for call in scope.of(ast.Call):
+            given = [*call.args, *(word.value for word in call.keywords)]
+            if any(isinstance(argument, ast.Name) and argument.id == name for argument in given):
+                if _is_class(call, scope, context):
+                    return True
+    return False
