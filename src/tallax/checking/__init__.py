@@ -6,4 +6,6 @@ from tallax.checking._report import Cell as Cell
 from tallax.checking._report import Finding as Finding
 from tallax.checking._report import Outcome as Outcome
 from tallax.checking._report import Report as Report
+from tallax.checking._resume_remedies import RESUME_RULES as RESUME_RULES
+from tallax.checking._resumecheck import resumecheck as resumecheck
 from tallax.checking._statecheck import statecheck as statecheck
