@@ -46,16 +46,15 @@ class Job:
         main = getattr(sys.modules.get("__main__"), "__file__", None)
         try:
             pickled = pickle.dumps(job)
-        except Exception as error:
-            pickled, reason = None, f"{type(error).__name__}: {error}"
-        else:
-            reason = "a function of an interactive session" if b"__main__" in pickled and main is None else ""
-        if not callable(job) or reason or pickled is None:
+        except Exception:  # of a nested function or a lambda, worded differently by each version of Python
+            pickled = None
+        is_unnamed = pickled is None or (main is None and b"__main__" in pickled)
+        if pickled is None or is_unnamed or not callable(job):
             raise InvalidTypeError(
                 compose(
                     "resumecheck",
                     "runs the job in new processes, which import it by name.",
-                    got=f"{describe(job)}{f' ({reason})' if reason else ''}",
+                    got=name or describe(job),
                     expected="a function at the top level of a file, or a functools.partial of one",
                     fix="def job(folder, steps): ... outside of other functions",
                 )

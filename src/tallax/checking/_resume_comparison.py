@@ -94,7 +94,7 @@ class Comparison:
         unstable = [path for path in (*self._differing, *self._late) if path in self._unstable]
         found = self._grouped(causes)
         if unstable:
-            found.append(self._not_reproducible(unstable))
+            found.insert(0, self._not_reproducible(unstable))
         return found or [self._unexplained()]
 
     def _changed(self) -> bool:
@@ -150,8 +150,9 @@ class Comparison:
                 cause = cause_at_end(evidence)
             if cause is None or cause.rule == "differs":
                 continue
-            if path in GLOBAL_GENERATORS and not same(evidence.initial, evidence.restored):
-                continue  # Python seeds them in each process, and a job that never uses them does not care
+            is_same_start = same(evidence.initial, evidence.restored)
+            if saved.kind == "random" and not is_same_start and (path in GLOBAL_GENERATORS or self._unstable):
+                continue  # seeded by Python or by the clock in each process: no fault of the restore
             message = f"{cause.message} The job keeps it and does not return it."
             is_strong = saved.kind in _STATEFUL or not (saved.kind in ("plain", "record", "attribute"))
             (strong if is_strong else weak)[path] = Cause(cause.rule, message, cause.got, cause.expected)

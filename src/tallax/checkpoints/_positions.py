@@ -90,7 +90,7 @@ def write_position(name: str, thing: Any, position: Any) -> None:
                 "was saved by another number of processes, each at a position of its own.",
                 got=f"{len(states)} positions",
                 expected=f"{count}, one for each process",
-                fix="restore it with as many processes; or missing=[...] and unexpected=[...] of its name to start anew",
+                fix="restore it with as many processes; or without the iterator, with its name in unexpected=[...]",
             )
         )
     state = _decoded(states[index] if len(states) == count else states[0])
