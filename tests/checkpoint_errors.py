@@ -281,7 +281,7 @@ CASES = {
 data: the state of an iterator is stored as JSON.
   got:       set ({1, 2}) (a set)
   expected:  numbers, text, bytes, NumPy arrays, and lists and dicts of these
-  fix:       get_state and set_state of these, or extra= for what you can restore yourself""",
+  fix:       get_state and set_state of these, or extra= for state that you restore yourself""",
     ),
     "restore-a-position": (
         position_of_another,
@@ -307,7 +307,7 @@ data: was saved by another number of processes, each at a position of its own.
 model/examples: does not agree with model/step, so batches are skipped, repeated or not counted.
   got:       81 at model/step 10
   expected:  80, for batches of 8
-  fix:       count examples and steps in one place, and save the data in the same call: save(n, model, data=iterator)""",
+  fix:       count examples and steps in one place, and save the data with them: save(n, model, data=iterator)""",
     ),
     "preemption-in-a-thread": (
         in_a_folder(preemption_in_a_thread),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training run that is preempted: saves every hundredth step only, and once more when SIGTERM comes.
 
-Run by test_preemption.py as `python -m tests.preemption_worker FOLDER STEPS [PORT PROCESSES RANK]`. It prints a line for
-each step, and last the sum of its parameters, its count and its position in the data.
+Run by test_preemption.py as `python -m tests.preemption_worker FOLDER STEPS [PORT PROCESSES RANK]`. It prints a line
+for each step, and last the sum of its parameters, its count and its position in the data.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The position in the data comes back with everything else, on any number of devices, and is checked with the counters."""
-
-import itertools
+"""The position in the data comes back with everything else, on any number of devices, and is checked."""
 
 import hypothesis
 import hypothesis.strategies as st
@@ -149,7 +147,7 @@ def test_a_refused_position_changes_nothing():
 
 
 numbers = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
-arrays = st.sampled_from([np.arange(6, dtype=np.int64).reshape(2, 3), np.float32(0.5), np.array(["x"]), np.zeros(0, bool)])
+arrays = st.sampled_from([np.arange(6).reshape(2, 3), np.float32(0.5), np.array(["x"]), np.zeros(0, bool)])
 states = st.recursive(
     numbers | arrays,
     lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text() | st.integers(), inner),
@@ -257,7 +255,7 @@ def per_replica_model(count, mesh):
 
 
 def test_restores_on_8_4_2_and_8_devices_with_every_count_exact(tmp_path):
-    """Per-replica state is combined by its reduction at each save, and the parameters go where the new mesh has them."""
+    """Per-replica state is combined by its reduction at each save, and parameters go where the new mesh has them."""
     seen, odd, largest, steps = 2**32 - 3, 0, -np.inf, 0
     for number, devices in enumerate((8, 4, 2, 8)):
         mesh = mesh_of(devices)
@@ -280,9 +278,7 @@ def test_restores_on_8_4_2_and_8_devices_with_every_count_exact(tmp_path):
                 model.steps += 1
                 return nnx.state(model)
 
-            step = jax.jit(
-                jax.shard_map(body, mesh=mesh, in_specs=(specs, jax.P("data")), out_specs=specs)
-            )
+            step = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=(specs, jax.P("data")), out_specs=specs))
             for _ in range(3):
                 next(data)
                 x = np.arange(64.0, dtype=np.float32) + steps
@@ -311,8 +307,7 @@ def test_abstract_models_take_each_array_once(tmp_path):
 
     def abstract(mesh):
         with jax.set_mesh(mesh):
-            model = nnx.eval_shape(lambda: Wide(nnx.Rngs(1)))
-            return model
+            return nnx.eval_shape(lambda: Wide(nnx.Rngs(1)))
 
     source, data = sharded(mesh_of(8)), Batches()
     drawn(data, 3)
@@ -331,7 +326,6 @@ def test_abstract_models_take_each_array_once(tmp_path):
         assert len(model.layer.kernel[...].sharding.device_set) == devices
         assert int(model.step) == 7
         assert other.next_index == 3
-        assert list(itertools.islice(iter([next(other).tolist()]), 1))
 
 
 # --- grain ------------------------------------------------------------------------------------------------------------

@@ -111,12 +111,13 @@ def test_the_handler_from_before_comes_back(tmp_path):
             assert signal.getsignal(signal.SIGTERM) != own
         assert signal.getsignal(signal.SIGTERM) is own
         model = nnx.Dict(step=tallax.Counter())
-        with pytest.raises(SystemExit) as stopped, tallax.Checkpoints(tmp_path, every=10, preemption_exit_code=3) as some:
-            assert not some.save(1, model)
+        with tallax.Checkpoints(tmp_path, every=10, preemption_exit_code=3) as checkpoints:
+            assert not checkpoints.save(1, model)
             os.kill(os.getpid(), signal.SIGTERM)
-            some.save(2, model)
+            with pytest.raises(SystemExit) as stopped:
+                checkpoints.save(2, model)
         assert stopped.value.code == 3
-        assert some.steps() == [2]
+        assert checkpoints.steps() == [2]
         assert signal.getsignal(signal.SIGTERM) is own
         assert seen == []
     finally:

@@ -117,7 +117,7 @@ def test_floats_may_be_apart_by_a_tolerance_and_integers_may_not():
 
 
 def test_a_job_may_return_anything():
-    """Tuples, dicts, iterators, generators, and objects of the user's are walked; names are those of local variables."""
+    """Tuples, dicts, iterators, generators and objects of the user's are walked; locals give them their names."""
     things = resume_jobs.make()
     next(things.data)
     generator = (n for n in range(9))
@@ -147,7 +147,12 @@ def test_a_loop_of_numpy_and_the_same_with_a_lost_count():
     """A right job passes with every row; one that loses a local variable fails, and the variable is named."""
     report = tallax.resumecheck(resume_jobs.loop_with_numpy, steps=3)
     assert report.passed, report
-    assert {cell.check for cell in report.cells} >= {"uninterrupted, 6 steps", "second half, 3 steps", "values", "losses"}
+    assert {cell.check for cell in report.cells} >= {
+        "uninterrupted, 6 steps",
+        "second half, 3 steps",
+        "values",
+        "losses",
+    }
     assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report
     seen: list[str] = []
     report = tallax.resumecheck(resume_jobs.loop_with_numpy_and_a_lost_step, steps=3, on_progress=seen.append)
@@ -177,7 +182,9 @@ def test_invalid_arguments(options, match):
 
 def test_a_job_that_no_process_can_find():
     """A lambda or a nested function cannot be imported, and the error shows what can."""
-    with pytest.raises(tallax.InvalidTypeError, match=r"resumecheck: runs the job in new processes(.|\n)*fix: +def job"):
+    with pytest.raises(
+        tallax.InvalidTypeError, match=r"resumecheck: runs the job in new processes(.|\n)*fix: +def job"
+    ):
         tallax.resumecheck(lambda folder, steps: None)
 
 
@@ -197,7 +204,7 @@ def test_the_command(capfd):
     assert [finding.rule for finding in report.failures] == ["nothing-saved"]
     for target, devices, words in (
         (str(JOBS), "", "requires a file and the name of a job in it"),
-        ("nowhere.py:job", "", "there is no such file"),
+        ("nowhere.py:job", "", "the file does not exist"),
         (f"{JOBS}:saves_nothing", "8,4,2", "takes one number, or two"),
     ):
         assert check_resume_of(target, 2, devices, 60.0, as_json=False) == 2
@@ -286,3 +293,12 @@ def test_another_number_of_devices():
     assert report.passed, report
     (cell,) = (cell for cell in report.cells if cell.check == "values")
     assert "floats to 1e-05 of the largest" in cell.note
+
+
+@pytest.mark.thorough
+def test_the_demo_resumes_exactly():
+    """The mixture of experts on digits: parameters, counts, histograms, schedules and the order of the data."""
+    report = tallax.resumecheck(resume_jobs.demo, steps=2, limit_seconds=280)
+    assert report.passed, report
+    (cell,) = (cell for cell in report.cells if cell.check == "values")
+    assert int(cell.note.split()[0]) > 50

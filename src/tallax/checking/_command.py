@@ -72,7 +72,7 @@ def check_resume_of(target: str, steps: int, devices: str, limit_seconds: float,
             raise StatecheckError(
                 compose(
                     target,
-                    "--resume requires a file and the name of a job in it." if not name else "there is no such file.",
+                    "--resume requires a file and the name of a job in it." if not name else "the file does not exist.",
                     fix="tallax check train.py:job --resume, for def job(folder, steps): ...",
                 )
             )

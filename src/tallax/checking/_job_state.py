@@ -165,7 +165,7 @@ class _Walk:
         """Adds the values of an object."""
         if len(path) > _DEEPEST or len(self.found) > _MOST or is_traced(thing):
             return
-        if thing is None or isinstance(thing, str | bytes) or isinstance(thing, _NUMBERS):
+        if thing is None or isinstance(thing, (str, bytes, *_NUMBERS)):
             self._note(path, np.asarray(thing) if isinstance(thing, np.generic) else thing, kind)
         elif isinstance(thing, jax.Array | np.ndarray):
             self._add_array(path, thing, kind)
@@ -209,8 +209,8 @@ class _Walk:
                 return
             for key, child in thing.items():
                 self.add((*path, key), child, kind)
-        elif isinstance(thing, tuple | list) and hasattr(thing, "_fields"):
-            for name, child in zip(thing._fields, thing, strict=True):
+        elif isinstance(thing, tuple) and (fields := getattr(thing, "_fields", None)):
+            for name, child in zip(fields, thing, strict=True):
                 self.add((*path, name), child, kind)
         elif isinstance(thing, tuple | list):
             for number, child in enumerate(thing):
@@ -229,7 +229,7 @@ class _Walk:
         elif dataclasses.is_dataclass(thing) and not isinstance(thing, type):
             for field in dataclasses.fields(thing):
                 self.add((*path, field.name), getattr(thing, field.name, None), kind)
-        elif isinstance(thing, type | types.ModuleType) or callable(thing) and not hasattr(thing, "__next__"):
+        elif isinstance(thing, type | types.ModuleType) or (callable(thing) and not hasattr(thing, "__next__")):
             return
         elif not self._add_pytree(path, thing, kind) and is_users(_file_of(thing)):
             is_iterator = hasattr(thing, "__next__") or hasattr(thing, "__iter__")
@@ -313,7 +313,7 @@ def _is_record(thing: Any) -> bool:
 
 def _has_position(thing: Any) -> bool:
     """Returns whether an object can tell its position, as the iterators of grain and the loaders of torchdata do."""
-    if isinstance(thing, type) or isinstance(thing, np.random.RandomState):
+    if isinstance(thing, type | np.random.RandomState):
         return False
     return callable(getattr(thing, "get_state", None)) or callable(getattr(thing, "state_dict", None))
 
@@ -332,4 +332,3 @@ def _random_state(thing: Any) -> Any:
 def _file_of(thing: Any) -> str:
     module = sys.modules.get(type(thing).__module__)
     return getattr(module, "__file__", None) or "<frozen"
-

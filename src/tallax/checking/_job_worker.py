@@ -90,7 +90,7 @@ def _hints(trace: Any, seen: set[int]) -> dict[str, Any]:
         named |= {f"{function}/{name}": value for name, value in variables.items() if _may_be_state(name, value)}
     files = {file for file, _ in trace.lines}
     for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
+        file = getattr(module, "__file__", None) or ""
         if file in files:
             for name, value in vars(module).items():
                 if _may_be_state(name, value):

@@ -110,7 +110,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What `statecheck` found.
+    """The result of `statecheck` or `resumecheck`.
 
     Attributes:
         name: what was checked.

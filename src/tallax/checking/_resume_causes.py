@@ -64,7 +64,7 @@ def same(left: Value | None, right: Value | None) -> bool:
         return (a.dtype, a.shape) == (b.dtype, b.shape) and a.tobytes() == b.tobytes()
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
         return False
-    return type(a) is type(b) and (a == b or a != a and b != b)
+    return type(a) is type(b) and (a == b or (a != a and b != b))
 
 
 def cause_at_restore(evidence: Evidence, saved_values: Values) -> Cause | None:
@@ -245,7 +245,9 @@ def _multiple(saved: Value, restored: Value) -> tuple[str, str] | None:
 
 
 def _misplaced(path: str, restored: Value, saved: Value, saved_values: Values) -> tuple[str, str] | None:
-    if not restored.is_number or restored.array.size < 2 and (restored.is_integer or float(restored.array.sum()).is_integer()):
+    if not restored.is_number or (
+        restored.array.size < 2 and (restored.is_integer or float(restored.array.sum()).is_integer())
+    ):
         return None  # a small whole number is equal to others by chance
     for other, value in saved_values.items():
         if other != path and same(value, restored):
@@ -296,9 +298,9 @@ def records_in(straight: Values, second: Values) -> list[str]:
         if other is None or not value.is_number or value.array.ndim == 0 or other.array.ndim == 0:
             continue
         is_shorter = len(other.array) < len(value.array) and other.array.shape[1:] == value.array.shape[1:]
-        if value.kind == "record" and (value.keys is not None or "loss" in path.lower() or is_shorter):
-            found.append(path)
-        elif value.kind in ("array", "plain") and is_shorter:
+        if (value.kind == "record" and (value.keys is not None or "loss" in path.lower() or is_shorter)) or (
+            value.kind in ("array", "plain") and is_shorter
+        ):
             found.append(path)
     return found
 

@@ -80,7 +80,9 @@ class Comparison:
         found = [Cell("values", "", Outcome.FAILED if self._differing else Outcome.PASSED, note)]
         for path in self._records:
             step = self._late.get(path)
-            note = f"those of the second half, {how}" if step is None else f"the first that differs is that of step {step}"
+            note = (
+                f"those of the second half, {how}" if step is None else f"the first that differs is that of step {step}"
+            )
             found.append(Cell(path, "", Outcome.PASSED if step is None else Outcome.FAILED, note))
         return found
 
@@ -113,8 +115,9 @@ class Comparison:
 
     def _evidence(self, path: str, which: str) -> Evidence:
         names = ("initial", "first", "restored", "straight", "second")
-        values: list[Values] = [getattr(self._runs[name], which) for name in names]
-        return Evidence(path, *(each.get(path) for each in values), self._is_restored_known)
+        values: dict[str, Values] = {name: getattr(self._runs[name], which) for name in names}
+        initial, saved, restored, expected, got = (each.get(path) for each in values.values())
+        return Evidence(path, initial, saved, restored, expected, got, self._is_restored_known)
 
     def _causes_in_values(self) -> dict[str, Cause]:
         saved = self._runs["first"].values
@@ -154,7 +157,7 @@ class Comparison:
             if saved.kind == "random" and not is_same_start and (path in GLOBAL_GENERATORS or self._unstable):
                 continue  # seeded by Python or by the clock in each process: no fault of the restore
             message = f"{cause.message} The job keeps it and does not return it."
-            is_strong = saved.kind in _STATEFUL or not (saved.kind in ("plain", "record", "attribute"))
+            is_strong = saved.kind in _STATEFUL or saved.kind not in ("plain", "record", "attribute")
             (strong if is_strong else weak)[path] = Cause(cause.rule, message, cause.got, cause.expected)
         return strong or ({} if self._causes_in_values() else weak)
 
@@ -192,8 +195,8 @@ class Comparison:
         straight, second = (self._runs[name].values for name in ("straight", "second"))
         if self._is_restored_known and not differences(self._runs["first"].values, self._runs["restored"].values):
             message = (
-                "differs, although everything that the job returns was restored exactly: something that it does not return "
-                "was not."
+                "differs, although everything that the job returns was restored exactly: something that it does not "
+                "return was not."
             )
         else:
             message = "differs at the end of the second half."

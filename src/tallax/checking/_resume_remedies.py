@@ -25,11 +25,13 @@ RESUME_RULES = {
     "hangs": "the job does not end in time",
 }
 
+_SAVE = (
+    "save it with the rest, and restore it: tallax.save stores every Variable of the objects that you pass, and extra= "
+    "stores numbers and text"
+)
 _BY_RULE = {
-    "reset": "save it with the rest, and restore it: tallax.save stores every Variable of the objects that you pass, "
-    "and extra= stores numbers and text",
-    "left-out": "save it with the rest, and restore it: tallax.save stores every Variable of the objects that you pass, "
-    "and extra= stores numbers and text",
+    "reset": _SAVE,
+    "left-out": _SAVE,
     "doubled": "restore it once: if the restore sets it, nothing may step it, add to it or sum its copies afterwards",
     "skipped": "set it to the saved value, and start the loop at the saved step: for n in range(start, steps)",
     "cast": "save and restore it in the dtype that training uses; tallax.restore never casts",
@@ -37,8 +39,8 @@ _BY_RULE = {
     "differs": "save and restore it as it is; tallax.save compares every value by its checksum",
 }
 _RANDOM = (
-    "save the random state with the rest: tallax.save(path, model, rngs=rngs) for nnx.Rngs, bit_generator.state for NumPy, "
-    "random.getstate() for Python; or derive it from the step: jax.random.fold_in(key, step)"
+    "save the random state with the rest: tallax.save(path, model, rngs=rngs) for nnx.Rngs, bit_generator.state for "
+    "NumPy, random.getstate() for Python; or derive it from the step: jax.random.fold_in(key, step)"
 )
 _POSITION = (
     "save the position in the same commit: checkpoints.save(n, model, optimizer, data=iterator), for any iterator with "
@@ -47,7 +49,8 @@ _POSITION = (
 _OPTIMIZER = "save the optimizer too, and restore into both: checkpoints.save(n, model, optimizer)"
 _BATCH_STATISTICS = "save the whole state, not nnx.Param alone: checkpoints.save(n, model, optimizer)"
 _FROZEN = (
-    "restore into the objects that the training step uses, before an optimizer, a compiled step or a copy is made of them"
+    "restore into the objects that the training step uses, before you make an optimizer, a compiled step or a copy of "
+    "them"
 )
 _OPTIMIZER_WORDS = {"opt", "optimizer", "opt_state", "optim", "optimizer_state", "mu", "nu"}
 

@@ -119,7 +119,9 @@ def check_resume(
                 on_progress(runs)
 
         # Checkpoints are large, and the folder goes whatever happens.
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tallax-resume-", ignore_cleanup_errors=True)))
+        folder = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="tallax-resume-", ignore_cleanup_errors=True))
+        )
         collected = Collected(job.name, on_progress=notify)
         runner = Runner(job, folder, limit_seconds=limit_seconds, notify=collected.notify)
         runs = {
@@ -132,8 +134,8 @@ def check_resume(
         }
         is_changed = first_devices != second_devices
         _check(collected, runner, runs, steps, tolerance if is_changed else 0.0)
-        # Each finding stands for itself: the tiers of `statecheck`, in which one finding explains another, have no place
-        # for the rules of a resume.
+        # Each finding stands for itself: `statecheck` has tiers, in which one finding explains another, and these have
+        # no place for the rules of a resume.
         return dataclasses.replace(collected.report(), findings=tuple(collected.findings))
 
 
@@ -156,9 +158,8 @@ def _checked(steps: Any, devices: Any, limit_seconds: float) -> tuple[int | None
 
 
 def _check(collected: Collected, runner: Runner, runs: dict[str, Run], steps: int, tolerance: float) -> None:
-    ended = dict(
-        zip(("straight", "first", "initial"), runner.run(*(runs[k] for k in ("straight", "first", "initial"))), strict=True)
-    )
+    names = ("straight", "first", "initial")
+    ended: dict[str, Ended] = dict(zip(names, runner.run(*(runs[name] for name in names)), strict=True))
     is_good = _add_runs(collected, ended, ("straight", "first"))
     _add_optional(collected, ended["initial"], "values before the first step are not known")
     if not is_good:
@@ -223,8 +224,8 @@ def _has_resumed(collected: Collected, ended: dict[str, Ended], steps: int) -> b
     if taken >= 2 * steps:
         message = "starts again at the first step: nothing was restored."
         fix = (
-            "read the folder at the start, restore from the last checkpoint in it, and loop from its step; if you save in "
-            "the background, wait for the write before the job returns"
+            "read the folder at the start, restore from the last checkpoint in it, and loop from its step; if you save "
+            "in the background, wait for the write before the job returns"
         )
     else:
         message = "takes too few steps."
@@ -244,7 +245,7 @@ def _has_resumed(collected: Collected, ended: dict[str, Ended], steps: int) -> b
 def _finding_of_run(rule: str, name: str, message: str, got: str, run: Ended | None = None) -> Finding:
     fixes = {
         "returns-nothing": "return the objects to compare: return model, optimizer, data, losses",
-        "nothing-saved": "save at the last step too, in the folder that the job gets; or steps= of a step at which it saves",
+        "nothing-saved": "save at the last step too, in the folder that the job gets; or choose steps= at which it saves",
     }
     source = "" if run is None else run.source or "; ".join(run.output.splitlines()[-1:])
     return Finding(rule, name, message, got=got, fix=fixes.get(rule) or _FIXES[rule], source=source)

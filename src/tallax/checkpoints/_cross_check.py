@@ -53,7 +53,7 @@ def disagreements(manifest: Manifest, batch_size: int | None) -> list[str]:
             continue
         if expected is not None:
             rule = f"does not agree with {steps_name}, so batches are skipped, repeated or not counted."
-            fix = "count examples and steps in one place, and save the data in the same call: save(n, model, data=iterator)"
+            fix = "count examples and steps in one place, and save the data with them: save(n, model, data=iterator)"
             found.append(compose(name, rule, got=f"{count} at {steps_name} {steps}", expected=expected, fix=fix))
     return found
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from tallax._errors import RestoreError, compose
 from tallax.checkpoints._collect import Target
 from tallax.checkpoints._manifest import Entry, Manifest
-from tallax.checkpoints._positions import POSITION
 from tallax.checkpoints._policy import Policy, proposal, renamed, some
+from tallax.checkpoints._positions import POSITION
 from tallax.checkpoints._prefixes import Layout, Wanted, layout_of
 from tallax.checkpoints._serialize import KEY, PYTHON, stored_dtype
 

@@ -2,9 +2,9 @@
 """The position in the data: the state of an iterator as an array of a checkpoint.
 
 An iterator takes part if it has `get_state` and `set_state`, as those of grain do, or `state_dict` and
-`load_state_dict`, as those of torchdata do. Its state is written as JSON, in the same commit as everything else, so that
-a kill can never leave parameters of one step beside a position of another. There is no pickle: a checkpoint must not run
-code.
+`load_state_dict`, as those of torchdata do. Its state is written as JSON, in the same commit as everything else, so
+that a kill can never leave parameters of one step beside a position of another. Pickle is not used: a checkpoint must
+not run code.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def read_position(name: str, thing: Any) -> np.ndarray:
                 "the state of an iterator is stored as JSON.",
                 got=f"{describe(state)} ({error})",
                 expected="numbers, text, bytes, NumPy arrays, and lists and dicts of these",
-                fix="get_state and set_state of these, or extra= for what you can restore yourself",
+                fix="get_state and set_state of these, or extra= for state that you restore yourself",
             )
         ) from None
     return np.frombuffer(text.encode(), np.uint8)
@@ -115,7 +115,7 @@ def states_in(position: Any) -> list[Any]:
 
 def _encoded(value: Any) -> Any:
     """Returns a state as JSON has it; what JSON lacks becomes a dict with one tag."""
-    if value is None or isinstance(value, bool | int | float | str) and not isinstance(value, np.generic):
+    if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, np.generic)):
         return value
     if isinstance(value, bytes | bytearray):
         return {"$bytes": base64.b64encode(value).decode()}
