@@ -59,7 +59,7 @@ def floats(*values):
         (evidence(floats(0), floats(1.5, 2.5, 3.5), floats(3.5, 1.5, 2.5)), "misplaced", "another order"),
         (evidence(floats(0, 0), floats(1.5, 2.5), floats(7.5, 8.5)), "misplaced", "value of other"),
         (evidence(floats(0), floats(0.25), floats(0.7)), "differs", "neither"),
-        (evidence(floats(1), floats(1), floats(2)), "differs", "did not change in training"),
+        (evidence(floats(1), floats(1), floats(1.3)), "differs", "did not change in training"),
         (evidence(0, np.zeros(8), np.zeros(4)), "differs", "shape"),
     ],
 )
@@ -133,7 +133,7 @@ def test_a_job_may_return_anything():
     assert found["stream/rng"].kind == "random"
     assert found["losses"].kind == "record"
     assert found["loop/scale"].value == 1.0
-    assert any(path.startswith("items/") and value.value == 1 for path, value in found.items())
+    assert any(path.startswith("items/") and str(value) == "1" for path, value in found.items())
     seen: set[int] = set()
     assert values_of({"model": things.model}, seen=seen)
     assert not values_of({"again": things.model}, seen=seen)

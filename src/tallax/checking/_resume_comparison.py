@@ -29,14 +29,16 @@ _STATEFUL = {"random", "position"}
 def loop_steps(straight: Ended, first: Ended, run: Ended, steps: int) -> int | None:
     """Returns how many steps a run took; None if the training loop is not in the user's files.
 
-    A line of the loop runs `steps` times more in the uninterrupted run than in the first half. Of all such lines, the
-    one that ran least tells: a job may draw the first batches again to get to its position.
+    A line of the loop runs `steps` times more in the uninterrupted run than in the first half; if it also runs before
+    the loop, as the line of a `for` does once, that part is constant. Of all such lines, the one that ran least counts:
+    a job may draw the first batches again to get to its position.
     """
     counts = []
     for line, count in straight.lines.items():
         more, before = count - first.lines.get(line, 0), first.lines.get(line, 0)
         if more > 0 and more % steps == 0 and before >= more:
-            counts.append(run.lines.get(line, 0) * steps // more)
+            constant = before - more
+            counts.append(max(0, run.lines.get(line, 0) - constant) * steps // more)
     return min(counts, default=None)
 
 

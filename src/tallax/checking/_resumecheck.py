@@ -218,8 +218,8 @@ def _has_resumed(collected: Collected, ended: dict[str, Ended], steps: int) -> b
     taken = loop_steps(ended["straight"], ended["first"], ended["second"], steps)
     if taken is None or steps <= taken < 2 * steps:
         if taken is not None and taken > steps:
-            note = f"continued from step {2 * steps - taken}: save at step {steps} to lose nothing"
-            collected.add(Cell("start of the second half", "", Outcome.PASSED, note))
+            note = f"from step {2 * steps - taken}; if the job saves at step {steps}, no step is taken twice"
+            collected.add(Cell("resumed", "", Outcome.PASSED, note))
         return True
     if taken >= 2 * steps:
         message = "starts again at the first step: nothing was restored."
@@ -245,7 +245,7 @@ def _has_resumed(collected: Collected, ended: dict[str, Ended], steps: int) -> b
 def _finding_of_run(rule: str, name: str, message: str, got: str, run: Ended | None = None) -> Finding:
     fixes = {
         "returns-nothing": "return the objects to compare: return model, optimizer, data, losses",
-        "nothing-saved": "save at the last step too, in the folder that the job gets; or choose steps= at which it saves",
+        "nothing-saved": "save at the last step too, in the folder that the job gets; or steps= at which it saves",
     }
     source = "" if run is None else run.source or "; ".join(run.output.splitlines()[-1:])
     return Finding(rule, name, message, got=got, fix=fixes.get(rule) or _FIXES[rule], source=source)
