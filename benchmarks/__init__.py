@@ -17,6 +17,7 @@ GROUPS = {
     "logging": "benchmarks.logged_loops",
     "loops": "benchmarks.loops",
     "mixed-items": "benchmarks.mixed_items",
+    "positions": "benchmarks.positions",
     "readings": "benchmarks.readings",
     "statistics": "benchmarks.statistics",
     "step-time": "benchmarks.step_time",

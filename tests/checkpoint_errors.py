@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import pathlib
 import sys
 import tempfile
+import time
 import types
 import unittest.mock
 import zipfile
@@ -20,6 +24,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 import tallax
+from tallax.checking._command import check_resume_of
 from tallax.checkpoints._locate import told
 from tallax.checkpoints._manifest import Manifest
 from tallax.interop import from_linen, from_torch, to_linen, to_torch
@@ -207,7 +212,143 @@ def narrow(model):
         to_torch(nnx.Dict(w=nnx.Param(jnp.ones(2, jnp.int4))))
 
 
+class Batches:
+    """An iterator that can tell its position, and refuses one that is not a number."""
+
+    def __init__(self, state):
+        self.state = state
+
+    def get_state(self):
+        return self.state
+
+    def set_state(self, state):
+        if not isinstance(state, int):
+            raise TypeError("no such position")
+        self.state = state
+
+
+def position_of_another(model):
+    tree = tallax.to_checkpoint(model, data=Batches("the first"))
+    tallax.from_checkpoint(tree, model, data=Batches(0))
+
+
+def positions_of_two(model):
+    def gather(own):
+        return np.stack([own, own] if own.dtype != np.uint8 else [own, np.frombuffer(b"[1]", np.uint8)])
+
+    with (
+        unittest.mock.patch("jax.process_count", return_value=2),
+        unittest.mock.patch("jax.experimental.multihost_utils.process_allgather", gather),
+    ):
+        tree = tallax.to_checkpoint(nnx.Dict(step=tallax.Counter()), data=Batches(0))
+    tallax.from_checkpoint(tree, nnx.Dict(step=tallax.Counter()), data=Batches(0))
+
+
+def disagreement(model):
+    things = nnx.Dict(step=tallax.Counter(10), examples=tallax.Counter(81))
+    with tallax.Checkpoints("run", batch_size=8) as checkpoints:
+        checkpoints.save(10, things)
+
+
+def preemption_in_a_thread(model):
+    with concurrent.futures.ThreadPoolExecutor(1, "worker") as pool:
+        pool.submit(tallax.Checkpoints, "run", preemption_exit_code=1).result()
+
+
+def nested_job(model):
+    def job(folder, steps):
+        pass
+
+    tallax.resumecheck(job)
+
+
+def resume_command(target, devices):
+    """Returns a use of the command line, whose printed error is raised."""
+
+    def act(model):
+        with contextlib.redirect_stderr(io.StringIO()) as printed:
+            assert check_resume_of(target, 4, devices, 60.0, as_json=False) == 2
+        raise tallax.StatecheckError(printed.getvalue().rstrip())
+
+    return act
+
+
 CASES = {
+    "save-a-position": (
+        lambda model: tallax.to_checkpoint(model, data=Batches({1, 2})),
+        tallax.InvalidTypeError,
+        """\
+data: the state of an iterator is stored as JSON.
+  got:       set ({1, 2}) (a set)
+  expected:  numbers, text, bytes, NumPy arrays, and lists and dicts of these
+  fix:       get_state and set_state of these, or extra= for state that you restore yourself""",
+    ),
+    "restore-a-position": (
+        position_of_another,
+        tallax.RestoreError,
+        """\
+data: the iterator does not accept the saved position.
+  got:  TypeError: no such position
+  fix:  make the iterator as it was when it was saved: the same datasets, transformations and batch size""",
+    ),
+    "restore-positions-of-two": (
+        positions_of_two,
+        tallax.RestoreError,
+        """\
+data: was saved by another number of processes, each at a position of its own.
+  got:       2 positions
+  expected:  1, one for each process
+  fix:       restore it with as many processes; or without the iterator, with its name in unexpected=[...]""",
+    ),
+    "counts-disagree": (
+        in_a_folder(disagreement),
+        UserWarning,
+        """\
+model/examples: does not agree with model/step, so batches are skipped, repeated or not counted.
+  got:       81 at model/step 10
+  expected:  80, for batches of 8
+  fix:       count examples and steps in one place, and save the data with them: save(n, model, data=iterator)""",
+    ),
+    "preemption-in-a-thread": (
+        in_a_folder(preemption_in_a_thread),
+        tallax.InvalidValueError,
+        """\
+preemption_exit_code: a signal handler can only be set in the main thread.
+  got:  the thread 'worker_0'
+  fix:  make tallax.Checkpoints in the main thread, or leave preemption_exit_code out""",
+    ),
+    "resume-nested": (
+        nested_job,
+        tallax.InvalidTypeError,
+        """\
+resumecheck: runs the job in new processes, which import it by name.
+  got:       nested_job.<locals>.job
+  expected:  a function at the top level of a file, or a functools.partial of one
+  fix:       def job(folder, steps): ... outside of other functions""",
+    ),
+    "resume-steps": (
+        lambda model: tallax.resumecheck(time.sleep, steps=0),
+        tallax.InvalidValueError,
+        """\
+steps: takes positive numbers.
+  got:  int (0)
+  fix:  steps=5: each half takes five steps""",
+    ),
+    "resume-no-name": (
+        resume_command("train.py", ""),
+        tallax.StatecheckError,
+        """\
+train.py: --resume requires a file and the name of a job in it.
+  fix:  tallax check train.py:job --resume, for def job(folder, steps): ...""",
+    ),
+    "resume-devices": (
+        resume_command(f"{__file__}:CASES", "8,4,2"),
+        tallax.StatecheckError,
+        """\
+--devices: takes one number, or two.
+  got:  8,4,2
+  fix:  --devices 8, or --devices 8,4 for the two halves""",
+    ),
     "save-over": (
         in_a_folder(lambda model: [tallax.save("one", model), tallax.save("one", model)]),
         tallax.CheckpointError,
@@ -227,7 +368,7 @@ a checkpoint: requires the modules and optimizers to save.
         lambda model: tallax.to_checkpoint(nnx.state(model)),
         tallax.InvalidTypeError,
         """\
-a checkpoint: takes modules, optimizers and compiled steps.
+a checkpoint: takes modules, optimizers, compiled steps, and iterators with get_state and set_state.
   got:  State (State({ 'experts': { 0: { 'bias': Buffer( # 2...)
   fix:  tallax.save(path, model, optimizer), or tallax.save(path, step)""",
     ),

@@ -22,6 +22,7 @@ SMALL = {  # what to call `group` with, so that a case compiles in a second or t
     "logging": (3, TINY),
     "loops": (2, 3, TINY),
     "mixed-items": (2, 3),
+    "positions": (TINY, 3),
     "readings": (3,),
     "step-time": ((0, 2),),
     "transformer": (TINY, (3,)),

@@ -14,7 +14,7 @@ DOCUMENTED = [
     name for page in PAGES.glob("*.md") for name in re.findall(r"^::: (\S+)$", page.read_text(), flags=re.MULTILINE)
 ]
 NOT_OURS = {"TYPE_CHECKING", "Any"}  # what an import line needs
-INTERNAL = {"tallax.sinks.as_sink", "tallax.checking.RULES"}  # for other parts of tallax; not for users
+INTERNAL = {"tallax.sinks.as_sink", "tallax.checking.RULES", "tallax.checking.RESUME_RULES"}  # for other parts of tallax; not for users
 
 
 def public(module: str) -> set[str]:
@@ -28,7 +28,8 @@ def public(module: str) -> set[str]:
 def test_every_public_name_is_in_the_reference():
     """What `tallax` and the submodules that users write the names of have is on a page of docs/api."""
     namespaces = ("tallax", "tallax.statistics", "tallax.sinks", "tallax.interop", "tallax.checking")
-    wanted = functools.reduce(set.union, map(public, namespaces)) - {"tallax.checking.statecheck"}
+    twice = {"tallax.checking.statecheck", "tallax.checking.resumecheck"}
+    wanted = functools.reduce(set.union, map(public, namespaces)) - twice
     assert wanted - set(DOCUMENTED) == set()
 
 

@@ -25,6 +25,7 @@ from tallax._errors import TracedReadError as TracedReadError
 from tallax._errors import TraceError as TraceError
 from tallax._module import Module as Module
 from tallax._version import __version__ as __version__
+from tallax.checking import resumecheck as resumecheck
 from tallax.checking import statecheck as statecheck
 from tallax.checkpoints import Checkpoints as Checkpoints
 from tallax.checkpoints import RestoreReport as RestoreReport

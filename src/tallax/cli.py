@@ -71,17 +71,21 @@ def main() -> None:
             None, help="A function in the file to call with the model and the inputs, instead of the model."
         ),
         calls: int = typer.Option(3, min=2, help="How often each run calls the model."),
-        limit: float = typer.Option(300.0, min=0.0, help="Seconds after which a check is stopped."),
+        limit: float = typer.Option(300.0, min=0.0, help="Seconds after which a check, or a run of a job, is stopped."),
         json: bool = typer.Option(False, "--json", help="Print the report as JSON."),
+        resume: bool = typer.Option(False, "--resume", help="Run a training job, FILE:JOB, and check how it resumes."),
+        steps: int = typer.Option(4, min=1, help="With --resume: the steps of each half."),
+        devices: str = typer.Option("", help="With --resume: devices of both halves, or of each: 8, or 8,4."),
         start: bool = typer.Option(False, "--start", help="Write the exercise's starting file instead."),
     ) -> None:
-        """Run a module under every transformation, and report what happens to its state.
+        """Run a module under every transformation, and report the faults of its state; or a job with a kill in it.
 
         Exits with 0 if nothing failed, 1 if something failed, and 2 if it could not run, or was cut short before a
         failure.
         """
         try:
             from tallax.checking._command import check as run
+            from tallax.checking._command import check_resume_of as run_resume
         except ModuleNotFoundError as error:
             if error.name != "rich":
                 raise
@@ -89,6 +93,8 @@ def main() -> None:
 
             print(MissingExtraError.of("tallax check", "cli", "rich"), file=sys.stderr)
             raise typer.Exit(2) from None
+        if resume:
+            raise typer.Exit(run_resume(target, steps, devices, limit, as_json=json))
         raise typer.Exit(run(target, inputs, call, calls, limit, as_json=json, start=start))
 
     @app.command(add_help_option=False, context_settings={"ignore_unknown_options": True})

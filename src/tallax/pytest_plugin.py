@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pytest fixture `statecheck`, which pytest finds by the entry point `pytest11`.
+"""The pytest fixtures `statecheck` and `resumecheck`, which pytest finds by the entry point `pytest11`.
 
-It lives outside the package, and imports it only when the fixture is used: pytest loads plugins before a `conftest.py`
+They live outside the package, and import it only when a fixture is used: pytest loads plugins before a `conftest.py`
 may set JAX's platform and flags, which JAX reads when it is imported.
 """
 
@@ -25,5 +25,18 @@ def statecheck() -> Callable[..., Report]:
         from tallax.checking import statecheck
 
         return statecheck(make, *inputs, **options).raise_on_failure()
+
+    return check
+
+
+@pytest.fixture
+def resumecheck() -> Callable[..., Report]:
+    """`tallax.resumecheck`, except that a failure fails the test, with the text of the findings; returns the report."""
+
+    def check(job: Callable[..., Any], **options: Any) -> Report:
+        __tracebackhide__ = True
+        from tallax.checking import resumecheck
+
+        return resumecheck(job, **options).raise_on_failure()
 
     return check

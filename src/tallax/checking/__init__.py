@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`statecheck` and its report: does a module keep its state under every transformation, mode and copy?
+"""Checks by running: `statecheck` for modules, `resumecheck` for training jobs, and the report of both.
 
-A check compares runs. The measure is plain Python: a few calls of a new model without compilation. Data moves through
-the files in this order:
+Each compares runs. `statecheck` runs a module under every transformation, mode and copy, and compares its state with
+that of plain calls of a new model. Data moves through the files in this order:
 
 1. Program: `_program` turns the arguments of `statecheck` into a factory, a call and one batch of arrays per call.
 2. Reference run: `_reference` runs the program without compilation. `_snapshot` copies every value of the model to the
@@ -16,19 +16,25 @@ the files in this order:
 6. Report: `_check_results` collects the findings and drops those that another finding explains. `_report` prints the
    report as text, `_rich_report` in colour.
 
-    statecheck ─ program ─ reference run ─┬─ check ─ transformation ─ snapshot ─ difference ─ diagnosis ─┬─ report
-                                          └─ check ...                                                  ─┘
+`resumecheck` runs a job in new processes, and compares the state that it returns:
+
+1. `_job_runs` starts each run as a process (`_job_worker`), bounds it in time, and ends it with all that it started.
+2. `_job_trace` counts in that process how often each line of the user's files runs, and keeps local variables.
+3. `_job_state` turns the returned objects into values by path: NumPy arrays, numbers and text.
+4. `_resume_comparison` compares the runs; `_resume_causes` names what happened to a value, from numbers alone.
+5. `_resume_remedies` has the rules and the remedies.
 
 `tallax check` adds `_command` (the terminal), `_process` (a process that may hang or crash), `_command_inputs` (the
 text after `--inputs`), `_exercise` (the grader) and `_progress` (the line on stderr).
 
 To add a transformation, add a line to `TRANSFORMATIONS`. To add a check, write the generator and add it to `_CHECKS` in
 `_statecheck`. To add a rule, add it to `RULES` in `_report` and to a tier in `_check_results`, and add a module that
-breaks it to `tests/corpus`. To reword a remedy, edit `_FIXES` in `_diagnosis`.
+breaks it to `tests/corpus`. To reword a remedy, edit `_FIXES` in `_diagnosis`. For the evidence behind a rule of
+`resumecheck`, open `_resume_causes`, and add a case to `tests/test_resumecheck.py`.
 
-Two invariants must not break. A right module never fails: `tests/test_statecheck.py` runs every module of
-`tests/corpus/right_*.py`. Every wrong module fails by its own rule, at its own path: the same test runs
-`tests/corpus/wrong_*.py`. Both depend on one habit: each run gets a model that the factory made for it.
+Two invariants must not break. A right module or job never fails: `tests/corpus/right_*.py` and the right jobs in
+`tests/resume_jobs.py` are run. Every wrong one fails by its own rule, at its own path: the same tests run the wrong
+ones. Both depend on one habit: each run gets a model that the factory made for it.
 """
 
 from tallax.checking._report import RULES as RULES
@@ -36,4 +42,6 @@ from tallax.checking._report import Cell as Cell
 from tallax.checking._report import Finding as Finding
 from tallax.checking._report import Outcome as Outcome
 from tallax.checking._report import Report as Report
+from tallax.checking._resume_remedies import RESUME_RULES as RESUME_RULES
+from tallax.checking._resumecheck import resumecheck as resumecheck
 from tallax.checking._statecheck import statecheck as statecheck

@@ -111,7 +111,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """The report of `statecheck`.
+    """The result of `statecheck` or `resumecheck`.
 
     Attributes:
         name: The name of the checked object.

@@ -23,6 +23,7 @@ from tallax._errors import (
 from tallax._module import EvalAware
 from tallax._walk import Leaf, leaves_of
 from tallax.checkpoints._manifest import Entry
+from tallax.checkpoints._positions import POSITION, has_position, read_position, write_position
 from tallax.checkpoints._serialize import RESERVED, dtype_of, is_key, joined, key_of
 from tallax.compiling import CompiledStep
 from tallax.replicas import combine_replicas
@@ -42,6 +43,7 @@ class Holder:
         owner: the statistic or `Scheduled` that it is the state of, if there is one.
         structure: of the value.
         write: puts another value in its place.
+        is_position: whether it is the state of an iterator over the data.
     """
 
     names: tuple[str, ...]
@@ -50,10 +52,13 @@ class Holder:
     structure: Any
     write: Callable[[Any], None]
     leaves: tuple[Any, ...]
+    is_position: bool = False
 
     @property
     def kind(self) -> str:
-        """The class name of the Variable; `array` outside of Variables."""
+        """The class name of the Variable; `array` outside of Variables, `position` for an iterator."""
+        if self.is_position:
+            return POSITION
         return "array" if self.variable is None else type(self.variable).__name__
 
     @property
@@ -123,11 +128,11 @@ def _parts_of(thing: Any) -> tuple[Any, ...]:
     if isinstance(thing, CompiledStep):
         thing.sync()
         return thing.objects
-    if not isinstance(thing, nnx.Pytree):
+    if not isinstance(thing, nnx.Pytree) and not has_position(thing):
         raise InvalidTypeError(
             compose(
                 "a checkpoint",
-                "takes modules, optimizers and compiled steps.",
+                "takes modules, optimizers, compiled steps, and iterators with get_state and set_state.",
                 got=" ".join(describe(thing).split()),
                 fix="tallax.save(path, model, optimizer), or tallax.save(path, step)",
             )
@@ -137,7 +142,8 @@ def _parts_of(thing: Any) -> tuple[Any, ...]:
 
 def _label(thing: Any) -> str:
     kinds = ((nnx.Optimizer, "optimizer"), ((nnx.Rngs, nnx.RngStream), "rngs"), (nnx.Metric, "metrics"))
-    return next((label for kind, label in kinds if isinstance(thing, kind)), "model")
+    other = "model" if isinstance(thing, nnx.Pytree) else "data"
+    return next((label for kind, label in kinds if isinstance(thing, kind)), other)
 
 
 def holders_of(objects: Mapping[str, Any], *, abstract: bool = False) -> list[Holder]:
@@ -154,6 +160,9 @@ def holders_of(objects: Mapping[str, Any], *, abstract: bool = False) -> list[Ho
     """
     found: list[Holder] = []
     for name, thing in objects.items():
+        if not isinstance(thing, nnx.Pytree):
+            found.append(_position_of(name, thing))
+            continue
         bare = set()
         for leaf in leaves_of(thing, (nnx.Variable, *_ARRAYS)):
             if isinstance(leaf.variable, _ARRAYS):
@@ -163,6 +172,16 @@ def holders_of(objects: Mapping[str, Any], *, abstract: bool = False) -> list[Ho
         if bare:
             found += _bare_arrays(name, thing, bare, abstract)
     return sorted(found, key=lambda holder: holder.names)
+
+
+def _position_of(name: str, thing: Any) -> Holder:
+    """Returns the position of an iterator over the data."""
+
+    def write(value: Any) -> None:
+        write_position(name, thing, value)
+
+    leaf = read_position(name, thing)
+    return Holder((joined((name,)),), None, None, jax.tree.structure(0), write, (leaf,), is_position=True)
 
 
 def _holder_of(name: str, leaf: Leaf, abstract: bool) -> Holder:
@@ -311,6 +330,6 @@ def has_shares(holder: Holder) -> bool:
 
 def whole(thing: Any) -> Any:
     """Returns an object with per-replica state combined, or the object itself if it has none."""
-    if any(leaf.variable._per_replica for leaf in leaves_of(thing, StateVariable)):
+    if isinstance(thing, nnx.Pytree) and any(leaf.variable._per_replica for leaf in leaves_of(thing, StateVariable)):
         return combine_replicas(thing)
     return thing

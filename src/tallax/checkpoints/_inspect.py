@@ -17,6 +17,7 @@ from tallax import _uint64, statistics
 from tallax.checkpoints._fetch import read_arrays, read_manifest
 from tallax.checkpoints._locate import METADATA, folder_of, orbax, outline_of, pytree_handler, told
 from tallax.checkpoints._manifest import Entry, Manifest, Source
+from tallax.checkpoints._positions import POSITION
 from tallax.checkpoints._serialize import stored_dtype
 from tallax.logging._flatten import Numbers
 from tallax.runs import StateInfo
@@ -93,6 +94,8 @@ def _value(entries: Mapping[str, Entry], arrays: Mapping[str, np.ndarray]) -> An
     if len(entries) > 1:
         return None
     ((entry, state),) = zip(entries.values(), arrays.values(), strict=True)
+    if entry.kind == POSITION:
+        return None
     if entry.kind == "Counter":
         counts = _uint64.to_uint64(state)
         return counts if counts.ndim else int(counts)

@@ -5,21 +5,26 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures
+import dataclasses
 import operator
 import os
 import shutil
 import sys
+import warnings
 import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, SupportsIndex
 
 import jax
 
 from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, TallaxError, compose, describe
 from tallax.checkpoints._collect import named_objects
+from tallax.checkpoints._cross_check import disagreements
 from tallax.checkpoints._locate import UNFINISHED, orbax, unreadable
 from tallax.checkpoints._plan import RestoreReport
-from tallax.checkpoints._policy import Missing, Rename, Unexpected
-from tallax.checkpoints._restore import restore
+from tallax.checkpoints._policy import Missing, Policy, Rename, Unexpected
+from tallax.checkpoints._preemption import Preemption
+from tallax.checkpoints._restore import restore_from
 from tallax.checkpoints._save import Contents, arguments, path_of
 from tallax.compiling import CompiledStep
 
@@ -34,12 +39,18 @@ class Checkpoints:
         folder: is made when something is saved.
         keep: the number of checkpoints that stay, the latest ones; None for all.
         every: `save` does something for multiples of this number.
+        batch_size: the examples of a step. If the counters in the objects, such as `examples` and `step`, or the
+            position of a data iterator disagree with it, `save` and `restore` warn, by name.
+        preemption_exit_code: if it is given, SIGTERM lets the running step end; then the next `save` saves at any step,
+            waits for the write, and ends the program with this code. With several processes, all save at the same step,
+            as `jax.experimental.multihost_utils.reached_preemption_sync_point` arranges.
         async_: whether `save` returns once the state is copied on its devices, and writes it in the background. With
             several processes Orbax copies it to the host first.
 
     Raises:
         InvalidTypeError: `folder` is no path.
-        InvalidValueError: `keep` or `every` is not a positive integer, or `folder` an address, such as `gs://...`.
+        InvalidValueError: `keep`, `every` or `batch_size` is not a positive integer; `folder` is an address, such as
+            `gs://...`; or `preemption_exit_code` is given outside of the main thread.
 
     Example:
         >>> import tempfile, jax.numpy as jnp, tallax
@@ -61,14 +72,27 @@ class Checkpoints:
         (30, 4950)
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, keep: int | None = 3, every: int = 1, async_: bool = True):
-        for name, value in (("keep", keep), ("every", every)):
-            if not (isinstance(value, int) and value > 0) and not (name == "keep" and value is None):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        keep: int | None = 3,
+        every: int = 1,
+        batch_size: int | None = None,
+        preemption_exit_code: int | None = None,
+        async_: bool = True,
+    ):
+        for name, value in (("keep", keep), ("every", every), ("batch_size", batch_size)):
+            if not (isinstance(value, int) and value > 0) and not (name != "every" and value is None):
                 raise InvalidValueError(
                     compose(name, "must be a positive integer.", got=describe(value), fix="keep=3, every=1000")
                 )
         self._name, self._folder = str(folder), path_of(folder, "tallax.Checkpoints(folder)").absolute()
         self._keep, self._every, self._async = keep, every, async_
+        self._batch_size, self._exit_code = batch_size, preemption_exit_code
+        self._preemption = None if preemption_exit_code is None else Preemption()
+        self._is_checked = False
+        self._disagreements: list[str] = []  # found by the writer, told by the caller's thread
         self._manager: Any = None
         self._writer: concurrent.futures.ThreadPoolExecutor | None = None
         self._writing: concurrent.futures.Future[None] | None = None
@@ -81,7 +105,7 @@ class Checkpoints:
 
         Args:
             step: the number, larger than that of any checkpoint in the folder; a `Counter` is one.
-            *objects: see `to_checkpoint`.
+            *objects: see `to_checkpoint`. Iterators over the data with `get_state` and `set_state` are saved too.
             extra: see `to_checkpoint`.
             force: whether to save at any number, as after the last step.
             **named: see `to_checkpoint`.
@@ -94,6 +118,7 @@ class Checkpoints:
             CheckpointError: this one, or the one before, could not be written.
             InvalidTypeError: `step` is no integer.
             InvalidValueError: there is a checkpoint of a larger number, or `step` is below 0.
+            SystemExit: SIGTERM came, and everything is saved; see `preemption_exit_code`.
             TallaxError: as `tallax.save` does.
         """
         if not hasattr(step, "__index__"):
@@ -110,8 +135,17 @@ class Checkpoints:
             raise InvalidValueError(
                 compose("step", "checkpoints are numbered from 0.", got=str(step), fix="checkpoints.save(n, model)")
             )
-        if step % self._every and not force:
+        is_last = self._preemption is not None and self._preemption.is_requested(step)
+        if step % self._every and not (force or is_last):
             return False
+        saved = self._save(step, objects, extra, named)
+        if is_last:
+            self.close()
+            raise SystemExit(self._exit_code)
+        return saved
+
+    def _save(self, step: int, objects: Sequence[Any], extra: Any, named: Mapping[str, Any]) -> bool:
+        """Saves, unless the number is that of the latest checkpoint."""
         latest = self.latest()
         if latest is not None and step <= latest:
             if step == latest:
@@ -174,6 +208,7 @@ class Checkpoints:
 
         Raises:
             CheckpointError: there is no checkpoint, or none of that number; or as `tallax.restore` does.
+            RestoreError: as `tallax.restore` does.
             TallaxError: as `tallax.restore` does.
         """
         steps = self.steps()
@@ -190,9 +225,12 @@ class Checkpoints:
                     else f"step={steps[-1]}",
                 )
             )
-        return restore(
-            self._folder / str(number), *objects, missing=missing, unexpected=unexpected, rename=rename, **named
-        )
+        policy = Policy(missing, unexpected, rename)
+        report, manifest = restore_from(self._folder / str(number), objects, named, policy)
+        found = disagreements(manifest, self._batch_size)
+        self._disagreements += found
+        self._warn()
+        return dataclasses.replace(report, warnings=(*report.warnings, *found))
 
     def wait(self) -> None:
         """Waits for the checkpoint that is being written.
@@ -205,6 +243,12 @@ class Checkpoints:
             writing.result()
         if self._manager is not None:
             self._manager.wait_until_finished()
+        self._warn()
+
+    def _warn(self) -> None:
+        messages, self._disagreements = self._disagreements, []
+        for message in messages:
+            warnings.warn(message, stacklevel=3)
 
     def close(self) -> None:
         """Waits, and releases the folder. Raises the same errors as `wait`."""
@@ -217,6 +261,8 @@ class Checkpoints:
             manager, self._manager = self._manager, None
             if manager is not None:
                 manager.close()
+            if self._preemption is not None:
+                self._preemption.close()
 
     def __enter__(self) -> Self:
         return self
@@ -236,7 +282,12 @@ class Checkpoints:
         try:
             if self._manager is None:
                 self._manager = self._opened()
-            self._manager.save(step, args=arguments(contents, step), force=True)
+            manifest = contents.manifest(step)
+            self._manager.save(step, args=arguments(contents, manifest), force=True)
+            # Once for each program: a batch size that was changed on purpose disagrees at every save.
+            if not self._is_checked:
+                self._disagreements += disagreements(manifest, self._batch_size)
+                self._is_checked = bool(self._disagreements)
         except TallaxError:
             raise
         except Exception as error:

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from tallax._errors import CheckpointError, InvalidValueError, compose, describe
+from tallax.checkpoints._positions import POSITION
 from tallax.checkpoints._prefixes import without_value_levels
 from tallax.checkpoints._serialize import RESERVED, is_key, joined, key_of, size_of, stored, stored_dtype
 
@@ -66,6 +67,8 @@ class Entry:
         return size_of(self.shape, self.dtype)
 
     def __str__(self) -> str:
+        if self.kind == POSITION:
+            return "a position in the data"
         if self.kind == "Counter":
             return f"counts[{','.join(map(str, self.shape[:-1]))}]"
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"

@@ -13,6 +13,7 @@ from tallax._errors import RestoreError, compose
 from tallax.checkpoints._collect import Target
 from tallax.checkpoints._manifest import Entry, Manifest
 from tallax.checkpoints._policy import Policy, proposal, renamed, some
+from tallax.checkpoints._positions import POSITION
 from tallax.checkpoints._prefixes import Layout, Wanted, layout_of
 from tallax.checkpoints._serialize import KEY, PYTHON, stored_dtype
 
@@ -179,6 +180,8 @@ def _fault(saved: Entry, wanted: Entry) -> tuple[str, str] | None:
         return str(saved), str(wanted)
     if is_same_number(saved, wanted):
         return None
+    if POSITION in (saved.kind, wanted.kind):  # positions differ in length; the iterator itself knows which it accepts
+        return None if saved.kind == wanted.kind else (str(saved), str(wanted))
     stored = str(stored_dtype(wanted.dtype, widened=False))  # of keys and numbers of Python's
     dtypes = {wanted.dtype} if saved.kind else {wanted.dtype, stored}
     if saved.shape != wanted.shape or saved.dtype not in dtypes:

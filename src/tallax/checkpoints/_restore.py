@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from tallax.checkpoints._apply import apply, require_values
 from tallax.checkpoints._collect import Target, named_objects
 from tallax.checkpoints._fetch import Fetch, fetch_values, given, read_arrays, read_manifest
 from tallax.checkpoints._locate import locate, orbax, pytree_handler, told
-from tallax.checkpoints._manifest import Entry, Source, arrays_in
+from tallax.checkpoints._manifest import Entry, Manifest, Source, arrays_in
 from tallax.checkpoints._plan import RestoreReport, places, plan_restore
 from tallax.checkpoints._policy import Missing, Policy, Rename, Unexpected
 from tallax.checkpoints._prefixes import without_value_levels
@@ -162,7 +163,14 @@ def restore(
         TallaxError: As `from_checkpoint` does.
     """
     path = path_of(path, "tallax.restore(path, model, optimizer)")
-    policy = Policy(missing, unexpected, rename)
+    report, _ = restore_from(path, objects, named, Policy(missing, unexpected, rename))
+    return report
+
+
+def restore_from(
+    path: Path, objects: Sequence[Any], named: Mapping[str, Any], policy: Policy
+) -> tuple[RestoreReport, Manifest]:
+    """As `restore`; returns the manifest of the checkpoint, too."""
     target = Target.of(named_objects(objects, named))
     with told(str(path), "the checkpoint cannot be read"), orbax().Checkpointer(pytree_handler()) as checkpointer:
         folders, trees = locate(path.absolute(), str(path))
@@ -180,7 +188,7 @@ def restore(
                 found |= read_arrays(checkpointer, folder, trees[part], wanted, target)
             return found
 
-        return restore_into(target, source, fetch, policy)
+        return restore_into(target, source, fetch, policy), source.manifest
 
 
 def restore_into(target: Target, source: Source, fetch: Fetch, policy: Policy) -> RestoreReport:

@@ -26,6 +26,7 @@ from tallax._errors import (
 from tallax.checkpoints._collect import Holder, entry_of, has_shares, holders_of, named_objects, whole
 from tallax.checkpoints._locate import orbax, told
 from tallax.checkpoints._manifest import Entry, Manifest
+from tallax.checkpoints._positions import gathered
 from tallax.checkpoints._serialize import RESERVED, dtype_of, is_writable, size_of, stored, sums_of
 from tallax.reading import Reading
 
@@ -106,7 +107,10 @@ class Contents:
         for holder in holders:
             for name, leaf in zip(holder.names, holder.leaves, strict=True):
                 entries[name] = entry_of(holder, leaf)
-                if holder.persistent:
+                if holder.is_position:
+                    inline[name] = gathered(leaf)
+                    entries[name] = dataclasses.replace(entries[name], shape=inline[name].shape)
+                elif holder.persistent:
                     _refuse_dtype(name, leaf)
                     (inline if _is_inline(holder, leaf) else arrays)[name] = _whole_of(name, leaf)
         return cls(entries, arrays, inline, extra)
@@ -240,12 +244,11 @@ def save(path: str | os.PathLike[str], *objects: Any, extra: Any = None, **named
     contents = Contents.of(named_objects(objects, named), extra)
     ocp = orbax()
     with told(str(path), "can't be written"), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        checkpointer.save(folder, args=arguments(contents))
+        checkpointer.save(folder, args=arguments(contents, contents.manifest()))
 
 
-def arguments(contents: Contents, step: int | None = None) -> Any:
-    """Returns what Orbax is to save, with the manifest once more as JSON that anybody can read."""
-    manifest = contents.manifest(step)
+def arguments(contents: Contents, manifest: Manifest) -> Any:
+    """Returns the arguments of Orbax's save, with the manifest once more as JSON that other programs can read."""
     tree = contents.tree(manifest)
     if jax.process_count() > 1:
         _refuse_differences(tree[RESERVED])

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process of one run of `resumecheck`: calls the job, writes the values of its state, and is killed.
+
+`python -m tallax.checking._job_worker REQUEST RESULT` reads a request that `_job_runs` pickled. It ends by SIGKILL, as
+a preempted job does: no `atexit`, no thread and no buffer of the job gets another moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import runpy
+import signal
+import sys
+import time
+import traceback
+import types
+from pathlib import Path
+from typing import Any
+
+from tallax.checking._job_runs import end_descendants
+
+
+def main() -> None:
+    """Runs the request that `sys.argv` names."""
+    request = pickle.loads(Path(sys.argv[1]).read_bytes())
+    result: dict[str, Any] = {}
+    phase = "import"
+    try:
+        sys.path[:] = request["path"]
+        job = _job_of(request)
+        phase = "raises"
+        result = _run(job, request)
+    except SystemExit as error:
+        result = {"outcome": "exits", "error": f"exit code {error.code!r}"}
+    except BaseException as error:
+        from tallax.checking._source_lines import line_of_error
+
+        text = f"{type(error).__name__}: {error}".strip().split("\n")[0][:300]
+        result = {"outcome": phase, "error": text, "source": line_of_error(error)}
+        traceback.print_exc()
+    partial = Path(f"{sys.argv[2]}.partial")
+    partial.write_bytes(pickle.dumps(result))
+    partial.rename(sys.argv[2])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    end_descendants(os.getpid())
+    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+def _job_of(request: dict[str, Any]) -> Any:
+    """Returns the job: a name in a file, or a pickled function, whose `__main__` is run under another name first."""
+    if request["file"]:
+        from tallax.checking._command_inputs import found, loaded
+
+        return found(loaded(Path(request["file"])), request["name"])
+    if request["main"]:
+        module = types.ModuleType("__mp_main__")  # the name that multiprocessing gives it: no `__main__` guard opens
+        module.__dict__.update(runpy.run_path(request["main"], run_name="__mp_main__"))
+        sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+    return pickle.loads(request["job"])
+
+
+def _run(job: Any, request: dict[str, Any]) -> dict[str, Any]:
+    from tallax.checking._job_state import roots_of, values_of
+    from tallax.checking._job_trace import JobTrace
+
+    trace, began = JobTrace(), time.perf_counter()
+    returned = trace.run(job, Path(request["folder"]), request["steps"])
+    seconds = time.perf_counter() - began
+    names = {id(value): name for name, value in trace.own_locals.items()}
+    seen: set[int] = set()
+    values = values_of(roots_of(returned, names), seen=seen)
+    return {
+        "outcome": "ended",
+        "values": values,
+        "hints": _hints(trace, seen),
+        "lines": dict(trace.lines),
+        "seconds": seconds,
+    }
+
+
+def _hints(trace: Any, seen: set[int]) -> dict[str, Any]:
+    """Returns the values of state that the job keeps and does not return, by path."""
+    from tallax.checking._job_state import global_generators, values_of
+
+    named: dict[str, Any] = {}
+    for function, variables in trace.locals_of.items():
+        named |= {f"{function}/{name}": value for name, value in variables.items() if _may_be_state(name, value)}
+    files = {file for file, _ in trace.lines}
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None) or ""
+        if file in files:
+            for name, value in vars(module).items():
+                if _may_be_state(name, value):
+                    named.setdefault(f"{Path(file).name}/{name}", value)
+    found = global_generators()
+    for name, value in named.items():
+        with contextlib.suppress(Exception):  # donated arrays, tracers, a user's objects in any condition
+            found |= values_of({name: value}, seen=seen)
+    return found
+
+
+def _may_be_state(name: str, value: Any) -> bool:
+    kinds = types.ModuleType | types.FunctionType | type | str | bytes | Path
+    return not name.startswith("__") and not isinstance(value, kinds)
+
+
+if __name__ == "__main__":
+    main()
