@@ -58,3 +58,6 @@ from tallax.runs import RunError as RunError
 from tallax.schedules import Scheduled as Scheduled
 from tallax.variables import Buffer as Buffer
 from tallax.variables import Counter as Counter
+from tallax.watching import SummaryResult as SummaryResult
+from tallax.watching import Watch as Watch
+from tallax.watching import watch as watch

@@ -24,6 +24,10 @@ from tallax._module import EvalAware
 _CONSTANTS = {int, float, bool, str, tuple, dict, list, type(None), types.FunctionType, type}
 
 
+# The attribute of a module in which `tallax.watch` keeps its statistics. No attribute of a user's can have this name.
+WATCHED = ":"
+
+
 class Leaf(NamedTuple):
     """A Variable of an object.
 
@@ -70,7 +74,23 @@ def path_name(path: Sequence[Any], prefix: str = "") -> str:
         prefix: The name of the object, if several were passed.
     """
     parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
+    if WATCHED in parts:
+        parts = _of_watched(parts)
     return "/".join([prefix, *parts] if prefix else parts)
+
+
+def _of_watched(parts: list[str]) -> list[str]:
+    """Returns the path of a statistic that `tallax.watch` keeps: `mlp:output` for a module, `kernel:update` for a Param.
+
+    `parts` are `["mlp", ":", "output"]` and `["mlp", ":", "kernel:update"]`.
+    """
+    place = parts.index(WATCHED)
+    above, below = parts[:place], parts[place + 1 :]
+    if not below:
+        return above
+    if ":" in below[0]:
+        return [*above, *below]
+    return [*above[:-1], f"{''.join(above[-1:])}:{below[0]}", *below[1:]]
 
 
 def leaves_of(thing: Any, kind: Any = nnx.Variable) -> list[Leaf]:

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from tallax._backward_observers import BackwardObserver, observers_of
 from tallax._differentiation_checks import (
     check_any,
     check_floats,
@@ -84,8 +85,10 @@ def value_and_grad(
         positions = checked_positions(wanted, len(args))
         with nnx.update_context(_TAG):
             call = _Call(f, args, kwargs, positions, nnx.Any(wrt), has_aux=has_aux)
-            (loss, after), gradients = jax.value_and_grad(call, has_aux=True)(call.differentiated)
+            differentiate = jax.value_and_grad(call, argnums=(0, 1), has_aux=True)
+            (loss, after), (gradients, cotangents) = differentiate(call.differentiated, call.tokens)
             aux = call.write_back(after)
+        call.observe(cotangents)
         by_position = call.tree.unflatten(gradients)
         found = tuple(by_position[position] for position in positions)
         return (loss, aux) if has_aux else loss, found[0] if isinstance(argnums, int) else found
@@ -157,6 +160,8 @@ class _Call:
             split = [_split(context, leaf, _under(path, matches)) for path, leaf in leaves]
             self.others = _take_apart(context, (others, kwargs))
         self.graphdefs, self.differentiated, self.rest = zip(*split, strict=True) if split else ((), (), ())
+        self.observers = _observers_with_tokens(args, kwargs)
+        self.tokens = [token for _, token in self.observers]
         check_threadable((self.differentiated, self.rest, self.others))
         for (path, _), part in zip(leaves, self.differentiated, strict=True):
             check_floats(path, part)
@@ -167,7 +172,7 @@ class _Call:
             if not any(jax.tree.leaves(part) for part in found):
                 check_any(position, argument, matches)
 
-    def __call__(self, differentiated: Sequence[Any]) -> tuple[Any, Any]:
+    def __call__(self, differentiated: Sequence[Any], tokens: Sequence[jax.Array]) -> tuple[Any, Any]:
         """Returns the loss of what is differentiated, and beside it all that the caller's objects are to become."""
         with nnx.merge_context(_TAG, True) as context:
             parts = zip(self.graphdefs, differentiated, self.rest, strict=True)
@@ -176,7 +181,15 @@ class _Call:
             ]
             others, kwargs = _put_together(context, self.others)
         arguments = self.tree.unflatten(leaves) | others
-        out = self.f(*(arguments[position] for position in range(len(arguments))), **kwargs)
+        inner = [arguments[position] for position in range(len(arguments))]
+        # The objects here are copies, of the same structure. A token is a Variable, so that the transformations within
+        # `f` thread it as they thread all state; it is removed before the copies are taken apart.
+        attached = [observer for observer, _ in _observers_with_tokens(inner, kwargs)]
+        for observer, token in zip(attached, tokens, strict=True):
+            observer.attach(token)
+        out = self.f(*inner, **kwargs)
+        for observer in attached:
+            observer.detach()
         loss, aux = checked_loss(self.f, out, has_aux=self.has_aux)
         nodes = [x for x in jax.tree.leaves((leaves, others, kwargs), is_leaf=is_node) if is_node(x)]
         with nnx.split_context(_TAG) as context:
@@ -187,6 +200,19 @@ class _Call:
         with nnx.merge_context(_TAG, False) as context:
             _, aux = _put_together(context, after)
         return aux
+
+
+    def observe(self, cotangents: Sequence[jax.Array]) -> None:
+        """Gives each observer among the caller's objects the cotangent of its token."""
+        for (observer, _), cotangent in zip(self.observers, cotangents, strict=True):
+            observer.absorb(cotangent)
+
+
+def _observers_with_tokens(args: Sequence[Any], kwargs: Any) -> list[tuple[BackwardObserver, jax.Array]]:
+    """Returns the observers that have something to observe, and their tokens."""
+    nodes = [x for x in jax.tree.leaves((list(args), kwargs), is_leaf=is_node) if is_node(x)]
+    found = [(observer, observer.token()) for observer in observers_of(nodes)]
+    return [(observer, token) for observer, token in found if token is not None]
 
 
 def _split(context: nnx.SplitContext, leaf: Any, matches: Callable[[Any, Any], bool]) -> tuple[Any, ...]:

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`watch`: statistics of the tensors inside a model that nobody edited.
+
+Concepts. A *site* is a watched module; its state, a `Site`, lies in one attribute of the module, called `:`. A *role* is
+a tensor of a site: `input`, `output`, `output_gradient`, or of a Param `kernel:parameter`, `kernel:gradient`,
+`kernel:update`. Each role has a statistic, by default a `Summary`. A *stack* is a module that `nnx.vmap` made: its
+statistics are stacks, too.
+
+The way of a tensor into its statistic:
+
+    outputs, inputs     _classes     the module's class is a subclass of its own class, whose method calls
+                        _site        Site.observe with the arguments and the result
+    gradients of        _site        Site.with_tap passes the output through
+    outputs             _tap         an identity; its backward rule makes the numbers of the gradient the cotangent of a
+                                     token, which `tallax.value_and_grad` differentiates and gives to Site.absorb
+    parameters,         _classes     the optimizer's class is a subclass whose `update` calls
+    gradients, updates  _params      before and after
+    all of them         _reduction   one pass over the tensor, then an addition to 13 words
+                        _summary     the statistic with these words
+
+`_select` reads `sites=`, `_stacks` finds the axes of stacks, `_placing` puts the state on a mesh, `_watch` has the public
+function and class, `_table` prints, and `_notes` keeps the reasons why a site could not be seen.
+
+To watch another kind of tensor, open `_site` or `_params`; to compute another number, `_reduction`, and `_tap` for its
+encoding as a sum.
+
+Invariants. The parameters of a watched model are trained bit for bit like those of the model without a watch, in every
+mode and under every transformation, and no statistic may raise within a training step: if a site cannot be seen, there
+is a note. A step of data-parallel or fully sharded training has no collective more. `tests/test_watch.py` and
+`tests/test_watch_meshes.py` guard them.
+"""
+
+from tallax.watching._summary import SummaryResult as SummaryResult
+from tallax.watching._watch import Watch as Watch
+from tallax.watching._watch import watch as watch

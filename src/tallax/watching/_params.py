@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters, gradients and updates: seen around the `update` of the optimizer, which has all three of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from tallax._walk import WATCHED
+from tallax.statistics import Statistic
+from tallax.watching._notes import note
+from tallax.watching._site import HISTOGRAM, Site, unwritable
+from tallax.watching._summary import Summary
+
+PARAMETER, PARAM_GRADIENT, UPDATE = "parameter", "gradient", "update"
+ROLES = (PARAMETER, PARAM_GRADIENT, UPDATE)
+
+
+class Seen(NamedTuple):
+    """A watched Param before the optimizer updates it.
+
+    Attributes:
+        site: the site of the module that owns it.
+        name: its name in the site.
+        path: its path in the model.
+        variable: the Param.
+        value: its value before the update.
+    """
+
+    site: Site
+    name: str
+    path: tuple[Any, ...]
+    variable: Any
+    value: jax.Array
+
+
+def params_below(module: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yields the paths and Params that a module owns, itself or in containers, but not those of other modules."""
+    for name, child in vars(module).items():
+        if name == WATCHED:
+            continue
+        if isinstance(child, nnx.Param):
+            yield (name,), child
+        elif isinstance(child, nnx.List | nnx.Dict | list | tuple | dict):
+            leaves = jax.tree_util.tree_leaves_with_path(
+                child if not isinstance(child, nnx.Pytree) else dict(vars(child)),
+                is_leaf=lambda x: isinstance(x, nnx.Variable | nnx.Module),
+            )
+            for path, leaf in leaves:
+                if isinstance(leaf, nnx.Param):
+                    yield (name, *(_key(key) for key in path)), leaf
+
+
+def _key(key: Any) -> Any:
+    text = getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))
+    return int(text) if isinstance(text, str) and text.isdigit() else text
+
+
+def before(model: Any) -> list[Seen]:
+    """Returns the watched Params of a model as they are now."""
+    found, seen = [], set()
+    for path, module in nnx.iter_graph(model):
+        site = vars(module).get(WATCHED) if isinstance(module, nnx.Pytree) else None
+        if not isinstance(site, Site) or site.deterministic:
+            continue
+        for inner, variable in params_below(module):
+            name = ".".join(map(str, inner))
+            if id(variable) in seen or not any(f"{name}:{role}" in vars(site) for role in ROLES):
+                continue
+            seen.add(id(variable))
+            found.append(Seen(site, name, (*path, *inner), variable, variable.get_value()))
+    return found
+
+
+def after(seen: list[Seen], gradients: Any) -> None:
+    """Updates the statistics of the Params, after the optimizer has updated their values."""
+    state = gradients if isinstance(gradients, nnx.State) else nnx.state(gradients)
+    flat = {tuple(map(_key, path)): leaf for path, leaf in nnx.to_flat_state(state)}
+    for each in seen:
+        gradient: Any = flat.get(tuple(map(_key, each.path)))
+        if isinstance(gradient, nnx.Variable):
+            gradient = gradient.get_value()
+        values = {PARAMETER: each.value, PARAM_GRADIENT: gradient}
+        if f"{each.name}:{UPDATE}" in vars(each.site):
+            values[UPDATE] = each.variable.get_value() - each.value
+        for role, value in values.items():
+            _observe(each.site, f"{each.name}:{role}", value)
+
+
+def _observe(site: Site, role: str, value: Any) -> None:
+    statistics = site.statistics
+    for name in (role, role + HISTOGRAM):
+        statistic = statistics.get(name)
+        if statistic is None:
+            continue
+        note(site.watch, site.site, role, "called")
+        if value is None:
+            note(site.watch, site.site, role, "the gradients have no entry for it: wrt= of the optimizer leaves it out")
+        elif (problem := unwritable(statistic)) is not None:
+            note(site.watch, site.site, role, problem)
+        else:
+            _update(statistic, value)
+
+
+def _update(statistic: Statistic, value: Any) -> None:
+    if not isinstance(statistic, Summary):
+        statistic.update(value)
+    elif statistic.is_whole():
+        statistic.observe([value])
+    else:
+        statistic.observe_stack(value)

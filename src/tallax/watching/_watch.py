@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`watch` and the `Watch` that it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import nnx
+
+from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+from tallax._walk import WATCHED, path_name
+from tallax.reading import collect
+from tallax.statistics import LogHistogram, Statistic
+from tallax.variables import Counter
+from tallax.watching import _params
+from tallax.watching._classes import base_of, watched_class, watched_optimizer_class
+from tallax.watching._notes import new_number, notes_of
+from tallax.watching._placing import Devices, devices_of, place, split_axis
+from tallax.watching._select import Found, chosen_modules, functions_asked_for, modules_of
+from tallax.watching._site import GRADIENT, HISTOGRAM, INPUT, OUTPUT, Site
+from tallax.watching._stacks import stack_shapes
+from tallax.watching._summary import Summary, SummaryResult, is_idle
+from tallax.watching._table import table
+
+_Factory = Callable[[], Statistic]
+
+
+def watch(
+    model: nnx.Module,
+    optimizer: Any = None,
+    sites: Any = "**",
+    *,
+    inputs: bool = False,
+    outputs: bool = True,
+    output_gradients: bool = False,
+    parameters: bool = False,
+    gradients: bool = False,
+    updates: bool = False,
+    method: str | tuple[str, ...] = "__call__",
+    statistic: _Factory | None = None,
+    histograms: bool = False,
+    every: int = 1,
+    window: int | None = None,
+    step: int | Counter | None = None,
+    stacks: str | list[str] | None = None,
+    batch_axes: str | tuple[str, ...] | None = None,
+) -> Watch:
+    """Keeps statistics of the tensors inside a model, without any change to its code.
+
+    The statistics are tallax state of the model: they are updated on the device in every training step, under every
+    transformation, and `log(model)`, `tallax.collect` and `tallax.save` find them. Their names are paths with a role:
+    `layers/0/mlp:output`, `layers/0/mlp/kernel:gradient`. The trained parameters are those of the model without a
+    watch, bit for bit. In evaluation mode (`model.eval()`) nothing is counted.
+
+    Args:
+        model: the model. Call `watch` before the model is compiled, or expect one compilation more.
+        optimizer: the `nnx.Optimizer`, whose `update(model, grads)` shows parameters, gradients and updates.
+        sites: the modules to watch: a glob of paths, in which `*` is one part and `**` any number of parts; a module
+            class; a predicate `(path, module) -> bool`; or a list of these.
+        inputs: whether to watch the arrays of floats among the arguments of a module, all of them together.
+        outputs: whether to watch the arrays of floats in the output of a module, all of them together.
+        output_gradients: whether to watch the gradients of the loss with respect to the outputs. The gradients have
+            to be computed by `tallax.value_and_grad` or `tallax.grad`.
+        parameters: whether to watch the Params of the chosen modules, before each update.
+        gradients: whether to watch the gradients that `optimizer.update` gets.
+        updates: whether to watch by how much each update changes the parameters.
+        method: the method or methods of the modules to watch.
+        statistic: a function that makes a statistic, such as `tallax.statistics.Moments`; by default a summary. The
+            gradients of outputs always have a summary.
+        histograms: whether to keep a `LogHistogram` as well, of everything but the gradients of outputs.
+        every: the tensors are looked at in every n-th step. The steps are counted by each site.
+        window: the summaries start again after this many steps; None if they are those of all steps.
+        step: the number of steps before this one, from which sites count on. By default the value of the Counter
+            called `step` in the model, if there is one.
+        stacks: globs of the modules that `nnx.vmap` made for `nnx.scan`, if it cannot be inferred from their layers.
+        batch_axes: on a mesh, the axes along which batches are split. By default those whose names contain data,
+            batch, fsdp, replica or dp, or else the first axis.
+
+    Returns:
+        A `Watch`, which reads the statistics, prints them as a table, and removes them.
+
+    Raises:
+        InvalidTypeError: `model` is not a module, `sites` or `statistic` is of the wrong kind, or there is no optimizer
+            to see parameters, gradients or updates.
+        InvalidValueError: `sites` selects nothing, the model is watched already, or nothing is to be watched.
+
+    Example:
+        >>> import jax.numpy as jnp, tallax
+        >>> from flax import nnx
+        >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.relu)
+        >>> watch = tallax.watch(model, sites=nnx.Linear)
+        >>> y = model(jnp.ones((4, 2)))
+        >>> watch.result()["layers/0:output"].size
+        12
+        >>> watch.remove()
+    """
+    _check(model, optimizer, statistic, every, window, needs_optimizer=parameters or gradients or updates)
+    roles = [role for role, is_asked in ((INPUT, inputs), (OUTPUT, outputs), (GRADIENT, output_gradients)) if is_asked]
+    asked = zip(_params.ROLES, (parameters, gradients, updates), strict=True)
+    param_roles = [role for role, is_asked in asked if is_asked]
+    if not roles and not param_roles:
+        raise InvalidValueError(
+            compose("watch", "there is nothing to watch.", got="outputs=False", fix="outputs=True, or updates=True")
+        )
+    chosen = chosen_modules(model, sites)
+    if any(WATCHED in vars(each.module) for each in modules_of(model)) or base_of(optimizer) is not None:
+        raise InvalidValueError(
+            compose(
+                "watch",
+                "the model or the optimizer is watched already.",
+                got="a second watch",
+                fix="watch.remove() first, or one watch for everything: sites=[...]",
+            )
+        )
+    devices, shapes = devices_of(model, batch_axes), stack_shapes(modules_of(model), stacks)
+    first = _steps_so_far(model, step)
+    number, methods = new_number(), (method,) if isinstance(method, str) else tuple(method)
+    unseen = dict.fromkeys(functions_asked_for(model, sites), "a function, not a module: it has no state to keep")
+    maker = _Maker(statistic, histograms, every, window, devices, first)
+    owned: set[int] = set()
+    for each in chosen:
+        site = Site(each.name, number, methods)
+        stack = shapes[id(each.module)]
+        present = tuple(name for name in methods if callable(getattr(type(each.module), name, None)))
+        for role in roles if present else ():
+            maker.add(site, role, stack)
+        if roles and not present:
+            unseen.setdefault(each.name, f"{type(each.module).__name__} has no method {' or '.join(methods)}")
+        for inner, variable in _params.params_below(each.module):
+            if id(variable) not in owned:
+                owned.add(id(variable))
+                for role in param_roles:
+                    name = f"{'.'.join(map(str, inner))}:{role}"
+                    maker.add(site, name, stack, axis=split_axis(variable, devices) - len(stack))
+        if site.statistics:
+            _attach(each, site, present if roles else ())
+    if param_roles:
+        object.__setattr__(optimizer, "__class__", watched_optimizer_class(type(optimizer)))
+    return Watch(model, optimizer if param_roles else None, unseen)
+
+
+class _Maker:
+    """Makes the statistics of sites."""
+
+    def __init__(
+        self, statistic: _Factory | None, histograms: bool, every: int, window: int | None, devices: Devices | None,
+        first: int,
+    ):
+        self.statistic, self.histograms, self.first = statistic, histograms, first
+        self.every, self.window, self.devices = every, window, devices
+
+    def add(self, site: Site, role: str, stack: tuple[int, ...], axis: int = 0) -> None:
+        """Adds the statistics of a role to a site."""
+        made = self.statistic() if self.statistic is not None and role != GRADIENT else self._summary(max(axis, 0))
+        if not isinstance(made, Statistic):
+            raise InvalidTypeError(
+                compose(
+                    "statistic",
+                    "takes a function that makes a statistic.",
+                    got=describe(made),
+                    fix="statistic=tallax.statistics.Moments, or lambda: tallax.statistics.Extrema()",
+                )
+            )
+        statistics = {role: made}
+        if self.histograms and role != GRADIENT:
+            statistics[role + HISTOGRAM] = LogHistogram(0.34)
+        for name, each in statistics.items():
+            place(each, stack, self.devices)
+            setattr(site, name, each)
+
+    def _summary(self, axis: int) -> Summary:
+        rows = None if self.devices is None or self.devices.rows == 1 else self.devices.rows
+        summary = Summary(every=self.every, window=self.window, rows=rows, axis=axis)
+        summary.updates.set(self.first)
+        return summary
+
+
+def _attach(each: Found, site: Site, methods: tuple[str, ...]) -> None:
+    if each.module._pytree__is_pytree:
+        setattr(each.module, WATCHED, site)
+    else:
+        object.__setattr__(each.module, WATCHED, site)
+    object.__setattr__(each.module, "__class__", watched_class(type(each.module), methods))
+
+
+def _check(
+    model: Any, optimizer: Any, statistic: Any, every: Any, window: Any, *, needs_optimizer: bool
+) -> None:
+    if not isinstance(model, nnx.Module):
+        raise InvalidTypeError(
+            compose("watch", "takes a model, an nnx.Module.", got=describe(model), fix="tallax.watch(model)")
+        )
+    if optimizer is not None and not isinstance(optimizer, nnx.Optimizer):
+        raise InvalidTypeError(
+            compose(
+                "watch",
+                "the second argument is the optimizer.",
+                got=describe(optimizer),
+                fix='tallax.watch(model, sites="layers/*") to choose modules',
+            )
+        )
+    if needs_optimizer and optimizer is None:
+        raise InvalidTypeError(
+            compose(
+                "watch",
+                "parameters, gradients and updates are seen in optimizer.update, so it needs the optimizer.",
+                got="no optimizer",
+                fix="tallax.watch(model, optimizer, gradients=True)",
+            )
+        )
+    if statistic is not None and not callable(statistic):
+        raise InvalidTypeError(
+            compose(
+                "statistic",
+                "takes a function that makes a statistic.",
+                got=describe(statistic),
+                fix="statistic=tallax.statistics.Moments, which is called once for each tensor",
+            )
+        )
+    for name, value in (("every", every), ("window", 1 if window is None else window)):
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+            raise InvalidValueError(
+                compose(name, "takes an integer in [1, 2**31 - 1].", got=describe(value), fix=f"{name}=10")
+            )
+    if window is not None and window % every:
+        raise InvalidValueError(
+            compose(
+                "window",
+                "must be a multiple of every, since summaries start again in a step that is looked at.",
+                got=f"window={window}, every={every}",
+                fix=f"window={every * max(1, window // every)}",
+            )
+        )
+
+
+def _steps_so_far(model: Any, step: Any) -> int:
+    if step is None:
+        counters = [
+            (len(path), node)
+            for path, node in nnx.iter_graph(model)
+            if isinstance(node, Counter) and path[-1:] == ("step",) and not node.shape
+        ]
+        shortest = min((length for length, _ in counters), default=0)
+        found = [node for length, node in counters if length == shortest]
+        return int(found[0]) if len(found) == 1 else 0
+    return int(step)
+
+
+class Watch:
+    """The sites of a watched model. `print(watch)` shows a table, the most unusual tensors first.
+
+    The statistics belong to the model. `Watch(model)` finds those of a model that was cloned, or unpickled.
+
+    Args:
+        model: the model.
+        optimizer: the optimizer, if it is watched.
+    """
+
+    def __init__(self, model: Any, optimizer: Any = None, _unseen: Mapping[str, str] | None = None):
+        self._model, self._optimizer = model, optimizer
+        self._asked = {name: site for name, site, _ in self._entries()}
+        self._unseen = dict(_unseen or {})
+
+    def _entries(self) -> list[tuple[str, Site, str]]:
+        """Returns the name, the site and the role of each statistic."""
+        found = []
+        for path, node in nnx.iter_graph(self._model):
+            if isinstance(node, Site):
+                found += [(path_name((*path, role)), node, role) for role in node.statistics]
+        return found
+
+    @property
+    def sites(self) -> list[str]:
+        """The names of the statistics."""
+        return [name for name, _, _ in self._entries()]
+
+    def result(self) -> dict[str, Any]:
+        """Returns the result of each statistic by name: a `SummaryResult`, unless another `statistic` was asked for.
+
+        Raises:
+            TracedReadError: inside a trace; `tallax.snapshot(model)` returns arrays there.
+        """
+        names = self.sites
+        values = collect(self._model).result()
+        return {name: values[name] for name in names}
+
+    @property
+    def unseen(self) -> dict[str, str]:
+        """The sites that were asked for and not seen so far, each with the reason."""
+        found = dict(self._unseen)
+        entries = self._entries()
+        values = self.result()
+        now = {name for name, _, _ in entries}
+        for name in self._asked:
+            if name not in now:
+                found[name] = "the module was replaced or removed after it was watched"
+        for name, site, role in entries:
+            if is_idle(values[name]):
+                found[name] = _reason(role, notes_of(site.watch, site.site, role.removesuffix(HISTOGRAM)))
+        return found
+
+    def reset(self) -> None:
+        """Sets all statistics back to the start. The sites' steps begin at 0 again."""
+        for _, site, role in self._entries():
+            site.statistics[role].reset()
+
+    def remove(self) -> None:
+        """Removes everything that `watch` added: the model is equal to one that was never watched."""
+        for module in [each.module for each in modules_of(self._model)]:
+            base = base_of(module)
+            if base is not None:
+                object.__setattr__(module, "__class__", base)
+            if WATCHED in vars(module):
+                delattr(module, WATCHED)
+        base = base_of(self._optimizer)
+        if base is not None:
+            object.__setattr__(self._optimizer, "__class__", base)
+
+    def __repr__(self) -> str:
+        """Returns the table."""
+        results = {name: value for name, value in self.result().items() if isinstance(value, SummaryResult)}
+        return table(results, self.unseen, len(self.sites))
+
+    __str__ = __repr__
+
+
+def _reason(role: str, notes: frozenset[str]) -> str:
+    told = sorted(notes - {"called"})
+    if told:
+        return "; ".join(told)
+    if role.partition(":")[2]:
+        return "optimizer.update has not been called"
+    if role == GRADIENT:
+        return "no backward pass by tallax.value_and_grad or tallax.grad reached it"
+    if "called" in notes:
+        return "it was called on a copy whose state was thrown away, as by jax.jit without returning it"
+    return "it was not called, or as Class.method(module, ...), which a watch does not see"
