@@ -146,6 +146,13 @@ class Unreadable(tallax.statistics.Rate):
         raise ZeroDivisionError("never")
 
 
+def read_a_parameter(model):
+    net = nnx.Dict(weight=nnx.Param(jnp.ones(2)))
+    step = tallax.compile_step(lambda net: None, net)
+    step()
+    np.asarray(net.weight)
+
+
 def lose(model, step):
     jax.tree.map(lambda array: array.delete(), step._holding.state)  # as a step does that fails on the device
     step.sync()
@@ -1105,20 +1112,38 @@ statecheck: at least two calls are needed to detect drift.
   fix:  calls=3, or any larger integer""",
     ),
     "held": (
+        read_a_parameter,
+        tallax.StateOwnedByStepError,
+        """\
+net/weight: is owned by a compiled step, which keeps the state on the device between its calls.
+  got:  a use of the value, or of a copy of the model or its state, between two calls of the step
+  fix:  step.sync() first, to return all state; or step.read(function), to compute with it on the device; or \
+step.collect(), to read the tallax variables only""",
+    ),
+    "clone-of-held": (
         compiled()(lambda model, step: nnx.clone(model).experts[0].step.value),
         tallax.StateOwnedByStepError,
         """\
-model/experts/0/step: is owned by a compiled step, which keeps the state on the device between its calls.
-  got:  a use of the value, or of a copy of the model or its state, between two calls of the step
-  fix:  step.sync() first, to return all state; or step.collect() to read the tallax variables only""",
+model/experts/0/step: is a copy of a Variable, made while a compiled step owned the value, so the copy has none.
+  got:  a clone of the model, or a state of it
+  fix:  step.sync() first, and then copy again; or step.read(function), of a function that returns the copy""",
+    ),
+    "read-writes": (
+        compiled()(lambda model, step: step.read(lambda model: model.experts[1].step.increment())),
+        tallax.InvalidTypeError,
+        """\
+model/experts/1/step: was changed by a function that step.read runs, and the change would be lost.
+  got:  <lambda>, which writes to a bound object
+  fix:  model.eval() before, or nnx.clone(model) in the function, if the change is not wanted; \
+tallax.compile_step(function, model), if it is""",
     ),
     "copy-of-held": (
         compiled()(lambda model, step: tallax.compile_step(lambda model: None, nnx.clone(model))()),
         tallax.StateOwnedByStepError,
         """\
-model/experts/0/bias: is a copy of a Variable that was made while a compiled step held the value, so it has none.
+model/experts/0/bias: is a copy of a Variable, made while a compiled step owned the value, so the copy has none.
   got:  a clone of the model, or a state of it
-  fix:  step.sync() first, and then copy""",
+  fix:  step.sync() first, and then copy again; or step.read(function), of a function that returns the copy""",
     ),
     "written-past": (
         compiled()(write_past),

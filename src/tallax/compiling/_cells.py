@@ -15,9 +15,9 @@ import numpy as np
 from flax import nnx
 
 from tallax._arrays import is_traced
-from tallax._errors import StateOwnedByStepError, TraceError, compose
+from tallax._errors import TraceError, compose
 from tallax.compiling._refusals import in_a_trace
-from tallax.variables import Counter, Held, Pending, StateVariable
+from tallax.variables import Counter, Held, Pending, StateVariable, no_value
 
 _SMALL = 2**16  # bytes; a step may keep two copies of a smaller value
 _TIME = operator.attrgetter("time")
@@ -62,6 +62,14 @@ class Form:
             value=jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=sharding) if is_array else raw,
         )
 
+    def fits(self, raw: Any) -> bool:
+        """Returns whether `of` would return this for the same Variable with another array."""
+        value = self.value
+        if not isinstance(value, jax.ShapeDtypeStruct) or not isinstance(raw, jax.Array | np.ndarray):
+            return False
+        sharding = raw.sharding if isinstance(raw, jax.Array) and raw.committed else None
+        return raw.shape == value.shape and raw.dtype == value.dtype and sharding == value.sharding
+
 
 class Owned(Held):
     """A placeholder that leads to the owner of the value."""
@@ -73,6 +81,16 @@ class Owned(Held):
         read, write = (cell.read, cell.write) if is_item else (None, None)
         super().__init__(cell.variable, cell.name, cell.form.value, read, write)
         self.cell = cell
+
+    def is_copied(self) -> bool:
+        """Returns whether the value is used through a copy: the Variable itself has its value again, or see above."""
+        return self.cell.is_released or not self.cell.holders or super().is_copied()
+
+    def block_until_ready(self) -> Owned:
+        """Waits for the step that is running, as `jax.block_until_ready` expects of an array."""
+        if self.cell.holders:
+            jax.block_until_ready(self.cell.current().state)
+        return self
 
 
 class Cell:
@@ -120,7 +138,7 @@ class Cell:
 
     def _refuse(self, value: Any) -> None:
         if self.is_released or not self.holders:
-            raise _copied(self.name)
+            raise no_value(self.name)
         if _state.is_tracing or is_traced(value):
             raise TraceError(
                 compose(
@@ -157,7 +175,7 @@ def cell_of(variable: nnx.Variable[Any], name: str) -> Cell | None:
     """
     cell = owner_of(variable)
     if cell is None and any(isinstance(leaf, Held) for leaf in jax.tree.leaves(variable.get_raw_value())):
-        raise _copied(name)
+        raise no_value(name)
     return cell
 
 
@@ -166,14 +184,3 @@ def owner_of(variable: nnx.Variable[Any]) -> Cell | None:
     raw = variable.get_raw_value()
     is_its = isinstance(raw, Owned) and raw.cell.variable is variable and not raw.cell.is_released
     return raw.cell if is_its else None
-
-
-def _copied(name: str) -> StateOwnedByStepError:
-    return StateOwnedByStepError(
-        compose(
-            name,
-            "is a copy of a Variable that was made while a compiled step held the value, so it has none.",
-            got="a clone of the model, or a state of it",
-            fix="step.sync() first, and then copy",
-        )
-    )

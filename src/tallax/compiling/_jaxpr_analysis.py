@@ -27,11 +27,11 @@ from tallax._uint64 import WORD
 from tallax.variables import AT_MOST, READ
 
 # They pass on what they are given: copies, and marks of where a value lies.
-_IDENTITIES = {
+IDENTITIES = {
     "copy", "copy_p", "optimization_barrier", "pvary", "pcast", "reshard", "mesh_cast", "sharding_constraint",
 }  # fmt: skip
 # They run the one jaxpr among their parameters on what they are given, once.
-_CALLS = {"jit", "pjit", "closed_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call", "shard_map"}
+CALLS = {"jit", "pjit", "closed_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call", "shard_map"}
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _through(equation: Any, given: list[_Part], found: Uses) -> list[_Part]:
     if name == "name" and params["name"] == READ:
         found.read.update(part.number for part in given if isinstance(part, _Base | _Fixed))
         return nothing
-    if name in _IDENTITIES and len(given) == len(equation.outvars):
+    if name in IDENTITIES and len(given) == len(equation.outvars):
         return given
     if name == "add":
         return [_sum(given, found)]
@@ -144,8 +144,8 @@ def _through(equation: Any, given: list[_Part], found: Uses) -> list[_Part]:
         return _through_scan(equation, given, found)
     if name == "while":
         return _through_while(params, given, found)
-    inner = [getattr(value, "jaxpr", value) for value in params.values() if _is_jaxpr(value)]
-    if name in _CALLS and len(inner) == 1 and len(inner[0].invars) == len(given):
+    inner = [getattr(value, "jaxpr", value) for value in params.values() if is_jaxpr(value)]
+    if name in CALLS and len(inner) == 1 and len(inner[0].invars) == len(given):
         return _replicated(params, given, _follow(inner[0], given, found), found)
     found.lose(given)
     return nothing
@@ -188,8 +188,8 @@ def _replicated(params: dict[str, Any], given: list[_Part], after: list[_Part], 
 def _through_scan(equation: Any, given: list[_Part], found: Uses) -> list[_Part]:
     body = equation.params["jaxpr"].jaxpr
     # Versions of JAX say in different words how many of each there are. What is scanned over has an axis more outside.
-    slices = sum(map(_has_another_rank, equation.invars, body.invars))
-    carried = len(body.outvars) - sum(map(_has_another_rank, equation.outvars, body.outvars))
+    slices = sum(map(has_another_rank, equation.invars, body.invars))
+    carried = len(body.outvars) - sum(map(has_another_rank, equation.outvars, body.outvars))
     constants = len(given) - slices - carried
     found.lose(given[constants + carried :])
     fixed = _fixed(given[:constants])
@@ -203,7 +203,8 @@ def _through_scan(equation: Any, given: list[_Part], found: Uses) -> list[_Part]
     return [*carries, *[None] * (len(equation.outvars) - carried)]
 
 
-def _has_another_rank(outside: Any, inside: Any) -> bool:
+def has_another_rank(outside: Any, inside: Any) -> bool:
+    """Returns whether a loop scans over what is `outside` of it, and has one slice of it `inside`."""
     return len(outside.aval.shape) != len(inside.aval.shape)
 
 
@@ -280,5 +281,6 @@ def _steady(before: _Part, after: _Part, found: Uses) -> _Part:
     return None
 
 
-def _is_jaxpr(value: Any) -> bool:
+def is_jaxpr(value: Any) -> bool:
+    """Returns whether a parameter of an equation is a jaxpr, open or closed."""
     return hasattr(getattr(value, "jaxpr", value), "eqns")

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,15 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax._arrays import is_committed, placed
+from tallax import _uint64
+from tallax._arrays import is_committed, is_traced, placed
 from tallax._errors import StructureChangedError, compose
-from tallax.compiling._cells import Cell, Form, cell_of
+from tallax.compiling._cells import Cell, Form, cell_of, owner_of
 from tallax.compiling._packing import Packing
 from tallax.compiling._structure import path_in
 from tallax.variables import Pending
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Place:
     """The place of one Variable's value while the step owns it.
 
@@ -54,6 +56,7 @@ class Layout:
         key: equal for layouts that one program fits.
         lasting: how many of the values are of small items. A step does not overwrite their memory, so that whoever
             reads them needs no copy.
+        is_renewed: whether the objects were taken over before, with the same layout.
 
     Args:
         objects: The bound objects.
@@ -65,7 +68,7 @@ class Layout:
     """
 
     def __init__(self, objects: tuple[Any, ...], names: Sequence[str], *, graph: bool):
-        self._graph = graph
+        self._graph, self.is_renewed = graph, False
         self.graphdef, state = nnx.split(objects, graph=self._graph)
         found = {path: node for path, node in nnx.iter_graph(objects) if isinstance(node, nnx.Variable)}
         self.places: list[Place] = []
@@ -101,6 +104,30 @@ class Layout:
             (p.path, p.form.structure, p.form.shape, p.form.arrays, p.number, p.form.is_small) for p in self.places
         ]
         self.key = (self.graphdef, forms, self.constants)
+        self._metadata = [place.variable.get_metadata() for place in self.places]
+
+    def renewed(self) -> Layout | None:
+        """Returns the layout of the same objects when they are taken over again, or None if a Variable has changed.
+
+        The caller compares the modules and their attributes, by `Structure.change`. Here the values and the metadata of
+        Variables are compared, which takes 3 us for each Variable instead of 35 for a new layout.
+        """
+        again = copy.copy(self)
+        again.places, again.is_renewed = [], True
+        for place, metadata in zip(self.places, self._metadata, strict=True):
+            variable = place.variable
+            cell = owner_of(variable)
+            if cell is None:
+                if not place.form.fits(variable.get_raw_value()):
+                    return None
+                cell = Cell(variable, place.name, place.form)
+            elif cell.form != place.form:
+                return None
+            if not _are_equal(variable.get_metadata(), metadata):
+                return None
+            again.places.append(Place(place.name, place.path, variable, cell, place.form, place.number, place.arrays))
+        again.counters = [place for place in again.places if place.number is not None]
+        return again
 
     def outline(self) -> Layout:
         """Returns the layout without the objects: `merge` and `split` work, and no value is kept alive."""
@@ -108,6 +135,7 @@ class Layout:
         outline.places = [replace(place, variable=None, cell=None) for place in self.places]
         outline.counters = [place for place in outline.places if place.number is not None]
         outline.arrays = []
+        outline._metadata = []
         return outline
 
     def values(self) -> tuple[list[np.ndarray], list[Any]]:
@@ -168,7 +196,8 @@ class Layout:
                 values += arrays
             else:
                 raw = variable.get_raw_value()
-                counts[place.number] = raw if isinstance(raw, Pending) else variable._words()
+                is_one = isinstance(raw, Pending) or _uint64.is_limbs(raw)
+                counts[place.number] = raw if is_one else variable._words()
         return counts, values
 
 
@@ -182,3 +211,35 @@ def owned(value: Any, home: jax.sharding.Sharding | None, *, copy: bool) -> jax.
     else:
         array = jnp.array(value)
     return array if home is None or is_committed(array) else placed(array, home)
+
+
+def owned_together(values: Sequence[Any], home: jax.sharding.Sharding | None) -> list[Any]:
+    """Returns copies as `owned` does, but made by one program for all arrays of a sharding; None stays None.
+
+    For 225 arrays it takes 0.8 ms instead of 9, but the program compiles for 0.1 s: it is for objects that are taken
+    over again and again.
+    """
+    result = list(values)
+    groups: dict[Any, list[int]] = {}
+    for k, value in enumerate(values):
+        if isinstance(value, jax.Array) and not is_traced(value):
+            groups.setdefault(value.sharding if value.committed else None, []).append(k)
+        elif value is not None:
+            result[k] = owned(value, home, copy=True)
+    for sharding, numbers in groups.items():
+        for k, array in zip(numbers, _copier(sharding)([values[k] for k in numbers]), strict=True):
+            result[k] = array if home is None or sharding is not None else placed(array, home)
+    return result
+
+
+@functools.lru_cache(maxsize=64)
+def _copier(sharding: jax.sharding.Sharding | None) -> Callable[[list[jax.Array]], list[jax.Array]]:
+    options: dict[str, Any] = {} if sharding is None else {"out_shardings": sharding}
+    return jax.jit(lambda arrays: [jnp.copy(array) for array in arrays], **options)
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:  # arrays, which do not compare as a whole
+        return False

@@ -19,7 +19,7 @@ from tallax import _uint64
 from tallax._arrays import home_of, is_committed, is_traced, placed
 from tallax._errors import StateOwnedByStepError, compose
 from tallax.compiling._cells import owner_of
-from tallax.compiling._layout import Layout, Place, owned
+from tallax.compiling._layout import Layout, Place, owned, owned_together
 from tallax.compiling._overlap import Overlap
 from tallax.compiling._reader import Reader
 from tallax.compiling._refusals import in_a_trace, written_past
@@ -72,7 +72,10 @@ class Holding:
         home = home_of([*(raw for _, raw in self._before), *there]) or home_of(jax.tree.leaves(arguments))
         # These arrays have no other references from here on, so this step or another one may donate them.
         small = [None if x is None else owned(x, home, copy=False) for x in values[: layout.lasting]]
-        rest = [None if x is None else owned(x, home, copy=True) for x in values[layout.lasting :]]
+        if layout.is_renewed:
+            rest = owned_together(values[layout.lasting :], home)
+        else:
+            rest = [None if x is None else owned(x, home, copy=True) for x in values[layout.lasting :]]
         packed = owned(layout.packing.pack(counts), home, copy=True) if layout.counters else None
         if is_traced(packed, *small, *rest):
             raise in_a_trace()
@@ -221,7 +224,7 @@ class Holding:
         is_restructured = self._structure.change() is not None
         start, end = (0, len(self._held)) if is_restructured else (self._next, self._next + most)
         self._next = end if end < len(self._held) else 0
-        if list(map(_RAW, self._variables[start:end])) != self._held[start:end]:
+        if not all(map(operator.is_, map(_RAW, self._variables[start:end]), self._held[start:end])):
             raise written_past(", ".join(p.name for p in self.layout.places if _RAW(p.variable) is not p.cell.held))
         return is_restructured
 

@@ -62,7 +62,7 @@ def with_references(result: Any, objects: tuple[Any, ...], name: str) -> Any:
         InvalidTypeError: A new module or Variable is in two places.
     """
     paths = {id(node): path for path, node in nnx.iter_graph(objects) if isinstance(node, _OBJECTS)}
-    _refuse_graphs(result, paths, name)
+    refuse_graphs(result, paths, name)
 
     def convert(leaf: Any) -> Any:
         if id(leaf) in paths:
@@ -72,8 +72,14 @@ def with_references(result: Any, objects: tuple[Any, ...], name: str) -> Any:
     return jax.tree.map(convert, result, is_leaf=lambda x: id(x) in paths or isinstance(x, Pending))
 
 
-def _refuse_graphs(result: Any, known: Mapping[int, Any], name: str) -> None:
-    """Raises if a new object is in two places of a result: what is made of it outside would be two."""
+def refuse_graphs(result: Any, known: Mapping[int, Any], name: str) -> None:
+    """Raises if a new object is in two places of a result: it would come back as two objects.
+
+    Args:
+        result: what a function returned.
+        known: objects that come back as themselves, by their ids.
+        name: that of the function.
+    """
     seen: set[int] = set()
     queue: list[Any] = [[result]]
     for node in queue:  # not by `jax.tree`, which would recurse forever if objects refer to each other

@@ -9,7 +9,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Iterable
 from html import escape
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jax
 from flax import nnx
@@ -19,12 +19,15 @@ from tallax._errors import InvalidTypeError, TallaxError, compose
 from tallax.compiling._arguments import Arguments
 from tallax.compiling._layout import Layout
 from tallax.compiling._ownership import Holding, put_back
+from tallax.compiling._read_program import ReadProgram, ReadPrograms
 from tallax.compiling._refusals import in_a_trace, written_past
 from tallax.compiling._results import Shape
 from tallax.compiling._structure import Structure, refuse_shared
 from tallax.compiling._traced_step import Program
 from tallax.reading import Reading, entries_of, reading_of
 from tallax.variables import StateVariable
+
+T = TypeVar("T")
 
 _LOOK_AT = 16  # the Variables that each call checks for writes past the step, which takes about a microsecond
 
@@ -140,6 +143,8 @@ class CompiledStep:
         self._program: Program | None = None  # the program that fits the current objects
         self._programs: list[Program] = []  # and all earlier programs
         self._holding: Holding | None = None
+        self._reads = ReadPrograms()
+        self._last: tuple[Layout, Structure] | None = None  # of the last take-over
         self._end = weakref.finalize(self, _retire, None)
         functools.update_wrapper(self, function, updated=())
 
@@ -184,6 +189,51 @@ class CompiledStep:
         holding, program = self._prepared(batches, options)
         result = self._run(holding, program.many, program.results, batches, options)
         self._steps += next(leaf.shape[0] for leaf in jax.tree.leaves((batches, options)) if getattr(leaf, "ndim", 0))
+        return result
+
+    def read(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Runs a function of the bound objects on the current state, without giving the state back.
+
+        Use it between two calls: for gradient norms, `nnx.Metric.compute`, a copy of the model, an evaluation. The
+        function is compiled once, for the arrays that it uses. A lambda that is written in a loop is compiled once too,
+        if the variables that it closes over stay the same objects.
+
+        Args:
+            function: takes the bound objects, as the step's function does, and then the arguments of the call.
+            *args: arrays and pytrees of arrays.
+            **options: named arrays and pytrees of arrays.
+
+        Returns:
+            The result of the function. Modules and Variables in it are copies, with the values of now.
+
+        Raises:
+            InvalidTypeError: if the function writes to a bound object, because the change would be lost.
+            StructureChangedError: if the function changes the structure of a bound object.
+            StateOwnedByStepError: if a value was written past the step, or a step failed on the device.
+            TraceError: called inside another compiled function.
+
+        Example:
+            >>> import jax.numpy as jnp, optax, tallax
+            >>> from flax import nnx
+            >>> model = nnx.Dict(weight=nnx.Param(jnp.array([3.0, 4.0])))
+            >>> def double(model):
+            ...     model.weight[...] *= 2
+            >>> step = tallax.compile_step(double, model)
+            >>> step()
+            >>> float(step.read(lambda model: optax.global_norm(nnx.state(model))))
+            10.0
+            >>> step.read(nnx.clone).weight[...].tolist()
+            [6.0, 8.0]
+        """
+        holding = self._holding_to_read(args, options)
+        programs = self._reads.of(function)
+        program = next((program for program in programs if program.fits(holding.layout)), None)
+        if program is None:
+            program = ReadProgram(function, holding.layout, self._names, holding.state, holding.constants)
+            programs.append(program)
+        result = program(holding.checked_state() if holding.failed else holding.state, holding.constants, args, options)
+        if is_traced(*jax.tree.leaves((result, args, options))):
+            raise in_a_trace()
         return result
 
     @property
@@ -268,6 +318,18 @@ class CompiledStep:
         assert self._program is not None
         return holding, self._program
 
+    def _holding_to_read(self, args: tuple[Any, ...], options: dict[str, Any]) -> Holding:
+        """Returns the current state; if no step owns any of it, a copy, so that the objects keep their values."""
+        holding = self._holding
+        if holding is not None and holding.is_ready and not holding.is_restructured(_LOOK_AT):
+            if not holding.is_current:
+                holding.catch_up()
+            return holding
+        layout, structure = self._layout()
+        if any(place.cell.holders for place in layout.places):
+            return self._take_over(args, options)
+        return Holding(layout, self._objects, structure, (args, options))
+
     def _run(
         self, holding: Holding, run: Any, results: list[Shape], batch: tuple[Any, ...], options: dict[str, Any]
     ) -> Any:
@@ -322,9 +384,7 @@ class CompiledStep:
         removed from the objects, its value goes back on it.
         """
         before = self._holding
-        layout = Layout(self._objects, self._names, graph=self._graph)
-        refuse_shared(self._objects, self._names, items_only=self._graph, kind=StateVariable)
-        structure = Structure(self._objects, self._names)
+        layout, structure = self._layout()
         holding = Holding(layout, self._objects, structure, (batch, options))
         try:
             self._hold(holding)
@@ -341,6 +401,19 @@ class CompiledStep:
         if before is not None:
             before.retire()
         return holding
+
+    def _layout(self) -> tuple[Layout, Structure]:
+        """Returns the layout and the structure of the objects as they are now."""
+        layout = structure = None
+        if self._last is not None:
+            layout, structure = self._last
+            layout = layout.renewed() if structure.change() is None else None
+        if layout is None or structure is None:
+            layout = Layout(self._objects, self._names, graph=self._graph)
+            refuse_shared(self._objects, self._names, items_only=self._graph, kind=StateVariable)
+            structure = Structure(self._objects, self._names)
+        self._last = layout, structure
+        return layout, structure
 
 
 def _retire(holding: Holding | None) -> None:

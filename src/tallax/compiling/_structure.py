@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,13 +29,13 @@ class Structure:
     """
 
     def __init__(self, objects: Sequence[Any], names: Sequence[str]):
-        self._now: list[dict[str, Any]] = []
+        self._now: list[Any] = []
         self._names: list[str] = []
         for path, node in nnx.iter_graph(tuple(objects)):
-            if isinstance(node, nnx.Pytree):
-                self._now.append(vars(node))
+            if path and (parts := _parts_of(node)) is not None:
+                self._now.append(parts)
                 self._names.append(path_in(path, names))
-        self._then = [dict(attributes) for attributes in self._now]
+        self._then = [copy.copy(parts) for parts in self._now]
 
     def change(self) -> Change | None:
         """Returns the first change, or None."""
@@ -43,12 +45,21 @@ class Structure:
         except Exception:  # arrays, whose comparison is not a single bool
             pass
         for name, now, then in zip(self._names, self._now, self._then, strict=True):
+            if isinstance(now, list):
+                then, now = dict(enumerate(then)), dict(enumerate(now))
             for attribute in {**then, **now}:
-                if not attribute.startswith("_pytree__"):
+                if not str(attribute).startswith("_pytree__"):
                     before, after = then.get(attribute, _NOTHING), now.get(attribute, _NOTHING)
                     if before is not after and not _are_equal(before, after):
                         return Change(name, f"{attribute} {_told(before, after)}")
         return None
+
+
+def _parts_of(node: Any) -> Any:
+    """Returns the attributes of a module or a dataclass, or the container itself; None for anything else."""
+    if isinstance(node, nnx.Pytree) or (dataclasses.is_dataclass(node) and not isinstance(node, nnx.Variable | type)):
+        return getattr(node, "__dict__", None)
+    return node if type(node) in (dict, list) else None
 
 
 class _Nothing:

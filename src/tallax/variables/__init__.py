@@ -41,6 +41,7 @@ from tallax.variables._casts import refuse_cast as refuse_cast
 from tallax.variables._count_inputs import as_shape as as_shape
 from tallax.variables._counter import Counter as Counter
 from tallax.variables._owned import Held as Held
+from tallax.variables._owned import no_value as no_value
 from tallax.variables._traced_count import AT_MOST as AT_MOST
 from tallax.variables._traced_count import READ as READ
 from tallax.variables._traced_count import Pending as Pending

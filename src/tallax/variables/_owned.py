@@ -3,18 +3,29 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
+from flax import nnx
 
 from tallax._errors import StateOwnedByStepError, compose
+
+
+class OwnedAttributeError(StateOwnedByStepError, AttributeError):
+    """An attribute of an array was read while a compiled step owns the array.
+
+    It is an `AttributeError` too, so `hasattr` and `getattr` with a default work, by which libraries tell arrays from
+    other leaves.
+    """
 
 
 class Held:
     """Stands for a value that a compiled step owns. It returns the current value to the variable, and raises otherwise.
 
-    Shape and dtype never change, so they can be asked for as ever.
+    Shape and dtype never change, so they can be read at any time. Every other use raises, by whichever way it comes:
+    operators, indexing, NumPy (`__array__`), JAX (`__jax_array__`), methods of arrays (`__getattr__`) and pickling.
 
     Args:
         variable: The Variable whose value it stands for. Copies of the Variable, such as those in `nnx.state(model)`,
@@ -93,17 +104,62 @@ class Held:
         return f"<{self._name}: owned by a compiled step; step.sync() returns it>"
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise StateOwnedByStepError(
+        raise self._error()
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):  # protocols that Python and NumPy look for on any object
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+        raise self._error(OwnedAttributeError)
+
+    @property
+    def __jax_array__(self) -> NoReturn:
+        # JAX looks this up on each leaf that is no array, and calls it or raises its own `TypeError`. A property raises
+        # already when it is looked up, so `jnp.copy`, `jax.jit` and `jax.device_put` all end here.
+        raise self._error()
+
+    def is_copied(self) -> bool:
+        """Returns whether the value is used through a copy of the Variable, as far as the calling frames tell.
+
+        The placeholder is the raw value of the Variable and of all its copies, and most uses do not pass the Variable.
+        But the frames between a use and this error have it as a local variable, usually as `self`.
+        """
+        frame = sys._getframe(1)
+        while frame is not None:
+            for user in frame.f_locals.values():
+                if isinstance(user, nnx.Variable) and user.get_raw_value() is self:
+                    return user is not self._variable
+            frame = frame.f_back
+        return False
+
+    def _error(self, kind: type[StateOwnedByStepError] = StateOwnedByStepError) -> StateOwnedByStepError:
+        if self.is_copied():
+            return no_value(self._name, kind)
+        return kind(
             compose(
                 self._name,
                 "is owned by a compiled step, which keeps the state on the device between its calls.",
                 got="a use of the value, or of a copy of the model or its state, between two calls of the step",
-                fix="step.sync() first, to return all state; or step.collect() to read the tallax variables only",
+                fix="step.sync() first, to return all state; or step.read(function), to compute with it on the device; "
+                "or step.collect(), to read the tallax variables only",
             )
         )
 
     __array__ = __getitem__ = __setitem__ = __iter__ = __len__ = __reduce_ex__ = __deepcopy__ = __copy__ = _refuse
     __float__ = __int__ = __bool__ = __index__ = __complex__ = __neg__ = __pos__ = __abs__ = __invert__ = _refuse
+    __eq__ = __ne__ = _refuse
+    __hash__ = object.__hash__
+
+
+def no_value(name: str, kind: type[StateOwnedByStepError] = StateOwnedByStepError) -> StateOwnedByStepError:
+    """Returns the error for the use of a copy that was made while a compiled step owned the value."""
+    return kind(
+        compose(
+            name,
+            "is a copy of a Variable, made while a compiled step owned the value, so the copy has none.",
+            got="a clone of the model, or a state of it",
+            fix="step.sync() first, and then copy again; or step.read(function), of a function that returns the copy",
+        )
+    )
 
 
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift"):

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`step.read`: a function of the bound objects, compiled for the state as the step stores it."""
+
+from __future__ import annotations
+
+import collections
+import types
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+
+from tallax._errors import InvalidTypeError, compose
+from tallax.compiling._cells import tracing
+from tallax.compiling._layout import Layout
+from tallax.compiling._refusals import changed, refuse_objects
+from tallax.compiling._results import refuse_graphs
+from tallax.compiling._step_state import State
+from tallax.compiling._structure import Structure
+from tallax.compiling._unchanged import passed_on
+
+_MOST = 64  # functions whose programs a step keeps
+
+
+class _MoreInputs(Exception):  # noqa: N818  # it is caught here, and no error
+    """A trace needs arrays that the program was not given so far."""
+
+
+class ReadProgram:
+    """A function of the bound objects as a function of arrays, for one layout.
+
+    A model of 1,000 Variables is read faster if the program is given only the arrays that it uses, because JAX checks
+    every argument at each call. So each trace finds them, and the program takes those of all traces so far.
+
+    Args:
+        function: takes the objects, and then the arguments of a call.
+        layout: that of the bound objects.
+        names: the names of the bound objects.
+        state: the state, for shapes and dtypes.
+        constants: the arrays that are in no Variable.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], layout: Layout, names: Sequence[str], state: State, constants: list[Any]
+    ):
+        self._function, self._layout, self._names = function, layout.outline(), names
+        packing = layout.packing
+        self._shapes: list[Any] = [jax.ShapeDtypeStruct((*shape, 2), np.uint32) for shape in packing.shapes]
+        self._shapes += map(_shape_of, [*state.values, *constants])
+        self._used: list[int] = []  # of the counts, values and constants, in this order
+        self._traced: tuple[ClosedJaxpr, Any, list[int]] | None = None
+        self.traces = 0
+
+        def program(packed: Any, used: list[Any], /, *args: Any, **options: Any) -> Any:
+            return self._run(packed, used, args, options)
+
+        program.__name__ = program.__qualname__ = getattr(function, "__name__", type(function).__name__)
+        self._program = jax.jit(program)
+
+    def fits(self, layout: Layout) -> bool:
+        """Returns whether the program runs on objects of this layout."""
+        return self._layout.key == layout.key
+
+    def __call__(self, state: State, constants: list[Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Returns what the function returns."""
+        first = len(self._layout.packing.shapes)
+        while True:
+            values = [*state.values, *constants]
+            counts_used = bool(self._used) and self._used[0] < first
+            packed = state.items.packed if counts_used else None
+            used = [values[k - first] for k in self._used if k >= first]
+            try:
+                return self._program(packed, used, *args, **options)
+            except _MoreInputs:
+                continue
+
+    def _run(self, packed: Any, used: list[Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Traces the program."""
+        traced, self._traced = self._traced, None  # if the last trace needed more inputs, it is not made again
+        if traced is None:
+            traced = self._trace(args, options)
+        program, structure, needed = traced
+        if not set(needed) <= set(self._used):
+            self._used, self._traced = sorted({*self._used, *needed}), traced
+            raise _MoreInputs
+        packing, first = self._layout.packing, len(self._layout.packing.shapes)
+        inputs: list[Any] = [None] * len(self._shapes)
+        counts = [k for k in self._used if k < first]
+        inputs[:first] = [packing.part(packed, k) if k in set(counts) else None for k in range(first)]
+        for k, value in zip(self._used[len(counts) :], used, strict=True):
+            inputs[k] = value
+        outputs = jaxpr_as_fun(program)(*inputs, *jax.tree.leaves((args, options)))[: structure.num_leaves]
+        # JAX returns an input that is an output as the very same array, and the next step would donate it.
+        given = {id(value) for value in used}
+        return jax.tree.unflatten(structure, [jnp.copy(x) if id(x) in given else x for x in outputs])
+
+    def _trace(self, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[ClosedJaxpr, Any, list[int]]:
+        """Returns the jaxpr, the structure of the result, and the inputs that the jaxpr uses."""
+        refuse_objects((args, options))
+        self.traces += 1
+        layout, first = self._layout, len(self._layout.packing.shapes)
+        values = len(self._shapes) - len(layout.constants)
+
+        def pure(inputs: list[Any], args: Any, options: Any) -> Any:
+            constants = inputs[values:]
+            objects = layout.merge(dict(enumerate(inputs[:first])), inputs[first:values], constants)
+            before = Structure(objects, self._names)
+            with tracing():
+                result = self._function(*objects, *args, **options)
+            refuse_graphs(result, {id(node): path for path, node in nnx.iter_graph(objects)}, self._label)
+            split = layout.split(objects, constants)
+            if split is None:
+                raise changed(before.change())
+            counts, others = split
+            return result, [counts[k] for k in range(first)], others
+
+        program, shapes = jax.make_jaxpr(pure, return_shape=True)(self._shapes, args, options)
+        structure = jax.tree.structure(shapes[0])
+        results, outputs = structure.num_leaves, program.jaxpr.outvars
+        numbers: list[Hashable] = [*range(len(self._shapes)), *[None] * (len(program.jaxpr.invars) - len(self._shapes))]
+        written = [k for k, out in enumerate(passed_on(program.jaxpr, numbers)[results:]) if out != k]
+        if written:
+            raise self._refusal(written)
+        read = {v for equation in program.jaxpr.eqns for v in equation.invars if not isinstance(v, Literal)}
+        read.update(v for v in outputs[:results] if not isinstance(v, Literal))
+        needed = [k for k, v in enumerate(program.jaxpr.invars[: len(self._shapes)]) if v in read]
+        return program, structure, needed
+
+    @property
+    def _label(self) -> str:
+        return getattr(self._function, "__name__", type(self._function).__name__)
+
+    def _refusal(self, written: list[int]) -> Exception:
+        first = len(self._layout.packing.shapes)
+        names = [
+            place.name
+            for place in self._layout.places
+            if (
+                place.number in written if place.number is not None else any(first + k in written for k in place.arrays)
+            )
+        ]
+        return InvalidTypeError(
+            compose(
+                ", ".join(names),
+                "was changed by a function that step.read runs, and the change would be lost.",
+                got=f"{self._label}, which writes to a bound object",
+                fix="model.eval() before, or nnx.clone(model) in the function, if the change is not wanted; "
+                "tallax.compile_step(function, model), if it is",
+            )
+        )
+
+
+class ReadPrograms:
+    """The programs of the functions that a step has read with.
+
+    Two functions share their programs if they are made by the same line and close over the same objects, so a lambda
+    that is written in a loop is traced once.
+    """
+
+    def __init__(self) -> None:
+        self._programs: collections.OrderedDict[Hashable, tuple[Any, list[ReadProgram]]] = collections.OrderedDict()
+
+    def of(self, function: Callable[..., Any]) -> list[ReadProgram]:
+        """Returns the programs of a function, one for each layout, to be added to."""
+        key, parts = _identity_of(function)
+        if key not in self._programs:
+            self._programs[key] = (parts, [])  # the parts are kept, so that no other object gets the id of one
+            if len(self._programs) > _MOST:
+                self._programs.popitem(last=False)
+        self._programs.move_to_end(key)
+        return self._programs[key][1]
+
+
+def _identity_of(function: Any) -> tuple[Hashable, Any]:
+    """Returns a key that is equal for functions of the same code, globals, defaults and closure, and these."""
+    if type(function) is not types.FunctionType:
+        return id(function), function
+    try:
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    except ValueError:  # a variable that is not assigned yet
+        return id(function), function
+    named = function.__kwdefaults__ or {}
+    parts = [function.__code__, function.__globals__, *(function.__defaults__ or ()), *named.values(), *cells]
+    return tuple(map(id, parts)), parts
+
+
+def _shape_of(value: Any) -> Any:
+    aval: Any = jax.typeof(value)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type, sharding=_explicit(value))
+
+
+def _explicit(value: Any) -> Any:
+    return value.sharding if isinstance(value, jax.Array) and value.committed else None
