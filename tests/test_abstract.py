@@ -37,7 +37,7 @@ class Sharded(nnx.Module):
 @pytest.mark.parametrize("kind", AXES)
 @pytest.mark.parametrize("name", MAKERS)
 def test_an_abstract_model_is_the_same_on_a_mesh(name, kind, graph):
-    """On a mesh `nnx.eval_shape` gives each item the shape and dtype that it gives without one."""
+    """On a mesh, `nnx.eval_shape` gives each type of state the same shape and dtype as without a mesh."""
     expected = forms(nnx.eval_shape(lambda: Model(MAKERS[name]), graph=graph))
     with jax.set_mesh(mesh_of(kind)):
         model = nnx.eval_shape(lambda: Model(MAKERS[name]), graph=graph)
@@ -89,7 +89,7 @@ COUNTER, BUFFER = (lambda: tallax.Counter(3, shape=2)), (lambda: tallax.Buffer(j
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 @pytest.mark.parametrize("make", [COUNTER, BUFFER], ids=["counter", "buffer"])
 def test_an_abstract_value_never_replaces_an_array(make, write):
-    """A shape is no value to write: the error leaves the state as it was."""
+    """A shape is not a value to write: the error leaves the state unchanged."""
     item = make()
     before = np.asarray(item)
     with pytest.raises(tallax.InvalidTypeError, match="ShapeDtypeStruct"):

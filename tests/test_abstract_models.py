@@ -137,7 +137,7 @@ def new_model():
 
 
 def test_new_state_of_an_abstract_model_has_its_reset_value():
-    """Counts are 0, statistics empty, schedules not called; what has no such value is an error that names it."""
+    """Counts are 0, statistics empty and schedules not called; other missing state is an error that names it."""
     old = nnx.Dict(layer=nnx.Linear(2, 2, rngs=nnx.Rngs(3)))
     tree = tallax.to_checkpoint(old)
     abstract, fresh = nnx.eval_shape(new_model), new_model()
@@ -152,7 +152,7 @@ def test_new_state_of_an_abstract_model_has_its_reset_value():
 
 @pytest.mark.parametrize("persistent", [True, False])
 def test_what_has_no_value_is_named(persistent):
-    """A parameter, a buffer, a stream; the model stays abstract, and what has a value keeps it."""
+    """The error names a parameter, a buffer or a stream without a value; the model stays abstract."""
     old = nnx.Dict(layer=nnx.Linear(2, 2, rngs=nnx.Rngs(3)))
 
     def make():
@@ -208,6 +208,6 @@ def test_other_libraries_fill_abstract_models():
 
 
 def test_abstract_values_are_not_saved():
-    """They are no checkpoint."""
+    """Saving abstract values is an error."""
     with pytest.raises(tallax.InvalidTypeError, match=r"^model/w: cannot save abstract values"):
         tallax.to_checkpoint(nnx.eval_shape(lambda: nnx.Dict(w=nnx.Param(jnp.ones(2)))))

@@ -103,7 +103,7 @@ def test_the_update_is_that_of_the_mean_gradient(compiled):
 
 @every_mode
 def test_a_clip_before_it_counts_micro_steps(compiled):
-    """Where the gradients are clipped before they are accumulated, each batch is an update of the clip."""
+    """If gradients are clipped before they are accumulated, each batch counts as an update of the clip."""
     inner = optax.MultiSteps(optax.sgd(0.1), EVERY).gradient_transformation()
     _, optimizer = trained(compiled, optax.chain(tallax.clip_by_global_norm(0.5), inner), BATCHES)
     counts = tallax.clip_counts(optimizer)
@@ -113,7 +113,7 @@ def test_a_clip_before_it_counts_micro_steps(compiled):
 @every_mode
 @pytest.mark.parametrize("at", [0, 3, 4])
 def test_a_skipped_micro_step_counts_as_a_batch_only(compiled, at):
-    """What MultiSteps skips moves no count within it, wherever it falls; the model's own counter has seen a batch."""
+    """A batch that MultiSteps skips changes no count in the optimizer, but the model's own counter counts it."""
     batches = [*BATCHES[:at], jnp.full((2, 3), jnp.nan), *BATCHES[at:8]]
     options = {"should_skip_update_fn": optax.skip_not_finite}
     net, optimizer = trained(compiled, accumulating(**options), batches, "updates")

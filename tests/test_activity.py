@@ -146,7 +146,7 @@ def test_a_unit_dies_when_its_window_has_passed():
 
 @pytest.mark.parametrize("window", [None, 3])
 def test_what_saw_nothing_says_so(window):
-    """Before any update all rates are 0.0, all units dead, and updates tells why; the same in a trace."""
+    """Before any update all rates are 0.0, all units are dead, and updates is 0; the same in a trace."""
     activity = Activity(2, window=window)
     nothing = ([0, 0], [True, True], 0)
     assert values_of(activity.compute()) == nothing
@@ -161,7 +161,7 @@ def test_every_dtype_is_taken(dtype):
 
 
 def test_nan_fires_and_negative_zero_does_not():
-    """What is not zero fires."""
+    """Every nonzero entry fires, also NaN; negative zero does not."""
     assert fed([np.array([np.nan, -0.0, -np.inf])]).compute().rates.tolist() == [1, 0, 1]
 
 
@@ -202,7 +202,7 @@ def test_never_stays_never():
 
 
 def test_merging_compares_both_words():
-    """The smaller number of updates since a unit fired is found whichever word tells."""
+    """The smaller number of updates since a unit fired is found by both words."""
     for small, large in [((5, 1), (6, 1)), ((7, 1), (2, 2)), ((9, 0), (1, 1))]:
         left, right = Activity(1), Activity(1)
         left.quiet[0], right.quiet[0] = np.array(small, np.uint32), np.array(large, np.uint32)
@@ -283,7 +283,7 @@ def test_a_unit_fires_where_it_does_on_any_replica(how):
 
 
 def test_replicas_that_cannot_be_seen_raise():
-    """Under check_vma=False it asks for axis_name=."""
+    """Under check_vma=False an update without axis_name= raises."""
     with pytest.raises(tallax.ReplicasError, match="axis_name="):
         feed_in_shard_map(Activity(4), mesh_of("auto"), X, check_vma=False)
 
@@ -313,7 +313,7 @@ def test_impossible_units_and_windows_raise(arguments):
 
 @pytest.mark.parametrize("x", [np.ones(4), np.ones((3, 2)), np.ones(())])
 def test_another_number_of_units_raises(x):
-    """The last axis must be the units, and merged statistics must share them and the window."""
+    """The last axis must have the number of units, and merged statistics must have equal units and window."""
     activity = Activity(3)
     with pytest.raises(tallax.InvalidValueError, match=r"activity: (.|\n)*or declare Activity\((4|2|units)\)"):
         activity.update(x)

@@ -66,7 +66,7 @@ def test_numbers_of_bins():
 
 
 def test_a_backend_that_can_be_flushed_is():
-    """A record is passed on before write returns where the backend has a way to say so."""
+    """If a backend has flush(), a record is flushed before write returns."""
     backend = ByHand()
     backend.flush = mock.Mock()
     as_sink(backend).write(Record(1, 0.0, scalars={"x": 1.0}))
@@ -74,7 +74,7 @@ def test_a_backend_that_can_be_flushed_is():
 
 
 def test_what_is_no_backend():
-    """A class, or an object without close(), is no sink."""
+    """A class, or an object without close(), is not accepted as a sink."""
     for thing in (ByHand, mock.Mock(spec=["log_scalar"])):
         with pytest.raises(tallax.InvalidTypeError, match="a sink must have"):
             as_sink(thing)
@@ -109,7 +109,7 @@ def writers(monkeypatch):
 
 
 def test_writers_of_clu(writers, caplog):
-    """What goes to the log through clu's AsyncWriter is there before write returns: all digits, and bins by shape."""
+    """Values logged through clu's AsyncWriter are written before write returns: all digits, and bins by shape."""
     caplog.set_level(logging.INFO, logger="absl")
     logging.getLogger("absl").propagate = True
     from absl import logging as absl

@@ -169,7 +169,7 @@ def test_an_optimizer_that_accumulates():
 
 
 def test_one_object_of_a_checkpoint_of_several():
-    """The model alone and the optimizer alone: what remains is unexpected, by its name in the checkpoint."""
+    """If only the model or only the optimizer is restored, the rest is unexpected, by its name in the checkpoint."""
     old = trained()
     tree = LAYOUTS["named"](*old)
     new = Model(7)
@@ -190,7 +190,7 @@ def test_one_object_of_a_checkpoint_of_several():
 
 
 def test_several_models_and_streams():
-    """Each object takes its own part, whatever the order."""
+    """Each object gets its own part, in any order."""
     first, second, rngs = Model(1), Model(2), nnx.Rngs(3)
     tree = {"state": {"teacher": pure(second), "model": pure(first), "rngs": pure(rngs)}}
     new = Model(7), Model(8), nnx.Rngs(9)
@@ -229,7 +229,7 @@ def test_nothing_of_an_object_is_an_error_under_any_policy(tree):
 
 
 def test_an_object_of_which_there_is_nothing_is_named():
-    """Also if others are restored, and if it has new state only."""
+    """The error names the object, also if others are restored, and if it has only new state."""
     old = trained()
     new, optimizer = Model(7), adam(Model(7))
     before = bits(new, optimizer)
@@ -260,7 +260,7 @@ def test_a_parameter_is_never_fresh_by_accident():
 
 @pytest.mark.parametrize("value", ["ignore", "**/step", 3, [3], {"**/step": "init"}, [int], None])
 def test_what_is_no_policy(value):
-    """A pattern by itself is none, since a misspelled word would be one; the error shows the list."""
+    """A pattern outside a list is an error, because a misspelled policy would be one; the error shows the list."""
     with pytest.raises((tallax.InvalidValueError, tallax.InvalidTypeError), match=r"missing=\['\*\*/step'\]"):
         tallax.from_checkpoint({}, Model(0), missing=value)
     if value not in ("ignore", [nnx.Param]):
@@ -324,7 +324,7 @@ def renamed_layer(old):
     ],
 )
 def test_a_hint_works_when_followed_to_the_letter(tree):
-    """Whatever the layout, doing what the errors say restores the model."""
+    """For every layout, the `rename=` in the error restores the model."""
     old = trained()[0]
     new = Model(7, new=True)
     follow(lambda **options: tallax.from_checkpoint(tree(old), new, **options))
@@ -332,7 +332,7 @@ def test_a_hint_works_when_followed_to_the_letter(tree):
 
 
 def test_the_hint_of_a_mismatch():
-    """To do without one array, as the error says."""
+    """The hint of the error restores everything except the mismatched array."""
     old, new = (nnx.Dict(w=nnx.Param(jnp.ones(n)), v=nnx.Param(jnp.full(2, 1.0 * n))) for n in (3, 4))
     with pytest.raises(tallax.RestoreError, match=r"rename=\{'model/w': 'unused'\}, missing=\['model/w'\]") as caught:
         tallax.from_checkpoint(tallax.to_checkpoint(old), new)
@@ -370,7 +370,7 @@ def test_a_target_for_orbax_finds_the_layout_too(tmp_path):
 
 
 def test_every_dtype_comes_back_or_is_named(tmp_path):
-    """Also those that Orbax has no name for, split over devices too; what no checkpoint holds is named."""
+    """Every dtype is restored, also those that Orbax does not support, or is an error that names it."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
     place = jax.NamedSharding(mesh, jax.P("data"))
     kinds = ("int2", "uint2", "int4", "uint4", "float4_e2m1fn", "float8_e8m0fnu", "float8_e4m3b11fnuz", "float8_e3m4")

@@ -188,7 +188,7 @@ def test_the_stub_is_the_surface(stub):
     ],
 )
 def test_what_is_imported(statement, loaded):
-    """A program waits for the import of what it uses; by itself, tallax imports not even JAX."""
+    """A program imports only the modules that it uses; `import tallax` does not import JAX."""
     code = f"import sys\n{statement}\nprint(*(m for m in sys.modules if m == 'jax' or m.startswith('tallax.')))"
     names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     parts = {name.split(".")[1] for name in names if name != "jax"}

@@ -59,7 +59,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("start", STARTS)
 def test_a_count_survives(way, start):
-    """However the state is taken out and put back, and on whatever device it is."""
+    """A count survives every way in which state is extracted and written back, on any device."""
     for placed in (False, True):
         model, other = make(start), make(1)
         if placed:
@@ -71,7 +71,7 @@ def test_a_count_survives(way, start):
 
 
 def test_what_is_read_for_computing_is_an_int32():
-    """`value`, indexing, `jnp.asarray` and a user's own `get_value()` saturate, as they say; NumPy is exact."""
+    """`value`, indexing, `jnp.asarray` and a user's `get_value()` saturate at int32; NumPy is exact."""
     counter = make(2**40).one
     own = nnx.to_pure_dict(nnx.state(nnx.Dict(c=counter)), lambda variable: variable.get_value())
     for read in (counter.value, counter[...], jnp.asarray(counter), counter.get_value(), counter + 0, own["c"]):

@@ -28,7 +28,7 @@ import tallax
     ],
 )
 def test_it_is_strongly_typed(value, dtype):
-    """Whatever it was made of, a buffer holds a strongly typed array of the dtype that JAX would give it."""
+    """A buffer stores a strongly typed array with JAX's default dtype for every kind of value."""
     buffer = tallax.Buffer(value)
     assert isinstance(buffer[...], jax.Array)
     assert buffer[...].dtype == dtype
@@ -73,7 +73,7 @@ def test_writes_keep_shape_dtype_and_weak_type(name, spelling):
 
 
 def test_parts_are_written_and_read():
-    """Indices read and write parts; what is written broadcasts to the part."""
+    """Indices read and write parts; a written value broadcasts to the part."""
     buffer = tallax.Buffer(np.zeros((2, 3)))
     buffer[0] = 1.0
     buffer[1, 1:] = jnp.array([5.0, 6.0])
@@ -103,7 +103,7 @@ def test_in_place_operators():
 
 
 def test_nothing_is_mutated_in_place():
-    """Neither the array that a buffer was given nor one that was read or shared changes by a write."""
+    """A write changes neither the array that created the buffer nor an array that was read or shared."""
     given = np.zeros(2, np.float32)
     buffer = tallax.Buffer(given)
     shared = buffer.get_raw_value()
@@ -119,7 +119,7 @@ def test_nothing_is_mutated_in_place():
 
 
 def test_random_keys_are_arrays_too():
-    """A buffer may hold a key, and takes another."""
+    """A buffer accepts a random key, and other keys can be written to it."""
     buffer = tallax.Buffer(jax.random.key(0))
     buffer[...] = jax.random.key(1)
     assert jnp.array_equal(jax.random.key_data(buffer[...]), jax.random.key_data(jax.random.key(1)))
@@ -138,7 +138,7 @@ def test_copies_keep_the_value():
 
 
 def test_a_name_that_is_nowhere_is_told_of_the_buffer_and_not_of_its_array():
-    """With what Python needs to suggest one that is near."""
+    """An unknown attribute is reported for the buffer, not for its array, with Python's suggestion."""
     buffer = tallax.Buffer(1.0)
     with pytest.raises(AttributeError, match="'Buffer' object has no attribute 'set_valeu'") as raised:
         buffer.set_valeu(2.0)
@@ -146,7 +146,7 @@ def test_a_name_that_is_nowhere_is_told_of_the_buffer_and_not_of_its_array():
 
 
 def test_one_that_is_half_made_has_no_attributes():
-    """A debugger that looks at `self` before `__init__` has run is told so, and doesn't recurse."""
+    """A lookup on an object whose `__init__` has not run raises AttributeError and does not recurse."""
     with pytest.raises(AttributeError, match="'Buffer' object has no attribute"):
         repr(tallax.Buffer.__new__(tallax.Buffer))
 
@@ -170,7 +170,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_bad_writes_leave_the_value(name, compiled):
-    """What does not fit raises, names the buffer and the remedy, and changes nothing; the same while tracing."""
+    """A bad write raises, names the buffer and the fix, and changes nothing; the same in a trace."""
     act, error = BAD[name]
     model = nnx.Dict(bias=tallax.Buffer(jnp.array([1.0, 2.0, 3.0])))
     if name == "in-place-shape":

@@ -83,7 +83,7 @@ def test_a_cast_statistic_raises_at_its_first_use(name, use, dtype):
 
 @pytest.mark.parametrize("name", FLOAT_STATE)
 def test_readings_of_a_cast_statistic_raise(name):
-    """So do `collect`, a Logger, a compiled step that updates it, and one that only holds it."""
+    """`collect`, a Logger, and a compiled step with a cast statistic raise."""
     model = nnx.Dict(item=KINDS[name](), step=tallax.Counter())
     cast(model, jnp.bfloat16)
     text = "item: its state must be float32, but was cast"
@@ -113,7 +113,7 @@ def test_a_cast_schedule_raises():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.int16])
 def test_words_that_were_cast_raise(dtype):
-    """If the integers are cast too, a Counter and what is kept in words raise and name themselves."""
+    """If the integers are cast too, a Counter and statistics raise and name themselves."""
     for make, use in (
         (lambda: tallax.Counter(2**40), int),
         (lambda: tallax.Counter(2**40), lambda c: c.increment()),

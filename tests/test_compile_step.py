@@ -134,7 +134,7 @@ def test_a_thousand_random_steps_are_those_of_nnx_jit(graph, donate):
 
 @pytest.mark.parametrize("item", STATE_CASES.values(), ids=STATE_CASES)
 def test_every_item(item):
-    """Three steps are three plain calls, and after each the item reads as it is."""
+    """Three compiled steps equal three plain calls, and the state is readable after each."""
     model, other = Model(item.make), Model(item.make)
     plain = nnx.jit(item.touch)
     with tallax.compile_step(lambda model, x: (item.touch(model, x), None)[1], model) as step:
@@ -255,7 +255,7 @@ def program_of(step, *args):
 
 
 def test_only_the_count_that_is_read_is_sliced_out():
-    """Of a hundred counts that are added to, the array of all is sliced for the one that is read."""
+    """Of a hundred counts, only the count that is read is sliced out of the packed array."""
     model = nnx.Dict(counts=nnx.List([tallax.Counter() for _ in range(100)]))
 
     def run(model, mask, reads):
@@ -318,7 +318,7 @@ def test_increments_of_every_kind(within):
 
 
 def test_increments_cut_out_of_a_vector_are_the_vector():
-    """Nothing is done to each of a hundred uint32 numbers: what is done, is done to all of them."""
+    """A hundred uint32 increments from one vector are added as one vector."""
     model = nnx.Dict(counts=nnx.List([tallax.Counter() for _ in range(100)]))
 
     def run(model, vector):
@@ -365,7 +365,7 @@ def test_carries_and_saturation(start):
 
 @pytest.mark.parametrize("times", [4, 2**13])
 def test_a_loop_that_adds_more_than_a_word_holds(times):
-    """A loop multiplies what its body adds."""
+    """If a loop may add more than 32 bits hold, the count is still exact."""
     model = nnx.Dict(count=tallax.Counter())
 
     def body(_, model):
@@ -381,7 +381,7 @@ def test_a_loop_that_adds_more_than_a_word_holds(times):
 
 
 def test_writes_within_a_step():
-    """`set`, `reset`, `.value += n` and assignments are what they are under nnx.jit."""
+    """`set`, `reset`, `.value += n` and assignments behave as under nnx.jit."""
 
     def make():
         return nnx.Dict(
@@ -447,7 +447,7 @@ def test_layers_that_were_made_by_vmap():
 
 
 def test_items_are_fresh():
-    """Reading, printing and writing an item between the calls is reading, printing and writing the step's own."""
+    """Between the calls, reading, printing and writing a tallax variable uses the value in the step."""
     (model, optimizer), (other, its_optimizer) = made(), made()
     step, plain = tallax.compile_step(train_step, model, optimizer), nnx.jit(train_step)
     for k in range(6):
@@ -543,7 +543,7 @@ def test_shapes_can_always_be_asked_for():
 
 
 def test_what_was_written_past_the_step_is_found():
-    """A value that is replaced while the step holds it is an error at the next call, and kept by `sync`."""
+    """A value that is replaced while the step owns it is an error at the next call, and kept by `sync`."""
     model, run = small()
     step = tallax.compile_step(run, model)
     step(jnp.float32(1.0))
@@ -560,7 +560,7 @@ def test_what_was_written_past_the_step_is_found():
 
 
 def test_what_was_written_after_sync_is_taken():
-    """After `sync` the objects are the user's again, whatever is done to them."""
+    """After `sync`, every change of the objects is visible to the next call."""
     model, run = small()
     step = tallax.compile_step(run, model)
     step(jnp.float32(1.0))
@@ -576,7 +576,7 @@ def test_what_was_written_after_sync_is_taken():
 
 
 def test_donation_leaves_others_their_arrays():
-    """What the objects held when the step took them over is not overwritten: a clone, an old state, a checkpoint."""
+    """Arrays that the objects had at the first call are not overwritten: a clone, an old state, a checkpoint."""
     model, run = small()
     clone, state, weight = nnx.clone(model), nnx.as_pure(nnx.state(model)), model.weight[...]
     step = tallax.compile_step(run, model)
@@ -590,7 +590,7 @@ def test_donation_leaves_others_their_arrays():
 
 
 def test_an_array_that_two_variables_share():
-    """Two Variables may hold one array; donating it twice would be refused by JAX."""
+    """Two Variables may have the same array, although JAX refuses to donate it twice."""
     shared = jnp.ones(3)
     model = nnx.Dict(a=nnx.Param(shared), b=nnx.Param(shared))
 
@@ -606,7 +606,7 @@ def test_an_array_that_two_variables_share():
 
 
 def test_the_block_ends_with_the_last_completed_step():
-    """Whether it ends by itself, or by an error between or within the calls."""
+    """The block restores the last completed step, also after an error between or within the calls."""
     model, run = small()
 
     def failing(model, x):
@@ -627,7 +627,7 @@ def test_the_block_ends_with_the_last_completed_step():
 
 @pytest.mark.parametrize("donate", [True, False], ids=["donated", "kept"])
 def test_a_step_that_fails_on_the_device(donate):
-    """With donation the memory of the state before it is gone, which is said; without, that state is still there."""
+    """With donation, the error reports that the previous state is lost; without donation, that state remains."""
 
     def refuse(x):
         if x[0] > 5.0:
@@ -761,7 +761,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_step_that_changes_the_structure(change):
-    """It says what has changed; the state stays that before the step."""
+    """The error names the change, and the state before the step remains."""
     model, _ = made()
     step = tallax.compile_step(change, model)
     with pytest.raises(tallax.StructureChangedError, match=CHANGES[change]):
@@ -796,7 +796,7 @@ def test_a_change_in_a_large_model_is_found_in_the_next_call():
 
 
 def test_counters_that_swap_their_shapes():
-    """The arrays of the program have the same shapes as before, and it is traced anew all the same."""
+    """Counters that swap their shapes cause a new trace, although the shapes of the program's arrays do not change."""
     model = nnx.Dict(a=tallax.Counter(shape=2), b=tallax.Counter(shape=3))
 
     def run(model):
@@ -811,7 +811,7 @@ def test_counters_that_swap_their_shapes():
 
 
 def test_arrays_in_no_variable():
-    """They are read; a step that replaces one is told to keep it in a Variable."""
+    """Arrays outside of Variables can be read; a step that replaces one raises and suggests a Variable."""
     model = nnx.Dict(table=nnx.data(jnp.arange(3.0)), total=nnx.Variable(jnp.float32(0.0)))
 
     def run(model):
@@ -904,7 +904,7 @@ def test_shard_map_within_a_step(kind):
 
 
 def test_shares_of_replicas_stay_shares():
-    """What keeps a share for each replica is not packed, and counts on."""
+    """Per-replica state is not packed, and keeps counting."""
     mesh = mesh_of("auto")
     model = nnx.Dict(rate=tallax.statistics.Rate())
     model = tallax.per_replica(model, mesh, "data")

@@ -32,7 +32,7 @@ def text_of(console):
 
 
 def test_without_a_terminal_it_prints_a_line_for_each_record(capsys):
-    """The step, and the scalars that the Logger was given; not those of items."""
+    """Without a terminal, a line has the step and the scalars passed to the Logger, without the state."""
     model = tallax.StepCounter(nnx.Rngs(0))
     with tallax.Logger(sinks.Console(), every=2) as log:
         for step in range(1, 5):
@@ -46,7 +46,7 @@ def test_without_a_terminal_it_prints_a_line_for_each_record(capsys):
 
 
 def test_which_names_a_line_has(capsys):
-    """Those that match; without scalars of the user's, the first of the items'. A long line is not wrapped."""
+    """The line shows matching names; without user scalars, the first of the state. A long line is not wrapped."""
     sink = sinks.Console("gate/fired")
     sink.write(record(1))
     sink.close()
@@ -84,7 +84,7 @@ def test_it_keeps_no_more_than_it_draws():
 
 
 def test_it_leaves_room():
-    """The table is lower than the terminal, whatever there is to show."""
+    """The table is lower than the terminal, for any content."""
     console = terminal(height=20)
     sink = sinks.Console(console=console)
     sink.write(Record(1, 0.0, 0, {f"layer{k}": 1.0 for k in range(100)}))
@@ -93,7 +93,7 @@ def test_it_leaves_room():
 
 
 def test_a_progress_bar_and_prints_beside_it():
-    """Both live on one console of rich; what is printed stays above them."""
+    """A progress bar and the table share one console of rich; printed text stays above them."""
     console = terminal()
     with Progress(console=console, auto_refresh=False) as progress:
         task = progress.add_task("training", total=10)
@@ -110,7 +110,7 @@ def test_a_progress_bar_and_prints_beside_it():
 
 
 def test_an_older_rich_has_lines_beside_a_progress_bar(monkeypatch):
-    """Where a second live display is refused, the records are printed instead."""
+    """If rich refuses a second live display, the records are printed as lines."""
     from rich.errors import LiveError
 
     from tallax.sinks import _console

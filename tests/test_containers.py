@@ -104,7 +104,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_every_way_to_replace_an_entry_raises(way):
-    """And nothing is written, not even what comes before it."""
+    """Every way to replace an entry raises, and nothing is written before the error."""
     model = Net()
     before = [*model.loads], dict(model.named)
     with pytest.raises(tallax.ReplacedVariableError):
@@ -184,7 +184,7 @@ def test_counted_in_every_mode(compiled):
 
 
 def test_counted_in_a_compiled_step():
-    """As under nnx.jit."""
+    """Entries count in a compiled step as under nnx.jit."""
     model = Net()
     with tallax.compile_step(lambda model, x: model(x).sum(), model) as step:
         for _ in range(3):

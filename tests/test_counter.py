@@ -52,7 +52,7 @@ def test_jax_increments_outside_a_trace(dtype):
 
 
 def test_another_counter_is_added_exactly():
-    """A Counter adds to a Counter, beyond what its int32 value could say."""
+    """A Counter adds to a Counter exactly, also beyond int32."""
     total = tallax.Counter(5)
     total += tallax.Counter(2**40)
     assert int(total) == 2**40 + 5
@@ -133,7 +133,7 @@ def test_reads():
 
 @pytest.mark.parametrize("shape", [3, np.int64(3), (3,), [3], np.array([3])], ids=repr)
 def test_a_shape_may_be_one_number_or_any_sequence(shape):
-    """Of a counter and of a statistic."""
+    """A shape may be one number or any sequence, for counters and statistics."""
     assert tallax.Counter(shape=shape).shape == (3,)
     assert tallax.statistics.Rate(shape).shape == (3,)
 
@@ -154,7 +154,7 @@ def test_equality_is_exact(compiled):
 
 
 def test_equality_goes_count_by_count():
-    """As with arrays; an array of the device is compared with the value that is read, as in Flax."""
+    """Equality is per count, as with arrays; a device array is compared with the int32 value, as in Flax."""
     counter = tallax.Counter(shape=3)
     counter += jnp.array([1, 2, 3])
     assert (counter == 2).tolist() == [False, True, False]
@@ -166,7 +166,7 @@ def test_equality_goes_count_by_count():
 
 
 def test_the_limbs_do_not_show():
-    """Neither attributes nor printing give the storage away, and a mapped state can still be printed."""
+    """Neither attributes nor printing reveal the limbs, and a mapped state can still be printed."""
     counter = tallax.Counter(2**33, shape=2)
     assert not hasattr(counter, "__array_interface__")
     assert "8589934592" in repr(tallax.Counter(2**33))
@@ -206,7 +206,7 @@ def test_the_seeds_spelling_stays_exact():
 @pytest.mark.parametrize("n", [1, 7, 1000, 2**20 + 7])
 @pytest.mark.parametrize("start", [0, 1, 7000, 2**32 * 7, 2**40 + 1])
 def test_every(n, start):
-    """every(n) tells multiples exactly, on the host and on the device."""
+    """every(n) detects multiples exactly, on the host and on the device."""
     counter = tallax.Counter(start)
     assert bool(counter.every(n)) == (start % n == 0)
     assert bool(nnx.jit(lambda c: c.every(n))(counter)) == (start % n == 0)
@@ -288,7 +288,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("place", ["host", "device"])
 def test_bad_input_leaves_the_count(name, place):
-    """What a Counter does not take raises, names the counter and the remedy, and changes nothing."""
+    """A bad value raises, names the counter and the fix, and changes nothing."""
     act, error = BAD[name]
     model = nnx.Dict(seen=tallax.Counter(5, shape=2))
     if place == "device":
@@ -326,7 +326,7 @@ def test_bad_traced_increments_raise_at_trace_time(bad):
 
 
 def test_a_traced_negative_adds_nothing():
-    """What can't be seen while tracing cannot raise: a negative increment counts as zero."""
+    """A negative increment in a trace adds nothing, because a trace cannot raise for it."""
     counter = tallax.Counter(3)
     nnx.jit(lambda c, n: c.increment(n))(counter, jnp.int32(-5))
     assert int(counter) == 3
@@ -343,7 +343,7 @@ def test_host_reads_in_a_trace_raise():
 
 
 def test_a_write_from_another_trace_raises():
-    """A model that a compiled function closes over is not updated in silence."""
+    """A write to a model that a compiled function closes over raises."""
     model = nnx.Dict(seen=tallax.Counter(3), bias=tallax.Buffer(jnp.zeros(2)))
 
     @jax.jit
@@ -369,7 +369,7 @@ def test_a_write_from_another_trace_raises():
 
 
 def test_int32_counts_in_place_of_words():
-    """Pure dicts of `get_value()` hold int32 counts; written back by nnx.update they count, or raise if saturated."""
+    """Pure dicts of `get_value()` contain int32 counts; nnx.update writes them back, and saturated ones raise."""
     model = nnx.Dict(a=tallax.Counter(2**31 - 2), b=tallax.Counter(7, shape=2), c=tallax.Counter(2**40))
     other = nnx.Dict(a=tallax.Counter(), b=tallax.Counter(shape=2), c=tallax.Counter())
     nnx.update(other, nnx.to_pure_dict(nnx.state(model), lambda variable: variable.get_value()))

@@ -121,7 +121,7 @@ def test_more_damage(good, tmp_path):
 
 
 def test_a_bit_that_orbax_would_not_notice(tmp_path):
-    """What does not compress lies in a file as it is, without a sum of its own, and can be found there."""
+    """A flipped bit in an uncompressed array, which Orbax does not notice, is detected."""
     noise = np.random.default_rng(0).integers(0, 2**32, 5000, np.uint32)
     tallax.save(tmp_path / "one", nnx.Dict(noise=nnx.Variable(jnp.asarray(noise))))
     here = noise[2500:2508].tobytes()
@@ -218,7 +218,7 @@ def test_a_manifest_that_is_none():
 
 
 def test_a_manifest_that_lies():
-    """Names that would be paths, items outside of the items, counts of no words, shapes that are none, other arrays."""
+    """A manifest with paths as names, wrong offsets, shapes or counts, or other arrays is rejected."""
     tree = tallax.to_checkpoint(make(3))
     manifest = Manifest.decoded(tree["tallax"])
     entries = dict(manifest.entries)
@@ -260,7 +260,7 @@ def with_zarray(good, folder, **changes):
 
 
 def test_sizes_are_looked_at_before_memory_is_taken(good, tmp_path):
-    """An array of terabytes, or one whose pieces are, is refused by what its storage says, without reading it."""
+    """An array of terabytes is rejected by the shape in its storage, without reading it."""
     huge = with_zarray(good, tmp_path, shape=[20, 10**11], chunks=[20, 10**9])
     assert "model/layer/kernel is float32[20, 100000000000]" in refused(huge)
     assert "has pieces larger than itself" in refused(with_zarray(good, tmp_path, chunks=[20, 10**11]))
@@ -273,7 +273,7 @@ def test_sizes_are_looked_at_before_memory_is_taken(good, tmp_path):
 
 
 def test_files_that_would_be_read_without_end_or_elsewhere(good, tmp_path):
-    """A pipe, which nobody writes to; files of zeros that take no room on the disk; links that lead out."""
+    """A pipe, sparse files, and links that lead outside are rejected."""
 
     def copy(name):
         return pathlib.Path(shutil.copytree(good, tmp_path / name))
@@ -327,7 +327,7 @@ def test_a_name_of_a_plain_checkpoint_is_no_path_and_a_string_no_array(tmp_path)
 
 
 def test_a_manifest_is_no_larger_than_one_that_is_read(monkeypatch):
-    """What would take gigabytes of Python's objects is refused, and never written."""
+    """A manifest that would need gigabytes of Python objects is rejected, and never written."""
     tree = tallax.to_checkpoint(make(3))
     for content in (b"[" + b"[]," * 2**22 + b"[]]", b'{"a":{},"b":' * 2**22):
         bomb = np.frombuffer(content, np.uint8)
@@ -340,7 +340,7 @@ def test_a_manifest_is_no_larger_than_one_that_is_read(monkeypatch):
 
 
 def test_a_checkpoint_is_shown_without_taking_its_word(tmp_path):
-    """A configuration that is no such statistic's, or that Python would choke on; and items too large to look at."""
+    """Invalid configurations and too large values are not evaluated."""
     model = nnx.Dict(seen=tallax.statistics.Histogram(0.0, 1.0, bins=4))
     model.large = tallax.Buffer(np.zeros(2**25, np.float32))
     tree = tallax.to_checkpoint(model)
@@ -392,7 +392,7 @@ def test_no_pickle_is_ever_read(good, tmp_path, monkeypatch):
 
 
 def test_a_name_of_a_plain_checkpoint_never_becomes_a_path(tmp_path):
-    """What the objects do not have is not read, whatever it is called."""
+    """Names that the objects do not have are never read."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "plain", {"../../../evil": jnp.ones(3), "step": jnp.int32(4)})
     model = nnx.Dict(step=tallax.Counter())

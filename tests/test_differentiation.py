@@ -113,7 +113,7 @@ def test_three_steps_of_training_are_those_of_flax(mode):
 @everywhere
 @every_state_case
 def test_an_item_is_threaded_and_has_no_gradient(item, mode):
-    """Only the layer has gradients; the item is, to the bit, as without differentiation."""
+    """Only the layer has gradients; tallax state is bit-equal to a run without differentiation."""
     model, alone = Model(item.make), Model(item.make)
 
     def loss(model, x):
@@ -171,7 +171,7 @@ def filtered_by_flax(name, compiled):
 @everywhere
 @pytest.mark.parametrize("name", FILTERS)
 def test_any_filter(name, mode):
-    """What a filter matches, and nothing else, has a gradient: Flax's own for a DiffState in graph mode."""
+    """Only state that the filter matches has a gradient, equal to Flax's gradient in graph mode."""
     model, wrt = Floats(), FILTERS[name]
     got = EVERYWHERE[mode](tallax.value_and_grad(loss_fn, wrt=wrt))(model, batch())
     assert_same(got, filtered_by_flax(name, reference_mode(mode)))
@@ -239,7 +239,7 @@ def test_what_may_be_differentiated(name):
 
 
 def test_other_state_beside_parameters():
-    """Within a State, a tuple or a dict too, what does not match has no gradient."""
+    """State that the filter does not match has no gradient, also within a State, a tuple or a dict."""
     model = Net()
     state = nnx.state(model)
     grads = tallax.grad(lambda state: _total(nnx.filter_state(state, nnx.Param)))(state)
@@ -322,7 +322,7 @@ def test_a_filter_by_path_picks_what_the_optimizer_picks():
 
 @everywhere
 def test_other_arguments_are_updated(mode):
-    """A teacher, random streams, an optimizer, and what comes by keyword change as the function changes them, once."""
+    """A teacher, random streams, an optimizer and keyword arguments are updated once, as by a plain call."""
 
     class Everything(nnx.Module):
         def __init__(self):
@@ -414,7 +414,7 @@ def test_changes_of_structure_come_back(mode):
 
 
 def test_sown_values_come_back():
-    """What a forward pass sows is collected, and passes a gradient on as any value does."""
+    """Sown values are collected, and pass gradients on."""
 
     class Sowing(nnx.Module):
         def __init__(self):
@@ -459,7 +459,7 @@ normed_by_flax = functools.cache(functools.partial(normed, in_graph_mode))
 
 @everywhere
 def test_parameters_that_the_forward_pass_writes(mode):
-    """SpectralNorm and WeightNorm write parameters: as in Flax's graph mode, the caller has what was written."""
+    """SpectralNorm and WeightNorm write parameters, which reach the caller as in Flax's graph mode."""
     got, model = normed(tallax.value_and_grad, EVERYWHERE[mode])
     expected, expected_model = normed_by_flax(reference_mode(mode))
     assert_same(got, expected)
@@ -490,7 +490,7 @@ def test_a_failing_call_changes_nothing(failing, mode):
 
 
 def test_eager_state_stays_on_the_host():
-    """Where nothing is compiled, a counter counts in NumPy, without a dispatch, as it does outside a gradient."""
+    """In eager code a counter counts in NumPy without a dispatch, also inside a gradient."""
     model = Model(tallax.Counter)
     tallax.grad(lambda model, x: (STATE_CASES["counter"].touch(model, x), model(x).sum())[1])(model, batch())
     assert isinstance(model.item.get_raw_value(), np.ndarray)

@@ -86,12 +86,12 @@ def test_every_extra_is_listed(told):
     ],
 )
 def test_the_mode_of_nnx(environment, said):
-    """What Flax's own settings say."""
+    """The report has Flax's own settings."""
     assert json.loads(doctor("--json", **environment))["jax"]["nnx"] == said
 
 
 def test_no_backend():
-    """A platform that is not there is told of, and so is all the rest; typer is not needed."""
+    """A missing platform is reported, together with everything else; typer is not needed."""
     text = doctor(code=WITHOUT_TYPER, JAX_PLATFORMS="cuda")
     rows = dict(line.split(maxsplit=1) for line in text.splitlines() if line.strip() and line[0] != " ")
     assert re.match(r"FAILED: \w+: \S", rows["backend"])
@@ -110,14 +110,14 @@ def test_no_backend():
     ],
 )
 def test_jax_that_ends_or_hangs_the_process(tmp_path, monkeypatch, code, said):
-    """The process that JAX ends is not the one that tells."""
+    """If JAX ends or hangs its process, the report is still printed."""
     (tmp_path / "jax.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path) + os.pathsep + os.environ.get("PYTHONPATH", ""))
     assert _doctor._asked_apart(3.0)["errors"]["backend"].splitlines()[0] == said
 
 
 def test_what_is_missing_names_the_install_line(monkeypatch):
-    """An extra with a missing package says what to type; of a source tree, no extras are known."""
+    """An extra with a missing package has an install command; in a source tree, extras are unknown."""
     version = metadata.version
 
     def without(name):

@@ -104,7 +104,7 @@ def test_decay_zero_is_the_last_mean():
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "int8", "int32", "uint32", "float16", "bfloat16", "float32"])
 def test_every_dtype_is_taken(dtype):
-    """Booleans, integers and narrow floats are averaged in float32, also where the dtype could not hold the mean."""
+    """Booleans, integers and narrow floats are averaged in float32, also if the dtype cannot represent the mean."""
     assert fed(0.5, jnp.array([1, 0, 1, 1], dtype)).compute().value == 0.75
 
 
@@ -154,7 +154,7 @@ def test_sums_beyond_float32_are_left_out_and_counted():
 
 
 def test_what_saw_nothing_says_so():
-    """Before any update the value is 0.0, not NaN, and the weight tells why; the same in a trace."""
+    """Before any update the value is 0.0, not NaN, and the weight is 0; the same in a trace."""
     for ema in (Ema(0.9), Ema(0.9, debias=False)):
         traced = nnx.jit(lambda e: e.compute())(ema)
         for result in (ema.compute(), traced):
@@ -293,14 +293,14 @@ def test_replicas_take_the_mean_of_all_entries(how):
 
 
 def test_replicas_that_cannot_be_seen_raise():
-    """Under check_vma=False it asks for axis_name=."""
+    """Under check_vma=False an update without axis_name= raises."""
     with pytest.raises(tallax.ReplicasError, match="axis_name="):
         feed_in_shard_map(Ema(0.9), mesh_of("auto"), X, check_vma=False)
 
 
 @pytest.mark.parametrize("compiled", MODES.values(), ids=MODES)
 def test_no_gradient_flows_in_or_out(compiled):
-    """Neither what is fed nor what is read is seen by a gradient."""
+    """Neither inputs nor results have a gradient."""
     model = nnx.Dict(w=nnx.Param(jnp.float32(2.0)), e=fed(0.0, 5.0))
 
     def grads(model):

@@ -607,7 +607,7 @@ net.loads[0]: this entry is a Counter, which an assignment would drop.
 model.q: only floats can be differentiated.
   got:  int8[2] ([1, 1])
   fix:  wrt=nnx.All(nnx.Param, lambda path, x: jnp.issubdtype(x.dtype, jnp.inexact)), also for nnx.Optimizer; or a \
-tallax.Buffer to hold it""",
+tallax.Buffer instead""",
     ),
     "replaced": (
         replaced,
@@ -1580,7 +1580,7 @@ def test_without_typer_the_command_says_what_to_install(monkeypatch, capsys):
 
 
 def test_names():
-    """An item is named from the outermost variable that leads to it; one that nothing leads to, by its kind."""
+    """A variable is named from the outermost frame that leads to it, or by its kind if none does."""
     model = Model()
 
     def inner(part):

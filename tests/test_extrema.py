@@ -56,7 +56,7 @@ def reference(parts):
 
 @given(ARRAYS, st.integers(0, 24), st.integers(0, 24))
 def test_a_stream_has_the_extremes_that_numpy_finds(x, first, second):
-    """Each update is taken in exactly, with the count at which an extreme came; all counts add up to what was fed."""
+    """Every update is exact, with the count at which an extreme came; all counts add up to the number of entries."""
     first, second = sorted((first, second))
     parts = [x[:first], x[first:second], x[second:]]
     result = fed(*parts).compute()
@@ -66,7 +66,7 @@ def test_a_stream_has_the_extremes_that_numpy_finds(x, first, second):
 
 @given(ARRAYS, MASKS)
 def test_a_mask_leaves_out(x, mask):
-    """Under a mask the rest is what the kept entries alone leave, to the bit."""
+    """Under a mask the result is bit-equal to that of the kept entries."""
     masked = Extrema()
     masked.update(x, where=mask)
     assert_same_state(masked, fed(x[mask]))
@@ -121,7 +121,7 @@ def test_every_dtype_is_taken(dtype):
 
 
 def test_integers_beyond_float32_are_rounded():
-    """Integers are compared in float32, as the docstring says."""
+    """Integers are compared in float32, as documented."""
     assert fed(np.array([2**24 + 1, -5], np.int32)).compute().max == 2.0**24
 
 
@@ -145,7 +145,7 @@ def test_what_saw_nothing_says_so():
 
 
 def test_zeros_are_one_value():
-    """-0.0 and subnormal numbers read as 0.0, and are no new extreme."""
+    """-0.0 and subnormal numbers are stored as 0.0, and do not count as new extremes."""
     extrema = fed(np.array([-0.0]), np.array([0.0]), np.array([-1e-45, 1e-45], np.float32))
     result = extrema.compute()
     assert (np.signbit(result.min), np.signbit(result.max)) == (False, False)
@@ -177,7 +177,7 @@ def test_counts_are_exact_beyond_32_bits():
 
 
 def test_ats_compare_by_both_words():
-    """Of equal extremes beyond 2**32 the smaller `at` is found whichever word tells."""
+    """For equal extremes beyond 2**32, both words decide which `at` is smaller."""
     for small, large in [((5, 1), (6, 1)), ((7, 1), (2, 2)), ((9, 0), (1, 1))]:
         left, right = fed(np.array([1.0])), fed(np.array([1.0]))
         left.extremes[0], right.extremes[0] = np.array(small, np.uint32), np.array(large, np.uint32)
@@ -287,7 +287,7 @@ def test_no_gradient_flows_in():
 
 @pytest.mark.parametrize("bad", [np.ones(2, complex), "abc", None])
 def test_bad_updates_change_nothing(bad):
-    """What can't be compared raises; the state stays."""
+    """Values that cannot be compared raise, and the state does not change."""
     extrema = fed(np.ones(2))
     with pytest.raises(tallax.InvalidTypeError, match="extrema: a statistic requires a real array"):
         extrema.update(bad)
@@ -297,7 +297,7 @@ def test_bad_updates_change_nothing(bad):
 
 
 def test_shapes_must_fit():
-    """The last axes must be the declared ones, and merged statistics must share them."""
+    """The last axes must have the declared shape, and merged statistics must have equal shapes."""
     extrema = Extrema(shape=2)
     with pytest.raises(tallax.InvalidValueError, match=r"declare Extrema\(shape=...\)"):
         extrema.update(np.ones(3))

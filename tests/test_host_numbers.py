@@ -58,7 +58,7 @@ def test_single_numbers(number):
 
 
 def test_negative_integers_and_those_that_fit():
-    """Integers below -2**31 keep their sign; those that fit 32 bits stay what they are."""
+    """Integers below -2**31 keep their sign; integers that fit 32 bits are exact."""
     extrema = Extrema()
     extrema.update(np.array([-(2**40), 2**31 - 1, -(2**31), 7]))
     assert (extrema.compute().min, extrema.compute().max) == (-(2.0**40), 2.0**31)
@@ -78,7 +78,7 @@ def test_low_words_of_zero_fire():
 
 
 def test_a_count_is_fed_whole():
-    """A Counter beyond 2**31 - 1 is fed as what it counts, on the host and traced."""
+    """A Counter beyond 2**31 - 1 is passed to a statistic as its exact count, on the host and traced."""
     counter, extrema = tallax.Counter(2**40), Extrema()
     extrema.update(counter)
     nnx.jit(lambda e, c: e.update(c))(extrema, tallax.Counter(2**41))
@@ -145,7 +145,7 @@ def test_steps_beyond_int32_saturate(step):
 
 
 def test_buffers_refuse_or_round():
-    """What is added to an integer Buffer fits, or raises by name; a float Buffer rounds it."""
+    """An integer Buffer raises for a number that does not fit; a float Buffer rounds it."""
     whole, floats = tallax.Buffer(np.zeros(2, np.int32)), tallax.Buffer(np.zeros(2, np.float32))
     for number in (BIG, 2**70, np.int64(BIG), np.array([BIG, 1]), np.uint64(2**63)):
         with pytest.raises(tallax.InvalidValueError, match=r"whole: the integer does not fit into u?int32"):
@@ -188,7 +188,7 @@ BAD_ARGUMENTS = [
 
 @pytest.mark.parametrize(("make", "arguments"), BAD_ARGUMENTS)
 def test_bad_arguments_raise_our_errors(make, arguments):
-    """A constructor refuses what makes no sense by an error of tallax's."""
+    """A constructor rejects invalid arguments with an error of tallax."""
     with pytest.raises(tallax.InvalidValueError):
         make(*arguments)
 
@@ -196,7 +196,7 @@ def test_bad_arguments_raise_our_errors(make, arguments):
 @pytest.mark.parametrize("kind", [Rate, Moments, Extrema, lambda axis_name: Ema(0.5, axis_name=axis_name)])
 @pytest.mark.parametrize("axis_name", [["data"], {"data"}, (["data"],)])
 def test_bad_axis_names_raise(kind, axis_name):
-    """So does an axis name that is none."""
+    """An invalid axis name raises."""
     with pytest.raises(tallax.InvalidTypeError, match="axis_name must be the name of a mapped axis"):
         kind(axis_name=axis_name)
 

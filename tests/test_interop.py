@@ -66,7 +66,7 @@ def linen_variables(calls=3):
 
 
 def test_linen_variables_go_into_a_module_and_back():
-    """All collections, an int32 counter exactly; the module computes what Linen's did, and gives the same back."""
+    """All collections are converted, an int32 counter exactly; the module computes the same as in Linen."""
     module, variables = linen_variables()
     model = Model()
     report = from_linen(variables, model, rename=RENAME)
@@ -82,7 +82,7 @@ def test_linen_variables_go_into_a_module_and_back():
 
 
 def test_linen_that_does_not_fit():
-    """A name or a shape that differs, a count that does not fit back, and what is no collection."""
+    """Different names or shapes, counts that do not fit, and other objects than collections raise."""
     _, variables = linen_variables(0)
     model = Model()
     with pytest.raises(tallax.RestoreError, match="model/first/bias, model/first/kernel, model/norm/bias and 5 more"):
@@ -127,7 +127,7 @@ def test_what_linen_has_beyond_the_module_is_not_renamed():
 
 
 def test_a_hint_for_linen_works_when_followed_to_the_letter():
-    """Layers are told apart by their shapes, and the names are those without the collection."""
+    """The `rename=` in the error distinguishes layers by their shapes, and has names without the collection."""
     module, variables = linen_variables()
     model = Model()
     with pytest.raises(tallax.RestoreError, match=r"rename=\{") as caught:
@@ -139,7 +139,7 @@ def test_a_hint_for_linen_works_when_followed_to_the_letter():
 
 
 def test_what_is_shared_takes_linen_s_name_for_either():
-    """A layer that two attributes hold is found by each of them."""
+    """A layer with two attributes is found under both of Linen's names."""
     layer = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
     for name in ("a", "b"):
         model = nnx.Dict(a=layer, b=layer)
@@ -260,7 +260,7 @@ def test_a_safetensors_file_without_the_package_is_a_missing_extra(tmp_path, mon
 
 
 def test_several_files_of_tensors_with_an_index(tmp_path):
-    """As large models come; each array in the file that the index tells, beside it, and none left out."""
+    """Each array is read from the file that the index names, next to the index."""
     pytest.importorskip("safetensors")
     named = {name.replace("__", "."): name for name in arrays()}
     places = {name: f"model-{k % 2}.safetensors" for k, name in enumerate(named)}
@@ -296,11 +296,11 @@ def test_several_files_of_tensors_with_an_index(tmp_path):
 
 
 def test_what_is_no_source():
-    """Neither a module, nor a dict of tensors, nor a file."""
+    """A source that is neither a module, nor a dict of tensors, nor a file raises."""
     for source, error, says in (
         (3, tallax.InvalidTypeError, "requires a module, a state_dict, or the path of a file"),
         ({"weight": "text"}, tallax.InvalidTypeError, "a state_dict must contain tensors"),
-        ({"\x1b[31mred": np.ones(3)}, tallax.InvalidTypeError, r"(?s)takes a module.*\\x1b\[31mred"),
+        ({"\x1b[31mred": np.ones(3)}, tallax.InvalidTypeError, r"(?s)requires a module.*\\x1b\[31mred"),
         ("no/such.pt", tallax.CheckpointError, "is not a file"),
         ("no/such.safetensors", tallax.CheckpointError, "cannot be read as"),
     ):

@@ -82,7 +82,7 @@ def write(path, steps, **options):
 
 
 def test_edges_and_items_are_said_once(tmp_path):
-    """A line leaves out what the lines before it said of edges and items."""
+    """A line omits edges and descriptions that an earlier line has."""
     acts = {"acts": Bins(np.array([0.0, 1.0, 2.0]), np.array([3, 4], np.uint64))}
     item = {"acts": StateInfo("Histogram", (7,), "uint32", 56, True)}
     write(tmp_path, [1, 2], histograms=acts, state=item)
@@ -97,7 +97,7 @@ def test_edges_and_items_are_said_once(tmp_path):
 
 
 def test_resuming_replaces_what_came_after(tmp_path):
-    """A run that goes on from step 3 has each step once; what was there is kept aside."""
+    """A run that resumes at step 3 has each step once, and keeps the replaced records separately."""
     write(tmp_path, [1, 2, 3, 4, 5])
     old = tallax.Run(tmp_path)
     write(tmp_path, [3, 4])
@@ -110,7 +110,7 @@ def test_resuming_replaces_what_came_after(tmp_path):
 
 
 def test_resuming_says_edges_again(tmp_path):
-    """What goes on leans on no line that was taken out."""
+    """The first line after a resume repeats the edges."""
     for edges in ([0.0, 1.0], [0.0, 2.0]):
         write(tmp_path, [2, 3], histograms={"a": Bins(np.array(edges), np.array([1], np.uint64))})
     assert [bins.edges.tolist() for bins in tallax.Run(tmp_path).histograms["a"].values] == [[0.0, 2.0]] * 2
@@ -133,7 +133,7 @@ def test_following(tmp_path):
 
 
 def test_processes_have_files_of_their_own(tmp_path):
-    """Further processes write beside the first, and their names say so when the run is read."""
+    """Further processes write to their own files, and their names have a prefix."""
     for process in range(3):
         write(tmp_path, [1, 2], process=process)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -166,7 +166,7 @@ def test_a_file_may_be_named(tmp_path):
 
 
 def test_two_writers(tmp_path):
-    """A second Logger on a run that is being written says so, and leaves it alone."""
+    """A second Logger on a run that is being written raises, and leaves the file unchanged."""
     first, second = Jsonl(tmp_path), Jsonl(tmp_path)
     first.write(Record(1, 0.0))
     with pytest.raises(tallax.RunLockedError) as caught:
@@ -186,7 +186,7 @@ def test_two_writers(tmp_path):
 
 @pytest.mark.parametrize("text", ['{"a": 1}\n{"a": 2}\n', '{"a": 1}', "[1]\n", "\n", "\x00\x01", '{"format": "x"'])
 def test_a_file_of_somebody_elses_is_left_alone(tmp_path, text):
-    """What is no run is neither read as one nor written to, whole or torn."""
+    """A file that is not a run is neither read nor written, complete or truncated."""
     path = tmp_path / "data.jsonl"
     path.write_text(text)
     with pytest.raises(tallax.RunError, match=r"line 1 is not a record of a run"):
@@ -217,7 +217,7 @@ def test_a_damaged_line_is_named(tmp_path):
 
 
 def test_a_later_version(tmp_path):
-    """A run of a later format is refused, by the reader and by the writer, with what to install."""
+    """The reader and the writer reject a later format, with the install command."""
     path = tmp_path / "records.jsonl"
     path.write_text('{"format": "tallax run", "version": 2}\n{"strange": 1}\n')
     text = (
@@ -233,7 +233,7 @@ def test_a_later_version(tmp_path):
 
 
 def test_no_run_here(tmp_path):
-    """A folder without a run says what a run is, and names those that lie in it."""
+    """The error for a folder without a run explains what a run is, and lists runs in subfolders."""
     with pytest.raises(tallax.RunError) as caught:
         tallax.Run(tmp_path / "nothing")
     assert str(caught.value).splitlines()[0] == f"{tmp_path / 'nothing'}: does not exist."
@@ -301,7 +301,7 @@ def mounted(tmp_path):
 
 
 def test_a_small_file_system(mounted):
-    """On a file system that is full, what was written before is whole, and there is room again after a while."""
+    """On a full file system the existing records stay intact, and writing resumes when there is space."""
     folder = mounted("size=16k")
     filler = folder / "filler"
     filler.write_bytes(b"x" * 8000)

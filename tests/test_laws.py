@@ -27,7 +27,7 @@ def model_of(item) -> Model:
 
 @every_state_case
 def test_no_parameter(item):
-    """No filter for parameters finds an item, and no parameter count includes it."""
+    """No filter for parameters selects tallax state, and no parameter count includes it."""
     model = model_of(item)
     params = nnx.state(model, nnx.Param)
     assert set(params) == {"layer"}
@@ -37,7 +37,7 @@ def test_no_parameter(item):
 @every_state_case
 @every_mode
 def test_an_optimizer_with_weight_decay_leaves_it(item, compiled):
-    """adamw changes the parameters and not the item."""
+    """adamw changes the parameters, but not the state."""
     model = model_of(item)
     item.touch(model, batch())
     before = leaves(model.item)
@@ -74,7 +74,7 @@ def _write_part(inner):
 @every_mode
 @pytest.mark.parametrize(("use", "by_param"), [(_read, 2.0), (_write, 30.0), (_write_part, 30.0)])
 def test_no_gradient_flows_in_or_out(compiled, use, by_param):
-    """What is read from a buffer, and what is written to it, are constants to a gradient, each alone."""
+    """A value that is read from or written to a buffer is constant to a gradient."""
     model = nnx.Dict(w=nnx.Param(jnp.float32(3.0)), b=tallax.Buffer(2.0), c=tallax.Buffer(np.ones(2)))
 
     def grads(model):
@@ -159,7 +159,7 @@ def test_the_seeds_spelling_is_exact_in_a_trace(compiled):
 @every_state_case
 @every_mode
 def test_modes_agree_to_the_bit(item, compiled):
-    """Four compiled steps leave, to the bit, what four eager ones do."""
+    """Four compiled steps are bit-equal to four eager ones in every mode."""
     model, eager = model_of(item), model_of(item)
     step = compiled(item.touch)
     for k in range(4):
@@ -206,7 +206,7 @@ COPIES = {
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_copies_keep_the_value_and_live_on(item, copied, compiled):
-    """A copy holds the same bits, counts on as the original does, and leaves the original alone."""
+    """A copy has the same bits, counts on as the original does, and does not change the original."""
     model = model_of(item)
     touch = nnx.jit(item.touch) if compiled else item.touch
     touch(model, batch(0))
@@ -227,7 +227,7 @@ def test_copies_keep_the_value_and_live_on(item, copied, compiled):
 
 @every_state_case
 def test_few_arrays(item):
-    """An item is one Variable of one array, or a statistic of a Counter and a Buffer; no count is kept in floats."""
+    """A type owns one array, or a Counter and a Buffer; no count is stored in floats."""
     variables = [v for _, v in nnx.iter_graph(nnx.Dict(i=item.make())) if isinstance(v, nnx.Variable)]
     kinds = sorted(type(variable).__name__ for variable in variables)
     assert kinds in (["Buffer"], ["Counter"], ["Buffer", "Counter"])

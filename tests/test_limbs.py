@@ -62,7 +62,7 @@ def test_float32_rounds_the_whole_count(values):
 
 @given(VECTORS, st.one_of(st.sampled_from([1, 2, 3, 2**16, 2**16 + 1, 2**24, 2**31 - 1]), st.integers(1, 2**31 - 1)))
 def test_divisibility_is_exact(values, divisor):
-    """Whether a count is a multiple is told exactly, by every digit width."""
+    """Divisibility is exact for every digit width."""
     values = [*values[:3], *(value // divisor * divisor for value in values[3:])]
     expected = [value % divisor == 0 for value in values]
     with jax.disable_jit():  # a fresh divisor would compile a fresh program

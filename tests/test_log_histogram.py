@@ -40,7 +40,7 @@ def test_quantiles_are_within_the_promised_error(x, relative_error):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_every_exponent_has_its_bucket(dtype):
-    """For every exponent, and the first, middle and last mantissas of it, the bucket holds exactly that number."""
+    """For every exponent, and its first, middle and last mantissas, the bucket contains exactly that number."""
     info = ml_dtypes.finfo(dtype)
     bits, mantissa = info.bits, info.nmant
     patterns = [
@@ -116,7 +116,7 @@ def test_integers_are_taken(dtype):
 
 
 def test_in_a_trace():
-    """Inside jit the same record holds arrays, and quantiles agree with those of the host."""
+    """Inside jit the record has traced arrays, and quantiles agree with those on the host."""
     histogram = LogHistogram(0.01)
     x = np.random.default_rng(0).lognormal(0, 3, 1000)
     q = np.array([0.0, 0.1, 0.5, 0.99, 1.0])
@@ -154,7 +154,7 @@ def test_impossible_quantiles_raise(q):
 @pytest.mark.parametrize("length", [1, 7, 69, 127, 128, 1000])
 @pytest.mark.parametrize("size", [0, 1, 2, 63, 1001])
 def test_every_form_counts_alike(form, length, size):
-    """All forms of the inner loop, each meant for some platform, count what NumPy counts and drop what is marked."""
+    """All forms of the inner loop count what NumPy counts, and drop masked entries."""
     x = np.random.default_rng(0).integers(0, length, size).astype(np.int32)
     mask = np.random.default_rng(1).random(size) < 0.7
     count = _bincount.count_slots if form == "count_slots" else form
@@ -167,7 +167,7 @@ def test_every_form_counts_alike(form, length, size):
 @pytest.mark.parametrize("form", [_bincount.in_order, _bincount.in_pairs, _bincount.in_groups])
 @pytest.mark.parametrize("shape", [(7, 9), (65, 3), (2, 0), (3, 2, 129)])
 def test_every_form_takes_any_shape(form, shape):
-    """Values are counted in the shape they have, whatever axis is even, odd, long or empty."""
+    """Values of any shape are counted, with axes even, odd, long or empty."""
     x = np.random.default_rng(0).integers(0, 7, shape).astype(np.int32)
     mask = np.random.default_rng(1).random(shape) < 0.7
     counts = jax.jit(lambda x, where: form(lambda x: x, x, where, length=7))(x, mask)
@@ -205,7 +205,7 @@ def test_reprs_are_one_line():
 
 @pytest.mark.parametrize("made", [False, True])
 def test_plots(made, tmp_path):
-    """A histogram draws itself on new axes or on given ones, with what lay outside in the title."""
+    """A histogram draws itself on new or given axes, with values outside the axis in the title."""
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
     from matplotlib import pyplot

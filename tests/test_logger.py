@@ -81,7 +81,7 @@ def test_the_models_counter_says_the_step(start):
 
 
 def test_a_compiled_steps_counter_says_the_step():
-    """What a compiled step holds is read through it, at the time of the call, not later."""
+    """State that a compiled step owns is read through the step, as of the time of the call."""
 
     @nnx.jit
     def init(x):
@@ -119,7 +119,7 @@ def test_without_a_counter_calls_are_counted():
 
 
 def test_the_shortest_path_to_a_step_counts():
-    """The model's own counter is taken, not that of a part; a name says another."""
+    """The step counter with the shortest path is used, unless a name is given."""
     model = nnx.Dict(step=tallax.Counter(10), part=nnx.Dict(step=tallax.Counter(3)))
     own, other = Kept(), Kept()
     with tallax.Logger(own) as log:
@@ -130,7 +130,7 @@ def test_the_shortest_path_to_a_step_counts():
 
 
 def test_a_call_between_two_records_looks_at_nothing():
-    """Such a call neither reads the model, nor checks what it is given, nor wakes the thread."""
+    """Such a call neither reads the model, nor checks its arguments, nor wakes the thread."""
     sink = Kept()
     with tallax.Logger(sink, every=1000) as log:
         log(counting(1))
@@ -140,7 +140,7 @@ def test_a_call_between_two_records_looks_at_nothing():
 
 
 def test_calls_from_several_threads():
-    """No call is lost, nor counted with another's."""
+    """No call is lost or counted twice."""
     sink = Kept()
     switching = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -157,7 +157,7 @@ def test_calls_from_several_threads():
 
 
 def test_now_logs_whatever_the_step():
-    """What is found between two records is logged at once, at the step the run is at, and not counted as a call."""
+    """`now` logs immediately, at the current step, and does not count as a call."""
     model, sink = counting(), Kept()
     with tallax.Logger(sink, every=10) as log:
         for _ in range(12):
@@ -171,7 +171,7 @@ def test_now_logs_whatever_the_step():
 
 
 def test_now_may_come_first():
-    """An evaluation before the first step is at the counter's step, and what follows is where it should be."""
+    """An evaluation before the first step has the counter's step, and later records are correct."""
     model, sink = counting(40), Kept()
     with tallax.Logger(sink, every=5) as log:
         log.now(model, accuracy=0.1)
@@ -248,7 +248,7 @@ def test_a_record_has_every_item_by_its_parts():
 
 
 def test_large_arrays_are_summed_up():
-    """Of an array with many entries there are the extremes, the mean, and a histogram; of a Counter's, all counts."""
+    """A large array is logged as extremes, mean and a histogram; for a Counter, the histogram has all counts."""
     values = np.linspace(-1, 1, 101, dtype=np.float32)
     counts = np.arange(64)
     model = nnx.Dict(bias=tallax.Buffer(values), load=tallax.Counter(shape=64))
@@ -265,7 +265,7 @@ def test_large_arrays_are_summed_up():
 
 
 def test_a_log_histogram_keeps_its_counts_and_leaves_out_gaps():
-    """Bins of a LogHistogram add up to what was fed, are few, and lie where the values are."""
+    """The bins of a LogHistogram add up to the number of entries, are few, and are where the values are."""
     model = nnx.Dict(sizes=LogHistogram(0.01))
     x = np.concatenate([10.0 ** np.random.default_rng(0).uniform(-6, 6, 500), [0.0, -3.0, np.inf, np.nan]])
     model.sizes.update(jnp.asarray(x, jnp.float32))
@@ -306,7 +306,7 @@ def test_scalars_of_any_make():
 
 
 def test_a_scalar_may_be_donated_afterwards():
-    """What is logged is copied on the device at the call, so a program may take its memory at once."""
+    """Scalars are copied on the device at the call, so a program may reuse their memory at once."""
     sink = Kept(gate=threading.Event())
     take = jax.jit(lambda x: x + 1, donate_argnums=0)
     with tallax.Logger(sink, every=1) as log:
@@ -319,7 +319,7 @@ def test_a_scalar_may_be_donated_afterwards():
 
 
 def test_logging_does_not_wait_for_the_device():
-    """A call that is logged returns while the program that computes what it logs is still running."""
+    """A logged call returns while the program that computes its values is still running."""
 
     def train_step(model):
         model.step += 1
@@ -345,7 +345,7 @@ def test_logging_does_not_wait_for_the_device():
 
 
 def test_a_reading_is_resolved_beside_the_loop(monkeypatch):
-    """It is the Logger's thread that asks for the values, not the loop's."""
+    """The Logger's thread waits for the values, not the loop's."""
     asked = []
 
     def decode(copies):
@@ -371,7 +371,7 @@ def test_an_address_of_a_store_elsewhere(sink, monkeypatch, tmp_path):
 
 
 def test_several_objects():
-    """A compiled step and modules beside it are logged together; names that clash are told apart or refused."""
+    """A compiled step and modules are logged together; equal names get a prefix or raise."""
     held, beside = counting(3), nnx.Dict(ema=tallax.Buffer(jnp.float32(1.0)))
     step = tallax.compile_step(lambda model: model.step.increment(), held)
     step()
@@ -407,7 +407,7 @@ def test_a_failing_sink_is_named_and_the_others_have_everything():
 
 
 def test_the_call_that_raises_is_logged_all_the_same():
-    """A call that is to be logged, and hears of a failure, has logged what it was given."""
+    """A call that raises an earlier failure has logged its own values."""
     broken = Kept(fails={1})
     log = tallax.Logger(broken, every=10)
     log(step=1)
@@ -420,7 +420,7 @@ def test_the_call_that_raises_is_logged_all_the_same():
 
 
 def test_several_failures_are_all_told():
-    """Failures that nobody was told of are all in one error, at the latest on closing."""
+    """All unreported failures are in one error, at the latest on closing."""
     with pytest.raises(tallax.SinkError) as caught, tallax.Logger(Kept(fails={1}), Kept(fails={1}), every=10) as log:
         log(step=1)
     assert str(caught.value).count("writing step 1: OSError: [Errno 28]") == 2
@@ -428,7 +428,7 @@ def test_several_failures_are_all_told():
 
 
 def test_an_error_in_the_loop_comes_first():
-    """What was logged before an error is written, and the error has a note of a sink that failed."""
+    """Records before an error in the loop are written, and the error has a note about a failed sink."""
     sink = Kept(fails={1})
     with pytest.raises(ZeroDivisionError) as caught, tallax.Logger(sink, every=10) as log:  # noqa: PT012
         run(log, 10)
@@ -463,7 +463,7 @@ def test_a_slow_sink_is_waited_for():
 
 
 def test_a_slow_sink_may_drop_records_which_are_counted():
-    """With overflow="drop" the loop never waits; the last record says how many are missing."""
+    """With overflow="drop" the loop never waits, and the last record has the number of dropped records."""
     sink = Kept(gate=threading.Event())
     with tallax.Logger(sink, every=1, capacity=2, overflow="drop") as log:
         run(log, 50)  # the sink is stuck all the while
@@ -474,7 +474,7 @@ def test_a_slow_sink_may_drop_records_which_are_counted():
 
 
 def test_a_hanging_sink_can_be_interrupted():
-    """Ctrl-C while closing waits for a stuck sink gives up, and says how much is not written."""
+    """Ctrl-C while closing waits for a stuck sink gives up, and reports the number of unwritten records."""
     program = """
 import os, signal, threading, time
 from tallax import Logger  # imported before the clock runs
@@ -498,7 +498,7 @@ except KeyboardInterrupt as error:
 
 
 def test_ctrl_c_in_the_loop_flushes():
-    """What was taken before Ctrl-C is written."""
+    """Records captured before Ctrl-C are written."""
     sink = Kept(gate=threading.Event())
     threading.Timer(0.2, sink.gate.set).start()
     with pytest.raises(KeyboardInterrupt), tallax.Logger(sink, every=1) as log:  # noqa: PT012
@@ -536,7 +536,7 @@ def test_nobody_waits_while_the_thread_rests(monkeypatch):
 
 
 def test_what_the_items_are_is_said_anew_where_they_change():
-    """A Logger that is given other objects, or a step that was compiled anew, tells of their items."""
+    """If the objects change, or a step is compiled again, the records describe the new state."""
     first, second = counting(1), nnx.Dict(step=tallax.Counter(2), fired=Rate())
     steps = [tallax.compile_step(lambda model: model.step.increment(), model) for model in (first, second)]
     sink = Kept()
@@ -598,7 +598,7 @@ def test_a_value_that_the_device_failed_to_compute_is_told(monkeypatch):
 
 
 def test_other_processes_read_and_do_not_write(monkeypatch):
-    """Reading may be a program that all processes run, so all take part; process 0 writes, or all where asked."""
+    """All processes read, because reading may be a program for all; process 0 writes, or all if requested."""
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     quiet, asked = Kept(), Kept()
     with tallax.Logger(quiet) as log:
@@ -611,7 +611,7 @@ def test_other_processes_read_and_do_not_write(monkeypatch):
 
 
 def test_after_closing_a_call_raises():
-    """Nothing is taken that nobody will write, however far the next record was."""
+    """After closing, every call raises, also if no record is due."""
     log = tallax.Logger(Kept(), every=100)
     log(step=1)
     log.close()
@@ -620,7 +620,7 @@ def test_after_closing_a_call_raises():
 
 
 def test_two_steps_that_have_an_item_of_one_name():
-    """Neither hides the other: it is an error, whose remedy is for items."""
+    """Two objects with state of the same name raise an error with a fix."""
     models = nnx.Dict(c=tallax.Counter()), nnx.Dict(c=tallax.Counter())
     steps = [tallax.compile_step(lambda model: model.c.increment(1), model) for model in models]
     for step in steps:

@@ -67,7 +67,7 @@ def differing(model, calls):
 
 
 def test_the_reference_is_worth_comparing_with():
-    """Every call changes every item; but a Scheduled, which is called with one step, only the first does."""
+    """Every call changes every type of state, except a Scheduled, which only the first call with a step changes."""
     states = [reference(calls)[0] for calls in range(4)]
     for name in STATE_CASES:
         same = [before[name] == after[name] for before, after in itertools.pairwise(states)]
@@ -81,7 +81,7 @@ CELLS = {f"{t.name}-{mode.name}": (t, mode) for t in TRANSFORMATIONS for mode in
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_counted_once(cell):
-    """Three calls leave, to the bit, what three plain calls do, and return the same; nothing where nothing is run."""
+    """Three calls are bit-equal to three plain calls in state and outputs."""
     transformation, mode = CELLS[cell]
     model = Everything()
     with mode.active():
@@ -106,7 +106,7 @@ def read_by_plain_calls():
 @pytest.mark.parametrize("make", MADE.values(), ids=MADE)
 @pytest.mark.parametrize("cell", DERIVATIVES)
 def test_read_in_a_derivative(cell, make):
-    """Every way to read every item gives in a derivative what it gives in a plain call, whoever made the arrays."""
+    """Every way to read state inside a derivative gives the value of a plain call."""
     transformation, mode = CELLS[cell]
     model = make()
     with mode.active():
@@ -134,7 +134,7 @@ CLOSED_OVER = {
 
 @pytest.mark.parametrize("cell", CLOSED_OVER)
 def test_a_model_closed_over_raises(cell):
-    """A write to a model that is not an argument raises, names the item and the remedy, and leaves it as it was."""
+    """A write to a model that is not an argument raises, names the variable and the fix, and changes nothing."""
     transform, mode = CLOSED_OVER[cell]
     for item in STATE_CASES.values():
         model, untouched = Model(item.make), Model(item.make)
@@ -156,7 +156,7 @@ REFUSALS = {f"{refused.name}-{mode.name}": (refused, mode) for refused in REFUSE
 
 @pytest.mark.parametrize("cell", REFUSALS)
 def test_refused(cell):
-    """What Flax or JAX does not take, it says, and the items stay as they were."""
+    """If Flax or JAX rejects a use, it raises, and the state does not change."""
     refused, mode = REFUSALS[cell]
     for name in refused.names if refused.names != tuple(STATE_CASES) else ("all",):
         model = Everything(STATE_CASES if name == "all" else [name])
@@ -204,7 +204,7 @@ CALLS_LEFT = {"lost": 0, "once a call": 1, "a copy each": 3}
 
 @pytest.mark.parametrize("cell", LOSSES)
 def test_silent(cell):
-    """What can't be known is silent today: if one of these fails, Flax or JAX has changed, and the page with it."""
+    """These uses are silent today: if one fails, Flax or JAX has changed, and the page must change too."""
     silent, mode = LOSSES[cell]
     model = Everything(silent.names)
     # Within a compiled step, as in real code; it is also quicker to compile what is lost than to run it op by op.
@@ -220,7 +220,7 @@ def test_silent(cell):
 
 
 def test_under_two_names_each_call_counts_twice():
-    """What the silent case of two names should come to, and does under nnx.jit: six counts in three calls."""
+    """Under nnx.jit, a counter with two names counts six in three calls, the reference of the silent case."""
     model = Everything(["counter"])
     misuses.under_two_names(nnx.jit)(call, model, BATCHES)
     assert int(model.parts["counter"].item) == 6
@@ -293,7 +293,7 @@ checked = functools.cache(lambda make: tallax.statecheck(make, batch(), calls=2)
 @pytest.mark.usefixtures("as_users_run_it")
 @pytest.mark.parametrize("name", CANNOT_KNOW)
 def test_statecheck_says_so(name):
-    """A module that uses a part of its own so is reported, by the rule that the page names, at the item's path."""
+    """If a module uses a part of its own in this way, statecheck reports the rule on the page, at the path."""
     silent = CANNOT_KNOW[name]
     report = checked(MISUSED.get(name, Misused))
     path = "temperature" if name == "closure" else f"parts/{name}"
@@ -303,7 +303,7 @@ def test_statecheck_says_so(name):
 
 @pytest.mark.usefixtures("as_users_run_it")
 def test_statecheck_warns_of_every_item():
-    """A model that is right is warned of how its items can be lost."""
+    """A correct model gets a warning about the uses that lose its state."""
     program = program_of(Everything, (batch(),), 2, None)
     _, finding = silent_losses(program, called(program, program.make()))
     assert (finding.rule, finding.is_warning) == ("lost-update", True)
@@ -320,6 +320,6 @@ def test_statecheck_warns_of_every_item():
 
 @pytest.mark.parametrize("table", [matrix_table, silent_table])
 def test_the_page_has_these_tables(table):
-    """The page shows what the registries hold, line by line."""
+    """The page shows the registries line by line."""
     page = pathlib.Path(__file__).parents[1] / "docs" / "state-under-transformations.md"
     assert "\n".join(["", *table(), ""]) in page.read_text(), "\n".join(table())

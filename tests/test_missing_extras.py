@@ -40,12 +40,12 @@ importing = True
 
 
 def test_every_extra_has_a_use_here():
-    """All but the demo's, which installs what examples/digits_moe.py imports."""
+    """Every extra has a test here, except the demo's, which installs the imports of examples/digits_moe.py."""
     assert USES.keys() == EXTRAS.keys() - {"demo"}
 
 
 def test_every_extra_is_documented():
-    """The quick start has them all, with what each installs."""
+    """The quick start lists all extras with their packages."""
     page = (ROOT / "docs" / "quickstart.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", page, flags=re.MULTILINE))
     packages = {extra: [re.split("[<>=]", need)[0] for need in needs] for extra, needs in EXTRAS.items()}
@@ -69,7 +69,7 @@ def test_not_installed(extra, tmp_path):
 
 
 def test_all_else_works_without(tmp_path):
-    """Every other public name is there, without any package of any extra but what Flax needs itself."""
+    """Every other public name works without the packages of any extra."""
     missing = {name for name, _ in USES.values()} - {"rich"}
     code = f"import sys\nfor name in {missing}: sys.modules[name] = None\n"
     code += "import tallax\nfor name in dir(tallax): getattr(tallax, name)\ntallax.sinks.Jsonl('run').close()"

@@ -87,7 +87,7 @@ def test_a_run(store, tmp_path):
 
 @pytest.mark.parametrize("by", ["run_name", "run_id"])
 def test_resuming(store, tmp_path, by):
-    """Each step is there once, those from before the crash as they were; the tag says which, and a new name goes on."""
+    """Each step is logged once, and earlier steps are unchanged; a tag records it, and new names continue."""
     uri, client = store
     name = f"resumed by {by}"
     first = tallax.sinks.MLflow(experiment="exp", run_name=name, tracking_uri=uri)
@@ -108,7 +108,7 @@ def test_resuming(store, tmp_path, by):
 
 
 def test_a_run_that_starts_anew_is_another(store):
-    """Nothing of a new run is taken for what the last one of its name has already."""
+    """A new run is not confused with the last run of the same name."""
     uri, client = store
     for value in (1.0, 2.0):
         sink = tallax.sinks.MLflow(experiment="exp", run_name="it's new", tracking_uri=uri)
@@ -149,7 +149,7 @@ def test_processes(database, tmp_path, monkeypatch):
 
 
 def test_values_that_mlflow_does_not_take(database, tmp_path, monkeypatch):
-    """Of two names that are one for MLflow the second is left out, as are names and numbers that it refuses."""
+    """If two names are equal for MLflow, the second is omitted, as are rejected names and numbers."""
     monkeypatch.chdir(tmp_path)
     client = __import__("mlflow").MlflowClient(tracking_uri=database)
     sink = tallax.sinks.MLflow(experiment="exp", run_name="odd", tracking_uri=database)
@@ -172,7 +172,7 @@ def test_values_that_mlflow_does_not_take(database, tmp_path, monkeypatch):
 
 
 def test_a_store_that_can_not_be_opened(database, tmp_path, monkeypatch):
-    """The error of MLflow reaches the caller, and a run that is not there is no run to log to."""
+    """MLflow's error reaches the caller, also for a missing run."""
     monkeypatch.chdir(tmp_path)
     error = __import__("mlflow").exceptions.MlflowException
     with pytest.raises(error, match="0" * 32):

@@ -121,7 +121,7 @@ def test_what_one_head_is_fed_leaves_the_others():
 
 
 def test_what_saw_nothing_says_so():
-    """Before any update all is 0.0, not NaN, and count tells why; the same in a trace and when all was NaN."""
+    """Before any update, and if all entries were NaN, all moments are 0.0 and count is 0; the same in a trace."""
     nothing, nans = Moments(), Moments(shape=2)
     nans.update(np.full((4, 2), np.nan, np.float32))
     check(nothing.compute(), [])
@@ -153,7 +153,7 @@ STREAMS = {
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_hard_streams(name):
-    """A pivot near the mean and a unit of the data's size are found, whatever comes."""
+    """A pivot near the mean and a unit of the data's size are found for all streams."""
     moments = Moments()
     for x in STREAMS[name]:
         moments.update(x)
@@ -272,7 +272,7 @@ def test_moments_per_head():
 @pytest.mark.parametrize("shape", [(), (3,)])
 @pytest.mark.parametrize("masked", [False, True])
 def test_large_batches_are_cut_into_blocks(shape, masked):
-    """The blocked reduction, its remainder included, gives what NumPy does."""
+    """The blocked reduction, including its remainder, equals NumPy's result."""
     x = normal(3, 2, (149, 331, *shape))
     x[0, :7] = np.nan
     mask = normal(0, 1, (149, 331), 1) > 0
@@ -310,7 +310,7 @@ def test_results_are_records():
 
 @pytest.mark.parametrize("compiled", MODES.values(), ids=MODES)
 def test_large_updates_agree_in_every_mode(compiled):
-    """Compiled updates and merges with a blocked reduction leave, to the bit, what eager ones do; one trace for all."""
+    """Compiled updates and merges with a blocked reduction are bit-equal to eager ones, with one trace."""
     model, eager = nnx.Dict(m=Moments()), nnx.Dict(m=Moments())
     traces = []
 
@@ -402,7 +402,7 @@ def test_replicas_combine(kind, check_vma):
 
 
 def test_constants_in_shard_map_ask():
-    """What is the same on every device may mean one batch or one each: it raises, and axis_name=() counts it once."""
+    """An update that is the same on every device is ambiguous: it raises, and axis_name=() counts it once."""
     mesh = mesh_of("auto")
 
     def run(axis_name):

@@ -53,7 +53,7 @@ def test_a_statistic_is_left_out_and_reset(name, through, tmp_path):
 
 
 def test_a_schedule_is_left_out(tmp_path):
-    """A Scheduled that is not persistent is in no checkpoint, and keeps what it has, as a Buffer does."""
+    """A Scheduled that is not persistent is not in a checkpoint, and keeps its value, like a Buffer."""
     saved, target = (
         nnx.Dict(t=tallax.Scheduled(optax.linear_schedule(5.0, 1.0, 10), persistent=False), step=tallax.Counter(n))
         for n in (3, 0)
@@ -65,7 +65,7 @@ def test_a_schedule_is_left_out(tmp_path):
 
 @pytest.mark.parametrize("name", STATISTICS)
 def test_it_is_said_and_stays(name):
-    """Its description says so, and copies, transformations and stacks keep the declaration."""
+    """The description has the declaration, and copies, transformations and stacks keep it."""
     model = nnx.Dict(item=KINDS[name](persistent=False))
     (entry,) = tallax.collect(model).entries
     assert not entry.description.persistent

@@ -76,7 +76,7 @@ def test_objects_alone(model):
 
 
 def test_readings_and_steps(model):
-    """Both list all items; a step's are fresh, and the model's own are while the step holds them."""
+    """A reading and a step list all state; while the step owns it, the values are current."""
     html = html_of(tallax.collect(model))
     assert html.count("<tr>") == 9
     assert "9,007,199,254,740,993" in html
@@ -93,7 +93,7 @@ def test_readings_and_steps(model):
 
 
 def test_what_cannot_be_read_is_shown_without(model):
-    """Inside a trace, in a copy of what a step holds, and as replicas' shares: no error, and no value."""
+    """In a trace, in a copy of owned state, and with per-replica state, the display shows no value and no error."""
     texts = []
 
     def look(model):
@@ -124,7 +124,7 @@ def test_shapes_alone():
 
 
 def test_runs(tmp_path):
-    """A run lists its items with their values, and its other scalars."""
+    """A run lists its state with values, and its other scalars."""
     run = tallax.Run(write(tmp_path, [record(1), record(2)]))
     html = html_of(run)
     assert "9,007,199,254,742,273" in html
@@ -134,7 +134,7 @@ def test_runs(tmp_path):
 
 
 def test_names_are_escaped(tmp_path):
-    """What users called something is text, whatever is in it."""
+    """Names of users are escaped."""
     records = odd_records()
     records[-1].scalars["<script>alert(1)</script>&"] = 1.0
     html = html_of(tallax.Run(write(tmp_path, records)))

@@ -76,7 +76,7 @@ def test_every_write_is_there_at_once(tmp_path):
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("start", [0, 2, 3, 4, 7, 20])
 def test_resuming_replaces_what_is_later(tmp_path, start):
-    """Rows from the first record's step on leave the table for the folder of what was dropped; the run goes on."""
+    """Rows from the first record's step on move to the `.dropped` folder, and the run continues."""
     before, after = tallax.sinks.Parquet(tmp_path), tallax.sinks.Parquet(tmp_path)
     for step in range(8):
         before.write(record(step))
@@ -121,7 +121,7 @@ def test_a_second_writer_is_refused(tmp_path):
 
 
 def test_a_write_that_fails_leaves_the_table_whole(tmp_path, monkeypatch):
-    """An error reaches the caller, what was there is read as before, and a later record is written."""
+    """A failed write reaches the caller, leaves the table intact, and a later record is written."""
     sink = tallax.sinks.Parquet(tmp_path)
     sink.write(record(1))
     with monkeypatch.context() as patch:
@@ -140,7 +140,7 @@ def test_a_write_that_fails_leaves_the_table_whole(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_can_not_be_made(tmp_path):
-    """Opening raises at the first record, and succeeds at a later one once what was in the way is gone."""
+    """Opening raises at the first record, and succeeds later if the obstacle is removed."""
     (tmp_path / "run").write_text("a file")
     sink = tallax.sinks.Parquet(tmp_path / "run")
     with pytest.raises(OSError, match="run"):
@@ -153,7 +153,7 @@ def test_a_folder_that_can_not_be_made(tmp_path):
 
 @pytest.mark.parametrize("damage", ["torn", "other"])
 def test_a_part_of_something_else_is_left_alone(tmp_path, damage):
-    """What this class did not write, or what was damaged, is named and not touched."""
+    """A foreign or damaged part is named and not changed."""
     part = tmp_path / "records.parquet" / "part-000000.parquet"
     part.parent.mkdir()
     if damage == "torn":

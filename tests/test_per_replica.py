@@ -111,7 +111,7 @@ def check(combined, whole):
 @pytest.mark.parametrize("kind", AXES)
 @pytest.mark.parametrize("mode", ["graph", "tree", "graph-no-updates", "split-merge"])
 def test_shares_add_up_to_the_whole(kind, mode):
-    """Combined shares are what one device counts, in every mode, on both kinds of mesh, also between steps."""
+    """Combined per-replica state equals the count of one device, in every mode, on both kinds of mesh."""
     mesh = mesh_of(kind, (8,), ("data",))
     model = on_mesh(tallax.per_replica(Model(), mesh, "data"), mesh)
     step = steps_of(mode, model, mesh)
@@ -128,7 +128,7 @@ def test_shares_add_up_to_the_whole(kind, mode):
     ("axis_name", "batch"), [("data", P("data")), (("data", "model"), P(("data", "model"))), ("model", P("model"))]
 )
 def test_shares_along_any_axes(kind, axis_name, batch):
-    """On a mesh of two axes there is a share for each replica along those named, and copies along the others."""
+    """On a mesh of two axes, each replica along the named axes has a value, with copies along the others."""
     mesh = mesh_of(kind)
     model = on_mesh(tallax.per_replica(Model(), mesh, axis_name), mesh)
     step = steps_of("split-merge", model, mesh, batch)
@@ -141,7 +141,7 @@ def test_shares_along_any_axes(kind, axis_name, batch):
 @pytest.mark.parametrize("kind", AXES)
 @pytest.mark.parametrize("name", KINDS)
 def test_no_collective_in_the_step(kind, name):
-    """The compiled step sends nothing between devices; without shares, or with those of one axis of two, it does."""
+    """The compiled step has no collectives for counts with per-replica state along all axes."""
     mesh = mesh_of(kind)
     x = placed(X[0], mesh, ("data", "model"))
 
@@ -214,7 +214,7 @@ SLOW_SPLITS = ("one of one", "shares over more, the other axis", "shares over fe
     "split", [pytest.param(SPLITS[s], id=s, marks=[pytest.mark.slow] if s in SLOW_SPLITS else []) for s in SPLITS]
 )
 def test_what_is_the_same_on_an_axis_counts_once(split, kind):
-    """Whatever axes the shares lie along, the whole is what one device counts: no copy of an increment is added."""
+    """An increment that is the same along an axis counts once, for every choice of replica axes."""
     shape, axes, spec = split
     mesh = mesh_of(kind, shape, ("data", "model", "pipe")[: len(shape)])
     model = on_mesh(tallax.per_replica(items(), mesh, axes), mesh)
@@ -226,7 +226,7 @@ def test_what_is_the_same_on_an_axis_counts_once(split, kind):
 
 
 def test_a_batch_split_anew_counts_once():
-    """Shares stay right where one step's batch is split over both axes and the next one's over one."""
+    """State stays correct if one step splits the batch over both axes and the next step over one."""
     mesh = mesh_of("auto")
     model = tallax.per_replica(items(), mesh, ("data", "model"))
     for x, spec in zip(X, (P(("data", "model")), P("data"), P("model")), strict=True):
@@ -238,7 +238,7 @@ def test_a_batch_split_anew_counts_once():
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("kind", AXES)
 def test_a_batch_that_is_not_split_asks(name, kind):
-    """A batch that every device has whole raises and names the item, with shares and without, on either mesh."""
+    """A batch that every device has as a whole raises and names the variable, on either mesh."""
     mesh = mesh_of(kind)
     for axes in ((), ("data",), ("data", "model")):
         model = nnx.Dict(item=KINDS[name]())
@@ -249,7 +249,7 @@ def test_a_batch_that_is_not_split_asks(name, kind):
 
 
 def test_check_vma_false_needs_axis_names():
-    """Where nothing tells what the batch is split over, an update raises and names the item, unless it is told."""
+    """Under check_vma=False an update raises and names the variable, unless it has axis names."""
     mesh = mesh_of("auto")
     for make in KINDS.values():
         model = tallax.per_replica(nnx.Dict(item=make()), mesh, ("data", "model"))
@@ -280,7 +280,7 @@ INSIDE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("inside", INSIDE.values(), ids=INSIDE)
 def test_nested_transformations_count_once(inside):
-    """The same within cond, remat and grad inside of `shard_map`, for shares over more axes than the batch's."""
+    """Per-replica state counts once within cond, remat and grad inside `shard_map`, also over more axes."""
     mesh = mesh_of("auto")
     model = tallax.per_replica(nnx.Dict(items_of=items(), w=nnx.Param(jnp.ones(2))), mesh, ("data", "model"))
     nnx.jit(step_over(mesh, model, P("data"), lambda m, x: inside(m, x) and None))(model, X[0])
@@ -290,7 +290,7 @@ def test_nested_transformations_count_once(inside):
 
 @pytest.mark.slow
 def test_compile_step_counts_once():
-    """The same in compiled steps, called and scanned."""
+    """Per-replica state counts once in compiled steps, called and scanned."""
     mesh = mesh_of("auto")
     model = tallax.per_replica(items(), mesh, ("data", "model"))
     step = step_over(mesh, model, P("data"))
@@ -302,7 +302,7 @@ def test_compile_step_counts_once():
 
 
 def test_merging_shares():
-    """Shares take in shares, and what all replicas have alike once; what is alike can't take in shares."""
+    """Per-replica state merges per-replica state, and replicated state once; the reverse raises."""
     mesh = mesh_of("auto", (8,), ("data",))
     names = KINDS.keys() - {"counter"}
 
@@ -329,7 +329,7 @@ def test_merging_shares():
 
 
 def test_a_constant_increment_asks():
-    """A constant increment says nothing about any axis, with shares or without: it has to be told."""
+    """A constant increment does not show its axes, so it raises without axis_name=."""
     mesh = mesh_of("auto")
     model = tallax.per_replica(nnx.Dict(c=tallax.Counter()), mesh, "data")
 
@@ -352,7 +352,7 @@ def test_a_constant_increment_asks():
 
 
 def test_axis_name_of_a_statistic_is_not_summed_into_shares():
-    """A statistic that names the axis of its shares counts each entry once."""
+    """A statistic with the axis name of its replicas counts each entry once."""
     mesh = mesh_of("auto", (8,), ("data",))
     for name in KINDS.keys() - {"counter"}:
         model = tallax.per_replica(nnx.Dict(s=KINDS[name](axis_name="data")), mesh, "data")
@@ -370,7 +370,7 @@ def test_axis_name_of_a_statistic_is_not_summed_into_shares():
 
 @pytest.mark.parametrize("start", [2**32 - 3, 2**40 - 3, 2**64 - 3])
 def test_carries_cross_words_between_replicas(start):
-    """Shares whose sum crosses 2**32 or 2**40 carry exactly; beyond 2**64 - 1 the sum stays there."""
+    """Sums that cross 2**32 or 2**40 carry exactly; beyond 2**64 - 1 they saturate."""
     mesh = mesh_of("auto", (8,), ("data",))
     counter = tallax.Counter(start, shape=2)
     shares = tallax.per_replica(counter, mesh, "data")
@@ -384,7 +384,7 @@ def test_carries_cross_words_between_replicas(start):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_what_was_counted_before_stays(name):
-    """Laid out and combined without a step between, an item is what it was, to the bit; and it goes on from there."""
+    """Distributed and combined without a step in between, state is bit-equal, and counts on."""
     mesh = mesh_of("auto", (8,), ("data",))
     item = KINDS[name]()
     feed(item, np.where(X[0] > 1, np.float32(np.nan), X[0]))
@@ -397,7 +397,7 @@ def test_what_was_counted_before_stays(name):
 
 
 def test_the_model_is_left_as_it_was():
-    """Both directions return copies: neither the model nor its shares change, also where they raise."""
+    """Both directions return copies: neither argument changes, also if they raise."""
     mesh = mesh_of("auto", (8,), ("data",))
     model = expected(1)
     before = leaves(model)
@@ -413,7 +413,7 @@ def test_the_model_is_left_as_it_was():
 
 
 def test_only_what_is_selected_keeps_shares():
-    """A filter chooses; the others stay whole, and so does what all replicas count alike."""
+    """Only selected variables get per-replica state; others, and replicated ones, stay global."""
     mesh = mesh_of("auto", (8,), ("data",))
     model = tallax.per_replica(Model(), mesh, "data", only=nnx.PathContains("items"))
     keeping = {path[0] for path, item in nnx.iter_graph(model) if getattr(item, "_replica_axes", ())}
@@ -425,7 +425,7 @@ def test_only_what_is_selected_keeps_shares():
 
 
 def test_shares_are_not_read_as_a_value():
-    """Outside of the step every read, write and result of shares raises; they still print."""
+    """Outside of the step every read, write and result of per-replica state raises, but printing works."""
     mesh = mesh_of("auto", (8,), ("data",))
     model = tallax.per_replica(Model(), mesh, "data")
     counter, buffer = model.examples, model.high
@@ -458,7 +458,7 @@ def test_shares_are_not_read_as_a_value():
 
 
 def test_differing_copies_raise():
-    """Where check_vma=False let copies drift apart, combining and `assert_replicated` name the item."""
+    """If check_vma=False let copies drift apart, combining and `assert_replicated` name the variable."""
     mesh = mesh_of("auto", (8,), ("data",))
     model = nnx.Dict(same=tallax.Counter(reduce="replicated"), fine=tallax.Counter(), w=nnx.Param(jnp.zeros(2)))
     tallax.assert_replicated(model, only=...)
@@ -508,7 +508,7 @@ def test_a_count_that_is_the_same_takes_constants():
 
 
 def test_one_device_and_shared_items():
-    """A mesh of one device works as well; an item found at two places keeps one share."""
+    """A mesh of one device works, and a variable with two paths has one per-replica state."""
     mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1], axis_types=(AXES["auto"],))
     counter = tallax.Counter(2**33)
     model = tallax.per_replica(nnx.Dict(a=counter, b=counter), mesh, "data")
@@ -523,7 +523,7 @@ def test_one_device_and_shared_items():
 
 
 def test_setting_shares_sets_the_whole():
-    """`set` and `reset` give the whole what they say; a write of what was read raises, in every spelling."""
+    """`set` and `reset` set the combined value; a write of a value that was read raises in every spelling."""
     mesh = mesh_of("auto", (4, 2))
     model = tallax.per_replica(nnx.Dict(c=tallax.Counter(5, shape=2)), mesh, ("data", "model"))
 

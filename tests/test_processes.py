@@ -128,7 +128,7 @@ def test_what_some_processes_save_others_restore(tmp_path, before, after):
 
 @pytest.mark.slow
 def test_no_process_outlives_the_test(tmp_path):
-    """A group that hangs is ended, and the test says so."""
+    """A group that hangs is ended, and the test reports it."""
     with pytest.raises(AssertionError, match=r"exit codes \[None, None\]"):
         run(tmp_path, 2, 1, ["hang"], seconds=3)
     for rank in range(2):

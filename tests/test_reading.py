@@ -100,7 +100,7 @@ def test_every_item_by_name(where):
 
 
 def test_a_reading_shows_the_time_when_it_was_taken():
-    """Whenever it is resolved, and whatever has become of the memory since."""
+    """A reading has the values at the time of the call, regardless of when it is resolved."""
     model = Model()
     readings = []
     with tallax.compile_step(Model.__call__, model) as step:
@@ -144,7 +144,7 @@ def test_a_snapshot_is_the_same_as_arrays(compiled):
 
 
 def test_a_snapshot_within_a_compiled_step():
-    """It can be what a step returns."""
+    """A compiled step can return a snapshot."""
     model = Model()
 
     def run(model, x):
@@ -157,7 +157,7 @@ def test_a_snapshot_within_a_compiled_step():
 
 
 def test_several_objects():
-    """Names that two objects share are told apart."""
+    """Equal names of two objects get a prefix."""
     one, other = Model(), Model()
     one.step += 1
     found = tallax.collect(one, other).result()
@@ -193,7 +193,7 @@ def test_any_thread_may_ask():
 
 
 def test_a_dropped_reading_keeps_nothing():
-    """Neither its own arrays nor the model's; a resolved one keeps the result alone."""
+    """A dropped reading keeps neither its arrays nor the model alive; a resolved one keeps only the result."""
     model = Model()
     nnx.jit(Model.__call__)(model, batch())
     old = weakref.ref(model.gate.bias.get_raw_value())
@@ -210,7 +210,7 @@ def test_a_dropped_reading_keeps_nothing():
 @pytest.mark.parametrize("kind", AXES)
 @pytest.mark.parametrize("name", KINDS)
 def test_on_a_mesh(kind, name):
-    """What is whole on every device of a mesh comes as one copy, too."""
+    """Values that are replicated on a mesh are read in one copy."""
     mesh = mesh_of(kind)
     model = nnx.Dict(item=KINDS[name]() if name not in ("rate", "moments", "extrema", "ema") else KINDS[name](shape=2))
     x = placed(jnp.asarray(batch()), mesh, "data")
@@ -254,7 +254,7 @@ def test_no_items():
 
 
 def test_a_number_in_front_hides_nothing():
-    """A second object's `c` is not called `1/c` where the first has an item of that name: all three are there."""
+    """A prefix never hides a name: all three values are present."""
     first = nnx.Dict({"c": tallax.Counter(3), "1": nnx.Dict(c=tallax.Counter(4))})
     values = tallax.collect(first, nnx.Dict(c=tallax.Counter(5))).result()
     assert values == {"c": 3, "1/c": 4, "1/1/c": 5}

@@ -26,7 +26,7 @@ def public(module: str) -> set[str]:
 
 
 def test_every_public_name_is_in_the_reference():
-    """What `tallax` and the submodules that users write the names of have is on a page of docs/api."""
+    """Every public name of `tallax` and its submodules is on a page of docs/api."""
     namespaces = ("tallax", "tallax.statistics", "tallax.sinks", "tallax.interop", "tallax.checking")
     twice = {"tallax.checking.statecheck", "tallax.checking.resumecheck"}
     wanted = functools.reduce(set.union, map(public, namespaces)) - twice

@@ -240,7 +240,7 @@ def check_fed_twice(model):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", AXES)
 def test_every_item_is_global_under_jit(kind, layout):
-    """Whatever axes of whatever mesh split a batch, a compiled step counts it whole."""
+    """A compiled step counts a whole batch, for every split over every mesh."""
     model, x, mask, *_ = laid_out(KINDS, kind, layout)
     jax.block_until_ready(nnx.jit(feed_twice)(model, x, mask))
     check_fed_twice(model)
@@ -352,7 +352,7 @@ def test_an_all_reduce_carries(start, by):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_item_without_replication_checks(name):
-    """Under check_vma=False every item raises and names itself, or takes axis_name= and counts the whole."""
+    """Under check_vma=False each type raises and names itself, or gets axis_name= and counts the whole."""
     mesh = mesh_of("auto")
     for axis_name in (None, "data"):
         model = nnx.Dict(item=KINDS[name](axis_name=axis_name))

@@ -39,14 +39,14 @@ STEPS = {
 
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
 def test_anything_that_counts_steps_is_taken(step):
-    """Counters, integers, integer arrays and what nnx.Optimizer makes of a counter all drive a schedule."""
+    """Counters, integers, integer arrays and the words from nnx.Optimizer all drive a schedule."""
     assert int(step_value(step)) == 50
     assert step_value(step).dtype == jnp.int32
     assert float(tallax.Scheduled(ramp)(step)) == 3.0
 
 
 def test_a_step_counter_is_taken_whole():
-    """A module that keeps a counter as `step` may be handed over itself."""
+    """A module with a counter named `step` can be passed itself."""
     counter = tallax.StepCounter(nnx.Rngs(0))
     counter.step.set(25)
     assert float(tallax.Scheduled(ramp)(counter)) == 4.0
@@ -84,7 +84,7 @@ def test_eval_mode_keeps_nothing():
 
 
 def test_pin_and_release_do_not_compile_again():
-    """A pin holds at once and in compiled steps, release follows the schedule again, and one trace serves all."""
+    """A pin applies immediately, also in compiled steps; release follows the schedule; there is one trace."""
     model = nnx.Dict(t=tallax.Scheduled(ramp), step=tallax.Counter())
     traces = []
 
@@ -146,7 +146,7 @@ SCHEDULES = [
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=range(len(SCHEDULES)))
 def test_any_optax_schedule(schedule):
-    """Every schedule that optax makes gives here what it gives alone, eager and compiled."""
+    """Every optax schedule has the same values here as alone, eager and compiled."""
     model = nnx.Dict(t=tallax.Scheduled(schedule))
     compiled = nnx.jit(lambda m, step: m.t(step))
     for count in (0, 7, 33, 80, 500):
@@ -264,7 +264,7 @@ TREES = {
 @pytest.mark.parametrize("max_norm", [1.0, 1.001, 5])
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
 def test_any_tree_is_clipped_as_by_optax(tree, max_norm, promotion):
-    """To the bit and the dtype, op by op and compiled; what optax refuses is refused."""
+    """Clipping is bit-equal to optax, op by op and compiled; optax's errors are kept."""
 
     def clipped(library, compiled):
         transformation = library.clip_by_global_norm(max_norm)
@@ -326,7 +326,7 @@ SCHEDULES = {
 )
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_a_scheduled_value_gets_an_int32_array(schedule, step):
-    """Whatever gives the step, and before the first call, so that its methods may be used."""
+    """Every source of a step, also before the first call, is an int32 array."""
     scheduled = tallax.Scheduled(schedule)
     value = scheduled(step)
     assert float(value) == np.float32(schedule(jnp.int32(0 if step is None else 3)))
@@ -354,7 +354,7 @@ def test_scheduled_equals_optax_with_the_same_schedule():
 
 
 def test_positional_and_static_arguments():
-    """Schedules may come by position, and callables that are none are named in static_args."""
+    """Schedules may be positional, and callables that are not schedules are named in static_args."""
     mask = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
     ours = tallax.scheduled(optax.adamw, lambda count: 0.1, weight_decay=0.5, mask=mask, static_args="mask")
     updates, state = ours.update(GRADS, ours.init(GRADS), GRADS, step=3)
@@ -408,7 +408,7 @@ def test_one_counter_is_the_one_truth(graph):
 
 
 def test_printing_shows_the_value():
-    """In one line, as statistics do it; by its schedule alone where there is no value to read."""
+    """The repr is one line with the value, or only the schedule if the value cannot be read."""
     temperature = tallax.Scheduled(optax.linear_schedule(5.0, 1.0, 10), name="gate")
     assert repr(temperature) == "Scheduled('gate', polynomial_schedule): 5"
     temperature(5)

@@ -244,7 +244,7 @@ def values(*models):
 
 
 def test_three_steps_in_a_ring():
-    """Each shares one object with each of the others, so that a value may come by way of another step."""
+    """Each step shares one object with each of the others, so a value may come from a third step."""
     a, b, c = small(0), small(10), small(20)
     steps = [tallax.compile_step(counting, *pair) for pair in ((a, b), (b, c), (c, a))]
     order = [0, 1, 2, 0, 2, 1, 1, 0, 2, 2, 0, 1]
@@ -257,7 +257,7 @@ def test_three_steps_in_a_ring():
 
 
 def test_objects_in_containers_and_parts_of_them():
-    """One step binds a list of models, one a dictionary, one a part; the Variables tell what is shared."""
+    """A list of models, a dictionary and a part of a model share state by their Variables."""
     a, b = small(), small()
     inside = nnx.Dict(models=nnx.List([a, b]))
     first = tallax.compile_step(lambda models: counting(*models), nnx.List([b, a]))
@@ -311,7 +311,7 @@ def test_sync_of_the_step_that_ran_first():
 
 
 def test_blocks_within_blocks():
-    """Each block gives back what it binds; an error in the inner one too."""
+    """Each block restores the objects that it binds, also after an error in the inner block."""
     a, b, c = small(), small(), small()
     ab, bc = tallax.compile_step(counting, a, b), tallax.compile_step(counting, b, c)
     with pytest.raises(KeyError), ab, bc:  # noqa: PT012
@@ -323,7 +323,7 @@ def test_blocks_within_blocks():
 
 
 def test_a_step_first_called_after_the_other_was_synced():
-    """It takes over what the first one left, and the first one joins it."""
+    """A step called after another one was synced takes over its state, and the first one joins."""
     a, b = small(), small()
     first, second = tallax.compile_step(counting, a, b), tallax.compile_step(counting, b)
     first()
@@ -356,7 +356,7 @@ def test_a_dropped_step_loses_nothing(donate):
 
 
 def test_a_step_for_each_epoch():
-    """Steps that are made anew and dropped without a `sync()` leave nothing behind."""
+    """Steps that are created again and dropped without a `sync()` leave nothing behind."""
     model, other = small(), small()
     kept = tallax.compile_step(counting, model, other)
     for _ in range(5):
@@ -395,7 +395,7 @@ def test_an_exception_while_another_step_is_traced():
 
 
 def test_a_step_that_reads_what_another_one_owns():
-    """A closed-over object is no argument, so its value would be a constant in the program."""
+    """A closed-over object is not an argument, so its value would be a constant in the program."""
     model, other = small(), small()
     first = tallax.compile_step(counting, other)
     first()
@@ -407,7 +407,7 @@ def test_a_step_that_reads_what_another_one_owns():
 
 
 def test_a_step_that_fails_on_the_device():
-    """The memory of what it shares is gone, which both steps say; what only the other one binds is there."""
+    """Both steps report that shared state is lost; state that only the other step binds remains."""
 
     def refuse(x):
         if x[0] > 5.0:
@@ -435,7 +435,7 @@ def test_a_step_that_fails_on_the_device():
 
 @pytest.mark.parametrize("donate", [(True, False), (False, True)], ids=["donate-first", "keep-first"])
 def test_results_and_reads_outlive_donation(donate):
-    """What a step returned, what was read, and what the objects held are not overwritten by the other step."""
+    """Results, readings, and the original arrays are not overwritten by the other step."""
     large = jnp.zeros(2**15)
     model = nnx.Dict(large=tallax.Buffer(large), weight=nnx.Param(jnp.ones(2**15)))
     clone, weight = nnx.clone(model), model.weight[...]
@@ -500,7 +500,7 @@ def test_what_was_written_past_the_steps_is_found():
 
 @pytest.mark.parametrize("name", ["clone", "merge"])
 def test_copies_of_what_a_step_owns_are_refused(name):
-    """They have no value, and a step over them says so."""
+    """A step over copies of owned state raises, because they have no value."""
     model = small()
     step = tallax.compile_step(counting, model)
     step()
@@ -525,7 +525,7 @@ def test_an_old_state_that_is_put_back():
 
 
 def test_an_optimizer_that_two_steps_share():
-    """As in pretraining and finetuning by turns."""
+    """Pretraining and finetuning in turns share an optimizer."""
 
     def train(model, optimizer, x, scale):
         grads = tallax.grad(lambda model: scale * (model.first(x) ** 2).mean())(model)
@@ -546,7 +546,7 @@ def test_an_optimizer_that_two_steps_share():
 
 
 def test_a_logger_between_steps(tmp_path):
-    """It reads each step's items as they are now, whichever step changed them."""
+    """A Logger reads the current state of each step, after changes by either step."""
     a, shared = nnx.Dict(count=tallax.Counter()), nnx.Dict(total=tallax.Counter())
 
     def count(*models):

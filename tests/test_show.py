@@ -34,7 +34,7 @@ def shown(folder, width=120, patterns=()):
 
 
 def test_every_item_is_listed_exactly(tmp_path):
-    """A row for each item: path, kind, value in full, shape, bytes, kept or not; then the other scalars."""
+    """Each variable has a row: path, kind, full value, shape, bytes, persistence; then the other scalars."""
     lines = shown(write(tmp_path, [record(1), record(2, accuracy=0.5), record(3)]))
     rows = {line.split()[0]: line.split() for line in lines if line.strip()}
     assert rows["seen"][1:] == ["Counter", "9,007,199,254,742,913", "uint32[]", "8", "B", "yes"]
@@ -57,7 +57,7 @@ def test_it_fits(tmp_path, width):
 
 
 def test_items_are_chosen_by_name(tmp_path):
-    """A pattern means what it matches and what lies below."""
+    """A pattern selects the names that it matches and the names below."""
     lines = shown(write(tmp_path, [record(1)]), patterns=["gate", "lo*"])
     assert [line.split()[0] for line in lines if line.startswith(("gate/", "loss", "seen"))] == [
         "gate/fired",
@@ -68,7 +68,7 @@ def test_items_are_chosen_by_name(tmp_path):
 
 
 def test_json_for_machines(tmp_path):
-    """Integers are exact and nothing is left out; what is no number is a string."""
+    """Integers are exact and nothing is omitted; NaN and infinities are strings."""
     done = subprocess.run(
         [*COMMAND, write(tmp_path, [record(2, bad=math.nan)]), "--json"], capture_output=True, check=True
     )
@@ -96,7 +96,7 @@ def test_a_run_without_items(tmp_path):
 
 
 def test_the_command_exits_with_2_where_there_is_nothing(tmp_path):
-    """What is neither a run nor a checkpoint is an error that says what would be one."""
+    """A path that is neither a run nor a checkpoint is an error that explains both."""
     done = subprocess.run([*COMMAND, tmp_path], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -253,7 +253,7 @@ def test_every_error_is_covered():
     ],
 )
 def test_a_missing_extra_names_the_install_line(monkeypatch, module, missing, line):
-    """Where the package of a command is missing, the error says what to type."""
+    """If the package of a command is missing, the error has the install command."""
     real = builtins.__import__
 
     def without(name, *arguments, **options):

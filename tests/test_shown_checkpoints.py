@@ -83,7 +83,7 @@ def test_every_item_is_as_a_run_has_it(model, tmp_path):
 
 
 def test_the_latest_of_a_series(model, tmp_path):
-    """Of a series it is the latest checkpoint; one of its folders is that one."""
+    """A series shows its latest checkpoint; one of its folders shows that checkpoint."""
     with tallax.Checkpoints(tmp_path, every=1) as checkpoints:
         checkpoints.save(5, model)
         checkpoints.save(70, model, extra={"epoch": 3})
@@ -92,7 +92,7 @@ def test_the_latest_of_a_series(model, tmp_path):
 
 
 def test_a_checkpoint_of_orbax_alone(tmp_path):
-    """What tallax did not write is listed by name, dtype and shape, with the numbers of what is small."""
+    """A checkpoint without tallax is listed by name, dtype and shape, with the values of small arrays."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "other", {"step": np.int32(7), "w": np.zeros((64, 64), np.float32)})
     found = shown(tmp_path / "other")
@@ -115,7 +115,7 @@ def test_a_kind_that_is_not_known_here_is_a_plain_array(model, tmp_path, monkeyp
 
 @pytest.mark.slow
 def test_the_command(model, tmp_path):
-    """`tallax show` prints it, as JSON too, and says so where there is nothing."""
+    """`tallax show` prints it, also as JSON, and exits with an error if there is no checkpoint."""
     tallax.save(tmp_path / "saved", model)
     command = [sys.executable, "-c", "from tallax.cli import main; main()", "show"]
 

@@ -109,7 +109,7 @@ def test_a_scheduled_value_of_each_layer():
 
 
 def test_a_logger_writes_each_layer(tmp_path):
-    """A histogram of each layer under its number; of many layers, what lies in all of them."""
+    """Each layer has a histogram under its number; many layers are summed into one."""
     model = nnx.Dict(
         acts=fed(lambda: Histogram(-1.0, 1.0, bins=4))[0],
         size=fed(lambda: LogHistogram(0.2))[0],
@@ -131,7 +131,7 @@ def test_a_logger_writes_each_layer(tmp_path):
 
 
 def test_a_stack_is_drawn_together():
-    """A plot, and a card in a notebook, have what all layers counted."""
+    """A plot and a notebook card show the sum over all layers."""
     pyplot = pytest.importorskip("matplotlib.pyplot")
     for make in (lambda: Histogram(-1.0, 1.0, bins=4), lambda: LogHistogram(0.2)):
         stack, _ = fed(make)

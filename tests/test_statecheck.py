@@ -53,7 +53,7 @@ def blames(finding, case):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", WRONG)
 def test_finds_what_is_wrong(name):
-    """Each wrong module fails by a rule that says what is wrong with it, at the attribute that is."""
+    """Each wrong module fails by the expected rule, at the attribute at fault."""
     case = WRONG[name]
     findings = []
     with GRAPH.active():
@@ -81,7 +81,7 @@ def test_no_false_alarm(name):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ARGUABLE)
 def test_opinions_differ(name):
-    """What may be meant so fails by no other rule than its own."""
+    """A module that may be intended fails by no other rule than the expected one."""
     case = ARGUABLE[name]
     report = tallax.statecheck(case.make, *case.inputs, call=case.call)
     assert {finding.rule for finding in report.failures} <= case.rules, str(report)
@@ -107,7 +107,7 @@ def reports():
 
 
 def test_a_finding_says_all(reports):
-    """A failure names the attribute, the rule, what came, what should have, the line, and the remedy."""
+    """A failure has the attribute, the rule, the value, the expected value, the line and the fix."""
     wrong, right = reports
     finding = wrong.failures[0]
     assert (finding.rule, finding.path) == ("replaced-variable", "step")
@@ -163,7 +163,7 @@ def test_reports_are_values(reports):
 
 
 def test_it_prints(reports):
-    """As text and as a rich table it has every check, the findings and the result."""
+    """The text and the rich table have every check, the findings and the result."""
     for report in reports:
         console = Console(width=120, record=True, file=io.StringIO())
         console.print(report)
@@ -179,7 +179,7 @@ def test_it_prints(reports):
 
 
 def test_it_leaves_nothing_behind():
-    """The methods of nnx.Variable, the mode and the model are afterwards what they were."""
+    """The methods of nnx.Variable, the mode and the model are restored."""
     methods = nnx.Variable.set_value, nnx.Variable.set_raw_value
     model = Counted(nnx.Rngs(0))
     metadata = dict(model.count.get_metadata())
@@ -245,7 +245,7 @@ def test_what_a_call_makes_is_told_apart_from_what_it_changes():
 
 
 def test_what_calls_make_is_named_by_its_attribute():
-    """One value for each call is one attribute, however deep it is sown, and whatever was there before."""
+    """A value for each call is named by one attribute, at any depth, also if it had values before."""
     start = snapshot(nnx.Dict(a=nnx.List([nnx.Variable(jnp.zeros(()))]), b=nnx.Dict(c=nnx.Variable(jnp.zeros(())))))
     assert attribute_of("a/0", start) == "a/0"
     assert attribute_of("a/1", start) == "a"
@@ -319,7 +319,7 @@ def pickled(model):
 
 @pytest.mark.filterwarnings("error")
 def test_a_model_without_state_passes(caplog):
-    """There is nothing to save, which Orbax refuses and which is no fault of the model."""
+    """A model without state passes, although Orbax refuses to save it."""
 
     class Square(nnx.Module):
         def __call__(self, x):
@@ -361,7 +361,7 @@ class Capped(nnx.Module):
 
 
 def test_wide_and_bounded_counts_are_no_narrow_ones():
-    """A pair of words, a capped count and a ring's position are right; the count beside them is not."""
+    """A pair of words, a capped count and a ring's position pass; the narrow count next to them fails."""
     assert tallax.statecheck(Words, X).passed
     report = tallax.statecheck(Capped, X)
     assert [(finding.rule, finding.path) for finding in report.failures] == [("narrow-counter", "seen")]
@@ -423,7 +423,7 @@ def _adding(start, change, dtype=jnp.float32, shape=()):
     ],
 )
 def test_counts_are_found_by_their_increments(make, edge):
-    """Wherever a count starts and whatever it adds: each call adds the same from any start, until it is lost."""
+    """A count is recognized from any start and with any increment, until increments are lost."""
     (found,) = _widths_of(make)
     assert (found.rule, found.path, found.is_warning) == ("narrow-counter", "n", False)
     assert edge in found.message
@@ -433,7 +433,7 @@ def test_counts_are_found_by_their_increments(make, edge):
     "change", [lambda n, x: n + jnp.abs(x).sum(), lambda n, x: n + (x**2).mean(0)], ids=["weights", "squares"]
 )
 def test_sums_of_data_are_only_told(change):
-    """A sum of weights or of squares loses small shares of a large total; that may be meant so."""
+    """Sums of weights or squares lose small parts of a large total, which is only a warning."""
     shape = jax.eval_shape(change, jnp.zeros(()), X).shape
     (found,) = _widths_of(_adding(1e-4, change, shape=shape))
     assert (found.rule, found.is_warning) == ("narrow-counter", True)
@@ -462,7 +462,7 @@ def test_sums_of_data_are_only_told(change):
 )  # fmt: skip
 @pytest.mark.parametrize("start", [0.0, 1e-4])
 def test_averages_and_bounded_values_are_no_counts(change, start):
-    """What moves by another amount from another start is no count, however slow it is."""
+    """A value that moves by a different amount from a different start is not a count."""
     assert _widths_of(_adding(start, change)) == []
 
 
@@ -478,7 +478,7 @@ def _interrupt_at(name):
 
 
 def test_an_interrupt_carries_the_partial_report():
-    """Ctrl-C ends the check; what had run is in the exception, whose text Python prints."""
+    """Ctrl-C ends the check, and the exception has the report so far, which Python prints."""
     with pytest.raises(KeyboardInterrupt) as caught:
         tallax.statecheck(Rebinds, X, on_progress=_interrupt_at("jit graph"))
     (report,) = caught.value.args
@@ -489,7 +489,7 @@ def test_an_interrupt_carries_the_partial_report():
 
 
 def test_an_interrupt_of_a_right_model_is_no_pass():
-    """A report that is not whole does not pass, whatever it has."""
+    """An incomplete report does not pass."""
     with pytest.raises(KeyboardInterrupt) as caught:
         tallax.statecheck(Counted, X, on_progress=_interrupt_at("attributes"))
     (report,) = caught.value.args
@@ -501,7 +501,7 @@ def test_an_interrupt_of_a_right_model_is_no_pass():
 
 
 def test_out_of_time_gives_the_partial_report():
-    """After the limit no check is begun, and the report says so."""
+    """After the time limit no check begins, and the report is incomplete."""
     report = tallax.statecheck(Counted, X, limit_seconds=0)
     assert report.incomplete == "out of time at: reproducible"
     assert [cell.check for cell in report.cells] == ["reproducible"]
@@ -531,7 +531,7 @@ def test_progress_is_one_line_on_a_terminal(monkeypatch, has_rich):
 
 
 def test_progress_is_silent_unless_asked(capfd):
-    """Where stderr is no terminal nothing is shown; `progress=True` writes a line for each check."""
+    """If stderr is not a terminal nothing is shown; `progress=True` prints a line for each check."""
     tallax.statecheck(Counted, X, limit_seconds=0)
     assert capfd.readouterr().err == ""
     tallax.statecheck(Counted, X, limit_seconds=0, progress=True)
@@ -569,7 +569,7 @@ class Takes(nnx.Module):
     ],
 )
 def test_what_cannot_be_checked_says_so(make, inputs, says):
-    """It is an error of its own, which says what to hand over instead."""
+    """A program that cannot be checked raises StatecheckError with a fix."""
     with pytest.raises(tallax.StatecheckError, match=says) as caught:
         tallax.statecheck(make, *inputs)
     assert "fix:" in str(caught.value)

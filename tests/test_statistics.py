@@ -42,7 +42,7 @@ def total_of(result) -> int:
 @every_kind
 @given(ARRAYS, MASKS)
 def test_counts_add_up_to_what_was_fed(make, x, mask):
-    """Every entry under the mask is counted exactly once, whatever it is."""
+    """Every unmasked entry is counted exactly once."""
     statistic = make()
     statistic.update(x, where=mask)
     assert total_of(statistic.compute()) == mask.sum()
@@ -163,7 +163,7 @@ def test_empty_and_scalar_input(make, shape):
 
 
 def test_what_saw_nothing_says_so():
-    """Before any update the rate is 0.0, not NaN, and total tells why; the same in a trace."""
+    """Before any update the rate is 0.0, not NaN, and total is 0; the same in a trace."""
     rate = Rate()
     assert (rate.compute().total, rate.compute().rate) == (0, 0.0)
     traced = nnx.jit(lambda r: r.compute())(rate)
@@ -214,7 +214,7 @@ BAD_UPDATES = {
 @every_kind
 @pytest.mark.parametrize("name", BAD_UPDATES)
 def test_bad_updates_change_nothing(make, name):
-    """What can't be counted raises and names the statistic; the counts stay."""
+    """Values that cannot be counted raise and name the statistic; the counts do not change."""
     arguments, error, text = BAD_UPDATES[name]
     model = nnx.Dict(seen=make())
     model.seen.update(jnp.ones(3))
@@ -236,7 +236,7 @@ def test_a_rate_of_a_shape_refuses_another(x):
     [(1, 0, 4), (0, 0, 4), (0, 1, 0), (0, 1, -1), (0, float("nan"), 4), (-float("inf"), 1, 4), (1, 1 + 1e-7, 64)],
 )
 def test_impossible_histograms_raise(arguments):
-    """Edges must rise, and float32 must tell them apart."""
+    """Edges must increase, and be different in float32."""
     with pytest.raises(tallax.InvalidValueError, match="Histogram: the edges must increase"):
         Histogram(*arguments)
 

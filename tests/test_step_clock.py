@@ -82,7 +82,7 @@ def logged(calls, every, *, start=0, counter=True):
 )
 @pytest.mark.parametrize("counter", [True, False])
 def test_single_steps_and_scans(calls, every, due, counter):
-    """Of single steps and scans in any order, exactly the due calls are logged, with the counter or without one."""
+    """For any order of single steps and scans, exactly the due calls are logged, with or without a counter."""
     assert logged(calls, every, counter=counter) == due
 
 
@@ -162,7 +162,7 @@ def test_any_sequence_of_steps_that_calls_say(every, jumps, start):
 @settings(max_examples=50)
 @given(st.integers(1, 9), st.lists(st.integers(0, 20), min_size=1, max_size=40), st.integers(0, 1000))
 def test_any_sequence_of_calls_with_a_model(every, jumps, start):
-    """Without a compiled step, calls are what is counted, from the counter on; a record has what the counter has."""
+    """Without a compiled step, calls are counted, starting from the counter; records have the counter's value."""
     model, sink, oracle, labels = counted(start), Steps(), Oracle(every), []
     with tallax.Logger(sink, every=every) as log:
         for call, jump in enumerate(jumps):
@@ -213,7 +213,7 @@ def test_of_several_compiled_steps_in_a_call_the_counter_s_own_is_the_clock():
 
 
 def test_a_logger_outlives_a_compiled_step():
-    """A step that is compiled anew for each epoch goes on with the run: no record is lost, none comes twice."""
+    """A step that is compiled again for each epoch continues the run: no record is lost or repeated."""
     for model in (counted(3), nnx.Dict(scale=tallax.Buffer(jnp.float32(1)))):
         start = 3 if "step" in model else 0
         sink, oracle = Steps(), Oracle(10)
@@ -230,7 +230,7 @@ def test_a_logger_outlives_a_compiled_step():
 
 
 def test_a_counter_that_counts_every_fourth_step():
-    """With gradients accumulated, records are due by the steps that are run, and say what the counter has."""
+    """With accumulated gradients, records are due by executed steps, and have the counter's value."""
 
     def train_step(model, x):
         model.calls += 1
@@ -259,7 +259,7 @@ def test_a_call_without_a_step_in_between_is_not_due():
 
 
 def test_records_beside_a_run_have_its_step():
-    """A call without items or steps is counted by itself, and its record is at the step of the run."""
+    """A call without state or step= is counted separately, and its record has the run's step."""
     step, sink = tallax.compile_step(count, counted(100)), Steps()
     with tallax.Logger(sink, every=3) as log:
         for k in range(7):
@@ -273,7 +273,7 @@ def test_records_beside_a_run_have_its_step():
 
 
 def test_a_call_that_takes_nothing_stays_due():
-    """A call that raises is no record: the next one is due in its place."""
+    """If a call raises, there is no record, and the next call is due."""
     step, sink = tallax.compile_step(count, counted()), Steps()
     with tallax.Logger(sink, every=10) as log:
         step(jnp.zeros(()))
@@ -289,7 +289,7 @@ def test_a_call_that_takes_nothing_stays_due():
 
 
 def test_compiled_steps_know_how_many_they_ran():
-    """Calls, scans of any length and keywords count; a call that raises does not, nor does the step wait to tell."""
+    """Calls, scans of any length and keywords count, without waiting; a call that raises does not."""
     step = tallax.compile_step(lambda model, x, y=0.0: model.step.increment(), counted())
     assert step.steps == 0
     step(jnp.zeros(3))

@@ -24,7 +24,7 @@ def test_it_starts_at_zero_and_counts_calls():
 
 
 def test_a_stream_that_is_not_there_is_missed_in_flax_words():
-    """An nnx.Rngs is what is wanted, so nothing is said of its kind."""
+    """The error for a missing stream is Flax's own."""
     with pytest.raises(AttributeError, match="params"):
         tallax.StepCounter(nnx.Rngs(dropout=0))
 
@@ -41,7 +41,7 @@ def test_it_takes_one_key():
 @pytest.mark.parametrize("n", [0, 1, 5, 5.0, 1000, np.int64(3), np.float32(3.0), jnp.int32(3)])
 @pytest.mark.parametrize("seed", [0, 1.0, -3, 2**31, 2**40, 2**63, 2**64 - 1, 10**30])
 def test_counter_after_n_calls(seed, n):
-    """The result is [n, n] as float32, for integers and floats that hold them, and any seed."""
+    """The result is [n, n] as float32, for integers and integral floats, and any seed."""
     result = tallax.counter_after_n_calls(seed, n)
     assert isinstance(result, jax.Array)
     assert (result.shape, result.dtype, result.weak_type) == ((2,), jnp.float32, False)
@@ -118,7 +118,7 @@ def test_the_pitfall_is_the_api(cls):
 @pytest.mark.parametrize("value", [3, np.int32(3), jnp.int32(3), None, "x", jnp.zeros(2)])
 @pytest.mark.parametrize("name", ["step", "bias", "weight"])
 def test_a_variable_is_not_replaced(name, value):
-    """Assigning something else over a Variable raises, says what to write, and leaves the Variable."""
+    """Assigning another value over a Variable raises with a fix, and keeps the Variable."""
     model = Guarded()
     kept = getattr(model, name)
     with pytest.raises(tallax.ReplacedVariableError, match=rf"model\.{name}: (.|\n)*fix:  self\.{name}"):
@@ -195,7 +195,7 @@ def test_the_command_line_counts(arguments, code, text):
 
 
 def test_printing_shows_the_count():
-    """In one line, as statistics do it; by its kind alone where there is no count to read."""
+    """The repr is one line with the count, or only the kind if the count cannot be read."""
     counter = tallax.StepCounter(nnx.Rngs(0))
     counter()
     counter.step += 2**40

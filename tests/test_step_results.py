@@ -106,7 +106,7 @@ def test_a_loop_that_goes_on_with_the_result():
 
 
 def test_a_state_of_the_model_has_its_variables():
-    """As from `nnx.jit`, `nnx.state(model)` returns the model's own Variables; `nnx.as_pure` of it returns arrays."""
+    """`nnx.state(model)` returns the model's own Variables, as from `nnx.jit`; `nnx.as_pure` of it, arrays."""
     model = nnx.Dict(step=tallax.Counter(5), weight=nnx.Param(jnp.ones(2)))
 
     def run(model):
@@ -141,7 +141,7 @@ class Wrapper(nnx.Module):
 
 
 def test_new_objects():
-    """They come back as new ones, and what is bound in them is the bound."""
+    """New objects are returned as new, and bound objects within them as the bound ones."""
     model = Net()
 
     def run(model):

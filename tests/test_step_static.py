@@ -43,7 +43,7 @@ ONE_WAY = {
 @pytest.mark.parametrize("static", ONE_WAY.values(), ids=ONE_WAY)
 @pytest.mark.parametrize("graph", [True, False], ids=["graph", "tree"])
 def test_static_arguments_are_those_of_nnx_jit(static, graph):
-    """The same results and state, to the bit, by position and by name; each combination is traced once."""
+    """Results and state are bit-equal to `nnx.jit`, by position and by name, with one trace per combination."""
     model, other = made(), made()
     plain = nnx.jit(run, static_argnames=("mode", "scale", "training"))
     x = jnp.float32(1.5)

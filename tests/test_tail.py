@@ -64,7 +64,7 @@ def test_values_are_exact_and_changes_are_told():
 
 
 def test_the_users_scalars_come_first_and_entries_by_number():
-    """What the loop logs is on top; of an array, entry 10 comes after entry 9."""
+    """The user's scalars come first; entry 10 of an array comes after entry 9."""
     numbers = {**{f"a/{n}": n for n in range(11)}, "zloss": 1.0}
     lines = drawn(history([Record(1, 0.0, 0, numbers)]))
     names = [line.split()[0] for line in lines[3:]]
@@ -76,7 +76,7 @@ def test_the_users_scalars_come_first_and_entries_by_number():
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
 @pytest.mark.parametrize("height", [8, 20, 200])
 def test_it_fits(width, height):
-    """No line is wider than the terminal and there are no more lines than it has, whatever is to be drawn."""
+    """The table fits into the terminal for any content."""
     lines = drawn(history(odd_records()), width, height, now=1.7e9)
     assert max(map(len, lines)) <= width
     assert len(lines) <= height
@@ -84,7 +84,7 @@ def test_it_fits(width, height):
 
 
 def test_what_does_not_fit_is_said():
-    """Entries of an array are put into one row first; then it is said how many rows there are and how to see them."""
+    """Entries of an array are merged into one row first; then a line reports the omitted rows."""
     numbers = {f"layer{n}/norm": 1.0 for n in range(200)} | {f"load/{n}": n for n in range(32)}
     lines = drawn(history([Record(1, 0.0, 0, numbers)]), height=25)
     assert lines[-1] == "... and 181 more; narrow with --names 'layer20/*'"
@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_said():
 
 
 def test_nothing_to_show_is_said():
-    """A run without records, and patterns that nothing matches, say so."""
+    """A run without records, and patterns without matches, are reported."""
     assert drawn(history([]))[-1] == "no records yet"
     assert drawn(history([record(1)]), patterns=["nope*"])[-1] == "none of 14 names matches nope*"
 
@@ -105,7 +105,7 @@ def test_a_name_is_never_markup():
 
 
 def test_the_speed_is_that_of_most_records():
-    """A gap, such as a run that was resumed a day later, does not count; nor do records of one step."""
+    """A gap, such as a resume a day later, does not change the speed; nor do records of one step."""
     found = History()
     for step, when in [(10, 1.0), (20, 2.0), (20, 2.5), (30, 86_400.0), (40, 86_401.0), (50, 86_402.0)]:
         found.add(Record(step, when))
@@ -114,7 +114,7 @@ def test_the_speed_is_that_of_most_records():
 
 
 def test_a_history_may_keep_the_last_values_only():
-    """However many records there are, at most twice as many values are kept as told, the last ones among them."""
+    """At most twice the requested number of values is kept, including the last ones."""
     found = history((Record(step, float(step), 0, {"x": step}) for step in range(1000)), keep=10)
     assert 10 <= len(found.steps) <= 20
     assert found.scalars["x"].steps[-10:] == found.steps[-10:] == list(range(990, 1000))
@@ -140,7 +140,7 @@ def test_a_history_may_keep_the_last_values_only():
     ],
 )
 def test_sparklines(values, line):
-    """The lowest value is the lowest bar and the highest the highest; what is no number has a sign of its own."""
+    """The lowest value has the lowest bar and the highest the highest; NaN and infinities have signs."""
     assert sparkline(values) == line
 
 
@@ -267,7 +267,7 @@ class Terminal:
 
 @pytest.mark.parametrize("leave", ["q", "ctrl-c"])
 def test_it_follows_a_run_and_leaves_the_terminal_as_it_was(tmp_path, leave):
-    """Waits for the run, shows what is written, follows one that is resumed earlier; q and Ctrl-C end it with 0."""
+    """It waits for the run, follows it, also after an earlier resume; q and Ctrl-C end it with 0."""
     folder = tmp_path / "run"
     with Terminal("tail", folder, "--every", "0.05", "--wait", width=60, height=20) as terminal:
         terminal.wait_for("waiting for")
@@ -302,7 +302,7 @@ def test_a_run_that_is_damaged_meanwhile_ends_it(tmp_path):
 
 
 def test_a_run_that_is_not_there_is_an_error(tmp_path):
-    """Without --wait: exit code 2, and what would have been taken."""
+    """Without --wait, a missing run exits with 2 and explains the accepted paths."""
     done = run("tail", tmp_path / "nope")
     assert done.returncode == 2
     assert done.stderr.startswith(f"{tmp_path}/nope: does not exist.\n  expected:")

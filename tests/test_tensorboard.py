@@ -62,7 +62,7 @@ def test_scalars_are_curves(tmp_path):
 
 
 def test_counts_are_exact_below_2_to_the_53(tmp_path):
-    """A count that single precision can't hold is there in double precision too, from then on."""
+    """A count beyond single precision is also written in double precision from then on."""
     counts = [2**24 - 1, 2**24, 2**24 + 1, 2**24 + 2, 2**53 - 1]
     sink = TensorBoard(tmp_path)
     for step, count in enumerate(counts):
@@ -77,7 +77,7 @@ def test_counts_are_exact_below_2_to_the_53(tmp_path):
 
 
 def test_names_that_come_and_go(tmp_path):
-    """Each record has its own names and numbers, whatever those before had: NaN beside a large count, none at all."""
+    """Each record has its own names and numbers, independent of earlier records."""
     records = [
         {"a": 1, "loss": float("nan"), "tokens": 2**53 - 1},
         {"a": 2, "loss": 0.5, "tokens": 2**53 - 2},
@@ -144,7 +144,7 @@ def test_processes_are_runs_of_their_own(tmp_path):
 
 
 def test_kill_9(tmp_path):
-    """What `write` has returned for is readable after kill -9."""
+    """Records for which `write` has returned are readable after kill -9."""
     program = f"""
 import os, signal
 from tallax.sinks import Record, TensorBoard
@@ -188,7 +188,7 @@ log.close()
 
 
 def test_without_tensorboardx(monkeypatch):
-    """Where tensorboardX is missing, the error is the line to type."""
+    """If tensorboardX is missing, the error has the install command."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboardX"]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "tallax.sinks._tensorboard")

@@ -140,7 +140,7 @@ def test_a_module_of_pytorch_computes_what_ours_did():
 
 @pytest.mark.parametrize("transpose_kernel", [False, True])
 def test_a_square_transposed_convolution_is_turned_as_flax_takes_it(transpose_kernel):
-    """As many channels go in as come out, so no shape would tell that a kernel lies the wrong way."""
+    """A square transposed convolution is flipped as Flax expects, although no shape shows the difference."""
     theirs = torch.nn.ConvTranspose2d(3, 3, (2, 3), stride=2)
     ours = nnx.ConvTranspose(
         3, 3, (2, 3), strides=2, padding="VALID", transpose_kernel=transpose_kernel, rngs=nnx.Rngs(0)
@@ -153,7 +153,7 @@ def test_a_square_transposed_convolution_is_turned_as_flax_takes_it(transpose_ke
 
 
 def test_attention_goes_there_and_back():
-    """PyTorch's matrices of all heads become Flax's, heads apart; what it keeps as one matrix is split by its owner."""
+    """Heads are split and joined; PyTorch's single matrix is split by its owner."""
     theirs = torch.nn.MultiheadAttention(6, 2, batch_first=True)
     with torch.no_grad():
         for parameter in theirs.parameters():
@@ -221,7 +221,7 @@ def test_what_weights_do_not_bring_along():
 
 
 def test_without_a_place_for_the_count_it_is_unexpected():
-    """`nnx.BatchNorm` has no `num_batches_tracked`: that is said, and left out only when it is asked for."""
+    """`num_batches_tracked` is unexpected for `nnx.BatchNorm`, and omitted only if requested."""
     norm, ours = torch.nn.BatchNorm1d(2), nnx.BatchNorm(2, rngs=nnx.Rngs(0))
     with pytest.raises(tallax.RestoreError, match="num_batches_tracked: in the checkpoint, but not in the objects"):
         from_torch(norm, ours)
@@ -237,7 +237,7 @@ def test_names_may_differ():
 
 
 def test_a_file_with_code_in_it_does_not_run(tmp_path):
-    """`torch.load` gets `weights_only=True`, and what it refuses is an error that says so."""
+    """`torch.load` gets `weights_only=True`, and its refusal is reported."""
 
     class Evil:
         def __reduce__(self):
@@ -297,7 +297,7 @@ def test_a_tensor_that_no_array_is_like_is_told(tmp_path):
     ],
 )
 def test_every_dtype_that_both_have_goes_there_and_back(dtype):
-    """To the bit; what only one has is told."""
+    """Every common dtype is bit-equal after a round trip; others raise."""
     bits = np.arange(16, dtype=np.uint8) % 2 if dtype == "bool" else np.arange(16, dtype=np.uint8) * 17
     model, other = (nnx.Dict(x=nnx.Variable(jnp.asarray(x.view(dtype)))) for x in (bits, bits * 0))
     tensors = to_torch(model)
@@ -307,7 +307,7 @@ def test_every_dtype_that_both_have_goes_there_and_back(dtype):
 
 
 def test_numbers_that_pytorch_has_not_and_random_keys():
-    """Integers of four bits are told; a key that is no stream's goes as its words, and comes back as a key."""
+    """4-bit integers raise; a random key that is not a stream's goes as words, and returns as a key."""
     with pytest.raises(tallax.InvalidTypeError, match="x: PyTorch has no such dtype"):
         to_torch(nnx.Dict(x=nnx.Variable(jnp.ones(2, jnp.int4))))
     model, other = (nnx.Dict(key=nnx.Variable(jax.random.key(seed))) for seed in (3, 4))
@@ -316,7 +316,7 @@ def test_numbers_that_pytorch_has_not_and_random_keys():
 
 
 def test_a_file_of_safetensors_s_own(tmp_path):
-    """What its own library writes is read as it was."""
+    """A file of the safetensors library is read exactly."""
     library = pytest.importorskip("safetensors.torch")
     module, model = theirs(), Ours()
     library.save_file(module.state_dict(), tmp_path / "a.safetensors")
@@ -378,7 +378,7 @@ def test_different_values_of_what_is_shared_are_told():
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 def test_only_entries_that_have_a_place_are_converted():
-    """Whatever else is in a `state_dict` is unexpected by its name, as tensors are."""
+    """Any other entry of a `state_dict` is unexpected by its name, like a tensor."""
     import io
 
     theirs, ours = torch.nn.Linear(2, 2), nnx.Linear(2, 2, rngs=nnx.Rngs(0))
@@ -400,7 +400,7 @@ def test_only_entries_that_have_a_place_are_converted():
 
 @pytest.mark.parametrize("value", [np.complex64(3), np.array("x"), np.array([None]), True, torch.tensor(3j), "text"])
 def test_what_is_no_count_is_refused_by_name(value):
-    """Of any kind, by an error of ours."""
+    """A value that is not a count raises an error of tallax by name."""
     ours = nnx.Dict(c=tallax.Counter(5))
     with pytest.raises(
         tallax.TallaxError, match=r"^(model/)?c: (the shape or dtype differs from|a state_dict must contain)"
@@ -450,7 +450,7 @@ def test_a_path_that_an_error_names_is_a_target(target):
 
 @pytest.mark.parametrize("wrapper", ["module", "model", "_orig_mod"])
 def test_a_wrapper_s_level_is_recognised(wrapper):
-    """Of DistributedDataParallel, Lightning and torch.compile."""
+    """The prefixes of DistributedDataParallel, Lightning and torch.compile are recognised."""
     theirs, ours = torch.nn.Linear(2, 2), nnx.Linear(2, 2, rngs=nnx.Rngs(0))
     from_torch({f"{wrapper}.{name}": value for name, value in theirs.state_dict().items()}, ours)
     np.testing.assert_array_equal(ours.kernel[...], theirs.weight.detach().numpy().T)

@@ -101,7 +101,7 @@ def test_double_precision_at_its_ends():
 
 
 def test_entries_that_are_not_finite_are_counted_beside_the_histogram():
-    """The histogram has the finite entries; of none, there is no histogram."""
+    """The histogram has the finite entries; without finite entries there is no histogram."""
     some = jnp.arange(64.0).at[3].set(jnp.nan).at[4].set(jnp.inf)
     record, warned = record_of(nnx.Dict(some=tallax.Buffer(some), all=tallax.Buffer(jnp.full(64, jnp.nan))))
     assert warned == ""
@@ -125,7 +125,7 @@ def test_complex_items_are_two(shape):
 
 
 def test_metrics_of_odd_types():
-    """Complex numbers, enums of integers and long doubles are numbers; what is none is left out by name."""
+    """Complex numbers, integer enums and long doubles are written; other types are omitted by name."""
     good = {
         "level": Level.HIGH, "z": 1 + 2j, "z_np": np.complex64(3j), "z_jax": jnp.complex64(4), "long": np.longdouble(5),
         "large": 10**400, "half": np.float16(0.5), "four": jnp.int4(3),
@@ -160,7 +160,7 @@ def test_items_that_are_no_numbers():
 
 
 def test_a_metric_that_the_device_lost():
-    """It is named; the metrics beside it, which came to the host in one copy with it, and the items are written."""
+    """A metric that failed on the device is named; the other metrics and the state are written."""
     lost = jnp.float32(1) + 1
     lost.delete()
     record, warned = record_of(nnx.Dict(seen=tallax.Counter(3)), loss=jnp.float32(0.5), lost=lost, more=jnp.int32(4))
@@ -169,7 +169,7 @@ def test_a_metric_that_the_device_lost():
 
 
 def test_names_that_clash():
-    """A scalar never hides an item, nor one of its values, however deep: it is left out, and the item is there."""
+    """A scalar never hides a value of the state, at any depth: the scalar is omitted."""
     model = nnx.Dict(gate=tallax.Counter(3), acts=tallax.statistics.Histogram(0.0, 1.0, bins=2))
     scalars = {"gate": 1, "acts/nan": 1, "acts/a/b": 1, "fine": 1, "acts2": 2}
     record, warned = record_of(model, **scalars)
@@ -185,7 +185,7 @@ def test_names_that_clash():
 
 
 def test_each_is_named_once():
-    """Of a hundred records with hundreds of bad values each is there, and each name is said once for each reason."""
+    """Hundreds of bad values in a hundred records are reported once for each name and reason."""
     sink = Steps()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -220,7 +220,7 @@ def test_warnings_that_are_errors():
 
 
 def test_what_is_excluded_is_in_no_record():
-    """Patterns mean items, their values and scalars, and everything below; what is excluded is not warned of either."""
+    """Patterns match state, values and scalars, and everything below; excluded values cause no warning."""
     model = nnx.Dict(
         step=tallax.Counter(3),
         gate=nnx.Dict(fired=tallax.statistics.Rate(), odd=Broken()),
@@ -243,7 +243,7 @@ def test_what_is_excluded_is_in_no_record():
 
 @pytest.mark.parametrize("patterns", [3, [3], [""], "", None, b"x", {"a": 1}])
 def test_patterns_are_text(patterns):
-    """Anything else is an error when the Logger is made; None is no pattern."""
+    """Patterns that are not text raise when the Logger is created; None means no pattern."""
     if patterns is None:
         assert tallax.Logger(exclude=None)
     else:
@@ -252,7 +252,7 @@ def test_patterns_are_text(patterns):
 
 
 def test_a_pattern_that_matches_nothing():
-    """It is named when the Logger is closed, since a name may come late; without any record there is nothing to say."""
+    """An unused pattern is reported when the Logger is closed, unless there was no record."""
     log = tallax.Logger(Steps(), exclude=["nothing", "late"])
     log(step=1, loss=1)
     log.now(step=2, late=1)
@@ -387,7 +387,7 @@ def test_a_writer_of_clu_is_given_each_value():
 
 
 def test_the_logger_names_the_sink_that_left_a_value_out(tmp_path):
-    """The warning says which sink it is; the others have the value, and the loop goes on."""
+    """The warning names the sink; the others have the value, and the loop continues."""
     keeps = Steps()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -403,7 +403,7 @@ def test_the_logger_names_the_sink_that_left_a_value_out(tmp_path):
 
 
 def test_a_sink_that_can_write_nothing_ends_the_loop():
-    """There is no record without the values, so this is an error, as a full disk is."""
+    """If a sink can write nothing, this is an error, like a full disk."""
     log = tallax.Logger(Floats(), every=1)
     log(step=1, long=LONG)
     with pytest.raises(tallax.SinkError, match=r"Floats: failed in writing step 1\.\n  got:  OverflowError"):

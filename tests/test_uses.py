@@ -207,14 +207,14 @@ WHOLE = {
 
 @pytest.mark.parametrize("name", ADDED)
 def test_added_to(name):
-    """A count that is only added to is not read, and what a step adds to it is seen to fit 32 bits."""
+    """A count that is only added to is not read, and its increments are known to fit 32 bits."""
     program, *args = ADDED[name]
     assert found(program, *args) == (set(), set())
 
 
 @pytest.mark.parametrize("name", READ)
 def test_read(name):
-    """Whatever way a count is read, that is seen, and only that one is."""
+    """Every kind of read of a count is detected, for that count only."""
     assert found(READ[name], np.int32(2)) == ({0}, set())
 
 

@@ -73,7 +73,7 @@ def test_a_dict_of_metadata_keeps_what_is_declared(operation):
 
 
 def test_declarations_are_checked():
-    """They may be changed by name, to what the constructor takes; the item stays as it was where that raises."""
+    """Metadata may be changed by name to values that the constructor accepts; an error changes nothing."""
     buffer = tallax.Buffer(0.0)
     buffer.set_metadata(reduce="sum")
     buffer.set_metadata("persistent", False)
@@ -152,7 +152,7 @@ TRACES = {
 @pytest.mark.parametrize("trace", TRACES.values(), ids=TRACES)
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 def test_every_late_write_is_named(write, trace):
-    """It raises TraceError, by the item's name, and the state and its metadata stay as they were."""
+    """A late write raises TraceError with the variable's name; state and metadata do not change."""
     model, alone = State(), State()
 
     def f(x):
@@ -203,7 +203,7 @@ COUNTS = {
 @pytest.mark.parametrize("count", COUNTS.values(), ids=COUNTS)
 @pytest.mark.parametrize("value", [*NO_COUNTS.values(), pytest.param("key", id="a key")], ids=[*NO_COUNTS, "a key"])
 def test_no_count(value, count):
-    """Complex numbers, text, and whatever else is no integer raise an error of ours, and the counts stay."""
+    """Complex numbers, text and other non-integers raise an error of tallax, and the counts do not change."""
     value = jax.random.key(0) if isinstance(value, str) and value == "key" else value
     for counter in (tallax.Counter(7), tallax.Counter(7, shape=3)):
         with pytest.raises((tallax.InvalidTypeError, tallax.InvalidValueError), match=r"(?s)got:.*fix:"):
@@ -213,14 +213,14 @@ def test_no_count(value, count):
 
 @pytest.mark.parametrize("dtype", ["complex64", "float32"])
 def test_no_count_in_a_trace(dtype):
-    """A traced array that is no integer raises, too."""
+    """A traced array that is not an integer array raises too."""
     for name in ("set", "increment", "count"):
         with pytest.raises(tallax.InvalidTypeError, match="traced"):
             nnx.jit(lambda c, x: getattr(c, name)(x))(tallax.Counter(), jnp.zeros((), dtype))  # noqa: B023
 
 
 def test_comparisons():
-    """Numbers of any kind are compared, and are no other than they are; arrays and collections of no numbers raise."""
+    """Numbers of any kind can be compared; other arrays and collections raise."""
     counter = tallax.Counter(3)
     for equal in (3, np.int64(3), np.uint8(3), jnp.int32(3), tallax.Counter(3)):
         assert counter == equal
@@ -242,7 +242,7 @@ def test_comparisons():
 
 
 def test_a_raw_value_that_is_no_count():
-    """What a tree.map has put there raises where the count is read."""
+    """An invalid raw value from a tree.map raises when the count is read."""
     for value in (np.complex64(3), np.array("x")):
         counter = tallax.Counter()
         counter.set_raw_value(np.asarray(value))

@@ -90,7 +90,7 @@ def test_numbers_are_read_back(written):
 
 
 def test_two_records_of_a_step_are_one_row(written):
-    """What is logged of a step later is added to it."""
+    """Values that are logged later for the same step are added to it."""
     assert written[0][1]["also"] == 2
 
 
@@ -113,7 +113,7 @@ def test_a_step_that_would_be_left_out(written):
 
 
 def test_a_run_that_was_handed_in(quiet, tmp_path):
-    """A run of the program's own gets the records between what it logs itself, and is not finished."""
+    """A run of the program gets the records in between its own values, and is not finished."""
     run = wandb.init(dir=str(tmp_path), **quiet)
     with tallax.Logger(tallax.sinks.WandB(run=run), every=1) as log:
         log(step=5, loss=0.5)
@@ -155,7 +155,7 @@ class Resumed:
 
 
 def test_resuming_keeps_what_is_there_and_says_so(monkeypatch):
-    """Records of steps that W&B has are left out, which the run's summary and the terminal say; later ones go on."""
+    """Records of steps that W&B has are omitted; the summary and the terminal report it; later steps continue."""
     run, said = Resumed(), []
     monkeypatch.setattr(wandb, "init", lambda **init: run)
     monkeypatch.setattr(wandb, "termwarn", said.append)
