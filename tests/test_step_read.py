@@ -288,7 +288,7 @@ def test_a_read_within_a_trace():
 def test_objects_among_the_arguments():
     """They are refused, as they are by a step."""
     _, _, step = made()
-    with pytest.raises(tallax.InvalidTypeError, match="takes arrays"):
+    with pytest.raises(tallax.InvalidTypeError, match="accepts only arrays"):
         step.read(lambda model, optimizer, other: None, nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
 
 

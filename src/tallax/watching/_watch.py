@@ -14,7 +14,7 @@ from tallax.reading import collect
 from tallax.statistics import LogHistogram, Statistic
 from tallax.variables import Counter
 from tallax.watching import _params
-from tallax.watching._classes import base_of, watched_class, watched_optimizer_class
+from tallax.watching._watched_classes import base_of, watched_class, watched_optimizer_class
 from tallax.watching._notes import new_number, notes_of
 from tallax.watching._placing import Devices, devices_of, place, split_axis
 from tallax.watching._select import Found, chosen_modules, functions_asked_for, modules_of
