@@ -360,7 +360,7 @@ def test_a_checkpoint_is_shown_without_taking_its_word(tmp_path):
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "one", honest(tree, entries={**entries, **more}))
     found = shown(tmp_path / "one")
-    assert found.items["model/large"].nbytes == 2**27
+    assert found.state["model/large"].nbytes == 2**27
     edges = {name: bins.edges[0] for name, bins in found.histograms.items()}
     assert edges == {"model/seen": 0.0} | {f"model/lie{k}": -0.5 for k in range(len(lies))}  # counts, and no more
 

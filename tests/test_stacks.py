@@ -55,7 +55,7 @@ def test_a_histogram_of_each_layer(make):
     assert "3 together: " in repr(stack)
     assert "\n" not in repr(stack)
     assert "together" not in repr(singles[0])
-    with pytest.raises(tallax.InvalidValueError, match="has parts"):
+    with pytest.raises(tallax.InvalidValueError, match="only the result of a stack"):
         singles[0].compute()[0]
     stack.reset()
     assert getattr(stack.compute(), counts).sum() == 0

@@ -134,7 +134,7 @@ def every_sink(writer: Any, sink: sinks.Sink) -> list[sinks.Sink]:
     return [*logs, *services, sink]
 
 
-def logging(step: tallax.CompiledStep, loss: jax.Array) -> None:
+def logger_calls(step: tallax.CompiledStep, loss: jax.Array) -> None:
     own: sinks.Sink = Printing()
     with tallax.Logger(own, sinks.Jsonl("run"), sinks.TensorBoard("tb"), every=100, overflow="drop") as log:
         assert_type(log, tallax.Logger)

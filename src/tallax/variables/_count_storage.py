@@ -110,7 +110,8 @@ class CountStorage(StateVariable):
         """Adds 1 to a scalar count, once for all replicas, and returns the count like `_peek`."""
         count = self._advance(1)
         if count is None:
-            self._add(_uint64.from_int(1), None, ())
+            if not self._add_word(1, (), None, None, ()):
+                self._add(_uint64.from_int(1), None, ())
             return self._peek()
         return _int32(count if count < _uint64.INT32_MAX else _uint64.INT32_MAX)
 
