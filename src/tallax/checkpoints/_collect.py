@@ -310,7 +310,7 @@ def has_shares(holder: Holder) -> bool:
 
 
 def whole(thing: Any) -> Any:
-    """Returns an object with per-replica state combined, or the object itself if it has none."""
+    """Returns an object with the shares of replicas combined, or itself where there are none."""
     if any(leaf.variable._per_replica for leaf in leaves_of(thing, StateVariable)):
         return combine_replicas(thing)
     return thing

@@ -36,7 +36,7 @@ class Static:
 
 
 def values_of(arguments: Any) -> Any:
-    """Returns arguments in which the static ones are replaced by their values."""
+    """Returns arguments with the values of the static ones in their places."""
     return jax.tree.map(
         lambda leaf: leaf.value if isinstance(leaf, Static) else leaf,
         arguments,
@@ -48,15 +48,15 @@ class Arguments:
     """The parameters of the function of a step.
 
     Attributes:
-        function: The function.
-        names: The names of the bound objects.
-        has_static: Whether any argument is static.
+        function: the function itself.
+        names: the names of the bound objects.
+        has_static: whether any argument is static.
 
     Args:
-        function: A function of the objects, followed by the arguments of a call.
-        objects: The bound objects.
-        static_argnums: The positions of static parameters among all parameters of the function, as in `jax.jit`.
-        static_argnames: The names of static parameters.
+        function: takes the objects, and then the arguments of a call.
+        objects: the bound objects.
+        static_argnums: positions of static parameters among all of the function's, as `jax.jit` counts them.
+        static_argnames: names of static parameters.
 
     Raises:
         InvalidTypeError: A position is not an integer, or a name is not a string.
@@ -129,12 +129,12 @@ class Arguments:
         return getattr(self.function, "__name__", type(self.function).__name__)
 
     def explained(self, error: Exception, batch: tuple[Any, ...], options: Mapping[str, Any]) -> Exception | None:
-        """Returns an error that names the argument that caused JAX's error, or None for other errors.
+        """Returns an error that names the argument by which JAX's error came about, or None if it is another one.
 
         Args:
-            error: The error that a call of the step raised.
-            batch: The positional arguments of the call.
-            options: The named arguments of the call.
+            error: raised while the step was called.
+            batch: positional arguments of the call.
+            options: named arguments of the call.
         """
         given = {self._name_at(k): value for k, value in enumerate(batch)} | dict(options)
         for name, value in given.items():
@@ -206,7 +206,7 @@ class Arguments:
         return Static(value)
 
     def _name_at(self, number: int) -> str:
-        """Returns the name of an argument of a call by its position in the call."""
+        """Returns the name of an argument of a call by its position there."""
         place = number + self._count
         if place < len(self._positional):
             return self._positional[place]

@@ -26,7 +26,7 @@ from tallax.compiling._traced_step import Program
 from tallax.reading import Reading, entries_of, reading_of
 from tallax.variables import StateVariable
 
-_LOOK_AT = 16  # the Variables that each call checks for writes past the step, which takes about a microsecond
+_LOOK_AT = 16  # Variables that each call checks for writes past the step: about a microsecond
 
 
 def compile_step(
@@ -54,25 +54,24 @@ def compile_step(
     If the function returns a bound object or a part of one, the caller gets the bound object itself, as from `nnx.jit`.
 
     Args:
-        train_step: A function of the objects, followed by the arguments of a call: arrays, pytrees of arrays, static
-            values.
-        *objects: Modules and optimizers, with any mixture of Flax's and tallax's state. No tallax variable may have two
-            paths.
-        donate: Whether a step may overwrite the memory of the previous state. The values of the objects at the first
-            call are copied, so other references to them stay valid.
-        graph: Whether to flatten the objects in Flax's graph mode. If omitted, Flax's current mode is used.
-        static_argnums: The positions of static parameters. As in `jax.jit`, they count all parameters of `train_step`,
-            including the objects. In `train_step(model, x, mode)`, `mode` is at 2.
-        static_argnames: The names of static parameters. Their values must be hashable, and stay Python values inside
-            the step. Each value is traced once. A parameter in either list is static by position and by name.
+        train_step: takes the objects, and then the arguments of a call: arrays, pytrees of arrays, static values.
+        *objects: modules and optimizers, with any mixture of Flax's and tallax's state. No tallax variable may be
+            reached by two paths.
+        donate: whether a step may overwrite the memory of the state before it. The values that the objects have at the
+            first call are copied, so other references to them stay valid.
+        graph: whether to flatten the objects in Flax's graph mode. If omitted, the mode that is set.
+        static_argnums: positions of static parameters, as `jax.jit` counts them: over all parameters of `train_step`,
+            the objects included. In `train_step(model, x, mode)`, `mode` is at 2.
+        static_argnames: names of static parameters. Their values are hashable, stay Python values inside the step, and
+            each is traced once. A parameter in either list is static by position and by name.
 
     Returns:
         A `CompiledStep`, to be called with a batch.
 
     Raises:
-        StructureChangedError: If a tallax variable is reached by two paths.
-        InvalidTypeError: If there is nothing to bind, or `train_step` is not callable.
-        InvalidValueError: If `train_step` has no such static parameter, or the parameter is a bound object.
+        StructureChangedError: if a tallax variable is reached by two paths.
+        InvalidTypeError: if there is nothing to bind, or `train_step` is not callable.
+        InvalidValueError: if `train_step` has no such static parameter, or the parameter is a bound object.
 
     Example:
         >>> import jax.numpy as jnp, tallax
@@ -117,7 +116,7 @@ class CompiledStep:
             raise InvalidTypeError(
                 compose(
                     "compile_step",
-                    "requires a function that runs one step.",
+                    "takes a function that runs one step.",
                     got=f"a {type(function).__name__}",
                     fix="compile_step(train_step, model, optimizer)",
                 )
@@ -126,7 +125,7 @@ class CompiledStep:
             raise InvalidTypeError(
                 compose(
                     "compile_step",
-                    "requires the modules and optimizers whose state the step changes.",
+                    "binds the modules and optimizers whose state the step changes.",
                     got=", ".join(type(thing).__name__ for thing in objects) or "none",
                     fix="compile_step(train_step, model, optimizer), and step(x, y) with the batch",
                 )
@@ -149,8 +148,8 @@ class CompiledStep:
         """Runs one step on the bound objects and returns what the function returns.
 
         Args:
-            *batch: The arguments of the function after the objects. A new shape or dtype compiles once more.
-            **options: Named arguments of the function.
+            *batch: the arguments of the function after the objects. A new shape or dtype compiles once more.
+            **options: named arguments of the function.
 
         If the objects have changed since the last call, by `model.eval()` or a replaced layer, the function is traced
         once more. A structure that the objects had before is not traced again.
