@@ -1169,6 +1169,22 @@ compile_step: requires the modules and optimizers whose state the step changes.
   got:  int
   fix:  compile_step(train_step, model, optimizer), and step(x, y) with the batch""",
     ),
+    "bind-an-array": (
+        lambda model: tallax.compile_step(lambda state: None, {"model": model, "key": jnp.ones(2)}),
+        tallax.InvalidTypeError,
+        """\
+state/key: is an array in no Variable, so the step would use its first value in every call.
+  got:  float32[2] ([1.0, 1.0])
+  fix:  compile_step(train_step, bound=state), and pass state in each call""",
+    ),
+    "bound-in-a-call": (
+        compiled(lambda model, *batch: None)(lambda model, step: step(model, 1.0)),
+        tallax.InvalidTypeError,
+        """\
+<lambda>: is called without its bound objects, because the step passes them.
+  got:  the bound Model among the arguments of a call
+  fix:  step(x); or compile_step(train_step, bound=model), and then step(model, x)""",
+    ),
     "bind-twice": (
         lambda model: tallax.compile_step(lambda model, rate: None, model, model.rate),
         tallax.StructureChangedError,

@@ -172,7 +172,9 @@ WRITES = {
         r"^model/scale: was changed",
     ),
     "in-a-loop": (
-        lambda model, optimizer, x: nnx.fori_loop(0, 2, lambda _, m: [m.scale.set_value(2 * m.scale.value), m][1], model),
+        lambda model, optimizer, x: nnx.fori_loop(
+            0, 2, lambda _, m: [m.scale.set_value(2 * m.scale.value), m][1], model
+        ),
         r"^model/scale: was changed",
     ),
     "swapped": (
@@ -239,19 +241,19 @@ def test_each_function_is_traced_once():
     step(X)
     for number in (1, 1, 2):
         for x in (X, X[:2], X):
-            step.read(lambda model, optimizer, x: [traced.append(number), x * number][1], x)
+            step.read(lambda model, optimizer, x: [traced.append(number), x * number][1], x)  # noqa: B023
             step(X)
     assert traced == [1, 1, 2, 2]
     for mode in ("eval", "train", "eval"):
         getattr(model, mode)()
-        out = step.read(lambda model, optimizer: [traced.append(mode), model.dropout.deterministic][1])
+        out = step.read(lambda model, optimizer: [traced.append(mode), model.dropout.deterministic][1])  # noqa: B023
         assert bool(out) == (mode == "eval")
     assert traced[4:] == ["eval", "train"]
 
 
 def test_a_lambda_is_told_from_another_one_with_its_name():
     """Functions of one line share a program only if their defaults and closures are the same objects."""
-    model, _, step = made()
+    _, _, step = made()
     results = [step.read(lambda model, optimizer, k=k: k) for k in (1.0, 2.0)]
     results += [step.read((lambda scale: lambda model, optimizer: scale)(k)) for k in (3.0, 4.0)]
     gc.collect()
@@ -279,7 +281,7 @@ def test_reads_of_what_another_step_changed():
 
 def test_a_read_within_a_trace():
     """It would make the state a constant of the trace around."""
-    model, _, step = made()
+    _, _, step = made()
     step(X)
     with pytest.raises(tallax.TraceError):
         jax.jit(lambda x: step.read(lambda model, optimizer: model.scale.value) + x)(1.0)

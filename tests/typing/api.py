@@ -36,6 +36,10 @@ def train_step(model: Model, optimizer: nnx.Optimizer[Model], x: jax.Array) -> j
     return model(x)
 
 
+def branch(model: Model, x: jax.Array, mode: str = "b") -> dict[str, jax.Array]:
+    return {mode: model(x)}
+
+
 def items(model: Model) -> None:
     assert_type(model.step, tallax.StepCounter)
     assert_type(model.step(), jax.Array | np.ndarray[tuple[Any, ...], np.dtype[Any]] | np.int32)
@@ -70,11 +74,15 @@ def every_statistic(x: jax.Array) -> None:
 
 def steps(model: Model, optimizer: nnx.Optimizer[Model], x: jax.Array) -> None:
     step = tallax.compile_step(train_step, model, optimizer, donate=True, graph=False)
-    assert_type(step, tallax.CompiledStep)
+    same: tallax.CompiledStep[[jax.Array], jax.Array] = step
+    assert_type(same(x), jax.Array)
+    assert_type(tallax.compile_step(train_step, bound=[model, optimizer])(model, optimizer, x), jax.Array)
+    assert_type(tallax.compile_step(branch, model, static_argnames="mode")(x, mode="a"), dict[str, jax.Array])
     with step as held:
-        assert_type(held, tallax.CompiledStep)
-        held(x)
-        held.scan(x)
+        assert_type(held(x), jax.Array)
+        assert_type(held.scan(x), jax.Array)
+    assert_type(step.read(train_step, x), jax.Array)
+    assert_type(step.lower(x).compile(), jax.stages.Compiled)
     assert_type(step.traces, int)
     assert_type(step.sync(), None)
     reading = step.collect()

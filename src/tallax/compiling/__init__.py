@@ -51,5 +51,5 @@ Three invariants must not break:
 - The program that runs is the one for the objects as they are now, as with `nnx.jit` (`tests/test_host_actions.py`).
 """
 
+from tallax.compiling._binding import compile_step as compile_step
 from tallax.compiling._step import CompiledStep as CompiledStep
-from tallax.compiling._step import compile_step as compile_step

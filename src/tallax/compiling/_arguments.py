@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.errors import ConcretizationTypeError, TracerArrayConversionError, TracerIntegerConversionError
 
-from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, StateOwnedByStepError, compose, describe
 
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _NEEDS_A_VALUE = (ConcretizationTypeError, TracerArrayConversionError, TracerIntegerConversionError)
@@ -35,28 +36,49 @@ class Static:
         return hash((type(self.value), self.value))
 
 
-def values_of(arguments: Any) -> Any:
-    """Returns arguments in which the static ones are replaced by their values."""
-    return jax.tree.map(
-        lambda leaf: leaf.value if isinstance(leaf, Static) else leaf,
-        arguments,
-        is_leaf=lambda leaf: isinstance(leaf, Static),
-    )
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Reference:
+    """Stands for a bound module or Variable in an argument or a result: a pytree without arrays."""
+
+    path: tuple[Any, ...]
+
+
+def values_of(arguments: Any, objects: tuple[Any, ...]) -> Any:
+    """Returns arguments with static values, and the objects of a trace, in their places.
+
+    Args:
+        arguments: those of a call, with `Static` and `Reference` in them.
+        objects: the copies of the bound objects in this trace.
+    """
+    is_mark = lambda leaf: isinstance(leaf, Static | Reference)  # noqa: E731
+    marks = [leaf for leaf in jax.tree.leaves(arguments, is_leaf=is_mark) if isinstance(leaf, Reference)]
+    nodes = dict(nnx.iter_graph(objects)) if marks else {}
+
+    def value_of(leaf: Any) -> Any:
+        if isinstance(leaf, Reference):
+            return nodes[leaf.path]
+        return leaf.value if isinstance(leaf, Static) else leaf
+
+    return jax.tree.map(value_of, arguments, is_leaf=is_mark)
 
 
 class Arguments:
     """The parameters of the function of a step.
 
     Attributes:
-        function: The function.
-        names: The names of the bound objects.
-        has_static: Whether any argument is static.
+        function: the function itself.
+        names: the names of the bound objects.
+        count: the number of bound objects that the step passes to the function, as its first arguments.
+        has_static: whether any argument is static.
+        has_bound: whether the arguments of a call may contain bound objects.
 
     Args:
-        function: A function of the objects, followed by the arguments of a call.
-        objects: The bound objects.
-        static_argnums: The positions of static parameters among all parameters of the function, as in `jax.jit`.
-        static_argnames: The names of static parameters.
+        function: takes the objects, and then the arguments of a call.
+        objects: the bound objects.
+        static_argnums: positions of static parameters among all of the function's, as `jax.jit` counts them.
+        static_argnames: names of static parameters.
+        other_names: the names of the bound objects that are passed in each call.
 
     Raises:
         InvalidTypeError: A position is not an integer, or a name is not a string.
@@ -69,22 +91,26 @@ class Arguments:
         objects: Sequence[Any],
         static_argnums: int | Iterable[int] | None,
         static_argnames: str | Iterable[str] | None,
+        *,
+        other_names: Sequence[str] = (),
     ):
         try:
             parameters = list(inspect.signature(function).parameters.values())
         except (TypeError, ValueError):  # some builtins have no signature
             parameters = list(inspect.signature(_any).parameters.values())
         self.function, self._parameters = function, parameters
-        self._count = len(objects)
+        self.count = len(objects)
         self._positional = [p.name for p in parameters if p.kind in _BY_POSITION]
         unnamed = [type(thing).__name__.lower() for thing in objects[len(self._positional) :]]
-        self.names = [*self._positional[: self._count], *unnamed]
+        self.names = [*self._positional[: self.count], *unnamed]
+        self.has_bound = bool(other_names)
         self._numbers = {self._checked_number(number) for number in _listed(static_argnums)}
         self._labels = {self._checked_name(name) for name in _listed(static_argnames)}
         # As in `jax.jit`, a static parameter is static by position and by name.
         self._labels |= {self._positional[k] for k in self._numbers if k < len(self._positional)}
         self._numbers |= {k for k, name in enumerate(self._positional) if name in self._labels}
         self.has_static = bool(self._numbers or self._labels)
+        self.names += other_names
 
     def with_static(self, batch: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Returns the arguments of a call with the static ones marked.
@@ -93,7 +119,7 @@ class Arguments:
             InvalidTypeError: A static value cannot be hashed.
         """
         marked = [
-            self._static(self._name_at(k), value) if k + self._count in self._numbers else value
+            self._static(self._name_at(k), value) if k + self.count in self._numbers else value
             for k, value in enumerate(batch)
         ]
         named = {name: self._static(name, x) if name in self._labels else x for name, x in options.items()}
@@ -110,7 +136,7 @@ class Arguments:
         def program(*args: Any, **options: Any) -> Any:
             return run(*args, **options)
 
-        given = [p for p in self._parameters if p.name not in self._positional[: self._count]]
+        given = [p for p in self._parameters if p.name not in self._positional[: self.count]]
         taken = {p.name for p in given}
         state = [inspect.Parameter(_free(name, taken), inspect.Parameter.POSITIONAL_ONLY) for name in leading]
         facts: dict[str, Any] = {
@@ -128,15 +154,24 @@ class Arguments:
         """The name of the function."""
         return getattr(self.function, "__name__", type(self.function).__name__)
 
-    def explained(self, error: Exception, batch: tuple[Any, ...], options: Mapping[str, Any]) -> Exception | None:
-        """Returns an error that names the argument that caused JAX's error, or None for other errors.
+    def explained(
+        self, error: Exception, batch: tuple[Any, ...], options: Mapping[str, Any], bound: Mapping[int, Any]
+    ) -> Exception | None:
+        """Returns an error that names the argument by which JAX's error came about, or None if it is another one.
 
         Args:
-            error: The error that a call of the step raised.
-            batch: The positional arguments of the call.
-            options: The named arguments of the call.
+            error: raised while the step was called.
+            batch: positional arguments of the call.
+            options: named arguments of the call.
+            bound: the bound objects by their ids.
         """
         given = {self._name_at(k): value for k, value in enumerate(batch)} | dict(options)
+        for value in given.values():
+            for leaf in jax.tree.leaves(value, is_leaf=lambda leaf: id(leaf) in bound):
+                if id(leaf) in bound:
+                    return self._twice(leaf)
+        if isinstance(error, StateOwnedByStepError):
+            return None
         for name, value in given.items():
             for path, leaf in jax.tree_util.tree_leaves_with_path(value):
                 if not _is_array(leaf):
@@ -153,6 +188,16 @@ class Arguments:
                 "is an array inside the compiled step, so Python code cannot use its value.",
                 got=f"{describe(scalars[name])}, and {self.label} branches on a traced value or converts it",
                 fix=f"{self._remedy(name)}; or jnp.where, jax.lax.cond",
+            )
+        )
+
+    def _twice(self, thing: Any) -> Exception:
+        return InvalidTypeError(
+            compose(
+                self.label,
+                "is called without its bound objects, because the step passes them.",
+                got=f"the bound {type(thing).__name__} among the arguments of a call",
+                fix="step(x); or compile_step(train_step, bound=model), and then step(model, x)",
             )
         )
 
@@ -174,7 +219,7 @@ class Arguments:
     def _remedy(self, name: str) -> str:
         key = f'static_argnames=("{name}",)'
         if not name.isidentifier():
-            place = max(len(self._positional), self._count) + int(name.rpartition("[")[2].removesuffix("]"))
+            place = max(len(self._positional), self.count) + int(name.rpartition("[")[2].removesuffix("]"))
             key = f"static_argnums=({place},)"
         return f"compile_step(..., {key}), which traces once for each value"
 
@@ -206,12 +251,12 @@ class Arguments:
         return Static(value)
 
     def _name_at(self, number: int) -> str:
-        """Returns the name of an argument of a call by its position in the call."""
-        place = number + self._count
+        """Returns the name of an argument of a call by its position there."""
+        place = number + self.count
         if place < len(self._positional):
             return self._positional[place]
         variadic = next((p.name for p in self._parameters if p.kind is p.VAR_POSITIONAL), "args")
-        return f"{variadic}[{place - max(len(self._positional), self._count)}]"
+        return f"{variadic}[{place - max(len(self._positional), self.count)}]"
 
     def _checked_number(self, number: Any) -> int:
         if isinstance(number, bool) or not isinstance(number, int):
@@ -222,7 +267,7 @@ class Arguments:
             raise _bad(
                 "static_argnums", f"{self.label} has no parameter at this position.", str(number), InvalidValueError
             )
-        if place < self._count:
+        if place < self.count:
             raise self._bound("static_argnums", self.names[place])
         return place
 

@@ -18,11 +18,13 @@ from flax import nnx
 from tallax import _uint64
 from tallax._arrays import home_of, is_committed, is_traced, placed
 from tallax._errors import StateOwnedByStepError, compose
+from tallax.compiling._arguments import Reference
 from tallax.compiling._cells import owner_of
 from tallax.compiling._layout import Layout, Place, owned, owned_together
 from tallax.compiling._overlap import Overlap
 from tallax.compiling._reader import Reader
 from tallax.compiling._refusals import in_a_trace, written_past
+from tallax.compiling._results import is_object
 from tallax.compiling._step_state import Items, State
 from tallax.compiling._structure import Structure
 from tallax.reading import Reading, entries_of
@@ -207,6 +209,11 @@ class Holding:
     def nodes(self) -> dict[tuple[Any, ...], Any]:
         """The bound modules and Variables by their paths."""
         return dict(nnx.iter_graph(self._objects))
+
+    @functools.cached_property
+    def references(self) -> dict[int, Reference]:
+        """References to the bound modules and Variables, by their ids."""
+        return {id(node): Reference(path) for path, node in self.nodes.items() if is_object(node)}
 
     def is_restructured(self, most: int) -> bool:
         """Returns whether the structure of the objects has changed since the step took them over.

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from tallax._errors import InvalidTypeError, compose
+from tallax.compiling._arguments import values_of
 from tallax.compiling._cells import tracing
 from tallax.compiling._layout import Layout
 from tallax.compiling._refusals import changed, refuse_objects
@@ -40,14 +41,21 @@ class ReadProgram:
         function: takes the objects, and then the arguments of a call.
         layout: that of the bound objects.
         names: the names of the bound objects.
+        leading: how many of the objects the function takes before the arguments of a call.
         state: the state, for shapes and dtypes.
         constants: the arrays that are in no Variable.
     """
 
     def __init__(
-        self, function: Callable[..., Any], layout: Layout, names: Sequence[str], state: State, constants: list[Any]
+        self,
+        function: Callable[..., Any],
+        layout: Layout,
+        names: Sequence[str],
+        leading: int,
+        state: State,
+        constants: list[Any],
     ):
-        self._function, self._layout, self._names = function, layout.outline(), names
+        self._function, self._layout, self._names, self._leading = function, layout.outline(), names, leading
         packing = layout.packing
         self._shapes: list[Any] = [jax.ShapeDtypeStruct((*shape, 2), np.uint32) for shape in packing.shapes]
         self._shapes += map(_shape_of, [*state.values, *constants])
@@ -110,7 +118,8 @@ class ReadProgram:
             objects = layout.merge(dict(enumerate(inputs[:first])), inputs[first:values], constants)
             before = Structure(objects, self._names)
             with tracing():
-                result = self._function(*objects, *args, **options)
+                args, options = values_of((args, options), objects)
+                result = self._function(*objects[: self._leading], *args, **options)
             refuse_graphs(result, {id(node): path for path, node in nnx.iter_graph(objects)}, self._label)
             split = layout.split(objects, constants)
             if split is None:

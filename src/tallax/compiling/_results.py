@@ -16,18 +16,11 @@ import jax
 from flax import nnx
 
 from tallax._errors import InvalidTypeError, compose
+from tallax.compiling._arguments import Reference
 from tallax.compiling._structure import path_in
 from tallax.variables import Pending
 
 _OBJECTS = (nnx.Pytree, nnx.Variable)
-
-
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class Reference:
-    """Stands for a bound module or Variable in a result; a pytree without arrays."""
-
-    path: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -84,8 +77,8 @@ def refuse_graphs(result: Any, known: Mapping[int, Any], name: str) -> None:
     queue: list[Any] = [[result]]
     for node in queue:  # not by `jax.tree`, which would recurse forever if objects refer to each other
         parts = vars(node) if isinstance(node, nnx.Pytree) else node
-        for child in jax.tree.leaves(dict(parts) if node is not parts else parts, is_leaf=_is_object):
-            if not _is_object(child) or id(child) in known:
+        for child in jax.tree.leaves(dict(parts) if node is not parts else parts, is_leaf=is_object):
+            if not is_object(child) or id(child) in known:
                 continue
             if id(child) in seen:
                 raise InvalidTypeError(
@@ -101,7 +94,8 @@ def refuse_graphs(result: Any, known: Mapping[int, Any], name: str) -> None:
                 queue.append(child)
 
 
-def _is_object(x: Any) -> bool:
+def is_object(x: Any) -> bool:
+    """Returns whether it is a module, an optimizer or a Variable."""
     return isinstance(x, _OBJECTS)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`compile_step`, and the `CompiledStep` that it returns."""
+"""`CompiledStep`: its calls, reads and the moments at which it takes the state over and gives it back."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import contextlib
 import functools
 import itertools
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from html import escape
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, ParamSpec, Self, TypeVar
 
 import jax
-from flax import nnx
 
 from tallax._arrays import is_committed, is_traced
-from tallax._errors import InvalidTypeError, TallaxError, compose
+from tallax._errors import StateOwnedByStepError, TallaxError
 from tallax.compiling._arguments import Arguments
 from tallax.compiling._layout import Layout
 from tallax.compiling._ownership import Holding, put_back
@@ -27,118 +26,19 @@ from tallax.compiling._traced_step import Program
 from tallax.reading import Reading, entries_of, reading_of
 from tallax.variables import StateVariable
 
+P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T")
 
 _LOOK_AT = 16  # the Variables that each call checks for writes past the step, which takes about a microsecond
 
 
-def compile_step(
-    train_step: Callable[..., Any],
-    *objects: Any,
-    donate: bool = True,
-    graph: bool | None = None,
-    static_argnums: int | Iterable[int] | None = None,
-    static_argnames: str | Iterable[str] | None = None,
-) -> CompiledStep:
-    """Compiles a training step for the objects that it changes: a model, its optimizer, metrics.
-
-    `train_step(*objects, *batch)` is ordinary NNX code. The objects change as they would under `nnx.jit`, to the bit.
-    But they are flattened once instead of at every call, and their values stay on the device, in the step, until you
-    call `sync()`. A `Counter`, or a statistic that counts, adds nothing to the time of a step.
-
-    From its first call, the step owns the state of the bound objects. You can still read and write tallax variables and
-    statistics, such as `model.step`. Reading anything else, such as `model.layer.kernel`, raises
-    `StateOwnedByStepError`. Call `step.sync()` to put everything back; the next call takes it over again. Leaving a
-    `with compile_step(...) as step:` block also puts everything back, after an exception too.
-
-    Several steps may bind the same objects, or parts of them, and be called in any order. The values move between the
-    steps on the device.
-
-    If the function returns a bound object or a part of one, the caller gets the bound object itself, as from `nnx.jit`.
-
-    Args:
-        train_step: A function of the objects, followed by the arguments of a call: arrays, pytrees of arrays, static
-            values.
-        *objects: Modules and optimizers, with any mixture of Flax's and tallax's state. No tallax variable may have two
-            paths.
-        donate: Whether a step may overwrite the memory of the previous state. The values of the objects at the first
-            call are copied, so other references to them stay valid.
-        graph: Whether to flatten the objects in Flax's graph mode. If omitted, Flax's current mode is used.
-        static_argnums: The positions of static parameters. As in `jax.jit`, they count all parameters of `train_step`,
-            including the objects. In `train_step(model, x, mode)`, `mode` is at 2.
-        static_argnames: The names of static parameters. Their values must be hashable, and stay Python values inside
-            the step. Each value is traced once. A parameter in either list is static by position and by name.
-
-    Returns:
-        A `CompiledStep`, to be called with a batch.
-
-    Raises:
-        StructureChangedError: If a tallax variable is reached by two paths.
-        InvalidTypeError: If there is nothing to bind, or `train_step` is not callable.
-        InvalidValueError: If `train_step` has no such static parameter, or the parameter is a bound object.
-
-    Example:
-        >>> import jax.numpy as jnp, tallax
-        >>> from flax import nnx
-        >>> model = nnx.Dict(total=nnx.Variable(jnp.float32(0.0)), seen=tallax.Counter())
-        >>> def add(model, x):
-        ...     model.total[...] += x.sum()
-        ...     model.seen.count(jnp.isfinite(x))
-        ...     return model.total[...]
-        >>> with tallax.compile_step(add, model) as step:
-        ...     for _ in range(3):
-        ...         total = step(jnp.ones(4))
-        ...     print(int(model.seen), float(total))
-        12 12.0
-        >>> float(model.total[...])
-        12.0
-    """
-    return CompiledStep(
-        train_step,
-        objects,
-        donate=donate,
-        graph=graph,
-        static_argnums=static_argnums,
-        static_argnames=static_argnames,
-    )
-
-
-class CompiledStep:
+class CompiledStep(Generic[P, R]):
     """A step that owns the state of its objects between calls; made by `compile_step`."""
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        objects: tuple[Any, ...],
-        *,
-        donate: bool,
-        graph: bool | None,
-        static_argnums: int | Iterable[int] | None,
-        static_argnames: str | Iterable[str] | None,
-    ):
-        if not callable(function):
-            raise InvalidTypeError(
-                compose(
-                    "compile_step",
-                    "requires a function that runs one step.",
-                    got=f"a {type(function).__name__}",
-                    fix="compile_step(train_step, model, optimizer)",
-                )
-            )
-        if not objects or not all(isinstance(thing, nnx.Pytree) for thing in objects):
-            raise InvalidTypeError(
-                compose(
-                    "compile_step",
-                    "requires the modules and optimizers whose state the step changes.",
-                    got=", ".join(type(thing).__name__ for thing in objects) or "none",
-                    fix="compile_step(train_step, model, optimizer), and step(x, y) with the batch",
-                )
-            )
-        self._function, self._objects, self._donate = function, objects, donate
-        self._graph = bool(nnx.set_graph_mode.current_value() if graph is None else graph)
-        self._arguments = Arguments(function, objects, static_argnums, static_argnames)
-        self._names = self._arguments.names
-        refuse_shared(objects, self._names, items_only=self._graph, kind=StateVariable)
+    def __init__(self, arguments: Arguments, objects: tuple[Any, ...], *, donate: bool, graph: bool):
+        self._arguments, self._names, self._objects = arguments, arguments.names, objects
+        self._donate, self._graph = donate, graph
         self._steps = 0
         self._program: Program | None = None  # the program that fits the current objects
         self._programs: list[Program] = []  # and all earlier programs
@@ -146,16 +46,17 @@ class CompiledStep:
         self._reads = ReadPrograms()
         self._last: tuple[Layout, Structure] | None = None  # of the last take-over
         self._end = weakref.finalize(self, _retire, None)
-        functools.update_wrapper(self, function, updated=())
+        functools.update_wrapper(self, arguments.function, updated=())
 
     # --- running ----------------------------------------------------------------------------------------------------
 
-    def __call__(self, *batch: Any, **options: Any) -> Any:
+    def __call__(self, *batch: P.args, **options: P.kwargs) -> R:
         """Runs one step on the bound objects and returns what the function returns.
 
         Args:
-            *batch: The arguments of the function after the objects. A new shape or dtype compiles once more.
-            **options: Named arguments of the function.
+            *batch: the arguments of the function after the objects. A new shape or dtype compiles once more. If the
+                step was made with `bound=`, they may be or contain bound objects.
+            **options: named arguments of the function.
 
         If the objects have changed since the last call, by `model.eval()` or a replaced layer, the function is traced
         once more. A structure that the objects had before is not traced again.
@@ -172,7 +73,7 @@ class CompiledStep:
         self._steps += 1
         return result
 
-    def scan(self, *batches: Any, **options: Any) -> Any:
+    def scan(self, *batches: P.args, **options: P.kwargs) -> R:
         """Runs as many steps as the batches have entries on their first axis, in one program, by `jax.lax.scan`.
 
         Args:
@@ -200,7 +101,7 @@ class CompiledStep:
 
         Args:
             function: takes the bound objects, as the step's function does, and then the arguments of the call.
-            *args: arrays and pytrees of arrays.
+            *args: arrays and pytrees of arrays. If the step was made with `bound=`, also bound objects.
             **options: named arrays and pytrees of arrays.
 
         Returns:
@@ -229,12 +130,41 @@ class CompiledStep:
         programs = self._reads.of(function)
         program = next((program for program in programs if program.fits(holding.layout)), None)
         if program is None:
-            program = ReadProgram(function, holding.layout, self._names, holding.state, holding.constants)
+            leading = self._arguments.count
+            program = ReadProgram(function, holding.layout, self._names[:], leading, holding.state, holding.constants)
             programs.append(program)
+        if self._arguments.has_bound:
+            args, options = self._marked(holding, args, options)
         result = program(holding.checked_state() if holding.failed else holding.state, holding.constants, args, options)
         if is_traced(*jax.tree.leaves((result, args, options))):
             raise in_a_trace()
         return result
+
+    def lower(self, *batch: P.args, **options: P.kwargs) -> jax.stages.Lowered:
+        """Returns the program of a call, lowered and not run, as `jax.jit(...).lower` does.
+
+        `step.lower(x).compile()` compiles it, so that the first call does not, and has `cost_analysis()`,
+        `memory_analysis()` and `as_text()`. From then on, the step owns the state of the objects, as from a call.
+
+        Args:
+            *batch: the arguments of a call, or `jax.ShapeDtypeStruct`s in their place.
+            **options: named arguments of a call.
+
+        Raises:
+            TallaxError: every error that a call can raise.
+        """
+        holding, program = self._prepared(batch, options)
+        if not holding.is_current:
+            holding.catch_up()
+        batch, options = self._marked(holding, batch, options)
+        state = holding.state.plain()
+        try:
+            return program.once.lower(*state, holding.constants, *batch, **options)
+        except (TypeError, StateOwnedByStepError) as error:
+            explained = self._arguments.explained(error, batch, options, holding.references)
+            if explained is None:
+                raise
+            raise explained from error
 
     @property
     def steps(self) -> int:
@@ -337,8 +267,7 @@ class CompiledStep:
             holding.catch_up()
         if holding.failed:
             holding.checked_state()
-        if self._arguments.has_static:
-            batch, options = self._arguments.with_static(batch, options)
+        batch, options = self._marked(holding, batch, options)
         call = functools.partial(run, **options) if options else run
         before = holding.latest[0]
         items, rest, _ = before
@@ -349,8 +278,8 @@ class CompiledStep:
         holding.failed = True
         try:
             holding.latest.extend(itertools.starmap(call, ((items, rest, holding.constants, *batch),)))
-        except TypeError as error:
-            explained = self._arguments.explained(error, batch, options)
+        except (TypeError, StateOwnedByStepError) as error:
+            explained = self._arguments.explained(error, batch, options, holding.references)
             if explained is None:
                 raise
             raise explained from error
@@ -368,6 +297,17 @@ class CompiledStep:
         if shape.references:
             return shape.build(result, holding.nodes)
         return jax.tree.unflatten(shape.structure, result)
+
+    def _marked(self, holding: Holding, batch: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any]:
+        """Returns the arguments of a call with static ones, and bound objects, as pytrees without arrays."""
+        if self._arguments.has_static:
+            batch, options = self._arguments.with_static(batch, options)
+        if self._arguments.has_bound:
+            known = holding.references
+            batch, options = jax.tree.map(
+                lambda leaf: known.get(id(leaf), leaf), (batch, options), is_leaf=lambda leaf: id(leaf) in known
+            )
+        return batch, options
 
     def _hold(self, holding: Holding | None) -> None:
         """Keeps the state, or drops it. If the step is deleted, its values go back on the objects."""

@@ -153,10 +153,9 @@ class Program:
         objects = layout.merge(counts, values, constants)
         before = Structure(objects, self._names)
         with tracing():
-            batch, options = values_of((batch, options))
-            result = with_references(
-                self._arguments.function(*objects, *batch, **options), objects, self._arguments.label
-            )
+            batch, options = values_of((batch, options), objects)
+            result = self._arguments.function(*objects[: self._arguments.count], *batch, **options)
+            result = with_references(result, objects, self._arguments.label)
         after = layout.split(objects, constants)
         if after is None:
             raise changed(
