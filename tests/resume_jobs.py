@@ -681,7 +681,7 @@ def one_of_two_processes(folder, steps, port, rank):
 
 def on_all_devices(folder, steps):
     """A batch that is split over all devices, exact counts, and per-replica state combined for the checkpoint."""
-    mesh = jax.make_mesh((jax.device_count(),), ("data",))
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), (jax.sharding.AxisType.Auto,))
     model = nnx.Dict(layer=nnx.Linear(4, 1, rngs=nnx.Rngs(0)), seen=tallax.Counter(2**32 - 5))
     optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
 

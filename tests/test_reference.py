@@ -14,7 +14,11 @@ DOCUMENTED = [
     name for page in PAGES.glob("*.md") for name in re.findall(r"^::: (\S+)$", page.read_text(), flags=re.MULTILINE)
 ]
 NOT_OURS = {"TYPE_CHECKING", "Any"}  # what an import line needs
-INTERNAL = {"tallax.sinks.as_sink", "tallax.checking.RULES", "tallax.checking.RESUME_RULES"}  # for other parts of tallax; not for users
+INTERNAL = {
+    "tallax.sinks.as_sink",
+    "tallax.checking.RULES",
+    "tallax.checking.RESUME_RULES",
+}  # for other parts of tallax; not for users
 
 
 def public(module: str) -> set[str]:

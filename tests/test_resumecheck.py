@@ -5,6 +5,8 @@ import functools
 import json
 import os
 import pathlib
+import subprocess
+import sys
 import time
 
 import jax.numpy as jnp
@@ -52,6 +54,7 @@ def floats(*values):
         (evidence(0, 5, 4, 10, 9, kind="position"), "doubled", "seen twice"),
         (evidence(0, 5, 4), "skipped", "behind by 1"),
         (evidence(floats(1), floats(0.3, 0.7), floats(2.4, 5.6)), "doubled", "8 times"),
+        (evidence(np.array([0, 0]), np.array([5, 7]), np.array([40, 56])), "doubled", "8 times"),
         (evidence(floats(0), floats(0.3, 0.7), floats(0.3, 0.7).astype(np.float16)), "cast", "float16"),
         (evidence(floats(0), floats(1 / 3), floats(1 / 3).astype(jnp.bfloat16).astype(np.float32)), "cast", "bfloat16"),
         (evidence(0, 2**24 + 1, 2**24), "cast", "float32"),
@@ -83,6 +86,7 @@ def test_a_restored_value_shows_its_fault(case, rule, words):
         (evidence(0, 5, 5, 10, 5), "skipped", "does not change"),
         (evidence(0, 5, None, 10, 5, known=False), "reset", "first half again"),
         (evidence(0, 5, 5, 10, None), "left-out", "second half"),
+        (evidence(None, 5, 5, 10, 11), "doubled", "ahead by 1"),
         (evidence(0, 5, 5, np.int32(10), np.int16(10)), "cast", "int16"),
         (evidence(0, 3, 3, 10, 9), None, ""),  # it depends on the data, so a difference is a consequence
         (evidence(floats(0), floats(1), floats(1), floats(2), floats(3)), None, ""),
@@ -212,6 +216,47 @@ def test_the_command(capfd):
         assert out == ""
         assert words in err
         assert "fix:" in err
+
+
+PLUGIN = """
+import os
+import numpy as np
+
+
+def job(folder, steps, is_saved=True):
+    path = folder / "count.npy"
+    start = int(np.load(path)) if path.exists() else 0
+    count = start if is_saved else 0
+    for n in range(start, steps):
+        count += 1
+    np.save(path, steps)
+    return {"count": count}
+
+
+def bad_job(folder, steps):
+    return job(folder, steps, is_saved=False)
+
+
+def test_right(resumecheck):
+    assert resumecheck(job, steps=2).passed
+
+
+def test_wrong(resumecheck):
+    resumecheck(bad_job, steps=2)
+"""
+
+
+@pytest.mark.thorough
+def test_the_fixture_fails_a_test(tmp_path):
+    """The fixture is there without an import, and fails a test with the finding."""
+    (tmp_path / "test_it.py").write_text(PLUGIN)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert "1 failed, 1 passed" in ended.stdout, ended.stdout + ended.stderr
+    assert "count: starts again from its initial value. [reset]" in ended.stdout
 
 
 # --- every fault and every right job ----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ a preempted job does: no `atexit`, no thread and no buffer of the job gets anoth
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pickle
 import runpy
@@ -72,6 +73,9 @@ def _run(job: Any, request: dict[str, Any]) -> dict[str, Any]:
     names = {id(value): name for name, value in trace.own_locals.items()}
     seen: set[int] = set()
     values = values_of(roots_of(returned, names), seen=seen)
+    for path, value in values.items():
+        if isinstance(value.value, str):  # each run has a folder of its own
+            values[path] = dataclasses.replace(value, value=value.value.replace(request["folder"], "FOLDER"))
     return {
         "outcome": "ended",
         "values": values,

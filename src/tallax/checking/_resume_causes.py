@@ -124,7 +124,11 @@ def cause_at_end(evidence: Evidence) -> Cause | None:
 def _second_progress(evidence: Evidence, base: Value | None, expected: Value, got: Value) -> Cause | None:
     """Returns the fault of a count that moves by the same amount in both halves, and did not in this one."""
     initial, saved = evidence.initial, evidence.saved
-    if initial is None or saved is None or base is None or not same(base, saved):
+    if saved is None or base is None or not same(base, saved):
+        return None
+    start = np.zeros((), np.int64) if initial is None and saved.is_number and not saved.array.ndim else None
+    initial = Value(start, saved.kind) if start is not None else initial  # most counts start there
+    if initial is None:
         return None
     parts = [_exact(value) for value in (initial, saved, expected, got)]
     if any(part is None for part in parts) or len({part.shape for part in parts if part is not None}) > 1:
@@ -192,6 +196,9 @@ def _shifted(evidence: Evidence, saved: Value, restored: Value) -> tuple[str, st
     initial = None if evidence.initial is None else _exact(evidence.initial)
     if initial is not None and initial.shape == a.shape and np.all(b - a == a - initial) and np.any(b - a):
         return "doubled", "is restored twice: the saved progress was added to itself."
+    times = int(b.flat[0]) // int(a.flat[0]) if a.flat[0] > 1 else 0
+    if times > 1 and np.all(b == times * a):
+        return "doubled", f"is {times} times the saved value, as if {times} copies had been summed."
     if evidence.saved is not None and _through_other_dtype(saved, restored) and np.any(np.abs(a) > 127):
         return None  # a wrapped or rounded integer is a cast, whatever its distance
     if a.size == 1 or np.all(b - a == (b - a).flat[0]):

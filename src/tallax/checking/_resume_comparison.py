@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -52,6 +53,8 @@ class Comparison:
     """
 
     def __init__(self, ended: Mapping[str, Ended], steps: int, tolerance: float):
+        if loop_steps(ended["straight"], ended["first"], ended["initial"], steps) not in (None, 0):
+            ended = {**ended, "initial": dataclasses.replace(ended["initial"], values={}, hints={})}  # it took a step
         self._runs, self._steps, self._tolerance = ended, steps, tolerance
         straight, second = ended["straight"].values, ended["second"].values
         self._records = records_in(straight, second)
@@ -99,7 +102,25 @@ class Comparison:
         found = self._grouped(causes)
         if unstable:
             found.insert(0, self._not_reproducible(unstable))
-        return found or [self._unexplained()]
+        return found or self._repeated() or [self._unexplained()]
+
+    def _repeated(self) -> list[Finding]:
+        """Returns a finding if the second half took more steps than a half has, and that alone explains the end."""
+        taken = loop_steps(self._runs["straight"], self._runs["first"], self._runs["second"], self._steps)
+        if taken is None or taken <= self._steps:
+            return []
+        more, start = taken - self._steps, 2 * self._steps - taken
+        return [
+            Finding(
+                "doubled",
+                self._runs["second"].run.name,
+                f"takes steps twice: it continues at step {start}, with a state that is not that of step {start}.",
+                (*self._late, *self._differing),
+                got=f"{taken} steps, {more} of them again",
+                expected=f"{self._steps} steps",
+                fix="loop from the step of the restored state: for n in range(start, steps)",
+            )
+        ]
 
     def _changed(self) -> bool:
         first, straight = self._runs["first"].values, self._runs["straight"].values
@@ -144,7 +165,19 @@ class Comparison:
         weak: dict[str, Cause] = {}
         for path, saved in self._runs["first"].hints.items():
             evidence = self._evidence(path, "hints")
-            if None in (evidence.restored, evidence.got, evidence.expected, evidence.initial):
+            if saved.kind == "record" or evidence.expected is None or evidence.got is None:
+                continue
+            if evidence.initial is None and evidence.restored is None and saved.kind == "position":
+                if (
+                    self._is_restored_known
+                    and self._runs["initial"].is_good
+                    and not same(evidence.expected, evidence.got)
+                ):
+                    # A generator without a first value has no variables yet.
+                    message = "starts again from its beginning. The job keeps it and does not return it."
+                    strong[path] = Cause("reset", message, "no first value yet", str(saved))
+                continue
+            if evidence.restored is None or evidence.initial is None:
                 continue
             if same(evidence.expected, evidence.got) or same(evidence.initial, saved):
                 continue
