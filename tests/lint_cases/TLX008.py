@@ -280,3 +280,11 @@ def evaluated_within(model: Normed, x):
 def viewed(model: Normed, x):
     model = nnx.view(model, deterministic=True, use_running_average=True)
     return model(x)
+
+
+def updated_by_closure(model: Pure, x):
+    def loss(params):
+        nnx.update(model, params)  # error: TLX008
+        return model(x, x).sum()
+
+    return jax.value_and_grad(loss)(nnx.state(model, nnx.Param))

@@ -1,5 +1,7 @@
 """Modules and Variables in plain lists, tuples and dicts."""
 
+import functools
+
 import jax.numpy as jnp
 from flax import nnx
 
@@ -36,3 +38,23 @@ class Plain(nnx.Module, pytree=False):
 class Trainer:
     def __init__(self):
         self.models = [Block()]
+
+
+class More(nnx.Module):
+    annotated: list[Block]
+
+    def __init__(self, n, rngs, unknown):
+        self.annotated = [Block() for _ in range(n)]  # error: TLX014
+        self.starred = [unknown, *[Block() for _ in range(n)]]  # error: TLX014
+        conv = functools.partial(nnx.Conv, kernel_size=(3, 3))
+        self.partial = [conv(1, 2, rngs=rngs)]  # error: TLX014
+        self.nested = []  # error: TLX014
+        self.some = []  # error: TLX014
+        for k in range(n):
+            self.nested.append([unknown(k), Block()])
+            block = Block()
+            if k % 2:
+                block = unknown(block)
+            self.some.append(block)
+        self.others = []
+        self.others.append(unknown(n))

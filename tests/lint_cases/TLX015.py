@@ -123,3 +123,14 @@ def test_raises(x):
 def plain(x):
     model(x)
     total[...] += 1
+
+
+@nnx.jit
+def updated(state, x):
+    nnx.update(model, state)  # error: TLX015
+    return model.evaluate(x)
+
+
+@nnx.jit
+def updated_argument(model: Counting, state):
+    nnx.update(model, state)

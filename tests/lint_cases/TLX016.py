@@ -53,3 +53,13 @@ def script(x):
     right = nnx.jit(Block.step)
     partial = nnx.jit(functools.partial(Block.step, model))
     return run(x), grad(x), right(model, x), partial(x), jax.jit(model.step)(x)
+
+
+class Local(nnx.Module):
+    def __init__(self, n, rngs: nnx.Rngs):
+        self.blocks = nnx.List([])
+        for k in range(n):
+            block = Block(rngs)
+            if k % 2:
+                block = nnx.remat(block)  # error: TLX016
+            self.blocks.append(block)

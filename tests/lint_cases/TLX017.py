@@ -65,3 +65,13 @@ def shared(x, *, rngs=nnx.Rngs(params=0)):  # error: TLX017
 
 def not_shared(x, key=jax.random.key(0), n=3):
     return jnp.sum(x) + n, key
+
+
+class Sampled(nnx.Module):
+    @nnx.jit
+    def sample(self, logits, key):
+        other = jax.random.categorical(key, logits)
+        return jax.random.categorical(jax.random.key(0), logits) + other  # error: TLX017
+
+    def host(self, logits):
+        return jax.random.categorical(jax.random.key(0), logits)

@@ -69,6 +69,10 @@ def _is_still(layer: str, call: ast.Call) -> bool:
     return layer == "nnx.BatchNorm" and "use_running_average" in on
 
 
+def _is_class(name: str) -> bool:
+    return name.startswith("nnx.") and name[4:5].isupper()
+
+
 class Calls(Types):
     """The results of calls, and the values of Variables."""
 
@@ -146,6 +150,9 @@ class Calls(Types):
             return self.attribute(self.of(node.args[0], frame), str(node.args[1].value), node, frame)
         if name in ("str", "dict", "set", "repr", "hasattr", "isinstance", "format"):
             return Number("bool") if name in ("hasattr", "isinstance") else Plain(name)
+        if name == "functools.partial" and node.args:
+            made = self.of(node.args[0], frame)  # a class with arguments is still called like the class
+            return made if isinstance(made, Type) or (isinstance(made, Name) and _is_class(made.name)) else None
         if name in TRANSFORMS:
             inner = self.of(node.args[0], frame) if node.args else None
             return Callee(inner.scope, inner.bound, name) if isinstance(inner, Callee) else None

@@ -11,7 +11,7 @@ from tallax.lint._changes import changes_when_called, is_changed, is_evaluating
 from tallax.lint._check import Context
 from tallax.lint._flow import origin, root_of
 from tallax.lint._index import Scope, last_name, targets
-from tallax.lint._kinds import Instance, Value, Variable
+from tallax.lint._kinds import Instance, Name, Value, Variable
 
 _STREAMS = ("nnx.Rngs", "nnx.RngStream")
 # Calls that put a module into evaluation mode; `nnx.view` returns a module in that mode.
@@ -44,11 +44,24 @@ def outside_changes(function: Scope, context: Context, handled: set[str]) -> Ite
                     if root and root not in handled and is_changed(single, inner, context):
                         yield Change(node, root, f"this changes `{root}`", True)
         for call in inner.of(ast.Call):
+            updated = _updated_from_outside(call, inner, function, context)
+            if updated:
+                yield Change(call, updated, f"nnx.update changes `{updated}`", True)
             root = origin(root_of(call.func), inner, function)
             if root and root not in handled and not is_evaluating(call):
                 change = _of_call(call, root, inner, context)
                 if change is not None and (change.is_direct or not is_in_evaluation(root, function)):
                     yield change
+
+
+def _updated_from_outside(call: ast.Call, inner: Scope, function: Scope, context: Context) -> str:
+    """Returns the closed-over name that `nnx.update(model, ...)` writes to, empty if there is none."""
+    if last_name(call.func) != "update" or not call.args or not isinstance(call.args[0], ast.Name):
+        return ""
+    if context.values.of(call.func, inner) != Name("nnx.update"):
+        return ""
+    root = origin(call.args[0].id, inner, function)
+    return "" if root in function.parameter_names else root
 
 
 def called_object(call: ast.Call, scope: Scope, context: Context) -> tuple[ast.expr, str, Value | None]:

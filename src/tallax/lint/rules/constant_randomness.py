@@ -26,9 +26,9 @@ A default argument `rngs=nnx.Rngs(0)` is made once, when the function is defined
 one stream: the second one starts with different parameters than the first, and two models in one step alias each
 other.
 
-The rule reports constant seeds in the forward path of a module and in functions under a transformation that compute
-gradients, if they are not passed to the constructor of a module. It reports `nnx.Rngs(...)` as a default of any
-parameter.
+The rule reports constant seeds in the forward path of a module, in its methods under a transformation, and in
+functions under a transformation that compute gradients, if they are not passed to the constructor of a module. It
+reports `nnx.Rngs(...)` as a default of any parameter. Tests are left alone.
 """,
     bad="""\
 import jax
@@ -105,7 +105,8 @@ def _is_in_step(scope: Scope, context: Context) -> bool:
         cls = current.method_of
         if cls is not None:
             making = current.name.rpartition(".")[2] in MAKING
-            return not making and context.values.is_module(cls) and current in context.values.forward(cls)
+            runs = current in context.values.forward(cls) or is_transformed(current, context)
+            return runs and not making and context.values.is_module(cls)
         if is_transformed(current, context) and any(
             isinstance(call.func, ast.Attribute) and call.func.attr in _GRADIENTS
             for inner in current.inside()

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import ast
 
+from tallax.lint._bindings import reaching
 from tallax.lint._check import CHECKS, Context, insertion, replacement
-from tallax.lint._classes import Setting
+from tallax.lint._classes import Setting, is_self
 from tallax.lint._finding import Edit
 from tallax.lint._index import Scope
-from tallax.lint._kinds import Instance, Items, Table, Value, Variable
+from tallax.lint._kinds import Frame, Instance, Items, Table, Value, Variable
 from tallax.lint._rule import Rule
 
 RULE = Rule(
@@ -57,10 +58,10 @@ def held_in_plain_container(cls: Scope, context: Context) -> None:
         if not written or not context.values.is_module(cls) or _is_declared(cls, name, context):
             continue
         for setting in written:
-            held = _state_in(context.values.value_of(setting), context)
+            held = _state_in(context.values.value_of(setting), context) or _of_elements(setting, context)
             # A list that a later method replaces may be promoted to an nnx.List there.
             if not held and isinstance(setting.value, ast.List) and not setting.value.elts and len(settings) == 1:
-                held = _state_in(context.values.member(cls, name, None), context)
+                held = _state_in(context.values.member(cls, name, None), context) or _appended(cls, name, context)
             if held and setting.value is not None:
                 shown = {ast.Tuple: "tuple", ast.Dict: "dict", ast.DictComp: "dict"}.get(type(setting.value), "list")
                 remedy = "nnx.Dict" if shown == "dict" else "nnx.List"
@@ -73,12 +74,54 @@ def held_in_plain_container(cls: Scope, context: Context) -> None:
                 )
 
 
+def _of_elements(setting: Setting, context: Context) -> str:
+    """Returns what state the elements that are written out hold; others may stand beside them."""
+    value = setting.value
+    elements = [*value.elts] if isinstance(value, (ast.List, ast.Tuple)) else []
+    elements += [e for e in value.values if e is not None] if isinstance(value, ast.Dict) else []
+    for element in elements:
+        inner = element.value if isinstance(element, ast.Starred) else element
+        held = _one_state(context.values.of(inner, setting.scope), context)
+        if held:
+            return held
+    return ""
+
+
+def _appended(cls: Scope, name: str, context: Context) -> str:
+    """Returns what state a method appends to `self.name`; other elements may be unknown."""
+    for method in cls.methods:
+        for scope in method.inside():
+            for call in scope.of(ast.Call):
+                function = call.func
+                if not isinstance(function, ast.Attribute) or function.attr not in ("append", "insert", "extend"):
+                    continue
+                target = function.value
+                if isinstance(target, ast.Attribute) and target.attr == name and is_self(target.value, scope):
+                    held = _one_state_of(call.args[-1], scope, context) if call.args else ""
+                    if held:
+                        return held
+    return ""
+
+
+def _one_state_of(node: ast.expr, scope: Scope, context: Context) -> str:
+    """Returns what state an expression may be; of a name that is bound in several branches, one is enough."""
+    held = _one_state(context.values.of(node, scope), context)
+    if held or not isinstance(node, ast.Name):
+        return held
+    values = (context.values.binding(b, Frame(scope)) for b in reaching(scope.bindings.get(node.id, ()), node.lineno))
+    return next((held for value in values if (held := _one_state(value, context))), "")
+
+
 def _is_declared(cls: Scope, name: str, context: Context) -> bool:
     """Returns whether a class declares the attribute, `x: nnx.Data[list]`, or is no pytree."""
     for current in context.values.lineage(cls):
         if isinstance(current, str):
             continue
-        if name in current.bindings or any(word.arg == "pytree" for word in current.node.keywords):  # type: ignore[attr-defined]
+        # A plain annotation, `layers: list[Block]`, does not make the attribute data.
+        bound = current.bindings.get(name, ())
+        if any(b.how != "annotation" or "data" in ast.unparse(b.what).lower() for b in bound):
+            return True
+        if any(word.arg == "pytree" for word in current.node.keywords):  # type: ignore[attr-defined]
             return True
     return False
 
@@ -91,16 +134,17 @@ def _state_in(value: Value | None, context: Context) -> str:
         inside = [value.each, *(each for _, each in value.named)]
     else:
         return ""
-    for each in inside:
-        if isinstance(each, Variable):
-            return "Variables"
-        if isinstance(each, Instance):
-            if isinstance(each.cls, str):
-                if each.cls.startswith("nnx."):
-                    return "modules"
-            elif context.values.is_node(each.cls):
-                return "modules"
-    return ""
+    return next((held for each in inside if (held := _one_state(each, context))), "")
+
+
+def _one_state(value: Value | None, context: Context) -> str:
+    """Returns what state a value surely is or holds, empty if none is known."""
+    if isinstance(value, Variable):
+        return "Variables"
+    if isinstance(value, Instance):
+        is_state = value.cls.startswith("nnx.") if isinstance(value.cls, str) else context.values.is_node(value.cls)
+        return "modules" if is_state else ""
+    return _state_in(value, context)
 
 
 def _as_list(setting: Setting, context: Context) -> tuple[Edit, ...]:

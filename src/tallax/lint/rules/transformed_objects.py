@@ -146,4 +146,4 @@ def _is_kept(node: ast.Call, scope: Scope, context: Context) -> bool:
     written = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
     if any(isinstance(target, ast.Attribute) and is_self(target.value, scope) for target in written):
         return True
-    return method.name.rpartition(".")[2] in MAKING and isinstance(statement, ast.Expr)  # `layers.append(...)`
+    return method.name.rpartition(".")[2] in MAKING  # in a local name or a list, to be kept a few lines on
