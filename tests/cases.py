@@ -451,7 +451,7 @@ def silent_table() -> list[str]:
             silent.use,
             "all" if silent.modes == NNX else ", ".join("plain `jax`" if m is RAW else m.name for m in silent.modes),
             silent.happens,
-            f"`{silent.says}`{' (to know)' if silent.warns else ''}",
+            f"`{silent.says}`{' (a warning)' if silent.warns else ''}",
             silent.instead,
         ]
         for silent in CANNOT_KNOW.values()

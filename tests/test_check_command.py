@@ -16,9 +16,9 @@ import pytest
 import tallax
 from tallax.checking import Report
 from tallax.checking._command import check
+from tallax.checking._command_inputs import found, input_of, loaded, modules_in
 from tallax.checking._exercise import graded, write_starter
 from tallax.checking._process import check_file
-from tallax.checking._targets import found, input_of, loaded, modules_in
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
@@ -154,7 +154,7 @@ def test_one_with_failures(file, capfd):
         (":Dies", "died of signal 6, at: plain calls"),
         (":Raises", "RuntimeError: not today"),
         (":Nobody", "modules: Right, Wrong, Hangs, Exits, Dies, Raises, Later"),
-        ("", "name what to check in it"),
+        ("", "name the module to check"),
     ],
 )
 def test_two_if_it_could_not_run(file, capfd, name, says):

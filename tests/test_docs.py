@@ -8,7 +8,7 @@ from importlib import resources
 import tallax
 import tallax.cli
 from tallax.checking import RULES
-from tallax.checking._collecting import _TIER
+from tallax.checking._check_results import _TIER
 from tallax.lint import lint
 from tests.corpus.case import RULES as CORPUS_RULES
 
@@ -22,7 +22,7 @@ def test_every_rule_is_on_the_page():
     said = {rule: re.sub(r"\[(.+)\]\(.+\)", r"\1", text) for rule, text in rows}
     assert said == RULES
     source = "".join(path.read_text() for path in pathlib.Path(tallax.checking.__file__).parent.glob("*.py"))
-    named = set(re.findall(r'(?:Finding|_finding)\(\s*"([a-z-]+)"|rule, message = "([a-z-]+)"', source))
+    named = set(re.findall(r'(?:Finding|_finding)\(\s*"([a-z-]+)"|rule, message = \(?\s*"([a-z-]+)"', source))
     assert {a or b for a, b in named} | set(_TIER) | CORPUS_RULES <= set(RULES)
 
 

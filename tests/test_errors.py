@@ -1051,7 +1051,7 @@ model.layer.w: belongs to another trace than the call, so what the function writ
         lambda model: tallax.statecheck(3),
         tallax.StatecheckError,
         """\
-statecheck: takes a factory of modules.
+statecheck: requires a factory of modules.
   got:  int (3)
   fix:  statecheck(lambda: Model(nnx.Rngs(0)), x)""",
     ),
@@ -1067,7 +1067,7 @@ statecheck of make_three: the factory must return a Flax NNX module.
         lambda model: tallax.statecheck(nnx.Linear),
         tallax.StatecheckError,
         """\
-statecheck of Linear: the factory is called with nothing but rngs.
+statecheck of Linear: the factory is called with no argument except rngs.
   got:  required arguments in_features, out_features
   fix:  statecheck(lambda rngs: Model(..., rngs=rngs), x)""",
     ),
@@ -1075,15 +1075,15 @@ statecheck of Linear: the factory is called with nothing but rngs.
         lambda model: tallax.statecheck(Model, nnx.Rngs(0)),
         tallax.StatecheckError,
         """\
-statecheck: inputs are arrays and plain values; a module among them would carry state from run to run.
+statecheck: inputs must be arrays and plain values; a module would carry state from run to run.
   got:  a Rngs
-  fix:  make it within call=: call=lambda model, x: model(x, rngs=nnx.Rngs(0))""",
+  fix:  create it inside call=: call=lambda model, x: model(x, rngs=nnx.Rngs(0))""",
     ),
     "check-no-call": (
         lambda model: tallax.statecheck(Model),
         tallax.StatecheckError,
         """\
-statecheck of Model: a model that can't be called needs to be told what to run.
+statecheck of Model: the model has no __call__, so call= is required.
   got:  a Model without __call__
   fix:  call=lambda metric, x: metric.update(values=x)""",
     ),
@@ -1093,16 +1093,16 @@ statecheck of Model: a model that can't be called needs to be told what to run.
         """\
 statecheck of Model: a plain call of the model raises.
   got:  ZeroDivisionError: integer division or modulo by zero
-  fix:  statecheck(make, x) with inputs that the model takes, or call=lambda model, x: ... for another call; \
+  fix:  statecheck(make, x) with inputs that the model accepts, or call=lambda model, x: ... for another call; \
 on the command line --inputs 'float32[8,4]', or --call with a function's name""",
     ),
     "check-once": (
         lambda model: tallax.statecheck(Model, calls=1),
         tallax.InvalidValueError,
         """\
-statecheck: one call does not show what drifts.
+statecheck: at least two calls are needed to detect drift.
   got:  calls=int (1)
-  fix:  calls=3, or any integer from 2 on""",
+  fix:  calls=3, or any larger integer""",
     ),
     "held": (
         compiled()(lambda model, step: nnx.clone(model).experts[0].step.value),
@@ -1449,7 +1449,7 @@ CASES |= checkpoint_errors.CASES
 
 
 # Errors about files and processes: their own tests have the texts.
-OF_FILES = {f"checking/{name}.py" for name in ("_exercise", "_process", "_targets", "_worker")}
+OF_FILES = {f"checking/{name}.py" for name in ("_exercise", "_process", "_command_inputs")}
 OF_FILES |= {f"sinks/{path.name}" for path in (SOURCE / "sinks").glob("_*.py") if path.name != "_sink.py"}
 COMPOSED: dict[str, set[tuple[str, int]]] = {}  # by case: the calls of `compose` that it reached
 

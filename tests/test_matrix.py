@@ -22,7 +22,7 @@ from tallax.checking import _transformations as package
 from tallax.checking._program import program_of
 from tallax.checking._reference import called
 from tallax.checking._transformations import RAW
-from tallax.checking._usage_warnings import silent_losses
+from tallax.checking._usage_checks import silent_losses
 from tests import misuses
 from tests.cases import (
     CANNOT_KNOW,

@@ -21,15 +21,15 @@ from rich.console import Console
 
 import tallax
 from tallax.checking import Finding, Outcome, Report
-from tallax.checking._collecting import condensed
-from tallax.checking._copies import copies
-from tallax.checking._counter_widths import widths
+from tallax.checking._check_results import condensed
+from tallax.checking._copy_checks import copies
 from tallax.checking._program import Program, program_of
 from tallax.checking._progress import progress_line
 from tallax.checking._reference import called
 from tallax.checking._snapshot import attribute_of, snapshot
 from tallax.checking._statecheck import reference_of, results
 from tallax.checking._transformations import GRAPH, MODES, TRANSFORMATIONS
+from tallax.checking._width_checks import widths
 from tests.corpus.case import Counted
 from tests.right_modules import RIGHT
 from tests.wrong_modules import ARGUABLE, WRONG
@@ -113,8 +113,8 @@ def test_a_finding_says_all(reports):
     assert (finding.rule, finding.path) == ("replaced-variable", "step")
     assert str(finding) == textwrap.dedent(
         f"""\
-        step: was a Variable, and after a call it is a bare array: no transformation, optimizer or checkpoint sees it \
-as state any more. [replaced-variable]
+        step: was a Variable, but after a call it is a bare array: transformations, optimizers and checkpoints no \
+longer see it as state. [replaced-variable]
           where:    plain calls; jit (graph_updates=False); jit (tree); jit (split/merge); jit, donated \
 (graph_updates=False); jit, donated (tree); and 36 more
           got:      3
@@ -240,7 +240,7 @@ def test_what_a_call_makes_is_told_apart_from_what_it_changes():
         ("round-trip", ""),
     ]  # a local class does not pickle
     assert (first.rule, first.path) == ("lost-update", "mean")
-    assert first.message == "is made by a call, and is not there afterwards."
+    assert first.message == "is created by a call, but does not exist after the call."
     assert "nnx.capture or nnx.pop" in first.fix
 
 
@@ -560,12 +560,12 @@ class Takes(nnx.Module):
 @pytest.mark.parametrize(
     ("make", "inputs", "says"),
     [
-        (3, (), "takes a factory of modules"),
+        (3, (), "requires a factory of modules"),
         (lambda: 3, (), "must return a Flax NNX module"),
         (Takes, (X,), "required arguments size"),
         (lambda rngs: Takes(4, rngs), (), "a plain call of the model raises"),
-        (lambda: nnx.metrics.Average("loss"), (X,), "a model that can't be called"),
-        (Counted, (nnx.Rngs(0),), "inputs are arrays and plain values"),
+        (lambda: nnx.metrics.Average("loss"), (X,), "the model has no __call__"),
+        (Counted, (nnx.Rngs(0),), "inputs must be arrays and plain values"),
     ],
 )
 def test_what_cannot_be_checked_says_so(make, inputs, says):
@@ -577,7 +577,7 @@ def test_what_cannot_be_checked_says_so(make, inputs, says):
 
 def test_one_call_is_too_few():
     """Drift takes two calls to show."""
-    with pytest.raises(ValueError, match="one call does not show"):
+    with pytest.raises(ValueError, match="at least two calls are needed"):
         tallax.statecheck(Counted, X, calls=1)
 
 

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 import tallax
-from tallax.checking import _transformations as package
+from tallax.checking import _split_transformations as split_transformations
 from tallax.checking._transformations import (
     GRAPH,
     NO_UPDATES,
@@ -28,6 +28,7 @@ from tallax.checking._transformations import (
     Transformation,
     loss_of,
     no_tangent,
+    skipping,
     stacked,
     unstacked,
 )
@@ -45,7 +46,7 @@ def _each(transform):
     return run
 
 
-_raw_each = package._stepwise  # the same for a function of state
+_raw_each = split_transformations.stepwise  # the same for a function of state
 
 
 # --- derivatives ------------------------------------------------------------------------------------------------------
@@ -249,7 +250,9 @@ def _scan_of(transform):
 
 
 def _raw_scan_of(transform):
-    return package._on_state(lambda pure, state, batches: package._raw_scan(transform(pure), state, batches))
+    return split_transformations.on_state(
+        lambda pure, state, batches: split_transformations.split_scan(transform(pure), state, batches)
+    )
 
 
 def scan_broadcast(call, model, batches, axes=None):
@@ -265,14 +268,14 @@ def _if_any(call):
     """Returns `call` in the branch that is taken, on a condition that the compiler does not know."""
 
     def step(model, batch):
-        return nnx.cond((batch[0] != 0).any(), call, package._skipping(call, model, batch), model, batch)
+        return nnx.cond((batch[0] != 0).any(), call, skipping(call, model, batch), model, batch)
 
     return step
 
 
 def _raw_if_any(pure):
     def step(state, batch):
-        zeros = package._zeros(jax.eval_shape(pure, state, batch)[0])
+        zeros = split_transformations.zeros_like_each(jax.eval_shape(pure, state, batch)[0])
         return jax.lax.cond((batch[0] != 0).any(), pure, lambda state, batch: (zeros, state), state, batch)
 
     return step
@@ -330,7 +333,7 @@ def _raw_over_lanes(transform):
             outputs.append(_last(output))
         return outputs, _last(stack)
 
-    return package._on_state(loop)
+    return split_transformations.on_state(loop)
 
 
 def _vmapped(call):
@@ -412,7 +415,9 @@ MORE = (
     Transformation("linearize", raw=_raw_each(_raw_linearize), modes=(RAW,)),
     Transformation("hessian", raw=_raw_each(_raw_twice(_hessian)), modes=(RAW,)),
     Transformation("grad of grad", raw=_raw_each(_raw_twice(_grad_of_grad)), modes=(RAW,)),
-    Transformation("vmap of vjp", raw=_raw_over_lanes(lambda pure: jax.vmap(package._raw_vjp(pure))), modes=(RAW,)),
+    Transformation(
+        "vmap of vjp", raw=_raw_over_lanes(lambda pure: jax.vmap(split_transformations.split_vjp(pure))), modes=(RAW,)
+    ),
     Transformation("custom_vjp", _each(_with_own_rule), _raw_each(_raw_with_own_rule)),
     Transformation(
         "grad of custom_vjp",

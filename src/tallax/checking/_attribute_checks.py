@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from tallax.checking._check_results import Results, reported
 from tallax.checking._diagnosis import explained, fix_for
-from tallax.checking._matrix import Results, reported
 from tallax.checking._program import Program
 from tallax.checking._reference import Reference
 from tallax.checking._report import Cell, Finding, Outcome
 from tallax.checking._snapshot import Leaf, Snapshot, attribute_of, changed, snapshot, variables_of
 from tallax.checking._source_lines import line_of_assignment
-from tallax.checking._writes import watched
+from tallax.checking._watched_writes import watched
 
 # Flax's own wrappers rewrite the parameters of the layer they wrap, and an optimizer trains them all the same.
 _REWRITERS = (nnx.SpectralNorm, nnx.WeightNorm)
@@ -38,8 +38,8 @@ def attributes(program: Program, reference: Reference) -> Results:
                 Finding(
                     "replaced-variable",
                     path,
-                    f"was a {_holder(first)}, and after a call it is {_kind_words(last)}: no transformation, optimizer "
-                    "or checkpoint sees it as state any more.",
+                    f"was a {_holder(first)}, but after a call it is {_kind_words(last)}: transformations, optimizers "
+                    "and checkpoints no longer see it as state.",
                     ("plain calls",),
                     got=last.describe(),
                     expected=f"a {_holder(first)}",
@@ -88,9 +88,9 @@ def parameters(program: Program, reference: Reference) -> Results:
         if not is_float:
             message = f"is a {leaf.variable.__name__} of {leaf.value.dtype}s, which no gradient can train."
         elif path in reference.written and path not in trained and ends is not None and ends.kind == "variable":
-            message = f"is a {leaf.variable.__name__} that the model itself writes, and that the optimizer changes too."
+            message = f"is a {leaf.variable.__name__} that the model itself writes, and the optimizer changes it too."
         elif variable is not None and variable.has_metadata("trainable") and not variable.get_metadata("trainable"):
-            message = f"is a {leaf.variable.__name__} with trainable=False, which neither Flax nor optax looks at."
+            message = f"is a {leaf.variable.__name__} with trainable=False, which Flax and optax ignore."
         else:
             continue
         before, after = decayed.get(path, (leaf, leaf))
@@ -101,7 +101,7 @@ def parameters(program: Program, reference: Reference) -> Results:
                 message,
                 ("one adamw step with zero gradients and weight decay 0.1",) if is_float else (),
                 got=f"{before.describe()} → {after.describe()}" if before is not after else "",
-                expected="untouched by an optimizer",
+                expected="unchanged by an optimizer",
                 fix=f"self.{path.rsplit('/', 1)[-1]} = tallax.Counter() for a count, tallax.Buffer(value) for anything "
                 "else; plain nnx.Variable and nnx.BatchStat are not parameters either",
                 source=line_of_assignment(model, path),
@@ -222,9 +222,9 @@ def _changes_in_eval(program: Program, model: Any, before: Snapshot, after: Snap
             continue
         if before.get(path) and leaf.variable is not None and issubclass(leaf.variable, nnx.Param):
             continue  # `parameters` has said all there is to say
-        message = "changes in eval mode, so that evaluating the model moves its training state."
+        message = "changes in eval mode, so evaluating the model changes its training state."
         if not switched:
-            message = "changes in every call, and the model has nothing that model.eval() could switch off."
+            message = "changes in every call, and the model has no attribute that model.eval() can switch off."
             if not (leaf.variable and issubclass(leaf.variable, nnx.BatchStat)):
                 continue
         attribute = attribute_of(path, before)
@@ -235,8 +235,8 @@ def _changes_in_eval(program: Program, model: Any, before: Snapshot, after: Snap
                 attribute,
                 message,
                 ("model.eval(), then calls",),
-                got=after[path].describe() if path in after else "nothing there",
-                expected=before[path].describe() if path in before else "nothing there",
+                got=after[path].describe() if path in after else "missing",
+                expected=before[path].describe() if path in before else "missing",
                 fix="write it only `if not self.deterministic:` (or use_running_average), which model.eval() sets; "
                 "tallax's statistics and StepCounter do that",
                 source=line_of_assignment(model, path),

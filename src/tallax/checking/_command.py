@@ -30,7 +30,7 @@ def check(
         except TallaxError as error:
             print(error, file=sys.stderr)
             return 2
-        print(f"{target} is there to fill in; then: tallax check {target}")
+        print(f"{target} is ready to fill in; then run: tallax check {target}")
         return 0
     file, colon, name = target.rpartition(":")
     if not colon or name.endswith(".py"):

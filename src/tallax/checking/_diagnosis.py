@@ -19,8 +19,8 @@ from tallax.checking._source_lines import line_of_assignment, line_of_error
 OUTPUT = "output"
 
 _FIXES = {
-    "lost-update": "hand the module to nnx.jit, nnx.remat, nnx.scan (as nnx.Carry), ..., which bring its state back; "
-    "with jax.*, nnx.split it and return nnx.state(model)",
+    "lost-update": "pass the module to nnx.jit, nnx.remat or nnx.scan (as nnx.Carry), which update its state; "
+    "with jax.*, split it with nnx.split and return nnx.state(model)",
     "frozen-value": "read it within the transformed function from a module that is its argument, not from a closure, a "
     "global or a Python number",
     "replaced-variable": "self.{name}[...] = value keeps the Variable; or derive from tallax.Module, which refuses "
@@ -28,15 +28,16 @@ _FIXES = {
     "python-counter": "keep it in a Variable: self.{name} = tallax.Counter(), then self.{name} += 1; or "
     "tallax.Buffer(value), then self.{name}[...] = value",
     "host-sync": "stay on the device: jnp.where or nnx.cond for a decision, counter.every(n) for every n-th step; read "
-    "it outside of the step",
-    "differs": "make it depend on nothing but the arguments and the module's own Variables",
-    "counted-twice": "write state once per call, on a plain Variable (without ref=True), outside of what is "
-    "rematerialised by hand",
-    "raises": "the error says more; it runs without this transformation",
+    "it outside the step",
+    "differs": "let it depend only on the arguments and the Variables of the module",
+    "counted-twice": "write state once per call, on a plain Variable (without ref=True), outside of code that you "
+    "rematerialize by hand",
+    "raises": "read the error; the model runs without this transformation",
 }
 
 _FIX_OF_MADE = (
-    "make it in __init__; what is sown, take out after each call by nnx.capture or nnx.pop, or keep a tallax statistic"
+    "create it in __init__; if it is sown, remove it after each call with nnx.capture or nnx.pop, or use a tallax "
+    "statistic"
 )
 
 
@@ -48,25 +49,28 @@ def fix_for(rule: str, path: str = "") -> str:
 def diagnosed(difference: Difference, model: Any, where: str) -> Finding:
     """Returns the finding for a value that a transformation left other than plain calls do."""
     path, expected, got = difference.path, difference.expected, difference.got
-    words = ["nothing there" if leaf is None else leaf.describe() for leaf in (got, expected)]
+    words = ["missing" if leaf is None else leaf.describe() for leaf in (got, expected)]
     source, fix = line_of_assignment(model, path), None
     if got is not None and got.value is LEAKED:
-        rule, message = "lost-update", "is left holding a tracer, which no later call can use."
+        rule, message = "lost-update", "holds a tracer after the call, and no later call can use it."
     elif {leaf.kind for leaf in (expected, got) if leaf is not None} == {"attribute"}:
-        rule, message = "python-counter", "is a plain attribute that calls change; compiled code does so once."
+        rule, message = (
+            "python-counter",
+            "is a plain attribute that calls change; compiled code changes it only while it is traced.",
+        )
     elif expected is not None and got is not None and expected.kind != got.kind:
         rule, message = "replaced-variable", f"is a Variable in one run and an {got.kind} in the other."
     elif difference.is_unchanged:
-        rule, message = "lost-update", "is left as it was: the update is lost."
+        rule, message = "lost-update", "keeps its old value: the update is lost."
         if got is None:
-            message, fix = "is made by a call, and is not there afterwards.", _FIX_OF_MADE
+            message, fix = "is created by a call, but does not exist after the call.", _FIX_OF_MADE
         elif expected is not None and expected.kind == "array":
-            message = "is left as it was: a bare array is state in graph mode only."
+            message = "keeps its old value: a bare array is state in graph mode only."
             fix = fix_for("python-counter", path)
     elif difference.is_overcounted:
-        rule, message = "counted-twice", "changes by more than one execution of the program does."
+        rule, message = "counted-twice", "changes by more than one execution of the program changes it."
     else:
-        rule, message = "differs", "is not what plain calls leave."
+        rule, message = "differs", "differs from the value after plain calls."
     return Finding(rule, path, message, (where,), words[0], words[1], fix or fix_for(rule, path), source)
 
 
@@ -79,9 +83,9 @@ def diagnosed_outputs(
     ]
     k = wrong.index(True) if True in wrong else 0
     rule, path = ("frozen-value", frozen) if frozen else ("differs", OUTPUT)
-    message = f"of call {k + 1} is not that of a plain call."
+    message = f"of call {k + 1} differs from the output of a plain call."
     if frozen:
-        message = "is read as it was at the first call, whatever it has become."
+        message = "is read once: later calls use the value of the first call."
     got_words, due_words = (", ".join(_short(x) for x in outputs[k]) for outputs in (got, expected))
     return Finding(rule, path, message, (where,), got_words, due_words, fix_for(rule))
 
@@ -105,24 +109,27 @@ def explained(error: BaseException, model: Any, start: Snapshot, where: str, *, 
     path = _path_in(source, start)
     got = f"{type(error).__name__}: {_first_line(error)}"
     if isinstance(error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError):
-        rule, message = "host-sync", "a value is read back to the host in the middle of the step."
+        rule, message = "host-sync", "a value is read on the host in the middle of the step."
     elif isinstance(error, flax.errors.TraceContextError) and not isinstance(error, TallaxError):
-        rule, message = "lost-update", "is written from a transformation that does not have the module as its argument."
+        rule, message = (
+            "lost-update",
+            "is written inside a transformation that does not take the module as an argument.",
+        )
     elif "uplicate" in got and shared and (pairs := nnx.find_duplicates(model)):
         names = ["/".join(map(str, name)) for name in pairs[0]]
         return Finding(
             "shared-variable",
             names[0],
-            f"is held under {len(names)} names, {', '.join(names)}: Flax takes such a model in graph mode only.",
+            f"is held under {len(names)} names, {', '.join(names)}: Flax accepts such a model in graph mode only.",
             (where,),
             got,
-            fix="hold it once, and hand it to whoever needs it as an argument",
+            fix="store it once, and pass it as an argument to the code that needs it",
             is_warning=True,
         )
     elif isinstance(error, jax.errors.UnexpectedTracerError):
-        rule, message = "frozen-value", "a value of one trace was kept for the next."
+        rule, message = "frozen-value", "a value of one trace is used in a later trace."
     else:
-        rule, message = "raises", "raises, where plain calls do not."
+        rule, message = "raises", "raises an error, but plain calls do not."
     return Finding(rule, path, message, (where,), got, fix=fix_for(rule, path), source=source)
 
 

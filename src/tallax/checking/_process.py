@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checking a file in a process of its own, within a time limit."""
+"""Checks a file in a process of its own, within a time limit.
+
+The user's file may hang, exit or crash, and then only that process is lost. This module is both ends of the pipe. The
+parent is `check_file`. The process runs this module as a program: it reads a request as JSON from the command line, and
+writes lines of JSON to the file descriptor that the request names: `{"at": ...}` as each check begins, `{"cell": ...}`
+and `{"finding": ...}` as they come, and at last `{"report": ...}` or `{"error": ...}`.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +19,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tallax._errors import StatecheckError, compose
-from tallax.checking._collecting import Collected
+from tallax.checking._check_results import Collected
 from tallax.checking._report import Report, cell_from, finding_from
 
 
@@ -51,7 +57,7 @@ def check_file(
     reading, writing = os.pipe()
     request = {"file": file, "name": name, "inputs": list(inputs), "call": call, "calls": calls, "answer_to": writing}
     process = subprocess.Popen(
-        [sys.executable, "-m", "tallax.checking._worker", json.dumps(request)],
+        [sys.executable, "-m", "tallax.checking._process", json.dumps(request)],
         pass_fds=(writing,),
         stdin=subprocess.DEVNULL,
         start_new_session=True,
@@ -81,7 +87,7 @@ def check_file(
             "smaller inputs or a smaller model; --limit SECONDS to wait longer",
         )
     except KeyboardInterrupt:
-        early = "was interrupted", f"at: {collected.at}", "run it again; a small model takes ten to thirty seconds"
+        early = "was interrupted", f"at: {collected.at}", "run it again; a small model takes two to fifteen seconds"
     finally:
         os.close(reading)
         with contextlib.suppress(ProcessLookupError):
@@ -119,3 +125,70 @@ def _lines(descriptor: int, deadline: float) -> Iterator[dict[str, Any]]:
                 return
             *lines, pending = (pending + chunk).split(b"\n")
             yield from (json.loads(line) for line in lines)
+
+
+# --- in the process ---------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Answers the request in `sys.argv[1]`."""
+    request = json.loads(sys.argv[1])
+    with os.fdopen(request["answer_to"], "w") as pipe:
+        os.dup2(2, 1)  # what the user's code prints goes to stderr: stdout is the report's
+        try:
+            report = _checked(request, pipe)
+        except StatecheckError as error:
+            _say(pipe, error=str(error))
+        else:
+            _say(pipe, report=report.to_dict())
+
+
+def _checked(request: dict[str, Any], pipe: TextIO) -> Any:
+    # Imported here, so that an import that fails or hangs is reported as any other fault.
+    import jax
+
+    from tallax.checking._check_results import Collected
+    from tallax.checking._command_inputs import found, input_of, loaded, modules_in
+    from tallax.checking._exercise import graded
+    from tallax.checking._report import Cell, to_plain
+    from tallax.checking._statecheck import check_into
+
+    def note(result: Any) -> None:
+        _say(pipe, **{"cell" if isinstance(result, Cell) else "finding": to_plain(result)})
+
+    file, name = request["file"], request["name"]
+    collected = Collected(name or Path(file).name, on_progress=lambda check: _say(pipe, at=check), on_result=note)
+
+    # A check compiles some sixty programs and runs each a few times: it ends sooner with quick compilation.
+    jax.config.update("jax_disable_most_optimizations", True)
+    collected.notify("import of the file")
+    module = loaded(Path(file))
+    if name is None:
+        if hasattr(module, "StepCounter") or hasattr(module, "counter_after_n_calls"):
+            return graded(module, collected)
+        names = modules_in(module)
+        raise StatecheckError(
+            compose(
+                file,
+                "the file has no exercise, so name the module to check.",
+                got=f"modules: {', '.join(names) or 'none'}",
+                fix=f"tallax check {file}:{(names or ['Name'])[0]}",
+            )
+        )
+    check_into(
+        collected,
+        found(module, name),
+        tuple(input_of(text) for text in request["inputs"]),
+        calls=request["calls"],
+        call=None if request["call"] is None else found(module, request["call"]),
+    )
+    return collected.report()
+
+
+def _say(pipe: TextIO, **message: Any) -> None:
+    pipe.write(json.dumps(message) + "\n")
+    pipe.flush()
+
+
+if __name__ == "__main__":
+    main()

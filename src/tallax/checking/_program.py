@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,6 +18,9 @@ from flax import nnx
 from tallax._errors import StatecheckError, compose, describe
 
 Batch: TypeAlias = tuple[jax.Array, ...]
+Outputs: TypeAlias = list[tuple[jax.Array, ...]]
+Call: TypeAlias = Callable[[Any, Batch], tuple[jax.Array, ...]]
+Run: TypeAlias = "Callable[[Call, Any, Sequence[Batch]], Outputs | None]"
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,9 @@ def program_of(make: Any, inputs: tuple[Any, ...], calls: int, call: Callable[..
             raise StatecheckError(
                 compose(
                     "statecheck",
-                    "inputs are arrays and plain values; a module among them would carry state from run to run.",
+                    "inputs must be arrays and plain values; a module would carry state from run to run.",
                     got=f"a {type(leaf).__name__}",
-                    fix="make it within call=: call=lambda model, x: model(x, rngs=nnx.Rngs(0))",
+                    fix="create it inside call=: call=lambda model, x: model(x, rngs=nnx.Rngs(0))",
                 )
             )
     is_array = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
@@ -73,7 +76,7 @@ def program_of(make: Any, inputs: tuple[Any, ...], calls: int, call: Callable[..
         raise StatecheckError(
             compose(
                 f"statecheck of {type(model).__name__}",
-                "a model that can't be called needs to be told what to run.",
+                "the model has no __call__, so call= is required.",
                 got=f"a {type(model).__name__} without __call__",
                 fix="call=lambda metric, x: metric.update(values=x)",
             )
@@ -92,7 +95,7 @@ def factory_of(make: Any) -> Callable[[], Any]:
         raise StatecheckError(
             compose(
                 "statecheck",
-                "takes a factory of modules.",
+                "requires a factory of modules.",
                 got=describe(make),
                 fix="statecheck(lambda: Model(nnx.Rngs(0)), x)",
             )
@@ -107,7 +110,7 @@ def factory_of(make: Any) -> Callable[[], Any]:
         raise StatecheckError(
             compose(
                 f"statecheck of {getattr(make, '__qualname__', make)}",
-                "the factory is called with nothing but rngs.",
+                "the factory is called with no argument except rngs.",
                 got=f"required arguments {', '.join(missing)}",
                 fix="statecheck(lambda rngs: Model(..., rngs=rngs), x)",
             )

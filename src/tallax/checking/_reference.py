@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tallax.checking._program import Program
+from tallax.checking._program import Outputs, Program
 from tallax.checking._snapshot import Snapshot, arrays_agree, changed, differences, snapshot
-from tallax.checking._transformations import Outputs
 
 
 @dataclass(frozen=True)

@@ -39,25 +39,25 @@ class Cell:
 
 # Every rule, and what it says of the model. `tallax lint` calls the same faults by the same names.
 RULES = {
-    "not-reproducible": "a new model starts or does otherwise than the one before it",
+    "not-reproducible": "two models from the factory start or behave differently",
     "replaced-variable": "an attribute that held a Variable holds an array or a number after a call",
     "python-counter": "a plain Python attribute changes from call to call",
-    "host-sync": "a value is read back to the host in the middle of a call",
-    "lost-update": "what a call writes is not there afterwards",
-    "counted-twice": "one call changes the state as several would",
-    "frozen-value": "what a call returns stays what it was at the first call",
-    "param-state": "a parameter that the model itself writes, that is no float, or that says trainable=False",
+    "host-sync": "a value is read on the host in the middle of a call",
+    "lost-update": "an update that a call writes is missing after the call",
+    "counted-twice": "one call changes the state as often as several calls",
+    "frozen-value": "later calls use a value of the first call",
+    "param-state": "a parameter that the model itself writes, that is not a float, or that has trainable=False",
     "eval-mode": "state changes after model.eval()",
     "narrow-counter": "a count that sticks or wraps at the edge of its dtype",
-    "shared-variable": "one Variable under two names, which tree mode refuses",
-    "shared-array": "two Variables start with one array, which can't be donated twice",
-    "retrace": "the types of the state change from call to call, so that each call may compile anew",
-    "round-trip": "a copy or a checkpoint does not hold, or do, what the model does",
+    "shared-variable": "one Variable has two names, which tree mode refuses",
+    "shared-array": "two Variables start with the same array, which cannot be donated twice",
+    "retrace": "the types of the state change from call to call, so each call may compile again",
+    "round-trip": "a copy or a checkpoint differs from the model, or behaves differently",
     "host-callback": "a call runs Python on the host",
-    "differs": "compiled calls do something else than plain ones",
-    "raises": "a transformation raises where plain calls do not",
-    "deprecated-value": "a Variable is read or written as `.value`, which Flax deprecates (told of the exercise only)",
-    "exercise": "a solution of the exercise does not do what the problem asks for",
+    "differs": "compiled calls and plain calls give different results",
+    "raises": "a transformation raises an error, but plain calls do not",
+    "deprecated-value": "a Variable is read or written as `.value`, which Flax deprecates (exercise only)",
+    "exercise": "a solution of the exercise does not meet its specification",
 }
 
 
@@ -72,7 +72,7 @@ class Finding:
         where: the transformations and modes in which it shows, or what else was being done.
         got: what came out.
         expected: what should have.
-        fix: how to mend it.
+        fix: the remedy.
         source: `file.py:12: self.count = self.count + 1`; empty where it can't be told.
         is_warning: whether it may be meant so, or lies with the way a model is used rather than with the model.
     """
@@ -92,7 +92,7 @@ class Finding:
         return "\n".join((self.headline(), *lines))
 
     def headline(self) -> str:
-        """Returns the fault in a sentence: `count: is left as it was: the update is lost. [lost-update]`."""
+        """Returns the fault in a sentence: `count: keeps its old value: the update is lost. [lost-update]`."""
         return f"{self.path or 'the model'}: {self.message} [{self.rule}]"
 
     def details(self) -> list[tuple[str, str]]:
@@ -160,7 +160,9 @@ class Report:
         result = f"{len(self.failures)} failed" if self.failures else "passed" if self.passed else "no failure so far"
         if self.incomplete:
             result = f"incomplete, {self.incomplete}; {result}"
-        warned = f", {len(self.warnings)} to know" if self.warnings else ""
+        warned = (
+            f", {len(self.warnings)} {'warning' if len(self.warnings) == 1 else 'warnings'}" if self.warnings else ""
+        )
         return f"{self.name}: {result}{warned}; {ran} checks in {self.seconds:.1f} s on {self.versions}"
 
     def matrix(self) -> tuple[list[str], dict[str, list[Cell | None]]]:
@@ -179,7 +181,7 @@ class Report:
             marks = "".join(f"{cell.outcome.value if cell else '':<22}" for cell in cells)
             lines.append(f"{check:<24}{marks}".rstrip())
         lines += [f"{cell.check:<24}{cell.outcome.value}  {cell.note}".rstrip() for cell in self.cells if not cell.mode]
-        for title, findings in (("Failed:", self.failures), ("To know:", self.warnings)):
+        for title, findings in (("Failed:", self.failures), ("Warnings:", self.warnings)):
             if findings:
                 lines += ["", title, *(f"\n{finding}" for finding in findings)]
         return "\n".join([*lines, "", self.summary()])
@@ -196,7 +198,7 @@ class Report:
         return cls(**{**data, "cells": cells, "findings": findings})
 
     def __rich__(self) -> Any:
-        from tallax.checking._rendering import rendered
+        from tallax.checking._rich_report import rendered
 
         return rendered(self)
 

@@ -10,27 +10,34 @@ from typing import Any
 import jax
 
 from tallax._errors import InvalidValueError, StatecheckError, compose, describe
-from tallax.checking import _attribute_checks, _copies, _counter_widths, _matrix, _usage_warnings
-from tallax.checking._collecting import Collected
+from tallax.checking import (
+    _attribute_checks,
+    _call_checks,
+    _copy_checks,
+    _transformation_checks,
+    _usage_checks,
+    _width_checks,
+)
+from tallax.checking._check_results import Collected, Results
 from tallax.checking._program import Program, program_of
 from tallax.checking._progress import progress_line
 from tallax.checking._reference import Reference, called, with_noise
 from tallax.checking._report import Cell, Finding, Outcome, Report
 from tallax.checking._transformations import GRAPH
 
-_CHECKS: tuple[Callable[[Program, Reference], _matrix.Results], ...] = (
-    _matrix.reproducible,
+_CHECKS: tuple[Callable[[Program, Reference], Results], ...] = (
+    _call_checks.reproducible,
     _attribute_checks.attributes,
     _attribute_checks.parameters,
-    _matrix.lost_writes,
-    _matrix.one_trace,
-    _matrix.transformations,
-    _matrix.lanes,
+    _call_checks.lost_writes,
+    _call_checks.one_trace,
+    _transformation_checks.transformations,
+    _transformation_checks.lanes,
     _attribute_checks.eval_mode,
-    _copies.copies,
-    _counter_widths.widths,
-    _usage_warnings.callbacks,
-    _usage_warnings.silent_losses,
+    _copy_checks.copies,
+    _width_checks.widths,
+    _usage_checks.callbacks,
+    _usage_checks.silent_losses,
 )
 
 
@@ -91,9 +98,9 @@ def statecheck(
         raise InvalidValueError(
             compose(
                 "statecheck",
-                "one call does not show what drifts.",
+                "at least two calls are needed to detect drift.",
                 got=f"calls={describe(calls)}",
-                fix="calls=3, or any integer from 2 on",
+                fix="calls=3, or any larger integer",
             )
         )
     with progress_line(progress) as show:
@@ -140,9 +147,7 @@ def check_into(
     return ""
 
 
-def results(
-    program: Program, reference: Reference, notify: Callable[[str], None] = lambda name: None
-) -> _matrix.Results:
+def results(program: Program, reference: Reference, notify: Callable[[str], None] = lambda name: None) -> Results:
     """Yields the cells and findings of every check, as they come; stops if the model does otherwise each time."""
     for check in _CHECKS:
         name = check.__name__.replace("_", " ")
@@ -157,7 +162,7 @@ def results(
         except Exception as error:
             first = (str(error).strip().splitlines() or [""])[0]
             yield Cell(name, "", Outcome.SKIPPED, f"could not be done: {type(error).__name__}: {first}")
-        if found and check is _matrix.reproducible:
+        if found and check is _call_checks.reproducible:
             return  # nothing can be compared with what comes out otherwise each time
 
 
@@ -180,7 +185,7 @@ def _cannot(program: Program, error: Exception) -> StatecheckError:
             f"statecheck of {program.name}",
             "a plain call of the model raises.",
             got=f"{type(error).__name__}: {error}",
-            fix="statecheck(make, x) with inputs that the model takes, or call=lambda model, x: ... for another call; "
-            "on the command line --inputs 'float32[8,4]', or --call with a function's name",
+            fix="statecheck(make, x) with inputs that the model accepts, or call=lambda model, x: ... for another "
+            "call; on the command line --inputs 'float32[8,4]', or --call with a function's name",
         )
     )

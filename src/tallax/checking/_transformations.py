@@ -11,20 +11,33 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from tallax.checking._program import Batch
+from tallax.checking._program import Batch, Call, Outputs, Run
+from tallax.checking._split_transformations import (
+    at,
+    loss_of,
+    no_tangent,
+    on_state,
+    split_branch,
+    split_fori_loop,
+    split_jvp,
+    split_scan,
+    split_switch,
+    split_value_and_grad,
+    split_vjp,
+    split_while_loop,
+    stacked,
+    stepwise,
+    unstacked,
+    zeros_like_each,
+)
 from tallax.compiling import compile_step
 from tallax.differentiation import value_and_grad
-
-Outputs: TypeAlias = list[tuple[jax.Array, ...]]
-Call: TypeAlias = Callable[[Any, Batch], tuple[jax.Array, ...]]
-Run: TypeAlias = "Callable[[Call, Any, Sequence[Batch]], Outputs | None]"
 
 
 @dataclass(frozen=True)
@@ -88,16 +101,6 @@ class Transformation:
         return (self.raw if mode.is_raw else self.nnx) if mode in self.modes else None
 
 
-def loss_of(outputs: Sequence[jax.Array]) -> jax.Array:
-    """Returns a float32 that depends on every float in `outputs`, differently on each entry."""
-    loss = jnp.zeros((), jnp.float32)
-    for output in outputs:
-        if jnp.issubdtype(output.dtype, jnp.floating):
-            weights = jnp.cos(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape)
-            loss += (output.astype(jnp.float32) * weights).sum()
-    return loss
-
-
 # --- NNX --------------------------------------------------------------------------------------------------------------
 
 
@@ -158,11 +161,6 @@ def _differentiated(call: Call, differentiate: Callable[..., Any]) -> Call:
 # A derivative that is not compiled: JAX gives the function the arrays of the state as they are, or as arrays of a type
 # of its own, which a model that reads its state must take. Batches are passed without a derivative, since a model may
 # hand them to functions that have none.
-
-
-def no_tangent(x: Any) -> Any:
-    """Returns the zero tangent of an array, which is of a dtype of its own for integers and keys."""
-    return jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else np.zeros(x.shape, jax.dtypes.float0)
 
 
 def _vjp(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
@@ -230,14 +228,14 @@ def _cond_not_taken(call: Call, model: Any, batches: Sequence[Batch]) -> None:
 
 def _branch(call: Call, *, is_taken: bool) -> Call:
     def step(model: Any, batch: Batch) -> tuple[jax.Array, ...]:
-        return nnx.cond(is_taken, call, _skipping(call, model, batch), model, batch)
+        return nnx.cond(is_taken, call, skipping(call, model, batch), model, batch)
 
     return step
 
 
 def _switch(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
     def step(model: Any, batch: Batch, choice: jax.Array) -> tuple[jax.Array, ...]:
-        skip = _skipping(call, model, batch)
+        skip = skipping(call, model, batch)
         return nnx.switch(choice, [skip, call, skip], model, batch)
 
     compiled = nnx.jit(step)
@@ -258,171 +256,38 @@ def _eval_shape(call: Call, model: Any, batches: Sequence[Batch]) -> None:
         nnx.eval_shape(call, model, batch)
 
 
-# --- JAX, on the state of a split model -------------------------------------------------------------------------------
-
-Pure: TypeAlias = "Callable[[Any, Batch], tuple[tuple[jax.Array, ...], Any]]"
-
-
-def _on_state(loop: Callable[[Pure, Any, Sequence[Batch]], tuple[Outputs | None, Any]]) -> Run:
-    """Returns a `Run` from a loop over a pure function `(state, batch) -> (outputs, state)`."""
-
-    def run(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs | None:
-        graphdef, state = nnx.split(model)
-
-        def pure(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
-            model = nnx.merge(graphdef, state, copy=True)
-            outputs = call(model, batch)
-            return outputs, nnx.state(model)
-
-        outputs, state = loop(pure, state, batches)
-        nnx.update(model, jax.block_until_ready(state))
-        return outputs
-
-    return run
-
-
-def _stepwise(transform: Callable[[Pure], Any]) -> Run:
-    def loop(pure: Pure, state: Any, batches: Sequence[Batch]) -> tuple[Outputs, Any]:
-        step, outputs = transform(pure), []
-        for batch in batches:
-            output, state = jax.block_until_ready(step(state, batch))
-            outputs.append(output)
-        return outputs, state
-
-    return _on_state(loop)
-
-
-def _raw_value_and_grad(pure: Pure) -> Pure:
-    def step(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
-        params, rest = nnx.split_state(state, nnx.Param, ...)
-
-        def loss(params: Any) -> tuple[jax.Array, tuple[tuple[jax.Array, ...], Any]]:
-            outputs, state = pure(nnx.merge_state(params, rest), batch)
-            return loss_of(outputs), (outputs, state)
-
-        return jax.value_and_grad(loss, has_aux=True)(params)[0][1]
-
-    return jax.jit(step)
-
-
-def _raw_vjp(pure: Pure) -> Pure:
-    def step(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
-        outputs, pull, state = jax.vjp(lambda state: pure(state, batch), state, has_aux=True)
-        pull(jax.tree.map(no_tangent, outputs))
-        return outputs, state
-
-    return step
-
-
-def _raw_jvp(pure: Pure) -> Pure:
-    def step(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
-        tangents = jax.tree.map(no_tangent, state)
-        outputs, _, state = jax.jvp(lambda state: pure(state, batch), (state,), (tangents,), has_aux=True)
-        return outputs, state
-
-    return step
-
-
-def _raw_scan(pure: Pure, state: Any, batches: Sequence[Batch]) -> tuple[Outputs, Any]:
-    def body(state: Any, batch: Batch) -> tuple[Any, tuple[jax.Array, ...]]:
-        outputs, state = pure(state, batch)
-        return state, outputs
-
-    state, outputs = jax.lax.scan(body, state, stacked(batches), length=len(batches))
-    return unstacked(outputs, len(batches)), state
-
-
-def _raw_while_loop(pure: Pure, state: Any, batches: Sequence[Batch]) -> tuple[None, Any]:
-    xs = stacked(batches)
-    start = (jnp.int32(0), state)
-    _, state = jax.lax.while_loop(
-        lambda carry: carry[0] < len(batches), lambda carry: (carry[0] + 1, pure(carry[1], at(xs, carry[0]))[1]), start
-    )
-    return None, state
-
-
-def _raw_fori_loop(pure: Pure, state: Any, batches: Sequence[Batch]) -> tuple[None, Any]:
-    xs = stacked(batches)
-    return None, jax.lax.fori_loop(0, len(batches), lambda k, state: pure(state, at(xs, k))[1], state)
-
-
-def _raw_branch(is_taken: bool) -> Callable[[Pure], Pure]:
-    def transform(pure: Pure) -> Pure:
-        def step(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
-            outputs = jax.eval_shape(pure, state, batch)[0]
-            return jax.lax.cond(is_taken, pure, lambda state, batch: (_zeros(outputs), state), state, batch)
-
-        return jax.jit(step)
-
-    return transform
-
-
-def _raw_switch(pure: Pure) -> Pure:
-    def step(choice: jax.Array, state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
-        def skip(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
-            return _zeros(outputs), state
-
-        outputs = jax.eval_shape(pure, state, batch)[0]
-        return jax.lax.switch(choice, [skip, pure, skip], state, batch)
-
-    compiled = jax.jit(step)
-    return lambda state, batch: compiled(jnp.int32(1), state, batch)
-
-
-# --- batches ----------------------------------------------------------------------------------------------------------
-
-
-def stacked(batches: Sequence[Batch]) -> Batch:
-    """Returns one batch with a leading axis over the calls."""
-    return tuple(jnp.stack(arrays) for arrays in zip(*batches, strict=True))
-
-
-def unstacked(outputs: tuple[jax.Array, ...], count: int) -> Outputs:
-    """Returns the outputs of each call."""
-    return [tuple(output[k] for output in outputs) for k in range(count)]
-
-
-def at(batches: Batch, k: Any) -> Batch:
-    """Returns the k-th batch of stacked ones, where k is traced."""
-    return tuple(jax.lax.dynamic_index_in_dim(x, k, keepdims=False) for x in batches)
-
-
-def _skipping(call: Call, model: Any, batch: Batch) -> Call:
+def skipping(call: Call, model: Any, batch: Batch) -> Call:
     """Returns the branch that does nothing, and gives zeros of the types that `call` gives."""
     outputs = nnx.eval_shape(call, model, batch)
-    return lambda model, batch: _zeros(outputs)
-
-
-def _zeros(outputs: Any) -> tuple[jax.Array, ...]:
-    return tuple(jnp.zeros(output.shape, output.dtype) for output in outputs)
+    return lambda model, batch: zeros_like_each(outputs)
 
 
 TRANSFORMATIONS = (
     Transformation("plain calls", _plain, modes=(GRAPH, NO_UPDATES, TREE), is_basic=True),
-    Transformation("jit", _jit, _stepwise(jax.jit), is_basic=True),
-    Transformation("jit, donated", _jit_donated, _stepwise(lambda pure: jax.jit(pure, donate_argnums=0)), donates=True),
+    Transformation("jit", _jit, stepwise(jax.jit), is_basic=True),
+    Transformation("jit, donated", _jit_donated, stepwise(lambda pure: jax.jit(pure, donate_argnums=0)), donates=True),
     Transformation("jit_partial", _jit_partial, modes=(NO_UPDATES, TREE)),
     Transformation("cached_partial", _cached_partial, modes=(GRAPH,)),
     Transformation("nnx.value_and_grad", _nnx_value_and_grad, modes=(GRAPH,), differentiates=True),
     Transformation(
-        "value_and_grad", _value_and_grad, _stepwise(_raw_value_and_grad), differentiates=True, is_basic=True
+        "value_and_grad", _value_and_grad, stepwise(split_value_and_grad), differentiates=True, is_basic=True
     ),
-    Transformation("vjp", _vjp, _stepwise(_raw_vjp), modes=(NO_UPDATES, TREE, RAW), differentiates=True),
-    Transformation("jvp", _jvp, _stepwise(_raw_jvp), modes=(NO_UPDATES, TREE, RAW), differentiates=True),
-    Transformation("remat", _remat, _stepwise(lambda pure: jax.jit(jax.checkpoint(pure)))),
+    Transformation("vjp", _vjp, stepwise(split_vjp), modes=(NO_UPDATES, TREE, RAW), differentiates=True),
+    Transformation("jvp", _jvp, stepwise(split_jvp), modes=(NO_UPDATES, TREE, RAW), differentiates=True),
+    Transformation("remat", _remat, stepwise(lambda pure: jax.jit(jax.checkpoint(pure)))),
     Transformation(
         "grad of remat",
         _grad_of_remat,
-        _stepwise(lambda pure: _raw_value_and_grad(jax.checkpoint(pure))),
+        stepwise(lambda pure: split_value_and_grad(jax.checkpoint(pure))),
         differentiates=True,
     ),
-    Transformation("scan", _scan, _on_state(_raw_scan), is_basic=True),
+    Transformation("scan", _scan, on_state(split_scan), is_basic=True),
     Transformation("scan of grad of remat", _training_scan, modes=(GRAPH, NO_UPDATES, TREE), differentiates=True),
-    Transformation("while_loop", _while_loop, _on_state(_raw_while_loop)),
-    Transformation("fori_loop", _fori_loop, _on_state(_raw_fori_loop)),
-    Transformation("cond", _cond, _stepwise(_raw_branch(True))),
-    Transformation("cond, not taken", _cond_not_taken, _stepwise(_raw_branch(False)), executes=False),
-    Transformation("switch", _switch, _stepwise(_raw_switch)),
+    Transformation("while_loop", _while_loop, on_state(split_while_loop)),
+    Transformation("fori_loop", _fori_loop, on_state(split_fori_loop)),
+    Transformation("cond", _cond, stepwise(split_branch(True))),
+    Transformation("cond, not taken", _cond_not_taken, stepwise(split_branch(False)), executes=False),
+    Transformation("switch", _switch, stepwise(split_switch)),
     Transformation("eval_shape", _eval_shape, modes=(GRAPH, NO_UPDATES, TREE), executes=False),
     Transformation("compile_step", _compile_step, modes=(GRAPH,), donates=True, takes_cycles=False),
     Transformation("compile_step of cond", _compile_step_of_cond, modes=(GRAPH,), donates=True, takes_cycles=False),

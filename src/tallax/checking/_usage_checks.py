@@ -13,8 +13,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from tallax.checking._check_results import Results, reported
 from tallax.checking._diagnosis import fix_for
-from tallax.checking._matrix import Results, reported
 from tallax.checking._program import Batch, Program
 from tallax.checking._reference import Reference
 from tallax.checking._report import Finding
@@ -77,7 +77,7 @@ def silent_losses(program: Program, reference: Reference) -> Results:
             Finding(
                 "lost-update",
                 ", ".join(paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else ""),
-                "can be lost in silence by the way the model is used, as any Variable can.",
+                "can be lost silently, as any Variable can, if the model is used like this.",
                 tuple(dict.fromkeys(where for wheres in lost.values() for where in wheres)),
                 fix=fix_for("lost-update"),
                 is_warning=True,
@@ -104,8 +104,8 @@ def callbacks(program: Program, reference: Reference) -> Results:
             Finding(
                 "host-callback",
                 "",
-                f"calls back to the host ({name}); what it counts there is wrong under vmap, remat and many devices.",
-                fix="count on the device, in a tallax.Counter, and read it outside of the step",
+                f"calls back to the host ({name}); a count kept there is wrong under vmap, remat and many devices.",
+                fix="count on the device, in a tallax.Counter, and read it outside the step",
                 is_warning=True,
             )
             for name in names

@@ -77,7 +77,11 @@ def watched(model: Any) -> Iterator[Writes]:
 
         return write
 
-    # Every write goes through one of the two, which are public; a class that overrides them calls these.
+    # The methods of the class are replaced for the time of the check, because Flax calls no hook on a write, and a
+    # copy that a raw transformation makes is unknown until it is written. Every write goes through one of these two
+    # public methods, and a class that overrides them calls these. tallax's own variables must look up
+    # `nnx.Variable.set_raw_value` at each write: a method that is bound at import is not the one replaced here, so the
+    # write would be missed.
     methods = {name: getattr(nnx.Variable, name) for name in ("set_value", "set_raw_value")}
     try:
         for name, method in methods.items():

@@ -27,7 +27,7 @@ def loaded(path: Path) -> ModuleType:
         StatecheckError: there is no such file, or running it raises.
     """
     if not path.is_file():
-        raise StatecheckError(compose(str(path), "there is no such file.", fix="tallax check path/to/file.py:Name"))
+        raise StatecheckError(compose(str(path), "the file does not exist.", fix="tallax check path/to/file.py:Name"))
     sys.path.insert(0, str(path.resolve().parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
@@ -39,7 +39,10 @@ def loaded(path: Path) -> ModuleType:
     except Exception as error:
         raise StatecheckError(
             compose(
-                str(path), "raises when it is imported.", got=f"{type(error).__name__}: {error}", fix="mend that first"
+                str(path),
+                "raises when it is imported.",
+                got=f"{type(error).__name__}: {error}",
+                fix="fix that error first",
             )
         ) from error
     return module
@@ -97,7 +100,7 @@ def input_of(text: str) -> Any:
         raise StatecheckError(
             compose(
                 "--inputs",
-                "takes arrays by dtype and shape, files of NumPy, and Python literals.",
+                "accepts arrays by dtype and shape, NumPy files, and Python literals.",
                 got=f"{text} ({type(error).__name__}: {error})",
                 fix="--inputs 'float32[8,4]' --inputs 'int32[8]<100' --inputs batch.npy --inputs True",
             )

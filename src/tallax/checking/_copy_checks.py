@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax.checking._matrix import Results, reported
+from tallax.checking._check_results import Results, reported
 from tallax.checking._program import Program
 from tallax.checking._reference import Reference
 from tallax.checking._report import Finding
@@ -57,10 +57,10 @@ def copies(program: Program, reference: Reference) -> Results:
                 Finding(
                     "round-trip",
                     difference.path,
-                    "does not survive being copied.",
+                    "is not preserved by a copy.",
                     (when,),
-                    got="nothing there" if difference.got is None else difference.got.describe(),
-                    expected="nothing there" if difference.expected is None else difference.expected.describe(),
+                    got="missing" if difference.got is None else difference.got.describe(),
+                    expected="missing" if difference.expected is None else difference.expected.describe(),
                     fix="keep it in a Variable on the module; no closures, globals or plain Python attributes",
                     source=line_of_assignment(model, difference.path),
                 )
@@ -136,18 +136,18 @@ def _fix_for(value: Any) -> str:
         return "a function at the top of your module that calls it: def activation(x): return jax.nn.relu(x)"
     if callable(value):
         return "define the function at the top of a module; if another library makes it, save nnx.state(model) instead"
-    return "make it where it is used, and keep on the module only the values it is made from"
+    return "create it where it is used, and store only its inputs on the module"
 
 
 def _refused(path: str, leaf: Leaf) -> Finding:
     return Finding(
         "round-trip",
         path,
-        "has no entries, and Orbax refuses to save such an array.",
+        "is an array without entries, which Orbax refuses to save.",
         ("checkpoint",),
         got=leaf.describe(),
         expected="at least one entry",
-        fix="leave the Variable out while there is nothing in it, or start with one row and a count of the rows in use",
+        fix="create the Variable when there is data for it, or start with one row and a count of the rows in use",
     )
 
 

@@ -43,7 +43,7 @@ def _mark(outcome: Outcome) -> Text:
 
 
 def _finding(finding: Finding) -> tuple[RenderableType, RenderableType]:
-    title = Text("TO KNOW " if finding.is_warning else "FAILED  ", "yellow" if finding.is_warning else "bold red")
+    title = Text("WARNING " if finding.is_warning else "FAILED  ", "yellow" if finding.is_warning else "bold red")
     details = Table.grid(padding=(0, 1))
     details.add_column(min_width=7)
     details.add_column(style="dim")

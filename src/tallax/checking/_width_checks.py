@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax.checking._matrix import Results, reported
+from tallax.checking._check_results import Results, reported
 from tallax.checking._program import Program
 from tallax.checking._reference import Reference, called
 from tallax.checking._report import Finding
@@ -151,12 +151,12 @@ def _whole(
     dtype = reference.start[path].value.dtype
     is_slow = dtype.kind in "iu" and dtype.itemsize >= 4 and not _grows_with_the_batch(program, reference, path)
     worst = np.unravel_index(int(np.argmax(np.abs(got - due))), got.shape)
-    message = f"counts in {dtype}, which is right up to {_power(edge)} only"
+    message = f"counts in {dtype}, which is exact up to {_power(edge)} only"
     return True, [
         Finding(
             "narrow-counter",
             path,
-            message + ("; it does not grow with the batch, so that takes long." if is_slow else "."),
+            message + ("; it does not grow with the batch, so it takes long to get there." if is_slow else "."),
             (f"set to {_power(edge)} - 1, then {call} calls",),
             got=str(got[worst]),
             expected=str(due[worst]),

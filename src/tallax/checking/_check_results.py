@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import flax
 import jax
 
-from tallax.checking._report import Cell, Finding, Report
+from tallax.checking._report import Cell, Finding, Outcome, Report
+
+Results: TypeAlias = Iterator[Cell | Finding]
 
 # A finding of one tier explains those of the tiers below it at the same path, so these are not reported as well.
 _TIERS = (
@@ -118,3 +121,16 @@ def condensed(findings: list[Finding]) -> list[Finding]:
 
 def _tier(finding: Finding) -> int:
     return _TIER.get(finding.rule, len(_TIERS) - 1)
+
+
+def outcome_of(findings: list[Finding]) -> Outcome:
+    """Returns how a check with these findings ended."""
+    if any(not finding.is_warning for finding in findings):
+        return Outcome.FAILED
+    return Outcome.WARNED if findings else Outcome.PASSED
+
+
+def reported(check: str, findings: list[Finding], note: str = "") -> Results:
+    """Yields the cell of a check that has no modes, and its findings."""
+    yield Cell(check, "", outcome_of(findings), note)
+    yield from findings

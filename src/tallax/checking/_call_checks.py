@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checks on calls without other transformations: they are reproducible, lose no write, and are traced once."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from flax import nnx
+
+from tallax.checking._check_results import Results, reported
+from tallax.checking._diagnosis import OUTPUT, fix_for
+from tallax.checking._program import Batch, Program
+from tallax.checking._reference import Reference, called, outputs_agree
+from tallax.checking._report import Cell, Finding, Outcome
+from tallax.checking._snapshot import Leaf, Snapshot, attribute_of, changed, snapshot
+from tallax.checking._source_lines import line_of_assignment
+from tallax.checking._watched_writes import watched
+
+# --- reproducible -----------------------------------------------------------------------------------------------------
+
+
+def reproducible(program: Program, reference: Reference) -> Results:
+    """A model made twice starts alike, and does alike; without that, nothing else could be compared."""
+    model = program.make()
+    fix = "seed it: nnx.Rngs(0) in the factory, jax.random with the module's own rngs; no globals, no clock"
+    stale = changed(reference.start, snapshot(model))
+    findings = [
+        Finding(
+            "not-reproducible",
+            path,
+            "starts with another value in a second model: the factory is not deterministic, or models share it.",
+            ("make(), twice",),
+            *_ends(reference.start, snapshot(model), path),
+            fix,
+        )
+        for path in stale
+    ]
+    if not findings:
+        first, second = called(program, model), called(program, program.make())
+        findings = [
+            Finding(
+                "not-reproducible",
+                path,
+                "differs if the same calls are repeated.",
+                ("plain calls, twice",),
+                *_ends(first.end, second.end, path),
+                fix,
+            )
+            for path in changed(first.end, second.end)
+        ]
+        if not findings and not outputs_agree(first.outputs, second.outputs):
+            message = "differs if the same calls are repeated."
+            findings = [Finding("not-reproducible", OUTPUT, message, ("plain calls, twice",), fix=fix)]
+    yield from reported("reproducible", findings)
+
+
+def _ends(expected: Snapshot, got: Snapshot, path: str) -> tuple[str, str]:
+    """Returns what came and what was expected, in words."""
+    leaves = got.get(path), expected.get(path)
+    return tuple("missing" if leaf is None else leaf.describe() for leaf in leaves)  # pyright: ignore[reportReturnType]
+
+
+# --- lost writes ------------------------------------------------------------------------------------------------------
+
+
+def lost_writes(program: Program, reference: Reference) -> Results:
+    """What is written to a Variable in a call is there after the call."""
+    model = program.make()
+    lost: dict[str, str] = {}
+    once: dict[str, str] = {}
+    for batch in program.batches:
+        with watched(model) as writes:
+            program.call(model, batch)
+        lost |= {path: source for path, source in writes.lost.items() if path not in reference.written}
+        once |= writes.once
+    findings = [
+        Finding(
+            "lost-update",
+            path,
+            "is written in the call, but on a copy: the update is lost.",
+            ("plain calls",),
+            got=reference.end[path].describe() if path in reference.end else "",
+            fix=fix_for("lost-update", path),
+            source=source,
+        )
+        for path, source in lost.items()
+    ]
+    findings += [
+        Finding(
+            "lost-update",
+            path,
+            "is written inside nnx.vmap with the same integer in every lane: it counts once per call, not once per "
+            "lane, unless the increment was summed over the lanes.",
+            ("plain calls",),
+            got=reference.end[path].describe() if path in reference.end else "",
+            fix="jax.lax.psum(increment, axis_name) for all lanes together; in_axes=0 for a count each; with a "
+            "tallax.Counter, increment(..., axis_name=...)",
+            source=source,
+            is_warning=True,
+        )
+        for path, source in once.items()
+        if path not in lost
+    ]
+    yield from reported("no write is lost", findings)
+
+
+# --- one trace --------------------------------------------------------------------------------------------------------
+
+
+def one_trace(program: Program, reference: Reference) -> Results:
+    """Calls with inputs of the same types are traced once, since the state keeps its types too."""
+    traces = 0
+
+    def counted(model: object, batch: Batch) -> tuple[jax.Array, ...]:
+        nonlocal traces
+        traces += 1
+        return program.call(model, batch)
+
+    model = program.make()
+    step = nnx.jit(counted)
+    held, drifts = [snapshot(model)], {}
+    calls = [*program.batches, program.batches[0]]
+    try:
+        for batch in calls:
+            before = traces
+            jax.block_until_ready(step(model, batch))
+            held.append(snapshot(model))
+            if traces > before and before:
+                for path, types in _drift(held[-3], held[-2]).items():
+                    drifts.setdefault(attribute_of(path, held[0]), types)
+    except Exception:  # the matrix reports it
+        yield Cell("one trace", "", Outcome.SKIPPED, "does not run under nnx.jit")
+        return
+    findings = []
+    if traces > 1:
+        drifts = drifts or {"": ("another trace", "the same one")}
+        findings = [
+            Finding(
+                "retrace",
+                path,
+                f"changes its type from call to call, so that {len(calls)} calls are compiled {traces} times.",
+                ("nnx.jit (graph)",),
+                got=got,
+                expected=expected,
+                fix="create it with its final shape and a strong dtype, jnp.zeros((), jnp.float32) instead of 0.0, "
+                "and write values of that dtype: value.astype(...)",
+                source=line_of_assignment(model, path),
+            )
+            for path, (got, expected) in drifts.items()
+        ]
+    yield from reported("one trace", findings, f"{traces} in {len(calls)} calls")
+
+
+def _drift(before: Snapshot, after: Snapshot) -> dict[str, tuple[str, str]]:
+    """Returns the paths whose types changed, and those types: the new, the old."""
+    found = {}
+    for path in dict.fromkeys((*before, *after)):
+        types = _type_of(after.get(path)), _type_of(before.get(path))
+        if types[0] != types[1]:
+            found[path] = types
+    return found
+
+
+def _type_of(leaf: Leaf | None) -> str:
+    if leaf is None:
+        return "missing"
+    if leaf.kind == "attribute":
+        return leaf.describe()
+    value = np.asarray(leaf.value)
+    holder = leaf.variable.__name__ if leaf.variable else "array"
+    return f"{holder} {value.dtype}{list(value.shape)}{', weakly typed' if leaf.weak_type else ''}"

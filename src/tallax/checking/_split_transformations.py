@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The transformations of JAX itself, each applied to the state that `nnx.split` returns.
+
+The arithmetic on batches and outputs that both forms of a transformation need is here too, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tallax.checking._program import Batch, Call, Outputs, Run
+
+Pure: TypeAlias = "Callable[[Any, Batch], tuple[tuple[jax.Array, ...], Any]]"
+
+
+def on_state(loop: Callable[[Pure, Any, Sequence[Batch]], tuple[Outputs | None, Any]]) -> Run:
+    """Returns a `Run` from a loop over a pure function `(state, batch) -> (outputs, state)`."""
+
+    def run(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs | None:
+        graphdef, state = nnx.split(model)
+
+        def pure(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
+            model = nnx.merge(graphdef, state, copy=True)
+            outputs = call(model, batch)
+            return outputs, nnx.state(model)
+
+        outputs, state = loop(pure, state, batches)
+        nnx.update(model, jax.block_until_ready(state))
+        return outputs
+
+    return run
+
+
+def stepwise(transform: Callable[[Pure], Any]) -> Run:
+    def loop(pure: Pure, state: Any, batches: Sequence[Batch]) -> tuple[Outputs, Any]:
+        step, outputs = transform(pure), []
+        for batch in batches:
+            output, state = jax.block_until_ready(step(state, batch))
+            outputs.append(output)
+        return outputs, state
+
+    return on_state(loop)
+
+
+def split_value_and_grad(pure: Pure) -> Pure:
+    def step(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
+        params, rest = nnx.split_state(state, nnx.Param, ...)
+
+        def loss(params: Any) -> tuple[jax.Array, tuple[tuple[jax.Array, ...], Any]]:
+            outputs, state = pure(nnx.merge_state(params, rest), batch)
+            return loss_of(outputs), (outputs, state)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)[0][1]
+
+    return jax.jit(step)
+
+
+def split_vjp(pure: Pure) -> Pure:
+    def step(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
+        outputs, pull, state = jax.vjp(lambda state: pure(state, batch), state, has_aux=True)
+        pull(jax.tree.map(no_tangent, outputs))
+        return outputs, state
+
+    return step
+
+
+def split_jvp(pure: Pure) -> Pure:
+    def step(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
+        tangents = jax.tree.map(no_tangent, state)
+        outputs, _, state = jax.jvp(lambda state: pure(state, batch), (state,), (tangents,), has_aux=True)
+        return outputs, state
+
+    return step
+
+
+def split_scan(pure: Pure, state: Any, batches: Sequence[Batch]) -> tuple[Outputs, Any]:
+    def body(state: Any, batch: Batch) -> tuple[Any, tuple[jax.Array, ...]]:
+        outputs, state = pure(state, batch)
+        return state, outputs
+
+    state, outputs = jax.lax.scan(body, state, stacked(batches), length=len(batches))
+    return unstacked(outputs, len(batches)), state
+
+
+def split_while_loop(pure: Pure, state: Any, batches: Sequence[Batch]) -> tuple[None, Any]:
+    xs = stacked(batches)
+    start = (jnp.int32(0), state)
+    _, state = jax.lax.while_loop(
+        lambda carry: carry[0] < len(batches), lambda carry: (carry[0] + 1, pure(carry[1], at(xs, carry[0]))[1]), start
+    )
+    return None, state
+
+
+def split_fori_loop(pure: Pure, state: Any, batches: Sequence[Batch]) -> tuple[None, Any]:
+    xs = stacked(batches)
+    return None, jax.lax.fori_loop(0, len(batches), lambda k, state: pure(state, at(xs, k))[1], state)
+
+
+def split_branch(is_taken: bool) -> Callable[[Pure], Pure]:
+    def transform(pure: Pure) -> Pure:
+        def step(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
+            outputs = jax.eval_shape(pure, state, batch)[0]
+            return jax.lax.cond(is_taken, pure, lambda state, batch: (zeros_like_each(outputs), state), state, batch)
+
+        return jax.jit(step)
+
+    return transform
+
+
+def split_switch(pure: Pure) -> Pure:
+    def step(choice: jax.Array, state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
+        def skip(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
+            return zeros_like_each(outputs), state
+
+        outputs = jax.eval_shape(pure, state, batch)[0]
+        return jax.lax.switch(choice, [skip, pure, skip], state, batch)
+
+    compiled = jax.jit(step)
+    return lambda state, batch: compiled(jnp.int32(1), state, batch)
+
+
+# --- batches and outputs ----------------------------------------------------------------------------------------------
+
+
+def stacked(batches: Sequence[Batch]) -> Batch:
+    """Returns one batch with a leading axis over the calls."""
+    return tuple(jnp.stack(arrays) for arrays in zip(*batches, strict=True))
+
+
+def unstacked(outputs: tuple[jax.Array, ...], count: int) -> Outputs:
+    """Returns the outputs of each call."""
+    return [tuple(output[k] for output in outputs) for k in range(count)]
+
+
+def at(batches: Batch, k: Any) -> Batch:
+    """Returns the k-th batch of stacked ones, where k is traced."""
+    return tuple(jax.lax.dynamic_index_in_dim(x, k, keepdims=False) for x in batches)
+
+
+def loss_of(outputs: Sequence[jax.Array]) -> jax.Array:
+    """Returns a float32 that depends on every float in `outputs`, differently on each entry."""
+    loss = jnp.zeros((), jnp.float32)
+    for output in outputs:
+        if jnp.issubdtype(output.dtype, jnp.floating):
+            weights = jnp.cos(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape)
+            loss += (output.astype(jnp.float32) * weights).sum()
+    return loss
+
+
+def no_tangent(x: Any) -> Any:
+    """Returns the zero tangent of an array, which is of a dtype of its own for integers and keys."""
+    return jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else np.zeros(x.shape, jax.dtypes.float0)
+
+
+def zeros_like_each(outputs: Any) -> tuple[jax.Array, ...]:
+    """Returns zeros of the shapes and dtypes of abstract outputs."""
+    return tuple(jnp.zeros(output.shape, output.dtype) for output in outputs)

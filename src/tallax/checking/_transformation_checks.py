@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checks that run the model under every transformation in every mode, alone and stacked."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tallax.checking._check_results import Results, outcome_of
+from tallax.checking._diagnosis import diagnosed, diagnosed_outputs, explained
+from tallax.checking._program import Batch, Outputs, Program, Run
+from tallax.checking._reference import Reference, called, outputs_agree
+from tallax.checking._report import Cell, Finding, Outcome
+from tallax.checking._snapshot import cycle_of, differences, snapshot, variables_of
+from tallax.checking._transformations import (
+    GRAPH,
+    MODES,
+    NO_UPDATES,
+    TRANSFORMATIONS,
+    TREE,
+    Mode,
+    Transformation,
+    stacked,
+)
+
+
+def transformations(program: Program, reference: Reference) -> Results:
+    """Every transformation in every mode leaves what plain calls leave, and returns what they return."""
+    params = jax.tree.leaves(nnx.as_pure(nnx.state(program.make(), nnx.Param)))
+    differentiable = bool(params) and all(jnp.issubdtype(param.dtype, jnp.floating) for param in params)
+    twice, cycle = _held_twice(program), cycle_of(program.make())
+    if cycle:
+        yield _cyclic(cycle)
+    for transformation in TRANSFORMATIONS:
+        for mode in MODES:
+            run = transformation.run_in(mode)
+            if run is None:
+                continue
+            if cycle and (mode in (NO_UPDATES, TREE) or not transformation.takes_cycles):
+                yield Cell(transformation.name, mode.name, Outcome.WARNED)
+                continue
+            if not reference.written and not transformation.is_basic:
+                yield Cell(transformation.name, mode.name, Outcome.SKIPPED, "no state")
+                continue
+            if transformation.differentiates and not differentiable:
+                yield Cell(transformation.name, mode.name, Outcome.SKIPPED, "no parameters to differentiate")
+                continue
+            if transformation.donates and twice:
+                yield Cell(transformation.name, mode.name, Outcome.WARNED)
+                yield dataclasses.replace(twice, where=(f"{transformation.name} ({mode.name})",))
+                continue
+            findings = run_once(program, reference, transformation, mode, run)
+            yield Cell(transformation.name, mode.name, outcome_of(findings))
+            yield from findings
+
+
+def _cyclic(path: str) -> Finding:
+    return Finding(
+        "shared-variable",
+        path,
+        "refers back to a module that contains it: without graph mode, Flax recurses forever.",
+        fix="pass the parent as an argument to the call of the child",
+        is_warning=True,
+    )
+
+
+def _held_twice(program: Program) -> Finding | None:
+    """Returns what to say of a model of which two Variables start with the same array: it can't be donated twice."""
+    names: dict[int, str] = {}
+    for path, variable in variables_of(program.make()).items():
+        for leaf in jax.tree.leaves(variable.get_raw_value()):
+            if isinstance(leaf, jax.Array) and names.setdefault(id(leaf), path) != path:
+                return Finding(
+                    "shared-array",
+                    path,
+                    f"starts with the same array as {names[id(leaf)]}, and JAX refuses to donate an array twice.",
+                    fix="start it with a copy: jnp.array(value, copy=True)",
+                    is_warning=True,
+                )
+    return None
+
+
+def run_once(
+    program: Program, reference: Reference, transformation: Transformation, mode: Mode, run: Run
+) -> list[Finding]:
+    """Returns what goes wrong under one transformation in one mode."""
+    where = f"{transformation.name} ({mode.name})"
+    model = program.make()
+    try:
+        with mode.active():
+            outputs = run(program.call, model, program.batches)
+        got = snapshot(model)
+    except Exception as error:
+        return [explained(error, program.make(), reference.start, where, shared=mode is not GRAPH)]
+    expected = reference.end if transformation.executes else reference.start
+    findings = [
+        diagnosed(difference, program.make(), where)
+        for difference in differences(reference.start, expected, got, reference.noisy)
+    ]
+    if (
+        not findings
+        and outputs is not None
+        and transformation.executes
+        and not reference.has_noisy_outputs
+        and not outputs_agree(reference.outputs, outputs)
+    ):
+        findings.append(diagnosed_outputs(reference.outputs, outputs, where, _frozen(program, reference, outputs)))
+    return findings
+
+
+def _frozen(program: Program, reference: Reference, outputs: Outputs) -> str | None:
+    """Returns the path of the state that, were it the same at each call, would make plain calls return `outputs`."""
+    for path in sorted(reference.written):
+        model, pinned = program.make(), []
+        variable = variables_of(model).get(path)
+        if variable is None:
+            continue
+        start = variable.get_raw_value()
+        with jax.disable_jit():
+            for batch in program.batches:
+                variables_of(model)[path].set_raw_value(start)
+                pinned.append(program.call(model, batch))
+        if outputs_agree(jax.tree.map(np.asarray, pinned), outputs):
+            return path
+    return None
+
+
+def lanes(program: Program, reference: Reference) -> Results:
+    """Models that are stacked, as `nnx.vmap` creates them, and mapped or scanned over, do each what it does alone."""
+    if not reference.written:
+        return
+    batches = program.batches[:2]
+    alone = [called(Program("", program.make, program.call, (batch,)), program.make()) for batch in batches]
+    for name, run in (("vmap, stacked models", _vmapped), ("scan over layers", _scanned)):
+        for mode in (GRAPH,) if cycle_of(program.make()) else (GRAPH, NO_UPDATES, TREE):
+            where = f"{name} ({mode.name})"
+            models = [program.make() for _ in batches]
+            try:
+                with mode.active():
+                    graphdef, state = nnx.split(models[0])
+                    states = [state, *(nnx.state(model) for model in models[1:])]
+                    stack = nnx.merge(graphdef, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+                    run(program, stack, batches)
+                    for k, model in enumerate(models):
+                        nnx.update(model, jax.tree.map(lambda leaf: leaf[k], nnx.state(stack)))  # noqa: B023
+                found = [
+                    diagnosed(difference, program.make(), f"{where}, model {k + 1} of {len(batches)}")
+                    for k, (model, ref) in enumerate(zip(models, alone, strict=True))
+                    for difference in differences(ref.start, ref.end, snapshot(model), reference.noisy)
+                ]
+            except Exception as error:
+                found = [explained(error, program.make(), reference.start, where, shared=mode is not GRAPH)]
+            yield Cell(name, mode.name, outcome_of(found))
+            yield from found
+
+
+def _vmapped(program: Program, stack: object, batches: tuple[Batch, ...]) -> None:
+    nnx.vmap(program.call, in_axes=(0, 0), out_axes=0)(stack, stacked(batches))
+
+
+def _scanned(program: Program, stack: object, batches: tuple[Batch, ...]) -> None:
+    def body(count: jax.Array, model: object, batch: Batch) -> jax.Array:
+        program.call(model, batch)
+        return count + 1
+
+    nnx.scan(body, in_axes=(nnx.Carry, 0, 0), out_axes=nnx.Carry)(jnp.int32(0), stack, stacked(batches))
