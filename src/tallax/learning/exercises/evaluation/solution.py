@@ -31,8 +31,11 @@ def train_step(model: Model, x: jax.Array) -> jax.Array:
 
 
 def evaluate(model: Model, x: jax.Array) -> jax.Array:
-    # A view shares its Variables with the model, and has a switch of its own.
-    return loss_of(nnx.view(model, deterministic=True), x)
+    model.eval()  # sets every `deterministic` of the model
+    try:
+        return loss_of(model, x)
+    finally:
+        model.train()
 
 
 if __name__ == "__main__":

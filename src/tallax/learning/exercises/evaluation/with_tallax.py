@@ -32,7 +32,11 @@ def train_step(model: Model, x: jax.Array) -> jax.Array:
 
 
 def evaluate(model: Model, x: jax.Array) -> jax.Array:
-    return loss_of(nnx.view(model, deterministic=True), x)
+    model.eval()  # sets every `deterministic` of the model
+    try:
+        return loss_of(model, x)
+    finally:
+        model.train()
 
 
 if __name__ == "__main__":
