@@ -24,7 +24,7 @@ from tallax.variables import Counter
 Claim: TypeAlias = "tuple[str, Callable[[ModuleType], None]]"
 
 
-class Wrong(Exception):
+class Wrong(Exception):  # noqa: N818 - it is an answer, not an error of the grader
     """A claim does not hold.
 
     Attributes:
@@ -86,23 +86,6 @@ def close(got: Any, expected: Any) -> bool:
     """Returns whether two arrays have the same shape and are equal but for rounding."""
     got, expected = np.asarray(got), np.asarray(expected)
     return got.shape == expected.shape and bool(np.allclose(got, expected, rtol=1e-5, atol=1e-6))
-
-
-def require_variable(model: Any, name: str, mistake: str) -> None:
-    """Raises `Wrong` unless the attribute is a Variable.
-
-    Raises:
-        Wrong: it is an array, a number, or missing.
-    """
-    value = getattr(model, name, None)
-    if not isinstance(value, nnx.Variable):
-        raise Wrong(mistake, f"{name} is {_kind(value)}", f"{name} is an nnx.Variable")
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, jax.Array):
-        return "a bare array"
-    return "missing" if value is None else f"a plain {type(value).__name__}"
 
 
 def after_weight_decay(model: Any) -> tuple[Snapshot, Snapshot]:

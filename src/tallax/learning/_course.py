@@ -126,7 +126,7 @@ class _Course:
             return
         following = progress.next_open
         if following is None:
-            view.note = Text("✓ All exercises passed. Each has a page in the docs, with a version that uses tallax.", "green")
+            view.note = Text("✓ All exercises passed. s shows the solution of each, and the same with tallax.", "green")
             return
         progress.current = following
         progress.save()
@@ -161,7 +161,9 @@ class _Course:
             self._show_solution()
         elif key == "r":
             self._reset_asked = True
-            view.note = Text(f"Replace {self._path.name} by its start file? y to confirm, any other key to keep it", "yellow")
+            view.note = Text(
+                f"Replace {self._path.name} by its start file? y replaces it, any other key keeps it", "yellow"
+            )
         else:
             return
         self._show()

@@ -13,8 +13,8 @@ MISTAKES = {
     "missing": "The file no longer defines a name that the exercise needs.",
     "raises": "Your code raises an error, where the exercise needs a result.",
     "unfinished": "A function still raises NotImplementedError.",
-    "hangs": "Grading did not end within the time limit. A loop in your code may not end, or it runs Python code for each "
-    "of very many steps.",
+    "hangs": "Grading did not end within the time limit. A loop in your code may not end, or it runs Python code in "
+    "each of very many steps.",
     "exits": "The process ended before it was graded. Remove calls of `exit`, `quit` or `os._exit` from your file.",
     "crashes": "The process was killed by a signal before it was graded, for example because memory ran out.",
     "tampers": "The file replaces a function or class of a library that your program and its grading both use. A grade "

@@ -22,7 +22,7 @@ from tallax.learning._grade import MISTAKES, Failure, Grade
 _PRINTED = 4000  # bytes of the program's output that are kept
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - nothing is wrong
     """The grade is no longer needed, for example because the file was saved again."""
 
 

@@ -118,9 +118,7 @@ def _loaded(file: Path, report: Callable[..., None]) -> ModuleType | None:
     return module
 
 
-def _tested(
-    exercise: ModuleType, solution: ModuleType, test: Callable[[ModuleType], None]
-) -> dict[str, str] | None:
+def _tested(exercise: ModuleType, solution: ModuleType, test: Callable[[ModuleType], None]) -> dict[str, str] | None:
     """Returns the mistake that a claim finds, with its details; None if the claim holds."""
     try:
         test(solution)

@@ -9,14 +9,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console  # after _screen, which names the extra that is missing
+
 from tallax.learning._course import take_course, write_files
 from tallax.learning._exercise import exercises
 from tallax.learning._graders import Grader
 from tallax.learning._saved_progress import SavedProgress
 from tallax.learning._screen import listed, print_grade
 from tallax.runs._errors import TallaxError, laid_out
-
-from rich.console import Console  # after _screen, which names the extra that is missing
 
 
 def learn(folder: Path, checks: Sequence[int], limit_seconds: float, *, as_json: bool) -> int:
@@ -66,11 +66,11 @@ def _check(folder: Path, checks: Sequence[int], limit_seconds: float, console: C
     for number in checks:
         if number not in numbered:
             fix = f"--check N with N from 1 to {len(numbered)}"
-            raise TallaxError(laid_out("--check", "there is no such exercise.", got=str(number), fix=fix))
+            raise TallaxError(laid_out("--check", "this exercise does not exist.", got=str(number), fix=fix))
         path = folder / numbered[number].file_name
         if not path.is_file():
             fix = f"tallax learn {folder}, which writes the files that are missing"
-            raise TallaxError(laid_out(str(path), "there is no such file.", fix=fix))
+            raise TallaxError(laid_out(str(path), "this file does not exist.", fix=fix))
     progress, grades = SavedProgress(folder), {}
     with Grader(limit_seconds) as grader:
         for number in checks:

@@ -1,4 +1,7 @@
-"""Exercise 8: counted twice. It prints the right number, and it is wrong. Correct it."""
+"""Exercise 8: counted twice.
+
+It prints the right number, and it is wrong. Correct it.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +22,10 @@ class Model(nnx.Module):
         return jnp.mean((self.layer(x) - y) ** 2)
 
 
-def train_step(model: Model, optimizer: nnx.Optimizer, x: jax.Array, y: jax.Array, parts: int) -> jax.Array:
-    """Makes one step with the mean gradient of `parts` parts of the batch; returns the loss before it."""
+def train_step(
+    model: Model, optimizer: nnx.Optimizer, x: jax.Array, y: jax.Array, parts: int
+) -> jax.Array:
+    """Makes a step with the mean gradient of equal parts of the batch; returns the loss before."""
     loss = model.loss(x, y)
     total = jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param))
     for x_part, y_part in zip(jnp.split(x, parts), jnp.split(y, parts), strict=True):

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import optax
-import tallax
 from flax import nnx
+
+import tallax
 
 
 class Model(tallax.Module):
@@ -20,11 +21,15 @@ class Model(tallax.Module):
         return jnp.mean((self.layer(x) - y) ** 2)
 
 
-def train_step(model: Model, optimizer: nnx.Optimizer, x: jax.Array, y: jax.Array, parts: int) -> jax.Array:
-    """Makes one step with the mean gradient of `parts` parts of the batch; returns the loss before it."""
+def train_step(
+    model: Model, optimizer: nnx.Optimizer, x: jax.Array, y: jax.Array, parts: int
+) -> jax.Array:
+    """Makes a step with the mean gradient of equal parts of the batch; returns the loss before."""
     total, loss = jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param)), jnp.zeros(())
     for x_part, y_part in zip(jnp.split(x, parts), jnp.split(y, parts), strict=True):
-        value, gradient = tallax.value_and_grad(lambda model, x, y: model.loss(x, y))(model, x_part, y_part)
+        value, gradient = tallax.value_and_grad(lambda model, x, y: model.loss(x, y))(
+            model, x_part, y_part
+        )
         total = jax.tree.map(lambda a, b: a + b / parts, total, gradient)
         loss += value / parts
     optimizer.update(model, total)

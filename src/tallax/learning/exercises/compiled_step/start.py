@@ -1,4 +1,7 @@
-"""Exercise 5: jax.jit lost the update. It prints the right number, and it is wrong. Correct it."""
+"""Exercise 5: jax.jit lost the update.
+
+It prints the right number, and it is wrong. Correct it.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,7 @@
-"""Exercise 7: counted in evaluation. It prints the right number, and it is wrong. Correct it."""
+"""Exercise 7: counted in evaluation.
+
+It prints the right number, and it is wrong. Correct it.
+"""
 
 import jax
 import jax.numpy as jnp

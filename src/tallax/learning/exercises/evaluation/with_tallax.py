@@ -2,8 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-import tallax
 from flax import nnx
+
+import tallax
 
 
 class Model(tallax.Module):

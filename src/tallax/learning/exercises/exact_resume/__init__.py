@@ -50,10 +50,12 @@ def _saved_and_loaded(solution: ModuleType, steps: int) -> tuple[Any, Any]:
         path, moved = os.path.join(folder, "job.npz"), os.path.join(folder, "moved.npz")
         job = solution.Job()
         job.train(steps)
-        before = _weights(job).copy()
+        parts = (job.model, job.optimizer, job.rngs)
+        before = [np.copy(leaf) for part in parts for leaf in _arrays(part)]
         solution.save(job, path)
-        if not np.array_equal(before, _weights(job)):
-            raise Wrong("save_changes", _weights(job), before)
+        after = [leaf for part in (job.model, job.optimizer, job.rngs) for leaf in _arrays(part)]
+        if not all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)):
+            raise Wrong("save_changes", "the state of the job after save is not that before", "the same state")
         solution.save(solution.Job(), os.path.join(folder, "other.npz"))
         os.rename(path, moved)
         try:

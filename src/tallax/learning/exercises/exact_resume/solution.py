@@ -34,7 +34,9 @@ class Job:
         x = np.random.default_rng(self.position).normal(size=(8, 2)).astype(np.float32)
         y = jnp.asarray(x @ np.array([1.0, 2.0], np.float32))
         noisy = x + 0.1 * jax.random.normal(self.rngs.noise(), x.shape)
-        loss, gradient = nnx.value_and_grad(lambda model: jnp.mean((model(noisy) - y) ** 2))(self.model)
+        loss, gradient = nnx.value_and_grad(lambda model: jnp.mean((model(noisy) - y) ** 2))(
+            self.model
+        )
         self.optimizer.update(self.model, gradient)
         self.position += 1
         return float(loss)
@@ -53,7 +55,9 @@ def load(path: str) -> Job:
     state = state_of(job)
     with np.load(path) as file:
         job.position = int(file["position"])
-        leaves = [jnp.asarray(file[f"leaf{number}"]) for number in range(len(jax.tree.leaves(state)))]
+        leaves = [
+            jnp.asarray(file[f"leaf{number}"]) for number in range(len(jax.tree.leaves(state)))
+        ]
     nnx.update(parts_of(job), jax.tree.unflatten(jax.tree.structure(state), leaves))
     return job
 
@@ -63,7 +67,7 @@ def parts_of(job: Job) -> tuple:
 
 
 def state_of(job: Job) -> nnx.State:
-    """Returns the state of a job but for its keys: these follow from the seed, and NumPy cannot save them."""
+    """Returns the state of a job without its keys, which follow from the seed."""
     return nnx.state(parts_of(job), nnx.Not(nnx.RngKey))
 
 

@@ -1,4 +1,7 @@
-"""Exercise 12: resume exactly. It prints the right numbers, and it is wrong. Correct it."""
+"""Exercise 12: resume exactly.
+
+It prints the right numbers, and it is wrong. Correct it.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +37,9 @@ class Job:
         x = np.random.default_rng(self.position).normal(size=(8, 2)).astype(np.float32)
         y = jnp.asarray(x @ np.array([1.0, 2.0], np.float32))
         noisy = x + 0.1 * jax.random.normal(self.rngs.noise(), x.shape)
-        loss, gradient = nnx.value_and_grad(lambda model: jnp.mean((model(noisy) - y) ** 2))(self.model)
+        loss, gradient = nnx.value_and_grad(lambda model: jnp.mean((model(noisy) - y) ** 2))(
+            self.model
+        )
         self.optimizer.update(self.model, gradient)
         self.position += 1
         return float(loss)

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tallax
 from flax import nnx
+
+import tallax
 
 
 class Model(nnx.Module):
@@ -46,7 +47,9 @@ class Job:
     def step(self) -> float:
         x, y = self.data.next()
         noisy = x + 0.1 * jax.random.normal(self.rngs.noise(), x.shape)
-        loss, gradient = nnx.value_and_grad(lambda model: jnp.mean((model(noisy) - y) ** 2))(self.model)
+        loss, gradient = nnx.value_and_grad(lambda model: jnp.mean((model(noisy) - y) ** 2))(
+            self.model
+        )
         self.optimizer.update(self.model, gradient)
         return float(loss)
 
@@ -63,7 +66,7 @@ def load(path: str) -> Job:
     return job
 
 
-def parts_of(job: Job) -> dict[str, nnx.Module]:
+def parts_of(job: Job) -> dict:
     return {"model": job.model, "optimizer": job.optimizer, "rngs": job.rngs, "data": job.data}
 
 

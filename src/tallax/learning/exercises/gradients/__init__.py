@@ -57,7 +57,9 @@ def _rest_stays(solution: ModuleType) -> None:
         solution.train_step(model, *_data(), _RATE)
         for name in ("step", "scale"):
             held = getattr(model, name)
-            if not isinstance(held, Counter) and is_traced(held.get_value() if isinstance(held, nnx.Variable) else held):
+            if not isinstance(held, Counter) and is_traced(
+                held.get_value() if isinstance(held, nnx.Variable) else held
+            ):
                 raise Wrong("tracer", f"{name} is a tracer", f"{name} is an array")
         step = float(number(model.step))
         if step != done:

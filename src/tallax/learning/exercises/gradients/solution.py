@@ -24,10 +24,14 @@ def train_step(model: Model, x: jax.Array, y: jax.Array, learning_rate: float) -
     # Differentiates each nnx.Param; all other state keeps what the forward pass has written.
     loss, gradient = nnx.value_and_grad(lambda model: model.loss(x, y))(model)
     parameters = nnx.state(model, nnx.Param)
-    nnx.update(model, jax.tree.map(lambda value, slope: value - learning_rate * slope, parameters, gradient))
+    nnx.update(
+        model,
+        jax.tree.map(lambda value, slope: value - learning_rate * slope, parameters, gradient),
+    )
     return loss
 
 
 if __name__ == "__main__":
     model = Model(nnx.Rngs(0))
-    print(f"loss of the first step: {train_step(model, jnp.zeros((4, 2)), jnp.full((4, 1), 0.5), 0.1):.2f}")
+    loss = train_step(model, jnp.zeros((4, 2)), jnp.full((4, 1), 0.5), 0.1)
+    print(f"loss of the first step: {loss:.2f}")

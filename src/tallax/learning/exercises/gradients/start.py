@@ -1,4 +1,7 @@
-"""Exercise 9: value_and_grad and the rest of the state. It prints the right number, and it is wrong. Correct it."""
+"""Exercise 9: value_and_grad and the rest of the state.
+
+It prints the right number, and it is wrong. Correct it.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +14,7 @@ class Model(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
         self.layer = nnx.Linear(2, 1, rngs=rngs)
         self.scale = nnx.BatchStat(jnp.full(2, 2.0))
-        self.step = nnx.Variable(jnp.zeros(()))  # an integer raises "grad requires real- or complex-valued inputs"
+        self.step = nnx.Variable(jnp.zeros(()))  # an integer raises an error in train_step
 
     def loss(self, x: jax.Array, y: jax.Array) -> jax.Array:
         temperature = 1.0 + 0.1 * self.step[...]
@@ -24,10 +27,13 @@ def train_step(model: Model, x: jax.Array, y: jax.Array, learning_rate: float) -
     everything = nnx.DiffState(0, nnx.Variable)
     loss, gradient = nnx.value_and_grad(lambda model: model.loss(x, y), argnums=everything)(model)
     state = nnx.state(model, nnx.Variable)
-    nnx.update(model, jax.tree.map(lambda value, slope: value - learning_rate * slope, state, gradient))
+    nnx.update(
+        model, jax.tree.map(lambda value, slope: value - learning_rate * slope, state, gradient)
+    )
     return loss
 
 
 if __name__ == "__main__":
     model = Model(nnx.Rngs(0))
-    print(f"loss of the first step: {train_step(model, jnp.zeros((4, 2)), jnp.full((4, 1), 0.5), 0.1):.2f}")
+    loss = train_step(model, jnp.zeros((4, 2)), jnp.full((4, 1), 0.5), 0.1)
+    print(f"loss of the first step: {loss:.2f}")

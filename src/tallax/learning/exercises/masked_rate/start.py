@@ -1,4 +1,7 @@
-"""Exercise 4: how often did the masked head fire? It prints the right number, and it is wrong. Correct it."""
+"""Exercise 4: how often did the masked head fire?
+
+It prints the right number, and it is wrong. Correct it.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -2,8 +2,8 @@
 
 import jax
 import jax.numpy as jnp
+
 import tallax
-from flax import nnx
 
 
 class FiringRate(tallax.Module):

@@ -1,4 +1,7 @@
-"""Exercise 3: one counter drives three values. It prints the right numbers, and it is wrong. Correct it."""
+"""Exercise 3: one counter drives three values.
+
+It prints the right numbers, and it is wrong. Correct it.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +37,8 @@ if __name__ == "__main__":
     controls = Controls()
     for step in range(STEPS + 1):
         if step in (0, 50, 100):
-            values = f"temperature {controls.temperature():.1f}, learning rate {controls.learning_rate():.3f}"
-            print(f"step {step}: {values}, clip {controls.clip():.1f}")
+            values = controls.temperature(), controls.learning_rate(), controls.clip()
+            temperature, rate, clip = map(float, values)
+            print(f"step {step}: temperature {temperature:.1f}, ", end="")
+            print(f"learning rate {rate:.3f}, clip {clip:.1f}")
         controls.advance()

@@ -19,7 +19,9 @@ class Model(nnx.Module):
 
 def save(model: nnx.Module, path: str) -> None:
     """Writes the state of a model to a file."""
-    np.savez(path, **{name: np.asarray(variable[...]) for name, variable in variables_of(model).items()})
+    np.savez(
+        path, **{name: np.asarray(variable[...]) for name, variable in variables_of(model).items()}
+    )
 
 
 def restore(model: nnx.Module, path: str) -> None:
@@ -40,7 +42,9 @@ def restore(model: nnx.Module, path: str) -> None:
 def variables_of(model: nnx.Module) -> dict[str, nnx.Variable]:
     """Returns each Variable of a model, of any type, by its path."""
     nodes = nnx.iter_graph(model)
-    return {"/".join(map(str, path)): node for path, node in nodes if isinstance(node, nnx.Variable)}
+    return {
+        "/".join(map(str, path)): node for path, node in nodes if isinstance(node, nnx.Variable)
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Exercise 10: a checkpoint that forgets a buffer. It prints the right number, and it is wrong. Correct it."""
+"""Exercise 10: a checkpoint that forgets a buffer.
+
+It prints the right number, and it is wrong. Correct it.
+"""
 
 import os
 import tempfile
@@ -20,7 +23,9 @@ class Model(nnx.Module):
 def save(model: nnx.Module, path: str) -> None:
     """Writes the state of a model to a file."""
     state = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    np.savez(path, **{"/".join(map(str, name)): np.asarray(variable[...]) for name, variable in state})
+    np.savez(
+        path, **{"/".join(map(str, name)): np.asarray(variable[...]) for name, variable in state}
+    )
 
 
 def restore(model: nnx.Module, path: str) -> None:

@@ -4,8 +4,9 @@ import os
 import tempfile
 
 import jax.numpy as jnp
-import tallax
 from flax import nnx
+
+import tallax
 
 
 class Model(tallax.Module):

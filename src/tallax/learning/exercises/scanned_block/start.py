@@ -1,4 +1,7 @@
-"""Exercise 6: scan with a broadcast counter. It prints the right numbers, and it is wrong. Correct it."""
+"""Exercise 6: scan with a broadcast counter.
+
+It prints the right numbers, and it is wrong. Correct it.
+"""
 
 import jax
 import jax.numpy as jnp

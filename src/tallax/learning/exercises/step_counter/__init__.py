@@ -34,7 +34,7 @@ def _counts(solution: ModuleType) -> None:
         raise Wrong("no_result", "None", "the new count")
     counts = [float(start), *(float(number(result)) for result in results)]
     if counts != [0, 1, 2]:
-        raise Wrong("shared" if counts == [start, start + 1, start + 2] and start else "miscounts", counts, [0, 1, 2])
+        raise Wrong("miscounts", counts, [0, 1, 2])
     other = float(number(solution.StepCounter(nnx.Rngs(1)).step))
     if other:
         raise Wrong("shared", f"a second counter starts at {other:g}", "a second counter starts at 0")
@@ -116,11 +116,11 @@ def _function_reads_the_counter(solution: ModuleType) -> None:
             else:
                 step.set_value(step.get_value() + 3)
 
-    solution.StepCounter = Later  # the function looks the class up by its name
+    vars(solution)["StepCounter"] = Later  # the function looks the class up by its name
     try:
         expect(solution.counter_after_n_calls(11, 4), [7, 4], "uncounted")
     finally:
-        solution.StepCounter = original
+        vars(solution)["StepCounter"] = original
     reads = _exercise._host_reads(solution.counter_after_n_calls, in_loop=True)
     if reads:
         raise Wrong("read_in_the_loop", reads[0].source, "one read after the loop")

@@ -1,4 +1,7 @@
-"""Exercise 1: a step counter. It prints the right number, and it is wrong. Correct it."""
+"""Exercise 1: a step counter.
+
+It prints the right number, and it is wrong. Correct it.
+"""
 
 import jax
 import jax.numpy as jnp

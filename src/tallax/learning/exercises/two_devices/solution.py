@@ -15,7 +15,7 @@ class Counts(nnx.Module):
 
 
 def train_step(counts: Counts, x: jax.Array, mesh: jax.sharding.Mesh) -> jax.Array:
-    """Returns the mean loss of a batch that is split over the axis "data", and counts its examples."""
+    """Returns the mean loss of a batch, split over the axis "data", and counts its examples."""
 
     def on_each_device(seen: jax.Array, positive: jax.Array, x: jax.Array) -> tuple[jax.Array, ...]:
         loss = jax.lax.pmean(jnp.mean((x - 0.5) ** 2), "data")
@@ -24,9 +24,15 @@ def train_step(counts: Counts, x: jax.Array, mesh: jax.sharding.Mesh) -> jax.Arr
         return loss, seen + more_seen, positive + more_positive
 
     step = jax.shard_map(
-        on_each_device, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=(P(), P(), P()), check_vma=False
+        on_each_device,
+        mesh=mesh,
+        in_specs=(P(), P(), P("data")),
+        out_specs=(P(), P(), P()),
+        check_vma=False,
     )
-    loss, counts.seen[...], counts.positive[...] = jax.jit(step)(counts.seen[...], counts.positive[...], x)
+    loss, counts.seen[...], counts.positive[...] = jax.jit(step)(
+        counts.seen[...], counts.positive[...], x
+    )
     return loss
 
 

@@ -1,4 +1,7 @@
-"""Exercise 11: two devices, counted by one. It prints the right number, and it is wrong. Correct it."""
+"""Exercise 11: two devices, counted by one.
+
+It prints the right number, and it is wrong. Correct it.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +18,22 @@ class Counts(nnx.Module):
 
 
 def train_step(counts: Counts, x: jax.Array, mesh: jax.sharding.Mesh) -> jax.Array:
-    """Returns the mean loss of a batch that is split over the axis "data", and counts its examples."""
+    """Returns the mean loss of a batch, split over the axis "data", and counts its examples."""
 
     def on_each_device(seen: jax.Array, positive: jax.Array, x: jax.Array) -> tuple[jax.Array, ...]:
         loss = jax.lax.pmean(jnp.mean((x - 0.5) ** 2), "data")
         return loss, seen + x.shape[0], positive + jnp.sum(x[:, 0] > 0)
 
     step = jax.shard_map(
-        on_each_device, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=(P(), P(), P()), check_vma=False
+        on_each_device,
+        mesh=mesh,
+        in_specs=(P(), P(), P("data")),
+        out_specs=(P(), P(), P()),
+        check_vma=False,
     )
-    loss, counts.seen[...], counts.positive[...] = jax.jit(step)(counts.seen[...], counts.positive[...], x)
+    loss, counts.seen[...], counts.positive[...] = jax.jit(step)(
+        counts.seen[...], counts.positive[...], x
+    )
     return loss
 
 

@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-import tallax
 from flax import nnx
 from jax.sharding import PartitionSpec as P
+
+import tallax
 
 
 class Counts(tallax.Module):
@@ -16,7 +17,7 @@ class Counts(tallax.Module):
 
 
 def train_step(counts: Counts, x: jax.Array, mesh: jax.sharding.Mesh) -> jax.Array:
-    """Returns the mean loss of a batch that is split over the axis "data", and counts its examples."""
+    """Returns the mean loss of a batch, split over the axis "data", and counts its examples."""
 
     def on_each_device(counts: Counts, x: jax.Array) -> jax.Array:
         counts.seen.count(jnp.ones(x.shape[0], bool), axis_name="data")

@@ -1,4 +1,7 @@
-"""Exercise 2: a buffer that must not train. It prints the right number, and it is wrong. Correct it."""
+"""Exercise 2: a buffer that must not train.
+
+It prints the right number, and it is wrong. Correct it.
+"""
 
 import jax
 import jax.numpy as jnp
