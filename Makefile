@@ -66,8 +66,9 @@ format: $(VENV)/.dev  ## mend style and format where that is safe
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-pages: $(VENV)/.dev  ## write docs/lint from the linter's rules
+pages: $(VENV)/.dev  ## write docs/lint from the linter's rules, and docs/learn from the exercises
 	$(BIN)/python -m tallax.lint._explain docs/lint
+	$(BIN)/python docs/_exercise_pages.py docs/learn
 
 notebook: $(VENV)/.dev  ## run docs/tutorial.md, and write docs/tutorial.ipynb with what it prints
 	$(BIN)/python docs/_notebook.py docs/tutorial.md docs/tutorial.ipynb

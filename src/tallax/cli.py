@@ -97,6 +97,25 @@ def main() -> None:
             raise typer.Exit(run_resume(target, steps, devices, limit, as_json=json))
         raise typer.Exit(run(target, inputs, call, calls, limit, as_json=json, start=start))
 
+    @app.command()
+    def learn(
+        folder: str = typer.Argument("tallax-exercises", help="The folder of the exercises; created if missing."),
+        check: list[int] = typer.Option([], help="Grade the exercise with this number and exit; repeat for several."),
+        limit: float = typer.Option(60.0, min=1.0, help="Seconds after which grading a file is stopped."),
+        json: bool = typer.Option(False, "--json", help="Print the grades of --check as JSON."),
+    ) -> None:
+        """Take a course on state in Flax NNX: exercises in which a wrong program prints the right number.
+
+        On a terminal, an exercise is graded when you save its file. With --check, exits with 0 if the exercises pass,
+        1 if one fails, 2 if one cannot be graded.
+        """
+        with _exit_on_errors(typer):
+            from pathlib import Path
+
+            from tallax.learning._learn_command import learn as run
+
+            raise typer.Exit(run(Path(folder), check, limit, as_json=json))
+
     @app.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
     def lint(arguments: list[str] = typer.Argument(None, metavar="PATH...")) -> None:
         """Find mistakes with the state of models in source code; `tallax lint --help` lists the options."""

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Testing claims about a program: `Wrong`, and the measurements that several exercises share.
+
+The measurements accept every style of state that is right: any type of Variable that is not a parameter, integers or
+floats, and tallax's own types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from tallax._errors import describe
+from tallax.checking._snapshot import Snapshot, changed, snapshot
+from tallax.variables import Counter
+
+Claim: TypeAlias = "tuple[str, Callable[[ModuleType], None]]"
+
+
+class Wrong(Exception):  # noqa: N818 - it is an answer, not an error of the grader
+    """A claim does not hold.
+
+    Attributes:
+        mistake: the name of the mistake in the exercise's `text.md`.
+        got: the result of the program.
+        expected: the right result.
+    """
+
+    def __init__(self, mistake: str, got: object = "", expected: object = ""):
+        super().__init__(mistake)
+        self.mistake = mistake
+        self.got = shown(got)
+        self.expected = shown(expected)
+
+
+def shown(value: object) -> str:
+    """Words a result: numbers and small arrays by their values, anything else by its type."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, nnx.Variable):
+        return f"{type(value).__name__} {shown(value.get_value())}"
+    if isinstance(value, jax.Array | np.ndarray | np.generic) and np.size(value) <= 8:
+        return str(np.asarray(value).tolist())
+    if isinstance(value, bool | int | float | list | tuple):
+        return str(value)
+    return describe(value)
+
+
+def number(value: object) -> Any:
+    """Returns the value of a count or of an array, as a NumPy array; a Counter's exactly.
+
+    Raises:
+        TypeError: it is not an array or a number.
+    """
+    if isinstance(value, Counter):
+        return np.asarray(int(value)) if value.shape == () else np.asarray(value)
+    if isinstance(value, nnx.Variable):
+        value = value.get_value()
+    if not isinstance(value, jax.Array | np.ndarray | np.generic | bool | int | float):
+        raise TypeError(f"expected an array or a number, got {describe(value)}")
+    return np.asarray(value)
+
+
+def expect(got: object, expected: object, mistake: str) -> None:
+    """Raises `Wrong` with both numbers, unless they are equal but for rounding.
+
+    Raises:
+        Wrong: the numbers differ, or `got` is not a number.
+    """
+    try:
+        is_right = close(number(got), expected)
+    except TypeError:
+        is_right = False
+    if not is_right:
+        raise Wrong(mistake, got, expected)
+
+
+def close(got: Any, expected: Any) -> bool:
+    """Returns whether two arrays have the same shape and are equal but for rounding."""
+    got, expected = np.asarray(got), np.asarray(expected)
+    return got.shape == expected.shape and bool(np.allclose(got, expected, rtol=1e-5, atol=1e-6))
+
+
+def after_weight_decay(model: Any) -> tuple[Snapshot, Snapshot]:
+    """Returns the state before and after a step of adamw, weight decay 0.1, with gradients of zero."""
+
+    def is_trained(path: Any, node: Any) -> bool:
+        # An integer parameter has no gradient; that is a mistake of its own.
+        return isinstance(node, nnx.Param) and all(
+            jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in jax.tree.leaves(node)
+        )
+
+    before = snapshot(model)
+    if jax.tree.leaves(nnx.state(model, is_trained)):
+        optimizer = nnx.Optimizer(model, optax.adamw(0.1, weight_decay=0.1), wrt=is_trained)
+        optimizer.update(model, jax.tree.map(jnp.zeros_like, nnx.state(model, is_trained)))
+    return before, snapshot(model)
+
+
+def require_untrained(model: Any, name: str, mistake: str) -> None:
+    """Raises `Wrong` if an optimizer of the parameters changes the attribute, or would.
+
+    Raises:
+        Wrong: it is an `nnx.Param`, or a step of adamw changes it.
+    """
+    before, after = after_weight_decay(model)
+    moved = [path for path in changed(before, after) if path == name or path.startswith(f"{name}/")]
+    if moved:
+        raise Wrong(mistake, f"{name} is {after[moved[0]].describe()}", f"{name} is {before[moved[0]].describe()}")
+    held = getattr(model, name, None)
+    if isinstance(held, nnx.Param):
+        raise Wrong(mistake, f"{name} is a {type(held).__name__}", f"{name} is not a parameter")
+
+
+def parameters_of(model: Any) -> list[np.ndarray]:
+    """Returns the values of the parameters, in the order of their paths."""
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
+
+
+def same_arrays(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
+    """Returns whether two lists of arrays agree, array by array, but for rounding."""
+    return len(left) == len(right) and all(close(a, b) for a, b in zip(left, right, strict=True))

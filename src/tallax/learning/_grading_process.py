@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that grades one file: it may hang, exit or crash, and only this process is lost.
+
+It imports JAX, reports that it is ready, and waits for a request on its standard input. The request has a token; only
+messages that contain it count, so that a file that writes to every descriptor does not grade itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TextIO
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tallax.checking._source_lines import line_of_error
+from tallax.learning import _claims, _integrity
+
+# Bound before the learner's file runs, so that replacing the originals has no effect here.
+_dumps, _write_line = json.dumps, os.write
+
+
+def main(answer_to: int) -> None:
+    """Grades one file."""
+    _warm_up()
+    stdin: TextIO = sys.stdin
+    _write_line(answer_to, b'{"ready": true}\n')
+    line = stdin.readline()
+    if not line:  # the parent is gone, or has no use for this process
+        return
+    request = json.loads(line)
+    token = request["token"]
+
+    def report(**message: Any) -> None:
+        _write_line(answer_to, (_dumps({**message, "token": token}) + "\n").encode())
+
+    sys.stdin = open(os.devnull)  # noqa: SIM115 - the learner's `input()` raises instead of waiting
+    grade_file(request["exercise"], Path(request["file"]), report)
+
+
+def _warm_up() -> None:
+    """Imports what the claims use, and compiles a program, so that the first claim does not wait for either."""
+    # A grade compiles some tens of small programs and runs each a few times.
+    jax.config.update("jax_disable_most_optimizations", True)
+    for name in ("tallax.checking", "tallax.statistics", "tallax.schedules", "tallax.compiling", "tallax.counters"):
+        importlib.import_module(name)
+
+    class Warm(nnx.Module):
+        def __init__(self) -> None:
+            self.count = nnx.Variable(jnp.zeros((), jnp.int32))
+            self.layer = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            self.count[...] += 1
+            return jnp.mean(self.layer(x) ** 2)
+
+    model = Warm()
+    nnx.jit(lambda model, x: nnx.value_and_grad(lambda model: model(x))(model))(model, jnp.ones((2, 2)))
+    _claims.after_weight_decay(model)
+
+
+def grade_file(name: str, file: Path, report: Callable[..., None]) -> None:
+    """Runs the file and the claims of the exercise, and reports each claim as it begins and the first failure."""
+    exercise = importlib.import_module(f"tallax.learning.exercises.{name}")
+    before = _integrity.fingerprint()
+    report(at="the file runs")
+    solution = _loaded(file, report)
+    if solution is None:
+        return
+    for needed in exercise.NAMES:
+        if not callable(getattr(solution, needed, None)):
+            report(wrong="missing", claim=f"the file defines {needed}", expected=needed)
+            return
+    if replaced := _integrity.first_replaced(before):
+        report(wrong="tampers", claim="the file leaves libraries as they are", got=f"{replaced} is another object")
+        return
+    report(held="the file runs")
+    for sentence, test in exercise.CLAIMS:
+        report(at=sentence)
+        failure = _tested(exercise, solution, test)
+        if replaced := _integrity.first_replaced(before):
+            failure = {"wrong": "tampers", "got": f"{replaced} is another object"}
+        if failure is not None:
+            report(claim=sentence, **failure)
+            return
+        report(held=sentence)
+    report(passed=True)
+
+
+def _loaded(file: Path, report: Callable[..., None]) -> ModuleType | None:
+    """Returns the module of a file; None if it cannot be run, which is reported."""
+    claim = "the file runs"
+    try:
+        code = compile(file.read_text(encoding="utf-8"), str(file), "exec")
+    except SyntaxError as error:
+        report(
+            wrong="syntax", claim=claim, got=f"{error.msg}", source=f"{file.name}:{error.lineno}: {error.text or ''}"
+        )
+        return None
+    except (OSError, ValueError) as error:
+        report(wrong="syntax", claim=claim, got=f"{type(error).__name__}: {error}")
+        return None
+    module = ModuleType("solution")
+    module.__file__ = str(file)
+    sys.modules["solution"] = module  # pickle looks classes up by it
+    try:
+        exec(code, module.__dict__)
+    except Exception as error:
+        report(wrong="import", claim=claim, got=_first_line(error), source=line_of_error(error))
+        return None
+    return module
+
+
+def _tested(exercise: ModuleType, solution: ModuleType, test: Callable[[ModuleType], None]) -> dict[str, str] | None:
+    """Returns the mistake that a claim finds, with its details; None if the claim holds."""
+    try:
+        test(solution)
+    except _claims.Wrong as wrong:
+        return {"wrong": wrong.mistake, "got": wrong.got, "expected": wrong.expected}
+    except Exception as error:
+        explain: Callable[[Exception], str] = getattr(exercise, "explain", lambda error: "")
+        is_unfinished = isinstance(error, NotImplementedError) and not error.args
+        mistake = explain(error) or ("unfinished" if is_unfinished else "raises")
+        return {"wrong": mistake, "got": _first_line(error), "source": line_of_error(error)}
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {(lines or [''])[0][:200]}"
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

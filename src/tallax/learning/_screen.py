@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text that a learner sees: the exercise, its claims, the first that fails, and the keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+try:
+    from rich.console import Console, Group, RenderableType
+    from rich.markdown import Markdown
+    from rich.padding import Padding
+    from rich.syntax import Syntax
+    from rich.table import Table
+    from rich.text import Text
+except ModuleNotFoundError:
+    from tallax.runs._errors import MissingExtraError
+
+    raise MissingExtraError.of("tallax learn", "cli", "rich") from None
+
+from tallax.learning._exercise import Exercise, exercises
+from tallax.learning._grade import Failure, Grade
+from tallax.learning._saved_progress import SavedProgress
+
+KEYS = (
+    ("h", "hint"),
+    ("l", "list"),
+    ("n", "next"),
+    ("p", "previous"),
+    ("s", "solution"),
+    ("r", "reset"),
+    ("q", "quit"),
+)
+
+
+@dataclass
+class View:
+    """The contents of the screen.
+
+    Attributes:
+        grade: the last grade of the current exercise; None while it is graded for the first time.
+        held: the claims that hold so far, while a grade is under way.
+        at: the claim that is being tested; empty if none is.
+        note: one line about the last key or the last grade.
+        extra: the list, or a solution, which replaces the exercise until the next key.
+    """
+
+    grade: Grade | None = None
+    held: list[str] = field(default_factory=list)
+    at: str = ""
+    note: RenderableType | None = None
+    extra: RenderableType | None = None
+
+
+def screen(progress: SavedProgress, folder: Path, view: View) -> RenderableType:
+    """Returns the whole screen."""
+    exercise = progress.current
+    parts: list[RenderableType] = [_bar(progress), Text()]
+    if view.note is not None:
+        parts += [view.note, Text()]
+    if view.extra is not None:
+        parts += [view.extra, Text(), Text("any key: back to the exercise", "dim")]
+        return Group(*parts)
+    parts += [_heading(exercise, folder), Text(), *_claims(view)]
+    shown = progress.hints.get(exercise.name, 0)
+    parts += [_hint(number, text) for number, text in enumerate(exercise.hints[:shown], 1)]
+    parts += [Text(), _keys(exercise, shown, exercise.name in progress.passed)]
+    return Group(*parts)
+
+
+def _bar(progress: SavedProgress) -> Text:
+    text = Text("tallax learn  ", "bold")
+    for exercise in exercises():
+        style = "green" if exercise.name in progress.passed else "dim"
+        is_current = exercise is progress.current
+        text.append("●" if exercise.name in progress.passed else "○", f"{style} bold" if is_current else style)
+    return text.append(f"  {len(progress.passed)} of {len(exercises())} passed", "dim")
+
+
+def _heading(exercise: Exercise, folder: Path) -> RenderableType:
+    title = Text(f"{exercise.number}  {exercise.title}", "bold")
+    return Group(
+        title,
+        Text(),
+        Markdown(exercise.problem),
+        Text(),
+        Text.assemble("It prints  ", (exercise.output.replace("\n", "\n           "), "cyan")),
+        Text.assemble("Edit       ", (str(folder / exercise.file_name), "bold")),
+    )
+
+
+def _claims(view: View) -> list[RenderableType]:
+    """Returns a line for each claim that was tested, and the first failure at length."""
+    held: Sequence[str] = view.held if view.at or view.grade is None else view.grade.held
+    lines: list[RenderableType] = [Text.assemble(("  ✓ ", "green"), claim) for claim in held]
+    if view.at:
+        lines.append(Text(f"  … {view.at}", "dim"))
+    elif view.grade is not None:
+        if view.grade.failure is not None:
+            lines.append(explained(view.grade.failure))
+        if view.grade.printed and not view.grade.passed:
+            lines.append(Text("    Your program printed:", "dim"))
+            lines += [Text(f"      {line}", "dim") for line in view.grade.printed.splitlines()[-4:]]
+        lines.append(Text(f"    {view.grade.seconds:.1f} s; save the file to grade it again", "dim"))
+    return lines
+
+
+def explained(failure: Failure) -> RenderableType:
+    """Returns a failure: the claim, the fault and its consequence, and both numbers."""
+    table = Table.grid(padding=(0, 1))
+    for label, text in (("got", failure.got), ("expected", failure.expected), ("line", failure.source)):
+        if text:
+            table.add_row(Text(f"{label}:", "dim"), Text(text))
+    return Group(
+        Text.assemble(("  ✗ ", "red"), (failure.claim, "bold")),
+        Padding(Markdown(failure.sentence), (1, 0, 0, 4)),
+        Padding(table, (1, 0, 1, 4)),
+    )
+
+
+def _hint(number: int, text: str) -> RenderableType:
+    table = Table.grid(padding=(0, 1))
+    table.add_row(Text(f"  Hint {number}:", "yellow"), Markdown(text))
+    return table
+
+
+def _keys(exercise: Exercise, shown: int, passed: bool) -> Text:
+    text = Text()
+    for key, name in KEYS:
+        label = f"hint ({shown} of {len(exercise.hints)})" if name == "hint" else name
+        style = "dim" if name == "solution" and not passed else ""
+        text.append(key, f"bold {style}").append(f" {label}   ", style or "dim")
+    return text
+
+
+def listed(progress: SavedProgress) -> RenderableType:
+    """Returns the list of exercises, with those that have passed."""
+    table = Table.grid(padding=(0, 2))
+    for exercise in exercises():
+        is_passed = exercise.name in progress.passed
+        table.add_row(
+            Text("→" if exercise is progress.current else ""),
+            Text("✓", "green") if is_passed else Text("·", "dim"),
+            Text(str(exercise.number), justify="right"),
+            Text(exercise.title),
+            Text(exercise.file_name, "dim"),
+        )
+    return table
+
+
+def solved(exercise: Exercise) -> RenderableType:
+    """Returns the solution of an exercise, and the same with tallax."""
+    return Group(
+        Text(f"{exercise.number}  {exercise.title}: a solution in plain Flax NNX", "bold"),
+        Syntax(_without_main(exercise.solution), "python", background_color="default"),
+        Text("The same with tallax", "bold"),
+        Syntax(_without_main(exercise.with_tallax), "python", background_color="default"),
+    )
+
+
+def _without_main(code: str) -> str:
+    return code.partition("\n\nif __name__")[0] + "\n"
+
+
+def passed_note(exercise: Exercise, grade: Grade) -> Text:
+    """Returns the line about an exercise that has just passed."""
+    return Text.assemble(
+        ("✓ ", "green bold"),
+        (f"{exercise.number}  {exercise.title} passed", "green bold"),
+        (f" in {grade.seconds:.1f} s; s shows a solution, and the same with tallax", "dim"),
+    )
+
+
+def print_grade(console: Console, exercise: Exercise, grade: Grade) -> None:
+    """Prints a grade for `--check`, without colors if stdout is not a terminal."""
+    console.print(Text(f"{exercise.number}  {exercise.title}", "bold"))
+    for line in _claims(View(grade=grade))[: None if grade.passed else -1]:
+        console.print(line)
+    if grade.passed:
+        console.print(Text("  passed", "green"))

@@ -1,0 +1,39 @@
+"""Exercise 9: value_and_grad and the rest of the state.
+
+It prints the right number, and it is wrong. Correct it.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Model(nnx.Module):
+    """A linear layer on scaled inputs, with a loss whose temperature follows a counter."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.layer = nnx.Linear(2, 1, rngs=rngs)
+        self.scale = nnx.BatchStat(jnp.full(2, 2.0))
+        self.step = nnx.Variable(jnp.zeros(()))  # an integer raises an error in train_step
+
+    def loss(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        temperature = 1.0 + 0.1 * self.step[...]
+        self.step[...] += 1
+        return jnp.mean((self.layer(x / self.scale[...]) / temperature - y) ** 2)
+
+
+def train_step(model: Model, x: jax.Array, y: jax.Array, learning_rate: float) -> jax.Array:
+    """Makes one step of gradient descent; returns the loss before it."""
+    everything = nnx.DiffState(0, nnx.Variable)
+    loss, gradient = nnx.value_and_grad(lambda model: model.loss(x, y), argnums=everything)(model)
+    state = nnx.state(model, nnx.Variable)
+    nnx.update(
+        model, jax.tree.map(lambda value, slope: value - learning_rate * slope, state, gradient)
+    )
+    return loss
+
+
+if __name__ == "__main__":
+    model = Model(nnx.Rngs(0))
+    loss = train_step(model, jnp.zeros((4, 2)), jnp.full((4, 1), 0.5), 0.1)
+    print(f"loss of the first step: {loss:.2f}")

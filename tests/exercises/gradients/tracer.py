@@ -1,0 +1,39 @@
+"""The state of the copy is kept, as a tracer."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Model(nnx.Module):
+    """A linear layer on scaled inputs, with a loss whose temperature follows a counter."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.layer = nnx.Linear(2, 1, rngs=rngs)
+        self.scale = nnx.BatchStat(jnp.full(2, 2.0))
+        self.step = nnx.Variable(jnp.zeros(()))
+
+    def loss(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        temperature = 1.0 + 0.1 * jnp.asarray(self.step)
+        self.latest = self.step = self.step[...] + 1.0 + 0.0 * self.layer.kernel[...].sum()
+        return jnp.mean((self.layer(x / self.scale[...]) / temperature - y) ** 2)
+
+
+def train_step(model: Model, x: jax.Array, y: jax.Array, learning_rate: float) -> jax.Array:
+    """Makes one step of gradient descent; returns the loss before it."""
+    graphdef, parameters, rest = nnx.split(model, nnx.Param, ...)
+    copies = []
+
+    def loss_of(parameters: nnx.State) -> jax.Array:
+        copies.append(nnx.merge(graphdef, parameters, rest))
+        return copies[0].loss(x, y)
+
+    loss, gradient = jax.value_and_grad(loss_of)(parameters)
+    model.step = copies[0].step
+    nnx.update(model, jax.tree.map(lambda value, slope: value - learning_rate * slope, parameters, gradient))
+    return loss
+
+
+if __name__ == "__main__":
+    model = Model(nnx.Rngs(0))
+    print(f"loss of the first step: {train_step(model, jnp.zeros((4, 2)), jnp.full((4, 1), 0.5), 0.1):.2f}")

@@ -1,0 +1,31 @@
+"""The mean of an empty batch is NaN."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class FiringRate(nnx.Module):
+    """The share of examples in which each head fired."""
+
+    def __init__(self, heads: int):
+        self.fired = nnx.Variable(jnp.zeros(heads))
+        self.seen = nnx.Variable(jnp.zeros((), jnp.int32))
+
+    def update(self, scores: jax.Array, mask: jax.Array) -> None:
+        fires = (scores > 0) & mask[:, None]
+        share = fires.sum(0) / mask.sum()
+        total = self.seen[...] + mask.sum()
+        self.fired[...] += (share - self.fired[...]) * mask.sum() / total
+        self.seen[...] = total
+
+    def rate(self) -> jax.Array:
+        return self.fired[...]
+
+
+if __name__ == "__main__":
+    rate = FiringRate(heads=2)
+    everything = jnp.array([True, True])
+    rate.update(jnp.array([[1.0, -1.0], [-1.0, 1.0]]), everything)
+    rate.update(jnp.array([[1.0, -1.0], [-1.0, -1.0]]), everything)
+    print(rate.rate())

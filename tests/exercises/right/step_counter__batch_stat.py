@@ -1,0 +1,30 @@
+"""nnx.BatchStat, read once after the loop."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class StepCounter(nnx.Module):
+    """Counts how often it is called."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        rngs.params()
+        # An nnx.Param would be trained.
+        self.step = nnx.BatchStat(jnp.zeros((), jnp.int32))
+
+    def __call__(self) -> jax.Array:
+        self.step[...] += 1  # writes into the Variable
+        return self.step[...]
+
+
+def counter_after_n_calls(seed: int, n_calls: int) -> jax.Array:
+    """Returns float32[2]: a new counter's value after n_calls calls, and n_calls."""
+    counter = StepCounter(nnx.Rngs(int(seed)))
+    for _ in range(int(n_calls)):
+        counter()
+    return jnp.array([float(counter.step[...]), float(n_calls)])
+
+
+if __name__ == "__main__":
+    print(counter_after_n_calls(seed=0, n_calls=5))

@@ -1,0 +1,29 @@
+"""A type of Variable of its own, and nnx.BatchStat."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Constant(nnx.Variable):
+    """State that is given."""
+
+
+class Model(nnx.Module):
+    """A linear layer on normalized inputs; the mean and scale of the data are given."""
+
+    def __init__(self, mean: jax.Array, scale: jax.Array, rngs: nnx.Rngs):
+        self.mean = Constant(mean)
+        self.scale = nnx.BatchStat(scale)
+        self.layer = nnx.Linear(2, 1, rngs=rngs)
+
+    def normalize(self, x: jax.Array) -> jax.Array:
+        return (x - self.mean.value) / self.scale[...]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.layer(self.normalize(x))
+
+
+if __name__ == "__main__":
+    model = Model(jnp.array([10.0, 20.0]), jnp.array([2.0, 4.0]), nnx.Rngs(0))
+    print(model.normalize(jnp.array([[8.0, 24.0]])))

@@ -1,0 +1,25 @@
+"""Plain Python numbers, which no checkpoint contains."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Model(nnx.Module):
+    """A linear layer on normalized inputs; the mean and scale of the data are given."""
+
+    def __init__(self, mean: jax.Array, scale: jax.Array, rngs: nnx.Rngs):
+        self.mean = tuple(map(float, mean))
+        self.scale = tuple(map(float, scale))
+        self.layer = nnx.Linear(2, 1, rngs=rngs)
+
+    def normalize(self, x: jax.Array) -> jax.Array:
+        return (x - jnp.array(self.mean)) / jnp.array(self.scale)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.layer(self.normalize(x))
+
+
+if __name__ == "__main__":
+    model = Model(jnp.array([10.0, 20.0]), jnp.array([2.0, 4.0]), nnx.Rngs(0))
+    print(model.normalize(jnp.array([[8.0, 24.0]])))
