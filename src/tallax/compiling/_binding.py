@@ -195,7 +195,7 @@ def compile_step(
         raise InvalidTypeError(
             compose(
                 "compile_step",
-                "takes a function that runs one step.",
+                "requires a function that runs one step.",
                 got=f"a {type(train_step).__name__}",
                 fix="compile_step(train_step, model, optimizer)",
             )
@@ -205,7 +205,7 @@ def compile_step(
         raise InvalidTypeError(
             compose(
                 "compile_step",
-                "binds the modules and optimizers whose state the step changes.",
+                "requires the modules and optimizers whose state the step changes.",
                 got=", ".join(type(thing).__name__ for thing in objects) or "none",
                 fix="compile_step(train_step, model, optimizer), and step(x, y) with the batch",
             )
