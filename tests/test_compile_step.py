@@ -699,7 +699,7 @@ def test_within_another_trace():
         with pytest.raises(tallax.TraceError, match=r"step\.scan"):
             jax.jit(step)(jnp.float32(1.0))
         if calls:  # by now the step holds the count
-            with pytest.raises(tallax.TraceError, match=r"model/step: is held"):
+            with pytest.raises(tallax.TraceError, match=r"model/step: is owned"):
                 jax.jit(lambda n: model.step.increment(n))(jnp.uint32(1))  # noqa: PLW0108
         step(jnp.float32(1.0))
         assert int(model.step) == calls + 1

@@ -157,7 +157,7 @@ def test_what_is_not_there_and_what_is_something_else(good, tmp_path):
         "7.orbax-checkpoint-tmp": "it was never finished",
     }.items():
         text = refused(tmp_path / name)
-        assert "is no checkpoint" in text
+        assert "is not a checkpoint" in text
         assert says in text
     tallax.restore(tmp_path / "several" / "20", make())
     with pytest.raises(tallax.CheckpointError, match="has no checkpoint"):

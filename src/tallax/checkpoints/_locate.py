@@ -73,7 +73,7 @@ def folder_of(path: Path, name: str) -> Path:
     """Returns the folder with the arrays: `path`, or its only folder of a tree if Orbax's manager wrote it.
 
     Raises:
-        CheckpointError: There is not a checkpoint.
+        CheckpointError: The folder has no checkpoint.
     """
     what, fix = "there is nothing", "the folder that tallax.save wrote"
     if path.is_dir():
