@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from tallax.lint._check import Context
 from tallax.lint._finding import Finding
-from tallax.lint._index import File, last_name
+from tallax.lint._index import File
 from tallax.lint._project import Tree
 from tallax.lint._source import Source
 from tallax.lint._values import Values
@@ -93,28 +93,36 @@ def _findings_of(file: File, values: Values) -> list[Finding]:
         for binding in bindings
         if binding.how == "import"
     }
+    of_nodes = list(CHECKS.nodes.items())
+    of_attributes, of_calls = CHECKS.attributes, CHECKS.calls
     for scope in file.inside():
-        for kind, checks in CHECKS.nodes.items():
-            nodes = scope.nodes.get(kind)
-            if nodes:
-                for check in checks:
-                    for node in nodes:
+        nodes_of = scope.nodes
+        if nodes_of:
+            for kind, checks in of_nodes:
+                if kind in nodes_of:
+                    for check in checks:
+                        for node in nodes_of[kind]:
+                            check(node, scope, context)
+            for node in nodes_of.get(ast.Attribute, ()):
+                if node.attr in of_attributes:
+                    for check in of_attributes[node.attr]:
                         check(node, scope, context)
-        for node in scope.nodes.get(ast.Attribute, ()):
-            for check in CHECKS.attributes.get(node.attr, ()):
-                check(node, scope, context)
-        for node in scope.nodes.get(ast.Call, ()):
-            name = last_name(node.func)
-            name = aliases.get(name, name)
-            for check in CHECKS.calls.get(name, ()):
-                check(node, scope, context)
-            if name.lstrip("_")[:1].isupper():
-                for check in CHECKS.types:
-                    check(node, scope, context)
+            for node in nodes_of.get(ast.Call, ()):
+                function = node.func
+                # Inlined `last_name`: this loop runs for every call of every file.
+                kind = function.__class__
+                name = function.attr if kind is ast.Attribute else function.id if kind is ast.Name else ""
+                name = aliases.get(name, name)
+                if name in of_calls:
+                    for check in of_calls[name]:
+                        check(node, scope, context)
+                if name[:1].isupper() or (name[:1] == "_" and name.lstrip("_")[:1].isupper()):
+                    for check in CHECKS.types:
+                        check(node, scope, context)
         if scope.kind == "class":
             for check in CHECKS.classes:
                 check(scope, context)
-        elif scope.decorators:
+        elif scope.kind == "function" and scope.decorators:
             for check in CHECKS.decorated:
                 check(scope, context)
     for check in CHECKS.files:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import re
 
 from tallax.lint._bindings import default_of
 from tallax.lint._check import CHECKS, Context
@@ -54,6 +55,7 @@ class Noise(nnx.Module):
 )
 
 _SEEDED = {"nnx.Rngs", "nnx.RngStream", "jax.random.key", "jax.random.PRNGKey"}
+_IN_DEFAULT = re.compile(r"=\s*(?:\w+\.)*Rngs\(")
 _GRADIENTS = {"grad", "value_and_grad"}
 
 
@@ -65,11 +67,9 @@ def constant_seed(node: ast.Call, scope: Scope, context: Context) -> None:
         return
     callee = context.values.of(node.func, scope)
     name = callee.name if isinstance(callee, Name) else callee.cls if isinstance(callee, Type) else ""
-    if name not in _SEEDED or is_test(context.file.path):
+    if name not in _SEEDED or is_test(context.file.path) or not _is_in_step(scope, context):
         return
-    if _makes_a_module(node, scope, context) or _is_stand_in(node, scope, context):
-        return
-    if _is_in_step(scope, context):
+    if not _makes_a_module(node, scope, context) and not _is_stand_in(node, scope, context):
         context.report(
             RULE,
             node,
@@ -81,6 +81,8 @@ def constant_seed(node: ast.Call, scope: Scope, context: Context) -> None:
 @CHECKS.each_file
 def shared_default(file: Scope, context: Context) -> None:
     """Reports `def f(rngs=nnx.Rngs(0))`."""
+    if "Rngs(" not in context.file.text or not _IN_DEFAULT.search(context.file.text):
+        return  # most files
     for scope in file.inside():
         arguments = getattr(scope.node, "args", None)
         if scope.kind != "function" or not isinstance(arguments, ast.arguments) or isinstance(scope.node, ast.Lambda):

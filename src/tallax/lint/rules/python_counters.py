@@ -119,8 +119,10 @@ def flipped_flag(cls: Scope, context: Context) -> None:
 @CHECKS.node(ast.Assign)
 def flipped_from_outside(node: ast.Assign, scope: Scope, context: Context) -> None:
     """Reports `model.ready = True` in a function under a transformation, where the class makes it a plain flag."""
+    if node.value.__class__ is not ast.Constant:
+        return
     for target in node.targets:
-        if not isinstance(target, ast.Attribute) or not isinstance(node.value, ast.Constant):
+        if not isinstance(target, ast.Attribute):
             continue
         owner = context.values.of(target.value, scope)
         if not isinstance(owner, Instance) or isinstance(owner.cls, str) or is_self(target.value, scope):

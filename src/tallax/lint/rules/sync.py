@@ -97,10 +97,13 @@ def converted(node: ast.Call, scope: Scope, context: Context) -> None:
 @CHECKS.node(ast.If, ast.While, ast.IfExp, ast.Assert)
 def decided(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, context: Context) -> None:
     """Reports `if`, `while` and `assert` on state in a step."""
+    tests = [test for test in _conditions(node.test) if _may_be_state(test)]
+    if not tests:
+        return  # so it is with most, and whether a scope is a step takes longer to find out
     if not is_forward(scope, context):
         _decided_in_loop(node, scope, context)
         return
-    for test in _conditions(node.test):
+    for test in tests:
         value = context.values.of(test, scope)
         if isinstance(value, (Array, Number)) and value.state is not None:
             word = _word(node)
@@ -111,6 +114,22 @@ def decided(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, con
                 + ("jax.experimental.checkify" if word == "assert" else "jnp.where or nnx.cond"),
             )
             return
+
+
+def _may_be_state(test: ast.expr) -> bool:
+    """Returns whether a condition may hold a Variable's value, by its form: `x is None` may not."""
+    kind = test.__class__
+    if kind is ast.Compare:
+        return not all(op.__class__ in (ast.Is, ast.IsNot, ast.In, ast.NotIn) for op in test.ops)  # type: ignore[attr-defined]
+    if kind is ast.Call:
+        function = test.func  # type: ignore[attr-defined]
+        return not isinstance(function, ast.Name) or function.id not in (
+            "isinstance",
+            "hasattr",
+            "callable",
+            "issubclass",
+        )
+    return kind is not ast.Constant
 
 
 def _decided_in_loop(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, context: Context) -> None:
