@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tallax.learning._exercise import Exercise, exercises
+from tallax.learning._exercises import Exercise, exercises
 
 HEADER = "<!-- Written by docs/_exercise_pages.py from src/tallax/learning/exercises: edit the text there. -->\n"
 

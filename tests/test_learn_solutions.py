@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tallax learn` in its own processes: solutions that hang, exit, crash, print, tamper and forge, and the command."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from tallax.learning._exercise import exercises
+from tallax.learning._exercises import exercises
 from tallax.learning._graders import Grader, Interrupted
 
 FIRST = exercises()[0]
@@ -169,6 +170,9 @@ def test_on_a_terminal(tmp_path):
         wait_for("A buffer that must not train")
         os.write(fd, b"q")
         wait_for("1 of 12 passed")
+        with contextlib.suppress(OSError):  # Linux's way to report that the other end is closed
+            while os.read(fd, 65536):
+                pass
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     finally:
         os.close(fd)

@@ -19,7 +19,7 @@ The path of a save:
    `_integrity` compares the functions that grading relies on with those from before the file ran.
 4. `_screen` shows the grade. `_saved_progress` remembers that the exercise has passed.
 
-To add an exercise, add its folder, and its name to `_exercise.ORDER`. To change a sentence, edit `text.md`. To change
+To add an exercise, add its folder, and its name to `_exercises.ORDER`. To change a sentence, edit `text.md`. To change
 the keys, open `_course`. The learner's process never decides alone that a solution passes: without a message that has
 the token of its request, a grade is a failure. `tests/test_learn_solutions.py` guards this with solutions that exit,
 hang, print and tamper.

@@ -47,10 +47,17 @@ def shown(value: object) -> str:
     if isinstance(value, nnx.Variable):
         return f"{type(value).__name__} {shown(value.get_value())}"
     if isinstance(value, jax.Array | np.ndarray | np.generic) and np.size(value) <= 8:
-        return str(np.asarray(value).tolist())
+        return str(_short(np.asarray(value)))
     if isinstance(value, bool | int | float | list | tuple):
         return str(value)
     return describe(value)
+
+
+def _short(array: np.ndarray) -> Any:
+    """Returns the entries as Python numbers; a float32 with the digits that distinguish it, 9.9 and not 9.8999996."""
+    if array.ndim:
+        return [_short(entry) for entry in array]
+    return float(str(array)) if array.dtype.kind == "f" else array.tolist()
 
 
 def number(value: object) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from tallax.learning._exercise import Exercise, exercises
+from tallax.learning._exercises import Exercise, exercises
 from tallax.learning._graders import Grader, Interrupted
 from tallax.learning._keyboard import keyboard
 from tallax.learning._saved_progress import SavedProgress
@@ -81,26 +81,29 @@ class _Course:
             console.clear()
         console.print(screen(self._progress, self._folder, self._view))
 
+    def _show_progress(self) -> None:
+        if not self._console.is_dumb_terminal:  # there, each screen would be printed below the one before
+            self._show()
+
     # --- grading ------------------------------------------------------------------------------------------------------
 
     def _grade(self, contents: bytes) -> None:
         exercise, view = self._progress.current, self._view
-        view.held, view.at, view.extra = [], "the file runs", None
+        view.held, view.at, view.extra = [], "the grader starts", None
         self._graded = contents
+        self._show_progress()
 
         def on_claim(claim: str, held: bool) -> None:
             view.at = "" if held else claim
             if held:
                 view.held.append(claim)
-            elif not self._console.is_dumb_terminal:
-                self._show()
+            else:
+                self._show_progress()
 
         try:
             grade = self._grader.grade(exercise, self._path, on_claim, self._is_unneeded)
         except Interrupted:
-            view.at = ""
-            if self._contents() != contents:
-                self._graded = None
+            view.at, self._graded = "", None
             return
         view.at, view.grade = "", grade
         if grade.passed:
@@ -110,10 +113,11 @@ class _Course:
         self._show()
 
     def _is_unneeded(self) -> bool:
-        """Whether the file was saved again, or a key was pressed, while it is graded."""
+        """Whether the file was saved again, or a key was pressed that leaves it, while it is graded."""
         self._keys += self._pressed(0)
         contents = self._contents()
-        return bool(self._keys) or (contents is not None and contents != self._graded)
+        # The other keys wait: a grade that is given up costs the imports of the next one.
+        return bool(set(self._keys.lower()) & set("npqr")) or (contents is not None and contents != self._graded)
 
     def _pass(self, exercise: Exercise) -> None:
         view, progress = self._view, self._progress

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tallax.learning._exercise import Exercise
+from tallax.learning._exercises import Exercise
 from tallax.learning._grade import MISTAKES, Failure, Grade
 
 _PRINTED = 4000  # bytes of the program's output that are kept

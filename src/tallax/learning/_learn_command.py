@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console  # after _screen, which names the extra that is missing
 
 from tallax.learning._course import take_course, write_files
-from tallax.learning._exercise import exercises
+from tallax.learning._exercises import exercises
 from tallax.learning._graders import Grader
 from tallax.learning._saved_progress import SavedProgress
 from tallax.learning._screen import listed, print_grade

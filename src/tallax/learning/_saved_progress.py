@@ -8,7 +8,7 @@ import json
 import os
 from pathlib import Path
 
-from tallax.learning._exercise import Exercise, exercises
+from tallax.learning._exercises import Exercise, exercises
 
 _FILE = ".tallax-learn.json"
 

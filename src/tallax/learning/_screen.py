@@ -19,7 +19,7 @@ except ModuleNotFoundError:
 
     raise MissingExtraError.of("tallax learn", "cli", "rich") from None
 
-from tallax.learning._exercise import Exercise, exercises
+from tallax.learning._exercises import Exercise, exercises
 from tallax.learning._grade import Failure, Grade
 from tallax.learning._saved_progress import SavedProgress
 
@@ -64,6 +64,7 @@ def screen(progress: SavedProgress, folder: Path, view: View) -> RenderableType:
         return Group(*parts)
     parts += [_heading(exercise, folder), Text(), *_claims(view)]
     shown = progress.hints.get(exercise.name, 0)
+    parts.append(Text() if shown else Group())
     parts += [_hint(number, text) for number, text in enumerate(exercise.hints[:shown], 1)]
     parts += [Text(), _keys(exercise, shown, exercise.name in progress.passed)]
     return Group(*parts)
@@ -103,6 +104,8 @@ def _claims(view: View) -> list[RenderableType]:
             lines.append(Text("    Your program printed:", "dim"))
             lines += [Text(f"      {line}", "dim") for line in view.grade.printed.splitlines()[-4:]]
         lines.append(Text(f"    {view.grade.seconds:.1f} s; save the file to grade it again", "dim"))
+    else:
+        lines.append(Text("  Run it if you like, then edit and save it: each save is graded.", "dim"))
     return lines
 
 

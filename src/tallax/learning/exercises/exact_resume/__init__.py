@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from tallax.learning._claims import Claim, Wrong, close
-from tallax.learning._exercise import exercises
+from tallax.learning._exercises import exercises
 
 NAMES = ("Job", "save", "load")
 

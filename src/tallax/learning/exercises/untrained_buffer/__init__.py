@@ -20,6 +20,7 @@ from tallax.learning._claims import (
     parameters_of,
     require_untrained,
     same_arrays,
+    shown,
 )
 
 NAMES = ("Model",)
@@ -52,7 +53,7 @@ def _is_not_trained(solution: ModuleType) -> None:
             mistake = "subclass"
         elif any(np.any(leaf) for leaf in jax.tree.leaves(_gradient(model)[name])):
             mistake = "gradient"
-        raise Wrong(mistake, f"{name} is {after[name].describe()}", f"{name} is {before[name].describe()}")
+        raise Wrong(mistake, f"{name} is {shown(after[name].value)}", f"{name} is {shown(before[name].value)}")
     for name in ("mean", "scale"):
         require_untrained(model, name, "weight_decay")
 
