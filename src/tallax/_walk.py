@@ -80,7 +80,7 @@ def path_name(path: Sequence[Any], prefix: str = "") -> str:
 
 
 def _of_watched(parts: list[str]) -> list[str]:
-    """Returns the path of a statistic that `tallax.watch` keeps: `mlp:output` for a module, `kernel:update` for a Param.
+    """Returns the path of a statistic of `tallax.watch`: `mlp:output` for a module, `kernel:update` for a Param.
 
     `parts` are `["mlp", ":", "output"]` and `["mlp", ":", "kernel:update"]`.
     """

@@ -91,7 +91,7 @@ def _reduced(x: jax.Array, where: jax.Array | None, axes: tuple[int, ...]) -> Pa
     total, square, largest = x.sum(axes), (x * x).sum(axes), jnp.abs(x).max(axes, initial=0.0)
     # A fourth reduction of the same array would be fused with the others into one kernel, which is not the library's.
     x, total = jax.lax.optimization_barrier((x, total))
-    # 1 for each entry but zeros: the least normal float32 times the factor is 3.5. What is not finite is left out below.
+    # 1 for each entry but zeros: the least normal float32 times the factor is 3.5. NaN and infinity are left out below.
     ones = jnp.minimum(jnp.abs(x) * np.float32(3e38), 1.0)
     if math.prod(x.shape[axis] for axis in axes) > _EXACT and x.ndim - 1 in axes:
         others = (
