@@ -22,4 +22,5 @@ GROUPS = {
     "statistics": "benchmarks.statistics",
     "step-time": "benchmarks.step_time",
     "transformer": "benchmarks.transformer",
+    "watch": "benchmarks.watch",
 }

@@ -11,7 +11,7 @@ used, so the loss does not depend on it; the backward rule of the observer decid
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -29,15 +29,25 @@ class BackwardObserver(EvalAware, abc.ABC):
 
     @abc.abstractmethod
     def attach(self, token: jax.Array) -> None:
-        """Makes the token available to the forward pass."""
+        """Prepares for a forward pass, to which it makes the token available."""
 
     @abc.abstractmethod
-    def detach(self) -> None:
-        """Removes the token, so that the observer has the structure that it had before `attach`."""
+    def detach(self) -> Any:
+        """Undoes `attach`, so that the module has its structure again; returns arrays that `absorb` gets."""
 
+    @classmethod
     @abc.abstractmethod
-    def absorb(self, cotangent: jax.Array) -> None:
-        """Updates the state with the cotangent of the token, after the state of the forward pass was written back."""
+    def absorb(cls, observers: Sequence[Any], cotangents: Sequence[jax.Array], seen: Sequence[Any]) -> None:
+        """Updates the state of observers, after the state of the forward pass was written back.
+
+        All of a model come together, so that they can be updated by few operations: to compile those takes longer than
+        to run them.
+
+        Args:
+            observers: the observers.
+            cotangents: the cotangent of the token of each.
+            seen: the result of `detach` of each.
+        """
 
 
 def observers_of(nodes: Iterable[Any]) -> list[BackwardObserver]:

@@ -86,9 +86,9 @@ def value_and_grad(
         with nnx.update_context(_TAG):
             call = _Call(f, args, kwargs, positions, nnx.Any(wrt), has_aux=has_aux)
             differentiate = jax.value_and_grad(call, argnums=(0, 1), has_aux=True)
-            (loss, after), (gradients, cotangents) = differentiate(call.differentiated, call.tokens)
+            (loss, (after, seen)), (gradients, cotangents) = differentiate(call.differentiated, call.tokens)
             aux = call.write_back(after)
-        call.observe(cotangents)
+        call.observe(cotangents, seen)
         by_position = call.tree.unflatten(gradients)
         found = tuple(by_position[position] for position in positions)
         return (loss, aux) if has_aux else loss, found[0] if isinstance(argnums, int) else found
@@ -188,12 +188,11 @@ class _Call:
         for observer, token in zip(attached, tokens, strict=True):
             observer.attach(token)
         out = self.f(*inner, **kwargs)
-        for observer in attached:
-            observer.detach()
+        seen = [observer.detach() for observer in attached]
         loss, aux = checked_loss(self.f, out, has_aux=self.has_aux)
         nodes = [x for x in jax.tree.leaves((leaves, others, kwargs), is_leaf=is_node) if is_node(x)]
         with nnx.split_context(_TAG) as context:
-            return loss, _take_apart(context, (nodes, aux))
+            return loss, (_take_apart(context, (nodes, aux)), seen)
 
     def write_back(self, after: tuple[Any, Any]) -> Any:
         """Applies the changes of the inner objects to the caller's objects, and returns aux."""
@@ -201,11 +200,13 @@ class _Call:
             _, aux = _put_together(context, after)
         return aux
 
-
-    def observe(self, cotangents: Sequence[jax.Array]) -> None:
-        """Gives each observer among the caller's objects the cotangent of its token."""
-        for (observer, _), cotangent in zip(self.observers, cotangents, strict=True):
-            observer.absorb(cotangent)
+    def observe(self, cotangents: Sequence[jax.Array], seen: Sequence[Any]) -> None:
+        """Gives each observer among the caller's objects the cotangent of its token, and what it saw."""
+        by_class: dict[type[BackwardObserver], list[tuple[Any, ...]]] = {}
+        for (observer, _), *rest in zip(self.observers, cotangents, seen, strict=True):
+            by_class.setdefault(type(observer), []).append((observer, *rest))
+        for kind, parts in by_class.items():
+            kind.absorb(*zip(*parts, strict=True))
 
 
 def _observers_with_tokens(args: Sequence[Any], kwargs: Any) -> list[tuple[BackwardObserver, jax.Array]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import urllib.parse
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
@@ -13,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 from flax import nnx
 
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+from tallax._walk import WATCHED
 from tallax.variables import StateVariable
 
 Rename: TypeAlias = Mapping[str, str] | Callable[[str], str] | None
@@ -91,7 +93,7 @@ class Policy:
             name: The name of the array.
             variable: The Variable of the array, or None for an array outside of Variables.
         """
-        if name in self.optional or self.missing == "init":
+        if name in self.optional or self.missing == "init" or _is_of_watch(name):
             return True
         if isinstance(self.missing, str):
             return self.missing == "state" and isinstance(variable, StateVariable)
@@ -101,6 +103,8 @@ class Policy:
 
     def may_be_unexpected(self, name: str) -> bool:
         """Returns whether an array of the checkpoint may be left out."""
+        if _is_of_watch(name):
+            return True
         if isinstance(self.unexpected, str):
             return self.unexpected == "ignore"
         return any(self._matches(name, pattern) for pattern in self.unexpected)
@@ -109,6 +113,11 @@ class Policy:
         """Returns whether a pattern matches a name, or its beginning up to a separator."""
         name, pattern = (text.replace(self.spelling.separator, "/") for text in (name, pattern))
         return _compiled(pattern).match(name) is not None
+
+
+def _is_of_watch(name: str) -> bool:
+    """Returns whether a name is that of state which `tallax.watch` keeps in a model, and which it may have or not."""
+    return f"/{urllib.parse.quote(WATCHED, safe='')}/" in f"/{name}"
 
 
 def _is_pattern(part: Any, argument: str) -> bool:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`watch`: statistics of the tensors inside a model that nobody edited.
 
-Concepts. A *site* is a watched module; its state, a `Site`, lies in one attribute of the module, called `:`. A *role* is
-a tensor of a site: `input`, `output`, `output_gradient`, or of a Param `kernel:parameter`, `kernel:gradient`,
+Concepts. A *site* is a watched module; its state, a `Site`, lies in one attribute of the module, called `:`. A *role*
+is a tensor of a site: `input`, `output`, `output_gradient`, or of a Param `kernel:parameter`, `kernel:gradient`,
 `kernel:update`. Each role has a statistic, by default a `Summary`. A *stack* is a module that `nnx.vmap` made: its
 statistics are stacks, too.
 
@@ -15,11 +15,14 @@ The way of a tensor into its statistic:
                                      token, which `tallax.value_and_grad` differentiates and gives to Site.absorb
     parameters,         _watched_classes  the optimizer's class is a subclass whose `update` calls
     gradients, updates  _params      before and after
-    all of them         _reduction   one pass over the tensor, then an addition to 13 words
+    all of them         _reduction   the numbers of a tensor, and their addition to 15 words
                         _summary     the statistic with these words
 
-`_select` reads `sites=`, `_stacks` finds the axes of stacks, `_placing` puts the state on a mesh, `_watch` has the public
-function and class, `_table` prints, and `_notes` keeps the reasons why a site could not be seen.
+Inside `tallax.value_and_grad` a site collects only the numbers of the step, in Variables that exist during the forward
+pass (`Site.attach`). `Site.absorb` then adds those of all sites to their states at once, and counts one update.
+
+`_select` reads `sites=`, `_stacks` finds the axes of stacks, `_placing` puts the state on a mesh, `_watch` has the
+public function and class, `_table` prints, and `_notes` keeps the reasons why a site could not be seen.
 
 To watch another kind of tensor, open `_site` or `_params`; to compute another number, `_reduction`, and `_tap` for its
 encoding as a sum.

@@ -13,7 +13,7 @@ from tallax._walk import WATCHED
 from tallax.statistics import Statistic
 from tallax.watching._notes import note
 from tallax.watching._site import HISTOGRAM, Site, unwritable
-from tallax.watching._summary import Summary
+from tallax.watching._summary import Summary, parts_of_tensors, update_together
 
 PARAMETER, PARAM_GRADIENT, UPDATE = "parameter", "gradient", "update"
 ROLES = (PARAMETER, PARAM_GRADIENT, UPDATE)
@@ -79,21 +79,28 @@ def after(seen: list[Seen], gradients: Any) -> None:
     """Updates the statistics of the Params, after the optimizer has updated their values."""
     state = gradients if isinstance(gradients, nnx.State) else nnx.state(gradients)
     flat = {tuple(map(_key, path)): leaf for path, leaf in nnx.to_flat_state(state)}
+    summaries, values = [], []
     for each in seen:
         gradient: Any = flat.get(tuple(map(_key, each.path)))
         if isinstance(gradient, nnx.Variable):
             gradient = gradient.get_value()
-        values = {PARAMETER: each.value, PARAM_GRADIENT: gradient}
+        roles = {PARAMETER: each.value, PARAM_GRADIENT: gradient}
         if f"{each.name}:{UPDATE}" in vars(each.site):
-            values[UPDATE] = each.variable.get_value() - each.value
-        for role, value in values.items():
-            _observe(each.site, f"{each.name}:{role}", value)
+            roles[UPDATE] = each.variable.get_value() - each.value
+        for role, value in roles.items():
+            for statistic in _statistics(each.site, f"{each.name}:{role}", value):
+                if isinstance(statistic, Summary):
+                    summaries.append(statistic)
+                    values.append(jax.lax.stop_gradient(value))
+                else:
+                    statistic.update(value)
+    update_together(summaries, values, parts_of_tensors)
 
 
-def _observe(site: Site, role: str, value: Any) -> None:
-    statistics = site.statistics
+def _statistics(site: Site, role: str, value: Any) -> Iterator[Statistic]:
+    """Yields the statistics of a role that can be updated here."""
     for name in (role, role + HISTOGRAM):
-        statistic = statistics.get(name)
+        statistic = vars(site).get(name)
         if statistic is None:
             continue
         note(site.watch, site.site, role, "called")
@@ -102,13 +109,4 @@ def _observe(site: Site, role: str, value: Any) -> None:
         elif (problem := unwritable(statistic)) is not None:
             note(site.watch, site.site, role, problem)
         else:
-            _update(statistic, value)
-
-
-def _update(statistic: Statistic, value: Any) -> None:
-    if not isinstance(statistic, Summary):
-        statistic.update(value)
-    elif statistic.is_whole():
-        statistic.observe([value])
-    else:
-        statistic.observe_stack(value)
+            yield statistic

@@ -52,8 +52,11 @@ def devices_of(model: Any, batch_axes: Any) -> Devices | None:
         if not set(axes) <= set(names):
             raise InvalidValueError(
                 compose(
-                    "batch_axes", "must name axes of the mesh that the model is on.", got=repr(batch_axes),
-                    expected=f"axes among {names}", fix=f"batch_axes={names[0]!r}",
+                    "batch_axes",
+                    "must name axes of the mesh that the model is on.",
+                    got=repr(batch_axes),
+                    expected=f"axes among {names}",
+                    fix=f"batch_axes={names[0]!r}",
                 )
             )
     return Devices(mesh, axes)  # pyright: ignore[reportArgumentType]

@@ -117,6 +117,7 @@ def _functions(modules: Sequence[Found], part: Any) -> Iterator[str] | list[str]
         name
         for each in modules
         for attribute, value in vars(each.module).items()
-        if callable(value) and not isinstance(value, nnx.Pytree | nnx.Variable)
+        if callable(value)
+        and not isinstance(value, nnx.Pytree | nnx.Variable)
         and matches(name := path_name((*each.path, attribute)))
     ]

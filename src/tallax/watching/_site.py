@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,8 +17,8 @@ from tallax._errors import TraceError
 from tallax._mesh_axes import mapped_axes, varying_axes
 from tallax.statistics import Statistic
 from tallax.watching._notes import note
-from tallax.watching._reduction import Layout
-from tallax.watching._summary import Summary
+from tallax.watching._reduction import FRAME, Layout, from_frame
+from tallax.watching._summary import Summary, update_together
 from tallax.watching._tap import LANES, parts_of_lanes, tap
 
 INPUT, OUTPUT, GRADIENT = "input", "output", "output_gradient"
@@ -55,17 +55,29 @@ class Site(BackwardObserver):
             return
         note(self.watch, self.site, role, "called")
         leaves = list(floats_in(value))
-        if not leaves:
-            note(self.watch, self.site, role, "no arrays of floating-point numbers")
         for statistic in chosen:
-            problem = _problem(statistic) if leaves else "no arrays"
+            problem = _problem(statistic) if leaves else "no arrays of floating-point numbers"
             if problem:
                 note(self.watch, self.site, role, problem)
             elif isinstance(statistic, Summary):
-                statistic.observe(leaves)
+                self._summarize(statistic, role, leaves)
             else:
                 for leaf in leaves:
                     statistic.update(leaf)
+
+    def _summarize(self, summary: Summary, role: str, leaves: list[Any]) -> None:
+        """Updates a summary; in a step of `value_and_grad` only the numbers of the step, which `absorb` adds to it."""
+        frames = vars(self).get("frames")
+        if frames is None:
+            summary.observe(leaves)
+            return
+        place, values = self._framed.index(role), frames.get_raw_value()
+        frames.set_raw_value(values.at[place].set(summary.add_to_frame(values[place], leaves)))
+
+    @property
+    def _framed(self) -> list[str]:
+        """The roles whose numbers are collected during a step."""
+        return [role for role in (INPUT, OUTPUT) if isinstance(vars(self).get(role), Summary)]
 
     # --- the backward pass --------------------------------------------------------------------------------------------
 
@@ -95,30 +107,65 @@ class Site(BackwardObserver):
         return jax.tree.map(tapped, value, is_leaf=_is_node)
 
     def token(self) -> jax.Array | None:
-        """Returns the token of the gradient of the output; None if it is not watched, or in evaluation mode."""
-        summary = self._gradient
-        if summary is None or self.deterministic:
+        """Returns the token of the gradient of the output; an empty one if this is not watched."""
+        framed = self._framed
+        if self.deterministic or not (framed or self._gradient):
             return None
-        return jnp.zeros((*summary.words.get_raw_value().shape[:-1], LANES), jnp.float32)
+        if self._gradient is None:
+            return jnp.zeros((*_shape_of_stack(vars(self)[framed[0]]), 0), jnp.float32)
+        return jnp.zeros((*self._gradient.words.get_raw_value().shape[:-1], LANES), jnp.float32)
 
     def attach(self, token: jax.Array) -> None:
-        """Makes the token available to `with_tap`."""
-        self.token_variable = nnx.Variable(token)
+        """Makes the token available to `with_tap`, and collects the numbers of the step."""
+        # Variables, so that the transformations within the model thread them as they thread all state.
+        if self._gradient is not None:
+            self.token_variable = nnx.Variable(token)
+        if framed := self._framed:
+            summary = vars(self)[framed[0]]
+            rows = () if summary.rows is None else (summary.rows,)
+            shape = (*_shape_of_stack(summary), len(framed), *rows, FRAME)
+            self.frames = nnx.Variable(jnp.zeros(shape, jnp.uint32))
 
-    def detach(self) -> None:
-        """Removes the token."""
-        del self.token_variable
+    def detach(self) -> Any:
+        """Removes what `attach` added, and returns the numbers of the step."""
+        if self._gradient is not None:
+            del self.token_variable
+        if not self._framed:
+            return None
+        frames = self.frames.get_raw_value()
+        del self.frames
+        return frames
 
-    def absorb(self, cotangent: jax.Array) -> None:
-        """Updates the statistic of the gradient."""
-        summary = self._gradient
-        assert summary is not None
+    @classmethod
+    def absorb(cls, observers: Sequence[Site], cotangents: Sequence[jax.Array], seen: Sequence[Any]) -> None:
+        """Updates the statistics with the numbers of the step, and with those of its gradients."""
+        # Tensors that were not looked at, because of `every`, have zeros in all numbers, which add nothing.
+        framed: list[tuple[Summary, jax.Array]] = []
+        tapped: list[tuple[Summary, jax.Array]] = []
+        for site, cotangent, frames in zip(observers, cotangents, seen, strict=True):
+            for place, role in enumerate(site._framed):
+                depth = len(_shape_of_stack(vars(site)[role]))
+                site._take(framed, role, frames[(slice(None),) * depth + (place,)])
+            if site._gradient is not None:
+                site._take(tapped, GRADIENT, cotangent)
+        for pairs, read in ((framed, from_frame), (tapped, parts_of_lanes)):
+            if pairs:
+                summaries, values = zip(*pairs, strict=True)
+                update_together(summaries, values, lambda _, values, read=read: read(jnp.stack(values)), is_gated=False)
+
+    def _take(self, into: list[tuple[Summary, jax.Array]], role: str, value: jax.Array) -> None:
+        summary = vars(self)[role]
         if (problem := unwritable(summary)) is not None:
-            note(self.watch, self.site, GRADIENT, problem)
-            return
-        summary.absorb(parts_of_lanes(cotangent))
+            note(self.watch, self.site, role, problem)
+        else:
+            into.append((summary, value))
 
 
+def _shape_of_stack(summary: Summary) -> tuple[int, ...]:
+    return summary.words.get_raw_value().shape[: -1 if summary.rows is None else -2]
+
+
+_CLOSED_OVER = "a transformed function closes over the module, so its state cannot be written; pass it as an argument"
 _NOT_MAPPED = (
     "the whole stack of modules was used at once; map over its state like over its Params: "
     "in_axes=0 in nnx.scan or nnx.vmap, or nnx.StateAxes({..., tallax.Counter: 0, tallax.Buffer: 0})"
@@ -142,7 +189,9 @@ def unwritable(statistic: Statistic) -> str | None:
         try:
             variable.set_raw_value(raw)  # changes nothing, and raises where a write would
         except TraceError:
-            return "a transformed function closes over the module, so its state cannot be written; pass it as an argument"
+            return (
+                "a transformed function closes over the module, so its state cannot be written; pass it as an argument"
+            )
     return None
 
 

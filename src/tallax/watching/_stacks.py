@@ -51,8 +51,11 @@ def stack_shapes(modules: Sequence[Found], stacks: Any) -> dict[int, tuple[int, 
         if not found:
             raise InvalidValueError(
                 compose(
-                    "stacks", "selects no module of the model.", got=repr(pattern),
-                    expected=", ".join(each.name for each in modules[1:9]), fix='stacks="layers"',
+                    "stacks",
+                    "selects no module of the model.",
+                    got=repr(pattern),
+                    expected=", ".join(each.name for each in modules[1:9]),
+                    fix='stacks="layers"',
                 )
             )
         for each in found:

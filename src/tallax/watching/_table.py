@@ -27,7 +27,8 @@ def table(results: Mapping[str, SummaryResult], unseen: Mapping[str, str], sites
     lines = [f"watching {sites} tensors, the most unusual first"] if rows else [f"watching {sites} tensors, none seen"]
     if rows:
         for row in shown:
-            cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+            numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+            cells = [row[0].ljust(widths[0]), *numbers]
             lines.append("  ".join(cells).rstrip())
         if len(rows) > _MOST:
             lines.append(f"... and {len(rows) - _MOST} more in watch.result()")

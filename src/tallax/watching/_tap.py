@@ -10,7 +10,7 @@ A cotangent can only be added to, which decides its lanes:
     0       the number of uses
     1-3     sum, sum of squares, largest magnitude
     4-9     size, zeros, nonfinite: two digits of 12 and 20 bits each, so that 4,096 uses in one step add up exactly
-    10-73   one lane for each power of two from 2**-44 to 2**19: the number of uses with a largest magnitude of that size
+    10-73   a lane for each power of two from 2**-44 to 2**19: the number of uses whose largest magnitude has that size
 
 After a single use lane 3 is the largest magnitude. After several it is only their sum, and the highest lane that is in
 use bounds the largest magnitude within a factor of two.
@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tallax import _uint64
 from tallax._mesh_axes import marked, varying_axes
 from tallax.watching._reduction import Layout, Parts, parts_of
 
@@ -72,7 +71,7 @@ tap.defvjp(_forward, _backward)
 
 
 def _lanes(parts: Parts) -> jax.Array:
-    counts = parts.counts[..., 0]  # one tensor has fewer than 2**32 entries
+    counts = parts.counts
     digits = jnp.stack([counts & (2**_DIGIT - 1), counts >> _DIGIT], -1).reshape(*counts.shape[:-1], 6)
     power = jnp.clip(_exponent(parts.largest) - _LOWEST, 0, _POWERS - 1)
     one_hot = (power[..., None] == np.arange(_POWERS)) & (parts.largest > 0)[..., None]
@@ -96,10 +95,7 @@ def _exponent(x: jax.Array) -> jax.Array:
 def parts_of_lanes(lanes: jax.Array) -> Parts:
     """Returns the numbers that the cotangent of a token stands for."""
     digits = lanes[..., 4:_FIRST_POWER].astype(jnp.uint32).reshape(*lanes.shape[:-1], 3, 2)
-    high = digits[..., 1]
-    counts = _uint64.add(
-        _uint64.pair(digits[..., 0]), _uint64.pair(high << _DIGIT, high >> (32 - _DIGIT))
-    )
+    counts = digits[..., 0] + (digits[..., 1] << _DIGIT)
     used = lanes[..., _FIRST_POWER:] > 0
     highest = _POWERS - 1 - jnp.argmax(used[..., ::-1], -1)
     bound = jnp.where(highest == _POWERS - 1, jnp.inf, jnp.exp2((highest + _LOWEST + 1).astype(jnp.float32)))

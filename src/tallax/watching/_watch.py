@@ -144,7 +144,12 @@ class _Maker:
     """Makes the statistics of sites."""
 
     def __init__(
-        self, statistic: _Factory | None, histograms: bool, every: int, window: int | None, devices: Devices | None,
+        self,
+        statistic: _Factory | None,
+        histograms: bool,
+        every: int,
+        window: int | None,
+        devices: Devices | None,
         first: int,
     ):
         self.statistic, self.histograms, self.first = statistic, histograms, first
@@ -184,9 +189,7 @@ def _attach(each: Found, site: Site, methods: tuple[str, ...]) -> None:
     object.__setattr__(each.module, "__class__", watched_class(type(each.module), methods))
 
 
-def _check(
-    model: Any, optimizer: Any, statistic: Any, every: Any, window: Any, *, needs_optimizer: bool
-) -> None:
+def _check(model: Any, optimizer: Any, statistic: Any, every: Any, window: Any, *, needs_optimizer: bool) -> None:
     if not isinstance(model, nnx.Module):
         raise InvalidTypeError(
             compose("watch", "takes a model, an nnx.Module.", got=describe(model), fix="tallax.watch(model)")

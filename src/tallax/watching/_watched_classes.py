@@ -82,7 +82,7 @@ _OPTIMIZER = "optimizer"
 
 @functools.cache
 def watched_optimizer_class(base: type) -> type:
-    """Returns the subclass of an optimizer's class whose `update` shows parameters, gradients and updates to the sites."""
+    """Returns the subclass of an optimizer's class whose `update` shows the sites what it gets and does."""
     from_update = _watched_update(base)
     return _subclass(base, _OPTIMIZER, {"update": from_update})
 

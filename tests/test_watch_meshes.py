@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tallax.watch` on meshes of eight devices: no collective more, and the numbers of one device."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import tallax
+from tests.meshes import P, collectives
+
+ALL = {"inputs": True, "output_gradients": True, "parameters": True, "gradients": True, "updates": True}
+
+
+class Net(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.up = Layer(16, 32, rngs)
+        self.down = Layer(32, 16, rngs)
+
+    def __call__(self, x):
+        return self.down(nnx.relu(self.up(x)))
+
+
+class Layer(nnx.Module):
+    def __init__(self, inputs, outputs, rngs):
+        self.kernel = nnx.Param(rngs.params.normal((inputs, outputs)))
+
+    def __call__(self, x):
+        return x @ self.kernel[...]
+
+
+def train_step(model, optimizer, x):
+    loss, grads = tallax.value_and_grad(lambda model: (model(x) ** 2).mean())(model)
+    optimizer.update(model, grads)
+    return loss
+
+
+def prepared(mesh, spec, **options):
+    """Returns a model whose kernels are split by `spec`, its optimizer and its watch."""
+    model = Net()
+    if mesh is not None:
+        nnx.update(model, jax.device_put(nnx.state(model), jax.NamedSharding(mesh, spec)))
+    optimizer = nnx.Optimizer(model, optax.sgd(1e-2), wrt=nnx.Param)
+    watch = tallax.watch(model, optimizer, **options) if options else None
+    return model, optimizer, watch
+
+
+def batches(mesh, count=3):
+    found = [jax.random.normal(jax.random.key(k), (64, 16)) for k in range(count)]
+    return found if mesh is None else [jax.device_put(x, jax.NamedSharding(mesh, P("data"))) for x in found]
+
+
+SPECS = {"data-parallel": P(), "fully sharded": P("data")}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_no_collective_is_added(spec):
+    """The compiled step has the collectives of the step that is not watched, and no more."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    (x,) = batches(mesh, 1)
+
+    def count(**options):
+        model, optimizer, _ = prepared(mesh, SPECS[spec], **options)
+        return collectives(nnx.jit(train_step), model, optimizer, x)
+
+    plain = count()
+    assert sum(plain.values()) > 0
+    assert count(**ALL) == plain
+    assert count(**ALL, every=10) == plain
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_numbers_are_those_of_one_device(spec):
+    """On eight devices each number is that of one device, and the parameters are those without a watch, to the bit."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    results, parameters = [], []
+    for where, options in ((None, ALL), (mesh, ALL), (mesh, {})):
+        model, optimizer, watch = prepared(where, SPECS[spec], **options)
+        with tallax.compile_step(train_step, model, optimizer) as step:
+            for x in batches(where):
+                jax.block_until_ready(step(x))  # on few cores, steps that wait for each other at collectives time out
+        parameters.append([np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))])
+        if watch is not None:
+            assert watch.unseen == {}
+            results.append(watch.result())
+    one, eight = results
+    for name, result in one.items():
+        other = eight[name]
+        assert (result.size, result.zeros, result.updates) == (other.size, other.zeros, other.updates), name
+        for field in ("rms", "largest"):
+            np.testing.assert_allclose(getattr(result, field), getattr(other, field), rtol=2e-4, err_msg=name)
+    for watched, plain in zip(*parameters[1:], strict=True):
+        assert watched.tobytes() == plain.tobytes()
+
+
+def test_inside_shard_map():
+    """Inside `shard_map` the numbers of all replicas are combined, of the gradients of outputs too."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    model, _, watch = prepared(None, None, outputs=True, output_gradients=True)
+    plain, _, expected = prepared(None, None, outputs=True, output_gradients=True)
+    graphdef, state = nnx.split(model)
+
+    def step(state, x):
+        model = nnx.merge(graphdef, state)
+        tallax.grad(lambda model: jax.lax.psum((model(x) ** 2).sum(), "data"))(model)
+        return nnx.state(model)
+
+    run = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P()))
+    for x in batches(mesh):
+        state = jax.block_until_ready(run(state, x))
+    nnx.update(model, state)
+    for x in batches(None):
+        tallax.grad(lambda model, x: (model(x) ** 2).sum())(plain, x)
+    for name, result in expected.result().items():
+        other = watch.result()[name]
+        assert (result.size, result.zeros, result.updates) == (other.size, other.zeros, other.updates), name
+        assert result.largest_at == other.largest_at
+        np.testing.assert_allclose(result.rms, other.rms, rtol=1e-4)
+
+
+def test_a_mesh_of_two_axes():
+    """Along an axis of the model, kernels may be split too, and the numbers stay right."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    model, optimizer, watch = prepared(mesh, P(None, "model"), **ALL)
+    single, single_optimizer, expected = prepared(None, None, **ALL)
+    step = nnx.jit(train_step)
+    for x, y in zip(batches(mesh, 1), batches(None, 1), strict=True):
+        jax.block_until_ready(step(model, optimizer, x))
+        step(single, single_optimizer, y)
+    for name, result in expected.result().items():
+        other = watch.result()[name]
+        assert (result.size, result.zeros) == (other.size, other.zeros), name
+        np.testing.assert_allclose(result.rms, other.rms, rtol=1e-4, err_msg=name)
+
+
+def test_axes_that_are_not_there():
+    """`batch_axes=` has to name axes of the mesh."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    with pytest.raises(tallax.InvalidValueError) as caught:
+        prepared(mesh, P(), outputs=True, batch_axes="batch")
+    assert str(caught.value) == (
+        "batch_axes: must name axes of the mesh that the model is on.\n  got:       'batch'\n"
+        "  expected:  axes among ('data',)\n  fix:       batch_axes='data'"
+    )
+
+
+def test_shapes_of_the_state():
+    """The state has a row for each device along the axes of the batch, and lies there."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    model, _, _ = prepared(mesh, P(), outputs=True)
+    words = vars(model.up)[":"].output.words
+    assert words.shape == (8, 15)
+    assert words.get_raw_value().sharding.spec == P(("data",))
+    assert jnp.asarray(model(batches(mesh, 1)[0])).shape == (64, 16)
