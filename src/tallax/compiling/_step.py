@@ -140,7 +140,7 @@ class CompiledStep(Generic[P, R]):
             raise in_a_trace()
         return result
 
-    def lower(self, *batch: P.args, **options: P.kwargs) -> jax.stages.Lowered:
+    def lower(self, *batch: Any, **options: Any) -> jax.stages.Lowered:
         """Returns the program of a call, lowered and not run, as `jax.jit(...).lower` does.
 
         `step.lower(x).compile()` compiles it, so that the first call does not, and has `cost_analysis()`,
