@@ -30,7 +30,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-_LOOK_AT = 16  # Variables that each call checks for writes past the step: about a microsecond
+# Variables that each call, and each read, checks for writes past the step: about a microsecond for a call.
+_LOOK_AT, _LOOK_AT_IN_A_READ = 16, 4
 
 
 class CompiledStep(Generic[P, R]):
@@ -251,7 +252,7 @@ class CompiledStep(Generic[P, R]):
     def _holding_to_read(self, args: tuple[Any, ...], options: dict[str, Any]) -> Holding:
         """Returns the current state; if no step owns any of it, a copy, so that the objects keep their values."""
         holding = self._holding
-        if holding is not None and holding.is_ready and not holding.is_restructured(_LOOK_AT):
+        if holding is not None and holding.is_ready and not holding.is_restructured(_LOOK_AT_IN_A_READ):
             if not holding.is_current:
                 holding.catch_up()
             return holding
