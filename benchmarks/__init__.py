@@ -18,6 +18,7 @@ GROUPS = {
     "loops": "benchmarks.loops",
     "mixed-items": "benchmarks.mixed_items",
     "readings": "benchmarks.readings",
+    "reads": "benchmarks.reads",
     "real-loops": "benchmarks.real_loops",
     "statistics": "benchmarks.statistics",
     "step-time": "benchmarks.step_time",
