@@ -19,6 +19,8 @@ GROUPS = {
     "mixed-items": "benchmarks.mixed_items",
     "positions": "benchmarks.positions",
     "readings": "benchmarks.readings",
+    "reads": "benchmarks.reads",
+    "real-loops": "benchmarks.real_loops",
     "statistics": "benchmarks.statistics",
     "step-time": "benchmarks.step_time",
     "transformer": "benchmarks.transformer",

@@ -24,6 +24,8 @@ SMALL = {  # what to call `group` with, so that a case compiles in a second or t
     "mixed-items": (2, 3),
     "positions": (TINY, 3),
     "readings": (3,),
+    "reads": (1, 2),
+    "real-loops": (1, (1, 1), (1, 2)),
     "step-time": ((0, 2),),
     "transformer": (TINY, (3,)),
 }

@@ -82,7 +82,7 @@ def steps(model: Model, optimizer: nnx.Optimizer[Model], x: jax.Array) -> None:
         assert_type(held(x), jax.Array)
         assert_type(held.scan(x), jax.Array)
     assert_type(step.read(train_step, x), jax.Array)
-    assert_type(step.lower(x).compile(), jax.stages.Compiled)
+    assert_type(step.lower(jax.ShapeDtypeStruct((3,), np.float32)), jax.stages.Lowered)
     assert_type(step.traces, int)
     assert_type(step.sync(), None)
     reading = step.collect()
@@ -142,7 +142,7 @@ def every_sink(writer: Any, sink: sinks.Sink) -> list[sinks.Sink]:
     return [*logs, *services, sink]
 
 
-def logger_calls(step: tallax.CompiledStep, loss: jax.Array) -> None:
+def logger_calls(step: tallax.CompiledStep[..., jax.Array], loss: jax.Array) -> None:
     own: sinks.Sink = Printing()
     with tallax.Logger(own, sinks.Jsonl("run"), sinks.TensorBoard("tb"), every=100, overflow="drop") as log:
         assert_type(log, tallax.Logger)

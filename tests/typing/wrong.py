@@ -30,9 +30,8 @@ def steps(model: nnx.Linear, x: jax.Array) -> None:
     step(x, x)  # reportCallIssue
     step("x")  # reportArgumentType
     step(y=x)  # reportCallIssue
-    step.lower(1)  # reportArgumentType
     tallax.compile_step(train_step, bound=model)(model)  # reportCallIssue
-    tallax.compile_step(train_step, x)  # reportCallIssue, reportArgumentType
+    tallax.compile_step(train_step, x)  # reportArgumentType
     step(x).no_such_attribute()  # reportAttributeAccessIssue, reportUnknownMemberType
 
 

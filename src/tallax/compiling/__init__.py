@@ -7,9 +7,11 @@ enters as a constant zero and leaves as the amount that was added; one addition 
 
 The owner of the state is separate from the steps that run on it:
 
-    CompiledStep            the public class: calls, `sync`, `collect`               _step.py
+    compile_step            the objects to bind, and their places                    _binding.py
+       v
+    CompiledStep            the public class: calls, `read`, `sync`, `collect`       _step.py
        |
-       |  arguments         names, static arguments, errors that name them           _arguments.py
+       |  arguments         names, static ones, bound objects, errors that name them _arguments.py
        v
     Structure               have the objects changed since the last call?            _structure.py
        |  yes: take over
@@ -21,8 +23,10 @@ The owner of the state is separate from the steps that run on it:
        |  ^                 ... moved between steps that share Variables             _overlap.py
        |  |                 ... copied to the host                                   _reader.py
        v  |
-    Program                 the traced function, one for each structure              _program.py
+    Program                 the traced function, one for each structure              _traced_step.py
        |                    counts that may stay in two parts                        _jaxpr_analysis.py
+    ReadProgram             a function that `read` runs on the state                 _read_program.py
+       |                    a proof that it writes nothing                           _unchanged.py
        v
     result                  arrays, and bound objects that are returned              _results.py
 
@@ -37,18 +41,22 @@ The first call makes a layout, a holding and a program, and puts placeholders on
        repacks the counts in one small program;
     3. runs the program, which donates the old state, and swaps in the new state within one C call.
 
-`sync` puts the values back and releases their cells. Steps that share them take over again at their next calls. If a
-step is deleted, shared values stay with the other steps, and the rest goes back on the objects.
+`sync` puts the values back and releases their cells. Steps that share them take over again at their next calls. They
+keep their layouts, so they walk the objects only if these have changed (`Layout.renewed`). If a step is deleted, shared
+values stay with the other steps, and the rest goes back on the objects.
 
 To make another use of a count fast, open `_jaxpr_analysis.py`. To change the accepted arguments, open `_arguments.py`.
-To change the state after `sync` or Ctrl-C, open `_ownership.py`. Errors that several files raise are in `_refusals.py`.
+To change the state after `sync` or Ctrl-C, open `_ownership.py`. The error for a use of a value that a step owns is in
+`tallax/variables/_owned.py`; other errors that several files raise are in `_refusals.py`.
 
-Three invariants must not break:
+Four invariants must not break:
 
 - At every moment one holding has each current value, also if Ctrl-C comes between two bytecodes
   (`tests/test_compile_step.py`, `tests/test_several_steps.py`).
 - No code outside the holdings has a reference to an array that a step may donate (`tests/test_several_steps.py`).
-- The program that runs is the one for the objects as they are now, as with `nnx.jit` (`tests/test_host_actions.py`).
+- The program that runs is the one for the objects as they are now, as with `nnx.jit` (`tests/test_host_actions.py`, and
+  after a `sync` `tests/test_step_binding.py`).
+- A read changes nothing, and its results outlive the next steps (`tests/test_step_read.py`).
 """
 
 from tallax.compiling._binding import compile_step as compile_step

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import collections
+import operator
 import types
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -60,11 +61,13 @@ class ReadProgram:
         self._shapes: list[Any] = [jax.ShapeDtypeStruct((*shape, 2), np.uint32) for shape in packing.shapes]
         self._shapes += map(_shape_of, [*state.values, *constants])
         self._used: list[int] = []  # of the counts, values and constants, in this order
+        # Picks the values and constants among them, behind an empty slice: an `itemgetter` of one returns no tuple.
+        self._pick: Callable[[list[Any]], Any] = _no_values
         self._traced: tuple[ClosedJaxpr, Any, list[int]] | None = None
         self.traces = 0
 
-        def program(packed: Any, used: list[Any], /, *args: Any, **options: Any) -> Any:
-            return self._run(packed, used, args, options)
+        def program(packed: Any, used: tuple[Any, ...], /, *args: Any, **options: Any) -> Any:
+            return self._run(packed, used[1:], args, options)  # without the empty slice: see `_pick`
 
         program.__name__ = program.__qualname__ = getattr(function, "__name__", type(function).__name__)
         self._program = jax.jit(program)
@@ -75,18 +78,18 @@ class ReadProgram:
 
     def __call__(self, state: State, constants: list[Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Returns what the function returns."""
+        (packed, small), rest = state
+        values = [*small, *rest, *constants]
         first = len(self._layout.packing.shapes)
         while True:
-            values = [*state.values, *constants]
             counts_used = bool(self._used) and self._used[0] < first
-            packed = state.items.packed if counts_used else None
-            used = [values[k - first] for k in self._used if k >= first]
             try:
-                return self._program(packed, used, *args, **options)
+                return self._program(packed if counts_used else None, self._pick(values), *args, **options)
             except _MoreInputs:
-                continue
+                later = [k - first for k in self._used if k >= first]
+                self._pick = operator.itemgetter(slice(0, 0), *later) if later else _no_values
 
-    def _run(self, packed: Any, used: list[Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    def _run(self, packed: Any, used: Sequence[Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Traces the program."""
         traced, self._traced = self._traced, None  # if the last trace needed more inputs, it is not made again
         if traced is None:
@@ -195,6 +198,10 @@ def _identity_of(function: Any) -> tuple[Hashable, Any]:
     named = function.__kwdefaults__ or {}
     parts = [function.__code__, function.__globals__, *(function.__defaults__ or ()), *named.values(), *cells]
     return tuple(map(id, parts)), parts
+
+
+def _no_values(values: list[Any]) -> tuple[Any, ...]:
+    return (values[:0],)
 
 
 def _shape_of(value: Any) -> Any:

@@ -30,7 +30,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-_LOOK_AT = 16  # the Variables that each call checks for writes past the step, which takes about a microsecond
+# Variables that each call, and each read, checks for writes past the step: about a microsecond for a call.
+_LOOK_AT, _LOOK_AT_IN_A_READ = 16, 4
 
 
 class CompiledStep(Generic[P, R]):
@@ -140,7 +141,7 @@ class CompiledStep(Generic[P, R]):
             raise in_a_trace()
         return result
 
-    def lower(self, *batch: P.args, **options: P.kwargs) -> jax.stages.Lowered:
+    def lower(self, *batch: Any, **options: Any) -> jax.stages.Lowered:
         """Returns the program of a call, lowered and not run, as `jax.jit(...).lower` does.
 
         `step.lower(x).compile()` compiles it, so that the first call does not, and has `cost_analysis()`,
@@ -251,7 +252,7 @@ class CompiledStep(Generic[P, R]):
     def _holding_to_read(self, args: tuple[Any, ...], options: dict[str, Any]) -> Holding:
         """Returns the current state; if no step owns any of it, a copy, so that the objects keep their values."""
         holding = self._holding
-        if holding is not None and holding.is_ready and not holding.is_restructured(_LOOK_AT):
+        if holding is not None and holding.is_ready and not holding.is_restructured(_LOOK_AT_IN_A_READ):
             if not holding.is_current:
                 holding.catch_up()
             return holding
