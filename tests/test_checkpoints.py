@@ -848,7 +848,9 @@ def test_what_has_no_values_is_told():
         tallax.from_checkpoint(tree, saved)
     assert bits(saved) == before
     for call in (tallax.save, tallax.restore, lambda path, _: tallax.Checkpoints(path)):
-        with pytest.raises(tallax.InvalidValueError, match="gs://bucket/run: tallax writes checkpoints only to folders"):
+        with pytest.raises(
+            tallax.InvalidValueError, match="gs://bucket/run: tallax writes checkpoints only to folders"
+        ):
             call("gs://bucket/run", saved)
     endless: list[object] = []
     for _ in range(10_000):
