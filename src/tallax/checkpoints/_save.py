@@ -48,7 +48,8 @@ def to_checkpoint(*objects: Any, extra: Any = None, **named: Any) -> dict[str, A
     Args:
         *objects: modules, optimizers, and compiled steps, which stand for what they are bound to and are synced. An
             optimizer is called `optimizer`, an `nnx.Rngs` `rngs`, a metric `metrics`, and any other module `model`.
-        extra: anything that JSON can write, to be found in the report: where the data loader stands, an epoch.
+            An iterator over the data with `get_state` and `set_state` is called `data`; its position is saved.
+        extra: anything that JSON can write, such as an epoch. The report of a restore returns it.
         **named: more of them, by names of your own.
 
     Raises:
