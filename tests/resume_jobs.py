@@ -418,6 +418,11 @@ def hangs_when_it_resumes(folder, steps):
     return {"step": steps}
 
 
+def sleeps(folder, steps):
+    (folder / "sleeping").touch()
+    time.sleep(600)
+
+
 def exits(folder, steps):
     (folder / "step").write_text(str(steps))
     sys.exit(0)

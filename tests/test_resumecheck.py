@@ -301,19 +301,38 @@ def test_names_what_else_goes_wrong(job, path, rule):
 @pytest.mark.thorough
 def test_a_job_that_hangs_is_ended_with_all_that_it_started():
     """The run is reported after its limit, and no process of it is left."""
-    before = set(children_of_init())
+    before = set(processes_with())
     report = tallax.resumecheck(resume_jobs.hangs_when_it_resumes, steps=3, limit_seconds=30)
     (finding,) = report.failures
     assert (finding.path, finding.rule) == ("second half, 3 steps", "hangs")
     assert finding.got == "still running after 30 seconds"
-    assert not set(children_of_init()) - before
+    assert not set(processes_with()) - before
 
 
-def children_of_init():
-    """Yields the processes that sleep as those of `hangs_when_it_resumes` do."""
+@pytest.mark.thorough
+def test_no_run_outlives_a_killed_checker(tmp_path):
+    """If the checker itself is killed, its runs end within a moment."""
+    code = "import tallax; from tests import resume_jobs; tallax.resumecheck(resume_jobs.sleeps, steps=1)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(JOBS.parents[1]), *filter(None, sys.path)])}
+    environment["TMPDIR"] = str(tmp_path)
+    checker = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("sleeping")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    workers = list(processes_with(str(tmp_path).encode()))
+    checker.kill()
+    checker.wait()
+    assert workers
+    while list(processes_with(str(tmp_path).encode())) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not list(processes_with(str(tmp_path).encode()))
+
+
+def processes_with(words=b"time.sleep(600)"):
+    """Yields the processes whose command has some words; by default those that `hangs_when_it_resumes` starts."""
     for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if b"time.sleep(600)" in path.read_bytes():
+            if words in path.read_bytes():
                 yield int(path.parent.name)
         except OSError:
             continue

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any, assert_type
 
 import jax
@@ -156,6 +157,24 @@ def logger_calls(step: tallax.CompiledStep[..., jax.Array], loss: jax.Array) -> 
 def checking(model: Model) -> None:
     report = tallax.statecheck(Model, np.zeros(3), calls=2)
     assert_type(report.raise_on_failure(), tallax.checking.Report)
+    assert_type(tallax.resumecheck(job, steps=5, devices=(8, 4), limit_seconds=60.0), tallax.checking.Report)
+
+
+class Batches:
+    def get_state(self) -> dict[str, int]:
+        return {"next_index": 0}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        assert state
+
+
+def job(folder: pathlib.Path, steps: int) -> dict[str, Any]:
+    model, data = Model(nnx.Rngs(0)), Batches()
+    with tallax.Checkpoints(folder, batch_size=8, preemption_exit_code=75) as checkpoints:
+        if checkpoints.latest():
+            assert_type(checkpoints.restore(model, data=data), tallax.RestoreReport)
+        assert_type(checkpoints.save(steps, model, data=data), bool)
+    return {"model": model, "data": data}
 
 
 def errors() -> tuple[type[tallax.TallaxError], ...]:

@@ -14,6 +14,7 @@ import pickle
 import runpy
 import signal
 import sys
+import threading
 import time
 import traceback
 import types
@@ -26,6 +27,7 @@ from tallax.checking._job_runs import end_descendants
 def main() -> None:
     """Runs the request that `sys.argv` names."""
     request = pickle.loads(Path(sys.argv[1]).read_bytes())
+    threading.Thread(target=_watch, args=(os.getppid(), request["limit_seconds"]), daemon=True).start()
     result: dict[str, Any] = {}
     phase = "import"
     try:
@@ -46,6 +48,18 @@ def main() -> None:
     partial.rename(sys.argv[2])
     sys.stdout.flush()
     sys.stderr.flush()
+    _end()
+
+
+def _watch(parent: int, limit_seconds: float) -> None:
+    """Ends this process if the checker was killed, or did not end it in time."""
+    deadline = time.monotonic() + limit_seconds + 10
+    while os.getppid() == parent and time.monotonic() < deadline:
+        time.sleep(0.5)
+    _end()
+
+
+def _end() -> None:
     end_descendants(os.getpid())
     os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 

@@ -181,7 +181,7 @@ class Comparison:
                 continue
             if same(evidence.expected, evidence.got) or same(evidence.initial, saved):
                 continue
-            if saved.kind not in _STATEFUL and any(same(saved, value) for value in self._runs["first"].values.values()):
+            if any(same(saved, value) for value in self._runs["first"].values.values()):
                 continue  # a copy of something that is compared, such as the dict that was saved
             cause = cause_at_restore(evidence, {})
             if cause is None and not self._is_restored_known and saved.kind in _STATEFUL:

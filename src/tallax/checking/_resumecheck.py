@@ -129,7 +129,7 @@ def check_resume(
             "first": Run(f"first half, {steps} steps", folder / "halves", steps, first_devices),
             "initial": Run("before the first step", folder / "initial", 0, first_devices),
             "second": Run(f"second half, {steps} steps", folder / "halves", 2 * steps, second_devices),
-            "restored": Run("after a restore", folder / "restored", steps, second_devices),
+            "restored": Run("after a restore", folder / "halves", steps, second_devices),
             "again": Run("uninterrupted, again", folder / "again", 2 * steps, first_devices),
         }
         is_changed = first_devices != second_devices
@@ -170,12 +170,10 @@ def _check(collected: Collected, runner: Runner, runs: dict[str, Run], steps: in
     if not _has_files(runs["first"].folder):
         collected.add(_finding_of_run("nothing-saved", runs["first"].name, "leaves no file in its folder.", ""))
         return
-    shutil.copytree(runs["first"].folder, runs["restored"].folder, symlinks=True)
-    second, restored = runner.run(runs["second"], runs["restored"])
-    ended |= {"second": second, "restored": restored}
+    ended["restored"], ended["second"] = _both_after_the_kill(runner, runs)
     if not _add_runs(collected, ended, ("second",)):
         return
-    _add_optional(collected, restored, "values right after a restore are not known")
+    _add_optional(collected, ended["restored"], "values right after a restore are not known")
     if not _has_resumed(collected, ended, steps):
         return
     comparison = Comparison(ended, steps, tolerance)
@@ -183,6 +181,21 @@ def _check(collected: Collected, runner: Runner, runs: dict[str, Run], steps: in
         (again,) = runner.run(runs["again"])
         comparison.use_repeat(again)
     collected.add(*comparison.cells(), *comparison.findings())
+
+
+def _both_after_the_kill(runner: Runner, runs: dict[str, Run]) -> tuple[Ended, Ended]:
+    """Returns the run that shows the restored values, and the second half; each finds the folder of the first half.
+
+    They take turns in one folder, since checkpoints may name it: a link to the latest one has an absolute path.
+    """
+    folder = runs["first"].folder
+    kept = folder.with_name("kept")
+    shutil.copytree(folder, kept, symlinks=True)  # with the times of the files, by which jobs look for the latest
+    (restored,) = runner.run(runs["restored"])
+    shutil.rmtree(folder)
+    kept.rename(folder)
+    (second,) = runner.run(runs["second"])
+    return restored, second
 
 
 def _has_files(folder: Path) -> bool:

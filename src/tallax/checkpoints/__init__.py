@@ -24,13 +24,16 @@ the layouts of other programs (`params/...`, bare states) | `_prefixes`
 the comparison of entries, its errors and the report | `_plan`
 the devices that arrays are read onto, checksums, old counters that become exact | `_fetch`
 writing and resetting the objects, and rolling back | `_apply`
+the position of an iterator over the data, as an array | `_positions`
+the warning if counts and positions disagree | `_cross_check`
+SIGTERM | `_preemption`
 a series of checkpoints, the background writer | `_manager`
 `tallax show` of a checkpoint | `_inspect`
 
-The invariant: until `_apply`, no stage changes an object, and `_apply` changes all of them or none. A position in the
-data or another device count must keep to it: describe the new state in `_collect`, compare it in `_plan`, and write it
-in `_apply`. `tests/test_checkpoints.py`, `tests/test_damaged_checkpoints.py` and `tests/test_checkpoint_kills.py` guard
-it: a failed restore leaves every object as it was, damage is a named error, and a killed writer loses no checkpoint.
+The invariant: until `_apply`, no stage changes an object, and `_apply` changes all of them or none. New kinds of state
+must keep to it: describe the state in `_collect`, compare it in `_plan`, and write it in `_apply`.
+`tests/test_checkpoints.py`, `tests/test_damaged_checkpoints.py` and `tests/test_checkpoint_kills.py` guard it: a failed
+restore leaves every object as it was, damage is a named error, and a killed writer loses no checkpoint.
 
 Orbax is imported on first use.
 """

@@ -47,6 +47,7 @@ def to_checkpoint(*objects: Any, extra: Any = None, **named: Any) -> dict[str, A
     Args:
         *objects: Modules, optimizers, and compiled steps, which are synced and stand for their bound objects. An
             optimizer is named `optimizer`, an `nnx.Rngs` `rngs`, a metric `metrics`, and any other module `model`.
+            An iterator over the data with `get_state` and `set_state` is named `data`; its position is saved.
         extra: Any value that JSON can represent, such as the epoch. The report of a restore contains it.
         **named: Further objects with your own names.
 
