@@ -15,18 +15,19 @@ _INDEX = """\
 # The rules of `tallax lint`
 
 `tallax lint PATH...` reads Python files, notebooks and folders of them, and reports mistakes with the state of your
-models. It runs none of your code and imports no JAX. If you want to read about a rule in the terminal, run `tallax lint
---explain TLX002`. `--fix` applies the fixes that are safe; `--diff` shows them first.
+models. It runs none of your code and imports no JAX. If you want to read about a rule in the terminal, run `tallax
+lint --explain TLX002`. `--fix` applies the fixes that are safe; `--diff` shows them first.
 
 {rows}
-If a rule names a version of Flax, the mistake exists since that version. If your code has to work with an older one, set
-`flax-version`.
+If a rule names a version of Flax, the mistake exists since that version. If your code has to work with an older one,
+set `flax-version`.
 
 ## To silence a rule
 
-- on a line, or in the whole statement that ends there: `# noqa: TLX002`, or the beginning of codes. If you name no code,
-  all rules are silent there. `tallax lint --add-noqa` writes these comments for you.
-- in a file: `# tallax: noqa: TLX002, host-sync` on a line of its own, or `# tallax: skip-file` among the first ten lines
+- on a line, or in the whole statement that ends there: `# noqa: TLX002`, or the beginning of codes. If you name no
+  code, all rules are silent there. `tallax lint --add-noqa` writes these comments for you.
+- in a file: `# tallax: noqa: TLX002, host-sync` on a line of its own, or `# tallax: skip-file` among the first ten
+  lines
 - for all findings that you have today: [a baseline](../linting.md#if-your-project-has-findings-already)
 - in your project, by code, by name or by the beginning of a code, in its `pyproject.toml`:
 
@@ -42,27 +43,27 @@ baseline = "tallax-baseline.json"
 respect-gitignore = true
 ```
 
-Each file obeys the nearest `pyproject.toml` above it that has this table. If a pattern has no `/`, it is compared with
-the names of files and folders; if it has one, with paths from the folder of that file, and `*` also matches a `/`. If
-you use `--select`, `--extend-select`, `--ignore`, `--exclude`, `--flax-version` or `--baseline`, the option replaces the
-setting. Files that git ignores are left out, unless you name them or pass `--no-gitignore`.
+Each file obeys the nearest `pyproject.toml` above it that has this table. If a pattern has no `/`, it is compared
+with the names of files and folders; if it has one, with paths from the folder of that file, and `*` also matches a
+`/`. If you use `--select`, `--extend-select`, `--ignore`, `--exclude`, `--flax-version` or `--baseline`, the option
+replaces the setting. Files that git ignores are left out, unless you name them or pass `--no-gitignore`.
 
 ## In other tools
 
-`--format` is `text`, `json`, `github` (annotations) or `sarif`. JSON is one object: `findings`, a list of objects with
-`path`, `line`, `column`, `end_line`, `end_column`, `code`, `slug`, `message`, `fixable`, `url`, and in notebooks `cell`;
-`problems`, the files that were skipped and the reasons; and `files`, the number that was read. Columns count from 1, in
-UTF-8 bytes; SARIF counts characters. `url` is null if the installed package names no documentation.
+`--format` is `text`, `json`, `github` (annotations) or `sarif`. JSON is one object: `findings`, a list of objects
+with `path`, `line`, `column`, `end_line`, `end_column`, `code`, `slug`, `message`, `fixable`, `url`, and in notebooks
+`cell`; `problems`, the files that were skipped and the reasons; and `files`, the number that was read. Columns count
+from 1, in UTF-8 bytes; SARIF counts characters. `url` is null if the installed package names no documentation.
 
-The exit status is 0 if nothing is found, 1 if something is found or a file cannot be parsed, and 2 if it could not run
-as you asked: a wrong option or setting, a missing path, a file that cannot be read or written. If a link leads out of
-the folders that you named, `--fix` does not write through it.
+The exit status is 0 if nothing is found, 1 if something is found or a file cannot be parsed, and 2 if it could not
+run as you asked: a wrong option or setting, a missing path, a file that cannot be read or written. If a link leads
+out of the folders that you named, `--fix` does not write through it.
 
-If your file uses the syntax of a newer Python than the one that runs, type parameters, type aliases and `except A, B:`
-are read all the same. For nested quotes in f-strings, run the linter with that Python.
+If your file uses the syntax of a newer Python than the one that runs, type parameters, type aliases and `except A,
+B:` are read all the same. For nested quotes in f-strings, run the linter with that Python.
 
-If you use ruff, add `external = ["TLX"]` below `[tool.ruff.lint]`: otherwise it removes `noqa` comments with codes that
-it does not know.
+If you use ruff, add `external = ["TLX"]` below `[tool.ruff.lint]`: otherwise it removes `noqa` comments with codes
+that it does not know.
 
 For pre-commit there are the hooks `tallax-lint` and `tallax-lint-fix`. For editors, see [the
 recipes](../linting.md#in-your-editor-and-in-ci).
