@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from tallax.lint._newer_syntax import in_older_syntax
 from tallax.lint._reading import decoded
 from tests.fake_rules import install, notebook, ran
 
+DOCS = pathlib.Path(__file__).parents[1] / "docs" / "linting.md"
 COUNTER = """\
 import jax.numpy as jnp
 from flax import nnx
@@ -332,6 +334,21 @@ def test_links_out_of_the_folder_are_not_written(folder, capsys):
     assert (folder / "outside/a.py").read_text() == COUNTER
     ran(capsys, "--fix", "../outside")
     assert "self.count[...] += 1" in (folder / "outside/lib/b.py").read_text()
+
+
+def test_the_recipe_for_vs_code(words, capsys):
+    """The pattern in the docs matches the lines that the linter prints, in files and in notebooks."""
+    blocks = re.findall(r"^```json\n(.*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)
+    (task,) = json.loads(blocks[0])["tasks"]
+    pattern = task["problemMatcher"]["pattern"]
+    write("a b/c.py", "x = PARAM\n")
+    write("d.ipynb", notebook(("code", "1"), ("code", "2\nPARAM")))
+    found = [re.match(pattern["regexp"], line) for line in ran(capsys, ".")[1]]
+    keys = ("file", "line", "column", "code", "message")
+    assert [tuple(match[pattern[key]] for key in keys) for match in found] == [
+        ("a b/c.py", "1", "5", "TLX001", "[param-state] 100% PARAM, here: or not"),
+        ("d.ipynb", "2", "1", "TLX001", "[param-state] 100% PARAM, here: or not"),
+    ]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has other signals")

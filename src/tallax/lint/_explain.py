@@ -14,41 +14,59 @@ from tallax.lint.rules import RULES
 _INDEX = """\
 # The rules of `tallax lint`
 
-`tallax lint PATH...` reads Python files, notebooks and what lies below folders, and says what goes wrong with the state
-of the models there. It runs none of that code and imports no JAX. `tallax lint --explain TLX002` prints a rule's page;
-`--fix` mends what can be mended safely, `--diff` shows what it would do.
+`tallax lint PATH...` reads Python files, notebooks and folders of them, and reports mistakes with the state of your
+models. It runs none of your code and imports no JAX. If you want to read about a rule in the terminal, run `tallax
+lint --explain TLX002`. `--fix` applies the fixes that are safe; `--diff` shows them first.
 
 {rows}
+If a rule names a version of Flax, the mistake exists since that version. If your code has to work with an older one,
+set `flax-version`.
+
 ## To silence a rule
 
-- on a line, or in the whole of the statement that the line ends: `# noqa: TLX002`, or the beginning of codes; a
-  `# noqa` without codes means all
-- in a file: `# tallax: skip-file` as a comment of its own among the first ten lines
-- in a project, by code, by name or by the beginning of a code, in its `pyproject.toml`:
+- on a line, or in the whole statement that ends there: `# noqa: TLX002`, or the beginning of codes. If you name no
+  code, all rules are silent there. `tallax lint --add-noqa` writes these comments for you.
+- in a file: `# tallax: noqa: TLX002, host-sync` on a line of its own, or `# tallax: skip-file` among the first ten
+  lines
+- for all findings that you have today: [a baseline](../linting.md#if-your-project-has-findings-already)
+- in your project, by code, by name or by the beginning of a code, in its `pyproject.toml`:
 
 ```toml
 [tool.tallax.lint]
-select = ["TLX"]
+select = ["TLX00", "plain-container"]    # all rules if you leave it out
+extend-select = ["TLX017"]
 ignore = ["TLX006"]
 exclude = ["third_party", "*_pb2.py"]
 per-file-ignores = {{ "tests/*" = ["host-sync"] }}
+flax-version = "0.11"
+baseline = "tallax-baseline.json"
+respect-gitignore = true
 ```
 
-A pattern without a `/` is compared with the names of files and folders, one with a `/` with paths from the folder of
-that file; `*` also stands for a `/`. `--select`, `--ignore` and `--exclude` take the place of what stands there.
+Each file obeys the nearest `pyproject.toml` above it that has this table. If a pattern has no `/`, it is compared
+with the names of files and folders; if it has one, with paths from the folder of that file, and `*` also matches a
+`/`. If you use `--select`, `--extend-select`, `--ignore`, `--exclude`, `--flax-version` or `--baseline`, the option
+replaces the setting. Files that git ignores are left out, unless you name them or pass `--no-gitignore`.
 
 ## In other tools
 
-`--format` is `text`, `json` (one list of objects with `path`, `line`, `column`, `code`, `slug`, `message`, `fixable`,
-and in notebooks `cell`), `github` (annotations) or `sarif`. Columns count from 1, in UTF-8 bytes; SARIF has characters.
+`--format` is `text`, `json`, `github` (annotations) or `sarif`. JSON is one object: `findings`, a list of objects
+with `path`, `line`, `column`, `end_line`, `end_column`, `code`, `slug`, `message`, `fixable`, `url`, and in notebooks
+`cell`; `problems`, the files that were skipped and the reasons; and `files`, the number that was read. Columns count
+from 1, in UTF-8 bytes; SARIF counts characters. `url` is null if the installed package names no documentation.
 
-The exit status is 0 if nothing is found, 1 if something is or if a file can't be parsed, and 2 if it could not do what
-it was asked for: a wrong option or configuration, a path that is not there, a file that can't be read or written.
+The exit status is 0 if nothing is found, 1 if something is found or a file cannot be parsed, and 2 if it could not
+run as you asked: a wrong option or setting, a missing path, a file that cannot be read or written. If a link leads
+out of the folders that you named, `--fix` does not write through it.
 
-ruff takes `noqa` comments with codes that it does not know for useless ones, and removes them; it leaves those alone
-when told: `external = ["TLX"]` below `[tool.ruff.lint]`.
+If your file uses the syntax of a newer Python than the one that runs, type parameters, type aliases and `except A,
+B:` are read all the same. For nested quotes in f-strings, run the linter with that Python.
 
-For pre-commit there are the hooks `tallax-lint` and `tallax-lint-fix`.
+If you use ruff, add `external = ["TLX"]` below `[tool.ruff.lint]`: otherwise it removes `noqa` comments with codes
+that it does not know.
+
+For pre-commit there are the hooks `tallax-lint` and `tallax-lint-fix`. For editors, see [the
+recipes](../linting.md#in-your-editor-and-in-ci).
 """
 
 

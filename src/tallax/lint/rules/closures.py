@@ -24,7 +24,7 @@ call of a model that contains BatchNorm, Dropout or a counter is such a change, 
 Pass the object as an argument.
 
 The rule reports the change, if the function surely makes it and the object surely comes from outside. Reading from a
-closed-over module is allowed, and is no finding.
+closed-over module is allowed, and is not reported.
 """,
     bad="""\
 import optax

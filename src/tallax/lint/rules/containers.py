@@ -25,7 +25,7 @@ the rule: `ignore = ["plain-container"]`.
 
 The rule reports `self.x = [...]` in a method of an `nnx.Module` if an element is surely a module or a Variable, also
 if the list starts empty and the class appends to it. Attributes that the class declares in its body, and classes with
-`pytree=False`, are no findings.
+`pytree=False`, are not reported.
 """,
     bad="""\
 from flax import nnx

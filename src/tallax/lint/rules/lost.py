@@ -28,7 +28,7 @@ a method makes `self` such a constant as well, and `static_argnames="model"` the
 The rule reports functions under these transformations that change a module, or call one that does, by argument or by
 closure, without returning it or its state; and those that call a module of which nothing is known but that it is an
 `nnx.Module`; and `nnx.Rngs` that are handed to such a function and on to a module. A module of the project whose call
-changes nothing is no finding, nor is one that is merged within.
+changes nothing is not reported, nor is one that is merged within.
 """,
     bad="""\
 import jax

@@ -24,7 +24,7 @@ negative number at 2**31, which a count of elements, tokens or samples reaches w
 The rule looks at what a class adds to a Variable of its own, through local names and functions of the project: counts
 of elements (`x.size`, `x.shape[0]`, `len(batch)`, `mask.sum()`) in 32 bits or fewer, counts of calls in a float that
 nothing resets, and the sum that belongs to a count of elements in a float. A step counter in int32 or uint32, a ring
-index taken modulo its length and a count capped by `jnp.minimum` are no findings.
+index taken modulo its length and a count capped by `jnp.minimum` are not reported.
 """,
     bad="""\
 import jax.numpy as jnp

@@ -25,7 +25,7 @@ structure, so each call is traced and compiled again; in a checkpoint and in `nn
 The rule reports `self.calls += 1` (also `*=` and the other operators) and `self.calls = self.calls + 1` in a module's
 method other than `__init__`, if the attribute is made as a Python number; and a flag that `__init__` makes False and
 the forward path sets to True, or the other way around. Plain Python classes, iterators' `__iter__` and `__next__`,
-arrays, counts that come back (`% n`), and modules of a test file that mentions no transformation are no findings.
+arrays, counts that come back (`% n`), and modules of a test file that mentions no transformation are not reported.
 
 It also reports an array that the forward path puts where `__init__` has put None, a flag or a number: for Flax the
 attribute is no state, so the assignment raises ValueError. `nnx.data(None)` in `__init__` says that one will come.

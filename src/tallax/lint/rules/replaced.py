@@ -26,7 +26,7 @@ The rule reports an assignment where the attribute (or an element of a list or d
 surely holds a Variable, in this class or one it derives from in any file, and the assigned value is surely an array or
 number; in `__init__` too, if `super().__init__()` has already made the Variable. `setattr(self, "mean", ...)` is such
 an assignment, and so is a list of arrays in place of a list of Variables. A new Variable (`self.losses =
-nnx.Intermediate(x)`) is no finding, nor is what `__init__` chooses in its branches, nor a Variable whose own class
+nnx.Intermediate(x)`) is not reported, nor is what `__init__` chooses in its branches, nor a Variable whose own class
 says what `+=` does, as tallax's do.
 """,
     bad="""\

@@ -27,7 +27,7 @@ A method that is bound to a module, `nnx.jit(model.step)`, raises ValueError sin
 `nnx.jit(Model.step)(model, x)`.
 
 The rule reports a transformed module that a module keeps in an attribute, and transformations of Flax that get a
-bound method of a module. `nnx.jit(model)` in a script is no finding if the result is not kept in a module.
+bound method of a module. `nnx.jit(model)` in a script is not reported if the result is not kept in a module.
 """,
     bad="""\
 from flax import nnx

@@ -29,7 +29,7 @@ A Variable that holds a Python number, `nnx.Variable(0)`, has no `[...]`: outsid
 
 The rule reports a module's `nnx.Param` with a weak initial value of floats or a Python float, any other Variable with
 a weak one that is later written with a strongly typed value, and a Python number in a Variable that is indexed with
-`[...]`. A weak count that only `+= 1` changes stays weak, and is no finding.
+`[...]`. A weak count that only `+= 1` changes stays weak, and is not reported.
 """,
     bad="""\
 import jax.numpy as jnp
