@@ -155,19 +155,38 @@ def _after_weight_decay(program: Program) -> dict[str, tuple[Leaf, Leaf]]:
     for batch in program.batches:
         program.call(model, batch)
 
+    before = snapshot(model)
+    if not decay_weights(model):
+        return {}
+    after = snapshot(model)
+    return {path: (before[path], after[path]) for path in before if path in after}
+
+
+def decay_weights(model: Any) -> bool:
+    """Updates the float parameters of a model by a step of adamw with weight decay 0.1 and gradients of zero.
+
+    Returns:
+        whether the model has such parameters.
+    """
+
     def is_trained(path: Any, node: Any) -> bool:
         return isinstance(node, nnx.Param) and all(
             jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in jax.tree.leaves(node)
         )
 
-    before = snapshot(model)
-    if not jax.tree.leaves(nnx.state(model, is_trained)):
-        return {}
+    def step(parameters: Any) -> Any:
+        optimizer = optax.adamw(0.1, weight_decay=0.1)
+        gradients = jax.tree.map(jnp.zeros_like, parameters)
+        updates, _ = optimizer.update(gradients, optimizer.init(parameters), parameters)
+        return optax.apply_updates(parameters, updates)
+
+    parameters = nnx.as_pure(nnx.state(model, is_trained))
+    if not jax.tree.leaves(parameters):
+        return False
+    # One program: `nnx.Optimizer` compiles each of its operations alone, about twenty for each shape.
     with jax.numpy_dtype_promotion("standard"):  # optax itself mixes dtypes
-        optimizer = nnx.Optimizer(model, optax.adamw(0.1, weight_decay=0.1), wrt=is_trained)
-        optimizer.update(model, jax.tree.map(jnp.zeros_like, nnx.state(model, is_trained)))
-    after = snapshot(model)
-    return {path: (before[path], after[path]) for path in before if path in after}
+        nnx.update(model, jax.jit(step)(parameters))
+    return True
 
 
 def _is_rewritten_by_flax(model: Any, path: str) -> bool:

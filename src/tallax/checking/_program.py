@@ -168,4 +168,7 @@ def numbers_of(output: Any) -> tuple[jax.Array, ...]:
 
 def _rolled(x: jax.Array, k: int) -> jax.Array:
     is_plain = x.ndim and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return jnp.roll(x, k, axis=0) if is_plain else x
+    if not is_plain:
+        return x
+    # In NumPy: `jnp.roll` compiles a program for each shift. An array on several devices stays there.
+    return jnp.asarray(np.roll(np.asarray(x), k, axis=0)) if len(x.devices()) == 1 else jnp.roll(x, k, axis=0)

@@ -130,12 +130,22 @@ def split_switch(pure: Pure) -> Pure:
 
 def stacked(batches: Sequence[Batch]) -> Batch:
     """Returns one batch with a leading axis over the calls."""
-    return tuple(jnp.stack(arrays) for arrays in zip(*batches, strict=True))
+    return tuple(map(_stacked, zip(*batches, strict=True)))
+
+
+def _stacked(arrays: tuple[jax.Array, ...]) -> jax.Array:
+    is_key = jnp.issubdtype(arrays[0].dtype, jax.dtypes.prng_key)
+    if is_key or len(arrays[0].devices()) > 1:
+        return jnp.stack(arrays)
+    return jnp.asarray(np.stack([np.asarray(x) for x in arrays]))  # in NumPy, which compiles nothing
 
 
 def unstacked(outputs: tuple[jax.Array, ...], count: int) -> Outputs:
     """Returns the outputs of each call."""
-    return [tuple(output[k] for output in outputs) for k in range(count)]
+    is_key = [jnp.issubdtype(output.dtype, jax.dtypes.prng_key) for output in outputs]
+    # In NumPy, which compiles nothing; outputs are compared there anyway.
+    held = [output if key else np.asarray(output) for output, key in zip(outputs, is_key, strict=True)]
+    return [tuple(output[k] for output in held) for k in range(count)]
 
 
 def at(batches: Batch, k: Any) -> Batch:

@@ -12,12 +12,11 @@ from types import ModuleType
 from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from tallax._errors import describe
+from tallax.checking._attribute_checks import decay_weights
 from tallax.checking._snapshot import Snapshot, changed, snapshot
 from tallax.variables import Counter
 
@@ -97,17 +96,8 @@ def close(got: Any, expected: Any) -> bool:
 
 def after_weight_decay(model: Any) -> tuple[Snapshot, Snapshot]:
     """Returns the state before and after a step of adamw, weight decay 0.1, with gradients of zero."""
-
-    def is_trained(path: Any, node: Any) -> bool:
-        # An integer parameter has no gradient; that is a mistake of its own.
-        return isinstance(node, nnx.Param) and all(
-            jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in jax.tree.leaves(node)
-        )
-
     before = snapshot(model)
-    if jax.tree.leaves(nnx.state(model, is_trained)):
-        optimizer = nnx.Optimizer(model, optax.adamw(0.1, weight_decay=0.1), wrt=is_trained)
-        optimizer.update(model, jax.tree.map(jnp.zeros_like, nnx.state(model, is_trained)))
+    decay_weights(model)
     return before, snapshot(model)
 
 
