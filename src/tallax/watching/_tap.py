@@ -23,7 +23,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from tallax._mesh_axes import marked, varying_axes
 from tallax.watching._reduction import Layout, Parts, parts_of
@@ -74,7 +73,7 @@ def _lanes(parts: Parts) -> jax.Array:
     counts = parts.counts
     digits = jnp.stack([counts & (2**_DIGIT - 1), counts >> _DIGIT], -1).reshape(*counts.shape[:-1], 6)
     power = jnp.clip(_exponent(parts.largest) - _LOWEST, 0, _POWERS - 1)
-    one_hot = (power[..., None] == np.arange(_POWERS)) & (parts.largest > 0)[..., None]
+    one_hot = jax.nn.one_hot(power, _POWERS, dtype=jnp.bool_) & (parts.largest > 0)[..., None]
     return jnp.concatenate(
         [
             jnp.ones_like(parts.largest)[..., None],
