@@ -98,18 +98,19 @@ class Arguments:
             parameters = list(inspect.signature(function).parameters.values())
         except (TypeError, ValueError):  # some builtins have no signature
             parameters = list(inspect.signature(_any).parameters.values())
-        self.function, self._parameters = function, parameters
-        self.count = len(objects)
+        self.function: Callable[..., Any] = function
+        self._parameters = parameters
+        self.count: int = len(objects)
         self._positional = [p.name for p in parameters if p.kind in _BY_POSITION]
         unnamed = [type(thing).__name__.lower() for thing in objects[len(self._positional) :]]
-        self.names = [*self._positional[: self.count], *unnamed]
-        self.has_bound = bool(other_names)
+        self.names: list[str] = [*self._positional[: self.count], *unnamed]
+        self.has_bound: bool = bool(other_names)
         self._numbers = {self._checked_number(number) for number in _listed(static_argnums)}
         self._labels = {self._checked_name(name) for name in _listed(static_argnames)}
         # As in `jax.jit`, a static parameter is static by position and by name.
         self._labels |= {self._positional[k] for k in self._numbers if k < len(self._positional)}
         self._numbers |= {k for k, name in enumerate(self._positional) if name in self._labels}
-        self.has_static = bool(self._numbers or self._labels)
+        self.has_static: bool = bool(self._numbers or self._labels)
         self.names += other_names
 
     def with_static(self, batch: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

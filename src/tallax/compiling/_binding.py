@@ -40,7 +40,7 @@ def compile_step(
 @overload
 def compile_step(
     train_step: Callable[Concatenate[A, P], R],
-    a: A,
+    _a: A,
     /,
     *,
     bound: Any = None,
@@ -52,8 +52,8 @@ def compile_step(
 @overload
 def compile_step(
     train_step: Callable[Concatenate[A, B, P], R],
-    a: A,
-    b: B,
+    _a: A,
+    _b: B,
     /,
     *,
     bound: Any = None,
@@ -65,9 +65,9 @@ def compile_step(
 @overload
 def compile_step(
     train_step: Callable[Concatenate[A, B, C, P], R],
-    a: A,
-    b: B,
-    c: C,
+    _a: A,
+    _b: B,
+    _c: C,
     /,
     *,
     bound: Any = None,
@@ -79,10 +79,10 @@ def compile_step(
 @overload
 def compile_step(
     train_step: Callable[Concatenate[A, B, C, D, P], R],
-    a: A,
-    b: B,
-    c: C,
-    d: D,
+    _a: A,
+    _b: B,
+    _c: C,
+    _d: D,
     /,
     *,
     bound: Any = None,
@@ -94,11 +94,11 @@ def compile_step(
 @overload
 def compile_step(
     train_step: Callable[Concatenate[A, B, C, D, E, P], R],
-    a: A,
-    b: B,
-    c: C,
-    d: D,
-    e: E,
+    _a: A,
+    _b: B,
+    _c: C,
+    _d: D,
+    _e: E,
     /,
     *,
     bound: Any = None,
@@ -110,12 +110,12 @@ def compile_step(
 @overload
 def compile_step(
     train_step: Callable[..., R],
-    a: Any,
-    b: Any,
-    c: Any,
-    d: Any,
-    e: Any,
-    f: Any,
+    _a: Any,
+    _b: Any,
+    _c: Any,
+    _d: Any,
+    _e: Any,
+    _f: Any,
     /,
     *objects: Any,
     bound: Any = None,
