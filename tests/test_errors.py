@@ -447,7 +447,7 @@ per_replica: requires the mesh that the replicas are on.
         lambda model: tallax.compile_step(model.experts, model),
         tallax.InvalidTypeError,
         """\
-compile_step: takes a function that runs one step.
+compile_step: requires a function that runs one step.
   got:  a List
   fix:  compile_step(train_step, model, optimizer)""",
     ),
@@ -1165,7 +1165,7 @@ the compiled step: failed while it ran, after it had overwritten the previous st
         lambda model: tallax.compile_step(make_three, 3),
         tallax.InvalidTypeError,
         """\
-compile_step: binds the modules and optimizers whose state the step changes.
+compile_step: requires the modules and optimizers whose state the step changes.
   got:  int
   fix:  compile_step(train_step, model, optimizer), and step(x, y) with the batch""",
     ),
