@@ -284,6 +284,12 @@ def test_ignored_files_can_be_read(words, capsys):
     both = ["a.py:1", "made/b.py:1"]
     assert places(capsys, ".") == ["a.py:1"]
     assert places(capsys, "made/b.py") == ["made/b.py:1"]
+    assert places(capsys, "made") == ["made/b.py:1"]
+    write("inner/.gitignore", "*\n")  # as a virtual environment has it
+    write("inner/sub/c.py")
+    assert places(capsys, ".") == ["a.py:1"]
+    assert places(capsys, "inner/sub") == ["inner/sub/c.py:1"]
+    os.remove("inner/sub/c.py")
     assert places(capsys, ".", "--no-gitignore") == both
     write("pyproject.toml", "[tool.tallax.lint]\nrespect-gitignore = false\n")
     assert places(capsys, ".") == both

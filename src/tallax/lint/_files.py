@@ -82,7 +82,12 @@ class _Walk:
     def visit(self, path: str) -> None:
         """Adds a named file or folder."""
         if os.path.isdir(path):
+            # Whoever names a folder that git ignores, a virtual environment say, wants to see what is in it.
+            ignored = self.ignored
+            if ignored is not None and ignored.is_within_ignored(os.path.abspath(path)):
+                self.ignored = None
             self._below(path)
+            self.ignored = ignored
         elif not os.path.lexists(path):
             self.problems.append(Problem(path, "there is no such file or folder", status=2))
         elif not any(matches(pattern, relative(path, self.root)) for pattern in self.exclude):

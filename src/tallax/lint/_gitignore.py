@@ -39,6 +39,13 @@ class GitIgnore:
                     return not pattern.is_negated
         return False
 
+    def is_within_ignored(self, folder: str) -> bool:
+        """Returns whether git ignores a folder, one above it, or everything in it."""
+        above = self._folders(folder)
+        return self.ignores(os.path.join(folder, "any.py"), False) or any(
+            self.ignores(each, True) for each in above[:-1]
+        )
+
     def _folders(self, folder: str) -> tuple[str, ...]:
         """Returns a folder and those above it up to the root of the working tree, none if there is no such root."""
         waiting = []  # no recursion: folders nest more deeply than calls may

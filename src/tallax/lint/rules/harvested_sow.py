@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 
 from tallax.lint._check import CHECKS, Context
-from tallax.lint._index import Scope
+from tallax.lint._index import Scope, last_name
 from tallax.lint._kinds import Name
 from tallax.lint._rule import Rule
 
@@ -61,7 +61,9 @@ _HARVESTING = {"nnx.pop", "nnx.state"}
 @CHECKS.call("pop", "state")
 def harvested(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports `nnx.pop(model, nnx.Intermediate)`."""
-    if len(node.args) < 2 or "capture(" in context.file.text:
+    if len(node.args) < 2 or not any(_is_intermediate(given) for given in node.args[1:]):
+        return
+    if "capture(" in context.file.text:
         return
     callee = context.values.of(node.func, scope)
     if not isinstance(callee, Name) or callee.name not in _HARVESTING:
@@ -74,6 +76,10 @@ def harvested(node: ast.Call, scope: Scope, context: Context) -> None:
                 f"these intermediates were sown outside of nnx.capture, which is deprecated since Flax 0.12; write "
                 f"`nnx.capture({context.source_of(node.args[0])}, nnx.Intermediate)(...)`",
             )
+
+
+def _is_intermediate(node: ast.expr) -> bool:
+    return last_name(node) == "Intermediate"
 
 
 def _sows(cls: Scope) -> bool:

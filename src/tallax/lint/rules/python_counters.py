@@ -119,7 +119,7 @@ def flipped_flag(cls: Scope, context: Context) -> None:
 @CHECKS.node(ast.Assign)
 def flipped_from_outside(node: ast.Assign, scope: Scope, context: Context) -> None:
     """Reports `model.ready = True` in a function under a transformation, where the class makes it a plain flag."""
-    if node.value.__class__ is not ast.Constant:
+    if not isinstance(node.value, ast.Constant):
         return
     for target in node.targets:
         if not isinstance(target, ast.Attribute):
