@@ -733,7 +733,8 @@ MISTAKES = {
     "a glob that matches nothing": (
         lambda: tallax.watch(Net(), sites="block/*"),
         tallax.InvalidValueError,
-        "sites: selects no module of the model.\n  got:       str ('block/*')\n  expected:  blocks/1, blocks/0, blocks/1/up\n"
+        "sites: selects no module of the model.\n  got:       str ('block/*')\n"
+        "  expected:  blocks/1, blocks/0, blocks/1/up\n"
         '  fix:       sites="blocks/1"',
     ),
     "a class that is not there": (
@@ -791,7 +792,7 @@ MISTAKES = {
     "a stack that is none": (
         lambda: tallax.watch(Net(), stacks="first"),
         tallax.InvalidValueError,
-        "first: is no stack: the Variables below it do not share a leading axis.\n  got:  leading axes of 3, 4\n"
+        "first: is not a stack: the Variables below it do not share a leading axis.\n  got:  leading axes of 3, 4\n"
         "  fix:  stacks= with the path of the module that nnx.vmap made",
     ),
 }

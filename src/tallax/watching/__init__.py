@@ -9,14 +9,14 @@ statistics are stacks, too.
 The way of a tensor into its statistic:
 
     outputs, inputs     _watched_classes  the module's class is a subclass of its own class, whose method calls
-                        _site        Site.observe with the arguments and the result
-    gradients of        _site        Site.with_tap passes the output through
-    outputs             _tap         an identity; its backward rule makes the numbers of the gradient the cotangent of a
-                                     token, which `tallax.value_and_grad` differentiates and gives to Site.absorb
+                        _site             Site.observe with the arguments and the result
+    gradients of        _site             Site.with_tap passes the output through
+    outputs             _tap              an identity; its backward rule makes the numbers of the gradient the cotangent
+                                          of a token, which `tallax.value_and_grad` differentiates
     parameters,         _watched_classes  the optimizer's class is a subclass whose `update` calls
-    gradients, updates  _params      before and after
-    all of them         _reduction   the numbers of a tensor, and their addition to 15 words
-                        _summary     the statistic with these words
+    gradients, updates  _params           before and after
+    all of them         _reduction        the numbers of a tensor, and their addition to 15 words
+                        _summary          the statistic with these words
 
 Inside `tallax.value_and_grad` a site collects only the numbers of the step, in Variables that exist during the forward
 pass (`Site.attach`). `Site.absorb` then adds those of all sites to their states at once, and counts one update.

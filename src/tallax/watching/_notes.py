@@ -30,8 +30,3 @@ def note(watch: int, site: str, role: str, text: str) -> None:
 def notes_of(watch: int, site: str, role: str) -> frozenset[str]:
     """Returns the notes about a role of a site."""
     return frozenset(_notes.get(watch, {}).get((site, role), ()))
-
-
-def forget(watch: int) -> None:
-    """Drops the notes of a watch."""
-    _notes.pop(watch, None)

@@ -240,7 +240,7 @@ def _observe(layout: Layout, *, into_frame: bool) -> Callable[..., jax.Array]:
     mapped = custom_vmap(observe)
 
     @mapped.def_vmap
-    def _(axis_size: int, is_mapped: Any, words: Any, when: When, leaves: Any, where: Any) -> tuple[Any, bool]:
+    def in_vmap(axis_size: int, is_mapped: Any, words: Any, when: When, leaves: Any, where: Any) -> tuple[Any, bool]:
         if any(jax.tree.leaves(is_mapped[:2])):
             axes = jax.tree.map(lambda each: 0 if each else None, is_mapped)
             return jax.vmap(observe, axes, axis_size=axis_size)(words, when, leaves, where), True
@@ -252,6 +252,7 @@ def _observe(layout: Layout, *, into_frame: bool) -> Callable[..., jax.Array]:
         leaves, where = jax.tree.map(whole, (leaves, where), tuple(is_mapped[2:]))
         return mapped(words, when, leaves, where), False
 
+    del in_vmap  # which `mapped` keeps
     return jax.jit(mapped, inline=True)
 
 

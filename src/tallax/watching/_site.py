@@ -91,7 +91,7 @@ class Site(BackwardObserver):
         if summary is None or self.deterministic:
             return value
         note(self.watch, self.site, GRADIENT, "called")
-        variable = vars(self).get("token_variable")
+        variable = getattr(self, "token_variable", None)
         if variable is None:
             return value
         token = variable.get_raw_value()

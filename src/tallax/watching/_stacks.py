@@ -103,9 +103,9 @@ def _leading_axis(each: Found) -> tuple[int, ...]:
         raise InvalidValueError(
             compose(
                 each.name or "the model",
-                "is no stack: the Variables below it do not share a leading axis.",
+                "is not a stack: the Variables below it do not share a leading axis.",
                 got=f"leading axes of {', '.join(sorted(map(str, sizes))) or 'no Variable'}",
                 fix="stacks= with the path of the module that nnx.vmap made",
             )
         )
-    return (sizes.pop(),)
+    return tuple(size for size in sizes if size is not None)

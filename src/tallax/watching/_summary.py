@@ -164,7 +164,7 @@ class Summary(Statistic):
         words = state["words"] if self.rows is not None else state["words"][..., None, :]
         updates = exact_or_traced(state["updates"])
         traced = isinstance(words, jax.Array)
-        xp = jnp if traced else np
+        xp: Any = jnp if traced else np
         counts = words[..., COUNTS].reshape(*words.shape[:-1], 3, 2)
         if traced:
             counts = _uint64.to_int32(functools.reduce(_uint64.add, jnp.moveaxis(counts, -3, 0)))
@@ -179,7 +179,8 @@ class Summary(Statistic):
         size, zeros, nonfinite = (counts[..., k] for k in range(3))
         entries = xp.maximum(size, size.dtype.type(1)).astype(floats.dtype)
         row = largest.argmax(-1)[..., None]
-        at = xp.take_along_axis(exact_or_traced(words[..., AT]), row, -1)[..., 0]
+        when: Any = exact_or_traced(words[..., AT])
+        at = xp.take_along_axis(when, row, -1)[..., 0]
         fails = exact_or_traced(words[..., NONFINITE_AT])
         fails = xp.where(fails == 0, fails.max(-1)[..., None], fails).min(-1)
         mean, square = sums[..., 0] / entries, sums[..., 1] / entries

@@ -14,7 +14,6 @@ from tallax.reading import collect
 from tallax.statistics import LogHistogram, Statistic
 from tallax.variables import Counter
 from tallax.watching import _params
-from tallax.watching._watched_classes import base_of, watched_class, watched_optimizer_class
 from tallax.watching._notes import new_number, notes_of
 from tallax.watching._placing import Devices, devices_of, place, split_axis
 from tallax.watching._select import Found, chosen_modules, functions_asked_for, modules_of
@@ -22,6 +21,7 @@ from tallax.watching._site import GRADIENT, HISTOGRAM, INPUT, OUTPUT, Site
 from tallax.watching._stacks import stack_shapes
 from tallax.watching._summary import Summary, SummaryResult, is_idle
 from tallax.watching._table import table
+from tallax.watching._watched_classes import base_of, watched_class, watched_optimizer_class
 
 _Factory = Callable[[], Statistic]
 

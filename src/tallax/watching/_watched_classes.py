@@ -44,7 +44,8 @@ def _subclass(base: type, key: Any, methods: dict[str, Callable[..., Any]]) -> t
         _BASE: base,
     }
     options = {"pytree": base._pytree__is_pytree} if issubclass(base, nnx.Pytree) else {}
-    made: Any = type(base)(base.__name__, (base,), namespace, **options)
+    metaclass: Any = type(base)
+    made: Any = metaclass(base.__name__, (base,), namespace, **options)
     return made
 
 
@@ -91,11 +92,11 @@ def _watched_update(base: Any) -> Callable[..., Any]:
     original = base.update
 
     @functools.wraps(original)
-    def update(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def update(self: Any, first: Any, *rest: Any, **kwargs: Any) -> Any:
         # `nnx.ModelAndOptimizer.update` takes the gradients alone.
-        model, gradients = args[:2] if len(args) > 1 else (self.model, args[0])
+        model, gradients = (first, rest[0]) if rest else (self.model, first)
         seen = _params.before(model)
-        out = original(self, *args, **kwargs)
+        out = original(self, first, *rest, **kwargs)
         _params.after(seen, gradients)
         return out
 
