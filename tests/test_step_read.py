@@ -309,3 +309,17 @@ def test_sharded_objects():
     weight, seen = step.read(lambda model: (model.weight[...], model.seen.value))
     assert (weight.sum(), int(seen)) == (36.0, 1)
     assert weight.sharding.spec == jax.P("data")
+
+
+def test_errors_name_the_argument():
+    """A value that Python needs, or one that is no array, is named as the user names it, with a remedy that works."""
+
+    def pick(model, optimizer, flag):
+        return 1.0 if flag else 2.0
+
+    _, _, step = made()
+    for value in (True, "text"):
+        with pytest.raises(tallax.InvalidTypeError, match=r"^flag: (.|\n)*step\.read\(lambda \*objects") as caught:
+            step.read(pick, value)
+        assert not any(word in str(caught.value) for word in ("pure", "args[", "_run"))
+    assert step.read(lambda *objects: pick(*objects, True)) == 1.0

@@ -294,6 +294,16 @@ class Arguments:
         )
 
 
+class ReadArguments(Arguments):
+    """The parameters of a function that `step.read` runs; a value that Python needs is closed over."""
+
+    def __init__(self, function: Callable[..., Any], objects: Sequence[Any]):
+        super().__init__(function, objects, None, None)
+
+    def _remedy(self, name: str) -> str:
+        return f"step.read(lambda *objects: function(*objects, {name})), which traces once for each value"
+
+
 def _listed(value: Any) -> list[Any]:
     return (
         [] if value is None else list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]

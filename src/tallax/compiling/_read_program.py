@@ -16,7 +16,7 @@ from flax import nnx
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from tallax._errors import InvalidTypeError, compose
-from tallax.compiling._arguments import values_of
+from tallax.compiling._arguments import ReadArguments, values_of
 from tallax.compiling._cells import tracing
 from tallax.compiling._layout import Layout
 from tallax.compiling._refusals import changed, refuse_objects
@@ -66,11 +66,12 @@ class ReadProgram:
         self._traced: tuple[ClosedJaxpr, Any, list[int]] | None = None
         self.traces = 0
 
+        self._arguments = ReadArguments(function, [None] * leading)
+
         def program(packed: Any, used: tuple[Any, ...], /, *args: Any, **options: Any) -> Any:
             return self._run(packed, used[1:], args, options)  # without the empty slice: see `_pick`
 
-        program.__name__ = program.__qualname__ = getattr(function, "__name__", type(function).__name__)
-        self._program = jax.jit(program)
+        self._program = jax.jit(self._arguments.named(program, "counts", "values"))
 
     def fits(self, layout: Layout) -> bool:
         """Returns whether the program runs on objects of this layout."""
@@ -85,6 +86,11 @@ class ReadProgram:
             counts_used = bool(self._used) and self._used[0] < first
             try:
                 return self._program(packed if counts_used else None, self._pick(values), *args, **options)
+            except TypeError as error:
+                explained = self._arguments.explained(error, args, options, {})
+                if explained is None:
+                    raise
+                raise explained from error
             except _MoreInputs:
                 later = [k - first for k in self._used if k >= first]
                 self._pick = operator.itemgetter(slice(0, 0), *later) if later else _no_values
@@ -116,21 +122,23 @@ class ReadProgram:
         layout, first = self._layout, len(self._layout.packing.shapes)
         values = len(self._shapes) - len(layout.constants)
 
-        def pure(inputs: list[Any], args: Any, options: Any) -> Any:
+        def pure(inputs: list[Any], /, *args: Any, **options: Any) -> Any:
             constants = inputs[values:]
             objects = layout.merge(dict(enumerate(inputs[:first])), inputs[first:values], constants)
             before = Structure(objects, self._names)
             with tracing():
                 args, options = values_of((args, options), objects)
                 result = self._function(*objects[: self._leading], *args, **options)
-            refuse_graphs(result, {id(node): path for path, node in nnx.iter_graph(objects)}, self._label)
+            refuse_graphs(result, {id(node): path for path, node in nnx.iter_graph(objects)}, self._arguments.label)
             split = layout.split(objects, constants)
             if split is None:
                 raise changed(before.change())
             counts, others = split
             return result, [counts[k] for k in range(first)], others
 
-        program, shapes = jax.make_jaxpr(pure, return_shape=True)(self._shapes, args, options)
+        program, shapes = jax.make_jaxpr(self._arguments.named(pure, "state"), return_shape=True)(
+            self._shapes, *args, **options
+        )
         structure = jax.tree.structure(shapes[0])
         results, outputs = structure.num_leaves, program.jaxpr.outvars
         numbers: list[Hashable] = [*range(len(self._shapes)), *[None] * (len(program.jaxpr.invars) - len(self._shapes))]
@@ -141,10 +149,6 @@ class ReadProgram:
         read.update(v for v in outputs[:results] if not isinstance(v, Literal))
         needed = [k for k, v in enumerate(program.jaxpr.invars[: len(self._shapes)]) if v in read]
         return program, structure, needed
-
-    @property
-    def _label(self) -> str:
-        return getattr(self._function, "__name__", type(self._function).__name__)
 
     def _refusal(self, written: list[int]) -> Exception:
         first = len(self._layout.packing.shapes)
@@ -159,7 +163,7 @@ class ReadProgram:
             compose(
                 ", ".join(names),
                 "was changed by a function that step.read runs, and the change would be lost.",
-                got=f"{self._label}, which writes to a bound object",
+                got=f"{self._arguments.label}, which writes to a bound object",
                 fix="model.eval() before, or nnx.clone(model) in the function, if the change is not wanted; "
                 "tallax.compile_step(function, model), if it is",
             )
