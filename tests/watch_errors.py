@@ -137,7 +137,8 @@ MISTAKES = {
         lambda _: tallax.watch(Net(), stacks="layers"),
         tallax.InvalidValueError,
         "stacks: selects no module of the model.\n  got:       'layers'\n"
-        '  expected:  blocks/0, blocks/0/down, blocks/0/up, blocks/1, blocks/1/down, blocks/1/up, first\n  fix:       stacks="layers"',
+        "  expected:  blocks/0, blocks/0/down, blocks/0/up, "
+        'blocks/1, blocks/1/down, blocks/1/up, first\n  fix:       stacks="layers"',
     ),
     "a statistic in the place of a function": (
         lambda _: tallax.watch(Net(), statistic=3),
