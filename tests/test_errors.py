@@ -20,7 +20,7 @@ from flax import nnx
 import tallax
 from tallax import _errors
 from tallax._errors import compose, describe, name_of
-from tests import checkpoint_errors
+from tests import checkpoint_errors, watch_errors
 
 SOURCE = pathlib.Path(tallax.__file__).parent
 
@@ -1487,6 +1487,7 @@ model.layer.w: writes of the function to a Variable with ref=True would be lost.
     ),
 }
 CASES |= checkpoint_errors.CASES
+CASES |= {f"watch: {name}": case for name, case in watch_errors.MISTAKES.items()}
 
 
 # Errors about files and processes: their own tests have the texts.

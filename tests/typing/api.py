@@ -92,6 +92,12 @@ def steps(model: Model, optimizer: nnx.Optimizer[Model], x: jax.Array) -> None:
     assert_type(reading.done(), bool)
     assert_type(reading.result(), dict[str, Any])
     assert_type(tallax.snapshot(model), dict[str, Any])
+    watch = tallax.watch(model, optimizer, updates=True)
+    assert_type(watch, tallax.Watch)
+    assert_type(watch.unseen, dict[str, str])
+    assert isinstance(watch.result()["x:output"], tallax.SummaryResult)
+    watch.reset()
+    watch.remove()
     tallax.value_and_grad(train_step, wrt=nnx.Param, argnums=0, has_aux=False)(model, optimizer, x)
     tallax.grad(train_step, has_aux=True)(model, optimizer, x)
 

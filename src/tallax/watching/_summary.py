@@ -212,8 +212,8 @@ def update_together(
 ) -> None:
     """Updates several summaries with one value each, whole stacks too.
 
-    States of one shape are stacked and updated by the same operations. One by one, 200 parameters, gradients and
-    updates of a transformer made the program that is compiled eight times as long.
+    States of one shape are stacked and updated by the same operations. One by one, 204 parameters, gradients and
+    updates of a transformer added 29,000 lines to the program that is compiled, and so they add 15,000.
 
     Args:
         summaries: the summaries.
