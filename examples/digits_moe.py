@@ -68,7 +68,7 @@ class MixtureOfExperts(tallax.Module):
         self.gate = nnx.Linear(WIDTH, EXPERTS, use_bias=False, rngs=rngs)
         self.expand = nnx.Param(init(rngs.params(), (EXPERTS, WIDTH, WIDTH)))
         self.contract = nnx.Param(init(rngs.params(), (EXPERTS, WIDTH, WIDTH)))
-        self.temperature = tallax.Scheduled(temperature)
+        self.temperature = tallax.ScheduledValue(temperature)
         self.gate_logits = Histogram(-6.0, 6.0, bins=60)
         self.expert_tokens = tallax.Counter(shape=EXPERTS)
         self.routing_bias = tallax.Buffer(jnp.zeros(EXPERTS))
@@ -141,7 +141,7 @@ def make_optimizer(model: DigitsMoE, steps: int) -> nnx.Optimizer:
     """Returns AdamW with a clip threshold that warms up, and a learning rate that warms up and decays."""
     warmup = steps // 10
     clip = tallax.clip_by_global_norm(optax.linear_schedule(0.25, 1.0, warmup))
-    adamw = tallax.scheduled(
+    adamw = tallax.inject_schedules(
         optax.adamw,
         learning_rate=optax.warmup_cosine_decay_schedule(0.0, 4e-3, warmup, steps, end_value=4e-5),
         weight_decay=1e-2,
@@ -296,7 +296,7 @@ def describe(item: Any) -> str | None:
     match item:
         case tallax.StepCounter():
             return f"{int(item.step):,}"
-        case tallax.Scheduled():
+        case tallax.ScheduledValue():
             return f"{float(item.value):.4f}"
         case Rate():
             seen = item.compute()
@@ -323,7 +323,7 @@ def item_table(model: DigitsMoE, optimizer: nnx.Optimizer) -> Table:
         text = describe(node)
         if text is None or path[:-1] in whole:
             continue
-        if isinstance(node, Statistic | tallax.Scheduled | tallax.StepCounter):
+        if isinstance(node, Statistic | tallax.ScheduledValue | tallax.StepCounter):
             whole.add(path)
         table.add_row(".".join(map(str, path)), type(node).__name__, text)
     clips = tallax.clip_counts(optimizer)

@@ -69,7 +69,7 @@ STATE_CASES = {
         lambda: tallax.StepCounter(nnx.Rngs(0)), lambda model, x: model.item(), lambda item: int(item.step)
     ),
     "scheduled": StateCase(
-        lambda: tallax.Scheduled(cooling),
+        lambda: tallax.ScheduledValue(cooling),
         lambda model, x: model.item(jnp.int32(4)),
         lambda item: float(item.value),
     ),
@@ -109,8 +109,8 @@ STATE_CASES = {
 }
 
 
-# Every way to read an item inside a compiled function. The step counter and the Scheduled come under the names of what
-# a model calls, and count; a model that only reads is one that does not touch.
+# Every way to read state inside a compiled function. The step counter and the ScheduledValue come under the names of
+# the methods that a model calls, and count; a model that only reads does not touch.
 READS: dict[str, tuple[Callable[[Any], Any], ...]] = {
     "counter": (
         lambda item: item.value,

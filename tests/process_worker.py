@@ -40,7 +40,7 @@ class Items(nnx.Module):
         self.kinds = nnx.Dict({name: make() for name, make in KINDS.items()})
         self.examples = tallax.Counter(2**40 - 100)
         self.steps = tallax.Counter(reduce="replicated")
-        self.temperature = tallax.Scheduled(lambda count: 5.0 - 0.5 * jnp.asarray(count, jnp.float32))
+        self.temperature = tallax.ScheduledValue(lambda count: 5.0 - 0.5 * jnp.asarray(count, jnp.float32))
         self.examples += 3
         self.examples.count(np.array([True, False, True]))
         assert int(self.examples) == 2**40 - 95

@@ -207,7 +207,7 @@ _MAKE = {
     "z": lambda: tallax.statistics.Extrema(shape=3),
     "a": lambda: tallax.statistics.Activity(3, window=2),
     "b": lambda: tallax.Buffer(np.zeros(3, np.float32)),
-    "s": lambda: tallax.Scheduled(_schedule),
+    "s": lambda: tallax.ScheduledValue(_schedule),
 }
 
 

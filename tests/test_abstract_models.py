@@ -45,7 +45,7 @@ class Model(nnx.Module):
 
 def make(seed=0):
     model = Model(seed)
-    tx = tallax.scheduled(optax.adamw, learning_rate=optax.cosine_decay_schedule(1e-3, 100))
+    tx = tallax.inject_schedules(optax.adamw, learning_rate=optax.cosine_decay_schedule(1e-3, 100))
     return nnx.Dict(model=model, optimizer=nnx.Optimizer(model, tx, wrt=nnx.Param))
 
 

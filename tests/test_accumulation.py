@@ -38,7 +38,7 @@ class Net(nnx.Module):
 
 def accumulating(before=None, **options):
     """Returns a clip and an optimizer that both follow schedules, accumulated; `before` sees every micro-step."""
-    inner = optax.chain(tallax.clip_by_global_norm(THRESHOLD), tallax.scheduled(optax.sgd, learning_rate=RATE))
+    inner = optax.chain(tallax.clip_by_global_norm(THRESHOLD), tallax.inject_schedules(optax.sgd, learning_rate=RATE))
     steps = optax.MultiSteps(inner, every_k_schedule=EVERY, **options).gradient_transformation()
     return steps if before is None else optax.chain(before, steps)
 
@@ -92,7 +92,7 @@ def test_the_update_is_that_of_the_mean_gradient(compiled):
     alone, before = Net(), Net()
     loss = lambda net, x: (net.layer(x) ** 2).mean()  # noqa: E731
     grads = [tallax.grad(loss)(alone, x) for x in BATCHES[:EVERY]]
-    inner = optax.chain(tallax.clip_by_global_norm(THRESHOLD), tallax.scheduled(optax.sgd, learning_rate=RATE))
+    inner = optax.chain(tallax.clip_by_global_norm(THRESHOLD), tallax.inject_schedules(optax.sgd, learning_rate=RATE))
     plain = nnx.Optimizer(alone, inner, wrt=nnx.Param)
     plain.update(alone, jax.tree.map(lambda *leaves: sum(leaves) / EVERY, *grads), step=EVERY - 1)
     kernel = np.asarray(net.layer.kernel[...])

@@ -190,7 +190,7 @@ def test_the_stub_is_the_surface(stub):
         ("from tallax import Counter, StepCounter", {"_errors", "_uint64", "_module", "variables", "counters"}),
         ("from tallax import statistics", {"_errors", "_uint64", "_module", "variables", "statistics"}),
         ("from tallax.sinks import as_sink", {"_errors", "sinks"}),
-        ("from tallax import Scheduled", {"_errors", "_uint64", "_module", "variables", "schedules"}),
+        ("from tallax import ScheduledValue", {"_errors", "_uint64", "_module", "variables", "schedules"}),
     ],
 )
 def test_what_is_imported(statement, loaded):

@@ -16,7 +16,7 @@ BAD = np.append(X, np.full_like(X, np.nan), 0)
 
 
 def scheduled():
-    schedule = tallax.Scheduled(lambda count: 0.1 + 0.001 * jnp.asarray(count, jnp.float32))
+    schedule = tallax.ScheduledValue(lambda count: 0.1 + 0.001 * jnp.asarray(count, jnp.float32))
     schedule(33)
     return schedule
 
@@ -102,7 +102,7 @@ def test_readings_of_a_cast_statistic_raise(name):
 
 
 def test_a_cast_schedule_raises():
-    """A Scheduled keeps its value in float32: calls, reads, pins and releases raise and name it."""
+    """A ScheduledValue keeps its value in float32: calls, reads, pins and releases raise and name it."""
     for use in (lambda t: t(34), lambda t: t.value, lambda t: t(), lambda t: t.pin(1.0), lambda t: t.release()):
         model = nnx.Dict(t=scheduled())
         cast(model, jnp.bfloat16)

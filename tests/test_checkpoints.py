@@ -73,7 +73,7 @@ def objects(seed: int, *, empty: bool = True):
         del model.layers.empty, model.layers.small, model.layers.odd
     tx = optax.chain(
         tallax.clip_by_global_norm(optax.linear_schedule(0.1, 1.0, 10)),
-        tallax.scheduled(optax.adamw, learning_rate=optax.cosine_decay_schedule(1e-3, 100)),
+        tallax.inject_schedules(optax.adamw, learning_rate=optax.cosine_decay_schedule(1e-3, 100)),
     )
     return model, nnx.Optimizer(model, tx, wrt=nnx.Param), nnx.Rngs(seed + 1)
 

@@ -33,7 +33,7 @@ class Net(nnx.Module):
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
         self.second = nnx.Linear(8, 2, rngs=rngs)
         self.clock = tallax.StepCounter(rngs)
-        self.temperature = tallax.Scheduled(optax.linear_schedule(5.0, 1.0, 500))
+        self.temperature = tallax.ScheduledValue(optax.linear_schedule(5.0, 1.0, 500))
         self.seen = tallax.Counter(2**32 - 3000)
         self.items = nnx.List(
             [

@@ -352,7 +352,7 @@ def test_a_checkpoint_is_shown_without_taking_its_word(tmp_path):
         {"configuration": "print('no')"},
         {"owner": "HistogramResult"},
         {"owner": "Statistic"},
-        {"owner": "Scheduled"},
+        {"owner": "ScheduledValue"},
         {"owner": "__doc__"},
     ]
     entries = Manifest.decoded(tree["tallax"]).entries

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "examples" / "digits_moe.py"
 ITEMS = {
     "step": "StepCounter",
-    "experts.temperature": "Scheduled",
+    "experts.temperature": "ScheduledValue",
     "experts.gate_logits": "Histogram",
     "experts.expert_tokens": "Counter",
     "experts.routing_bias": "Buffer",

@@ -35,7 +35,7 @@ class Expert(tallax.Module):
 class Watched(tallax.Module):
     def __init__(self):
         self.rate = tallax.statistics.Rate()
-        self.temperature = tallax.Scheduled(lambda count: 1.0)
+        self.temperature = tallax.ScheduledValue(lambda count: 1.0)
         self.step = tallax.StepCounter(nnx.Rngs(0))
 
 
@@ -43,7 +43,7 @@ class Model(nnx.Module):
     def __init__(self):
         self.experts = nnx.List([Expert(), Expert()])
         self.rate = tallax.statistics.Rate(shape=2)
-        self.temperature = tallax.Scheduled(lambda count: 1.0)
+        self.temperature = tallax.ScheduledValue(lambda count: 1.0)
 
 
 def watched(use):
@@ -375,7 +375,7 @@ model.rate: this attribute is a Rate, which an assignment would drop.
         watched(lambda watched: setattr(watched, "temperature", 2.0)),
         tallax.ReplacedVariableError,
         """\
-model.temperature: this attribute is a Scheduled, which an assignment would drop.
+model.temperature: this attribute is a ScheduledValue, which an assignment would drop.
   got:  float (2.0)
   fix:  self.temperature.pin(x), which writes into it; or del self.temperature first""",
     ),
@@ -388,12 +388,12 @@ model.step: this attribute is a StepCounter, which an assignment would drop.
   fix:  self.step(), which writes into it; or del self.step first""",
     ),
     "scheduled-transformation": (
-        lambda model: tallax.scheduled(optax.sgd(1.0)),
+        lambda model: tallax.inject_schedules(optax.sgd(1.0)),
         tallax.InvalidTypeError,
         """\
-scheduled: requires a function that returns a transformation, such as optax.adamw, and its arguments.
+inject_schedules: requires a function that returns a transformation, such as optax.adamw, and its arguments.
   got:  a GradientTransformationExtraArgs
-  fix:  tallax.scheduled(optax.adamw, learning_rate=schedule)""",
+  fix:  tallax.inject_schedules(optax.adamw, learning_rate=schedule)""",
     ),
     "save-without-a-path": (
         lambda model: tallax.save(model, "somewhere"),
@@ -584,7 +584,7 @@ model.experts[0].step: a Counter can only be compared with numbers and arrays.
   fix:  counter == n; counter == np.asarray(numbers) to compare each count""",
     ),
     "static-args": (
-        lambda model: tallax.scheduled(optax.sgd, learning_rate=0.1, static_args="masks"),
+        lambda model: tallax.inject_schedules(optax.sgd, learning_rate=0.1, static_args="masks"),
         tallax.InvalidValueError,
         """\
 static_args: every name must be an argument of the function that makes the transformation.
@@ -744,20 +744,20 @@ assert_replicated: all processes must have the same Variables.
   fix:  build the same model in all processes, and call assert_replicated in all of them""",
     ),
     "schedule": (
-        lambda model: tallax.Scheduled(2.0),
+        lambda model: tallax.ScheduledValue(2.0),
         tallax.InvalidTypeError,
         """\
-Scheduled: requires a schedule: a function from a step count to a scalar.
+ScheduledValue: requires a schedule: a function from a step count to a scalar.
   got:  float (2.0)
   fix:  optax.constant_schedule(2.0), or optax.linear_schedule(5.0, 1.0, 10_000)""",
     ),
     "schedule-shape": (
-        lambda model: tallax.Scheduled(lambda count: jnp.ones(2)),
+        lambda model: tallax.ScheduledValue(lambda count: jnp.ones(2)),
         tallax.InvalidValueError,
         """\
-Scheduled: the schedule must return a scalar.
+ScheduledValue: the schedule must return a scalar.
   got:  float32[2] (traced)
-  fix:  one Scheduled for each number, or a tallax.Buffer for an array""",
+  fix:  one ScheduledValue for each number, or a tallax.Buffer for an array""",
     ),
     "pin": (
         lambda model: model.temperature.pin(float("nan")),

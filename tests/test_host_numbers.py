@@ -139,7 +139,7 @@ def test_the_edges_of_a_histogram_may_be_large():
 def test_steps_beyond_int32_saturate(step):
     """A schedule sees 2**31 - 1."""
     seen = []
-    schedule = tallax.Scheduled(lambda count: seen.append(count) or jnp.float32(1.0))
+    schedule = tallax.ScheduledValue(lambda count: seen.append(count) or jnp.float32(1.0))
     schedule(step)
     assert int(seen[-1]) == 2**31 - 1
 

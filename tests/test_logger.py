@@ -199,7 +199,7 @@ def test_a_record_has_every_item_by_its_parts():
     model = nnx.Dict(
         step=tallax.Counter(2**60 + 1),
         scale=tallax.Buffer(jnp.float32(0.25)),
-        temperature=tallax.Scheduled(optax.constant_schedule(2.0)),
+        temperature=tallax.ScheduledValue(optax.constant_schedule(2.0)),
         load=tallax.Counter(shape=2),
         fired=Rate(),
         acts=Histogram(0.0, 1.0, bins=4),

@@ -67,7 +67,7 @@ def differing(model, calls):
 
 
 def test_the_reference_is_worth_comparing_with():
-    """Every call changes every type of state, except a Scheduled, which only the first call with a step changes."""
+    """Every call changes every type of state, but a ScheduledValue, which only the first call with a step changes."""
     states = [reference(calls)[0] for calls in range(4)]
     for name in STATE_CASES:
         same = [before[name] == after[name] for before, after in itertools.pairwise(states)]

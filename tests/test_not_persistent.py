@@ -53,9 +53,9 @@ def test_a_statistic_is_left_out_and_reset(name, through, tmp_path):
 
 
 def test_a_schedule_is_left_out(tmp_path):
-    """A Scheduled that is not persistent is not in a checkpoint, and keeps its value, like a Buffer."""
+    """A ScheduledValue that is not persistent is not in a checkpoint, and keeps its value, like a Buffer."""
     saved, target = (
-        nnx.Dict(t=tallax.Scheduled(optax.linear_schedule(5.0, 1.0, 10), persistent=False), step=tallax.Counter(n))
+        nnx.Dict(t=tallax.ScheduledValue(optax.linear_schedule(5.0, 1.0, 10), persistent=False), step=tallax.Counter(n))
         for n in (3, 0)
     )
     saved.t(5)

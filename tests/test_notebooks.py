@@ -30,7 +30,7 @@ class Model(tallax.Module):
         self.fired = Rate()
         self.largest = Extrema(shape=2)
         self.bias = tallax.Buffer(jnp.ones(3), persistent=False)
-        self.temperature = tallax.Scheduled(optax.linear_schedule(5.0, 1.0, 10))
+        self.temperature = tallax.ScheduledValue(optax.linear_schedule(5.0, 1.0, 10))
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_trees_show_exact_counts_and_what_statistics_have_seen(model):
     assert "value=np.array([1, 2, 3], dtype=uint64)" in text
     assert "RateResult(fired=50, total=100, rate=0.5)" in text
     assert "HistogramResult(-4 |" in text
-    assert "Scheduled(/* 5 */" in text
+    assert "ScheduledValue(/* 5 */" in text
     assert "Rich HTML representation" not in text
     assert treescope.render_to_html(model)
 
@@ -140,4 +140,4 @@ def test_names_are_escaped(tmp_path):
     html = html_of(tallax.Run(write(tmp_path, records)))
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
-    assert "<b>" not in html_of(tallax.Scheduled(lambda step: 1.0, name="<b>")).replace("<b>Sched", "")
+    assert "<b>" not in html_of(tallax.ScheduledValue(lambda step: 1.0, name="<b>")).replace("<b>Sched", "")

@@ -25,7 +25,7 @@ class Model(nnx.Module):
         self.items = nnx.Dict({name: make() for name, make in KINDS.items()})
         self.layer = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
         self.step = tallax.StepCounter(nnx.Rngs(0))
-        self.temperature = tallax.Scheduled(lambda count: 5.0 - 0.5 * jnp.asarray(count, jnp.float32))
+        self.temperature = tallax.ScheduledValue(lambda count: 5.0 - 0.5 * jnp.asarray(count, jnp.float32))
         self.examples = tallax.Counter(2**40)
         self.steps_once = tallax.Counter(7)
         self.total = tallax.Buffer(np.full(3, 4, np.int32), reduce="sum")

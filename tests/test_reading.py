@@ -19,7 +19,7 @@ from tests.meshes import AXES, KINDS, P, feed, mesh_of, placed, result_of
 class Gate(nnx.Module):
     def __init__(self, rngs):
         self.calls = tallax.StepCounter(rngs)
-        self.temperature = tallax.Scheduled(optax.linear_schedule(5.0, 1.0, 100))
+        self.temperature = tallax.ScheduledValue(optax.linear_schedule(5.0, 1.0, 100))
         self.experts = nnx.List([tallax.statistics.Rate(), tallax.statistics.Rate(2)])
         self.bias = tallax.Buffer(np.zeros(2, np.float32))
         self.scale = tallax.Buffer(0.5)
@@ -171,7 +171,7 @@ def test_several_objects():
 
 def test_a_scheduled_that_was_never_called():
     """It reads as the schedule's first value."""
-    model = nnx.Dict(t=tallax.Scheduled(optax.linear_schedule(5.0, 1.0, 100)))
+    model = nnx.Dict(t=tallax.ScheduledValue(optax.linear_schedule(5.0, 1.0, 100)))
     assert tallax.collect(model).result() == {"t": 5.0}
 
 

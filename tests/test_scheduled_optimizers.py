@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tallax.scheduled` trains as optax does, to the bit, with every optimizer of optax that takes a schedule."""
+"""`tallax.inject_schedules` trains as optax does, to the bit, with every optimizer of optax that takes a schedule."""
 
 import contextlib
 import functools
@@ -51,7 +51,7 @@ def _required(factory):
 def _pair(factory, **arguments):
     """Returns an optimizer of optax, and the same by tallax."""
     arguments = _required(factory) | arguments
-    return factory(learning_rate=RATE, **arguments), tallax.scheduled(factory, learning_rate=RATE, **arguments)
+    return factory(learning_rate=RATE, **arguments), tallax.inject_schedules(factory, learning_rate=RATE, **arguments)
 
 
 def _params(name=""):
@@ -147,7 +147,7 @@ def test_every_optimizer_trains_as_optax_does(name, trained):
 
 def test_a_step_takes_the_place_of_the_count():
     """With step= every schedule follows it; optax's own count goes on, and the state keeps its form."""
-    ours = tallax.scheduled(optax.sgd, learning_rate=RATE, momentum=optax.linear_schedule(0.5, 1.0, 10))
+    ours = tallax.inject_schedules(optax.sgd, learning_rate=RATE, momentum=optax.linear_schedule(0.5, 1.0, 10))
     params = _params()
     state = ours.init(params)
     for step in (7, 3, 2**40, tallax.Counter(5)):
@@ -169,7 +169,7 @@ def _quoted(learning_rate: "NoSuchType | Schedule", **others: float):  # noqa: F
 def test_what_takes_numbers_gets_numbers():
     """A function without annotations gets each schedule's value, in the dtype of the parameters."""
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), _params())
-    ours = tallax.scheduled(_plain, RATE, weight_decay=lambda count: 0.1 * count)
+    ours = tallax.inject_schedules(_plain, RATE, weight_decay=lambda count: 0.1 * count)
     state = ours.init(params)
     for count in range(3):
         updates, state = ours.update(params, state, params)
@@ -181,7 +181,7 @@ def test_what_takes_numbers_gets_numbers():
 def test_schedules_among_keyword_arguments_are_found():
     """Annotations that cannot be evaluated, and arguments that go to `**others`, change nothing."""
     decay = optax.linear_schedule(0.1, 0.2, 5)
-    ours = tallax.scheduled(_quoted, RATE, weight_decay=decay, b1=0.8)
+    ours = tallax.inject_schedules(_quoted, RATE, weight_decay=decay, b1=0.8)
     assert set(ours.init(_params()).hyperparams) == {"learning_rate", "weight_decay"}
 
 
@@ -191,18 +191,21 @@ def test_callables_that_are_no_schedules_are_passed_on():
     given = {"weight_decay": 0.5, "mask": mask, "mu_dtype": jnp.bfloat16, "b1": 0.8, "nesterov": True}
     params = _params()
     for static in ((), "mask", ("mask", "mu_dtype")):
-        ours, theirs = tallax.scheduled(optax.adamw, RATE, static_args=static, **given), optax.adamw(RATE, **given)
+        ours, theirs = (
+            tallax.inject_schedules(optax.adamw, RATE, static_args=static, **given),
+            optax.adamw(RATE, **given),
+        )
         _assert_equal(ours.init(params).inner_state, theirs.init(params))
         _assert_equal(
             ours.update(params, ours.init(params), params)[0], theirs.update(params, theirs.init(params), params)[0]
         )
-    assert tallax.scheduled(optax.adamw, 0.1, **given).init(params).hyperparams == {}
+    assert tallax.inject_schedules(optax.adamw, 0.1, **given).init(params).hyperparams == {}
 
 
 def test_without_a_schedule_nothing_is_added():
     """With constants alone the state has the leaves of optax's own."""
     params = _params()
-    ours, theirs = tallax.scheduled(optax.adam, 0.1, b1=0.8), optax.adam(0.1, b1=0.8)
+    ours, theirs = tallax.inject_schedules(optax.adam, 0.1, b1=0.8), optax.adam(0.1, b1=0.8)
     _assert_equal(jax.tree.leaves(ours.init(params)), jax.tree.leaves(theirs.init(params)))
 
 
@@ -214,7 +217,11 @@ def test_a_schedule_always_gets_an_int32_array():
         seen.append((isinstance(count, jax.Array), count.dtype, count.shape))
         return 0.1 * count.astype(jnp.float32)
 
-    for ours in (tallax.scheduled(optax.sgd, rate), tallax.scheduled(_plain, rate), tallax.clip_by_global_norm(rate)):
+    for ours in (
+        tallax.inject_schedules(optax.sgd, rate),
+        tallax.inject_schedules(_plain, rate),
+        tallax.clip_by_global_norm(rate),
+    ):
         state = ours.init(_params())
         for extras in ({}, {"step": 3}, {"step": np.int64(3)}, {"step": tallax.Counter(3)}):
             _, state = ours.update(_params(), state, _params(), **extras)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scheduled values, and the optax transformations that read the model's step."""
+"""ScheduledValue values, and the optax transformations that read the model's step."""
 
 import copy
 
@@ -42,14 +42,14 @@ def test_anything_that_counts_steps_is_taken(step):
     """Counters, integers, integer arrays and the words from nnx.Optimizer all drive a schedule."""
     assert int(step_value(step)) == 50
     assert step_value(step).dtype == jnp.int32
-    assert float(tallax.Scheduled(ramp)(step)) == 3.0
+    assert float(tallax.ScheduledValue(ramp)(step)) == 3.0
 
 
 def test_a_step_counter_is_taken_whole():
     """A module with a counter named `step` can be passed itself."""
     counter = tallax.StepCounter(nnx.Rngs(0))
     counter.step.set(25)
-    assert float(tallax.Scheduled(ramp)(counter)) == 4.0
+    assert float(tallax.ScheduledValue(ramp)(counter)) == 4.0
 
 
 @pytest.mark.parametrize("step", [2**31 + 5, 2**40, tallax.Counter(2**40), jnp.uint32(2**32 - 1)])
@@ -67,7 +67,7 @@ def test_what_counts_no_steps_raises(step):
 
 def test_a_scheduled_value_is_kept():
     """The last value stays on the model; a call without a step reads it."""
-    temperature = tallax.Scheduled(ramp, name="gate temperature")
+    temperature = tallax.ScheduledValue(ramp, name="gate temperature")
     assert float(temperature.value) == 5.0
     temperature(75)
     assert float(temperature.value) == float(temperature()) == 2.0
@@ -76,7 +76,7 @@ def test_a_scheduled_value_is_kept():
 
 def test_eval_mode_keeps_nothing():
     """In eval mode a call gives the value at its step, and the kept one stays."""
-    model = nnx.Dict(t=tallax.Scheduled(ramp))
+    model = nnx.Dict(t=tallax.ScheduledValue(ramp))
     model.t(50)
     model.eval()
     assert float(nnx.jit(lambda m: m.t(75))(model)) == float(model.t(75)) == 2.0
@@ -85,7 +85,7 @@ def test_eval_mode_keeps_nothing():
 
 def test_pin_and_release_do_not_compile_again():
     """A pin applies immediately, also in compiled steps; release follows the schedule; there is one trace."""
-    model = nnx.Dict(t=tallax.Scheduled(ramp), step=tallax.Counter())
+    model = nnx.Dict(t=tallax.ScheduledValue(ramp), step=tallax.Counter())
     traces = []
 
     @nnx.jit
@@ -108,7 +108,7 @@ def test_pin_and_release_do_not_compile_again():
 
 def test_a_pin_from_inside_a_step():
     """A traced number can be pinned too."""
-    model = nnx.Dict(t=tallax.Scheduled(ramp))
+    model = nnx.Dict(t=tallax.ScheduledValue(ramp))
     nnx.jit(lambda m, x: m.t.pin(x))(model, jnp.float32(3.5))
     assert float(model.t(0)) == 3.5
 
@@ -116,7 +116,7 @@ def test_a_pin_from_inside_a_step():
 @pytest.mark.parametrize("value", [float("nan"), jnp.zeros(2), [1.0, 2.0]])
 def test_impossible_pins_raise(value):
     """A pin is one number."""
-    model = nnx.Dict(t=tallax.Scheduled(ramp))
+    model = nnx.Dict(t=tallax.ScheduledValue(ramp))
     with pytest.raises(tallax.InvalidValueError, match=r"model\.t: can only be pinned to one number"):
         model.t.pin(value)
     assert float(model.t(50)) == 3.0
@@ -124,10 +124,10 @@ def test_impossible_pins_raise(value):
 
 def test_impossible_schedules_raise():
     """A schedule is a function to a scalar."""
-    with pytest.raises(tallax.InvalidTypeError, match="Scheduled: requires a schedule"):
-        tallax.Scheduled(2.0)
+    with pytest.raises(tallax.InvalidTypeError, match="ScheduledValue: requires a schedule"):
+        tallax.ScheduledValue(2.0)
     with pytest.raises(tallax.InvalidValueError, match="must return a scalar"):
-        tallax.Scheduled(lambda count: jnp.ones(2))
+        tallax.ScheduledValue(lambda count: jnp.ones(2))
 
 
 SCHEDULES = [
@@ -147,7 +147,7 @@ SCHEDULES = [
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=range(len(SCHEDULES)))
 def test_any_optax_schedule(schedule):
     """Every optax schedule has the same values here as alone, eager and compiled."""
-    model = nnx.Dict(t=tallax.Scheduled(schedule))
+    model = nnx.Dict(t=tallax.ScheduledValue(schedule))
     compiled = nnx.jit(lambda m, step: m.t(step))
     for count in (0, 7, 33, 80, 500):
         expected = np.float32(schedule(count))
@@ -223,9 +223,9 @@ def test_counts_are_not_read_in_a_trace():
 
 
 def test_debugging_nans_is_possible():
-    """No value of ours is NaN, so `jax_debug_nans` works with a Scheduled on the model."""
+    """No value of ours is NaN, so `jax_debug_nans` works with a ScheduledValue on the model."""
     with jax.debug_nans(True):
-        model = nnx.Dict(t=tallax.Scheduled(ramp))
+        model = nnx.Dict(t=tallax.ScheduledValue(ramp))
         assert float(nnx.jit(lambda m: m.t(50))(model)) == 3.0
         model.t.pin(2.0)
         model.t.release()
@@ -327,10 +327,10 @@ SCHEDULES = {
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_a_scheduled_value_gets_an_int32_array(schedule, step):
     """Every source of a step, also before the first call, is an int32 array."""
-    scheduled = tallax.Scheduled(schedule)
+    scheduled = tallax.ScheduledValue(schedule)
     value = scheduled(step)
     assert float(value) == np.float32(schedule(jnp.int32(0 if step is None else 3)))
-    assert "Scheduled(" in repr(scheduled)
+    assert "ScheduledValue(" in repr(scheduled)
     assert float(scheduled.read({"state": np.asarray(scheduled.state)})) == float(value)
 
 
@@ -341,7 +341,7 @@ def test_scheduled_equals_optax_with_the_same_schedule():
     """Without step= the updates are those of the optimizer that was given the schedule."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, 0.1, 3, 20)
     ours, theirs = (
-        tallax.scheduled(optax.adamw, learning_rate=schedule, weight_decay=0.1),
+        tallax.inject_schedules(optax.adamw, learning_rate=schedule, weight_decay=0.1),
         optax.adamw(schedule, weight_decay=0.1),
     )
     params = GRADS
@@ -356,7 +356,7 @@ def test_scheduled_equals_optax_with_the_same_schedule():
 def test_positional_and_static_arguments():
     """Schedules may be positional, and callables that are not schedules are named in static_args."""
     mask = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
-    ours = tallax.scheduled(optax.adamw, lambda count: 0.1, weight_decay=0.5, mask=mask, static_args="mask")
+    ours = tallax.inject_schedules(optax.adamw, lambda count: 0.1, weight_decay=0.5, mask=mask, static_args="mask")
     updates, state = ours.update(GRADS, ours.init(GRADS), GRADS, step=3)
     expected, _ = (theirs := optax.adamw(0.1, weight_decay=0.5, mask=mask)).update(GRADS, theirs.init(GRADS), GRADS)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updates, expected)
@@ -371,14 +371,16 @@ def test_one_counter_is_the_one_truth(graph):
         def __init__(self, rngs):
             self.layer = nnx.Linear(2, 1, rngs=rngs)
             self.step = tallax.Counter()
-            self.temperature = tallax.Scheduled(optax.linear_schedule(5.0, 1.0, 10))
+            self.temperature = tallax.ScheduledValue(optax.linear_schedule(5.0, 1.0, 10))
 
         def __call__(self, x):
             return self.layer(x) / self.temperature(self.step)
 
     model = Model(nnx.Rngs(0))
     rate, threshold = optax.linear_schedule(0.0, 1.0, 10), optax.linear_schedule(0.1, 1.1, 10)
-    transformation = optax.chain(tallax.clip_by_global_norm(threshold), tallax.scheduled(optax.sgd, learning_rate=rate))
+    transformation = optax.chain(
+        tallax.clip_by_global_norm(threshold), tallax.inject_schedules(optax.sgd, learning_rate=rate)
+    )
     with nnx.set_graph_mode(graph):
         optimizer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
     traces = []
@@ -409,14 +411,14 @@ def test_one_counter_is_the_one_truth(graph):
 
 def test_printing_shows_the_value():
     """The repr is one line with the value, or only the schedule if the value cannot be read."""
-    temperature = tallax.Scheduled(optax.linear_schedule(5.0, 1.0, 10), name="gate")
-    assert repr(temperature) == "Scheduled('gate', polynomial_schedule): 5"
+    temperature = tallax.ScheduledValue(optax.linear_schedule(5.0, 1.0, 10), name="gate")
+    assert repr(temperature) == "ScheduledValue('gate', polynomial_schedule): 5"
     temperature(5)
-    assert str(temperature) == "Scheduled('gate', polynomial_schedule): 3"
+    assert str(temperature) == "ScheduledValue('gate', polynomial_schedule): 3"
     temperature.pin(2.5)
-    assert repr(temperature) == "Scheduled('gate', polynomial_schedule): 2.5, pinned"
-    assert repr(nnx.eval_shape(lambda: tallax.Scheduled(ramp))) == "Scheduled(ramp)"
+    assert repr(temperature) == "ScheduledValue('gate', polynomial_schedule): 2.5, pinned"
+    assert repr(nnx.eval_shape(lambda: tallax.ScheduledValue(ramp))) == "ScheduledValue(ramp)"
     said = []
     nnx.jit(lambda t: said.append(repr(t)))(temperature)
-    assert said == ["Scheduled('gate', polynomial_schedule)"]
+    assert said == ["ScheduledValue('gate', polynomial_schedule)"]
     assert "state=Buffer(" in repr(nnx.Dict(t=temperature))

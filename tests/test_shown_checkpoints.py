@@ -38,7 +38,7 @@ def model():
         load=tallax.Counter(shape=3),
         many=tallax.Counter(shape=100),
         bias=tallax.Buffer(jnp.arange(3.0)),
-        temperature=tallax.Scheduled(optax.constant_schedule(2.0)),
+        temperature=tallax.ScheduledValue(optax.constant_schedule(2.0)),
         layer=nnx.Linear(2, 3, rngs=nnx.Rngs(0)),
         scratch=tallax.Counter(5, persistent=False),
         rate=Rate(shape=2),

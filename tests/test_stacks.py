@@ -94,15 +94,15 @@ def test_moments_of_each_layer():
 
 def test_a_scheduled_value_of_each_layer():
     """It is called within the scan or outside, and read, pinned and released for all layers at once."""
-    temperature = stack_of(lambda: tallax.Scheduled(optax.linear_schedule(5.0, 1.0, 4)))
+    temperature = stack_of(lambda: tallax.ScheduledValue(optax.linear_schedule(5.0, 1.0, 4)))
     assert temperature.value.tolist() == [5.0] * LAYERS
     values = nnx.vmap(lambda t, step: t(step), in_axes=(0, 0), out_axes=0)(temperature, jnp.arange(LAYERS))
     assert values.tolist() == [5.0, 4.0, 3.0]
-    assert repr(temperature) == "Scheduled(polynomial_schedule): [5., 4., 3.]"
+    assert repr(temperature) == "ScheduledValue(polynomial_schedule): [5., 4., 3.]"
     assert temperature(4).tolist() == [1.0] * LAYERS
     assert tallax.collect(nnx.Dict(t=temperature)).result()["t"].tolist() == [1.0] * LAYERS
     temperature.pin(2.0)
-    assert repr(temperature) == "Scheduled(polynomial_schedule): [2., 2., 2.], pinned"
+    assert repr(temperature) == "ScheduledValue(polynomial_schedule): [2., 2., 2.], pinned"
     assert temperature(3).tolist() == [2.0] * LAYERS
     temperature.release()
     assert temperature(3).tolist() == [2.0] * LAYERS
@@ -114,7 +114,7 @@ def test_a_logger_writes_each_layer(tmp_path):
         acts=fed(lambda: Histogram(-1.0, 1.0, bins=4))[0],
         size=fed(lambda: LogHistogram(0.2))[0],
         mean=fed(Moments)[0],
-        t=stack_of(lambda: tallax.Scheduled(optax.constant_schedule(2.0))),
+        t=stack_of(lambda: tallax.ScheduledValue(optax.constant_schedule(2.0))),
         many=nnx.vmap(lambda _: Histogram(-1.0, 1.0, bins=2), axis_size=40)(jnp.arange(40)),
     )
     model.many.counts += 3
@@ -144,7 +144,7 @@ def test_a_stack_is_drawn_together():
 def test_a_checkpoint_of_a_stack_is_read(tmp_path):
     """`tallax show` has the statistics of each layer, and not the words that they are made of."""
     model = nnx.Dict(acts=fed(lambda: Histogram(-1.0, 1.0, bins=4))[0], mean=fed(Moments)[0])
-    model.t = stack_of(lambda: tallax.Scheduled(optax.constant_schedule(2.0)))
+    model.t = stack_of(lambda: tallax.ScheduledValue(optax.constant_schedule(2.0)))
     model.t(0)
     tallax.save(tmp_path / "saved", model)
     told = shown(tmp_path / "saved")

@@ -57,7 +57,7 @@ def test_a_write_keeps_the_value_on_the_device(write):
 def test_eager_reads_under_the_guard():
     """Values on the host are transferred explicitly."""
     counter, vector, buffer = tallax.Counter(7), tallax.Counter(3, shape=2), tallax.Buffer(np.ones(2, np.float32))
-    scheduled, step = tallax.Scheduled(lambda count: count.astype(jnp.float32)), jnp.int32(3)
+    scheduled, step = tallax.ScheduledValue(lambda count: count.astype(jnp.float32)), jnp.int32(3)
     with jax.transfer_guard("disallow"):
         values = counter.value, vector[...], buffer[...], scheduled(step), scheduled(counter), scheduled.value
     assert [np.asarray(value).tolist() for value in values] == [7, [3, 3], [1.0, 1.0], 3.0, 7.0, 7.0]

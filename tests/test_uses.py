@@ -163,7 +163,7 @@ READ = {
     "jit": read_within(nnx.jit),
     "remat": read_within(nnx.remat),
     "dropped-result": lambda model, x: advanced(model),
-    "schedule": lambda model, x: tallax.Scheduled(jnp.float32)(model.a),
+    "schedule": lambda model, x: tallax.ScheduledValue(jnp.float32)(model.a),
     "cond": lambda model, x: nnx.cond(x > 0, lambda model: model.a.value, lambda model: 0, model),
     "loop-condition": lambda model, x: nnx.while_loop(
         lambda carry: carry[0].a.value < 3, lambda carry: (carry[0], carry[1]), (model, 0)

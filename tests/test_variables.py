@@ -103,7 +103,7 @@ class State(nnx.Module):
 
     def __init__(self):
         self.c, self.v, self.b = tallax.Counter(5), tallax.Counter(shape=3), tallax.Buffer(np.ones(3, np.float32))
-        self.r, self.s = tallax.statistics.Rate(), tallax.Scheduled(lambda count: count.astype(jnp.float32))
+        self.r, self.s = tallax.statistics.Rate(), tallax.ScheduledValue(lambda count: count.astype(jnp.float32))
 
 
 WRITES = {

@@ -45,7 +45,7 @@ from tallax.optimizers import ClipByGlobalNormState as ClipByGlobalNormState
 from tallax.optimizers import ClipCounts as ClipCounts
 from tallax.optimizers import clip_by_global_norm as clip_by_global_norm
 from tallax.optimizers import clip_counts as clip_counts
-from tallax.optimizers import scheduled as scheduled
+from tallax.optimizers import inject_schedules as inject_schedules
 from tallax.reading import Reading as Reading
 from tallax.reading import collect as collect
 from tallax.reading import snapshot as snapshot
@@ -55,7 +55,7 @@ from tallax.replicas import per_replica as per_replica
 from tallax.replicas import replica_specs as replica_specs
 from tallax.runs import Run as Run
 from tallax.runs import RunError as RunError
-from tallax.schedules import Scheduled as Scheduled
+from tallax.schedules import ScheduledValue as ScheduledValue
 from tallax.variables import Buffer as Buffer
 from tallax.variables import Counter as Counter
 from tallax.watching import SummaryResult as SummaryResult

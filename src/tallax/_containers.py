@@ -55,7 +55,7 @@ def _dropped(current: Any, value: Any) -> tuple[Any, Any] | None:
         return None
     if isinstance(current, nnx.Variable):
         return current, value
-    if hasattr(type(current), "_written_by"):  # a statistic, a Scheduled, a StepCounter
+    if hasattr(type(current), "_written_by"):  # a statistic, a ScheduledValue, a StepCounter
         return None if isinstance(value, nnx.Pytree) else (current, value)
     if isinstance(current, nnx.List | nnx.Dict):
         return _dropped_within(current, value)

@@ -16,14 +16,15 @@ class Module(nnx.Module):
 
     In a plain `nnx.Module`, `self.step = self.step + 1` replaces the Variable by an array. From then on, checkpoints,
     transformations and filters silently miss the value. In a `tallax.Module` it raises, and the error shows the correct
-    code. The same is true for a statistic, a `Scheduled` and a `StepCounter`, for example if you write `self.rate =
-    self.rate.update(x)`. You can still assign another Variable, `del self.step`, or assign an explicit `nnx.data(...)`.
+    code. The same is true for a statistic, a `ScheduledValue` and a `StepCounter`, for example if you write
+    `self.rate = self.rate.update(x)`. You can still assign another Variable or an explicit `nnx.data(...)`, or write
+    `del self.step`.
     The entries of each `nnx.List` and `nnx.Dict` that is assigned to an attribute are guarded too, at any depth, also
     within an `nnx.Sequential` or a plain module: `self.loads[0] = self.loads[0] + 1` raises.
 
     Raises:
         ReplacedVariableError: An assignment would replace a Variable by a value that is not a Variable, or a statistic,
-            a `Scheduled` or a `StepCounter` by a value that is neither a module nor a Variable.
+            a `ScheduledValue` or a `StepCounter` by a value that is neither a module nor a Variable.
 
     Example:
         >>> import tallax

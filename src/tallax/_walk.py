@@ -6,7 +6,8 @@ the object stands in front. A new tool that needs the state of a model calls `le
 walk the graph itself, because the rules below would then be written twice:
 
 - A Variable that is reached under several paths is listed once, under the first path in the order of Flax's graph.
-- The Variables of a statistic or a `Scheduled` belong to their owner, which reads, combines and restores them together.
+- The Variables of a statistic or a `ScheduledValue` belong to their owner, which reads, combines and restores them
+  together.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Leaf(NamedTuple):
     Attributes:
         path: The attribute names, keys and indices that lead to the Variable.
         variable: The Variable.
-        owner: The statistic or `Scheduled` that the Variable belongs to, or None.
+        owner: The statistic or `ScheduledValue` that the Variable belongs to, or None.
     """
 
     path: tuple[Any, ...]
@@ -52,7 +53,7 @@ class Group(NamedTuple):
 
     Attributes:
         path: The path of the owner, or of the Variable.
-        owner: The statistic or `Scheduled`, or None.
+        owner: The statistic or `ScheduledValue`, or None.
         variables: The Variables by their names within the owner. If the owner is None, the name is empty.
     """
 
@@ -112,7 +113,7 @@ def leaves_of(thing: Any, kind: Any = nnx.Variable) -> list[Leaf]:
 
 
 def groups_of(thing: Any, kind: Any = nnx.Variable) -> list[Group]:
-    """Returns the state of an object in groups: each statistic and `Scheduled` as one, each other Variable alone.
+    """Returns the state of an object in groups: each statistic and `ScheduledValue` as one, each other Variable alone.
 
     Args:
         thing: A module, an optimizer, or any other node of Flax's graph.

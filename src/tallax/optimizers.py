@@ -3,7 +3,7 @@
 
     optimizer = nnx.Optimizer(model, optax.chain(
         tallax.clip_by_global_norm(optax.linear_schedule(0.1, 1.0, 1_000)),
-        tallax.scheduled(optax.adamw, learning_rate=schedule),
+        tallax.inject_schedules(optax.adamw, learning_rate=schedule),
     ), wrt=nnx.Param)
     optimizer.update(model, grads, step=model.step)
 
@@ -176,7 +176,7 @@ def clip_counts(state: Any) -> ClipCounts:
 
 
 class ScheduledState(NamedTuple):
-    """The state of `scheduled`. Arguments that are not schedules have no state.
+    """The state of `inject_schedules`. Arguments that are not schedules have no state.
 
     | field | shape | dtype | reset value | reduction |
     |---|---|---|---|---|
@@ -208,7 +208,7 @@ class _StepSchedule(optax.schedules.StatefulSchedule):
         return self.schedule(_uint64.to_int32(state) if step is None else as_array(step_value(step)))
 
 
-def scheduled(
+def inject_schedules(
     inner_factory: Callable[..., optax.GradientTransformation],
     *args: Any,
     static_args: str | Iterable[str] = (),
@@ -239,7 +239,7 @@ def scheduled(
 
     Example:
         >>> import jax.numpy as jnp, optax, tallax
-        >>> sgd = tallax.scheduled(optax.sgd, learning_rate=optax.linear_schedule(1.0, 0.0, 10))
+        >>> sgd = tallax.inject_schedules(optax.sgd, learning_rate=optax.linear_schedule(1.0, 0.0, 10))
         >>> state = sgd.init(jnp.zeros(()))
         >>> updates, state = sgd.update(jnp.ones(()), state, step=5)
         >>> updates
@@ -248,10 +248,10 @@ def scheduled(
     if isinstance(inner_factory, tuple):
         raise InvalidTypeError(
             compose(
-                "scheduled",
+                "inject_schedules",
                 "requires a function that returns a transformation, such as optax.adamw, and its arguments.",
                 got=f"a {type(inner_factory).__name__}",
-                fix="tallax.scheduled(optax.adamw, learning_rate=schedule)",
+                fix="tallax.inject_schedules(optax.adamw, learning_rate=schedule)",
             )
         )
     static = {static_args} if isinstance(static_args, str) else set(static_args)

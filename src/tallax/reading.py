@@ -23,7 +23,7 @@ from tallax._errors import InvalidTypeError, TracedReadError, compose, describe
 from tallax._walk import groups_of
 from tallax.runs import StateInfo
 from tallax.runs._html import state_table
-from tallax.schedules import Scheduled
+from tallax.schedules import ScheduledValue
 from tallax.statistics import Statistic
 from tallax.statistics._statistic import stored_state
 from tallax.variables import Buffer, Counter
@@ -153,7 +153,7 @@ class Reading:
         """Returns the values by name. The first call waits for the copy. Any thread may call it.
 
         Returns:
-            The values by path. A statistic or a `Scheduled` has one entry with its record or number, and every other
+            The values by path. A statistic or a `ScheduledValue` has one entry with its record or number. Every other
             Variable has its own entry. A count is an exact int, or a uint64 array if the Counter has a shape. A Buffer
             is a Python number, or an array if it has a shape. Do not write to the arrays.
 
@@ -210,17 +210,17 @@ def _or_unreadable(value: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Entry:
-    """The state under one name: a single Variable, or a statistic or `Scheduled` with its Variables.
+    """The state under one name: a single Variable, or a statistic or `ScheduledValue` with its Variables.
 
     Attributes:
         name: The path, joined by slashes.
         items: The Variables by attribute. The name of a single Variable is empty.
-        owner: The statistic or `Scheduled` that owns the Variables, or None.
+        owner: The statistic or `ScheduledValue` that owns the Variables, or None.
     """
 
     name: str
     items: Mapping[str, Counter | Buffer]
-    owner: Statistic | Scheduled | None
+    owner: Statistic | ScheduledValue | None
 
     @property
     def item(self) -> Counter | Buffer:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Scheduled`: a value on the model that follows an optax schedule, and that you can log, save and pin."""
+"""`ScheduledValue`: a value on the model that follows an optax schedule, and that you can log, save and pin."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NEEDS_A_VALUE = (
 _NOT_CALLED = -1.0  # instead of 1 for pinned and 0 for not pinned
 
 
-class Scheduled(EvalAware):
+class ScheduledValue(EvalAware):
     """A scalar that follows a schedule: the temperature of a gate, the weight of a loss, the probability of a mask.
 
     | field | shape | dtype | reset value | reduction |
@@ -44,7 +44,7 @@ class Scheduled(EvalAware):
 
     Example:
         >>> import optax, tallax
-        >>> temperature = tallax.Scheduled(optax.linear_schedule(5.0, 1.0, 10_000))
+        >>> temperature = tallax.ScheduledValue(optax.linear_schedule(5.0, 1.0, 10_000))
         >>> temperature(2_500)
         Array(4., dtype=float32)
         >>> temperature.pin(2.0)
@@ -61,7 +61,7 @@ class Scheduled(EvalAware):
         if not callable(schedule):
             raise InvalidTypeError(
                 compose(
-                    "Scheduled",
+                    "ScheduledValue",
                     "requires a schedule: a function from a step count to a scalar.",
                     got=describe(schedule),
                     fix="optax.constant_schedule(2.0), or optax.linear_schedule(5.0, 1.0, 10_000)",
@@ -186,7 +186,7 @@ class Scheduled(EvalAware):
 
     def _title(self) -> str:
         name = f"{self.name!r}, " if self.name is not None else ""
-        return f"Scheduled({name}{_called(self.schedule)})"
+        return f"ScheduledValue({name}{_called(self.schedule)})"
 
     def _said(self) -> str:
         """Returns the formatted value, and whether it is pinned; an empty string if it cannot be read."""
@@ -202,10 +202,10 @@ class Scheduled(EvalAware):
         if value.shape != ():
             raise InvalidValueError(
                 compose(
-                    "Scheduled",
+                    "ScheduledValue",
                     "the schedule must return a scalar.",
                     got=describe(value),
-                    fix="one Scheduled for each number, or a tallax.Buffer for an array",
+                    fix="one ScheduledValue for each number, or a tallax.Buffer for an array",
                 )
             )
         return value

@@ -23,7 +23,7 @@ class Model(tallax.Module):
         self.fired = tallax.Counter(shape=(4,), reduce="sum", persistent=False)
         self.centre = tallax.Buffer(np.zeros(3), reduce="replicated")
         self.rate = statistics.Rate(4)
-        self.temperature = tallax.Scheduled(optax.linear_schedule(5.0, 1.0, 10), name="temperature")
+        self.temperature = tallax.ScheduledValue(optax.linear_schedule(5.0, 1.0, 10), name="temperature")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         self.seen += 1
@@ -105,7 +105,7 @@ def steps(model: Model, optimizer: nnx.Optimizer[Model], x: jax.Array) -> None:
 def optimizers() -> None:
     clip = tallax.clip_by_global_norm(optax.linear_schedule(10.0, 1.0, 100))
     assert_type(clip, optax.GradientTransformationExtraArgs)
-    adam = tallax.scheduled(optax.adamw, learning_rate=optax.constant_schedule(0.1))
+    adam = tallax.inject_schedules(optax.adamw, learning_rate=optax.constant_schedule(0.1))
     assert_type(adam, optax.GradientTransformationExtraArgs)
     state: tallax.ClipByGlobalNormState | None = None
     assert_type(tallax.clip_counts(state), tallax.ClipCounts)

@@ -17,7 +17,7 @@ from tallax.checkpoints._plan import RestoreReport
 from tallax.checkpoints._policy import some
 from tallax.checkpoints._serialize import dtype_of, in_place_of, is_abstract, is_placed
 from tallax.replicas import per_replica
-from tallax.schedules import Scheduled
+from tallax.schedules import ScheduledValue
 from tallax.statistics import Statistic
 from tallax.variables import StateVariable
 
@@ -73,8 +73,8 @@ def _reset(holder: Holder) -> None:
         owner.reset()
     elif holder.is_counter and variable is not None:
         variable.set(0)
-    elif isinstance(owner, Scheduled) and variable is not None and is_abstract(*holder.leaves):
-        first = Scheduled(owner.schedule).state.get_raw_value()
+    elif isinstance(owner, ScheduledValue) and variable is not None and is_abstract(*holder.leaves):
+        first = ScheduledValue(owner.schedule).state.get_raw_value()
         variable.set_raw_value(np.broadcast_to(first, holder.leaves[0].shape).copy())
     if variable is not None and is_abstract(leaf := holder.leaves[0]) and is_placed(leaf):
         variable.set_raw_value(in_place_of(leaf, variable.get_raw_value(), dtype_of(leaf)))

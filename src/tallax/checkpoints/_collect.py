@@ -40,7 +40,7 @@ class Holder:
     Attributes:
         names: of its arrays, which is one unless a Variable holds a pytree of them.
         variable: the Variable; None for a bare array.
-        owner: the statistic or `Scheduled` that it is the state of, if there is one.
+        owner: the statistic or `ScheduledValue` that it is the state of, if there is one.
         structure: of the value.
         write: puts another value in its place.
         is_position: whether it is the state of an iterator over the data.

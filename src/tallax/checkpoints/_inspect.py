@@ -22,7 +22,7 @@ from tallax.checkpoints._serialize import stored_dtype
 from tallax.logging._flatten import Numbers
 from tallax.runs import StateInfo
 from tallax.runs._contents import Contents
-from tallax.schedules import Scheduled
+from tallax.schedules import ScheduledValue
 
 _SMALL = 64  # the most entries of a value outside of tallax variables; larger arrays are weights, which are not read
 _LARGE = 2**26  # the most bytes of a tallax variable; without the model, its size is not known
@@ -124,8 +124,8 @@ def _owner(entries: Mapping[str, Entry]) -> Any:
 
 
 def _made(entry: Entry) -> Any:
-    if entry.owner == "Scheduled":
-        return Scheduled(optax.constant_schedule(math.nan))  # never called, so its value is not in the checkpoint
+    if entry.owner == "ScheduledValue":
+        return ScheduledValue(optax.constant_schedule(math.nan))  # never called, so its value is not in the checkpoint
     if entry.owner not in _READABLE or len(entry.configuration) > _LONG:
         return None
     return _READABLE[entry.owner](**ast.literal_eval(entry.configuration))

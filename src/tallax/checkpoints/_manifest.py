@@ -38,7 +38,7 @@ class Entry:
         kind: The kind of its Variable, such as `Param` or `Counter`; empty if it is unknown.
         dtype: The result of `dtype_of`; for a `Counter`, the dtype of its words.
         shape: The shape of the array; for a `Counter`, the shape of its words.
-        owner: The kind of the statistic or `Scheduled` that owns it; empty for others.
+        owner: The kind of the statistic or `ScheduledValue` that owns it; empty for others.
         configuration: The configuration of that statistic.
         reduce: The reduction of a tallax variable; empty for others.
         persistent: False for a variable that is listed, but not saved.
@@ -59,7 +59,7 @@ class Entry:
     @property
     def resets(self) -> bool:
         """True if it has a reset value: a count, or the state of a statistic."""
-        return self.kind == "Counter" or self.owner not in ("", "Scheduled")
+        return self.kind == "Counter" or self.owner not in ("", "ScheduledValue")
 
     @property
     def nbytes(self) -> int:

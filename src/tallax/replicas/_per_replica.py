@@ -39,8 +39,8 @@ def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str
     example because the increment is a constant or under `check_vma=False`, it raises `ReplicasError`. Then name the
     axes with `like=` or `axis_name=`.
 
-    Replicated values (`reduce="replicated"`: buffers by default, `StepCounter`, `Scheduled`) and parameters stay as
-    they are.
+    Replicated values (`reduce="replicated"`: buffers by default, `StepCounter`, `ScheduledValue`) and parameters do not
+    change.
 
     Args:
         model: A module, or any other node of Flax NNX's graph; it is not changed.

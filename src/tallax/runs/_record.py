@@ -58,7 +58,7 @@ class StateInfo:
     """Describes a tallax variable or a statistic, without its value.
 
     Attributes:
-        kind: The name of its class: Counter, Buffer, Scheduled, Rate, Histogram, ...
+        kind: The name of its class: Counter, Buffer, ScheduledValue, Rate, Histogram, ...
         shape: The shape of its array, or of its counts if it is a Counter, which stores two words for each.
         dtype: The dtype of the stored array.
         nbytes: Its size on the device and in a checkpoint, in bytes.
