@@ -21,7 +21,7 @@ from tallax.watching._site import GRADIENT, HISTOGRAM, INPUT, OUTPUT, Site
 from tallax.watching._stacks import stack_shapes
 from tallax.watching._summary import Summary, SummaryResult, is_idle
 from tallax.watching._table import table
-from tallax.watching._watched_classes import base_of, watched_class, watched_optimizer_class
+from tallax.watching._watched_classes import base_of, is_pytree, watched_class, watched_optimizer_class
 
 _Factory = Callable[[], Statistic]
 
@@ -182,7 +182,7 @@ class _Maker:
 
 
 def _attach(each: Found, site: Site, methods: tuple[str, ...]) -> None:
-    if each.module._pytree__is_pytree:
+    if is_pytree(each.module):
         setattr(each.module, WATCHED, site)
     else:
         object.__setattr__(each.module, WATCHED, site)

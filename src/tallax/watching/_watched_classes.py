@@ -13,6 +13,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from flax import nnx
 
 from tallax._walk import WATCHED
@@ -43,7 +44,7 @@ def _subclass(base: type, key: Any, methods: dict[str, Callable[..., Any]]) -> t
         "__doc__": base.__doc__,
         _BASE: base,
     }
-    options = {"pytree": base._pytree__is_pytree} if issubclass(base, nnx.Pytree) else {}
+    options = {"pytree": is_pytree(object.__new__(base))} if issubclass(base, nnx.Pytree) else {}
     metaclass: Any = type(base)
     made: Any = metaclass(base.__name__, (base,), namespace, **options)
     return made
@@ -53,6 +54,11 @@ def _empty(base: type, key: Any) -> Any:
     """Used by pickle: returns an object without attributes."""
     made = watched_optimizer_class(base) if key == _OPTIMIZER else watched_class(base, key)
     return object.__new__(made)
+
+
+def is_pytree(thing: Any) -> bool:
+    """Returns whether JAX flattens an object. The registry is asked for its class; its attributes are not read."""
+    return not jax.tree_util.all_leaves([thing])
 
 
 def base_of(thing: Any) -> type | None:
