@@ -140,7 +140,7 @@ def test_what_contains_no_objects():
     """Nothing is bound by mistake."""
     unregistered = Unregistered(made()[0])
     for objects, bound in (((), None), ((), jnp.ones(2)), (({"a": 1},), None), ((unregistered,), None)):
-        with pytest.raises(tallax.InvalidTypeError, match=r"^compile_step: binds the modules"):
+        with pytest.raises(tallax.InvalidTypeError, match=r"^compile_step: requires the modules"):
             tallax.compile_step(work, *objects, bound=bound)
 
 

@@ -560,7 +560,7 @@ def test_names_of_the_classes_stay():
     """Errors and logs name the classes as before, and the signature of the method is the same."""
     model = Net()
     tallax.watch(model)
-    assert (type(model).__name__, type(model).__qualname__, type(model).__module__) == ("Net", "Net", __name__)
+    assert (type(model).__name__, type(model).__qualname__, type(model).__module__) == ("Net", "Net", Net.__module__)
     assert [type(m).__name__ for _, m in nnx.iter_modules(model.first)][-1] == "Layer"
 
 

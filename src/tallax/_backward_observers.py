@@ -56,7 +56,7 @@ def observers_of(nodes: Iterable[Any]) -> list[BackwardObserver]:
         return []
     found: dict[int, BackwardObserver] = {}
     for node in nodes:
-        for _, part in nnx.iter_graph(node):
+        for _, part in nnx.iter_graph(node, graph=True):  # models may share Variables, in tree mode too
             if isinstance(part, BackwardObserver):
                 found[id(part)] = part
     return list(found.values())

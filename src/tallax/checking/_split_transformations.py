@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tallax._arrays import is_traced
 from tallax.checking._program import Batch, Call, Outputs, Run
 
 Pure: TypeAlias = "Callable[[Any, Batch], tuple[tuple[jax.Array, ...], Any]]"
@@ -135,7 +136,7 @@ def stacked(batches: Sequence[Batch]) -> Batch:
 
 def _stacked(arrays: tuple[jax.Array, ...]) -> jax.Array:
     is_key = jnp.issubdtype(arrays[0].dtype, jax.dtypes.prng_key)
-    if is_key or len(arrays[0].devices()) > 1:
+    if is_key or is_traced(*arrays) or len(arrays[0].devices()) > 1:
         return jnp.stack(arrays)
     return jnp.asarray(np.stack([np.asarray(x) for x in arrays]))  # in NumPy, which compiles nothing
 
@@ -143,9 +144,11 @@ def _stacked(arrays: tuple[jax.Array, ...]) -> jax.Array:
 def unstacked(outputs: tuple[jax.Array, ...], count: int) -> Outputs:
     """Returns the outputs of each call."""
     is_key = [jnp.issubdtype(output.dtype, jax.dtypes.prng_key) for output in outputs]
-    # In NumPy, which compiles nothing; outputs are compared there anyway.
-    held = [output if key else np.asarray(output) for output, key in zip(outputs, is_key, strict=True)]
-    return [tuple(output[k] for output in held) for k in range(count)]
+    # In NumPy, which compiles nothing; outputs are compared there anyway. Inside another trace there are no values.
+    arrays = [
+        output if key or is_traced(output) else np.asarray(output) for output, key in zip(outputs, is_key, strict=True)
+    ]
+    return [tuple(output[k] for output in arrays) for k in range(count)]
 
 
 def at(batches: Batch, k: Any) -> Batch:

@@ -62,7 +62,7 @@ def _key(key: Any) -> Any:
 def before(model: Any) -> list[Seen]:
     """Returns the watched Params of a model as they are now."""
     found, seen = [], set()
-    for path, module in nnx.iter_graph(model):
+    for path, module in nnx.iter_graph(model, graph=True):
         site = vars(module).get(WATCHED) if isinstance(module, nnx.Pytree) else None
         if not isinstance(site, Site) or site.deterministic:
             continue
