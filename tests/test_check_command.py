@@ -434,7 +434,7 @@ def test_the_solution_of_the_page_exits_with_0(tmp_path, capfd):
     path.write_text(SEED + SEED_FUNCTION)
     assert checked(path) == 0
     out = " ".join(capfd.readouterr().out.split())
-    assert "which is right up to 2**24 only. [narrow-counter]" in out
+    assert "which is exact up to 2**24 only. [narrow-counter]" in out
     assert "[deprecated-value]" in out
     assert "self.step.value = self.step.value + 1.0" in out
     assert "9 of 9 cases" in out

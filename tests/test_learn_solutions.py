@@ -148,9 +148,10 @@ def test_on_a_terminal(tmp_path):
     """From the first start to the second exercise, over a pseudoterminal, as a user types."""
     pty = pytest.importorskip("pty")
     screen = b""
-    pid, fd = pty.fork()
-    if not pid:
-        os.execv(sys.executable, [sys.executable, "-W", "ignore", "-m", "tallax", "learn", str(tmp_path / "course")])
+    fd, terminal = pty.openpty()  # not `pty.fork`, which is unsafe in a process with threads, as pytest with JAX is
+    command = [sys.executable, "-W", "ignore", "-m", "tallax", "learn", str(tmp_path / "course")]
+    process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True)
+    os.close(terminal)
 
     def wait_for(text, seconds=90):
         nonlocal screen
@@ -173,6 +174,7 @@ def test_on_a_terminal(tmp_path):
         with contextlib.suppress(OSError):  # Linux's way to report that the other end is closed
             while os.read(fd, 65536):
                 pass
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert process.wait(timeout=60) == 0
     finally:
+        process.kill()
         os.close(fd)

@@ -173,7 +173,7 @@ class _Process:
         run.folder.mkdir(exist_ok=True)
         self._run, self._output, self._result = run, folder / "output", folder / "result"
         request = {**job.request, "folder": str(run.folder), "steps": run.steps}
-        request["limit_seconds"] = limit_seconds
+        request["limit_seconds"], request["checker"] = limit_seconds, os.getpid()
         request["path"] = [entry or os.getcwd() for entry in sys.path]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         (folder / "request").write_bytes(pickle.dumps(request))

@@ -27,7 +27,7 @@ from tallax.checking._job_runs import end_descendants
 def main() -> None:
     """Runs the request that `sys.argv` names."""
     request = pickle.loads(Path(sys.argv[1]).read_bytes())
-    threading.Thread(target=_watch, args=(os.getppid(), request["limit_seconds"]), daemon=True).start()
+    threading.Thread(target=_watch, args=(request["checker"], request["limit_seconds"]), daemon=True).start()
     result: dict[str, Any] = {}
     phase = "import"
     try:
@@ -51,10 +51,10 @@ def main() -> None:
     _end()
 
 
-def _watch(parent: int, limit_seconds: float) -> None:
-    """Ends this process if the checker was killed, or did not end it in time."""
+def _watch(checker: int, limit_seconds: float) -> None:
+    """Ends this process if the checker was killed, also before this process could look, or did not end it in time."""
     deadline = time.monotonic() + limit_seconds + 10
-    while os.getppid() == parent and time.monotonic() < deadline:
+    while os.getppid() == checker and time.monotonic() < deadline:
         time.sleep(0.5)
     _end()
 
