@@ -24,6 +24,12 @@ NIGHTLY = {
     "test_more_random_programs": 0,  # 120 more of the programs of which CI runs 40
     "test_names_the_faults_of_public_threads": 1 / 4,  # each takes five processes; test_resumecheck.py has the rules
     "test_blames_no_right_job": 1 / 2,
+    "test_names_what_else_goes_wrong": 1 / 2,
+    "test_a_wrong_answer_gets_its_sentence": 1 / 4,  # each grades a file of the course in a process of its own
+    "test_a_right_answer_in_another_style_passes": 1 / 3,
+    "test_every_transformation_in_every_mode": 1 / 4,  # `watch`: some cells of the matrix are among the quick tests
+    "test_gradients_of_activations": 1 / 3,
+    "test_transformations_within_the_model": 1 / 3,
     "test_every_installed_package": 1 / 4,  # the linter on other people's files
     "test_programs_of_the_grammar": 0,  # fuzz
     "test_programs_of_cut_cases": 0,
