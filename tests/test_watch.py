@@ -207,20 +207,30 @@ def assert_bit_equal(left, right):
         assert value.tobytes() == right[path].tobytes(), path
 
 
-@pytest.mark.parametrize(
-    ("how", "every"),
-    [
-        ("loop", 1),
-        ("scan", 2),
-        *(pytest.param(how, every, marks=pytest.mark.thorough) for how in ("remat", "cond") for every in (1, 2)),
-    ],
-)
+TRAININGS = [
+    ("loop", 1),
+    ("scan", 2),
+    *(pytest.param(how, every, marks=pytest.mark.thorough) for how in ("remat", "cond") for every in (1, 2)),
+]
+
+
+@unoptimized
+@pytest.mark.parametrize(("how", "every"), TRAININGS)
 def test_training_is_bit_equal(how, every):
-    """The parameters after training are those of the model that is not watched, bit for bit."""
+    """Training runs the same operations: compiled one by one, they give the same parameters, bit for bit."""
     watched, watch = trained(how, every=every, **ALL)
     plain, _ = trained(how, watched=False)
     assert watch.unseen == {}
     assert_bit_equal(parameters(watched), parameters(plain))
+
+
+@pytest.mark.parametrize(("how", "every"), TRAININGS)
+def test_training_with_fusion_differs_at_most_in_the_last_bit(how, every):
+    """XLA may fuse the operations of a watched step differently: one bias of jax 0.12 differs by a unit."""
+    watched, plain = parameters(trained(how, every=every, **ALL)[0]), parameters(trained(how, watched=False)[0])
+    assert watched.keys() == plain.keys()
+    for path, value in watched.items():
+        assert np.abs(value - plain[path]).max() <= 4 * np.spacing(np.abs(plain[path]).max()), path
 
 
 @unoptimized

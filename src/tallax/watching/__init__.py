@@ -27,9 +27,9 @@ public function and class, `_table` prints, and `_notes` keeps the reasons why a
 To watch another kind of tensor, open `_site` or `_params`; to compute another number, `_reduction`, and `_tap` for its
 encoding as a sum.
 
-Invariants. The parameters of a watched model are trained bit for bit like those of the model without a watch, in every
-mode and under every transformation, and no statistic may raise within a training step: if a site cannot be seen, there
-is a note. A step of data-parallel or fully sharded training has no collective more. `tests/test_watch.py` and
+Invariants. A watched model is trained by the same operations as the model without a watch, in every mode and under
+every transformation; only the last bit may differ, if XLA fuses them differently. No statistic may raise within a
+training step: if a site cannot be seen, there is a note. A step of data-parallel or fully sharded training has no collective more. `tests/test_watch.py` and
 `tests/test_watch_meshes.py` guard them.
 """
 

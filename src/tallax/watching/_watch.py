@@ -50,8 +50,9 @@ def watch(
 
     The statistics are tallax state of the model: they are updated on the device in every training step, under every
     transformation, and `log(model)`, `tallax.collect` and `tallax.save` find them. Their names are paths with a role:
-    `layers/0/mlp:output`, `layers/0/mlp/kernel:gradient`. The trained parameters are those of the model without a
-    watch, bit for bit. In evaluation mode (`model.eval()`) nothing is counted.
+    `layers/0/mlp:output`, `layers/0/mlp/kernel:gradient`. The model is trained by the same operations as without a
+    watch; only the last bit may differ, if XLA fuses them differently. In evaluation mode (`model.eval()`) nothing is
+    counted.
 
     Args:
         model: the model. Call `watch` before the model is compiled, or expect one compilation more.
