@@ -29,8 +29,8 @@ encoding as a sum.
 
 Invariants. A watched model is trained by the same operations as the model without a watch, in every mode and under
 every transformation; only the last bit may differ, if XLA fuses them differently. No statistic may raise within a
-training step: if a site cannot be seen, there is a note. A step of data-parallel or fully sharded training has no collective more. `tests/test_watch.py` and
-`tests/test_watch_meshes.py` guard them.
+training step: if a site cannot be seen, there is a note. A step of data-parallel or fully sharded training has no
+collective more. `tests/test_watch.py` and `tests/test_watch_meshes.py` guard them.
 """
 
 from tallax.watching._summary import SummaryResult as SummaryResult
