@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether the counts in a checkpoint agree: examples == batch size * steps, and the position in the data with both.
 
-If they do not, a resume has skipped, repeated or not counted something, or will. It is no error: a job may change its
+If they do not, a resume has skipped, repeated or not counted something, or will. It is not an error: a job may change its
 batch size on purpose.
 """
 

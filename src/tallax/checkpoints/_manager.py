@@ -48,7 +48,7 @@ class Checkpoints:
             several processes Orbax copies it to the host first.
 
     Raises:
-        InvalidTypeError: `folder` is no path.
+        InvalidTypeError: `folder` is not a path.
         InvalidValueError: `keep`, `every` or `batch_size` is not a positive integer; `folder` is an address, such as
             `gs://...`; or `preemption_exit_code` is given outside of the main thread.
 
@@ -116,7 +116,7 @@ class Checkpoints:
 
         Raises:
             CheckpointError: this one, or the one before, could not be written.
-            InvalidTypeError: `step` is no integer.
+            InvalidTypeError: `step` is not an integer.
             InvalidValueError: there is a checkpoint of a larger number, or `step` is below 0.
             SystemExit: SIGTERM came, and everything is saved; see `preemption_exit_code`.
             TallaxError: as `tallax.save` does.
