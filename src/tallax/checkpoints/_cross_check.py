@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether the counts in a checkpoint agree: examples == batch size * steps, and the position in the data with both.
 
-If they do not, a resume has skipped, repeated or not counted something, or will. It is not an error: a job may change its
-batch size on purpose.
+If they do not, a resume has skipped, repeated or not counted something, or will. It is not an error: a job may change
+its batch size on purpose.
 """
 
 from __future__ import annotations

@@ -113,8 +113,8 @@ class Held:
 
     @property
     def __jax_array__(self) -> NoReturn:
-        # JAX looks this up on each leaf that is not an array, and calls it or raises its own `TypeError`. A property raises
-        # already when it is looked up, so `jnp.copy`, `jax.jit` and `jax.device_put` all end here.
+        # JAX looks this up on each leaf that is not an array, and calls it or raises its own `TypeError`. A property
+        # raises already when it is looked up, so `jnp.copy`, `jax.jit` and `jax.device_put` all end here.
         raise self._error()
 
     def is_copied(self) -> bool:
