@@ -18,13 +18,13 @@ def as_users_run_it():
 # Thorough tests that run every night; before a change lands, CI runs the given share of each, spread over its cases.
 # All of them guard tools (statecheck, the linter) or repeat at random what fixed tests check in CI.
 NIGHTLY = {
-    "test_finds_what_is_wrong": 1 / 4,  # each wrong module takes statecheck 2 to 12 s
+    "test_finds_every_fault": 1 / 4,  # each wrong module takes statecheck 2 to 12 s
     "test_no_false_alarm": 1 / 4,
     "test_all_writes_everywhere": 1 / 4,  # the transformation matrix in CI has the same cells with other programs
     "test_more_random_programs": 0,  # 120 more of the programs of which CI runs 40
     "test_names_the_faults_of_public_threads": 1 / 4,  # each takes five processes; test_resumecheck.py has the rules
     "test_blames_no_right_job": 1 / 2,
-    "test_names_what_else_goes_wrong": 1 / 2,
+    "test_names_other_faults": 1 / 2,
     "test_a_wrong_answer_gets_its_sentence": 1 / 4,  # each grades a file of the course in a process of its own
     "test_a_right_answer_in_another_style_passes": 1 / 3,
     "test_every_transformation_in_every_mode": 1 / 4,  # `watch`: some cells of the matrix are among the quick tests

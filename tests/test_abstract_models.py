@@ -117,7 +117,7 @@ def test_a_sharded_abstract_model_goes_to_its_devices(tmp_path):
         assert int(model.count) == 2**40 + 4
 
 
-def test_a_mesh_without_devices_is_told():
+def test_a_mesh_without_devices_is_an_error():
     """A sharding on an abstract mesh finds its devices only where the mesh is set."""
     with jax.set_mesh(MESH):
         saved, abstract = sharded(3), nnx.eval_shape(sharded)
@@ -151,7 +151,7 @@ def test_new_state_of_an_abstract_model_has_its_reset_value():
 
 
 @pytest.mark.parametrize("persistent", [True, False])
-def test_what_has_no_value_is_named(persistent):
+def test_a_variable_without_a_value_is_named(persistent):
     """The error names a parameter, a buffer or a stream without a value; the model stays abstract."""
     old = nnx.Dict(layer=nnx.Linear(2, 2, rngs=nnx.Rngs(3)))
 

@@ -145,7 +145,7 @@ def test_a_unit_dies_when_its_window_has_passed():
 
 
 @pytest.mark.parametrize("window", [None, 3])
-def test_what_saw_nothing_says_so(window):
+def test_empty_statistics_report_that_they_are_empty(window):
     """Before any update all rates are 0.0, all units are dead, and updates is 0; the same in a trace."""
     activity = Activity(2, window=window)
     nothing = ([0, 0], [True, True], 0)

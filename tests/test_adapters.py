@@ -40,7 +40,7 @@ def test_a_backend_is_a_sink():
     assert backend.closed
 
 
-def test_what_a_backend_gets_of_a_histogram():
+def test_a_backend_gets_the_bins_of_a_histogram():
     """Its exact total, and mean and quantiles of the bins; a number of that name in the record goes before it."""
     backend = ByHand()
     sink = as_sink(backend)
@@ -73,7 +73,7 @@ def test_a_backend_that_can_be_flushed_is():
     backend.flush.assert_called_once_with()
 
 
-def test_what_is_no_backend():
+def test_other_objects_are_not_backends():
     """A class, or an object without close(), is not accepted as a sink."""
     for thing in (ByHand, mock.Mock(spec=["log_scalar"])):
         with pytest.raises(tallax.InvalidTypeError, match="a sink must have"):

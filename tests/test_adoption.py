@@ -228,7 +228,7 @@ def test_nothing_of_an_object_is_an_error_under_any_policy(tree):
         assert bits(new) == before
 
 
-def test_an_object_of_which_there_is_nothing_is_named():
+def test_an_object_missing_from_the_checkpoint_is_named():
     """The error names the object, also if others are restored, and if it has only new state."""
     old = trained()
     new, optimizer = Model(7), adam(Model(7))
@@ -259,7 +259,7 @@ def test_a_parameter_is_never_fresh_by_accident():
 
 
 @pytest.mark.parametrize("value", ["ignore", "**/step", 3, [3], {"**/step": "init"}, [int], None])
-def test_what_is_no_policy(value):
+def test_other_values_are_not_policies(value):
     """A pattern outside a list is an error, because a misspelled policy would be one; the error shows the list."""
     with pytest.raises((tallax.InvalidValueError, tallax.InvalidTypeError), match=r"missing=\['\*\*/step'\]"):
         tallax.from_checkpoint({}, Model(0), missing=value)
@@ -396,7 +396,7 @@ def test_every_dtype_comes_back_or_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("value", [jnp.array(3 + 0j), np.complex128(3), 3 + 0j, np.array(True)])
-def test_what_is_no_count_is_refused_by_name(value, tmp_path):
+def test_other_values_than_counts_are_refused_by_name(value, tmp_path):
     """A complex number or a boolean is not made into a count, whoever saved it."""
     tallax.save(tmp_path / "ours", nnx.Dict(c=nnx.Variable(value)))
     with ocp.StandardCheckpointer() as checkpointer:

@@ -120,7 +120,7 @@ def test_no_import_cycle_at_any_depth():
 
 
 @pytest.mark.parametrize("part", sorted(WITHOUT_JAX))
-def test_what_starts_without_jax_imports_no_jax(part):
+def test_parts_without_jax_do_not_import_jax(part):
     """The linter and the viewing of runs import no JAX, and nothing of tallax that could."""
     files = [path for path in FILES if part_of(module_of(path)) == part]
     assert files
@@ -193,7 +193,7 @@ def test_the_stub_is_the_surface(stub):
         ("from tallax import ScheduledValue", {"_errors", "_uint64", "_module", "variables", "schedules"}),
     ],
 )
-def test_what_is_imported(statement, loaded):
+def test_imports_are_found_at_every_depth(statement, loaded):
     """A program imports only the modules that it uses; `import tallax` does not import JAX."""
     code = f"import sys\n{statement}\nprint(*(m for m in sys.modules if m == 'jax' or m.startswith('tallax.')))"
     names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

@@ -144,7 +144,7 @@ def test_a_ratio_to_a_case_that_is_not_there_is_refused():
         Group("fake", "", "one", [Case(name="one", make=int, versus={"gone": None})])
 
 
-def test_the_file_tells_what_was_measured_with_what(tmp_path):
+def test_the_file_has_the_measurements_and_versions(tmp_path):
     """The JSON holds versions, machine, date and every case, and says what was left out."""
     group, results = measured()
     record = json.loads(_report.write(tmp_path / "new", group, results, quick=True).read_text())

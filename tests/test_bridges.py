@@ -70,7 +70,7 @@ def test_a_count_survives(way, start):
         assert other.rate.compute().total == start
 
 
-def test_what_is_read_for_computing_is_an_int32():
+def test_a_count_in_a_computation_is_an_int32():
     """`value`, indexing, `jnp.asarray` and a user's `get_value()` saturate at int32; NumPy is exact."""
     counter = make(2**40).one
     own = nnx.to_pure_dict(nnx.state(nnx.Dict(c=counter)), lambda variable: variable.get_value())

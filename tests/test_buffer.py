@@ -137,7 +137,7 @@ def test_copies_keep_the_value():
     assert stacked[...].tolist() == [0, 1, 2]
 
 
-def test_a_name_that_is_nowhere_is_told_of_the_buffer_and_not_of_its_array():
+def test_an_unknown_attribute_is_reported_for_the_buffer():
     """An unknown attribute is reported for the buffer, not for its array, with Python's suggestion."""
     buffer = tallax.Buffer(1.0)
     with pytest.raises(AttributeError, match="'Buffer' object has no attribute 'set_valeu'") as raised:

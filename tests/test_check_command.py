@@ -167,7 +167,7 @@ def test_two_if_it_could_not_run(file, capfd, name, says):
 
 
 @pytest.mark.thorough
-def test_what_hangs_is_ended(file, capfd):
+def test_a_check_that_hangs_is_ended(file, capfd):
     """A module that never returns is given up after the limit."""
     assert checked(f"{file}:Hangs", "float32[3]", limit=15.0) == 2
     err = capfd.readouterr().err
@@ -187,7 +187,7 @@ def test_what_hangs_is_ended(file, capfd):
         ("WrongThenHangs", 1, "incomplete, did not end within 20 seconds (still at: "),
     ],
 )
-def test_what_was_checked_by_then_is_reported(file, capfd, name, code, says):
+def test_checks_that_ran_before_a_hang_are_reported(file, capfd, name, code, says):
     """What ends early gives the checks that had run, says why there are no more, and never exits with 0."""
     assert checked(f"{file}:{name}", "float32[3]", limit=20.0) == code
     out = " ".join(capfd.readouterr().out.split())
@@ -565,7 +565,7 @@ def test_pitfalls_of_the_problem_are_named(tmp_path, text, pitfall, of_the_probl
     assert pitfall in pitfalls(grade(tmp_path, text))
 
 
-def test_only_what_is_unwritten_is_to_be_filled_in(tmp_path):
+def test_only_missing_parts_are_to_be_filled_in(tmp_path):
     """An error of the solution's own is to be mended; the comments to fill in are the starter's alone."""
     starter = resources.files("tallax.checking.exercise").joinpath("starter.py").read_text()
     assert {finding.fix for finding in grade(tmp_path, starter).failures} == {"fill in what the comments say"}

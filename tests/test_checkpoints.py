@@ -189,7 +189,7 @@ def test_orbax_s_first_version_and_its_next(tmp_path):
         assert bits(other) == bits(saved)
 
 
-def test_what_orbax_s_next_version_wrote_of_a_state(tmp_path):
+def test_states_of_orbax_s_next_version_are_restored(tmp_path):
     """Without tallax: numbers and typed keys, too, by a target of its metadata."""
     saved, other = (nnx.Dict(number=nnx.Variable(seed), rngs=nnx.Rngs(seed)) for seed in (3, 4))
     v1.save(tmp_path / "state", nnx.to_pure_dict(nnx.state(saved)))
@@ -198,7 +198,7 @@ def test_what_orbax_s_next_version_wrote_of_a_state(tmp_path):
     assert bits(other) == bits(saved)
 
 
-def test_what_orbax_cast_is_told(tmp_path):
+def test_casts_by_orbax_are_reported(tmp_path):
     """Asked for another dtype than was written, it casts in silence: that is no damage, and the remedy is another."""
     model = make(long=np.full(2, 2**40))
     v1.save(tmp_path / "one", tallax.to_checkpoint(model))
@@ -222,7 +222,7 @@ def test_a_folder_of_several_trees_names_them(tmp_path):
     tallax.restore(tmp_path / "both" / "ema", model)
 
 
-def test_only_small_items_are_in_the_manifest():
+def test_only_small_variables_are_in_the_manifest():
     """A thousand counters are one array to Orbax; parameters and large buffers have their own."""
     model = nnx.Dict(counts=nnx.List([tallax.Counter(k) for k in range(1000)]), w=nnx.Param(jnp.ones(2)))
     model.large = tallax.Buffer(np.zeros(20_000, np.float32))
@@ -390,7 +390,7 @@ def refused(tree, model, **options):
     return caught.value
 
 
-def test_missing_and_unexpected_are_errors_unless_the_policy_says_otherwise():
+def test_missing_and_unexpected_state_follow_the_policy():
     """Each kind has its own policy, and the report has every name."""
     old, new = make(old=nnx.Variable(jnp.ones(1))), make(new=tallax.Buffer(3.0))
     old.step += 7
@@ -406,7 +406,7 @@ def test_missing_and_unexpected_are_errors_unless_the_policy_says_otherwise():
     assert "missing, kept as it was: model/new" in str(report)
 
 
-def test_a_part_of_what_was_saved_is_restored_by_its_name():
+def test_a_part_of_a_checkpoint_is_restored_by_its_name():
     """A model alone, of a checkpoint of a model and an optimizer; and objects in another order."""
     saved, other = objects(5), objects(2)
     tree = tallax.to_checkpoint(*saved)
@@ -456,7 +456,7 @@ def test_a_mismatch_is_always_an_error(was, now, says, tmp_path):
     assert bits(other) == before
 
 
-def test_what_is_not_persistent_is_neither_saved_nor_kept():
+def test_state_that_is_not_persistent_is_not_saved():
     """It comes back at its reset value, whether the model is new or was trained further."""
     rate = tallax.statistics.Rate()
     rate.counts.set_metadata("persistent", False)
@@ -508,7 +508,7 @@ def test_renames():
     assert (swapped.encoder.a[...].tolist(), swapped.encoder.b[...].tolist()) == ([1, 1], [1])
 
 
-def test_an_error_says_why_only_the_checkpoint_has_a_name():
+def test_an_error_explains_names_that_only_the_checkpoint_has():
     """It was renamed to what the objects do not have, or they declare that it is not kept."""
     tree = tallax.to_checkpoint(make(seen=tallax.Counter(3)))
     error = refused(tree, make(seen=tallax.Counter()), rename={"model/seen": "model/sen"})
@@ -546,7 +546,7 @@ def test_an_old_counter_becomes_exact(was, count, warns, tmp_path):
         assert not warns or "the true count may be larger" in report.warnings[0]
 
 
-def test_two_arrays_under_one_name_of_orbax_are_told(tmp_path):
+def test_two_arrays_under_one_name_of_orbax_are_an_error(tmp_path):
     """Orbax joins keys by dots and writes one array over the other; tallax tells, and its own names have no dots."""
     model = nnx.Dict({"a.b": nnx.Param(jnp.ones(1)), "a": nnx.Dict(b=nnx.Param(jnp.zeros(1)))})
     with ocp.StandardCheckpointer() as checkpointer:
@@ -559,7 +559,7 @@ def test_two_arrays_under_one_name_of_orbax_are_told(tmp_path):
     assert same(bits(model), bits(other))
 
 
-def test_what_orbax_wrote_of_a_model_of_tallax_is_taken(tmp_path):
+def test_a_model_that_orbax_wrote_is_restored(tmp_path):
     """`nnx.state(model)`, alone or in a dict, has the words of counters, keys and all else."""
     saved = objects(5, empty=False)[:2]
     with ocp.StandardCheckpointer() as checkpointer:
@@ -626,7 +626,7 @@ def variables(model):
     return [(path, node) for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Variable)]
 
 
-def test_shares_are_saved_combined_and_shared_out_again():
+def test_per_replica_state_is_saved_combined_and_distributed_again():
     """Replicas' shares combine by their reduction; a checkpoint does not know how many there were."""
     model = nnx.Dict(
         seen=tallax.Counter(5), most=tallax.Buffer(jnp.zeros(2), reduce="max"), x=tallax.statistics.Extrema()
@@ -719,7 +719,7 @@ def test_saving_is_safe_while_the_arrays_are_donated(tmp_path):
         assert (float(other.w[0]), int(other.seen), float(host.array[0])) == (n, n, n - 1)
 
 
-def test_what_a_loop_saves_and_what_not(tmp_path):
+def test_a_loop_saves_every_nth_step(tmp_path):
     """Multiples of `every`, anything with `force`, the same number once; smaller ones are an error; old ones go."""
     model = make()
     with tallax.Checkpoints(tmp_path / "new" / "er", keep=2, every=10) as checkpoints:
@@ -740,7 +740,7 @@ def test_what_a_loop_saves_and_what_not(tmp_path):
         tallax.from_checkpoint(manager.restore(35), model)
 
 
-def test_a_failure_in_the_background_is_told(tmp_path):
+def test_a_failure_in_the_background_is_raised(tmp_path):
     """By the next call, and by the end of the block."""
     model = make()
     checkpoints = tallax.Checkpoints(tmp_path / "a")
@@ -754,7 +754,7 @@ def test_a_failure_in_the_background_is_told(tmp_path):
     checkpoints.close()
 
 
-def test_a_program_that_ends_too_early_is_told(tmp_path, capsys):
+def test_a_program_that_ends_too_early_is_reported(tmp_path, capsys):
     """Python stops the threads that write before the last checkpoint is there: that is said, once nobody waits."""
     checkpoints = tallax.Checkpoints(tmp_path / "a")
     checkpoints.save(1, make())
@@ -789,7 +789,7 @@ def test_a_half_removed_checkpoint_does_no_harm(tmp_path):
         assert checkpoints.steps() == [2, 3]
 
 
-def test_what_a_killed_program_left_is_removed(tmp_path):
+def test_remains_of_a_killed_program_are_removed(tmp_path):
     """By the first save, as Orbax itself leaves it there."""
     rest = tmp_path / "7.orbax-checkpoint-tmp"
     rest.mkdir()
@@ -816,7 +816,7 @@ def test_a_restore_that_fails_while_it_writes_changes_nothing(monkeypatch):
     assert bits(model) == before
 
 
-def test_a_model_of_shares_that_takes_no_value_is_not_half_restored(monkeypatch):
+def test_per_replica_state_is_not_half_restored(monkeypatch):
     """Its values are combined, restored and shared out again, and where that fails all of it is as it was."""
     model = nnx.Dict(seen=tallax.Counter(5), w=nnx.Param(jnp.ones(2)), x=nnx.Param(jnp.ones(2)))
     tree = tallax.to_checkpoint(model)
@@ -838,7 +838,7 @@ def test_a_model_of_shares_that_takes_no_value_is_not_half_restored(monkeypatch)
     assert bits(shares) == before
 
 
-def test_what_has_no_values_is_told():
+def test_objects_without_values_are_an_error():
     """What a partial restore of Orbax did not find; and addresses, which are no paths."""
     saved = make()
     tree = tallax.to_checkpoint(saved)

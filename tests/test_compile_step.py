@@ -133,7 +133,7 @@ def test_a_thousand_random_steps_are_those_of_nnx_jit(graph, donate):
 
 
 @pytest.mark.parametrize("item", STATE_CASES.values(), ids=STATE_CASES)
-def test_every_item(item):
+def test_every_type_of_state(item):
     """Three compiled steps equal three plain calls, and the state is readable after each."""
     model, other = Model(item.make), Model(item.make)
     plain = nnx.jit(item.touch)
@@ -542,7 +542,7 @@ def test_shapes_can_always_be_asked_for():
     assert "value=1" in str(model)  # the count is an item, so it is there
 
 
-def test_what_was_written_past_the_step_is_found():
+def test_writes_past_the_step_are_found():
     """A value that is replaced while the step owns it is an error at the next call, and kept by `sync`."""
     model, run = small()
     step = tallax.compile_step(run, model)
@@ -559,7 +559,7 @@ def test_what_was_written_past_the_step_is_found():
     assert model.weight[...].tolist() == [1.0] * 3
 
 
-def test_what_was_written_after_sync_is_taken():
+def test_writes_after_sync_are_kept():
     """After `sync`, every change of the objects is visible to the next call."""
     model, run = small()
     step = tallax.compile_step(run, model)
@@ -708,7 +708,7 @@ def test_within_another_trace():
 # --- structure --------------------------------------------------------------------------------------------------------
 
 
-def test_an_item_handed_in_twice():
+def test_a_variable_passed_twice_is_an_error():
     """Under two names, or in two objects."""
     count = tallax.Counter()
     model = nnx.Dict(a=nnx.Dict(step=count), b=nnx.Dict(step=count))
@@ -903,7 +903,7 @@ def test_shard_map_within_a_step(kind):
     assert model.rate.compute().fired == 2 * int((x > 0).sum())
 
 
-def test_shares_of_replicas_stay_shares():
+def test_per_replica_state_stays_per_replica():
     """Per-replica state is not packed, and keeps counting."""
     mesh = mesh_of("auto")
     model = nnx.Dict(rate=tallax.statistics.Rate())

@@ -45,7 +45,7 @@ def test_without_a_terminal_it_prints_a_line_for_each_record(capsys):
     ]
 
 
-def test_which_names_a_line_has(capsys):
+def test_a_line_has_the_chosen_names(capsys):
     """The line shows matching names; without user scalars, the first of the state. A long line is not wrapped."""
     sink = sinks.Console("gate/fired")
     sink.write(record(1))
@@ -141,7 +141,7 @@ def test_an_error_in_the_loop_leaves_the_terminal_in_order():
     assert console.file.getvalue().endswith("\x1b[?25h")
 
 
-def test_without_rich_it_says_what_to_install(monkeypatch):
+def test_without_rich_the_error_names_the_package(monkeypatch):
     """The error is that of a missing extra."""
     real = builtins.__import__
 

@@ -113,7 +113,7 @@ def test_every_way_to_replace_an_entry_raises(way):
     assert all(model.named[key] is value for key, value in before[1].items())
 
 
-def test_what_is_meant_stays_possible():
+def test_intended_replacements_stay_possible():
     """A Variable for a Variable, deletion, and all that moves entries, as in a plain list and dict."""
     model, counter, array = Net(), tallax.Counter(7), jnp.ones(2)
     del model.loads
@@ -146,7 +146,7 @@ def test_what_is_meant_stays_possible():
     model.block = Block()
 
 
-def test_what_is_added_later_is_kept_too():
+def test_entries_added_later_are_kept_too():
     """Containers that are put into a container, or opened from nnx.data, are guarded as the first ones are."""
     model = Net()
     model.loads.append(nnx.Dict(a=tallax.Counter()))

@@ -109,7 +109,7 @@ def check_damages(good, folder, flips, seed=0, every=1):
     return refusals
 
 
-def test_any_damage_to_any_file_is_told_or_does_no_harm(good, tmp_path):
+def test_any_damage_to_any_file_is_reported_or_harmless(good, tmp_path):
     """A bit flipped, cut in half, empty, zeros, noise, gone: a third of all. Nothing wrong ever comes back."""
     assert check_damages(good, tmp_path, flips=2, every=3) > 8  # of seven, so that each kind has its turn
 
@@ -139,7 +139,7 @@ def test_a_bit_that_orbax_would_not_notice(tmp_path):
 # --- what is no checkpoint --------------------------------------------------------------------------------------------
 
 
-def test_what_is_not_there_and_what_is_something_else(good, tmp_path):
+def test_missing_and_other_folders_are_named(good, tmp_path):
     """Nothing, a file, an empty folder, another program's folder, one of several checkpoints, one never finished."""
     (tmp_path / "file").write_text("text")
     (tmp_path / "empty").mkdir()

@@ -70,7 +70,7 @@ def assert_table_is_whole(output: str) -> None:
         assert re.search(rf"│ {re.escape(path)} +│ {kind} +│ \S", output), f"{path} is not in the table:\n{output}"
 
 
-def test_a_short_run_shows_every_item_and_draws_every_plot(tmp_path):
+def test_a_short_run_shows_all_state_and_draws_every_plot(tmp_path):
     """Two epochs end with code 0, a table of every item, exact counts in it, and plots in the folder that is named.
 
     The same command once more shows the same table, says that all is done, and trains nothing; what a killed run does

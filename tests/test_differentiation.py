@@ -112,7 +112,7 @@ def test_three_steps_of_training_are_those_of_flax(mode):
 
 @everywhere
 @every_state_case
-def test_an_item_is_threaded_and_has_no_gradient(item, mode):
+def test_state_is_threaded_and_has_no_gradient(item, mode):
     """Only the layer has gradients; tallax state is bit-equal to a run without differentiation."""
     model, alone = Model(item.make), Model(item.make)
 
@@ -221,7 +221,7 @@ ARGUMENTS = {
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_what_may_be_differentiated(name):
+def test_arguments_that_may_be_differentiated(name):
     """The gradients of an argument have the structure that Flax gives them: here, they are twice the values."""
     argument = ARGUMENTS[name]()
     expected = in_graph_mode(_total)(ARGUMENTS[name]())
@@ -271,7 +271,7 @@ def test_argnums():
 
 
 @pytest.mark.parametrize("mode", ["eager", "eager-tree", "graph"])
-def test_what_is_shared_is_there_once(mode):
+def test_shared_variables_are_there_once(mode):
     """Shared layers and modules given twice are one object within, count once, and have one, total, gradient."""
 
     class Shared(nnx.Module):

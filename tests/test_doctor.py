@@ -49,7 +49,7 @@ def test_versions_are_those_of_the_packages(told):
     assert told["python"].startswith(sys.version.split()[0])
 
 
-def test_what_jax_says(told):
+def test_the_report_has_jax_s_versions_and_devices(told):
     """The backend, a kind for each device, x64 and the mode of NNX, as the environment has them."""
     assert told["jax"] == {
         "x64": True,
@@ -116,7 +116,7 @@ def test_jax_that_ends_or_hangs_the_process(tmp_path, monkeypatch, code, said):
     assert _doctor._asked_apart(3.0)["errors"]["backend"].splitlines()[0] == said
 
 
-def test_what_is_missing_names_the_install_line(monkeypatch):
+def test_a_missing_extra_names_the_install_line(monkeypatch):
     """An extra with a missing package has an install command; in a source tree, extras are unknown."""
     version = metadata.version
 

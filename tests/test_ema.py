@@ -153,7 +153,7 @@ def test_sums_beyond_float32_are_left_out_and_counted():
     assert (result.value, result.weight, result.nonfinite) == (1.0, 0.5, 8)
 
 
-def test_what_saw_nothing_says_so():
+def test_empty_statistics_report_that_they_are_empty():
     """Before any update the value is 0.0, not NaN, and the weight is 0; the same in a trace."""
     for ema in (Ema(0.9), Ema(0.9, debias=False)):
         traced = nnx.jit(lambda e: e.compute())(ema)
@@ -330,7 +330,7 @@ def test_impossible_decays_raise(decay):
         Ema(decay)
 
 
-def test_what_does_not_fit_changes_nothing():
+def test_input_that_does_not_fit_changes_nothing():
     """Another shape, kind or decay raises; the state stays."""
     ema = fed(0.9, np.ones(2), shape=2)
     with pytest.raises(tallax.InvalidValueError, match=r"declare Ema\(shape=...\)"):

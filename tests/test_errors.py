@@ -1585,7 +1585,7 @@ def test_a_missing_extra_names_the_install_line():
     ]
 
 
-def test_without_typer_the_command_says_what_to_install(monkeypatch, capsys):
+def test_without_typer_the_command_names_the_package(monkeypatch, capsys):
     """The command exits with 2 and the install line where the extra is missing."""
     import tallax.cli
 
@@ -1626,6 +1626,6 @@ def test_descriptions(value, text):
     assert describe(value) == text
 
 
-def test_messages_without_what_came():
+def test_messages_without_the_value():
     """got and expected may be left out."""
     assert compose("x", "must be y.", fix="y") == "x: must be y.\n  fix:  y"

@@ -135,7 +135,7 @@ def test_empty_and_scalar_input(shape):
         assert_same_state(extrema, Extrema())
 
 
-def test_what_saw_nothing_says_so():
+def test_empty_statistics_report_that_they_are_empty():
     """Before any value the extremes are infinite, the counts 0; the same in a trace, and where all was NaN."""
     nothing = (np.inf, -np.inf, 0, 0, 0, 0)
     assert values_of(Extrema().compute()) == nothing
@@ -249,7 +249,7 @@ def test_shard_map_searches_every_replica(kind, shape):
     assert np.sum(expected.compute().nan) == 3
 
 
-def test_axis_name_says_what_cannot_be_seen():
+def test_axis_name_names_axes_that_cannot_be_inferred():
     """Under check_vma=False it raises, or takes axis_name=; under vmap it takes axis_name=."""
     with pytest.raises(tallax.ReplicasError, match="axis_name="):
         feed_in_shard_map(Extrema(), mesh_of("auto"), X, check_vma=False)

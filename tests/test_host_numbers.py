@@ -118,7 +118,7 @@ BAD = (
 
 
 @pytest.mark.parametrize("x", BAD, ids=lambda x: type(x).__name__)
-def test_what_is_no_real_array_raises(x):
+def test_other_objects_than_real_arrays_raise(x):
     """It is refused by name, and the state is left as it was."""
     for make in MAKERS:
         statistic = make()

@@ -107,7 +107,7 @@ def test_linen_that_does_not_fit():
     assert layer.kernel[...].sum() == 6
 
 
-def test_what_linen_has_beyond_the_module_is_not_renamed():
+def test_names_that_only_linen_has_are_not_renamed():
     """It is unexpected, and nothing more; the policies are those of `restore`."""
     layer = {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)}
     fp8 = {"Dense_0": {"Fp8_0": {"input_scale": jnp.ones(1)}}}
@@ -138,7 +138,7 @@ def test_a_hint_for_linen_works_when_followed_to_the_letter():
     np.testing.assert_array_equal(model.eval() or model(X), module.apply(variables, X, train=False))
 
 
-def test_what_is_shared_takes_linen_s_name_for_either():
+def test_a_shared_variable_has_linen_s_name_for_either():
     """A layer with two attributes is found under both of Linen's names."""
     layer = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
     for name in ("a", "b"):
@@ -231,7 +231,7 @@ def test_a_safetensors_file_goes_into_a_module(tmp_path):
         (9 * 2**22).to_bytes(8, "little") + b'{"a":{},"' * 2**22,
     ],
 )
-def test_a_damaged_safetensors_file_is_told(tmp_path, content):
+def test_a_damaged_safetensors_file_is_an_error(tmp_path, content):
     """Lengths, offsets and shapes are looked at before anything is taken."""
     pytest.importorskip("safetensors")
     path = tmp_path / "bad.safetensors"
@@ -295,7 +295,7 @@ def test_several_files_of_tensors_with_an_index(tmp_path):
         from_torch(index, other)
 
 
-def test_what_is_no_source():
+def test_other_objects_are_not_sources():
     """A source that is neither a module, nor a dict of tensors, nor a file raises."""
     for source, error, says in (
         (3, tallax.InvalidTypeError, "requires a module, a state_dict, or the path of a file"),

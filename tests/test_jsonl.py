@@ -44,7 +44,7 @@ records = st.builds(
 
 
 @given(st.lists(records, max_size=4))
-def test_what_is_written_is_read(written):
+def test_written_records_are_read_back(written):
     """Records come back from their lines, to the bit: integers of any size, names of any letters, edges that change."""
     encoder, decoder = Encoder(), Decoder("test")
     assert decoder.record(b'{"format":"tallax run","version":1}') is None
@@ -81,7 +81,7 @@ def write(path, steps, **options):
     sink.close()
 
 
-def test_edges_and_items_are_said_once(tmp_path):
+def test_edges_and_state_are_written_once(tmp_path):
     """A line omits edges and descriptions that an earlier line has."""
     acts = {"acts": Bins(np.array([0.0, 1.0, 2.0]), np.array([3, 4], np.uint64))}
     item = {"acts": StateInfo("Histogram", (7,), "uint32", 56, True)}
@@ -96,7 +96,7 @@ def test_edges_and_items_are_said_once(tmp_path):
     assert run.state == item
 
 
-def test_resuming_replaces_what_came_after(tmp_path):
+def test_resuming_replaces_later_records(tmp_path):
     """A run that resumes at step 3 has each step once, and keeps the replaced records separately."""
     write(tmp_path, [1, 2, 3, 4, 5])
     old = tallax.Run(tmp_path)
@@ -109,7 +109,7 @@ def test_resuming_replaces_what_came_after(tmp_path):
     assert not old.refresh()
 
 
-def test_resuming_says_edges_again(tmp_path):
+def test_resuming_writes_edges_again(tmp_path):
     """The first line after a resume repeats the edges."""
     for edges in ([0.0, 1.0], [0.0, 2.0]):
         write(tmp_path, [2, 3], histograms={"a": Bins(np.array(edges), np.array([1], np.uint64))})

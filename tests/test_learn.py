@@ -183,7 +183,7 @@ def test_the_pages_are_the_exercises():
         ("class StepCounter:\n    pass\n", "missing", ""),
     ],
 )
-def test_a_file_that_is_no_solution_says_why(tmp_path, code, mistake, got):
+def test_a_file_that_is_not_a_solution_is_explained(tmp_path, code, mistake, got):
     """Syntax errors, errors at import and missing names have sentences that hold for every exercise."""
     path = tmp_path / "solution.py"
     path.write_text(code)
@@ -329,7 +329,7 @@ def test_keys(tmp_path):
     assert "import tallax" in text
 
 
-def test_reset_asks_first(tmp_path):
+def test_reset_needs_a_confirmation(tmp_path):
     """r replaces the file by its start file if y follows, and keeps it otherwise."""
     path = tmp_path / "01_step_counter.py"
     session(tmp_path, "my work", "r", "n")

@@ -84,7 +84,7 @@ def test_a_file_that_hangs_is_ended(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_grade_that_nobody_needs_is_given_up(tmp_path):
+def test_an_outdated_grade_is_given_up(tmp_path):
     """If the file is saved again, the old grade ends at once."""
     path = tmp_path / "solution.py"
     path.write_text("while True:\n    pass\n")
@@ -128,7 +128,7 @@ def test_without_a_terminal(tmp_path):
         (["--check", "3"], "03_one_counter.py: this file does not exist.\n  fix:  tallax learn"),
     ],
 )
-def test_what_cannot_be_graded(tmp_path, arguments, message):
+def test_files_that_cannot_be_graded(tmp_path, arguments, message):
     """A number or a file that does not exist exits with 2, and a message that names the fix."""
     ended = learn(tmp_path, *arguments)
     assert (ended.returncode, ended.stdout) == (2, "")

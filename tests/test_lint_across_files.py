@@ -168,7 +168,7 @@ class Seen(nnx.Module):
 """
 
 
-def test_what_another_file_makes_is_not_reported_at_its_line(tmp_path):
+def test_objects_of_another_file_are_not_reported_at_its_line(tmp_path):
     """The call that makes a counter stands in another file, whose line numbers mean nothing in this one."""
     assert codes(written(tmp_path, maker=MAKER, model=COUNTING)) == []
     inline = COUNTING.replace("from maker import made\n", MAKER)

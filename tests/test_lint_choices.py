@@ -80,7 +80,7 @@ def test_folders_nest_more_deeply_than_calls(capsys, tmp_path):
         os.rmdir("d/" * k)
 
 
-def test_what_may_not_be_read(capsys, monkeypatch):
+def test_unreadable_files_are_reported(capsys, monkeypatch):
     """Is told, and makes the status 2; the rest is looked at."""
     write("a/b.py")
     write("c.py")
@@ -122,7 +122,7 @@ def test_patterns(pattern, path, is_meant):
     assert matches(pattern, path) is is_meant
 
 
-def test_what_a_project_asks_for(capsys, monkeypatch):
+def test_settings_of_a_project(capsys, monkeypatch):
     """From the nearest `pyproject.toml` with such a table above the first path; the command line has the last word."""
     write("sub/pyproject.toml", "[project]\nname = 'tallax'\n")
     write(
@@ -171,7 +171,7 @@ def test_what_a_project_asks_for(capsys, monkeypatch):
         ("[tool.tallax.lint.per-file-ignores]\n'a/*' = ['odd']", ["a/*: no rule", "'odd'", "fix:  odd-one; "]),
     ],
 )
-def test_what_a_project_can_not_ask_for(toml, expected, capsys):
+def test_unknown_settings_are_errors(toml, expected, capsys):
     """Exits with 2 and an error that names the file, the key, what came and what to write."""
     write("pyproject.toml", toml)
     status, output, errors = ran(capsys, ".")
@@ -247,7 +247,7 @@ def test_files_that_ask_to_be_skipped(line, is_skipped, capsys):
     assert reported(capsys, ".") == ["a.py:2 TLX001"]
 
 
-def test_silenced_findings_are_not_mended(capsys):
+def test_silenced_findings_are_not_fixed(capsys):
     """Nor those of rules that are not selected."""
     write("a.py", "x += 1  # noqa\ny += 1\n")
     assert _cli.main(["--fix", "--ignore", "TLX002", "."]) == 0

@@ -53,7 +53,7 @@ def test_all_else_stays(before, after, capsys):
     assert fixed(capsys, before) == after
 
 
-def test_what_is_left_is_told(capsys):
+def test_findings_without_a_fix_are_reported(capsys):
     """The findings that remain, after what was mended; with 1 while there are some."""
     A.write_text("x += 1\nPARAM\n")
     status, output, errors = ran(capsys, "--fix", ".")
@@ -169,7 +169,7 @@ def test_permissions_and_links_stay(capsys, tmp_path):
     assert os.listdir(real.parent) == ["r.py"]
 
 
-def test_what_can_not_be_written(capsys, monkeypatch):
+def test_files_that_cannot_be_written(capsys, monkeypatch):
     """Is told, makes the status 2, and stays whole."""
     A.write_text("x += 1\n")
 
@@ -268,7 +268,7 @@ def test_places_in_notebooks(capsys):
         ('{"cells": [], "metadata": {"kernelspec": {"language": "julia"}}}', 0, "a notebook in julia"),
     ],
 )
-def test_what_is_no_notebook(text, status, why, capsys):
+def test_files_that_are_not_notebooks(text, status, why, capsys):
     """Is skipped with a word; one in another language is nobody's fault."""
     B.write_text(text)
     told, output, (error,) = ran(capsys, B)

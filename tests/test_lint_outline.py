@@ -30,7 +30,7 @@ def bound(file: File) -> dict[str, list[tuple[str, int]]]:
 
 
 @pytest.mark.parametrize("path", sorted(FLAX.rglob("*.py"))[::6], ids=lambda path: path.name)
-def test_it_binds_what_the_whole_file_binds(path):
+def test_the_outline_binds_the_same_names_as_the_file(path):
     """Whatever is asked for is bound as in the whole file, at the same lines; of real files."""
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
@@ -86,7 +86,7 @@ def test_text_at_the_margin():
     assert bound(outline) == {"f": [("def", 1)]}
 
 
-def test_what_does_not_parse():
+def test_files_that_do_not_parse():
     assert outlined(Source("m.py", "def f(): ...\nx = = 1\n"), "m", "") is None
 
 

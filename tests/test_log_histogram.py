@@ -231,7 +231,7 @@ def test_plots(made, tmp_path):
     assert LogHistogram().plot() is not None
 
 
-def test_without_matplotlib_plots_say_what_to_install(monkeypatch):
+def test_without_matplotlib_the_error_names_the_package(monkeypatch):
     """A missing extra names the install line."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)

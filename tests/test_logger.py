@@ -68,7 +68,7 @@ def test_the_first_step_and_the_multiples_are_logged():
 
 
 @pytest.mark.parametrize("start", [0, 5, 9, 10, 2**40 + 3])
-def test_the_models_counter_says_the_step(start):
+def test_the_step_is_that_of_the_models_counter(start):
     """Without step=, a model's step counter does, from wherever the run goes on; its multiples are logged."""
     model, sink = counting(start), Kept()
     with tallax.Logger(sink, every=10) as log:
@@ -80,7 +80,7 @@ def test_the_models_counter_says_the_step(start):
     assert [record.scalars["step"] for record in sink.records] == expected
 
 
-def test_a_compiled_steps_counter_says_the_step():
+def test_the_step_is_that_of_a_compiled_steps_counter():
     """State that a compiled step owns is read through the step, as of the time of the call."""
 
     @nnx.jit
@@ -194,7 +194,7 @@ def test_numpy_steps_and_a_device_step():
 # --- what -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_record_has_every_item_by_its_parts():
+def test_a_record_has_all_state_by_its_parts():
     """Each field of each statistic, each entry of a small array, a histogram with its own bins, exact counts."""
     model = nnx.Dict(
         step=tallax.Counter(2**60 + 1),
@@ -419,7 +419,7 @@ def test_the_call_that_raises_is_logged_all_the_same():
     assert broken.steps == [10]
 
 
-def test_several_failures_are_all_told():
+def test_several_failures_are_all_reported():
     """All unreported failures are in one error, at the latest on closing."""
     with pytest.raises(tallax.SinkError) as caught, tallax.Logger(Kept(fails={1}), Kept(fails={1}), every=10) as log:
         log(step=1)
@@ -438,7 +438,7 @@ def test_an_error_in_the_loop_comes_first():
     assert "failed in writing step 1" in caught.value.__notes__[0]
 
 
-def test_a_sink_that_fails_to_close_is_told():
+def test_a_sink_that_fails_to_close_is_reported():
     """Closing reports it, after the other sinks are closed."""
 
     class Stuck(Kept):
@@ -519,7 +519,7 @@ def test_ctrl_c_while_the_loop_waits_for_a_sink():
     assert sink.steps == [1, 2, 3]
 
 
-def test_nobody_waits_while_the_thread_rests(monkeypatch):
+def test_flush_returns_while_the_thread_is_idle(monkeypatch):
     """Between two writes the thread rests; flush, a queue that fills up, and closing call it."""
     monkeypatch.setattr(_writer, "_REST", 1e6)
     sink = Kept()
@@ -535,7 +535,7 @@ def test_nobody_waits_while_the_thread_rests(monkeypatch):
     assert sink.steps == list(range(1, 23))
 
 
-def test_what_the_items_are_is_said_anew_where_they_change():
+def test_descriptions_are_written_again_when_they_change():
     """If the objects change, or a step is compiled again, the records describe the new state."""
     first, second = counting(1), nnx.Dict(step=tallax.Counter(2), fired=Rate())
     steps = [tallax.compile_step(lambda model: model.step.increment(), model) for model in (first, second)]
@@ -579,7 +579,7 @@ def test_flush_waits():
     assert sink.closed == 1
 
 
-def test_a_value_that_the_device_failed_to_compute_is_told(monkeypatch):
+def test_a_value_that_the_device_failed_to_compute_is_reported(monkeypatch):
     """A record whose values can't be read is reported, and later ones are written."""
 
     def decode(copies):
@@ -619,7 +619,7 @@ def test_after_closing_a_call_raises():
         log(step=2)
 
 
-def test_two_steps_that_have_an_item_of_one_name():
+def test_two_steps_with_state_of_one_name():
     """Two objects with state of the same name raise an error with a fix."""
     models = nnx.Dict(c=tallax.Counter()), nnx.Dict(c=tallax.Counter())
     steps = [tallax.compile_step(lambda model: model.c.increment(1), model) for model in models]

@@ -292,7 +292,7 @@ checked = functools.cache(lambda make: tallax.statecheck(make, batch(), calls=2)
 @pytest.mark.thorough
 @pytest.mark.usefixtures("as_users_run_it")
 @pytest.mark.parametrize("name", CANNOT_KNOW)
-def test_statecheck_says_so(name):
+def test_statecheck_reports_each_loss(name):
     """If a module uses a part of its own in this way, statecheck reports the rule on the page, at the path."""
     silent = CANNOT_KNOW[name]
     report = checked(MISUSED.get(name, Misused))
@@ -302,7 +302,7 @@ def test_statecheck_says_so(name):
 
 
 @pytest.mark.usefixtures("as_users_run_it")
-def test_statecheck_warns_of_every_item():
+def test_statecheck_warns_of_every_type_of_state():
     """A correct model gets a warning about the uses that lose its state."""
     program = program_of(Everything, (batch(),), 2, None)
     _, finding = silent_losses(program, called(program, program.make()))

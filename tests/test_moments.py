@@ -109,7 +109,7 @@ def test_nothing_fed_changes_nothing():
     assert moments.compute().count == 65
 
 
-def test_what_one_head_is_fed_leaves_the_others():
+def test_updates_of_one_head_leave_the_others():
     """A head whose entries are all masked keeps its moments to the bit while another finds a new pivot and unit."""
     moments = Moments(shape=2)
     moments.update(normal(1e-6, 1e-7, (64, 2)))
@@ -120,7 +120,7 @@ def test_what_one_head_is_fed_leaves_the_others():
     assert after[1].tobytes() != before[1].tobytes()
 
 
-def test_what_saw_nothing_says_so():
+def test_empty_statistics_report_that_they_are_empty():
     """Before any update, and if all entries were NaN, all moments are 0.0 and count is 0; the same in a trace."""
     nothing, nans = Moments(), Moments(shape=2)
     nans.update(np.full((4, 2), np.nan, np.float32))

@@ -52,7 +52,7 @@ def html_of(thing):
     return html
 
 
-def test_trees_show_exact_counts_and_what_statistics_have_seen(model):
+def test_trees_show_exact_counts_and_statistics(model):
     """A Counter's value is the exact count, not int32; a statistic's first line has its record, bars and all."""
     text = treescope.render_to_text(model)
     assert "value=9007199254740993" in text
@@ -92,7 +92,7 @@ def test_readings_and_steps(model):
     assert "value=9007199254740994" in treescope.render_to_text(model.seen)
 
 
-def test_what_cannot_be_read_is_shown_without(model):
+def test_unreadable_values_are_left_out(model):
     """In a trace, in a copy of owned state, and with per-replica state, the display shows no value and no error."""
     texts = []
 

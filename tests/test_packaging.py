@@ -27,7 +27,7 @@ def makes_of_ci():
     return re.findall(r"^\s*(make .*)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
 
 
-def test_the_hooks_are_what_lint_runs():
+def test_the_hooks_run_the_same_commands_as_lint():
     """pre-commit runs the commands of `make lint`, with the same tools, in the same order."""
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     commands = commands_of("lint")
@@ -36,7 +36,7 @@ def test_the_hooks_are_what_lint_runs():
     assert all(hook["pass_filenames"] is False and hook["language"] == "system" for hook in hooks)
 
 
-def test_the_workflow_runs_what_ci_runs():
+def test_the_workflow_runs_the_same_commands_as_ci():
     """On the oldest Python all of `.ci/run`, and on the newest what that runs there; each action by its commit."""
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
     runs = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}

@@ -75,7 +75,7 @@ def test_every_write_is_there_at_once(tmp_path):
 
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("start", [0, 2, 3, 4, 7, 20])
-def test_resuming_replaces_what_is_later(tmp_path, start):
+def test_resuming_replaces_later_rows(tmp_path, start):
     """Rows from the first record's step on move to the `.dropped` folder, and the run continues."""
     before, after = tallax.sinks.Parquet(tmp_path), tallax.sinks.Parquet(tmp_path)
     for step in range(8):

@@ -110,7 +110,7 @@ def check(combined, whole):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", AXES)
 @pytest.mark.parametrize("mode", ["graph", "tree", "graph-no-updates", "split-merge"])
-def test_shares_add_up_to_the_whole(kind, mode):
+def test_per_replica_counts_add_up_to_the_whole(kind, mode):
     """Combined per-replica state equals the count of one device, in every mode, on both kinds of mesh."""
     mesh = mesh_of(kind, (8,), ("data",))
     model = on_mesh(tallax.per_replica(Model(), mesh, "data"), mesh)
@@ -127,7 +127,7 @@ def test_shares_add_up_to_the_whole(kind, mode):
 @pytest.mark.parametrize(
     ("axis_name", "batch"), [("data", P("data")), (("data", "model"), P(("data", "model"))), ("model", P("model"))]
 )
-def test_shares_along_any_axes(kind, axis_name, batch):
+def test_per_replica_state_along_any_axes(kind, axis_name, batch):
     """On a mesh of two axes, each replica along the named axes has a value, with copies along the others."""
     mesh = mesh_of(kind)
     model = on_mesh(tallax.per_replica(Model(), mesh, axis_name), mesh)
@@ -213,7 +213,7 @@ SLOW_SPLITS = ("one of one", "shares over more, the other axis", "shares over fe
 @pytest.mark.parametrize(
     "split", [pytest.param(SPLITS[s], id=s, marks=[pytest.mark.slow] if s in SLOW_SPLITS else []) for s in SPLITS]
 )
-def test_what_is_the_same_on_an_axis_counts_once(split, kind):
+def test_replicated_increments_count_once(split, kind):
     """An increment that is the same along an axis counts once, for every choice of replica axes."""
     shape, axes, spec = split
     mesh = mesh_of(kind, shape, ("data", "model", "pipe")[: len(shape)])
@@ -237,7 +237,7 @@ def test_a_batch_split_anew_counts_once():
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("kind", AXES)
-def test_a_batch_that_is_not_split_asks(name, kind):
+def test_a_batch_that_is_not_split_raises(name, kind):
     """A batch that every device has as a whole raises and names the variable, on either mesh."""
     mesh = mesh_of(kind)
     for axes in ((), ("data",), ("data", "model")):
@@ -328,7 +328,7 @@ def test_merging_shares():
     assert_counts_the_same(merged(*shares), expected)
 
 
-def test_a_constant_increment_asks():
+def test_a_constant_increment_raises():
     """A constant increment does not show its axes, so it raises without axis_name=."""
     mesh = mesh_of("auto")
     model = tallax.per_replica(nnx.Dict(c=tallax.Counter()), mesh, "data")
@@ -383,7 +383,7 @@ def test_carries_cross_words_between_replicas(start):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_what_was_counted_before_stays(name):
+def test_earlier_counts_stay(name):
     """Distributed and combined without a step in between, state is bit-equal, and counts on."""
     mesh = mesh_of("auto", (8,), ("data",))
     item = KINDS[name]()
@@ -412,7 +412,7 @@ def test_the_model_is_left_as_it_was():
     assert_same_state(tallax.combine_replicas(model), model)
 
 
-def test_only_what_is_selected_keeps_shares():
+def test_only_selected_state_is_per_replica():
     """Only selected variables get per-replica state; others, and replicated ones, stay global."""
     mesh = mesh_of("auto", (8,), ("data",))
     model = tallax.per_replica(Model(), mesh, "data", only=nnx.PathContains("items"))
@@ -424,7 +424,7 @@ def test_only_what_is_selected_keeps_shares():
     assert int(model.step) == 0
 
 
-def test_shares_are_not_read_as_a_value():
+def test_per_replica_state_is_not_read_as_a_value():
     """Outside of the step every read, write and result of per-replica state raises, but printing works."""
     mesh = mesh_of("auto", (8,), ("data",))
     model = tallax.per_replica(Model(), mesh, "data")
@@ -475,7 +475,7 @@ def test_differing_copies_raise():
 
 
 @pytest.mark.parametrize("kind", AXES)
-def test_assert_replicated_takes_what_is_split(kind):
+def test_assert_replicated_accepts_split_state(kind):
     """Parts of a split array differ by right; the same part on two devices must not."""
     mesh = mesh_of(kind)
     model = nnx.Dict(
@@ -507,7 +507,7 @@ def test_a_count_that_is_the_same_takes_constants():
     assert int(model.step) == 1 + (X[0] > 0).sum()
 
 
-def test_one_device_and_shared_items():
+def test_one_device_and_shared_variables():
     """A mesh of one device works, and a variable with two paths has one per-replica state."""
     mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1], axis_types=(AXES["auto"],))
     counter = tallax.Counter(2**33)
@@ -522,7 +522,7 @@ def test_one_device_and_shared_items():
     assert int(tallax.combine_replicas(model).b) == 2**33 + 64
 
 
-def test_setting_shares_sets_the_whole():
+def test_setting_per_replica_state_sets_the_whole():
     """`set` and `reset` set the combined value; a write of a value that was read raises in every spelling."""
     mesh = mesh_of("auto", (4, 2))
     model = tallax.per_replica(nnx.Dict(c=tallax.Counter(5, shape=2)), mesh, ("data", "model"))

@@ -31,7 +31,7 @@ def series_of(*counts, edges=EDGES):
     return found.histograms["h"]
 
 
-def test_what_shares_axes():
+def test_plots_that_share_axes():
     """The entries of an array do, and fields of one unit; a few entries are curves and many a histogram."""
     titles = [panel.title for panel in panels_of(history([record(1), record(2)]), ())]
     assert titles == [
@@ -61,7 +61,7 @@ def test_several_runs_lie_over_each_other():
     assert {"gate/logits: a", "gate/logits: b"} <= set(panels)
 
 
-def test_a_histogram_that_grows_is_drawn_by_what_is_new():
+def test_a_growing_histogram_is_drawn_by_its_increments():
     """Each column is the values since the record before; after a reset, those since then. Shares add up to 1."""
     one, two = [0, 1, 2, 5, 0, 0, 0, 0], [0, 1, 2, 5, 0, 4, 4, 0]
     heat = heat_of(series_of(one, two, [1, 0, 0, 0, 0, 0, 0, 0]))
@@ -122,7 +122,7 @@ def test_records_that_are_left_out_are_part_of_the_next():
 
 @pytest.mark.parametrize("histograms", ["heatmap", "ridgeline"])
 @pytest.mark.parametrize("suffix", ["png", "svg"])
-def test_what_is_hard_to_draw(tmp_path, suffix, histograms):
+def test_values_that_are_hard_to_draw(tmp_path, suffix, histograms):
     """NaN, infinities, lone points, constants, huge numbers, names with markup: all are drawn, without a warning."""
     run = write(tmp_path / "run", odd_records())
     files = list(plot([str(run)], tmp_path / f"out.{suffix}", (), histograms))
@@ -131,7 +131,7 @@ def test_what_is_hard_to_draw(tmp_path, suffix, histograms):
     assert start.startswith(b"\x89PNG") if suffix == "png" else b"<svg" in start
 
 
-def test_the_marks_of_what_is_no_number():
+def test_marks_stand_for_values_that_are_not_numbers():
     """What is NaN or infinite is counted in the corner, and a red mark stands at its step."""
     figure = draw(panels_of(history(odd_records()), ["sometimes"]), "", "heatmap", 1, 1101)
     (axes,) = figure.axes
@@ -174,7 +174,7 @@ def test_the_command(tmp_path):
         ("plot.png", ("nope",), "heatmap", "no name that matches nope"),
     ],
 )
-def test_what_it_refuses(tmp_path, output, patterns, histograms, says):
+def test_arguments_that_plot_refuses(tmp_path, output, patterns, histograms, says):
     """An unknown kind of file or of picture, and nothing to draw, are errors; nothing is written."""
     run = write(tmp_path / "run", [record(1)])
     with pytest.raises(RunError, match=says):

@@ -93,7 +93,7 @@ def assert_same_totals(totals, expected):
     ],
     ids=["2x1", "2x2", "4x1"],
 )
-def test_processes_count_what_one_process_counts(tmp_path, processes, devices, variants):
+def test_processes_count_the_same_as_one_process(tmp_path, processes, devices, variants):
     """Every process reads the totals of all data: counts and histograms to the last unit, bin by bin."""
     for found in run(tmp_path, processes, devices, variants):
         assert found.keys() == set(variants)
@@ -119,7 +119,7 @@ def test_processes_count_what_one_process_counts(tmp_path, processes, devices, v
     [((2, 1), (1, 1)), pytest.param((1, 2), (2, 1), marks=pytest.mark.thorough)],
     ids=["2 to 1", "1 to 2"],
 )
-def test_what_some_processes_save_others_restore(tmp_path, before, after):
+def test_another_number_of_processes_restores(tmp_path, before, after):
     """Another number of processes and devices: totals are exact, and parameters lie where the new model has them."""
     run(tmp_path, *before, ["save"])
     for found in run(tmp_path, *after, ["restore"]):

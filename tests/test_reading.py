@@ -79,7 +79,7 @@ def assert_reads(result, model):
 
 
 @pytest.mark.parametrize("where", ["host", "device", "step"])
-def test_every_item_by_name(where):
+def test_all_state_by_name(where):
     """On the host, on the device and in a compiled step: the same names, exact values."""
     model = Model()
     if where == "host":
@@ -246,7 +246,7 @@ def test_counts_beyond_every_float():
     assert (found["a"], found["b"], found["c"].tolist()) == (2**53 + 1, 2**64 - 1, [[2**63 + 1] * 2] * 2)
 
 
-def test_no_items():
+def test_a_model_without_state():
     """Then there is nothing to wait for."""
     reading = tallax.collect(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
     assert reading.done()

@@ -37,7 +37,7 @@ def test_every_public_name_is_in_the_reference():
     assert wanted - set(DOCUMENTED) == set()
 
 
-def test_the_reference_names_what_is_there():
+def test_the_reference_names_existing_objects():
     """Each name on a page can be imported, has a docstring, and stands on one page."""
     assert len(DOCUMENTED) == len(set(DOCUMENTED)) > 70
     for name in DOCUMENTED:
@@ -51,7 +51,7 @@ def test_the_pages_are_on_the_site():
     assert all(f"api/{page.name}" in navigation for page in PAGES.glob("*.md"))
 
 
-def test_all_is_what_is_there():
+def test_all_lists_existing_names():
     """`from tallax import *` brings every name on the pages, and the six modules that users write the names of."""
     assert {f"tallax.{name}" for name in tallax.__all__} == public("tallax") | {
         "tallax.checking",

@@ -99,7 +99,7 @@ def test_shard_map_sums_increments_over_the_axes_they_vary_on(kind, names):
     check(items, 2)
 
 
-def test_without_replication_checks_axis_name_says_it():
+def test_without_replication_checks_axis_name_is_needed():
     """Under check_vma=False nothing can be seen: it raises, or takes axis_name=."""
     mesh = mesh_of("auto", (8,), ("data",))
     for axis_name in (None, "data"):
@@ -120,7 +120,7 @@ def test_without_replication_checks_axis_name_says_it():
             check(items, 1)
 
 
-def test_a_constant_increment_in_shard_map_asks():
+def test_a_constant_increment_in_shard_map_raises():
     """`+= 1` inside shard_map may mean one or one each: it raises. axis_name=() and StepCounter count once."""
     mesh = mesh_of("auto", (8,), ("data",))
     model = nnx.Dict(c=tallax.Counter(), step=tallax.StepCounter(nnx.Rngs(0)))
@@ -174,7 +174,7 @@ def test_vmapped_replicas_take_axis_name():
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_an_item_broadcast_over_vmap_counts_every_lane_once_or_raises(name):
+def test_state_broadcast_over_vmap_counts_every_lane_once_or_raises(name):
     """On a module that vmap broadcasts, axis_name= takes in every lane once; without it, the write raises."""
     lanes = jnp.asarray(X).reshape(8, 8, 2)
     whole, item, refused = KINDS[name](), KINDS[name](axis_name="lanes"), KINDS[name]()
@@ -239,7 +239,7 @@ def check_fed_twice(model):
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", AXES)
-def test_every_item_is_global_under_jit(kind, layout):
+def test_all_state_is_global_under_jit(kind, layout):
     """A compiled step counts a whole batch, for every split over every mesh."""
     model, x, mask, *_ = laid_out(KINDS, kind, layout)
     jax.block_until_ready(nnx.jit(feed_twice)(model, x, mask))
@@ -249,7 +249,7 @@ def test_every_item_is_global_under_jit(kind, layout):
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["1d", "2d-data", "2d-both"])
 @pytest.mark.parametrize("kind", AXES)
-def test_every_item_is_global_in_shard_map(kind, layout):
+def test_all_state_is_global_in_shard_map(kind, layout):
     """Inside shard_map it is summed over the axes that split the batch, and not over those where it is replicated."""
     model, x, mask, mesh, spec = laid_out(KINDS, kind, layout)
     graphdef, state = nnx.split(model)
@@ -351,7 +351,7 @@ def test_an_all_reduce_carries(start, by):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_item_without_replication_checks(name):
+def test_all_state_without_replication_checks(name):
     """Under check_vma=False each type raises and names itself, or gets axis_name= and counts the whole."""
     mesh = mesh_of("auto")
     for axis_name in (None, "data"):

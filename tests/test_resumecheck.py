@@ -291,7 +291,7 @@ def test_names_the_faults_of_public_threads(name):
         ("is_seeded_by_the_clock", "weight", "not-reproducible"),
     ],
 )
-def test_names_what_else_goes_wrong(job, path, rule):
+def test_names_other_faults(job, path, rule):
     """A job that starts again, raises, exits, dies or is not reproducible is a finding, and no error of the checker."""
     report = tallax.resumecheck(getattr(resume_jobs, job), steps=3, limit_seconds=200)
     assert (path, rule) in pairs(report), report

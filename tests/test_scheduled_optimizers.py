@@ -166,7 +166,7 @@ def _quoted(learning_rate: "NoSuchType | Schedule", **others: float):  # noqa: F
     return optax.adamw(learning_rate, **others)
 
 
-def test_what_takes_numbers_gets_numbers():
+def test_number_arguments_stay_numbers():
     """A function without annotations gets each schedule's value, in the dtype of the parameters."""
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), _params())
     ours = tallax.inject_schedules(_plain, RATE, weight_decay=lambda count: 0.1 * count)

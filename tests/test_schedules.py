@@ -59,7 +59,7 @@ def test_steps_beyond_int32_saturate(step):
 
 
 @pytest.mark.parametrize("step", [0.5, "1", jnp.zeros(3, jnp.int32), jnp.float32(1), True, nnx.Dict(a=1)])
-def test_what_counts_no_steps_raises(step):
+def test_other_objects_than_step_counts_raise(step):
     """Floats, arrays and text are refused with the remedy."""
     with pytest.raises(tallax.InvalidTypeError, match=r"step: (.|\n)*fix:       step=model\.step"):
         step_value(step)
@@ -232,7 +232,7 @@ def test_debugging_nans_is_possible():
 
 
 @pytest.mark.parametrize("state", [(), optax.adam(1e-3).init(GRADS)])
-def test_counts_of_what_does_not_clip_raise(state):
+def test_counts_of_other_transformations_raise(state):
     """Reading needs exactly one clip in the state."""
     with pytest.raises(tallax.InvalidValueError, match="0 of them"):
         tallax.clip_counts(state)

@@ -394,7 +394,7 @@ def test_an_exception_while_another_step_is_traced():
     assert values(model) == [(4, 4.0)]
 
 
-def test_a_step_that_reads_what_another_one_owns():
+def test_a_step_reads_state_of_another_step():
     """A closed-over object is not an argument, so its value would be a constant in the program."""
     model, other = small(), small()
     first = tallax.compile_step(counting, other)
@@ -481,7 +481,7 @@ def test_reads_and_writes_come_through_from_any_step():
     assert int(shared.step) == expected
 
 
-def test_what_was_written_past_the_steps_is_found():
+def test_writes_past_several_steps_are_found():
     """A plain Variable that is replaced between the calls is an error in both steps, and stays as written."""
     model, other = small(), small()
     one, both = tallax.compile_step(counting, model), tallax.compile_step(counting, model, other)
@@ -499,7 +499,7 @@ def test_what_was_written_past_the_steps_is_found():
 
 
 @pytest.mark.parametrize("name", ["clone", "merge"])
-def test_copies_of_what_a_step_owns_are_refused(name):
+def test_copies_of_owned_state_are_refused(name):
     """A step over copies of owned state raises, because they have no value."""
     model = small()
     step = tallax.compile_step(counting, model)

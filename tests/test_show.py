@@ -33,7 +33,7 @@ def shown(folder, width=120, patterns=()):
     return console.file.getvalue().splitlines()
 
 
-def test_every_item_is_listed_exactly(tmp_path):
+def test_all_state_is_listed_exactly(tmp_path):
     """Each variable has a row: path, kind, full value, shape, bytes, persistence; then the other scalars."""
     lines = shown(write(tmp_path, [record(1), record(2, accuracy=0.5), record(3)]))
     rows = {line.split()[0]: line.split() for line in lines if line.strip()}
@@ -88,7 +88,7 @@ def test_json_for_machines(tmp_path):
     assert said["scalars"] == {"loss": 1 / 3, "bad": "NaN"}
 
 
-def test_a_run_without_items(tmp_path):
+def test_a_run_without_state(tmp_path):
     """Scalars and histograms alone are listed, too."""
     folder = write(tmp_path, odd_records())
     assert any("18,446,744,073,709,551,604" in line for line in shown(folder))

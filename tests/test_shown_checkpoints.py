@@ -58,7 +58,7 @@ def model():
     return model
 
 
-def test_every_item_is_as_a_run_has_it(model, tmp_path):
+def test_all_state_is_as_in_a_run(model, tmp_path):
     """Numbers, bins, kinds, shapes and bytes are those that a Logger writes of the same model, to the last digit."""
     sink = Kept()
     with tallax.Logger(sink) as log:

@@ -52,7 +52,7 @@ def blames(finding, case):
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", WRONG)
-def test_finds_what_is_wrong(name):
+def test_finds_every_fault(name):
     """Each wrong module fails by the expected rule, at the attribute at fault."""
     case = WRONG[name]
     findings = []
@@ -106,7 +106,7 @@ def reports():
     return tallax.statecheck(Rebinds, X), tallax.statecheck(Counted, X)
 
 
-def test_a_finding_says_all(reports):
+def test_a_finding_is_complete(reports):
     """A failure has the attribute, the rule, the value, the expected value, the line and the fix."""
     wrong, right = reports
     finding = wrong.failures[0]
@@ -193,7 +193,7 @@ def test_it_leaves_nothing_behind():
     assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(jax.device_get(a), jax.device_get(b)), before, after))
 
 
-def test_progress_is_told():
+def test_progress_is_reported():
     """Each check is announced as it begins."""
     told = []
     tallax.statecheck(Counted, X, calls=2, on_progress=told.append)
@@ -221,7 +221,7 @@ def test_a_call_can_be_any_function_of_the_model():
 
 
 @pytest.mark.thorough
-def test_what_a_call_makes_is_told_apart_from_what_it_changes():
+def test_state_that_a_call_makes_is_distinguished_from_changes():
     """Sown values are lost in other modes than Flax's default; the remedy is to take them out."""
 
     class Sowing(nnx.Module):
@@ -244,7 +244,7 @@ def test_what_a_call_makes_is_told_apart_from_what_it_changes():
     assert "nnx.capture or nnx.pop" in first.fix
 
 
-def test_what_calls_make_is_named_by_its_attribute():
+def test_state_that_calls_make_is_named_by_its_attribute():
     """A value for each call is named by one attribute, at any depth, also if it had values before."""
     start = snapshot(nnx.Dict(a=nnx.List([nnx.Variable(jnp.zeros(()))]), b=nnx.Dict(c=nnx.Variable(jnp.zeros(())))))
     assert attribute_of("a/0", start) == "a/0"
@@ -279,7 +279,7 @@ def _to_module(what):
     ],
     ids=["custom-jvp", "jitted", "lambda", "partial", "tuple", "lock"],
 )
-def test_what_does_not_pickle_is_named(what, path, says):
+def test_attributes_that_do_not_pickle_are_named(what, path, says):
     """The attribute at fault is named, and not the module: JAX's own functions are among those that do not pickle."""
     model = nnx.Dict(inner=nnx.Dict(kept=nnx.static(what)))
     found = [(finding.path, finding.message) for finding in pickled(model)]
@@ -294,7 +294,7 @@ def test_functions_that_pickle_are_no_finding(what):
     assert [f.path for f in pickled(nnx.Dict(kept=nnx.static(what)))] == ([] if pickles(what) else ["kept"])
 
 
-def test_a_local_class_is_what_does_not_pickle():
+def test_a_local_class_does_not_pickle():
     """A class within a function is named, where the attributes are right."""
     (finding,) = pickled(_to_module(3)())
     assert (finding.path, finding.is_warning) == ("", True)
@@ -432,7 +432,7 @@ def test_counts_are_found_by_their_increments(make, edge):
 @pytest.mark.parametrize(
     "change", [lambda n, x: n + jnp.abs(x).sum(), lambda n, x: n + (x**2).mean(0)], ids=["weights", "squares"]
 )
-def test_sums_of_data_are_only_told(change):
+def test_sums_of_data_are_warnings(change):
     """Sums of weights or squares lose small parts of a large total, which is only a warning."""
     shape = jax.eval_shape(change, jnp.zeros(()), X).shape
     (found,) = _widths_of(_adding(1e-4, change, shape=shape))
@@ -568,7 +568,7 @@ class Takes(nnx.Module):
         (Counted, (nnx.Rngs(0),), "inputs must be arrays and plain values"),
     ],
 )
-def test_what_cannot_be_checked_says_so(make, inputs, says):
+def test_factories_that_cannot_be_checked_raise(make, inputs, says):
     """A program that cannot be checked raises StatecheckError with a fix."""
     with pytest.raises(tallax.StatecheckError, match=says) as caught:
         tallax.statecheck(make, *inputs)

@@ -41,7 +41,7 @@ def total_of(result) -> int:
 
 @every_kind
 @given(ARRAYS, MASKS)
-def test_counts_add_up_to_what_was_fed(make, x, mask):
+def test_counts_add_up_to_the_input(make, x, mask):
     """Every unmasked entry is counted exactly once."""
     statistic = make()
     statistic.update(x, where=mask)
@@ -162,7 +162,7 @@ def test_empty_and_scalar_input(make, shape):
     assert total_of(statistic.compute()) == int(np.prod(shape))
 
 
-def test_what_saw_nothing_says_so():
+def test_empty_statistics_report_that_they_are_empty():
     """Before any update the rate is 0.0, not NaN, and total is 0; the same in a trace."""
     rate = Rate()
     assert (rate.compute().total, rate.compute().rate) == (0, 0.0)
@@ -242,7 +242,7 @@ def test_impossible_histograms_raise(arguments):
 
 
 @pytest.mark.parametrize("other", [Rate(2), Histogram(0, 1), None, 3])
-def test_merging_what_differs_raises(other):
+def test_merging_different_statistics_raises(other):
     """Only the same kind with the same configuration merges."""
     rate = Rate()
     rate.update(True)

@@ -136,7 +136,7 @@ class Unregistered:
     model: Any
 
 
-def test_what_contains_no_objects():
+def test_arguments_without_objects_are_refused():
     """Nothing is bound by mistake."""
     unregistered = Unregistered(made()[0])
     for objects, bound in (((), None), ((), jnp.ones(2)), (({"a": 1},), None), ((unregistered,), None)):

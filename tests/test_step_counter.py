@@ -139,7 +139,7 @@ def test_replacement_in_a_compiled_step_raises():
     assert int(model.step) == 0
 
 
-def test_what_stays_possible():
+def test_intended_uses_stay_possible():
     """Other attributes, other Variables, deletion and explicit data may be assigned."""
     model = Guarded()
     model.name = "b"

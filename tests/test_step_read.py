@@ -251,7 +251,7 @@ def test_each_function_is_traced_once():
     assert traced[4:] == ["eval", "train"]
 
 
-def test_a_lambda_is_told_from_another_one_with_its_name():
+def test_lambdas_of_one_name_are_distinguished():
     """Functions of one line share a program only if their defaults and closures are the same objects."""
     _, _, step = made()
     results = [step.read(lambda model, optimizer, k=k: k) for k in (1.0, 2.0)]
@@ -260,7 +260,7 @@ def test_a_lambda_is_told_from_another_one_with_its_name():
     assert list(map(float, results)) == [1.0, 2.0, 3.0, 4.0]
 
 
-def test_reads_of_what_another_step_changed():
+def test_reads_of_state_that_another_step_changed():
     """The values are those of the step that ran last."""
     model = nnx.Dict(total=nnx.Variable(jnp.float32(0.0)), seen=tallax.Counter())
 

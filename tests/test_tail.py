@@ -53,7 +53,7 @@ def line_of(lines, name):
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def test_values_are_exact_and_changes_are_told():
+def test_values_are_exact_and_changes_are_marked():
     """An int is shown in full with its growth, a float to five digits with its change, a histogram as its bars."""
     lines = drawn(history(record(k) for k in range(1, 9)), now=1.7e9 + 11)
     assert lines[0].split("  ") == ["runs/1", "step 80", "10 steps/s", "last record 3 s ago"]
@@ -83,7 +83,7 @@ def test_it_fits(width, height):
     assert "18,446,744,073,709,551,604" in "".join(lines) or height < 20
 
 
-def test_what_does_not_fit_is_said():
+def test_rows_that_do_not_fit_are_counted():
     """Entries of an array are merged into one row first; then a line reports the omitted rows."""
     numbers = {f"layer{n}/norm": 1.0 for n in range(200)} | {f"load/{n}": n for n in range(32)}
     lines = drawn(history([Record(1, 0.0, 0, numbers)]), height=25)

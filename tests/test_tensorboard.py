@@ -120,7 +120,7 @@ def test_the_bins_are_the_statistics(tmp_path):
     assert [event.histogram_value.min, *event.histogram_value.bucket_limit] == [-0.5, 0.5, 1.5, 2.5]
 
 
-def test_resuming_hides_what_came_after(tmp_path):
+def test_resuming_hides_later_events(tmp_path):
     """A run that goes on from step 3 shows each step once."""
     for steps, loss in ((range(1, 6), 1.0), (range(3, 5), 2.0)):
         sink = TensorBoard(tmp_path)

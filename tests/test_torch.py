@@ -110,7 +110,7 @@ def sources(module, folder):
 
 
 @pytest.mark.parametrize("kind", ["module", "state_dict", "file"])
-def test_a_module_computes_what_pytorch_s_did(kind, tmp_path):
+def test_a_module_computes_the_same_as_pytorch_s(kind, tmp_path):
     """Convolutions, their transposes, norms, embeddings; counts exactly; dropout's streams stay."""
     module, model = theirs(), Ours()
     report = from_torch(sources(module, tmp_path)[kind], model)
@@ -123,7 +123,7 @@ def test_a_module_computes_what_pytorch_s_did(kind, tmp_path):
     assert ("body.2.weight", "model/body/layers/2/kernel") in report.renamed
 
 
-def test_a_module_of_pytorch_computes_what_ours_did():
+def test_a_module_of_pytorch_computes_the_same_as_ours():
     """The way back: `load_state_dict` takes it, strictly, and every number is the same."""
     module, model = theirs(), Ours()
     from_torch(module, model)
@@ -190,7 +190,7 @@ def test_an_lstm_goes_there_and_back():
     assert all(torch.equal(back[new], state[old]) for old, new in names.items())
 
 
-def test_what_weights_do_not_bring_along():
+def test_state_without_weights_is_reported():
     """The table of docs/coming-from-pytorch.md: images, flattening, padding and strides, momentum, epsilons, gelu."""
     theirs = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 3, stride=2, padding=1), torch.nn.BatchNorm2d(8), torch.nn.GELU(), torch.nn.Flatten(),
@@ -256,7 +256,7 @@ def test_a_file_with_code_in_it_does_not_run(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
-def test_a_tensor_that_no_array_is_like_is_told(tmp_path):
+def test_a_tensor_without_a_matching_array_is_reported(tmp_path):
     """Without values, sparse, quantized; but a view that PyTorch computes late is as good as any."""
     for tensor, says in (
         (torch.ones(2, device="meta"), "float32, strided, on 'meta'"),
@@ -360,7 +360,7 @@ def test_shared_parameters_go_there_and_back(kind, tmp_path):
         np.testing.assert_array_equal(other.a.kernel[...], ours.a.kernel[...])
 
 
-def test_different_values_of_what_is_shared_are_told():
+def test_different_values_of_a_shared_tensor_are_an_error():
     """Both names are in the error, under every policy, and nothing is written."""
     state, ours = Tied().state_dict(), TiedHere()
     before = np.asarray(ours.a.kernel[...])
@@ -399,7 +399,7 @@ def test_only_entries_that_have_a_place_are_converted():
 
 
 @pytest.mark.parametrize("value", [np.complex64(3), np.array("x"), np.array([None]), True, torch.tensor(3j), "text"])
-def test_what_is_no_count_is_refused_by_name(value):
+def test_other_values_than_counts_are_refused_by_name(value):
     """A value that is not a count raises an error of tallax by name."""
     ours = nnx.Dict(c=tallax.Counter(5))
     with pytest.raises(

@@ -41,7 +41,7 @@ def test_the_page_and_the_notebook_are_one_text():
     assert sum(kind == "code" for kind, _ in page) > 10
 
 
-def test_the_notebook_is_small_and_says_nothing_of_the_machine_that_ran_it():
+def test_the_notebook_is_small_and_hides_its_machine():
     """No path, no address of an object, no time; one picture, and one table."""
     text = NOTEBOOK.read_text()
     assert len(text) < 200_000
@@ -66,7 +66,7 @@ def test_the_linter_finds_the_mistake_and_nothing_else():
 
 
 @pytest.mark.thorough
-def test_the_notebook_prints_what_it_says(tmp_path):
+def test_the_notebook_prints_its_outputs(tmp_path):
     """In a fresh kernel: the same words, and the same numbers but for what another CPU rounds otherwise."""
     again = tmp_path / "tutorial.ipynb"
     command = [sys.executable, str(DOCS / "_notebook.py"), str(PAGE), str(again)]

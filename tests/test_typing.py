@@ -32,7 +32,7 @@ def reported(file):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("file", "expected"), [("api.py", set()), ("wrong.py", EXPECTED)])
-def test_what_type_checkers_report(file, expected):
+def test_type_checkers_report_every_mistake(file, expected):
     """Nothing of right uses, in the strict mode; of wrong ones, each by its rule."""
     pytest.importorskip("basedpyright")
     assert reported(TYPING / file) == expected
@@ -68,6 +68,6 @@ def test_every_public_name_is_used():
         assert re.search(rf"\b{name}\b", text), name
 
 
-def test_the_package_says_that_it_is_typed():
+def test_the_package_is_marked_as_typed():
     """Without the marker type checkers take nothing from it."""
     assert Path(tallax.__file__).with_name("py.typed").exists()

@@ -112,7 +112,7 @@ def test_entries_that_are_not_finite_are_counted_beside_the_histogram():
 
 
 @pytest.mark.parametrize("shape", [(), (8,), (64,)])
-def test_complex_items_are_two(shape):
+def test_complex_values_are_two_scalars(shape):
     """The real and the imaginary parts are each written as an array of that shape is."""
     value = jnp.full(shape, 1.5 - 2j, jnp.complex64)
     record, warned = record_of(nnx.Dict(freqs=tallax.Buffer(value)), loss=1.0)
@@ -219,7 +219,7 @@ def test_warnings_that_are_errors():
 # --- exclude ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_excluded_is_in_no_record():
+def test_excluded_names_are_not_in_records():
     """Patterns match state, values and scalars, and everything below; excluded values cause no warning."""
     model = nnx.Dict(
         step=tallax.Counter(3),
@@ -289,7 +289,7 @@ def written(sink, left_out):
     sink.close()
 
 
-def test_jsonl_writes_what_it_can(tmp_path):
+def test_jsonl_writes_all_other_values(tmp_path):
     """All but an integer that Python does not turn into text."""
     written(tallax.sinks.Jsonl(tmp_path), {"long"})
     run = tallax.Run(tmp_path)
@@ -301,7 +301,7 @@ def test_jsonl_writes_what_it_can(tmp_path):
     assert run.histograms["fine"].values[2].counts.tolist() == [4, 5]
 
 
-def test_parquet_writes_what_it_can(tmp_path):
+def test_parquet_writes_all_other_values(tmp_path):
     """All but integers that no double holds, and names that are no text."""
     pq = pytest.importorskip("pyarrow.parquet")
     written(tallax.sinks.Parquet(tmp_path), {"long", "huge", ODD})
@@ -312,7 +312,7 @@ def test_parquet_writes_what_it_can(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard", "ignore::UserWarning:tensorboard")
-def test_tensorboard_writes_what_it_can(tmp_path):
+def test_tensorboard_writes_all_other_values(tmp_path):
     """All but integers that no double holds, and names that are no text."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     written(tallax.sinks.TensorBoard(tmp_path), {"long", "huge", ODD})
@@ -325,7 +325,7 @@ def test_tensorboard_writes_what_it_can(tmp_path):
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_the_console_shows_what_it_can(terminal):
+def test_the_console_shows_all_other_values(terminal):
     """All but integers that no double holds, and names that are no text: one of these would take the whole table."""
     import rich.console
 

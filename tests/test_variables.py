@@ -60,7 +60,7 @@ OPERATIONS = {
 
 
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
-def test_a_dict_of_metadata_keeps_what_is_declared(operation):
+def test_a_dict_of_metadata_keeps_declarations(operation):
     """set_metadata({...}) replaces the labels and keeps the declarations, so all goes on working."""
     model = nnx.Dict(b=tallax.Buffer(0.5, reduce="max", persistent=False, old=1), c=tallax.Counter(reduce="replicated"))
     for item in (model.b, model.c):

@@ -154,7 +154,7 @@ class Resumed:
         self.logged.append("finished")
 
 
-def test_resuming_keeps_what_is_there_and_says_so(monkeypatch):
+def test_resuming_keeps_the_run_and_reports_it(monkeypatch):
     """Records of steps that W&B has are omitted; the summary and the terminal report it; later steps continue."""
     run, said = Resumed(), []
     monkeypatch.setattr(wandb, "init", lambda **init: run)
@@ -199,7 +199,7 @@ def test_a_run_that_is_refused(monkeypatch):
     sink.write(Record(2, 1.7e9))
 
 
-def test_a_run_or_what_begins_one():
+def test_a_run_or_its_arguments():
     """Both at once leave open which is meant."""
     with pytest.raises(tallax.InvalidTypeError) as caught:
         tallax.sinks.WandB(run=SimpleNamespace(id="x"), project="p", id="y")
