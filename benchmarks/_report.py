@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run tells: a table for people, and a JSON file for comparing runs."""
+"""The report of a run: a table for people, and a JSON file for comparing runs."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What was measured of one case.
+    """The measurements of one case.
 
     Attributes:
         case: the case.

@@ -58,7 +58,7 @@ def not_kept(items: int) -> Callable[[], Any]:
 
 
 def _column(hidden: jax.Array, k: int) -> tuple[jax.Array, float]:
-    """What the item of a number looks at, and a threshold: different for each, so that XLA can share nothing."""
+    """The column that a numbered statistic sees, and a threshold: different for each, so that XLA can share nothing."""
     return hidden[:, k % ref.WIDTH], k / 1e4
 
 
@@ -102,7 +102,7 @@ _MODULES = (_Counts, _Rates, _Bins)
 
 
 def _increment(k: int, hidden: jax.Array) -> jax.Array:
-    """What the item of a number adds, written by hand: not by the functions of tallax that are measured here."""
+    """The increment of a numbered statistic, written by hand, without the measured functions of tallax."""
     x, threshold = _column(hidden, k)
     if _MODULES[k % 3] is _Bins:
         place = jnp.floor((x + threshold - LOW) * (BINS / (HIGH - LOW))).astype(jnp.int32)

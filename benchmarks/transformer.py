@@ -21,7 +21,7 @@ NONE = "compile_step, no items"
 
 @dataclass(frozen=True)
 class Size:
-    """How large the model and its batch are."""
+    """The size of the model and its batch."""
 
     layers: int = 6
     width: int = 128

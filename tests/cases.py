@@ -32,7 +32,7 @@ class Model(nnx.Module):
 
 @dataclass(frozen=True)
 class StateCase:
-    """How a kind of state is made, updated by a step, and then read."""
+    """A kind of state: how it is made, updated by a step, and read."""
 
     make: Callable[[], Any]
     touch: Callable[[Model, jax.Array], Any]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests of other people's modules share."""
+"""Fixtures and markers that all tests share."""
 
 import jax
 import pytest

@@ -250,7 +250,7 @@ def host_local(items: Items) -> Items:
 
 
 def by_one_device(items: Items) -> Items:
-    """What all the others have to come to."""
+    """The result that all others must equal."""
     step = nnx.jit(lambda items, x: items.feed(x))
     for x in X:
         step(items, x)

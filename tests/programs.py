@@ -389,7 +389,7 @@ class Counts:
 
 
 class _Saturated(int):
-    """What a read gives, int32; but a sum that is written back is exact."""
+    """The result of a read, int32; but a sum that is written back is exact."""
 
     def __new__(cls, exact):
         self = super().__new__(cls, min(exact, INT32))

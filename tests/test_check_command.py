@@ -188,7 +188,7 @@ def test_a_check_that_hangs_is_ended(file, capfd):
     ],
 )
 def test_checks_that_ran_before_a_hang_are_reported(file, capfd, name, code, says):
-    """What ends early gives the checks that had run, says why there are no more, and never exits with 0."""
+    """A check that ends early reports the checks that ran and the reason, and never exits with 0."""
     assert checked(f"{file}:{name}", "float32[3]", limit=20.0) == code
     out = " ".join(capfd.readouterr().out.split())
     assert says in out
@@ -288,7 +288,7 @@ def test_inputs_by_dtype_and_shape(tmp_path):
 
 @pytest.mark.parametrize("text", ["float32", "floaty[3]", "float32[3", "missing.npy", "__import__('os')"])
 def test_inputs_that_are_none(text):
-    """What spells no input is an error that shows what does."""
+    """A misspelled input is an error that shows a valid one."""
     with pytest.raises(tallax.StatecheckError, match=r"fix: +--inputs 'float32\[8,4\]'"):
         input_of(text)
 
@@ -561,7 +561,7 @@ def test_pitfalls_of_the_class_are_named(tmp_path, text, pitfall):
     ],
 )  # fmt: skip
 def test_pitfalls_of_the_problem_are_named(tmp_path, text, pitfall, of_the_problem):
-    """What is wrong with keys, values, shapes, dtypes, reads, and counts that nobody counted is a finding."""
+    """A mistake in keys, values, shapes, dtypes, reads, and counts that nobody counted is a finding."""
     assert pitfall in pitfalls(grade(tmp_path, text))
 
 
@@ -577,7 +577,7 @@ def test_only_missing_parts_are_to_be_filled_in(tmp_path):
 
 
 def test_start_writes_python_only(tmp_path):
-    """What is no name of such a file is refused, and nothing is written: FILE:NAME was to be checked, it seems."""
+    """A name that is not in such a file is refused, and nothing is written: FILE:NAME was to be checked, it seems."""
     with pytest.raises(tallax.StatecheckError, match=r"--start solution\.py"):
         write_starter(tmp_path / "gate.py:Gate")
     assert not list(tmp_path.iterdir())

@@ -839,7 +839,7 @@ def test_per_replica_state_is_not_half_restored(monkeypatch):
 
 
 def test_objects_without_values_are_an_error():
-    """What a partial restore of Orbax did not find; and addresses, which are no paths."""
+    """Variables that a partial restore of Orbax did not find are named, and addresses are not paths."""
     saved = make()
     tree = tallax.to_checkpoint(saved)
     tree["model"]["w"] = jax.ShapeDtypeStruct((2,), jnp.float32)

@@ -76,7 +76,7 @@ def test_rate_and_the_average_of_flax():
 
 
 class Norm(tallax.Module):
-    """What `torch.nn.BatchNorm1d` does with its counter."""
+    """The same as `torch.nn.BatchNorm1d` does with its counter."""
 
     def __init__(self):
         self.num_batches_tracked = tallax.Counter()

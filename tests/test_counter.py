@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a Counter takes, gives and refuses, outside transformations."""
+"""Values that a Counter accepts, returns and refuses, outside transformations."""
 
 import copy
 import pickle

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the pages say is what the code does; that their examples run is sybil's matter (see conftest.py)."""
+"""The pages agree with the code; sybil runs their examples (see conftest.py)."""
 
 import pathlib
 import re

@@ -27,7 +27,7 @@ def standard_promotion():
 
 
 class LinenModel(nn.Module):
-    """What a Linen user has: parameters, batch statistics and a counter of their own."""
+    """The variables of a Linen user: parameters, batch statistics and a counter of their own."""
 
     @nn.compact
     def __call__(self, x, train=True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the linter knows of a file from the others of its project."""
+"""The linter uses the other files of a project."""
 
 import pathlib
 
@@ -124,7 +124,7 @@ def test_an_attribute_taken_away(tmp_path):
 
 
 def test_a_list_that_is_filled(tmp_path):
-    """What is appended to a list is what its elements are, by whatever name the Variable's type was imported."""
+    """The elements of a list have the type of the appended object, by any name of the Variable's type."""
     text = """\
 from flax.nnx import List, Module, Param as P
 import jax.numpy as jnp

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `tallax lint` looks at and which rules speak: files found, `[tool.tallax.lint]`, comments that silence."""
+"""The files and rules that `tallax lint` chooses: files found, `[tool.tallax.lint]`, comments that silence."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def test_sarif(capsys):
 
 
 def test_statistics(capsys):
-    """How often each rule speaks, the most frequent first."""
+    """The statistics count the findings of each rule, the most frequent first."""
     write("a.py", "PARAM, ODD, ODD\n")
     assert ran(capsys, ".", "--statistics")[:2] == (1, ["2  TLX012  odd-one", "1  TLX001  param-state"])
 
@@ -323,7 +323,7 @@ def test_the_hooks_work():
 
 
 def test_the_pages_are_the_rules(monkeypatch, tmp_path):
-    """What `make pages` would write is what is committed."""
+    """The committed pages are those that `make pages` writes."""
     monkeypatch.undo()
     folder = ROOT / "docs" / "lint"
     assert {path.name: path.read_text() for path in folder.iterdir()} == _explain.pages()

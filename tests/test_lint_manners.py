@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How `tallax lint` joins a project that has findings already: baselines, comments, nested configuration, links."""
+"""`tallax lint` can be added to a project with findings: baselines, comments, nested configuration, links."""
 
 from __future__ import annotations
 

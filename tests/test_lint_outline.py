@@ -80,7 +80,7 @@ def test_a_name_that_is_bound_twice():
 
 
 def test_text_at_the_margin():
-    """Where a string within a function touches the margin, the whole file is taken."""
+    """If a string within a function touches the margin, the whole file is taken."""
     outline = outline_of('def f():\n    """Docs,\nat the margin."""\n    return 1\n')
     assert type(outline) is File
     assert bound(outline) == {"f": [("def", 1)]}
@@ -167,7 +167,7 @@ INSTALLED = {
 
 
 def test_where_modules_are_looked_for(tmp_path):
-    """What is installed side by side belongs to many projects, and `typing` in a package is Python's."""
+    """Packages that are installed side by side belong to many projects, and `typing` in a package is Python's."""
     site = tmp_path / "site-packages"
     for name, text in INSTALLED.items():
         (site / name).parent.mkdir(parents=True, exist_ok=True)

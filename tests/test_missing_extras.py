@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What needs an extra says so where it is not installed, and how to install it; all else works without."""
+"""Without an extra, its functions raise an error with the install line; everything else works."""
 
 import re
 import subprocess

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How items look in notebooks: as trees, by treescope, and alone, as HTML."""
+"""Displays of state in notebooks: as trees, by treescope, and alone, as HTML."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands in several files is the same in each: the commands of CI, the version, the limits of documents."""
+"""Facts that are written in several files agree: the commands of CI, the version, the limits of documents."""
 
 import re
 import subprocess

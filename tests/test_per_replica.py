@@ -41,7 +41,7 @@ class Model(nnx.Module):
         return self.layer(x)
 
     def feed_buffers(self, x):
-        """What a plain buffer can keep only as a share: it knows of no collective."""
+        """A plain buffer keeps this per replica only, because it has no collective."""
         self.total += (x > 0).sum(dtype=jnp.int32)
         self.low[...] = jnp.minimum(self.low[...], x.min())
         self.high[...] = jnp.maximum(self.high[...], x.max(0))

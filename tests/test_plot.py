@@ -98,7 +98,7 @@ def test_a_thousand_entries_are_all_seen():
 
 
 def test_the_zeros_of_a_rectifier_leave_the_rest_its_colors():
-    """Where nine in ten values are 0, colors tell the others apart, and the color bar says that there is more."""
+    """If nine in ten values are 0, colors tell the others apart, and the color bar says that there is more."""
 
     def highest(edges, *counts):
         bins = Bins(np.array(edges), np.array(counts, np.uint64))
@@ -132,7 +132,7 @@ def test_values_that_are_hard_to_draw(tmp_path, suffix, histograms):
 
 
 def test_marks_stand_for_values_that_are_not_numbers():
-    """What is NaN or infinite is counted in the corner, and a red mark stands at its step."""
+    """NaN and infinity are counted in the corner, and a red mark stands at its step."""
     figure = draw(panels_of(history(odd_records()), ["sometimes"]), "", "heatmap", 1, 1101)
     (axes,) = figure.axes
     assert "3 NaN, 1 inf, 1 -inf" in [text.get_text() for text in axes.texts]

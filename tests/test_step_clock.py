@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which calls of a Logger give a record, and of which step: in any order of steps, scans, Loggers and resumes."""
+"""Calls of a Logger write records at the right steps: in any order of steps, scans, Loggers and resumes."""
 
 import gc
 
@@ -31,7 +31,7 @@ class Steps:
 
 
 class Oracle:
-    """Which steps are due: that of the first call, and then those that reach or pass a multiple since the last."""
+    """Due are the step of the first call, and then the steps that reach or pass a multiple since the last."""
 
     def __init__(self, every):
         self.every, self.next, self.due = every, None, []

@@ -140,7 +140,7 @@ def test_the_backend_of_metrax(quiet, tmp_path, monkeypatch):
 
 
 class Resumed:
-    """What wandb.init returns online of a run that has steps up to 20: W&B's servers are needed for a real one."""
+    """A stand-in for a run of wandb.init online with steps up to 20, which needs W&B's servers."""
 
     def __init__(self):
         self.id, self.resumed, self.starting_step, self.step = "one", True, 21, 21

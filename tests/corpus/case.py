@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a case is, how one is registered, the inputs that cases share, and a layer to derive from."""
+"""Cases of the corpus, their registration, the inputs that cases share, and a layer to derive from."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def github(report: Report) -> str:
         title = f"{finding.code} [{finding.slug}]"
         if cell is None:
             lines.append(_command("warning", finding.message, finding.path, title, line, finding.column))
-        else:  # lines of a cell are none of the file
+        else:  # lines of a cell are not lines of the file
             lines.append(_command("warning", f"cell {cell}, line {line}: {finding.message}", finding.path, title))
     for problem in report.problems:
         where = f"cell {problem.cell}: " if problem.cell else ""
@@ -147,7 +147,7 @@ def _command(kind: str, message: str, path: str, title: str, line: int | None = 
 
 def _message_and_location(report: Report, finding: Finding) -> dict[str, Any]:
     cell, line = _place(report, finding)
-    if cell is not None:  # lines of a cell are none of the file
+    if cell is not None:  # lines of a cell are not lines of the file
         return {
             "message": {"text": f"cell {cell}, line {line}: {finding.message}"},
             "locations": [_location(finding.path)],

@@ -35,7 +35,7 @@ class Tree:
         path = os.path.abspath(source.path)
         file = self._files.get(path)
         if file is None or isinstance(file, Outline):
-            self._files[path] = None  # a file that is being read is no help to itself
+            self._files[path] = None  # a file cannot be used while it is being read
             tree = source.parse()
             if tree is None:
                 return None
@@ -53,7 +53,7 @@ class Tree:
         if path is None:
             return None
         if path not in self._files:
-            self._files[path] = None  # a file that is being read is no help to itself
+            self._files[path] = None  # a file cannot be used while it is being read
             source = read(path)
             if isinstance(source, Source):
                 self._files[path] = outlined(source, *self._dotted(path))

@@ -39,7 +39,7 @@ _OF_DICTS = frozenset(dir(dict))
 
 
 class Values(Calls):
-    """What the expressions of a tree hold."""
+    """The kinds of values of the expressions in a tree."""
 
     def __init__(self, tree: Tree):
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tracing found out about the sites of each watch.
+"""Notes that tracing makes about the sites of each watch.
 
 Whether a site can be seen is often known only while a program is traced: its state cannot be written there, or its
 output has no floats. The model must train on, so nothing is raised; the reason is noted here, and `Watch.unseen` shows

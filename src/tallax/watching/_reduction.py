@@ -50,7 +50,7 @@ class Parts(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How the numbers of tensors are reduced.
+    """The layout of the numbers of a tensor: rows, axis and replicas.
 
     Attributes:
         rows: the number of rows; None if the state has no axis for them.

@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec as P
 
 
 class Counts(nnx.Module):
-    """How many examples were seen, and how many of them were positive."""
+    """Counts of all examples, and of the positive ones."""
 
     def __init__(self):
         self.seen = nnx.Variable(jnp.zeros((), jnp.int32))

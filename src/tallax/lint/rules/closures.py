@@ -57,7 +57,7 @@ def step(model: nnx.Linear, optimizer: nnx.Optimizer, x):
 
 # These make modules rather than change them.
 _TRANSFORMS = NNX_TRANSFORMS - {"nnx.eval_shape", "nnx.custom_vjp"}
-# The arguments that are functions, of the transformations whose first argument is none.
+# The arguments that are functions, of the transformations whose first argument is not a function.
 _FUNCTIONS = {
     "nnx.cond": slice(1, 3),
     "nnx.switch": slice(1, 2),

@@ -113,7 +113,7 @@ def _one_state_of(node: ast.expr, scope: Scope, context: Context) -> str:
 
 
 def _is_declared(cls: Scope, name: str, context: Context) -> bool:
-    """Returns whether a class declares the attribute, `x: nnx.Data[list]`, or is no pytree."""
+    """Returns whether a class declares the attribute, `x: nnx.Data[list]`, or is not a pytree."""
     for current in context.values.lineage(cls):
         if isinstance(current, str):
             continue

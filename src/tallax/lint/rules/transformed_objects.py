@@ -55,7 +55,7 @@ class Stack(nnx.Module):
 )
 
 _KEEPING = NNX_TRANSFORMS | {"jax.jit", "jax.checkpoint", "jax.remat", "jax.vmap", "jax.pmap"}
-# Their first argument is no function, or they accept bound methods.
+# Their first argument is not a function, or they accept bound methods.
 _OTHERS = {"nnx.cond", "nnx.switch", "nnx.while_loop", "nnx.fori_loop", "nnx.jit_partial"}
 
 

@@ -9,7 +9,7 @@ import tallax
 
 
 class Counts(tallax.Module):
-    """How many examples were seen, and how many of them were positive."""
+    """Counts of all examples, and of the positive ones."""
 
     def __init__(self):
         self.seen = tallax.Counter()
