@@ -25,6 +25,16 @@ KINDS = {
     "activity": lambda **how: Activity(2, **how),
 }
 
+# Every statistic, also with a shape: one entry for each of the last axes.
+STATISTICS = {
+    **{name: make for name, make in KINDS.items() if name != "counter"},
+    "rate-heads": lambda **how: Rate(2, **how),
+    "moments-heads": lambda **how: Moments(2, **how),
+    "extrema-heads": lambda **how: Extrema(2, **how),
+    "ema-heads": lambda **how: Ema(0.9, shape=2, **how),
+    "activity-window": lambda **how: Activity(2, window=1, **how),
+}
+
 
 def mesh_of(kind, shape=(4, 2), names=("data", "model")):
     return jax.make_mesh(shape, names, axis_types=(AXES[kind],) * len(names))

@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Activity: rates per unit, and which units are dead, over all updates or a window of them."""
 
-import contextlib
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,8 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 import tallax
 from tallax.statistics import Activity
-from tests.cases import MODES, assert_same_state
-from tests.meshes import AXES, feed_in_shard_map, mesh_of, placed
+from tests.cases import assert_same_state
 
 FIRES = hnp.arrays(np.bool_, st.tuples(st.integers(0, 8), st.just(2), st.just(3)), elements=st.integers(0, 4).map(bool))
 RARE = hnp.arrays(np.bool_, st.tuples(st.integers(0, 8), st.just(2), st.just(3)), elements=st.integers(0, 9).map(bool))
@@ -80,19 +76,6 @@ def test_merge_is_associative_commutative_and_exact(x, y, z, window):
     assert merged.dead.tolist() == np.all([part.dead for part in parts], 0).tolist()
 
 
-@pytest.mark.parametrize("x", [X[:2, :3], X[:0, :3], np.zeros((1, 3), bool)])
-def test_reset_is_the_identity_of_merge(x):
-    """Merging with an Activity that was reset changes nothing, on either side, to the bit."""
-    activity, other = fed([x, x], window=1), fed([~x], window=1)
-    before = nnx.clone(activity)
-    other.reset()
-    assert_same_state(other, Activity(3, window=1))
-    activity.merge(other)
-    assert_same_state(activity, before)
-    other.merge(activity)
-    assert_same_state(other, before)
-
-
 # --- dead units -------------------------------------------------------------------------------------------------------
 
 
@@ -142,22 +125,6 @@ def test_a_unit_dies_when_its_window_has_passed():
         alive.append(~activity.compute().dead)
         activity.update([0, 0, 1])
     assert np.array(alive).T.tolist() == [[True, True, True, False], [False] * 4, [True] * 4]
-
-
-@pytest.mark.parametrize("window", [None, 3])
-def test_empty_statistics_report_that_they_are_empty(window):
-    """Before any update all rates are 0.0, all units are dead, and updates is 0; the same in a trace."""
-    activity = Activity(2, window=window)
-    nothing = ([0, 0], [True, True], 0)
-    assert values_of(activity.compute()) == nothing
-    assert values_of(nnx.jit(lambda a: a.compute())(activity)) == nothing
-
-
-@pytest.mark.parametrize("dtype", ["bool", "uint8", "int8", "int32", "uint32", "float16", "bfloat16", "float32"])
-def test_every_dtype_is_taken(dtype):
-    """Booleans, integers and floats fire where they are not zero."""
-    result = fed([jnp.array([[1, 0, 0], [1, 0, 1]], dtype)]).compute()
-    assert values_of(result) == ([1, 0, 0.5], [False, True, False], 1)
 
 
 def test_nan_fires_and_negative_zero_does_not():
@@ -213,89 +180,6 @@ def test_merging_compares_both_words():
 
 
 # --- modes, replicas --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("compiled", MODES.values(), ids=MODES)
-def test_eval_mode_and_one_trace(compiled):
-    """Many calls trace once; in eval mode nothing is taken in, and no update passes in the window."""
-    model, traces = nnx.Dict(a=Activity(2, window=2)), []
-
-    def step(model, x):
-        traces.append(1)
-        model.a.update(x)
-
-    step = compiled(step)
-    for x in ([True, True], [True, False]):
-        step(model, jnp.array(x))
-    assert len(traces) == 1
-    model.eval()
-    for _ in range(3):
-        step(model, jnp.array([False, True]))
-        model.a.update([False, True])
-    assert values_of(model.a.compute()) == ([1.0, 0.5], [False, False], 2)
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("kind", AXES)
-@pytest.mark.parametrize("context", [False, True])
-@pytest.mark.parametrize("spec", [("data",), ("data", "model"), (None, "model")])
-def test_sharded_batches_under_jit(kind, context, spec):
-    """With a batch and a mask split over a mesh, units included, compiled and eager updates count the whole batch."""
-    mesh = mesh_of(kind)
-    activity, expected = Activity(4, window=1), Activity(4, window=1)
-    mask = np.arange(64)[:, None] > 20
-    x, where = placed(X, mesh, *spec), placed(mask, mesh, spec[0])
-    with jax.set_mesh(mesh) if context else contextlib.nullcontext():
-        step = nnx.jit(lambda a, x, where: a.update(x, where=where))
-        for _ in range(2):
-            activity.update(x)
-            step(activity, x, where)
-            jax.block_until_ready(activity.quiet.get_raw_value())
-    for _ in range(2):
-        expected.update(X)
-        expected.update(X, where=mask)
-    assert_same_state(activity, expected)
-    assert kind == "auto" or activity.quiet.get_raw_value().sharding.is_fully_replicated
-    assert activity.compute().dead.tolist() == [False, True, True, False]
-    traced = nnx.jit(lambda a: a.compute())(activity)
-    assert np.asarray(traced.dead).tolist() == [False, True, True, False]
-    assert int(traced.updates) == 1
-
-
-@pytest.mark.parametrize("how", ["auto", "explicit", "axis_name", "vmap"])
-def test_a_unit_fires_where_it_does_on_any_replica(how):
-    """Entries are summed over the replicas, exactly; each step is one update."""
-    axis_name = {"axis_name": "data", "vmap": "lanes"}.get(how)
-    activity, expected = Activity(4, window=1, axis_name=axis_name), Activity(4, window=1)
-    mask = np.arange(256).reshape(64, 4) < 200
-    for _ in range(2):
-        expected.update(X, where=mask)
-        if how == "vmap":
-            update = nnx.vmap(
-                lambda a, x, m: a.update(x, where=m), in_axes=(None, 0, 0), out_axes=None, axis_name="lanes"
-            )
-            update(activity, X.reshape(8, 8, 4), mask.reshape(8, 8, 4))
-        else:
-            mesh = mesh_of("explicit" if how == "explicit" else "auto")
-            feed_in_shard_map(activity, mesh, X, mask, check_vma=axis_name is None)
-    assert_same_state(activity, expected)
-    assert activity.compute().dead.tolist() == [False, True, False, False]
-
-
-def test_replicas_that_cannot_be_seen_raise():
-    """Under check_vma=False an update without axis_name= raises."""
-    with pytest.raises(tallax.ReplicasError, match="axis_name="):
-        feed_in_shard_map(Activity(4), mesh_of("auto"), X, check_vma=False)
-
-
-def test_stacked_activities_are_read_and_reset_together():
-    """Activities stacked by vmap give a row for each lane, and are reset together."""
-    stacked = nnx.vmap(lambda key: Activity(3), in_axes=0, out_axes=0)(jnp.arange(2))
-    nnx.vmap(lambda a, x: a.update(x), in_axes=(0, 0), out_axes=0)(stacked, jnp.eye(3)[:2])
-    assert stacked.compute().rates.tolist() == [[1, 0, 0], [0, 1, 0]]
-    assert stacked.compute().updates.tolist() == [1, 1]
-    stacked.reset()
-    assert stacked.compute().dead.tolist() == [[True] * 3] * 2
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ema: the formula in float64, optax's, masks, what is not finite, and pooling."""
 
-import contextlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 import tallax
 from tallax.statistics import Ema
-from tests.cases import MODES, assert_same_state, leaves
-from tests.meshes import AXES, feed_in_shard_map, mesh_of, placed
+from tests.cases import assert_same_state, leaves
 
 DECAYS = [0.0, 0.5, 0.9, 0.999]
 NEAR = st.floats(-100, 100, width=32, allow_subnormal=False)
@@ -102,12 +99,6 @@ def test_decay_zero_is_the_last_mean():
     assert (ema.compute().value, ema.compute().weight) == (3.0, 1.0)
 
 
-@pytest.mark.parametrize("dtype", ["bool", "uint8", "int8", "int32", "uint32", "float16", "bfloat16", "float32"])
-def test_every_dtype_is_taken(dtype):
-    """Booleans, integers and narrow floats are averaged in float32, also if the dtype cannot represent the mean."""
-    assert fed(0.5, jnp.array([1, 0, 1, 1], dtype)).compute().value == 0.75
-
-
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "uint8"])
 def test_long_narrow_sums_do_not_saturate(dtype):
     """The sum of many narrow entries is taken in float32."""
@@ -153,27 +144,6 @@ def test_sums_beyond_float32_are_left_out_and_counted():
     assert (result.value, result.weight, result.nonfinite) == (1.0, 0.5, 8)
 
 
-def test_empty_statistics_report_that_they_are_empty():
-    """Before any update the value is 0.0, not NaN, and the weight is 0; the same in a trace."""
-    for ema in (Ema(0.9), Ema(0.9, debias=False)):
-        traced = nnx.jit(lambda e: e.compute())(ema)
-        for result in (ema.compute(), traced):
-            assert (float(result.value), float(result.weight), int(result.nonfinite)) == (0.0, 0.0, 0)
-    assert Ema(0.9, shape=2).compute().value.tolist() == [0, 0]
-
-
-@pytest.mark.parametrize("start", [2**16 - 1, 2**32 - 1, 2**48 - 1, 2**64 - 2])
-def test_the_count_of_nonfinite_is_exact(start):
-    """The count carries through its words to 2**64 - 1 and stays there; inside a trace it saturates."""
-    ema = Ema(0.9)
-    ema.nonfinite.set(start)
-    assert ema.compute().nonfinite == start
-    nnx.jit(lambda e: e.update(jnp.array([jnp.nan, 1.0, jnp.inf])))(ema)
-    assert ema.compute().nonfinite == min(start + 2, 2**64 - 1)
-    assert isinstance(ema.compute().nonfinite, int)
-    assert nnx.jit(lambda e: e.compute())(ema).nonfinite == min(start + 2, 2**31 - 1)
-
-
 @pytest.mark.parametrize("debias", [True, False])
 def test_traced_and_host_reads_agree_to_the_bit(debias):
     """`compute` inside a trace gives the floats that it gives outside."""
@@ -211,113 +181,7 @@ def test_merge_pools(x, n, debias):
     close(left.compute().weight, (weight + 1) / 2, 1.0)
 
 
-def test_reset_is_the_identity_of_merge():
-    """Merging with an Ema that was reset changes nothing, on either side, to the bit."""
-    ema, other = fed(0.9, *X[:20], shape=2), fed(0.9, *X[20:], shape=2)
-    before = nnx.clone(ema)
-    other.reset()
-    ema.merge(other)
-    assert_same_state(ema, before)
-    other.merge(ema)
-    assert_same_state(other, before)
-    assert before.compute().nonfinite.tolist() == [2, 1]
-
-
 # --- modes, replicas --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("compiled", MODES.values(), ids=MODES)
-def test_eval_mode_and_one_trace(compiled):
-    """Many calls trace once; in eval mode nothing is taken in."""
-    model, traces = nnx.Dict(e=Ema(0.5)), []
-
-    def step(model, x):
-        traces.append(1)
-        model.e.update(x)
-
-    step = compiled(step)
-    for k in range(3):
-        step(model, jnp.array([k, k + 2.0]))
-    assert len(traces) == 1
-    model.eval()
-    step(model, jnp.array([50.0, 50.0]))
-    model.e.update(jnp.array([50.0, 50.0]))
-    np.testing.assert_allclose(model.e.compute().value, (1 / 8 + 2 / 4 + 3 / 2) / (7 / 8), rtol=1e-6)
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("kind", AXES)
-@pytest.mark.parametrize("context", [False, True])
-@pytest.mark.parametrize("spec", [("data",), ("data", "model"), (None, "model")])
-@pytest.mark.parametrize("shape", [(), 2])
-def test_sharded_batches_under_jit(kind, context, spec, shape):
-    """With a batch and a mask split over a mesh, compiled and eager updates take the mean of the whole batch."""
-    mesh = mesh_of(kind)
-    ema, expected = Ema(0.75, shape=shape), Ema(0.75, shape=shape)
-    mask = ~(X[:, :1] < 3)  # NaN stays
-    x, where = placed(X, mesh, *spec), placed(mask, mesh, spec[0])
-    with jax.set_mesh(mesh) if context else contextlib.nullcontext():
-        step = nnx.jit(lambda e, x, where: e.update(x, where=where))
-        for _ in range(2):
-            step(ema, x, where)
-            ema.update(x)
-            jax.block_until_ready(ema.average.get_raw_value())
-    for _ in range(2):
-        expected.update(X, where=mask)
-        expected.update(X)
-    np.testing.assert_allclose(ema.compute().value, expected.compute().value, rtol=1e-6)
-    assert leaves(ema)[0][..., 1:].tolist() == leaves(expected)[0][..., 1:].tolist()
-    masked = (~np.isfinite(X) & mask).sum()
-    assert np.sum(ema.compute().nonfinite) == 2 * (masked + 3) > 6
-
-
-@pytest.mark.parametrize("how", ["auto", "explicit", "axis_name", "vmap"])
-def test_replicas_take_the_mean_of_all_entries(how):
-    """Replicas with different numbers of entries take the mean of them all, not the mean of their means."""
-    axis_name = {"axis_name": "data", "vmap": "lanes"}.get(how)
-    ema, expected = Ema(0.75, shape=2, axis_name=axis_name), Ema(0.75, shape=2)
-    mask = np.arange(128).reshape(64, 2) < 90
-    for _ in range(2):
-        expected.update(X, where=mask)
-        if how == "vmap":
-            update = nnx.vmap(
-                lambda e, x, m: e.update(x, where=m), in_axes=(None, 0, 0), out_axes=None, axis_name="lanes"
-            )
-            update(ema, X.reshape(8, 8, 2), mask.reshape(8, 8, 2))
-        else:
-            mesh = mesh_of("explicit" if how == "explicit" else "auto")
-            feed_in_shard_map(ema, mesh, X, mask, check_vma=axis_name is None)
-    np.testing.assert_allclose(ema.compute().value, expected.compute().value, rtol=1e-6)
-    np.testing.assert_allclose(ema.compute().weight, expected.compute().weight, rtol=1e-6)
-    assert ema.compute().nonfinite.tolist() == expected.compute().nonfinite.tolist() == [4, 2]
-
-
-def test_replicas_that_cannot_be_seen_raise():
-    """Under check_vma=False an update without axis_name= raises."""
-    with pytest.raises(tallax.ReplicasError, match="axis_name="):
-        feed_in_shard_map(Ema(0.9), mesh_of("auto"), X, check_vma=False)
-
-
-@pytest.mark.parametrize("compiled", MODES.values(), ids=MODES)
-def test_no_gradient_flows_in_or_out(compiled):
-    """Neither inputs nor results have a gradient."""
-    model = nnx.Dict(w=nnx.Param(jnp.float32(2.0)), e=fed(0.0, 5.0))
-
-    def grads(model):
-        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-
-        def loss(params, rest):
-            model = nnx.merge(graphdef, params, rest)
-            first = model.e.compute().value
-            model.e.update(model.w * jnp.ones(3))
-            return first + model.w[...] ** 2 + model.e.compute().value * model.w[...] + model.e.compute().weight
-
-        by_params, by_rest = jax.grad(loss, argnums=(0, 1), allow_int=True)(params, rest)
-        return by_params, by_rest["e"]["average"]
-
-    by_params, by_average = compiled(grads)(model)
-    assert float(jax.tree.leaves(by_params)[0]) == 4.0 + 2.0
-    assert not np.asarray(jax.tree.leaves(by_average)[0]).any()
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -328,16 +192,3 @@ def test_impossible_decays_raise(decay):
     """A decay is a number in [0, 1)."""
     with pytest.raises(tallax.InvalidValueError, match="Ema: decay must be in"):
         Ema(decay)
-
-
-def test_input_that_does_not_fit_changes_nothing():
-    """Another shape, kind or decay raises; the state stays."""
-    ema = fed(0.9, np.ones(2), shape=2)
-    with pytest.raises(tallax.InvalidValueError, match=r"declare Ema\(shape=...\)"):
-        ema.update(np.ones(3))
-    with pytest.raises(tallax.InvalidTypeError, match="ema: a statistic requires a real array"):
-        ema.update(np.ones(2, complex))
-    for other in (Ema(0.9), Ema(0.99, shape=2)):
-        with pytest.raises(tallax.InvalidValueError, match="same type and configuration"):
-            ema.merge(other)
-    assert_same_state(ema, fed(0.9, np.ones(2), shape=2))

@@ -238,7 +238,8 @@ def test_few_arrays(item):
 
 
 @pytest.mark.parametrize(
-    "name", ["step-counter", "rate", "histogram", "scheduled", "extrema", "ema", "activity", "moments"]
+    "name",
+    ["step-counter", "scheduled", "rate", "histogram", "log-histogram", "extrema", "ema", "activity", "moments"],
 )
 @every_mode
 def test_eval_mode_counts_nothing(name, compiled):

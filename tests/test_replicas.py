@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sharded and mapped programs: the count of the whole, or an error that says what it needs."""
 
+import contextlib
 import functools
 
 import jax
@@ -12,10 +13,13 @@ from flax import nnx
 import tallax
 from tallax.statistics import Histogram, LogHistogram, Rate
 from tests.cases import MODES
-from tests.meshes import AXES, KINDS, P, assert_counted_alike, collectives, feed, mesh_of, placed
+from tests.meshes import AXES, KINDS, STATISTICS, P, assert_counted_alike, collectives, feed, mesh_of, placed
 
 X = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
 MASK = X[:, :1] > -0.5
+EVERY = {"counter": KINDS["counter"], **STATISTICS}
+ENTRIES = X.copy()
+ENTRIES[5, 0], ENTRIES[7, 1], ENTRIES[9, 0] = np.nan, np.inf, -np.inf
 
 
 class Items(nnx.Module):
@@ -173,11 +177,11 @@ def test_vmapped_replicas_take_axis_name():
     check(items, 1)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", EVERY)
 def test_state_broadcast_over_vmap_counts_every_lane_once_or_raises(name):
     """On a module that vmap broadcasts, axis_name= takes in every lane once; without it, the write raises."""
     lanes = jnp.asarray(X).reshape(8, 8, 2)
-    whole, item, refused = KINDS[name](), KINDS[name](axis_name="lanes"), KINDS[name]()
+    whole, item, refused = EVERY[name](), EVERY[name](axis_name="lanes"), EVERY[name]()
     feed(whole, X)
 
     def feed_lanes(item, axis_name):
@@ -194,10 +198,10 @@ def test_state_broadcast_over_vmap_counts_every_lane_once_or_raises(name):
     assert_counted_alike(item, whole)
     with pytest.raises(ValueError, match=r"None|batched"):
         feed_lanes(refused, None)
-    assert_counted_alike(refused, KINDS[name]())
+    assert_counted_alike(refused, EVERY[name]())
 
 
-# --- every item, every mesh, every mode -------------------------------------------------------------------------------
+# --- every type, every mesh, every mode -------------------------------------------------------------------------------
 
 LAYOUTS = {  # the shape and names of a mesh, and how the batch lies on it
     "1d": ((8,), ("data",), P("data")),
@@ -208,12 +212,12 @@ LAYOUTS = {  # the shape and names of a mesh, and how the batch lies on it
 
 
 def laid_out(names, kind, layout):
-    """Returns items on every device of a mesh, a batch and a mask that are split over it, the mesh, and their spec."""
+    """Returns state on every device of a mesh, a batch and a mask that are split over it, the mesh, and their spec."""
     shape, axes, spec = LAYOUTS[layout]
     mesh = mesh_of(kind, shape, axes)
-    model = nnx.Dict({name: KINDS[name]() for name in names})
+    model = nnx.Dict({name: EVERY[name]() for name in names})
     nnx.update(model, placed(nnx.state(model), mesh))
-    return model, placed(X, mesh, *spec), placed(np.broadcast_to(MASK, X.shape), mesh, *spec), mesh, spec
+    return model, placed(ENTRIES, mesh, *spec), placed(np.broadcast_to(MASK, X.shape), mesh, *spec), mesh, spec
 
 
 def feed_twice(model, x, where):
@@ -225,9 +229,9 @@ def feed_twice(model, x, where):
 
 @functools.cache
 def fed_twice():
-    """Returns items that one device has fed."""
-    model = nnx.Dict({name: make() for name, make in KINDS.items()})
-    feed_twice(model, X, MASK)
+    """Returns state that one device has fed."""
+    model = nnx.Dict({name: make() for name, make in EVERY.items()})
+    feed_twice(model, ENTRIES, MASK)
     return model
 
 
@@ -241,9 +245,22 @@ def check_fed_twice(model):
 @pytest.mark.parametrize("kind", AXES)
 def test_all_state_is_global_under_jit(kind, layout):
     """A compiled step counts a whole batch, for every split over every mesh."""
-    model, x, mask, *_ = laid_out(KINDS, kind, layout)
+    model, x, mask, *_ = laid_out(EVERY, kind, layout)
     jax.block_until_ready(nnx.jit(feed_twice)(model, x, mask))
     check_fed_twice(model)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("context", [False, True])
+@pytest.mark.parametrize("layout", ["2d-both", "2d-features"])
+@pytest.mark.parametrize("kind", AXES)
+def test_eager_updates_of_a_split_batch_count_it_whole(kind, layout, context):
+    """Outside a compiled step, a batch that is split over a mesh is counted whole, with the mesh in context or not."""
+    model, x, mask, mesh, _ = laid_out(EVERY, kind, layout)
+    with jax.set_mesh(mesh) if context else contextlib.nullcontext():
+        feed_twice(model, x, mask)
+        jax.block_until_ready(nnx.state(model))
+        check_fed_twice(model)
 
 
 @pytest.mark.slow
@@ -251,7 +268,7 @@ def test_all_state_is_global_under_jit(kind, layout):
 @pytest.mark.parametrize("kind", AXES)
 def test_all_state_is_global_in_shard_map(kind, layout):
     """Inside shard_map it is summed over the axes that split the batch, and not over those where it is replicated."""
-    model, x, mask, mesh, spec = laid_out(KINDS, kind, layout)
+    model, x, mask, mesh, spec = laid_out(EVERY, kind, layout)
     graphdef, state = nnx.split(model)
 
     def body(state, x, mask):
@@ -269,7 +286,7 @@ def test_all_state_is_global_in_shard_map(kind, layout):
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_counts_alike_on_a_mesh(mode, how):
     """Under jit and under Flax's shard_map: graph mode, without updates, as a tree, and split."""
-    model, x, mask, mesh, spec = laid_out(KINDS, "explicit", "2d-data")
+    model, x, mask, mesh, spec = laid_out(EVERY, "explicit", "2d-data")
     if how == "jit":
         step = MODES[mode](feed_twice)
     else:
@@ -350,12 +367,12 @@ def test_an_all_reduce_carries(start, by):
     assert int(model.wide) == min(start + total + 8 * 2**39, 2**64 - 1)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", EVERY)
 def test_all_state_without_replication_checks(name):
     """Under check_vma=False each type raises and names itself, or gets axis_name= and counts the whole."""
     mesh = mesh_of("auto")
     for axis_name in (None, "data"):
-        model = nnx.Dict(item=KINDS[name](axis_name=axis_name))
+        model = nnx.Dict(item=EVERY[name](axis_name=axis_name))
         graphdef, state = nnx.split(model)
 
         def body(state, x, graphdef=graphdef, axis_name=axis_name):
@@ -369,6 +386,6 @@ def test_all_state_without_replication_checks(name):
                 mapped(state, X)
         else:
             nnx.update(model, jax.block_until_ready(mapped(state, X)))
-            whole = KINDS[name]()
+            whole = EVERY[name]()
             feed(whole, X)
             assert_counted_alike(model.item, whole, rtol=1e-5)

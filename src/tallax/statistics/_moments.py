@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax import _uint64
-from tallax._arrays import is_traced
+from tallax._arrays import is_traced, unsplit
 from tallax._mesh_axes import (
     AxisName,
     Combination,
@@ -182,14 +182,15 @@ def _updated(
 
     def sums_about(pivot: jax.Array, unit: jax.Array) -> tuple[jax.Array, jax.Array]:
         taken, *sums = power_sums(values, where, axes, pivot, unit)
-        return taken, sum_over(jnp.stack(sums), combined)
+        return unsplit(taken), sum_over(unsplit(jnp.stack(sums)), combined)
 
     if where is None:
         # First without a check for finite entries: if an entry is not finite, neither is the sum of fourth powers.
-        taken, sums = fed, sum_over(jnp.stack(plain_power_sums(values, axes, pivot, unit)), combined)
+        sums = unsplit(jnp.stack(plain_power_sums(values, axes, pivot, unit)))
+        taken, sums = fed, sum_over(sums, combined)
         entries = fed.astype(jnp.float32) * math.prod(jax.lax.axis_size(axis) for axis in combined)
     else:
-        fed = where.sum(axes, dtype=jnp.uint32)
+        fed = unsplit(where.sum(axes, dtype=jnp.uint32))
         taken, sums = sums_about(pivot, unit)
         entries = total(taken)
 
@@ -198,7 +199,7 @@ def _updated(
         return marked(taken, tuple(varying_axes(x))), *(marked(value, like) for value in values)
 
     def again() -> tuple[jax.Array, ...]:
-        taken = count_finite(values, where, axes)
+        taken = unsplit(count_finite(values, where, axes))
         pivot, unit = _pivot_and_unit(values, where, axes, combined, total(taken))
         return alike(taken, sums_about(pivot, unit)[1], pivot, unit)
 
@@ -217,8 +218,8 @@ def _pivot_and_unit(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns a pivot near the mean, and its unit. If all entries are equal, the pivot is their value."""
     rough, low, high = rough_sum_and_range(x, where, axes)
-    rough = sum_over(rough, combined)
-    low, high = max_over(jnp.stack([low, high]), combined)
+    rough = sum_over(unsplit(rough), combined)
+    low, high = max_over(unsplit(jnp.stack([low, high])), combined)
     bits = jax.lax.bitcast_convert_type(jnp.maximum(low, high), jnp.uint32) & jnp.uint32(0x7F800000)
     unit = jax.lax.bitcast_convert_type(bits, jnp.float32)  # the power of two at or below it
     unit = jnp.where(entries > 0, jnp.clip(unit, 2.0**-126, 2.0**126), 1.0)
