@@ -74,10 +74,15 @@ def path_name(path: Sequence[Any], prefix: str = "") -> str:
         path: Attribute names, keys and indices. Keys of JAX's own paths are unwrapped.
         prefix: The name of the object, if several were passed.
     """
-    parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
+    parts = [key if key.__class__ is str else _key_name(key) for key in path]
     if WATCHED in parts:
         parts = _of_watched(parts)
     return "/".join([prefix, *parts] if prefix else parts)
+
+
+def _key_name(key: Any) -> str:
+    """Returns a key as text: an index, or a key of JAX's paths without its brackets or its dot."""
+    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
 
 
 def _of_watched(parts: list[str]) -> list[str]:
@@ -101,15 +106,9 @@ def leaves_of(thing: Any, kind: Any = nnx.Variable) -> list[Leaf]:
         thing: A module, an optimizer, or any other node of Flax's graph.
         kind: The classes of Variables to list. Classes of arrays list the arrays outside of Variables, too.
     """
-    found, owners = [], {}
-    for path, node in nnx.iter_graph(thing, graph=True):
-        if type(node) in _CONSTANTS:
-            continue
-        if isinstance(node, EvalAware):
-            owners.update((id(variable), node) for variable in node.variables.values())
-        elif isinstance(node, kind):
-            found.append((path, node))
-    return [Leaf(path, variable, owners.get(id(variable))) for path, variable in found]
+    found, owners = _walked(thing, kind)
+    nobody = ((), None)
+    return [Leaf(path, variable, owners.get(id(variable), nobody)[1]) for path, variable in found]
 
 
 def groups_of(thing: Any, kind: Any = nnx.Variable) -> list[Group]:
@@ -119,11 +118,28 @@ def groups_of(thing: Any, kind: Any = nnx.Variable) -> list[Group]:
         thing: A module, an optimizer, or any other node of Flax's graph.
         kind: The classes of Variables to list; an owner is listed if one of its Variables is of such a class.
     """
-    paths = {id(node): path for path, node in nnx.iter_graph(thing, graph=True) if isinstance(node, EvalAware)}
+    found, owners = _walked(thing, kind)
     groups: dict[int, Group] = {}
-    for leaf in leaves_of(thing, kind):
-        if leaf.owner is None:
-            groups[id(leaf.variable)] = Group(leaf.path, None, {"": leaf.variable})
-        else:
-            groups.setdefault(id(leaf.owner), Group(paths[id(leaf.owner)], leaf.owner, leaf.owner.variables))
+    for path, variable in found:
+        above, owner = owners.get(id(variable), (path, None))
+        if owner is None:
+            groups[id(variable)] = Group(path, None, {"": variable})
+        elif id(owner) not in groups:
+            groups[id(owner)] = Group(above, owner, owner.variables)
     return list(groups.values())
+
+
+def _walked(thing: Any, kind: Any) -> tuple[list[tuple[Any, Any]], dict[int, tuple[Any, EvalAware]]]:
+    """Returns the Variables with their paths, and the owners with theirs by the id of each Variable that they own."""
+    found, owners, known = [], {}, {}
+    for path, node in nnx.iter_graph(thing, graph=True):
+        if (cls := type(node)) in _CONSTANTS:
+            continue
+        if (is_owner := known.get(cls)) is None:
+            # `isinstance` of Flax's and of abstract classes runs Python code, so each class is asked about once.
+            is_owner = known[cls] = True if issubclass(cls, EvalAware) else False if isinstance(node, kind) else ()
+        if is_owner:
+            owners.update((id(variable), (path, node)) for variable in node.variables.values())
+        elif is_owner is False:
+            found.append((path, node))
+    return found, owners
