@@ -31,6 +31,7 @@ from tallax.reading import Reading, entries_of
 
 _RAW = operator.methodcaller("get_raw_value")
 _CLOCK = itertools.count()
+_LOOK_AT = 8  # Variables that each call, and each read, checks for writes past the step: less than a microsecond
 
 
 class Holding:
@@ -64,9 +65,10 @@ class Holding:
         self.neighbours: dict[Holding, Overlap] = {}
         self._objects, self._structure = objects, structure
         self._reader: Reader | None = None
-        self._variables = [place.variable for place in layout.places]
-        self._held = [place.cell.held for place in layout.places]
-        self._next = 0
+        self._bound = [place.variable for place in layout.places], [place.cell.held for place in layout.places]
+        starts = range(0, len(layout.places), _LOOK_AT) or [0]
+        # Prepared, because a slice of the two lists in each call would take longer than the comparison.
+        self._some = itertools.cycle([tuple(x[start : start + _LOOK_AT] for x in self._bound) for start in starts])
         self._before = [(p, p.variable.get_raw_value()) for p in layout.places if not p.cell.holders]
         counts, values = layout.values()
         others = {holding for place in layout.places for holding in place.cell.holders}
@@ -215,24 +217,24 @@ class Holding:
         """References to the bound modules and Variables, by their ids."""
         return {id(node): Reference(path) for path, node in self.nodes.items() if is_object(node)}
 
-    def is_restructured(self, most: int) -> bool:
+    def is_restructured(self, *, look: bool = True) -> bool:
         """Returns whether the structure of the objects has changed since the step took them over.
 
         Every call checks all modules: after `model.eval()`, the next call must run the program for eval mode, as
         `nnx.jit` does. A comparison takes about 0.1 us per module. Writes past the step are errors that may be found
-        later, so a call checks only some of the Variables.
+        later, so a call checks only some of the Variables, and the next call the next ones.
 
         Args:
-            most: The number of Variables to check. Each call checks the next ones.
+            look: Whether to check some Variables even if the structure is the same.
 
         Raises:
             StateOwnedByStepError: A Variable was written past the step.
         """
         is_restructured = self._structure.change() is not None
-        start, end = (0, len(self._held)) if is_restructured else (self._next, self._next + most)
-        self._next = end if end < len(self._held) else 0
-        if not all(map(operator.is_, map(_RAW, self._variables[start:end]), self._held[start:end])):
-            raise written_past(", ".join(p.name for p in self.layout.places if _RAW(p.variable) is not p.cell.held))
+        if is_restructured or look:
+            variables, held = self._bound if is_restructured else next(self._some)
+            if not all(map(operator.is_, map(_RAW, variables), held)):
+                raise written_past(", ".join(p.name for p in self.layout.places if _RAW(p.variable) is not p.cell.held))
         return is_restructured
 
     def checked_state(self) -> State:

@@ -30,9 +30,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-# Variables that each call, and each read, checks for writes past the step: about a microsecond for a call.
-_LOOK_AT, _LOOK_AT_IN_A_READ = 16, 4
-
 
 class CompiledStep(Generic[P, R]):
     """A step that owns the state of its objects between calls; made by `compile_step`."""
@@ -129,15 +126,19 @@ class CompiledStep(Generic[P, R]):
         """
         holding = self._holding_to_read(args, options)
         programs = self._reads.of(function)
-        program = next((program for program in programs if program.fits(holding.layout)), None)
-        if program is None:
+        for program in programs:
+            if program.fits(holding.layout):
+                break
+        else:
             leading = self._arguments.count
             program = ReadProgram(function, holding.layout, self._names[:], leading, holding.state, holding.constants)
             programs.append(program)
         if self._arguments.has_bound:
             args, options = self._marked(holding, args, options)
-        result = program(holding.checked_state() if holding.failed else holding.state, holding.constants, args, options)
-        if is_traced(*jax.tree.leaves((result, args, options))):
+        if holding.failed:
+            holding.checked_state()
+        result = program(holding.latest[0], holding.constants, args, options)
+        if is_traced(*([result] if isinstance(result, jax.Array) else jax.tree.leaves((result, args, options)))):
             raise in_a_trace()
         return result
 
@@ -219,7 +220,7 @@ class CompiledStep(Generic[P, R]):
         holding = self._holding
         if holding is None or not holding.is_ready:
             return reading_of(entries_of(self._objects, self._names))
-        if holding.is_restructured(0):  # a Counter that was just added has its value itself
+        if holding.is_restructured(look=False):  # a Counter that was just added has its value itself
             holding = self._take_over((), {})
         return holding.reading(self._names)
 
@@ -244,7 +245,7 @@ class CompiledStep(Generic[P, R]):
     def _prepared(self, batch: tuple[Any, ...], options: dict[str, Any]) -> tuple[Holding, Program]:
         """Returns the state and the program for the current objects."""
         holding = self._holding
-        if holding is None or not holding.is_ready or holding.is_restructured(_LOOK_AT):
+        if holding is None or not holding.is_ready or holding.is_restructured():
             holding = self._take_over(batch, options)
         assert self._program is not None
         return holding, self._program
@@ -252,7 +253,7 @@ class CompiledStep(Generic[P, R]):
     def _holding_to_read(self, args: tuple[Any, ...], options: dict[str, Any]) -> Holding:
         """Returns the current state; if no step owns any of it, a copy, so that the objects keep their values."""
         holding = self._holding
-        if holding is not None and holding.is_ready and not holding.is_restructured(_LOOK_AT_IN_A_READ):
+        if holding is not None and holding.is_ready and not holding.is_restructured():
             if not holding.is_current:
                 holding.catch_up()
             return holding
