@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import operator
 import types
 from collections.abc import Callable, Hashable, Sequence
@@ -63,15 +64,15 @@ class ReadProgram:
         self._shapes: list[Any] = [jax.ShapeDtypeStruct((*shape, 2), np.uint32) for shape in shapes]
         self._shapes += map(_shape_of, [*state.values, *constants])
         self._used: list[int] = []  # of the counts, values and constants, in this order
-        # Picks the values and constants among them, behind an empty slice: an `itemgetter` of one returns no tuple.
-        self._pick: Callable[[list[Any]], Any] = _no_values
+        self._pickers = self._pickers_of_used()
         self._traced: tuple[ClosedJaxpr, Any, list[int]] | None = None
         self.traces = 0
 
         self._arguments = ReadArguments(function, [None] * leading)
 
         def program(packed: Any, used: tuple[Any, ...], /, *args: Any, **options: Any) -> Any:
-            return self._run(packed, used[1:], args, options)  # without the empty slice: see `_pick`
+            # Without the empty slices: see `_pickers_of_used`.
+            return self._run(packed, [value for part in used for value in part[1:]], args, options)
 
         self._program = jax.jit(self._arguments.named(program, "counts", "values"))
 
@@ -82,19 +83,29 @@ class ReadProgram:
     def __call__(self, latest: Any, constants: list[Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Returns what the function returns, for a state as in `Holding.latest`."""
         (packed, small), rest, _ = latest
-        values = [*small, *rest, *constants]
         while True:
+            first, second, third = self._pickers
+            values = first(small), second(rest), third(constants)
             try:
-                return self._program(packed if self._takes_counts else None, self._pick(values), *args, **options)
+                return self._program(packed if self._takes_counts else None, values, *args, **options)
             except TypeError as error:
                 explained = self._arguments.explained(error, args, options, {})
                 if explained is None:
                     raise
                 raise explained from error
             except _MoreInputs:
-                self._takes_counts = self._used[0] < self._first
-                later = [k - self._first for k in self._used if k >= self._first]
-                self._pick = operator.itemgetter(slice(0, 0), *later) if later else _no_values
+                self._takes_counts, self._pickers = self._used[0] < self._first, self._pickers_of_used()
+
+    def _pickers_of_used(self) -> list[Callable[[list[Any]], Sequence[Any]]]:
+        """Returns functions that pick the used ones of the small values, the other values, and the constants.
+
+        Each also picks an empty slice, because an `itemgetter` of one place would return no tuple. A list of all values
+        would be simpler, but to make it, the memory of every array is touched.
+        """
+        first, end = self._first, len(self._shapes)
+        ends = [first, first + self._layout.lasting, end - len(self._layout.constants), end]
+        parts = [[k - start for k in self._used if start <= k < stop] for start, stop in itertools.pairwise(ends)]
+        return [operator.itemgetter(slice(0, 0), *numbers) for numbers in parts]
 
     def _run(self, packed: Any, used: Sequence[Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Traces the program."""
@@ -204,10 +215,6 @@ def _parts_of(function: Any) -> list[Any]:
         except ValueError:  # a variable that is not assigned yet
             return [function]
     return parts
-
-
-def _no_values(values: list[Any]) -> tuple[Any, ...]:
-    return (values[:0],)
 
 
 def _shape_of(value: Any) -> Any:

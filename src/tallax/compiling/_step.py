@@ -124,23 +124,27 @@ class CompiledStep(Generic[P, R]):
             >>> step.read(nnx.clone).weight[...].tolist()
             [6.0, 8.0]
         """
+        programs, holding = self._reads.of(function), self._holding
+        if holding is not None and holding.is_ready and holding.is_current:
+            # A read changes nothing, so it may start before the objects are compared with those at the last call. The
+            # comparison takes as long as the dispatch of a small program, and is made while the device computes.
+            for program in programs:
+                if program.fits(holding.layout):
+                    try:
+                        result = self._run_read(program, holding, args, options)
+                    except Exception:  # also if the program did not expect the objects as they are now
+                        if not holding.is_restructured():
+                            raise
+                    else:
+                        if not holding.is_restructured():
+                            return result
         holding = self._holding_to_read(args, options)
-        programs = self._reads.of(function)
-        for program in programs:
-            if program.fits(holding.layout):
-                break
-        else:
+        program = next((program for program in programs if program.fits(holding.layout)), None)
+        if program is None:
             leading = self._arguments.count
             program = ReadProgram(function, holding.layout, self._names[:], leading, holding.state, holding.constants)
             programs.append(program)
-        if self._arguments.has_bound:
-            args, options = self._marked(holding, args, options)
-        if holding.failed:
-            holding.checked_state()
-        result = program(holding.latest[0], holding.constants, args, options)
-        if is_traced(*([result] if isinstance(result, jax.Array) else jax.tree.leaves((result, args, options)))):
-            raise in_a_trace()
-        return result
+        return self._run_read(program, holding, args, options)
 
     def lower(self, *batch: Any, **options: Any) -> jax.stages.Lowered:
         """Returns the program of a call, lowered and not run, as `jax.jit(...).lower` does.
@@ -261,6 +265,16 @@ class CompiledStep(Generic[P, R]):
         if any(place.cell.holders for place in layout.places):
             return self._take_over(args, options)
         return Holding(layout, self._objects, structure, (args, options))
+
+    def _run_read(self, program: ReadProgram, holding: Holding, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if self._arguments.has_bound:
+            args, options = self._marked(holding, args, options)
+        if holding.failed:
+            holding.checked_state()
+        result = program(holding.latest[0], holding.constants, args, options)
+        if is_traced(*([result] if isinstance(result, jax.Array) else jax.tree.leaves((result, args, options)))):
+            raise in_a_trace()
+        return result
 
     def _run(
         self, holding: Holding, run: Any, results: list[Shape], batch: tuple[Any, ...], options: dict[str, Any]
