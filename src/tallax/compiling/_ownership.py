@@ -17,13 +17,12 @@ from flax import nnx
 
 from tallax import _uint64
 from tallax._arrays import home_of, is_committed, is_traced, placed
-from tallax._errors import StateOwnedByStepError, compose
-from tallax.compiling._arguments import Reference
 from tallax.compiling._cells import owner_of
 from tallax.compiling._layout import Layout, Place, owned, owned_together
+from tallax.compiling._marks import Reference
 from tallax.compiling._overlap import Overlap
 from tallax.compiling._reader import Reader
-from tallax.compiling._refusals import in_a_trace, written_past
+from tallax.compiling._refusals import in_a_trace, lost, written_past
 from tallax.compiling._results import is_object
 from tallax.compiling._step_state import Items, State
 from tallax.compiling._structure import Structure
@@ -133,8 +132,7 @@ class Holding:
             raise lost()
         # If Ctrl-C comes at any point, each current value is in the holding with the latest time. The old references
         # are dropped last: this step may donate the arrays, and without donation they would keep memory alive.
-        lasting = self.layout.lasting
-        self.latest.append(((packed, values[:lasting]), values[lasting:], None))
+        self._set(packed, values)
         self.time = next(_CLOCK)
         for other, overlap in self.neighbours.items():
             if other.is_current or other in newer:
@@ -191,13 +189,16 @@ class Holding:
             other.neighbours.pop(self, None)
         self.neighbours = {}
 
+    def _set(self, packed: Any, values: list[Any]) -> None:
+        lasting = self.layout.lasting
+        self.latest.append(((packed, values[:lasting]), values[lasting:], None))
+
     def _forget(self, numbers: Sequence[int]) -> None:
         (packed, small), rest, _ = self.latest[0]
         values = [*small, *rest]
         for k in numbers:
             values[k] = None
-        lasting = self.layout.lasting
-        self.latest.append(((packed, values[:lasting]), values[lasting:], None))
+        self._set(packed, values)
 
     # --- looking ----------------------------------------------------------------------------------------------------
 
@@ -272,7 +273,7 @@ class Holding:
         else:
             (k,) = place.arrays
             values[k] = _like(owned(value, None, copy=k >= self.layout.lasting), values[k])
-        self.latest.append(((packed, values[: self.layout.lasting]), values[self.layout.lasting :], None))
+        self._set(packed, values)
 
 
 def put_back(objects: tuple[Any, ...]) -> None:
@@ -285,17 +286,6 @@ def put_back(objects: tuple[Any, ...]) -> None:
             places.setdefault(holding, []).append(cell.holders[holding])
     for holding, its in places.items():
         holding._give_back(its)
-
-
-def lost() -> StateOwnedByStepError:
-    return StateOwnedByStepError(
-        compose(
-            "the compiled step",
-            "failed while it ran, after it had overwritten the previous state, so the state is lost.",
-            got="a call that raised inside JAX",
-            fix="restore the last checkpoint; compile_step(..., donate=False) keeps the state before a step",
-        )
-    )
 
 
 def _like(value: jax.Array, other: jax.Array) -> jax.Array:

@@ -17,9 +17,10 @@ from flax import nnx
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from tallax._errors import InvalidTypeError, compose
-from tallax.compiling._arguments import ReadArguments, values_of
+from tallax.compiling._arguments import ReadArguments
 from tallax.compiling._cells import tracing
 from tallax.compiling._layout import Layout
+from tallax.compiling._marks import values_of
 from tallax.compiling._refusals import changed, refuse_objects
 from tallax.compiling._results import refuse_graphs
 from tallax.compiling._step_state import State
@@ -89,10 +90,8 @@ class ReadProgram:
             try:
                 return self._program(packed if self._takes_counts else None, values, *args, **options)
             except TypeError as error:
-                explained = self._arguments.explained(error, args, options, {})
-                if explained is None:
-                    raise
-                raise explained from error
+                self._arguments.explain(error, args, options, {})
+                raise
             except _MoreInputs:
                 self._takes_counts, self._pickers = self._used[0] < self._first, self._pickers_of_used()
 

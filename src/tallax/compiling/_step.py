@@ -20,7 +20,6 @@ from tallax.compiling._layout import Layout
 from tallax.compiling._ownership import Holding, put_back
 from tallax.compiling._read_program import ReadProgram, ReadPrograms
 from tallax.compiling._refusals import in_a_trace, written_past
-from tallax.compiling._results import Shape
 from tallax.compiling._structure import Structure, refuse_shared
 from tallax.compiling._traced_step import Program
 from tallax.reading import Reading, entries_of, reading_of
@@ -67,7 +66,7 @@ class CompiledStep(Generic[P, R]):
             TraceError: Called inside another compiled function.
         """
         holding, program = self._prepared(batch, options)
-        result = self._run(holding, program.once, program.results, batch, options)
+        result = self._run(holding, program, program.once, batch, options)
         self._steps += 1
         return result
 
@@ -86,7 +85,7 @@ class CompiledStep(Generic[P, R]):
             TallaxError: Every error that a call can raise.
         """
         holding, program = self._prepared(batches, options)
-        result = self._run(holding, program.many, program.results, batches, options)
+        result = self._run(holding, program, program.many, batches, options)
         self._steps += next(leaf.shape[0] for leaf in jax.tree.leaves((batches, options)) if getattr(leaf, "ndim", 0))
         return result
 
@@ -167,10 +166,8 @@ class CompiledStep(Generic[P, R]):
         try:
             return program.once.lower(*state, holding.constants, *batch, **options)
         except (TypeError, StateOwnedByStepError) as error:
-            explained = self._arguments.explained(error, batch, options, holding.references)
-            if explained is None:
-                raise
-            raise explained from error
+            self._arguments.explain(error, batch, options, holding.references)
+            raise
 
     @property
     def steps(self) -> int:
@@ -277,7 +274,7 @@ class CompiledStep(Generic[P, R]):
         return result
 
     def _run(
-        self, holding: Holding, run: Any, results: list[Shape], batch: tuple[Any, ...], options: dict[str, Any]
+        self, holding: Holding, program: Program, run: Any, batch: tuple[Any, ...], options: dict[str, Any]
     ) -> Any:
         if not holding.is_current:
             holding.catch_up()
@@ -295,24 +292,15 @@ class CompiledStep(Generic[P, R]):
         try:
             holding.latest.extend(itertools.starmap(call, ((items, rest, holding.constants, *batch),)))
         except (TypeError, StateOwnedByStepError) as error:
-            explained = self._arguments.explained(error, batch, options, holding.references)
-            if explained is None:
-                raise
-            raise explained from error
+            self._arguments.explain(error, batch, options, holding.references)
+            raise
         holding.failed = False
         items, rest, result = holding.latest[0]
         if is_traced(items[0]) or (items[0] is None and is_traced(*jax.tree.leaves((items, rest, result)))):
             holding.latest.append(before)
             raise in_a_trace()
         holding.latest.append((items, rest, None))
-        structure = 0  # the depth of the tuples around the result is its number: see `Program._flat`
-        while isinstance(result, tuple):
-            (result,) = result
-            structure += 1
-        shape = results[structure]
-        if shape.references:
-            return shape.build(result, holding.nodes)
-        return jax.tree.unflatten(shape.structure, result)
+        return program.result_of(result, lambda: holding.nodes)
 
     def _marked(self, holding: Holding, batch: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any]:
         """Returns the arguments of a call with static ones, and bound objects, as pytrees without arrays."""
