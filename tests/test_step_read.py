@@ -269,14 +269,21 @@ def test_a_read_is_of_the_objects_as_they_are():
     step(X)
     model.eval()
     assert step.read(doubled, X[:2]).shape == (2, 3)
-    rate = lambda model, optimizer: jnp.float32(model.dropout.rate)
+
+    def rate(model, optimizer):
+        return jnp.float32(model.dropout.rate)
+
     for value in (0.5, 0.25, 0.5):
         model.dropout.rate = value
         assert step.read(rate) == value
     model.layers[0].kernel.set_raw_value(jnp.ones((3, 3)))
-    with pytest.raises(tallax.StateOwnedByStepError, match="was written while"):
+
+    def read_often():
         for _ in range(20):
             step.read(doubled, X)
+
+    with pytest.raises(tallax.StateOwnedByStepError, match="was written while"):
+        read_often()
 
 
 def test_lambdas_of_one_name_are_distinguished():
