@@ -264,6 +264,7 @@ class CompiledStep(Generic[P, R]):
         return Holding(layout, self._objects, structure, (args, options))
 
     def _run_read(self, program: ReadProgram, holding: Holding, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Returns the result of a read, for the objects as they were when the step took them over."""
         if self._arguments.has_bound:
             args, options = self._marked(holding, args, options)
         if holding.failed:
