@@ -14,7 +14,7 @@ from benchmarks.real_loops import BATCH, WAIT, WIDTH, Network, adam, train
 
 
 def group(few: int = 4, many: int = 37) -> Group:
-    """Returns the cases.
+    """Returns the cases: each round is one call, waited for, because a read comes between two steps.
 
     Args:
         few: the number of layers of a small model.
@@ -25,6 +25,7 @@ def group(few: int = 4, many: int = 37) -> Group:
         "the norm of all parameters, of which a compiled step owns the state",
         f"norm of {2 * few} arrays, jax.jit",
         [*_norms(few, 5), *_norms(many, 3)],
+        one_call=True,
     )
 
 

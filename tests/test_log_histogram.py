@@ -152,7 +152,7 @@ def test_impossible_quantiles_raise(q):
 
 @pytest.mark.parametrize("form", [_bincount.in_order, _bincount.in_pairs, _bincount.in_groups, "count_slots"])
 @pytest.mark.parametrize("length", [1, 7, 69, 127, 128, 1000])
-@pytest.mark.parametrize("size", [0, 1, 2, 63, 1001])
+@pytest.mark.parametrize("size", [0, 1, 2, 63, 1001, 5001])
 def test_every_form_counts_alike(form, length, size):
     """All forms of the inner loop count what NumPy counts, and drop masked entries."""
     x = np.random.default_rng(0).integers(0, length, size).astype(np.int32)

@@ -251,6 +251,41 @@ def test_each_function_is_traced_once():
     assert traced[4:] == ["eval", "train"]
 
 
+def test_a_read_is_of_the_objects_as_they_are():
+    """A read starts with the program for the objects at the last call, but its result or error is for those of now."""
+    model, _, step = made()
+
+    def doubled(model, optimizer, x):
+        if not model.dropout.deterministic:
+            raise RuntimeError("in training mode")
+        return x * 2
+
+    model.eval()
+    step(X)
+    assert step.read(doubled, X).shape == (4, 3)
+    model.train()
+    with pytest.raises(RuntimeError, match="in training mode"):
+        step.read(doubled, X)
+    step(X)
+    model.eval()
+    assert step.read(doubled, X[:2]).shape == (2, 3)
+
+    def rate(model, optimizer):
+        return jnp.float32(model.dropout.rate)
+
+    for value in (0.5, 0.25, 0.5):
+        model.dropout.rate = value
+        assert step.read(rate) == value
+    model.layers[0].kernel.set_raw_value(jnp.ones((3, 3)))
+
+    def read_often():
+        for _ in range(20):
+            step.read(doubled, X)
+
+    with pytest.raises(tallax.StateOwnedByStepError, match="was written while"):
+        read_often()
+
+
 def test_lambdas_of_one_name_are_distinguished():
     """Functions of one line share a program only if their defaults and closures are the same objects."""
     _, _, step = made()

@@ -11,7 +11,8 @@ The owner of the state is separate from the steps that run on it:
        v
     CompiledStep            the public class: calls, `read`, `sync`, `collect`       _step.py
        |
-       |  arguments         names, static ones, bound objects, errors that name them _arguments.py
+       |  arguments         names, static ones, errors that name them                _arguments.py
+       |                    marks for static values and bound objects in them        _marks.py
        v
     Structure               have the objects changed since the last call?            _structure.py
        |  yes: take over

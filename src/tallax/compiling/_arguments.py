@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,53 +13,10 @@ from flax import nnx
 from jax.errors import ConcretizationTypeError, TracerArrayConversionError, TracerIntegerConversionError
 
 from tallax._errors import InvalidTypeError, InvalidValueError, StateOwnedByStepError, compose, describe
+from tallax.compiling._marks import Static
 
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _NEEDS_A_VALUE = (ConcretizationTypeError, TracerArrayConversionError, TracerIntegerConversionError)
-
-
-@jax.tree_util.register_static
-class Static:
-    """A static argument: a pytree without arrays, so that JAX traces once for each value and passes it through."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        # 1, 1.0 and True are equal, but a function may treat them differently.
-        return isinstance(other, Static) and type(self.value) is type(other.value) and bool(self.value == other.value)
-
-    def __hash__(self) -> int:
-        return hash((type(self.value), self.value))
-
-
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class Reference:
-    """Stands for a bound module or Variable in an argument or a result: a pytree without arrays."""
-
-    path: tuple[Any, ...]
-
-
-def values_of(arguments: Any, objects: tuple[Any, ...]) -> Any:
-    """Returns arguments with static values, and the objects of a trace, in their places.
-
-    Args:
-        arguments: those of a call, with `Static` and `Reference` in them.
-        objects: the copies of the bound objects in this trace.
-    """
-    is_mark = lambda leaf: isinstance(leaf, Static | Reference)  # noqa: E731
-    marks = [leaf for leaf in jax.tree.leaves(arguments, is_leaf=is_mark) if isinstance(leaf, Reference)]
-    nodes = dict(nnx.iter_graph(objects)) if marks else {}
-
-    def value_of(leaf: Any) -> Any:
-        if isinstance(leaf, Reference):
-            return nodes[leaf.path]
-        return leaf.value if isinstance(leaf, Static) else leaf
-
-    return jax.tree.map(value_of, arguments, is_leaf=is_mark)
 
 
 class Arguments:
@@ -155,10 +111,10 @@ class Arguments:
         """The name of the function."""
         return getattr(self.function, "__name__", type(self.function).__name__)
 
-    def explained(
+    def explain(
         self, error: Exception, batch: tuple[Any, ...], options: Mapping[str, Any], bound: Mapping[int, Any]
-    ) -> Exception | None:
-        """Returns an error that names the argument by which JAX's error came about, or None if it is another one.
+    ) -> None:
+        """Raises an error that names the argument by which JAX's error came about; returns if it is another one.
 
         Args:
             error: raised while the step was called.
@@ -166,6 +122,13 @@ class Arguments:
             options: named arguments of the call.
             bound: the bound objects by their ids.
         """
+        explained = self._explained(error, batch, options, bound)
+        if explained is not None:
+            raise explained from error
+
+    def _explained(
+        self, error: Exception, batch: tuple[Any, ...], options: Mapping[str, Any], bound: Mapping[int, Any]
+    ) -> Exception | None:
         given = {self._name_at(k): value for k, value in enumerate(batch)} | dict(options)
         for value in given.values():
             for leaf in jax.tree.leaves(value, is_leaf=lambda leaf: id(leaf) in bound):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 import jax
 from flax import nnx
@@ -26,70 +26,35 @@ D = TypeVar("D")
 E = TypeVar("E")
 
 
+class _Options(TypedDict, total=False):
+    donate: bool
+    graph: bool | None
+    static_argnums: int | Iterable[int] | None
+    static_argnames: str | Iterable[str] | None
+
+
+class _BoundOptions(_Options, total=False):
+    bound: Any
+
+
 # The overloads keep the types of the parameters that are left, so that a wrong call is an error in a type checker.
 @overload
+def compile_step(train_step: Callable[P, R], *, bound: Any, **options: Unpack[_Options]) -> CompiledStep[P, R]: ...
+@overload
 def compile_step(
-    train_step: Callable[P, R],
-    *,
-    bound: Any,
-    donate: bool = True,
-    graph: bool | None = None,
-    static_argnums: int | Iterable[int] | None = None,
-    static_argnames: str | Iterable[str] | None = None,
+    train_step: Callable[Concatenate[A, P], R], _a: A, /, **options: Unpack[_BoundOptions]
 ) -> CompiledStep[P, R]: ...
 @overload
 def compile_step(
-    train_step: Callable[Concatenate[A, P], R],
-    _a: A,
-    /,
-    *,
-    bound: Any = None,
-    donate: bool = True,
-    graph: bool | None = None,
-    static_argnums: int | Iterable[int] | None = None,
-    static_argnames: str | Iterable[str] | None = None,
+    train_step: Callable[Concatenate[A, B, P], R], _a: A, _b: B, /, **options: Unpack[_BoundOptions]
 ) -> CompiledStep[P, R]: ...
 @overload
 def compile_step(
-    train_step: Callable[Concatenate[A, B, P], R],
-    _a: A,
-    _b: B,
-    /,
-    *,
-    bound: Any = None,
-    donate: bool = True,
-    graph: bool | None = None,
-    static_argnums: int | Iterable[int] | None = None,
-    static_argnames: str | Iterable[str] | None = None,
+    train_step: Callable[Concatenate[A, B, C, P], R], _a: A, _b: B, _c: C, /, **options: Unpack[_BoundOptions]
 ) -> CompiledStep[P, R]: ...
 @overload
 def compile_step(
-    train_step: Callable[Concatenate[A, B, C, P], R],
-    _a: A,
-    _b: B,
-    _c: C,
-    /,
-    *,
-    bound: Any = None,
-    donate: bool = True,
-    graph: bool | None = None,
-    static_argnums: int | Iterable[int] | None = None,
-    static_argnames: str | Iterable[str] | None = None,
-) -> CompiledStep[P, R]: ...
-@overload
-def compile_step(
-    train_step: Callable[Concatenate[A, B, C, D, P], R],
-    _a: A,
-    _b: B,
-    _c: C,
-    _d: D,
-    /,
-    *,
-    bound: Any = None,
-    donate: bool = True,
-    graph: bool | None = None,
-    static_argnums: int | Iterable[int] | None = None,
-    static_argnames: str | Iterable[str] | None = None,
+    train_step: Callable[Concatenate[A, B, C, D, P], R], _a: A, _b: B, _c: C, _d: D, /, **options: Unpack[_BoundOptions]
 ) -> CompiledStep[P, R]: ...
 @overload
 def compile_step(
@@ -100,30 +65,13 @@ def compile_step(
     _d: D,
     _e: E,
     /,
-    *,
-    bound: Any = None,
-    donate: bool = True,
-    graph: bool | None = None,
-    static_argnums: int | Iterable[int] | None = None,
-    static_argnames: str | Iterable[str] | None = None,
+    **options: Unpack[_BoundOptions],
 ) -> CompiledStep[P, R]: ...
 @overload
 def compile_step(
-    train_step: Callable[..., R],
-    _a: Any,
-    _b: Any,
-    _c: Any,
-    _d: Any,
-    _e: Any,
-    _f: Any,
-    /,
-    *objects: Any,
-    bound: Any = None,
-    donate: bool = True,
-    graph: bool | None = None,
-    static_argnums: int | Iterable[int] | None = None,
-    static_argnames: str | Iterable[str] | None = None,
-) -> CompiledStep[..., R]: ...
+    train_step: Callable[..., R], _a: Any, _b: Any, _c: Any, _d: Any, _e: Any, _f: Any, /, *objects: Any,
+    **options: Unpack[_BoundOptions],
+) -> CompiledStep[..., R]: ...  # fmt: skip
 def compile_step(
     train_step: Callable[..., Any],
     *objects: Any,

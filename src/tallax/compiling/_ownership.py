@@ -17,13 +17,12 @@ from flax import nnx
 
 from tallax import _uint64
 from tallax._arrays import home_of, is_committed, is_traced, placed
-from tallax._errors import StateOwnedByStepError, compose
-from tallax.compiling._arguments import Reference
 from tallax.compiling._cells import owner_of
 from tallax.compiling._layout import Layout, Place, owned, owned_together
+from tallax.compiling._marks import Reference
 from tallax.compiling._overlap import Overlap
 from tallax.compiling._reader import Reader
-from tallax.compiling._refusals import in_a_trace, written_past
+from tallax.compiling._refusals import in_a_trace, lost, written_past
 from tallax.compiling._results import is_object
 from tallax.compiling._step_state import Items, State
 from tallax.compiling._structure import Structure
@@ -31,6 +30,7 @@ from tallax.reading import Reading, entries_of
 
 _RAW = operator.methodcaller("get_raw_value")
 _CLOCK = itertools.count()
+_LOOK_AT = 8  # Variables that each call, and each read, checks for writes past the step: less than a microsecond
 
 
 class Holding:
@@ -64,9 +64,10 @@ class Holding:
         self.neighbours: dict[Holding, Overlap] = {}
         self._objects, self._structure = objects, structure
         self._reader: Reader | None = None
-        self._variables = [place.variable for place in layout.places]
-        self._held = [place.cell.held for place in layout.places]
-        self._next = 0
+        self._bound = [place.variable for place in layout.places], [place.cell.held for place in layout.places]
+        starts = range(0, len(layout.places), _LOOK_AT) or [0]
+        # Prepared, because a slice of the two lists in each call would take longer than the comparison.
+        self._some = itertools.cycle([tuple(x[start : start + _LOOK_AT] for x in self._bound) for start in starts])
         self._before = [(p, p.variable.get_raw_value()) for p in layout.places if not p.cell.holders]
         counts, values = layout.values()
         others = {holding for place in layout.places for holding in place.cell.holders}
@@ -131,8 +132,7 @@ class Holding:
             raise lost()
         # If Ctrl-C comes at any point, each current value is in the holding with the latest time. The old references
         # are dropped last: this step may donate the arrays, and without donation they would keep memory alive.
-        lasting = self.layout.lasting
-        self.latest.append(((packed, values[:lasting]), values[lasting:], None))
+        self._set(packed, values)
         self.time = next(_CLOCK)
         for other, overlap in self.neighbours.items():
             if other.is_current or other in newer:
@@ -189,13 +189,16 @@ class Holding:
             other.neighbours.pop(self, None)
         self.neighbours = {}
 
+    def _set(self, packed: Any, values: list[Any]) -> None:
+        lasting = self.layout.lasting
+        self.latest.append(((packed, values[:lasting]), values[lasting:], None))
+
     def _forget(self, numbers: Sequence[int]) -> None:
         (packed, small), rest, _ = self.latest[0]
         values = [*small, *rest]
         for k in numbers:
             values[k] = None
-        lasting = self.layout.lasting
-        self.latest.append(((packed, values[:lasting]), values[lasting:], None))
+        self._set(packed, values)
 
     # --- looking ----------------------------------------------------------------------------------------------------
 
@@ -215,24 +218,24 @@ class Holding:
         """References to the bound modules and Variables, by their ids."""
         return {id(node): Reference(path) for path, node in self.nodes.items() if is_object(node)}
 
-    def is_restructured(self, most: int) -> bool:
+    def is_restructured(self, *, look: bool = True) -> bool:
         """Returns whether the structure of the objects has changed since the step took them over.
 
         Every call checks all modules: after `model.eval()`, the next call must run the program for eval mode, as
         `nnx.jit` does. A comparison takes about 0.1 us per module. Writes past the step are errors that may be found
-        later, so a call checks only some of the Variables.
+        later, so a call checks only some of the Variables, and the next call the next ones.
 
         Args:
-            most: The number of Variables to check. Each call checks the next ones.
+            look: Whether to check some Variables even if the structure is the same.
 
         Raises:
             StateOwnedByStepError: A Variable was written past the step.
         """
         is_restructured = self._structure.change() is not None
-        start, end = (0, len(self._held)) if is_restructured else (self._next, self._next + most)
-        self._next = end if end < len(self._held) else 0
-        if not all(map(operator.is_, map(_RAW, self._variables[start:end]), self._held[start:end])):
-            raise written_past(", ".join(p.name for p in self.layout.places if _RAW(p.variable) is not p.cell.held))
+        if is_restructured or look:
+            variables, held = self._bound if is_restructured else next(self._some)
+            if not all(map(operator.is_, map(_RAW, variables), held)):
+                raise written_past(", ".join(p.name for p in self.layout.places if _RAW(p.variable) is not p.cell.held))
         return is_restructured
 
     def checked_state(self) -> State:
@@ -270,7 +273,7 @@ class Holding:
         else:
             (k,) = place.arrays
             values[k] = _like(owned(value, None, copy=k >= self.layout.lasting), values[k])
-        self.latest.append(((packed, values[: self.layout.lasting]), values[self.layout.lasting :], None))
+        self._set(packed, values)
 
 
 def put_back(objects: tuple[Any, ...]) -> None:
@@ -283,17 +286,6 @@ def put_back(objects: tuple[Any, ...]) -> None:
             places.setdefault(holding, []).append(cell.holders[holding])
     for holding, its in places.items():
         holding._give_back(its)
-
-
-def lost() -> StateOwnedByStepError:
-    return StateOwnedByStepError(
-        compose(
-            "the compiled step",
-            "failed while it ran, after it had overwritten the previous state, so the state is lost.",
-            got="a call that raised inside JAX",
-            fix="restore the last checkpoint; compile_step(..., donate=False) keeps the state before a step",
-        )
-    )
 
 
 def _like(value: jax.Array, other: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import operator
 import types
 from collections.abc import Callable, Hashable, Sequence
@@ -16,9 +17,10 @@ from flax import nnx
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from tallax._errors import InvalidTypeError, compose
-from tallax.compiling._arguments import ReadArguments, values_of
+from tallax.compiling._arguments import ReadArguments
 from tallax.compiling._cells import tracing
 from tallax.compiling._layout import Layout
+from tallax.compiling._marks import values_of
 from tallax.compiling._refusals import changed, refuse_objects
 from tallax.compiling._results import refuse_graphs
 from tallax.compiling._step_state import State
@@ -57,19 +59,21 @@ class ReadProgram:
         constants: list[Any],
     ):
         self._function, self._layout, self._names, self._leading = function, layout.outline(), names, leading
-        packing = layout.packing
-        self._shapes: list[Any] = [jax.ShapeDtypeStruct((*shape, 2), np.uint32) for shape in packing.shapes]
+        shapes = layout.packing.shapes
+        self._first: int = len(shapes)  # the position of the first value, behind the counts
+        self._takes_counts = False
+        self._shapes: list[Any] = [jax.ShapeDtypeStruct((*shape, 2), np.uint32) for shape in shapes]
         self._shapes += map(_shape_of, [*state.values, *constants])
         self._used: list[int] = []  # of the counts, values and constants, in this order
-        # Picks the values and constants among them, behind an empty slice: an `itemgetter` of one returns no tuple.
-        self._pick: Callable[[list[Any]], Any] = _no_values
+        self._pickers = self._pickers_of_used()
         self._traced: tuple[ClosedJaxpr, Any, list[int]] | None = None
         self.traces = 0
 
         self._arguments = ReadArguments(function, [None] * leading)
 
         def program(packed: Any, used: tuple[Any, ...], /, *args: Any, **options: Any) -> Any:
-            return self._run(packed, used[1:], args, options)  # without the empty slice: see `_pick`
+            # Without the empty slices: see `_pickers_of_used`.
+            return self._run(packed, [value for part in used for value in part[1:]], args, options)
 
         self._program = jax.jit(self._arguments.named(program, "counts", "values"))
 
@@ -77,23 +81,30 @@ class ReadProgram:
         """Returns whether the program runs on objects of this layout."""
         return self._layout.key == layout.key
 
-    def __call__(self, state: State, constants: list[Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """Returns what the function returns."""
-        (packed, small), rest = state
-        values = [*small, *rest, *constants]
-        first = len(self._layout.packing.shapes)
+    def __call__(self, latest: Any, constants: list[Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Returns what the function returns, for a state as in `Holding.latest`."""
+        (packed, small), rest, _ = latest
         while True:
-            counts_used = bool(self._used) and self._used[0] < first
+            first, second, third = self._pickers
+            values = first(small), second(rest), third(constants)
             try:
-                return self._program(packed if counts_used else None, self._pick(values), *args, **options)
+                return self._program(packed if self._takes_counts else None, values, *args, **options)
             except TypeError as error:
-                explained = self._arguments.explained(error, args, options, {})
-                if explained is None:
-                    raise
-                raise explained from error
+                self._arguments.explain(error, args, options, {})
+                raise
             except _MoreInputs:
-                later = [k - first for k in self._used if k >= first]
-                self._pick = operator.itemgetter(slice(0, 0), *later) if later else _no_values
+                self._takes_counts, self._pickers = self._used[0] < self._first, self._pickers_of_used()
+
+    def _pickers_of_used(self) -> list[Callable[[list[Any]], Sequence[Any]]]:
+        """Returns functions that pick the used ones of the small values, the other values, and the constants.
+
+        Each also picks an empty slice, because an `itemgetter` of one place would return no tuple. A list of all values
+        would be simpler, but to make it, the memory of every array is touched.
+        """
+        first, end = self._first, len(self._shapes)
+        ends = [first, first + self._layout.lasting, end - len(self._layout.constants), end]
+        parts = [[k - start for k in self._used if start <= k < stop] for start, stop in itertools.pairwise(ends)]
+        return [operator.itemgetter(slice(0, 0), *numbers) for numbers in parts]
 
     def _run(self, packed: Any, used: Sequence[Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Traces the program."""
@@ -104,7 +115,7 @@ class ReadProgram:
         if not set(needed) <= set(self._used):
             self._used, self._traced = sorted({*self._used, *needed}), traced
             raise _MoreInputs
-        packing, first = self._layout.packing, len(self._layout.packing.shapes)
+        packing, first = self._layout.packing, self._first
         inputs: list[Any] = [None] * len(self._shapes)
         counts = [k for k in self._used if k < first]
         inputs[:first] = [packing.part(packed, k) if k in set(counts) else None for k in range(first)]
@@ -119,7 +130,7 @@ class ReadProgram:
         """Returns the jaxpr, the structure of the result, and the inputs that the jaxpr uses."""
         refuse_objects((args, options))
         self.traces += 1
-        layout, first = self._layout, len(self._layout.packing.shapes)
+        layout, first = self._layout, self._first
         values = len(self._shapes) - len(layout.constants)
 
         def pure(inputs: list[Any], /, *args: Any, **options: Any) -> Any:
@@ -151,13 +162,10 @@ class ReadProgram:
         return program, structure, needed
 
     def _refusal(self, written: list[int]) -> Exception:
-        first = len(self._layout.packing.shapes)
         names = [
             place.name
             for place in self._layout.places
-            if (
-                place.number in written if place.number is not None else any(first + k in written for k in place.arrays)
-            )
+            if place.number in written or any(self._first + k in written for k in place.arrays)
         ]
         return InvalidTypeError(
             compose(
@@ -182,30 +190,30 @@ class ReadPrograms:
 
     def of(self, function: Callable[..., Any]) -> list[ReadProgram]:
         """Returns the programs of a function, one for each layout, to be added to."""
-        key, parts = _identity_of(function)
-        if key not in self._programs:
-            self._programs[key] = (parts, [])  # the parts are kept, so that no other object gets the id of one
+        parts = _parts_of(function)
+        key = tuple(map(id, parts))
+        found = self._programs.get(key)
+        if found is None:
+            found = self._programs[key] = (parts, [])  # the parts are kept, so that no other object gets the id of one
             if len(self._programs) > _MOST:
                 self._programs.popitem(last=False)
         self._programs.move_to_end(key)
-        return self._programs[key][1]
+        return found[1]
 
 
-def _identity_of(function: Any) -> tuple[Hashable, Any]:
-    """Returns a key that is equal for functions of the same code, globals, defaults and closure, and these."""
+def _parts_of(function: Any) -> list[Any]:
+    """Returns objects that are the same for functions of the same code, globals, defaults and closure."""
     if type(function) is not types.FunctionType:
-        return id(function), function
-    try:
-        cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    except ValueError:  # a variable that is not assigned yet
-        return id(function), function
-    named = function.__kwdefaults__ or {}
-    parts = [function.__code__, function.__globals__, *(function.__defaults__ or ()), *named.values(), *cells]
-    return tuple(map(id, parts)), parts
-
-
-def _no_values(values: list[Any]) -> tuple[Any, ...]:
-    return (values[:0],)
+        return [function]
+    parts: list[Any] = [function.__code__, function.__globals__]
+    if function.__defaults__ or function.__kwdefaults__:
+        parts += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    if function.__closure__:
+        try:
+            parts += [cell.cell_contents for cell in function.__closure__]
+        except ValueError:  # a variable that is not assigned yet
+            return [function]
+    return parts
 
 
 def _shape_of(value: Any) -> Any:

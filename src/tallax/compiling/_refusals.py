@@ -59,3 +59,14 @@ def in_a_trace() -> TraceError:
             fix="call the step outside; step.scan(batches) runs several steps in one program",
         )
     )
+
+
+def lost() -> StateOwnedByStepError:
+    return StateOwnedByStepError(
+        compose(
+            "the compiled step",
+            "failed while it ran, after it had overwritten the previous state, so the state is lost.",
+            got="a call that raised inside JAX",
+            fix="restore the last checkpoint; compile_step(..., donate=False) keeps the state before a step",
+        )
+    )

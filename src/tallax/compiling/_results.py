@@ -16,7 +16,7 @@ import jax
 from flax import nnx
 
 from tallax._errors import InvalidTypeError, compose
-from tallax.compiling._arguments import Reference
+from tallax.compiling._marks import Reference
 from tallax.compiling._structure import path_in
 from tallax.variables import Pending
 

@@ -20,7 +20,6 @@ from tallax.compiling._layout import Layout
 from tallax.compiling._ownership import Holding, put_back
 from tallax.compiling._read_program import ReadProgram, ReadPrograms
 from tallax.compiling._refusals import in_a_trace, written_past
-from tallax.compiling._results import Shape
 from tallax.compiling._structure import Structure, refuse_shared
 from tallax.compiling._traced_step import Program
 from tallax.reading import Reading, entries_of, reading_of
@@ -29,9 +28,6 @@ from tallax.variables import StateVariable
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
-
-# Variables that each call, and each read, checks for writes past the step: about a microsecond for a call.
-_LOOK_AT, _LOOK_AT_IN_A_READ = 16, 4
 
 
 class CompiledStep(Generic[P, R]):
@@ -70,7 +66,7 @@ class CompiledStep(Generic[P, R]):
             TraceError: Called inside another compiled function.
         """
         holding, program = self._prepared(batch, options)
-        result = self._run(holding, program.once, program.results, batch, options)
+        result = self._run(holding, program, program.once, batch, options)
         self._steps += 1
         return result
 
@@ -89,7 +85,7 @@ class CompiledStep(Generic[P, R]):
             TallaxError: Every error that a call can raise.
         """
         holding, program = self._prepared(batches, options)
-        result = self._run(holding, program.many, program.results, batches, options)
+        result = self._run(holding, program, program.many, batches, options)
         self._steps += next(leaf.shape[0] for leaf in jax.tree.leaves((batches, options)) if getattr(leaf, "ndim", 0))
         return result
 
@@ -127,19 +123,27 @@ class CompiledStep(Generic[P, R]):
             >>> step.read(nnx.clone).weight[...].tolist()
             [6.0, 8.0]
         """
+        programs, holding = self._reads.of(function), self._holding
+        if holding is not None and holding.is_ready and holding.is_current:
+            # A read changes nothing, so it may start before the objects are compared with those at the last call. The
+            # comparison takes as long as the dispatch of a small program, and is made while the device computes.
+            for program in programs:
+                if program.fits(holding.layout):
+                    try:
+                        result = self._run_read(program, holding, args, options)
+                    except Exception:  # also if the program did not expect the objects as they are now
+                        if not holding.is_restructured():
+                            raise
+                    else:
+                        if not holding.is_restructured():
+                            return result
         holding = self._holding_to_read(args, options)
-        programs = self._reads.of(function)
         program = next((program for program in programs if program.fits(holding.layout)), None)
         if program is None:
             leading = self._arguments.count
             program = ReadProgram(function, holding.layout, self._names[:], leading, holding.state, holding.constants)
             programs.append(program)
-        if self._arguments.has_bound:
-            args, options = self._marked(holding, args, options)
-        result = program(holding.checked_state() if holding.failed else holding.state, holding.constants, args, options)
-        if is_traced(*jax.tree.leaves((result, args, options))):
-            raise in_a_trace()
-        return result
+        return self._run_read(program, holding, args, options)
 
     def lower(self, *batch: Any, **options: Any) -> jax.stages.Lowered:
         """Returns the program of a call, lowered and not run, as `jax.jit(...).lower` does.
@@ -162,10 +166,8 @@ class CompiledStep(Generic[P, R]):
         try:
             return program.once.lower(*state, holding.constants, *batch, **options)
         except (TypeError, StateOwnedByStepError) as error:
-            explained = self._arguments.explained(error, batch, options, holding.references)
-            if explained is None:
-                raise
-            raise explained from error
+            self._arguments.explain(error, batch, options, holding.references)
+            raise
 
     @property
     def steps(self) -> int:
@@ -219,7 +221,7 @@ class CompiledStep(Generic[P, R]):
         holding = self._holding
         if holding is None or not holding.is_ready:
             return reading_of(entries_of(self._objects, self._names))
-        if holding.is_restructured(0):  # a Counter that was just added has its value itself
+        if holding.is_restructured(look=False):  # a Counter that was just added has its value itself
             holding = self._take_over((), {})
         return holding.reading(self._names)
 
@@ -244,7 +246,7 @@ class CompiledStep(Generic[P, R]):
     def _prepared(self, batch: tuple[Any, ...], options: dict[str, Any]) -> tuple[Holding, Program]:
         """Returns the state and the program for the current objects."""
         holding = self._holding
-        if holding is None or not holding.is_ready or holding.is_restructured(_LOOK_AT):
+        if holding is None or not holding.is_ready or holding.is_restructured():
             holding = self._take_over(batch, options)
         assert self._program is not None
         return holding, self._program
@@ -252,7 +254,7 @@ class CompiledStep(Generic[P, R]):
     def _holding_to_read(self, args: tuple[Any, ...], options: dict[str, Any]) -> Holding:
         """Returns the current state; if no step owns any of it, a copy, so that the objects keep their values."""
         holding = self._holding
-        if holding is not None and holding.is_ready and not holding.is_restructured(_LOOK_AT_IN_A_READ):
+        if holding is not None and holding.is_ready and not holding.is_restructured():
             if not holding.is_current:
                 holding.catch_up()
             return holding
@@ -261,8 +263,19 @@ class CompiledStep(Generic[P, R]):
             return self._take_over(args, options)
         return Holding(layout, self._objects, structure, (args, options))
 
+    def _run_read(self, program: ReadProgram, holding: Holding, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Returns the result of a read, for the objects as they were when the step took them over."""
+        if self._arguments.has_bound:
+            args, options = self._marked(holding, args, options)
+        if holding.failed:
+            holding.checked_state()
+        result = program(holding.latest[0], holding.constants, args, options)
+        if is_traced(*([result] if isinstance(result, jax.Array) else jax.tree.leaves((result, args, options)))):
+            raise in_a_trace()
+        return result
+
     def _run(
-        self, holding: Holding, run: Any, results: list[Shape], batch: tuple[Any, ...], options: dict[str, Any]
+        self, holding: Holding, program: Program, run: Any, batch: tuple[Any, ...], options: dict[str, Any]
     ) -> Any:
         if not holding.is_current:
             holding.catch_up()
@@ -280,24 +293,15 @@ class CompiledStep(Generic[P, R]):
         try:
             holding.latest.extend(itertools.starmap(call, ((items, rest, holding.constants, *batch),)))
         except (TypeError, StateOwnedByStepError) as error:
-            explained = self._arguments.explained(error, batch, options, holding.references)
-            if explained is None:
-                raise
-            raise explained from error
+            self._arguments.explain(error, batch, options, holding.references)
+            raise
         holding.failed = False
         items, rest, result = holding.latest[0]
         if is_traced(items[0]) or (items[0] is None and is_traced(*jax.tree.leaves((items, rest, result)))):
             holding.latest.append(before)
             raise in_a_trace()
         holding.latest.append((items, rest, None))
-        structure = 0  # the depth of the tuples around the result is its number: see `Program._flat`
-        while isinstance(result, tuple):
-            (result,) = result
-            structure += 1
-        shape = results[structure]
-        if shape.references:
-            return shape.build(result, holding.nodes)
-        return jax.tree.unflatten(shape.structure, result)
+        return program.result_of(result, lambda: holding.nodes)
 
     def _marked(self, holding: Holding, batch: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any]:
         """Returns the arguments of a call with static ones, and bound objects, as pytrees without arrays."""

@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
-from tallax.compiling._arguments import Arguments, values_of
+from tallax.compiling._arguments import Arguments
 from tallax.compiling._cells import tracing
 from tallax.compiling._jaxpr_analysis import uses
 from tallax.compiling._layout import Layout
+from tallax.compiling._marks import values_of
 from tallax.compiling._refusals import changed, refuse_objects
 from tallax.compiling._results import Shape, flatten, refuse_references, with_references
 from tallax.compiling._step_state import Items, State
@@ -31,7 +33,6 @@ class Program:
         once: Runs one step, and returns the next `Holding.latest`.
         many: Runs several steps with `jax.lax.scan`.
         traces: The number of times that the function was traced.
-        results: The structures of all results so far; see `_flat`.
 
     Args:
         arguments: The function and its parameters.
@@ -45,7 +46,7 @@ class Program:
         self._names = arguments.names
         self._whole: frozenset[int] = frozenset()  # counts that the step uses for more than additions and reads
         self.traces = 0
-        self.results: list[Shape] = []
+        self._results: list[Shape] = []  # the structures of all results so far; see `_flat`
         options: dict[str, Any] = {"donate_argnums": 1} if donate else {}
         if any(sharding is not None for sharding in jax.tree.leaves(shardings)):
             options["out_shardings"] = (*shardings.plain(), None)
@@ -78,12 +79,26 @@ class Program:
     def _flat(self, result: Any) -> Any:
         """Returns a list of the leaves of a result, nested in tuples. The depth encodes the number of its structure."""
         leaves, structure = flatten(result)
-        if structure not in self.results:
-            self.results.append(structure)
+        if structure not in self._results:
+            self._results.append(structure)
         wrapped: Any = leaves
-        for _ in range(self.results.index(structure)):
+        for _ in range(self._results.index(structure)):
             wrapped = (wrapped,)
         return wrapped
+
+    def result_of(self, nested: Any, nodes: Callable[[], Any]) -> Any:
+        """Returns the result of the function from the nested list of `_flat`.
+
+        Args:
+            nested: the list.
+            nodes: returns the bound objects by their paths.
+        """
+        number = 0
+        while isinstance(nested, tuple):
+            (nested,) = nested
+            number += 1
+        shape = self._results[number]
+        return shape.build(nested, nodes()) if shape.references else jax.tree.unflatten(shape.structure, nested)
 
     def _step(self, state: State, constants: list[Any], batch: Any, options: Any) -> tuple[State, Any]:
         """Traces one step, from the state and the arguments to the new state and the result."""

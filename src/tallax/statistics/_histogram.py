@@ -180,32 +180,33 @@ class Histogram(Counts):
         return {"low": self.low, "high": self.high, "bins": self.bins}
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4), inline=True)
+# Not `inline=True`: a step with many histograms traces and lowers the function once for each shape, and XLA inlines it.
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _count_bins(x: jax.Array, where: jax.Array | None, low: float, high: float, bins: int) -> jax.Array:
     """Returns uint32[bins + 5]: the number of values in each bin, then underflow, overflow, NaN, +inf and -inf."""
-    counts = count_slots(
-        functools.partial(_slot_of, low=low, high=high, bins=bins), x, where, length=bins + len(_OUTSIDE)
-    )
-    return jnp.concatenate([counts[1 : bins + 1], counts[:1], counts[bins + 1 :]])
+    slot_of = functools.partial(_slot_of, low=low, high=high, bins=bins)
+    return count_slots(slot_of, x, where, length=bins + len(_OUTSIDE))
 
 
 def _slot_of(x: jax.Array, *, low: float, high: float, bins: int) -> jax.Array:
-    """Returns 0 for an underflow, 1 to `bins` for the bins, then overflow, NaN, +inf and -inf.
+    """Returns the number of the bin, or `bins` for an underflow, and then overflow, NaN, +inf and -inf.
 
     One multiplication guesses the edge nearest to the value. The rounding error of the guess is far below half a bin,
-    so the value is in the bin below or above that edge. One comparison with the edge decides exactly.
+    so the value is in the bin below or above that edge. One comparison with the edge decides exactly. For a value
+    outside the edges the guess is meaningless, so it is replaced at the end. To clamp it first would take four more
+    operations, and XLA's time to compile a step with many histograms is proportional to their number.
     """
     x = x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
     edges = edges_of(low, high, bins)
     first, second, last = edges[[0, 1, -1]].astype(x.dtype)
-    guess = (x - first) * x.dtype.type(bins / (high - low)) + x.dtype.type(0.5)
-    guess = jnp.where(guess > 0, guess, 0)  # NaN too; `clip` would keep NaN, and do three times the work
-    slot = jnp.where(guess < bins, guess, bins).astype(jnp.int32)
+    nearest = ((x - first) * x.dtype.type(bins / (high - low)) + x.dtype.type(0.5)).astype(jnp.int32)
     if _evenly_spaced(edges):
-        edge = first + slot.astype(x.dtype) * (second - first)
+        edge = first + nearest.astype(x.dtype) * (second - first)
     else:
-        edge = jnp.asarray(edges, x.dtype).at[slot].get(mode="promise_in_bounds")
-    slot = slot + ((x >= edge) & (x != last)).astype(jnp.int32)  # the last bin includes its upper edge
+        edge = jnp.asarray(edges, x.dtype).at[jnp.clip(nearest, 0, bins)].get(mode="promise_in_bounds")
+    slot = jnp.minimum(nearest - (x < edge).astype(jnp.int32), bins - 1)  # the last bin includes its upper edge
+    # The counts of the slots are the result as they are. If they had to be reordered, this would cost three kernels.
+    slot = jnp.where(x < first, bins, jnp.where(x > last, bins + 1, slot))
     apart = jnp.where(x > 0, bins + 3, jnp.where(x < 0, bins + 4, bins + 2))
     return jnp.where(jnp.isfinite(x), slot, apart)
 
