@@ -33,6 +33,18 @@ training step: if a site cannot be seen, there is a note. A step of data-paralle
 collective more. `tests/test_watch.py` and `tests/test_watch_meshes.py` guard them.
 """
 
+from tallax.watching._coordinate_check import CoordinateCheckResult as CoordinateCheckResult
+from tallax.watching._coordinate_check import coordinate_check as coordinate_check
+from tallax.watching._preset_statistics import AttentionResult as AttentionResult
+from tallax.watching._preset_statistics import DeadUnitsResult as DeadUnitsResult
+from tallax.watching._preset_statistics import ExpertLoadResult as ExpertLoadResult
+from tallax.watching._preset_statistics import MassiveActivationsResult as MassiveActivationsResult
+from tallax.watching._presets import Preset as Preset
+from tallax.watching._presets import attention as attention
+from tallax.watching._presets import dead_units as dead_units
+from tallax.watching._presets import expert_load as expert_load
+from tallax.watching._presets import massive_activations as massive_activations
+from tallax.watching._presets import update_ratio as update_ratio
 from tallax.watching._summary import SummaryResult as SummaryResult
 from tallax.watching._watch import Watch as Watch
 from tallax.watching._watch import watch as watch
