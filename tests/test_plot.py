@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import pytest
 from tallax.runs import Bins, History, Record, RunError
 from tallax.runs._panels import heat_of, panels_of, panels_over_each_other
 from tallax.runs._plot import draw, plot
+from tallax.runs._site_maps import site_map
 from tests.runs import EDGES, odd_records, record, write
 
 
@@ -50,6 +52,72 @@ def test_plots_that_share_axes():
     assert panels["gate/logits"].histogram is not None
     (experts,) = panels_of(history(odd_records()), ["experts"])
     assert experts.histogram is not None
+
+
+def watched_record(step, layers=5):
+    """Returns a record as a Logger writes it for a watched model."""
+    scalars = {"loss": 1.0 / step}
+    for k in range(layers):
+        scalars |= {
+            f"layers/{k}/up:output/rms": 10.0**k * step,
+            f"layers/{k}/up:output/zeros": 0,
+            f"layers/{k}/up:output/largest_at": step,
+            f"layers/{k}/up/kernel:update_ratio": math.inf if step == 1 else 0.5,
+            f"layers/{k}/attention:attention/entropy/0": 1.0,
+            f"layers/{k}/attention:attention/entropy/1": 2.0 + k,
+        }
+    scalars["head:output/rms"] = 3.0
+    return Record(step, 0.0, scalars=scalars)
+
+
+def test_a_number_of_all_layers_is_one_map():
+    """A site's number of four layers or more is a map with a row for each layer, and of fewer layers, curves."""
+    panels = {panel.title: panel for panel in panels_of(history([watched_record(1), watched_record(2)]), ())}
+    assert list(panels) == [
+        "loss",
+        "layers/*/up:output/rms",
+        "layers/*/up/kernel:update_ratio",
+        "layers/*/attention:attention/entropy",
+        "head:output/rms",
+    ]
+    layers = panels["layers/*/up:output/rms"].layers
+    assert (layers.labels, layers.steps) == (["0", "1", "2", "3", "4"], [1, 2])
+    np.testing.assert_array_equal(layers.values, 10.0 ** np.arange(5)[:, None] * [[1, 2]])
+    assert panels["layers/*/attention:attention/entropy"].layers.labels[:3] == ["0,0", "0,1", "1,0"]
+    few = {panel.title: panel for panel in panels_of(history([watched_record(1, layers=2)]), ())}
+    assert [curve.label for curve in few["layers/*/up:output/rms"].curves] == ["0", "1"]
+    asked = panels_of(history([watched_record(1)]), ["*/up:output/largest_at", "*/up:output/zeros"])
+    assert [panel.title for panel in asked] == ["layers/*/up:output/largest_at", "layers/*/up:output/zeros"]
+
+
+def test_a_map_of_many_records_keeps_every_spike():
+    """If records are left out, a column has the largest magnitude of those that it stands for."""
+    records = []
+    for step in range(1, 2001):
+        record = watched_record(step)
+        record.scalars["layers/2/up:output/rms"] = -99.0 if step == 777 else 1.0
+        records.append(record)
+    layers = site_map(history(records), [f"layers/{k}/up:output/rms" for k in range(5)])
+    assert layers.values.shape == (5, 300)
+    assert layers.steps[-1] == 2000
+    (column,) = np.flatnonzero(layers.values[2] == -99.0)
+    assert layers.steps[column - 1] < 777 <= layers.steps[column]
+
+
+def test_maps_are_drawn():
+    """Small numbers of several magnitudes have a logarithmic scale; infinite ones are red cells."""
+    figure = draw(panels_of(history([watched_record(1), watched_record(2)]), ()), "", "heatmap", 1, 2)
+    figure.draw_without_rendering()
+    axes = {each.get_title(): each for each in figure.axes}
+    assert [
+        type(axes[f"layers/*/{name}"].collections[0].norm).__name__
+        for name in ("up:output/rms", "up/kernel:update_ratio")
+    ] == [
+        "LogNorm",
+        "Normalize",
+    ]
+    assert axes["layers/*/up/kernel:update_ratio"].collections[1].get_array().count() == 5
+    assert [label.get_text() for label in axes["layers/*/up:output/rms"].get_yticklabels()] == list("01234")
 
 
 def test_several_runs_lie_over_each_other():

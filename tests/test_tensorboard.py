@@ -61,6 +61,18 @@ def test_scalars_are_curves(tmp_path):
     assert reader.Tags()["tensors"] == []
 
 
+def test_sites_of_a_watched_model(tmp_path):
+    """The names of sites stay as they are; TensorBoard groups cards by the part before the first slash."""
+    names = ["layers/0/up:output/rms", "layers/0/up/kernel:update_ratio", "layers/1/attention:attention/entropy/0"]
+    with_root = [*names, ":output/rms"]
+    sink = TensorBoard(tmp_path)
+    sink.write(Record(1, 1e9, scalars=dict.fromkeys(with_root, 1.0)))
+    sink.close()
+    tags = read(tmp_path).Tags()["scalars"]
+    assert set(tags) == set(with_root)
+    assert {tag.partition("/")[0] for tag in tags} == {"layers", ":output"}
+
+
 def test_counts_are_exact_below_2_to_the_53(tmp_path):
     """A count beyond single precision is also written in double precision from then on."""
     counts = [2**24 - 1, 2**24, 2**24 + 1, 2**24 + 2, 2**53 - 1]

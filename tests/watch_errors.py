@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import tallax
+from tallax import watching
 
 
 class Layer(nnx.Module):
@@ -60,6 +61,14 @@ def on_a_mesh():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     nnx.update(model, jax.device_put(nnx.state(model), jax.NamedSharding(mesh, jax.P())))
     return model
+
+
+class Idle(nnx.Module):
+    def __init__(self):
+        self.layer = Layer(3, 3, nnx.Rngs(0))
+
+    def __call__(self, x):
+        return x
 
 
 MISTAKES = {
@@ -151,5 +160,121 @@ MISTAKES = {
         tallax.InvalidValueError,
         "batch_axes: must name axes of the mesh that the model is on.\n  got:       'batch'\n"
         "  expected:  axes among ('data',)\n  fix:       batch_axes='data'",
+    ),
+    "no preset": (
+        lambda _: tallax.watch(
+            Net(),
+            presets="attention",
+        ),
+        tallax.InvalidTypeError,
+        "presets: takes presets, which the functions of tallax.watching return.\n"
+        "  got:  str ('attention')\n"
+        "  fix:  presets=[tallax.watching.update_ratio(), tallax.watching.attention()]",
+    ),
+    "no attention": (
+        lambda _: tallax.watch(Net(), presets=watching.attention()),
+        tallax.InvalidValueError,
+        "attention: the model has no module with a function in the attribute attention_fn.\n"
+        "  got:  sites='**'\n"
+        "  fix:  function= with the attribute in which the modules keep their attention function",
+    ),
+    "sites that are not there": (
+        lambda _: tallax.watch(Net(), presets=watching.dead_units("block/*")),
+        tallax.InvalidValueError,
+        "sites: selects no module of the model.\n"
+        "  got:       str ('block/*')\n"
+        "  expected:  blocks/1, blocks/0, blocks/1/up\n"
+        '  fix:       sites="blocks/1"',
+    ),
+    "twice of presets": (
+        lambda _: tallax.watch(Net(), presets=[watching.dead_units("**/up"), watching.dead_units("blocks/0/up")]),
+        tallax.InvalidValueError,
+        "dead_units: two presets of this name select the same module.\n"
+        "  got:  blocks/0/up\n"
+        "  fix:  one preset for all modules: sites=[...]",
+    ),
+    "no optimizer of presets": (
+        lambda _: tallax.watch(Net(), presets=watching.update_ratio()),
+        tallax.InvalidTypeError,
+        "watch: parameters, gradients and updates are seen in optimizer.update, so it needs the optimizer.\n"
+        "  got:  no optimizer\n"
+        "  fix:  tallax.watch(model, optimizer, gradients=True)",
+    ),
+    "threshold": (
+        lambda _: watching.dead_units("up", threshold=jnp.nan),
+        tallax.InvalidValueError,
+        "dead_units: threshold takes a finite number.\n  got:  float (nan)\n  fix:  threshold=0.0",
+    ),
+    "units": (
+        lambda _: watching.dead_units("up", units=0),
+        tallax.InvalidValueError,
+        "dead_units: units takes a positive integer.\n  got:  int (0)\n  fix:  units=8",
+    ),
+    "function": (
+        lambda _: watching.attention(function=3),
+        tallax.InvalidTypeError,
+        'attention: function takes the name of an attribute.\n  got:  int (3)\n  fix:  function="attention_fn"',
+    ),
+    "heads": (
+        lambda _: watching.attention(heads=2.0),
+        tallax.InvalidValueError,
+        "attention: heads takes a positive integer.\n  got:  float (2.0)\n  fix:  heads=8",
+    ),
+    "experts": (
+        lambda _: watching.expert_load("gate", experts=True),
+        tallax.InvalidValueError,
+        "expert_load: experts takes a positive integer.\n  got:  bool (True)\n  fix:  experts=8",
+    ),
+    "top_k": (
+        lambda _: watching.expert_load("gate", top_k=3, experts=2),
+        tallax.InvalidValueError,
+        "expert_load: top_k must not be larger than the number of experts.\n"
+        "  got:  top_k=3, experts=2\n"
+        "  fix:  top_k=2",
+    ),
+    "one width": (
+        lambda _: watching.coordinate_check(Net, [64, 64]),
+        tallax.InvalidValueError,
+        "widths: takes two or more different positive integers.\n  got:  list ([64, 64])\n  fix:  [64, 128, 256, 512]",
+    ),
+    "no factory": (
+        lambda _: watching.coordinate_check(3, [1, 2]),
+        tallax.InvalidTypeError,
+        "factory: takes a function from a width to a model, or to a model and its optimizer.\n"
+        "  got:  int (3)\n"
+        "  fix:  lambda width: Model(width, nnx.Rngs(0))",
+    ),
+    "no model of presets": (
+        lambda _: watching.coordinate_check(lambda width: width, [1, 2]),
+        tallax.InvalidTypeError,
+        "factory: takes a function from a width to a model, or to a model and its optimizer.\n"
+        "  got:  int (1)\n"
+        "  fix:  lambda width: Model(width, nnx.Rngs(0))",
+    ),
+    "steps without a step": (
+        lambda _: watching.coordinate_check(Net, [1, 2], steps=3),
+        tallax.InvalidValueError,
+        "steps: takes the number of training steps, which train_step runs.\n"
+        "  got:  steps=3, no train_step\n"
+        "  fix:  coordinate_check(factory, widths, x, y, train_step=train_step, steps=4)",
+    ),
+    "other modules": (
+        lambda _: watching.coordinate_check(lambda width: Net(blocks=width), [1, 2], jnp.ones((2, 3))),
+        tallax.InvalidValueError,
+        "factory: must make a model with the same modules at each width.\n"
+        "  got:  at width 2, blocks/1, blocks/1/down, blocks/1/up differ\n"
+        "  fix:  sites= with the modules that all widths have",
+    ),
+    "nothing seen": (
+        lambda _: watching.coordinate_check(
+            lambda width: Idle(),
+            [1, 2],
+            jnp.ones(3),
+            sites="layer",
+        ),
+        tallax.InvalidValueError,
+        "sites: no output of a chosen module was seen.\n"
+        "  got:  it was not called, or as Class.method(module, ...), which a watch does not see\n"
+        "  fix:  a model in training mode (model.train()), and sites that it calls",
     ),
 }

@@ -7,6 +7,7 @@ from tallax import lint as lint
 from tallax import runs as runs
 from tallax import sinks as sinks
 from tallax import statistics as statistics
+from tallax import watching as watching
 from tallax._errors import CheckFailedError as CheckFailedError
 from tallax._errors import CheckpointError as CheckpointError
 from tallax._errors import InvalidTypeError as InvalidTypeError

@@ -17,7 +17,7 @@ statistic that they come from. A `History` sorts records by name into `Series`. 
 | `tallax tail`, and the table of `sinks.Console` | `_tail`, `_live_table` |
 | `tallax show` of a run or a checkpoint | `_contents` (the data), `_show` (the terminal) |
 | tables in notebooks | `_html`; `tallax._display` adds treescope and needs JAX |
-| `tallax plot` | `_plot` (files and pages), `_panels` (grouping and data), `_matplotlib` (drawing) |
+| `tallax plot` | `_plot` (files and pages), `_panels` and `_site_maps` (grouping and data), `_matplotlib` (drawing) |
 
 Invariants: nothing here imports JAX, Flax or the rest of tallax, which `tests/test_architecture.py` guards. Integers
 are exact from the record to the screen, however large, which `tests/test_jsonl.py` and `tests/test_show.py` guard.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import ListedColormap, LogNorm, Normalize, PowerNorm
 from matplotlib.ticker import (
     EngFormatter,
     FixedLocator,
@@ -24,6 +24,7 @@ from matplotlib.ticker import (
 from tallax.runs._histogram_axis import Axis
 from tallax.runs._number_format import number
 from tallax.runs._panels import Heat, Panel
+from tallax.runs._site_maps import SiteMap
 
 _TOLD_APART = 10  # the most curves that a legend distinguishes by color
 _COLORS = "viridis"
@@ -31,6 +32,8 @@ _SHARES = "YlGnBu"  # small fractions are light, and empty bins are white
 _LARGEST = 1e300
 _SPIKE = 4.0  # if the fraction in the bin of zeros exceeds all others by this factor, the bin is not drawn to scale
 _TITLE = 42  # characters
+_LABELS = 12  # the most labels of layers
+_DECADE = 10.0  # positive numbers that differ by more are drawn on a logarithmic scale
 
 
 def draw_curves(axes: Any, panel: Panel, first: int, last: int) -> None:
@@ -89,6 +92,39 @@ def draw_heat_map(axes: Any, title: str, heat: Heat, first: int, last: int) -> N
     bar.locator = MaxNLocator(3)
     bar.outline.set_visible(False)
     axes.set_ylabel("entry" if heat.entries else "value")
+    _step_axis(axes, first, last)
+
+
+def draw_layers(axes: Any, title: str, layers: SiteMap, first: int, last: int) -> None:
+    """Draws a number of several layers over the steps: a row for each layer. Cells that are not finite are red."""
+    axes.set_title(_cut(title))
+    axes.grid(False)
+    finite = layers.values[np.isfinite(layers.values)]
+    norm: Any = Normalize()
+    if finite.size and finite.min() > 0 and finite.max() > _DECADE * finite.min():
+        norm = LogNorm(finite.min(), finite.max())
+    elif finite.size:
+        room = 0.0 if finite.max() > finite.min() else 0.5 * abs(finite.max()) or 0.5
+        norm = Normalize(finite.min() - room, finite.max() + room)
+    edges = np.arange(len(layers.labels) + 1) - 0.5
+    unfinite = np.where(np.isinf(layers.values), 1.0, math.nan)
+    columns = _between(layers.steps)
+    values = np.ma.masked_invalid(layers.values)
+    mesh = axes.pcolormesh(columns, edges, values, cmap=_COLORS, norm=norm, rasterized=True)
+    axes.pcolormesh(columns, edges, np.ma.masked_invalid(unfinite), cmap=ListedColormap(["red"]), rasterized=True)
+    every = -(-len(layers.labels) // _LABELS)
+    axes.set_yticks(range(0, len(layers.labels), every), layers.labels[::every])
+    axes.tick_params(axis="y", length=0)
+    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.01, aspect=30)
+    bar.ax.tick_params(labelsize=6)
+    if isinstance(norm, LogNorm):
+        bar.locator = LogLocator(numticks=5)
+        bar.formatter = _power
+        bar.minorlocator = NullLocator()
+    else:
+        bar.locator = MaxNLocator(4)
+    bar.outline.set_visible(False)
+    axes.set_ylabel("layer, entry" if "," in layers.labels[0] else "layer")
     _step_axis(axes, first, last)
 
 

@@ -14,8 +14,10 @@ from tallax.runs._histogram_axis import Axis
 from tallax.runs._history import History, Series
 from tallax.runs._names import is_entry, matches, sorted_names
 from tallax.runs._record import Bins
+from tallax.runs._site_maps import SiteMap, is_bookkeeping, site_map, site_of
 
 ENTRIES = 12  # the most entries of an array that are curves of one panel; a larger array is a histogram
+LAYERS = 4  # the fewest layers with a number that are drawn as a map; fewer are curves of one panel
 _RECORDS = 300  # the number of columns of a heat map
 _BINS = 64  # the number of its rows if the records have different edges
 _ROWS = 128  # the most rows if they have the same edges, because a row thinner than a dot may not be drawn
@@ -37,23 +39,41 @@ class Curve:
 
 @dataclass
 class Panel:
-    """Curves with common axes, or one histogram over the steps."""
+    """Curves with common axes, one histogram over the steps, or one number of all layers over the steps."""
 
     title: str
     curves: list[Curve] = field(default_factory=list)
     histogram: Series[Bins] | None = None
+    layers: SiteMap | None = None
 
     @property
-    def series(self) -> list[Series[Any]]:
-        """All series that are drawn."""
+    def series(self) -> list[Any]:
+        """All series that are drawn, each with its steps."""
+        if self.layers is not None:
+            return [self.layers]
         return [curve.series for curve in self.curves] + ([self.histogram] if self.histogram is not None else [])
 
 
 def panels_of(run: History, patterns: Sequence[str]) -> list[Panel]:
     """Returns the panels of one run. The entries of an array, and fields with a common unit, are in one panel."""
     names = [name for name in sorted_names(run) if matches(name, patterns)]
+    if not patterns:
+        names = [name for name in names if not is_bookkeeping(name)]
+    sites: dict[str, list[str]] = {}
+    for name in names:
+        if name in run.scalars and (site := site_of(name)) is not None:
+            sites.setdefault(site[0], []).append(name)
     found: dict[str, Panel] = {}
     for name in names:
+        title, label = site_of(name) or ("", "")
+        if name in run.scalars and len(sites.get(title, [])) > 1:
+            if len(sites[title]) < LAYERS:
+                found.setdefault(title, Panel(title)).curves.append(Curve(label, run.scalars[name]))
+            elif title not in found:
+                layers = site_map(run, sites[title])
+                if patterns or layers.values.any():  # most models have no zeros and nothing that is not finite
+                    found[title] = Panel(title, layers=layers)
+            continue
         if name in run.histograms and not _few_entries(run, name):
             found[f"{name} "] = Panel(name, histogram=run.histograms[name])
         if name not in run.scalars:

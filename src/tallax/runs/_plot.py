@@ -18,7 +18,7 @@ except ModuleNotFoundError:
 
 from tallax.runs._errors import RunError, laid_out
 from tallax.runs._history import History
-from tallax.runs._matplotlib import draw_curves, draw_heat_map, draw_ridgeline
+from tallax.runs._matplotlib import draw_curves, draw_heat_map, draw_layers, draw_ridgeline
 from tallax.runs._panels import Panel, heat_of, panels_of, panels_over_each_other
 from tallax.runs._run import Run
 
@@ -95,7 +95,9 @@ def draw(panels: Sequence[Panel], title: str, histograms: str, first: int, last:
     figure.suptitle(title, fontsize=9, x=0.01, ha="left", color="0.35")
     for k, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, k + 1)
-        if panel.histogram is None:
+        if panel.layers is not None:
+            draw_layers(axes, panel.title, panel.layers, first, last)
+        elif panel.histogram is None:
             draw_curves(axes, panel, first, last)
         elif histograms == "ridgeline":
             draw_ridgeline(axes, panel.title, heat_of(panel.histogram, _RIDGES))

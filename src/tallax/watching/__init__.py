@@ -21,18 +21,38 @@ The way of a tensor into its statistic:
 Inside `tallax.value_and_grad` a site collects only the numbers of the step, in Variables that exist during the forward
 pass (`Site.attach`). `Site.absorb` then adds those of all sites to their states at once, and counts one update.
 
-`_select` reads `sites=`, `_stacks` finds the axes of stacks, `_placing` puts the state on a mesh, `_watch` has the
+Presets. A `Preset` is a name in the field, such as dead units, with the modules that it applies to and a function that
+makes its statistic (`_presets`). It is an object, and no flag of `watch` like `outputs=True`, because it has sites of its
+own (routers, attention, layers before a ReLU), and arguments of its own, which `watch` need not know. Its statistic is a
+`StepStatistic` (`_step_statistic`), a table of counts, sums and largest values for each unit, head or expert;
+`_preset_statistics` has the tensors that each preset takes, the numbers of them, and the record. They take the way of
+`outputs` and `updates` above; an attention function in an attribute is seen by a property of the watched class.
+`_coordinate_check` watches the outputs of a model at several widths.
+
+`_maker` makes the sites, `_select` reads `sites=`, `_stacks` finds the axes of stacks, `_placing` puts the state on a mesh, `_watch` has the
 public function and class, `_table` prints, and `_notes` keeps the reasons why a site could not be seen.
 
-To watch another kind of tensor, open `_site` or `_params`; to compute another number, `_reduction`, and `_tap` for its
+To watch another kind of tensor, open `_site` or `_params`; to add a preset, `_presets` and `_preset_statistics`; to compute another number, `_reduction`, and `_tap` for its
 encoding as a sum.
 
 Invariants. A watched model is trained by the same operations as the model without a watch, in every mode and under
 every transformation; only the last bit may differ, if XLA fuses them differently. No statistic may raise within a
 training step: if a site cannot be seen, there is a note. A step of data-parallel or fully sharded training has no
-collective more. `tests/test_watch.py` and `tests/test_watch_meshes.py` guard them.
+collective more. `tests/test_watch.py`, `tests/test_watch_presets.py` and `tests/test_watch_meshes.py` guard them.
 """
 
+from tallax.watching._coordinate_check import CoordinateCheckResult as CoordinateCheckResult
+from tallax.watching._coordinate_check import coordinate_check as coordinate_check
+from tallax.watching._preset_statistics import AttentionResult as AttentionResult
+from tallax.watching._preset_statistics import DeadUnitsResult as DeadUnitsResult
+from tallax.watching._preset_statistics import ExpertLoadResult as ExpertLoadResult
+from tallax.watching._preset_statistics import MassiveActivationsResult as MassiveActivationsResult
+from tallax.watching._presets import Preset as Preset
+from tallax.watching._presets import attention as attention
+from tallax.watching._presets import dead_units as dead_units
+from tallax.watching._presets import expert_load as expert_load
+from tallax.watching._presets import massive_activations as massive_activations
+from tallax.watching._presets import update_ratio as update_ratio
 from tallax.watching._summary import SummaryResult as SummaryResult
 from tallax.watching._watch import Watch as Watch
 from tallax.watching._watch import watch as watch

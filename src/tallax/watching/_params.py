@@ -13,10 +13,12 @@ from tallax._walk import WATCHED
 from tallax.statistics import Statistic
 from tallax.watching._notes import note
 from tallax.watching._site import HISTOGRAM, Site, unwritable
+from tallax.watching._step_statistic import steps_together, take_together
 from tallax.watching._summary import Summary, parts_of_tensors, update_together
 
 PARAMETER, PARAM_GRADIENT, UPDATE = "parameter", "gradient", "update"
 ROLES = (PARAMETER, PARAM_GRADIENT, UPDATE)
+UPDATE_RATIO = "update_ratio"
 
 
 class Seen(NamedTuple):
@@ -68,7 +70,7 @@ def before(model: Any) -> list[Seen]:
             continue
         for inner, variable in params_below(module):
             name = ".".join(map(str, inner))
-            if id(variable) in seen or not any(f"{name}:{role}" in vars(site) for role in ROLES):
+            if id(variable) in seen or not any(f"{name}:{role}" in vars(site) for role in (*ROLES, UPDATE_RATIO)):
                 continue
             seen.add(id(variable))
             found.append(Seen(site, name, (*path, *inner), variable, variable.get_value()))
@@ -79,7 +81,7 @@ def after(seen: list[Seen], gradients: Any) -> None:
     """Updates the statistics of the Params, after the optimizer has updated their values."""
     state = gradients if isinstance(gradients, nnx.State) else nnx.state(gradients)
     flat = {tuple(map(_key, path)): leaf for path, leaf in nnx.to_flat_state(state)}
-    summaries, values = [], []
+    summaries, values, ratios, pairs = [], [], [], []
     for each in seen:
         gradient: Any = flat.get(tuple(map(_key, each.path)))
         if isinstance(gradient, nnx.Variable):
@@ -94,6 +96,12 @@ def after(seen: list[Seen], gradients: Any) -> None:
                     values.append(jax.lax.stop_gradient(value))
                 else:
                     statistic.update(value)
+        new: Any = each.variable.get_value()
+        for statistic in _statistics(each.site, f"{each.name}:{UPDATE_RATIO}", new):
+            ratios.append(statistic)
+            pairs.append(tuple(map(jax.lax.stop_gradient, (each.value, new - each.value))))
+    if ratios:
+        take_together(ratios, steps_together(ratios, pairs))
     update_together(summaries, values, parts_of_tensors)
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 
 from tallax._errors import InvalidValueError, compose
 from tallax.statistics import Statistic
+from tallax.watching._step_statistic import StepStatistic
 from tallax.watching._summary import Summary
 
 # Mesh axes along which a batch is split, by the names that programs use.
@@ -82,7 +83,7 @@ def place(statistic: Statistic, stack: tuple[int, ...], devices: Devices | None)
             variable.set_raw_value(raw)
             continue
         spec: list[Any] = []
-        if isinstance(statistic, Summary) and name == "words":
+        if isinstance(statistic, Summary | StepStatistic) and name == "words":
             spec = [None] * len(stack) + [devices.axes]
         sharding = jax.NamedSharding(devices.mesh, jax.P(*spec))
         # Each process makes its own part, on a mesh of several hosts too.

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from tallax._mesh_axes import mapped_axes, varying_axes
 from tallax.statistics import Statistic
 from tallax.watching._notes import note
 from tallax.watching._reduction import FRAME, Layout, from_frame
+from tallax.watching._step_statistic import StepStatistic, take_together
 from tallax.watching._summary import Summary, update_together
 from tallax.watching._tap import LANES, parts_of_lanes, tap
 
@@ -74,6 +75,40 @@ class Site(BackwardObserver):
         place, values = self._framed.index(role), frames.get_raw_value()
         frames.set_raw_value(values.at[place].set(summary.add_to_frame(values[place], leaves)))
 
+    def observe_presets(self, source: str, leaves: Sequence[Any]) -> None:
+        """Updates the statistics of presets with a source; in a step of `value_and_grad`, only the numbers of the step.
+
+        Args:
+            source: `output`, or `attention` for the arguments of an attention function.
+            leaves: the arrays of an output, or the positional and the named arguments.
+        """
+        for role, statistic in self._presets.items():
+            if statistic.source != source or self.deterministic:
+                continue
+            note(self.watch, self.site, role, "called")
+            found = _problem(statistic) or statistic.chosen(leaves)
+            if isinstance(found, str):
+                note(self.watch, self.site, role, found)
+                continue
+            variable = vars(self).get(_step_of(role))
+            step = statistic.no_step() if variable is None else variable.get_raw_value()
+            for arrays in found:
+                step = statistic.add_to_step(step, arrays)
+            if variable is None:
+                take_together([statistic], [step])
+            else:
+                variable.set_raw_value(step)
+
+    def attend(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Calls an attention function, and looks at its arguments."""
+        self.observe_presets("attention", (args, kwargs))
+        return function(*args, **kwargs)
+
+    @property
+    def _presets(self) -> dict[str, StepStatistic]:
+        """The statistics of presets that the forward pass updates."""
+        return {name: x for name, x in self.statistics.items() if isinstance(x, StepStatistic) and ":" not in name}
+
     @property
     def _framed(self) -> list[str]:
         """The roles whose numbers are collected during a step."""
@@ -109,10 +144,12 @@ class Site(BackwardObserver):
     def token(self) -> jax.Array | None:
         """Returns the token of the gradient of the output; an empty one if this is not watched."""
         framed = self._framed
-        if self.deterministic or not (framed or self._gradient):
+        presets = list(self._presets.values())
+        if self.deterministic or not (framed or self._gradient or presets):
             return None
         if self._gradient is None:
-            return jnp.zeros((*_shape_of_stack(vars(self)[framed[0]]), 0), jnp.float32)
+            stack = _shape_of_stack(vars(self)[framed[0]]) if framed else presets[0].stack
+            return jnp.zeros((*stack, 0), jnp.float32)
         return jnp.zeros((*self._gradient.words.get_raw_value().shape[:-1], LANES), jnp.float32)
 
     def attach(self, token: jax.Array) -> None:
@@ -125,16 +162,18 @@ class Site(BackwardObserver):
             rows = () if summary.rows is None else (summary.rows,)
             shape = (*_shape_of_stack(summary), len(framed), *rows, FRAME)
             self.frames = nnx.Variable(jnp.zeros(shape, jnp.uint32))
+        for role, statistic in self._presets.items():
+            setattr(self, _step_of(role), nnx.Variable(statistic.no_step()))
 
     def detach(self) -> Any:
         """Removes what `attach` added, and returns the numbers of the step."""
         if self._gradient is not None:
             del self.token_variable
-        if not self._framed:
-            return None
-        frames = self.frames.get_raw_value()
-        del self.frames
-        return frames
+        names = [*(["frames"] if self._framed else []), *map(_step_of, self._presets)]
+        seen = {name: vars(self)[name].get_raw_value() for name in names}
+        for name in names:
+            delattr(self, name)
+        return seen
 
     @classmethod
     def absorb(cls, observers: Sequence[Site], cotangents: Sequence[jax.Array], seen: Sequence[Any]) -> None:
@@ -142,23 +181,34 @@ class Site(BackwardObserver):
         # Tensors that were not looked at, because of `every`, have zeros in all numbers, which add nothing.
         framed: list[tuple[Summary, jax.Array]] = []
         tapped: list[tuple[Summary, jax.Array]] = []
-        for site, cotangent, frames in zip(observers, cotangents, seen, strict=True):
+        steps: list[tuple[StepStatistic, jax.Array]] = []
+        for site, cotangent, numbers in zip(observers, cotangents, seen, strict=True):
+            frames = numbers.get("frames")
+            for role in site._presets:
+                site._take(steps, role, numbers[_step_of(role)])
             for place, role in enumerate(site._framed):
                 depth = len(_shape_of_stack(vars(site)[role]))
                 site._take(framed, role, frames[(slice(None),) * depth + (place,)])
             if site._gradient is not None:
                 site._take(tapped, GRADIENT, cotangent)
+        if steps:
+            take_together(*zip(*steps, strict=True))
         for pairs, read in ((framed, from_frame), (tapped, parts_of_lanes)):
             if pairs:
                 summaries, values = zip(*pairs, strict=True)
                 update_together(summaries, values, lambda _, values, read=read: read(jnp.stack(values)), is_gated=False)
 
-    def _take(self, into: list[tuple[Summary, jax.Array]], role: str, value: jax.Array) -> None:
-        summary = vars(self)[role]
-        if (problem := unwritable(summary)) is not None:
+    def _take(self, into: list[tuple[Any, jax.Array]], role: str, value: jax.Array) -> None:
+        statistic = vars(self)[role]
+        if (problem := unwritable(statistic)) is not None:
             note(self.watch, self.site, role, problem)
         else:
-            into.append((summary, value))
+            into.append((statistic, value))
+
+
+def _step_of(role: str) -> str:
+    """Returns the attribute with the numbers of a preset during a step."""
+    return f"{role} of the step"
 
 
 def _shape_of_stack(summary: Summary) -> tuple[int, ...]:
@@ -174,7 +224,9 @@ _NOT_MAPPED = (
 
 def _problem(statistic: Statistic) -> str | None:
     """Returns the reason why a statistic cannot be updated here; None if it can."""
-    if isinstance(statistic, Summary) and not statistic.is_whole():
+    if (isinstance(statistic, Summary) and not statistic.is_whole()) or (
+        isinstance(statistic, StepStatistic) and statistic.stack
+    ):
         return _NOT_MAPPED
     axes = mapped_axes()
     if axes and not varying_axes(jax.lax.axis_index(axes[0])):
@@ -200,6 +252,11 @@ def floats_in(value: Any) -> Iterator[Any]:
     for leaf in jax.tree.leaves(value, is_leaf=_is_node):
         if not _is_node(leaf) and _is_floats(leaf):
             yield leaf
+
+
+def arrays_in(value: Any) -> list[Any]:
+    """Returns the arrays in a value, but not those of modules and Variables."""
+    return [x for x in jax.tree.leaves(value, is_leaf=_is_node) if not _is_node(x)]
 
 
 def _is_node(x: Any) -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections import defaultdict
@@ -17,14 +18,19 @@ _COLUMNS = ("site", "rms", "mean", "largest", "at", "zeros", "non-finite")
 _MOST = 40
 
 
-def table(results: Mapping[str, SummaryResult], unseen: Mapping[str, str], sites: int) -> str:
-    """Returns a table of summaries, the most unusual first, and the sites that were not seen."""
-    rows = [row for name, result in results.items() for row in _rows(name, result)]
+def table(
+    results: Mapping[str, SummaryResult], others: Mapping[str, Any], unseen: Mapping[str, str], sites: int
+) -> str:
+    """Returns a table of summaries, the most unusual first, the other results, and the sites that were not seen."""
+    rows = [row for name, result in results.items() for row in rows_of(name, result)]
     usual = _usual_sizes(rows)
     rows.sort(key=lambda row: _unusual(row, usual), reverse=True)
     shown = [_COLUMNS, *(_words(row) for row in rows[:_MOST])]
     widths = [max(len(row[k]) for row in shown) for k in range(len(_COLUMNS))]
-    lines = [f"watching {sites} tensors, the most unusual first"] if rows else [f"watching {sites} tensors, none seen"]
+    seen = [name for name in others if name not in unseen]
+    others = {name: others[name] for name in sorted(seen, key=lambda name: name.rpartition(":")[2])}
+    is_seen = "the most unusual first" if rows else "none seen" if not others else "by presets and other statistics"
+    lines = [f"watching {sites} tensors, {is_seen}"]
     if rows:
         for row in shown:
             numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
@@ -32,13 +38,30 @@ def table(results: Mapping[str, SummaryResult], unseen: Mapping[str, str], sites
             lines.append("  ".join(cells).rstrip())
         if len(rows) > _MOST:
             lines.append(f"... and {len(rows) - _MOST} more in watch.result()")
+    width = max(map(len, others), default=0)
+    lines += [f"{name.ljust(width)}  {_in_short(result)}" for name, result in list(others.items())[:_MOST]]
+    if len(others) > _MOST:
+        lines.append(f"... and {len(others) - _MOST} more in watch.result()")
     if unseen:
         lines.append(f"not seen: {len(unseen)}")
         lines += [f"  {name}: {reason}" for name, reason in list(unseen.items())[:_MOST]]
     return "\n".join(lines)
 
 
-def _rows(name: str, result: SummaryResult) -> list[tuple[str, SummaryResult]]:
+def _in_short(result: Any) -> str:
+    """Returns the numbers of a result, and of each array its least and its largest number."""
+    if not dataclasses.is_dataclass(result):
+        return _range(result)
+    parts = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+    return ", ".join(f"{name} {_range(value)}" for name, value in parts.items() if np.size(value))
+
+
+def _range(value: Any) -> str:
+    least, most = np.min(value), np.max(value)
+    return f"{most:,.4g}" if least == most else f"{least:,.4g} to {most:,.4g}"
+
+
+def rows_of(name: str, result: SummaryResult) -> list[tuple[str, SummaryResult]]:
     """Returns a row for each layer of a stack that was seen."""
     if not np.ndim(result.size):
         return [(name, result)] if result.size else []

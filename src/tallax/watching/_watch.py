@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flax import nnx
@@ -11,19 +11,19 @@ from flax import nnx
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
 from tallax._walk import WATCHED, path_name
 from tallax.reading import collect
-from tallax.statistics import LogHistogram, Statistic
 from tallax.variables import Counter
 from tallax.watching import _params
-from tallax.watching._notes import new_number, notes_of
-from tallax.watching._placing import Devices, devices_of, place, split_axis
-from tallax.watching._select import Found, chosen_modules, functions_asked_for, modules_of
+from tallax.watching._maker import Factory, Maker
+from tallax.watching._notes import notes_of
+from tallax.watching._placing import devices_of
+from tallax.watching._preset_statistics import is_empty
+from tallax.watching._presets import Preset, has_update_ratio, presets_of
+from tallax.watching._select import chosen_modules, functions_asked_for, modules_of
 from tallax.watching._site import GRADIENT, HISTOGRAM, INPUT, OUTPUT, Site
 from tallax.watching._stacks import stack_shapes
-from tallax.watching._summary import Summary, SummaryResult, is_idle
+from tallax.watching._summary import SummaryResult, is_idle
 from tallax.watching._table import table
-from tallax.watching._watched_classes import base_of, is_pytree, watched_class, watched_optimizer_class
-
-_Factory = Callable[[], Statistic]
+from tallax.watching._watched_classes import base_of, watched_optimizer_class
 
 
 def watch(
@@ -38,11 +38,12 @@ def watch(
     gradients: bool = False,
     updates: bool = False,
     method: str | tuple[str, ...] = "__call__",
-    statistic: _Factory | None = None,
+    statistic: Factory | None = None,
     histograms: bool = False,
     every: int = 1,
     window: int | None = None,
     step: int | Counter | None = None,
+    presets: Preset | Sequence[Preset] = (),
     stacks: str | list[str] | None = None,
     batch_axes: str | tuple[str, ...] | None = None,
 ) -> Watch:
@@ -74,6 +75,8 @@ def watch(
         window: the summaries start again after this many steps; None if they are those of all steps.
         step: the number of steps before this one, from which sites count on. By default the value of the Counter
             called `step` in the model, if there is one.
+        presets: numbers with a name in the field, for modules of their own choice, such as
+            `[tallax.watching.dead_units("layers/*/up"), tallax.watching.attention()]`.
         stacks: globs of the modules that `nnx.vmap` made for `nnx.scan`, if it cannot be inferred from their layers.
         batch_axes: on a mesh, the axes along which batches are split. By default those whose names contain data,
             batch, fsdp, replica or dp, or else the first axis.
@@ -96,15 +99,17 @@ def watch(
         12
         >>> watch.remove()
     """
-    _check(model, optimizer, statistic, every, window, needs_optimizer=parameters or gradients or updates)
-    roles = [role for role, is_asked in ((INPUT, inputs), (OUTPUT, outputs), (GRADIENT, output_gradients)) if is_asked]
     asked = zip(_params.ROLES, (parameters, gradients, updates), strict=True)
     param_roles = [role for role, is_asked in asked if is_asked]
-    if not roles and not param_roles:
+    needs_optimizer = bool(param_roles) or has_update_ratio(presets)
+    _check(model, optimizer, statistic, every, window, needs_optimizer=needs_optimizer)
+    roles = [role for role, is_asked in ((INPUT, inputs), (OUTPUT, outputs), (GRADIENT, output_gradients)) if is_asked]
+    of_presets = list(presets_of(model, presets))
+    if not roles and not param_roles and not of_presets:
         raise InvalidValueError(
             compose("watch", "there is nothing to watch.", got="outputs=False", fix="outputs=True, or updates=True")
         )
-    chosen = chosen_modules(model, sites)
+    chosen = chosen_modules(model, sites) if roles or param_roles else []
     if any(WATCHED in vars(each.module) for each in modules_of(model)) or base_of(optimizer) is not None:
         raise InvalidValueError(
             compose(
@@ -115,79 +120,20 @@ def watch(
             )
         )
     devices, shapes = devices_of(model, batch_axes), stack_shapes(modules_of(model), stacks)
+    methods = (method,) if isinstance(method, str) else tuple(method)
     first = _steps_so_far(model, step)
-    number, methods = new_number(), (method,) if isinstance(method, str) else tuple(method)
-    unseen = dict.fromkeys(functions_asked_for(model, sites), "a function, not a module: it has no state to keep")
-    maker = _Maker(statistic, histograms, every, window, devices, first)
-    owned: set[int] = set()
+    maker = Maker(methods, statistic, histograms, every, window, devices, first, shapes)
+    for name in functions_asked_for(model, sites):
+        maker.unseen[name] = "a function, not a module: it has no state to keep"
     for each in chosen:
-        site = Site(each.name, number, methods)
-        stack = shapes[id(each.module)]
-        present = tuple(name for name in methods if callable(getattr(type(each.module), name, None)))
-        for role in roles if present else ():
-            maker.add(site, role, stack)
-        if roles and not present:
-            unseen.setdefault(each.name, f"{type(each.module).__name__} has no method {' or '.join(methods)}")
-        for inner, variable in _params.params_below(each.module):
-            if id(variable) not in owned:
-                owned.add(id(variable))
-                for role in param_roles:
-                    name = f"{'.'.join(map(str, inner))}:{role}"
-                    maker.add(site, name, stack, axis=split_axis(variable, devices) - len(stack))
-        if site.statistics:
-            _attach(each, site, present if roles else ())
-    if param_roles:
+        maker.add_roles(each, roles)
+        maker.add_param_roles(each, param_roles)
+    for preset, each, make in of_presets:
+        maker.add_preset(each, preset, make)
+    maker.attach()
+    if needs_optimizer:
         object.__setattr__(optimizer, "__class__", watched_optimizer_class(type(optimizer)))
-    return Watch(model, optimizer if param_roles else None, unseen)
-
-
-class _Maker:
-    """Makes the statistics of sites."""
-
-    def __init__(
-        self,
-        statistic: _Factory | None,
-        histograms: bool,
-        every: int,
-        window: int | None,
-        devices: Devices | None,
-        first: int,
-    ):
-        self.statistic, self.histograms, self.first = statistic, histograms, first
-        self.every, self.window, self.devices = every, window, devices
-
-    def add(self, site: Site, role: str, stack: tuple[int, ...], axis: int = 0) -> None:
-        """Adds the statistics of a role to a site."""
-        made = self.statistic() if self.statistic is not None and role != GRADIENT else self._summary(max(axis, 0))
-        if not isinstance(made, Statistic):
-            raise InvalidTypeError(
-                compose(
-                    "statistic",
-                    "takes a function that makes a statistic.",
-                    got=describe(made),
-                    fix="statistic=tallax.statistics.Moments, or lambda: tallax.statistics.Extrema()",
-                )
-            )
-        statistics = {role: made}
-        if self.histograms and role != GRADIENT:
-            statistics[role + HISTOGRAM] = LogHistogram(0.34)
-        for name, each in statistics.items():
-            place(each, stack, self.devices)
-            setattr(site, name, each)
-
-    def _summary(self, axis: int) -> Summary:
-        rows = None if self.devices is None or self.devices.rows == 1 else self.devices.rows
-        summary = Summary(every=self.every, window=self.window, rows=rows, axis=axis)
-        summary.updates.set(self.first)
-        return summary
-
-
-def _attach(each: Found, site: Site, methods: tuple[str, ...]) -> None:
-    if is_pytree(each.module):
-        setattr(each.module, WATCHED, site)
-    else:
-        object.__setattr__(each.module, WATCHED, site)
-    object.__setattr__(each.module, "__class__", watched_class(type(each.module), methods))
+    return Watch(model, optimizer if needs_optimizer else None, maker.unseen)
 
 
 def _check(model: Any, optimizer: Any, statistic: Any, every: Any, window: Any, *, needs_optimizer: bool) -> None:
@@ -300,8 +246,9 @@ class Watch:
             if name not in now:
                 found[name] = "the module was replaced or removed after it was watched"
         for name, site, role in entries:
-            if is_idle(values[name]):
-                found[name] = _reason(role, notes_of(site.watch, site.site, role.removesuffix(HISTOGRAM)))
+            notes = notes_of(site.watch, site.site, role.removesuffix(HISTOGRAM))
+            if is_idle(values[name]) or (is_empty(values[name], role) and (":" not in role or notes != {"called"})):
+                found[name] = _reason(role, notes)
         return found
 
     def reset(self) -> None:
@@ -323,8 +270,10 @@ class Watch:
 
     def __repr__(self) -> str:
         """Returns the table."""
-        results = {name: value for name, value in self.result().items() if isinstance(value, SummaryResult)}
-        return table(results, self.unseen, len(self.sites))
+        results = self.result()
+        summaries = {name: value for name, value in results.items() if isinstance(value, SummaryResult)}
+        others = {name: value for name, value in results.items() if name not in summaries}
+        return table(summaries, others, self.unseen, len(self.sites))
 
     __str__ = __repr__
 

@@ -18,18 +18,41 @@ from flax import nnx
 
 from tallax._walk import WATCHED
 from tallax.watching import _params
-from tallax.watching._site import INPUT, OUTPUT, Site
+from tallax.watching._site import INPUT, OUTPUT, Site, arrays_in
 
 _BASE = "_tallax_watched_base"
 
 
 @functools.cache
-def watched_class(base: type, methods: tuple[str, ...]) -> type:
-    """Returns the subclass of a module's class whose methods are watched."""
-    return _subclass(base, methods, {name: _watched_method(base, name) for name in methods})
+def watched_class(base: type, methods: tuple[str, ...], functions: tuple[str, ...] = ()) -> type:
+    """Returns the subclass of a module's class whose methods are watched, and attention functions in its attributes."""
+    watched: dict[str, Any] = {name: _watched_method(base, name) for name in methods}
+    watched.update((name, _watched_function(name)) for name in functions)
+    return _subclass(base, (methods, functions), watched)
 
 
-def _subclass(base: type, key: Any, methods: dict[str, Callable[..., Any]]) -> type:
+def _watched_function(name: str) -> property:
+    """Returns a property that stands before an attribute with a function; the attribute itself stays as it is.
+
+    So the graph of the module does not change, and `self` is always the copy that a transformation works with.
+    """
+
+    def get(self: Any) -> Any:
+        if name not in vars(self):
+            raise AttributeError(name)
+        function, site = vars(self)[name], vars(self).get(WATCHED)
+        return functools.partial(site.attend, function) if isinstance(site, Site) else function
+
+    def put(self: Any, value: Any) -> None:
+        vars(self)[name] = value
+
+    def remove(self: Any) -> None:
+        del vars(self)[name]
+
+    return property(get, put, remove)
+
+
+def _subclass(base: type, key: Any, methods: dict[str, Any]) -> type:
     """Returns a subclass that differs from its base in some methods, and in how it is pickled."""
 
     def reduce(self: Any, protocol: Any) -> Any:
@@ -52,7 +75,7 @@ def _subclass(base: type, key: Any, methods: dict[str, Callable[..., Any]]) -> t
 
 def _empty(base: type, key: Any) -> Any:
     """Used by pickle: returns an object without attributes."""
-    made = watched_optimizer_class(base) if key == _OPTIMIZER else watched_class(base, key)
+    made = watched_optimizer_class(base) if key == _OPTIMIZER else watched_class(base, *key)
     return object.__new__(made)
 
 
@@ -79,6 +102,7 @@ def _watched_method(base: type, name: str) -> Callable[..., Any]:
         # The site is looked up again: the method may be transformed, and Flax may have put another object in its place.
         site = vars(self)[WATCHED]
         site.observe(OUTPUT, out)
+        site.observe_presets(OUTPUT, arrays_in(out))
         return site.with_tap(out)
 
     return method

@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`StepStatistic`: the base of the statistics of presets, which have numbers for each unit, head or expert.
+
+A preset differs from another in three things only: the tensors it takes (`chosen`), the numbers of them (`reduce`), and
+the record that it makes of the totals (`read`). Counts, sums and the largest value are added up here. The state and the
+numbers of one step have the same form, a table of words of 32 bits: one row for each device along the axes of the
+batch if the model is on a mesh, one column for each channel, and for each channel
+
+    counts      exact, two words each; the first is the number of entries that were looked at
+    sums        float32 pairs, all high words first
+    largest     its bits, and the two words of the update at which it came, if the statistic has a largest value
+
+so a step is added to the state as one state is merged into another.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_batching import custom_vmap
+
+from tallax import _uint64
+from tallax._arrays import is_traced, unsplit
+from tallax._mesh_axes import axes_to_combine, marked, on_first
+from tallax.statistics import Statistic, _two_floats
+from tallax.statistics._statistic import exact_or_traced
+from tallax.variables import Buffer, Counter
+
+
+class Numbers(NamedTuple):
+    """The numbers of some tensors for each channel."""
+
+    counts: jax.Array  # uint32[channels, counts]
+    sums: jax.Array  # float32[channels, sums]
+    largest: jax.Array  # float32[channels, 0 or 1]
+
+
+class Totals(NamedTuple):
+    """The numbers of all updates; each has the shape of the stack, and the channels."""
+
+    counts: Any  # uint64, or int32 in a trace: [*stack, channels, counts]
+    sums: Any  # [*stack, channels, sums]
+    largest: Any  # [*stack, channels]; 0 if nothing was looked at
+    at: Any  # [*stack, channels]
+
+
+class StepStatistic(Statistic):
+    """Numbers for each channel, of which each step adds some.
+
+    | field | shape | dtype | reset value | reduction |
+    |---|---|---|---|---|
+    | updates | () | an exact `Counter` | 0 | replicated |
+    | words | (channels, words), or (rows, channels, words) | uint32 | 0 | merged |
+
+    Args:
+        channels: the number of units, heads or experts.
+        every: the tensors are looked at in every n-th update.
+        window: the numbers start again after this many updates; None if they are those of all updates.
+        rows: the number of rows of the state, on a mesh; None for a state without an axis of rows.
+        axis: the axis of the tensors that is split over the rows, if its size allows it.
+    """
+
+    source: ClassVar[str] = "output"  # or "attention", or "update"
+    counts: ClassVar[int] = 1
+    sums: ClassVar[int] = 0
+    has_largest: ClassVar[bool] = False
+    _dtypes: ClassVar[Mapping[str, Any]] = {"words": np.dtype(np.uint32)}
+
+    def __init__(
+        self, channels: int, *, every: int = 1, window: int | None = None, rows: int | None = None, axis: int = 0
+    ):
+        super().__init__()
+        self.channels, self.every, self.window, self.rows, self.axis = channels, every, window, rows, axis
+        self.updates: Counter = Counter(reduce="replicated")
+        words = 2 * self.counts + 2 * self.sums + 3 * self.has_largest
+        self.words: Buffer = Buffer(np.zeros((*(() if rows is None else (rows,)), channels, words), np.uint32))
+
+    @abc.abstractmethod
+    def chosen(self, leaves: Sequence[Any]) -> list[tuple[Any, ...]] | str:
+        """Returns the arrays to look at, each time as arguments of `reduce`; or the reason why there are none."""
+
+    @abc.abstractmethod
+    def reduce(self, *arrays: Any) -> Numbers:
+        """Returns the numbers of some arrays."""
+
+    def batch_axes(self, x: Any) -> int:
+        """Returns the number of leading axes of an array along which its numbers add up."""
+        return x.ndim - 1
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """The shape of the stack of modules whose state this is; `()` inside a scan, and for a module on its own."""
+        return self.words.get_raw_value().shape[: -2 if self.rows is None else -3]
+
+    # --- a step -------------------------------------------------------------------------------------------------------
+
+    def no_step(self) -> jax.Array:
+        """Returns the numbers of a step that has looked at nothing yet."""
+        return jnp.zeros(self.words.get_raw_value().shape, jnp.uint32)
+
+    def add_to_step(self, step: jax.Array, arrays: tuple[Any, ...]) -> jax.Array:
+        """Returns the numbers of a step after some more arrays, which are looked at only if the update is due."""
+        due = self.due()
+        if due is not None and not is_traced(due):
+            if not due:
+                return step
+            due = None
+        arrays = tuple(None if x is None else jax.lax.stop_gradient(jnp.asarray(x)) for x in arrays)
+        how = axes_to_combine(*(x for x in arrays if x is not None), state=self.updates, alike=True)
+
+        def add(step: jax.Array, arrays: tuple[Any, ...]) -> jax.Array:
+            if not how.over:
+                words = self.words_of(arrays)
+            else:
+                words = _combined(self._as_words(self.reduce(*arrays)), how.over, self.merged)
+                words = words if self.rows is None else _in_first_row(words, self.rows)
+            return self.merged(step, on_first(words, how.once))
+
+        return _lanes_together(add)(step, due, arrays)
+
+    def words_of(self, arrays: tuple[Any, ...]) -> jax.Array:
+        """Returns the numbers of some arrays as words."""
+        return self._as_words(_by_rows(self.reduce, arrays, self.rows, self.axis, self.batch_axes(arrays[0])))
+
+    def due(self) -> Any:
+        """Returns whether the next update looks at the tensors: None if every one does, or a boolean."""
+        return None if self.every == 1 else self._next(self.every)
+
+    def begin(self) -> tuple[Any, Any]:
+        """Counts an update; returns its number, two words, and the state that it is added to."""
+        restart = None if self.window is None else self._next(self.window)
+        self.updates.increment(1, axis_name=())
+        words = jnp.asarray(self.words._stored())
+        if restart is not None:
+            words = jnp.where(jnp.asarray(restart), jnp.uint32(0), words)
+        return jnp.asarray(self.updates._words()), words
+
+    def _next(self, n: int) -> Any:
+        return self.updates.every(n).reshape(-1)[0]
+
+    def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
+        del where
+        found = self.chosen([x])
+        take_together(
+            [self], [self.add_to_step(self.no_step(), found[0])] if not isinstance(found, str) else [self.no_step()]
+        )
+
+    # --- words --------------------------------------------------------------------------------------------------------
+
+    def _as_words(self, numbers: Numbers) -> jax.Array:
+        counts = _uint64.pair(unsplit(numbers.counts))
+        sums = _bits(unsplit(numbers.sums))
+        parts = [counts.reshape(*counts.shape[:-2], 2 * self.counts), sums, jnp.zeros_like(sums)]
+        if self.has_largest:
+            largest = _bits(unsplit(numbers.largest))
+            parts += [largest, jnp.zeros((*largest.shape[:-1], 2), jnp.uint32)]
+        return jnp.concatenate(parts, -1)
+
+    def merged(self, left: jax.Array, right: jax.Array) -> jax.Array:
+        """Returns the union of two tables of words."""
+        n, m = 2 * self.counts, self.sums
+        high, low, largest = slice(n, n + m), slice(n + m, n + 2 * m), n + 2 * m
+        pairs = [words[..., :n].reshape(*words.shape[:-1], self.counts, 2) for words in (left, right)]
+        parts = [_uint64.add(*pairs).reshape(*left.shape[:-1], n)]
+        if m:
+            ours, theirs = [(_floats(words[..., high]), _floats(words[..., low])) for words in (left, right)]
+            parts += [_bits(part) for part in _two_floats.add(ours, theirs)]
+        if self.has_largest:
+            is_empty, adds_none = (_uint64.is_zero(words[..., :2]) for words in (left, right))
+            ours, theirs = (_floats(words[..., largest]) for words in (left, right))
+            earlier = (theirs == ours) & _uint64.less(right[..., -2:], left[..., -2:])
+            better = ~adds_none & (is_empty | (theirs > ours) | earlier)
+            parts.append(jnp.where(better[..., None], right[..., largest:], left[..., largest:]))
+        return jnp.concatenate(parts, -1)
+
+    def totals(self, state: Mapping[str, Any]) -> Totals:
+        """Returns the numbers of all rows of a state: on the host, or traced."""
+        words = state["words"] if self.rows is not None else state["words"][..., None, :, :]
+        traced = isinstance(words, jax.Array)
+        xp: Any = jnp if traced else np
+        n, m = 2 * self.counts, self.sums
+        pairs = words[..., :n].reshape(*words.shape[:-1], self.counts, 2)
+        if traced:
+            counts = _uint64.to_int32(functools.reduce(_uint64.add, jnp.moveaxis(pairs, -4, 0)))
+            floats = _floats(words)
+        else:
+            counts = _uint64.to_uint64(np.ascontiguousarray(pairs)).sum(-3, dtype=np.uint64)
+            floats = np.ascontiguousarray(words).view(np.float32).astype(np.float64)
+        sums = (floats[..., n : n + m] + floats[..., n + m : n + 2 * m]).sum(-3)
+        if not self.has_largest:
+            return Totals(counts, sums, None, None)
+        seen = ~_uint64.is_zero(words[..., :2])
+        largest = xp.where(seen, floats[..., n + 2 * m], -xp.inf)
+        row = largest.argmax(-2)[..., None, :]
+        at = xp.take_along_axis(exact_or_traced(xp.asarray(words[..., -2:])), row, -2)[..., 0, :]
+        largest = largest.max(-2)
+        return Totals(counts, sums, xp.where(seen.any(-2), largest, 0.0), at)
+
+    # --- the protocol of statistics -----------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Forgets everything that was fed."""
+        self.refuse_casts()
+        self.updates.reset()
+        self.words[...] = np.zeros(self.words.shape, np.uint32)
+
+    def _merge(self, other: Any, once: tuple[Hashable, ...] = ()) -> None:
+        self.updates._add_combined(on_first(other.updates._words(), once))
+        self._join(other, 0)
+
+    def _join(self, replica: Any, number: Any) -> None:
+        del number  # the replicas took the same updates
+        self.words.set_value(self.merged(jnp.asarray(self.words._stored()), jnp.asarray(replica.words._stored())))
+
+    def _configuration(self) -> dict[str, Any]:
+        own: dict[str, Any] = {"channels": self.channels, "every": self.every, "window": self.window, "rows": self.rows}
+        return {name: value for name, value in own.items() if value is not None and (name, value) != ("every", 1)}
+
+
+def take_together(statistics: Sequence[StepStatistic], steps: Sequence[jax.Array]) -> None:
+    """Counts one update of each statistic, and adds the numbers of its step to its state; those of whole stacks, too.
+
+    States of one form are stacked and updated by the same operations, so that there are fewer to compile.
+    """
+    groups: dict[Any, list[int]] = {}
+    for k, statistic in enumerate(statistics):
+        groups.setdefault((type(statistic), steps[k].shape, statistic.window), []).append(k)
+    for members in groups.values():
+        chosen = [statistics[k] for k in members]
+        at, before = (jnp.stack(each) for each in zip(*(statistic.begin() for statistic in chosen), strict=True))
+        step = jnp.stack([steps[k] for k in members])
+        if chosen[0].has_largest:
+            at = at.reshape(*at.shape[:-1], *[1] * (step.ndim - at.ndim), 2)
+            step = step.at[..., -2:].set(jnp.broadcast_to(at, (*step.shape[:-1], 2)))
+        after = chosen[0].merged(before, step)
+        for position, statistic in enumerate(chosen):
+            statistic.words.set_value(after[position])
+
+
+def steps_together(statistics: Sequence[StepStatistic], arrays: Sequence[tuple[Any, ...]]) -> list[jax.Array]:
+    """Returns the numbers of a step for several statistics that were updated equally often; those of stacks, too."""
+
+    def look(steps: list[jax.Array], arrays: list[Any]) -> list[jax.Array]:
+        found = []
+        for statistic, each in zip(statistics, arrays, strict=True):
+            words = statistic.words_of
+            for _ in statistic.stack:
+                words = jax.vmap(words)
+            found.append(words(each))
+        return found
+
+    due, steps = statistics[0].due(), [statistic.no_step() for statistic in statistics]
+    if due is None:
+        return look(steps, list(arrays))
+    return jax.lax.cond(due, look, lambda steps, _: steps, steps, list(arrays))
+
+
+def _by_rows(
+    reduce: Callable[..., Numbers], arrays: tuple[Any, ...], rows: int | None, axis: int, limit: int
+) -> Numbers:
+    """Returns the numbers of each part of the batch, so that each device of a mesh reduces its own part alone."""
+    if rows is None:
+        return reduce(*arrays)
+    shape = arrays[0].shape
+    axis = next((k for k in (axis, *range(limit)) if k < limit and shape[k] and shape[k] % rows == 0), -1)
+    if axis < 0:  # no axis can be split over the rows, so all is in the first row
+        return jax.tree.map(lambda part: _in_first_row(part, rows), reduce(*arrays))
+
+    def is_split(x: Any) -> bool:
+        return x is not None and x.ndim > axis and x.shape[axis] == shape[axis]
+
+    split = [
+        x.reshape(*x.shape[:axis], rows, x.shape[axis] // rows, *x.shape[axis + 1 :]) if is_split(x) else x
+        for x in arrays
+    ]
+    return jax.vmap(reduce, [axis if is_split(x) else None for x in arrays])(*split)
+
+
+def _in_first_row(part: jax.Array, rows: int) -> jax.Array:
+    return jnp.zeros((rows, *part.shape), part.dtype).at[0].set(part)
+
+
+def _combined(words: jax.Array, over: tuple[Hashable, ...], merge: Callable[..., jax.Array]) -> jax.Array:
+    """Returns the words of all replicas together, by one all-reduce of a table with a row for each replica."""
+    replicas = int(np.prod([jax.lax.axis_size(axis) for axis in over]))
+    rows = marked(jnp.zeros((replicas, *words.shape), jnp.uint32), over).at[jax.lax.axis_index(over)].set(words)
+    rows = jax.lax.psum(rows, over)
+    return functools.reduce(merge, [rows[k] for k in range(replicas)])
+
+
+def _lanes_together(add: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Returns a gated function that under `vmap` takes the entries of all lanes, if they share the state.
+
+    Without this rule `vmap` would make one state for each lane, which no Variable can hold.
+    """
+
+    def gated(step: jax.Array, due: Any, arrays: tuple[Any, ...]) -> jax.Array:
+        if due is None:
+            return add(step, arrays)
+        return jax.lax.cond(due, add, lambda step, _: step, step, arrays)
+
+    mapped = custom_vmap(gated)
+
+    @mapped.def_vmap
+    def in_vmap(size: int, is_mapped: Any, step: Any, due: Any, arrays: tuple[Any, ...]) -> tuple[Any, bool]:
+        if any(jax.tree.leaves(is_mapped[:2])):
+            axes = jax.tree.map(lambda each: 0 if each else None, is_mapped)
+            return jax.vmap(gated, axes, axis_size=size)(step, due, arrays), True
+        whole = [
+            x if x is None or each else jnp.broadcast_to(x, (size, *x.shape))
+            for x, each in zip(arrays, is_mapped[2], strict=True)
+        ]
+        return mapped(step, due, tuple(whole)), False
+
+    del in_vmap  # which `mapped` keeps
+    return mapped
+
+
+def _floats(words: Any) -> jax.Array:
+    return jax.lax.bitcast_convert_type(words, jnp.float32)
+
+
+def _bits(floats: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(floats, jnp.uint32)
