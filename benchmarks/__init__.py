@@ -13,6 +13,7 @@ GROUPS = {
     "differentiation": "benchmarks.differentiation",
     "eager": "benchmarks.eager_counters",
     "imports": "benchmarks.imports",
+    "learn": "benchmarks.learn",
     "lint": "benchmarks.lint",
     "logging": "benchmarks.logged_loops",
     "loops": "benchmarks.loops",

@@ -28,6 +28,7 @@ SMALL = {  # what to call `group` with, so that a case compiles in a second or t
     "real-loops": (1, (1, 1), (1, 2)),
     "step-time": ((0, 2),),
     "transformer": (TINY, (3,)),
+    "watch": (1,),
 }
 QUICK = ("lint", "readings")  # the others compile many programs, and run in `make thorough`
 TICK = 2.0**-20  # a power of two, so that sums and quotients of times are exact

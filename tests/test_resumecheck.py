@@ -302,10 +302,10 @@ def test_names_other_faults(job, path, rule):
 def test_a_job_that_hangs_is_ended_with_all_that_it_started():
     """The run is reported after its limit, and no process of it is left."""
     before = set(processes_with())
-    report = tallax.resumecheck(resume_jobs.hangs_when_it_resumes, steps=3, limit_seconds=30)
+    report = tallax.resumecheck(resume_jobs.hangs_when_it_resumes, steps=3, limit_seconds=20)
     (finding,) = report.failures
     assert (finding.path, finding.rule) == ("second half, 3 steps", "hangs")
-    assert finding.got == "still running after 30 seconds"
+    assert finding.got == "still running after 20 seconds"
     assert not set(processes_with()) - before
 
 

@@ -153,7 +153,7 @@ def _after_weight_decay(program: Program) -> dict[str, tuple[Leaf, Leaf]]:
     """Returns each float parameter before and after an optimizer step that should change only parameters."""
     model = program.make()
     for batch in program.batches:
-        program.call(model, batch)
+        program.plain_call(model, batch)
 
     before = snapshot(model)
     if not decay_weights(model):
@@ -209,7 +209,7 @@ def eval_mode(program: Program, reference: Reference) -> Results:
     switches = changed(snapshot(training), before)
     try:
         for batch in program.batches:
-            program.call(model, batch)
+            program.plain_call(model, batch)
     except Exception as error:
         found = explained(error, program.make(), before, "after model.eval()", shared=False)
         yield from reported("eval mode", [found])

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import numpy as np
 from flax import nnx
@@ -14,6 +18,7 @@ from tallax.checking._reference import Reference, called, outputs_agree
 from tallax.checking._report import Cell, Finding, Outcome
 from tallax.checking._snapshot import Leaf, Snapshot, attribute_of, changed, snapshot
 from tallax.checking._source_lines import line_of_assignment
+from tallax.checking._uncompiled_runs import UncompiledRuns
 from tallax.checking._watched_writes import watched
 
 # --- reproducible -----------------------------------------------------------------------------------------------------
@@ -70,7 +75,7 @@ def lost_writes(program: Program, reference: Reference) -> Results:
     once: dict[str, str] = {}
     for batch in program.batches:
         with watched(model) as writes:
-            program.call(model, batch)
+            program.plain_call(model, batch)
         lost |= {path: source for path, source in writes.lost.items() if path not in reference.written}
         once |= writes.once
     findings = [
@@ -116,10 +121,21 @@ def one_trace(program: Program, reference: Reference) -> Results:
         traces += 1
         return program.call(model, batch)
 
-    model = program.make()
+    calls = [*program.batches, program.batches[0]]
+    with contextlib.suppress(Exception):
+
+        def called_once_more(models: list[Any], batches: Sequence[Batch]) -> None:
+            step = nnx.jit(counted)
+            for batch in batches:
+                step(models[0], batch)
+
+        UncompiledRuns(program).trace(called_once_more, calls)
+        if traces == 1:
+            yield from reported("one trace", [], f"1 in {len(calls)} calls")
+            return
+    traces, model = 0, program.make()
     step = nnx.jit(counted)
     held, drifts = [snapshot(model)], {}
-    calls = [*program.batches, program.batches[0]]
     try:
         for batch in calls:
             before = traces

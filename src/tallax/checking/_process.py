@@ -98,7 +98,7 @@ def check_file(
             "smaller inputs or a smaller model; --limit SECONDS to wait longer",
         )
     except KeyboardInterrupt:
-        early = "was interrupted", f"at: {collected.at}", "run it again; a small model takes ten to thirty seconds"
+        early = "was interrupted", f"at: {collected.at}", "run it again; a small model takes a few seconds"
     finally:
         os.close(reading)
         with contextlib.suppress(ProcessLookupError):

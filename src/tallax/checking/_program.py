@@ -23,7 +23,7 @@ Call: TypeAlias = Callable[[Any, Batch], tuple[jax.Array, ...]]
 Run: TypeAlias = "Callable[[Call, Any, Sequence[Batch]], Outputs | None]"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Program:
     """A model's factory, and a call that takes the arrays of one batch and returns arrays.
 
@@ -34,6 +34,7 @@ class Program:
         batches: The arrays of each call's inputs; other inputs are part of `call`. All batches have the same shapes and
             dtypes. Each batch is the previous one, rolled by one along its first axis.
         is_own_call: True if `call` is the model's own call, and not a function such as a training step.
+        needs_jit: True if plain calls do not run without `jax.jit`, or are slow without it.
     """
 
     name: str
@@ -41,6 +42,16 @@ class Program:
     call: Callable[[Any, Batch], tuple[jax.Array, ...]]
     batches: tuple[Batch, ...]
     is_own_call: bool = True
+    needs_jit: bool = False
+
+    def plain_call(self, model: Any, batch: Batch) -> tuple[jax.Array, ...]:
+        """Runs the model once, if possible without compiling what it compiles: each operation by itself.
+
+        JAX keeps the program of an operation, but apart for calls with and without `jax.disable_jit()`. So all plain
+        calls are made in the same way as those of the reference.
+        """
+        with jax.disable_jit(not self.needs_jit):
+            return self.call(model, batch)
 
 
 def program_of(make: Any, inputs: tuple[Any, ...], calls: int, call: Callable[..., Any] | None) -> Program:

@@ -48,10 +48,10 @@ class Reference:
 
 
 def called(program: Program, model: Any) -> Reference:
-    """Calls `model` with every batch, and records its values after each call."""
+    """Calls `model` with every batch, without any other transformation, and records its values after each call."""
     start, after, outputs = snapshot(model), [], []
     for batch in program.batches:
-        outputs.append(jax.tree.map(np.asarray, jax.block_until_ready(program.call(model, batch))))
+        outputs.append(jax.tree.map(np.asarray, jax.block_until_ready(program.plain_call(model, batch))))
         after.append(snapshot(model))
     return Reference(start, tuple(after), outputs)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,9 @@ from tallax.checking._progress import progress_line
 from tallax.checking._reference import Reference, called, with_noise
 from tallax.checking._report import Cell, Finding, Outcome, Report
 from tallax.checking._transformations import GRAPH
+
+# A call that takes more seconds of the processor without `jax.jit` has a long loop. Later runs compile it.
+_SLOW_CALL = 1.0
 
 _CHECKS: tuple[Callable[[Program, Reference], Results], ...] = (
     _call_checks.reproducible,
@@ -168,16 +172,20 @@ def results(program: Program, reference: Reference, notify: Callable[[str], None
 
 
 def reference_of(program: Program) -> Reference:
-    """Returns the reference: plain calls without any compilation, if JAX can run them."""
+    """Returns the reference: plain calls without any compilation, if JAX can run them, and runs them quickly."""
     model = program.make()
     try:
-        with jax.disable_jit():
-            return called(program, model)
+        reference = called(program, model)
     except Exception as error:
+        program.needs_jit = True  # some functions of JAX do not run without it
         try:
-            return called(program, program.make())  # some functions of JAX do not run without compilation
+            return called(program, program.make())
         except Exception as error_too:
             raise _cannot(program, error_too) from error
+    model, began = program.make(), time.process_time()  # the operations are compiled by now
+    jax.block_until_ready(program.plain_call(model, program.batches[0]))
+    program.needs_jit = time.process_time() - began > _SLOW_CALL
+    return reference
 
 
 def _cannot(program: Program, error: Exception) -> StatecheckError:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from tallax.checking._diagnosis import diagnosed, diagnosed_outputs, explained
 from tallax.checking._program import Batch, Outputs, Program, Run
 from tallax.checking._reference import Reference, called, outputs_agree
 from tallax.checking._report import Cell, Finding, Outcome
-from tallax.checking._snapshot import cycle_of, differences, snapshot, variables_of
+from tallax.checking._snapshot import Snapshot, cycle_of, differences, snapshot, variables_of
 from tallax.checking._transformations import (
     GRAPH,
     MODES,
@@ -26,6 +28,7 @@ from tallax.checking._transformations import (
     Transformation,
     stacked,
 )
+from tallax.checking._uncompiled_runs import TracedRun, UncompiledRuns
 
 
 def transformations(program: Program, reference: Reference) -> Results:
@@ -33,6 +36,8 @@ def transformations(program: Program, reference: Reference) -> Results:
     params = jax.tree.leaves(nnx.as_pure(nnx.state(program.make(), nnx.Param)))
     differentiable = bool(params) and all(jnp.issubdtype(param.dtype, jnp.floating) for param in params)
     twice, cycle = _held_twice(program), cycle_of(program.make())
+    runs = UncompiledRuns(program)
+    confirmed: set[tuple[str, str]] = set()  # rules and paths that a compiled run has shown
     if cycle:
         yield _cyclic(cycle)
     for transformation in TRANSFORMATIONS:
@@ -53,7 +58,10 @@ def transformations(program: Program, reference: Reference) -> Results:
                 yield Cell(transformation.name, mode.name, Outcome.WARNED)
                 yield dataclasses.replace(twice, where=(f"{transformation.name} ({mode.name})",))
                 continue
-            findings = run_once(program, reference, transformation, mode, run)
+            findings = _found_uncompiled(program, reference, transformation, mode, runs)
+            if findings is None or not confirmed.issuperset((found.rule, found.path) for found in findings):
+                findings = run_once(program, reference, transformation, mode, run)
+                confirmed.update((found.rule, found.path) for found in findings)
             yield Cell(transformation.name, mode.name, outcome_of(findings))
             yield from findings
 
@@ -84,6 +92,22 @@ def _held_twice(program: Program) -> Finding | None:
     return None
 
 
+def _found_uncompiled(
+    program: Program, reference: Reference, transformation: Transformation, mode: Mode, runs: UncompiledRuns
+) -> list[Finding] | None:
+    """Returns the findings of a run that is not compiled, or None if the transformation has to be compiled."""
+    run = transformation.run_in(mode)
+    if run is None or mode in transformation.compiled:
+        return None
+    try:
+        with mode.active():
+            (model,), outputs = runs.run(lambda models, batches: run(program.call, models[0], batches), program.batches)
+        got = snapshot(model)
+    except Exception:  # the compiled run shows the error, if there is one
+        return None
+    return _compared(program, reference, transformation, f"{transformation.name} ({mode.name})", got, outputs)
+
+
 def run_once(
     program: Program, reference: Reference, transformation: Transformation, mode: Mode, run: Run
 ) -> list[Finding]:
@@ -91,11 +115,22 @@ def run_once(
     where = f"{transformation.name} ({mode.name})"
     model = program.make()
     try:
-        with mode.active():
+        with mode.active(), jax.disable_jit(transformation.is_eager and not program.needs_jit):
             outputs = run(program.call, model, program.batches)
         got = snapshot(model)
     except Exception as error:
         return [explained(error, program.make(), reference.start, where, shared=mode is not GRAPH)]
+    return _compared(program, reference, transformation, where, got, outputs)
+
+
+def _compared(
+    program: Program,
+    reference: Reference,
+    transformation: Transformation,
+    where: str,
+    got: Snapshot,
+    outputs: Outputs | None,
+) -> list[Finding]:
     expected = reference.end if transformation.executes else reference.start
     findings = [
         diagnosed(difference, program.make(), where)
@@ -120,10 +155,9 @@ def _frozen(program: Program, reference: Reference, outputs: Outputs) -> str | N
         if variable is None:
             continue
         start = variable.get_raw_value()
-        with jax.disable_jit():
-            for batch in program.batches:
-                variables_of(model)[path].set_raw_value(start)
-                pinned.append(program.call(model, batch))
+        for batch in program.batches:
+            variables_of(model)[path].set_raw_value(start)
+            pinned.append(program.plain_call(model, batch))
         if outputs_agree(jax.tree.map(np.asarray, pinned), outputs):
             return path
     return None
@@ -133,20 +167,16 @@ def lanes(program: Program, reference: Reference) -> Results:
     """Each model of a stack, as `nnx.vmap` creates it, behaves as it does alone if you map or scan over the stack."""
     if not reference.written:
         return
-    batches = program.batches[:2]
-    alone = [called(Program("", program.make, program.call, (batch,)), program.make()) for batch in batches]
+    batches, runs = program.batches[:2], UncompiledRuns(program)
+    alone = [called(dataclasses.replace(program, batches=(batch,)), program.make()) for batch in batches]
     for name, run in (("vmap, stacked models", _vmapped), ("scan over layers", _scanned)):
         for mode in (GRAPH,) if cycle_of(program.make()) else (GRAPH, NO_UPDATES, TREE):
             where = f"{name} ({mode.name})"
-            models = [program.make() for _ in batches]
             try:
-                with mode.active():
-                    graphdef, state = nnx.split(models[0])
-                    states = [state, *(nnx.state(model) for model in models[1:])]
-                    stack = nnx.merge(graphdef, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
-                    run(program, stack, batches)
-                    for k, model in enumerate(models):
-                        nnx.update(model, jax.tree.map(lambda leaf: leaf[k], nnx.state(stack)))  # noqa: B023
+                with mode.active():  # `together`, because batched operations are others than those of plain calls
+                    models = runs.run_or_compile(
+                        _on_stack(program, run), batches, len(batches), together=run is _vmapped
+                    )
                 found = [
                     diagnosed(difference, program.make(), f"{where}, model {k + 1} of {len(batches)}")
                     for k, (model, ref) in enumerate(zip(models, alone, strict=True))
@@ -158,11 +188,23 @@ def lanes(program: Program, reference: Reference) -> Results:
             yield from found
 
 
-def _vmapped(program: Program, stack: object, batches: tuple[Batch, ...]) -> None:
+def _on_stack(program: Program, run: Callable[[Program, Any, Sequence[Batch]], None]) -> TracedRun:
+    def run_stacked(models: list[Any], batches: Sequence[Batch]) -> None:
+        graphdef, state = nnx.split(models[0])
+        states = [state, *(nnx.state(model) for model in models[1:])]
+        stack = nnx.merge(graphdef, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+        run(program, stack, batches)
+        for k, model in enumerate(models):
+            nnx.update(model, jax.tree.map(lambda leaf: leaf[k], nnx.state(stack)))  # noqa: B023
+
+    return run_stacked
+
+
+def _vmapped(program: Program, stack: object, batches: Sequence[Batch]) -> None:
     nnx.vmap(program.call, in_axes=(0, 0), out_axes=0)(stack, stacked(batches))
 
 
-def _scanned(program: Program, stack: object, batches: tuple[Batch, ...]) -> None:
+def _scanned(program: Program, stack: object, batches: Sequence[Batch]) -> None:
     def body(count: jax.Array, model: object, batch: Batch) -> jax.Array:
         program.call(model, batch)
         return count + 1

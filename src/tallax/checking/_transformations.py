@@ -84,6 +84,9 @@ class Transformation:
         is_basic: Whether it also runs on models without state, for which only outputs can differ.
         donates: Whether it donates the model's arrays, so that no two Variables may have the same array.
         takes_cycles: Whether, in graph mode, it accepts a model with reference cycles.
+        is_eager: Whether it compiles nothing but operations.
+        compiled: The modes in which it always runs as users run it. In the others it is traced, and then evaluated
+            without compilation, unless that raises.
     """
 
     name: str
@@ -95,6 +98,8 @@ class Transformation:
     donates: bool = False
     is_basic: bool = False
     takes_cycles: bool = True
+    compiled: tuple[Mode, ...] = ()
+    is_eager: bool = False
 
     def run_in(self, mode: Mode) -> Run | None:
         """Returns the form for a mode, or None."""
@@ -265,15 +270,37 @@ def skipping(call: Call, model: Any, batch: Batch) -> Call:
 TRANSFORMATIONS = (
     Transformation("plain calls", _plain, modes=(GRAPH, NO_UPDATES, TREE), is_basic=True),
     Transformation("jit", _jit, stepwise(jax.jit), is_basic=True),
-    Transformation("jit, donated", _jit_donated, stepwise(lambda pure: jax.jit(pure, donate_argnums=0)), donates=True),
+    Transformation(
+        "jit, donated",
+        _jit_donated,
+        stepwise(lambda pure: jax.jit(pure, donate_argnums=0)),
+        donates=True,
+        compiled=(GRAPH,),
+    ),
     Transformation("jit_partial", _jit_partial, modes=(NO_UPDATES, TREE)),
     Transformation("cached_partial", _cached_partial, modes=(GRAPH,)),
     Transformation("nnx.value_and_grad", _nnx_value_and_grad, modes=(GRAPH,), differentiates=True),
     Transformation(
         "value_and_grad", _value_and_grad, stepwise(split_value_and_grad), differentiates=True, is_basic=True
     ),
-    Transformation("vjp", _vjp, stepwise(split_vjp), modes=(NO_UPDATES, TREE, RAW), differentiates=True),
-    Transformation("jvp", _jvp, stepwise(split_jvp), modes=(NO_UPDATES, TREE, RAW), differentiates=True),
+    Transformation(
+        "vjp",
+        _vjp,
+        stepwise(split_vjp),
+        modes=(NO_UPDATES, TREE, RAW),
+        differentiates=True,
+        compiled=(NO_UPDATES,),
+        is_eager=True,
+    ),
+    Transformation(
+        "jvp",
+        _jvp,
+        stepwise(split_jvp),
+        modes=(NO_UPDATES, TREE, RAW),
+        differentiates=True,
+        compiled=(NO_UPDATES,),
+        is_eager=True,
+    ),
     Transformation("remat", _remat, stepwise(lambda pure: jax.jit(jax.checkpoint(pure)))),
     Transformation(
         "grad of remat",
@@ -288,7 +315,9 @@ TRANSFORMATIONS = (
     Transformation("cond", _cond, stepwise(split_branch(True))),
     Transformation("cond, not taken", _cond_not_taken, stepwise(split_branch(False)), executes=False),
     Transformation("switch", _switch, stepwise(split_switch)),
-    Transformation("eval_shape", _eval_shape, modes=(GRAPH, NO_UPDATES, TREE), executes=False),
-    Transformation("compile_step", _compile_step, modes=(GRAPH,), donates=True, takes_cycles=False),
-    Transformation("compile_step of cond", _compile_step_of_cond, modes=(GRAPH,), donates=True, takes_cycles=False),
+    Transformation("eval_shape", _eval_shape, modes=(GRAPH, NO_UPDATES, TREE), executes=False, compiled=MODES),
+    Transformation("compile_step", _compile_step, modes=(GRAPH,), donates=True, takes_cycles=False, compiled=MODES),
+    Transformation(
+        "compile_step of cond", _compile_step_of_cond, modes=(GRAPH,), donates=True, takes_cycles=False, compiled=MODES
+    ),
 )

@@ -7,7 +7,7 @@ a function and drop the copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from tallax.checking._reference import Reference
 from tallax.checking._report import Finding
 from tallax.checking._snapshot import attribute_of, changed, snapshot
 from tallax.checking._transformations import GRAPH, stacked
+from tallax.checking._uncompiled_runs import UncompiledRuns
 
 Use = Callable[[Program, Any, Batch], Any]
 
@@ -57,12 +58,15 @@ def silent_losses(program: Program, reference: Reference) -> Results:
     lost: dict[str, list[str]] = {}
     written = [path for path in reference.written if path in reference.end and reference.end[path].kind == "variable"]
     if written:
+        runs = UncompiledRuns(program)
         for where, use in _USES.items():
-            model = program.make()
+
+            def run(models: list[Any], batches: Sequence[Batch], use: Use = use) -> None:
+                use(program, models[0], stacked(batches))
+
             try:
                 with GRAPH.active():
-                    use(program, model, stacked(program.batches))
-                got = snapshot(model)
+                    got = snapshot(runs.run_or_compile(run, program.batches)[0])
             except Exception:  # it raises, so the loss is not silent
                 continue
             wrong = [path for path in changed(reference.end, got) if path in written]

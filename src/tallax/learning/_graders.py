@@ -47,6 +47,11 @@ class Grader:
             self._next.close()
             self._next = None
 
+    def wait_until_warm(self, seconds: float = 60.0) -> None:
+        """Waits until the process for the next grade has imported JAX."""
+        self._next = self._next or _Process()
+        self._next.wait_until_ready(seconds)
+
     def grade(
         self,
         exercise: Exercise,
@@ -179,6 +184,12 @@ class _Process:
                         *lines, pending = (pending + chunk).split(b"\n")
                         yield from map(_parsed, lines)
                 yield {}
+
+    def wait_until_ready(self, seconds: float) -> None:
+        """Waits for the first message of the process, and leaves it to `messages`."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._answers, selectors.EVENT_READ)
+            selector.select(seconds)
 
     def printed(self) -> str:
         """Returns the last lines that the program printed."""
