@@ -15,7 +15,7 @@ from tallax.statistics import LogHistogram, Statistic
 from tallax.variables import Counter
 from tallax.watching import _params
 from tallax.watching._notes import new_number, notes_of
-from tallax.watching._placing import Devices, devices_of, place, split_axis
+from tallax.watching._placing import Devices, devices_of, place, spec_of, split_axis
 from tallax.watching._select import Found, chosen_modules, functions_asked_for, modules_of
 from tallax.watching._site import GRADIENT, HISTOGRAM, INPUT, OUTPUT, Site
 from tallax.watching._stacks import stack_shapes
@@ -133,7 +133,7 @@ def watch(
                 owned.add(id(variable))
                 for role in param_roles:
                     name = f"{'.'.join(map(str, inner))}:{role}"
-                    maker.add(site, name, stack, axis=split_axis(variable, devices) - len(stack))
+                    maker.add(site, name, stack, split_axis(variable, devices) - len(stack), spec_of(variable))
         if site.statistics:
             _attach(each, site, present if roles else ())
     if param_roles:
@@ -156,9 +156,11 @@ class _Maker:
         self.statistic, self.histograms, self.first = statistic, histograms, first
         self.every, self.window, self.devices = every, window, devices
 
-    def add(self, site: Site, role: str, stack: tuple[int, ...], axis: int = 0) -> None:
+    def add(self, site: Site, role: str, stack: tuple[int, ...], axis: int = 0, spec: jax.P | None = None) -> None:
         """Adds the statistics of a role to a site."""
-        made = self.statistic() if self.statistic is not None and role != GRADIENT else self._summary(max(axis, 0))
+        made = (
+            self.statistic() if self.statistic is not None and role != GRADIENT else self._summary(max(axis, 0), spec)
+        )
         if not isinstance(made, Statistic):
             raise InvalidTypeError(
                 compose(
@@ -175,9 +177,9 @@ class _Maker:
             place(each, stack, self.devices)
             setattr(site, name, each)
 
-    def _summary(self, axis: int) -> Summary:
+    def _summary(self, axis: int, spec: jax.P | None) -> Summary:
         rows = None if self.devices is None or self.devices.rows == 1 else self.devices.rows
-        summary = Summary(every=self.every, window=self.window, rows=rows, axis=axis)
+        summary = Summary(every=self.every, window=self.window, rows=rows, axis=axis, spec=spec)
         summary.updates.set(self.first)
         return summary
 
