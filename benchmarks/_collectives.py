@@ -8,6 +8,8 @@ import math
 import re
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
 _KINDS = "all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter|ragged-all-to-all"
 _COLLECTIVE = re.compile(rf"= (?P<type>.*?) (?P<kind>{_KINDS})(?:-start)?\(")
 _HEAD = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) .*\{$")
@@ -17,7 +19,12 @@ _CALLED = re.compile(
     r"|(?:branch_computations|called_computations)=\{([^}]*)\}"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_BITS = {"pred": 8, "bf16": 16, "token": 0}
+_DTYPES = {
+    "pred": bool,
+    "bf16": jnp.bfloat16,
+    **{f"{'s' if kind == 'i' else kind}{8 * size}": f"{kind}{size}" for kind in "ui" for size in (1, 2, 4, 8)},
+    **{f"f{8 * size}": f"f{size}" for size in (2, 4, 8)},
+}
 
 
 class Collective(NamedTuple):
@@ -25,13 +32,15 @@ class Collective(NamedTuple):
 
     Attributes:
         kind: `all-reduce`, `all-gather`, ...
-        size: the number of devices that take part in one.
+        size: the number of devices that take part in it.
         payload: the bytes of its result on one device.
+        in_branch: whether it is in a branch, so that it does not run in each call.
     """
 
     kind: str
     size: int
     payload: int
+    in_branch: bool
 
 
 def collectives(text: str) -> collections.Counter[Collective]:
@@ -43,21 +52,21 @@ def collectives(text: str) -> collections.Counter[Collective]:
         text: the compiled program: `compiled.as_text()`.
 
     Raises:
-        ValueError: a loop with a collective has an unknown number of iterations.
+        ValueError: a loop with a collective has an unknown number of iterations, or the notation of a group is unknown.
     """
     bodies, entry = _computations(text)
     found: collections.Counter[Collective] = collections.Counter()
 
-    def visit(name: str, times: int) -> None:
+    def visit(name: str, times: int, in_branch: bool) -> None:
         for line in bodies.get(name, ()):
             if match := _COLLECTIVE.search(line):
-                found[Collective(match["kind"], _size(line), _payload(match["type"]))] += times
+                found[Collective(match["kind"], _size(line), _payload(match["type"]), in_branch)] += times
                 continue
             for one, several in _CALLED.findall(line):
                 for called in [one] if one else re.findall(r"[\w.\-]+", several):
-                    visit(called, times * _iterations(line, called, bodies))
+                    visit(called, times * _iterations(line, called, bodies), in_branch or " conditional(" in line)
 
-    visit(entry, 1)
+    visit(entry, 1, False)
     return found
 
 
@@ -84,20 +93,24 @@ def _iterations(line: str, called: str, bodies: dict[str, list[str]]) -> int:
 
 
 def _size(line: str) -> int:
+    """Returns the size of the groups, for which XLA has three notations; a permutation has pairs."""
+    if "source_target_pairs=" in line:
+        return 2
     if groups := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line):
         return int(groups[1])
     if groups := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
         return len(groups[1].split(","))
-    return 2  # a permutation has pairs
+    if groups := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^{]*\))? \{([^}]*)\}", line):
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", groups[1])}
+        named = re.findall(r"'([^']*)'(?::\(\d+\)(\d+))?", groups[2])
+        return math.prod(int(part) if part else sizes[name] for name, part in named)
+    raise ValueError(f"groups in an unknown notation: {line.strip()[:300]}")
 
 
-def _payload(kind: str) -> int:
-    return sum(
-        _bytes(found["dtype"]) * math.prod(map(int, filter(None, found["shape"].split(","))))
-        for found in _ARRAY.finditer(kind)
-    )
-
-
-def _bytes(dtype: str) -> int:
-    bits = _BITS.get(dtype) or int(re.sub(r"\D*", "", dtype, count=1)[:2].rstrip("e") or 8)
-    return math.ceil(bits / 8)
+def _payload(results: str) -> int:
+    """Returns the bytes of the arrays that a type lists."""
+    total = 0
+    for array in _ARRAY.finditer(results):
+        entries = math.prod(int(size) for size in array["shape"].split(",") if size)
+        total += entries * jnp.dtype(_DTYPES[array["dtype"]]).itemsize
+    return total
