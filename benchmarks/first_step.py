@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,11 @@ def _transformer(size: transformer.Size, items: int) -> tuple[Any, Any, Callable
     return *transformer.model_and_batch(size, items), functools.partial(transformer.train_step)
 
 
-def steps(counters: int, size: transformer.Size) -> dict[str, Prepare]:
-    """Returns the steps to measure by name."""
-    return {
-        "MLP": lambda: _mlp(0),
-        f"MLP, {counters} counters": lambda: _mlp(counters),
-        f"{size.layers}-layer transformer, 3 variables and statistics a layer": lambda: _transformer(size, 3),
-    }
+STEPS: dict[str, Prepare] = {
+    "MLP": lambda: _mlp(0),
+    "MLP, 100 counters": lambda: _mlp(100),
+    "6-layer transformer, 3 variables and statistics a layer": lambda: _transformer(transformer.USUAL, 3),
+}
 
 
 @contextlib.contextmanager
@@ -96,10 +94,10 @@ def first_call(prepare: Prepare, way: str) -> dict[str, float]:
     return {**parts, REST: total - everything, "total": total}
 
 
-def measure(rounds: int, counters: int = 100, size: transformer.Size = transformer.USUAL) -> list[dict[str, Any]]:
+def measure(rounds: int, steps: Mapping[str, Prepare]) -> list[dict[str, Any]]:
     """Returns a row for each step and way: the median and the quartiles of each part, and the ratio of the totals."""
     rows = []
-    for name, prepare in steps(counters, size).items():
+    for name, prepare in steps.items():
         taken: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         for way in WAYS:
             first_call(prepare, way)  # traces of optax's functions, and imports
@@ -123,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     load, was_on = _report.load_average(), jax.config.read("jax_enable_compilation_cache")
     jax.config.update("jax_enable_compilation_cache", False)
     try:
-        rows = measure(1 if options.quick else 7)
+        rows = measure(1 if options.quick else 7, STEPS)
     finally:
         jax.config.update("jax_enable_compilation_cache", was_on)
     for row in rows:

@@ -24,17 +24,19 @@ from benchmarks._scale_model import BINS, Network, predicted, predicted_reading
 from benchmarks._scale_programs import LAYOUTS, STATES, WATCH, WAYS, Sent, added, reading
 
 FEW = ("counter", "histogram", "moments")  # on all layouts; the others only where they differ, on one
+SMALL = 8  # devices, up to which all cases are compiled
 TENSORS = 15  # of `Perceptron`, of which each role is watched
-SECONDS = 900  # for the programs of one number of devices
+SECONDS = 1800  # for the programs of one number of devices
 MANY = (1_000, 10_000)  # devices, by the model
 
 
-def cases() -> list[tuple[str, str, str, int]]:
-    """Returns the layouts, states, ways and numbers of states to compile."""
+def cases(devices: int) -> list[tuple[str, str, str, int]]:
+    """Returns the layouts, states, ways and numbers of states to compile: all of them on a few devices."""
     found = [("data-parallel", "counter", way, 10) for way in WAYS]
     for name, layout in LAYOUTS.items():
-        for way in WAYS[1:] if layout.is_mapped else WAYS:
-            found += [(name, state, way, 1) for state in (STATES if name == "data-parallel" else FEW)]
+        is_first = name == "data-parallel"
+        states = FEW[:1] if devices > SMALL and not is_first else FEW if devices > SMALL or not is_first else STATES
+        found += [(name, state, way, 1) for way in (WAYS[1:] if layout.is_mapped else WAYS) for state in states]
         found.append((name, WATCH, "shard_map" if layout.is_mapped else "jit", 1))
     return found
 
@@ -47,12 +49,13 @@ def accelerators_form(*args: Any, default: Callable[..., Any], **_: Any) -> Any:
 def compiled(devices: int) -> dict[str, list[dict[str, Any]]]:
     """Returns the figures of all programs for a number of devices, and those of the model."""
     with unittest.mock.patch("jax.lax.platform_dependent", accelerators_form):
-        steps = [_step(*case, devices) for case in cases()]
+        steps = [_step(*case, devices) for case in cases(devices)]
         ways = [*((state, way) for state in FEW for way in ("jit", "per-replica")), (WATCH, "jit")]
         return {"steps": steps, "readings": [_reading(state, way, devices) for state, way in ways]}
 
 
 def _step(name: str, state: str, way: str, count: int, devices: int) -> dict[str, Any]:
+    print(f"{devices} devices: {name}, {count} {state}, {way}", file=sys.stderr, flush=True)
     found = added(LAYOUTS[name], state, way, devices, count)
     model, agrees = predicted(LAYOUTS[name], state, way, devices, count), None
     if model is not None:
@@ -80,7 +83,7 @@ def _row(found: Sent) -> dict[str, int]:
 def modelled(devices: int, network: Network) -> dict[str, list[dict[str, Any]]]:
     """Returns the model's figures for a number of devices that nothing was compiled for."""
     steps, readings = [], []
-    for name, state, way, count in cases():
+    for name, state, way, count in cases(SMALL):
         if (model := predicted(LAYOUTS[name], state, way, devices, count)) is not None:
             seconds = network.seconds(model.collectives, model.payload, devices)
             key = {"layout": name, "state": state, "way": way, "devices": devices, "count": count}
