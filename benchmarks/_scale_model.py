@@ -10,7 +10,7 @@ import tallax
 from benchmarks._scale_programs import BINS, WATCH, Layout, Sent
 
 WORD, LIMBS = 4, 8  # bytes of an increment, and of a stored count
-FINE = len(tallax.statistics.LogHistogram().counts.get_raw_value()) - 1  # the slots of a log-histogram
+FINE = len(tallax.statistics.LogHistogram().counts.get_raw_value())  # the slots of a log-histogram
 WATCHED_WORDS = {"sent": 6, "stored": 15}  # of one tensor: those of one step, and those of the state of one device
 
 

@@ -174,7 +174,7 @@ def scale_steps(records: Records) -> str:
         state = row["state"] if row["count"] == 1 else f"{row['count']} {row['state']}s"
         rows.setdefault((row["layout"], state), {}).setdefault(row["way"], []).append(row)
     ways = ("jit", "shard_map", "per-replica")
-    cells = [[*key, *(_sent(found.get(way, [])) for way in ways)] for key, found in rows.items()]
+    cells = _joined([[*key, *(_sent(found.get(way, [])) for way in ways)] for key, found in rows.items()])
     devices = sorted({row["devices"] for row in record["compiled"]["steps"]})
     agree = [row["agrees"] for row in record["compiled"]["steps"]]
     line = (
@@ -183,6 +183,14 @@ def scale_steps(records: Records) -> str:
         f"{agree.count(False)} do not, and {agree.count(None)} have no formula."
     )
     return f"{line}\n\n{table(('mesh', 'state', 'under `jit`', 'in `shard_map`', 'per replica'), cells)}"
+
+
+def _joined(rows: list[list[Any]]) -> list[list[Any]]:
+    """Returns the rows, of which those that differ only in the mesh, the first cell, are one row."""
+    meshes: dict[tuple[Any, ...], list[str]] = {}
+    for mesh, *others in rows:
+        meshes.setdefault(tuple(others), []).append(mesh)
+    return [["; ".join(names), *others] for others, names in meshes.items()]
 
 
 def scale_model(records: Records) -> str:
@@ -195,14 +203,14 @@ def scale_model(records: Records) -> str:
             rows.setdefault((row["layout"], state, row["way"]), {})[row["devices"]] = row
     devices = sorted({number for found in rows.values() for number in found})
     ordered = sorted(rows.items(), key=lambda item: -item[1][devices[-1]]["seconds"])
-    cells = [
-        [*key, found[devices[-1]]["collectives"], size(found[devices[-1]]["payload"])]
-        + [duration(found[number]["seconds"]) for number in devices]
-        for key, found in ordered
-    ]
-    times = (f"{number:,} devices" for number in devices)
-    headings = ("mesh", "state", "way", "collectives", f"bytes, {devices[-1]:,}", *times)
-    return table(headings, cells)
+    cells = []
+    for key, found in ordered:
+        most = found[devices[-1]]
+        times = (duration(found[number]["seconds"]) for number in devices)
+        cells.append([*key, most["collectives"], size(most["payload"]), *times])
+    cells = _joined(cells)
+    headings = (f"{number:,} devices" for number in devices)
+    return table(("mesh", "state", "way", "collectives", f"bytes, {devices[-1]:,}", *headings), cells)
 
 
 def scale_readings(records: Records) -> str:

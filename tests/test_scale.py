@@ -35,6 +35,7 @@ ADDED_BY_OTHERS = {
     ("data-parallel", "extrema", "jit"): (2, 0),
     ("data-parallel", "ema", "jit"): (1, 0),
     ("data-parallel", "histogram", "shard_map"): (1, 0),
+    ("data-parallel", "log-histogram", "shard_map"): (1, 0),
     ("data-parallel", "moments", "shard_map"): (1, 4),
     ("data-parallel", "extrema", "shard_map"): (2, 0),
     ("data-parallel", "ema", "shard_map"): (1, 0),
