@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 PROCESSOR := $(shell grep -m1 ^flags /proc/cpuinfo 2>/dev/null | cksum | cut -d' ' -f1)
 PROGRAMS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tallax/programs-$(PROCESSOR)
 
-.PHONY: help demo test quick thorough nightly compare peers lint prose wheel dist-check format pages notebook docs bench bench-accelerator constraints clean
+.PHONY: help demo test quick thorough nightly compare peers lint prose wheel dist-check format pages notebook docs bench performance bench-accelerator constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -79,6 +79,10 @@ docs: $(VENV)/.docs  ## write the documentation site to build/site, to be read w
 
 bench: $(VENV)/.bench  ## measure, side by side; prints a table and writes benchmarks/results/*.json
 	$(BIN)/python -m benchmarks $(ARGS)
+
+performance: $(VENV)/.dev  ## write the tables of docs/performance.md and docs/many-devices.md from the results of `make bench`
+	@mkdir -p benchmarks/results
+	$(BIN)/python docs/_figure_tables.py benchmarks/results
 
 bench-accelerator:  ## measure on the device that JAX finds, in five minutes; uses PYTHON, with jax and flax, as it is
 	$(PYTHON) -m benchmarks.accelerator $(ARGS)

@@ -2,7 +2,8 @@
 """Benchmarks: what tallax costs, measured beside what one would use instead.
 
 `make bench`, or `python -m benchmarks [GROUP ...]`, runs the groups below. A new group is a module with a function
-`group()` that returns a `benchmarks._timing.Group`, and a line here.
+`group()` that returns a `benchmarks._timing.Group`, and a line here. A script measures something else than the time of
+calls: it has a function `main(["--output", FOLDER, "--quick"])`.
 """
 
 GROUPS = {
@@ -26,4 +27,10 @@ GROUPS = {
     "step-time": "benchmarks.step_time",
     "transformer": "benchmarks.transformer",
     "watch": "benchmarks.watch",
+}
+
+SCRIPTS = {
+    "first-step": "benchmarks.first_step",
+    "memory": "benchmarks.memory",
+    "scale": "benchmarks.scale",
 }

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from benchmarks._timing import Group, Result
 
+RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("tallax", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "equinox", "boost-histogram")
 
 
@@ -37,20 +38,35 @@ def table(group: Group, results: list[Result]) -> Table:
     return columns
 
 
-def write(folder: Path, group: Group, results: list[Result], *, quick: bool) -> Path:
-    """Writes `<group>.json` into the folder and returns its path."""
-    record = {
-        "group": group.name,
-        "title": group.title,
+def heading(name: str, title: str) -> dict[str, Any]:
+    """Returns the part that all results share: the date, the versions, the machine and its load."""
+    return {
+        "group": name,
+        "title": title,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "quick": quick,
         "versions": _versions(),
         "machine": _machine(),
-        "cases": [_case(result) for result in results],
+        "load_average": load_average(),
     }
+
+
+def load_average() -> float | None:
+    """Returns the number of processes that were running or waiting in the last minute; None if it is not known."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def write(folder: Path, group: Group, results: list[Result], *, quick: bool, load: float | None = None) -> Path:
+    """Writes `<group>.json` into the folder and returns its path; `load` is the load average before the run."""
+    cases = [_case(result) for result in results]
+    record = {**heading(group.name, group.title), "quick": quick, "load_average_before": load, "cases": cases}
+    return write_record(folder, record)
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> Path:
+    """Writes a record with a `heading` into the folder and returns the path of the file."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{group.name}.json"
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    path = folder / f"{record['group']}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
     return path
 
 

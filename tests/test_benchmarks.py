@@ -4,12 +4,17 @@
 import gc
 import importlib
 import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
 
 import pytest
 
 import benchmarks
 from benchmarks import __main__ as command
-from benchmarks import _report, transformer
+from benchmarks import _report, first_step, transformer
 from benchmarks._timing import Case, Group, measure
 
 TINY = transformer.Size(layers=1, width=8, heads=2, vocabulary=8, sequences=2, tokens=4)
@@ -31,6 +36,7 @@ SMALL = {  # what to call `group` with, so that a case compiles in a second or t
     "watch": (1,),
 }
 QUICK = ("lint", "readings")  # the others compile many programs, and run in `make thorough`
+ROOT = pathlib.Path(__file__).parents[1]
 TICK = 2.0**-20  # a power of two, so that sums and quotients of times are exact
 
 
@@ -149,7 +155,9 @@ def test_the_file_has_the_measurements_and_versions(tmp_path):
     """The JSON holds versions, machine, date and every case, and says what was left out."""
     group, results = measured()
     record = json.loads(_report.write(tmp_path / "new", group, results, quick=True).read_text())
-    assert set(record) == {"group", "title", "date", "quick", "versions", "machine", "cases"}
+    assert set(record) == {
+        *("group", "title", "date", "quick", "versions", "machine", "cases", "load_average", "load_average_before")
+    }
     assert {"python", "jax", "flax", "optax", "numpy"} <= set(record["versions"])
     assert set(record["machine"]) == {"platform", "processor", "cores", "backend", "device"}
     cases = {case["name"]: case for case in record["cases"]}
@@ -194,3 +202,66 @@ def test_every_case_of_every_group_runs(name, tmp_path):
     assert all(result.seconds is not None or result.case.needs for result in results)
     if group.draw is not None:
         assert _report.write_plot(tmp_path, group, results).read_text().count("<svg") == 1
+
+
+def copied_tree(folder):
+    """Returns a plain copy of the sources and benchmarks, as one would take it to another machine."""
+    for name in ("src", "benchmarks"):
+        shutil.copytree(
+            ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "results")
+        )
+    return folder
+
+
+def accelerator(folder, *options):
+    """Runs the command for accelerators in a copy of the tree, with nothing else on the path."""
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment.pop("PYTHONPATH", None)
+    command = [sys.executable, "-m", "benchmarks.accelerator", *options]
+    return subprocess.run(
+        command, cwd=copied_tree(folder), env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("group", ["reads", "counters", "watching", "loops"])
+def test_the_command_for_accelerators_runs_in_a_plain_copy(tmp_path, group):
+    """It measures without an installation of tallax, writes its JSON, and names the device that it ran on."""
+    done = accelerator(tmp_path, group, "--small", "--seconds", "0")
+    assert done.returncode == 0, done.stderr
+    assert "Measured on 1 x cpu (cpu)" in done.stdout
+    assert "This is not an accelerator" in done.stdout
+    record = json.loads((tmp_path / "benchmarks/results/accelerator.json").read_text())
+    assert list(record["groups"]) == [group]
+    assert record["skipped"] == {}
+    assert all(row["rounds"] >= 5 for row in record["groups"][group].values())
+
+
+@pytest.mark.slow
+def test_the_command_for_accelerators_refuses_unknown_groups(tmp_path):
+    """An error names the groups."""
+    done = accelerator(tmp_path, "reads", "writes")
+    assert done.returncode == 2
+    assert "unknown groups: writes; there are reads, counters, watching, loops" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("intervals", "expected"),
+    [([], 0.0), ([(1.0, 2.0)], 1.0), ([(1.0, 2.0), (0.0, 3.0)], 3.0), ([(0.0, 2.0), (1.0, 3.0), (5.0, 6.0)], 4.0)],
+)
+def test_nested_intervals_count_once(intervals, expected):
+    """The trace of a nested function is a part of that of the outer one."""
+    assert first_step.length(intervals) == expected
+
+
+@pytest.mark.slow
+def test_the_parts_of_a_first_call_are_its_whole():
+    """Trace, lowering, compilation and the rest are at most the total, and none is zero."""
+    row, other = first_step.measure(1, {"MLP": first_step.STEPS["MLP"]})
+    assert (row["way"], other["way"]) == ("nnx.jit", "compile_step")
+    for each in (row, other):
+        seconds = {part: figures["median"] for part, figures in each["seconds"].items()}
+        total = seconds.pop("total")
+        assert set(seconds) == {"trace", "lower", "compile", "the rest"}
+        assert all(value > 0 for value in seconds.values())
+        assert sum(seconds.values()) == pytest.approx(total, rel=0.2)

@@ -9,7 +9,9 @@ import pytest
 from flax import nnx
 
 import tallax
-from tests.meshes import P, collectives
+from benchmarks._collectives import collectives
+from tests.meshes import P
+from tests.meshes import collectives as kinds_of
 
 ALL = {"inputs": True, "output_gradients": True, "parameters": True, "gradients": True, "updates": True}
 
@@ -53,6 +55,10 @@ def batches(mesh, count=3):
     return found if mesh is None else [jax.device_put(x, jax.NamedSharding(mesh, P("data"))) for x in found]
 
 
+def kernels(model):
+    return jax.tree.leaves(nnx.state(model, nnx.Param))
+
+
 SPECS = {"data-parallel": P(), "fully sharded": P("data")}
 
 
@@ -64,12 +70,34 @@ def test_no_collective_is_added(spec):
 
     def count(**options):
         model, optimizer, _ = prepared(mesh, SPECS[spec], **options)
-        return collectives(nnx.jit(train_step), model, optimizer, x)
+        return kinds_of(nnx.jit(train_step), model, optimizer, x)
 
     plain = count()
     assert sum(plain.values()) > 0
     assert count(**ALL) == plain
     assert count(**ALL, every=10) == plain
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("compiled", [False, True], ids=["nnx.jit", "compile_step"])
+def test_parameters_stay_where_they_are(spec, compiled):
+    """The rows of the state do not split the parameters, which would be gathered again at each step."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    (x,) = batches(mesh, 1)
+    programs = []
+    for options in (ALL, {}):
+        model, optimizer, _ = prepared(mesh, SPECS[spec], **options)
+        if compiled:
+            program = tallax.compile_step(train_step, model, optimizer).lower(x)
+        else:
+            program = nnx.jit(train_step).lower(model, optimizer, x)
+            jax.block_until_ready(nnx.jit(train_step)(model, optimizer, x))
+            placed = [
+                leaf.sharding.is_equivalent_to(jax.NamedSharding(mesh, SPECS[spec]), 2) for leaf in kernels(model)
+            ]
+            assert placed == [True, True]
+        programs.append(collectives(program.compile().as_text()))
+    assert programs[0] == programs[1]
 
 
 @pytest.mark.parametrize("spec", SPECS)

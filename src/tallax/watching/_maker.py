@@ -11,7 +11,7 @@ from tallax._walk import WATCHED
 from tallax.statistics import LogHistogram, Statistic
 from tallax.watching import _params
 from tallax.watching._notes import new_number
-from tallax.watching._placing import Devices, place, split_axis
+from tallax.watching._placing import Devices, place, spec_of, split_axis
 from tallax.watching._presets import Preset
 from tallax.watching._select import Found
 from tallax.watching._site import GRADIENT, HISTOGRAM, Site
@@ -70,16 +70,16 @@ class Maker:
 
     def add_param_roles(self, each: Found, roles: Sequence[str]) -> None:
         """Adds statistics of the Params that a module owns."""
-        for name, axis in self._params(each, roles):
-            self._add(each, name, self._statistics(name, axis))
+        for name, placement in self._params(each, roles):
+            self._add(each, name, self._statistics(name, placement))
 
     def add_preset(self, each: Found, preset: Preset, make: Callable[..., StepStatistic] | str) -> None:
         """Adds the statistics of a preset, or the reason why there is none."""
         if isinstance(make, str):
             self.unseen[f"{each.name}:{preset.name}"] = make
         elif preset.name == _params.UPDATE_RATIO:
-            for name, axis in self._params(each, [preset.name]):
-                self._add(each, name, {name: make(**self._options, axis=axis)})
+            for name, placement in self._params(each, [preset.name]):
+                self._add(each, name, {name: make(**self._options, axis=placement["axis"])})
         elif preset.function is None and not self._methods_of(each.module):
             self.unseen[f"{each.name}:{preset.name}"] = f"it has no method {' or '.join(self.methods)}"
         else:
@@ -103,20 +103,21 @@ class Maker:
     def _methods_of(self, module: Any) -> tuple[str, ...]:
         return tuple(name for name in self.methods if callable(getattr(type(module), name, None)))
 
-    def _params(self, each: Found, roles: Sequence[str]) -> list[tuple[str, int]]:
-        """Returns the names of the roles of the Params of a module, with the axis that is split over a mesh."""
+    def _params(self, each: Found, roles: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+        """Returns the names of the roles of the Params of a module, with the split axis and the placement on a mesh."""
         found, depth = [], len(self.stacks[id(each.module)])
         for inner, variable in _params.params_below(each.module):
             for role in roles:
                 if (id(variable), role) not in self._owned:
                     self._owned.add((id(variable), role))
                     name = f"{'.'.join(map(str, inner))}:{role}"
-                    found.append((name, max(split_axis(variable, self.devices) - depth, 0)))
+                    axis = max(split_axis(variable, self.devices) - depth, 0)
+                    found.append((name, {"axis": axis, "spec": spec_of(variable)}))
         return found
 
-    def _statistics(self, role: str, axis: int = 0) -> dict[str, Any]:
+    def _statistics(self, role: str, placement: Mapping[str, Any] | None = None) -> dict[str, Any]:
         make = None if role == GRADIENT else self.statistic
-        made = Summary(**self._options, axis=axis) if make is None else make()
+        made = Summary(**self._options, **(placement or {})) if make is None else make()
         if not isinstance(made, Statistic):
             raise InvalidTypeError(
                 compose(

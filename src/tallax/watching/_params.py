@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
+from jax.sharding import AxisType
 
+from tallax._arrays import is_traced
 from tallax._walk import WATCHED
 from tallax.statistics import Statistic
 from tallax.watching._notes import note
@@ -93,7 +95,7 @@ def after(seen: list[Seen], gradients: Any) -> None:
             for statistic in _statistics(each.site, f"{each.name}:{role}", value):
                 if isinstance(statistic, Summary):
                     summaries.append(statistic)
-                    values.append(jax.lax.stop_gradient(value))
+                    values.append(_placed(jax.lax.stop_gradient(value), statistic.spec))
                 else:
                     statistic.update(value)
         new: Any = each.variable.get_value()
@@ -103,6 +105,23 @@ def after(seen: list[Seen], gradients: Any) -> None:
     if ratios:
         take_together(ratios, steps_together(ratios, pairs))
     update_together(summaries, values, parts_of_tensors)
+
+
+def _placed(value: Any, spec: jax.P | None) -> Any:
+    """Returns a gradient or an update, fixed to the placement of its Param.
+
+    The state has a row for each device. Without the constraint, XLA would propagate that split through the reduction to
+    the gradient, and from there to the new parameters, which it would then gather at each step.
+    """
+    mesh: Any = jax.typeof(value).sharding.mesh
+    if spec is None or not is_traced(value) or set(mesh.axis_types) != {AxisType.Auto}:
+        return value
+    try:
+        sharding = jax.NamedSharding(mesh, spec)
+        sharding.shard_shape(value.shape)
+    except ValueError:  # another mesh, or a lane of `vmap`
+        return value
+    return jax.lax.with_sharding_constraint(value, sharding)
 
 
 def _statistics(site: Site, role: str, value: Any) -> Iterator[Statistic]:

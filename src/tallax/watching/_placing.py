@@ -74,6 +74,12 @@ def split_axis(variable: Any, devices: Devices | None) -> int:
     return 0
 
 
+def spec_of(variable: Any) -> jax.P | None:
+    """Returns the placement of a Param on its mesh; None if it is on a single device."""
+    sharding = getattr(variable.get_raw_value(), "sharding", None)
+    return sharding.spec if isinstance(sharding, jax.NamedSharding) and sharding.mesh.size > 1 else None
+
+
 def place(statistic: Statistic, stack: tuple[int, ...], devices: Devices | None) -> None:
     """Gives the state of a statistic the leading axes of a stack, and puts it on a mesh."""
     for name, variable in statistic.variables.items():

@@ -83,6 +83,7 @@ class Summary(Statistic):
         window: the numbers start again after this many updates; None if they are those of all updates.
         rows: the number of rows of the state, on a mesh; None for a state without an axis of rows.
         axis: the axis of the tensors that is split over the mesh.
+        spec: the placement of the Param whose tensors these are, on a mesh; None for other tensors.
         axis_name: the mapped axes over which each update is combined, as in the other statistics.
         persistent: whether checkpoints save the state.
     """
@@ -96,12 +97,13 @@ class Summary(Statistic):
         window: int | None = None,
         rows: int | None = None,
         axis: int = 0,
+        spec: jax.P | None = None,
         axis_name: AxisName | None = None,
         persistent: bool = True,
     ):
         super().__init__(axis_name=axis_name)
         self.every, self.window = every, window
-        self.rows, self.axis = rows, axis
+        self.rows, self.axis, self.spec = rows, axis, spec
         self.updates: Counter = Counter(persistent=persistent, reduce="replicated")
         self.words: Buffer = Buffer(self._initial_words(), persistent=persistent)
 

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of the pages are written from the committed figures."""
+
+import importlib.util
+import json
+import pathlib
+
+import pytest
+
+import benchmarks
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def tables():
+    spec = importlib.util.spec_from_file_location("_figure_tables", ROOT / "docs/_figure_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", ["performance.md", "many-devices.md"])
+def test_the_page_has_the_committed_figures(tables, page):
+    """A figure on the page is one of docs/figures, so `make performance` changes nothing."""
+    assert tables.blocks(page)
+    assert tables.written(page, tables.records_in(tables.FIGURES)) == (ROOT / "docs" / page).read_text()
+
+
+def test_every_table_has_a_benchmark(tables):
+    """A block names a group of benchmarks, or a table of its own."""
+    for page in tables.PAGES:
+        assert set(tables.blocks(page)) <= {*benchmarks.GROUPS, *benchmarks.SCRIPTS, *tables.TABLES}
+    assert {path.stem for path in tables.FIGURES.glob("*.json")} <= {*benchmarks.GROUPS, *benchmarks.SCRIPTS}
+
+
+RECORD = {
+    "title": "steps",
+    "date": "2026-11-29T12:00:00+00:00",
+    "quick": False,
+    "versions": {"python": "3.11.1", "jax": "0.10.2"},
+    "machine": {"processor": "A processor", "platform": "Linux x86_64", "cores": 2, "backend": "cpu", "device": "cpu"},
+    "load_average": 1.0,
+    "load_average_before": 0.5,
+}
+
+
+def case(name, limits=(), **ratios):
+    figures = {to: {"median": x, "lower": x / 2, "upper": x * 2} for to, x in ratios.items()}
+    return {"name": name, "rounds": 9, "limits": dict(limits), "ratios": figures, "seconds": None}
+
+
+def test_the_worst_row_comes_first(tables):
+    """Rows are in the order of their ratios, the largest first, and one above its limit is marked."""
+    cases = [case("base", base=1.0), case("good", base=0.5), case("bad", {"base": 1.5}, base=3.0)]
+    text = tables.group_table({**RECORD, "cases": cases})
+    assert text.splitlines()[-2:] == [
+        "| bad | base | **3** | 1.5 to 6 | 1.5, **missed** |",
+        "| good | base | 0.5 | 0.25 to 1 |  |",
+    ]
+    assert "A processor, 2 cores, cpu; load average 0.5 before the run; python 3.11.1, jax 0.10.2; 2026-11-29." in text
+
+
+def test_new_results_are_copied(tables, tmp_path, monkeypatch):
+    """Results of groups that are on a page replace the committed figures; others are left out."""
+    for name in ("eager", "unknown"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**RECORD, "group": name, "cases": []}))
+    for page in tables.PAGES:
+        (tmp_path / page).write_text("<!-- figures: eager -->\n<!-- end -->\n")
+    monkeypatch.setattr(tables, "DOCS", tmp_path)
+    monkeypatch.setattr(tables, "FIGURES", tmp_path / "figures")
+    tables.FIGURES.mkdir()
+    assert tables.main([str(tmp_path)]) == 0
+    assert [path.name for path in tables.FIGURES.iterdir()] == ["eager.json"]
+    assert "A processor" in (tmp_path / "performance.md").read_text()
