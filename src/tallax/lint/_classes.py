@@ -9,7 +9,16 @@ from typing import Any, NamedTuple
 
 from tallax.lint._index import Scope, targets
 from tallax.lint._kinds import NOTHING, Array, Callee, Frame, Items, Name, Type, Value, Variable, item, joined
-from tallax.lint._known_names import ALWAYS_ARRAYS, LAYER_VARIABLES, LAYERS, NODES, NOT_NODES, VARIABLES
+from tallax.lint._known_names import (
+    ALWAYS_ARRAYS,
+    LAYER_VARIABLES,
+    LAYERS,
+    NODES,
+    NOT_NODES,
+    STRUCT_BASES,
+    STRUCT_DECORATORS,
+    VARIABLES,
+)
 
 # These methods run before a module is used, so they determine its attributes.
 MAKING = {"__init__", "__post_init__", "setup", "__new__", "__init_subclass__"}
@@ -85,6 +94,7 @@ class Classes:
     instance: Any
     transform_of: Any
     filled: Any
+    of_property: Any
 
     def bases(self, cls: Scope) -> list[Scope | str]:
         """Returns the direct bases of a class: classes of the project, or names of other libraries."""
@@ -144,6 +154,14 @@ class Classes:
     def is_node(self, cls: Scope) -> bool:
         """Returns whether a class is an nnx.Module or another node of the graph."""
         return self.is_module(cls) or any(isinstance(b, str) and b in NODES for b in self.lineage(cls))
+
+    def is_struct(self, cls: Scope) -> bool:
+        """Returns whether a class is a dataclass that JAX takes apart, such as a `flax.struct.dataclass`."""
+        if any(base in STRUCT_BASES for base in self.lineage(cls)):
+            return True
+        functions = [d.func if isinstance(d, ast.Call) else d for d in cls.decorators]
+        names = [self.of(function, cls.parent) for function in functions]
+        return any(isinstance(name, Name) and name.name in STRUCT_DECORATORS for name in names)
 
     def settings(self, cls: Scope) -> dict[str, list[Setting]]:
         """Returns the assignments to attributes of `self` in a class's own methods and body, by name."""
@@ -236,15 +254,24 @@ class Classes:
                 }
                 if binding.what.kind == "function" and decorated & {"property", "cached_property", "setter"}:
                     declared = getattr(binding.what.node, "returns", None)
-                    values.append(self.annotated(declared, cls) if declared is not None else None)
+                    found = self.annotated(declared, cls) if declared is not None else None
+                    values.append(self.of_property(binding.what) if found is None else found)
                 else:
                     values.append(self.defined(binding.what))
             else:
-                values.append(self.binding(binding, Frame(cls)))
+                value = self.binding(binding, Frame(cls))
+                values.append(self._declared(cls, name) if value is None or value == NOTHING else value)
         value = joined(values)
         if isinstance(value, Variable):
             return dataclasses.replace(value, home=(cls, name))
         return value
+
+    def _declared(self, cls: Scope, name: str) -> Value | None:
+        """Returns the value that the body of a class declares with a default: `model: Net = struct.field(...)`."""
+        for node in cls.of(ast.AnnAssign):
+            if isinstance(node.target, ast.Name) and node.target.id == name:
+                return self.annotated(node.annotation, cls)
+        return None
 
     def defines(self, cls: Scope, name: str) -> bool:
         """Returns whether a class of the project or one of its bases there has a method or attribute of a name in its

@@ -215,10 +215,10 @@ class Values(Calls):
         return self.passed(argument, scope)
 
     def passed(self, argument: ast.arg, scope: Scope) -> Value | None:
-        """Returns the argument that calls in the outer function pass to a parameter of a nested function."""
+        """Returns the argument that calls in the outer function pass to a parameter of a nested function or lambda."""
         outer = scope.parent
-        own = getattr(scope.node, "name", None)
-        if outer is None or outer.kind != "function" or own is None or argument not in scope.parameters:
+        own = getattr(scope.node, "name", scope.node)
+        if outer is None or argument not in scope.parameters or (outer.kind != "function" and own is not scope.node):
             return None
         place = scope.parameters.index(argument)
         found: list[Value | None] = []

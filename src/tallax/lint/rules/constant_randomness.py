@@ -10,7 +10,7 @@ from tallax.lint._bindings import default_of
 from tallax.lint._check import CHECKS, Context
 from tallax.lint._classes import MAKING
 from tallax.lint._index import Scope, last_name
-from tallax.lint._kinds import Instance, Name, Type
+from tallax.lint._kinds import Instance, Name, Number, Type
 from tallax.lint._rule import Rule
 from tallax.lint._steps import is_test, is_transformed
 
@@ -63,7 +63,7 @@ _GRADIENTS = {"grad", "value_and_grad"}
 def constant_seed(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports `nnx.Rngs(0)` and `jax.random.key(0)` in a step."""
     given = [*node.args, *(word.value for word in node.keywords)]
-    if not given or not all(isinstance(argument, ast.Constant) for argument in given):
+    if not given or not all(_is_constant(argument, scope, context) for argument in given):
         return
     callee = context.values.of(node.func, scope)
     name = callee.name if isinstance(callee, Name) else callee.cls if isinstance(callee, Type) else ""
@@ -76,6 +76,14 @@ def constant_seed(node: ast.Call, scope: Scope, context: Context) -> None:
             f"`{context.source_of(node)}` in a step gives the same random numbers at every call; draw from a stream "
             "that the module owns, or take a key as an argument",
         )
+
+
+def _is_constant(node: ast.expr, scope: Scope, context: Context) -> bool:
+    """Returns whether a seed is a number that is written out, also under a name that is bound once, such as `SEED`."""
+    if isinstance(node, ast.Name):
+        value = context.values.of(node, scope)
+        return isinstance(value, Number) and value.value is not None
+    return isinstance(node, ast.Constant)
 
 
 @CHECKS.each_file
