@@ -57,7 +57,7 @@ def test_other_styles(path):
     """The same mistakes are found if they are spelled in other ways: other imports, aliases, mixins, helpers, loops."""
     report = lint([str(path)], Config())
     assert not report.problems
-    found = sorted((finding.line, finding.code) for finding in report.findings)
+    found = sorted({(finding.line, finding.code) for finding in report.findings})
     assert found == marked_in(path)
     assert found
 

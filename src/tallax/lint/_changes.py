@@ -21,7 +21,7 @@ def changes_when_called(value: Instance, name: str, context: Context) -> bool:
         return name in CHANGING_LAYERS.get(value.cls, ()) and not value.still
     if context.values.is_node(value.cls):
         return changes(value.cls, name, context)
-    # `state.apply(x)` of a dataclass with a module in a field. Calling such an object itself is left to its own methods.
+    # `state.apply(x)` of a dataclass with a module in a field; its `__call__` is left to its own methods.
     return name != "__call__" and context.values.is_struct(value.cls) and changes(value.cls, name, context)
 
 

@@ -24,8 +24,8 @@ function closes over a module, an optimizer, a metric or `nnx.Rngs` and changes 
 call of a model that contains BatchNorm, Dropout or a counter is such a change, unless the model is in evaluation mode.
 Pass the object as an argument.
 
-`nnx.grad(loss)(model)` with a closed-over `model` raises ValueError in a jitted function. A method of a plain class under
-`nnx.jit(self.step)`, or with a static `self`, closes over the modules in `self`.
+`nnx.grad(loss)(model)` with a closed-over `model` raises ValueError in a jitted function. A method of a plain class
+under `nnx.jit(self.step)`, or with a static `self`, closes over the modules in `self`.
 
 The rule reports the change, if the function surely makes it and the object surely comes from outside. Reading from a
 closed-over module is allowed, and is not reported.

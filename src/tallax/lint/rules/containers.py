@@ -27,8 +27,8 @@ the rule: `ignore = ["plain-container"]`.
 
 The rule reports `self.x = [...]` in a method of an `nnx.Module` if an element is surely a module or a Variable, also
 if the list starts empty and the class appends to it, and if it comes from a local name, `list(...)`, `+`, a function
-of the project, or a parameter that is annotated as a list. Attributes that the class declares in its body, and classes with
-`pytree=False`, are not reported.
+of the project, or a parameter that is annotated as a list. Attributes that the class declares in its body, and classes
+with `pytree=False`, are not reported.
 """,
     bad="""\
 from flax import nnx

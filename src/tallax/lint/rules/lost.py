@@ -136,8 +136,7 @@ def _judge_given(argument: ast.expr, node: ast.Call, transform: str, scope: Scop
 def _judge(scope: Scope, transform: str, place: ast.AST, context: Context, owns_self: bool = False) -> None:
     """Reports the changes of a function to modules that it closes over, or gets as arguments and does not return.
 
-    Args:
-        owns_self: Whether `self` is a constant for the transformation, so that modules in it are closed over.
+    If `owns_self`, then `self` is a constant for the transformation, and modules in it are closed over.
     """
     if scope.file is not context.file or scope.memory.get("judged"):
         return

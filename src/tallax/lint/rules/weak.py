@@ -31,7 +31,8 @@ A Variable that holds a Python number, `nnx.Variable(0)`, has no `[...]`: outsid
 
 The rule reports a module's `nnx.Param` with a weak initial value of floats or a Python float, any other Variable with
 a weak one that is later written with a strongly typed value, and a Python number in a Variable that is indexed with
-`[...]`, or that the forward path writes: after one jitted step it is an array of int32. A weak count that only `+= 1` changes stays weak, and is not reported.
+`[...]`, or that the forward path writes: after one jitted step it is an array of int32. A weak count that only `+= 1`
+changes stays weak, and is not reported.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -128,9 +129,9 @@ def _is_written_in_step(cls: Scope, name: str, context: Context) -> bool:
     """
     if is_test(context.file.path):
         return False
-    methods = {write.use.method for write in context.uses.writes(cls, name) if not write.replaces} - set(
+    methods = {write.use.method for write in context.uses.writes(cls, name) if not write.replaces} - {
         cls.method(made) for made in MAKING
-    )
+    }
     if any(is_forward(method, context) for method in methods):
         return True
     for other in context.uses.written(cls) - {name} if methods else ():
