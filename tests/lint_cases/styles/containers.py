@@ -89,3 +89,13 @@ class E(nnx.Module):
         layers = nnx.List(layers)
         self.layers = layers
         self.names = list("abc")
+
+
+class Versions(nnx.Module):
+    def __init__(self, rngs):
+        layers = [Linear(2, 2, rngs=rngs)]
+        self.layers = nnx.List(layers) if hasattr(nnx, "List") else layers
+        if hasattr(nnx, "List"):
+            self.blocks = nnx.List(layers)
+        else:
+            self.blocks = [Linear(2, 2, rngs=rngs)]

@@ -1,5 +1,7 @@
 """Optimizers, in other styles."""
 
+import inspect
+
 import optax, jax, dataclasses
 import flax.nnx as nnx
 from flax.nnx import Optimizer
@@ -62,3 +64,19 @@ class T:
 def s7(m, optimizer: optax.GradientTransformation, x):
     loss, grads = nnx.value_and_grad(lambda m: m(x))(m)
     optimizer.update(grads)  # error: TLX013
+
+
+@nnx.jit
+def for_two_versions(m, optimizer: nnx.Optimizer, x):
+    loss, grads = nnx.value_and_grad(lambda m: m(x))(m)
+    if "model" in inspect.signature(optimizer.update).parameters:
+        optimizer.update(m, grads)
+    else:
+        optimizer.update(grads)
+
+
+def make_for_two_versions(m, tx):
+    try:
+        return nnx.Optimizer(m, tx, wrt=nnx.Param)
+    except TypeError:
+        return nnx.Optimizer(m, tx)

@@ -47,3 +47,18 @@ def step(m: M, x):
 @nnx.jit
 def evaluate(m, x):
     return m(x + random.normal(random.key(0), x.shape))
+
+
+class Fixed(nnx.Module):
+    def __init__(self, key=PRNGKey(42)):
+        self.key = key
+        self.moving = key
+        self.stream = nnx.Variable(key)
+
+    def __call__(self, x):
+        self.moving, key = random.split(self.moving)
+        x = x + random.normal(key, x.shape) + random.normal(self.stream[...], x.shape)
+        return x + random.normal(self.key, x.shape)  # error: TLX017
+
+    def init_noise(self, x):
+        return random.normal(self.key, x.shape)

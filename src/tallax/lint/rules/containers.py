@@ -86,7 +86,7 @@ def held_in_plain_container(cls: Scope, context: Context) -> None:
                 held = _state_in(context.values.member(cls, name, None), context)
                 methods = [scope for method in cls.methods for scope in method.inside()]
                 held = held or _added(name, methods, context, of_self=True)
-            if held:
+            if held and not context.is_version_guarded(setting.node):
                 remedy = "nnx.Dict" if plain.kind == "dict" else "nnx.List"
                 is_list = isinstance(setting.value, (ast.List, ast.ListComp))
                 context.report(

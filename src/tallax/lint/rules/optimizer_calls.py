@@ -54,7 +54,7 @@ def without_wrt(node: ast.Call, scope: Scope, context: Context) -> None:
     if not isinstance(callee, Name) or callee.name != "nnx.Optimizer" or _is_open(node):
         return
     given = len(node.args) + sum(word.arg in ("model", "tx") for word in node.keywords)
-    if given != 2 or any(word.arg == "wrt" for word in node.keywords):
+    if given != 2 or any(word.arg == "wrt" for word in node.keywords) or context.is_version_guarded(node):
         return
     last = max([*node.args, *(word.value for word in node.keywords)], key=end_of)
     prefix = _module_name(node.func)
@@ -81,7 +81,7 @@ def update_without_model(node: ast.Call, scope: Scope, context: Context) -> None
         found = not _is_handed_in(function.value, scope) or "ModelAndOptimizer" not in context.file.text
     else:
         found = not _is_known(owner) and _is_statement(node, context) and _are_gradients(given[0], scope, context)
-    if found:
+    if found and not context.is_version_guarded(node):
         shown = context.source_of(function)
         context.report(
             RULE,
