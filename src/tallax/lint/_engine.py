@@ -94,7 +94,8 @@ def _findings_of(file: File, values: Values) -> list[Finding]:
         if binding.how == "import"
     }
     of_nodes = list(CHECKS.nodes.items())
-    of_attributes, of_calls = CHECKS.attributes, CHECKS.calls
+    of_calls = CHECKS.calls
+    of_attributes = {name: checks for name, checks in CHECKS.attributes.items() if f".{name}" in file.text}
     for scope in file.inside():
         nodes_of = scope.nodes
         if nodes_of:
@@ -103,7 +104,7 @@ def _findings_of(file: File, values: Values) -> list[Finding]:
                     for check in checks:
                         for node in nodes_of[kind]:
                             check(node, scope, context)
-            for node in nodes_of.get(ast.Attribute, ()):
+            for node in nodes_of.get(ast.Attribute, ()) if of_attributes else ():
                 if node.attr in of_attributes:
                     for check in of_attributes[node.attr]:
                         check(node, scope, context)

@@ -11,7 +11,7 @@ from tallax.lint._bindings import reaching
 from tallax.lint._check import CHECKS, Context, insertion, replacement
 from tallax.lint._classes import Setting, is_self
 from tallax.lint._finding import Edit
-from tallax.lint._index import Scope
+from tallax.lint._index import Scope, last_name
 from tallax.lint._kinds import Callee, Frame, Instance, Items, Name, Table, Value, Variable
 from tallax.lint._rule import Rule
 
@@ -59,6 +59,7 @@ _KINDS = {
     ast.DictComp: "dict",
 }
 _ANNOTATED = re.compile(r"^(?:typing\.|t\.)?(list|tuple|dict)\[", re.IGNORECASE)
+_MAKES_CONTAINERS = re.compile(r"\b(?:List|Dict|data)\(")
 _FARTHEST = 4  # through local names and functions
 
 
@@ -73,7 +74,7 @@ class _Plain(NamedTuple):
 def held_in_plain_container(cls: Scope, context: Context) -> None:
     """Reports `self.layers = [nnx.Linear(...), ...]`."""
     for name, settings in context.values.settings(cls).items():
-        written = [s for s in settings if s.value.__class__ in _POSSIBLE and s.item == () and not s.augmented]
+        written = [s for s in settings if s.item == () and _is_possible(s.value) and not s.augmented]
         if not written or not context.values.is_module(cls) or _is_declared(cls, name, context):
             continue
         for setting in written:
@@ -98,7 +99,14 @@ def held_in_plain_container(cls: Scope, context: Context) -> None:
                 )
 
 
-_POSSIBLE = {*_KINDS, ast.Name, ast.BinOp, ast.Call, ast.IfExp}
+_POSSIBLE = {*_KINDS, ast.Name, ast.BinOp, ast.IfExp}
+
+
+def _is_possible(node: ast.expr | None) -> bool:
+    """Returns whether a value may be a plain container, by its form. A call of a class makes none."""
+    if node.__class__ is ast.Call:
+        return not last_name(node.func)[:1].isupper()  # type: ignore[union-attr]
+    return node.__class__ in _POSSIBLE
 
 
 def _plain(node: ast.expr | None, scope: Scope, context: Context, depth: int = 0) -> _Plain | None:
@@ -143,11 +151,11 @@ def _of_name(node: ast.Name, scope: Scope, context: Context, depth: int) -> _Pla
 
 def _of_parameter(argument: ast.arg, scope: Scope, context: Context) -> _Plain | None:
     """Returns the container of a parameter that is annotated as one. A file that makes an nnx.List may pass that."""
-    if argument.annotation is None or re.search(r"\b(?:List|Dict|data)\(", context.file.text):
+    found = _ANNOTATED.match(ast.unparse(argument.annotation)) if argument.annotation is not None else None
+    held = _state_in(context.values.parameter(argument, scope), context) if found is not None else ""
+    if found is None or not held or _MAKES_CONTAINERS.search(context.file.text):
         return None
-    found = _ANNOTATED.match(ast.unparse(argument.annotation))
-    held = _state_in(context.values.parameter(argument, scope), context)
-    return _Plain(found[1].lower(), held) if found is not None and held else None
+    return _Plain(found[1].lower(), held)
 
 
 def _of_call(node: ast.Call, scope: Scope, context: Context, depth: int) -> _Plain | None:
