@@ -322,8 +322,8 @@ def test_newer_syntax(folder, capsys):
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="nested quotes in f-strings are read by Python 3.12")
 def test_syntax_that_cannot_be_read(folder, capsys):
-    """The message names the line that cannot be read, and says which Python reads it; a mere mistake has no such hint."""
-    write("a.py", "from flax import nnx\ntype X = int\nprint(f\"{d["a"]}\")\n")
+    """The message names the line that cannot be read, and says that a newer Python may; a mere mistake has no hint."""
+    write("a.py", "from flax import nnx\ntype X = int\nprint(f'{d['a']}')\n")
     hint = "; if the file is for a newer Python, run the linter with that\n"
     assert _cli.main(["a.py"]) == 1
     shown = capsys.readouterr().err
