@@ -8,10 +8,10 @@ import re
 
 from tallax.lint._bindings import default_of
 from tallax.lint._check import CHECKS, Context
-from tallax.lint._classes import MAKING, is_self
 from tallax.lint._index import Scope, last_name
 from tallax.lint._kinds import Instance, Name, Number, Plain, Type
 from tallax.lint._rule import Rule
+from tallax.lint._settings import MAKING, is_self
 from tallax.lint._steps import is_test, is_transformed
 
 RULE = Rule(

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from tallax.lint._bindings import reaching
 from tallax.lint._check import CHECKS, Context, insertion, replacement
-from tallax.lint._classes import Setting, is_self
 from tallax.lint._finding import Edit
 from tallax.lint._index import Scope, last_name
 from tallax.lint._kinds import Callee, Frame, Instance, Items, Name, Table, Value, Variable
 from tallax.lint._rule import Rule
+from tallax.lint._settings import Setting, is_self
 
 RULE = Rule(
     code="TLX014",

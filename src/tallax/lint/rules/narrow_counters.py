@@ -8,10 +8,10 @@ import re
 
 from tallax.lint._attribute_uses import Home
 from tallax.lint._check import CHECKS, Context
-from tallax.lint._classes import MAKING
 from tallax.lint._index import Scope, last_name
 from tallax.lint._kinds import Array, Frame, Number, Variable
 from tallax.lint._rule import Rule
+from tallax.lint._settings import MAKING
 
 RULE = Rule(
     code="TLX004",

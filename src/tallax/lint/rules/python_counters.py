@@ -7,10 +7,10 @@ import ast
 import re
 
 from tallax.lint._check import CHECKS, Context
-from tallax.lint._classes import MAKING, Setting, is_self
 from tallax.lint._index import Scope
 from tallax.lint._kinds import Array, Instance, Number
 from tallax.lint._rule import Rule
+from tallax.lint._settings import MAKING, Setting, is_self
 from tallax.lint._steps import is_forward, is_test
 
 RULE = Rule(

@@ -7,11 +7,11 @@ import ast
 
 from tallax.lint._bindings import reaching
 from tallax.lint._check import CHECKS, Context, insertion
-from tallax.lint._classes import MAKING, Setting, is_self, line_of_super
 from tallax.lint._finding import Edit
 from tallax.lint._index import Scope, targets
 from tallax.lint._kinds import Array, Frame, Items, Number, Table, Value, Variable, element, item
 from tallax.lint._rule import Rule
+from tallax.lint._settings import MAKING, Setting, is_self, line_of_super
 
 RULE = Rule(
     code="TLX002",

@@ -8,12 +8,12 @@ import ast
 from tallax.lint._attribute_uses import Use
 from tallax.lint._bindings import initial
 from tallax.lint._check import CHECKS, Context, end_of, insertion, replacement
-from tallax.lint._classes import MAKING
 from tallax.lint._finding import Edit
 from tallax.lint._index import Scope, last_name
 from tallax.lint._kinds import Array, Frame, Number, Variable
 from tallax.lint._known_names import derives
 from tallax.lint._rule import Rule
+from tallax.lint._settings import MAKING
 from tallax.lint._steps import is_forward, is_test
 
 RULE = Rule(
