@@ -4,7 +4,8 @@
 LABELS has an object a line with `repo`, `commit`, `path`, `line`, `rule` (a slug), `label` (`bug` or `ok`) and `kind`
 (`adjacent` is out of scope). CHECKOUTS has a folder for each repository and commit, `owner+name@` and eight digits; if
 it is omitted, the environment variable `TALLAX_LINT_CHECKOUTS` names it. Repositories that are not there are listed
-and not counted. Exits with 1 if less is found, or more reported, than was promised, and with 2 if nothing was scored.
+and not counted. Exits with 1 if less than 85% of all bugs are found or more than 4% of the fine places are reported, and
+with 2 if nothing was scored. Rules below 70% are named, but do not fail: a set has too few places of most rules.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import sys
 from tallax.lint import Config, lint
 from tallax.lint.rules import RULES
 
-# The share of bugs to be found over all rules, and by each rule that has a few of them; of fine places to be reported.
-_ALL, _EACH, _FEW, _WRONGLY = 0.85, 0.70, 5, 0.05
+# The share of bugs to be found over all rules, and the share of fine places that may be reported.
+_ALL, _WRONGLY = 0.85, 0.04
+# Each rule that has a few bugs is named if it finds a smaller share.
+_EACH, _FEW = 0.70, 5
 
 
 def main(labels: str, checkouts: str = "") -> None:
@@ -59,8 +62,10 @@ def main(labels: str, checkouts: str = "") -> None:
     whole = sum(counts.values(), collections.Counter())
     bugs, fine = (sum(whole[label, hit] for hit in (True, False)) for label in ("bug", "ok"))
     print(f"{'all':20} {whole['bug', True]} of {bugs} bugs found, {whole['ok', True]} of {fine} fine places reported")
-    if short or whole["bug", True] < _ALL * bugs or whole["ok", True] > _WRONGLY * fine:
-        sys.exit(f"missed what was promised: {', '.join(short) or 'over all rules'}")
+    if short:
+        print(f"below {_EACH:.0%}: {', '.join(short)}")
+    if whole["bug", True] < _ALL * bugs or whole["ok", True] > _WRONGLY * fine:
+        sys.exit(f"promised: at least {_ALL:.0%} of the bugs, and at most {_WRONGLY:.0%} of the fine places")
 
 
 def _folder(place: dict[str, str]) -> str:

@@ -21,6 +21,7 @@ from tallax.lint.rules import RULES
 CASES = pathlib.Path(__file__).parent / "lint_cases"
 PAGES = pathlib.Path(__file__).parents[1] / "docs" / "lint"
 FILES = sorted(path for path in CASES.glob("*.py") if not path.stem.endswith(".fixed"))
+STYLES = sorted((CASES / "styles").glob("*.py"))
 
 
 def test_every_rule_has_a_page_and_cases():
@@ -31,18 +32,34 @@ def test_every_rule_has_a_page_and_cases():
     assert codes == {path.stem for path in FILES}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_cases(path):
-    """Every marked line is reported, and no other."""
+def marked_in(path):
+    """Returns the marked lines with their codes."""
     expected = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         marked = re.search(r"# error: (TLX\d+(?:, TLX\d+)*)$", line)
         assert marked or "# error" not in line, f"{path.name}:{number}: a mark that is not one"
         expected += [(number, code) for code in marked[1].split(", ")] if marked else []
+    return sorted(expected)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_cases(path):
+    """Every marked line is reported, and no other."""
+    expected = marked_in(path)
     report = lint([str(path)], Config())
     assert not report.problems
-    assert sorted((finding.line, finding.code) for finding in report.findings) == sorted(expected)
+    assert sorted((finding.line, finding.code) for finding in report.findings) == expected
     assert path.stem in {code for _, code in expected}, "no line asks for the file's own rule"
+
+
+@pytest.mark.parametrize("path", STYLES, ids=lambda path: path.stem)
+def test_other_styles(path):
+    """The same mistakes are found if they are spelled in other ways: other imports, aliases, mixins, helpers, loops."""
+    report = lint([str(path)], Config())
+    assert not report.problems
+    found = sorted({(finding.line, finding.code) for finding in report.findings})
+    assert found == sorted(set(marked_in(path)))
+    assert found
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -92,7 +92,7 @@ def test_json(capsys):
             "slug": "replaced-variable",
             "message": "100% x, here: or not",
             "fixable": True,
-            "url": None,
+            "url": "docs/lint/TLX002.md",
         },
         {
             "path": "b.ipynb",
@@ -105,7 +105,7 @@ def test_json(capsys):
             "slug": "param-state",
             "message": "100% PARAM, here: or not",
             "fixable": False,
-            "url": None,
+            "url": "docs/lint/TLX001.md",
         },
     ]
     empty = json.loads("\n".join(ran(capsys, "--format=json", write("d.py", ""))[1]))

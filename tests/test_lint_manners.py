@@ -304,7 +304,7 @@ def test_ignored_files_can_be_read(words, capsys):
 def test_newer_syntax(folder, capsys):
     """Type parameters, aliases and bare exceptions are read by any Python, and findings stand where they should."""
     text = (
-        "import jax.numpy as jnp\nfrom flax import nnx\n\ntype Shape = tuple[int, ...]\n\n\n"
+        "import jax.numpy as jnp\nfrom flax import nnx\n\ntype Shape[T = int] = tuple[T, ...]\n\n\n"
         "class Model[T: (int, str)](nnx.Module):\n    def __init__[*Ts,\n                 **P](self):\n"
         "        self.count = nnx.Variable(jnp.zeros((), jnp.int32))\n\n"
         "    def __call__[S](self, x: S) -> S:\n        type Own[U] = list[U]\n"
@@ -318,6 +318,19 @@ def test_newer_syntax(folder, capsys):
     older = in_older_syntax(text)
     assert [len(line) for line in older.splitlines()] == [len(line) for line in text.splitlines()]
     assert in_older_syntax(COUNTER) == COUNTER
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="nested quotes in f-strings are read by Python 3.12")
+def test_syntax_that_cannot_be_read(folder, capsys):
+    """The message names the line that cannot be read, and says that a newer Python may; a mere mistake has no hint."""
+    write("a.py", "from flax import nnx\ntype X = int\nprint(f'{d['a']}')\n")
+    hint = "; if the file is for a newer Python, run the linter with that\n"
+    assert _cli.main(["a.py"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("a.py:3: skipped: does not parse on Python 3.") and hint in shown
+    write("a.py", "from flax import nnx\nx = (1,\n")
+    assert _cli.main(["a.py"]) == 1
+    assert hint not in capsys.readouterr().err
 
 
 def test_links_out_of_the_folder_are_not_written(folder, capsys):

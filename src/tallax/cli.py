@@ -14,22 +14,7 @@ from typing import Any
 
 def main() -> None:
     """Runs the command line. If the `cli` extra is needed and missing, prints how to install it, and exits with 2."""
-    if sys.argv[1:2] == ["lint"]:  # before typer: editors run it at every keystroke, perhaps without the extra
-        try:
-            from tallax.lint._cli import main as lint_main
-
-            raise SystemExit(lint_main(sys.argv[2:]))
-        except KeyboardInterrupt:  # during the imports; `lint_main` itself handles a later one
-            raise SystemExit(130) from None
-    if sys.argv[1:2] == ["doctor"]:  # before typer is imported: it reports missing packages
-        from tallax._doctor import main as doctor_main
-
-        raise SystemExit(doctor_main(sys.argv[2:]))
-    if sys.argv[1:2] == ["--version"]:
-        from tallax import __version__
-
-        print("tallax", __version__)
-        return
+    _run_without_typer(sys.argv[1:])
     try:
         import typer
     except ModuleNotFoundError:
@@ -37,13 +22,38 @@ def main() -> None:
 
         print(MissingExtraError.of("the tallax command", "cli", "typer"), file=sys.stderr)
         raise SystemExit(2) from None
-
     app = typer.Typer(no_args_is_help=True, help="Exact, cheap state for Flax NNX models.")
 
     @app.callback()
     def root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
         pass
 
+    for add in (_add_count, _add_check, _add_learn, _add_linter_and_doctor, _add_runs, _add_show):
+        add(app, typer)
+    app()
+
+
+def _run_without_typer(arguments: list[str]) -> None:
+    """Runs the commands that start before Typer is imported, and exits."""
+    if arguments[:1] == ["lint"]:  # editors run it at every keystroke, perhaps without the extra
+        try:
+            from tallax.lint._cli import main as lint_main
+
+            raise SystemExit(lint_main(arguments[1:]))
+        except KeyboardInterrupt:  # during the imports; `lint_main` itself handles a later one
+            raise SystemExit(130) from None
+    if arguments[:1] == ["doctor"]:  # it reports missing packages
+        from tallax._doctor import main as doctor_main
+
+        raise SystemExit(doctor_main(arguments[1:]))
+    if arguments[:1] == ["--version"]:
+        from tallax import __version__
+
+        print("tallax", __version__)
+        raise SystemExit(0)
+
+
+def _add_count(app: Any, typer: Any) -> None:
     @app.command()
     def count(
         seed: str = typer.Option("0", help="Any whole number."),
@@ -59,6 +69,8 @@ def main() -> None:
             print(error, file=sys.stderr)
             raise typer.Exit(2) from None
 
+
+def _add_check(app: Any, typer: Any) -> None:
     @app.command()
     def check(
         target: str = typer.Argument(
@@ -97,6 +109,8 @@ def main() -> None:
             raise typer.Exit(run_resume(target, steps, devices, limit, as_json=json))
         raise typer.Exit(run(target, inputs, call, calls, limit, as_json=json, start=start))
 
+
+def _add_learn(app: Any, typer: Any) -> None:
     @app.command()
     def learn(
         folder: str = typer.Argument("tallax-exercises", help="The folder of the exercises; created if missing."),
@@ -116,6 +130,8 @@ def main() -> None:
 
             raise typer.Exit(run(Path(folder), check, limit, as_json=json))
 
+
+def _add_linter_and_doctor(app: Any, typer: Any) -> None:
     @app.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
     def lint(arguments: list[str] = typer.Argument(None, metavar="PATH...")) -> None:
         """Find mistakes with the state of models in source code; `tallax lint --help` lists the options."""
@@ -130,6 +146,8 @@ def main() -> None:
 
         raise typer.Exit(doctor_main(arguments or []))
 
+
+def _add_runs(app: Any, typer: Any) -> None:
     @app.command()
     def tail(
         run: str = typer.Argument(help="The folder of a run, or its file."),
@@ -163,6 +181,8 @@ def main() -> None:
             for path in run_plot(runs, output, names, histograms):
                 print(path)
 
+
+def _add_show(app: Any, typer: Any) -> None:
     @app.command()
     def show(
         path: str = typer.Argument(metavar="CHECKPOINT_OR_RUN", help="The folder of a checkpoint or a run."),
@@ -174,8 +194,6 @@ def main() -> None:
             from tallax.runs._show import show as run_show
 
             run_show(path, names, json_wanted=json, checkpoint=_checkpoint)
-
-    app()
 
 
 def _checkpoint(path: str) -> Any:

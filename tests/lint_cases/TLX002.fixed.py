@@ -90,7 +90,7 @@ def train():
 
     def local():
         scale = model.bias
-        scale += 1
+        scale[...] += 1  # error: TLX002
         return scale
 
     return local
@@ -169,7 +169,7 @@ class Named(nnx.Module):
     def __init__(self, n):
         self.kept = nnx.Dict(seen=nnx.Variable(jnp.zeros(n)), table=jnp.zeros(n))
         self.both = nnx.Dict({"a": nnx.Variable(jnp.zeros(n))}, b=nnx.BatchStat(jnp.zeros(n)))
-        self.plain = dict(seen=nnx.Variable(jnp.zeros(n)))
+        self.plain = dict(seen=nnx.Variable(jnp.zeros(n)))  # error: TLX014
         self.deep = nnx.Dict(inner=nnx.Dict(seen=nnx.Variable(jnp.zeros(n))))
         self.pair = nnx.List([nnx.Variable(jnp.zeros(n)), nnx.BatchStat(jnp.zeros(n))])
         self.mixed = nnx.List([nnx.Variable(jnp.zeros(n)), nnx.Linear(1, 1, rngs=nnx.Rngs(0))])

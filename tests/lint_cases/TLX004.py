@@ -18,7 +18,7 @@ class Counts(nnx.Module):
         self.calls = Count(jnp.zeros(()))  # error: TLX004
         self.observed = Count(jnp.ones((1,)))  # error: TLX004
         self.total = nnx.MetricState(jnp.array(0, dtype=jnp.float32))  # error: TLX004
-        self.python = Count(0)  # error: TLX004
+        self.python = Count(0)  # error: TLX004, TLX005
         self.host = Count(0)
         self.step = Count(jnp.zeros((), jnp.int32))
         self.ring = Count(jnp.zeros((), jnp.int32))

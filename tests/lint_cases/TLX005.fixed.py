@@ -26,7 +26,8 @@ class Model(nnx.Module):
         self.python = nnx.Variable(jnp.array(0, dtype=jnp.int32))  # error: TLX005
         self.index = nnx.Variable(jnp.array(jax.process_index() if start else 0, dtype=jnp.int32))  # error: TLX005
         self.trained = nnx.Param(jnp.array(0.5, dtype=jnp.float32))  # error: TLX005
-        self.host = nnx.Variable(0)
+        self.host = nnx.Variable(jnp.array(0, dtype=jnp.int32))  # error: TLX005
+        self.epoch = nnx.Variable(0)
         self.weak_count = nnx.Variable(jnp.array(0))
         self.typed = nnx.Param(jnp.array(0.5, dtype=jnp.float32))
         self.also = nnx.Param(jnp.full(shape, 0.5, jnp.float32))
@@ -42,6 +43,9 @@ class Model(nnx.Module):
         self.weak_count[...] += 1
         self.host.set_value(self.host.get_value() + 1)
         return x * self.index[...]
+
+    def begin_epoch(self):
+        self.epoch.set_value(self.epoch.get_value() + 1)
 
 
 def example():

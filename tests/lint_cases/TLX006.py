@@ -36,7 +36,7 @@ class Model(nnx.Module):
     def __init__(self, n, kind: Kind, start, rngs: nnx.Rngs):
         self.kernel = nnx.Param(jnp.ones((n, n)))
         self.count = Count(jnp.array(0))
-        self.epoch = Count(0)
+        self.epoch = Count(0)  # error: TLX005
         self.tree = Count({"a": 1})
         self.boxed = Boxed(jnp.ones(()))
         self.linear = nnx.Linear(n, n, rngs=rngs)

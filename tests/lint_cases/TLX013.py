@@ -17,10 +17,17 @@ def make(model, tx, options):
     return plain, words, alone, grouped, right, by_place, unknown, kept
 
 
-def train(model, optimizer: nnx.Optimizer, both: nnx.ModelAndOptimizer, metrics: nnx.MultiMetric, grads):
-    optimizer.update(grads)  # error: TLX013
+def train(model, optimizer, both: nnx.ModelAndOptimizer, metrics: nnx.MultiMetric, grads):
+    made = Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+    made.update(grads)  # error: TLX013
+    made.update(grads=grads)  # error: TLX013
+    optimizer.update(grads)
     optimizer.update(model, grads)
     optimizer.update(model=model, grads=grads)
     both.update(grads)
     metrics.update(grads)
     {}.update(grads)
+
+
+def annotated_as_either(optimizer: nnx.Optimizer, grads):
+    optimizer.update(grads)

@@ -8,9 +8,9 @@ import dataclasses
 from typing import NamedTuple
 
 from tallax.lint._bindings import reaching
-from tallax.lint._classes import MAKING, is_self
 from tallax.lint._index import Scope, targets
 from tallax.lint._kinds import Array, Callee, Frame, Number
+from tallax.lint._settings import MAKING, is_self
 from tallax.lint._values import Values
 
 Home = tuple[Scope, str]

@@ -59,39 +59,48 @@ def default_of(argument: ast.arg, scope: Scope) -> ast.expr | None:
     return None
 
 
-def given(call: ast.Call, name: str, place: int, keyword: str) -> ast.expr | None:
-    """Returns the argument that a call passes to a parameter: `f(a)`, `nnx.jit(f)(a)`, `nnx.cond(p, f, g, a)`,
-    `nnx.fori_loop(..., f, a)`.
+def given(call: ast.Call, function: str | ast.AST, place: int, keyword: str) -> ast.expr | None:
+    """Returns the argument that a call passes to a parameter of a function, which is known by its name or is a lambda.
+
+    The call may be `f(a)`, `nnx.jit(f)(a)`, `jax.vjp(f, a)`, `nnx.cond(p, f, g, a)` or `nnx.fori_loop(..., f, a)`.
     """
-    function = call.func
-    arguments = call.args
+    called, arguments = call.func, call.args
     if any(isinstance(argument, ast.Starred) for argument in arguments):
         return None
-    direct = isinstance(function, ast.Name) and function.id == name
-    wrapped = isinstance(function, ast.Call) and any(
-        isinstance(a, ast.Name) and a.id == name for a in function.args[:1]
-    )
-    if direct or wrapped:
+    wrapped = isinstance(called, ast.Call) and _is_among(called.args[:1], function)
+    if wrapped or (isinstance(called, ast.Name) and called.id == function):
         for word in call.keywords:
             if word.arg == keyword:
                 return word.value
         return arguments[place] if place < len(arguments) else None
-    last = last_name(function)
-    if last in ("cond", "switch"):
-        branches = arguments[1:3] if last == "cond" else arguments[1:2]
-        names = [n for b in branches for n in (b.elts if isinstance(b, (ast.Tuple, ast.List)) else [b])]
-        if any(isinstance(n, ast.Name) and n.id == name for n in names):
-            operands = arguments[3:] if last == "cond" else arguments[2:]
-            return operands[place] if place < len(operands) else None
-    if last == "fori_loop" and len(arguments) == 4 and isinstance(arguments[2], ast.Name) and arguments[2].id == name:
-        return arguments[3] if place == 1 else None
-    if (
-        last == "while_loop"
-        and len(arguments) == 3
-        and any(isinstance(a, ast.Name) and a.id == name for a in arguments[:2])
-    ):
-        return arguments[2] if place == 0 else None
-    return None
+    last = last_name(called)
+    if last not in _PASSING or not _is_among(arguments[_PASSING[last][0]], function):
+        return None
+    passed = arguments[_PASSING[last][1] :]
+    if last in ("jvp", "while_loop", "scan") and passed:
+        tangents = isinstance(passed[0], ast.Tuple) and last == "jvp"
+        passed = passed[0].elts if tangents else passed[:1]  # type: ignore[attr-defined]
+    elif last == "fori_loop":
+        place -= 1  # the first parameter is the index
+    return passed[place] if 0 <= place < len(passed) else None
+
+
+# The arguments of these transformations that are functions, and the first argument that is passed to the functions.
+_PASSING = {
+    "cond": (slice(1, 3), 3),
+    "switch": (slice(1, 2), 2),
+    "fori_loop": (slice(2, 3), 3),
+    "while_loop": (slice(0, 2), 2),
+    "scan": (slice(0, 1), 1),
+    "vjp": (slice(0, 1), 1),
+    "jvp": (slice(0, 1), 1),
+}
+
+
+def _is_among(nodes: Sequence[ast.expr], function: str | ast.AST) -> bool:
+    """Returns whether a function is one of some arguments, or part of a list among them."""
+    names = [n for node in nodes for n in (node.elts if isinstance(node, (ast.Tuple, ast.List)) else [node])]
+    return any(n is function or (isinstance(n, ast.Name) and n.id == function) for n in names)
 
 
 def spelled(name: str) -> str:

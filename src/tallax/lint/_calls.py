@@ -56,6 +56,10 @@ _THROUGH = {
 }
 
 
+# Methods that only arrays have. An unknown object with one of them is an array.
+_OF_ARRAYS = {"sum", "mean", "var", "std", "prod", "max", "min", "argmax", "cumsum", "astype", "reshape", "ravel"}
+
+
 def _is_still(layer: str, call: ast.Call) -> bool:
     """Returns whether a layer of Flax is made so that calling it changes nothing."""
     words = {word.arg: word.value for word in call.keywords}
@@ -113,7 +117,7 @@ class Calls(Types):
             return Number("", state=base.state if isinstance(base, Array) else None)
         if isinstance(base, Array):
             return _dtypes.method(base, name, node, lambda argument: self.of(argument, frame))
-        if name in ("sum", "mean", "astype", "reshape") and base is None:
+        if name in _OF_ARRAYS and base is None:
             return _dtypes.method(Array(), name, node, lambda argument: self.of(argument, frame))
         return None
 
@@ -180,6 +184,8 @@ class Calls(Types):
             scope = scope.parent
         bases = self.bases(scope.method_of) if scope is not None and scope.method_of is not None else []
         first = next((base for base in bases if not isinstance(base, str)), None)
+        if first is None and len(bases) == 1 and _is_class(str(bases[0])):
+            return self.named(str(bases[0]))
         return Instance(first) if first is not None else None
 
     def returned(self, callee: Callee, node: ast.Call, frame: Frame) -> Value | None:
@@ -204,6 +210,13 @@ class Calls(Types):
         if found is None and declared is not None:
             found = self.annotated(declared, scope.parent or scope)
         return found
+
+    def of_property(self, method: Scope) -> Value | None:
+        """Returns the value of a property, by the expressions that it returns."""
+        results = [result.value for result in method.of(ast.Return)]
+        if not results or len(results) > _MANY_RETURNS or None in results:
+            return None
+        return joined([self.of(result, method) for result in results])
 
     def frame_of(self, callee: Callee, node: ast.Call, frame: Frame) -> Frame:
         """Returns the frame of a called function: its scope, with the known arguments."""

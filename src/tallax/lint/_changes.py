@@ -19,7 +19,10 @@ def changes_when_called(value: Instance, name: str, context: Context) -> bool:
     """Returns whether a call of an object's method surely changes its state."""
     if isinstance(value.cls, str):
         return name in CHANGING_LAYERS.get(value.cls, ()) and not value.still
-    return context.values.is_node(value.cls) and changes(value.cls, name, context)
+    if context.values.is_node(value.cls):
+        return changes(value.cls, name, context)
+    # `state.apply(x)` of a dataclass with a module in a field; its `__call__` is left to its own methods.
+    return name != "__call__" and context.values.is_struct(value.cls) and changes(value.cls, name, context)
 
 
 def changes(cls: Scope, name: str, context: Context, seen: frozenset[tuple[Scope, str]] = frozenset()) -> bool:

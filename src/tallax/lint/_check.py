@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 from tallax.lint._attribute_uses import Uses
 from tallax.lint._finding import Edit, Finding
-from tallax.lint._index import File, Scope
+from tallax.lint._index import File, Scope, last_name
 from tallax.lint._kinds import Type
 from tallax.lint._rule import Rule
 from tallax.lint._values import Values
 
+_VERSION_QUESTIONS = {"hasattr", "signature", "version", "__version__", "Version", "FLAX_VERSION"}
 _WITH_BODY = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.If, ast.While, ast.For)
 NodeCheck = Callable[[Any, Scope, "Context"], None]
 _Key = TypeVar("_Key")
@@ -53,6 +54,21 @@ class Context:
         while current is not None and id(current) not in self._scopes:
             current = self.file.parent_of(current)
         return self._scopes[id(current)] if current is not None else self.file
+
+    def is_version_guarded(self, node: ast.AST) -> bool:
+        """Returns whether a condition around a node asks for the version of a library, or whether it has something."""
+        inner, outer = node, self.file.parent_of(node)
+        while outer is not None:
+            if isinstance(outer, (ast.If, ast.IfExp)) and inner is not outer.test:
+                if any(last_name(n) in _VERSION_QUESTIONS for n in ast.walk(outer.test) if isinstance(n, ast.expr)):
+                    return True
+            if isinstance(outer, ast.ExceptHandler) or (isinstance(outer, ast.Try) and inner in outer.body):
+                handlers = outer.handlers if isinstance(outer, ast.Try) else [outer]
+                caught = [last_name(n) for h in handlers if h.type for n in ast.walk(h.type) if isinstance(n, ast.expr)]
+                if {"TypeError", "AttributeError"} & {*caught}:
+                    return True
+            inner, outer = outer, self.file.parent_of(outer)
+        return False
 
     def report(self, rule: Rule, node: ast.AST, message: str, edits: tuple[Edit, ...] = ()) -> None:
         """Adds a finding at a node."""

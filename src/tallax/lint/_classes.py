@@ -5,44 +5,21 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
-from tallax.lint._index import Scope, targets
+from tallax.lint._index import Scope
 from tallax.lint._kinds import NOTHING, Array, Callee, Frame, Items, Name, Type, Value, Variable, item, joined
-from tallax.lint._known_names import ALWAYS_ARRAYS, LAYER_VARIABLES, LAYERS, NODES, NOT_NODES, VARIABLES
-
-# These methods run before a module is used, so they determine its attributes.
-MAKING = {"__init__", "__post_init__", "setup", "__new__", "__init_subclass__"}
-
-
-class Setting(NamedTuple):
-    """One assignment to `self.name`.
-
-    Attributes:
-        method: The method of the class that contains it, at any depth.
-        scope: The innermost function that contains it: the method or an inner function.
-        node: The statement.
-        value: The assigned value; None in `self.name: Type` and for the targets of loops.
-        item: The position of the value in a tuple, or None after a star.
-        annotation: The declared type.
-    """
-
-    method: Scope | None
-    scope: Scope
-    node: ast.stmt
-    value: ast.expr | None
-    item: tuple[int, ...] | None
-    annotation: ast.expr | None = None
-
-    @property
-    def augmented(self) -> bool:
-        """Returns whether it is a `+=` or the like."""
-        return isinstance(self.node, ast.AugAssign)
-
-    @property
-    def making(self) -> bool:
-        """Returns whether it is part of making the object."""
-        return self.method is None or self.method.name.rpartition(".")[2] in MAKING
+from tallax.lint._known_names import (
+    ALWAYS_ARRAYS,
+    LAYER_VARIABLES,
+    LAYERS,
+    NODES,
+    NOT_NODES,
+    STRUCT_BASES,
+    STRUCT_DECORATORS,
+    VARIABLES,
+)
+from tallax.lint._settings import Setting, calls_super, is_guarded, is_self, settings_in
 
 
 def of_layer(layer: str, name: str) -> Variable | None:
@@ -51,18 +28,6 @@ def of_layer(layer: str, name: str) -> Variable | None:
         return None
     held = Array(False, ALWAYS_ARRAYS[name], "derived") if name in ALWAYS_ARRAYS else None
     return Variable(LAYER_VARIABLES[name], held=held)
-
-
-def is_self(node: ast.expr, scope: Scope) -> Scope | None:
-    """Returns the method whose `self` a name is, also from inner functions of the method."""
-    if not isinstance(node, ast.Name):
-        return None
-    current: Scope | None = scope
-    while current is not None and current.kind == "function":
-        if node.id in current.bindings:
-            return current if current.self_name == node.id else None
-        current = current.parent
-    return None
 
 
 class Classes:
@@ -85,6 +50,7 @@ class Classes:
     instance: Any
     transform_of: Any
     filled: Any
+    of_property: Any
 
     def bases(self, cls: Scope) -> list[Scope | str]:
         """Returns the direct bases of a class: classes of the project, or names of other libraries."""
@@ -145,6 +111,14 @@ class Classes:
         """Returns whether a class is an nnx.Module or another node of the graph."""
         return self.is_module(cls) or any(isinstance(b, str) and b in NODES for b in self.lineage(cls))
 
+    def is_struct(self, cls: Scope) -> bool:
+        """Returns whether a class is a dataclass that JAX takes apart, such as a `flax.struct.dataclass`."""
+        if any(base in STRUCT_BASES for base in self.lineage(cls)):
+            return True
+        functions = [d.func if isinstance(d, ast.Call) else d for d in cls.decorators]
+        names = [self.of(function, cls.parent) for function in functions]
+        return any(isinstance(name, Name) and name.name in STRUCT_DECORATORS for name in names)
+
     def settings(self, cls: Scope) -> dict[str, list[Setting]]:
         """Returns the assignments to attributes of `self` in a class's own methods and body, by name."""
         if cls not in self._settings:
@@ -152,7 +126,7 @@ class Classes:
             for method in cls.methods:
                 if method.self_name is not None:
                     for scope in method.inside():
-                        _settings_in(scope, method, found)
+                        settings_in(scope, method, found)
             self._settings[cls] = found
         return self._settings[cls]
 
@@ -189,7 +163,7 @@ class Classes:
                 return self._set([*making, *later], current, name) if held == NOTHING else held
             if name in current.bindings:
                 return self._of_body(current, name)
-            if current.method("__init__") is not None and not _calls_super(current.method("__init__")):
+            if current.method("__init__") is not None and not calls_super(current.method("__init__")):
                 # Its own __init__ replaces those of its bases, so their attributes do not exist.
                 declared = [c for c in self.lineage(current)[1:] if not isinstance(c, str) and name in c.bindings]
                 if declared:
@@ -201,7 +175,7 @@ class Classes:
     def _set(self, settings: list[Setting], cls: Scope, name: str) -> Value | None:
         values: list[Value | None] = []
         for setting in settings:
-            if _is_guarded(setting):
+            if is_guarded(setting):
                 continue
             values.append(self.value_of(setting))
         value = joined(values)
@@ -236,15 +210,24 @@ class Classes:
                 }
                 if binding.what.kind == "function" and decorated & {"property", "cached_property", "setter"}:
                     declared = getattr(binding.what.node, "returns", None)
-                    values.append(self.annotated(declared, cls) if declared is not None else None)
+                    found = self.annotated(declared, cls) if declared is not None else None
+                    values.append(self.of_property(binding.what) if found is None else found)
                 else:
                     values.append(self.defined(binding.what))
             else:
-                values.append(self.binding(binding, Frame(cls)))
+                value = self.binding(binding, Frame(cls))
+                values.append(self._declared(cls, name) if value is None or value == NOTHING else value)
         value = joined(values)
         if isinstance(value, Variable):
             return dataclasses.replace(value, home=(cls, name))
         return value
+
+    def _declared(self, cls: Scope, name: str) -> Value | None:
+        """Returns the value that the body of a class declares with a default: `model: Net = struct.field(...)`."""
+        for node in cls.of(ast.AnnAssign):
+            if isinstance(node.target, ast.Name) and node.target.id == name:
+                return self.annotated(node.annotation, cls)
+        return None
 
     def defines(self, cls: Scope, name: str) -> bool:
         """Returns whether a class of the project or one of its bases there has a method or attribute of a name in its
@@ -275,7 +258,7 @@ class Classes:
                 if isinstance(held, Variable):
                     return held
             init = current.method("__init__")
-            if init is not None and not _calls_super(init):
+            if init is not None and not calls_super(init):
                 return None
         return None
 
@@ -302,49 +285,3 @@ class Classes:
                     waiting += [function.attr for function in functions if is_self(function.value, scope) is method]
             self._forward[key] = found
         return self._forward[key]
-
-
-def _settings_in(scope: Scope, method: Scope, found: dict[str, list[Setting]]) -> None:
-    for node in scope.of(ast.Assign, ast.AnnAssign, ast.AugAssign):
-        annotation = node.annotation if isinstance(node, ast.AnnAssign) else None
-        for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
-            if isinstance(whole, ast.Name):
-                continue  # usually true, and this runs for every assignment
-            for single, place in targets(whole):
-                if isinstance(single, ast.Attribute) and is_self(single.value, scope) is method:
-                    setting = Setting(method, scope, node, node.value, place, annotation)
-                    found.setdefault(single.attr, []).append(setting)
-
-
-def _calls_super(init: Scope | None) -> bool:
-    """Returns whether an `__init__` runs that of a base: `super().__init__(...)`, `Base.__init__(self, ...)`."""
-    assert init is not None
-    return line_of_super(init) is not None
-
-
-def line_of_super(init: Scope) -> int | None:
-    """Returns the line at which a method first calls the constructor of a base, or None."""
-    lines = [
-        call.lineno
-        for scope in init.inside()
-        for call in scope.of(ast.Call)
-        if isinstance(call.func, ast.Attribute) and call.func.attr in ("__init__", "__post_init__", "setup")
-    ]
-    return min(lines, default=None)
-
-
-def _is_guarded(setting: Setting) -> bool:
-    """Returns whether an argument is kept as it is where it is a Variable already: `if isinstance(x, nnx.Variable):
-    self.x = x`.
-    """
-    if not isinstance(setting.value, ast.Name):
-        return False
-    node: Any = setting.node
-    while node is not None and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-        node = setting.scope.file.parent_of(node)
-        if isinstance(node, ast.If) and any(
-            isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name) and inner.func.id == "isinstance"
-            for inner in ast.walk(node.test)
-        ):
-            return True
-    return False

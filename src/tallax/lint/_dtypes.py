@@ -11,125 +11,28 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 
+from tallax.lint._array_names import (
+    CREATING,
+    DEVICE_COUNTS,
+    DTYPES,
+    ELEMENTWISE,
+    FLOATING,
+    KEEPING,
+    MATH_FLOATS,
+    MATH_INTS,
+    REDUCING,
+)
 from tallax.lint._kinds import Array, Items, Name, Number, Plain, Value
 
 Work = Callable[[ast.expr], "Value | None"]
-
-_COUNTS = {"jax.process_index", "jax.process_count", "jax.device_count", "jax.local_device_count"}
-_FLOATS = {
-    "math." + n for n in ("log", "sqrt", "exp", "sin", "cos", "log2", "log10", "pi", "e", "inf", "tanh", "pow", "log1p")
-}
-_INTS = {"math.floor", "math.ceil", "math.prod", "math.gcd", "math.comb"}
-_DTYPES = {
-    "float32",
-    "float64",
-    "float16",
-    "bfloat16",
-    "int8",
-    "int16",
-    "int32",
-    "int64",
-    "uint8",
-    "uint16",
-    "uint32",
-    "uint64",
-    "bool_",
-    "int_",
-    "float_",
-    "complex64",
-}
-_STRONG = {
-    "zeros": "float",
-    "ones": "float",
-    "empty": "float",
-    "eye": "float",
-    "linspace": "float",
-    "tril": "",
-    "triu": "",
-    "arange": "int",
-    "identity": "float",
-    "concatenate": "",
-    "stack": "",
-}
-_ELEMENTWISE = {
-    "log",
-    "exp",
-    "sqrt",
-    "abs",
-    "negative",
-    "square",
-    "log1p",
-    "expm1",
-    "tanh",
-    "sin",
-    "cos",
-    "reciprocal",
-    "sign",
-    "clip",
-    "maximum",
-    "minimum",
-    "add",
-    "multiply",
-    "subtract",
-    "divide",
-    "power",
-    "squeeze",
-    "reshape",
-    "broadcast_to",
-    "ravel",
-    "expand_dims",
-    "tile",
-    "repeat",
-    "transpose",
-    "logit",
-    "arctanh",
-    "float_power",
-}
-_FLOATING = {"log", "exp", "sqrt", "log1p", "expm1", "tanh", "sin", "cos", "reciprocal", "divide", "logit", "arctanh"}
-_REDUCING = {
-    "sum",
-    "mean",
-    "var",
-    "std",
-    "prod",
-    "max",
-    "min",
-    "dot",
-    "matmul",
-    "einsum",
-    "argmax",
-    "argmin",
-    "all",
-    "any",
-    "median",
-    "count_nonzero",
-    "cumsum",
-    "norm",
-}
-_KEEPING = {
-    "reshape",
-    "squeeze",
-    "ravel",
-    "flatten",
-    "transpose",
-    "copy",
-    "repeat",
-    "swapaxes",
-    "clip",
-    "add",
-    "multiply",
-    "set",
-    "get",
-    "at",
-}
 
 
 def dtype_word(node: ast.expr | None) -> str:
     """Returns the name of a dtype as written: `jnp.int32`, `"int32"`, `int`; empty if it is unknown."""
     if isinstance(node, ast.Attribute):
-        return node.attr if node.attr in _DTYPES else ""
+        return node.attr if node.attr in DTYPES else ""
     if isinstance(node, ast.Name):
-        return {"int": "int", "float": "float", "bool": "bool"}.get(node.id, node.id if node.id in _DTYPES else "")
+        return {"int": "int", "float": "float", "bool": "bool"}.get(node.id, node.id if node.id in DTYPES else "")
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
@@ -149,10 +52,10 @@ def _argument(node: ast.Call, place: int | None, word: str) -> ast.expr | None:
 def made(name: str, node: ast.Call, work: Work) -> Value | None:
     """Returns the result of a call of a function of jax, NumPy or math, by its canonical name."""
     module, _, last = name.rpartition(".")
-    if name in _COUNTS:
+    if name in DEVICE_COUNTS:
         return Number("int")
-    if name in _FLOATS or name in _INTS:
-        return Number("float" if name in _FLOATS else "int")
+    if name in MATH_FLOATS or name in MATH_INTS:
+        return Number("float" if name in MATH_FLOATS else "int")
     if module in ("jnp", "np"):
         return _numpy(module, last, node, work)
     if module == "nnx.initializers" or module == "jax.nn.initializers":
@@ -173,7 +76,7 @@ def made(name: str, node: ast.Call, work: Work) -> Value | None:
 
 
 def _numpy(module: str, last: str, node: ast.Call, work: Work) -> Value | None:
-    if last in _DTYPES:
+    if last in DTYPES:
         inner = work(node.args[0]) if node.args else None
         size = isinstance(inner, Number) and inner.size
         return Number("int", size=True) if size and "int" in last else Array(False, last, _state([inner]), scalar=True)
@@ -194,10 +97,10 @@ def _numpy(module: str, last: str, node: ast.Call, work: Work) -> Value | None:
             weak = module == "jnp" and fill.type != "bool"
             return Array(weak, fill.type, None, _is_scalar_shape(node.args[0] if node.args else None))
         return Array(fill.weak if isinstance(fill, Array) else None, fill.dtype if isinstance(fill, Array) else "")
-    if last in _STRONG:
+    if last in CREATING:
         place = {"linspace": 4, "arange": 3, "eye": 3}.get(last, 1)
         dtype = _argument(node, None if last in ("tril", "triu", "concatenate", "stack") else place, "dtype")
-        word = dtype_word(dtype) if dtype is not None else _STRONG[last]
+        word = dtype_word(dtype) if dtype is not None else CREATING[last]
         if last == "arange" and dtype is None:
             word = "float" if any(isinstance(v := work(a), Number) and v.type == "float" for a in node.args) else "int"
         scalar = _is_scalar_shape(node.args[0] if node.args else None) if last in ("zeros", "ones", "empty") else False
@@ -208,9 +111,9 @@ def _numpy(module: str, last: str, node: ast.Call, work: Work) -> Value | None:
         return Array(False if dtype is not None else None, dtype_word(dtype))
     if last in ("shape", "size", "ndim"):
         return Number("int", size=last == "size")
-    if last in _ELEMENTWISE:
+    if last in ELEMENTWISE:
         return _elementwise(module, last, node, work)
-    if last in _REDUCING or module == "jnp":
+    if last in REDUCING or module == "jnp":
         values = [work(argument) for argument in node.args]
         dtype = "bool" if last in ("all", "any", "isnan", "isfinite", "logical_and", "logical_or") else ""
         if last == "sum" and values and isinstance(values[0], Array):
@@ -218,7 +121,7 @@ def _numpy(module: str, last: str, node: ast.Call, work: Work) -> Value | None:
         if last == "where" and len(values) == 3:
             both = combined(values[1], values[2], ast.Add())
             return both if isinstance(both, Array) else Array(None, "", _state(values))
-        return Array(None if last not in _REDUCING else False, dtype, _state(values))
+        return Array(None if last not in REDUCING else False, dtype, _state(values))
     return None
 
 
@@ -251,7 +154,7 @@ def _elementwise(module: str, last: str, node: ast.Call, work: Work) -> Value | 
     values = [work(argument) for argument in (node.args[:1] if shaping else node.args)]
     state = _state(values)
     if module == "np" or not values:
-        return Array(False, "float" if last in _FLOATING else "", state)
+        return Array(False, "float" if last in FLOATING else "", state)
     weak: bool | None = True
     for value in values:
         if isinstance(value, Array) and value.weak is False:
@@ -262,7 +165,7 @@ def _elementwise(module: str, last: str, node: ast.Call, work: Work) -> Value | 
     first = values[0]
     dtype = (
         "float"
-        if last in _FLOATING
+        if last in FLOATING
         else first.dtype
         if isinstance(first, Array)
         else first.type
@@ -283,9 +186,9 @@ def method(base: Array, name: str, node: ast.Call, work: Work) -> Value | None:
         )
     if name in ("tolist",):
         return Plain("list")
-    if name in _KEEPING:
+    if name in KEEPING:
         return Array(base.weak, base.dtype, state)
-    if name in _REDUCING:
+    if name in REDUCING:
         dtype = base.dtype
         if name == "sum" and dtype == "bool":
             dtype = "int"

@@ -8,9 +8,9 @@ import gc
 import re
 from collections.abc import Iterator, Sequence
 
-from tallax.lint._check import Context
+from tallax.lint._check import Context, NodeCheck
 from tallax.lint._finding import Finding
-from tallax.lint._index import File
+from tallax.lint._index import File, Scope
 from tallax.lint._project import Tree
 from tallax.lint._source import Source
 from tallax.lint._values import Values
@@ -93,32 +93,12 @@ def _findings_of(file: File, values: Values) -> list[Finding]:
         for binding in bindings
         if binding.how == "import"
     }
-    of_nodes = list(CHECKS.nodes.items())
-    of_attributes, of_calls = CHECKS.attributes, CHECKS.calls
+    # Attributes are the most frequent nodes, and few files have one that a rule asks for.
+    of_attributes = {name: checks for name, checks in CHECKS.attributes.items() if f".{name}" in file.text}
     for scope in file.inside():
-        nodes_of = scope.nodes
-        if nodes_of:
-            for kind, checks in of_nodes:
-                if kind in nodes_of:
-                    for check in checks:
-                        for node in nodes_of[kind]:
-                            check(node, scope, context)
-            for node in nodes_of.get(ast.Attribute, ()):
-                if node.attr in of_attributes:
-                    for check in of_attributes[node.attr]:
-                        check(node, scope, context)
-            for node in nodes_of.get(ast.Call, ()):
-                function = node.func
-                # Inlined `last_name`: this loop runs for every call of every file.
-                kind = function.__class__
-                name = function.attr if kind is ast.Attribute else function.id if kind is ast.Name else ""
-                name = aliases.get(name, name)
-                if name in of_calls:
-                    for check in of_calls[name]:
-                        check(node, scope, context)
-                if name[:1].isupper() or (name[:1] == "_" and name.lstrip("_")[:1].isupper()):
-                    for check in CHECKS.types:
-                        check(node, scope, context)
+        if scope.nodes:
+            _check_nodes(scope, of_attributes, context)
+            _check_calls(scope, aliases, context)
         if scope.kind == "class":
             for check in CHECKS.classes:
                 check(scope, context)
@@ -128,3 +108,32 @@ def _findings_of(file: File, values: Values) -> list[Finding]:
     for check in CHECKS.files:
         check(file, context)
     return context.findings
+
+
+def _check_nodes(scope: Scope, of_attributes: dict[str, list[NodeCheck]], context: Context) -> None:
+    nodes_of = scope.nodes
+    for kind, checks in CHECKS.nodes.items():
+        if kind in nodes_of:
+            for check in checks:
+                for node in nodes_of[kind]:
+                    check(node, scope, context)
+    for node in nodes_of.get(ast.Attribute, ()) if of_attributes else ():
+        if node.attr in of_attributes:
+            for check in of_attributes[node.attr]:
+                check(node, scope, context)
+
+
+def _check_calls(scope: Scope, aliases: dict[str, str], context: Context) -> None:
+    of_calls = CHECKS.calls
+    for node in scope.nodes.get(ast.Call, ()):
+        function = node.func
+        # Inlined `last_name`: this loop runs for every call of every file.
+        kind = function.__class__
+        name = function.attr if kind is ast.Attribute else function.id if kind is ast.Name else ""
+        name = aliases.get(name, name)
+        if name in of_calls:
+            for check in of_calls[name]:
+                check(node, scope, context)
+        if name[:1].isupper() or (name[:1] == "_" and name.lstrip("_")[:1].isupper()):
+            for check in CHECKS.types:
+                check(node, scope, context)

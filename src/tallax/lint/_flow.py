@@ -35,8 +35,8 @@ def origin(name: str, inner: Scope, outermost: Scope) -> str:
 
 
 def _handed_down(parameter: ast.arg, scope: Scope, outermost: Scope) -> str:
-    own = getattr(scope.node, "name", None)
-    if own is None or parameter not in scope.parameters or scope.parent is None:
+    own = getattr(scope.node, "name", scope.node)
+    if parameter not in scope.parameters or scope.parent is None:
         return ""
     place = scope.parameters.index(parameter)
     for around in outermost.inside():

@@ -87,6 +87,10 @@ CHANGING_LAYERS = {
     "nnx.Welford": _METRIC,
 }
 
+# Dataclasses that are pytrees.
+STRUCT_DECORATORS = {"flax.struct.dataclass", "struct.dataclass", "chex.dataclass"}
+STRUCT_BASES = {"flax.struct.PyTreeNode", "struct.PyTreeNode"}
+
 # Functions that run a function under a trace. Those of JAX do not return changes of modules.
 RAW_TRANSFORMS = {
     "jax.jit",

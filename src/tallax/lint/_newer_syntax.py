@@ -10,9 +10,18 @@ from __future__ import annotations
 
 import re
 
-_WITH_PARAMETERS = re.compile(r"^([ \t]*(?:async[ \t]+)?(?:def|class)[ \t]+\w+)[ \t]*\[", re.MULTILINE)
-_ALIAS = re.compile(r"^([ \t]*)type[ \t]+([^\W\d]\w*)[ \t]*(\[[^\n=]*\])?[ \t]*=(?!=)", re.MULTILINE)
+_WITH_PARAMETERS = re.compile(r"^([ \t]*(?:async[ \t]+)?(?:def|class|type)[ \t]+\w+)[ \t]*\[", re.MULTILINE)
+_ALIAS = re.compile(r"^([ \t]*)type[ \t]+([^\W\d]\w*)[ \t]*=(?!=)", re.MULTILINE)
 _EXCEPT = re.compile(r"^([ \t]*except\*?) +([\w.]+(?:[ \t]*,[ \t]*[\w.]+)+)[ \t]*:", re.MULTILINE)
+
+
+# The parser's complaint about nested quotes in an f-string, and a template string.
+_NEWER_STRING = re.compile(r"""^f-string|\b[tT][rR]?["']|\b[rR][tT]["']""", re.MULTILINE)
+
+
+def may_be_newer(line: str, complaint: str) -> bool:
+    """Returns whether a line that does not parse may be in the syntax of a newer Python that is not rewritten here."""
+    return _NEWER_STRING.search(f"{complaint}\n{line}") is not None
 
 
 def in_older_syntax(text: str) -> str:
@@ -23,7 +32,7 @@ def in_older_syntax(text: str) -> str:
 
 
 def _without_parameters(text: str) -> str:
-    """Blanks `[T: int]` behind the name of a function or class."""
+    """Blanks `[T: int]` behind the name of a function, class or type alias."""
     pieces: list[str] = []
     done = 0
     for found in _WITH_PARAMETERS.finditer(text):

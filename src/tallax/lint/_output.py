@@ -47,7 +47,8 @@ def as_json(report: Report) -> str:
                 "slug": finding.slug,
                 "message": finding.message,
                 "fixable": finding.fixable,
-                "url": urls.get(finding.code),
+                # Without an address, the page in tallax's repository. SARIF takes only absolute ones.
+                "url": urls.get(finding.code, f"docs/lint/{finding.code}.md"),
             }
         )
     problems = [

@@ -15,6 +15,7 @@ from tallax.lint._kinds import Instance, Name, Value, Variable
 
 _STREAMS = ("nnx.Rngs", "nnx.RngStream")
 # Calls that put a module into evaluation mode; `nnx.view` returns a module in that mode.
+_DIFFERENTIATING = {"nnx.grad", "nnx.value_and_grad"}
 _EVALUATING = {"eval", "set_attributes"}
 
 
@@ -52,6 +53,32 @@ def outside_changes(function: Scope, context: Context, handled: set[str]) -> Ite
                 change = _of_call(call, root, inner, context)
                 if change is not None and (change.is_direct or not is_in_evaluation(root, function)):
                     yield change
+
+
+def differentiated_from_outside(function: Scope, context: Context, handled: set[str]) -> Iterator[Change]:
+    """Yields the calls `nnx.grad(f)(model)` of a function whose `model` comes from outside: Flax raises ValueError."""
+    for inner in function.inside():
+        for call in inner.of(ast.Call):
+            if not call.args or isinstance(call.func, ast.Attribute):
+                continue
+            root = origin(root_of(call.args[0]), inner, function)
+            if root and root not in handled and context.values.transform_of(call.func, inner) in _DIFFERENTIATING:
+                if _made_where_used(call, inner, context) and is_module(call.args[0], inner, context):
+                    shown = context.source_of(call.args[0])
+                    yield Change(call, root, f"this differentiates `{shown}`", True)
+
+
+def _made_where_used(call: ast.Call, scope: Scope, context: Context) -> bool:
+    """Returns whether a call is one of `nnx.grad(f)`, rather than a call of `nnx.grad` itself."""
+    return not isinstance(context.values.of(call.func, scope), Name)
+
+
+def is_module(node: ast.expr, scope: Scope, context: Context) -> bool:
+    """Returns whether an expression is surely a module of the project or of Flax."""
+    value = context.values.of(node, scope)
+    if not isinstance(value, Instance):
+        return False
+    return value.cls.startswith("nnx.") if isinstance(value.cls, str) else context.values.is_module(value.cls)
 
 
 def _updated_from_outside(call: ast.Call, inner: Scope, function: Scope, context: Context) -> str:
@@ -122,3 +149,23 @@ def is_in_evaluation(root: str, function: Scope) -> bool:
 
 def _is_view(made: ast.expr) -> bool:
     return isinstance(made, ast.Call) and last_name(made.func) == "view" and is_evaluating(made)
+
+
+def is_self_static(function: Scope, decorator: ast.expr) -> bool:
+    """Returns whether a decorator declares the `self` of a method static: `partial(jax.jit, static_argnums=0)`."""
+    if function.self_name is None or not isinstance(decorator, ast.Call):
+        return False
+    return bool(static_arguments(decorator) & {0, function.self_name})
+
+
+def static_arguments(call: ast.Call) -> set[object]:
+    """Returns the numbers and names of the arguments that a call of `jit` declares static."""
+    found: set[object] = set()
+    for word in call.keywords:
+        if word.arg in ("static_argnums", "static_argnames", "static_broadcasted_argnums"):
+            try:
+                value = ast.literal_eval(word.value)
+            except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+                continue
+            found |= set(value) if isinstance(value, (tuple, list, set)) else {value}
+    return found

@@ -26,6 +26,7 @@ class Tree:
 
     def __init__(self) -> None:
         self._files: dict[str, File | None] = {}
+        self._folders: dict[str, str] = {}
         self._listed: dict[str, frozenset[str]] = {}
         self._roots: dict[str, list[str]] = {}
         self._modules: dict[tuple[str, str], str | None] = {}
@@ -68,7 +69,9 @@ class Tree:
 
     def path_of(self, dotted: str, importer: File) -> str | None:
         """Returns the path of a module as another file would import it, without reading it."""
-        folder = os.path.dirname(os.path.abspath(importer.path))
+        folder = self._folders.get(importer.path)
+        if folder is None:
+            folder = self._folders[importer.path] = os.path.dirname(os.path.abspath(importer.path))
         key = (folder, dotted)
         if key not in self._modules:
             self._modules[key] = self._find(dotted, folder)

@@ -105,17 +105,22 @@ class Fault(NamedTuple):
 _PYTHON = f"Python {sys.version_info.major}.{sys.version_info.minor}"
 
 
-def _tree_of_newer(text: str) -> ast.Module | None:
-    """Returns the tree of text in the syntax of a newer Python, None if that cannot be read either."""
-    from tallax.lint._newer_syntax import in_older_syntax
+def _tree_of_newer(text: str, error: SyntaxError) -> ast.Module | Fault:
+    """Returns the tree of text in the syntax of a newer Python, or the reason why it does not parse."""
+    from tallax.lint._newer_syntax import in_older_syntax, may_be_newer
 
     older = in_older_syntax(text)
-    if older == text:
-        return None
-    try:
-        return ast.parse(older)
-    except (SyntaxError, RecursionError, MemoryError, ValueError):
-        return None
+    if older != text:
+        try:
+            return ast.parse(older)
+        except SyntaxError as other:  # the first error was in syntax that is known, and this one is not
+            error = other
+        except (RecursionError, MemoryError, ValueError):
+            pass
+    message = f"does not parse on {_PYTHON}: {error.msg}"
+    if older != text or may_be_newer(error.text or "", error.msg):
+        message += "; if the file is for a newer Python, run the linter with that"
+    return Fault(message, error.lineno)
 
 
 def lines_of(text: str) -> list[str]:
@@ -130,7 +135,7 @@ def tree_of(text: str) -> ast.Module | Fault:
             warnings.simplefilter("ignore")
             return ast.parse(text)
     except SyntaxError as error:
-        return _tree_of_newer(text) or Fault(f"does not parse on {_PYTHON}: {error.msg}", error.lineno)
+        return _tree_of_newer(text, error)
     except (RecursionError, MemoryError):
         return Fault("nested too deeply for Python's parser")
     except ValueError as error:  # null bytes, surrogates, and integers of thousands of digits

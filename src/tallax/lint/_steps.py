@@ -66,29 +66,35 @@ def is_transformed(scope: Scope, context: Context) -> bool:
         scope.memory["transformed"] = None
         outer = scope.parent
         found = any(context.values.transform_of(d, outer) for d in scope.decorators)
-        name = getattr(scope.node, "name", "")
         if not found and outer is not None and outer.kind != "class":
-            for call in outer.of(ast.Call):
-                given = [a for a in call.args if (isinstance(a, ast.Name) and a.id == name) or a is scope.node]
-                if given:
-                    callee = context.values.of(call.func, outer)
-                    found = found or (isinstance(callee, Name) and callee.name in TRANSFORMS)
+            callees = (context.values.of(call.func, outer) for call in calls_with(scope, outer))
+            found = any(isinstance(callee, Name) and callee.name in TRANSFORMS for callee in callees)
         scope.memory["transformed"] = found
     return bool(scope.memory["transformed"])
+
+
+def calls_with(function: Scope, outer: Scope) -> list[ast.Call]:
+    """Returns the calls in a scope that pass a function on, by its name or as a lambda."""
+    passed: dict[object, list[ast.Call]] | None = outer.memory.get("passed")
+    if passed is None:
+        passed = outer.memory["passed"] = {}
+        for call in outer.of(ast.Call):
+            for argument in call.args:
+                kind = argument.__class__
+                if kind is ast.Name:
+                    passed.setdefault(argument.id, []).append(call)
+                elif kind is ast.Lambda:
+                    passed.setdefault(argument, []).append(call)
+    return passed.get(getattr(function.node, "name", function.node), [])
 
 
 def _is_called_back(scope: Scope) -> bool:
     """Returns whether a function is handed to a callback, and so runs on the host."""
     outer = scope.parent
-    name = getattr(scope.node, "name", "")
     if outer is None or outer.kind == "class":
         return False
-    for call in outer.of(ast.Call):
-        function = call.func
-        if isinstance(function, ast.Attribute) and "callback" in function.attr:
-            if any(a is scope.node or (isinstance(a, ast.Name) and a.id == name) for a in call.args):
-                return True
-    return False
+    functions = [call.func for call in calls_with(scope, outer)]
+    return any(isinstance(function, ast.Attribute) and "callback" in function.attr for function in functions)
 
 
 def _is_training(loop: ast.AST, scope: Scope, context: Context) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Infers the values of expressions across functions, classes and files, lazily."""
+"""Infers the values of names and attributes across functions, classes and files, lazily."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from collections.abc import Sequence
 
 from tallax.lint import _dtypes
 from tallax.lint._bindings import default_of, given, reaching, spelled
-from tallax.lint._calls import Calls
 from tallax.lint._classes import of_layer
+from tallax.lint._expressions import EXPRESSIONS, Expressions
 from tallax.lint._index import Binding, Scope, last_name
 from tallax.lint._kinds import (
-    NOTHING,
     Array,
     Callee,
     Frame,
@@ -38,7 +37,7 @@ _EMPTY = Items()
 _OF_DICTS = frozenset(dir(dict))
 
 
-class Values(Calls):
+class Values(Expressions):
     """The kinds of values of the expressions in a tree."""
 
     def __init__(self, tree: Tree):
@@ -215,10 +214,10 @@ class Values(Calls):
         return self.passed(argument, scope)
 
     def passed(self, argument: ast.arg, scope: Scope) -> Value | None:
-        """Returns the argument that calls in the outer function pass to a parameter of a nested function."""
+        """Returns the argument that calls in the outer function pass to a parameter of a nested function or lambda."""
         outer = scope.parent
-        own = getattr(scope.node, "name", None)
-        if outer is None or outer.kind != "function" or own is None or argument not in scope.parameters:
+        own = getattr(scope.node, "name", scope.node)
+        if outer is None or argument not in scope.parameters or (outer.kind != "function" and own is not scope.node):
             return None
         place = scope.parameters.index(argument)
         found: list[Value | None] = []
@@ -270,103 +269,6 @@ class Values(Calls):
             return Plain(name) if name in ("dtype", "sharding") else None
         return None
 
-    # Everything else
-
-    def _constant(self, node: ast.Constant, frame: Frame) -> Value | None:
-        del frame
-        value = node.value
-        if isinstance(value, bool):
-            return Number("bool", value=float(value))
-        if isinstance(value, (int, float)):
-            try:
-                return Number(type(value).__name__, value=float(value))
-            except OverflowError:
-                return Number("int")
-        return NOTHING if value is None else Plain("text" if isinstance(value, (str, bytes)) else "constant")
-
-    def _subscript(self, node: ast.Subscript, frame: Frame) -> Value | None:
-        base = self.of(node.value, frame)
-        if isinstance(base, Variable):
-            whole = isinstance(node.slice, ast.Constant) and node.slice.value is Ellipsis
-            content = self.content(base)
-            if whole:
-                return content if content is not None else Array(state=base.home or "derived")
-            return Array(state="derived") if content is None or isinstance(content, Array) else None
-        if isinstance(base, Items):
-            if isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, int):
-                return item(base, node.slice.value)
-            return element(base) if not isinstance(node.slice, ast.Slice) else base
-        if isinstance(base, Table):
-            key = node.slice.value if isinstance(node.slice, ast.Constant) else None
-            return base.under(key) if isinstance(key, str) else base.each
-        if isinstance(base, Array):
-            return Array(base.weak, base.dtype, "derived" if base.state else None)
-        if isinstance(base, (Type, Name)):
-            return base  # a generic class with its parameters
-        return None
-
-    def _operation(self, node: ast.BinOp, frame: Frame) -> Value | None:
-        left = self.content_of(self.of(node.left, frame))
-        right = self.content_of(self.of(node.right, frame))
-        return _dtypes.combined(left, right, node.op)
-
-    def _unary(self, node: ast.UnaryOp, frame: Frame) -> Value | None:
-        value = self.content_of(self.of(node.operand, frame))
-        if isinstance(node.op, ast.Not):
-            state = value.state if isinstance(value, (Array, Number)) else None
-            return Number("bool", state="derived" if state else None)
-        if isinstance(value, Number):
-            negative = isinstance(node.op, ast.USub) and value.value is not None
-            return Number(value.type, value.size, value.state, -value.value if negative else None)  # type: ignore[operator]
-        if isinstance(value, Array):
-            return Array(value.weak, value.dtype, "derived" if value.state else None, value.scalar)
-        return None
-
-    def _compare(self, node: ast.Compare, frame: Frame) -> Value | None:
-        if all(isinstance(op, (ast.Is, ast.IsNot, ast.In, ast.NotIn)) for op in node.ops):
-            return Number("bool")
-        sides = [self.content_of(self.of(side, frame)) for side in (node.left, *node.comparators)]
-        state = "derived" if any(isinstance(side, (Array, Number)) and side.state for side in sides) else None
-        if any(isinstance(side, Array) for side in sides):
-            return Array(False, "bool", state)
-        return Number("bool", state=state) if all(isinstance(side, (Number, Plain)) for side in sides) else None
-
-    def _boolean(self, node: ast.BoolOp, frame: Frame) -> Value | None:
-        return joined([self.of(value, frame) for value in node.values])
-
-    def _choice(self, node: ast.IfExp, frame: Frame) -> Value | None:
-        return joined([self.of(node.body, frame), self.of(node.orelse, frame)])
-
-    def _sequence(self, node: ast.Tuple | ast.List, frame: Frame) -> Value | None:
-        if any(isinstance(element, ast.Starred) for element in node.elts):
-            return Plain("sequence")
-        if len(node.elts) > 64:  # a table of constants
-            return Items(each=self.of(node.elts[0], frame))
-        return Items(tuple(self.of(element, frame) for element in node.elts))
-
-    def _comprehension(self, node: ast.ListComp, frame: Frame) -> Value | None:
-        return Items(each=self.of(node.elt, frame))
-
-    def _plain(self, node: ast.expr, frame: Frame) -> Value | None:
-        del frame
-        return Plain(type(node).__name__.lower())
-
-    def _dict(self, node: ast.Dict, frame: Frame) -> Value | None:
-        if not node.values or None in node.keys or len(node.values) > 64:
-            return Plain("dict")
-        values = [self.of(value, frame) for value in node.values]
-        keys = [
-            key.value if isinstance(key, ast.Constant) and isinstance(key.value, str) else None for key in node.keys
-        ]
-        named = tuple((key, value) for key, value in zip(keys, values, strict=True) if key is not None)
-        return Table(joined(values), named if len(named) == len(keys) else ())
-
-    def _dict_comprehension(self, node: ast.DictComp, frame: Frame) -> Value | None:
-        return Table(self.of(node.value, frame))
-
-    def _named_expression(self, node: ast.NamedExpr, frame: Frame) -> Value | None:
-        return self.of(node.value, frame)
-
     def _lambda(self, node: ast.Lambda, frame: Frame) -> Value | None:
         return next((Callee(child) for child in frame.scope.children if child.node is node), None)
 
@@ -382,23 +284,9 @@ def _appended(scope: Scope) -> dict[str, list[ast.expr]]:
 
 
 _WORK = {
+    **EXPRESSIONS,
     ast.Name: Values._name,
     ast.Attribute: Values._attribute,
-    ast.Constant: Values._constant,
-    ast.Subscript: Values._subscript,
-    ast.BinOp: Values._operation,
-    ast.UnaryOp: Values._unary,
-    ast.Compare: Values._compare,
-    ast.BoolOp: Values._boolean,
-    ast.IfExp: Values._choice,
-    ast.Tuple: Values._sequence,
-    ast.List: Values._sequence,
-    ast.ListComp: Values._comprehension,
-    ast.GeneratorExp: Values._comprehension,
-    ast.Dict: Values._dict,
-    ast.DictComp: Values._dict_comprehension,
-    ast.Set: Values._plain,
-    ast.NamedExpr: Values._named_expression,
     ast.Lambda: Values._lambda,
     ast.Call: Values.call,
 }

@@ -8,10 +8,10 @@ import re
 
 from tallax.lint._attribute_uses import Use, Write
 from tallax.lint._check import Context
-from tallax.lint._classes import MAKING
 from tallax.lint._index import File, Scope
 from tallax.lint._kinds import Frame, Name, Number, Variable
 from tallax.lint._known_names import derives
+from tallax.lint._settings import MAKING
 
 _EPSILON = re.compile(r"(?:^|_)eps(?:ilon)?$")
 _GRADIENT = re.compile(r"grad|learning_rate|\blr\b|optimi|normali[sz]e|clip|project|load|assign|quant", re.IGNORECASE)

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import ast
+import itertools
 
 from tallax.lint._changes import uses_references
 from tallax.lint._check import CHECKS, Context
 from tallax.lint._index import Scope
-from tallax.lint._kinds import Callee
-from tallax.lint._known_names import NNX_TRANSFORMS
-from tallax.lint._outside_changes import outside_changes
+from tallax.lint._kinds import Callee, Instance, Value
+from tallax.lint._known_names import JITS, NNX_TRANSFORMS
+from tallax.lint._outside_changes import differentiated_from_outside, is_self_static, outside_changes
 from tallax.lint._rule import Rule
 
 RULE = Rule(
@@ -22,6 +23,9 @@ RULE = Rule(
 function closes over a module, an optimizer, a metric or `nnx.Rngs` and changes it, Flax raises `TraceContextError`. A
 call of a model that contains BatchNorm, Dropout or a counter is such a change, unless the model is in evaluation mode.
 Pass the object as an argument.
+
+`nnx.grad(loss)(model)` with a closed-over `model` raises ValueError in a jitted function. A method of a plain class
+under `nnx.jit(self.step)`, or with a static `self`, closes over the modules in `self`.
 
 The rule reports the change, if the function surely makes it and the object surely comes from outside. Reading from a
 closed-over module is allowed, and is not reported.
@@ -71,9 +75,10 @@ def decorated(scope: Scope, context: Context) -> None:
     """Reports a function under a decorator of Flax that changes what it closes over."""
     if scope.parent is not None:
         transforms = [context.values.transform_of(decorator, scope.parent) for decorator in scope.decorators]
-        transform = next((t for t in transforms if t in _TRANSFORMS), "")
-        if transform:
-            _judge(scope, transform, context)
+        for transform, decorator in zip(transforms, scope.decorators, strict=True):
+            if transform in _TRANSFORMS:
+                _judge(scope, transform, context, owns_self=is_self_static(scope, decorator))
+                return
 
 
 @CHECKS.call(*{name.partition(".")[2] for name in _TRANSFORMS})
@@ -85,20 +90,34 @@ def passed(node: ast.Call, scope: Scope, context: Context) -> None:
     for argument in node.args[_FUNCTIONS.get(transform, slice(0, 1))]:
         for single in argument.elts if isinstance(argument, (ast.List, ast.Tuple)) else [argument]:
             given = context.values.of(single, scope)
-            if isinstance(given, Callee) and given.bound is None:
-                _judge(given.scope, transform, context)
+            if isinstance(given, Callee) and (given.bound is None or _is_plain(given.bound, context)):
+                owns_self = given.bound is not None and given.scope.self_name is not None
+                _judge(given.scope, transform, context, owns_self)
 
 
-def _judge(function: Scope, transform: str, context: Context) -> None:
+def _is_plain(bound: Value, context: Context) -> bool:
+    """Returns whether an object is of a class of the project that is no part of a model, such as a trainer."""
+    return isinstance(bound, Instance) and not isinstance(bound.cls, str) and not context.values.is_node(bound.cls)
+
+
+def _judge(function: Scope, transform: str, context: Context, owns_self: bool = False) -> None:
     if function.file is not context.file or function.memory.get("judged for closures") or uses_references(function):
         return
     function.memory["judged for closures"] = True
-    for change in outside_changes(function, context, function.parameter_names):
+    handled = function.parameter_names - ({function.self_name} if owns_self else set())
+    changes = outside_changes(function, context, handled)
+    if transform in JITS:
+        changes = itertools.chain(changes, differentiated_from_outside(function, context, handled))
+    seen: set[ast.AST] = set()
+    for change in changes:
+        if change.node in seen:
+            continue
+        seen.add(change.node)
         if not is_expected_to_raise(change.node, context):
             context.report(
                 RULE,
                 change.node,
-                f"{change.said} in a function under {transform}, which closes over it: Flax raises TraceContextError; "
+                f"{change.said} in a function under {transform}, which closes over it: Flax raises an error; "
                 "pass it as an argument",
             )
 

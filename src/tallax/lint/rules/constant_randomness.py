@@ -8,10 +8,10 @@ import re
 
 from tallax.lint._bindings import default_of
 from tallax.lint._check import CHECKS, Context
-from tallax.lint._classes import MAKING
 from tallax.lint._index import Scope, last_name
-from tallax.lint._kinds import Instance, Name, Type
+from tallax.lint._kinds import Instance, Name, Number, Plain, Type
 from tallax.lint._rule import Rule
+from tallax.lint._settings import MAKING, is_self
 from tallax.lint._steps import is_test, is_transformed
 
 RULE = Rule(
@@ -29,7 +29,8 @@ other.
 
 The rule reports constant seeds in the forward path of a module, in its methods under a transformation, and in
 functions under a transformation that compute gradients, if they are not passed to the constructor of a module. It
-reports `nnx.Rngs(...)` as a default of any parameter. Tests are left alone.
+reports draws in the forward path with a key in an attribute that nothing sets after construction, and `nnx.Rngs(...)`
+as a default of any parameter. Tests are left alone.
 """,
     bad="""\
 import jax
@@ -63,7 +64,7 @@ _GRADIENTS = {"grad", "value_and_grad"}
 def constant_seed(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports `nnx.Rngs(0)` and `jax.random.key(0)` in a step."""
     given = [*node.args, *(word.value for word in node.keywords)]
-    if not given or not all(isinstance(argument, ast.Constant) for argument in given):
+    if not given or not all(_is_constant(argument, scope, context) for argument in given):
         return
     callee = context.values.of(node.func, scope)
     name = callee.name if isinstance(callee, Name) else callee.cls if isinstance(callee, Type) else ""
@@ -76,6 +77,39 @@ def constant_seed(node: ast.Call, scope: Scope, context: Context) -> None:
             f"`{context.source_of(node)}` in a step gives the same random numbers at every call; draw from a stream "
             "that the module owns, or take a key as an argument",
         )
+
+
+@CHECKS.call("normal", "uniform", "bernoulli", "categorical", "randint", "permutation", "truncated_normal", "split")
+def constant_key(node: ast.Call, scope: Scope, context: Context) -> None:
+    """Reports `jax.random.normal(self.key, ...)` in the forward path if only the construction sets the key."""
+    if not node.args or not isinstance(node.args[0], ast.Attribute):
+        return
+    name, method = node.args[0].attr, is_self(node.args[0].value, scope)
+    cls = method.method_of if method is not None else None
+    callee = context.values.of(node.func, scope) if cls is not None else None
+    if cls is None or not isinstance(callee, Name) or not callee.name.startswith("jax.random."):
+        return
+    lineage = [c for c in context.values.lineage(cls) if not isinstance(c, str)]
+    settings = [setting for c in lineage for setting in context.values.settings(c).get(name, ())]
+    if not settings or not all(s.making for s in settings) or not _is_in_step(scope, context):
+        return
+    held = context.values.member(cls, name, None)
+    set_outside = re.search(rf"(?<!self)\.{re.escape(name)}\b[^=\n]*=(?!=)", context.file.text)
+    if (held is None or held == Plain("key")) and not is_test(context.file.path) and not set_outside:
+        context.report(
+            RULE,
+            node,
+            f"`{context.source_of(node.args[0])}` is the same key at every call, and gives the same random numbers; "
+            "draw from a stream that the module owns, or take a key as an argument",
+        )
+
+
+def _is_constant(node: ast.expr, scope: Scope, context: Context) -> bool:
+    """Returns whether a seed is a number that is written out, also under a name that is bound once, such as `SEED`."""
+    if isinstance(node, ast.Name):
+        value = context.values.of(node, scope)
+        return isinstance(value, Number) and value.value is not None
+    return isinstance(node, ast.Constant)
 
 
 @CHECKS.each_file

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import ast
+import re
+from typing import NamedTuple
 
 from tallax.lint._bindings import reaching
 from tallax.lint._check import CHECKS, Context, insertion, replacement
-from tallax.lint._classes import Setting, is_self
 from tallax.lint._finding import Edit
-from tallax.lint._index import Scope
-from tallax.lint._kinds import Frame, Instance, Items, Table, Value, Variable
+from tallax.lint._index import Scope, last_name
+from tallax.lint._kinds import Callee, Frame, Instance, Items, Name, Table, Value, Variable
 from tallax.lint._rule import Rule
+from tallax.lint._settings import Setting, is_self
 
 RULE = Rule(
     code="TLX014",
@@ -24,8 +26,9 @@ the module raises ValueError. Use `nnx.List` and `nnx.Dict`, or `nnx.data(...)`.
 the rule: `ignore = ["plain-container"]`.
 
 The rule reports `self.x = [...]` in a method of an `nnx.Module` if an element is surely a module or a Variable, also
-if the list starts empty and the class appends to it. Attributes that the class declares in its body, and classes with
-`pytree=False`, are not reported.
+if the list starts empty and the class appends to it, and if it comes from a local name, `list(...)`, `+`, a function
+of the project, or a parameter that is annotated as a list. Attributes that the class declares in its body, and classes
+with `pytree=False`, are not reported.
 """,
     bad="""\
 from flax import nnx
@@ -44,67 +47,173 @@ class Stack(nnx.Module):
         self.layers = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(3)])
 """,
     fix="A list becomes `nnx.List([...])`, if the file imports nnx. Tuples and dicts are left to you.",
-    misses="Lists that another function makes, and elements whose class can't be told.",
+    misses="Lists that an unknown function returns, and elements whose class can't be told.",
 )
 
-_PLAIN = (ast.List, ast.ListComp, ast.Tuple, ast.Dict, ast.DictComp)
+_NAMES = {"list": "list", "sorted": "list", "tuple": "tuple", "dict": "dict"}
+_KINDS = {
+    ast.List: "list",
+    ast.ListComp: "list",
+    ast.Tuple: "tuple",
+    ast.Dict: "dict",
+    ast.DictComp: "dict",
+}
+_ANNOTATED = re.compile(r"^(?:typing\.|t\.)?(list|tuple|dict)\[", re.IGNORECASE)
+_MAKES_CONTAINERS = re.compile(r"\b(?:List|Dict|data)\(")
+_FARTHEST = 4  # through local names and functions
+
+
+class _Plain(NamedTuple):
+    """A plain container: its kind, and the state that it holds; empty if none is known."""
+
+    kind: str
+    held: str = ""
 
 
 @CHECKS.each_class
 def held_in_plain_container(cls: Scope, context: Context) -> None:
     """Reports `self.layers = [nnx.Linear(...), ...]`."""
     for name, settings in context.values.settings(cls).items():
-        written = [s for s in settings if isinstance(s.value, _PLAIN) and s.item == () and not s.augmented]
+        written = [s for s in settings if s.item == () and _is_possible(s.value) and not s.augmented]
         if not written or not context.values.is_module(cls) or _is_declared(cls, name, context):
             continue
         for setting in written:
-            held = _state_in(context.values.value_of(setting), context) or _of_elements(setting, context)
+            plain = _plain(setting.value, setting.scope, context)
+            if plain is None or setting.value is None:
+                continue
+            held = plain.held or _state_in(context.values.value_of(setting), context)
             # A list that a later method replaces may be promoted to an nnx.List there.
-            if not held and isinstance(setting.value, ast.List) and not setting.value.elts and len(settings) == 1:
-                held = _state_in(context.values.member(cls, name, None), context) or _appended(cls, name, context)
-            if held and setting.value is not None:
-                shown = {ast.Tuple: "tuple", ast.Dict: "dict", ast.DictComp: "dict"}.get(type(setting.value), "list")
-                remedy = "nnx.Dict" if shown == "dict" else "nnx.List"
+            if not held and len(settings) == 1:
+                held = _state_in(context.values.member(cls, name, None), context)
+                methods = [scope for method in cls.methods for scope in method.inside()]
+                held = held or _added(name, methods, context, of_self=True)
+            if held and not context.is_version_guarded(setting.node):
+                remedy = "nnx.Dict" if plain.kind == "dict" else "nnx.List"
+                is_list = isinstance(setting.value, (ast.List, ast.ListComp))
                 context.report(
                     RULE,
                     setting.node,
-                    f"`self.{name}` holds {held} in a plain {shown}, which raises ValueError since Flax 0.12; "
+                    f"`self.{name}` holds {held} in a plain {plain.kind}, which raises ValueError since Flax 0.12; "
                     f"write `{remedy}(...)`",
-                    _as_list(setting, context) if shown == "list" else (),
+                    _as_list(setting, context) if is_list else (),
                 )
 
 
-def _of_elements(setting: Setting, context: Context) -> str:
-    """Returns what state the elements that are written out hold; others may stand beside them."""
-    value = setting.value
+_POSSIBLE = {*_KINDS, ast.Name, ast.BinOp, ast.IfExp}
+
+
+def _is_possible(node: ast.expr | None) -> bool:
+    """Returns whether a value may be a plain container, by its form. A call of a class makes none."""
+    if node.__class__ is ast.Call:
+        return not last_name(node.func)[:1].isupper()  # type: ignore[union-attr]
+    return node.__class__ in _POSSIBLE
+
+
+def _plain(node: ast.expr | None, scope: Scope, context: Context, depth: int = 0) -> _Plain | None:
+    """Returns the plain container that an expression surely makes, None if it may be another object."""
+    if depth > _FARTHEST:
+        return None
+    kind = _KINDS.get(node.__class__)
+    if kind is not None:
+        assert node is not None
+        return _Plain(kind, _of_elements(node, scope, context) or _state_in(context.values.of(node, scope), context))
+    if isinstance(node, ast.BinOp):
+        sides = [node.left, node.right] if isinstance(node.op, ast.Add) else [node.left]
+        return _merged([_plain(side, scope, context, depth) for side in sides])
+    if isinstance(node, ast.IfExp):
+        return _merged([_plain(side, scope, context, depth) for side in (node.body, node.orelse)])
+    if isinstance(node, ast.Name):
+        return _of_name(node, scope, context, depth)
+    if isinstance(node, ast.Call):
+        return _of_call(node, scope, context, depth)
+    return None
+
+
+def _merged(parts: list[_Plain | None]) -> _Plain | None:
+    """Returns one container for several, None if one of them may be another object."""
+    known = [part for part in parts if part is not None]
+    if not known or len(known) < len(parts):
+        return None
+    return _Plain(known[0].kind, next((part.held for part in known if part.held), ""))
+
+
+def _of_name(node: ast.Name, scope: Scope, context: Context, depth: int) -> _Plain | None:
+    """Returns the plain container that a local name holds, with the modules that the function adds to it."""
+    found = reaching(scope.bindings.get(node.id, ()), node.lineno)
+    if len(found) == 1 and found[0].how == "parameter":
+        return _of_parameter(found[0].what, scope, context)
+    made = [b.what if b.how == "value" else b.what.value for b in found if b.how in ("value", "changed")]
+    if not made or len(made) < len(found) or any(b.item for b in found):
+        return None
+    plain = _merged([_plain(what, scope, context, depth + 1) for what in made])
+    return plain if plain is None or plain.held else _Plain(plain.kind, _added(node.id, [scope], context))
+
+
+def _of_parameter(argument: ast.arg, scope: Scope, context: Context) -> _Plain | None:
+    """Returns the container of a parameter that is annotated as one. A file that makes an nnx.List may pass that."""
+    found = _ANNOTATED.match(ast.unparse(argument.annotation)) if argument.annotation is not None else None
+    held = _state_in(context.values.parameter(argument, scope), context) if found is not None else ""
+    if found is None or not held or _MAKES_CONTAINERS.search(context.file.text):
+        return None
+    return _Plain(found[1].lower(), held)
+
+
+def _of_call(node: ast.Call, scope: Scope, context: Context, depth: int) -> _Plain | None:
+    """Returns the plain container that `list(...)`, `dict(...)` or a function of the project returns."""
+    callee = context.values.of(node.func, scope)
+    if isinstance(callee, Name) and callee.name in _NAMES:
+        given = [*node.args, *(word.value for word in node.keywords)]
+        inner = [_state_in(context.values.of(a, scope), context) for a in given]
+        if callee.name == "dict":
+            inner += [_one_state(context.values.of(word.value, scope), context) for word in node.keywords]
+        return _Plain(_NAMES[callee.name], next(filter(None, inner), ""))
+    if isinstance(callee, Callee) and not callee.transformed and not isinstance(callee.scope.node, ast.Lambda):
+        results = [r.value for r in callee.scope.of(ast.Return)]
+        if len(results) == 1:
+            return _plain(results[0], callee.scope, context, depth + 1)
+    return None
+
+
+def _of_elements(value: ast.expr, scope: Scope, context: Context) -> str:
+    """Returns the state that the elements of a literal hold; other elements may be unknown."""
     elements = [*value.elts] if isinstance(value, (ast.List, ast.Tuple)) else []
     elements += [e for e in value.values if e is not None] if isinstance(value, ast.Dict) else []
     for element in elements:
         inner = element.value if isinstance(element, ast.Starred) else element
-        held = _one_state(context.values.of(inner, setting.scope), context)
+        held = _one_state(context.values.of(inner, scope), context)
         if held:
             return held
     return ""
 
 
-def _appended(cls: Scope, name: str, context: Context) -> str:
-    """Returns what state a method appends to `self.name`; other elements may be unknown."""
-    for method in cls.methods:
-        for scope in method.inside():
-            for call in scope.of(ast.Call):
-                function = call.func
-                if not isinstance(function, ast.Attribute) or function.attr not in ("append", "insert", "extend"):
-                    continue
-                target = function.value
-                if isinstance(target, ast.Attribute) and target.attr == name and is_self(target.value, scope):
-                    held = _one_state_of(call.args[-1], scope, context) if call.args else ""
+def _added(name: str, scopes: list[Scope], context: Context, of_self: bool = False) -> str:
+    """Returns the state that functions add to a list or dict, by `x.append(...)` or `x[k] = ...`."""
+    for scope in scopes:
+        for call in scope.of(ast.Call):
+            function = call.func
+            if isinstance(function, ast.Attribute) and function.attr in ("append", "insert", "extend"):
+                if call.args and _is_named(function.value, name, scope, of_self):
+                    held = _one_state_of(call.args[-1], scope, context)
+                    if held:
+                        return held
+        for node in scope.of(ast.Assign):
+            for target in node.targets:
+                if isinstance(target, ast.Subscript) and _is_named(target.value, name, scope, of_self):
+                    held = _one_state_of(node.value, scope, context)
                     if held:
                         return held
     return ""
 
 
+def _is_named(node: ast.expr, name: str, scope: Scope, of_self: bool) -> bool:
+    """Returns whether an expression is `name`, or `self.name`."""
+    if of_self:
+        return isinstance(node, ast.Attribute) and node.attr == name and is_self(node.value, scope) is not None
+    return isinstance(node, ast.Name) and node.id == name
+
+
 def _one_state_of(node: ast.expr, scope: Scope, context: Context) -> str:
-    """Returns what state an expression may be; of a name that is bound in several branches, one is enough."""
+    """Returns the state that an expression may be; of a name that is bound in several branches, one is enough."""
     held = _one_state(context.values.of(node, scope), context)
     if held or not isinstance(node, ast.Name):
         return held

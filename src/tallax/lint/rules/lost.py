@@ -11,7 +11,7 @@ from tallax.lint._flow import origin, returned, root_of
 from tallax.lint._index import Scope, last_name
 from tallax.lint._kinds import Callee, Instance, Name
 from tallax.lint._known_names import NODES, RAW_TRANSFORMS
-from tallax.lint._outside_changes import called_object, is_in_evaluation, outside_changes
+from tallax.lint._outside_changes import called_object, is_in_evaluation, is_self_static, outside_changes
 from tallax.lint._rule import Rule
 
 RULE = Rule(
@@ -97,9 +97,9 @@ def decorated(scope: Scope, context: Context) -> None:
     transforms = [context.values.transform_of(decorator, outer) for decorator in scope.decorators]
     if not all(t or _is_harmless(d) for t, d in zip(transforms, scope.decorators, strict=True)):
         return  # another decorator may pass the state in and out
-    for transform in transforms:
+    for transform, decorator in zip(transforms, scope.decorators, strict=True):
         if transform in _RAW:
-            _judge(scope, transform, scope.node, context)
+            _judge(scope, transform, scope.node, context, owns_self=is_self_static(scope, decorator))
             return
 
 
@@ -127,20 +127,25 @@ def _judge_given(argument: ast.expr, node: ast.Call, transform: str, scope: Scop
                 if not uses_references(bound.cls) and changes(bound.cls, given.scope.name.rpartition(".")[2], context):
                     _report(node, f"`{context.source_of(argument)}` changes its module", transform, context)
             else:
-                _judge(given.scope, transform, given.scope.node, context)
+                owns_self = isinstance(bound, Instance) and given.scope.self_name is not None
+                _judge(given.scope, transform, given.scope.node, context, owns_self=owns_self)
     elif isinstance(given, Instance) and changes_when_called(given, "__call__", context):
         _report(node, f"calling `{context.source_of(argument)}` changes it", transform, context)
 
 
-def _judge(scope: Scope, transform: str, place: ast.AST, context: Context) -> None:
-    """Reports the changes of a function to modules that it closes over, or gets as arguments and does not return."""
+def _judge(scope: Scope, transform: str, place: ast.AST, context: Context, owns_self: bool = False) -> None:
+    """Reports the changes of a function to modules that it closes over, or gets as arguments and does not return.
+
+    If `owns_self`, then `self` is a constant for the transformation, and modules in it are closed over.
+    """
     if scope.file is not context.file or scope.memory.get("judged"):
         return
     scope.memory["judged"] = True
     if uses_references(scope):
         return
-    handled = _taken_apart(scope, context) | returned(scope) | {scope.self_name or ""}
-    own = scope.parameter_names
+    own_self = {scope.self_name or ""}
+    handled = _taken_apart(scope, context) | returned(scope) | (set() if owns_self else own_self)
+    own = scope.parameter_names - own_self
     for change in outside_changes(scope, context, handled):
         _report(change.node if change.is_direct else place, change.said, transform, context, change.root not in own)
     for inner in scope.inside():

@@ -8,10 +8,10 @@ import re
 
 from tallax.lint._attribute_uses import Home
 from tallax.lint._check import CHECKS, Context
-from tallax.lint._classes import MAKING
 from tallax.lint._index import Scope, last_name
 from tallax.lint._kinds import Array, Frame, Number, Variable
 from tallax.lint._rule import Rule
+from tallax.lint._settings import MAKING
 
 RULE = Rule(
     code="TLX004",
@@ -136,6 +136,8 @@ def _amount(node: ast.expr, frame: Frame, context: Context) -> str:
         return "size"
     expanded, inner = context.uses.expanded(node, frame)
     if isinstance(expanded, ast.Call) and isinstance(expanded.func, ast.Attribute):
+        if expanded.func.attr == "prod" and any(last_name(n) == "shape" for n in ast.walk(expanded)):  # type: ignore[arg-type]
+            return "size"
         if expanded.func.attr in ("int32", "uint32", "float32", "asarray", "array") and expanded.args:
             return _amount(expanded.args[0], inner, context)
         if expanded.func.attr == "astype":

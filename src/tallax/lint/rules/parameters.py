@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import ast
 import re
-from typing import NamedTuple
 
-from tallax.lint._bindings import initial, reaching
+from tallax.lint._bindings import initial
 from tallax.lint._check import CHECKS, Context
-from tallax.lint._classes import MAKING
 from tallax.lint._index import File, Scope, last_name
-from tallax.lint._kinds import Array, Frame, Name, Number, Variable
+from tallax.lint._kinds import Array, Frame, Name, Variable
 from tallax.lint._known_names import derives
 from tallax.lint._rule import Rule
+from tallax.lint._settings import MAKING
 from tallax.lint.rules._evidence import read, written
 from tallax.lint.rules._tables import table
+from tallax.lint.rules._words import Start, is_chosen, named, said
 
 RULE = Rule(
     code="TLX001",
@@ -68,41 +68,6 @@ class Gate(nnx.Module):
     misses="Tables and constants of which nothing but their name says that they are not learned.",
 )
 
-_UNTRAINED = re.compile(
-    r"\b(?:non-?\s?(?:trainable|learnable|trained|learned)|un(?:trained|trainable)|frozen|buffers?|"
-    # Many things are fixed: a size, a bug. The word counts before a kind of values, and at the end of a clause.
-    r"fixed(?=\s*(?:$|[,.;)(/#]|(?:and |but |or )?(?:not|non)\b|(?:[\w-]+\s+){0,2}(?:random|sin\w*|positions?|"
-    r"positional|weights?|values?|tables?|embed\w*|buffers?|freq\w*|basis|matri\w*|param\w*|constants?|kernels?|filters?|"
-    r"projections?|codebooks?)\b))|"
-    r"(?:not|never|isn't|n't)(?: be)? (?:a )?"
-    r"(?:train\w*|learn\w*|optimi[sz]ed|updated by (?:the )?(?:optimi[sz]er|gradient))|"
-    r"only train it if|no gradients?|without gradients?)\b",
-    re.IGNORECASE,
-)
-_TRAINED = re.compile(
-    r"(?<!non-)(?<!non )(?<!not )(?<!not be )(?<!n't )(?<!never )(?<!n't be )"
-    r"\b(?:learn(?:ed|able|t)|trainable|trained)\b",
-    re.IGNORECASE,
-)
-# A comment that speaks of another attribute than the one it stands beside.
-_ELSEWHERE = re.compile(r"\b(?:above|below|others?|previous|following|next|unlike|rest)\b", re.IGNORECASE)
-_RUNNING = re.compile(
-    r"^_?(?:(?:running|moving)_(?:mean|var|variance|std|avg|average|sum|min|max|count)|num_batches_tracked)$"
-)
-_COUNTER = re.compile(
-    r"^_?(?:count|counter|step|steps|step_count|global_step|num_steps|n_steps|num_updates|num_calls|n_calls|iteration|"
-    r"iterations|epoch|call_count|update_count|\w+_(?:count|counter))$"
-)
-# Names under which PyTorch models register buffers, which a converted checkpoint fills: names that are always buffers,
-# and names that must also start as zeros or ones.
-_BUFFER = re.compile(
-    r"^_?(?:(?:original_)?inv_freqs?|freqs_cis|position_ids|relative_position_index|attn_mask|causal_mask|"
-    r"(?:e_score_)?correction_bias|(?:positional_encoding_)?gaussian_matrix)$"
-)
-_FILLED = re.compile(
-    r"^_?(?:(?:hann_)?window|mel_(?:basis|filters?)|(?:forward|inverse)_basis|std_(?:bias|scale)|"
-    r"(?:latents?|pixel|image|data|obs|input)_(?:mean|std|var)|(?:ema_)?cluster_size|embed_avg|final_logits_bias)$"
-)
 _INTEGERS = {"int32", "int64", "uint32", "uint64", "int16", "bool", "bool_"}
 
 
@@ -128,18 +93,11 @@ def made_by_a_function(cls: Scope, context: Context) -> None:
                     _judge(node, variable, setting.scope, context)
 
 
-class _Start(NamedTuple):
-    """The initial value, and its frame: that of the function that makes the parameter, if there is one."""
-
-    node: ast.expr
-    frame: Frame
-
-
 def _judge(node: ast.Call, variable: Variable, scope: Scope, context: Context) -> None:
     if not derives(variable.type, "nnx.Param") or variable.type == "nnx.LoRAParam":
         return
     given = initial(variable.call) if variable.call is not None else None
-    start = _Start(given, variable.frame) if given is not None and variable.frame is not None else None
+    start = Start(given, variable.frame) if given is not None and variable.frame is not None else None
     evidence = _stated(node) or _by_use(node, start, scope, context)
     if evidence:
         name = _attribute(node, scope.file)
@@ -169,7 +127,7 @@ def _stated(node: ast.Call) -> str:
     return ""
 
 
-def _by_value(start: _Start | None, context: Context) -> str:
+def _by_value(start: Start | None, context: Context) -> str:
     """Returns the evidence in the initial value: infinities, integers, masks."""
     if start is None:
         return ""
@@ -225,7 +183,7 @@ def _is_infinite(given: ast.expr, frame: Frame, context: Context) -> bool:
     return False
 
 
-def _by_use(node: ast.Call, start: _Start | None, scope: Scope, context: Context) -> str:
+def _by_use(node: ast.Call, start: Start | None, scope: Scope, context: Context) -> str:
     """Returns the evidence in the uses by the class."""
     name = _attribute(node, scope.file)
     method: Scope | None = scope
@@ -234,10 +192,10 @@ def _by_use(node: ast.Call, start: _Start | None, scope: Scope, context: Context
     cls = method.method_of if method is not None else None
     if not name or cls is None:
         return ""
-    said = _said(node, scope, context)
-    if said == "learned":
+    comment = said(node, scope, context)
+    if comment == "learned":
         return ""
-    evidence = said or _by_value(start, context)
+    evidence = comment or _by_value(start, context)
     if evidence:
         return evidence
     statement = scope.file.statement_of(node)
@@ -247,32 +205,8 @@ def _by_use(node: ast.Call, start: _Start | None, scope: Scope, context: Context
         written(name, cls, context)
         or read(start.node if start is not None else None, name, cls, context)
         or _computed(node, start, name, scope, context)
-        or _named(node, start, name, context)
+        or named(node, start, name, context)
     )
-
-
-def _said(node: ast.Call, scope: Scope, context: Context) -> str:
-    """Returns the evidence in a comment at the statement, or above the value that it uses."""
-    comment = context.comments_at(scope.file.statement_of(node).lineno)
-    given = initial(node)
-    if isinstance(given, ast.Name) and given.id in scope.bindings:
-        for binding in reaching(scope.bindings[given.id], node.lineno):
-            if binding.how == "value" and 0 <= node.lineno - binding.line <= 8:
-                comment += " " + context.comments_at(binding.line)
-                first = _first_of_block(binding.line, given.id, scope)
-                comment += " " + context.comments_at(first)
-    if _TRAINED.search(comment):
-        return "learned"
-    if _ELSEWHERE.search(comment):
-        return ""
-    found = _UNTRAINED.search(comment)
-    return f'its comment says "{found.group(0)}"' if found else ""
-
-
-def _first_of_block(line: int, name: str, scope: Scope) -> int:
-    """Returns the line of the first assignment to a name in the block directly above a line."""
-    lines = sorted(b.line for b in scope.bindings[name] if 0 <= line - b.line <= 6)
-    return lines[0] if lines else line
 
 
 def _is_replaced_by_state(statement: ast.stmt, name: str, cls: Scope, context: Context) -> bool:
@@ -297,40 +231,9 @@ def _is_replaced_by_state(statement: ast.stmt, name: str, cls: Scope, context: C
     return False
 
 
-def _computed(node: ast.Call, start: _Start | None, name: str, scope: Scope, context: Context) -> str:
+def _computed(node: ast.Call, start: Start | None, name: str, scope: Scope, context: Context) -> str:
     """Returns the evidence in the computation of the initial value."""
     method = scope.name.rpartition(".")[2]
-    if start is None or method not in MAKING or _is_chosen(node, name, context):
+    if start is None or method not in MAKING or is_chosen(node, name, context):
         return ""
     return table(start.node, start.frame, context)
-
-
-def _is_chosen(node: ast.Call, name: str, context: Context) -> bool:
-    """Returns whether the name, or a condition around it, says that it is learned."""
-    branch = context.file.enclosing(node, ast.If, ast.IfExp, ast.FunctionDef)
-    condition = ast.dump(branch.test) if isinstance(branch, (ast.If, ast.IfExp)) else ""
-    return re.search("train|learn", f"{name} {condition}", re.IGNORECASE) is not None
-
-
-def _named(node: ast.Call, start: _Start | None, name: str, context: Context) -> str:
-    """Returns the evidence in the name, or in name and initial value together."""
-    if _BUFFER.match(name) and not _is_chosen(node, name, context):
-        return "it has the name of a buffer"
-    if start is None:
-        return ""
-    given, frame = start
-    value = context.values.of(given, frame)
-    if not isinstance(value, (Array, Number)):
-        return ""
-    maker = given.func.attr if isinstance(given, ast.Call) and isinstance(given.func, ast.Attribute) else ""
-    if _RUNNING.match(name) and maker in ("zeros", "ones", "full", "array", "zeros_like", "ones_like"):
-        return "it has the name and the start of a running statistic"
-    if _FILLED.match(name) and maker in ("zeros", "ones", "full", "zeros_like", "ones_like"):
-        return "it has the name and the start of a buffer that a checkpoint fills in"
-    zero = isinstance(value, Number) and value.value == 0
-    if maker in ("array", "asarray") and isinstance(given, ast.Call) and given.args:
-        inner = context.values.of(given.args[0], frame)
-        zero = isinstance(inner, Number) and inner.value == 0
-    if maker in ("zeros", "ones"):
-        zero = isinstance(value, Array) and bool(value.scalar)
-    return "it has the name and the start of a counter" if zero and _COUNTER.match(name) else ""

@@ -7,10 +7,10 @@ import ast
 import re
 
 from tallax.lint._check import CHECKS, Context
-from tallax.lint._classes import Setting, is_self
 from tallax.lint._index import Scope
 from tallax.lint._kinds import Array, Instance, Number
 from tallax.lint._rule import Rule
+from tallax.lint._settings import MAKING, Setting, is_self
 from tallax.lint._steps import is_forward, is_test
 
 RULE = Rule(
@@ -79,12 +79,16 @@ def python_number(cls: Scope, context: Context) -> None:
                 continue
             value = context.values.member(cls, name, None)
             if isinstance(value, Number) and value.type in ("int", "float") and _is_made_plain(cls, name, context):
-                context.report(
-                    RULE,
-                    setting.node,
-                    f"`self.{name}` is a plain Python number on a module: each new value is another structure, so "
-                    "nnx.jit traces again; use tallax.Counter, or an nnx.Variable with a dtype",
-                )
+                _report_number(f"self.{name}", setting.node, context)
+
+
+def _report_number(shown: str, node: ast.AST, context: Context) -> None:
+    context.report(
+        RULE,
+        node,
+        f"`{shown}` is a plain Python number on a module: each new value is another structure, so "
+        "nnx.jit traces again; use tallax.Counter, or an nnx.Variable with a dtype",
+    )
 
 
 def _is_eager_double(name: str, context: Context) -> bool:
@@ -105,15 +109,42 @@ def flipped_flag(cls: Scope, context: Context) -> None:
         later = [s for s in settings if not s.making and _flag(s) is not None]
         if not later or not context.values.is_module(cls) or _is_eager_double(name, context):
             continue
-        made = [s for s in settings if s.making]
-        if not made or any(_flag(s) is None for s in made):
+        starts = _starts(cls, name, context)
+        if not starts:
             continue
-        starts = {_flag(s) for s in made}
         forward = context.values.forward_by_any_name(cls)
         for setting in later:
             runs = setting.method in forward or is_forward(setting.scope, context)
             if runs and ({_flag(setting)} != starts or _flag(setting) == _TURNED):
                 _report_flip(f"self.{name}", setting.node, context)
+
+
+def _starts(cls: Scope, name: str, context: Context) -> set[bool | str | None]:
+    """Returns the flags or words that an attribute starts with; empty if one of its values is none of these."""
+    for current in context.values.lineage(cls):
+        if isinstance(current, str):
+            continue
+        made: list[bool | str | None] = [_flag(s) for s in context.values.settings(current).get(name, ()) if s.making]
+        made = made or [_written(b.what) if b.how == "value" else None for b in current.bindings.get(name, ())]
+        if made:
+            return set() if None in made else set(made)
+    return set()
+
+
+@CHECKS.node(ast.AugAssign)
+def number_from_outside(node: ast.AugAssign, scope: Scope, context: Context) -> None:
+    """Reports `model.calls += 1` where the class of `model` makes the attribute a Python number."""
+    target = node.target
+    if not isinstance(target, ast.Attribute) or is_self(target.value, scope):
+        return
+    owner = context.values.of(target.value, scope)
+    if not isinstance(owner, Instance) or isinstance(owner.cls, str) or not context.values.is_module(owner.cls):
+        return
+    value = context.values.member(owner.cls, target.attr, None)
+    if isinstance(value, Number) and value.type in ("int", "float") and _is_made_plain(owner.cls, target.attr, context):
+        making = scope.name.rpartition(".")[2] in MAKING  # of a module around it
+        if not making and not is_test(context.file.path):
+            _report_number(context.source_of(target), node, context)
 
 
 @CHECKS.node(ast.Assign)
@@ -127,9 +158,8 @@ def flipped_from_outside(node: ast.Assign, scope: Scope, context: Context) -> No
         owner = context.values.of(target.value, scope)
         if not isinstance(owner, Instance) or isinstance(owner.cls, str) or is_self(target.value, scope):
             continue
-        made = [s for s in context.values.settings(owner.cls).get(target.attr, ()) if s.making]
-        starts = {_flag(s) for s in made}
-        if made and None not in starts and starts != {node.value.value} and context.values.is_module(owner.cls):
+        starts = _starts(owner.cls, target.attr, context)
+        if starts and starts != {node.value.value} and context.values.is_module(owner.cls):
             if is_forward(scope, context):
                 _report_flip(context.source_of(target), node, context)
 
@@ -151,10 +181,14 @@ def _flag(setting: Setting) -> bool | str | None:
     value = setting.value
     if setting.item != () or setting.augmented:
         return None
-    if isinstance(value, ast.Constant) and isinstance(value.value, (bool, str)):
-        return value.value
+    if _written(value) is not None:
+        return _written(value)
     turned = isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.Not)
     return _TURNED if turned and not setting.making else None
+
+
+def _written(value: ast.expr | None) -> bool | str | None:
+    return value.value if isinstance(value, ast.Constant) and isinstance(value.value, (bool, str)) else None
 
 
 @CHECKS.each_class
@@ -217,5 +251,5 @@ def _is_made_plain(cls: Scope, name: str, context: Context) -> bool:
         if making:
             return all(isinstance(context.values.value_of(s), Number) for s in making)
         if name in current.bindings:
-            return True
+            return all(b.how in ("value", "annotation") for b in current.bindings[name])
     return False

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import ast
 
+from tallax.lint._bindings import reaching
 from tallax.lint._check import CHECKS, Context, insertion
-from tallax.lint._classes import MAKING, Setting, is_self, line_of_super
 from tallax.lint._finding import Edit
 from tallax.lint._index import Scope, targets
 from tallax.lint._kinds import Array, Frame, Items, Number, Table, Value, Variable, element, item
 from tallax.lint._rule import Rule
+from tallax.lint._settings import MAKING, Setting, is_self, line_of_super
 
 RULE = Rule(
     code="TLX002",
@@ -62,11 +63,11 @@ class Model(nnx.Module):
 
 @CHECKS.node(ast.AugAssign)
 def changed_in_place(node: ast.AugAssign, scope: Scope, context: Context) -> None:
-    """Reports `self.x += y` on a Variable, and `x += y` on a parameter that is a Variable."""
+    """Reports `self.x += y` on a Variable, and `x += y` if `x` is one."""
     target = node.target
     if isinstance(target, ast.Attribute) or _is_element(target, scope, context):
         value = context.values.of(target, scope)
-    elif isinstance(target, ast.Name) and _is_handed_in(target.id, scope):
+    elif isinstance(target, ast.Name):
         value = context.values.name(target.id, node.lineno - 1, Frame(scope))
     else:
         return
@@ -139,21 +140,33 @@ def assigned_by_name(node: ast.Call, scope: Scope, context: Context) -> None:
     arguments = list(node.args)
     if len(arguments) == 2 and isinstance(node.func, ast.Attribute):
         arguments.insert(0, node.func.value)
-    if len(arguments) != 3 or not isinstance(arguments[1], ast.Constant) or not isinstance(arguments[1].value, str):
+    if len(arguments) != 3:
         return
-    owner, name = arguments[0], arguments[1].value
+    owner = arguments[0]
     if isinstance(owner, ast.Call) and isinstance(owner.func, ast.Name) and owner.func.id == "super":
         method = scope if scope.self_name else None
         if method is None:
             return
         owner = ast.copy_location(ast.Name(method.self_name or "self", ast.Load()), owner)
-    target = ast.copy_location(ast.Attribute(owner, name, ast.Load()), node)
-    if _is_making(target, scope):
-        return
-    value = _held(context.values.attribute(context.values.of(owner, scope), name, target, Frame(scope)))
-    if value is not None and not _is_for_types_only(node, context):
-        given = context.values.of(arguments[2], scope)
-        _replaces(value, given, node, context.source_of(target), context)
+    for name in _words(arguments[1], scope):
+        target = ast.copy_location(ast.Attribute(owner, name, ast.Load()), node)
+        if _is_making(target, scope):
+            return
+        value = _held(context.values.attribute(context.values.of(owner, scope), name, target, Frame(scope)))
+        if value is not None and not _is_for_types_only(node, context):
+            given = context.values.of(arguments[2], scope)
+            if _replaces(value, given, node, context.source_of(target), context):
+                return
+
+
+def _words(node: ast.expr, scope: Scope) -> list[str]:
+    """Returns the strings that an expression may be: one that is written out, or those that a loop runs over."""
+    if isinstance(node, ast.Name):
+        found = reaching(scope.bindings.get(node.id, ()), node.lineno)
+        nodes = [e for b in found if b.how == "element" and not b.item for e in getattr(b.what, "elts", ())]
+    else:
+        nodes = [node]
+    return [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
 
 
 def _held(value: Value | None) -> Variable | Items | Table | None:
@@ -194,16 +207,6 @@ def _is_element(target: ast.expr, scope: Scope, context: Context) -> bool:
     if not isinstance(target, ast.Subscript) or not isinstance(target.value, (ast.Attribute, ast.Subscript)):
         return False
     return isinstance(context.values.of(target.value, scope), (Items, Table))
-
-
-def _is_handed_in(name: str, scope: Scope) -> bool:
-    """Returns whether a name is a parameter, or a part of one: what is done to it was meant to reach the caller."""
-    for binding in scope.bindings.get(name, ()):
-        if binding.how == "parameter":
-            return True
-        if binding.how == "value" and isinstance(binding.what, ast.Name) and binding.what.id in scope.bindings:
-            return any(b.how == "parameter" for b in scope.bindings[binding.what.id])
-    return False
 
 
 def _takes(value: Variable, operator: ast.operator, context: Context) -> bool:

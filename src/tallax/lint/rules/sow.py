@@ -7,10 +7,10 @@ import ast
 import re
 
 from tallax.lint._check import CHECKS, Context
-from tallax.lint._classes import is_self
 from tallax.lint._index import File, Scope
 from tallax.lint._kinds import Instance
 from tallax.lint._rule import Rule
+from tallax.lint._settings import is_self
 
 RULE = Rule(
     code="TLX012",

@@ -9,6 +9,7 @@ from tallax.lint._check import CHECKS, Context
 from tallax.lint._index import Scope
 from tallax.lint._kinds import Callee, Instance
 from tallax.lint._known_names import CHANGING_LAYERS, LAYERS, NODES
+from tallax.lint._outside_changes import is_module, static_arguments
 from tallax.lint.rules.lost import RULE
 
 _COMPILING = {"jax.jit", "jax.pmap", "nnx.jit", "nnx.pmap"}
@@ -18,10 +19,11 @@ _COMPILING = {"jax.jit", "jax.pmap", "nnx.jit", "nnx.pmap"}
 def decorated(scope: Scope, context: Context) -> None:
     """Reports a function whose decorator declares a module static."""
     for decorator in scope.decorators:
-        if isinstance(decorator, ast.Call) and scope.parent is not None:
-            transform = context.values.transform_of(decorator, scope.parent)
-            if transform in _COMPILING:
+        transform = context.values.transform_of(decorator, scope.parent)
+        if transform in _COMPILING:
+            if isinstance(decorator, ast.Call):
                 _judge(decorator, transform, scope.parameters, scope, scope.node, context)
+            _judge_fields(transform, scope, context)
 
 
 @CHECKS.call("jit", "pmap")
@@ -39,7 +41,7 @@ def handed(node: ast.Call, scope: Scope, context: Context) -> None:
 def _judge(
     call: ast.Call, transform: str, parameters: list[ast.arg], scope: Scope, place: ast.AST, context: Context
 ) -> None:
-    static = _static(call)
+    static = static_arguments(call)
     for k, parameter in enumerate(parameters):
         if (k in static or k - len(parameters) in static or parameter.arg in static) and _is_module(
             parameter, scope, context
@@ -53,17 +55,37 @@ def _judge(
             )
 
 
-def _static(call: ast.Call) -> set[object]:
-    """Returns the numbers and names of the arguments that a call of `jit` declares static."""
-    found: set[object] = set()
-    for word in call.keywords:
-        if word.arg in ("static_argnums", "static_argnames", "static_broadcasted_argnums"):
-            try:
-                value = ast.literal_eval(word.value)
-            except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+def _judge_fields(transform: str, scope: Scope, context: Context) -> None:
+    """Reports a function that calls a module in a static field of a dataclass that it is passed."""
+    for inner in scope.inside():
+        for call in inner.of(ast.Call):
+            field = call.func
+            while isinstance(field, ast.Attribute) and not isinstance(field.value, ast.Name):
+                field = field.value
+            if not isinstance(field, ast.Attribute) or field.value.id not in scope.parameter_names:  # type: ignore[attr-defined]
                 continue
-            found |= set(value) if isinstance(value, (tuple, list, set)) else {value}
-    return found
+            owner = context.values.of(field.value, inner)
+            if not isinstance(owner, Instance) or isinstance(owner.cls, str) or not context.values.is_struct(owner.cls):
+                continue
+            if _is_static_field(owner.cls, field.attr) and is_module(field, inner, context):
+                context.report(
+                    RULE,
+                    scope.node,
+                    f"`{context.source_of(field)}` is a static field, `pytree_node=False`: under {transform} the "
+                    "module's values are constants of the compiled program, and its updates are lost or raise; make it "
+                    "a pytree field under nnx.jit, or keep its state in the field",
+                )
+                return
+
+
+def _is_static_field(cls: Scope, name: str) -> bool:
+    """Returns whether a class declares a field with `pytree_node=False`."""
+    return any(
+        word.arg == "pytree_node" and isinstance(word.value, ast.Constant) and word.value.value is False
+        for binding in cls.bindings.get(name, ())
+        if binding.how == "value" and isinstance(binding.what, ast.Call)
+        for word in binding.what.keywords
+    )
 
 
 def _is_module(parameter: ast.arg, scope: Scope, context: Context) -> bool:

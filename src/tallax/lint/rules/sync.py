@@ -7,10 +7,10 @@ import ast
 from collections.abc import Iterator
 
 from tallax.lint._check import CHECKS, Context
-from tallax.lint._classes import MAKING
 from tallax.lint._index import Scope
 from tallax.lint._kinds import Array, Name, Number, Value, Variable
 from tallax.lint._rule import Rule
+from tallax.lint._settings import MAKING
 from tallax.lint._steps import is_forward, loop_at_every_step
 
 RULE = Rule(

@@ -6,11 +6,11 @@ from __future__ import annotations
 import ast
 
 from tallax.lint._check import CHECKS, Context
-from tallax.lint._classes import MAKING, is_self
 from tallax.lint._index import Scope
 from tallax.lint._kinds import Callee, Instance
 from tallax.lint._known_names import JITS, NNX_TRANSFORMS, NODES
 from tallax.lint._rule import Rule
+from tallax.lint._settings import MAKING, is_self
 from tallax.lint.rules.closures import is_expected_to_raise
 
 RULE = Rule(

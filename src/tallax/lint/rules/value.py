@@ -166,7 +166,7 @@ def _by_its_name(node: ast.expr, scope: Scope, context: Context) -> Variable | N
     # Parameters of Flax's own layers have these names, and nothing else in such code has a `.kernel.value`.
     if not found and node.attr == "step" and _OPTIMIZER.search(last_name(node.value)):
         return Variable("nnx.OptState", held=Array(False, "uint32", "derived"))
-    if not found and (node.attr not in _LAYERS_OWN or owner is not None):
+    if not found and (node.attr not in _LAYERS_OWN or owner not in (None, Instance("nnx.Module"))):
         return None
     return Variable("nnx.Variable")  # its value is unknown
 

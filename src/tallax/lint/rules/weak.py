@@ -9,10 +9,12 @@ from tallax.lint._attribute_uses import Use
 from tallax.lint._bindings import initial
 from tallax.lint._check import CHECKS, Context, end_of, insertion, replacement
 from tallax.lint._finding import Edit
-from tallax.lint._index import Scope
+from tallax.lint._index import Scope, last_name
 from tallax.lint._kinds import Array, Frame, Number, Variable
 from tallax.lint._known_names import derives
 from tallax.lint._rule import Rule
+from tallax.lint._settings import MAKING
+from tallax.lint._steps import is_forward, is_test
 
 RULE = Rule(
     code="TLX005",
@@ -29,7 +31,8 @@ A Variable that holds a Python number, `nnx.Variable(0)`, has no `[...]`: outsid
 
 The rule reports a module's `nnx.Param` with a weak initial value of floats or a Python float, any other Variable with
 a weak one that is later written with a strongly typed value, and a Python number in a Variable that is indexed with
-`[...]`. A weak count that only `+= 1` changes stays weak, and is not reported.
+`[...]`, or that the forward path writes: after one jitted step it is an array of int32. A weak count that only `+= 1`
+changes stays weak, and is not reported.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -107,11 +110,44 @@ def weak_initial_value(node: ast.Call, scope: Scope, context: Context) -> None:
             "TypeError; give it an array with a dtype",
             _as_array(given, value, scope, context),
         )
+    elif (
+        isinstance(value, Number) and value.type != "bool" and name and cls and _is_written_in_step(cls, name, context)
+    ):
+        context.report(
+            RULE,
+            node,
+            f"this {variable.called} holds a Python number, `{context.source_of(given)}`, until a transformation "
+            "makes it an array: the step is traced again; give it an array with a dtype",
+            _as_array(given, value, scope, context),
+        )
+
+
+def _is_written_in_step(cls: Scope, name: str, context: Context) -> bool:
+    """Returns whether the forward path writes a Variable, or a method that also writes arrays into other ones.
+
+    A test may run its modules without a transformation.
+    """
+    if is_test(context.file.path):
+        return False
+    methods = {write.use.method for write in context.uses.writes(cls, name) if not write.replaces} - {
+        cls.method(made) for made in MAKING
+    }
+    if any(is_forward(method, context) for method in methods):
+        return True
+    for other in context.uses.written(cls) - {name} if methods else ():
+        held = context.values.member(cls, other, None)
+        if isinstance(held, Variable) and isinstance(context.values.content(held), Array):
+            writes = [w for w in context.uses.writes(cls, other) if not w.replaces and w.use.method in methods]
+            if any(isinstance(context.values.of(w.value, Frame(w.use.scope)), Array) for w in writes):
+                return True
+    return False
 
 
 def _attribute_of(node: ast.Call, scope: Scope) -> tuple[str, Scope | None]:
     """Returns the attribute of `self` that a value is assigned to, and the class."""
     above = scope.file.parent_of(node)
+    if isinstance(above, ast.Call) and last_name(above.func) in ("data", "static"):  # nnx.data(nnx.Param(...))
+        above = scope.file.parent_of(above)
     target = None
     if isinstance(above, ast.Assign) and len(above.targets) == 1:
         target = above.targets[0]

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of functions and methods of arrays, sorted by their effect on dtypes. `_dtypes` has the rules."""
+
+from __future__ import annotations
+
+DEVICE_COUNTS = {"jax.process_index", "jax.process_count", "jax.device_count", "jax.local_device_count"}
+MATH_FLOATS = {
+    "math." + n for n in ("log", "sqrt", "exp", "sin", "cos", "log2", "log10", "pi", "e", "inf", "tanh", "pow", "log1p")
+}
+MATH_INTS = {"math.floor", "math.ceil", "math.prod", "math.gcd", "math.comb"}
+DTYPES = {
+    "float32",
+    "float64",
+    "float16",
+    "bfloat16",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "bool_",
+    "int_",
+    "float_",
+    "complex64",
+}
+CREATING = {
+    "zeros": "float",
+    "ones": "float",
+    "empty": "float",
+    "eye": "float",
+    "linspace": "float",
+    "tril": "",
+    "triu": "",
+    "arange": "int",
+    "identity": "float",
+    "concatenate": "",
+    "stack": "",
+}
+ELEMENTWISE = {
+    "log",
+    "exp",
+    "sqrt",
+    "abs",
+    "negative",
+    "square",
+    "log1p",
+    "expm1",
+    "tanh",
+    "sin",
+    "cos",
+    "reciprocal",
+    "sign",
+    "clip",
+    "maximum",
+    "minimum",
+    "add",
+    "multiply",
+    "subtract",
+    "divide",
+    "power",
+    "squeeze",
+    "reshape",
+    "broadcast_to",
+    "ravel",
+    "expand_dims",
+    "tile",
+    "repeat",
+    "transpose",
+    "logit",
+    "arctanh",
+    "float_power",
+}
+FLOATING = {"log", "exp", "sqrt", "log1p", "expm1", "tanh", "sin", "cos", "reciprocal", "divide", "logit", "arctanh"}
+REDUCING = {
+    "sum",
+    "mean",
+    "var",
+    "std",
+    "prod",
+    "max",
+    "min",
+    "dot",
+    "matmul",
+    "einsum",
+    "argmax",
+    "argmin",
+    "all",
+    "any",
+    "median",
+    "count_nonzero",
+    "cumsum",
+    "norm",
+}
+KEEPING = {
+    "reshape",
+    "squeeze",
+    "ravel",
+    "flatten",
+    "transpose",
+    "copy",
+    "repeat",
+    "swapaxes",
+    "clip",
+    "add",
+    "multiply",
+    "set",
+    "get",
+    "at",
+}
