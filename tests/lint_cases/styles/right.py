@@ -148,3 +148,18 @@ class Cached(Module):
     def reset(self):
         self.cache = nnx.Cache(jnp.zeros_like(self.cache[...]))
         self.index.value = jnp.zeros((), jnp.int32)  # noqa: TLX006
+
+
+class Predictor:
+    def __init__(self, model: Net):
+        self.model = model
+        self.model.eval()
+        self.predict = jax.jit(self._predict)
+        self.also = nnx.jit(self._also)
+        self.traced = jax.vmap(self._predict)
+
+    def _predict(self, x):
+        return self.model.seq(x)
+
+    def _also(self, x):
+        return self.model.bn(x)
