@@ -4,8 +4,8 @@
 LABELS has an object a line with `repo`, `commit`, `path`, `line`, `rule` (a slug), `label` (`bug` or `ok`) and `kind`
 (`adjacent` is out of scope). CHECKOUTS has a folder for each repository and commit, `owner+name@` and eight digits; if
 it is omitted, the environment variable `TALLAX_LINT_CHECKOUTS` names it. Repositories that are not there are listed
-and not counted. Exits with 1 if less than 85% of all bugs are found or more than 4% of the fine places are reported, and
-with 2 if nothing was scored. Rules below 70% are named, but do not fail: a set has too few places of most rules.
+and not counted. Exits with 1 if less than 85% of all bugs are found or more than 4% of the fine places are reported,
+and with 2 if nothing was scored. Rules below 70% are named, but do not fail: a set has too few places of most rules.
 """
 
 from __future__ import annotations

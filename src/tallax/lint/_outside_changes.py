@@ -169,3 +169,11 @@ def static_arguments(call: ast.Call) -> set[object]:
                 continue
             found |= set(value) if isinstance(value, (tuple, list, set)) else {value}
     return found
+
+
+def may_evaluate(function: Scope) -> bool:
+    """Returns whether a method of the function's class puts a module into evaluation mode: `self.model.eval()`."""
+    cls = function.method_of
+    methods = [scope for method in cls.methods for scope in method.inside()] if cls is not None else []
+    functions = [call.func for scope in methods for call in scope.of(ast.Call)]
+    return any(isinstance(called, ast.Attribute) and called.attr in _EVALUATING for called in functions)

@@ -54,7 +54,10 @@ class Types(Classes):
             if len(elements) == 2 and isinstance(elements[1], ast.Constant) and elements[1].value is Ellipsis:
                 return Items(each=self.annotated(elements[0], scope))
             return Items(tuple(self.annotated(element, scope) for element in elements))
-        if last in ("dict", "Dict", "Mapping", "Callable", "type", "Type", "Literal"):
+        if last in ("type", "Type"):
+            made = self.annotated(inner, scope)
+            return Type(made.cls) if isinstance(made, Instance) else Plain(last)
+        if last in ("dict", "Dict", "Mapping", "Callable", "Literal"):
             return Plain(last)
         if last in (
             "Float",

@@ -24,7 +24,7 @@ _UNTRAINED = re.compile(
     re.IGNORECASE,
 )
 _TRAINED = re.compile(
-    r"(?<!non-)(?<!non )(?<!not )(?<!not be )(?<!n't )(?<!never )(?<!n't be )"
+    r"(?<!non-)(?<!non )(?<!not )(?<!not a )(?<!not be )(?<!n't )(?<!never )(?<!n't be )"
     r"\b(?:learn(?:ed|able|t)|trainable|trained)\b",
     re.IGNORECASE,
 )

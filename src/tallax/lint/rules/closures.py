@@ -11,7 +11,7 @@ from tallax.lint._check import CHECKS, Context
 from tallax.lint._index import Scope
 from tallax.lint._kinds import Callee, Instance, Value
 from tallax.lint._known_names import JITS, NNX_TRANSFORMS
-from tallax.lint._outside_changes import differentiated_from_outside, is_self_static, outside_changes
+from tallax.lint._outside_changes import differentiated_from_outside, is_self_static, may_evaluate, outside_changes
 from tallax.lint._rule import Rule
 
 RULE = Rule(
@@ -104,6 +104,8 @@ def _judge(function: Scope, transform: str, context: Context, owns_self: bool = 
     if function.file is not context.file or function.memory.get("judged for closures") or uses_references(function):
         return
     function.memory["judged for closures"] = True
+    if owns_self and may_evaluate(function):
+        return
     handled = function.parameter_names - ({function.self_name} if owns_self else set())
     changes = outside_changes(function, context, handled)
     if transform in JITS:

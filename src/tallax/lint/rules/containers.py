@@ -74,32 +74,49 @@ class _Plain(NamedTuple):
 def held_in_plain_container(cls: Scope, context: Context) -> None:
     """Reports `self.layers = [nnx.Linear(...), ...]`."""
     for name, settings in context.values.settings(cls).items():
-        written = [s for s in settings if s.item == () and _is_possible(s.value) and not s.augmented]
+        written = [s for s in settings if not s.augmented and _is_possible(_written(s))]
         if not written or not context.values.is_module(cls) or _is_declared(cls, name, context):
             continue
         for setting in written:
-            plain = _plain(setting.value, setting.scope, context)
-            if plain is None or setting.value is None:
+            value = _written(setting)
+            plain = _plain(value, setting.scope, context)
+            if plain is None or value is None:
                 continue
             held = plain.held or _state_in(context.values.value_of(setting), context)
-            # A list that a later method replaces may be promoted to an nnx.List there.
-            if not held and len(settings) == 1:
+            # A list that a later method replaces may be promoted to an nnx.List there; None before it is no list.
+            if not held and all(s is setting or _is_none(s.value) for s in settings):
                 held = _state_in(context.values.member(cls, name, None), context)
                 methods = [scope for method in cls.methods for scope in method.inside()]
                 held = held or _added(name, methods, context, of_self=True)
             if held and not context.is_version_guarded(setting.node):
                 remedy = "nnx.Dict" if plain.kind == "dict" else "nnx.List"
-                is_list = isinstance(setting.value, (ast.List, ast.ListComp))
+                is_list = isinstance(value, (ast.List, ast.ListComp))
                 context.report(
                     RULE,
                     setting.node,
                     f"`self.{name}` holds {held} in a plain {plain.kind}, which raises ValueError since Flax 0.12; "
                     f"write `{remedy}(...)`",
-                    _as_list(setting, context) if is_list else (),
+                    _as_list(value, context) if is_list else (),
                 )
 
 
 _POSSIBLE = {*_KINDS, ast.Name, ast.BinOp, ast.IfExp}
+
+
+def _written(setting: Setting) -> ast.expr | None:
+    """Returns the value of an assignment, also within a tuple: `self.down, self.up = [], []`."""
+    value = setting.value
+    if setting.item is None:
+        return None
+    for k in setting.item:
+        if not isinstance(value, ast.Tuple) or k >= len(value.elts):
+            return None
+        value = value.elts[k]
+    return value
+
+
+def _is_none(node: ast.expr | None) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
 
 
 def _is_possible(node: ast.expr | None) -> bool:
@@ -178,9 +195,11 @@ def _of_elements(value: ast.expr, scope: Scope, context: Context) -> str:
     """Returns the state that the elements of a literal hold; other elements may be unknown."""
     elements = [*value.elts] if isinstance(value, (ast.List, ast.Tuple)) else []
     elements += [e for e in value.values if e is not None] if isinstance(value, ast.Dict) else []
+    elements += [value.elt] if isinstance(value, ast.ListComp) else []
     for element in elements:
         inner = element.value if isinstance(element, ast.Starred) else element
-        held = _one_state(context.values.of(inner, scope), context)
+        choices = [inner.body, inner.orelse] if isinstance(inner, ast.IfExp) else [inner]  # `Norm() if n else None`
+        held = next((held for c in choices if (held := _one_state(context.values.of(c, scope), context))), "")
         if held:
             return held
     return ""
@@ -256,9 +275,8 @@ def _one_state(value: Value | None, context: Context) -> str:
     return _state_in(value, context)
 
 
-def _as_list(setting: Setting, context: Context) -> tuple[Edit, ...]:
+def _as_list(value: ast.expr, context: Context) -> tuple[Edit, ...]:
     if not any(b.how == "import" and b.what == "flax.nnx" for b in context.file.bindings.get("nnx", ())):
         return ()
-    assert setting.value is not None
-    start = (setting.value.lineno, setting.value.col_offset)
-    return (replacement(start, start, "nnx.List("), insertion(setting.value, ")"))
+    start = (value.lineno, value.col_offset)
+    return (replacement(start, start, "nnx.List("), insertion(value, ")"))

@@ -11,7 +11,7 @@ from tallax.lint._flow import origin, returned, root_of
 from tallax.lint._index import Scope, last_name
 from tallax.lint._kinds import Callee, Instance, Name
 from tallax.lint._known_names import NODES, RAW_TRANSFORMS
-from tallax.lint._outside_changes import called_object, is_in_evaluation, is_self_static, outside_changes
+from tallax.lint._outside_changes import called_object, is_in_evaluation, is_self_static, may_evaluate, outside_changes
 from tallax.lint._rule import Rule
 
 RULE = Rule(
@@ -141,7 +141,7 @@ def _judge(scope: Scope, transform: str, place: ast.AST, context: Context, owns_
     if scope.file is not context.file or scope.memory.get("judged"):
         return
     scope.memory["judged"] = True
-    if uses_references(scope):
+    if uses_references(scope) or (owns_self and may_evaluate(scope)):
         return
     own_self = {scope.self_name or ""}
     handled = _taken_apart(scope, context) | returned(scope) | (set() if owns_self else own_self)
