@@ -87,7 +87,7 @@ def test_a_number_of_all_layers_is_one_map():
     few = {panel.title: panel for panel in panels_of(history([watched_record(1, layers=2)]), ())}
     assert [curve.label for curve in few["layers/*/up:output/rms"].curves] == ["0", "1"]
     asked = panels_of(history([watched_record(1)]), ["*/up:output/largest_at", "*/up:output/zeros"])
-    assert [panel.title for panel in asked] == ["layers/*/up:output/largest_at", "layers/*/up:output/zeros"]
+    assert [panel.title for panel in asked] == ["layers/*/up:output/zeros", "layers/*/up:output/largest_at"]
 
 
 def test_a_map_of_many_records_keeps_every_spike():

@@ -337,7 +337,10 @@ def test_logits_that_are_all_negative():
     assert (result.largest_logit.tolist(), result.largest_at.tolist()) == ([-2.0], [1])
 
 
-@pytest.mark.parametrize("spec", [P(), P("data")], ids=["data-parallel", "fully sharded"])
+@pytest.mark.parametrize(
+    "spec",
+    [pytest.param(P(), id="data-parallel"), pytest.param(P("data"), id="fully sharded", marks=pytest.mark.thorough)],
+)
 def test_no_collective_is_added_and_the_numbers_are_those_of_one_device(spec):
     """On eight devices the step has no collective more, the same parameters, and the same numbers."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

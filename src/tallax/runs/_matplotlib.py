@@ -120,7 +120,7 @@ def draw_layers(axes: Any, title: str, layers: SiteMap, first: int, last: int) -
     if isinstance(norm, LogNorm):
         bar.locator = LogLocator(numticks=5)
         bar.formatter = _power
-        bar.minorlocator = NullLocator()
+        bar.minorticks_off()
     else:
         bar.locator = MaxNLocator(4)
     bar.outline.set_visible(False)

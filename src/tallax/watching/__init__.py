@@ -21,19 +21,20 @@ The way of a tensor into its statistic:
 Inside `tallax.value_and_grad` a site collects only the numbers of the step, in Variables that exist during the forward
 pass (`Site.attach`). `Site.absorb` then adds those of all sites to their states at once, and counts one update.
 
-Presets. A `Preset` is a name in the field, such as dead units, with the modules that it applies to and a function that
-makes its statistic (`_presets`). It is an object, and no flag of `watch` like `outputs=True`, because it has sites of its
-own (routers, attention, layers before a ReLU), and arguments of its own, which `watch` need not know. Its statistic is a
-`StepStatistic` (`_step_statistic`), a table of counts, sums and largest values for each unit, head or expert;
+Presets. A `Preset` is a number with a name in the field, such as dead units, the modules that it applies to, and a
+function that makes its statistic (`_presets`). It is an object, and no flag of `watch` like `outputs=True`, because it
+has sites of its own (routers, attention, layers before a ReLU), and arguments of its own. Its statistic is a
+`StepStatistic` (`_step_statistic`): a table of counts, sums and largest values for each unit, head or expert.
 `_preset_statistics` has the tensors that each preset takes, the numbers of them, and the record. They take the way of
-`outputs` and `updates` above; an attention function in an attribute is seen by a property of the watched class.
+`outputs` and `updates` above; a property of the watched class sees the calls of an attention function in an attribute.
 `_coordinate_check` watches the outputs of a model at several widths.
 
-`_maker` makes the sites, `_select` reads `sites=`, `_stacks` finds the axes of stacks, `_placing` puts the state on a mesh, `_watch` has the
-public function and class, `_table` prints, and `_notes` keeps the reasons why a site could not be seen.
+`_maker` makes the sites, `_select` reads `sites=`, `_stacks` finds the axes of stacks, `_placing` puts the state on a
+mesh, `_watch` has the public function and class, `_table` prints, and `_notes` keeps the reasons why a site could not
+be seen.
 
-To watch another kind of tensor, open `_site` or `_params`; to add a preset, `_presets` and `_preset_statistics`; to compute another number, `_reduction`, and `_tap` for its
-encoding as a sum.
+To watch another kind of tensor, open `_site` or `_params`; to add a preset, `_presets` and `_preset_statistics`; to
+compute another number of a summary, `_reduction`, and `_tap` for its encoding as a sum.
 
 Invariants. A watched model is trained by the same operations as the model without a watch, in every mode and under
 every transformation; only the last bit may differ, if XLA fuses them differently. No statistic may raise within a

@@ -57,8 +57,9 @@ def _in_short(result: Any) -> str:
 
 
 def _range(value: Any) -> str:
-    least, most = np.min(value), np.max(value)
-    return f"{most:,.4g}" if least == most else f"{least:,.4g} to {most:,.4g}"
+    ends = (np.min(value).item(), np.max(value).item())
+    least, most = (f"{end:,}" if isinstance(end, int) else f"{end:.4g}" for end in ends)
+    return most if least == most else f"{least} to {most}"
 
 
 def rows_of(name: str, result: SummaryResult) -> list[tuple[str, SummaryResult]]:
