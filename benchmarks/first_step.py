@@ -118,10 +118,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one round")
     parser.add_argument("--output", type=Path, default=_report.RESULTS, metavar="FOLDER", help="for the JSON file")
     options = parser.parse_args(arguments)
-    load, was_on = _report.load_average(), jax.config.read("jax_enable_compilation_cache")
+    load, was_on = _report.load_average(), jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
-        rows = measure(1 if options.quick else 7, STEPS)
+        rows = measure(1 if options.quick else 5, STEPS)
     finally:
         jax.config.update("jax_enable_compilation_cache", was_on)
     for row in rows:
