@@ -57,8 +57,8 @@ class DoesNotFit(Exception):  # noqa: N818 - the caller compiles the run
 class UncompiledRuns:
     """Runs a program without compiling it.
 
-    Each run gets models that the factory makes within the trace. Their Variables start with the arrays of one model that
-    the factory made outside of it, so that no run evaluates the initializers again.
+    The factory makes the models of each run within the trace. Their Variables start with the arrays of one model that
+    was made outside of it, so that no run evaluates the initializers again.
     """
 
     def __init__(self, program: Program):
