@@ -521,6 +521,12 @@ def with_tallax(folder, steps, compiled=True):
     return (step, losses) if step else (model, optimizer, losses)
 
 
+def in_mode(folder, steps, *, graph, updates):
+    """Tallax state under `nnx.jit` in one of the modes of NNX."""
+    with nnx.set_graph_mode(graph), nnx.set_graph_updates(updates):
+        return with_tallax(folder, steps, compiled=False)
+
+
 def with_orbax(folder, steps):
     """Orbax's manager, saving in the background, with plain NNX."""
     import orbax.checkpoint as ocp
@@ -738,7 +744,9 @@ def demo(folder, epochs):
 RIGHT: dict[str, Callable[..., Any]] = {
     "plain NNX, MultiSteps, EMA, dropout, BatchNorm": plain,
     "tallax state in a compiled step": with_tallax,
-    "tallax state under nnx.jit": functools.partial(with_tallax, compiled=False),
+    "nnx.jit in graph mode": functools.partial(in_mode, graph=True, updates=True),
+    "nnx.jit with graph_updates=False": functools.partial(in_mode, graph=True, updates=False),
+    "nnx.jit in tree mode": functools.partial(in_mode, graph=False, updates=False),
     "Orbax's manager": with_orbax,
     "grain": with_grain,
     "saves at every second step, losses by step": epochs_with_numbers_for_steps,

@@ -2,6 +2,7 @@
 """The architecture: which file may import which, and the names that users see."""
 
 import ast
+import functools
 import importlib
 import pathlib
 import re
@@ -66,7 +67,8 @@ def within_type_checking(tree: ast.AST) -> set[ast.AST]:
     return {inner for block in blocks for statement in block.body for inner in ast.walk(statement)}
 
 
-def names_in(path: pathlib.Path) -> set[str]:
+@functools.cache
+def names_in(path: pathlib.Path) -> frozenset[str]:
     """Returns the dotted names that a file imports, at its top or within functions."""
     found = set()
     tree = ast.parse(path.read_text())
@@ -79,7 +81,7 @@ def names_in(path: pathlib.Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
 
 
 def imports_of(path: pathlib.Path) -> set[str]:

@@ -173,10 +173,10 @@ def lanes(program: Program, reference: Reference) -> Results:
         for mode in (GRAPH,) if cycle_of(program.make()) else (GRAPH, NO_UPDATES, TREE):
             where = f"{name} ({mode.name})"
             try:
-                with mode.active():  # `together`, because batched operations are others than those of plain calls
-                    models = runs.run_or_compile(
-                        _on_stack(program, run), batches, len(batches), together=run is _vmapped
-                    )
+                with mode.active():
+                    # Batched operations differ from those of plain calls, so they are compiled together.
+                    together = run is _vmapped
+                    models = runs.run_or_compile(_on_stack(program, run), batches, len(batches), together=together)
                 found = [
                     diagnosed(difference, program.make(), f"{where}, model {k + 1} of {len(batches)}")
                     for k, (model, ref) in enumerate(zip(models, alone, strict=True))

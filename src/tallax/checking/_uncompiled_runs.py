@@ -57,8 +57,8 @@ class DoesNotFit(Exception):  # noqa: N818 - the caller compiles the run
 class UncompiledRuns:
     """Runs a program without compiling it.
 
-    Each run gets models that the factory makes within the trace. Their Variables start with the arrays of one model that
-    the factory made outside of it, so that no run evaluates the initializers again.
+    The factory makes the models of each run within the trace. Their Variables start with the arrays of one model that
+    was made outside of it, so that no run evaluates the initializers again.
     """
 
     def __init__(self, program: Program):
@@ -179,7 +179,7 @@ def _applied(eqn: Any, arguments: list[Any]) -> list[Any]:
     if name == "cond":
         return _called(params["branches"][int(arguments[0])], arguments[1:])
     if name == "scan" and params["length"] <= _ITERATIONS:
-        return _scanned(params, arguments)
+        return _scanned(eqn, arguments)
     if name == "while":
         constants = params["cond_nconsts"] + params["body_nconsts"]
         carry = _looped(params, arguments[:constants], arguments[constants:])
@@ -197,15 +197,20 @@ def _called(inner: Any, arguments: list[Any]) -> list[Any]:
     return _evaluated(inner, (), arguments)
 
 
-def _scanned(params: dict[str, Any], arguments: list[Any]) -> list[Any]:
-    constants, carried, length = params["num_consts"], params["num_carry"], params["length"]
+def _scanned(eqn: Any, arguments: list[Any]) -> list[Any]:
+    params = eqn.params
+    inner, length = params["jaxpr"], params["length"]
+    # Versions of JAX name the numbers of constants and carried values differently. Columns have one axis more.
+    carried = sum(var.aval.ndim == kind.ndim for var, kind in zip(eqn.outvars, inner.out_avals, strict=True))
+    columns = sum(np.ndim(x) != kind.ndim for x, kind in zip(arguments, inner.in_avals, strict=True))
+    constants = len(arguments) - carried - columns
     consts, carry = arguments[:constants], arguments[constants : constants + carried]
-    columns = [list(_rows(x, length)) for x in arguments[constants + carried :]]
+    sequences = [list(_rows(x, length)) for x in arguments[constants + carried :]]
     rows: list[list[Any]] = [[]] * length
     for k in reversed(range(length)) if params["reverse"] else range(length):
-        results = _called(params["jaxpr"], [*consts, *carry, *(column[k] for column in columns)])
+        results = _called(inner, [*consts, *carry, *(column[k] for column in sequences)])
         carry, rows[k] = results[:carried], results[carried:]
-    kinds = params["jaxpr"].out_avals[carried:]
+    kinds = inner.out_avals[carried:]
     return [*carry, *(_stacked([row[k] for row in rows], kind) for k, kind in enumerate(kinds))]
 
 
