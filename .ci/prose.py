@@ -51,7 +51,11 @@ def docs() -> Iterator[str]:
 
 def files() -> list[pathlib.Path]:
     """Returns the source, without the exercise's files, which become their readers' own."""
-    return [path for path in sorted((ROOT / "src" / "tallax").rglob("*.py")) if not {"exercise", "exercises"} & {*path.parts}]
+    return [
+        path
+        for path in sorted((ROOT / "src" / "tallax").rglob("*.py"))
+        if not {"exercise", "exercises"} & {*path.parts}
+    ]
 
 
 def source() -> Iterator[str]:
