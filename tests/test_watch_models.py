@@ -220,3 +220,36 @@ def test_five_hundred_tensors_at_once():
     assert len(watch.sites) > 500
     assert watch.unseen == {}
     assert_is_captured(watch, captured(make, TOKENS))
+
+
+def test_modules_without_variables_in_a_stack():
+    """A module without Variables is one row for each layer, if it lies in a stack that `nnx.scan` runs."""
+
+    class Activation(nnx.Module):
+        def __call__(self, x):
+            return nnx.relu(x)
+
+    class Layer(nnx.Module):
+        def __init__(self, rngs):
+            self.linear, self.activation = nnx.Linear(3, 3, use_bias=False, rngs=rngs), Activation()
+
+        def __call__(self, x):
+            return self.activation(self.linear(x))
+
+    model = nnx.Dict(layers=nnx.split_rngs(splits=2)(nnx.vmap(Layer))(nnx.Rngs(0)))
+    watch = tallax.watch(model, output_gradients=True)
+
+    def loss(model, x):
+        run = nnx.scan(lambda layer, x: layer(x), in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+        return run(model.layers, x).sum()
+
+    x = jnp.ones((4, 3))
+    nnx.jit(lambda model, x: tallax.grad(loss)(model, x))(model, x)
+    assert watch.unseen == {}
+    result = watch.result()["layers/activation:output"]
+    expected = []
+    for kernel in np.asarray(model.layers.linear.kernel[...]):
+        x = np.maximum(x @ kernel, 0)
+        expected.append(np.sqrt((x**2).mean()))
+    assert result.size.tolist() == [12, 12]
+    np.testing.assert_allclose(result.rms, expected, rtol=1e-5)
