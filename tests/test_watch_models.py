@@ -244,7 +244,7 @@ def test_modules_without_variables_in_a_stack():
         return run(model.layers, x).sum()
 
     x = jnp.ones((4, 3))
-    nnx.jit(lambda model, x: tallax.grad(loss)(model, x))(model, x)
+    nnx.jit(tallax.grad(loss))(model, x)
     assert watch.unseen == {}
     result = watch.result()["layers/activation:output"]
     expected = []
