@@ -218,7 +218,7 @@ def of_others(layers: int, seconds: float) -> dict[str, dict[str, float]]:
 
     def monitored() -> tuple[Objects, tuple[jax.Array]]:
         (model, _), batch = transformer.model_and_batch(size, 0)
-        measure = {"rms": lambda updates: jax.tree.map(_rms, updates)}
+        measure: dict[str, Any] = {"rms": lambda updates: jax.tree.map(_rms, updates)}
         # The measurements are state of the optimizer, whose structure changes in the first step unless it begins with
         # them, as JAX requires under `scan`, and `compile_step` everywhere.
         transform = optax.chain(_begun(optax.monitor(measure)), optax.adam(1e-3), _begun(optax.monitor(measure)))
@@ -253,7 +253,7 @@ def _begun(monitor: optax.GradientTransformationExtraArgs) -> optax.GradientTran
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures all costs and writes them, part by part."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.watch", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.watch", description="Costs of tallax.watch.")
     parser.add_argument("--small", action="store_true", help="2 layers and 20 sites, to see whether everything runs")
     parser.add_argument("--only", help="the parts to measure, by their first letters, such as scanned")
     options = parser.parse_args(arguments)
