@@ -1,15 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Group `watch`: a step of a transformer whose tensors are watched, beside the same step without a watch."""
+"""Group `watch`: a step of a transformer whose tensors are watched, beside the same step without a watch.
+
+`python -m benchmarks watch` times the steps of the 4-layer model. `python -m benchmarks.watch` measures all costs:
+steps, compilation and temporary memory of 4 and 12 layers, unrolled and scanned, the time of the host at each call with
+500 sites, and `nnx.capture` and `optax.monitor` beside it. It writes benchmarks/results/watch_costs.json after each
+part. `--small` measures 2 layers, to see whether everything runs.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import pathlib
+import statistics
 import sys
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 from flax import nnx
 
 import tallax
@@ -25,6 +36,8 @@ WATCHED: dict[str, dict[str, Any]] = {
     "everything": EVERYTHING,
     "everything, every=10": {**EVERYTHING, "every": 10},
 }
+PATH = pathlib.Path("benchmarks/results/watch_costs.json")
+Objects = tuple[Any, nnx.Optimizer]
 
 
 def group(layers: int = 4) -> Group:
@@ -34,51 +47,239 @@ def group(layers: int = 4) -> Group:
         f"a step of a {layers}-layer transformer of width 128 with Adam, 8 x 128 tokens",
         NONE,
         [
-            Case(name=NONE, make=lambda: _step(layers, None)),
-            *(Case(name=name, make=lambda how=how: _step(layers, how)) for name, how in WATCHED.items()),
+            Case(name=NONE, make=lambda: ref.by_compile_step(*_watched(layers, None), transformer.train_step)),
+            *(
+                Case(
+                    name=name,
+                    make=lambda how=how: ref.by_compile_step(*_watched(layers, how), transformer.train_step),
+                    limit={"everything": 1.12, "everything, every=10": 1.02}.get(name),
+                )
+                for name, how in WATCHED.items()
+            ),
         ],
         rounds_in_one=5,
     )
 
 
-def _watched(layers: int, how: dict[str, Any] | None) -> tuple[tuple[Any, nnx.Optimizer], tuple[jax.Array]]:
+def _watched(layers: int, how: Mapping[str, Any] | None) -> tuple[Objects, tuple[jax.Array]]:
     (model, optimizer), batch = transformer.model_and_batch(transformer.Size(layers=layers), 0)
     if how is not None:
         tallax.watch(model, optimizer, **how)
     return (model, optimizer), batch
 
 
-def _step(layers: int, how: dict[str, Any] | None) -> Any:
-    return ref.by_compile_step(*_watched(layers, how), transformer.train_step)
+class _Scanned(nnx.Module):
+    """The transformer with a stack of layers that `nnx.scan` runs."""
+
+    def __init__(self, size: transformer.Size, rngs: nnx.Rngs):
+        self.embedding = nnx.Embed(size.vocabulary, size.width, rngs=rngs)
+        self.position = nnx.Param(0.02 * rngs.params.normal((size.tokens, size.width)))
+        make = nnx.vmap(lambda rngs: transformer._Layer(size, 0, False, rngs), in_axes=0, out_axes=0)
+        self.layers = nnx.split_rngs(splits=size.layers)(make)(rngs)
+        self.norm = nnx.LayerNorm(size.width, rngs=rngs)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        x, mask = self.embedding(tokens) + self.position[...], nnx.make_causal_mask(tokens)
+        run = nnx.scan(lambda layer, x: layer(x, mask), in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+        return self.embedding.attend(self.norm(run(self.layers, x)))
 
 
-def compiled(layers: int, how: dict[str, Any] | None) -> dict[str, float]:
-    """Returns the processor time of lowering and compiling a step, and the temporary memory of its program."""
-    objects, batch = _watched(layers, how)
+def _scanned(layers: int, how: Mapping[str, Any] | None) -> tuple[Objects, tuple[jax.Array]]:
+    size = transformer.Size(layers=layers)
+    model = _Scanned(size, nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
+    if how is not None:
+        tallax.watch(model, optimizer, **how)
+    return (model, optimizer), transformer.model_and_batch(transformer.Size(layers=1), 0)[1]
+
+
+def measured(made: tuple[Objects, tuple[Any, ...]], step: Any = transformer.train_step) -> tuple[Any, dict[str, float]]:
+    """Returns a call that runs a compiled step, and the costs of its compilation."""
+    objects, batch = made
+    compiled = tallax.compile_step(step, *objects)
     start = time.process_time()
-    lowered = nnx.jit(transformer.train_step).lower(*objects, *batch)
+    lowered = compiled.lower(*batch)
     middle = time.process_time()
-    program: Any = lowered.compile()
+    program = lowered.compile()
     end = time.process_time()
-    memory = program.compiled.memory_analysis()
+    costs = {"lower_seconds": middle - start, "compile_seconds": end - middle}
+    memory: Any = program.memory_analysis()
+    return lambda: compiled(*batch), {**costs, "temporary_bytes": memory.temp_size_in_bytes}
+
+
+def medians(calls: Mapping[str, Callable[[], Any]], seconds: float, *, waits: bool = True) -> dict[str, float]:
+    """Returns the median time of each call, run in turn for some seconds; without the time of the device if not waits.
+
+    Args:
+        calls: the calls.
+        seconds: for how long they run, all together.
+        waits: whether the time in which the device works is counted.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        jax.block_until_ready(call())
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(next(iter(times.values()))) < 3:
+        for name, call in calls.items():
+            start = time.perf_counter()
+            result = call()
+            if waits:
+                jax.block_until_ready(result)
+            times[name].append(time.perf_counter() - start)
+            jax.block_until_ready(result)
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def compared(
+    cases: Mapping[str, Mapping[str, Any] | None],
+    make: Callable[[Any], tuple[Objects, tuple[Any, ...]]],
+    seconds: float,
+) -> dict[str, dict[str, float]]:
+    """Returns the costs of a step in each case, and their ratios to those of the first case."""
+    calls, costs = {}, {}
+    for name, how in cases.items():
+        calls[name], costs[name] = measured(make(how))
+    for name, each in medians(calls, seconds).items():
+        costs[name]["step_seconds"] = each
+    return with_ratios(costs)
+
+
+def with_ratios(costs: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Returns the costs of each case, with their ratios to those of the first case."""
+    first = next(iter(costs.values()))
     return {
-        "lower_seconds": middle - start,
-        "compile_seconds": end - middle,
-        "temporary_bytes": memory.temp_size_in_bytes,
+        name: each | {f"{key}_ratio": value / first[key] for key, value in each.items() if first.get(key)}
+        for name, each in costs.items()
     }
 
 
-def main(layers: int = 4) -> None:
-    """Writes the compile times and the temporary memory of each case to benchmarks/results/watch_compile.json."""
+class _Many(nnx.Module):
+    """Tiny layers, so that a call takes the host longer than the device."""
+
+    def __init__(self, number: int):
+        self.layers = nnx.List([_Scale() for _ in range(number)])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class _Scale(nnx.Module):
+    def __init__(self):
+        self.factor = nnx.Param(jnp.ones(4))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * self.factor[...]
+
+
+def _many_step(model: Any, optimizer: nnx.Optimizer, x: jax.Array) -> jax.Array:
+    loss, grads = tallax.value_and_grad(lambda model: (model(x) ** 2).mean())(model)
+    ref.update(optimizer, model, grads)
+    return loss
+
+
+def of_host(sites: int, seconds: float) -> dict[str, dict[str, float]]:
+    """Returns the time until a call returns, with the outputs of many modules watched and without."""
+    calls, costs = {}, {}
+    for name, how in {NONE: None, "outputs": {}}.items():
+        model = _Many(sites)
+        optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
+        if how is not None:
+            tallax.watch(model, optimizer, sites="layers/*", **how)
+        calls[name], costs[name] = measured(((model, optimizer), (jnp.ones(4),)), _many_step)
+    for name, each in medians(calls, seconds, waits=False).items():
+        costs[name]["host_seconds"] = each
+    return with_ratios(costs)
+
+
+def _rms(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.mean(x * x))
+
+
+def _captured_step(model: Any, optimizer: nnx.Optimizer, tokens: jax.Array) -> Any:
+    """Returns the RMS of each output, which `nnx.capture` takes out of the forward pass."""
+
+    def loss_fn(model: Any) -> tuple[jax.Array, Any]:
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            logits, outputs = nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)(tokens[:, :-1])
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+        floats = [x for x in jax.tree.leaves(outputs) if jnp.issubdtype(x.dtype, jnp.floating)]
+        return loss, [_rms(x) for x in floats]
+
+    (loss, numbers), grads = tallax.value_and_grad(loss_fn, has_aux=True)(model)
+    ref.update(optimizer, model, grads)
+    return loss, numbers
+
+
+def of_others(layers: int, seconds: float) -> dict[str, dict[str, float]]:
+    """Returns the costs of `nnx.capture` and `optax.monitor`, each beside a watch of the same tensors."""
+    size = transformer.Size(layers=layers)
+
+    def monitored() -> tuple[Objects, tuple[jax.Array]]:
+        (model, _), batch = transformer.model_and_batch(size, 0)
+        measure: dict[str, Any] = {"rms": lambda updates: jax.tree.map(_rms, updates)}
+        # The measurements are state of the optimizer, whose structure changes in the first step unless it begins with
+        # them, as JAX requires under `scan`, and `compile_step` everywhere.
+        transform = optax.chain(_begun(optax.monitor(measure)), optax.adam(1e-3), _begun(optax.monitor(measure)))
+        return (model, nnx.Optimizer(model, transform, wrt=nnx.Param)), batch
+
+    cases: dict[str, tuple[Any, Any]] = {
+        NONE: (_watched(layers, None), transformer.train_step),
+        "nnx.capture: the RMS of each output of this step": (_watched(layers, None), _captured_step),
+        "tallax.watch: outputs, of all steps": (_watched(layers, {}), transformer.train_step),
+        "optax.monitor: the RMS of gradients and updates of this step": (monitored(), transformer.train_step),
+        "tallax.watch: gradients and updates, of all steps": (
+            _watched(layers, {"outputs": False, "gradients": True, "updates": True}),
+            transformer.train_step,
+        ),
+    }
+    calls, costs = {}, {}
+    for name, (made, step) in cases.items():
+        calls[name], costs[name] = measured(made, step)
+    for name, each in medians(calls, seconds).items():
+        costs[name]["step_seconds"] = each
+    return with_ratios(costs)
+
+
+def _begun(monitor: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    def init(params: Any) -> Any:
+        state = monitor.init(params)
+        shapes = jax.eval_shape(lambda: monitor.update(params, state, params)[1])
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    return optax.GradientTransformationExtraArgs(init, monitor.update)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measures all costs and writes them, part by part."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.watch", description="Costs of tallax.watch.")
+    parser.add_argument("--small", action="store_true", help="2 layers and 20 sites, to see whether everything runs")
+    parser.add_argument("--only", help="the parts to measure, by their first letters, such as scanned")
+    options = parser.parse_args(arguments)
     jax.config.update("jax_enable_compilation_cache", False)
-    compiled(1, None)  # imports, and starts the compiler
-    results = {name: compiled(layers, how) for name, how in {NONE: None, **WATCHED}.items()}
-    path = pathlib.Path("benchmarks/results/watch_compile.json")
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(results, indent=2))
-    for name, numbers in results.items():
-        sys.stdout.write(f"{name:30} " + " ".join(f"{key} {value:,.2f}" for key, value in numbers.items()) + "\n")
+    few, many, sites, seconds = (2, 2, 20, 1.0) if options.small else (4, 12, 500, 20.0)
+    some = {NONE: None, **{name: WATCHED[name] for name in ("everything", "everything, every=10")}}
+    parts: dict[str, Callable[[], dict[str, dict[str, float]]]] = {
+        f"{few} layers": lambda: compared({NONE: None, **WATCHED}, lambda how: _watched(few, how), seconds),
+        f"scanned, {many} layers": lambda: compared(some, lambda how: _scanned(many, how), seconds),
+        f"host, {sites} sites": lambda: of_host(sites, seconds / 4),
+        f"others, {few} layers": lambda: of_others(few, seconds),
+        f"deep, {many} layers": lambda: compared(some, lambda how: _watched(many, how), 2 * seconds),
+    }
+    measured(_watched(1, None))  # starts the compiler
+    results: dict[str, Any] = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
+    for part, measure in parts.items():
+        if options.only and not part.startswith(options.only):
+            continue
+        results[part] = measure()
+        PATH.parent.mkdir(exist_ok=True)
+        PATH.write_text(json.dumps(results, indent=2))
+        for name, numbers in results[part].items():
+            ratios = " ".join(f"{key[:-6]} {value:.2f}" for key, value in numbers.items() if key.endswith("_ratio"))
+            sys.stdout.write(f"{part:22} {name:60} {ratios}\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tallax.watch` on meshes of eight devices: no collective more, and the numbers of one device."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from flax import nnx
 
 import tallax
 from benchmarks._collectives import collectives
-from tests.meshes import P
+from tests.meshes import P, mesh_of
 from tests.meshes import collectives as kinds_of
 
 ALL = {"inputs": True, "output_gradients": True, "parameters": True, "gradients": True, "updates": True}
@@ -62,15 +64,34 @@ def kernels(model):
 SPECS = {"data-parallel": P(), "fully sharded": P("data")}
 
 
-@pytest.mark.parametrize("spec", SPECS)
-def test_no_collective_is_added(spec):
+def accumulating_step(model, optimizer, x):
+    """Trains on two parts of a batch, whose gradients are added up."""
+    total = None
+    for part in jnp.split(x.reshape(8, -1, 16), 2, axis=1):
+        grads = tallax.grad(lambda model, part: (model(part) ** 2).mean())(model, part.reshape(-1, 16))
+        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+    optimizer.update(model, total)
+
+
+@pytest.mark.parametrize(
+    ("spec", "axes", "step"),
+    [
+        ("data-parallel", "auto", train_step),
+        ("fully sharded", "auto", train_step),
+        ("data-parallel", "explicit", train_step),
+        ("data-parallel", "auto", accumulating_step),
+        ("fully sharded", "auto", accumulating_step),
+    ],
+)
+def test_no_collective_is_added(spec, axes, step):
     """The compiled step has the collectives of the step that is not watched, and no more."""
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = mesh_of(axes, (8,), ("data",))
     (x,) = batches(mesh, 1)
 
     def count(**options):
         model, optimizer, _ = prepared(mesh, SPECS[spec], **options)
-        return kinds_of(nnx.jit(train_step), model, optimizer, x)
+        with jax.set_mesh(mesh):
+            return kinds_of(nnx.jit(step), model, optimizer, x)
 
     plain = count()
     assert sum(plain.values()) > 0
@@ -100,14 +121,19 @@ def test_parameters_stay_where_they_are(spec, compiled):
     assert programs[0] == programs[1]
 
 
-@pytest.mark.parametrize("spec", SPECS)
-def test_the_numbers_are_those_of_one_device(spec):
+@pytest.mark.parametrize(
+    ("spec", "axes"), [("data-parallel", "auto"), ("fully sharded", "auto"), ("data-parallel", "explicit")]
+)
+def test_the_numbers_are_those_of_one_device(spec, axes):
     """On eight devices each number is that of one device, and the parameters are those without a watch, to the bit."""
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = mesh_of(axes, (8,), ("data",))
     results, parameters = [], []
     for where, options in ((None, ALL), (mesh, ALL), (mesh, {})):
         model, optimizer, watch = prepared(where, SPECS[spec], **options)
-        with tallax.compile_step(train_step, model, optimizer) as step:
+        with (
+            contextlib.nullcontext() if where is None else jax.set_mesh(mesh),
+            tallax.compile_step(train_step, model, optimizer) as step,
+        ):
             for x in batches(where):
                 jax.block_until_ready(step(x))  # on few cores, steps that wait for each other at collectives time out
         parameters.append([np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))])
@@ -149,12 +175,13 @@ def test_inside_shard_map():
         np.testing.assert_allclose(result.rms, other.rms, rtol=1e-4)
 
 
-def test_a_mesh_of_two_axes():
+@pytest.mark.parametrize("step", [train_step, accumulating_step])
+def test_a_mesh_of_two_axes(step):
     """Along an axis of the model, kernels may be split too, and the numbers stay right."""
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     model, optimizer, watch = prepared(mesh, P(None, "model"), **ALL)
     single, single_optimizer, expected = prepared(None, None, **ALL)
-    step = nnx.jit(train_step)
+    step = nnx.jit(step)
     for x, y in zip(batches(mesh, 1), batches(None, 1), strict=True):
         jax.block_until_ready(step(model, optimizer, x))
         step(single, single_optimizer, y)

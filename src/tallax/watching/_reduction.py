@@ -210,14 +210,45 @@ class When(NamedTuple):
     restart: jax.Array | None
 
 
+def in_auto_axes(function: Callable[..., Any], like: Any) -> Callable[..., Any]:
+    """Returns a function that may mix arrays which an explicit mesh splits in different ways.
+
+    A reduction per device is a reshape, and JAX refuses to stack its result with replicated numbers if the axes of the
+    mesh are explicit. Inside the function they are automatic.
+
+    Args:
+        function: the function.
+        like: arrays with the shardings of the results.
+    """
+    sharding = jax.typeof(jax.tree.leaves(like)[0]).sharding
+    types = zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True)
+    axes = tuple(name for name, kind in types if kind == jax.sharding.AxisType.Explicit)
+    if not axes:
+        return function
+    shardings = jax.tree.map(lambda each: jax.typeof(each).sharding.spec, like)
+    return functools.partial(jax.sharding.auto_axes(function, axes=axes), out_sharding=shardings)
+
+
+def zeros_on_rows(shape: tuple[int, ...], dtype: Any, words: jax.Array) -> jax.Array:
+    """Returns zeros whose last two axes are split as those of a state, if an explicit mesh splits them."""
+    zeros = jnp.zeros(shape, dtype)
+    sharding = jax.typeof(words).sharding
+    if not any(sharding.spec):
+        return zeros
+    spec = [*[None] * (len(shape) - 2), *sharding.spec[-2:]]
+    return jax.sharding.reshard(zeros, jax.NamedSharding(sharding.mesh, jax.P(*spec)))
+
+
 def observed(words: jax.Array, when: When, leaves: Sequence[jax.Array], where: Any, layout: Layout) -> jax.Array:
     """Returns the state after an update with some tensors, which are reduced only if the update is due."""
-    return _observe(layout, into_frame=False)(words, when, list(leaves), where)
+    observe = _observe(layout, into_frame=False)
+    return in_auto_axes(observe, words)(words, when, list(leaves), where)
 
 
 def framed(frame: jax.Array, due: Any, leaves: Sequence[jax.Array], layout: Layout) -> jax.Array:
     """Returns the numbers of a step, uint32[*rows, 6], after some more tensors."""
-    return _observe(layout, into_frame=True)(frame, When(None, due, None), list(leaves), None)
+    observe = _observe(layout, into_frame=True)
+    return in_auto_axes(observe, frame)(frame, When(None, due, None), list(leaves), None)
 
 
 @functools.cache

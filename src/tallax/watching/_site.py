@@ -17,7 +17,7 @@ from tallax._errors import TraceError
 from tallax._mesh_axes import mapped_axes, varying_axes
 from tallax.statistics import Statistic
 from tallax.watching._notes import note
-from tallax.watching._reduction import FRAME, Layout, from_frame
+from tallax.watching._reduction import FRAME, Layout, from_frame, zeros_on_rows
 from tallax.watching._step_statistic import StepStatistic, take_together
 from tallax.watching._summary import Summary, update_together
 from tallax.watching._tap import LANES, parts_of_lanes, tap
@@ -150,7 +150,8 @@ class Site(BackwardObserver):
         if self._gradient is None:
             stack = _shape_of_stack(vars(self)[framed[0]]) if framed else presets[0].stack
             return jnp.zeros((*stack, 0), jnp.float32)
-        return jnp.zeros((*self._gradient.words.get_raw_value().shape[:-1], LANES), jnp.float32)
+        words = self._gradient.words.get_raw_value()
+        return zeros_on_rows((*words.shape[:-1], LANES), jnp.float32, words)
 
     def attach(self, token: jax.Array) -> None:
         """Makes the token available to `with_tap`, and collects the numbers of the step."""
@@ -161,7 +162,7 @@ class Site(BackwardObserver):
             summary = vars(self)[framed[0]]
             rows = () if summary.rows is None else (summary.rows,)
             shape = (*_shape_of_stack(summary), len(framed), *rows, FRAME)
-            self.frames = nnx.Variable(jnp.zeros(shape, jnp.uint32))
+            self.frames = nnx.Variable(zeros_on_rows(shape, jnp.uint32, summary.words.get_raw_value()))
         for role, statistic in self._presets.items():
             setattr(self, _step_of(role), nnx.Variable(statistic.no_step()))
 

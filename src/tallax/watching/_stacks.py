@@ -4,7 +4,8 @@
 A stack of layers is one module whose Variables have one more axis in front, and nothing on it says so. A statistic in
 it must have the same axis, one row per layer. The number of axes is known for the layers of Flax, whose Variables have
 a rank that follows from the layer's attributes, and for counters and random streams, which are scalars. A module is
-a stack of as many axes as all of these below it have too many. For modules without any, `stacks=` tells.
+a stack of as many axes as all of these below it have too many. A module without any is a stack if it lies in one; if
+none of the modules has any, `stacks=` tells.
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ def stack_shapes(modules: Sequence[Found], stacks: Any) -> dict[int, tuple[int, 
     patterns = [] if stacks is None else [stacks] if isinstance(stacks, str) else list(stacks)
     tests = {pattern: matching(pattern) for pattern in patterns}
     shapes = {id(each.module): _inferred(each.module) for each in modules}
+    for each in modules:  # a module without any Variable, such as an activation, is a stack if it lies in one
+        for _, below in nnx.iter_graph(each.module):
+            if len(shapes.get(id(below), shapes[id(each.module)])) < len(shapes[id(each.module)]):
+                shapes[id(below)] = shapes[id(each.module)]
     for pattern, test in tests.items():
         found = [each for each in modules if test(each.name)]
         if not found:

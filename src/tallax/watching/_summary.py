@@ -31,6 +31,7 @@ from tallax.watching._reduction import (
     When,
     folded,
     framed,
+    in_auto_axes,
     merged,
     observed,
     parts_of,
@@ -230,7 +231,7 @@ def update_together(
     for k, summary in enumerate(summaries):
         groups.setdefault((summary.words.get_raw_value().shape, summary.rows, summary.window), []).append(k)
 
-    def after(words: list[Any], values: list[Any]) -> list[Any]:
+    def after(words: list[Any], values: list[Any], whens: list[When]) -> list[Any]:
         new: list[Any] = [None] * len(words)
         for members in groups.values():
             chosen = [summaries[k] for k in members]
@@ -245,11 +246,14 @@ def update_together(
                 new[k] = stacked[position]
         return new
 
-    words, due = [summary.words._stored() for summary in summaries], whens[0].due if is_gated else None
+    def after_if_due(words: list[Any], values: list[Any], whens: list[When]) -> list[Any]:
+        return jax.lax.cond(whens[0].due, after, lambda words, *_: words, words, values, whens)
+
+    words, due = [jnp.asarray(summary.words._stored()) for summary in summaries], whens[0].due if is_gated else None
     if due is None or (not is_traced(due) and due):
-        words = after(words, list(values))
+        words = in_auto_axes(after, words)(words, list(values), whens)
     elif is_traced(due):
-        words = jax.lax.cond(due, after, lambda words, _: words, [jnp.asarray(each) for each in words], list(values))
+        words = in_auto_axes(after_if_due, words)(words, list(values), whens)
     else:
         return
     for summary, new in zip(summaries, words, strict=True):

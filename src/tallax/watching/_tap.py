@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from tallax._mesh_axes import marked, varying_axes
-from tallax.watching._reduction import Layout, Parts, parts_of
+from tallax.watching._reduction import Layout, Parts, in_auto_axes, parts_of
 
 _DIGIT = 12
 _LOWEST, _POWERS = -44, 64
@@ -61,9 +61,12 @@ def _backward(layout: Layout, residuals: Any, gradient: jax.Array) -> tuple[Any,
         return _lanes(parts_of(gradient, None, layout._replace(over=over)))
 
     if due is None:
-        return gradient, marked(numbers(gradient), tuple(varying_axes(token))), None
-    zeros = jnp.zeros(shape, jnp.float32)
-    return gradient, jax.lax.cond(due, numbers, lambda _: zeros, gradient), None
+        return gradient, marked(in_auto_axes(numbers, token)(gradient), tuple(varying_axes(token))), None
+
+    def numbers_if_due(due: jax.Array, gradient: jax.Array) -> jax.Array:
+        return jax.lax.cond(due, numbers, lambda _: jnp.zeros(shape, jnp.float32), gradient)
+
+    return gradient, in_auto_axes(numbers_if_due, token)(due, gradient), None
 
 
 tap.defvjp(_forward, _backward)
