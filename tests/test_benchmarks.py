@@ -23,6 +23,7 @@ SMALL = {  # what to call `group` with, so that a case compiles in a second or t
     "checkpoints": (TINY, 3),
     "compile-step": (2, 3),
     "compile-time": (3,),
+    "learn": (1,),
     "lint": (300,),
     "logging": (3, TINY),
     "loops": (2, 3, TINY),
