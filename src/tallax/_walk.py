@@ -136,7 +136,7 @@ def _walked(thing: Any, kind: Any) -> tuple[list[tuple[Any, Any]], dict[int, tup
         if (cls := type(node)) in _CONSTANTS:
             continue
         if (is_owner := known.get(cls)) is None:
-            # `isinstance` of Flax's and of abstract classes runs Python code, so each class is asked about once.
+            # `isinstance` of Flax's and of abstract classes runs Python code, so it runs once for each class.
             is_owner = known[cls] = True if issubclass(cls, EvalAware) else False if isinstance(node, kind) else ()
         if is_owner:
             owners.update((id(variable), (path, node)) for variable in node.variables.values())

@@ -14,7 +14,7 @@ From a path to a report
 2. `_files` lists the files, without those that `_gitignore` leaves out; `_reading` and `_notebook` decode them.
 3. `_engine` picks the files that concern the rules and parses them (`_source`, `_newer_syntax`); `_syntax_walk` fills
    their scopes. `_project` and `_outline` look into the files that these import from.
-4. The checks ask `_values` about expressions. It stands on `_expressions`, `_calls`, `_types` and `_classes`, which
+4. The checks look expressions up in `_values`. It stands on `_expressions`, `_calls`, `_types` and `_classes`, which
    follow operators, calls, annotations and bases across files. `_settings` lists the assignments to attributes of
    `self`; `_dtypes` knows the arrays, by the functions in `_array_names`.
 5. `_lint` leaves out findings that `_noqa` or a `_baseline` silences; `_output` prints the others, `_fixes` applies the

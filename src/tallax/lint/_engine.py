@@ -93,7 +93,7 @@ def _findings_of(file: File, values: Values) -> list[Finding]:
         for binding in bindings
         if binding.how == "import"
     }
-    # Attributes are the most frequent nodes, and few files have one that a rule asks for.
+    # Attributes are the most frequent nodes, and few files have one that a rule looks at.
     of_attributes = {name: checks for name, checks in CHECKS.attributes.items() if f".{name}" in file.text}
     for scope in file.inside():
         if scope.nodes:

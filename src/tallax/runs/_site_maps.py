@@ -19,7 +19,7 @@ from tallax.runs._history import History, Series
 from tallax.runs._names import is_entry
 
 _COLUMNS = 300
-# Fields that tell when and of how many entries a number is; they are drawn only if a pattern asks for them.
+# Fields with the step and the number of entries of another number; they are drawn only if a pattern names them.
 _BOOKKEEPING = {"size", "updates", "entries", "queries", "largest_at", "nonfinite_at"}
 
 
@@ -55,7 +55,7 @@ def site_of(name: str) -> tuple[str, str] | None:
 
 
 def is_bookkeeping(name: str) -> bool:
-    """Returns whether a scalar of a site says only when or of how many entries another one is."""
+    """Returns whether a scalar of a site is only the step or the number of entries of another one."""
     return ":" in name and any(part in _BOOKKEEPING for part in name.rpartition(":")[2].split("/"))
 
 

@@ -36,7 +36,7 @@ class Maker:
         stacks: the shape of the stack that each module is, by its id.
 
     Attributes:
-        unseen: the reasons why sites that were asked for have no statistic.
+        unseen: the reasons why requested sites have no statistic.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ from tallax.watching._preset_statistics import (
 from tallax.watching._select import Found, chosen_modules
 from tallax.watching._step_statistic import StepStatistic
 
-# Makes the statistic of a module from the options of the watch; or a text says why it cannot be seen. None: not asked.
+# Makes the statistic of a module from the options of the watch; or a text with the reason why it cannot be seen. None: not requested.
 _Maker = Callable[[Any], Callable[..., StepStatistic] | str | None]
 
 

@@ -81,7 +81,7 @@ def _first_of_block(line: int, name: str, scope: Scope) -> int:
 
 
 def is_chosen(node: ast.Call, name: str, context: Context) -> bool:
-    """Returns whether the name, or a condition around it, says that it is learned."""
+    """Returns whether the name, or a condition around it, shows that it is learned."""
     branch = context.file.enclosing(node, ast.If, ast.IfExp, ast.FunctionDef)
     condition = ast.dump(branch.test) if isinstance(branch, (ast.If, ast.IfExp)) else ""
     return re.search("train|learn", f"{name} {condition}", re.IGNORECASE) is not None

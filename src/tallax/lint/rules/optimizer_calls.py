@@ -77,7 +77,7 @@ def update_without_model(node: ast.Call, scope: Scope, context: Context) -> None
         return
     owner = context.values.of(function.value, scope)
     if _is_optimizer(owner, context):
-        # An annotation may say nnx.Optimizer for either of the two.
+        # An annotation may be nnx.Optimizer for either of the two.
         found = not _is_handed_in(function.value, scope) or "ModelAndOptimizer" not in context.file.text
     else:
         found = not _is_known(owner) and _is_statement(node, context) and _are_gradients(given[0], scope, context)

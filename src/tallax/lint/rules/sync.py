@@ -105,7 +105,7 @@ def decided(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, con
         return
     for test in tests:
         value = context.values.of(test, scope)
-        if isinstance(value, Variable):  # `if self.bias:` may ask whether there is one, unless its array is a scalar
+        if isinstance(value, Variable):  # `if self.bias:` may test whether there is one, unless its array is a scalar
             content = context.values.content(value)
             value = content if isinstance(content, Array) and content.scalar else None
         if isinstance(value, (Array, Number)) and value.state is not None:
