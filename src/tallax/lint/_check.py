@@ -56,7 +56,7 @@ class Context:
         return self._scopes[id(current)] if current is not None else self.file
 
     def is_version_guarded(self, node: ast.AST) -> bool:
-        """Returns whether a condition around a node depends on the version of a library, or on whether it has something."""
+        """Returns whether a condition around a node depends on the version of a library, or on its names."""
         inner, outer = node, self.file.parent_of(node)
         while outer is not None:
             if isinstance(outer, (ast.If, ast.IfExp)) and inner is not outer.test:

@@ -24,7 +24,8 @@ from tallax.watching._preset_statistics import (
 from tallax.watching._select import Found, chosen_modules
 from tallax.watching._step_statistic import StepStatistic
 
-# Makes the statistic of a module from the options of the watch; or a text with the reason why it cannot be seen. None: not requested.
+# Makes the statistic of a module from the options of the watch, or is the reason why the module cannot be seen. If the
+# preset does not apply, it is None.
 _Maker = Callable[[Any], Callable[..., StepStatistic] | str | None]
 
 
