@@ -31,8 +31,9 @@ def public(module: str) -> set[str]:
 
 def test_every_public_name_is_in_the_reference():
     """Every public name of `tallax` and its submodules is on a page of docs/api."""
-    namespaces = ("tallax", "tallax.statistics", "tallax.sinks", "tallax.interop", "tallax.checking")
+    namespaces = ("tallax", "tallax.statistics", "tallax.sinks", "tallax.interop", "tallax.checking", "tallax.watching")
     twice = {"tallax.checking.statecheck", "tallax.checking.resumecheck"}
+    twice |= {f"tallax.watching.{name}" for name in ("watch", "Watch", "SummaryResult")}
     wanted = functools.reduce(set.union, map(public, namespaces)) - twice
     assert wanted - set(DOCUMENTED) == set()
 
@@ -52,7 +53,7 @@ def test_the_pages_are_on_the_site():
 
 
 def test_all_lists_existing_names():
-    """`from tallax import *` brings every name on the pages, and the six modules that users write the names of."""
+    """`from tallax import *` brings every name on the pages, and the seven modules that users write the names of."""
     assert {f"tallax.{name}" for name in tallax.__all__} == public("tallax") | {
         "tallax.checking",
         "tallax.interop",
@@ -60,5 +61,6 @@ def test_all_lists_existing_names():
         "tallax.runs",
         "tallax.sinks",
         "tallax.statistics",
+        "tallax.watching",
     }
     assert all(hasattr(tallax, name) for name in tallax.__all__)

@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 
 import tallax
-from tallax import sinks, statistics
+from tallax import sinks, statistics, watching
 
 
 class Model(tallax.Module):
@@ -98,6 +98,11 @@ def steps(model: Model, optimizer: nnx.Optimizer[Model], x: jax.Array) -> None:
     assert isinstance(watch.result()["x:output"], tallax.SummaryResult)
     watch.reset()
     watch.remove()
+    assert_type(watching.dead_units("x", units=4), watching.Preset)
+    presets = [watching.massive_activations(), watching.attention(), watching.expert_load("x"), watching.update_ratio()]
+    tallax.watch(model, optimizer, presets=presets)
+    check = watching.coordinate_check(lambda width: Model(nnx.Rngs(width)), [8, 16], 1.0)
+    assert_type(check, watching.CoordinateCheckResult)
     tallax.value_and_grad(train_step, wrt=nnx.Param, argnums=0, has_aux=False)(model, optimizer, x)
     tallax.grad(train_step, has_aux=True)(model, optimizer, x)
 
