@@ -40,8 +40,9 @@ def test_a_worse_count_fails():
 
 def test_the_texts_are_found(capsys):
     """The check reads docs, docstrings, comments and messages, and passes today."""
-    assert {"docs", "source", "messages"} == prose.measured().keys() == json.loads(prose.LIMITS.read_text()).keys()
+    assert {"docs", "source", "messages"} == json.loads(prose.LIMITS.read_text()).keys()
     assert sum("\x00" in text for text in prose.source()) > 500
     assert sum(1 for _ in prose.messages()) > 200
     assert prose.main() == 0
-    assert "docs     you" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert all(f"{area:9}what" in printed for area in ("docs", "source", "messages"))

@@ -203,6 +203,8 @@ def test_state_broadcast_over_vmap_counts_every_lane_once_or_raises(name):
 
 # --- every type, every mesh, every mode -------------------------------------------------------------------------------
 
+# The mesh of one axis, and the batch that is split over one of two, are special cases of the others.
+SPECIAL = [pytest.param(name, marks=pytest.mark.thorough) for name in ("1d", "2d-data")]
 LAYOUTS = {  # the shape and names of a mesh, and how the batch lies on it
     "1d": ((8,), ("data",), P("data")),
     "2d-data": ((4, 2), ("data", "model"), P("data")),
@@ -241,7 +243,7 @@ def check_fed_twice(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["2d-both", "2d-features", *SPECIAL])
 @pytest.mark.parametrize("kind", AXES)
 def test_all_state_is_global_under_jit(kind, layout):
     """A compiled step counts a whole batch, for every split over every mesh."""
@@ -264,7 +266,7 @@ def test_eager_updates_of_a_split_batch_count_it_whole(kind, layout, context):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["1d", "2d-data", "2d-both"])
+@pytest.mark.parametrize("layout", ["2d-both", *SPECIAL])
 @pytest.mark.parametrize("kind", AXES)
 def test_all_state_is_global_in_shard_map(kind, layout):
     """Inside shard_map it is summed over the axes that split the batch, and not over those where it is replicated."""
