@@ -25,6 +25,7 @@ from tallax import reading as state_reading
 from tallax.replicas import _per_replica
 
 P = jax.P
+EXAMPLES = 1024  # of a batch, or one for each device
 WIDTH, PARTS, BINS = 32, 4, 64  # of the hidden layer; devices along `model` and `stage`; of a histogram
 
 WHOLE, BY_ROWS = P(), P("data")
@@ -153,7 +154,9 @@ def _compiled(layout: Layout, mesh: Any, kept: nnx.Dict, is_watched: bool, way: 
             counted(model.kept, hidden)
         return loss
 
-    batch = jax.ShapeDtypeStruct((rows, rows), jnp.float32, sharding=jax.NamedSharding(mesh, P("data")))
+    # As many examples as in practice: a histogram counts up to 4,096 entries in one table.
+    shape = max(rows, EXAMPLES), rows
+    batch = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=jax.NamedSharding(mesh, P("data")))
     step = tallax.compile_step(train, model, optimizer)
     return model, step, step.lower(batch)
 
