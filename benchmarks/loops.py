@@ -21,7 +21,7 @@ def group(few: int = 12, many: int = 1000, size: transformer.Size = transformer.
     """Returns the cases. Loops run ahead of the device, up to where they wait for what they look at."""
     return Group(
         "loops",
-        "a turn of a training loop, or several; what a step says is looked at after the next has started",
+        "a turn of a training loop, or several; the values of a step are read after the next has started",
         _name(f"{few} counters", "never looks"),
         [
             *_cases(f"{few} counters", lambda: _counters(few), over_loss=1.05),

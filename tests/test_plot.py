@@ -97,7 +97,8 @@ def test_a_map_of_many_records_keeps_every_spike():
         record = watched_record(step)
         record.scalars["layers/2/up:output/rms"] = -99.0 if step == 777 else 1.0
         records.append(record)
-    layers = site_map(history(records), [f"layers/{k}/up:output/rms" for k in range(5)])
+    scalars = history(records).scalars
+    layers = site_map({str(k): scalars[f"layers/{k}/up:output/rms"] for k in range(5)})
     assert layers.values.shape == (5, 300)
     assert layers.steps[-1] == 2000
     (column,) = np.flatnonzero(layers.values[2] == -99.0)

@@ -148,14 +148,6 @@ def test_counts_are_exact_beyond_32_bits():
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
-BAD_UPDATES = {
-    "complex": ({"x": np.ones(2, complex)}, tallax.InvalidTypeError, "real array"),
-    "text": ({"x": "abc"}, tallax.InvalidTypeError, "real array"),
-    "none": ({"x": None}, tallax.InvalidTypeError, "real array"),
-    "float-mask": ({"x": np.ones((2, 2)), "where": np.ones((2, 2))}, tallax.InvalidTypeError, "boolean"),
-    "mask-shape": ({"x": np.ones((2, 2)), "where": np.ones(3, bool)}, tallax.InvalidValueError, "broadcasts"),
-}
-
 
 @pytest.mark.parametrize(
     "arguments",

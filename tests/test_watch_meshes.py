@@ -106,7 +106,7 @@ def test_parameters_stay_where_they_are(spec, compiled):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     (x,) = batches(mesh, 1)
     programs = []
-    for options in (ALL, {}):
+    for options in ({**ALL, "presets": [tallax.watching.update_ratio()]}, ALL, {}):
         model, optimizer, _ = prepared(mesh, SPECS[spec], **options)
         if compiled:
             program = tallax.compile_step(train_step, model, optimizer).lower(x)
@@ -118,7 +118,7 @@ def test_parameters_stay_where_they_are(spec, compiled):
             ]
             assert placed == [True, True]
         programs.append(collectives(program.compile().as_text()))
-    assert programs[0] == programs[1]
+    assert programs[0] == programs[1] == programs[2]
 
 
 @pytest.mark.parametrize(

@@ -291,6 +291,28 @@ def test_expert_load_of_indices_and_empty_results():
     assert (result.tokens.tolist(), result.imbalance, result.idle) == ([2, 1, 1, 0, 0], 2.5, 2)
 
 
+class Router(nnx.Module):
+    def __init__(self):
+        self.kernel = nnx.Param(jnp.eye(3))
+
+    def __call__(self, x):
+        return x  # the logits as they are
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [[5.0, -np.inf, -np.inf], [-np.inf] * 3, [np.nan, 1.0, 2.0], [1.0, 1.0, 1.0], [-3e38, -np.inf, 0.0]],
+)
+def test_each_token_goes_to_different_experts(logits):
+    """Also if experts are masked with -inf, or logits are equal or NaN, the experts are those of `lax.top_k`."""
+    model = nnx.Dict(router=Router())
+    seen = tallax.watch(model, outputs=False, presets=tallax.watching.expert_load("router", top_k=2))
+    x = jnp.array([logits], jnp.float32)
+    model.router(x)
+    expected = np.bincount(np.asarray(jax.lax.top_k(x, 2)[1]).ravel(), minlength=3)
+    assert seen.result()["router:expert_load"].tokens.tolist() == expected.tolist()
+
+
 def attended(function, *args, heads=4, **kwargs):
     """Returns the result of a module that passes its arguments to an attention function."""
 

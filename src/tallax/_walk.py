@@ -131,15 +131,19 @@ def groups_of(thing: Any, kind: Any = nnx.Variable) -> list[Group]:
 
 def _walked(thing: Any, kind: Any) -> tuple[list[tuple[Any, Any]], dict[int, tuple[Any, EvalAware]]]:
     """Returns the Variables with their paths, and the owners with theirs by the id of each Variable that they own."""
-    found, owners, known = [], {}, {}
+    found, owners = [], {}
+    # `isinstance` of Flax's and of abstract classes runs Python code, so it runs once for each class.
+    are_owners: dict[type, bool] = {}
+    are_wanted: dict[type, bool] = {}
     for path, node in nnx.iter_graph(thing, graph=True):
-        if (cls := type(node)) in _CONSTANTS:
+        cls = type(node)
+        if cls in _CONSTANTS:
             continue
-        if (is_owner := known.get(cls)) is None:
-            # `isinstance` of Flax's and of abstract classes runs Python code, so it runs once for each class.
-            is_owner = known[cls] = True if issubclass(cls, EvalAware) else False if isinstance(node, kind) else ()
-        if is_owner:
+        if cls not in are_owners:
+            are_owners[cls] = isinstance(node, EvalAware)
+            are_wanted[cls] = isinstance(node, kind)
+        if are_owners[cls]:
             owners.update((id(variable), (path, node)) for variable in node.variables.values())
-        elif is_owner is False:
+        elif are_wanted[cls]:
             found.append((path, node))
     return found, owners

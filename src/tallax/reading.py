@@ -167,7 +167,7 @@ class Reading:
             RuntimeError: The program that computes the values failed. This is JAX's own error.
         """
         values = self.outcomes()
-        if Unreadable in map(type, values.values()):  # a loop over 1,000 counters would double the time of a read
+        if Unreadable in map(type, values.values()):  # a loop in Python took a quarter of the time for 1,000 counters
             raise next(value.error for value in values.values() if type(value) is Unreadable)
         return values
 

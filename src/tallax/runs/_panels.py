@@ -59,18 +59,18 @@ def panels_of(run: History, patterns: Sequence[str]) -> list[Panel]:
     names = [name for name in sorted_names(run) if matches(name, patterns)]
     if not patterns:
         names = [name for name in names if not is_bookkeeping(name)]
-    sites: dict[str, list[str]] = {}
+    sites: dict[str, dict[str, Series[int | float]]] = {}
     for name in names:
         if name in run.scalars and (site := site_of(name)) is not None:
-            sites.setdefault(site[0], []).append(name)
+            sites.setdefault(site[0], {})[site[1]] = run.scalars[name]
     found: dict[str, Panel] = {}
     for name in names:
         title, label = site_of(name) or ("", "")
-        if name in run.scalars and len(sites.get(title, [])) > 1:
+        if name in run.scalars and len(sites.get(title, ())) > 1:
             if len(sites[title]) < LAYERS:
                 found.setdefault(title, Panel(title)).curves.append(Curve(label, run.scalars[name]))
             elif title not in found:
-                layers = site_map(run, sites[title])
+                layers = site_map(sites[title])
                 if patterns or layers.values.any():  # most models have no zeros and nothing that is not finite
                     found[title] = Panel(title, layers=layers)
             continue

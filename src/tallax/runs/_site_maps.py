@@ -10,16 +10,16 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from tallax.runs._history import History, Series
+from tallax.runs._history import Series
 from tallax.runs._names import is_entry
 
 _COLUMNS = 300
-# Fields with the step and the number of entries of another number; they are drawn only if a pattern names them.
+# Fields with the step and the number of entries of another number; they are drawn only if a pattern selects them.
 _BOOKKEEPING = {"size", "updates", "entries", "queries", "largest_at", "nonfinite_at"}
 
 
@@ -40,7 +40,7 @@ class SiteMap:
 
 
 def site_of(name: str) -> tuple[str, str] | None:
-    """Returns the title of the map that a scalar belongs to, and its label; None if it is no number of a site."""
+    """Returns the title of the map that a scalar belongs to, and its label; None for other scalars."""
     path, colon, rest = name.rpartition(":")
     if not colon:
         return None
@@ -59,9 +59,8 @@ def is_bookkeeping(name: str) -> bool:
     return ":" in name and any(part in _BOOKKEEPING for part in name.rpartition(":")[2].split("/"))
 
 
-def site_map(run: History, names: Sequence[str]) -> SiteMap:
-    """Returns the map of some scalars, whose labels are different."""
-    chosen = {label: run.scalars[name] for name in names for label in [(site_of(name) or ("", name))[1]]}
+def site_map(chosen: Mapping[str, Series[int | float]]) -> SiteMap:
+    """Returns the map of some scalars by their labels."""
     labels = sorted(chosen, key=lambda label: [int(part) for part in re.findall(r"\d+", label)])
     steps = sorted({step for series in chosen.values() for step in series.steps})
     values = np.full((len(labels), len(steps)), math.nan)
@@ -79,6 +78,6 @@ def _floats(series: Series[int | float]) -> list[float]:
 
 
 def _extremes(values: np.ndarray) -> np.ndarray:
-    """Returns the entry of the largest magnitude of each row; NaN if there is none."""
+    """Returns the entry of the largest magnitude of each row; NaN if all entries are NaN."""
     places = np.where(np.isnan(values), -1.0, np.abs(values)).argmax(1)
     return values[np.arange(len(values)), places]

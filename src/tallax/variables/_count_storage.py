@@ -106,7 +106,7 @@ class CountStorage(StateVariable):
         count = _to_int(raw) + by
         if count > _uint64.MAX:
             count = _uint64.MAX
-        try:  # not self.set_raw_value, which passes options on: an eager increment would take a tenth longer
+        try:  # not self.set_raw_value, which passes options on: this is the hot path of eager counts
             nnx.Variable.set_raw_value(self, _from_int(count))
         except flax.errors.TraceContextError:
             raise self._of_another_trace() from None

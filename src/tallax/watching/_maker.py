@@ -74,12 +74,12 @@ class Maker:
             self._add(each, name, self._statistics(name, placement))
 
     def add_preset(self, each: Found, preset: Preset, make: Callable[..., StepStatistic] | str) -> None:
-        """Adds the statistics of a preset, or the reason why there is none."""
+        """Adds the statistics of a preset, or the reason why a module cannot be seen."""
         if isinstance(make, str):
             self.unseen[f"{each.name}:{preset.name}"] = make
         elif preset.name == _params.UPDATE_RATIO:
             for name, placement in self._params(each, [preset.name]):
-                self._add(each, name, {name: make(**self._options, axis=placement["axis"])})
+                self._add(each, name, {name: make(**self._options, **placement)})
         elif preset.function is None and not self._methods_of(each.module):
             self.unseen[f"{each.name}:{preset.name}"] = f"it has no method {' or '.join(self.methods)}"
         else:

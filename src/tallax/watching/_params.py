@@ -99,9 +99,11 @@ def after(seen: list[Seen], gradients: Any) -> None:
                 else:
                     statistic.update(value)
         new: Any = each.variable.get_value()
-        for statistic in _statistics(each.site, f"{each.name}:{UPDATE_RATIO}", new):
-            ratios.append(statistic)
-            pairs.append(tuple(map(jax.lax.stop_gradient, (each.value, new - each.value))))
+        ratio: Any
+        for ratio in _statistics(each.site, f"{each.name}:{UPDATE_RATIO}", new):
+            ratios.append(ratio)
+            pair = jax.lax.stop_gradient((each.value, new - each.value))
+            pairs.append(tuple(_placed(value, ratio.spec) for value in pair))
     if ratios:
         take_together(ratios, steps_together(ratios, pairs))
     update_together(summaries, values, parts_of_tensors)

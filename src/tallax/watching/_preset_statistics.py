@@ -80,9 +80,9 @@ class ExpertLoadResult:
 
     Attributes:
         tokens: uint64[experts]: the number of tokens that were sent to each expert.
-        load: float[experts]: their share of all; zeros if there were none.
-        imbalance: the largest load over the mean load: 1.0 if all experts have as many tokens, 0.0 if there were none.
-        idle: the number of experts without any token; 0 if there were none at all.
+        load: float[experts]: their share of all; zeros without tokens.
+        imbalance: the largest load over the mean load: 1.0 if all experts have as many tokens, 0.0 without tokens.
+        idle: the number of experts without a token; 0 if no expert has one.
     """
 
     tokens: Any
@@ -233,6 +233,7 @@ class ExpertLoad(StepStatistic):
             tokens = self._tokens(x)
         else:
             tokens = jnp.zeros(self.channels, jnp.uint32)
+            x = jnp.maximum(x, jnp.finfo(x.dtype).min)  # a masked expert is above one that was already chosen
             for _ in range(self.top_k):  # XLA gathers a batch that is split over devices before `lax.top_k`
                 best = x.argmax(-1)
                 tokens += self._tokens(best)
@@ -263,6 +264,10 @@ class UpdateRatio(StepStatistic):
     """
 
     sums: ClassVar[int] = 2
+
+    def __init__(self, spec: jax.P | None, **options: Any):
+        super().__init__(1, **options)
+        self.spec = spec  # the placement of the Param on a mesh, as in `Summary`
 
     def chosen(self, leaves: Sequence[Any]) -> list[tuple[Any, ...]] | str:
         return [tuple(leaves)]

@@ -49,7 +49,7 @@ class Preset:
 def dead_units(sites: Any, *, threshold: float = 0.0, units: int | None = None) -> Preset:
     """Returns a preset that counts the units of a layer that never fired: whose output was never above a threshold.
 
-    Watch the layer before a ReLU, or the module with the ReLU in it.
+    Watch the layer before a ReLU, or the module with the ReLU in it. The result is a `DeadUnitsResult`.
 
     Args:
         sites: the layers, as in `tallax.watch`.
@@ -74,6 +74,8 @@ def dead_units(sites: Any, *, threshold: float = 0.0, units: int | None = None) 
 def massive_activations(sites: Any = "**") -> Preset:
     """Returns a preset that keeps the largest magnitude of an output over its RMS, and when it came.
 
+    The result is a `MassiveActivationsResult`. An output with an entry that is NaN or infinite is left out.
+
     Args:
         sites: the modules, as in `tallax.watch`. The blocks of a transformer show the residual stream.
     """
@@ -81,7 +83,7 @@ def massive_activations(sites: Any = "**") -> Preset:
 
 
 def attention(sites: Any = "**", *, function: str = "attention_fn", heads: int | None = None) -> Preset:
-    """Returns a preset that keeps the largest logit and the entropy of each head of attention.
+    """Returns a preset that keeps the largest logit and the entropy of each head: an `AttentionResult`.
 
     It sees the calls of a function in an attribute of the module, as in `nnx.MultiHeadAttention`, and computes the
     logits from its arguments a second time. A module that calls `nnx.dot_product_attention` itself is in
@@ -124,7 +126,7 @@ def attention(sites: Any = "**", *, function: str = "attention_fn", heads: int |
 
 
 def expert_load(sites: Any, *, top_k: int = 1, experts: int | None = None) -> Preset:
-    """Returns a preset that counts the tokens of each expert, and how unequal the experts are.
+    """Returns a preset that counts the tokens of each expert, and how unequal they are: an `ExpertLoadResult`.
 
     The output of a router may be logits or probabilities of shape (..., experts), of which the `top_k` largest of each
     token are counted; or integers of any shape: the numbers of the experts that were chosen.
@@ -158,12 +160,13 @@ def expert_load(sites: Any, *, top_k: int = 1, experts: int | None = None) -> Pr
 def update_ratio(sites: Any = "**") -> Preset:
     """Returns a preset that keeps the RMS of the updates of each Param over the RMS of the Param.
 
-    It needs the optimizer, and both are those of all steps of the window.
+    It needs the optimizer, and both are those of all steps of the window. The result is a float, or float[layers] of a
+    stack: infinite while a Param is zero, as biases are before the first step, and 0.0 before any update.
 
     Args:
         sites: the modules that own the Params, as in `tallax.watch`.
     """
-    return Preset(UPDATE_RATIO, sites, lambda _: lambda **options: UpdateRatio(1, **options))
+    return Preset(UPDATE_RATIO, sites, lambda _: UpdateRatio)
 
 
 def has_update_ratio(presets: Any) -> bool:

@@ -85,7 +85,7 @@ class StepStatistic(Statistic):
 
     @abc.abstractmethod
     def chosen(self, leaves: Sequence[Any]) -> list[tuple[Any, ...]] | str:
-        """Returns the arrays to look at, each time as arguments of `reduce`; or the reason why there are none."""
+        """Returns the arrays to look at, each time as arguments of `reduce`; or the reason why it finds no array."""
 
     @abc.abstractmethod
     def reduce(self, *arrays: Any) -> Numbers:

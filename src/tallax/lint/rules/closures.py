@@ -96,7 +96,7 @@ def passed(node: ast.Call, scope: Scope, context: Context) -> None:
 
 
 def _is_plain(bound: Value, context: Context) -> bool:
-    """Returns whether an object is of a class of the project that is no part of a model, such as a trainer."""
+    """Returns whether an object is of a class of the project outside of models, such as a trainer."""
     return isinstance(bound, Instance) and not isinstance(bound.cls, str) and not context.values.is_node(bound.cls)
 
 

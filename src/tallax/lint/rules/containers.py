@@ -83,7 +83,7 @@ def held_in_plain_container(cls: Scope, context: Context) -> None:
             if plain is None or value is None:
                 continue
             held = plain.held or _state_in(context.values.value_of(setting), context)
-            # A list that a later method replaces may be promoted to an nnx.List there; None before it is no list.
+            # A list that a later method replaces may be promoted to an nnx.List there; None before it is not a list.
             if not held and all(s is setting or _is_none(s.value) for s in settings):
                 held = _state_in(context.values.member(cls, name, None), context)
                 methods = [scope for method in cls.methods for scope in method.inside()]

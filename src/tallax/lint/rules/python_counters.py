@@ -120,7 +120,7 @@ def flipped_flag(cls: Scope, context: Context) -> None:
 
 
 def _starts(cls: Scope, name: str, context: Context) -> set[bool | str | None]:
-    """Returns the flags or words that an attribute starts with; empty if one of its values is none of these."""
+    """Returns the flags or words that an attribute starts with; empty if it may start with another value."""
     for current in context.values.lineage(cls):
         if isinstance(current, str):
             continue
