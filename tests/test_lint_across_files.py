@@ -173,3 +173,44 @@ def test_objects_of_another_file_are_not_reported_at_its_line(tmp_path):
     assert codes(written(tmp_path, maker=MAKER, model=COUNTING)) == []
     inline = COUNTING.replace("from maker import made\n", MAKER)
     assert [code for _, _, code in codes(written(tmp_path, model=inline))] == ["TLX004"]
+
+
+CHECKED_OUT = """\
+import jax
+import optax
+from flax import nnx, struct
+
+
+@struct.dataclass
+class TrainState:
+    model: nnx.BatchNorm
+
+
+@jax.jit
+def step(state: TrainState, x):
+    return state.model(x)
+
+
+@nnx.jit
+def train(model, optimizer: optax.GradientTransformation, x):
+    loss, grads = nnx.value_and_grad(lambda m: m(x))(model)
+    optimizer.update(grads)
+"""
+
+
+def test_libraries_beside_the_project(tmp_path):
+    """A finding is the same if Flax and optax stand in the project's own folders, as in a checkout of Flax."""
+    for name in ("alone", "beside"):
+        (tmp_path / name).mkdir()
+        written(tmp_path / name, train=CHECKED_OUT)
+    libraries = {
+        "flax/__init__.py": "",
+        "flax/struct.py": "def dataclass(cls):\n    return cls\n",
+        "src/optax/__init__.py": "from optax._src.base import GradientTransformation as GradientTransformation\n",
+        "src/optax/_src/base.py": "class GradientTransformation:\n    pass\n",
+    }
+    for name, text in libraries.items():
+        (tmp_path / "beside" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "beside" / name).write_text(text)
+    alone, beside = codes(tmp_path / "alone" / "train.py"), codes(tmp_path / "beside" / "train.py")
+    assert alone == beside == [("train.py", 13, "TLX008"), ("train.py", 20, "TLX013")]

@@ -28,7 +28,7 @@ from tallax.lint._kinds import (
     item,
     joined,
 )
-from tallax.lint._known_names import TRANSFORMS, canonical
+from tallax.lint._known_names import LIBRARIES, TRANSFORMS, canonical
 from tallax.lint._project import Tree
 
 # The maximum depth of inference. Code farther away rarely matters.
@@ -179,7 +179,7 @@ class Values(Expressions):
 
     def _imported(self, dotted: str, scope: Scope) -> Value | None:
         name = canonical(dotted)
-        if name.startswith(("nnx.", "jnp.", "np.", "jax.")) or name in ("nnx", "jnp", "np", "jax"):
+        if name.partition(".")[0] in LIBRARIES:
             return Name(name)
         module, _, last = dotted.rpartition(".")
         if self.tree.path_of(dotted, scope.file) is not None:
