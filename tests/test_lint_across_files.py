@@ -195,6 +195,10 @@ def step(state: TrainState, x):
 def train(model, optimizer: optax.GradientTransformation, x):
     loss, grads = nnx.value_and_grad(lambda m: m(x))(model)
     optimizer.update(grads)
+
+
+def optimizer_of(model):
+    return nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
 """
 
 
@@ -213,4 +217,4 @@ def test_libraries_beside_the_project(tmp_path):
         (tmp_path / "beside" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "beside" / name).write_text(text)
     alone, beside = codes(tmp_path / "alone" / "train.py"), codes(tmp_path / "beside" / "train.py")
-    assert alone == beside == [("train.py", 13, "TLX008"), ("train.py", 20, "TLX013")]
+    assert alone == beside == [("train.py", 12, "TLX008"), ("train.py", 19, "TLX013")]

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-# The libraries whose names the rules know. Their files are never read, so that a finding is the same beside a checkout of
-# Flax or a vendored optax.
+# The libraries whose names the rules know. Their files are never read, so that a finding is the same beside a checkout
+# of Flax or a vendored optax.
 LIBRARIES = {"nnx", "jnp", "np", "jax", "flax", "optax", "chex"}
 
 # Flax's Variable types, and the type each derives from.
