@@ -8,7 +8,16 @@ import re
 from tallax.lint import Edit, Finding, Rule, _cli, _config, _engine, _explain, _output
 
 RULES = tuple(
-    Rule(code=code, slug=slug, title=title, why=f"Why {slug}.\n", bad="bad = 1\n", good="good = 1\n", fix=fix)
+    Rule(
+        code=code,
+        slug=slug,
+        title=title,
+        reports="Calls.\n",
+        why=f"Why {slug}.\n",
+        bad="bad = 1\n",
+        good="good = 1\n",
+        fix=fix,
+    )
     for code, slug, title, fix in (
         ("TLX001", "param-state", "State kept as nnx.Param", ""),
         ("TLX002", "replaced-variable", "A Variable is replaced", "Writes into it."),

@@ -249,8 +249,16 @@ def test_explain(capsys):
     status, output, _ = by_code
     assert status == 0
     assert output[0] == "TLX002 [replaced-variable]  A Variable is replaced"
-    assert output[-1] == "To silence a line: # noqa: TLX002"
-    assert {"    bad = 1", "    good = 1", "Why replaced-variable.", "What --fix does: Writes into it."} <= set(output)
+    assert output[-1] == "To silence a line, write # noqa: TLX002"
+    assert {
+        "    bad = 1",
+        "    good = 1",
+        "Why replaced-variable.",
+        "Changes by --fix",
+        "Writes into it.",
+        "Code that is reported",
+        "Calls.",
+    } <= set(output)
     assert sum("To silence" in line for line in ran(capsys, "--explain", "TLX")[1]) == 3
     assert ran(capsys, "--explain", "param-stat") == (
         2,

@@ -72,23 +72,24 @@ recipes](../linting.md#in-your-editor-and-in-ci).
 
 def explained(rule: Rule) -> str:
     """Returns the explanation of a rule for a terminal."""
-    parts = [f"{rule.code} [{rule.slug}]  {rule.title}", rule.why.strip()]
-    parts += [f"{label}:\n\n{textwrap.indent(code.strip(), '    ')}" for label, code in _examples(rule)]
-    parts += [f"{label}: {said.strip()}" for label, said in _remarks(rule)]
-    return "\n\n".join([*parts, f"To silence a line: # noqa: {rule.code}"]) + "\n"
+    parts = [f"{rule.code} [{rule.slug}]  {rule.title}"]
+    for heading, text, code in _sections(rule):
+        parts += [heading.replace("`", ""), text.strip(), textwrap.indent(code.strip(), "    ")]
+    return "\n\n".join(filter(None, [*parts, f"To silence a line, write # noqa: {rule.code}"])) + "\n"
 
 
 def page(rule: Rule) -> str:
     """Returns a rule's page, in Markdown."""
-    parts = [f"# {rule.code}: {rule.title}", f"`{rule.slug}`", rule.why.strip()]
-    parts += [f"## {label}\n\n```python\n{code.strip()}\n```" for label, code in _examples(rule)]
-    parts += [f"**{label}:** {said.strip()}" for label, said in _remarks(rule)]
-    return "\n\n".join([*parts, f"To silence a line: `# noqa: {rule.code}`. All rules: [index](index.md)."]) + "\n"
+    parts = [f"# {rule.code}: {rule.title}", f"`{rule.slug}`"]
+    for heading, text, code in _sections(rule):
+        parts += [f"## {heading}", text.strip(), f"```python\n{code.strip()}\n```" if code else ""]
+    silence = f"To silence a line, write `# noqa: {rule.code}`. All rules are in the [index](index.md)."
+    return "\n\n".join(filter(None, [*parts, silence])) + "\n"
 
 
 def pages() -> dict[str, str]:
     """Returns every page, by the name of its file."""
-    rows = ["| code | name | what it finds | `--fix` |", "|---|---|---|---|"]
+    rows = ["| code | name | mistake | `--fix` |", "|---|---|---|---|"]
     rows += [
         f"| [{rule.code}]({rule.code}.md) | `{rule.slug}` | {rule.title} | {'yes' if rule.fix else ''} |"
         for rule in RULES
@@ -105,16 +106,16 @@ def listed() -> str:
     )
 
 
-def _examples(rule: Rule) -> Iterator[tuple[str, str]]:
-    yield "Bad", rule.bad
-    yield "Good", rule.good
-
-
-def _remarks(rule: Rule) -> Iterator[tuple[str, str]]:
+def _sections(rule: Rule) -> Iterator[tuple[str, str, str]]:
+    """Yields the sections of an explanation: a heading, a text and an example, of which one may be empty."""
+    yield "Why this is a mistake", rule.why, ""
+    yield "Example", "", rule.bad
+    yield "Write this instead", "", rule.good
+    yield "Code that is reported", rule.reports, ""
     if rule.fix:
-        yield "What --fix does", rule.fix
-    if rule.misses:
-        yield "What it leaves alone", rule.misses
+        yield "Changes by `--fix`", rule.fix, ""
+    if rule.limits:
+        yield "Limits", rule.limits, ""
 
 
 def _write(folder: str) -> None:

@@ -100,7 +100,7 @@ def sarif(report: Report) -> str:
                         "id": rule.code,
                         "name": rule.slug,
                         "shortDescription": {"text": rule.title},
-                        "fullDescription": {"text": rule.why.strip()},
+                        "fullDescription": {"text": rule.reports.strip()},
                         "help": {"text": f"tallax lint --explain {rule.code}", "markdown": page(rule)},
                         **({"helpUri": urls[rule.code]} if rule.code in urls else {}),
                     }

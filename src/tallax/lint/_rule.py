@@ -12,22 +12,24 @@ class Rule:
 
     Attributes:
         code: `TLX001`; never used again for another mistake.
-        slug: The same for people, `param-state`.
+        slug: A readable name, `param-state`.
         title: One line without a full stop: "State kept as nnx.Param".
-        why: Markdown, a paragraph or two: what happens, when it is noticed, and how the rule decides.
+        reports: Markdown: the code that the rule reports, and similar code that it does not report.
+        why: Markdown: the effect of the mistake, and the remedy.
         bad: A whole example that the rule reports, once.
-        good: The same, mended.
-        fix: What `--fix` does, in a sentence; empty where it does nothing.
-        misses: What the rule leaves alone because it can't be decided from source; empty where there is none.
+        good: The same example without the mistake.
+        fix: Markdown: the edits of `--fix`; empty if it makes none.
+        limits: Markdown: mistakes of this kind that source alone does not show; empty if there are none.
         since: The first version of Flax that the mistake exists in, "0.12"; empty if it exists in all versions.
     """
 
     code: str
     slug: str
     title: str
+    reports: str
     why: str
     bad: str
     good: str
     fix: str = ""
-    misses: str = ""
+    limits: str = ""
     since: str = ""

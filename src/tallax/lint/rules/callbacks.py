@@ -14,12 +14,12 @@ RULE = Rule(
     code="TLX009",
     slug="callback-counter",
     title="Counting in jax.debug.callback",
+    reports="""\
+A function in `jax.debug.callback` that adds to a name or an attribute outside of itself.
+""",
     why="""\
-`jax.debug.callback` is for looking: JAX may run it once where five calls were meant, more often than once, out of
-order or not at all (jax-ml/jax#16637 counts 1 in place of 5), and each run stops for the host. What it adds up is no
-count.
-
-The rule reports a callback that adds to a name or attribute outside of itself.
+`jax.debug.callback` is for debugging. JAX may run it more often or less often than your program does, or in another
+order: in jax-ml/jax#16637 it counts 1 instead of 5. Each run also waits for the host. So its sum is not a count.
 """,
     bad="""\
 import jax
@@ -50,10 +50,10 @@ class Model(nnx.Module):
         self.tokens.increment(tokens.size)
         return tokens
 """,
-    misses=(
-        "Callbacks that are methods of other projects, and `io_callback`, which runs as often and in the "
-        "order that it says."
-    ),
+    limits="""\
+If the callback is a method of another project, it is not reported. `io_callback` is not reported, because it runs
+exactly as often as your program.
+""",
 )
 
 

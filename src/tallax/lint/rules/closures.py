@@ -18,17 +18,18 @@ RULE = Rule(
     code="TLX015",
     slug="changed-closure",
     title="A module changed through a closure under a transformation of Flax",
+    reports="""\
+A change of a module, an optimizer, a metric or an `nnx.Rngs` that a function under a transformation of Flax closes
+over. It is reported only if the function certainly makes the change, and the object certainly comes from outside. If
+a model contains BatchNorm, Dropout or a counter, a call of it is such a change, unless the model is in evaluation
+mode. Reading from a closed-over module is allowed, and is not reported.
+""",
     why="""\
 `nnx.jit`, `nnx.grad` and the other transformations track the modules that a function takes as arguments. If the
-function closes over a module, an optimizer, a metric or `nnx.Rngs` and changes it, Flax raises `TraceContextError`. A
-call of a model that contains BatchNorm, Dropout or a counter is such a change, unless the model is in evaluation mode.
-Pass the object as an argument.
+function changes an object that it closes over, Flax raises `TraceContextError`. Pass the object as an argument.
 
 `nnx.grad(loss)(model)` with a closed-over `model` raises ValueError in a jitted function. A method of a plain class
 under `nnx.jit(self.step)`, or with a static `self`, closes over the modules in `self`.
-
-The rule reports the change, if the function surely makes it and the object surely comes from outside. Reading from a
-closed-over module is allowed, and is not reported.
 """,
     bad="""\
 import optax
@@ -56,7 +57,9 @@ def step(model: nnx.Linear, optimizer: nnx.Optimizer, x):
     grads = nnx.grad(lambda model: model(x).mean())(model)
     optimizer.update(model, grads)
 """,
-    misses="Objects whose class can't be told, and `rngs` that a function passes on to a model.",
+    limits="""\
+If the class of an object is unknown, or if a function passes a closed-over `rngs` on to a model, it is not reported.
+""",
 )
 
 # These make modules rather than change them.

@@ -18,19 +18,22 @@ RULE = Rule(
     code="TLX017",
     slug="constant-randomness",
     title="Random numbers from a constant seed in a step, or nnx.Rngs as a default argument",
+    reports="""\
+- a constant seed, `nnx.Rngs(0)` or `jax.random.key(0)`, in the forward path of a module, in its methods under a
+  transformation, and in functions under a transformation that compute gradients, unless it is passed to the
+  constructor of a module
+- a draw in the forward path with a key in an attribute that nothing sets after construction
+- `nnx.Rngs(...)` as the default of a parameter
+
+Tests are not reported.
+""",
     why="""\
-`nnx.Rngs(0)` or `jax.random.key(0)` in a model's forward path gives the same random numbers at every call: the same
-units are dropped, and the same noise is added, at each step. Nothing is raised. Draw from a stream that the model
-owns, or take a key as an argument.
+A constant seed in the forward path gives the same random numbers at every call. At each step the same units are
+dropped and the same noise is added. Nothing is raised. Draw from a stream that the model owns, or take a key as an
+argument.
 
-A default argument `rngs=nnx.Rngs(0)` is made once, when the function is defined. All models that are made with it share
-one stream: the second one starts with different parameters than the first, and two models in one step alias each
-other.
-
-The rule reports constant seeds in the forward path of a module, in its methods under a transformation, and in
-functions under a transformation that compute gradients, if they are not passed to the constructor of a module. It
-reports draws in the forward path with a key in an attribute that nothing sets after construction, and `nnx.Rngs(...)`
-as a default of any parameter. Tests are left alone.
+A default argument `rngs=nnx.Rngs(0)` is created once, when the function is defined. All models that use it share one
+stream: the second one starts with different parameters than the first, and two models in one step alias each other.
 """,
     bad="""\
 import jax
@@ -52,7 +55,10 @@ class Noise(nnx.Module):
     def __call__(self, x):
         return x + self.rngs.normal(x.shape)
 """,
-    misses="Seeds that are not written out, and evaluation that is meant to repeat its noise outside of a module.",
+    limits="""\
+If a seed is not a literal, it is not reported. Evaluation outside of a module, which may repeat its noise on purpose,
+is not reported either.
+""",
 )
 
 _SEEDED = {"nnx.Rngs", "nnx.RngStream", "jax.random.key", "jax.random.PRNGKey"}

@@ -20,15 +20,16 @@ RULE = Rule(
     slug="plain-container",
     title="Modules in a plain list, tuple or dict attribute (Flax 0.12 and later)",
     since="0.12",
+    reports="""\
+`self.x = [...]`, a tuple or a dict in a method of an `nnx.Module`, if an element is a module or a Variable. The list
+may start empty and be filled by `append`. It may come from a local name, `list(...)`, `+`, a function of the project,
+or a parameter that is annotated as a list. Attributes that the class declares in its body, and classes with
+`pytree=False`, are not reported.
+""",
     why="""\
-Since Flax 0.12, a plain list, tuple or dict is a static attribute of a module. If it holds modules or Variables, making
-the module raises ValueError. Use `nnx.List` and `nnx.Dict`, or `nnx.data(...)`. If you support an older Flax, ignore
-the rule: `ignore = ["plain-container"]`.
-
-The rule reports `self.x = [...]` in a method of an `nnx.Module` if an element is surely a module or a Variable, also
-if the list starts empty and the class appends to it, and if it comes from a local name, `list(...)`, `+`, a function
-of the project, or a parameter that is annotated as a list. Attributes that the class declares in its body, and classes
-with `pytree=False`, are not reported.
+Since Flax 0.12, a plain list, tuple or dict is a static attribute of a module. If it holds modules or Variables, the
+constructor raises ValueError. Use `nnx.List`, `nnx.Dict` or `nnx.data(...)`. If you support an older Flax, ignore the
+rule: `ignore = ["plain-container"]`.
 """,
     bad="""\
 from flax import nnx
@@ -46,8 +47,8 @@ class Stack(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
         self.layers = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(3)])
 """,
-    fix="A list becomes `nnx.List([...])`, if the file imports nnx. Tuples and dicts are left to you.",
-    misses="Lists that an unknown function returns, and elements whose class can't be told.",
+    fix="A list becomes `nnx.List([...])` if the file imports nnx. Tuples and dicts are not changed.",
+    limits="If an unknown function returns the list, or if the class of the elements is unknown, it is not reported.",
 )
 
 _NAMES = {"list": "list", "sorted": "list", "tuple": "tuple", "dict": "dict"}

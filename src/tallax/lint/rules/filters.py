@@ -15,12 +15,13 @@ RULE = Rule(
     code="TLX010",
     slug="unfiltered",
     title="nnx.Optimizer or nnx.EMA over more than parameters",
+    reports="""\
+An `nnx.Optimizer` whose `wrt` is `nnx.Variable` or `...`, and an `nnx.EMA` without `only=` of a module that holds
+other Variables than parameters.
+""",
     why="""\
-`nnx.Optimizer(model, tx, wrt=nnx.Variable)` and `wrt=...` train and decay counts, statistics and bounds as well.
-`nnx.EMA(model, decay)` averages every Variable: of an integer counter at 10 it reads 1.
-
-The rule reports an optimizer whose `wrt` is `nnx.Variable` or `...`, and an EMA without `only=` of a module that
-surely holds other Variables than parameters.
+With `wrt=nnx.Variable` or `wrt=...`, the optimizer also trains and decays counts, statistics and bounds.
+`nnx.EMA(model, decay)` averages every Variable: the average of an integer counter at 10 is 1.
 """,
     bad="""\
 import optax
@@ -38,7 +39,7 @@ from flax import nnx
 def make(model: nnx.Module):
     return nnx.Optimizer(model, optax.adamw(1e-3), wrt=nnx.Param)
 """,
-    misses="An EMA of a module of which nothing is known, and filters that are made elsewhere.",
+    limits="If nothing is known of the module of an EMA, or if a filter is created elsewhere, it is not reported.",
 )
 
 _OPTIMIZERS = {"nnx.Optimizer", "nnx.ModelAndOptimizer"}

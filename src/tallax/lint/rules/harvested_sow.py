@@ -15,14 +15,15 @@ RULE = Rule(
     slug="sow-outside-capture",
     title="sow outside of nnx.capture (deprecated since Flax 0.12)",
     since="0.12",
+    reports="""\
+`nnx.pop(model, nnx.Intermediate)` and `nnx.state(model, nnx.Intermediate)`, if the file does not mention
+`nnx.capture`, and its classes, or classes that it imports, call `sow`.
+""",
     why="""\
-Since Flax 0.12, `module.sow(...)` outside of `nnx.capture` raises a DeprecationWarning. A model that is called first
-and harvested afterwards, with `nnx.pop(model, nnx.Intermediate)`, sows outside of it. `nnx.capture(model,
-nnx.Intermediate)` returns a function that returns the intermediates beside the result, and leaves the model as it was.
+Since Flax 0.12, `module.sow(...)` outside of `nnx.capture` raises a DeprecationWarning. If you call the model first
+and take the values out with `nnx.pop` afterwards, it sows outside of `nnx.capture`. `nnx.capture(model,
+nnx.Intermediate)` returns a function that returns the result and the intermediates, and leaves the model unchanged.
 If you support an older Flax, set `flax-version = "0.11"`, or ignore the rule.
-
-The rule reports `nnx.pop(model, nnx.Intermediate)` and `nnx.state(model, nnx.Intermediate)` in a file whose classes, or
-classes that it imports, sow, and that does not mention `nnx.capture`.
 """,
     bad="""\
 from flax import nnx
@@ -52,7 +53,7 @@ def load_of(gate: Gate, x):
     _, intermediates = nnx.capture(gate, nnx.Intermediate)(x)
     return intermediates
 """,
-    misses="Models whose class is made in a file that is not imported by name.",
+    limits="If the class of the model is in a file that is not imported by name, it is not reported.",
 )
 
 _HARVESTING = {"nnx.pop", "nnx.state"}

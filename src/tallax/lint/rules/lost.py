@@ -18,17 +18,26 @@ RULE = Rule(
     code="TLX008",
     slug="lost-update",
     title="A module's update is lost under a transformation of JAX",
-    why="""\
-`jax.jit`, `jax.checkpoint`, `jax.vmap` and the control flow of `jax.lax` know nothing of modules. A module that is
-handed in comes as a copy, so what a call changes in it (counts, running statistics, random number streams) is gone
-when the function returns without it; so are the updates of an `nnx.Optimizer` or a metric. One that is closed over is
-a constant: its weights are baked in, and a change raises `TraceContextError` or is silently lost. `static_argnums=0` on
-a method makes `self` such a constant as well, and `static_argnames="model"` the model.
+    reports="""\
+A function under `jax.jit`, `jax.vmap`, `jax.checkpoint`, `jax.grad`, `jax.shard_map` or the control flow of `jax.lax`
+that does one of these, and does not return the module or its state:
 
-The rule reports functions under these transformations that change a module, or call one that does, by argument or by
-closure, without returning it or its state; and those that call a module of which nothing is known but that it is an
-`nnx.Module`; and `nnx.Rngs` that are handed to such a function and on to a module. A module of the project whose call
-changes nothing is not reported, nor is one that is merged within.
+- It changes a module, or calls a module whose call changes it. The module may be an argument, or come from outside.
+- It calls a module of which only the type `nnx.Module` is known.
+- It passes an `nnx.Rngs` argument to a module.
+
+A module of the project whose call changes nothing is not reported, and neither is a module that the function itself
+creates with `nnx.merge`.
+""",
+    why="""\
+JAX's own transformations do not track modules. They pass a copy of the module to your function. If the function does
+not return the copy, all changes are lost when it ends: counts, running statistics, random number streams, and updates
+of an `nnx.Optimizer` or a metric. Nothing is raised.
+
+A module that the function closes over is a constant: its weights are compiled into the program, and a change raises
+`TraceContextError` or is lost silently. If a method has `static_argnums=0`, `self` is such a constant, and with
+`static_argnames="model"` so is the model. Use `nnx.jit` and the other transformations of Flax, or split the model and
+return its state.
 """,
     bad="""\
 import jax
@@ -67,7 +76,9 @@ class Model(nnx.Module):
 def step(model: Model, x):
     return model(x)
 """,
-    misses="Modules whose class can't be told, and those that leave such a function through a global name.",
+    limits="""\
+If the class of a module is unknown, or if it leaves the function through a global name, it is not reported.
+""",
 )
 
 # `jax.lax.switch` takes a list of functions, and `jax.linearize` returns one: both are left to statecheck.

@@ -15,15 +15,17 @@ RULE = Rule(
     code="TLX018",
     slug="mode-flag",
     title="The methods train and eval of a module used as a flag",
+    reports="""\
+`self.train` and `self.eval`, and the same attributes of an object that is a module, if they are assigned, or read
+without a call, and no visible class defines them.
+""",
     why="""\
-Every `nnx.Module` has the methods `train()` and `eval()`. `if self.train:` asks whether there is such a method, which
-is always true, so the model behaves at evaluation as in training, and nothing is raised. `self.train = True` hides the
-method: `model.train()` then raises TypeError, and `train()` and `eval()` of a module around it do not change the
-flag. `model.eval()` sets the attributes `deterministic` and `use_running_average`; give yours one of these names, or
-another one that is not a method, such as `training`.
+Every `nnx.Module` has the methods `train()` and `eval()`. `if self.train:` tests whether the method exists, which is
+always true. So the model behaves in evaluation as in training, and nothing is raised. `self.train = True` hides the
+method: `model.train()` then raises TypeError, and `train()` and `eval()` of an outer module do not change the flag.
 
-The rule reports `self.train` and `self.eval`, and the same attributes of an object that is surely a module, if they are
-read without a call or assigned, and no class in sight defines them.
+`model.eval()` sets the attributes `deterministic` and `use_running_average`. Give your flag one of these names, or a
+name that is not a method, such as `training`.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -46,7 +48,7 @@ class Scale(nnx.Module):
     def __call__(self, x):
         return x if self.deterministic else 2 * x
 """,
-    misses="Objects whose class can't be told.",
+    limits="If the class of an object is unknown, it is not reported.",
 )
 
 

@@ -17,14 +17,19 @@ RULE = Rule(
     code="TLX004",
     slug="narrow-counter",
     title="A counter that stops or wraps within a training run",
-    why="""\
-A float32 counter stands still at 2**24 = 16,777,216: adding 1 changes nothing any more. An int32 one wraps to a
-negative number at 2**31, which a count of elements, tokens or samples reaches within hours. Neither raises anything.
+    reports="""\
+Counts that a class adds to its own Variable, also through local names and functions of the project:
 
-The rule looks at what a class adds to a Variable of its own, through local names and functions of the project: counts
-of elements (`x.size`, `x.shape[0]`, `len(batch)`, `mask.sum()`) in 32 bits or fewer, counts of calls in a float that
-nothing resets, and the sum that belongs to a count of elements in a float. A step counter in int32 or uint32, a ring
-index taken modulo its length and a count capped by `jnp.minimum` are not reported.
+- counts of elements (`x.size`, `x.shape[0]`, `len(batch)`, `mask.sum()`) in 32 bits or fewer
+- counts of calls in a float that is never reset
+- the float sum that belongs to a count of elements
+
+A step counter in int32 or uint32, a ring index modulo its length, and a count that `jnp.minimum` caps are not
+reported.
+""",
+    why="""\
+A float32 counter stops at 2**24 = 16,777,216, because adding 1 no longer changes it. An int32 counter wraps to a
+negative number at 2**31, which a count of elements, tokens or samples reaches within hours. Neither raises an error.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -52,9 +57,10 @@ class Seen(nnx.Module):
         self.tokens.increment(tokens.size)
         return tokens
 """,
-    misses=(
-        "Amounts whose meaning can't be told (`+= n` of an unannotated argument), and counts kept outside of modules."
-    ),
+    limits="""\
+If the meaning of an amount is unknown (`+= n` of an argument without an annotation), it is not reported. Counts
+outside of modules are not reported.
+""",
 )
 
 _SIZES = re.compile(

@@ -16,15 +16,18 @@ RULE = Rule(
     slug="optimizer-form",
     title="nnx.Optimizer without wrt, or update without the model (Flax 0.11 and later)",
     since="0.11",
-    why="""\
-Since Flax 0.11, `nnx.Optimizer(model, tx)` raises TypeError: `wrt` must be given. The optimizer no longer holds the
-model, so `optimizer.update(grads)` raises TypeError too; it is `optimizer.update(model, grads)`. If you support an
-older Flax, ignore the rule: `ignore = ["optimizer-form"]`.
+    reports="""\
+- `nnx.Optimizer(model, tx)` without `wrt`
+- `update` with one argument of an `nnx.Optimizer`
+- `optimizer.update(grads)` of an unknown object, if `grads` are the gradients of `nnx.grad`, and the file names
+  `nnx.Optimizer`
 
-The rule reports a call of `nnx.Optimizer` with a model and a transformation and without `wrt`, and a call of `update`
-with one argument on an object that is surely an `nnx.Optimizer`. If nothing is known of the object, it reports
-`optimizer.update(grads)` with the gradients of `nnx.grad` in a file that names `nnx.Optimizer`. A file that names
-`nnx.ModelAndOptimizer`, which keeps the model, is left alone where only an annotation speaks for `nnx.Optimizer`.
+If a file names `nnx.ModelAndOptimizer`, which keeps the model, an annotation alone is not enough.
+""",
+    why="""\
+Since Flax 0.11, `nnx.Optimizer(model, tx)` raises TypeError, because `wrt` is required. The optimizer no longer holds
+the model, so `optimizer.update(grads)` raises TypeError too: write `optimizer.update(model, grads)`. If you support
+an older Flax, ignore the rule: `ignore = ["optimizer-form"]`.
 """,
     bad="""\
 import optax
@@ -42,8 +45,10 @@ from flax import nnx
 def make(model: nnx.Module):
     return nnx.Optimizer(model, optax.adamw(1e-3), wrt=nnx.Param)
 """,
-    fix="`wrt=nnx.Param`, the default of older versions, is added. An `update` is left to you: it needs the model.",
-    misses="Optimizers that come out of unknown functions, and calls with `*args` or `**kwargs`.",
+    fix="""\
+It adds `wrt=nnx.Param`, the default of older versions. It does not change an `update`, because that needs the model.
+""",
+    limits="If an unknown function returns the optimizer, or the call has `*args` or `**kwargs`, it is not reported.",
 )
 
 

@@ -21,21 +21,30 @@ RULE = Rule(
     code="TLX001",
     slug="param-state",
     title="State kept as nnx.Param",
-    why="""\
-The optimizer updates every `nnx.Param`: a counter gets a gradient of zero and is still decayed (10 becomes 9.9 after
-one step of AdamW), a clip bound of infinity becomes NaN and takes all weights along, running statistics drift. Flax
-ignores `nnx.Param(x, trainable=False)`: it is metadata that nobody reads. Use `nnx.Variable`, a subclass of it,
-`nnx.BatchStat`, or tallax's items.
+    reports="""\
+An `nnx.Param` that is state: a counter, a bound, a running statistic, a constant table. A name proves nothing,
+because means, scales and temperatures are learned in many models. So the rule needs evidence, and one of these is
+enough:
 
-A name proves nothing: means, scales and temperatures are learned in many models. The rule wants evidence:
-`trainable=False`; an initial value that is infinite, or of integers or booleans; the class itself counts it up,
-blends it (`m * old + (1 - m) * new`), writes it in its forward path, or puts a function of itself in its place; it is
-read only to update other state, only behind `stop_gradient`, or only as a tiny bound or epsilon; it is set to
-another, untrained Variable a few lines on; a comment there says that it is fixed or not trained; it is a table that
-is computed from positions alone (sines of `arange`, powers of a base, a window); or it has the name *and* the start of
-a counter (`step` at 0), a running statistic (`running_mean` at zeros) or a buffer that a converted checkpoint fills in
-(`latents_std` at ones). Only few names of buffers are enough alone (`inv_freq`, `position_ids`,
-`e_score_correction_bias`). A comment, name or condition that says it is learned silences the rule.
+- The Param has `trainable=False`.
+- Its initial value is infinite, an integer or a boolean.
+- The class counts it up, blends it (`m * old + (1 - m) * new`), writes it in the forward path, or replaces it by a
+  function of itself.
+- The class reads it only to update other state, only behind `stop_gradient`, or only as a tiny bound or epsilon.
+- A comment there states that it is fixed or not trained.
+- A few lines later it is assigned to a Variable that is not trained.
+- It is a table that is computed from positions alone: sines of `arange`, powers of a base, a window.
+- It has the name and the initial value of a counter (`step` at 0), of a running statistic (`running_mean` at zeros)
+  or of a buffer that is filled by a converted checkpoint (`latents_std` at ones).
+- Its name is one of the few that are enough alone: `inv_freq`, `position_ids`, `e_score_correction_bias`.
+
+If a comment, a name or a condition states that the Param is learned, it is not reported.
+""",
+    why="""\
+The optimizer updates every `nnx.Param`. A counter gets a gradient of zero, and weight decay still changes it: one
+step of AdamW turns 10 into 9.9. A clip bound of infinity becomes NaN, and with it all weights. Running statistics
+drift. `nnx.Param(x, trainable=False)` does not help, because Flax does not read this metadata. Use `nnx.Variable`, a
+subclass of it, `nnx.BatchStat`, or a variable of tallax.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -65,7 +74,7 @@ class Gate(nnx.Module):
     def __call__(self, x):
         return jnp.minimum(x, self.limit[...])
 """,
-    misses="Tables and constants of which nothing but their name says that they are not learned.",
+    limits="If only its name suggests that a table or a constant is not learned, the Param is not reported.",
 )
 
 _INTEGERS = {"int32", "int64", "uint32", "uint64", "int16", "bool", "bool_"}

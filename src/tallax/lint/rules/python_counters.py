@@ -17,18 +17,22 @@ RULE = Rule(
     code="TLX007",
     slug="python-counter",
     title="A plain Python counter on a module",
+    reports="""\
+- `self.calls += 1`, also with `*=` and the other operators, and `self.calls = self.calls + 1`, in a method other than
+  `__init__`, if the attribute starts as a Python number
+- a flag that `__init__` sets to False and the forward path to True, or the other way round
+- an array that the forward path assigns to an attribute that `__init__` sets to None, a flag or a number
+
+Plain Python classes, `__iter__` and `__next__` of iterators, arrays, counts that return (`% n`), and the modules of a
+test file without transformations are not reported.
+""",
     why="""\
-A Python number on a module is part of its structure, not of its state. Under `nnx.jit` every new value is another
-structure, so each call is traced and compiled again; in a checkpoint and in `nnx.state` it is missing. Under
-`jax.jit` it stays what it was at the trace.
+A Python number on a module is part of its structure, not of its state. Under `nnx.jit`, every new value is a new
+structure, so each call is traced and compiled again. Under `jax.jit` the number keeps the value that it had at the
+trace. `nnx.state` and checkpoints do not contain it.
 
-The rule reports `self.calls += 1` (also `*=` and the other operators) and `self.calls = self.calls + 1` in a module's
-method other than `__init__`, if the attribute is made as a Python number; and a flag that `__init__` makes False and
-the forward path sets to True, or the other way around. Plain Python classes, iterators' `__iter__` and `__next__`,
-arrays, counts that come back (`% n`), and modules of a test file that mentions no transformation are not reported.
-
-It also reports an array that the forward path puts where `__init__` has put None, a flag or a number: for Flax the
-attribute is no state, so the assignment raises ValueError. `nnx.data(None)` in `__init__` says that one will come.
+If the forward path assigns an array to such an attribute, Flax raises ValueError, because the attribute is not state.
+If you need to assign it later, write `nnx.data(None)` in `__init__`.
 """,
     bad="""\
 from flax import nnx
@@ -55,7 +59,7 @@ class Model(nnx.Module):
         self.calls.increment()
         return x
 """,
-    misses="Numbers that a function of another project returns.",
+    limits="If a function of another project returns the number, it is not reported.",
 )
 
 _TRACING = re.compile(r"\b(?:jit|pmap|scan|vmap|remat|checkpoint|while_loop|fori_loop|compile_step)\b")

@@ -15,12 +15,13 @@ RULE = Rule(
     code="TLX011",
     slug="reference-remat",
     title="A Variable(ref=True) written under remat",
+    reports="""\
+A Variable with `ref=True` that its class writes in a method under `nnx.remat` or `jax.checkpoint`.
+""",
     why="""\
-`nnx.remat` and `jax.checkpoint` run the forward pass again for the gradient. An update of an ordinary Variable is
-handed back once; one of a reference (`nnx.Variable(x, ref=True)`) happens each time the code runs, so a count is
-twice what it should be, or is lost in graph mode. Neither raises.
-
-The rule reports the Variable where its class writes it in a method that it puts under remat itself.
+Under rematerialization the forward pass runs again for the gradient. The update of an ordinary Variable is returned
+once. A reference (`nnx.Variable(x, ref=True)`) is updated each time that the code runs. So a count is twice as large
+as it should be, or is lost in graph mode. Nothing is raised.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -50,7 +51,9 @@ class Block(nnx.Module):
         self.count[...] += 1
         return x
 """,
-    misses="Modules that another file puts under remat, and references by `nnx.var_defaults`.",
+    limits="""\
+If another file puts the module under remat, or if `nnx.var_defaults` makes the reference, it is not reported.
+""",
 )
 
 _REMATS = {"nnx.remat", "nnx.checkpoint", "jax.checkpoint", "jax.remat", "jax.ad_checkpoint.checkpoint"}

@@ -17,18 +17,19 @@ RULE = Rule(
     code="TLX002",
     slug="replaced-variable",
     title="A Variable is replaced instead of written",
-    why="""\
-`self.mean = 0.9 * self.mean + 0.1 * x` puts an array where the module had a Variable. From then on no transformation
-writes the value back, `nnx.state(model, nnx.BatchStat)` does not hold it, and a checkpoint leaves it out; nothing is
-raised. `self.count += 1`, which Flax once advertised and which changed the Variable in place, now raises
-NotImplementedError.
+    reports="""\
+An assignment of an array or a number to an attribute, an element of a list or dict, or a parameter of a function that
+holds a Variable. The Variable may be created in this class, or in a base class in any file. In `__init__` the
+assignment is reported if `super().__init__()` has already created the Variable. `setattr(self, "mean", x)`, and a
+list of arrays in place of a list of Variables, are reported too.
 
-The rule reports an assignment where the attribute (or an element of a list or dict in it, or the function's parameter)
-surely holds a Variable, in this class or one it derives from in any file, and the assigned value is surely an array or
-number; in `__init__` too, if `super().__init__()` has already made the Variable. `setattr(self, "mean", ...)` is such
-an assignment, and so is a list of arrays in place of a list of Variables. A new Variable (`self.losses =
-nnx.Intermediate(x)`) is not reported, nor is what `__init__` chooses in its branches, nor a Variable whose own class
-says what `+=` does, as tallax's do.
+A new Variable (`self.losses = nnx.Intermediate(x)`), a choice between branches of `__init__`, and a Variable whose
+own class defines `+=`, such as a `tallax.Counter`, are not reported.
+""",
+    why="""\
+`self.mean = 0.9 * self.mean + 0.1 * x` replaces the Variable by an array, and nothing is raised. From then on,
+transformations do not return the value, `nnx.state(model, nnx.BatchStat)` does not contain it, and checkpoints leave
+it out. `self.count += 1`, which Flax once advertised, raises NotImplementedError now.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -56,8 +57,11 @@ class Model(nnx.Module):
         self.count[...] += 1
         return x
 """,
-    fix="`self.x += y` becomes `self.x[...] += y` where the Variable is known to hold an array.",
-    misses="What an unknown function returns (it may return a Variable), and objects whose class can't be told.",
+    fix="`self.x += y` becomes `self.x[...] += y` if the Variable is known to hold an array.",
+    limits="""\
+If a function is unknown, its result is not reported, because it may be a Variable. The same holds for objects whose
+class is unknown.
+""",
 )
 
 

@@ -16,13 +16,14 @@ RULE = Rule(
     code="TLX012",
     slug="sow-uncaptured",
     title="sow in a loop, and nothing that takes the values out",
+    reports="""\
+A `sow` without its own `reduce_fn`, if the same file calls the module in a loop and mentions neither `capture` nor
+`pop`.
+""",
     why="""\
-`self.sow(nnx.Intermediate, name, x)` appends to a tuple on the module at every call. As long as nothing takes the
-values out (`nnx.capture`, `nnx.pop`), the tuple grows: memory with it, and every jitted call has another structure
-and is traced again.
-
-The rule reports a `sow` without a `reduce_fn` of its own where the same file calls the module in a loop and mentions
-neither `capture` nor `pop`.
+`self.sow(nnx.Intermediate, name, x)` appends to a tuple on the module at every call. Until `nnx.capture` or `nnx.pop`
+takes the values out, the tuple grows. Memory grows with it, and each jitted call is traced again, because the
+structure of the model is new.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -56,7 +57,7 @@ def run(batches):
     for batch in batches:
         _, intermediates = nnx.capture(gate, nnx.Intermediate)(jnp.asarray(batch))
 """,
-    misses="Modules that are called in another file than their own.",
+    limits="If the module is called in another file, it is not reported.",
 )
 
 _HARVEST = re.compile(r"\bcapture|\bpop\b|intermediates")

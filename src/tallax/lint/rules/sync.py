@@ -17,19 +17,22 @@ RULE = Rule(
     code="TLX003",
     slug="host-sync",
     title="A Variable's value read into Python in a step",
+    reports="""\
+`int(x)`, `float(x)`, `.item()`, `np.asarray(x)`, `assert x`, `range(x)`, `if x:`, and `x and y` or `x or y`, if `x`
+is the array of a Variable, is computed from it, or is written into it. The rule looks at the `__call__` of a module
+and the methods that it calls, at functions under a transformation, and at loops that call a jitted step.
+
+- In a loop, the lines below `if k % 100 == 0` are not reported. A condition is: `if int(model.count[...]) % 100 == 0`
+  reads the count at every step.
+- In other methods of a module, only `self.count[...] = int(...)` of an array is reported: it waits only to write the
+  number back.
+- Shapes, dtypes and Variables that hold Python numbers are known without the device, so they are not reported.
+- Reports, properties and iterators on the host are not steps.
+""",
     why="""\
-`int(self.count[...])`, `float(...)`, `.item()`, `np.asarray(...)`, `if self.count[...] > 3:` need the number now.
-Under a trace there is none, and JAX raises `ConcretizationTypeError` or `TracerBoolConversionError`; outside of one
-Python waits until the device has done all that was asked of it, on every call.
-
-`assert` and `range(...)` ask for it as well, and so does each side of `and` and `or`.
-
-The rule reports them on the array of a Variable, and on what is computed from it or written into it, in a module's
-`__call__` and the methods it reaches, in functions under a transformation, and in loops that call a jitted step. There
-it leaves alone the lines behind `if k % 100 == 0`, but not a condition: `if int(model.count[...]) % 100 == 0` reads the
-count at every step. In any other method of a module it reports `self.count[...] = int(...)` of an array, which waits
-only to write the number back. Shapes and dtypes are known without the device, a Variable that holds a Python number
-needs none, and reports, properties and host iterators are no steps.
+Python needs the number at once. Under a trace there is no number, and JAX raises `ConcretizationTypeError` or
+`TracerBoolConversionError`. Outside of a trace, Python waits at every call until the device has finished all its
+work.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -57,7 +60,10 @@ class Gate(nnx.Module):
     def __call__(self, x):
         return jnp.where(self.count[...] > 100, 2 * x, x)
 """,
-    misses="Values that reach Python through functions of other projects, and losses: only state is looked at.",
+    limits="""\
+If a value reaches Python through a function of another project, it is not reported. Losses are not reported either,
+because the rule looks at state only.
+""",
 )
 
 _CONVERTING = {"int", "float", "bool", "complex", "range"}

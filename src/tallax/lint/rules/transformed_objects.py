@@ -17,17 +17,19 @@ RULE = Rule(
     code="TLX016",
     slug="transformed-object",
     title="A transformation applied to a module object instead of a function",
+    reports="""\
+- a module that a module keeps in an attribute after `nnx.remat`, `nnx.jit`, `jax.jit` or `jax.checkpoint`
+- a transformation of Flax of a bound method of a module, such as `nnx.jit(model.step)`
+
+`nnx.jit(model)` in a script is not reported if the result is not kept in a module.
+""",
     why="""\
 `self.block = nnx.remat(Block(...))` stores a function. The module inside it is no longer part of the model: its
-parameters are missing from `nnx.state`, so they are not trained and not saved, and nothing is raised. The same is true
-of `nnx.jit`, `jax.jit` and `jax.checkpoint`. Keep the module, and transform a function that takes it as an argument:
-`nnx.remat(Block.__call__)(self.block, x)`, or decorate `Block.__call__`.
+parameters are missing from `nnx.state`, so they are neither trained nor saved. Nothing is raised. Keep the module,
+and transform a function that takes it as an argument: `nnx.remat(Block.__call__)(self.block, x)`, or decorate
+`Block.__call__`.
 
-A method that is bound to a module, `nnx.jit(model.step)`, raises ValueError since Flax 0.12. Write
-`nnx.jit(Model.step)(model, x)`.
-
-The rule reports a transformed module that a module keeps in an attribute, and transformations of Flax that get a
-bound method of a module. `nnx.jit(model)` in a script is not reported if the result is not kept in a module.
+A bound method, `nnx.jit(model.step)`, raises ValueError since Flax 0.12. Write `nnx.jit(Model.step)(model, x)`.
 """,
     bad="""\
 from flax import nnx
@@ -51,7 +53,7 @@ class Stack(nnx.Module):
     def __call__(self, x):
         return nnx.remat(nnx.Linear.__call__)(self.block, x)
 """,
-    misses="Modules whose class can't be told.",
+    limits="If the class of a module is unknown, it is not reported.",
 )
 
 _KEEPING = NNX_TRANSFORMS | {"jax.jit", "jax.checkpoint", "jax.remat", "jax.vmap", "jax.pmap"}

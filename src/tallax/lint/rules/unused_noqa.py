@@ -9,11 +9,12 @@ RULE = Rule(
     code="TLX020",
     slug="unused-noqa",
     title="A noqa comment that silences no finding",
+    reports="""\
+A `# noqa` comment that names rules of `tallax lint`, if it silences no finding on its line or in the statement that
+ends there. Codes of other tools, comments without codes, and rules that are not applied to the file are not reported.
+""",
     why="""\
-A `# noqa: TLX002` that outlives its finding hides the next one. The rule reports comments that name rules of
-`tallax lint` and silence no finding of them on their line or in the statement that ends there.
-
-Codes of other tools, comments without codes, and rules that are not applied to the file are left alone.
+A comment that outlives its finding hides the next one.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -27,5 +28,5 @@ from flax import nnx
 
 count = nnx.Variable(jnp.zeros((), jnp.int32))
 """,
-    fix="The code is removed, and the comment if no other code is left in it.",
+    fix="It removes the code, and the comment if no other code is left in it.",
 )

@@ -16,13 +16,15 @@ RULE = Rule(
     code="TLX006",
     slug="deprecated-value",
     title="`.value` of a Variable",
+    reports="""\
+`.value` of a Variable: of an attribute that a class of the project sets to a Variable, of an attribute that is a
+Variable in every class that has it, of a parameter that is annotated as a Variable, and of local names. An enum
+member, a field or a submodule called `value` is not reported.
+""",
     why="""\
-Flax has deprecated `.value`: `variable[...]` reads an array, `variable[...] = x` writes it and keeps shape and dtype,
-and `get_value()` and `set_value(x)` do the same for whatever else a Variable holds (a Python number, a dict).
-
-The rule reports `.value` where what stands before it is a Variable: an attribute that a class of the project sets to
-one (or that every class which has an attribute of that name does), a parameter annotated as one, a local name. An
-enum member, a field called `value` and a submodule called `value` are none.
+Flax has deprecated `.value`. `variable[...]` reads an array, and `variable[...] = x` writes one and keeps shape and
+dtype. `get_value()` and `set_value(x)` do the same for anything else that a Variable holds, such as a Python number
+or a dict.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -49,13 +51,15 @@ class Gate(nnx.Module):
         return x * self.scale[...]
 """,
     fix="""\
-A read becomes `[...]` where the Variable is known to hold an array, else `get_value()`; so do `x.value.shape`, `.dtype`
-and the like, and `isinstance(x.value, ...)`, which a model without arrays is asked for too. A write becomes
-`x.set_value(...)`, which does what the old one did; only `x.value += 1` on an array whose dtype and shape it keeps
-becomes `x[...] += 1`.""",
-    misses=(
-        "Objects whose class can't be told, such as an unannotated `model` of a class in a file that is not imported."
-    ),
+A read becomes `[...]` if the Variable is known to hold an array, and `get_value()` otherwise. `x.value.shape`,
+`x.value.dtype` and the like also become `get_value()`, and so does `isinstance(x.value, ...)`, because it may run on
+a model without arrays. A write becomes `x.set_value(...)`, which does the same as before. Only `x.value += 1` on an
+array that keeps its dtype and shape becomes `x[...] += 1`.
+""",
+    limits="""\
+If the class of an object is unknown, for example of a `model` without an annotation from a file that is not imported,
+it is not reported.
+""",
 )
 
 

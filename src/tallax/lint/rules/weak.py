@@ -20,19 +20,21 @@ RULE = Rule(
     code="TLX005",
     slug="weak-init",
     title="A weakly typed or Python number as initial value",
+    reports="""\
+- an `nnx.Param` of a module whose initial value is a Python float or a weakly typed float
+- another Variable with a weakly typed initial value, if a strongly typed value is written into it later
+- a Python number in a Variable that is indexed with `[...]`, or that the forward path writes
+
+A weakly typed count that only `+= 1` changes stays weakly typed, and is not reported.
+""",
     why="""\
 `jnp.array(0.5)`, `jnp.asarray(x)` of a Python number and `jnp.full(shape, 0.5)` are weakly typed: JAX treats them as
-Python numbers that may still take another dtype. The first optimizer step, or the first write of a computed value,
-makes the Variable strongly typed; its type has changed, so a jitted training step is traced and compiled again (three
-traces in place of one were measured with Adam).
+Python numbers, whose dtype is still open. The first step of the optimizer, or the first write of a computed value,
+makes the Variable strongly typed. Its type has changed, so a jitted training step is traced and compiled again. With
+Adam we measured three traces instead of one.
 
-A Variable that holds a Python number, `nnx.Variable(0)`, has no `[...]`: outside of a transformation `self.count[...]
-+= 1` raises TypeError.
-
-The rule reports a module's `nnx.Param` with a weak initial value of floats or a Python float, any other Variable with
-a weak one that is later written with a strongly typed value, and a Python number in a Variable that is indexed with
-`[...]`, or that the forward path writes: after one jitted step it is an array of int32. A weak count that only `+= 1`
-changes stays weak, and is not reported.
+A Variable that holds a Python number, `nnx.Variable(0)`, cannot be indexed: outside of a transformation
+`self.count[...] += 1` raises TypeError. After one jitted step the number is an int32 array.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -58,11 +60,14 @@ class Gate(nnx.Module):
     def __call__(self, x):
         return x > self.threshold[...]
 """,
-    fix=(
-        "The initial value gets a dtype, `jnp.array(0.5, dtype=jnp.float32)`, where the literal or the call "
-        "is in sight (and `int32` for a whole number); a model in float64 wants another."
-    ),
-    misses="Initial values whose type can't be told from source, such as an unannotated argument.",
+    fix="""\
+If the literal or the call is visible, the initial value gets a dtype, such as `jnp.array(0.5, dtype=jnp.float32)`, or
+`int32` for a whole number. If your model computes in float64, change it.
+""",
+    limits="""\
+If the type of an initial value is not visible in source, for example of an argument without an annotation, it is not
+reported.
+""",
 )
 
 
