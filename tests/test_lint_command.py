@@ -124,7 +124,7 @@ def test_addresses_of_rules(capsys, monkeypatch):
     log = json.loads("\n".join(ran(capsys, ".", "--format", "sarif")[1]))
     rules = log["runs"][0]["tool"]["driver"]["rules"]
     assert rules[0]["helpUri"] == "https://example.org/docs/lint/TLX001/"
-    assert "## Bad" in rules[0]["help"]["markdown"]
+    assert "## Code that is reported" in rules[0]["help"]["markdown"]
 
 
 def test_github(capsys):
