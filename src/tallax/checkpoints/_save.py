@@ -28,7 +28,7 @@ from tallax.checkpoints._locate import orbax, told
 from tallax.checkpoints._manifest import Entry, Manifest
 from tallax.checkpoints._positions import gathered
 from tallax.checkpoints._serialize import RESERVED, dtype_of, is_writable, size_of, stored, sums_of
-from tallax.reading import Reading
+from tallax.reading import reading_of_arrays
 
 _SMALL = 2**16  # bytes; a larger value is a separate array
 
@@ -146,9 +146,7 @@ class Contents:
 
     def _inline_on_host(self) -> dict[str, np.ndarray]:
         there = {name: value for name, value in self.inline.items() if isinstance(value, jax.Array)}
-        names = list(there)
-        reading = Reading((), list(there.values()), lambda copies: dict(zip(names, copies, strict=True)))
-        return {**self.inline, **reading.result()}
+        return {**self.inline, **reading_of_arrays(there).result()}
 
 
 def _refuse_dtype(name: str, leaf: Any) -> None:

@@ -19,7 +19,7 @@ from tallax._errors import InvalidValueError, TracedReadError, compose, describe
 from tallax.compiling import CompiledStep
 from tallax.logging._flatten import Numbers, no_number
 from tallax.logging._omissions import Exclusion, Omission, described
-from tallax.reading import Entry, Reading, collect
+from tallax.reading import Entry, Reading, collect, reading_of_arrays
 from tallax.runs import Record, StateInfo
 from tallax.variables import Counter
 
@@ -111,11 +111,11 @@ class _Arrays:
     """
 
     def __init__(self, arrays: Mapping[str, jax.Array]):
-        self._arrays, names = arrays, [*arrays]
+        self._arrays = arrays
         self._reading: Reading | None = None
         if arrays:
             with contextlib.suppress(Exception):  # the program of an array has already failed; `values` reports it
-                self._reading = Reading((), [*arrays.values()], lambda copies: dict(zip(names, copies, strict=True)))
+                self._reading = reading_of_arrays(arrays)
 
     def values(self) -> Iterator[tuple[str, Any]]:
         """Yields names and arrays on the host, or the error of an array that could not be computed."""

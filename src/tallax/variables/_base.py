@@ -24,6 +24,7 @@ Reduce: TypeAlias = Literal["sum", "max", "min", "replicated"]
 _REDUCTIONS = ("sum", "max", "min", "replicated")
 _DECLARED = ("persistent", "reduce", "per_replica")  # a dict of other metadata does not replace these
 _MISSING = object()
+_set_attribute = nnx.Variable.__setattr__  # bound once, because each eager count calls it
 
 
 class PerReplica(NamedTuple):
@@ -257,7 +258,7 @@ class StateVariable(nnx.Variable[Any]):
             self.set_value(value)
             return
         try:
-            nnx.Variable.__setattr__(self, name, value)  # not super(), for the reason given in set_raw_value
+            _set_attribute(self, name, value)
         except flax.errors.TraceContextError:
             raise self._of_another_trace() from None
 

@@ -43,8 +43,8 @@ from tallax.variables._traced_count import Pending
 READS = (np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.uint64))  # the dtypes in which other libraries save counts
 
 _add_on_device = jax.jit(lambda raw, by: _uint64.add(raw, jnp.broadcast_to(by, raw.shape)))  # compiled once
-_ndarray, _uint32, _int32 = np.ndarray, np.dtype(np.uint32), np.int32  # bound once, for `_advance`
-_to_int, _from_int = _uint64.to_int, _uint64.from_int
+_array, _ndarray, _uint32, _int32 = np.array, np.ndarray, np.dtype(np.uint32), np.int32  # bound once, for `_advance`
+_variable = nnx.Variable
 
 
 class CountStorage(StateVariable):
@@ -103,11 +103,13 @@ class CountStorage(StateVariable):
             raw = on_host(raw)
         if raw is None or raw.ndim != 1 or raw.dtype != _uint32:
             return None
-        count = _to_int(raw) + by
+        # The hot path of eager counts, so `to_int`, `from_int` and `self.set_raw_value` are written out: 0.3 of 3.1 us.
+        low, high = raw.tolist()
+        count = low + (high << 32) + by
         if count > _uint64.MAX:
             count = _uint64.MAX
-        try:  # not self.set_raw_value, which passes options on: this is the hot path of eager counts
-            nnx.Variable.set_raw_value(self, _from_int(count))
+        try:
+            _variable.set_raw_value(self, _array((count & _uint64.WORD, count >> 32), _uint32))
         except flax.errors.TraceContextError:
             raise self._of_another_trace() from None
         return count
