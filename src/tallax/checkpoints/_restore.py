@@ -14,12 +14,11 @@ import numpy as np
 from tallax.checkpoints._apply import apply, require_values
 from tallax.checkpoints._collect import Target, named_objects
 from tallax.checkpoints._fetch import Fetch, fetch_values, given, read_arrays, read_manifest
-from tallax.checkpoints._locate import locate, orbax, pytree_handler, told
+from tallax.checkpoints._locate import locate, orbax, path_of, pytree_handler, told
 from tallax.checkpoints._manifest import Entry, Manifest, Source, arrays_in
 from tallax.checkpoints._plan import RestoreReport, places, plan_restore
 from tallax.checkpoints._policy import Missing, Policy, Rename, Unexpected
 from tallax.checkpoints._prefixes import without_value_levels
-from tallax.checkpoints._save import path_of
 from tallax.checkpoints._serialize import PYTHON, RESERVED, is_placed, joined, key_of, needs_numpy
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.errors import ConcretizationTypeError, TracerArrayConversionError, TracerIntegerConversionError
 
 from tallax._errors import InvalidTypeError, InvalidValueError, StateOwnedByStepError, compose, describe
-from tallax.compiling._marks import Static
+from tallax.compiling._results import Static
 
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _NEEDS_A_VALUE = (ConcretizationTypeError, TracerArrayConversionError, TracerIntegerConversionError)

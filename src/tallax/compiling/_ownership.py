@@ -17,14 +17,11 @@ from flax import nnx
 
 from tallax import _uint64
 from tallax._arrays import home_of, is_committed, is_traced, placed
-from tallax.compiling._cells import owner_of
+from tallax.compiling._cells import in_a_trace, lost, owner_of, written_past
 from tallax.compiling._layout import Layout, Place, owned, owned_together
-from tallax.compiling._marks import Reference
-from tallax.compiling._overlap import Overlap
+from tallax.compiling._packing import Items, Overlap, State
 from tallax.compiling._reader import Reader
-from tallax.compiling._refusals import in_a_trace, lost, written_past
-from tallax.compiling._results import is_object
-from tallax.compiling._step_state import Items, State
+from tallax.compiling._results import Reference, is_object
 from tallax.compiling._structure import Structure
 from tallax.reading import Reading, entries_of
 
@@ -98,8 +95,8 @@ class Holding:
                     pairs.setdefault(other, []).append((place, theirs))
                 place.cell.holders[self] = place
             for other, places in pairs.items():
-                self.neighbours[other] = Overlap(self.layout, other.layout, places)
-                other.neighbours[self] = Overlap(other.layout, self.layout, [(b, a) for a, b in places])
+                self.neighbours[other] = Overlap(self.layout.packing, other.layout.packing, places)
+                other.neighbours[self] = Overlap(other.layout.packing, self.layout.packing, [(b, a) for a, b in places])
             for place, _ in self._before:
                 place.variable.set_raw_value(place.cell.held)
             self.catch_up()

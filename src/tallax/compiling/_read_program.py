@@ -20,10 +20,8 @@ from tallax._errors import InvalidTypeError, compose
 from tallax.compiling._arguments import ReadArguments
 from tallax.compiling._cells import tracing
 from tallax.compiling._layout import Layout
-from tallax.compiling._marks import values_of
-from tallax.compiling._refusals import changed, refuse_objects
-from tallax.compiling._results import refuse_graphs
-from tallax.compiling._step_state import State
+from tallax.compiling._packing import State
+from tallax.compiling._results import refuse_graphs, refuse_objects, values_of
 from tallax.compiling._structure import Structure
 from tallax.compiling._unchanged import passed_on
 
@@ -143,7 +141,7 @@ class ReadProgram:
             refuse_graphs(result, {id(node): path for path, node in nnx.iter_graph(objects)}, self._arguments.label)
             split = layout.split(objects, constants)
             if split is None:
-                raise changed(before.change())
+                raise before.refusal()
             counts, others = split
             return result, [counts[k] for k in range(first)], others
 

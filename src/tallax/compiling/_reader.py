@@ -11,7 +11,7 @@ import numpy as np
 
 from tallax import _uint64
 from tallax.compiling._layout import Layout
-from tallax.compiling._step_state import State
+from tallax.compiling._packing import State
 from tallax.reading import Decoded, Entry, Reading, errors_among
 
 

@@ -54,6 +54,18 @@ class Structure:
                         return Change(name, f"{attribute} {_told(before, after)}")
         return None
 
+    def refusal(self) -> StructureChangedError:
+        """Returns the error for a function that changed the structure inside a step."""
+        change = self.change()
+        return StructureChangedError(
+            compose(
+                change.name if change is not None else "the bound objects",
+                "a compiled step cannot change the structure of its objects.",
+                got=change.text if change is not None else "another structure",
+                fix="change it between two calls, or keep it in a Variable; nnx.pop removes sown values",
+            )
+        )
+
 
 def _parts_of(node: Any) -> Any:
     """Returns the attributes of a module or a dataclass, or the container itself; None for anything else."""

@@ -15,10 +15,8 @@ from tallax.compiling._arguments import Arguments
 from tallax.compiling._cells import tracing
 from tallax.compiling._jaxpr_analysis import uses
 from tallax.compiling._layout import Layout
-from tallax.compiling._marks import values_of
-from tallax.compiling._refusals import changed, refuse_objects
-from tallax.compiling._results import Shape, flatten, refuse_references, with_references
-from tallax.compiling._step_state import Items, State
+from tallax.compiling._packing import Items, State
+from tallax.compiling._results import Shape, flatten, refuse_objects, refuse_references, values_of, with_references
 from tallax.compiling._structure import Structure
 from tallax.variables import Pending
 
@@ -173,9 +171,7 @@ class Program:
             result = with_references(result, objects, self._arguments.label)
         after = layout.split(objects, constants)
         if after is None:
-            raise changed(
-                before.change(),
-            )
+            raise before.refusal()
         counts, values = after
         parts = [_in_two(counts[number], word) for number, word in zip(apart, added, strict=True)]
         limbs = [_in_one(counts[number]) for number in others]

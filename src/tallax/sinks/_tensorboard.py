@@ -14,8 +14,7 @@ import numpy as np
 
 from tallax._errors import MissingExtraError
 from tallax.runs import Bins, Record
-from tallax.sinks._append_file import AppendFile
-from tallax.sinks._local_path import local_path
+from tallax.sinks._files import AppendFile, local_path
 from tallax.sinks._partial_writes import encode_or_omit
 
 try:

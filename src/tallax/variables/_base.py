@@ -17,8 +17,7 @@ from tallax._display import bundle, card, tree
 from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, TraceError, compose, describe
 from tallax._mesh_axes import mapped_axes
 from tallax.runs._number_format import size
-from tallax.variables._owned import Held
-from tallax.variables._traced_count import Pending
+from tallax.variables._raw_values import Held, Pending
 
 Reduce: TypeAlias = Literal["sum", "max", "min", "replicated"]
 _REDUCTIONS = ("sum", "max", "min", "replicated")
