@@ -288,9 +288,7 @@ class Entry:
 def entries_of(objects: Sequence[Any], names: Sequence[str] | None = None) -> list[Entry]:
     """Returns the entries of some objects, each once.
 
-    Args:
-        objects: Modules and optimizers.
-        names: The names of the objects, which are used as prefixes if two objects have state of the same name.
+    If two objects have state of the same name, the names of the objects are used as prefixes.
 
     Raises:
         InvalidTypeError: An object is not a module.

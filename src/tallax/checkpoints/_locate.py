@@ -71,10 +71,6 @@ def locate(path: Path, name: str) -> tuple[dict[str, Path], dict[str, Any]]:
 
     If Orbax's manager wrote several trees, each has a folder, and the names of the folders are the keys. A checkpoint
     in a single folder has the empty key.
-
-    Args:
-        path: The user's folder.
-        name: The name of the folder in errors.
     """
     handler = pytree_handler()
     folders = _items_of(path)

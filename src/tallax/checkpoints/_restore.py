@@ -191,14 +191,7 @@ def restore_from(
 
 
 def restore_into(target: Target, source: Source, fetch: Fetch, policy: Policy) -> RestoreReport:
-    """Runs the last three stages: plans, fetches and applies. The objects change only if all three succeed.
-
-    Args:
-        target: The objects.
-        source: The checkpoint.
-        fetch: A function that returns the arrays of the checkpoint that the plan needs.
-        policy: The treatment of missing, unexpected and renamed arrays.
-    """
+    """Runs the last three stages: plans, fetches and applies. The objects change only if all three succeed."""
     plan = plan_restore(source.manifest, target, policy)
     fresh = require_values(target, plan.report)
     values, report = fetch_values(target, plan, source.manifest, fetch, policy)

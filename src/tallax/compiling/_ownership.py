@@ -35,7 +35,7 @@ class Holding:
 
     If another step shares Variables, it has its own holding, and only one of them has the current value at a time.
     `catch_up` moves the current values here. They stay on the device, and only counts are copied, because they are
-    packed in a different order.
+    packed in a different order. If the objects determine no devices, the arguments of the call do.
 
     Attributes:
         latest: The state and the result of the last call, as the programs return them.
@@ -44,12 +44,6 @@ class Holding:
         is_ready: Whether the step can be called: its programs exist, and it still owns all its Variables.
         failed: Whether a call began and did not end.
         neighbours: The holdings that share Variables, with the shared places.
-
-    Args:
-        layout: The layout of the bound objects.
-        objects: The bound objects.
-        structure: The structure of the objects.
-        arguments: The arguments of the call. They determine the devices if the objects do not.
 
     Raises:
         TraceError: Inside a trace.
@@ -220,10 +214,8 @@ class Holding:
 
         Every call checks all modules: after `model.eval()`, the next call must run the program for eval mode, as
         `nnx.jit` does. A comparison takes about 0.1 us per module. Writes past the step are errors that may be found
-        later, so a call checks only some of the Variables, and the next call the next ones.
-
-        Args:
-            look: Whether to check some Variables even if the structure is the same.
+        later, so a call checks only some of the Variables, and the next call the next ones. Without `look`, it checks
+        none if the structure is the same.
 
         Raises:
             StateOwnedByStepError: A Variable was written past the step.

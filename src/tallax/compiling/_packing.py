@@ -40,11 +40,7 @@ class State(NamedTuple):
 
 
 class Packing:
-    """The places of counts in uint32[2, n]: low words and high words, with the counts concatenated.
-
-    Args:
-        shapes: The shapes of the counts.
-    """
+    """The places of counts in uint32[2, n]: low words and high words, with the counts concatenated."""
 
     def __init__(self, shapes: Sequence[tuple[int, ...]]):
         self.shapes = list(shapes)
@@ -82,13 +78,7 @@ class Packing:
         return _written(packed, self.ends[number], limbs)
 
     def plus(self, packed: jax.Array, added: Mapping[int, Any], whole: Mapping[int, Any]) -> jax.Array:
-        """Returns the array of all counts after a step. All carries are computed at once.
-
-        Args:
-            packed: The array before the step.
-            added: The increments by the number of the count, uint32.
-            whole: The limbs of counts that the step replaces.
-        """
+        """Returns the array of all counts after a step, with all carries computed at once. `whole` replaces counts."""
         words = [
             np.zeros(size, np.uint32) if number in whole else unsplit(jnp.asarray(added[number])).reshape(size)
             for number, size in enumerate(self.sizes)

@@ -36,15 +36,8 @@ class ReadProgram:
     """A function of the bound objects as a function of arrays, for one layout.
 
     A model of 1,000 Variables is read faster if the program is given only the arrays that it uses, because JAX checks
-    every argument at each call. So each trace finds them, and the program takes those of all traces so far.
-
-    Args:
-        function: takes the objects, and then the arguments of a call.
-        layout: that of the bound objects.
-        names: the names of the bound objects.
-        leading: how many of the objects the function takes before the arguments of a call.
-        state: the state, for shapes and dtypes.
-        constants: the arrays that are in no Variable.
+    every argument at each call. So each trace finds them, and the program takes those of all traces so far. The
+    function takes the first `leading` objects, and then the arguments of a call.
     """
 
     def __init__(

@@ -104,11 +104,6 @@ class Shape:
 def with_references(result: Any, objects: tuple[Any, ...], name: str) -> Any:
     """Returns a result of a traced function with references instead of the objects that were passed to it.
 
-    Args:
-        result: The result of the function.
-        objects: The objects that were passed to the function, after it ran.
-        name: The name of the function.
-
     Raises:
         InvalidTypeError: A new module or Variable is in two places.
     """
@@ -126,10 +121,7 @@ def with_references(result: Any, objects: tuple[Any, ...], name: str) -> Any:
 def refuse_graphs(result: Any, known: Mapping[int, Any], name: str) -> None:
     """Raises if a new object is in two places of a result: it would come back as two objects.
 
-    Args:
-        result: what a function returned.
-        known: objects that come back as themselves, by their ids.
-        name: that of the function.
+    Objects whose ids are in `known` come back as themselves.
     """
     seen: set[int] = set()
     queue: list[Any] = [[result]]

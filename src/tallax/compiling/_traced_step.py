@@ -31,12 +31,6 @@ class Program:
         once: Runs one step, and returns the next `Holding.latest`.
         many: Runs several steps with `jax.lax.scan`.
         traces: The number of times that the function was traced.
-
-    Args:
-        arguments: The function and its parameters.
-        layout: The layout of the bound objects.
-        shardings: The shardings of the state; None for arrays that JAX may place.
-        donate: Whether a call may overwrite the previous state.
     """
 
     def __init__(self, arguments: Arguments, layout: Layout, shardings: State, *, donate: bool):
@@ -85,12 +79,7 @@ class Program:
         return wrapped
 
     def result_of(self, nested: Any, nodes: Callable[[], Any]) -> Any:
-        """Returns the result of the function from the nested list of `_flat`.
-
-        Args:
-            nested: the list.
-            nodes: returns the bound objects by their paths.
-        """
+        """Returns the result of the function from the nested list of `_flat`, and the bound objects by their paths."""
         number = 0
         while isinstance(nested, tuple):
             (nested,) = nested

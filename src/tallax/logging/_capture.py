@@ -194,12 +194,7 @@ class Known:
 
 
 class Capture:
-    """Captures the arguments of the calls of a Logger.
-
-    Args:
-        counter: The name of the Counter that counts the steps of the run. If None, the first call finds it.
-        exclusion: The names to leave out.
-    """
+    """Captures the arguments of the calls of a Logger."""
 
     def __init__(self, counter: str | None, exclusion: Exclusion) -> None:
         self._asked, self._exclusion = counter, exclusion
@@ -209,11 +204,7 @@ class Capture:
     def capture(self, objects: Sequence[Any], scalars: Mapping[str, Any], step: int, *, explicit: bool) -> Captured:
         """Starts the copy to the host and returns the capture, without waiting.
 
-        Args:
-            objects: Compiled steps and modules.
-            scalars: Numbers, and arrays of one number.
-            step: The step of the record, unless there is a step counter.
-            explicit: Whether `step` comes from the caller, so that no counter replaces it.
+        A step counter replaces `step`, unless the caller gave the step, so that it is `explicit`.
 
         Raises:
             InvalidTypeError: An object is not a module.
@@ -282,12 +273,7 @@ class Capture:
 def _numbers(
     scalars: Mapping[str, Any], exclusion: Exclusion, omissions: list[Omission]
 ) -> Iterator[tuple[str, int | float | jax.Array]]:
-    """Yields the scalars that can be written, on the host or on the device.
-
-    Args:
-        scalars: The scalars by name.
-        exclusion: The names to leave out.
-        omissions: Scalars that cannot be written are added to it.
+    """Yields the scalars that can be written, on the host or on the device. Adds the others to `omissions`.
 
     Raises:
         TracedReadError: A scalar is traced.

@@ -15,10 +15,6 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+://")
 def local_path(sink: str, path: str | os.PathLike[str]) -> Path:
     """Returns the path of a file or folder on this machine.
 
-    Args:
-        sink: The name of the sink, for errors.
-        path: The path of the file or folder.
-
     Raises:
         InvalidValueError: The path is the address of a remote store. Otherwise a folder `gs:` would be created here.
     """
@@ -37,10 +33,6 @@ def local_path(sink: str, path: str | os.PathLike[str]) -> Path:
 
 def lock(file: int, path: Path) -> None:
     """Locks a file until it is closed, if the file system supports locks.
-
-    Args:
-        file: The descriptor of the file.
-        path: The path of the run, for errors.
 
     Raises:
         RunLockedError: Another program has locked the file.
@@ -67,11 +59,8 @@ def lock(file: int, path: Path) -> None:
 class AppendFile:
     """Appends pieces to a file. The operating system receives each whole, so it survives if the program is killed.
 
-    If a piece cannot be written completely, it is removed, so the file stays readable.
-
-    Args:
-        descriptor: The descriptor of the file. `close` closes it.
-        end: The position of the next piece. Bytes after it are overwritten.
+    Bytes after `end` are overwritten. If a piece cannot be written completely, it is removed, so the file stays
+    readable.
     """
 
     def __init__(self, descriptor: int, end: int = 0):

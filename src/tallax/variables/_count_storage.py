@@ -170,11 +170,8 @@ class CountStorage(StateVariable):
     def _add_known(self, total: Any, increment: Any, most: int) -> None:
         """Stores counts of a statistic that are already combined over replicas and added to the old counts.
 
-        Args:
-            total: The limbs of the sum of the counts and the increment.
-            increment: The limbs of the increment. If it fits into a word, a compiled step uses it instead of the sum,
-                so that all packed counts are added to at once.
-            most: An upper bound of every entry of the increment.
+        If the increment, with entries of at most `most`, fits into a word, a compiled step uses it instead of the
+        total, so that all packed counts are added to at once.
         """
         raw = self.get_raw_value()
         if isinstance(raw, Pending) and most <= _uint64.WORD:
