@@ -10,7 +10,7 @@ from pathlib import Path
 from tallax.runs import Record
 from tallax.runs._jsonl_format import FIRST_LINE, Decoder, Encoder
 from tallax.runs._run import file_of
-from tallax.sinks._files import AppendFile, local_path, lock
+from tallax.sinks._local_files import AppendFile, local_path, lock
 from tallax.sinks._partial_writes import encode_or_omit
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from tallax._errors import MissingExtraError
 from tallax.runs import Bins, Record
-from tallax.sinks._files import AppendFile, local_path
+from tallax.sinks._local_files import AppendFile, local_path
 from tallax.sinks._partial_writes import encode_or_omit
 
 try:
