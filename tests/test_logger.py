@@ -350,7 +350,7 @@ def test_a_reading_is_resolved_beside_the_loop(monkeypatch):
 
     def decode(copies):
         asked.append(threading.current_thread())
-        return {"x": float(copies[0])}
+        return {"x": float(copies[0])}, []
 
     sink, step = Kept(), tallax.compile_step(lambda model: None, counting())
     monkeypatch.setattr(step, "collect", lambda: tallax.Reading((), [jnp.float32(2.0)], decode))

@@ -20,15 +20,7 @@ _NOTE = 120  # characters
 
 
 def tree(thing: Any, attributes: Mapping[str, Any], note: str, path: str | None, subtree_renderer: Any) -> Any:
-    """Returns treescope's rendering of an object: its attributes, with a note in the first line.
-
-    Args:
-        thing: The object.
-        attributes: The attributes to show.
-        note: A line of text. If it is long, it is truncated.
-        path: The path, as treescope passes it.
-        subtree_renderer: The renderer of children, as treescope passes it.
-    """
+    """Returns treescope's rendering of an object: its attributes, with a note in the first line."""
     from treescope import rendering_parts as parts
 
     said = note if len(note) <= _NOTE else note[: _NOTE - 3] + "..."
@@ -56,13 +48,7 @@ def bundle(html: str) -> dict[str, str]:
 
 
 def card(title: str, value: Any, bins: Bins | None = None) -> str:
-    """Returns an object as HTML: its title, the fields of its value, and its bins as a plot.
-
-    Args:
-        title: The title.
-        value: A record, whose fields are listed, or a number or an array in one row, or None.
-        bins: The counts by bin, to be plotted.
-    """
+    """Returns a title and a value: a record, whose fields are listed, a number or an array in one row, or None."""
     rows: list[tuple[str, str]] = []
     if bins is not None and bins.total:
         rows.append(("", bars(bins)))

@@ -14,10 +14,6 @@ def lazily(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
 
     Type checkers read the stub beside `file`, `__init__.pyi`, so it has every public name, one on each line: `from HOME
     import NAME as NAME`. The same lines are read here, so the two lists cannot differ.
-
-    Args:
-        package: The `__name__` of the package.
-        file: The `__file__` of the package.
     """
     homes: dict[str, str] = {}
     with open(file.removesuffix("c") + "i", encoding="utf-8") as stub:

@@ -68,12 +68,7 @@ class Group(NamedTuple):
 
 
 def path_name(path: Sequence[Any], prefix: str = "") -> str:
-    """Returns a path as text: `path_name(("experts", 1, "step"))` is `experts/1/step`.
-
-    Args:
-        path: Attribute names, keys and indices. Keys of JAX's own paths are unwrapped.
-        prefix: The name of the object, if several were passed.
-    """
+    """Returns a path as text: `path_name(("experts", 1, "step"))` is `experts/1/step`. It unwraps JAX's keys."""
     parts = [key if key.__class__ is str else _key_name(key) for key in path]
     if WATCHED in parts:
         parts = _of_watched(parts)
@@ -102,9 +97,7 @@ def _of_watched(parts: list[str]) -> list[str]:
 def leaves_of(thing: Any, kind: Any = nnx.Variable) -> list[Leaf]:
     """Returns the Variables of an object, each once, in the order of Flax's graph.
 
-    Args:
-        thing: A module, an optimizer, or any other node of Flax's graph.
-        kind: The classes of Variables to list. Classes of arrays list the arrays outside of Variables, too.
+    If `kind` has classes of arrays, arrays outside of Variables are listed, too.
     """
     found, owners = _walked(thing, kind)
     nobody = ((), None)
@@ -114,9 +107,7 @@ def leaves_of(thing: Any, kind: Any = nnx.Variable) -> list[Leaf]:
 def groups_of(thing: Any, kind: Any = nnx.Variable) -> list[Group]:
     """Returns the state of an object in groups: each statistic and `ScheduledValue` as one, each other Variable alone.
 
-    Args:
-        thing: A module, an optimizer, or any other node of Flax's graph.
-        kind: The classes of Variables to list; an owner is listed if one of its Variables is of such a class.
+    An owner is listed if one of its Variables is of `kind`.
     """
     found, owners = _walked(thing, kind)
     groups: dict[int, Group] = {}

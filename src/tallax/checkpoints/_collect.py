@@ -87,11 +87,9 @@ class Holder:
 
 
 def named_objects(objects: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns modules and optimizers by their names in a checkpoint. State that steps own is synced first.
+    """Returns modules and optimizers by their names in a checkpoint.
 
-    Args:
-        objects: Modules, optimizers, and compiled steps, which stand for their bound objects.
-        named: Further objects with their own names.
+    A compiled step is synced, and stands for its bound objects.
 
     Raises:
         InvalidTypeError: An object is none of these, or there are no objects.
@@ -149,9 +147,7 @@ def _label(thing: Any) -> str:
 def holders_of(objects: Mapping[str, Any], *, abstract: bool = False) -> list[Holder]:
     """Returns all state of named objects, each holder once, sorted by name. It is the same in every mode of Flax.
 
-    Args:
-        objects: By name.
-        abstract: Whether they may have shapes without values, like a model from `nnx.eval_shape`.
+    With `abstract`, objects may have shapes without values, like a model from `nnx.eval_shape`.
 
     Raises:
         StateOwnedByStepError: A compiled step holds a value.

@@ -24,9 +24,7 @@ _COUNTS_OF_EITHER = ("next_index", "batches", "num_batches")
 def disagreements(manifest: Manifest, batch_size: int | None) -> list[str]:
     """Returns a message for each count of examples, or position in the data, that does not fit the steps.
 
-    Args:
-        manifest: of a checkpoint.
-        batch_size: the examples of a step; if it is None, each count of examples must still be a multiple of the steps.
+    Without a batch size, each count of examples must still be a multiple of the steps.
     """
     counts, positions = {}, {}
     for name, entry in manifest.entries.items():

@@ -62,12 +62,7 @@ def read_arrays(
 ) -> dict[str, Any]:
     """Returns some arrays of a folder.
 
-    Args:
-        checkpointer: A checkpointer of Orbax.
-        folder: The folder with the arrays.
-        tree: The outline of all arrays in the folder.
-        wanted: The names of the arrays to read, by Orbax's names.
-        target: The objects to restore, which determine the devices.
+    `wanted` has their names by Orbax's names. The objects of `target` determine the devices.
     """
     if not wanted:
         return {}

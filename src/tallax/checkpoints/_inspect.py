@@ -37,9 +37,6 @@ _READABLE = {
 def shown(path: str | os.PathLike[str]) -> Contents:
     """Returns the contents of a checkpoint of tallax or Orbax, or of the latest checkpoint of a series.
 
-    Args:
-        path: The folder of the checkpoint or of the series.
-
     Raises:
         CheckpointError: The checkpoint does not exist, or is damaged, unfinished or of a later version.
     """

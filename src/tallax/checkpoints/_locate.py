@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from tallax._errors import CheckpointError, TallaxError, compose
+from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, TallaxError, compose
 from tallax.checkpoints._manifest import MOST, damaged, is_too_much
 from tallax.checkpoints._serialize import RESERVED
 
@@ -34,6 +34,23 @@ def orbax() -> Any:
     import orbax.checkpoint
 
     return orbax.checkpoint
+
+
+def path_of(path: Any, call: str) -> Path:
+    """Returns the first argument of a call as a path. Raises if it is not a path."""
+    if isinstance(path, str | os.PathLike):
+        if "://" in str(path):
+            raise InvalidValueError(
+                compose(
+                    str(path),
+                    "tallax writes checkpoints only to folders on a disk.",
+                    fix="a path that is mounted; or Orbax's own calls, with tallax.to_checkpoint and from_checkpoint",
+                )
+            )
+        return Path(path)
+    raise InvalidTypeError(
+        compose("a checkpoint", "requires its path as the first argument.", got=f"a {type(path).__name__}", fix=call)
+    )
 
 
 def _items_of(path: Path) -> dict[str, Path]:
@@ -54,10 +71,6 @@ def locate(path: Path, name: str) -> tuple[dict[str, Path], dict[str, Any]]:
 
     If Orbax's manager wrote several trees, each has a folder, and the names of the folders are the keys. A checkpoint
     in a single folder has the empty key.
-
-    Args:
-        path: The user's folder.
-        name: The name of the folder in errors.
     """
     handler = pytree_handler()
     folders = _items_of(path)

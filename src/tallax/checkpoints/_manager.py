@@ -20,12 +20,12 @@ import jax
 from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, TallaxError, compose, describe
 from tallax.checkpoints._collect import named_objects
 from tallax.checkpoints._cross_check import disagreements
-from tallax.checkpoints._locate import UNFINISHED, orbax, unreadable
+from tallax.checkpoints._locate import UNFINISHED, orbax, path_of, unreadable
 from tallax.checkpoints._plan import RestoreReport
 from tallax.checkpoints._policy import Missing, Policy, Rename, Unexpected
 from tallax.checkpoints._preemption import Preemption
 from tallax.checkpoints._restore import restore_from
-from tallax.checkpoints._save import Contents, arguments, path_of
+from tallax.checkpoints._save import Contents, arguments
 from tallax.compiling import CompiledStep
 
 

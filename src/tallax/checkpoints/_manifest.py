@@ -231,11 +231,7 @@ class Source:
 
     @classmethod
     def of(cls, tree: Any, manifest: Manifest | None = None) -> Source:
-        """Returns the source for a tree.
-
-        Args:
-            tree: Nested dicts of arrays, or of any objects with a shape and a dtype.
-            manifest: The manifest, if it is already known.
+        """Returns the source for nested dicts of arrays, or of any objects with a shape and a dtype.
 
         Raises:
             CheckpointError: The manifest and the arrays differ.
@@ -282,12 +278,7 @@ def _cast(name: str, got: str, entry: Entry) -> CheckpointError:
 
 
 def arrays_in(tree: Any, *, quoted: bool) -> dict[str, Any]:
-    """Returns the arrays of a tree, or their outline, by name.
-
-    Args:
-        tree: Nested dicts.
-        quoted: Whether its keys are already quoted.
-    """
+    """Returns the arrays of nested dicts, or their outline, by name."""
     try:
         flat = [([*map(key_of, path)], leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
         leaves = {joined(keys, quoted=len(keys) if quoted else 0): leaf for keys, leaf in flat}

@@ -85,11 +85,6 @@ class Plan:
 def plan_restore(manifest: Manifest, target: Target, policy: Policy) -> Plan:
     """Compares the entries of a checkpoint with those of the objects, without reading an array.
 
-    Args:
-        manifest: The entries of the checkpoint.
-        target: The objects.
-        policy: The treatment of missing, unexpected and renamed arrays.
-
     Raises:
         InvalidTypeError: `rename` returned something other than a name.
         InvalidValueError: `rename` matches nothing, or gives two arrays one name.
@@ -145,16 +140,7 @@ def _places(
 
 
 def mismatch(name: str, source: str, got: str, expected: str, report: RestoreReport, policy: Policy) -> RestoreError:
-    """Returns the error for the first array that does not fit.
-
-    Args:
-        name: The name of the array in the objects.
-        source: The name of the array in the checkpoint.
-        got: The form of the array in the checkpoint.
-        expected: The form of the array in the objects.
-        report: The report of all differences.
-        policy: The policy of the restore.
-    """
+    """Returns the error for the first array that does not fit."""
     others = len(report.mismatched) - 1
     spelled = policy.spelling.saved.get(source, source)
     error = RestoreError(

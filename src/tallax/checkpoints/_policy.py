@@ -87,12 +87,7 @@ class Policy:
             )
 
     def may_be_missing(self, name: str, variable: Any) -> bool:
-        """Returns whether an array of the objects may keep its value.
-
-        Args:
-            name: The name of the array.
-            variable: The Variable of the array, or None for an array outside of Variables.
-        """
+        """Returns whether an array of the objects may keep its value. The variable of a bare array is None."""
         if name in self.optional or self.missing == "init" or _is_of_watch(name):
             return True
         if isinstance(self.missing, str):
@@ -139,11 +134,7 @@ _MOST = 200  # the most names that a proposal considers, so that an error is not
 def renamed(names: Iterable[str], rename: Rename, *, separator: str = "/") -> dict[str, str]:
     """Returns the new names.
 
-    Args:
-        names: The names in the checkpoint.
-        rename: A function, or a mapping from names or from beginnings of names up to a slash. The longest beginning
-            counts.
-        separator: The separator of the levels, instead of the slash.
+    A mapping maps names, or beginnings of names up to a separator. The longest beginning counts.
 
     Raises:
         InvalidTypeError: `rename` is neither, or it does not return a name.
@@ -232,16 +223,9 @@ def proposal(
 ) -> dict[str, str]:
     """Returns a `rename=` that maps unexpected arrays of the checkpoint to missing arrays of the objects.
 
-    Arrays correspond if one may be restored into the other and the ends of their names are the same. If several arrays
-    correspond, the longest common end counts. If no arrays correspond, and there is only one array on each side, they
-    are assumed to be the same.
-
-    Args:
-        missing: The names that only the objects have.
-        unexpected: The names that only the checkpoint has.
-        restored: The names in the checkpoint that already have a place. A proposal must not move them.
-        fits: A function that decides whether an array of the checkpoint may be restored into an array of the objects.
-        spelling: The form of names in `rename=`.
+    Arrays correspond if one may be restored into the other (`fits`) and the ends of their names are the same. If
+    several arrays correspond, the longest common end counts. If no arrays correspond, and there is only one array on
+    each side, they are assumed to be the same. A proposal must not move `restored` arrays, which already have a place.
     """
     apart = spelling.separator
     wanted = {name: tuple(spelling.wanted.get(name, name).split(apart)) for name in missing[:_MOST]}

@@ -34,10 +34,6 @@ def has_position(thing: Any) -> bool:
 def read_position(name: str, thing: Any) -> np.ndarray:
     """Returns the position of an iterator as bytes.
 
-    Args:
-        name: of the iterator in the checkpoint.
-        thing: the iterator.
-
     Raises:
         InvalidTypeError: its state has something that JSON cannot write.
     """
@@ -72,11 +68,6 @@ def gathered(position: np.ndarray) -> np.ndarray:
 
 def write_position(name: str, thing: Any, position: Any) -> None:
     """Sets an iterator to a position.
-
-    Args:
-        name: of the iterator in the checkpoint.
-        thing: the iterator.
-        position: the bytes of one process or of several.
 
     Raises:
         RestoreError: another number of processes saved it, each at a position of its own; or the iterator refuses it.

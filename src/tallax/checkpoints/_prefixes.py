@@ -68,10 +68,7 @@ class Layout:
 def layout_of(names: Collection[str], objects: Mapping[str, Wanted], *, pinned: Collection[str] = ()) -> Layout:
     """Returns the place of each array of a checkpoint.
 
-    Args:
-        names: The names of the arrays in the checkpoint, after `rename`.
-        objects: The objects by name.
-        pinned: The names that `rename` returned. They are always names in the objects.
+    `pinned` names, which `rename` returned, are always names in the objects.
     """
     found = {name: name for name in names}
     full = {f"{name}/{local}" for name, wanted in objects.items() for local in wanted.names}
@@ -194,14 +191,7 @@ def _is_allowed(
 
 
 def _is_convincing(prefix: Prefix, cover: Mapping[str, str], wanted: Wanted, under: int) -> bool:
-    """Returns whether a part of a checkpoint is certainly an object: most of either is in the other.
-
-    Args:
-        prefix: The prefix of the part.
-        cover: The arrays of the object in the part.
-        wanted: The names of the object.
-        under: The number of arrays in the part.
-    """
+    """Returns whether a part of a checkpoint, of `under` arrays, is certainly an object: one has most of the other."""
     if not cover.keys() & wanted.core:
         return False
     if not prefix and wanted.core != wanted.names:

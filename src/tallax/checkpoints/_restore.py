@@ -14,12 +14,11 @@ import numpy as np
 from tallax.checkpoints._apply import apply, require_values
 from tallax.checkpoints._collect import Target, named_objects
 from tallax.checkpoints._fetch import Fetch, fetch_values, given, read_arrays, read_manifest
-from tallax.checkpoints._locate import locate, orbax, pytree_handler, told
+from tallax.checkpoints._locate import locate, orbax, path_of, pytree_handler, told
 from tallax.checkpoints._manifest import Entry, Manifest, Source, arrays_in
 from tallax.checkpoints._plan import RestoreReport, places, plan_restore
 from tallax.checkpoints._policy import Missing, Policy, Rename, Unexpected
 from tallax.checkpoints._prefixes import without_value_levels
-from tallax.checkpoints._save import path_of
 from tallax.checkpoints._serialize import PYTHON, RESERVED, is_placed, joined, key_of, needs_numpy
 
 
@@ -192,14 +191,7 @@ def restore_from(
 
 
 def restore_into(target: Target, source: Source, fetch: Fetch, policy: Policy) -> RestoreReport:
-    """Runs the last three stages: plans, fetches and applies. The objects change only if all three succeed.
-
-    Args:
-        target: The objects.
-        source: The checkpoint.
-        fetch: A function that returns the arrays of the checkpoint that the plan needs.
-        policy: The treatment of missing, unexpected and renamed arrays.
-    """
+    """Runs the last three stages: plans, fetches and applies. The objects change only if all three succeed."""
     plan = plan_restore(source.manifest, target, policy)
     fresh = require_values(target, plan.report)
     values, report = fetch_values(target, plan, source.manifest, fetch, policy)

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,17 +17,16 @@ from jax.experimental import multihost_utils
 from tallax._errors import (
     CheckpointError,
     InvalidTypeError,
-    InvalidValueError,
     ReplicasError,
     compose,
     describe,
 )
 from tallax.checkpoints._collect import Holder, entry_of, has_shares, holders_of, named_objects, whole
-from tallax.checkpoints._locate import orbax, told
+from tallax.checkpoints._locate import orbax, path_of, told
 from tallax.checkpoints._manifest import Entry, Manifest
 from tallax.checkpoints._positions import gathered
 from tallax.checkpoints._serialize import RESERVED, dtype_of, is_writable, size_of, stored, sums_of
-from tallax.reading import Reading
+from tallax.reading import reading_of_arrays
 
 _SMALL = 2**16  # bytes; a larger value is a separate array
 
@@ -146,9 +144,7 @@ class Contents:
 
     def _inline_on_host(self) -> dict[str, np.ndarray]:
         there = {name: value for name, value in self.inline.items() if isinstance(value, jax.Array)}
-        names = list(there)
-        reading = Reading((), list(there.values()), lambda copies: dict(zip(names, copies, strict=True)))
-        return {**self.inline, **reading.result()}
+        return {**self.inline, **reading_of_arrays(there).result()}
 
 
 def _refuse_dtype(name: str, leaf: Any) -> None:
@@ -186,23 +182,6 @@ def _whole_of(name: str, leaf: Any) -> Any:
     if jax.process_count() > 1 and isinstance(array, jax.Array) and array.is_fully_addressable:
         return np.asarray(array)  # Orbax does not accept an array of one process; that of the first process is written
     return array
-
-
-def path_of(path: Any, call: str) -> Path:
-    """Returns the first argument of a call as a path. Raises if it is not a path."""
-    if isinstance(path, str | os.PathLike):
-        if "://" in str(path):
-            raise InvalidValueError(
-                compose(
-                    str(path),
-                    "tallax writes checkpoints only to folders on a disk.",
-                    fix="a path that is mounted; or Orbax's own calls, with tallax.to_checkpoint and from_checkpoint",
-                )
-            )
-        return Path(path)
-    raise InvalidTypeError(
-        compose("a checkpoint", "requires its path as the first argument.", got=f"a {type(path).__name__}", fix=call)
-    )
 
 
 def save(path: str | os.PathLike[str], *objects: Any, extra: Any = None, **named: Any) -> None:

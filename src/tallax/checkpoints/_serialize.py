@@ -82,11 +82,7 @@ def stored(leaf: Any) -> Any:
 def in_place_of(leaf: Any, array: Any, dtype: str, *, on_host: bool = False) -> Any:
     """Returns a stored array in the form and on the devices of an object's value, the inverse of `stored`.
 
-    Args:
-        leaf: The value of the object, possibly abstract.
-        array: The stored array.
-        dtype: The result of `dtype_of` for `leaf`.
-        on_host: Whether an abstract leaf without a sharding becomes a NumPy array, as in a new counter.
+    With `on_host`, an abstract leaf without a sharding becomes a NumPy array, as in a new counter.
     """
     if dtype in PYTHON and not isinstance(leaf, jax.Array | np.ndarray | np.generic):
         return PYTHON[dtype](np.asarray(array).item())
@@ -123,11 +119,9 @@ def _moved(array: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
 
 
 def stored_dtype(dtype: str, *, widened: bool = True) -> np.dtype[Any]:
-    """Returns the dtype in which a leaf is written.
+    """Returns the dtype in which a leaf is written, given the result of `dtype_of`.
 
-    Args:
-        dtype: The result of `dtype_of`.
-        widened: Whether a dtype that Orbax does not support is replaced by the stored dtype.
+    With `widened`, a dtype that Orbax does not support is replaced by the stored dtype.
 
     Raises:
         TypeError: The dtype is unknown.
@@ -207,9 +201,7 @@ def key_of(key: Any) -> Any:
 def joined(parts: Sequence[Any], *, quoted: int = 0) -> str:
     """Returns a path as one name. Slashes, dots and unprintable characters in its parts are quoted.
 
-    Args:
-        parts: Names, keys and indices.
-        quoted: The number of leading parts that are already quoted.
+    The first `quoted` parts are already quoted.
     """
     return "/".join([*map(str, parts[:quoted]), *(_quoted(str(part)) for part in parts[quoted:])])
 

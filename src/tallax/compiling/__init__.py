@@ -12,7 +12,7 @@ The owner of the state is separate from the steps that run on it:
     CompiledStep            the public class: calls, `read`, `sync`, `collect`       _step.py
        |
        |  arguments         names, static ones, errors that name them                _arguments.py
-       |                    marks for static values and bound objects in them        _marks.py
+       |                    marks for static values and bound objects in them        _results.py
        v
     Structure               have the objects changed since the last call?            _structure.py
        |  yes: take over
@@ -20,8 +20,8 @@ The owner of the state is separate from the steps that run on it:
     Layout, Packing         the place of each Variable among a program's arrays      _layout.py, _packing.py
        |
        v
-    Holding                 the state of one step between its calls                  _ownership.py, _step_state.py
-       |  ^                 ... moved between steps that share Variables             _overlap.py
+    Holding                 the state of one step between its calls                  _ownership.py
+       |  ^                 ... moved between steps that share Variables             _packing.py
        |  |                 ... copied to the host                                   _reader.py
        v  |
     Program                 the traced function, one for each structure              _traced_step.py
@@ -32,7 +32,7 @@ The owner of the state is separate from the steps that run on it:
     result                  arrays, and bound objects that are returned              _results.py
 
     Cell                    for each Variable, the holdings that have its value      _cells.py
-    Held                    the placeholder on a Variable that a step owns           tallax/variables/_owned.py
+    Held                    the placeholder on a Variable that a step owns           tallax/variables/_raw_values.py
 
 The first call makes a layout, a holding and a program, and puts placeholders on the Variables. A call of a step:
 
@@ -48,7 +48,7 @@ values stay with the other steps, and the rest goes back on the objects.
 
 To make another use of a count fast, open `_jaxpr_analysis.py`. To change the accepted arguments, open `_arguments.py`.
 To change the state after `sync` or Ctrl-C, open `_ownership.py`. The error for a use of a value that a step owns is in
-`tallax/variables/_owned.py`; other errors that several files raise are in `_refusals.py`.
+`tallax/variables/_raw_values.py`; the errors for state that is lost or was written past the step are in `_cells.py`.
 
 Four invariants must not break:
 

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.errors import ConcretizationTypeError, TracerArrayConversionError, TracerIntegerConversionError
 
 from tallax._errors import InvalidTypeError, InvalidValueError, StateOwnedByStepError, compose, describe
-from tallax.compiling._marks import Static
+from tallax.compiling._results import Static
 
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _NEEDS_A_VALUE = (ConcretizationTypeError, TracerArrayConversionError, TracerIntegerConversionError)
@@ -28,13 +28,6 @@ class Arguments:
         count: the number of bound objects that the step passes to the function, as its first arguments.
         has_static: whether any argument is static.
         has_bound: whether the arguments of a call may contain bound objects.
-
-    Args:
-        function: takes the objects, and then the arguments of a call.
-        objects: the bound objects.
-        static_argnums: positions of static parameters among all of the function's, as `jax.jit` counts them.
-        static_argnames: names of static parameters.
-        other_names: the names of the bound objects that are passed in each call.
 
     Raises:
         InvalidTypeError: A position is not an integer, or a name is not a string.
@@ -83,12 +76,7 @@ class Arguments:
         return tuple(marked), named
 
     def named(self, run: Callable[..., Any], *leading: str) -> Callable[..., Any]:
-        """Returns a function like `run` for which JAX uses the user's names: in errors, logs and profiles.
-
-        Args:
-            run: A function of the parameters in `leading`, followed by the arguments of a call.
-            *leading: The names of positional parameters.
-        """
+        """Returns a function like `run` for which JAX uses the user's names: in errors, logs and profiles."""
 
         def program(*args: Any, **options: Any) -> Any:
             return run(*args, **options)
@@ -114,14 +102,7 @@ class Arguments:
     def explain(
         self, error: Exception, batch: tuple[Any, ...], options: Mapping[str, Any], bound: Mapping[int, Any]
     ) -> None:
-        """Raises an error that names the argument by which JAX's error came about; returns if it is another one.
-
-        Args:
-            error: raised while the step was called.
-            batch: positional arguments of the call.
-            options: named arguments of the call.
-            bound: the bound objects by their ids.
-        """
+        """Raises an error that names the argument by which JAX's error came about; returns if it is another one."""
         explained = self._explained(error, batch, options, bound)
         if explained is not None:
             raise explained from error

@@ -15,8 +15,7 @@ import numpy as np
 from flax import nnx
 
 from tallax._arrays import is_traced
-from tallax._errors import TraceError, compose
-from tallax.compiling._refusals import in_a_trace
+from tallax._errors import StateOwnedByStepError, TraceError, compose
 from tallax.variables import Counter, Held, Pending, StateVariable, no_value
 
 _SMALL = 2**16  # bytes; a step may keep two copies of a smaller value
@@ -184,3 +183,36 @@ def owner_of(variable: nnx.Variable[Any]) -> Cell | None:
     raw = variable.get_raw_value()
     is_its = isinstance(raw, Owned) and raw.cell.variable is variable and not raw.cell.is_released
     return raw.cell if is_its else None
+
+
+def written_past(names: str) -> StateOwnedByStepError:
+    return StateOwnedByStepError(
+        compose(
+            names,
+            "was written while a compiled step owned it, so the step did not see the new value.",
+            got="a write between two calls of the step",
+            fix="step.sync() before the write; tallax variables can be written at any time",
+        )
+    )
+
+
+def in_a_trace() -> TraceError:
+    return TraceError(
+        compose(
+            "the compiled step",
+            "keeps the state between calls, so it cannot be called inside a trace.",
+            got="a call inside jit, scan or another transformation",
+            fix="call the step outside; step.scan(batches) runs several steps in one program",
+        )
+    )
+
+
+def lost() -> StateOwnedByStepError:
+    return StateOwnedByStepError(
+        compose(
+            "the compiled step",
+            "failed while it ran, after it had overwritten the previous state, so the state is lost.",
+            got="a call that raised inside JAX",
+            fix="restore the last checkpoint; compile_step(..., donate=False) keeps the state before a step",
+        )
+    )

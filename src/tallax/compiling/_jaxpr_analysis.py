@@ -86,10 +86,7 @@ class Uses:
 def uses(program: ClosedJaxpr, counts: int) -> Uses:
     """Returns the uses of the counts in a program.
 
-    Args:
-        program: A jaxpr. Its first inputs and its first outputs are the bases of the counts, followed by the added
-            words.
-        counts: The number of counts.
+    The first inputs and the first outputs of the program are the bases of the counts, followed by the added words.
     """
     inputs: list[_Part] = [*map(_Base, range(counts)), *(_Added(number, 0) for number in range(counts))]
     inputs += [None] * (len(program.jaxpr.invars) - len(inputs))
@@ -226,14 +223,7 @@ def _fixed(parts: list[_Part]) -> list[_Part]:
 def _iterated(
     once: Callable[[list[_Part]], list[_Part]], start: list[_Part], times: int | None, found: Uses
 ) -> list[_Part]:
-    """Returns the final carry of a loop.
-
-    Args:
-        once: A function from the carry before one iteration to the carry after it.
-        start: The carry before the first iteration.
-        times: The number of iterations, or None if it is unknown.
-        found: The uses, which are added to.
-    """
+    """Returns the final carry of a loop, whose number of iterations may be unknown (None)."""
     # The slots of one count may be permuted, so each starts with the largest bound among them.
     most: dict[int, int] = {}
     for part in start:

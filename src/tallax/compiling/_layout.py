@@ -58,11 +58,6 @@ class Layout:
             reads them needs no copy.
         is_renewed: whether the objects were taken over before, with the same layout.
 
-    Args:
-        objects: The bound objects.
-        names: The names of the objects.
-        graph: Whether Flax splits them in graph mode.
-
     Raises:
         StateOwnedByStepError: A Variable is a copy of one that a step owns.
     """
@@ -164,10 +159,6 @@ class Layout:
 
     def split(self, objects: tuple[Any, ...], constants: Sequence[Any]) -> tuple[dict[int, Any], list[Any]] | None:
         """Returns the counts and values of objects from `merge`, or None if their structure has changed.
-
-        Args:
-            objects: The result of `merge`.
-            constants: The constants that were passed to `merge`.
 
         Raises:
             StructureChangedError: An array outside of Variables was replaced.

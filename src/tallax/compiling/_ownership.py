@@ -17,14 +17,11 @@ from flax import nnx
 
 from tallax import _uint64
 from tallax._arrays import home_of, is_committed, is_traced, placed
-from tallax.compiling._cells import owner_of
+from tallax.compiling._cells import in_a_trace, lost, owner_of, written_past
 from tallax.compiling._layout import Layout, Place, owned, owned_together
-from tallax.compiling._marks import Reference
-from tallax.compiling._overlap import Overlap
+from tallax.compiling._packing import Items, Overlap, State
 from tallax.compiling._reader import Reader
-from tallax.compiling._refusals import in_a_trace, lost, written_past
-from tallax.compiling._results import is_object
-from tallax.compiling._step_state import Items, State
+from tallax.compiling._results import Reference, is_object
 from tallax.compiling._structure import Structure
 from tallax.reading import Reading, entries_of
 
@@ -38,7 +35,7 @@ class Holding:
 
     If another step shares Variables, it has its own holding, and only one of them has the current value at a time.
     `catch_up` moves the current values here. They stay on the device, and only counts are copied, because they are
-    packed in a different order.
+    packed in a different order. If the objects determine no devices, the arguments of the call do.
 
     Attributes:
         latest: The state and the result of the last call, as the programs return them.
@@ -47,12 +44,6 @@ class Holding:
         is_ready: Whether the step can be called: its programs exist, and it still owns all its Variables.
         failed: Whether a call began and did not end.
         neighbours: The holdings that share Variables, with the shared places.
-
-    Args:
-        layout: The layout of the bound objects.
-        objects: The bound objects.
-        structure: The structure of the objects.
-        arguments: The arguments of the call. They determine the devices if the objects do not.
 
     Raises:
         TraceError: Inside a trace.
@@ -98,8 +89,8 @@ class Holding:
                     pairs.setdefault(other, []).append((place, theirs))
                 place.cell.holders[self] = place
             for other, places in pairs.items():
-                self.neighbours[other] = Overlap(self.layout, other.layout, places)
-                other.neighbours[self] = Overlap(other.layout, self.layout, [(b, a) for a, b in places])
+                self.neighbours[other] = Overlap(self.layout.packing, other.layout.packing, places)
+                other.neighbours[self] = Overlap(other.layout.packing, self.layout.packing, [(b, a) for a, b in places])
             for place, _ in self._before:
                 place.variable.set_raw_value(place.cell.held)
             self.catch_up()
@@ -223,10 +214,8 @@ class Holding:
 
         Every call checks all modules: after `model.eval()`, the next call must run the program for eval mode, as
         `nnx.jit` does. A comparison takes about 0.1 us per module. Writes past the step are errors that may be found
-        later, so a call checks only some of the Variables, and the next call the next ones.
-
-        Args:
-            look: Whether to check some Variables even if the structure is the same.
+        later, so a call checks only some of the Variables, and the next call the next ones. Without `look`, it checks
+        none if the structure is the same.
 
         Raises:
             StateOwnedByStepError: A Variable was written past the step.

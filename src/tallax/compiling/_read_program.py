@@ -20,10 +20,8 @@ from tallax._errors import InvalidTypeError, compose
 from tallax.compiling._arguments import ReadArguments
 from tallax.compiling._cells import tracing
 from tallax.compiling._layout import Layout
-from tallax.compiling._marks import values_of
-from tallax.compiling._refusals import changed, refuse_objects
-from tallax.compiling._results import refuse_graphs
-from tallax.compiling._step_state import State
+from tallax.compiling._packing import State
+from tallax.compiling._results import refuse_graphs, refuse_objects, values_of
 from tallax.compiling._structure import Structure
 from tallax.compiling._unchanged import passed_on
 
@@ -38,15 +36,8 @@ class ReadProgram:
     """A function of the bound objects as a function of arrays, for one layout.
 
     A model of 1,000 Variables is read faster if the program is given only the arrays that it uses, because JAX checks
-    every argument at each call. So each trace finds them, and the program takes those of all traces so far.
-
-    Args:
-        function: takes the objects, and then the arguments of a call.
-        layout: that of the bound objects.
-        names: the names of the bound objects.
-        leading: how many of the objects the function takes before the arguments of a call.
-        state: the state, for shapes and dtypes.
-        constants: the arrays that are in no Variable.
+    every argument at each call. So each trace finds them, and the program takes those of all traces so far. The
+    function takes the first `leading` objects, and then the arguments of a call.
     """
 
     def __init__(
@@ -143,7 +134,7 @@ class ReadProgram:
             refuse_graphs(result, {id(node): path for path, node in nnx.iter_graph(objects)}, self._arguments.label)
             split = layout.split(objects, constants)
             if split is None:
-                raise changed(before.change())
+                raise before.refusal()
             counts, others = split
             return result, [counts[k] for k in range(first)], others
 

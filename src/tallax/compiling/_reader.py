@@ -11,8 +11,8 @@ import numpy as np
 
 from tallax import _uint64
 from tallax.compiling._layout import Layout
-from tallax.compiling._step_state import State
-from tallax.reading import Entry, Reading
+from tallax.compiling._packing import State
+from tallax.reading import Decoded, Entry, Reading, errors_among
 
 
 class Reader:
@@ -21,17 +21,17 @@ class Reader:
     def __init__(self, entries: list[Entry], layout: Layout):
         places = {id(place.variable): place for place in layout.places}
         self._entries = entries
-        self._names = [entry.name for entry in entries]
-        self._scalars: list[str] = []
+        self._names: list[str] = []  # in the order in which `_decode` makes the values: scalar counts first
         starts: list[int] = []
         self._others: list[int] = []
-        # For every other entry, the place of each of its arrays: columns among all counts, or a separate value.
+        # For every entry that is not a scalar count, the place of each of its arrays: columns among all counts, or a
+        # separate value.
         self._parts: list[tuple[Entry, list[Callable[[np.ndarray, list[np.ndarray]], np.ndarray]]]] = []
         packing, self._packed = layout.packing, False
         for entry in entries:
             numbers = [places[id(item)].number for item in entry.items.values()]
             if entry.owner is None and numbers[0] is not None and not packing.shapes[numbers[0]]:
-                self._scalars.append(entry.name)
+                self._names.append(entry.name)
                 starts.append(packing.ends[numbers[0]])
                 continue
             _refuse_unreadable(entry)
@@ -44,6 +44,9 @@ class Reader:
                     parts.append(functools.partial(_words, *packing.ends[number : number + 2], packing.shapes[number]))
                     self._packed = True
             self._parts.append((entry, parts))
+        self._names += [entry.name for entry, _ in self._parts]
+        # A copy of a dict keeps the order of its keys, and takes a tenth of the time of a new one.
+        self._blank: dict[str, Any] = dict.fromkeys(entry.name for entry in entries)
         self._places = np.array(starts, np.intp)  # the columns of the scalar counts among all counts
         self._packed |= bool(starts)
         self._lasting = all(k < layout.lasting for k in self._others)
@@ -55,17 +58,16 @@ class Reader:
             arrays += [values[k] for k in self._others]
         return Reading(self._entries, arrays, self._decode, lasting=self._lasting)
 
-    def _decode(self, copies: list[np.ndarray]) -> dict[str, Any]:
-        result: dict[str, Any] = dict.fromkeys(self._names)
-        others, words = copies, np.zeros((0, 2), np.uint32)
+    def _decode(self, copies: list[np.ndarray]) -> Decoded:
+        others, words, counts = copies, np.zeros((0, 2), np.uint32), []
         if self._packed:
             packed, *others = copies
             words = np.ascontiguousarray(packed.T)
             counts = _uint64.to_uint64(words)[self._places].tolist()  # one conversion to a list of Python integers
-            result.update(zip(self._scalars, counts, strict=True))
-        for entry, parts in self._parts:
-            result[entry.name] = entry.value([part(words, others) for part in parts])
-        return result
+        rest = [entry.value([part(words, others) for part in parts]) for entry, parts in self._parts]
+        result = self._blank.copy()
+        result.update(zip(self._names, counts + rest, strict=True))
+        return result, errors_among(rest)
 
 
 def _words(start: int, end: int, shape: tuple[int, ...], words: np.ndarray, others: list[np.ndarray]) -> np.ndarray:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The results of a step: arrays, and the bound objects themselves if the function returns them or parts of them.
+"""The arguments and results of a step that are not arrays: static values, and bound objects or parts of them.
 
-Inside the trace the objects are copies. One of them in a result, a module or a Variable, becomes a `Reference` to its
-place among the bound objects, and the caller gets the bound object at that place. A module or a Variable that the
-function makes is returned as a new one; bound objects may be parts of it.
+They are replaced by marks, pytrees without arrays, which JAX compares and passes on. Inside the trace the objects are
+copies. One of them in a result, a module or a Variable, becomes a `Reference` to its place among the bound objects, and
+the caller gets the bound object at that place. A module or a Variable that the function makes is returned as a new one;
+bound objects may be parts of it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,68 @@ import jax
 from flax import nnx
 
 from tallax._errors import InvalidTypeError, compose
-from tallax.compiling._marks import Reference
 from tallax.compiling._structure import path_in
 from tallax.variables import Pending
 
 _OBJECTS = (nnx.Pytree, nnx.Variable)
+
+
+def is_object(x: Any) -> bool:
+    """Returns whether it is a module, an optimizer or a Variable."""
+    return isinstance(x, _OBJECTS)
+
+
+@jax.tree_util.register_static
+class Static:
+    """A static argument: a pytree without arrays, so that JAX traces once for each value and passes it through."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        # 1, 1.0 and True are equal, but a function may treat them differently.
+        return isinstance(other, Static) and type(self.value) is type(other.value) and bool(self.value == other.value)
+
+    def __hash__(self) -> int:
+        return hash((type(self.value), self.value))
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Reference:
+    """Stands for a bound module or Variable in an argument or a result: a pytree without arrays."""
+
+    path: tuple[Any, ...]
+
+
+def values_of(arguments: Any, objects: tuple[Any, ...]) -> Any:
+    """Returns the arguments of a call with static values, and the objects of a trace, in the places of the marks."""
+    is_mark = lambda leaf: isinstance(leaf, Static | Reference)  # noqa: E731
+    marks = [leaf for leaf in jax.tree.leaves(arguments, is_leaf=is_mark) if isinstance(leaf, Reference)]
+    nodes = dict(nnx.iter_graph(objects)) if marks else {}
+
+    def value_of(leaf: Any) -> Any:
+        if isinstance(leaf, Reference):
+            return nodes[leaf.path]
+        return leaf.value if isinstance(leaf, Static) else leaf
+
+    return jax.tree.map(value_of, arguments, is_leaf=is_mark)
+
+
+def refuse_objects(batch: Any) -> None:
+    """Raises if a batch contains a module or a Variable, because changes by the step would be lost."""
+    for leaf in jax.tree.leaves(batch, is_leaf=lambda x: is_object(x) or isinstance(x, nnx.State)):
+        if is_object(leaf) and not isinstance(leaf, nnx.State):
+            raise InvalidTypeError(
+                compose(
+                    "the compiled step",
+                    "accepts only arrays; the state of a module in the batch would be lost.",
+                    got=f"a {type(leaf).__name__}",
+                    fix="bind it: compile_step(train_step, model, rngs), with train_step(model, rngs, x)",
+                )
+            )
 
 
 @dataclass(frozen=True)
@@ -46,11 +104,6 @@ class Shape:
 def with_references(result: Any, objects: tuple[Any, ...], name: str) -> Any:
     """Returns a result of a traced function with references instead of the objects that were passed to it.
 
-    Args:
-        result: The result of the function.
-        objects: The objects that were passed to the function, after it ran.
-        name: The name of the function.
-
     Raises:
         InvalidTypeError: A new module or Variable is in two places.
     """
@@ -68,10 +121,7 @@ def with_references(result: Any, objects: tuple[Any, ...], name: str) -> Any:
 def refuse_graphs(result: Any, known: Mapping[int, Any], name: str) -> None:
     """Raises if a new object is in two places of a result: it would come back as two objects.
 
-    Args:
-        result: what a function returned.
-        known: objects that come back as themselves, by their ids.
-        name: that of the function.
+    Objects whose ids are in `known` come back as themselves.
     """
     seen: set[int] = set()
     queue: list[Any] = [[result]]
@@ -92,11 +142,6 @@ def refuse_graphs(result: Any, known: Mapping[int, Any], name: str) -> None:
             seen.add(id(child))
             if isinstance(child, nnx.Pytree):
                 queue.append(child)
-
-
-def is_object(x: Any) -> bool:
-    """Returns whether it is a module, an optimizer or a Variable."""
-    return isinstance(x, _OBJECTS)
 
 
 def flatten(result: Any) -> tuple[list[Any], Shape]:

@@ -16,10 +16,10 @@ import jax
 from tallax._arrays import is_committed, is_traced
 from tallax._errors import StateOwnedByStepError, TallaxError
 from tallax.compiling._arguments import Arguments
+from tallax.compiling._cells import in_a_trace, written_past
 from tallax.compiling._layout import Layout
 from tallax.compiling._ownership import Holding, put_back
 from tallax.compiling._read_program import ReadProgram, ReadPrograms
-from tallax.compiling._refusals import in_a_trace, written_past
 from tallax.compiling._structure import Structure, refuse_shared
 from tallax.compiling._traced_step import Program
 from tallax.reading import Reading, entries_of, reading_of

@@ -54,6 +54,18 @@ class Structure:
                         return Change(name, f"{attribute} {_told(before, after)}")
         return None
 
+    def refusal(self) -> StructureChangedError:
+        """Returns the error for a function that changed the structure inside a step."""
+        change = self.change()
+        return StructureChangedError(
+            compose(
+                change.name if change is not None else "the bound objects",
+                "a compiled step cannot change the structure of its objects.",
+                got=change.text if change is not None else "another structure",
+                fix="change it between two calls, or keep it in a Variable; nnx.pop removes sown values",
+            )
+        )
+
 
 def _parts_of(node: Any) -> Any:
     """Returns the attributes of a module or a dataclass, or the container itself; None for anything else."""
@@ -91,11 +103,7 @@ def _what(value: Any) -> str:
 def refuse_shared(objects: Sequence[Any], names: Sequence[str], *, items_only: bool, kind: type) -> None:
     """Raises if a Variable has two paths.
 
-    Args:
-        objects: The bound objects of a step.
-        names: The names of the objects.
-        items_only: Whether to check tallax variables only, because Flax's graph mode handles other shared Variables.
-        kind: The type of tallax variables.
+    With `items_only`, only tallax variables are checked, because Flax's graph mode handles other shared Variables.
     """
     try:
         leaves = jax.tree_util.tree_leaves_with_path(tuple(objects), is_leaf=lambda x: isinstance(x, nnx.Variable))
@@ -119,10 +127,5 @@ def refuse_shared(objects: Sequence[Any], names: Sequence[str], *, items_only: b
 
 
 def path_in(path: Sequence[Any], names: Sequence[str]) -> str:
-    """Returns a path as text: `model/experts/1/step`.
-
-    Args:
-        path: The path to a module or Variable. Its first key is the position of the bound object.
-        names: The names of the bound objects.
-    """
+    """Returns a path as text, `model/experts/1/step`. Its first key is the position of the bound object in `names`."""
     return path_name(path[1:], names[int(path_name(path[:1]))])

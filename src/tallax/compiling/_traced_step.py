@@ -15,10 +15,8 @@ from tallax.compiling._arguments import Arguments
 from tallax.compiling._cells import tracing
 from tallax.compiling._jaxpr_analysis import uses
 from tallax.compiling._layout import Layout
-from tallax.compiling._marks import values_of
-from tallax.compiling._refusals import changed, refuse_objects
-from tallax.compiling._results import Shape, flatten, refuse_references, with_references
-from tallax.compiling._step_state import Items, State
+from tallax.compiling._packing import Items, State
+from tallax.compiling._results import Shape, flatten, refuse_objects, refuse_references, values_of, with_references
 from tallax.compiling._structure import Structure
 from tallax.variables import Pending
 
@@ -33,12 +31,6 @@ class Program:
         once: Runs one step, and returns the next `Holding.latest`.
         many: Runs several steps with `jax.lax.scan`.
         traces: The number of times that the function was traced.
-
-    Args:
-        arguments: The function and its parameters.
-        layout: The layout of the bound objects.
-        shardings: The shardings of the state; None for arrays that JAX may place.
-        donate: Whether a call may overwrite the previous state.
     """
 
     def __init__(self, arguments: Arguments, layout: Layout, shardings: State, *, donate: bool):
@@ -87,12 +79,7 @@ class Program:
         return wrapped
 
     def result_of(self, nested: Any, nodes: Callable[[], Any]) -> Any:
-        """Returns the result of the function from the nested list of `_flat`.
-
-        Args:
-            nested: the list.
-            nodes: returns the bound objects by their paths.
-        """
+        """Returns the result of the function from the nested list of `_flat`, and the bound objects by their paths."""
         number = 0
         while isinstance(nested, tuple):
             (nested,) = nested
@@ -173,9 +160,7 @@ class Program:
             result = with_references(result, objects, self._arguments.label)
         after = layout.split(objects, constants)
         if after is None:
-            raise changed(
-                before.change(),
-            )
+            raise before.refusal()
         counts, values = after
         parts = [_in_two(counts[number], word) for number, word in zip(apart, added, strict=True)]
         limbs = [_in_one(counts[number]) for number in others]

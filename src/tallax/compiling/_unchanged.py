@@ -18,11 +18,9 @@ from tallax.compiling._jaxpr_analysis import CALLS, IDENTITIES, has_another_rank
 
 
 def passed_on(jaxpr: Any, inputs: Sequence[Hashable]) -> list[Hashable]:
-    """Returns for each output the input that it is, or None if it is another value.
+    """Returns for each output of an open jaxpr the input that it is, or None if it is another value.
 
-    Args:
-        jaxpr: the open jaxpr.
-        inputs: any names for its inputs; None for inputs that need not be followed.
+    Inputs may have any names. An input named None is not followed.
     """
     names: dict[Any, Hashable] = dict(zip(jaxpr.invars, inputs, strict=True))
 

@@ -35,14 +35,8 @@ def put(
 ) -> RestoreReport:
     """Restores arrays into a module. Random streams, which other libraries do not have, do not change.
 
-    Args:
-        arrays: The arrays that have a place in the module, by their own names.
-        model: The module.
-        names: The module's names of the arrays. Names without an array are those that `rename` returned in vain.
-        others: The names of entries without a place in the module.
-        missing: See `tallax.from_checkpoint`.
-        unexpected: See `tallax.from_checkpoint`.
-        spelling: The form of the names in the `rename=` that errors propose.
+    `names` has the module's names of the arrays; names without an array are those that `rename` returned in vain.
+    `others` have no place in the module.
     """
     target = Target.of({MODEL: checked(model)})
     arrays = {name: stored(array) if is_key(array) else array for name, array in arrays.items()}
@@ -67,11 +61,7 @@ def put(
 def found_in(names: Iterable[str], places: Mapping[str, str], model: Any, *, pinned: Iterable[str]) -> dict[str, str]:
     """Returns the module's names for the arrays of another library that have a place in the module.
 
-    Args:
-        names: The names of the arrays, with slashes.
-        places: The module's names by the library's names for the same places, with slashes.
-        model: The module.
-        pinned: The names that `rename` returned.
+    `places` has the module's names by the library's names for the same places, all with slashes.
     """
     parameters = {
         name

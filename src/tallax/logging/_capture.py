@@ -19,7 +19,7 @@ from tallax._errors import InvalidValueError, TracedReadError, compose, describe
 from tallax.compiling import CompiledStep
 from tallax.logging._flatten import Numbers, no_number
 from tallax.logging._omissions import Exclusion, Omission, described
-from tallax.reading import Entry, Reading, collect
+from tallax.reading import Entry, Reading, collect, reading_of_arrays
 from tallax.runs import Record, StateInfo
 from tallax.variables import Counter
 
@@ -111,11 +111,11 @@ class _Arrays:
     """
 
     def __init__(self, arrays: Mapping[str, jax.Array]):
-        self._arrays, names = arrays, [*arrays]
+        self._arrays = arrays
         self._reading: Reading | None = None
         if arrays:
             with contextlib.suppress(Exception):  # the program of an array has already failed; `values` reports it
-                self._reading = Reading((), [*arrays.values()], lambda copies: dict(zip(names, copies, strict=True)))
+                self._reading = reading_of_arrays(arrays)
 
     def values(self) -> Iterator[tuple[str, Any]]:
         """Yields names and arrays on the host, or the error of an array that could not be computed."""
@@ -194,12 +194,7 @@ class Known:
 
 
 class Capture:
-    """Captures the arguments of the calls of a Logger.
-
-    Args:
-        counter: The name of the Counter that counts the steps of the run. If None, the first call finds it.
-        exclusion: The names to leave out.
-    """
+    """Captures the arguments of the calls of a Logger."""
 
     def __init__(self, counter: str | None, exclusion: Exclusion) -> None:
         self._asked, self._exclusion = counter, exclusion
@@ -209,11 +204,7 @@ class Capture:
     def capture(self, objects: Sequence[Any], scalars: Mapping[str, Any], step: int, *, explicit: bool) -> Captured:
         """Starts the copy to the host and returns the capture, without waiting.
 
-        Args:
-            objects: Compiled steps and modules.
-            scalars: Numbers, and arrays of one number.
-            step: The step of the record, unless there is a step counter.
-            explicit: Whether `step` comes from the caller, so that no counter replaces it.
+        A step counter replaces `step`, unless the caller gave the step, so that it is `explicit`.
 
         Raises:
             InvalidTypeError: An object is not a module.
@@ -282,12 +273,7 @@ class Capture:
 def _numbers(
     scalars: Mapping[str, Any], exclusion: Exclusion, omissions: list[Omission]
 ) -> Iterator[tuple[str, int | float | jax.Array]]:
-    """Yields the scalars that can be written, on the host or on the device.
-
-    Args:
-        scalars: The scalars by name.
-        exclusion: The names to leave out.
-        omissions: Scalars that cannot be written are added to it.
+    """Yields the scalars that can be written, on the host or on the device. Adds the others to `omissions`.
 
     Raises:
         TracedReadError: A scalar is traced.

@@ -96,10 +96,7 @@ def described(value: object) -> str:
 
 
 class Exclusion:
-    """The names that the user excludes from records, as patterns.
-
-    Args:
-        patterns: One or several shell patterns. A pattern also matches everything below the name.
+    """The names that the user excludes from records, as shell patterns. A pattern also matches all names below it.
 
     Raises:
         InvalidTypeError: A pattern is not a str, or is empty.

@@ -20,10 +20,6 @@ class StepClock:
 
     The first call is due. After that, a call is due if the clock has reached or passed a multiple of `every` since the
     last record. If it has passed several multiples, they give one record.
-
-    Args:
-        every: The number of steps between two records.
-        subject: The step counter, or the first bound object of a compiled step without one.
     """
 
     def __init__(self, every: int, subject: Any = None):
@@ -123,13 +119,7 @@ class RunClocks:
         return self.calls
 
     def new(self, objects: Sequence[Any], counter: Counter | None, index: int) -> StepClock:
-        """Returns the clock for a compiled step that is new. If the counter has a clock already, it is shared.
-
-        Args:
-            objects: The objects of the call.
-            counter: The step counter of the run.
-            index: The position of the compiled step that owns the counter, among the compiled steps.
-        """
+        """Returns the clock for a compiled step that is new. If the counter has a clock already, it is shared."""
         steps = [thing for thing in objects if isinstance(thing, CompiledStep)]
         advancing = steps[index] if index < len(steps) else steps[0]
         subject = steps[0].objects[0] if counter is None else counter

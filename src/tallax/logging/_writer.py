@@ -37,15 +37,7 @@ class Failure:
 
 
 class Writer:
-    """Passes records to sinks in order, in a separate thread.
-
-    Args:
-        sinks: The sinks. Each gets every record, also if other sinks fail.
-        process: The number of this process.
-        capacity: The number of records that may wait.
-        drops: Whether a record is dropped and counted if the queue is full. If False, `put` waits.
-        on_failure: A function that is called in the thread after each failure or new omission.
-    """
+    """Passes records to sinks in order, in a separate thread."""
 
     def __init__(
         self, sinks: Sequence[Sink], process: int, capacity: int, *, drops: bool, on_failure: Callable[[], None]

@@ -33,15 +33,7 @@ for _error in (TallaxError, RunError, MissingExtraError):
 
 
 def laid_out(name: str, rule: str, *, got: str | None = None, expected: str | None = None, fix: str) -> str:
-    """Returns the text of an error: subject and rule, then the value, the expected value, and the fix.
-
-    Args:
-        name: The path of the variable, file or argument.
-        rule: A sentence that completes "<name>: ...".
-        got: The value that broke the rule.
-        expected: A valid value, if the rule does not describe it.
-        fix: The code to write instead.
-    """
+    """Returns the text of an error: subject and rule, then the value, the expected value, and the fix."""
     lines = [f"{name}: {rule}"]
     for label, text in (("got:", got), ("expected:", expected), ("fix:", fix)):
         if text is not None:

@@ -56,12 +56,7 @@ class History:
         self._last_state: dict[str, Mapping[str, StateInfo]] = {}  # the last `record.state` of each prefix
 
     def add(self, record: Record, prefix: str = "") -> None:
-        """Adds a record.
-
-        Args:
-            record: The record.
-            prefix: A prefix for the names of the record.
-        """
+        """Adds a record, with a prefix for its names."""
         if not prefix:
             self.steps.append(record.step)
             self.times.append(record.time)

@@ -67,9 +67,7 @@ def bars(bins: Bins) -> Markup:
 def state_table(title: str, rows: Iterable[tuple[str, StateInfo, str]]) -> str:
     """Returns the table of a model's state: of a reading, a run or a checkpoint.
 
-    Args:
-        title: The text above the table.
-        rows: Name, description and value of each variable or statistic; a value may be `Markup`.
+    The rows have a name, a description and a value, which may be `Markup`.
     """
     cells = [
         (name, info.kind, value, info.type_text, size(info.nbytes), "yes" if info.persistent else "no")

@@ -66,11 +66,7 @@ class Encoder:
 
 
 class Decoder:
-    """Turns the lines of one file into its records, in order.
-
-    Args:
-        name: The name of the file, for errors.
-    """
+    """Turns the lines of one file into its records, in order."""
 
     def __init__(self, name: str):
         self._name = name

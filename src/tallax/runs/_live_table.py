@@ -45,15 +45,9 @@ class Row:
 def table(
     history: History, title: str, *, patterns: Sequence[str] = (), width: int, height: int, now: float | None = None
 ) -> RenderableType:
-    """Returns the table, fitted to a width and a height. A line reports the number of omitted rows.
+    """Returns the table, fitted to a width in columns and a height in lines, which reports the number of omitted rows.
 
-    Args:
-        history: The records of the run.
-        title: The title. If it is "", the table has no title.
-        patterns: Shell patterns of the names to show; all if empty.
-        width: The width in columns.
-        height: The height in lines.
-        now: The current time in seconds since the epoch, for the age of the last record. If None, the age is omitted.
+    Without `now`, in seconds since the epoch, the age of the last record is omitted.
     """
     head = _header(history, title, width, now)
     rows = list(rows_of(history, patterns))

@@ -97,12 +97,7 @@ def panels_of(run: History, patterns: Sequence[str]) -> list[Panel]:
 
 
 def panels_over_each_other(runs: dict[str, History], patterns: Sequence[str]) -> list[Panel]:
-    """Returns the panels of several runs: one for each number, with a curve per run, and one per histogram and run.
-
-    Args:
-        runs: The runs by their names in the legend.
-        patterns: Shell patterns of names.
-    """
+    """Returns the panels of several runs: one for each number, with a curve per run, and one per histogram and run."""
     found: list[Panel] = []
     for name in dict.fromkeys(name for run in runs.values() for name in sorted_names(run) if matches(name, patterns)):
         parent, _, last = name.rpartition("/")
@@ -153,9 +148,7 @@ class Heat:
 def heat_of(series: Series[Bins], records: int = _RECORDS) -> Heat:
     """Returns a histogram over the steps. If it only grows, each record shows the values since the previous record.
 
-    Args:
-        series: The records.
-        records: The most records to show. A record that is left out is part of the next record.
+    If there are more records than `records`, one that is left out is part of the next one.
     """
     last_of_step = {step: k for k, step in enumerate(series.steps)}
     chosen = list(last_of_step.values())

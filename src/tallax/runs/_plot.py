@@ -48,12 +48,7 @@ def plot(
 ) -> Iterator[Path]:
     """Draws one run, or several runs on common axes, and yields each file when it is written: one for each 18 panels.
 
-    Args:
-        runs: The folders of the runs.
-        output: The file. Its suffix determines the format, and further pages have their number in the name. If None,
-            `plot.png` in the folder of the first run.
-        patterns: Shell patterns of names; all if empty.
-        histograms: "heatmap" or "ridgeline".
+    Further pages have their number in the name. Without `output`, it is `plot.png` in the folder of the first run.
 
     Raises:
         RunError: A run does not exist, is damaged or has nothing to draw, or the suffix of the file is unknown.

@@ -36,11 +36,7 @@ def show(
 ) -> None:
     """Prints each variable and statistic: path, kind, value, shape, size, and whether checkpoints keep it.
 
-    Args:
-        path: The path of the run or the checkpoint.
-        patterns: Shell patterns of names; all if empty.
-        json_wanted: Whether to print JSON, in which integers are exact and nothing is left out.
-        checkpoint: Reads a checkpoint.
+    In JSON, integers are exact and nothing is left out.
 
     Raises:
         RunError: The path is neither, or it is damaged.
@@ -60,11 +56,7 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
 
 
 def read(path: str | os.PathLike[str], checkpoint: Callable[[str], Contents] | None = None) -> Contents:
-    """Reads a run or a checkpoint.
-
-    Args:
-        path: The path of a run or a checkpoint.
-        checkpoint: Reads a checkpoint, which needs JAX.
+    """Reads a run, or a checkpoint with `checkpoint`, which needs JAX.
 
     Raises:
         RunError: The path is neither a run nor a checkpoint, or it is damaged.

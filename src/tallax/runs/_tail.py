@@ -26,13 +26,6 @@ from tallax.runs._run import Run, is_run
 def tail(path: str, patterns: Sequence[str], every_seconds: float, *, once: bool, wait: bool) -> None:
     """Shows a run as a live table until Ctrl-C or `q`. If stdout is not a terminal, or with `once`, prints it once.
 
-    Args:
-        path: The path of the run.
-        patterns: Shell patterns of names; all if empty.
-        every_seconds: The time between two reads of the run.
-        once: Whether to print the table and return.
-        wait: Whether to wait for a run that does not exist yet.
-
     Raises:
         RunError: The run does not exist or is damaged.
     """

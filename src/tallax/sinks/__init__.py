@@ -20,8 +20,8 @@ A record goes through three kinds of files:
 2. One file for each sink encodes and writes: `_jsonl`, `_tensorboard`, `_parquet`, `_console`, `_wandb`, `_mlflow`, and
    `_adapters` for other libraries' writers. A sink opens its file or run at its first record, because the step of that
    record is the step at which the run starts or resumes.
-3. Shared parts: `_partial_writes` writes a record without the values that cannot be encoded, `_append_file` appends
-   whole pieces, `_locking` keeps a second program out, and `_local_path` rejects addresses of remote stores.
+3. Shared parts: `_partial_writes` writes a record without the values that cannot be encoded. `_local_files` appends
+   whole pieces, keeps a second program out, and rejects addresses of remote stores.
 
 To add a sink, write one file with a class like `_jsonl.Jsonl`, and list it in `__init__.pyi`.
 

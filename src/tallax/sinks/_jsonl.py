@@ -10,9 +10,7 @@ from pathlib import Path
 from tallax.runs import Record
 from tallax.runs._jsonl_format import FIRST_LINE, Decoder, Encoder
 from tallax.runs._run import file_of
-from tallax.sinks._append_file import AppendFile
-from tallax.sinks._local_path import local_path
-from tallax.sinks._locking import lock
+from tallax.sinks._local_files import AppendFile, local_path, lock
 from tallax.sinks._partial_writes import encode_or_omit
 
 

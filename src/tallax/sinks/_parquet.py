@@ -13,8 +13,7 @@ import numpy as np
 
 from tallax._errors import MissingExtraError, compose
 from tallax.runs import Record, RunError
-from tallax.sinks._local_path import local_path
-from tallax.sinks._locking import lock
+from tallax.sinks._local_files import local_path, lock
 from tallax.sinks._partial_writes import encode_or_omit
 
 try:

@@ -17,10 +17,7 @@ def encode_or_omit(
 ) -> tuple[Written, dict[str, Exception]]:
     """Returns an encoded record, without the values that cannot be encoded, and the errors of those by name.
 
-    Args:
-        record: The record.
-        encode: Encodes a record.
-        trial: Encodes a record of one value, to find out which raise. Needed if `encode` has side effects.
+    If `encode` has side effects, `trial` encodes records of one value, to find out which raise.
 
     Raises:
         Exception: The record itself cannot be encoded, or none of its values can be.

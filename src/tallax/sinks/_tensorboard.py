@@ -14,8 +14,7 @@ import numpy as np
 
 from tallax._errors import MissingExtraError
 from tallax.runs import Bins, Record
-from tallax.sinks._append_file import AppendFile
-from tallax.sinks._local_path import local_path
+from tallax.sinks._local_files import AppendFile, local_path
 from tallax.sinks._partial_writes import encode_or_omit
 
 try:
@@ -116,11 +115,8 @@ class _EventTemplate:
 
     The bytes are patched because protobuf is slower. With 200 scalars, a record takes 21 us to encode and append in
     this way. With one protobuf message that is reused, it takes 28 us if they are floats and 50 us if they are
-    integers; with a new message for each record, 140 us.
-
-    Args:
-        names: The names of the scalars.
-        large: The names of counts that single precision could not represent. Some may be missing from `names`.
+    integers; with a new message for each record, 140 us. `large` counts are those that single precision could not
+    represent; the record may lack some.
     """
 
     def __init__(self, names: tuple[str, ...], large: frozenset[str]):

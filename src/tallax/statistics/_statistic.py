@@ -147,7 +147,8 @@ class Statistic(EvalAware, abc.ABC):
     @property
     def variables(self) -> dict[str, StateVariable]:
         """The Variables with the state, by attribute."""
-        return {name: value for name, value in sorted(vars(self).items()) if isinstance(value, StateVariable)}
+        # Not by `isinstance`, which runs Python code for Flax's classes: readings ask three times for each statistic.
+        return {name: value for name, value in sorted(vars(self).items()) if StateVariable in type(value).__mro__}
 
     def stored_state(self) -> dict[str, Any]:
         """Returns the state by attribute: on the host, on the device, or traced. The state of a Counter is its words.

@@ -23,12 +23,11 @@ Which file to open:
 
 - metadata, `.value`, guarded writes, errors common to both: `_base.py` (`StateVariable`)
 - `increment`, `count`, `every`, reading, comparing, setting: `_counter.py` (`Counter`)
-- where an addition happens, and exact words: `_count_storage.py`
+- where an addition happens, and exact words, also for reads by `nnx.to_pure_dict` and `nnx.bridge`; state that was cast
+  from outside: `_count_storage.py`
 - checks and conversions of increments: `_count_inputs.py`
 - arrays, dtypes and in-place operators: `_buffer.py` (`Buffer`)
-- state that was cast from outside: `_casts.py`
-- state that a compiled step owns: `_owned.py`; counts in the trace of a step: `_traced_count.py`
-- reads by `nnx.to_pure_dict` and `nnx.bridge`, which must be exact: `_storage_reads.py`
+- state that a compiled step owns, and counts in its trace: `_raw_values.py`
 
 The invariant: a count is exact, or saturated at 2**64 - 1, after every sequence of writes in every transformation and
 mode. `tests/test_laws.py` states it, and `tests/test_counter.py` compares with Python integers.
@@ -37,11 +36,11 @@ mode. `tests/test_laws.py` states it, and `tests/test_counter.py` compares with 
 from tallax.variables._base import PerReplica as PerReplica
 from tallax.variables._base import StateVariable as StateVariable
 from tallax.variables._buffer import Buffer as Buffer
-from tallax.variables._casts import refuse_cast as refuse_cast
 from tallax.variables._count_inputs import as_shape as as_shape
+from tallax.variables._count_storage import refuse_cast as refuse_cast
 from tallax.variables._counter import Counter as Counter
-from tallax.variables._owned import Held as Held
-from tallax.variables._owned import no_value as no_value
-from tallax.variables._traced_count import AT_MOST as AT_MOST
-from tallax.variables._traced_count import READ as READ
-from tallax.variables._traced_count import Pending as Pending
+from tallax.variables._raw_values import AT_MOST as AT_MOST
+from tallax.variables._raw_values import READ as READ
+from tallax.variables._raw_values import Held as Held
+from tallax.variables._raw_values import Pending as Pending
+from tallax.variables._raw_values import no_value as no_value

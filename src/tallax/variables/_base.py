@@ -17,13 +17,13 @@ from tallax._display import bundle, card, tree
 from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, TraceError, compose, describe
 from tallax._mesh_axes import mapped_axes
 from tallax.runs._number_format import size
-from tallax.variables._owned import Held
-from tallax.variables._traced_count import Pending
+from tallax.variables._raw_values import Held, Pending
 
 Reduce: TypeAlias = Literal["sum", "max", "min", "replicated"]
 _REDUCTIONS = ("sum", "max", "min", "replicated")
 _DECLARED = ("persistent", "reduce", "per_replica")  # a dict of other metadata does not replace these
 _MISSING = object()
+_set_attribute = nnx.Variable.__setattr__  # bound once, because each eager count calls it
 
 
 class PerReplica(NamedTuple):
@@ -257,7 +257,7 @@ class StateVariable(nnx.Variable[Any]):
             self.set_value(value)
             return
         try:
-            nnx.Variable.__setattr__(self, name, value)  # not super(), for the reason given in set_raw_value
+            _set_attribute(self, name, value)
         except flax.errors.TraceContextError:
             raise self._of_another_trace() from None
 

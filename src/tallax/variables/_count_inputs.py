@@ -46,10 +46,7 @@ def limbs_of(value: Any, *, item: object, limit: int | None = _uint64.MAX) -> An
 def word_of(amount: Any, axes: tuple[int, ...], limit: int | None) -> tuple[Any, int] | None:
     """Returns the sum of an amount over `axes` as uint32, and its upper bound, or None if 32 bits may not suffice.
 
-    Args:
-        amount: An amount as returned by `amount_of`.
-        axes: The mesh axes to sum a traced amount over.
-        limit: A bound on each entry that is tighter than the maximum of its dtype.
+    `limit` bounds each entry more tightly than the maximum of its dtype.
     """
     if isinstance(amount, np.ndarray):
         most = int(amount.max(initial=0))

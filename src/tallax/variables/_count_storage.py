@@ -13,6 +13,7 @@ A count is in one of four places, and an addition stays in the place where the c
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +25,7 @@ from flax import nnx
 
 from tallax import _uint64
 from tallax._arrays import is_traced, on_host
-from tallax._errors import InvalidValueError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
 from tallax._mesh_axes import (
     AxisName,
     Combination,
@@ -35,16 +36,14 @@ from tallax._mesh_axes import (
     sum_over,
 )
 from tallax.variables._base import StateVariable
-from tallax.variables._casts import refuse_cast
 from tallax.variables._count_inputs import amount_of, host_counts, limbs_of, word_of
-from tallax.variables._owned import Held
-from tallax.variables._traced_count import Pending
+from tallax.variables._raw_values import Held, Pending
 
 READS = (np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.uint64))  # the dtypes in which other libraries save counts
 
 _add_on_device = jax.jit(lambda raw, by: _uint64.add(raw, jnp.broadcast_to(by, raw.shape)))  # compiled once
-_ndarray, _uint32, _int32 = np.ndarray, np.dtype(np.uint32), np.int32  # bound once, for `_advance`
-_to_int, _from_int = _uint64.to_int, _uint64.from_int
+_array, _ndarray, _uint32, _int32 = np.array, np.ndarray, np.dtype(np.uint32), np.int32  # bound once, for `_advance`
+_variable = nnx.Variable
 
 
 class CountStorage(StateVariable):
@@ -103,11 +102,13 @@ class CountStorage(StateVariable):
             raw = on_host(raw)
         if raw is None or raw.ndim != 1 or raw.dtype != _uint32:
             return None
-        count = _to_int(raw) + by
+        # The hot path of eager counts, so `to_int`, `from_int` and `self.set_raw_value` are written out: 0.3 of 3.1 us.
+        low, high = raw.tolist()
+        count = low + (high << 32) + by
         if count > _uint64.MAX:
             count = _uint64.MAX
-        try:  # not self.set_raw_value, which passes options on: this is the hot path of eager counts
-            nnx.Variable.set_raw_value(self, _from_int(count))
+        try:
+            _variable.set_raw_value(self, _array((count & _uint64.WORD, count >> 32), _uint32))
         except flax.errors.TraceContextError:
             raise self._of_another_trace() from None
         return count
@@ -169,11 +170,8 @@ class CountStorage(StateVariable):
     def _add_known(self, total: Any, increment: Any, most: int) -> None:
         """Stores counts of a statistic that are already combined over replicas and added to the old counts.
 
-        Args:
-            total: The limbs of the sum of the counts and the increment.
-            increment: The limbs of the increment. If it fits into a word, a compiled step uses it instead of the sum,
-                so that all packed counts are added to at once.
-            most: An upper bound of every entry of the increment.
+        If the increment, with entries of at most `most`, fits into a word, a compiled step uses it instead of the
+        total, so that all packed counts are added to at once.
         """
         raw = self.get_raw_value()
         if isinstance(raw, Pending) and most <= _uint64.WORD:
@@ -208,3 +206,40 @@ class CountStorage(StateVariable):
         if raw is None or not _uint64.is_limbs(raw):
             return raw
         return np.asarray(self) if self.shape else int(self)
+
+
+def refuse_cast(owner: object, variable: StateVariable, dtype: Any) -> None:
+    """Raises if the state was cast, as by `jax.tree.map(lambda x: x.astype(...), nnx.state(model))`.
+
+    It reads only the dtype, so it costs the same inside a trace, and while a compiled step owns the array.
+
+    Raises:
+        InvalidTypeError: The array was cast.
+    """
+    raw = variable.get_raw_value()
+    found = getattr(raw, "dtype", dtype)  # a tree.map may have put a shape or a sharding here
+    if found != dtype:
+        raise InvalidTypeError(
+            compose(
+                owner,
+                f"its state must be {np.dtype(dtype)}, but was cast, so its values are no longer right.",
+                got=f"{found}[{','.join(map(str, raw.shape))}]",
+                fix="cast only the parameters: nnx.state(model, nnx.Param); to recover the state, restore a "
+                "checkpoint into a new model",
+            )
+        )
+
+
+# `nnx.to_pure_dict` and `nnx.bridge` call the same `get_value()` as users who compute with the value, and later write
+# the result back unchanged. A count of 2**31 or more would not survive that, because `get_value()` returns an int32. So
+# they get the exact words.
+_KEEPERS = ("flax.nnx.statelib", "flax.nnx.bridge.")
+_WITHIN = "flax.nnx.variablelib"  # the operators and the constructor of a Variable call through this module
+
+
+def is_kept_by_flax() -> bool:
+    """Returns whether the caller's caller is one of the modules of Flax that store values and write them back."""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__") == _WITHIN:
+        frame = frame.f_back
+    return frame is not None and str(frame.f_globals.get("__name__")).startswith(_KEEPERS)

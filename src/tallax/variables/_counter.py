@@ -17,7 +17,6 @@ from tallax._mesh_axes import (
     on_first,
     varying_axes,
 )
-from tallax.variables._casts import refuse_cast
 from tallax.variables._count_inputs import (
     amount_of,
     as_shape,
@@ -28,8 +27,7 @@ from tallax.variables._count_inputs import (
     refuse_negative,
     wrong_shape,
 )
-from tallax.variables._count_storage import READS, CountStorage
-from tallax.variables._storage_reads import is_kept_by_flax
+from tallax.variables._count_storage import READS, CountStorage, is_kept_by_flax, refuse_cast
 
 # Compiled once, for eager use.
 _assign_on_device = jax.jit(_uint64.assign)
