@@ -83,7 +83,7 @@ class Uses:
 
     def increments(self, write: Write, home: Home) -> list[tuple[ast.expr, Frame]] | None:
         """Returns the value that a write adds to the old value, or None for other writes."""
-        frame = Frame(write.use.scope)
+        frame = Frame.of(write.use.scope)
         if write.value is None:
             return None
         if write.operator is not None:

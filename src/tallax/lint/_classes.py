@@ -215,7 +215,7 @@ class Classes:
                 else:
                     values.append(self.defined(binding.what))
             else:
-                value = self.binding(binding, Frame(cls))
+                value = self.binding(binding, Frame.of(cls))
                 values.append(self._declared(cls, name) if value is None or value == NOTHING else value)
         value = joined(values)
         if isinstance(value, Variable):

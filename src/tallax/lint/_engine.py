@@ -87,18 +87,13 @@ def _renamed(text: str) -> dict[str, str]:
 
 def _findings_of(file: File, values: Values) -> list[Finding]:
     context = Context(file, values)
-    aliases = {
-        name: binding.what.rpartition(".")[2]
-        for name, bindings in file.bindings.items()
-        for binding in bindings
-        if binding.how == "import"
-    }
+    by_name = _CallChecks(file)
     # Attributes are the most frequent nodes, and few files have one that a rule looks at.
     of_attributes = {name: checks for name, checks in CHECKS.attributes.items() if f".{name}" in file.text}
     for scope in file.inside():
         if scope.nodes:
             _check_nodes(scope, of_attributes, context)
-            _check_calls(scope, aliases, context)
+            _check_calls(scope, by_name, context)
         if scope.kind == "class":
             for check in CHECKS.classes:
                 check(scope, context)
@@ -123,17 +118,33 @@ def _check_nodes(scope: Scope, of_attributes: dict[str, list[NodeCheck]], contex
                 check(node, scope, context)
 
 
-def _check_calls(scope: Scope, aliases: dict[str, str], context: Context) -> None:
-    of_calls = CHECKS.calls
+def _check_calls(scope: Scope, by_name: _CallChecks, context: Context) -> None:
     for node in scope.nodes.get(ast.Call, ()):
         function = node.func
         # Inlined `last_name`: this loop runs for every call of every file.
         kind = function.__class__
-        name = function.attr if kind is ast.Attribute else function.id if kind is ast.Name else ""
-        name = aliases.get(name, name)
-        if name in of_calls:
-            for check in of_calls[name]:
+        checks, is_type = by_name[function.attr if kind is ast.Attribute else function.id if kind is ast.Name else ""]
+        for check in checks:
+            check(node, scope, context)
+        if is_type and context.values.makes_variable(node, scope):
+            for check in CHECKS.variables:
                 check(node, scope, context)
-        if name[:1].isupper() or (name[:1] == "_" and name.lstrip("_")[:1].isupper()):
-            for check in CHECKS.types:
-                check(node, scope, context)
+
+
+class _CallChecks(dict[str, tuple[Sequence[NodeCheck], bool]]):
+    """The checks of a call by the last name of its function in a file, and whether that may be a class."""
+
+    def __init__(self, file: File):
+        super().__init__()
+        self._old_names = {
+            name: binding.what.rpartition(".")[2]
+            for name, bindings in file.bindings.items()
+            for binding in bindings
+            if binding.how == "import"
+        }
+
+    def __missing__(self, name: str) -> tuple[Sequence[NodeCheck], bool]:
+        old = self._old_names.get(name, name)
+        is_type = old[:1].isupper() or (old[:1] == "_" and old.lstrip("_")[:1].isupper())
+        self[name] = found = (CHECKS.calls.get(old, ()), is_type)
+        return found

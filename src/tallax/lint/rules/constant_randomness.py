@@ -56,7 +56,8 @@ class Noise(nnx.Module):
 )
 
 _SEEDED = {"nnx.Rngs", "nnx.RngStream", "jax.random.key", "jax.random.PRNGKey"}
-_IN_DEFAULT = re.compile(r"=\s*(?:\w+\.)*Rngs\(")
+_RNGS = re.compile(r"Rngs\(")
+_IN_DEFAULT = re.compile(r"=\s*(?:\w+\.)*\Z")
 _GRADIENTS = {"grad", "value_and_grad"}
 
 
@@ -115,7 +116,8 @@ def _is_constant(node: ast.expr, scope: Scope, context: Context) -> bool:
 @CHECKS.each_file
 def shared_default(file: Scope, context: Context) -> None:
     """Reports `def f(rngs=nnx.Rngs(0))`."""
-    if "Rngs(" not in context.file.text or not _IN_DEFAULT.search(context.file.text):
+    text = context.file.text
+    if not any(_IN_DEFAULT.search(text, max(0, found.start() - 60), found.start()) for found in _RNGS.finditer(text)):
         return  # most files
     for scope in file.inside():
         arguments = getattr(scope.node, "args", None)
