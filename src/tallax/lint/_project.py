@@ -26,14 +26,20 @@ class Tree:
 
     def __init__(self) -> None:
         self._files: dict[str, File | None] = {}
+        self._expected: dict[str, Source] = {}
         self._folders: dict[str, str] = {}
         self._listed: dict[str, frozenset[str]] = {}
         self._roots: dict[str, list[str]] = {}
         self._modules: dict[tuple[str, str], str | None] = {}
 
+    def expect(self, source: Source) -> None:
+        """Notes a source that will be added, so that an import of it parses it as a whole, and only once."""
+        self._expected[os.path.abspath(source.path)] = source
+
     def add(self, source: Source) -> File | None:
         """Returns the index of a source, or None if it does not parse."""
         path = os.path.abspath(source.path)
+        self._expected.pop(path, None)
         file = self._files.get(path)
         if file is None or isinstance(file, Outline):
             self._files[path] = None  # a file cannot be used while it is being read
@@ -54,6 +60,8 @@ class Tree:
         if path is None:
             return None
         if path not in self._files:
+            if path in self._expected:
+                return self.add(self._expected[path])
             self._files[path] = None  # a file cannot be used while it is being read
             source = read(path)
             if isinstance(source, Source):
