@@ -107,4 +107,7 @@ def _is_among(nodes: Sequence[ast.expr], function: str | ast.AST) -> bool:
 
 def spelled(name: str) -> str:
     """Returns a canonical module name as Python imports it."""
-    return {"nnx": "flax.nnx", "jnp": "jax.numpy", "np": "numpy"}.get(name, name)
+    return _SPELLED.get(name, name)
+
+
+_SPELLED = {"nnx": "flax.nnx", "jnp": "jax.numpy", "np": "numpy"}

@@ -108,13 +108,13 @@ def _renamed(text: str) -> dict[str, str]:
 
 def _findings_of(file: File, values: Values) -> list[Finding]:
     context = Context(file, values)
-    by_name = _CallChecks(file)
+    renamed = _old_names(file)
     # Attributes are the most frequent nodes, and few files have one that a rule looks at.
     of_attributes = {name: checks for name, checks in CHECKS.attributes.items() if f".{name}" in file.text}
     for scope in file.inside():
         if scope.nodes:
             _check_nodes(scope, of_attributes, context)
-            _check_calls(scope, by_name, context)
+            _check_calls(scope, renamed, context)
         if scope.kind == "class":
             for check in CHECKS.classes:
                 check(scope, context)
@@ -139,12 +139,14 @@ def _check_nodes(scope: Scope, of_attributes: dict[str, list[NodeCheck]], contex
                 check(node, scope, context)
 
 
-def _check_calls(scope: Scope, by_name: _CallChecks, context: Context) -> None:
+def _check_calls(scope: Scope, renamed: dict[str, str], context: Context) -> None:
+    by_name = _BY_NAME
     for node in scope.nodes.get(ast.Call, ()):
         function = node.func
         # Inlined `last_name`: this loop runs for every call of every file.
         kind = function.__class__
-        checks, is_type = by_name[function.attr if kind is ast.Attribute else function.id if kind is ast.Name else ""]
+        name = function.attr if kind is ast.Attribute else function.id if kind is ast.Name else ""
+        checks, is_type = by_name[renamed.get(name, name)]
         for check in checks:
             check(node, scope, context)
         if is_type and context.values.makes_variable(node, scope):
@@ -153,19 +155,22 @@ def _check_calls(scope: Scope, by_name: _CallChecks, context: Context) -> None:
 
 
 class _CallChecks(dict[str, tuple[Sequence[NodeCheck], bool]]):
-    """The checks of a call by the last name of its function in a file, and whether that may be a class."""
-
-    def __init__(self, file: File):
-        super().__init__()
-        self._old_names = {
-            name: binding.what.rpartition(".")[2]
-            for name, bindings in file.bindings.items()
-            for binding in bindings
-            if binding.how == "import"
-        }
+    """The checks of a call by the last name of its function, and whether that may be a class."""
 
     def __missing__(self, name: str) -> tuple[Sequence[NodeCheck], bool]:
-        old = self._old_names.get(name, name)
-        is_type = old[:1].isupper() or (old[:1] == "_" and old.lstrip("_")[:1].isupper())
-        self[name] = found = (CHECKS.calls.get(old, ()), is_type)
+        is_type = name[:1].isupper() or (name[:1] == "_" and name.lstrip("_")[:1].isupper())
+        self[name] = found = (CHECKS.calls.get(name, ()), is_type)
         return found
+
+
+_BY_NAME = _CallChecks()
+
+
+def _old_names(file: File) -> dict[str, str]:
+    """Returns the last names of what a file imports under another name, by the new names."""
+    names: dict[str, str] = {}
+    for name, bindings in file.bindings.items():
+        for binding in bindings:
+            if binding.how == "import":
+                names[name] = binding.what.rpartition(".")[2]
+    return {name: old for name, old in names.items() if old != name}

@@ -97,18 +97,28 @@ class Tree:
                 continue
             if os.path.basename(root) in _INSTALLED and not (folder + os.sep).startswith(os.path.join(root, first, "")):
                 continue  # part of another distribution
-            base = os.path.join(root, dotted.replace(".", os.sep))
-            parent, last = os.path.split(base)
-            if last + ".py" in self._names(parent):
-                return base + ".py"
-            if "__init__.py" in self._names(base):
-                return os.path.join(base, "__init__.py")
+            found = self._below(root, dotted.split("."))
+            if found is not None:
+                return found
+        return None
+
+    def _below(self, folder: str, parts: list[str]) -> str | None:
+        """Returns the path of a module below a folder. It lists no folder that is not there: that takes as long."""
+        for part in parts[:-1]:
+            if part not in self._names(folder):
+                return None
+            folder = f"{folder}{os.sep}{part}"
+        names, last = self._names(folder), parts[-1]
+        if last + ".py" in names:
+            return f"{folder}{os.sep}{last}.py"
+        if last in names and "__init__.py" in self._names(f"{folder}{os.sep}{last}"):
+            return f"{folder}{os.sep}{last}{os.sep}__init__.py"
         return None
 
     def _roots_of(self, folder: str) -> list[str]:
         """Returns the folders that absolute imports of a file may start from, nearest first."""
         if folder not in self._roots:
-            here = [folder, os.path.join(folder, "src")]
+            here = [folder, os.path.join(folder, "src")] if "src" in self._names(folder) else [folder]
             above = os.path.dirname(folder)
             last = above == folder or os.path.basename(folder) in _INSTALLED
             last = last or any(mark in self._names(folder) for mark in _ROOT_MARKS)

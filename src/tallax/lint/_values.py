@@ -152,8 +152,15 @@ class Values(Expressions):
         """Returns the value of a class or function statement."""
         if scope.kind == "class":
             return Type(scope)
-        transforms = (self.transform_of(decorator, scope.parent) for decorator in scope.decorators)
-        return Callee(scope, transformed=next(filter(None, transforms), ""))
+        return Callee(scope, transformed=next(filter(None, self.transforms_of(scope)), ""))
+
+    def transforms_of(self, scope: Scope) -> list[str]:
+        """Returns the transformation of each decorator of a function; empty for other decorators."""
+        found = scope.memory.get("transforms")
+        if found is None:
+            found = [self.transform_of(decorator, scope.parent) for decorator in scope.decorators]
+            scope.memory["transforms"] = found
+        return found
 
     def transform_of(self, node: ast.expr, scope: Scope | None) -> str:
         """Returns the transformation of a decorator or callee: `jax.jit`, `partial(jax.jit, ...)`,

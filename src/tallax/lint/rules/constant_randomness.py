@@ -65,11 +65,11 @@ _GRADIENTS = {"grad", "value_and_grad"}
 def constant_seed(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports `nnx.Rngs(0)` and `jax.random.key(0)` in a step."""
     given = [*node.args, *(word.value for word in node.keywords)]
-    if not given or not all(_is_constant(argument, scope, context) for argument in given):
+    if not given or is_test(context.file.path) or not all(_is_constant(a, scope, context) for a in given):
         return
     callee = context.values.of(node.func, scope)
     name = callee.name if isinstance(callee, Name) else callee.cls if isinstance(callee, Type) else ""
-    if name not in _SEEDED or is_test(context.file.path) or not _is_in_step(scope, context):
+    if name not in _SEEDED or not _is_in_step(scope, context):
         return
     if not _makes_a_module(node, scope, context) and not _is_stand_in(node, scope, context):
         context.report(
@@ -122,6 +122,8 @@ def shared_default(file: Scope, context: Context) -> None:
     for scope in file.inside():
         arguments = getattr(scope.node, "args", None)
         if scope.kind != "function" or not isinstance(arguments, ast.arguments) or isinstance(scope.node, ast.Lambda):
+            continue
+        if not any(isinstance(default, ast.Call) for default in (*arguments.defaults, *arguments.kw_defaults)):
             continue
         for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
             default = default_of(argument, scope)

@@ -168,7 +168,12 @@ def _of_name(node: ast.Name, scope: Scope, context: Context, depth: int) -> _Pla
 
 def _of_parameter(argument: ast.arg, scope: Scope, context: Context) -> _Plain | None:
     """Returns the container of a parameter that is annotated as one. A file that makes an nnx.List may pass that."""
-    found = _ANNOTATED.match(ast.unparse(argument.annotation)) if argument.annotation is not None else None
+    annotation = argument.annotation
+    while isinstance(annotation, ast.BinOp):
+        annotation = annotation.left
+    if not isinstance(annotation, ast.Subscript):
+        return None
+    found = _ANNOTATED.match(ast.unparse(annotation))
     held = _state_in(context.values.parameter(argument, scope), context) if found is not None else ""
     if found is None or not held or _MAKES_CONTAINERS.search(context.file.text):
         return None
