@@ -75,7 +75,11 @@ def settings_in(scope: Scope, method: Scope, found: dict[str, list[Setting]]) ->
             if isinstance(whole, ast.Name):
                 continue  # usually true, and this runs for every assignment
             for single, place in targets(whole):
-                if isinstance(single, ast.Attribute) and last_name(single.value) == own and isinstance(single.value, ast.Name):
+                if (
+                    isinstance(single, ast.Attribute)
+                    and last_name(single.value) == own
+                    and isinstance(single.value, ast.Name)
+                ):
                     setting = Setting(method, scope, node, node.value, place, annotation)
                     found.setdefault(single.attr, []).append(setting)
 

@@ -241,7 +241,9 @@ def _one_state_of(node: ast.expr, scope: Scope, context: Context) -> str:
     held = _one_state(context.values.of(node, scope), context)
     if held or not isinstance(node, ast.Name):
         return held
-    values = (context.values.binding(b, Frame.of(scope)) for b in reaching(scope.bindings.get(node.id, ()), node.lineno))
+    values = (
+        context.values.binding(b, Frame.of(scope)) for b in reaching(scope.bindings.get(node.id, ()), node.lineno)
+    )
     return next((held for value in values if (held := _one_state(value, context))), "")
 
 
