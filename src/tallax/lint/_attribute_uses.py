@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tallax.lint._bindings import reaching
 from tallax.lint._index import Scope, targets
 from tallax.lint._kinds import Array, Callee, Frame, Number
-from tallax.lint._settings import MAKING, is_self
+from tallax.lint._settings import MAKING, is_seen
 from tallax.lint._values import Values
 
 Home = tuple[Scope, str]
@@ -59,9 +59,11 @@ class Uses:
             for method in cls.methods:
                 if method.self_name is None:
                     continue
+                own = method.self_name
                 for scope in method.inside():
-                    for node in scope.of(ast.Attribute):
-                        if is_self(node.value, scope) is method:
+                    for node in scope.of(ast.Attribute) if is_seen(method, scope) else ():
+                        base = node.value
+                        if base.__class__ is ast.Name and base.id == own:
                             found.setdefault(node.attr, []).append(Use(node, scope, method))
             self._all[cls] = found
         return self._all[cls].get(name, [])
@@ -83,7 +85,7 @@ class Uses:
 
     def increments(self, write: Write, home: Home) -> list[tuple[ast.expr, Frame]] | None:
         """Returns the value that a write adds to the old value, or None for other writes."""
-        frame = Frame(write.use.scope)
+        frame = Frame.of(write.use.scope)
         if write.value is None:
             return None
         if write.operator is not None:

@@ -26,6 +26,8 @@ def reaching(bindings: Sequence[Binding], line: int) -> Sequence[Binding]:
     The last binding before the line that certainly ran hides all earlier ones. If there is none before the line (a
     loop, a function that is called later), all may apply. If there are too many, none is returned.
     """
+    if len(bindings) == 1:
+        return bindings
     # A generated file may bind a name thousands of times, but the relevant binding is near.
     end = bisect.bisect_left(bindings, line, key=_line)
     while end < len(bindings) and bindings[end].line == line and bindings[end].how in ("parameter", "element", "def"):
@@ -105,4 +107,7 @@ def _is_among(nodes: Sequence[ast.expr], function: str | ast.AST) -> bool:
 
 def spelled(name: str) -> str:
     """Returns a canonical module name as Python imports it."""
-    return {"nnx": "flax.nnx", "jnp": "jax.numpy", "np": "numpy"}.get(name, name)
+    return _SPELLED.get(name, name)
+
+
+_SPELLED = {"nnx": "flax.nnx", "jnp": "jax.numpy", "np": "numpy"}

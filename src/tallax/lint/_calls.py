@@ -140,6 +140,8 @@ class Calls(Types):
             return self.annotated(node.args[0], frame.scope)
         if name in ("list", "tuple", "reversed", "sorted", "nnx.List") and node.args:
             return self.of(node.args[0], frame)
+        if name == "map" and len(node.args) >= 2:
+            return Items(each=self._made_by(self.of(node.args[0], frame), frame))
         if name == "enumerate" and node.args:
             return Items(each=Items((Number("int"), element(self.of(node.args[0], frame)))))
         if name == "zip":
@@ -164,6 +166,14 @@ class Calls(Types):
             return _dtypes.made(name, node, lambda argument: self.content_of(self.of(argument, frame)))
         made = self.named(name) if name.startswith("nnx.") else None
         return dataclasses.replace(made, still=True) if isinstance(made, Instance) and _is_still(name, node) else made
+
+    def _made_by(self, function: Value | None, frame: Frame) -> Value | None:
+        """Returns the result of a function or class that is called with unknown arguments."""
+        if isinstance(function, Callee):
+            return self.returned(function, ast.Call(ast.Name(""), [], []), frame)
+        if isinstance(function, Type):
+            return self.named(function.cls) if isinstance(function.cls, str) else self.instance(function.cls)
+        return None
 
     def _table(self, name: str, node: ast.Call, frame: Frame) -> Table:
         """Returns the result of `dict(...)` or `nnx.Dict(...)` for a mapping, pairs and keywords."""

@@ -109,7 +109,7 @@ class Checks:
     nodes: dict[type, list[NodeCheck]] = dataclasses.field(default_factory=dict)
     attributes: dict[str, list[NodeCheck]] = dataclasses.field(default_factory=dict)
     calls: dict[str, list[NodeCheck]] = dataclasses.field(default_factory=dict)
-    types: list[NodeCheck] = dataclasses.field(default_factory=list)
+    variables: list[NodeCheck] = dataclasses.field(default_factory=list)
     classes: list[ScopeCheck] = dataclasses.field(default_factory=list)
     decorated: list[ScopeCheck] = dataclasses.field(default_factory=list)
     files: list[ScopeCheck] = dataclasses.field(default_factory=list)
@@ -123,15 +123,13 @@ class Checks:
         return _adder(self.attributes, names)
 
     def call(self, *names: str) -> Callable[[NodeCheck], NodeCheck]:
-        """Registers a check for each call by these last names, or by default for each call of a type."""
-        if names:
-            return _adder(self.calls, names)
+        """Registers a check for each call by these last names."""
+        return _adder(self.calls, names)
 
-        def add(check: NodeCheck) -> NodeCheck:
-            self.types.append(check)
-            return check
-
-        return add
+    def each_variable(self, check: NodeCheck) -> NodeCheck:
+        """Registers a check for each call of a Variable type."""
+        self.variables.append(check)
+        return check
 
     def each_class(self, check: ScopeCheck) -> ScopeCheck:
         """Registers a check for each class."""

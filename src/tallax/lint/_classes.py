@@ -38,6 +38,7 @@ class Classes:
         self._unfinished = 0  # the number of classes whose bases are being inferred
         self._lineages: dict[Scope, list[Scope | str]] = {}
         self._settings: dict[Scope, dict[str, list[Setting]]] = {}
+        self._heirs: dict[Scope, list[Scope]] = {}
         self._members: dict[tuple[Scope, str], Value | None] = {}
         self._forward: dict[tuple[Scope, tuple[str, ...]], set[Scope]] = {}
 
@@ -135,11 +136,23 @@ class Classes:
         key = (cls, name)
         if key not in self._members:
             self._members[key] = None
-            self._members[key] = self._member(cls, name)
+            value = self._member(cls, name)
+            if value is None and name not in cls.bindings:
+                value = joined([self.member(heir, name, None) for heir in self.heirs(cls)])
+            self._members[key] = value
         value = self._members[key]
         if isinstance(value, Callee) and value.bound is None and bound is not None:
             return Callee(value.scope, bound, value.transformed)
         return value
+
+    def heirs(self, cls: Scope) -> list[Scope]:
+        """Returns the modules in its file that a mixin is part of; none if another class there derives from it too."""
+        if cls not in self._heirs:
+            self._heirs[cls] = []
+            if not self.is_node(cls):
+                found = [c for c in cls.file.classes if c is not cls and cls in self.lineage(c)]
+                self._heirs[cls] = found if all(self.is_module(c) for c in found) else []
+        return self._heirs[cls]
 
     def own_member(self, cls: Scope, name: str) -> Value | bool | None:
         """Returns the value of an attribute that a class itself sets or declares, or False if it does neither."""
@@ -215,7 +228,7 @@ class Classes:
                 else:
                     values.append(self.defined(binding.what))
             else:
-                value = self.binding(binding, Frame(cls))
+                value = self.binding(binding, Frame.of(cls))
                 values.append(self._declared(cls, name) if value is None or value == NOTHING else value)
         value = joined(values)
         if isinstance(value, Variable):

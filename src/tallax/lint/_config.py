@@ -135,7 +135,7 @@ def codes_of(word: str, where: str = "tallax lint") -> frozenset[str]:
     Raises:
         ConfigError: No rule matches.
     """
-    codes = {rule.code for rule in RULES if word == rule.slug or (word and rule.code.startswith(word))}
+    codes = known_codes(word)
     if not codes:
         import difflib
 
@@ -143,7 +143,12 @@ def codes_of(word: str, where: str = "tallax lint") -> frozenset[str]:
         near = difflib.get_close_matches(word, names, 3, 0.5)
         fix = f"{' or '.join(near)}; " if near else ""
         raise ConfigError.of(where, "no rule is called this.", repr(word), f"{fix}`tallax lint --list-rules` has all")
-    return frozenset(codes)
+    return codes
+
+
+def known_codes(word: str) -> frozenset[str]:
+    """Like `codes_of`, but returns no codes if no rule matches, which is usual for a word in a `# noqa`."""
+    return frozenset(rule.code for rule in RULES if word == rule.slug or (word and rule.code.startswith(word)))
 
 
 def _table(path: str) -> Any:

@@ -19,6 +19,7 @@ from tallax.lint.rules import CHECKS
 # The name and bases of a class statement. Files that do not mention nnx may derive from classes in files that do. The
 # pattern begins with letters, because `re` then searches some fifty times faster.
 _CLASS = re.compile(r"class\s+(\w+)\s*\(([^)]*)\)")
+_CLASS_NAME = re.compile(r"class\s+(\w+)\s*[:([]")
 _AS = re.compile(r" as[ \t]+(\w+)")
 _LAST_WORD = re.compile(r"\w+$")
 _FEW = 50
@@ -35,7 +36,7 @@ def findings_in(sources: Sequence[Source]) -> list[Finding]:
     try:
         values = Values(tree)
         found: list[Finding] = []
-        for file in list(_relevant(sources, values)):
+        for file in _relevant(sources, values):
             found += _findings_of(file, values)
         return sorted(set(found))
     finally:
@@ -45,23 +46,42 @@ def findings_in(sources: Sequence[Source]) -> list[Finding]:
 
 
 def _relevant(sources: Sequence[Source], values: Values) -> Iterator[File]:
-    """Yields the files that may have findings: they mention nnx, or derive from classes of files that do."""
+    """Yields the files that may have findings: they mention nnx, or derive from classes of files that do.
+
+    Each file is parsed just before it is checked, or looked up, because its nodes are then still in the processor's
+    cache.
+    """
+    mentioning: list[Source] = []
     others: list[tuple[Source, list[tuple[str, set[str]]]]] = []
     known: set[str] = set()
-    # For example the files of a commit: their base classes may be in files that were not passed.
-    few = len(sources) <= _FEW
     for source in sources:
-        if "nnx" in source.text and _NNX.search(source.text):
-            file = values.tree.add(source)
-            if file is not None:
-                known |= {cls.name.rpartition(".")[2] for cls in file.classes}
-                yield file
-        elif "class" in source.text:
-            classes = [(name, set(_NAME.findall(bases))) for name, bases in _CLASS.findall(source.text) if bases]
-            renamed = _renamed(source.text) if classes else {}
+        text = source.text
+        if "nnx" in text and _NNX.search(text):
+            mentioning.append(source)
+            values.tree.expect(source)
+            known.update(_CLASS_NAME.findall(text))
+        elif "class" in text:
+            classes = [(name, set(_NAME.findall(bases))) for name, bases in _CLASS.findall(text) if bases]
+            renamed = _renamed(text) if classes else {}
             classes = [(name, bases | {renamed[base] for base in bases & renamed.keys()}) for name, bases in classes]
             if classes:
                 others.append((source, classes))
+    derived = _derived(others, known, len(sources) <= _FEW, values)
+    for source in mentioning:
+        file = values.tree.add(source)
+        if file is not None:
+            yield file
+    yield from derived
+
+
+def _derived(
+    others: list[tuple[Source, list[tuple[str, set[str]]]]], known: set[str], few: bool, values: Values
+) -> list[File]:
+    """Returns the files with classes that derive from known ones, in several steps.
+
+    If there are few files, for example those of a commit, their base classes may be in files that were not passed.
+    """
+    found: list[File] = []
     grown = True
     while grown:
         grown = False
@@ -72,7 +92,8 @@ def _relevant(sources: Sequence[Source], values: Values) -> Iterator[File]:
                 if file is not None and any(values.is_node(cls) for cls in file.classes):
                     known |= {name for name, _ in classes}
                     grown = True
-                    yield file
+                    found.append(file)
+    return found
 
 
 def _renamed(text: str) -> dict[str, str]:
@@ -87,18 +108,13 @@ def _renamed(text: str) -> dict[str, str]:
 
 def _findings_of(file: File, values: Values) -> list[Finding]:
     context = Context(file, values)
-    aliases = {
-        name: binding.what.rpartition(".")[2]
-        for name, bindings in file.bindings.items()
-        for binding in bindings
-        if binding.how == "import"
-    }
+    renamed = _old_names(file)
     # Attributes are the most frequent nodes, and few files have one that a rule looks at.
     of_attributes = {name: checks for name, checks in CHECKS.attributes.items() if f".{name}" in file.text}
     for scope in file.inside():
         if scope.nodes:
             _check_nodes(scope, of_attributes, context)
-            _check_calls(scope, aliases, context)
+            _check_calls(scope, renamed, context)
         if scope.kind == "class":
             for check in CHECKS.classes:
                 check(scope, context)
@@ -123,17 +139,38 @@ def _check_nodes(scope: Scope, of_attributes: dict[str, list[NodeCheck]], contex
                 check(node, scope, context)
 
 
-def _check_calls(scope: Scope, aliases: dict[str, str], context: Context) -> None:
-    of_calls = CHECKS.calls
+def _check_calls(scope: Scope, renamed: dict[str, str], context: Context) -> None:
+    by_name = _BY_NAME
     for node in scope.nodes.get(ast.Call, ()):
         function = node.func
         # Inlined `last_name`: this loop runs for every call of every file.
         kind = function.__class__
         name = function.attr if kind is ast.Attribute else function.id if kind is ast.Name else ""
-        name = aliases.get(name, name)
-        if name in of_calls:
-            for check in of_calls[name]:
+        checks, is_type = by_name[renamed.get(name, name)]
+        for check in checks:
+            check(node, scope, context)
+        if is_type and context.values.makes_variable(node, scope):
+            for check in CHECKS.variables:
                 check(node, scope, context)
-        if name[:1].isupper() or (name[:1] == "_" and name.lstrip("_")[:1].isupper()):
-            for check in CHECKS.types:
-                check(node, scope, context)
+
+
+class _CallChecks(dict[str, tuple[Sequence[NodeCheck], bool]]):
+    """The checks of a call by the last name of its function, and whether that may be a class."""
+
+    def __missing__(self, name: str) -> tuple[Sequence[NodeCheck], bool]:
+        is_type = name[:1].isupper() or (name[:1] == "_" and name.lstrip("_")[:1].isupper())
+        self[name] = found = (CHECKS.calls.get(name, ()), is_type)
+        return found
+
+
+_BY_NAME = _CallChecks()
+
+
+def _old_names(file: File) -> dict[str, str]:
+    """Returns the last names of what a file imports under another name, by the new names."""
+    names: dict[str, str] = {}
+    for name, bindings in file.bindings.items():
+        for binding in bindings:
+            if binding.how == "import":
+                names[name] = binding.what.rpartition(".")[2]
+    return {name: old for name, old in names.items() if old != name}

@@ -78,6 +78,7 @@ class _Walk:
         self._visited: set[tuple[int, int]] = set()
         self._folders: list[tuple[str, str]] = []  # with their real paths
         self._links: list[str] = []
+        self._real_folders: dict[str, str] = {}
 
     def visit(self, path: str) -> None:
         """Adds a named file or folder."""
@@ -91,7 +92,17 @@ class _Walk:
         elif not os.path.lexists(path):
             self.problems.append(Problem(path, "there is no such file or folder", status=2))
         elif not any(matches(pattern, relative(path, self.root)) for pattern in self.exclude):
-            self._take(os.path.realpath(path), path)
+            self._take(self._real(path), path)
+
+    def _real(self, path: str) -> str:
+        """Returns the real path of a file. `os.path.realpath` asks the system about every folder above each file."""
+        if os.path.islink(path):
+            return os.path.realpath(path)
+        folder, name = os.path.split(path)
+        real = self._real_folders.get(folder)
+        if real is None:
+            real = self._real_folders[folder] = os.path.realpath(folder)
+        return os.path.join(real, name)
 
     def follow_links(self) -> None:
         """Adds the targets of links. A link without a target is ignored."""

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import ast
-import functools
+import collections
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -43,16 +43,31 @@ class Scope:
         bindings: The bindings by name.
         nodes: The nodes directly in it, not in inner scopes, by kind.
         children: The inner scopes.
+        memory: The facts that were inferred about it, and the values of its expressions.
+        frame: Its frame without arguments, which `_kinds.Frame.of` makes.
     """
 
-    __slots__ = ("__dict__", "bindings", "children", "file", "kind", "memory", "name", "node", "nodes", "parent")
+    __slots__ = (
+        "_self_name",
+        "bindings",
+        "children",
+        "file",
+        "frame",
+        "kind",
+        "memory",
+        "name",
+        "node",
+        "nodes",
+        "parent",
+    )
 
     def __init__(self, node: ast.AST, name: str, kind: str, parent: Scope | None, file: File):
         self.node, self.name, self.kind, self.parent, self.file = node, name, kind, parent, file
         self.bindings: dict[str, list[Binding]] = {}
-        self.nodes: dict[type, list[Any]] = {}
+        self.nodes: dict[type, list[Any]] = collections.defaultdict(list)
         self.children: list[Scope] = []
         self.memory: dict[Any, Any] = {}
+        self.frame: Any = None
         if parent is not None:
             parent.children.append(self)
 
@@ -93,9 +108,16 @@ class Scope:
         """The function's or class's decorators, outermost first."""
         return getattr(self.node, "decorator_list", [])
 
-    @functools.cached_property
+    @property
     def self_name(self) -> str | None:
         """The name of the instance in a method, usually `self`; None for other functions."""
+        try:
+            return self._self_name
+        except AttributeError:
+            self._self_name = self._find_self()
+            return self._self_name
+
+    def _find_self(self) -> str | None:
         if self.method_of is None or isinstance(self.node, ast.Lambda) or not self.parameters:
             return None
         return None if self._is_decorated("staticmethod", "classmethod") else self.parameters[0].arg
@@ -170,9 +192,9 @@ class File(Scope):
         its nodes, which takes longer than the rules.
         """
         for scope in list(self.inside()):
-            scope.node = scope.parent = scope.file = None  # type: ignore[assignment]
-            scope.children, scope.bindings, scope.nodes, scope.memory = [], {}, {}, {}
-        self.parents, self.classes = {}, []
+            scope.node = scope.parent = scope.file = scope.frame = None  # type: ignore[assignment]
+            scope.children = scope.bindings = scope.nodes = scope.memory = None  # type: ignore[assignment]
+        self.parents = self.classes = None  # type: ignore[assignment]
 
 
 def last_name(node: ast.expr) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 from typing import TypeAlias
 
 from tallax.lint._index import Scope
@@ -20,6 +21,13 @@ class Frame:
         self.arguments = arguments or {}
         self.depth = depth
         self.memory: dict[object, Value | None] = {} if arguments else scope.memory
+
+    @classmethod
+    def of(cls, scope: Scope) -> Frame:
+        """Returns the frame of a scope whose arguments are not known."""
+        if scope.frame is None:
+            scope.frame = cls(scope)
+        return scope.frame
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,6 +95,9 @@ class Name:
     """An object of another library, by its canonical name, such as `jnp.zeros`."""
 
     name: str
+
+
+name_of = functools.lru_cache(maxsize=4096)(Name)  # names recur, and making one takes longer than looking it up
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+
 # The libraries whose names the rules know. Their files are never read, so that a finding is the same beside a checkout
 # of Flax or a vendored optax.
 LIBRARIES = {"nnx", "jnp", "np", "jax", "flax", "optax", "chex"}
@@ -151,6 +153,7 @@ _PREFIXES = (
 _MODULES = {"flax.nnx": "nnx", "flax.experimental.nnx": "nnx", "jax.numpy": "jnp", "numpy": "np"}
 
 
+@functools.lru_cache(maxsize=4096)
 def canonical(dotted: str) -> str:
     """Returns the canonical spelling of a name from Flax, JAX or NumPy, and any other name unchanged.
 

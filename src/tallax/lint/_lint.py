@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from tallax.lint import _engine, _noqa
 from tallax.lint._baseline import Baseline, BaselineError
-from tallax.lint._config import Config, ConfigError, NearestConfigs, codes_of
+from tallax.lint._config import Config, ConfigError, NearestConfigs, known_codes
 from tallax.lint._files import found, matches, relative
 from tallax.lint._finding import Finding
 from tallax.lint._reading import read
@@ -117,10 +117,8 @@ def _to_report(
 
 def _means_only(word: str, codes: frozenset[str]) -> bool:
     """Returns whether a word means rules, and all of them are among some."""
-    try:
-        return codes_of(word.upper() if word[:3].upper() == "TLX" else word) <= codes
-    except ConfigError:
-        return False
+    meant = known_codes(word.upper() if word[:3].upper() == "TLX" else word)
+    return bool(meant) and meant <= codes
 
 
 def _found(sources: list[Source]) -> tuple[list[Finding], list[Problem]]:

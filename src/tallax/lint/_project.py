@@ -26,14 +26,20 @@ class Tree:
 
     def __init__(self) -> None:
         self._files: dict[str, File | None] = {}
+        self._expected: dict[str, Source] = {}
         self._folders: dict[str, str] = {}
         self._listed: dict[str, frozenset[str]] = {}
         self._roots: dict[str, list[str]] = {}
         self._modules: dict[tuple[str, str], str | None] = {}
 
+    def expect(self, source: Source) -> None:
+        """Notes a source that will be added, so that an import of it parses it as a whole, and only once."""
+        self._expected[os.path.abspath(source.path)] = source
+
     def add(self, source: Source) -> File | None:
         """Returns the index of a source, or None if it does not parse."""
         path = os.path.abspath(source.path)
+        self._expected.pop(path, None)
         file = self._files.get(path)
         if file is None or isinstance(file, Outline):
             self._files[path] = None  # a file cannot be used while it is being read
@@ -54,6 +60,8 @@ class Tree:
         if path is None:
             return None
         if path not in self._files:
+            if path in self._expected:
+                return self.add(self._expected[path])
             self._files[path] = None  # a file cannot be used while it is being read
             source = read(path)
             if isinstance(source, Source):
@@ -89,18 +97,28 @@ class Tree:
                 continue
             if os.path.basename(root) in _INSTALLED and not (folder + os.sep).startswith(os.path.join(root, first, "")):
                 continue  # part of another distribution
-            base = os.path.join(root, dotted.replace(".", os.sep))
-            parent, last = os.path.split(base)
-            if last + ".py" in self._names(parent):
-                return base + ".py"
-            if "__init__.py" in self._names(base):
-                return os.path.join(base, "__init__.py")
+            found = self._below(root, dotted.split("."))
+            if found is not None:
+                return found
+        return None
+
+    def _below(self, folder: str, parts: list[str]) -> str | None:
+        """Returns the path of a module below a folder. It lists no folder that is not there: that takes as long."""
+        for part in parts[:-1]:
+            if part not in self._names(folder):
+                return None
+            folder = f"{folder}{os.sep}{part}"
+        names, last = self._names(folder), parts[-1]
+        if last + ".py" in names:
+            return f"{folder}{os.sep}{last}.py"
+        if last in names and "__init__.py" in self._names(f"{folder}{os.sep}{last}"):
+            return f"{folder}{os.sep}{last}{os.sep}__init__.py"
         return None
 
     def _roots_of(self, folder: str) -> list[str]:
         """Returns the folders that absolute imports of a file may start from, nearest first."""
         if folder not in self._roots:
-            here = [folder, os.path.join(folder, "src")]
+            here = [folder, os.path.join(folder, "src")] if "src" in self._names(folder) else [folder]
             above = os.path.dirname(folder)
             last = above == folder or os.path.basename(folder) in _INSTALLED
             last = last or any(mark in self._names(folder) for mark in _ROOT_MARKS)

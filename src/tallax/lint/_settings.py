@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 from typing import Any, NamedTuple
 
-from tallax.lint._index import Scope, targets
+from tallax.lint._index import Scope, last_name, targets
 
 # These methods run before a module is used, so they determine its attributes.
 MAKING = {"__init__", "__post_init__", "setup", "__new__", "__init_subclass__"}
@@ -54,14 +54,32 @@ def is_self(node: ast.expr, scope: Scope) -> Scope | None:
     return None
 
 
+def is_seen(method: Scope, scope: Scope) -> bool:
+    """Returns whether the name of `self` in a function within a method is that of the method."""
+    current: Scope | None = scope
+    while current is not None and current is not method:
+        if current.kind != "function" or method.self_name in current.bindings:
+            return False
+        current = current.parent
+    return current is method
+
+
 def settings_in(scope: Scope, method: Scope, found: dict[str, list[Setting]]) -> None:
+    """Adds the assignments to `self.name` in a method, or in a function within it."""
+    if not is_seen(method, scope):
+        return
+    own = method.self_name
     for node in scope.of(ast.Assign, ast.AnnAssign, ast.AugAssign):
         annotation = node.annotation if isinstance(node, ast.AnnAssign) else None
         for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
             if isinstance(whole, ast.Name):
                 continue  # usually true, and this runs for every assignment
             for single, place in targets(whole):
-                if isinstance(single, ast.Attribute) and is_self(single.value, scope) is method:
+                if (
+                    isinstance(single, ast.Attribute)
+                    and last_name(single.value) == own
+                    and isinstance(single.value, ast.Name)
+                ):
                     setting = Setting(method, scope, node, node.value, place, annotation)
                     found.setdefault(single.attr, []).append(setting)
 
@@ -74,13 +92,15 @@ def calls_super(init: Scope | None) -> bool:
 
 def line_of_super(init: Scope) -> int | None:
     """Returns the line at which a method first calls the constructor of a base, or None."""
-    lines = [
-        call.lineno
-        for scope in init.inside()
-        for call in scope.of(ast.Call)
-        if isinstance(call.func, ast.Attribute) and call.func.attr in ("__init__", "__post_init__", "setup")
-    ]
-    return min(lines, default=None)
+    if "super" not in init.memory:
+        lines = [
+            call.lineno
+            for scope in init.inside()
+            for call in scope.of(ast.Call)
+            if isinstance(call.func, ast.Attribute) and call.func.attr in ("__init__", "__post_init__", "setup")
+        ]
+        init.memory["super"] = min(lines, default=None)
+    return init.memory["super"]
 
 
 def is_guarded(setting: Setting) -> bool:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 
 from tallax.lint._check import Context
@@ -11,32 +12,38 @@ from tallax.lint._index import Scope
 from tallax.lint._kinds import Callee, Instance, Name
 from tallax.lint._known_names import JITS, TRANSFORMS
 
-_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
+_SCOPES = {ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef}
 _TEST_FILE = re.compile(r"(?:^|[/\\])(?:test_[^/\\]*|[^/\\]*_test|conftest)\.py$")
 
 
+@functools.lru_cache(maxsize=64)
 def is_test(path: str) -> bool:
     """Returns whether a file holds tests, by its name."""
     return _TEST_FILE.search(path) is not None
 
 
-def loop_at_every_step(node: ast.AST, scope: Scope, context: Context) -> bool:
-    """Returns whether a training loop works an expression out at every step.
+def loop_around(node: ast.AST, scope: Scope) -> ast.While | ast.For | None:
+    """Returns the loop that evaluates an expression at every step.
 
     It does not within a branch, behind the first operand of `and` and `or`, or in the sequence that it runs over. The
     condition of a branch it does.
     """
-    file = scope.file
-    inner, outer = node, file.parent_of(node)
-    while outer is not None and not isinstance(outer, _SCOPES):
-        if isinstance(outer, (ast.If, ast.IfExp)) and inner is not outer.test:
-            return False
-        if isinstance(outer, ast.BoolOp) and inner is not outer.values[0]:
-            return False
-        if isinstance(outer, ast.While) or (isinstance(outer, ast.For) and inner is not outer.iter):
-            return _is_training(outer, scope, context)
-        inner, outer = outer, file.parent_of(outer)
-    return False
+    parents = scope.file.parents
+    inner, outer = node, parents.get(node)
+    while outer is not None:
+        kind = outer.__class__
+        if kind in _SCOPES:
+            return None
+        if kind is ast.If or kind is ast.IfExp:
+            if inner is not outer.test:  # type: ignore[attr-defined]
+                return None
+        elif kind is ast.BoolOp:
+            if inner is not outer.values[0]:  # type: ignore[attr-defined]
+                return None
+        elif kind is ast.While or (kind is ast.For and inner is not outer.iter):  # type: ignore[attr-defined]
+            return outer  # type: ignore[return-value]
+        inner, outer = outer, parents.get(outer)
+    return None
 
 
 def is_forward(scope: Scope, context: Context) -> bool:
@@ -65,7 +72,7 @@ def is_transformed(scope: Scope, context: Context) -> bool:
     if "transformed" not in scope.memory:
         scope.memory["transformed"] = None
         outer = scope.parent
-        found = any(context.values.transform_of(d, outer) for d in scope.decorators)
+        found = any(context.values.transforms_of(scope))
         if not found and outer is not None and outer.kind != "class":
             callees = (context.values.of(call.func, outer) for call in calls_with(scope, outer))
             found = any(isinstance(callee, Name) and callee.name in TRANSFORMS for callee in callees)
@@ -97,7 +104,7 @@ def _is_called_back(scope: Scope) -> bool:
     return any(isinstance(function, ast.Attribute) and "callback" in function.attr for function in functions)
 
 
-def _is_training(loop: ast.AST, scope: Scope, context: Context) -> bool:
+def is_training(loop: ast.AST, scope: Scope, context: Context) -> bool:
     """Returns whether a loop calls a jitted function or an optimizer's update."""
     key = ("training", loop)
     if key not in scope.memory:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tallax.lint._index import Binding, File, Lines, Scope, targets
 
-_Waiting = tuple[ast.AST, Scope, tuple[Lines, ...]]  # a node, with its scope and branches
+_binding: Any = tuple.__new__  # makes a `Binding` without a call of Python code
 
 # The kinds of nodes that rules and `_values` search for within a scope.
 _SORTED = {
@@ -51,6 +51,7 @@ _WORDS = {
     "is_async",
     "conversion",
     "tag",
+    "str",
     "func_type",
 }
 _LEAVES = {
@@ -85,60 +86,96 @@ _BRANCHING = {"body", "orelse", "handlers", "finalbody"}
 
 def walk(file: File, tree: ast.Module) -> None:
     """Adds statements of a syntax tree, all or some of a file, to the scopes of the file."""
-    parents = file.parents
-    stack: list[_Waiting] = [(tree, file, ())]
+    parents, silent, plans = file.parents, _SILENT, _PLANS
+    # Nodes that wait, the next one last. A tuple means that the nodes before it have another scope and other branches.
+    stack: list[Any] = [tree, (file, ())]
     take, put = stack.pop, stack.append
-    plans, silent = _PLANS, _SILENT
+    scope: Scope = file
+    branches: tuple[Lines, ...] = ()
     while stack:
-        here, scope, branches = take()
-        while here is not None:
-            node, here = here, None
+        node = take()
+        if node.__class__ is tuple:
+            scope, branches = node
+            nodes = scope.nodes
+            continue
+        while True:
             kind = node.__class__
-            is_sorted, bind, fields, has_blocks = plans[kind]
-            if is_sorted:
-                nodes = scope.nodes
-                if kind in nodes:
+            # Half of the time would go into the general code for these four kinds, which are most of all nodes.
+            if kind is ast.Attribute:
+                nodes[kind].append(node)
+                child = node.value
+            elif kind is ast.Call:
+                nodes[kind].append(node)
+                for word in reversed(node.keywords):
+                    parents[word] = node
+                    value = word.value
+                    if value.__class__ not in silent:
+                        parents[value] = word
+                        put(value)
+                for value in reversed(node.args):
+                    if value.__class__ not in silent:
+                        parents[value] = node
+                        put(value)
+                child = node.func
+            elif kind is ast.Assign and node.targets[0].__class__ is ast.Name and len(node.targets) == 1:
+                target, child = node.targets[0], node.value
+                _bind(scope, target.id, _binding(Binding, ("value", child, (), target.lineno, branches)))
+            elif kind is ast.Expr:
+                child = node.value
+            else:
+                is_sorted, bind, fields, has_blocks = plans[kind]
+                if is_sorted:
                     nodes[kind].append(node)
-                else:
-                    nodes[kind] = [node]
-            if bind is not None:
-                bind(node, scope, branches)
-            if has_blocks:
-                stack += _within_blocks(node, scope, branches, parents)
+                if bind is not None:
+                    bind(node, scope, branches)
+                if has_blocks:
+                    _put_blocks(node, scope, branches, stack, parents)
+                    break
+                last = len(stack)
+                for field in fields:
+                    value = getattr(node, field)
+                    if value.__class__ is list:
+                        for child in reversed(value):
+                            if child.__class__ not in silent:
+                                parents[child] = node
+                                put(child)
+                    elif value.__class__ not in silent:
+                        parents[value] = node
+                        put(value)
+                if len(stack) == last:
+                    break
+                node = take()
+                continue
+            if child.__class__ in silent:
                 break
-            for field in fields:
-                value: Any = getattr(node, field, None)
-                # The first child is walked next, and the others wait.
-                for child in reversed(value) if value.__class__ is list else (value,):
-                    if child.__class__ not in silent:
-                        parents[child] = node
-                        if here is not None:
-                            put((here, scope, branches))
-                        here = child
+            parents[child] = node
+            node = child
 
 
-def _within_blocks(
-    node: ast.AST, scope: Scope, branches: tuple[Lines, ...], parents: dict[ast.AST, ast.AST]
-) -> list[_Waiting]:
-    """Returns the children of a statement with a body, last first, each with its scope and branches."""
-    found: list[_Waiting] = []
+def _put_blocks(
+    node: Any, scope: Scope, branches: tuple[Lines, ...], stack: list[Any], parents: dict[ast.AST, ast.AST]
+) -> None:
+    """Puts the children of a statement with a body on the stack, last first, each with its scope and branches."""
     kind = node.__class__
     inner = _open(node, scope, branches) if kind in _SCOPES else scope
     for field in _FIELDS[kind]:
-        value: Any = getattr(node, field, None)
-        where, within = scope, branches
-        if field in _BRANCHING and value:
-            # The body of a lambda or function has its own scope; defaults and annotations belong to the outer scope.
-            if inner is not scope:
-                where, within = inner, branches if kind is ast.Lambda else ()
-            elif kind in _BRANCHES:
-                last = value[-1]
-                within = (*branches, (value[0].lineno, last.end_lineno or last.lineno))
-        for child in reversed(value) if value.__class__ is list else (value,):
+        value: Any = getattr(node, field)
+        children = reversed(value) if value.__class__ is list else (value,)
+        is_block = field in _BRANCHING and value
+        if is_block:
+            stack.append((scope, branches))
+        for child in children:
             if child.__class__ not in _SILENT:
                 parents[child] = node
-                found.append((child, where, within))
-    return found
+                stack.append(child)
+        if is_block:
+            # The body of a lambda or function has its own scope; defaults and annotations belong to the outer scope.
+            if inner is not scope:
+                stack.append((inner, branches if kind is ast.Lambda else ()))
+            elif kind in _BRANCHES:
+                last = value[-1]
+                within = (value[0].lineno, last.end_lineno or last.lineno)
+                stack.append((scope, (*branches, within)))
 
 
 _SCOPES = {ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef}
@@ -156,9 +193,9 @@ def _open(node: Any, scope: Scope, branches: tuple[Lines, ...]) -> Scope:
         scope.file.classes.append(inner)
     else:
         inner = Scope(node, name, "function", scope, scope.file)
-        arguments = node.args
+        arguments, line = node.args, node.lineno
         for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
-            inner.bindings[argument.arg] = [Binding("parameter", argument, (), node.lineno, ())]
+            inner.bindings[argument.arg] = [_binding(Binding, ("parameter", argument, (), line, ()))]
         for argument in (arguments.vararg, arguments.kwarg):
             if argument is not None:
                 inner.bindings[argument.arg] = [Binding("unknown", argument, (), node.lineno, ())]
@@ -169,8 +206,10 @@ def _open(node: Any, scope: Scope, branches: tuple[Lines, ...]) -> Scope:
 
 def _bind(scope: Scope, name: str, binding: Binding) -> None:
     """Adds a binding in the order of lines, which `reaching` requires. The walk nearly has this order."""
-    known = scope.bindings.setdefault(name, [])
-    if known and known[-1].line > binding.line:
+    known = scope.bindings.get(name)
+    if known is None:
+        scope.bindings[name] = [binding]
+    elif known[-1].line > binding.line:
         bisect.insort(known, binding, key=lambda other: other.line)
     else:
         known.append(binding)
@@ -186,7 +225,7 @@ def _bind_targets(target: ast.expr, how: str, what: Any, scope: Scope, branches:
 def _assign(node: ast.Assign, scope: Scope, branches: tuple[Lines, ...]) -> None:
     for target in node.targets:
         if isinstance(target, ast.Name):  # usually true
-            _bind(scope, target.id, Binding("value", node.value, (), target.lineno, branches))
+            _bind(scope, target.id, _binding(Binding, ("value", node.value, (), target.lineno, branches)))
         elif not isinstance(target, ast.Attribute):
             _bind_targets(target, "value", node.value, scope, branches)
 

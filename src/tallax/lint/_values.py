@@ -27,8 +27,9 @@ from tallax.lint._kinds import (
     element,
     item,
     joined,
+    name_of,
 )
-from tallax.lint._known_names import LIBRARIES, TRANSFORMS, canonical
+from tallax.lint._known_names import LIBRARIES, TRANSFORMS, VARIABLES, canonical
 from tallax.lint._project import Tree
 
 # The maximum depth of inference. Code farther away rarely matters.
@@ -50,7 +51,7 @@ class Values(Expressions):
         """Returns the value of an expression in a scope, or None if it is unknown."""
         if node is None:
             return None
-        frame = scope if isinstance(scope, Frame) else Frame(scope)
+        frame = scope if scope.__class__ is Frame else scope.frame or Frame.of(scope)  # type: ignore[union-attr,arg-type]
         memory = frame.memory
         if node in memory:
             return memory[node]
@@ -79,15 +80,17 @@ class Values(Expressions):
         scope = start
         while scope is not None:
             if name in scope.bindings and (scope.kind != "class" or scope is start):
-                within = frame if scope is start else Frame(scope)
-                value = joined([self.binding(b, within) for b in reaching(scope.bindings[name], line)])
+                within = frame if scope is start else Frame.of(scope)
+                found = reaching(scope.bindings[name], line)
+                one = len(found) == 1  # usually true, and there is nothing to join
+                value = self.binding(found[0], within) if one else joined([self.binding(b, within) for b in found])
                 return self._filled_here(name, scope) if value == _EMPTY else value
             scope = scope.parent
         for star in frame.scope.file.bindings.get("*", ()):
-            found = self.dotted(f"{star.what}.{name}", frame.scope)
-            if not isinstance(found, Name):
-                return found
-        return Name(name)
+            starred = self.dotted(f"{star.what}.{name}", frame.scope)
+            if not isinstance(starred, Name):
+                return starred
+        return name_of(name)
 
     def binding(self, binding: Binding, frame: Frame) -> Value | None:
         """Returns the value of a name by one of its bindings."""
@@ -149,8 +152,15 @@ class Values(Expressions):
         """Returns the value of a class or function statement."""
         if scope.kind == "class":
             return Type(scope)
-        transforms = (self.transform_of(decorator, scope.parent) for decorator in scope.decorators)
-        return Callee(scope, transformed=next(filter(None, transforms), ""))
+        return Callee(scope, transformed=next(filter(None, self.transforms_of(scope)), ""))
+
+    def transforms_of(self, scope: Scope) -> list[str]:
+        """Returns the transformation of each decorator of a function; empty for other decorators."""
+        found = scope.memory.get("transforms")
+        if found is None:
+            found = [self.transform_of(decorator, scope.parent) for decorator in scope.decorators]
+            scope.memory["transforms"] = found
+        return found
 
     def transform_of(self, node: ast.expr, scope: Scope | None) -> str:
         """Returns the transformation of a decorator or callee: `jax.jit`, `partial(jax.jit, ...)`,
@@ -171,6 +181,9 @@ class Values(Expressions):
 
     def dotted(self, dotted: str, scope: Scope) -> Value | None:
         """Returns the value of an imported name: a class or function of the project, or a name of another library."""
+        name = canonical(dotted)
+        if name.partition(".")[0] in LIBRARIES:
+            return name_of(name)
         key = (scope.file, dotted)
         if key not in self._dotted:
             self._dotted[key] = None  # files that import each other
@@ -178,9 +191,6 @@ class Values(Expressions):
         return self._dotted[key]
 
     def _imported(self, dotted: str, scope: Scope) -> Value | None:
-        name = canonical(dotted)
-        if name.partition(".")[0] in LIBRARIES:
-            return Name(name)
         module, _, last = dotted.rpartition(".")
         if self.tree.path_of(dotted, scope.file) is not None:
             return Name(dotted)
@@ -192,7 +202,7 @@ class Values(Expressions):
                     if not isinstance(found, Name):
                         return found
             return Name(dotted)
-        return joined([self.binding(b, Frame(file)) for b in file.bindings[last][-1:]])
+        return joined([self.binding(b, Frame.of(file)) for b in file.bindings[last][-1:]])
 
     def parameter(self, argument: ast.arg, scope: Scope) -> Value | None:
         """Returns the value of a parameter: by being `self`, by its annotation, its default, or the calls in
@@ -229,6 +239,13 @@ class Values(Expressions):
                 if handed is not None:
                     found.append(self.of(handed, around))
         return joined(found)
+
+    def makes_variable(self, node: ast.Call, scope: Scope) -> bool:
+        """Returns whether a call is one of a Variable type, without a look at its arguments."""
+        callee = self.of(node.func, scope)
+        if isinstance(callee, Type):
+            return not isinstance(callee.cls, str) and bool(self.variable_type(callee.cls))
+        return isinstance(callee, Name) and callee.name in VARIABLES
 
     # Attributes
 

@@ -46,7 +46,7 @@ def _text(write: Write, context: Context) -> str:
 
 def _is_blend(node: ast.expr, home: tuple[Scope, str], write: Write, context: Context) -> bool:
     """Returns whether a value is `a * old + b * new`."""
-    node, frame = context.uses.expanded(node, Frame(write.use.scope), write.item)
+    node, frame = context.uses.expanded(node, Frame.of(write.use.scope), write.item)
     if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Add):
         return False
     products = [

@@ -77,7 +77,7 @@ _FUNCTIONS = {
 def decorated(scope: Scope, context: Context) -> None:
     """Reports a function under a decorator of Flax that changes what it closes over."""
     if scope.parent is not None:
-        transforms = [context.values.transform_of(decorator, scope.parent) for decorator in scope.decorators]
+        transforms = context.values.transforms_of(scope)
         for transform, decorator in zip(transforms, scope.decorators, strict=True):
             if transform in _TRANSFORMS:
                 _judge(scope, transform, context, owns_self=is_self_static(scope, decorator))

@@ -62,7 +62,8 @@ is not reported either.
 )
 
 _SEEDED = {"nnx.Rngs", "nnx.RngStream", "jax.random.key", "jax.random.PRNGKey"}
-_IN_DEFAULT = re.compile(r"=\s*(?:\w+\.)*Rngs\(")
+_RNGS = re.compile(r"Rngs\(")
+_IN_DEFAULT = re.compile(r"=\s*(?:\w+\.)*\Z")
 _GRADIENTS = {"grad", "value_and_grad"}
 
 
@@ -70,11 +71,11 @@ _GRADIENTS = {"grad", "value_and_grad"}
 def constant_seed(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports `nnx.Rngs(0)` and `jax.random.key(0)` in a step."""
     given = [*node.args, *(word.value for word in node.keywords)]
-    if not given or not all(_is_constant(argument, scope, context) for argument in given):
+    if not given or is_test(context.file.path) or not all(_is_constant(a, scope, context) for a in given):
         return
     callee = context.values.of(node.func, scope)
     name = callee.name if isinstance(callee, Name) else callee.cls if isinstance(callee, Type) else ""
-    if name not in _SEEDED or is_test(context.file.path) or not _is_in_step(scope, context):
+    if name not in _SEEDED or _is_folded(scope) or not _is_in_step(scope, context):
         return
     if not _makes_a_module(node, scope, context) and not _is_stand_in(node, scope, context):
         context.report(
@@ -95,13 +96,10 @@ def constant_key(node: ast.Call, scope: Scope, context: Context) -> None:
     callee = context.values.of(node.func, scope) if cls is not None else None
     if cls is None or not isinstance(callee, Name) or not callee.name.startswith("jax.random."):
         return
-    lineage = [c for c in context.values.lineage(cls) if not isinstance(c, str)]
-    settings = [setting for c in lineage for setting in context.values.settings(c).get(name, ())]
-    if not settings or not all(s.making for s in settings) or not _is_in_step(scope, context):
+    if not _is_set_once(name, cls, context) or not _is_in_step(scope, context):
         return
     held = context.values.member(cls, name, None)
-    set_outside = re.search(rf"(?<!self)\.{re.escape(name)}\b[^=\n]*=(?!=)", context.file.text)
-    if (held is None or held == Plain("key")) and not is_test(context.file.path) and not set_outside:
+    if (held is None or held == Plain("key")) and not is_test(context.file.path):
         context.report(
             RULE,
             node,
@@ -111,21 +109,46 @@ def constant_key(node: ast.Call, scope: Scope, context: Context) -> None:
 
 
 def _is_constant(node: ast.expr, scope: Scope, context: Context) -> bool:
-    """Returns whether a seed is a number that is written out, also under a name that is bound once, such as `SEED`."""
+    """Returns whether a seed is a number that is written out, also under a name that is bound once, such as `SEED`, or
+    a number in an attribute that only the construction sets.
+    """
     if isinstance(node, ast.Name):
         value = context.values.of(node, scope)
         return isinstance(value, Number) and value.value is not None
+    if isinstance(node, ast.Attribute):
+        method = is_self(node.value, scope)
+        cls = method.method_of if method is not None else None
+        if cls is None or not _is_set_once(node.attr, cls, context):
+            return False
+        value = context.values.member(cls, node.attr, None)
+        return isinstance(value, Number) and value.type == "int"
     return isinstance(node, ast.Constant)
+
+
+def _is_set_once(name: str, cls: Scope, context: Context) -> bool:
+    """Returns whether only the construction sets an attribute, as far as the file shows."""
+    lineage = [c for c in context.values.lineage(cls) if not isinstance(c, str)]
+    settings = [setting for c in lineage for setting in context.values.settings(c).get(name, ())]
+    outside = re.search(rf"(?<!self)\.{re.escape(name)}\b[^=\n]*=(?!=)", context.file.text)
+    return bool(settings) and all(s.making for s in settings) and not outside
+
+
+def _is_folded(scope: Scope) -> bool:
+    """Returns whether a function folds other data into a key, which gives other numbers at each call."""
+    return any(last_name(call.func) == "fold_in" for call in scope.of(ast.Call))
 
 
 @CHECKS.each_file
 def shared_default(file: Scope, context: Context) -> None:
     """Reports `def f(rngs=nnx.Rngs(0))`."""
-    if "Rngs(" not in context.file.text or not _IN_DEFAULT.search(context.file.text):
+    text = context.file.text
+    if not any(_IN_DEFAULT.search(text, max(0, found.start() - 60), found.start()) for found in _RNGS.finditer(text)):
         return  # most files
     for scope in file.inside():
         arguments = getattr(scope.node, "args", None)
         if scope.kind != "function" or not isinstance(arguments, ast.arguments) or isinstance(scope.node, ast.Lambda):
+            continue
+        if not any(isinstance(default, ast.Call) for default in (*arguments.defaults, *arguments.kw_defaults)):
             continue
         for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
             default = default_of(argument, scope)

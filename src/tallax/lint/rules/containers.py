@@ -169,7 +169,12 @@ def _of_name(node: ast.Name, scope: Scope, context: Context, depth: int) -> _Pla
 
 def _of_parameter(argument: ast.arg, scope: Scope, context: Context) -> _Plain | None:
     """Returns the container of a parameter that is annotated as one. A file that makes an nnx.List may pass that."""
-    found = _ANNOTATED.match(ast.unparse(argument.annotation)) if argument.annotation is not None else None
+    annotation = argument.annotation
+    while isinstance(annotation, ast.BinOp):
+        annotation = annotation.left
+    if not isinstance(annotation, ast.Subscript):
+        return None
+    found = _ANNOTATED.match(ast.unparse(annotation))
     held = _state_in(context.values.parameter(argument, scope), context) if found is not None else ""
     if found is None or not held or _MAKES_CONTAINERS.search(context.file.text):
         return None
@@ -237,7 +242,9 @@ def _one_state_of(node: ast.expr, scope: Scope, context: Context) -> str:
     held = _one_state(context.values.of(node, scope), context)
     if held or not isinstance(node, ast.Name):
         return held
-    values = (context.values.binding(b, Frame(scope)) for b in reaching(scope.bindings.get(node.id, ()), node.lineno))
+    values = (
+        context.values.binding(b, Frame.of(scope)) for b in reaching(scope.bindings.get(node.id, ()), node.lineno)
+    )
     return next((held for value in values if (held := _one_state(value, context))), "")
 
 

@@ -102,10 +102,7 @@ _DIFFERENTIATING = {"nnx.value_and_grad", "nnx.grad"}
 @CHECKS.each_decorated
 def decorated(scope: Scope, context: Context) -> None:
     """Reports a function under a decorator of JAX that changes a module."""
-    outer = scope.parent
-    if outer is None:
-        return
-    transforms = [context.values.transform_of(decorator, outer) for decorator in scope.decorators]
+    transforms = context.values.transforms_of(scope)
     if not all(t or _is_harmless(d) for t, d in zip(transforms, scope.decorators, strict=True)):
         return  # another decorator may pass the state in and out
     for transform, decorator in zip(transforms, scope.decorators, strict=True):

@@ -80,7 +80,7 @@ class Gate(nnx.Module):
 _INTEGERS = {"int32", "int64", "uint32", "uint64", "int16", "bool", "bool_"}
 
 
-@CHECKS.call()
+@CHECKS.each_variable
 def kept_as_parameter(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports a call that makes an nnx.Param of state."""
     variable = context.values.of(node, scope)

@@ -71,7 +71,8 @@ def python_number(cls: Scope, context: Context) -> None:
     """Reports a Python number of a module that its methods increase."""
     if not any(s.augmented or s.value is not None for group in context.values.settings(cls).values() for s in group):
         return
-    if not context.values.is_module(cls):
+    whole = [cls] if context.values.is_module(cls) else context.values.heirs(cls)
+    if not whole:
         return
     for name, settings in context.values.settings(cls).items():
         for setting in settings:
@@ -82,7 +83,9 @@ def python_number(cls: Scope, context: Context) -> None:
             if setting.method is None or not _counts_up(setting, name) or _is_eager_double(name, context):
                 continue
             value = context.values.member(cls, name, None)
-            if isinstance(value, Number) and value.type in ("int", "float") and _is_made_plain(cls, name, context):
+            if not isinstance(value, Number) or value.type not in ("int", "float"):
+                continue
+            if all(_is_made_plain(c, name, context) for c in whole):
                 _report_number(f"self.{name}", setting.node, context)
 
 

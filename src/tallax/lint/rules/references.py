@@ -82,7 +82,7 @@ def counted_twice(cls: Scope, context: Context) -> None:
 
 def _is_under_remat(use: Use, cls: Scope, context: Context) -> bool:
     for scope in (use.scope, use.method):
-        if any(context.values.transform_of(d, scope.parent) in _REMATS for d in scope.decorators):
+        if not _REMATS.isdisjoint(context.values.transforms_of(scope)):
             return True
     for call in (call for scope in context.file.inside() for call in scope.of(ast.Call)):
         function = call.func

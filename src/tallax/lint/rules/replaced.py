@@ -72,7 +72,7 @@ def changed_in_place(node: ast.AugAssign, scope: Scope, context: Context) -> Non
     if isinstance(target, ast.Attribute) or _is_element(target, scope, context):
         value = context.values.of(target, scope)
     elif isinstance(target, ast.Name):
-        value = context.values.name(target.id, node.lineno - 1, Frame(scope))
+        value = context.values.name(target.id, node.lineno - 1, Frame.of(scope))
     else:
         return
     if not isinstance(value, Variable) or _takes(value, node.op, context):
@@ -156,7 +156,7 @@ def assigned_by_name(node: ast.Call, scope: Scope, context: Context) -> None:
         target = ast.copy_location(ast.Attribute(owner, name, ast.Load()), node)
         if _is_making(target, scope):
             return
-        value = _held(context.values.attribute(context.values.of(owner, scope), name, target, Frame(scope)))
+        value = _held(context.values.attribute(context.values.of(owner, scope), name, target, Frame.of(scope)))
         if value is not None and not _is_for_types_only(node, context):
             given = context.values.of(arguments[2], scope)
             if _replaces(value, given, node, context.source_of(target), context):

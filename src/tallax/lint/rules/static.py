@@ -18,8 +18,7 @@ _COMPILING = {"jax.jit", "jax.pmap", "nnx.jit", "nnx.pmap"}
 @CHECKS.each_decorated
 def decorated(scope: Scope, context: Context) -> None:
     """Reports a function whose decorator declares a module static."""
-    for decorator in scope.decorators:
-        transform = context.values.transform_of(decorator, scope.parent)
+    for decorator, transform in zip(scope.decorators, context.values.transforms_of(scope), strict=True):
         if transform in _COMPILING:
             if isinstance(decorator, ast.Call):
                 _judge(decorator, transform, scope.parameters, scope, scope.node, context)

@@ -11,7 +11,7 @@ from tallax.lint._index import Scope
 from tallax.lint._kinds import Array, Name, Number, Value, Variable
 from tallax.lint._rule import Rule
 from tallax.lint._settings import MAKING
-from tallax.lint._steps import is_forward, loop_at_every_step
+from tallax.lint._steps import is_forward, is_training, loop_around
 
 RULE = Rule(
     code="TLX003",
@@ -85,12 +85,19 @@ def converted(node: ast.Call, scope: Scope, context: Context) -> None:
         shown, arguments = callee.name, node.args[:1]
     else:
         return
-    place = _step(node, scope, context)
-    if not place:
+    forward = is_forward(scope, context)
+    loop = None if forward else loop_around(node, scope)
+    if not forward and loop is None and not _is_in_update(node, scope, context):
         return
-    if place == "in an update of state" and (shown not in _CONVERTING or not _feeds_state(node, scope, context)):
-        return
-    if any(_is_state(argument, node, place, scope, context) for argument in arguments):
+    if any(_is_state(argument, node, forward, scope, context) for argument in arguments):
+        place = "in a step" if forward else ""
+        if loop is not None and is_training(loop, scope, context):  # this takes longest to find out
+            place = "in a training loop"
+        if not place and _is_in_update(node, scope, context):
+            if shown in _CONVERTING and _feeds_state(node, scope, context):
+                place = "in an update of state"
+        if not place:
+            return
         context.report(
             RULE,
             node,
@@ -103,7 +110,9 @@ def converted(node: ast.Call, scope: Scope, context: Context) -> None:
 @CHECKS.node(ast.If, ast.While, ast.IfExp, ast.Assert)
 def decided(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, context: Context) -> None:
     """Reports `if`, `while` and `assert` on state in a step."""
-    tests = [test for test in _conditions(node.test) if _may_be_state(test)]
+    test = node.test
+    conditions = _conditions(test) if test.__class__ in (ast.BoolOp, ast.UnaryOp) else (test,)
+    tests = [test for test in conditions if _may_be_state(test)]
     if not tests:
         return  # so it is with most, and whether a scope is a step takes longer to find out
     if not is_forward(scope, context):
@@ -144,10 +153,13 @@ def _may_be_state(test: ast.expr) -> bool:
 def _decided_in_loop(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, context: Context) -> None:
     """Reports a condition that a training loop evaluates at every step. The first operand of `and` always is."""
     first = next(_conditions(node.test))
-    if isinstance(first, (ast.Name, ast.Constant)) or not loop_at_every_step(first, scope, context):
+    loop = None if isinstance(first, (ast.Name, ast.Constant)) else loop_around(first, scope)
+    if loop is None:
         return
     value = context.values.of(first, scope)
-    if isinstance(value, Array) and value.state is not None and _is_known_array(first, value, scope, context):
+    if not isinstance(value, Array) or value.state is None or not _is_known_array(first, value, scope, context):
+        return
+    if is_training(loop, scope, context):
         context.report(
             RULE,
             node.test,
@@ -171,7 +183,7 @@ def _conditions(test: ast.expr) -> Iterator[ast.expr]:
         yield test
 
 
-def _is_state(node: ast.expr, call: ast.Call, place: str, scope: Scope, context: Context) -> bool:
+def _is_state(node: ast.expr, call: ast.Call, forward: bool, scope: Scope, context: Context) -> bool:
     """Returns whether an argument is an array of state, or an array that is written into state.
 
     Under a trace, a Python number in a Variable is an array too.
@@ -183,7 +195,7 @@ def _is_state(node: ast.expr, call: ast.Call, place: str, scope: Scope, context:
     if isinstance(node, ast.Call) and _is_of_jax(node, scope, context) and _feeds_state(call, scope, context):
         return True  # jax.numpy makes arrays of Python numbers too
     if isinstance(value, Number):
-        return value.state is not None and place == "in a step"
+        return value.state is not None and forward
     if not isinstance(value, Array):
         return False
     if value.state is not None:
@@ -218,15 +230,6 @@ def _feeds_state(call: ast.Call, scope: Scope, context: Context) -> bool:
             if isinstance(context.values.of(target.value, scope), Variable):
                 return True
     return False
-
-
-def _step(node: ast.Call, scope: Scope, context: Context) -> str:
-    """Returns which kind of step a call stands in, empty if in none."""
-    if is_forward(scope, context):
-        return "in a step"
-    if loop_at_every_step(node, scope, context):
-        return "in a training loop"
-    return "in an update of state" if _is_in_update(node, scope, context) else ""
 
 
 def _is_in_update(node: ast.Call, scope: Scope, context: Context) -> bool:

@@ -6,10 +6,11 @@ from __future__ import annotations
 import ast
 import re
 
+from tallax.lint._bindings import reaching
 from tallax.lint._check import CHECKS, Context, end_of, replacement
 from tallax.lint._finding import Edit
 from tallax.lint._index import Scope, last_name
-from tallax.lint._kinds import Array, Instance, Number, Variable
+from tallax.lint._kinds import Array, Instance, Name, Number, Variable
 from tallax.lint._rule import Rule
 
 RULE = Rule(
@@ -79,6 +80,8 @@ def value_of_a_variable(node: ast.Attribute, scope: Scope, context: Context) -> 
             _as_told_apart(node, scope, context)
             or _as_one_of_its_kinds(node.value, scope, context)
             or _by_its_name(node.value, scope, context)
+            or _in_a_state(node.value, scope, context)
+            or _as_a_leaf(node.value, scope, context)
         )
     if not isinstance(variable, Variable) or (
         variable.cls is not None and context.values.defines(variable.cls, "value")
@@ -173,6 +176,50 @@ def _by_its_name(node: ast.expr, scope: Scope, context: Context) -> Variable | N
     if not found and (node.attr not in _LAYERS_OWN or owner not in (None, Instance("nnx.Module"))):
         return None
     return Variable("nnx.Variable")  # its value is unknown
+
+
+def _in_a_state(node: ast.expr, scope: Scope, context: Context) -> Variable | None:
+    """Returns the Variable at a path of a state: `nnx.state(model)["layer"]["kernel"]`."""
+    steps = 0
+    while isinstance(node, (ast.Subscript, ast.Attribute)):
+        node, steps = node.value, steps + 1
+    if not steps or not isinstance(node, ast.Name):
+        return None
+    made = reaching(scope.bindings.get(node.id, ()), node.lineno)
+    if len(made) != 1 or made[0].how != "value" or not isinstance(made[0].what, ast.Call):
+        return None
+    function = context.values.of(made[0].what.func, scope)
+    is_state = function == Name("nnx.state") and not made[0].item
+    is_state = is_state or (function == Name("nnx.split") and made[0].item not in ((), (0,)))
+    return Variable("nnx.Variable") if is_state else None
+
+
+def _as_a_leaf(node: ast.expr, scope: Scope, context: Context) -> Variable | None:
+    """Returns the Variable that a function or loop gets from `jax.tree.map(..., is_leaf=...)` or `jax.tree.leaves`."""
+    if not isinstance(node, ast.Name):
+        return None
+    inner: Scope | None = scope
+    while inner is not None and node.id not in inner.bindings:
+        inner = inner.parent
+    made = reaching(inner.bindings[node.id], node.lineno) if inner is not None else ()
+    if inner is None or len(made) != 1:
+        return None
+    if made[0].how == "element" and not made[0].item:
+        return _leaf_of(made[0].what, inner, context)
+    is_function = made[0].how == "parameter" and isinstance(inner.node, ast.Lambda)
+    return _leaf_of(context.file.parent_of(inner.node), inner, context) if is_function else None
+
+
+def _leaf_of(call: ast.AST | None, scope: Scope, context: Context) -> Variable | None:
+    """Returns the Variable type that a call of `jax.tree` takes for a leaf."""
+    if not isinstance(call, ast.Call):
+        return None
+    for word in call.keywords:
+        asked = word.value.body if word.arg == "is_leaf" and isinstance(word.value, ast.Lambda) else None
+        if isinstance(asked, ast.Call) and last_name(asked.func) == "isinstance" and len(asked.args) == 2:
+            told = context.values.annotated(asked.args[1], scope)
+            return Variable(told.type) if isinstance(told, Variable) else None
+    return None
 
 
 def _edits(node: ast.Attribute, held: object, context: Context) -> tuple[Edit, ...]:

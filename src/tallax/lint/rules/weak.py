@@ -71,7 +71,7 @@ reported.
 )
 
 
-@CHECKS.call()
+@CHECKS.each_variable
 def weak_initial_value(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports a call that creates a Variable with such a value."""
     given = initial(node)
@@ -143,7 +143,7 @@ def _is_written_in_step(cls: Scope, name: str, context: Context) -> bool:
         held = context.values.member(cls, other, None)
         if isinstance(held, Variable) and isinstance(context.values.content(held), Array):
             writes = [w for w in context.uses.writes(cls, other) if not w.replaces and w.use.method in methods]
-            if any(isinstance(context.values.of(w.value, Frame(w.use.scope)), Array) for w in writes):
+            if any(isinstance(context.values.of(w.value, Frame.of(w.use.scope)), Array) for w in writes):
                 return True
     return False
 
@@ -172,7 +172,7 @@ def _is_written_strongly(cls: Scope, name: str, context: Context) -> bool:
     for write in context.uses.writes(cls, name):
         if write.replaces or write.value is None:
             continue
-        value = context.values.content_of(context.values.of(write.value, Frame(write.use.scope)))
+        value = context.values.content_of(context.values.of(write.value, Frame.of(write.use.scope)))
         for k in write.item:
             value = None if k < 0 else value
         if isinstance(value, Array) and value.weak is False and not write.item:
