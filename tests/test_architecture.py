@@ -16,7 +16,7 @@ import tallax
 SOURCE = pathlib.Path(tallax.__file__).parent
 # Lowest first. A file or package imports only from lines above its own.
 LAYERS = [
-    {"_arrays", "_lazy", "_version", "lint", "runs"},
+    {"_arrays", "_lazy", "_quick_compiles", "_version", "lint", "runs"},
     {"_errors"},
     {"_display"},
     {"_containers", "_factory", "_uint64"},

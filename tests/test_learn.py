@@ -63,6 +63,11 @@ def printed(path):
     return out.getvalue().strip()
 
 
+def mistake_of(path):
+    """Returns the mistake that a wrong answer is named after: `lost` for `lost.py` and `lost__by_a_copy.py`."""
+    return path.stem.split("__")[0]
+
+
 def cases(paths):
     """Returns the paths as parameters, all but the quick ones marked as thorough."""
     return [
@@ -105,7 +110,7 @@ def test_a_solution_passes(name, which):
 def test_a_wrong_answer_gets_its_sentence(path):
     """The grade of each wrong answer is the mistake that its file is named after."""
     _, verdict = graded(path.parent.name, path)
-    assert verdict.get("wrong") == path.stem, verdict
+    assert verdict.get("wrong") == mistake_of(path), verdict
 
 
 @pytest.mark.parametrize("path", cases(RIGHT))
@@ -118,7 +123,7 @@ def test_every_mistake_has_a_wrong_answer_and_a_sentence_of_its_own():
     """No sentence is without a file that gets it, and no two mistakes of an exercise share one."""
     assert len(WRONG) >= 40
     assert len(RIGHT) >= 10
-    files = {name: {path.stem for path in WRONG if path.parent.name == name} for name in ORDER}
+    files = {name: {mistake_of(path) for path in WRONG if path.parent.name == name} for name in ORDER}
     for exercise in exercises():
         assert set(exercise.mistakes) == files[exercise.name], exercise.name
         assert len(exercise.mistakes) >= 4
@@ -298,7 +303,9 @@ def session(folder, *events):
         (folder / current.file_name).write_text(event)
         return ""
 
-    course._Course(folder, console, grader, pressed).run()
+    taken = course._Course(folder, console, grader, pressed)
+    taken.run()
+    taken.say_goodbye()
     return out.getvalue(), grader
 
 

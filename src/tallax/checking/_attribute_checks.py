@@ -28,7 +28,7 @@ _LIVE_IN_EVAL = (nnx.RngState, nnx.Cache, nnx.Intermediate)
 
 def attributes(program: Program, reference: Reference) -> Results:
     """A Variable stays a Variable, and no plain Python attribute changes."""
-    findings, model = [], program.make()
+    findings, model = [], program.new_model()
     for path in sorted(reference.written):
         states = [state[path] for state in (reference.start, *reference.after) if path in state]
         first, last = states[0], states[-1]
@@ -74,7 +74,7 @@ def _kind_words(leaf: Leaf) -> str:
 
 def parameters(program: Program, reference: Reference) -> Results:
     """An `nnx.Param` is written by the optimizer only."""
-    model = program.make()
+    model = program.new_model()
     variables = variables_of(model)
     trained = _trained(program, reference)
     decayed = _after_weight_decay(program)
@@ -113,7 +113,7 @@ def parameters(program: Program, reference: Reference) -> Results:
 def _writers(program: Program) -> dict[str, set[str]]:
     """Returns the kinds of code that write each path, as `Writes.writers` names them; empty if no run succeeds."""
     for compiled in (False, True):  # without compilation, each write is seen at its source line
-        model = program.make()
+        model = program.new_model()
         try:
             with watched(model) as writes, contextlib.nullcontext() if compiled else jax.disable_jit():
                 for batch in program.batches:
@@ -151,10 +151,7 @@ def _trained(program: Program, reference: Reference) -> set[str]:
 
 def _after_weight_decay(program: Program) -> dict[str, tuple[Leaf, Leaf]]:
     """Returns each float parameter before and after an optimizer step that should change only parameters."""
-    model = program.make()
-    for batch in program.batches:
-        program.plain_call(model, batch)
-
+    model = program.model_after(len(program.batches))
     before = snapshot(model)
     if not decay_weights(model):
         return {}
@@ -201,7 +198,7 @@ def _is_rewritten_by_flax(model: Any, path: str) -> bool:
 
 def eval_mode(program: Program, reference: Reference) -> Results:
     """After `model.eval()`, calls change only caches, random streams and metrics."""
-    training, model = program.make(), program.make()
+    training, model = program.new_model(), program.new_model()
     for module, mode in ((training, "train"), (model, "eval")):
         if isinstance(module, nnx.Module):  # metrics have no train or eval mode
             getattr(module, mode)()
@@ -211,7 +208,7 @@ def eval_mode(program: Program, reference: Reference) -> Results:
         for batch in program.batches:
             program.plain_call(model, batch)
     except Exception as error:
-        found = explained(error, program.make(), before, "after model.eval()", shared=False)
+        found = explained(error, program.new_model(), before, "after model.eval()", shared=False)
         yield from reported("eval mode", [found])
         return
     after = snapshot(model)

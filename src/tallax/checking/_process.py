@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tallax._errors import StatecheckError, compose
+from tallax._quick_compiles import quick_xla_flags
 from tallax.checking._check_results import Collected
 from tallax.checking._report import Report, cell_from, finding_from
 
@@ -71,7 +72,11 @@ def check_file(
         pass_fds=(writing,),
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        env=dict(os.environ) if "JAX_COMPILATION_CACHE_DIR" in os.environ else {**os.environ, **cache},
+        env={
+            **os.environ,
+            **({} if "JAX_COMPILATION_CACHE_DIR" in os.environ else cache),
+            "XLA_FLAGS": quick_xla_flags(os.environ.get("XLA_FLAGS", "")),
+        },
     )
     os.close(writing)
     collected = Collected(name or Path(file).name, on_progress=on_progress)

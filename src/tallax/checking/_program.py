@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from tallax._errors import StatecheckError, compose, describe
+from tallax.checking._model_copies import Template
 
 Batch: TypeAlias = tuple[jax.Array, ...]
 Outputs: TypeAlias = list[tuple[jax.Array, ...]]
@@ -35,6 +36,8 @@ class Program:
             dtypes. Each batch is the previous one, rolled by one along its first axis.
         is_own_call: True if `call` is the model's own call, and not a function such as a training step.
         needs_jit: True if plain calls do not run without `jax.jit`, or are slow without it.
+        templates: The model before the first call, after it, and so on, as far as copies of these models are no
+            different from models that are made and called.
     """
 
     name: str
@@ -43,6 +46,29 @@ class Program:
     batches: tuple[Batch, ...]
     is_own_call: bool = True
     needs_jit: bool = False
+    templates: tuple[Template, ...] = ()
+
+    @property
+    def template(self) -> Template | None:
+        """The template of a new model."""
+        return self.templates[0] if self.templates else None
+
+    def new_model(self) -> Any:
+        """Returns a new model, from the template if there is one."""
+        return self.model_after(0)
+
+    def model_after(self, calls: int) -> Any:
+        """Returns a model after plain calls with the first batches, from a template if there is one."""
+        if calls < len(self.templates):
+            return self.templates[calls].copy()
+        return self.called_model(calls)
+
+    def called_model(self, calls: int) -> Any:
+        """Returns a model that the factory made, after plain calls with the first batches."""
+        model = self.make()
+        for batch in self.batches[:calls]:
+            self.plain_call(model, batch)
+        return model
 
     def plain_call(self, model: Any, batch: Batch) -> tuple[jax.Array, ...]:
         """Runs the model once, if possible without compiling what it compiles: each operation by itself.

@@ -62,7 +62,7 @@ def with_noise(program: Program, reference: Reference) -> Reference:
         return reference
     batches = tuple(tuple(_nudged(x) for x in batch) for batch in program.batches)
     try:
-        other = called(dataclasses.replace(program, batches=batches), program.make())
+        other = called(dataclasses.replace(program, batches=batches), program.new_model())
     except Exception:  # the program rejects perturbed inputs
         return reference
     return dataclasses.replace(

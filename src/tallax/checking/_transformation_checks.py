@@ -33,9 +33,9 @@ from tallax.checking._uncompiled_runs import TracedRun, UncompiledRuns
 
 def transformations(program: Program, reference: Reference) -> Results:
     """Every transformation in every mode leaves the same state as plain calls, and returns the same outputs."""
-    params = jax.tree.leaves(nnx.as_pure(nnx.state(program.make(), nnx.Param)))
+    params = jax.tree.leaves(nnx.as_pure(nnx.state(program.new_model(), nnx.Param)))
     differentiable = bool(params) and all(jnp.issubdtype(param.dtype, jnp.floating) for param in params)
-    twice, cycle = _held_twice(program), cycle_of(program.make())
+    twice, cycle = _held_twice(program), cycle_of(program.new_model())
     runs = UncompiledRuns(program)
     confirmed: set[tuple[str, str]] = set()  # rules and paths that a compiled run has shown
     if cycle:
@@ -79,7 +79,7 @@ def _cyclic(path: str) -> Finding:
 def _held_twice(program: Program) -> Finding | None:
     """Returns the findings for Variables that start with the same array, which cannot be donated twice."""
     names: dict[int, str] = {}
-    for path, variable in variables_of(program.make()).items():
+    for path, variable in variables_of(program.new_model()).items():
         for leaf in jax.tree.leaves(variable.get_raw_value()):
             if isinstance(leaf, jax.Array) and names.setdefault(id(leaf), path) != path:
                 return Finding(
@@ -113,13 +113,13 @@ def run_once(
 ) -> list[Finding]:
     """Returns the findings of one transformation in one mode."""
     where = f"{transformation.name} ({mode.name})"
-    model = program.make()
+    model = program.make() if transformation.donates else program.new_model()  # copies share the template's arrays
     try:
         with mode.active(), jax.disable_jit(transformation.is_eager and not program.needs_jit):
             outputs = run(program.call, model, program.batches)
         got = snapshot(model)
     except Exception as error:
-        return [explained(error, program.make(), reference.start, where, shared=mode is not GRAPH)]
+        return [explained(error, program.new_model(), reference.start, where, shared=mode is not GRAPH)]
     return _compared(program, reference, transformation, where, got, outputs)
 
 
@@ -133,7 +133,7 @@ def _compared(
 ) -> list[Finding]:
     expected = reference.end if transformation.executes else reference.start
     findings = [
-        diagnosed(difference, program.make(), where)
+        diagnosed(difference, program.new_model(), where)
         for difference in differences(reference.start, expected, got, reference.noisy)
     ]
     if (
@@ -150,7 +150,7 @@ def _compared(
 def _frozen(program: Program, reference: Reference, outputs: Outputs) -> str | None:
     """Returns the path of the state that explains `outputs`: plain calls return them if this state never changes."""
     for path in sorted(reference.written):
-        model, pinned = program.make(), []
+        model, pinned = program.new_model(), []
         variable = variables_of(model).get(path)
         if variable is None:
             continue
@@ -168,9 +168,9 @@ def lanes(program: Program, reference: Reference) -> Results:
     if not reference.written:
         return
     batches, runs = program.batches[:2], UncompiledRuns(program)
-    alone = [called(dataclasses.replace(program, batches=(batch,)), program.make()) for batch in batches]
+    alone = [called(dataclasses.replace(program, batches=(batch,)), program.new_model()) for batch in batches]
     for name, run in (("vmap, stacked models", _vmapped), ("scan over layers", _scanned)):
-        for mode in (GRAPH,) if cycle_of(program.make()) else (GRAPH, NO_UPDATES, TREE):
+        for mode in (GRAPH,) if cycle_of(program.new_model()) else (GRAPH, NO_UPDATES, TREE):
             where = f"{name} ({mode.name})"
             try:
                 with mode.active():
@@ -178,12 +178,12 @@ def lanes(program: Program, reference: Reference) -> Results:
                     together = run is _vmapped
                     models = runs.run_or_compile(_on_stack(program, run), batches, len(batches), together=together)
                 found = [
-                    diagnosed(difference, program.make(), f"{where}, model {k + 1} of {len(batches)}")
+                    diagnosed(difference, program.new_model(), f"{where}, model {k + 1} of {len(batches)}")
                     for k, (model, ref) in enumerate(zip(models, alone, strict=True))
                     for difference in differences(ref.start, ref.end, snapshot(model), reference.noisy)
                 ]
             except Exception as error:
-                found = [explained(error, program.make(), reference.start, where, shared=mode is not GRAPH)]
+                found = [explained(error, program.new_model(), reference.start, where, shared=mode is not GRAPH)]
             yield Cell(name, mode.name, outcome_of(found))
             yield from found
 

@@ -23,6 +23,7 @@ from tallax.checking._split_transformations import (
     loss_of,
     no_tangent,
     on_state,
+    pulled,
     split_branch,
     split_fori_loop,
     split_jvp,
@@ -171,7 +172,7 @@ def _differentiated(call: Call, differentiate: Callable[..., Any]) -> Call:
 def _vjp(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
     def step(model: Any, batch: Batch) -> tuple[jax.Array, ...]:
         outputs, pull, *_ = nnx.vjp(lambda model: call(model, batch), model)
-        pull(jax.tree.map(no_tangent, outputs))
+        pulled(pull, outputs)
         return outputs
 
     return _each(step, model, batches)

@@ -15,6 +15,8 @@ always raise: the factory reads values on the host, a tracer leaks into the mode
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
@@ -27,6 +29,7 @@ from jax.core import eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from tallax._arrays import is_traced
+from tallax.checking._numpy_operations import NAMES, LeftToXla, in_numpy
 from tallax.checking._program import Batch, Outputs, Program
 from tallax.checking._snapshot import variables_of
 
@@ -36,6 +39,8 @@ TracedRun: TypeAlias = "Callable[[list[Any], Sequence[Batch]], Outputs | None]"
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # A loop of more iterations is compiled: in Python, an operation of an iteration takes some 30 microseconds.
 _ITERATIONS = 16
+# As many programs of one operation take as long to compile as one program of a run.
+_PROGRAMS = 10
 # The names of the primitives that only call a jaxpr, and of the parameter that has it.
 _CALLS = {
     "jit": "jaxpr",
@@ -57,16 +62,23 @@ class DoesNotFit(Exception):  # noqa: N818 - the caller compiles the run
 class UncompiledRuns:
     """Runs a program without compiling it.
 
-    The factory makes the models of each run within the trace. Their Variables start with the arrays of one model that
-    was made outside of it, so that no run evaluates the initializers again.
+    The models of each run are made within the trace, by the factory if the program has no template. Their Variables
+    start with the arrays of one model that was made outside of it, so that no run evaluates the initializers again.
     """
 
     def __init__(self, program: Program):
         self._program = program
         self._programs: dict[str, Callable[..., list[Any]]] = {}
-        self._start = [self._leaves_of(variable) for variable in variables_of(program.make()).values()]
-        arrays = jax.tree.leaves((self._start, program.batches))
+        self._of_factory: list[Any] = []
+        if program.template is None:
+            self._of_factory = [self._leaves_of(variable) for variable in variables_of(program.make()).values()]
+        arrays = jax.tree.leaves((self._start(), program.batches))
         self._fits = not any(isinstance(x, jax.Ref) or len(x.devices()) > 1 for x in arrays)
+
+    def _start(self) -> list[Any]:
+        if self._program.template is None:
+            return self._of_factory
+        return [leaf for leaf in self._program.template.leaves if isinstance(leaf, jax.Array)]
 
     @staticmethod
     def _leaves_of(variable: nnx.Variable[Any]) -> list[Any]:
@@ -79,7 +91,7 @@ class UncompiledRuns:
         try:
             return self.run(run, batches, count, together=together)[0]
         except Exception:
-            models = [self._program.make() for _ in range(count)]
+            models = [self._program.new_model() for _ in range(count)]
             run(models, batches)
             return models
 
@@ -88,7 +100,7 @@ class UncompiledRuns:
     ) -> tuple[list[Any], Outputs | None]:
         """Returns `count` new models as `run(models, batches)` leaves them, and its outputs.
 
-        If `together`, all operations are compiled as one program, if they are not those of an earlier run.
+        If `together`, all operations are compiled as one program, if there are many that NumPy does not evaluate.
 
         Raises:
             Exception: the run raises, or does not fit.
@@ -96,14 +108,15 @@ class UncompiledRuns:
         closed, leaves, tree, graphdefs = self.trace(run, batches, count)
         if closed.effects:
             raise DoesNotFit
-        arguments = jax.tree.leaves((self._start, batches))
-        if together:
+        arguments = jax.tree.leaves((self._start(), batches))
+        if together and len(set(_for_xla(closed.jaxpr))) > _PROGRAMS:
             results = self._compiled(closed)(closed.consts, arguments)
         else:
             with jax.disable_jit(not self._program.needs_jit):  # as plain calls do, which share their operations
                 results = evaluated(closed, arguments)
         values = iter(results)
         outputs, states = jax.tree.unflatten(tree, [next(values) if is_traced(leaf) else leaf for leaf in leaves])
+        states = jax.device_put(states)  # from NumPy
         return [nnx.merge(*parts) for parts in zip(graphdefs, states, strict=True)], outputs
 
     def _compiled(self, closed: ClosedJaxpr) -> Callable[..., list[Any]]:
@@ -132,9 +145,12 @@ class UncompiledRuns:
             results = leaves, tree, graphdefs
             return [leaf for leaf in leaves if is_traced(leaf)]
 
-        return jax.make_jaxpr(whole)(self._start, batches), *results
+        return jax.make_jaxpr(whole)(self._start(), batches), *results
 
-    def _made(self, start: list[list[Any]]) -> Any:
+    def _made(self, start: list[Any]) -> Any:
+        if (template := self._program.template) is not None:
+            given = iter(start)
+            return template.copy([next(given) if isinstance(leaf, jax.Array) else leaf for leaf in template.leaves])
         model = self._program.make()
         for variable, arrays in zip(variables_of(model).values(), start, strict=True):
             given = iter(arrays)
@@ -161,6 +177,21 @@ def _evaluated(jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) ->
     return [read(atom) for atom in jaxpr.outvars]
 
 
+def _for_xla(jaxpr: Jaxpr) -> Iterator[str]:
+    """Yields the operations that XLA compiles, each with its parameters and types."""
+    for eqn in _needed(jaxpr):
+        inner = [x for x in jax.tree.leaves(eqn.params, is_leaf=_is_jaxpr) if _is_jaxpr(x)]
+        for each in inner:
+            yield from _for_xla(each.jaxpr if isinstance(each, ClosedJaxpr) else each)
+        if not inner and eqn.primitive.name not in NAMES:
+            yield f"{eqn.primitive.name} {eqn.params} {[var.aval for var in eqn.invars]}"
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, Jaxpr | ClosedJaxpr)
+
+
+@functools.lru_cache(256)
 def _needed(jaxpr: Jaxpr) -> list[Any]:
     """Returns the equations on which the results depend. The initializers of a model are not among them."""
     needed = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
@@ -185,6 +216,8 @@ def _applied(eqn: Any, arguments: list[Any]) -> list[Any]:
         carry = _looped(params, arguments[:constants], arguments[constants:])
         if carry is not None:
             return carry
+    with contextlib.suppress(LeftToXla):
+        return [in_numpy(eqn, arguments)]
     given = eqn.primitive.get_bind_params(params)
     functions, given = given if isinstance(given, tuple) else ((), given)  # a tuple in older versions of JAX
     result = eqn.primitive.bind(*functions, *arguments, **given)
@@ -223,7 +256,7 @@ def _rows(x: Any, length: int) -> Iterator[Any]:
 def _stacked(rows: list[Any], kind: Any) -> Any:
     if jnp.issubdtype(kind.dtype, jax.dtypes.prng_key):
         return jnp.stack(rows)
-    return jnp.asarray(np.stack(rows)) if rows else jnp.zeros((0, *kind.shape), kind.dtype)
+    return np.stack(rows).astype(kind.dtype) if rows else np.zeros((0, *kind.shape), kind.dtype)  # may be literals
 
 
 def _looped(params: dict[str, Any], constants: list[Any], carry: list[Any]) -> list[Any] | None:

@@ -96,7 +96,7 @@ def callbacks(program: Program, reference: Reference) -> Results:
     def pure(state: Any, batch: Batch) -> Any:
         return program.call(nnx.merge(graphdef, state, copy=True), batch)
 
-    graphdef, state = nnx.split(program.make())
+    graphdef, state = nnx.split(program.new_model())
     try:
         text = str(jax.make_jaxpr(pure)(state, program.batches[0]))
     except Exception:  # `transformations` reports the error

@@ -65,7 +65,7 @@ def edge_of(dtype: Any) -> int | None:
 
 
 def _like_counters(program: Program, reference: Reference) -> list[str]:
-    ours = _of_ours(program.make())
+    ours = _of_ours(program.new_model())
     return [
         path
         for path, leaf in reference.start.items()
@@ -161,7 +161,7 @@ def _whole(
             got=str(got[worst]),
             expected=str(due[worst]),
             fix=f"self.{path.rsplit('/', 1)[-1]} = tallax.Counter(), exact up to 2**64 - 1",
-            source=line_of_assignment(program.make(), path),
+            source=line_of_assignment(program.new_model(), path),
             is_warning=is_slow,
         )
     ]
@@ -174,7 +174,7 @@ def _grows_with_the_batch(program: Program, reference: Reference, path: str) -> 
         return False
     twice = tuple(jnp.concatenate([x, x]) if x.ndim else x for x in program.batches[0])
     try:
-        ran = called(dataclasses.replace(program, batches=(twice,)), program.make())
+        ran = called(dataclasses.replace(program, batches=(twice,)), program.new_model())
         return bool(np.any(_steps(ran, path)[0] > once))
     except Exception:  # the model accepts only this batch size
         return True
@@ -244,7 +244,7 @@ def _fractional(program: Program, reference: Reference, path: str, edge: int) ->
             fix=f"self.{name} = tallax.statistics.Moments() for an average; or count whole units in a tallax.Counter"
             if follows_data
             else f"self.{name} = tallax.Counter() for the whole units, and multiply by the scale where it is read",
-            source=line_of_assignment(program.make(), path),
+            source=line_of_assignment(program.new_model(), path),
             # A warning only: sums of squares and of losses are often kept in float32 on purpose, and a training step
             # may sum gradients and start again after a few steps.
             is_warning=follows_data or not program.is_own_call,
@@ -274,7 +274,7 @@ def _follows_the_data(program: Program, reference: Reference, path: str) -> bool
     """Returns whether different inputs add a different amount."""
     batches = tuple(tuple(_other(x) for x in batch) for batch in program.batches)
     try:
-        ran = called(dataclasses.replace(program, batches=batches), program.make())
+        ran = called(dataclasses.replace(program, batches=batches), program.new_model())
         return not np.allclose(_steps(ran, path).astype(float), _steps(reference, path).astype(float), rtol=1e-3)
     except Exception:  # the model rejects these inputs
         return True
@@ -291,7 +291,7 @@ def _other(x: jax.Array) -> jax.Array:
 
 def _called_from(program: Program, path: str, counts: np.ndarray, at: float) -> Reference:
     """Returns the values after the calls if the counting entries at `path` start from `at`."""
-    model = program.make()
+    model = program.new_model()
     variables = variables_of(model)
     name = path
     while name not in variables:  # the raw value is a tree, and the path leads into it

@@ -14,7 +14,7 @@ from tallax.learning._exercises import Exercise, exercises
 from tallax.learning._graders import Grader, Interrupted
 from tallax.learning._keyboard import keyboard
 from tallax.learning._saved_progress import SavedProgress
-from tallax.learning._screen import View, listed, passed_note, screen, solved
+from tallax.learning._screen import View, heading, in_pages, listed, passed_note, screen, solved
 
 _POLL_SECONDS = 0.2
 
@@ -34,8 +34,11 @@ def write_files(folder: Path) -> list[Path]:
 
 def take_course(folder: Path, console: Console, grader: Grader) -> None:
     """Shows the current exercise, and grades it after each save, until `q` or Ctrl-C."""
-    with contextlib.suppress(KeyboardInterrupt), keyboard() as pressed:
-        _Course(folder, console, grader, pressed).run()
+    with keyboard() as pressed:
+        course = _Course(folder, console, grader, pressed)
+        with contextlib.suppress(KeyboardInterrupt):
+            course.run()
+        course.say_goodbye()
 
 
 class _Course:
@@ -53,6 +56,10 @@ class _Course:
         self._last_passed: Exercise | None = None
         self._reset_asked = False
         self._is_over = False
+        self._size = console.size
+        following = self._progress.next_open
+        if self._progress.current.name in self._progress.passed and following is not None:
+            self._progress.current = following  # `--check` has passed it
 
     @property
     def _path(self) -> Path:
@@ -71,15 +78,18 @@ class _Course:
             if contents is not None and contents != self._graded and not self._keys:
                 self._grade(contents)
             keys = self._keys or self._pressed(_POLL_SECONDS)
+            if self._console.size != self._size:  # a terminal that is resized breaks the lines of the old screen
+                self._show()
             self._keys = ""
             for key in keys:
                 self._press(key.lower())
 
     def _show(self) -> None:
         console = self._console
+        self._size = console.size
         if console.is_terminal and not console.is_dumb_terminal:
             console.clear()
-        console.print(screen(self._progress, self._folder, self._view))
+        console.print(screen(self._progress, self._folder, self._view, console))
 
     def _show_progress(self) -> None:
         if not self._console.is_dumb_terminal:  # there, each screen would be printed below the one before
@@ -89,7 +99,7 @@ class _Course:
 
     def _grade(self, contents: bytes) -> None:
         exercise, view = self._progress.current, self._view
-        view.held, view.at, view.extra = [], "the grader starts", None
+        view.held, view.at, view.extra = [], "the grader starts", []
         self._graded = contents
         self._show_progress()
 
@@ -137,20 +147,23 @@ class _Course:
         view.grade, self._graded = None, self._contents()  # a new exercise is graded when it is saved
         view.held = []
 
+    def say_goodbye(self) -> None:
+        """Prints the progress, and how to go on."""
+        done = len(self._progress.passed)
+        self._console.print(Text(f"{done} of {len(exercises())} passed; `tallax learn {self._folder}` continues."))
+
     # --- keys ---------------------------------------------------------------------------------------------------------
 
     def _press(self, key: str) -> None:
         view, progress = self._view, self._progress
-        if view.extra is not None:
-            view.extra = None
+        if view.extra:
+            view.extra = view.extra[1:]
             if key != "q":
                 self._show()
                 return
         asked, self._reset_asked = self._reset_asked, False
         if key == "q":
             self._is_over = True
-            done = len(progress.passed)
-            self._console.print(Text(f"{done} of {len(exercises())} passed; `tallax learn {self._folder}` continues."))
             return
         if asked:
             self._answer_reset(key)
@@ -158,7 +171,9 @@ class _Course:
             view.note = None
             progress.show_hint()
         elif key == "l":
-            view.extra = listed(progress)
+            view.extra = in_pages(listed(progress), self._console)
+        elif key == "t":
+            view.extra = in_pages(heading(progress.current, self._folder), self._console)
         elif key in ("n", "p"):
             self._move(1 if key == "n" else -1)
         elif key == "s":
@@ -184,9 +199,9 @@ class _Course:
     def _show_solution(self) -> None:
         view, progress = self._view, self._progress
         if progress.current.name in progress.passed:
-            view.extra = solved(progress.current)
+            view.extra = in_pages(solved(progress.current), self._console)
         elif self._last_passed is not None:
-            view.extra = solved(self._last_passed)
+            view.extra = in_pages(solved(self._last_passed), self._console)
         else:
             view.note = Text("The solution is shown once the exercise has passed. h shows a hint.", "yellow")
 

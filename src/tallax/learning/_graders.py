@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tallax._quick_compiles import quick_xla_flags
 from tallax.learning._exercises import Exercise
 from tallax.learning._grade import MISTAKES, Failure, Grade
 
@@ -132,7 +133,7 @@ class _Process:
 
     def __init__(self) -> None:
         self._answers, writing = os.pipe()
-        flags = os.environ.get("XLA_FLAGS", "")
+        flags = quick_xla_flags(os.environ.get("XLA_FLAGS", ""))
         self._process = subprocess.Popen(
             # -P keeps the learner's folder, with files such as `random.py`, out of the import path.
             [sys.executable, "-P", "-W", "ignore", "-m", "tallax.learning._grading_process", str(writing)],

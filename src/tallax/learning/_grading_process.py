@@ -101,7 +101,10 @@ def _loaded(file: Path, report: Callable[..., None]) -> ModuleType | None:
         code = compile(file.read_text(encoding="utf-8"), str(file), "exec")
     except SyntaxError as error:
         report(
-            wrong="syntax", claim=claim, got=f"{error.msg}", source=f"{file.name}:{error.lineno}: {error.text or ''}"
+            wrong="syntax",
+            claim=claim,
+            got=f"{error.msg}",
+            source=f"{file.name}:{error.lineno}: {(error.text or '').strip()}",
         )
         return None
     except (OSError, ValueError) as error:

@@ -11,6 +11,7 @@ try:
     from rich.console import Console, Group, RenderableType
     from rich.markdown import Markdown
     from rich.padding import Padding
+    from rich.segment import SegmentLines
     from rich.syntax import Syntax
     from rich.table import Table
     from rich.text import Text
@@ -43,31 +44,46 @@ class View:
         held: the claims that hold so far, while a grade is under way.
         at: the claim that is being tested; empty if none is.
         note: one line about the last key or the last grade.
-        extra: the list, or a solution, which replaces the exercise until the next key.
+        extra: the list, or the pages of a solution, which replace the exercise; each key goes on to the next page.
     """
 
     grade: Grade | None = None
     held: list[str] = field(default_factory=list)
     at: str = ""
     note: RenderableType | None = None
-    extra: RenderableType | None = None
+    extra: list[RenderableType] = field(default_factory=list)
 
 
-def screen(progress: SavedProgress, folder: Path, view: View) -> RenderableType:
-    """Returns the whole screen."""
+def screen(progress: SavedProgress, folder: Path, view: View, console: Console) -> RenderableType:
+    """Returns the whole screen. If it is too tall with a grade, the text of the exercise is left out."""
+    if view.extra:
+        last = "any key: back to the exercise" if len(view.extra) == 1 else "any key: more    q quit"
+        return Group(view.extra[0], Text(), Text(last, "dim"))
+    whole = _screen(progress, folder, view, is_folded=False)
+    has_grade = view.at or view.grade is not None
+    if has_grade and console.is_terminal and len(console.render_lines(whole)) >= console.height:
+        return _screen(progress, folder, view, is_folded=True)
+    return whole
+
+
+def _screen(progress: SavedProgress, folder: Path, view: View, *, is_folded: bool) -> RenderableType:
     exercise = progress.current
-    parts: list[RenderableType] = [_bar(progress), Text()]
-    if view.note is not None:
-        parts += [view.note, Text()]
-    if view.extra is not None:
-        parts += [view.extra, Text(), Text("any key: back to the exercise", "dim")]
-        return Group(*parts)
-    parts += [_heading(exercise, folder), Text(), *_claims(view)]
+    parts: list[RenderableType] = [heading(exercise, folder, is_folded=is_folded), Text(), *_claims(view)]
     shown = progress.hints.get(exercise.name, 0)
     parts.append(Text() if shown else Group())
     parts += [_hint(number, text) for number, text in enumerate(exercise.hints[:shown], 1)]
-    parts += [Text(), _keys(exercise, shown, exercise.name in progress.passed)]
+    # Notes and progress are at the end, which a small terminal shows.
+    if view.note is not None:
+        parts += [Text(), view.note]
+    parts += [Text(), _bar(progress), _keys(exercise, shown, exercise.name in progress.passed)]
     return Group(*parts)
+
+
+def in_pages(renderable: RenderableType, console: Console) -> list[RenderableType]:
+    """Returns the parts of a text that fit on the terminal, each with room for the last two lines of `screen`."""
+    rows = console.height - 4 if console.is_terminal else 1000
+    lines = console.render_lines(renderable, pad=False)
+    return [SegmentLines(lines[k : k + rows], new_lines=True) for k in range(0, len(lines), max(1, rows))]
 
 
 def _bar(progress: SavedProgress) -> Text:
@@ -79,8 +95,12 @@ def _bar(progress: SavedProgress) -> Text:
     return text.append(f"  {len(progress.passed)} of {len(exercises())} passed", "dim")
 
 
-def _heading(exercise: Exercise, folder: Path) -> RenderableType:
+def heading(exercise: Exercise, folder: Path, *, is_folded: bool = False) -> RenderableType:
+    """Returns the title, the problem, the output and the file of an exercise, or only the first and the last."""
     title = Text(f"{exercise.number}  {exercise.title}", "bold")
+    if is_folded:
+        path = str(folder / exercise.file_name)
+        return Group(title, Text.assemble("Edit       ", (path, "bold"), ("    t shows the problem", "dim")))
     return Group(
         title,
         Text(),
@@ -105,7 +125,7 @@ def _claims(view: View) -> list[RenderableType]:
             lines += [Text(f"      {line}", "dim") for line in view.grade.printed.splitlines()[-4:]]
         lines.append(Text(f"    {view.grade.seconds:.1f} s; save the file to grade it again", "dim"))
     else:
-        lines.append(Text("  Run it if you like, then edit and save it: each save is graded.", "dim"))
+        lines.append(Text("  Edit the file and save it: each save is graded.", "dim"))
     return lines
 
 
@@ -156,14 +176,15 @@ def solved(exercise: Exercise) -> RenderableType:
     """Returns the solution of an exercise, and the same with tallax."""
     return Group(
         Text(f"{exercise.number}  {exercise.title}: a solution in plain Flax NNX", "bold"),
-        Syntax(_without_main(exercise.solution), "python", background_color="default"),
+        _code(exercise.solution),
         Text("The same with tallax", "bold"),
-        Syntax(_without_main(exercise.with_tallax), "python", background_color="default"),
+        _code(exercise.with_tallax),
     )
 
 
-def _without_main(code: str) -> str:
-    return code.partition("\n\nif __name__")[0] + "\n"
+def _code(code: str) -> RenderableType:
+    without_main = code.partition("\n\nif __name__")[0] + "\n"
+    return Syntax(without_main, "python", background_color="default", word_wrap=True)
 
 
 def passed_note(exercise: Exercise, grade: Grade) -> Text:
@@ -171,14 +192,14 @@ def passed_note(exercise: Exercise, grade: Grade) -> Text:
     return Text.assemble(
         ("✓ ", "green bold"),
         (f"{exercise.number}  {exercise.title} passed", "green bold"),
-        (f" in {grade.seconds:.1f} s; s shows a solution, and the same with tallax", "dim"),
+        (f" in {grade.seconds:.1f} s; s shows a solution", "dim"),
     )
 
 
 def print_grade(console: Console, exercise: Exercise, grade: Grade) -> None:
     """Prints a grade for `--check`, without colors if stdout is not a terminal."""
     console.print(Text(f"{exercise.number}  {exercise.title}", "bold"))
-    for line in _claims(View(grade=grade))[: None if grade.passed else -1]:
+    for line in _claims(View(grade=grade))[:-1]:  # the last one is about the next save
         console.print(line)
     if grade.passed:
         console.print(Text("  passed", "green"))

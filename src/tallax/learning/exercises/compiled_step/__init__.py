@@ -45,7 +45,7 @@ def _state(solution: ModuleType) -> None:
     solution.run(model, batches)
     calls = int(number(model.calls))
     if calls != 5:
-        raise Wrong("lost", f"calls is {calls} after 5 batches", "5")
+        raise Wrong("runs_twice" if calls > 5 else "lost", f"calls is {calls} after 5 batches", "5")
     expect(model.mean, _mean(batches), "mean_lost")
 
 

@@ -27,8 +27,10 @@ def _training_counts(solution: ModuleType) -> None:
     model, x = solution.Model(nnx.Rngs(0)), jnp.array(_X)
     for _ in range(2):
         solution.train_step(model, x)
-    if int(number(model.seen)) != 6:
-        raise Wrong("never_counts", f"seen is {int(number(model.seen))} after 2 steps of 3 examples", "6")
+    seen = int(number(model.seen))
+    if seen != 6:
+        mistake = "counts_batches" if seen == 2 else "never_counts"
+        raise Wrong(mistake, f"seen is {seen} after 2 steps of 3 examples", "6")
     expect(model.mean, (0.19 * np.mean(_X, 0)).astype(np.float32), "mean_frozen")
 
 

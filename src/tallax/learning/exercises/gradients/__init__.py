@@ -63,7 +63,7 @@ def _rest_stays(solution: ModuleType) -> None:
                 raise Wrong("tracer", f"{name} is a tracer", f"{name} is an array")
         step = float(number(model.step))
         if step != done:
-            mistake = "lost" if step == 0 else "differentiated"
+            mistake = {0: "lost", 2 * done: "forward_twice"}.get(step, "differentiated")
             raise Wrong(mistake, f"step is {step:g} after {done} training step(s)", str(done))
         if not close(number(model.scale), [2.0, 2.0]):
             raise Wrong("moves_scale", model.scale, [2.0, 2.0])

@@ -41,10 +41,10 @@ def _two_devices(solution: ModuleType) -> None:
     solution.train_step(counts, _batch(*_X), _mesh(2))
     seen, positive = _counts_of(counts)
     if seen != 8:
-        mistake = "one_device"
+        mistake = "one_device" if seen else "lost"
         if seen > 8:
             mistake = "not_split"
-        elif positive not in (0, 3):  # 3 / 2, rounded
+        elif seen and positive not in (0, 3):  # 3 / 2, rounded
             mistake = "mean_of_counts"
         raise Wrong(mistake, f"seen is {seen} after 8 examples", "8")
     if positive != 3:
