@@ -20,13 +20,14 @@ help:  ## list the targets
 demo: $(VENV)/.demo  ## train a mixture of experts on handwritten digits, or go on with it; FRESH=1 starts again
 	@$(BIN)/python examples/digits_moe.py $(if $(FRESH),--fresh) $(ARGS)
 
-test thorough nightly compare dist-check: export JAX_COMPILATION_CACHE_DIR = $(PROGRAMS)
-test thorough nightly compare dist-check: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+demo test thorough nightly compare dist-check: export JAX_COMPILATION_CACHE_DIR = $(PROGRAMS)
+demo test thorough nightly compare dist-check: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 
-# loadfile: the examples of one docstring or README share their names, so they run in one process.
+# loadfile: the examples of one docstring or README share their names, and the tests of one file its programs.
+# tests/conftest.py puts the longest files first, which xdist would begin last, as they have few tests.
 test: $(VENV)/.dev  ## run the tests, but for the longest
 	@mkdir -p $(PROGRAMS) && find $(PROGRAMS) -type f -mtime +30 -delete
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 quick: $(VENV)/.dev  ## run the tests that take no more than a moment
 	$(BIN)/python -m pytest -m 'not slow and not thorough' $(ARGS)

@@ -1,18 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures and markers that all tests share."""
 
+import gc
+import pathlib
+
 import jax
 import pytest
 
 
+@pytest.fixture(scope="module")
+def _programs_of_a_module():
+    """Drops the programs of a module after its last test: hundreds that no other module runs again."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
-def as_users_run_it():
-    """JAX's own promotion of dtypes and ranks, and quick compilation: checks compile much and run little."""
+def quick_compilation(_programs_of_a_module):
+    """Programs that are compiled once and run for a moment. The caches stay: the tests of a module share programs."""
     jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def as_users_run_it(quick_compilation):
+    """JAX's own promotion of dtypes and ranks, and quick compilation: checks compile much and run little."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()  # hundreds of programs that nobody will run again
 
 
 # Thorough tests that run every night; before a change lands, CI runs the given share of each, spread over its cases.
@@ -21,7 +36,7 @@ NIGHTLY = {
     "test_finds_every_fault": 1 / 4,  # each wrong module takes statecheck 2 to 12 s
     "test_no_false_alarm": 1 / 4,
     "test_all_writes_everywhere": 1 / 4,  # the transformation matrix in CI has the same cells with other programs
-    "test_more_random_programs": 0,  # 120 more of the programs of which CI runs 40
+    "test_more_random_programs": 1 / 4,  # 160 more of the programs of which `make test` runs 12
     "test_names_the_faults_of_public_threads": 1 / 4,  # each takes five processes; test_resumecheck.py has the rules
     "test_blames_no_right_job": 1 / 2,
     "test_names_other_faults": 1 / 2,
@@ -39,8 +54,18 @@ NIGHTLY = {
 }
 
 
+# The files that take longest begin: with two processes, whichever ends last would otherwise be alone for a minute.
+LONGEST = (
+    "test_matrix", "test_watch_presets", "test_watch", "test_statistic_laws", "test_differentiation", "test_programs",
+    "test_per_replica", "test_compile_step", "test_several_steps", "test_statecheck", "test_check_command",
+    "test_replicas", "test_laws", "test_demo", "test_processes", "test_checkpoints",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items):
-    """Marks the cases of `NIGHTLY` that CI leaves out."""
+    """Puts the longest files first, and marks the cases of `NIGHTLY` that CI leaves out."""
+    rank = {name: k for k, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(pathlib.Path(item.path).stem, len(rank)))
     cases = {}
     for item in items:
         name = getattr(item, "originalname", None)  # an example in a document has none
@@ -48,3 +73,9 @@ def pytest_collection_modifyitems(items):
             number = cases[name] = cases.get(name, -1) + 1
             if not NIGHTLY[name] or number % round(1 / NIGHTLY[name]):
                 item.add_marker("nightly")
+
+
+def pytest_collection_finish():
+    """Leaves what was imported and collected, a million objects, out of every later garbage collection."""
+    gc.collect()
+    gc.freeze()

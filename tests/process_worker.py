@@ -14,6 +14,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+if sys.argv[5:] == ["hang"]:
+    time.sleep(3600)  # before the imports: the test that ends it need not wait for them
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -280,8 +283,6 @@ class _NoKeys:
 
 def main() -> None:
     port, processes, rank, devices, *variants = sys.argv[1:]
-    if variants == ["hang"]:
-        time.sleep(3600)
     # Made and used before anything may touch a device: jax.distributed.initialize raises if something has.
     for name, item in STATE_CASES.items():
         if name != "step-counter":

@@ -36,6 +36,7 @@ class Net(nnx.Module):
         self.updates = tallax.Counter()
 
 
+@functools.cache
 def accumulating(before=None, **options):
     """Returns a clip and an optimizer that both follow schedules, accumulated; `before` sees every micro-step."""
     inner = optax.chain(tallax.clip_by_global_norm(THRESHOLD), tallax.inject_schedules(optax.sgd, learning_rate=RATE))
@@ -43,24 +44,32 @@ def accumulating(before=None, **options):
     return steps if before is None else optax.chain(before, steps)
 
 
+def loss_of(net, x):
+    return (net.layer(x) ** 2).mean()
+
+
+@functools.cache
+def step_of(compiled, by):
+    """Returns a step with `step=` the counter that `by` names; the tests share its programs."""
+
+    def step(both, x):
+        net, optimizer = both.net, both.optimizer
+        grads = tallax.grad(loss_of)(net, x)
+        optimizer.update(net, grads, **({"step": getattr(net, by)} if by else {}))
+        net.batches += 1
+        if isinstance(optimizer.opt_state, optax.MultiStepsState):
+            net.updates.set(optimizer.opt_state.gradient_step[...])
+
+    return compiled(step)
+
+
 def trained(compiled, transformation, batches, by=None):
-    """Trains a new net on `batches`, with `step=` the counter that `by` names; returns it with its optimizer."""
+    """Trains a new net on `batches`; returns it with its optimizer."""
     with nnx.set_graph_mode(compiled is MODES["graph"]):
         net = Net()
         both = nnx.Dict(net=net, optimizer=nnx.Optimizer(net, transformation, wrt=nnx.Param))
-
-        def step(both, x):
-            net, optimizer = both.net, both.optimizer
-            loss = lambda net, x: (net.layer(x) ** 2).mean()  # noqa: E731
-            grads = tallax.grad(loss)(net, x)
-            optimizer.update(net, grads, **({"step": getattr(net, by)} if by else {}))
-            net.batches += 1
-            if isinstance(optimizer.opt_state, optax.MultiStepsState):
-                net.updates.set(optimizer.opt_state.gradient_step[...])
-
-        run = compiled(step)
         for x in batches:
-            run(both, x)
+            step_of(compiled, by)(both, x)
     return net, both.optimizer
 
 
@@ -85,20 +94,32 @@ def test_two_kinds_of_step(compiled, by, count):
     assert rate_of(optimizer) == pytest.approx(float(RATE(count)))
 
 
+@functools.cache
+def by_the_mean_gradient():
+    """Returns the kernel before and after one update by the mean gradient of four batches, and the clip's counts."""
+    net = Net()
+    before = np.asarray(net.layer.kernel[...])
+    inner = optax.chain(tallax.clip_by_global_norm(THRESHOLD), tallax.inject_schedules(optax.sgd, learning_rate=RATE))
+    optimizer = nnx.Optimizer(net, inner, wrt=nnx.Param)
+
+    @nnx.jit
+    def update(net, optimizer):
+        grads = [tallax.grad(loss_of)(net, x) for x in BATCHES[:EVERY]]
+        optimizer.update(net, jax.tree.map(lambda *leaves: sum(leaves) / EVERY, *grads), step=EVERY - 1)
+
+    update(net, optimizer)
+    return before, np.asarray(net.layer.kernel[...]), tallax.clip_counts(optimizer)
+
+
 @every_mode
 def test_the_update_is_that_of_the_mean_gradient(compiled):
     """Four batches by MultiSteps and their mean gradient at once move the parameters alike, clip and rate included."""
     net, optimizer = trained(compiled, accumulating(), BATCHES[:EVERY], "batches")
-    alone, before = Net(), Net()
-    loss = lambda net, x: (net.layer(x) ** 2).mean()  # noqa: E731
-    grads = [tallax.grad(loss)(alone, x) for x in BATCHES[:EVERY]]
-    inner = optax.chain(tallax.clip_by_global_norm(THRESHOLD), tallax.inject_schedules(optax.sgd, learning_rate=RATE))
-    plain = nnx.Optimizer(alone, inner, wrt=nnx.Param)
-    plain.update(alone, jax.tree.map(lambda *leaves: sum(leaves) / EVERY, *grads), step=EVERY - 1)
+    before, expected, counts = by_the_mean_gradient()
     kernel = np.asarray(net.layer.kernel[...])
-    np.testing.assert_allclose(kernel, alone.layer.kernel[...], rtol=1e-5)
-    assert np.abs(kernel - before.layer.kernel[...]).max() > 0.01
-    assert tallax.clip_counts(optimizer) == tallax.clip_counts(plain)
+    np.testing.assert_allclose(kernel, expected, rtol=1e-5)
+    assert np.abs(kernel - before).max() > 0.01
+    assert tallax.clip_counts(optimizer) == counts
 
 
 @every_mode

@@ -11,7 +11,10 @@ import pytest
 from flax import nnx
 
 import tallax
-from tests.cases import MODES, STATE_CASES, Model, assert_same_state, batch
+from tests.cases import MODES, STATE_CASES, Everything, Model, assert_same_state, batch
+
+# Flax's gradients are compiled in the same way; tests/test_laws.py compiles every type of state as users do.
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def _eager(f):
@@ -27,7 +30,6 @@ def _eager_tree(f):
 
 
 EVERYWHERE = {"eager": _eager, "eager-tree": _eager_tree, **MODES}
-every_state_case = pytest.mark.parametrize("item", STATE_CASES.values(), ids=STATE_CASES)
 everywhere = pytest.mark.parametrize("mode", EVERYWHERE)
 in_graph_mode = functools.partial(nnx.value_and_grad, graph=True, graph_updates=True)  # what Flax itself gets right
 
@@ -111,22 +113,17 @@ def test_three_steps_of_training_are_those_of_flax(mode):
 
 
 @everywhere
-@every_state_case
-def test_state_is_threaded_and_has_no_gradient(item, mode):
-    """Only the layer has gradients; tallax state is bit-equal to a run without differentiation."""
-    model, alone = Model(item.make), Model(item.make)
-
-    def loss(model, x):
-        item.touch(model, x)
-        return model(x).sum()
-
-    run = EVERYWHERE[mode](tallax.grad(loss))
+def test_state_is_threaded_and_has_no_gradient(mode):
+    """Only the layer has gradients; every type of state is bit-equal to a run without differentiation."""
+    model, alone = Everything(), Everything()
+    run = EVERYWHERE[mode](tallax.grad(lambda model, x: model(x).sum()))
     for k in range(2):
         grads = run(model, batch(k))
-        item.touch(alone, batch(k))
+        alone(batch(k))
         assert set(grads) == {"layer"}
         np.testing.assert_allclose(grads["layer"]["kernel"][...], np.repeat(batch(k).sum(0)[:, None], 2, 1), rtol=1e-5)
-    assert_same_state(model.item, alone.item)
+    for name in STATE_CASES:
+        assert_same_state(model.parts[name], alone.parts[name])
 
 
 def test_grad_is_value_and_grad_without_the_value():
@@ -235,7 +232,7 @@ def test_arguments_that_may_be_differentiated(name):
     assert jax.tree.structure(by_it) == jax.tree.structure(expected[1])
     for gradient, value in zip(arrays(by_it), arrays(expected[1]), strict=True):
         assert np.array_equal(gradient, 2 * value)
-        assert value.any() or value.ndim == 1
+        assert value.any() or value.ndim == 1  # a bias starts at zero
 
 
 def test_other_state_beside_parameters():
@@ -324,7 +321,7 @@ def test_a_filter_by_path_picks_what_the_optimizer_picks():
 def test_other_arguments_are_updated(mode):
     """A teacher, random streams, an optimizer and keyword arguments are updated once, as by a plain call."""
 
-    class Everything(nnx.Module):
+    class Distilling(nnx.Module):
         def __init__(self):
             self.student, self.teacher, self.rngs, self.extra = Net(), Net(), nnx.Rngs(3), tallax.Counter()
             self.optimizer = nnx.Optimizer(self.student, optax.adam(0.1), wrt=nnx.Param)
@@ -340,7 +337,7 @@ def test_other_arguments_are_updated(mode):
         others = {"teacher": m.teacher, "name": "any", "none": None}
         return differentiated(m.rngs, m.student, x, others, optimizer=m.optimizer, extra=m.extra)
 
-    m, alone = Everything(), Everything()
+    m, alone = Distilling(), Distilling()
     (_, noise), grads = EVERYWHERE[mode](step)(m, batch())
     plain = {"optimizer": alone.optimizer, "extra": alone.extra}
     _, expected = loss(alone.rngs, alone.student, batch(), {"teacher": alone.teacher}, **plain)

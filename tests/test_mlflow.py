@@ -3,6 +3,7 @@
 
 import json
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -10,10 +11,8 @@ import pytest
 import tallax
 from tallax.sinks import Bins, Record
 
-pytest.importorskip("mlflow")
-pytest.importorskip("sqlalchemy")
-
-pytestmark = [
+pytestmark = [  # not importorskip, since each process that collects tests would take a second to import it
+    pytest.mark.skipif(find_spec("mlflow") is None, reason="needs mlflow"),
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),  # mlflow, sqlalchemy 2.1
     pytest.mark.filterwarnings("ignore::FutureWarning:mlflow"),  # the file store is to go

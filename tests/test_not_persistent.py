@@ -72,7 +72,5 @@ def test_it_is_said_and_stays(name):
     nnx.jit(lambda model: feed(model.item, X))(model)
     stack = nnx.vmap(lambda _: KINDS[name](persistent=False), axis_size=3)(np.zeros(3))
     for item in (model.item, nnx.clone(model.item), stack):
-        assert not any(
-            variable.get_metadata("persistent")
-            for variable in jax.tree.leaves(nnx.state(item), is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-        )
+        variables = jax.tree.leaves(nnx.state(item), is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+        assert {variable.get_metadata("persistent") for variable in variables} == {False}

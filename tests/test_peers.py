@@ -93,7 +93,7 @@ def test_a_folder_without_tests_is_an_error(tmp_path):
     assert "has no tests" in output
 
 
-@pytest.mark.slow
+@pytest.mark.thorough  # it starts pytest, with JAX, four times
 def test_each_failure_is_expected_or_a_fault(checkout, tmp_path):
     """Of a checkout's tests it reports each kind of end once, and exits 1 for a fault and a stale entry."""
     expected = listed(
@@ -140,17 +140,21 @@ def test_each_failure_is_expected_or_a_fault(checkout, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "limit"),
-    [("import no_such_module\n", 100), ("import time\ndef test_waits():\n    time.sleep(100)\n", 4)],
+    [
+        pytest.param("import no_such_module\n", 100, marks=pytest.mark.thorough),
+        ("import time\ndef test_waits():\n    time.sleep(100)\n", 2),
+    ],
     ids=["no-import", "no-end"],
 )
-def test_a_file_that_does_not_end_is_reported(text, limit, tmp_path):
+def test_a_file_that_does_not_end_is_reported(text, limit, tmp_path, capsys):
     """Neither a run that is out of time nor one that cannot start is a pass."""
-    folder = tmp_path / "tests" / "nnx"
-    folder.mkdir(parents=True)
-    (folder / "broken_test.py").write_text(text)
-    status, output = run("--expected", str(listed(tmp_path)), "--limit", str(limit), checkout=tmp_path)
-    assert status == 1
-    assert "\nbroken_test.py did not finish" in output
+    (tmp_path / "broken_test.py").write_text(text)
+    results = flax_nnx.run_file(tmp_path, "broken_test.py", "", limit)
+    assert [(test, result.outcome) for test, result in results.items()] == [("broken_test.py::(the rest)", "crashed")]
+    touched = {"t": Result("passed", counters=1)}  # so that nothing else is wrong
+    assert not flax_nnx.report({"": results, "counter": touched, "buffer": touched}, [])
+    assert "\nbroken_test.py did not finish" in capsys.readouterr().out
+    assert flax_nnx.report({"": touched, "counter": touched, "buffer": touched}, [])
 
 
 def test_all_listed_is_a_pass(capsys):

@@ -2,6 +2,7 @@
 """Real processes, joined over the loopback interface, count what one process counts over the same data."""
 
 import contextlib
+import copy
 import functools
 import json
 import os
@@ -83,47 +84,67 @@ def assert_same_totals(totals, expected):
                 assert np.array_equal(found, wanted), (name, found, wanted)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("processes", "devices", "variants"),
-    [
-        (2, 1, ["graph", "shard-map", "host-local"]),
-        (2, 2, ["explicit", "shares", "compiled"]),
-        pytest.param(2, 2, ["graph", "tree", "shares", "wide-shares"], marks=pytest.mark.thorough),
-        pytest.param(4, 1, ["graph", "shares", "compiled"], marks=pytest.mark.thorough),
-    ],
-    ids=["2x1", "2x2", "2x2-more", "4x1"],
-)
-def test_processes_count_the_same_as_one_process(tmp_path, processes, devices, variants):
-    """Every process reads the totals of all data: counts and histograms to the last unit, bin by bin."""
-    for found in run(tmp_path, processes, devices, variants):
-        assert found.keys() == set(variants)
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Returns the folder that two processes of one device saved to, and what they printed; starting takes seconds."""
+    folder = tmp_path_factory.mktemp("processes")
+    return folder, run(folder, 2, 1, ["graph", "shard-map", "host-local", "save"])
+
+
+def assert_all_counted(printed):
+    """Every process has, for each variant, the totals of one process."""
+    assert printed
+    for found in printed:
         # A batch that was not made global is counted in part by each process; only comparing them tells.
-        if "host-local" in variants:
+        if "host-local" in found:
             text = found.pop("host-local")
             assert "the copies of a replicated value differ between devices or processes" in text
             assert text.startswith("items.")
         for variant, totals in found.items():
             expected = by_one_process()
-            if variant in (
-                "shares",
-                "wide-shares",
-            ):  # there, when an extreme came is told in the count of its own replica
+            if variant in ("shares", "wide-shares"):  # an extreme came at a count of its own replica
                 for field in (2, 3):
                     totals["extrema"][field] = expected["extrema"][field]
             assert_same_totals(totals, expected)
 
 
 @pytest.mark.slow
+def test_two_processes_count_the_same_as_one(saved):
+    """Every process reads the totals of all data: counts and histograms to the last unit, bin by bin."""
+    _, printed = saved
+    assert [found.keys() for found in printed] == [{"graph", "shard-map", "host-local", "save"}] * 2
+    assert_all_counted(copy.deepcopy(printed))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("before", "after"),
-    [((2, 1), (1, 1)), pytest.param((1, 2), (2, 1), marks=pytest.mark.thorough)],
-    ids=["2 to 1", "1 to 2"],
+    ("processes", "devices", "variants"),
+    [
+        (2, 2, ["explicit", "shares", "compiled"]),
+        pytest.param(2, 2, ["graph", "tree", "shares", "wide-shares"], marks=pytest.mark.thorough),
+        pytest.param(4, 1, ["graph", "shares", "compiled"], marks=pytest.mark.thorough),
+    ],
+    ids=["2x2", "2x2-more", "4x1"],
 )
-def test_another_number_of_processes_restores(tmp_path, before, after):
-    """Another number of processes and devices: totals are exact, and parameters lie where the new model has them."""
-    run(tmp_path, *before, ["save"])
-    for found in run(tmp_path, *after, ["restore"]):
+def test_processes_count_the_same_as_one_process(tmp_path, processes, devices, variants):
+    """So do processes of several devices, and more of them."""
+    printed = run(tmp_path, processes, devices, variants)
+    assert [found.keys() for found in printed] == [set(variants)] * processes
+    assert_all_counted(printed)
+
+
+@pytest.mark.slow
+def test_fewer_processes_restore(saved):
+    """One process restores what two saved: totals are exact, and parameters lie where the new model has them."""
+    (found,) = run(saved[0], 1, 1, ["restore"])
+    assert_same_totals(found["restore"], by_one_process())
+
+
+@pytest.mark.thorough
+def test_more_processes_restore(tmp_path):
+    """So do two processes what one with two devices saved."""
+    run(tmp_path, 1, 2, ["save"])
+    for found in run(tmp_path, 2, 1, ["restore"]):
         assert_same_totals(found["restore"], by_one_process())
 
 

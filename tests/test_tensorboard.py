@@ -17,7 +17,8 @@ import pytest
 from flax import nnx
 
 import tallax
-from tallax.sinks import Bins, Record, TensorBoard
+from tallax import sinks
+from tallax.sinks import Bins, Record
 
 # TensorBoard, which only reads here, has deprecation warnings of its own.
 pytestmark = [
@@ -44,7 +45,7 @@ def exact(reader, tag):
 
 def test_scalars_are_curves(tmp_path):
     """Every scalar is a curve by its name, of single precision, with its steps and times."""
-    sink = TensorBoard(tmp_path)
+    sink = sinks.TensorBoard(tmp_path)
     for step in (1, 10, 20):
         scalars = {"loss": 0.1 * step, "gate/rate": float("nan"), "big": 1e300, "step": step}
         sink.write(Record(step, 1e9 + step, scalars=scalars))
@@ -65,7 +66,7 @@ def test_sites_of_a_watched_model(tmp_path):
     """The names of sites stay as they are; TensorBoard groups cards by the part before the first slash."""
     names = ["layers/0/up:output/rms", "layers/0/up/kernel:update_ratio", "layers/1/attention:attention/entropy/0"]
     with_root = [*names, ":output/rms"]
-    sink = TensorBoard(tmp_path)
+    sink = sinks.TensorBoard(tmp_path)
     sink.write(Record(1, 1e9, scalars=dict.fromkeys(with_root, 1.0)))
     sink.close()
     tags = read(tmp_path).Tags()["scalars"]
@@ -76,7 +77,7 @@ def test_sites_of_a_watched_model(tmp_path):
 def test_counts_are_exact_below_2_to_the_53(tmp_path):
     """A count beyond single precision is also written in double precision from then on."""
     counts = [2**24 - 1, 2**24, 2**24 + 1, 2**24 + 2, 2**53 - 1]
-    sink = TensorBoard(tmp_path)
+    sink = sinks.TensorBoard(tmp_path)
     for step, count in enumerate(counts):
         sink.write(Record(step, 0.0, scalars={"tokens": count, "loss": 0.1}))
     sink.close()
@@ -97,7 +98,7 @@ def test_names_that_come_and_go(tmp_path):
         {},
         {"a": 2**24 + 1, "long/" + "x" * 300: 7, "tokens": 5},
     ]
-    sink = TensorBoard(tmp_path)
+    sink = sinks.TensorBoard(tmp_path)
     for step, scalars in enumerate(records):
         bins = {"acts": Bins(np.arange(3.0), np.array([step, 1], np.uint64))} if step % 2 else {}
         sink.write(Record(step, 0.0, scalars=scalars, histograms=bins))
@@ -118,7 +119,7 @@ def test_the_bins_are_the_statistics(tmp_path):
     model = nnx.Dict(acts=tallax.statistics.Histogram(-2.0, 2.0, bins=16), load=tallax.Counter(shape=3))
     model.acts.update(jax.random.normal(jax.random.key(0), (1000,)))
     model.load.set(np.array([2**53 - 1, 0, 7]))
-    with tallax.Logger(TensorBoard(tmp_path)) as log:
+    with tallax.Logger(sinks.TensorBoard(tmp_path)) as log:
         log(model)
     counted = model.acts.compute()
     reader = read(tmp_path)
@@ -135,7 +136,7 @@ def test_the_bins_are_the_statistics(tmp_path):
 def test_resuming_hides_later_events(tmp_path):
     """A run that goes on from step 3 shows each step once."""
     for steps, loss in ((range(1, 6), 1.0), (range(3, 5), 2.0)):
-        sink = TensorBoard(tmp_path)
+        sink = sinks.TensorBoard(tmp_path)
         for step in steps:
             sink.write(
                 Record(step, time.time(), scalars={"loss": loss}, histograms={"a": Bins(np.arange(3.0), np.arange(2))})
@@ -149,7 +150,7 @@ def test_resuming_hides_later_events(tmp_path):
 def test_processes_are_runs_of_their_own(tmp_path):
     """A further process is another run in the folder."""
     for process in (0, 2):
-        sink = TensorBoard(tmp_path)
+        sink = sinks.TensorBoard(tmp_path)
         sink.write(Record(1, 0.0, process, {"loss": float(process)}))
         sink.close()
     assert read(tmp_path / "process-2").Scalars("loss")[0].value == 2
@@ -232,7 +233,7 @@ def served(tmp_path):
     # In one group, since the page opens no more than two.
     logits = tallax.statistics.Histogram(-3.0, 3.0, bins=24)
     model = nnx.Dict(train=nnx.Dict(step=tallax.Counter(), logits=logits))
-    with tallax.Logger(TensorBoard(tmp_path / "run"), every=5) as log:
+    with tallax.Logger(sinks.TensorBoard(tmp_path / "run"), every=5) as log:
         for step in range(50):
             model.train.step += 1
             logits.update(jax.random.truncated_normal(jax.random.key(step), -2, 2, (100,)))
