@@ -19,7 +19,7 @@ from flax import nnx
 from tallax import _uint64
 from tallax._arrays import home_of, is_committed, is_in_host_memory, is_ready, is_traced, unsplit
 from tallax._display import worded
-from tallax._errors import InvalidTypeError, TracedReadError, compose, describe
+from tallax._errors import InvalidTypeError, TracedReadError, describe
 from tallax._walk import groups_of
 from tallax.runs import StateInfo
 from tallax.runs._html import state_table
@@ -72,12 +72,10 @@ def reading_of(entries: Sequence[Entry]) -> Reading:
     for entry in entries:
         if any(map(_is_traced, entry.items.values())):
             raise TracedReadError(
-                compose(
-                    entry.name,
-                    "has no value on the host inside a trace.",
-                    got="collect(...) inside a compiled function",
-                    fix="tallax.snapshot(model), which returns arrays; or collect(model) outside",
-                )
+                entry.name,
+                "has no value on the host inside a trace.",
+                got="collect(...) inside a compiled function",
+                fix="tallax.snapshot(model), which returns arrays; or collect(model) outside",
             )
         states += entry.stored()
     there = [k for k, state in enumerate(states) if isinstance(state, jax.Array)]
@@ -297,12 +295,10 @@ def entries_of(objects: Sequence[Any], names: Sequence[str] | None = None) -> li
     for number, thing in enumerate(objects):
         if not isinstance(thing, nnx.Pytree):
             raise InvalidTypeError(
-                compose(
-                    "collect",
-                    "requires modules or optimizers.",
-                    got=describe(thing),
-                    fix="collect(model); log(model, loss=loss) for a Logger's numbers",
-                )
+                "collect",
+                "requires modules or optimizers.",
+                got=describe(thing),
+                fix="collect(model); log(model, loss=loss) for a Logger's numbers",
             )
         found = _entries_in(thing)
         label = names[number] if names is not None else str(number)

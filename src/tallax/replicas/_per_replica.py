@@ -16,7 +16,7 @@ from flax import nnx
 from flax.nnx import filterlib
 
 from tallax import _uint64
-from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, describe
 from tallax._walk import groups_of, leaves_of
 from tallax.replicas._agreement import check_alike, check_concrete, fingerprints
 from tallax.statistics import Statistic
@@ -73,23 +73,19 @@ def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str
     """
     if not isinstance(mesh, jax.sharding.Mesh | jax.sharding.AbstractMesh):
         raise InvalidTypeError(
-            compose(
-                "per_replica",
-                "requires the mesh that the replicas are on.",
-                got=describe(mesh),
-                fix='mesh = jax.make_mesh((jax.device_count(),), ("data",)); tallax.per_replica(model, mesh, "data")',
-            )
+            "per_replica",
+            "requires the mesh that the replicas are on.",
+            got=describe(mesh),
+            fix='mesh = jax.make_mesh((jax.device_count(),), ("data",)); tallax.per_replica(model, mesh, "data")',
         )
     axes = axis_name if isinstance(axis_name, tuple) else (axis_name,)
     if not axes or not set(axes) <= set(mesh.axis_names):
         raise InvalidValueError(
-            compose(
-                "axis_name",
-                "must name axes of the mesh.",
-                got=describe(axis_name),
-                expected=f"one or several of {mesh.axis_names}",
-                fix=f"axis_name={mesh.axis_names[0]!r}",
-            )
+            "axis_name",
+            "must name axes of the mesh.",
+            got=describe(axis_name),
+            expected=f"one or several of {mesh.axis_names}",
+            fix=f"axis_name={mesh.axis_names[0]!r}",
         )
     copy, selected = nnx.clone(model), filterlib.to_predicate(only)
     chosen = {
@@ -225,12 +221,10 @@ def _check_whole(item: StateVariable) -> None:
     check_concrete(item)
     if item._per_replica:
         raise ReplicasError(
-            compose(
-                item,
-                "already has per-replica state.",
-                got=f"per-replica state over the mesh axes {item._replica_axes}",
-                fix="tallax.combine_replicas(model) first, then tallax.per_replica again",
-            )
+            item,
+            "already has per-replica state.",
+            got=f"per-replica state over the mesh axes {item._replica_axes}",
+            fix="tallax.combine_replicas(model) first, then tallax.per_replica again",
         )
 
 
@@ -240,12 +234,10 @@ def _check_combinable(item: StateVariable) -> None:
     if item._per_replica:
         if not (isinstance(sharding, jax.NamedSharding) and set(item._replica_axes) <= set(sharding.mesh.axis_names)):
             raise ReplicasError(
-                compose(
-                    item,
-                    "per-replica state must stay on the mesh that per_replica put it on.",
-                    got=f"an array with {'no sharding' if sharding is None else sharding}",
-                    fix="variable.set_raw_value(jax.device_put(array, jax.NamedSharding(mesh, jax.P(axis_name))))",
-                )
+                item,
+                "per-replica state must stay on the mesh that per_replica put it on.",
+                got=f"an array with {'no sharding' if sharding is None else sharding}",
+                fix="variable.set_raw_value(jax.device_put(array, jax.NamedSharding(mesh, jax.P(axis_name))))",
             )
     elif item.get_metadata("reduce") == "replicated":
         copies: dict[bytes, set[bytes]] = {}
