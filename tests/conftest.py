@@ -30,8 +30,8 @@ def as_users_run_it(quick_compilation):
         yield
 
 
-# `make test` has six minutes on two cores, without compiled programs. These cases take too long for it, and CI runs them
-# as thorough tests; each has a quick sibling:
+# `make test` has six minutes on two cores, without compiled programs. These cases take too long for it: CI runs them as
+# thorough tests. After the semicolon is the quick sibling of each:
 #   test_programs        random programs beyond 12, and two of three writes in each branch; 12 programs, every branch
 #   test_processes       two processes of two devices, four processes, explicit meshes; two processes of one device
 #   test_demo            the finished run once more, Ctrl-C; one run with its table and plots, Ctrl-C before it begins
