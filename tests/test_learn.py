@@ -29,7 +29,10 @@ RIGHT = sorted((ANSWERS / "right").glob("*.py"))
 # These are graded in a fraction of a second each; the others run with the thorough tests.
 QUICK = {"step_counter", "evaluation", "untrained_buffer"}
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of older styles, which are right answers too
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # of older styles, which are right answers too
+    pytest.mark.usefixtures("quick_compilation"),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -83,7 +86,9 @@ def cases(paths):
 # --- the exercises ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ORDER)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.thorough) for name in ORDER]
+)
 def test_a_start_file_passes_a_test_of_its_output_and_fails_here(name):
     """It prints the right number, and its grade names a mistake of the exercise."""
     start = FOLDERS / name / "start.py"
