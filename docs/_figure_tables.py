@@ -179,8 +179,7 @@ def scale_steps(records: Records) -> str:
     agree = [row["agrees"] for row in record["compiled"]["steps"]]
     line = (
         f"Compiled for {', '.join(map(str, devices[:-1]))} and {devices[-1]} devices with jax "
-        f"{record['versions']['jax']}. Of {len(agree)} programs, {agree.count(True)} send the bytes of the formula, "
-        f"{agree.count(False)} do not, and {agree.count(None)} have no formula."
+        f"{record['versions']['jax']}. {agree.count(True)} of {len(agree)} programs send the bytes of the formula."
     )
     return f"{line}\n\n{table(('mesh', 'state', 'under `jit`', 'in `shard_map`', 'per replica'), cells)}"
 

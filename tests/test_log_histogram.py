@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """LogHistogram: every float32 in its bucket, and quantiles within the promised error."""
 
+import functools
 import sys
 
 import jax
@@ -150,27 +151,32 @@ def test_impossible_quantiles_raise(q):
 # --- counting slots ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", [_bincount.in_order, _bincount.in_pairs, _bincount.in_groups, "count_slots"])
+in_parts = functools.partial(_bincount.in_parts, devices=6)
+FORMS = {form.__name__: form for form in (_bincount.in_order, _bincount.in_pairs, _bincount.in_groups)}
+FORMS |= {"in_parts": in_parts, "count_slots": _bincount.count_slots}
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("length", [1, 7, 69, 127, 128, 1000])
 @pytest.mark.parametrize("size", [0, 1, 2, 63, 1001, 5001])
 def test_every_form_counts_alike(form, length, size):
     """All forms of the inner loop count what NumPy counts, and drop masked entries."""
     x = np.random.default_rng(0).integers(0, length, size).astype(np.int32)
     mask = np.random.default_rng(1).random(size) < 0.7
-    count = _bincount.count_slots if form == "count_slots" else form
+    count = FORMS[form]
     for where, expected in ((None, x), (mask, x[mask])):
         counts = jax.jit(lambda x, where: count(lambda x: x, x, where, length=length))(x, where)
         assert counts.dtype == jnp.uint32
         assert counts.tolist() == np.bincount(expected, minlength=length).tolist()
 
 
-@pytest.mark.parametrize("form", [_bincount.in_order, _bincount.in_pairs, _bincount.in_groups])
+@pytest.mark.parametrize("form", ["in_order", "in_pairs", "in_groups", "in_parts"])
 @pytest.mark.parametrize("shape", [(7, 9), (65, 3), (2, 0), (3, 2, 129)])
 def test_every_form_takes_any_shape(form, shape):
     """Values of any shape are counted, with axes even, odd, long or empty."""
     x = np.random.default_rng(0).integers(0, 7, shape).astype(np.int32)
     mask = np.random.default_rng(1).random(shape) < 0.7
-    counts = jax.jit(lambda x, where: form(lambda x: x, x, where, length=7))(x, mask)
+    counts = jax.jit(lambda x, where: FORMS[form](lambda x: x, x, where, length=7))(x, mask)
     assert counts.tolist() == np.bincount(x[mask], minlength=7).tolist()
 
 
