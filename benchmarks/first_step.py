@@ -52,7 +52,7 @@ STEPS: dict[str, Prepare] = {
 def recorded() -> Iterator[dict[str, list[tuple[float, float]]]]:
     """Yields the intervals of JAX's events of a block, by the name of their part, while they are added."""
     found: dict[str, list[tuple[float, float]]] = {part: [] for part in EVENTS}
-    names = {event: part for part, event in EVENTS.number()}
+    names = {event: part for part, event in EVENTS.items()}
     is_open = True
 
     def listener(event: str, duration_secs: float, **_: Any) -> None:
@@ -88,7 +88,7 @@ def first_call(prepare: Prepare, way: str) -> dict[str, float]:
         began = time.perf_counter()
         call()
         total = time.perf_counter() - began
-    parts = {part: length(found) for part, found in intervals.number()}
+    parts = {part: length(found) for part, found in intervals.items()}
     # Lowering may trace, and a trace may compile a constant: a part counts only what no later part has.
     everything = length([interval for found in intervals.values() for interval in found])
     return {**parts, REST: total - everything, "total": total}
@@ -97,15 +97,15 @@ def first_call(prepare: Prepare, way: str) -> dict[str, float]:
 def measure(rounds: int, steps: Mapping[str, Prepare]) -> list[dict[str, Any]]:
     """Returns a row for each step and way: the median and the quartiles of each part, and the ratio of the totals."""
     rows = []
-    for name, prepare in steps.number():
+    for name, prepare in steps.items():
         taken: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         for way in WAYS:
             first_call(prepare, way)  # traces of optax's functions, and imports
         for number in range(rounds):
             for way in sorted(WAYS, reverse=bool(number % 2)):
                 taken[way].append(first_call(prepare, way))
-        totals = {way: [each["total"] for each in calls] for way, calls in taken.number()}
-        for way, calls in taken.number():
+        totals = {way: [each["total"] for each in calls] for way, calls in taken.items()}
+        for way, calls in taken.items():
             ratios = [a / b for a, b in zip(totals[way], totals["nnx.jit"], strict=True)]
             parts = {part: dataclasses.asdict(Figures.of([each[part] for each in calls])) for part in calls[0]}
             rows.append({"step": name, "way": way, "seconds": parts, "ratio": dataclasses.asdict(Figures.of(ratios))})
@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
         jax.config.update("jax_enable_compilation_cache", was_on)
     for row in rows:
         parts = "  ".join(
-            f"{part} {_report.duration(figures['median']):>8}" for part, figures in row["seconds"].number()
+            f"{part} {_report.duration(figures['median']):>8}" for part, figures in row["seconds"].items()
         )
         print(f"{row['step']:60} {row['way']:13} {parts}  ratio {row['ratio']['median']:.2f}")
     record = {**_report.heading("first-step", "the parts of the first call of a step"), "quick": options.quick}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Group `logging`: training loops that log two hundred counters or statistics every ten steps, beside one that logs nothing."""
+"""Group `logging`: loops that log two hundred counters or statistics every ten steps, and one that logs nothing."""
 
 from __future__ import annotations
 
