@@ -32,7 +32,7 @@ def group(many: int = 1000) -> Group:
         ],
         one_call=True,
         warm_up=False,
-        rounds_in_one=50,
+        rounds_in_one=75,
     )
 
 
