@@ -24,8 +24,9 @@ def predicted(layout: Layout, state: str, way: str, devices: int, count: int = 1
         return Sent()
     if state == WATCH and not layout.is_mapped:
         # Tensors that are split along `model`: the hidden values, as output and input, and their gradient; and both
-        # kernels, each with its gradient and its update. XLA merges the sums of either pass, and all maxima.
-        return Sent(3, (3 + 2 * 3) * REDUCED_WORDS * WORD)
+        # kernels, each with its gradient and its update. XLA merges most of the reductions.
+        words = (3 + 2 * 3) * REDUCED_WORDS
+        return Sent(words, words * WORD)
     if state == WATCH:  # the output of each call and its gradient; each replica has a row in what is summed
         tensors = 2 * (2 * layout.parts - 1)
         return Sent(tensors, tensors * WATCHED_WORDS["sent"] * WORD * devices)

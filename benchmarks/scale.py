@@ -88,7 +88,9 @@ def modelled(devices: int, network: Network) -> dict[str, list[dict[str, Any]]]:
     steps, readings = [], []
     for name, state, way, count in cases(SMALL):
         model = predicted(LAYOUTS[name], state, way, devices, count)
-        seconds = network.seconds(model.collectives, model.payload, devices)
+        # A watch under `jit` sums only along the axis that splits a tensor.
+        along = LAYOUTS[name].parts if (state, way) == (WATCH, "jit") else devices
+        seconds = network.seconds(model.collectives, model.payload, along)
         key = {"layout": name, "state": state, "way": way, "devices": devices, "count": count}
         steps.append({**key, **_row(model), "seconds": seconds})
     for state, size in (("counter", 8), ("histogram", 8 * (BINS + 5)), ("moments", 52), (WATCH, 0)):
