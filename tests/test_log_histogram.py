@@ -155,7 +155,8 @@ def test_impossible_quantiles_raise(q):
 
 
 LENGTHS, SIZES = (1, 7, 69, 127, 128, 1000), (0, 1, 2, 63, 1001, 5001)
-FORMS = ("in_order", "in_pairs", "in_groups", "count_slots")
+FORMS = {form.__name__: form for form in (_bincount.in_order, _bincount.in_pairs, _bincount.in_groups)}
+FORMS |= {"in_parts": functools.partial(_bincount.in_parts, devices=6), "count_slots": _bincount.count_slots}
 # Each is a program of its own. Half of them are quick: every form with every length, and with every size.
 COUNTED = [
     pytest.param(form, length, size, marks=[pytest.mark.thorough] if (f + k + s) % 2 else [])
@@ -170,20 +171,20 @@ def test_every_form_counts_alike(form, length, size):
     """All forms of the inner loop count what NumPy counts, and drop masked entries."""
     x = np.random.default_rng(0).integers(0, length, size).astype(np.int32)
     mask = np.random.default_rng(1).random(size) < 0.7
-    count = functools.partial(getattr(_bincount, form), lambda x: x, length=length)
+    count = functools.partial(FORMS[form], lambda x: x, length=length)
     all_counts = jax.jit(lambda x, mask: (count(x, None), count(x, mask)))(x, mask)
     for counts, expected in zip(all_counts, (x, x[mask]), strict=True):
         assert counts.dtype == jnp.uint32
         assert counts.tolist() == np.bincount(expected, minlength=length).tolist()
 
 
-@pytest.mark.parametrize("form", [_bincount.in_order, _bincount.in_pairs, _bincount.in_groups])
+@pytest.mark.parametrize("form", ["in_order", "in_pairs", "in_groups", "in_parts"])
 @pytest.mark.parametrize("shape", [(7, 9), (65, 3), (2, 0), (3, 2, 129)])
 def test_every_form_takes_any_shape(form, shape):
     """Values of any shape are counted, with axes even, odd, long or empty."""
     x = np.random.default_rng(0).integers(0, 7, shape).astype(np.int32)
     mask = np.random.default_rng(1).random(shape) < 0.7
-    counts = jax.jit(lambda x, where: form(lambda x: x, x, where, length=7))(x, mask)
+    counts = jax.jit(lambda x, where: FORMS[form](lambda x: x, x, where, length=7))(x, mask)
     assert counts.tolist() == np.bincount(x[mask], minlength=7).tolist()
 
 

@@ -94,6 +94,12 @@ def axes_to_combine(
     return Combination(_in_order(known - kept - by_hand), _in_order(kept - known))
 
 
+def axes_of_equal(values: Any, state: Any) -> tuple[Hashable, ...]:
+    """Returns the axes along which `state` is per-replica and the arrays in `values` are the same."""
+    varying = frozenset().union(*map(varying_axes, jax.tree.leaves(values)))
+    return _in_order(frozenset(state._replica_axes) - varying) if mapped_axes() else ()
+
+
 def _in_order(axes: frozenset[Hashable]) -> tuple[Hashable, ...]:
     return tuple(sorted(axes, key=str))
 

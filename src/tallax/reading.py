@@ -376,13 +376,16 @@ def _by_kind(dtypes: Sequence[Any]) -> dict[Any, list[int]]:
 @functools.cache
 def _gatherer(home: jax.sharding.Sharding | None) -> Callable[[tuple[jax.Array, ...]], list[jax.Array]]:
     # Replicated on every device, so that every process can read it.
-    return jax.jit(_gather) if home is None else jax.jit(_gather, out_shardings=home)
+    return jax.jit(functools.partial(_gather, home=home), out_shardings=home)
 
 
-def _gather(arrays: tuple[jax.Array, ...]) -> list[jax.Array]:
+def _gather(arrays: tuple[jax.Array, ...], home: jax.sharding.Sharding | None) -> list[jax.Array]:
     vectors = []
     for kind, numbers in _by_kind([array.dtype for array in arrays]).items():
         parts = [unsplit(arrays[k]).ravel() for k in numbers]
+        if isinstance(home, jax.NamedSharding) and home.mesh.size > 1:
+            # Without the constraint XLA splits the vector over the devices, and gathers all of it a second time.
+            parts = [jax.lax.with_sharding_constraint(part, home) for part in parts]
         if kind == "words":
             parts = [jax.lax.bitcast_convert_type(part, jnp.uint32) for part in parts]
         vectors.append(jnp.concatenate(parts))

@@ -185,7 +185,7 @@ def combine_replicas(model: Node) -> Node:
             item.del_metadata("per_replica")
         for statistic, _ in parts:
             if statistic is not None:
-                nnx.update(statistic, _joined(*nnx.split(statistic)))
+                nnx.update(statistic, _joined(*nnx.split(statistic, _stays_whole, ...)))
     return copy
 
 
@@ -197,10 +197,17 @@ def _parts(model: Any) -> list[tuple[Statistic | None, list[StateVariable]]]:
     merging, alone = [], []
     for group in groups_of(model, StateVariable):
         if isinstance(group.owner, Statistic) and not isinstance(group.owner, Counts):
-            merging.append((group.owner, [leaf.variable for leaf in leaves_of(group.owner, StateVariable)]))
+            variables = [leaf.variable for leaf in leaves_of(group.owner, StateVariable)]
+            merging.append((group.owner, [variable for variable in variables if not _stays_whole((), variable)]))
         else:
             alone += [(None, [variable]) for variable in group.variables.values()]
     return [*merging, *alone]
+
+
+def _stays_whole(path: Any, value: Any) -> bool:
+    """An NNX filter: whether a variable counts the steps that all replicas take together, also in a statistic."""
+    del path
+    return isinstance(value, Counter) and value.get_metadata("reduce", None) == "replicated"
 
 
 @dataclass(frozen=True)
@@ -256,7 +263,8 @@ def _values_of_further_replicas(statistic: Statistic | None, items: list[StateVa
         return [np.zeros_like(whole) if _reduction(items[0]) in ("count", "sum") else whole]
     further = nnx.clone(statistic)
     further._begin_replica()
-    return [np.asarray(item.get_raw_value()) for _, item in nnx.iter_graph(further) if isinstance(item, StateVariable)]
+    variables = [item for _, item in nnx.iter_graph(further) if isinstance(item, StateVariable)]
+    return [np.asarray(item.get_raw_value()) for item in variables if not _stays_whole((), item)]
 
 
 def _laid_out(first: np.ndarray, further: np.ndarray, mesh: jax.sharding.Mesh, axes: tuple[str, ...]) -> jax.Array:
@@ -305,14 +313,14 @@ _REDUCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _joined(graphdef: Any, stacked: Any) -> Any:
-    """Returns the state of a statistic from the stacked states of all replicas."""
+def _joined(graphdef: Any, whole: Any, stacked: Any) -> Any:
+    """Returns the state of a statistic from the stacked states of all replicas, and the state that they share."""
 
     def join(into: Any, numbered_share: tuple[jax.Array, Any]) -> tuple[Any, None]:
         number, share = numbered_share
-        statistic = nnx.merge(graphdef, into)
-        statistic._join(nnx.merge(graphdef, share), number)
-        return nnx.state(statistic), None
+        statistic = nnx.merge(graphdef, whole, into)
+        statistic._join(nnx.merge(graphdef, whole, share), number)
+        return nnx.split(statistic, _stays_whole, ...)[2], None
 
     first, further = (jax.tree.map(lambda x, part=part: x[part], stacked) for part in (0, slice(1, None)))
     numbers = jnp.arange(1, jax.tree.leaves(stacked)[0].shape[0])

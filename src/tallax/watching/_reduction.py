@@ -54,19 +54,23 @@ class Layout(NamedTuple):
 
     Attributes:
         rows: the number of rows; None if the state has no axis for them.
-        axis: the axis of the tensors that is split over the rows, if its size allows it.
+        axis: the axis of the tensors that is split over the rows, if its size allows it; None for the first row only.
         over: the mapped mesh axes that the numbers are combined over, inside `shard_map`.
+        kept: the mapped mesh axes along which the state is per-replica.
     """
 
     rows: int | None = None
-    axis: int = 0
+    axis: int | None = 0
     over: tuple[Hashable, ...] = ()
+    kept: tuple[Hashable, ...] = ()
 
 
 def parts_of(x: jax.Array, where: jax.Array | None, layout: Layout) -> Parts:
     """Returns the numbers of a tensor of floats, of the entries where `where` is true."""
     x = (jnp.abs(x) if jnp.iscomplexobj(x) else x).astype(jnp.float32)
-    axis = None if layout.rows is None or layout.over else _row_axis(x.shape, layout.rows, layout.axis)
+    axis = layout.axis
+    if layout.rows is not None and axis is not None:
+        axis = None if layout.over else _row_axis(x.shape, layout.rows, axis)
     if layout.rows is None or axis is None:
         parts = _combined(_reduced(x, where, tuple(range(x.ndim))), layout.over)
         if layout.rows is None:

@@ -14,7 +14,7 @@ from flax import nnx
 from tallax._arrays import is_traced
 from tallax._backward_observers import BackwardObserver
 from tallax._errors import TraceError
-from tallax._mesh_axes import mapped_axes, varying_axes
+from tallax._mesh_axes import mapped_axes, marked, varying_axes
 from tallax.statistics import Statistic
 from tallax.watching._notes import note
 from tallax.watching._reduction import FRAME, Layout, from_frame, zeros_on_rows
@@ -133,7 +133,7 @@ class Site(BackwardObserver):
         if token.ndim > (1 if summary.rows is None else 2):
             note(self.watch, self.site, GRADIENT, _NOT_MAPPED)
             return value
-        due, layout = summary.due(), Layout(summary.rows, summary.axis)
+        due, layout = summary.due(), Layout(summary.rows, summary.axis, kept=summary.words._replica_axes)
         due = None if due is None else jnp.asarray(due)
 
         def tapped(leaf: Any) -> Any:
@@ -151,7 +151,9 @@ class Site(BackwardObserver):
             stack = _shape_of_stack(vars(self)[framed[0]]) if framed else presets[0].stack
             return jnp.zeros((*stack, 0), jnp.float32)
         words = self._gradient.words.get_raw_value()
-        return zeros_on_rows((*words.shape[:-1], LANES), jnp.float32, words)
+        token = zeros_on_rows((*words.shape[:-1], LANES), jnp.float32, words)
+        # The cotangent of a token that is the same on all replicas would be summed over them.
+        return marked(token, self._gradient.words._replica_axes)
 
     def attach(self, token: jax.Array) -> None:
         """Makes the token available to `with_tap`, and collects the numbers of the step."""
@@ -162,7 +164,8 @@ class Site(BackwardObserver):
             summary = vars(self)[framed[0]]
             rows = () if summary.rows is None else (summary.rows,)
             shape = (*_shape_of_stack(summary), len(framed), *rows, FRAME)
-            self.frames = nnx.Variable(zeros_on_rows(shape, jnp.uint32, summary.words.get_raw_value()))
+            zeros = zeros_on_rows(shape, jnp.uint32, summary.words.get_raw_value())
+            self.frames = nnx.Variable(marked(zeros, summary.words._replica_axes))
         for role, statistic in self._presets.items():
             setattr(self, _step_of(role), nnx.Variable(statistic.no_step()))
 

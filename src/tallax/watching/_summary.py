@@ -14,7 +14,7 @@ import numpy as np
 
 from tallax import _uint64
 from tallax._arrays import is_traced
-from tallax._mesh_axes import AxisName, axes_to_combine, on_first
+from tallax._mesh_axes import AxisName, axes_of_equal, axes_to_combine, on_first
 from tallax.statistics import Statistic
 from tallax.statistics._statistic import exact_or_traced, unboxed
 from tallax.variables import Buffer, Counter
@@ -83,7 +83,7 @@ class Summary(Statistic):
         every: the tensors are looked at in every n-th update.
         window: the numbers start again after this many updates; None if they are those of all updates.
         rows: the number of rows of the state, on a mesh; None for a state without an axis of rows.
-        axis: the axis of the tensors that is split over the mesh.
+        axis: the axis of the tensors that is split over the rows; None if all of a tensor is in the first row.
         spec: the placement of the Param whose tensors these are, on a mesh; None for other tensors.
         axis_name: the mapped axes over which each update is combined, as in the other statistics.
         persistent: whether checkpoints save the state.
@@ -97,7 +97,7 @@ class Summary(Statistic):
         every: int = 1,
         window: int | None = None,
         rows: int | None = None,
-        axis: int = 0,
+        axis: int | None = 0,
         spec: jax.P | None = None,
         axis_name: AxisName | None = None,
         persistent: bool = True,
@@ -134,7 +134,7 @@ class Summary(Statistic):
 
     def observe(self, leaves: Sequence[Any], where: Any = None) -> None:
         """Takes one update with several tensors, whose entries are counted together."""
-        how = axes_to_combine(*leaves, where, state=self.updates, axis_name=self.axis_name, alike=True)
+        how = axes_to_combine(*leaves, where, state=self.words, axis_name=self.axis_name, alike=True)
         when = self._when()
         if not is_traced(when.due) and when.due is not None:
             if not when.due:
@@ -147,10 +147,11 @@ class Summary(Statistic):
 
     def add_to_frame(self, frame: jax.Array, leaves: Sequence[Any]) -> jax.Array:
         """Returns the numbers of a step after some more tensors; `update_together` adds them to the state."""
-        how = axes_to_combine(*leaves, state=self.updates, axis_name=self.axis_name, alike=True)
+        how = axes_to_combine(*leaves, state=self.words, axis_name=self.axis_name, alike=True)
         leaves = [jax.lax.stop_gradient(jnp.asarray(leaf)) for leaf in leaves]
         due = None if self.every == 1 else jnp.asarray(self.due())
-        return framed(frame, due, leaves, Layout(self.rows, self.axis, how.over))
+        after = framed(frame, due, leaves, Layout(self.rows, self.axis, how.over))
+        return on_first(after, how.once, otherwise=frame)
 
     def reset(self) -> None:
         """Forgets everything that was fed."""
@@ -243,7 +244,8 @@ def update_together(
             at = at if chosen[0].rows is None else at[..., None, :]
             stacked = folded(before, reduce(chosen, [values[k] for k in members]), at)
             for position, k in enumerate(members):
-                new[k] = stacked[position]
+                once = axes_of_equal(values[k], summaries[k].words)
+                new[k] = on_first(stacked[position], once, otherwise=before[position])
         return new
 
     def after_if_due(words: list[Any], values: list[Any], whens: list[When]) -> list[Any]:

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tallax._mesh_axes import marked, varying_axes
+from tallax._mesh_axes import marked, on_first, varying_axes
 from tallax.watching._reduction import Layout, Parts, in_auto_axes, parts_of
 
 _DIGIT = 12
@@ -55,16 +55,17 @@ def _forward(x: jax.Array, token: jax.Array, due: Any, layout: Layout) -> tuple[
 def _backward(layout: Layout, residuals: Any, gradient: jax.Array) -> tuple[Any, ...]:
     token, due = residuals
     over = tuple(sorted(varying_axes(gradient) - varying_axes(token), key=str))
-    shape = token.shape
+    shape, varying = token.shape, tuple(varying_axes(token))
+    once = tuple(sorted(set(layout.kept) - varying_axes(gradient), key=str))
 
     def numbers(gradient: jax.Array) -> jax.Array:
-        return _lanes(parts_of(gradient, None, layout._replace(over=over)))
+        return marked(on_first(_lanes(parts_of(gradient, None, layout._replace(over=over))), once), varying)
 
     if due is None:
-        return gradient, marked(in_auto_axes(numbers, token)(gradient), tuple(varying_axes(token))), None
+        return gradient, in_auto_axes(numbers, token)(gradient), None
 
     def numbers_if_due(due: jax.Array, gradient: jax.Array) -> jax.Array:
-        return jax.lax.cond(due, numbers, lambda _: jnp.zeros(shape, jnp.float32), gradient)
+        return jax.lax.cond(due, numbers, lambda _: marked(jnp.zeros(shape, jnp.float32), varying), gradient)
 
     return gradient, in_auto_axes(numbers_if_due, token)(due, gradient), None
 
