@@ -91,6 +91,7 @@ def walk(file: File, tree: ast.Module) -> None:
     stack: list[Any] = [tree, (file, ())]
     take, put = stack.pop, stack.append
     scope: Scope = file
+    nodes = file.nodes
     branches: tuple[Lines, ...] = ()
     while stack:
         node = take()
