@@ -124,7 +124,7 @@ def test_addresses_of_rules(capsys, monkeypatch):
     log = json.loads("\n".join(ran(capsys, ".", "--format", "sarif")[1]))
     rules = log["runs"][0]["tool"]["driver"]["rules"]
     assert rules[0]["helpUri"] == "https://example.org/docs/lint/TLX001/"
-    assert "## Bad" in rules[0]["help"]["markdown"]
+    assert "## Example" in rules[0]["help"]["markdown"]
 
 
 def test_github(capsys):
@@ -250,7 +250,7 @@ def test_explain(capsys):
     assert status == 0
     assert output[0] == "TLX002 [replaced-variable]  A Variable is replaced"
     assert output[-1] == "To silence a line: # noqa: TLX002"
-    assert {"    bad = 1", "    good = 1", "Why replaced-variable.", "What --fix does: Writes into it."} <= set(output)
+    assert {"    bad = 1", "    good = 1", "Why replaced-variable.", "Fix: Writes into it."} <= set(output)
     assert sum("To silence" in line for line in ran(capsys, "--explain", "TLX")[1]) == 3
     assert ran(capsys, "--explain", "param-stat") == (
         2,

@@ -83,7 +83,8 @@ def page(rule: Rule) -> str:
     parts = [f"# {rule.code}: {rule.title}", f"`{rule.slug}`", rule.why.strip()]
     parts += [f"## {label}\n\n```python\n{code.strip()}\n```" for label, code in _examples(rule)]
     parts += [f"**{label}:** {said.strip()}" for label, said in _remarks(rule)]
-    return "\n\n".join([*parts, f"To silence a line: `# noqa: {rule.code}`. All rules: [index](index.md)."]) + "\n"
+    keep = f"If you want to keep a line as it is, end it with `# noqa: {rule.code}`. All rules: [index](index.md)."
+    return "\n\n".join([*parts, keep]) + "\n"
 
 
 def pages() -> dict[str, str]:
@@ -106,15 +107,15 @@ def listed() -> str:
 
 
 def _examples(rule: Rule) -> Iterator[tuple[str, str]]:
-    yield "Bad", rule.bad
-    yield "Good", rule.good
+    yield "Example", rule.bad
+    yield "Use instead", rule.good
 
 
 def _remarks(rule: Rule) -> Iterator[tuple[str, str]]:
     if rule.fix:
-        yield "What --fix does", rule.fix
+        yield "Fix", rule.fix
     if rule.misses:
-        yield "What it leaves alone", rule.misses
+        yield "Not reported", rule.misses
 
 
 def _write(folder: str) -> None:

@@ -15,9 +15,9 @@ RULE = Rule(
     slug="callback-counter",
     title="Counting in jax.debug.callback",
     why="""\
-`jax.debug.callback` is for looking: JAX may run it once where five calls were meant, more often than once, out of
-order or not at all (jax-ml/jax#16637 counts 1 in place of 5), and each run stops for the host. What it adds up is no
-count.
+`jax.debug.callback` is made for debugging. JAX may run the callback more or less often than the program calls it, or in
+another order: in jax-ml/jax#16637, five calls count as one. Each run also waits for the host. So a sum that a callback
+adds up is not a count.
 
 The rule reports a callback that adds to a name or attribute outside of itself.
 """,
@@ -50,10 +50,8 @@ class Model(nnx.Module):
         self.tokens.increment(tokens.size)
         return tokens
 """,
-    misses=(
-        "Callbacks that are methods of other projects, and `io_callback`, which runs as often and in the "
-        "order that it says."
-    ),
+    misses="""\
+Callbacks that are methods of other projects. `io_callback` runs as often as the program says, and is not reported.""",
 )
 
 

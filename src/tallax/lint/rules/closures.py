@@ -56,7 +56,7 @@ def step(model: nnx.Linear, optimizer: nnx.Optimizer, x):
     grads = nnx.grad(lambda model: model(x).mean())(model)
     optimizer.update(model, grads)
 """,
-    misses="Objects whose class can't be told, and `rngs` that a function passes on to a model.",
+    misses="Objects of unknown class, and `rngs` that a function passes on to a model.",
 )
 
 # These make modules rather than change them.

@@ -27,9 +27,10 @@ one stream: the second one starts with different parameters than the first, and 
 other.
 
 The rule reports constant seeds in the forward path of a module, in its methods under a transformation, and in
-functions under a transformation that compute gradients, if they are not passed to the constructor of a module. It
-reports draws in the forward path with a key in an attribute that nothing sets after construction, and `nnx.Rngs(...)`
-as a default of any parameter. Tests are left alone.
+functions under a transformation that compute gradients. A number in an attribute counts as constant if nothing sets it
+after construction: `jax.random.key(self.seed)`. The rule also reports draws in the forward path with a key in such an
+attribute, and `nnx.Rngs(...)` as a default of any parameter. Seeds for the constructor of a module, functions that use
+`jax.random.fold_in`, and tests are not reported.
 """,
     bad="""\
 import jax
@@ -51,7 +52,8 @@ class Noise(nnx.Module):
     def __call__(self, x):
         return x + self.rngs.normal(x.shape)
 """,
-    misses="Seeds that are not written out, and evaluation that is meant to repeat its noise outside of a module.",
+    misses="""\
+Seeds that are not written out, and evaluation that is meant to repeat its noise outside of a module.""",
 )
 
 _SEEDED = {"nnx.Rngs", "nnx.RngStream", "jax.random.key", "jax.random.PRNGKey"}

@@ -47,7 +47,7 @@ class Stack(nnx.Module):
         self.layers = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(3)])
 """,
     fix="A list becomes `nnx.List([...])`, if the file imports nnx. Tuples and dicts are left to you.",
-    misses="Lists that an unknown function returns, and elements whose class can't be told.",
+    misses="Lists that an unknown function returns, and elements of unknown class.",
 )
 
 _NAMES = {"list": "list", "sorted": "list", "tuple": "tuple", "dict": "dict"}

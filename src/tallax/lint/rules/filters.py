@@ -17,10 +17,10 @@ RULE = Rule(
     title="nnx.Optimizer or nnx.EMA over more than parameters",
     why="""\
 `nnx.Optimizer(model, tx, wrt=nnx.Variable)` and `wrt=...` train and decay counts, statistics and bounds as well.
-`nnx.EMA(model, decay)` averages every Variable: of an integer counter at 10 it reads 1.
+`nnx.EMA(model, decay)` averages every Variable: for an integer counter at 10, the average reads 1.
 
-The rule reports an optimizer whose `wrt` is `nnx.Variable` or `...`, and an EMA without `only=` of a module that
-surely holds other Variables than parameters.
+The rule reports an optimizer whose `wrt` is `nnx.Variable` or `...`, and an EMA without `only=` if the module certainly
+holds Variables that are not parameters.
 """,
     bad="""\
 import optax
@@ -38,7 +38,7 @@ from flax import nnx
 def make(model: nnx.Module):
     return nnx.Optimizer(model, optax.adamw(1e-3), wrt=nnx.Param)
 """,
-    misses="An EMA of a module of which nothing is known, and filters that are made elsewhere.",
+    misses="An EMA of a module of unknown class, and filters that are made elsewhere.",
 )
 
 _OPTIMIZERS = {"nnx.Optimizer", "nnx.ModelAndOptimizer"}

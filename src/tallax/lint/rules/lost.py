@@ -19,16 +19,19 @@ RULE = Rule(
     slug="lost-update",
     title="A module's update is lost under a transformation of JAX",
     why="""\
-`jax.jit`, `jax.checkpoint`, `jax.vmap` and the control flow of `jax.lax` know nothing of modules. A module that is
-handed in comes as a copy, so what a call changes in it (counts, running statistics, random number streams) is gone
-when the function returns without it; so are the updates of an `nnx.Optimizer` or a metric. One that is closed over is
-a constant: its weights are baked in, and a change raises `TraceContextError` or is silently lost. `static_argnums=0` on
-a method makes `self` such a constant as well, and `static_argnames="model"` the model.
+`jax.jit`, `jax.checkpoint`, `jax.vmap`, `jax.grad` and the control flow of `jax.lax` do not know modules. If you pass a
+module as an argument, the function gets a copy. The changes that a call makes in it, such as counts, running statistics
+and random streams, are lost unless the function returns the module or its state. The updates of an `nnx.Optimizer` or a
+metric are lost in the same way.
 
-The rule reports functions under these transformations that change a module, or call one that does, by argument or by
-closure, without returning it or its state; and those that call a module of which nothing is known but that it is an
-`nnx.Module`; and `nnx.Rngs` that are handed to such a function and on to a module. A module of the project whose call
-changes nothing is not reported, nor is one that is merged within.
+If the function closes over the module, its weights are constants of the compiled program, and a change raises
+`TraceContextError` or is lost silently. `static_argnums=0` on a method makes `self` such a constant, and
+`static_argnames="model"` makes the model one.
+
+The rule reports functions under these transformations that change a module, or call a module that changes itself,
+without returning it or its state. It also reports calls of an `nnx.Module` of unknown class, and `nnx.Rngs` that such a
+function passes on to a module. If the call of a module changes nothing, or the function merges the module itself, the
+rule reports nothing.
 """,
     bad="""\
 import jax
@@ -67,7 +70,7 @@ class Model(nnx.Module):
 def step(model: Model, x):
     return model(x)
 """,
-    misses="Modules whose class can't be told, and those that leave such a function through a global name.",
+    misses="Modules of unknown class, and modules that leave such a function through a global name.",
 )
 
 # `jax.lax.switch` takes a list of functions, and `jax.linearize` returns one: both are left to statecheck.

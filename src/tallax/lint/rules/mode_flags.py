@@ -46,7 +46,7 @@ class Scale(nnx.Module):
     def __call__(self, x):
         return x if self.deterministic else 2 * x
 """,
-    misses="Objects whose class can't be told.",
+    misses="Objects of unknown class.",
 )
 
 

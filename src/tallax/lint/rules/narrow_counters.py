@@ -18,13 +18,18 @@ RULE = Rule(
     slug="narrow-counter",
     title="A counter that stops or wraps within a training run",
     why="""\
-A float32 counter stands still at 2**24 = 16,777,216: adding 1 changes nothing any more. An int32 one wraps to a
-negative number at 2**31, which a count of elements, tokens or samples reaches within hours. Neither raises anything.
+A float32 counter stops at 2**24 = 16,777,216, because adding 1 no longer changes it. An int32 counter wraps to a
+negative number at 2**31. A count of elements, tokens or samples reaches that within hours. Neither raises an error.
 
-The rule looks at what a class adds to a Variable of its own, through local names and functions of the project: counts
-of elements (`x.size`, `x.shape[0]`, `len(batch)`, `mask.sum()`) in 32 bits or fewer, counts of calls in a float that
-nothing resets, and the sum that belongs to a count of elements in a float. A step counter in int32 or uint32, a ring
-index taken modulo its length and a count capped by `jnp.minimum` are not reported.
+The rule follows the values that a class adds to its own Variables, through local names and functions of the project. It
+reports
+
+- counts of elements (`x.size`, `x.shape[0]`, `len(batch)`, `mask.sum()`) in 32 bits or fewer
+- counts of calls in a float that no method resets
+- a sum in a float that belongs to a count of elements
+
+A step counter in int32 or uint32, an index modulo the length of a ring, and a count that `jnp.minimum` caps are not
+reported.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -52,9 +57,8 @@ class Seen(nnx.Module):
         self.tokens.increment(tokens.size)
         return tokens
 """,
-    misses=(
-        "Amounts whose meaning can't be told (`+= n` of an unannotated argument), and counts kept outside of modules."
-    ),
+    misses="""\
+Unknown amounts, such as `+= n` of an argument without an annotation, and counts outside of modules.""",
 )
 
 _SIZES = re.compile(

@@ -22,9 +22,9 @@ model, so `optimizer.update(grads)` raises TypeError too; it is `optimizer.updat
 older Flax, ignore the rule: `ignore = ["optimizer-form"]`.
 
 The rule reports a call of `nnx.Optimizer` with a model and a transformation and without `wrt`, and a call of `update`
-with one argument on an object that is surely an `nnx.Optimizer`. If nothing is known of the object, it reports
-`optimizer.update(grads)` with the gradients of `nnx.grad` in a file that names `nnx.Optimizer`. A file that names
-`nnx.ModelAndOptimizer`, which keeps the model, is left alone where only an annotation speaks for `nnx.Optimizer`.
+with one argument on an object that is surely an `nnx.Optimizer`. If the class of the object is unknown, it
+reports `optimizer.update(grads)` with the gradients of `nnx.grad` in a file that names `nnx.Optimizer`. If the file
+also names `nnx.ModelAndOptimizer`, which keeps the model, an annotation alone is not enough.
 """,
     bad="""\
 import optax
@@ -42,8 +42,9 @@ from flax import nnx
 def make(model: nnx.Module):
     return nnx.Optimizer(model, optax.adamw(1e-3), wrt=nnx.Param)
 """,
-    fix="`wrt=nnx.Param`, the default of older versions, is added. An `update` is left to you: it needs the model.",
-    misses="Optimizers that come out of unknown functions, and calls with `*args` or `**kwargs`.",
+    fix="""\
+It adds `wrt=nnx.Param`, the default of older versions. `update` needs the model, so it is left to you.""",
+    misses="Optimizers that unknown functions return, and calls with `*args` or `**kwargs`.",
 )
 
 

@@ -22,20 +22,25 @@ RULE = Rule(
     slug="param-state",
     title="State kept as nnx.Param",
     why="""\
-The optimizer updates every `nnx.Param`: a counter gets a gradient of zero and is still decayed (10 becomes 9.9 after
-one step of AdamW), a clip bound of infinity becomes NaN and takes all weights along, running statistics drift. Flax
-ignores `nnx.Param(x, trainable=False)`: it is metadata that nobody reads. Use `nnx.Variable`, a subclass of it,
-`nnx.BatchStat`, or tallax's items.
+The optimizer updates every `nnx.Param`, also one that holds state. A counter gets a gradient of zero and still decays:
+after one step of AdamW, 10 becomes 9.9. A bound of infinity becomes NaN, and with it every weight that it clips.
+Running statistics drift. `nnx.Param(x, trainable=False)` does not help, because Flax ignores this metadata. Use
+`nnx.Variable`, a subclass of it, `nnx.BatchStat` or a tallax variable.
 
-A name proves nothing: means, scales and temperatures are learned in many models. The rule wants evidence:
-`trainable=False`; an initial value that is infinite, or of integers or booleans; the class itself counts it up,
-blends it (`m * old + (1 - m) * new`), writes it in its forward path, or puts a function of itself in its place; it is
-read only to update other state, only behind `stop_gradient`, or only as a tiny bound or epsilon; it is set to
-another, untrained Variable a few lines on; a comment there says that it is fixed or not trained; it is a table that
-is computed from positions alone (sines of `arange`, powers of a base, a window); or it has the name *and* the start of
-a counter (`step` at 0), a running statistic (`running_mean` at zeros) or a buffer that a converted checkpoint fills in
-(`latents_std` at ones). Only few names of buffers are enough alone (`inv_freq`, `position_ids`,
-`e_score_correction_bias`). A comment, name or condition that says it is learned silences the rule.
+Many models learn their means, scales and temperatures, so a name alone is no evidence. The rule reports a Param if
+
+- it is made with `trainable=False`, or a comment says that it is fixed or not trained
+- its initial value is infinite, or consists of integers or booleans
+- its initial value is a table that depends on positions only: sines of `arange`, powers of a base, a window
+- the class counts it up, blends it (`m * old + (1 - m) * new`), or writes it in its forward path
+- the class reads it only to update other state, only behind `stop_gradient`, or only as a tiny bound or epsilon
+- the next lines set the attribute to another, untrained Variable
+- its name and its initial value are those of a counter (`step` at 0), a running statistic (`running_mean` at zeros) or
+  a buffer that a converted checkpoint fills (`latents_std` at ones)
+- its name is one of a few that PyTorch models use for buffers only: `inv_freq`, `position_ids`,
+  `e_score_correction_bias`
+
+If a comment, the name or a condition around it says that the Param is learned, the rule reports nothing.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -65,7 +70,7 @@ class Gate(nnx.Module):
     def __call__(self, x):
         return jnp.minimum(x, self.limit[...])
 """,
-    misses="Tables and constants of which nothing but their name says that they are not learned.",
+    misses="Tables and constants of which only the name tells that they are not learned.",
 )
 
 _INTEGERS = {"int32", "int64", "uint32", "uint64", "int16", "bool", "bool_"}

@@ -18,17 +18,18 @@ RULE = Rule(
     slug="python-counter",
     title="A plain Python counter on a module",
     why="""\
-A Python number on a module is part of its structure, not of its state. Under `nnx.jit` every new value is another
-structure, so each call is traced and compiled again; in a checkpoint and in `nnx.state` it is missing. Under
-`jax.jit` it stays what it was at the trace.
+A Python number on a module is part of its structure, and not of its state. Under `nnx.jit` each new value is a new
+structure, so each call is traced and compiled again. `nnx.state` and checkpoints do not contain it. Under `jax.jit` it
+keeps the value that it had during the trace.
 
-The rule reports `self.calls += 1` (also `*=` and the other operators) and `self.calls = self.calls + 1` in a module's
-method other than `__init__`, if the attribute is made as a Python number; and a flag that `__init__` makes False and
-the forward path sets to True, or the other way around. Plain Python classes, iterators' `__iter__` and `__next__`,
-arrays, counts that come back (`% n`), and modules of a test file that mentions no transformation are not reported.
+The rule reports `self.calls += 1` (also `*=` and the other operators) and `self.calls = self.calls + 1` in a method of
+a module other than `__init__`, if the attribute starts as a Python number. It reports a flag that `__init__` sets to
+False and the forward path to True, or the other way around. It also reports an array in the place of None, a flag or a
+number that `__init__` has set: for Flax the attribute is not state, so the assignment raises ValueError. If `__init__`
+sets `nnx.data(None)`, an array may follow.
 
-It also reports an array that the forward path puts where `__init__` has put None, a flag or a number: for Flax the
-attribute is no state, so the assignment raises ValueError. `nnx.data(None)` in `__init__` says that one will come.
+Plain Python classes, `__iter__` and `__next__`, arrays, counts modulo a number, and modules in a test file that
+mentions no transformation are not reported.
 """,
     bad="""\
 from flax import nnx
@@ -55,7 +56,7 @@ class Model(nnx.Module):
         self.calls.increment()
         return x
 """,
-    misses="Numbers that a function of another project returns.",
+    misses="Numbers that a function of another project returns, and mixins without a module in their own file.",
 )
 
 _TRACING = re.compile(r"\b(?:jit|pmap|scan|vmap|remat|checkpoint|while_loop|fori_loop|compile_step)\b")

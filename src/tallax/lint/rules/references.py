@@ -16,11 +16,11 @@ RULE = Rule(
     slug="reference-remat",
     title="A Variable(ref=True) written under remat",
     why="""\
-`nnx.remat` and `jax.checkpoint` run the forward pass again for the gradient. An update of an ordinary Variable is
-handed back once; one of a reference (`nnx.Variable(x, ref=True)`) happens each time the code runs, so a count is
-twice what it should be, or is lost in graph mode. Neither raises.
+`nnx.remat` and `jax.checkpoint` run the forward pass a second time for the gradient. The update of an ordinary Variable
+is returned once. The update of a reference, `nnx.Variable(x, ref=True)`, happens at each run, so a count doubles; in
+graph mode it is lost. Neither raises an error.
 
-The rule reports the Variable where its class writes it in a method that it puts under remat itself.
+The rule reports the Variable if its class writes it in a method that the class puts under remat.
 """,
     bad="""\
 import jax.numpy as jnp

@@ -18,17 +18,18 @@ RULE = Rule(
     slug="replaced-variable",
     title="A Variable is replaced instead of written",
     why="""\
-`self.mean = 0.9 * self.mean + 0.1 * x` puts an array where the module had a Variable. From then on no transformation
-writes the value back, `nnx.state(model, nnx.BatchStat)` does not hold it, and a checkpoint leaves it out; nothing is
-raised. `self.count += 1`, which Flax once advertised and which changed the Variable in place, now raises
-NotImplementedError.
+`self.mean = 0.9 * self.mean + 0.1 * x` puts an array in the place of the Variable. From then on, no transformation
+returns the new value, `nnx.state(model, nnx.BatchStat)` does not contain it, and a checkpoint omits it. Flax raises
+nothing. `self.count += 1` changed the Variable in place in older versions of Flax, and now raises NotImplementedError.
 
-The rule reports an assignment where the attribute (or an element of a list or dict in it, or the function's parameter)
-surely holds a Variable, in this class or one it derives from in any file, and the assigned value is surely an array or
-number; in `__init__` too, if `super().__init__()` has already made the Variable. `setattr(self, "mean", ...)` is such
-an assignment, and so is a list of arrays in place of a list of Variables. A new Variable (`self.losses =
-nnx.Intermediate(x)`) is not reported, nor is what `__init__` chooses in its branches, nor a Variable whose own class
-says what `+=` does, as tallax's do.
+The rule reports an assignment if the attribute certainly holds a Variable and the assigned value is certainly an array
+or a number. The attribute may be set by this class or by a base in any file; it may also be an element of a list or
+dict of Variables, a parameter of the function, or the target of `setattr(self, "mean", ...)`. In `__init__` the rule
+reports an assignment only after `super().__init__()`, if the base has made the Variable. A list of arrays in place of a
+list of Variables is reported too.
+
+A new Variable (`self.losses = nnx.Intermediate(x)`) is not reported. Neither is a Variable whose class defines `+=`
+itself, such as those of tallax.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -56,8 +57,8 @@ class Model(nnx.Module):
         self.count[...] += 1
         return x
 """,
-    fix="`self.x += y` becomes `self.x[...] += y` where the Variable is known to hold an array.",
-    misses="What an unknown function returns (it may return a Variable), and objects whose class can't be told.",
+    fix="If the Variable certainly holds an array, `self.x += y` becomes `self.x[...] += y`.",
+    misses="Results of unknown functions, because they may be Variables, and objects of unknown classes.",
 )
 
 

@@ -17,12 +17,12 @@ RULE = Rule(
     slug="sow-uncaptured",
     title="sow in a loop, and nothing that takes the values out",
     why="""\
-`self.sow(nnx.Intermediate, name, x)` appends to a tuple on the module at every call. As long as nothing takes the
-values out (`nnx.capture`, `nnx.pop`), the tuple grows: memory with it, and every jitted call has another structure
-and is traced again.
+`self.sow(nnx.Intermediate, name, x)` appends to a tuple on the module at every call. Unless you take the values out, by
+`nnx.capture` or `nnx.pop`, the tuple and its memory grow. Each jitted call then has another structure, and is traced
+again.
 
-The rule reports a `sow` without a `reduce_fn` of its own where the same file calls the module in a loop and mentions
-neither `capture` nor `pop`.
+The rule reports a `sow` without a `reduce_fn` if the same file calls the module in a loop and mentions neither
+`capture` nor `pop`.
 """,
     bad="""\
 import jax.numpy as jnp

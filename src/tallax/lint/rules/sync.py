@@ -18,18 +18,19 @@ RULE = Rule(
     slug="host-sync",
     title="A Variable's value read into Python in a step",
     why="""\
-`int(self.count[...])`, `float(...)`, `.item()`, `np.asarray(...)`, `if self.count[...] > 3:` need the number now.
-Under a trace there is none, and JAX raises `ConcretizationTypeError` or `TracerBoolConversionError`; outside of one
-Python waits until the device has done all that was asked of it, on every call.
+`int(self.count[...])`, `float(...)`, `.item()`, `np.asarray(...)` and `if self.count[...] > 3:` need the number at
+once. Under a trace there is no number, and JAX raises `ConcretizationTypeError` or `TracerBoolConversionError`. Outside
+of a trace, Python waits until the device has finished all its work, at every call. `assert`, `range(...)` and each side
+of `and` and `or` do the same.
 
-`assert` and `range(...)` ask for it as well, and so does each side of `and` and `or`.
+The rule reports these on the array of a Variable, and on values that are computed from it or written into it. It looks
+at a module's `__call__` and the methods that it calls, at functions under a transformation, and at loops that call a
+jitted step. In a loop, lines behind `if k % 100 == 0` are fine, but the condition itself is not: `if
+int(model.count[...]) % 100 == 0` reads the count at every step. In the other methods of a module it reports
+`self.count[...] = int(...)` of an array, which waits only to write the number back.
 
-The rule reports them on the array of a Variable, and on what is computed from it or written into it, in a module's
-`__call__` and the methods it reaches, in functions under a transformation, and in loops that call a jitted step. There
-it leaves alone the lines behind `if k % 100 == 0`, but not a condition: `if int(model.count[...]) % 100 == 0` reads the
-count at every step. In any other method of a module it reports `self.count[...] = int(...)` of an array, which waits
-only to write the number back. Shapes and dtypes are known without the device, a Variable that holds a Python number
-needs none, and reports, properties and host iterators are no steps.
+Shapes and dtypes need no device, and neither does a Variable that holds a Python number. Reports, properties and
+iterators on the host are not steps.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -57,7 +58,8 @@ class Gate(nnx.Module):
     def __call__(self, x):
         return jnp.where(self.count[...] > 100, 2 * x, x)
 """,
-    misses="Values that reach Python through functions of other projects, and losses: only state is looked at.",
+    misses="""\
+Values that reach Python through functions of other projects. Losses are not state, and are not reported.""",
 )
 
 _CONVERTING = {"int", "float", "bool", "complex", "range"}

@@ -51,7 +51,7 @@ class Stack(nnx.Module):
     def __call__(self, x):
         return nnx.remat(nnx.Linear.__call__)(self.block, x)
 """,
-    misses="Modules whose class can't be told.",
+    misses="Modules of unknown class.",
 )
 
 _KEEPING = NNX_TRANSFORMS | {"jax.jit", "jax.checkpoint", "jax.remat", "jax.vmap", "jax.pmap"}

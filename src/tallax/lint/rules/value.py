@@ -18,12 +18,13 @@ RULE = Rule(
     slug="deprecated-value",
     title="`.value` of a Variable",
     why="""\
-Flax has deprecated `.value`: `variable[...]` reads an array, `variable[...] = x` writes it and keeps shape and dtype,
-and `get_value()` and `set_value(x)` do the same for whatever else a Variable holds (a Python number, a dict).
+Flax has deprecated `.value`. `variable[...]` reads an array, and `variable[...] = x` writes it and keeps its shape and
+dtype. If the Variable holds something else, a Python number or a dict, use `get_value()` and `set_value(x)`.
 
-The rule reports `.value` where what stands before it is a Variable: an attribute that a class of the project sets to
-one (or that every class which has an attribute of that name does), a parameter annotated as one, a local name. An
-enum member, a field called `value` and a submodule called `value` are none.
+The rule reports `.value` of a Variable. It recognizes an attribute that a class of the project sets to a Variable, an
+attribute that holds a Variable in every class that has it, a parameter with such an annotation, a local name, a path in
+`nnx.state(model)`, and the leaves of `jax.tree.map(..., is_leaf=...)`. Members of an enum, and fields and submodules
+that are called `value`, are not reported.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -50,13 +51,12 @@ class Gate(nnx.Module):
         return x * self.scale[...]
 """,
     fix="""\
-A read becomes `[...]` where the Variable is known to hold an array, else `get_value()`; so do `x.value.shape`, `.dtype`
-and the like, and `isinstance(x.value, ...)`, which a model without arrays is asked for too. A write becomes
-`x.set_value(...)`, which does what the old one did; only `x.value += 1` on an array whose dtype and shape it keeps
-becomes `x[...] += 1`.""",
-    misses=(
-        "Objects whose class can't be told, such as an unannotated `model` of a class in a file that is not imported."
-    ),
+If the Variable certainly holds an array, a read becomes `[...]`, otherwise `get_value()`. `x.value.shape`, `.dtype`
+and the like, and `isinstance(x.value, ...)` also become `get_value()`, because they work on abstract models without
+arrays. A write becomes `x.set_value(...)`, which does the same as before. `x.value += 1` becomes `x[...] += 1` if
+that keeps the array's dtype and shape.""",
+    misses="""\
+Objects of unknown classes, such as an unannotated `model` whose class is in a file that is not imported.""",
 )
 
 

@@ -21,18 +21,18 @@ RULE = Rule(
     slug="weak-init",
     title="A weakly typed or Python number as initial value",
     why="""\
-`jnp.array(0.5)`, `jnp.asarray(x)` of a Python number and `jnp.full(shape, 0.5)` are weakly typed: JAX treats them as
-Python numbers that may still take another dtype. The first optimizer step, or the first write of a computed value,
-makes the Variable strongly typed; its type has changed, so a jitted training step is traced and compiled again (three
-traces in place of one were measured with Adam).
+`jnp.array(0.5)`, `jnp.asarray(x)` of a Python number and `jnp.full(shape, 0.5)` are weakly typed: like a Python number,
+they take the dtype of the values that they are combined with. The first optimizer step, or the first write of a
+computed value, makes the Variable strongly typed. Its type has then changed, so a jitted training step is traced and
+compiled again. With Adam, three traces were measured instead of one.
 
-A Variable that holds a Python number, `nnx.Variable(0)`, has no `[...]`: outside of a transformation `self.count[...]
-+= 1` raises TypeError.
+A Variable that holds a Python number, `nnx.Variable(0)`, does not support `[...]`: outside of a transformation,
+`self.count[...] += 1` raises TypeError.
 
-The rule reports a module's `nnx.Param` with a weak initial value of floats or a Python float, any other Variable with
-a weak one that is later written with a strongly typed value, and a Python number in a Variable that is indexed with
-`[...]`, or that the forward path writes: after one jitted step it is an array of int32. A weak count that only `+= 1`
-changes stays weak, and is not reported.
+The rule reports a `nnx.Param` of a module with a weak initial value of floats, or with a Python float. It reports any
+other Variable with a weak initial value if a strongly typed value is written into it later, and a Variable with a
+Python number if it is indexed with `[...]` or written in the forward path. A weak count that changes only by `+= 1`
+stays weak, and is not reported.
 """,
     bad="""\
 import jax.numpy as jnp
@@ -58,11 +58,10 @@ class Gate(nnx.Module):
     def __call__(self, x):
         return x > self.threshold[...]
 """,
-    fix=(
-        "The initial value gets a dtype, `jnp.array(0.5, dtype=jnp.float32)`, where the literal or the call "
-        "is in sight (and `int32` for a whole number); a model in float64 wants another."
-    ),
-    misses="Initial values whose type can't be told from source, such as an unannotated argument.",
+    fix="""\
+If the literal or the call is visible, it gets a dtype: `jnp.array(0.5, dtype=jnp.float32)`, or `int32` for a whole
+number. A model in float64 needs another dtype.""",
+    misses="Initial values of unknown type, such as an argument without an annotation.",
 )
 
 
