@@ -80,7 +80,7 @@ def test_collectives_of_a_step(layout, state, way, expected):
 
 @pytest.mark.slow
 def test_collectives_of_a_watched_step_with_tensor_parallelism():
-    """It sends 16 bytes for each of the nine tensors that are split. Versions of XLA merge the sums into 2 or into 10."""
+    """It sends 16 bytes for each of the nine tensors that are split. By version, XLA merges the sums into 2 or 10."""
     found = added(LAYOUTS["tensor-parallel"], "watch", "jit", jax.device_count())
     assert (found.payload, found.in_branch) == (9 * 16, 0)
     assert found.collectives <= 10
