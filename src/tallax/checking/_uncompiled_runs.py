@@ -114,9 +114,8 @@ class UncompiledRuns:
         else:
             with jax.disable_jit(not self._program.needs_jit):  # as plain calls do, which share their operations
                 results = evaluated(closed, arguments)
-        values = iter(results)
+        values = iter(jax.device_put(results))  # some are of NumPy; leaves that were not traced stay as they are
         outputs, states = jax.tree.unflatten(tree, [next(values) if is_traced(leaf) else leaf for leaf in leaves])
-        states = jax.device_put(states)  # from NumPy
         return [nnx.merge(*parts) for parts in zip(graphdefs, states, strict=True)], outputs
 
     def _compiled(self, closed: ClosedJaxpr) -> Callable[..., list[Any]]:
