@@ -65,7 +65,7 @@ class StepStatistic(Statistic):
         every: the tensors are looked at in every n-th update.
         window: the numbers start again after this many updates; None if they are those of all updates.
         rows: the number of rows of the state, on a mesh; None for a state without an axis of rows.
-        axis: the axis of the tensors that is split over the rows, if its size allows it.
+        axis: the axis of the tensors that is split over the rows, if its size allows it; None for the first row only.
     """
 
     source: ClassVar[str] = "output"  # or "attention", or "update"
@@ -75,7 +75,7 @@ class StepStatistic(Statistic):
     _dtypes: ClassVar[Mapping[str, Any]] = {"words": np.dtype(np.uint32)}
 
     def __init__(
-        self, channels: int, *, every: int = 1, window: int | None = None, rows: int | None = None, axis: int = 0
+        self, channels: int, *, every: int = 1, window: int | None = None, rows: int | None = None, axis: int | None = 0
     ):
         super().__init__()
         self.channels, self.every, self.window, self.rows, self.axis = channels, every, window, rows, axis
@@ -276,14 +276,15 @@ def steps_together(statistics: Sequence[StepStatistic], arrays: Sequence[tuple[A
 
 
 def _by_rows(
-    reduce: Callable[..., Numbers], arrays: tuple[Any, ...], rows: int | None, axis: int, limit: int
+    reduce: Callable[..., Numbers], arrays: tuple[Any, ...], rows: int | None, axis: int | None, limit: int
 ) -> Numbers:
     """Returns the numbers of each part of the batch, so that each device of a mesh reduces its own part alone."""
     if rows is None:
         return reduce(*arrays)
     shape = arrays[0].shape
-    axis = next((k for k in (axis, *range(limit)) if k < limit and shape[k] and shape[k] % rows == 0), -1)
-    if axis < 0:  # no axis can be split over the rows, so all is in the first row
+    if axis is not None:
+        axis = next((k for k in (axis, *range(limit)) if k < limit and shape[k] and shape[k] % rows == 0), None)
+    if axis is None:  # no axis can be split over the rows, so all is in the first row
         return jax.tree.map(lambda part: _in_first_row(part, rows), reduce(*arrays))
 
     def is_split(x: Any) -> bool:
