@@ -150,7 +150,9 @@ def test_a_file_that_does_not_end_is_reported(text, limit, tmp_path, capsys):
     """Neither a run that is out of time nor one that cannot start is a pass."""
     (tmp_path / "broken_test.py").write_text(text)
     results = flax_nnx.run_file(tmp_path, "broken_test.py", "", limit)
-    assert [(test, result.outcome) for test, result in results.items()] == [("broken_test.py::(the rest)", "crashed")]
+    # If the run is out of time after it has begun the test, the test is named as well.
+    assert {"broken_test.py::(the rest)"} <= {*results} <= {"broken_test.py::(the rest)", "broken_test.py::test_waits"}
+    assert {result.outcome for result in results.values()} == {"crashed"}
     touched = {"t": Result("passed", counters=1)}  # so that nothing else is wrong
     assert not flax_nnx.report({"": results, "counter": touched, "buffer": touched}, [])
     assert "\nbroken_test.py did not finish" in capsys.readouterr().out
