@@ -6,7 +6,7 @@ the gate's logits and a masked head, a vector `tallax.Counter` counts the tokens
 holds the routing bias that keeps their load even without an auxiliary loss. Evaluation between the epochs counts
 nothing, which is checked each time. A `tallax.Logger` writes all of it, every few steps, to a file and to TensorBoard,
 and `tallax.Checkpoints` keeps what is needed to go on: a run that was stopped or killed goes on after its last whole
-epoch, to the very same end. There come a table of every item, plots, and how to look at what was logged.
+epoch, to the very same end. It ends with a table of all state, plots, and the commands that show the log.
 
     python examples/digits_moe.py [--epochs N] [--seed N] [--runs FOLDER] [--fresh]
 """
@@ -338,7 +338,7 @@ def how_to_look(folder: Path) -> str:
     commands = {
         f"tallax tail {folder}": "in the terminal, while it runs too",
         f"tallax plot {folder}": "as a picture",
-        f"tallax show {folder}": "every item, exactly",
+        f"tallax show {folder}": "all state, with exact counts",
         f"tensorboard --logdir {folder.parent}": "in a browser",
     }
     return "\n".join(

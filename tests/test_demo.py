@@ -73,7 +73,7 @@ def assert_table_is_whole(output: str) -> None:
 
 
 def test_a_short_run_shows_all_state_and_draws_every_plot(tmp_path):
-    """Two epochs end with code 0, a table of every item, exact counts in it, and plots in the folder that is named."""
+    """Two epochs end with code 0, a table of all state, exact counts in it, and plots in the folder that is named."""
     process = start("--epochs", 2, "--runs", tmp_path)
     output = finish(process, 180)
     assert process.returncode == 0, output
