@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Group `checkpoints`: writing a model with statistics in its layers, beside writing it without."""
+"""Group `checkpoints`: writing a model with statistics in its layers, compared with writing it without."""
 
 from __future__ import annotations
 

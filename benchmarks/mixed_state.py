@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Group `mixed-state`: keeping many counters and statistics, beside computing the same and keeping nothing."""
+"""Group `mixed-state`: keeping many counters and statistics, compared with computing the same and keeping nothing."""
 
 from __future__ import annotations
 

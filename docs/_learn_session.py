@@ -87,8 +87,8 @@ HEADER = "<!-- Written by docs/_learn_session.py, which records it in tmux. -->\
 PAGE = """
 # A session
 
-This is what you see on a terminal of {columns} columns and {rows} rows, from the first start of `tallax learn` to the
-end of the third exercise. The seconds are those of a machine with two busy cores.
+These are the screens of a terminal with {columns} columns and {rows} rows, from the first start of `tallax learn` to
+the end of the third exercise. The seconds are those of a machine with two busy cores.
 
 {screens}
 If you press `q` or Ctrl-C, you get `3 of 12 passed`, and `tallax learn` continues there the next time.

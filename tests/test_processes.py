@@ -89,7 +89,7 @@ QUICK = ["host-local", "shares", "compiled", "save"]  # `save` trains as `graph`
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Returns the folder that two processes of one device saved to, and what they printed; starting takes seconds."""
+    """Returns the folder that two processes of one device saved to, and their output; starting takes seconds."""
     folder = tmp_path_factory.mktemp("processes")
     return folder, run(folder, 2, 1, QUICK)
 

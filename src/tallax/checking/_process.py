@@ -28,6 +28,22 @@ from tallax.checking._check_results import Collected
 from tallax.checking._report import Report, cell_from, finding_from
 
 
+def _environment(programs: str) -> dict[str, str]:
+    """Returns the environment of the process, whose compiled programs go into the folder `programs`.
+
+    The modes of a transformation often lower to the same program, which JAX sees only in its cache on disk. With it, a
+    check of a small module takes 13 to 20 percent less CPU time. If the user has set a cache, it is kept.
+    """
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": programs,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    present = dict(os.environ)
+    given = present if "JAX_COMPILATION_CACHE_DIR" in present else {**present, **cache}
+    return {**given, "XLA_FLAGS": quick_xla_flags(present.get("XLA_FLAGS", ""))}
+
+
 def check_file(
     file: str,
     name: str | None = None,
@@ -59,24 +75,13 @@ def check_file(
     """
     reading, writing = os.pipe()
     request = {"file": file, "name": name, "inputs": list(inputs), "call": call, "calls": calls, "answer_to": writing}
-    # The modes of a transformation often lower to the same program, which JAX sees only in its cache on disk. With it,
-    # a check of a small module takes 13 to 20 percent less CPU time. The settings are those of its own process.
     programs = tempfile.TemporaryDirectory(prefix="tallax-check-", ignore_cleanup_errors=True)
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": programs.name,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
     process = subprocess.Popen(
         [sys.executable, "-m", "tallax.checking._process", json.dumps(request)],
         pass_fds=(writing,),
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        env={
-            **os.environ,
-            **({} if "JAX_COMPILATION_CACHE_DIR" in os.environ else cache),
-            "XLA_FLAGS": quick_xla_flags(os.environ.get("XLA_FLAGS", "")),
-        },
+        env=_environment(programs.name),
     )
     os.close(writing)
     collected = Collected(name or Path(file).name, on_progress=on_progress)

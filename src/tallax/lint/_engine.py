@@ -167,7 +167,7 @@ _BY_NAME = _CallChecks()
 
 
 def _old_names(file: File) -> dict[str, str]:
-    """Returns the last names of what a file imports under another name, by the new names."""
+    """Returns the original last names of the objects that a file imports under other names, by the new names."""
     names: dict[str, str] = {}
     for name, bindings in file.bindings.items():
         for binding in bindings:

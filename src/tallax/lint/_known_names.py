@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import functools
 
-# The libraries whose names the rules know. Their files are never read, so that a finding is the same beside a checkout
-# of Flax or a vendored optax.
+# The libraries whose names the rules know. Their files are never read, so that a finding is the same if
+# a checkout of Flax or a vendored optax is in the project's folders.
 LIBRARIES = {"nnx", "jnp", "np", "jax", "flax", "optax", "chex"}
 
 # Flax's Variable types, and the type each derives from.

@@ -19,7 +19,7 @@ class Rule:
         bad: A whole example that the rule reports, once.
         good: The same example without the mistake.
         fix: Markdown: the edits of `--fix`; empty if it makes none.
-        limits: Markdown: mistakes of this kind that source alone does not show; empty if there are none.
+        limits: Markdown: mistakes of this kind that source alone does not show; empty if source shows them all.
         since: The first version of Flax that the mistake exists in, "0.12"; empty if it exists in all versions.
     """
 
