@@ -10,36 +10,36 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from tallax._errors import RestoreError
 from tallax._walk import leaves_of
-from tallax.checkpoints._collect import Holder, Target, holders_of
-from tallax.checkpoints._plan import RestoreReport
+from tallax.checkpoints._collect import Holder, State, holders_of
+from tallax.checkpoints._plan import RestoreReport, restore_error
 from tallax.checkpoints._policy import some
 from tallax.checkpoints._serialize import dtype_of, in_place_of, is_abstract, is_placed
 from tallax.replicas import per_replica
 from tallax.schedules import ScheduledValue
 from tallax.statistics import Statistic
-from tallax.variables import StateVariable
+from tallax.variables import Counter, StateVariable
 
 
-def require_values(target: Target, report: RestoreReport) -> list[Holder]:
+def require_values(target: State, report: RestoreReport) -> list[Holder]:
     """Returns the abstract state that the checkpoint lacks. Raises if a Variable does not have a reset value."""
     absent = {name for name in (*report.missing, *report.kept) if is_abstract(target.leaves[name])}
     fresh = [holder for holder in target.holders if absent & set(holder.names)]
-    empty = [name for holder in fresh if not holder.has_reset for name in holder.names if name in absent]
+    # A count starts at 0, a statistic empty, and a scheduled value not called.
+    without = [holder for holder in fresh if holder.kind != "Counter" and holder.owner is None]
+    empty = [name for holder in without for name in holder.names if name in absent]
     if empty:
-        error = RestoreError(
+        raise restore_error(
+            report,
             some(empty),
             "of an abstract model is not in the checkpoint, so it would not have a value.",
             got=f"{target.entries[empty[0]]} of nnx.eval_shape",
             fix="make the model itself, model = Model(rngs); or give this a value before the restore",
         )
-        error.report = report
-        raise error
     return fresh
 
 
-def apply(target: Target, values: Mapping[str, Any], fresh: list[Holder]) -> None:
+def apply(target: State, values: Mapping[str, Any], fresh: list[Holder]) -> None:
     """Writes values, and resets other state. If it raises, nothing has changed."""
     touched: list[Holder] = []
     try:
@@ -69,7 +69,7 @@ def _reset(holder: Holder) -> None:
     owner, variable = holder.owner, holder.variable
     if isinstance(owner, Statistic):
         owner.reset()
-    elif holder.is_counter and variable is not None:
+    elif isinstance(variable, Counter):
         variable.set(0)
     elif isinstance(owner, ScheduledValue) and variable is not None and is_abstract(*holder.leaves):
         first = ScheduledValue(owner.schedule).state.get_raw_value()
@@ -80,25 +80,16 @@ def _reset(holder: Holder) -> None:
 
 def _share_out(combined: Any, thing: Any) -> None:
     """Writes the values of a combined copy into an object with per-replica state."""
-    originals = {leaf.path: leaf.variable for leaf in leaves_of(thing, StateVariable)}
-    layouts = {
-        (item.get_raw_value().sharding.mesh, item._replica_axes) for item in originals.values() if item._per_replica
-    }
+    layouts: dict[Any, set[Any]] = {}
+    for leaf in leaves_of(thing, StateVariable):
+        if leaf.variable._per_replica:
+            layout = leaf.variable.get_raw_value().sharding.mesh, leaf.variable._replica_axes
+            layouts.setdefault(layout, set()).add(leaf.path)
     laid_out = combined
-    for mesh, axes in layouts:
-        paths = {
-            path
-            for path, item in originals.items()
-            if item._per_replica and (item.get_raw_value().sharding.mesh, item._replica_axes) == (mesh, axes)
-        }
+    for (mesh, axes), paths in layouts.items():
         laid_out = per_replica(laid_out, mesh, axes, only=lambda path, _, paths=paths: path in paths)
     values = {leaf.path: leaf.variable.get_raw_value() for leaf in leaves_of(laid_out)}
     for leaf in leaves_of(thing):
         leaf.variable.set_raw_value(values[leaf.path])
-    bare = [
-        entry
-        for entry in nnx.to_flat_state(nnx.split(laid_out, graph=True)[1])
-        if not isinstance(entry[1], nnx.Variable)
-    ]
-    if bare:
-        nnx.update(thing, nnx.from_flat_state(bare))
+    flat = nnx.to_flat_state(nnx.split(laid_out, graph=True)[1])
+    nnx.update(thing, nnx.from_flat_state([entry for entry in flat if not isinstance(entry[1], nnx.Variable)]))

@@ -34,55 +34,28 @@ _ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """A Variable of an object, or an array outside of Variables.
+    """A Variable of an object, an array outside of Variables, or an iterator over the data.
 
     Attributes:
-        names: of its arrays, which is one unless a Variable holds a pytree of them.
-        variable: the Variable; None for a bare array.
-        owner: the statistic or `ScheduledValue` that it is the state of, if there is one.
-        structure: of the value.
-        write: puts another value in its place.
-        is_position: whether it is the state of an iterator over the data.
+        kind: The class name of the Variable; `array` outside of Variables, `position` for an iterator.
+        names: The names of its arrays. There is one, unless a Variable has a pytree of them.
+        leaves: The arrays.
+        put: A function that replaces the arrays.
+        variable: The Variable, or None.
+        owner: The statistic or `ScheduledValue` that the Variable belongs to, or None.
     """
 
+    kind: str
     names: tuple[str, ...]
-    variable: nnx.Variable[Any] | None
-    owner: EvalAware | None
-    structure: Any
-    write: Callable[[Any], None]
     leaves: tuple[Any, ...]
-    is_position: bool = False
-
-    @property
-    def kind(self) -> str:
-        """The class name of the Variable; `array` outside of Variables, `position` for an iterator."""
-        if self.is_position:
-            return POSITION
-        return "array" if self.variable is None else type(self.variable).__name__
+    put: Callable[[Sequence[Any]], None]
+    variable: nnx.Variable[Any] | None = None
+    owner: EvalAware | None = None
 
     @property
     def persistent(self) -> bool:
         """True if checkpoints save it."""
         return self.variable is None or bool(self.variable.get_metadata("persistent", True))
-
-    @property
-    def is_counter(self) -> bool:
-        """True if it is an exact count."""
-        return isinstance(self.variable, Counter)
-
-    @property
-    def has_reset(self) -> bool:
-        """True if it has a reset value: 0 for a count, empty for a statistic, not called for a scheduled value."""
-        return self.is_counter or self.owner is not None
-
-    @property
-    def is_item(self) -> bool:
-        """True if it is a tallax variable."""
-        return isinstance(self.variable, StateVariable)
-
-    def put(self, values: Sequence[Any]) -> None:
-        """Replaces its value."""
-        self.write(jax.tree.unflatten(self.structure, values))
 
 
 def named_objects(objects: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,21 +138,21 @@ def holders_of(objects: Mapping[str, Any], *, abstract: bool = False) -> list[Ho
 
 def _position_of(name: str, thing: Any) -> Holder:
     """Returns the position of an iterator over the data."""
-
-    def write(value: Any) -> None:
-        write_position(name, thing, value)
-
-    leaf = read_position(name, thing)
-    return Holder((joined((name,)),), None, None, jax.tree.structure(0), write, (leaf,), is_position=True)
+    position = read_position(name, thing)
+    return Holder(POSITION, (joined((name,)),), (position,), lambda leaves: write_position(name, thing, leaves[0]))
 
 
 def _holder_of(name: str, leaf: Leaf, abstract: bool) -> Holder:
     base, variable = joined((name, *leaf.path)), leaf.variable
-    raw = variable.get_raw_value()
-    flat, structure = jax.tree_util.tree_flatten_with_path(raw)
+    flat, structure = jax.tree_util.tree_flatten_with_path(variable.get_raw_value())
     names = tuple(joined((base, *map(key_of, inner)), quoted=1) for inner, _ in flat)
     leaves = tuple(_checked_leaf(leaf_name, inner, abstract) for leaf_name, (_, inner) in zip(names, flat, strict=True))
-    return Holder(names, variable, leaf.owner, structure, variable.set_raw_value, leaves)
+
+    def put(leaves: Sequence[Any]) -> None:
+        variable.set_raw_value(jax.tree.unflatten(structure, leaves))
+
+    kind = "Counter" if isinstance(variable, Counter) else type(variable).__name__
+    return Holder(kind, names, leaves, put, variable, leaf.owner)
 
 
 def _bare_arrays(name: str, thing: Any, paths: set[Any], abstract: bool) -> list[Holder]:
@@ -188,12 +161,11 @@ def _bare_arrays(name: str, thing: Any, paths: set[Any], abstract: bool) -> list
     for path, leaf in nnx.to_flat_state(nnx.split(thing, graph=True)[1]):
         if path in paths:
             full = joined((name, *path))
-            leaf = _checked_leaf(full, leaf, abstract)
 
-            def write(value: Any, path: Any = path) -> None:
-                nnx.update(thing, nnx.from_flat_state([(path, value)]))
+            def put(leaves: Sequence[Any], path: Any = path) -> None:
+                nnx.update(thing, nnx.from_flat_state([(path, leaves[0])]))
 
-            found.append(Holder((full,), None, None, jax.tree.structure(0), write, (leaf,)))
+            found.append(Holder("array", (full,), (_checked_leaf(full, leaf, abstract),), put))
     return found
 
 
@@ -250,12 +222,14 @@ def _on_a_concrete_mesh(name: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtype
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
-    """The objects that a checkpoint is restored into.
+class State:
+    """The state of named objects, to save or to restore into.
 
     Attributes:
-        objects: By name.
-        holders: The holders of the objects, with per-replica state combined.
+        objects: The objects by name.
+        wholes: The same objects, with per-replica state combined.
+        holders: The holders of `wholes`, sorted by name.
+        variables: The Variable of each array, by name; None for an array outside of Variables.
         leaves: The arrays by name.
         entries: The descriptions of the arrays, by name.
     """
@@ -263,48 +237,36 @@ class Target:
     objects: dict[str, Any]
     wholes: dict[str, Any]
     holders: list[Holder]
+    variables: dict[str, Any]
     leaves: dict[str, Any]
     entries: dict[str, Entry]
 
-    @property
-    def variables(self) -> dict[str, Any]:
-        """The Variable of each array, by name; None for an array outside of Variables."""
-        return {name: holder.variable for holder in self.holders for name in holder.names}
-
     @classmethod
-    def of(cls, objects: dict[str, Any]) -> Target:
-        """Returns the contents of named objects."""
-        wholes, holders = objects, holders_of(objects, abstract=True)
-        if any(has_shares(holder) for holder in holders):
+    def of(cls, objects: dict[str, Any], *, abstract: bool = False) -> State:
+        """Returns the state of named objects, which `abstract` allows to have shapes without values."""
+        wholes, holders = objects, holders_of(objects, abstract=abstract)
+        if any(isinstance(holder.variable, StateVariable) and holder.variable._per_replica for holder in holders):
             wholes = {name: whole(thing) for name, thing in objects.items()}
-            holders = holders_of(wholes, abstract=True)
-        pairs = [
-            (holder, name, leaf) for holder in holders for name, leaf in zip(holder.names, holder.leaves, strict=True)
-        ]
-        leaves = {name: leaf for _, name, leaf in pairs}
-        return cls(objects, wholes, holders, leaves, {name: entry_of(holder, leaf) for holder, name, leaf in pairs})
+            holders = holders_of(wholes, abstract=abstract)
+        variables, leaves, entries = {}, {}, {}
+        for holder in holders:
+            for name, leaf in zip(holder.names, holder.leaves, strict=True):
+                variables[name], leaves[name], entries[name] = holder.variable, leaf, _entry_of(holder, leaf)
+        return cls(objects, wholes, holders, variables, leaves, entries)
 
 
-def entry_of(holder: Holder, leaf: Any) -> Entry:
-    """Returns the entry of a checkpoint for an array of an object."""
-    dtype = dtype_of(leaf)
+def _entry_of(holder: Holder, leaf: Any) -> Entry:
     array = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
-    shape = tuple(np.shape(array))
     owner = holder.owner
     return Entry(
-        kind="Counter" if holder.is_counter else holder.kind,
-        dtype=dtype,
-        shape=shape,
+        kind=holder.kind,
+        dtype=dtype_of(leaf),
+        shape=tuple(np.shape(array)),
         owner="" if owner is None else type(owner).__name__,
         configuration=repr(owner._configuration()) if isinstance(owner, Statistic) else "",
         reduce=str(holder.variable.get_metadata("reduce")) if isinstance(holder.variable, StateVariable) else "",
         persistent=holder.persistent,
     )
-
-
-def has_shares(holder: Holder) -> bool:
-    """Returns whether a holder has per-replica state."""
-    return isinstance(holder.variable, StateVariable) and holder.variable._per_replica is not None
 
 
 def whole(thing: Any) -> Any:

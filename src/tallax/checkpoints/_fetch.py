@@ -14,24 +14,21 @@ import numpy as np
 
 from tallax import _uint64
 from tallax._errors import CheckpointError, describe
-from tallax.checkpoints._collect import Target
+from tallax.checkpoints._collect import State
 from tallax.checkpoints._locate import attempted, orbax
 from tallax.checkpoints._manifest import MOST, Entry, Manifest, damaged
 from tallax.checkpoints._plan import Plan, RestoreReport, is_same_number, mismatch
-from tallax.checkpoints._policy import Policy
 from tallax.checkpoints._serialize import KEY, PYTHON, RESERVED, in_place_of, is_placed, stored, stored_dtype, sums_of
 from tallax.variables import StateVariable
 
-Fetch = Callable[[Mapping[str, str], "Target"], Mapping[str, Any]]
+Fetch = Callable[[Mapping[str, str]], Mapping[str, Any]]
 
 
-def fetch_values(
-    target: Target, plan: Plan, manifest: Manifest, fetch: Fetch, policy: Policy
-) -> tuple[dict[str, Any], RestoreReport]:
+def fetch_values(target: State, plan: Plan, manifest: Manifest, fetch: Fetch) -> tuple[dict[str, Any], RestoreReport]:
     inline = {name: old for name, old in plan.sources.items() if manifest.entries[old].at is not None}
     apart = {name: old for name, old in plan.sources.items() if name not in inline}
     arrays = {name: manifest.array(old) for name, old in inline.items()}
-    fetched = fetch(apart, target)
+    fetched = fetch(apart)
     arrays |= {name: stored(array) for name, array in fetched.items()}
     for name, total in zip(fetched, sums_of([arrays[name] for name in fetched]), strict=True):
         if manifest.entries[apart[name]].sum not in (None, total):
@@ -44,12 +41,12 @@ def fetch_values(
         how = warning = None
         try:
             if wanted.kind == "Counter" and saved.kind != "Counter":
-                array, how, warning = counted(name, saved, np.asarray(array))
+                array, how, warning = counted(name, saved, wanted, np.asarray(array))
             elif is_same_number(saved, wanted):
                 array, how = same_number(name, saved, wanted, np.asarray(array))
         except NoCountError as error:
             report = dataclasses.replace(plan.report, mismatched=(f"{name}: {error}; expected {wanted}",))
-            raise mismatch(name, plan.sources[name], str(error), str(wanted), report, policy) from None
+            raise mismatch(name, plan.sources[name], (str(error), str(wanted)), report, plan.names) from None
         converted += [how] if how else []
         warnings += [warning] if warning else []
         on_host = isinstance(variables[name], StateVariable)
@@ -58,40 +55,36 @@ def fetch_values(
 
 
 def read_arrays(
-    checkpointer: Any, folder: Path, tree: Any, wanted: Mapping[str, str], target: Target | None
+    checkpointer: Any, folder: Path, tree: Any, wanted: Mapping[int, str], target: State | None
 ) -> dict[str, Any]:
     """Returns some arrays of a folder.
 
-    `wanted` has their names by Orbax's names. The objects of `target` determine the devices.
+    `wanted` has their names by the ids of leaves of `tree`. The objects of `target` determine the devices.
     """
-    if not wanted:
+    ocp, outlines = orbax(), jax.tree.leaves(tree)
+    names = [wanted.get(id(leaf)) for leaf in outlines]
+    if not any(names):
         return {}
-    ocp = orbax()
-    skip = ocp.type_handlers.RestoreArgs(restore_type=np.ndarray)
-
-    def item(leaf: Any) -> Any:
-        return 0 if leaf.name in wanted else ocp.PLACEHOLDER
+    on_host = ocp.type_handlers.RestoreArgs(restore_type=np.ndarray)
 
     def how(leaf: Any) -> Any:
-        if target is None or leaf.name not in wanted:
-            return skip
-        own = target.leaves[wanted[leaf.name]]
-        if not is_placed(own) or _is_special(target, wanted[leaf.name], leaf):
-            return skip
+        name = wanted.get(id(leaf))
+        own: Any = None if target is None or name is None else target.leaves[name]
+        if target is None or name is None or not is_placed(own) or _is_special(target.entries[name], leaf):
+            return on_host
         return ocp.ArrayRestoreArgs(
             restore_type=jax.Array, sharding=own.sharding, global_shape=tuple(leaf.shape), dtype=leaf.dtype
         )
 
-    arguments = ocp.args.PyTreeRestore(item=jax.tree.map(item, tree), restore_args=jax.tree.map(how, tree))
+    item = jax.tree.map(lambda leaf: 0 if id(leaf) in wanted else ocp.PLACEHOLDER, tree)
+    arguments = ocp.args.PyTreeRestore(item=item, restore_args=jax.tree.map(how, tree))
     found = attempted(lambda: checkpointer.restore(folder, args=arguments))
-    names = [leaf.name for leaf in jax.tree.leaves(tree)]
     leaves = jax.tree.leaves(found, is_leaf=lambda leaf: leaf is ocp.PLACEHOLDER)
-    return {wanted[name]: leaf for name, leaf in zip(names, leaves, strict=True) if name in wanted}
+    return {name: leaf for name, leaf in zip(names, leaves, strict=True) if name is not None}
 
 
-def _is_special(target: Target, name: str, leaf: Any) -> bool:
+def _is_special(entry: Entry, leaf: Any) -> bool:
     """Returns whether an array must be converted before it is written, and not only placed on devices."""
-    entry = target.entries[name]
     same = (entry.shape, entry.dtype) == (tuple(leaf.shape), str(np.dtype(leaf.dtype)))
     return not same or entry.kind == "Counter" or entry.dtype.startswith(KEY) or entry.dtype in PYTHON
 
@@ -131,19 +124,15 @@ def same_number(name: str, saved: Entry, wanted: Entry, array: np.ndarray) -> tu
     return converted, f"{name}: {saved.dtype} -> {wanted.dtype}, the same number"
 
 
-def counted(name: str, saved: Entry, array: np.ndarray) -> tuple[np.ndarray, str | None, str | None]:
+def counted(name: str, saved: Entry, wanted: Entry, array: np.ndarray) -> tuple[np.ndarray, str | None, str | None]:
     """Returns the words of a count, a description of the conversion, and a warning if the old form may be inexact.
 
     Raises:
         NoCountError: An entry is negative or not whole.
     """
-    if saved.shape == (*array.shape[:-1], 2) and saved.dtype == "uint32" and not saved.kind:
+    dtype = saved.dtype
+    if saved.shape == wanted.shape:  # the words of a Counter, saved by Orbax alone
         return array, None, None
-    return exact_counts(name, saved.dtype, array)
-
-
-def exact_counts(name: str, dtype: str, array: np.ndarray) -> tuple[np.ndarray, str | None, str | None]:
-    """Like `counted`, but for an array outside of Counters."""
     values = array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
     if np.any(values < 0):
         why = "below 0: it wrapped around" if array.dtype.kind == "i" else "below 0"
@@ -173,4 +162,4 @@ def read_manifest(checkpointer: Any, folder: Path, tree: Any) -> Manifest | None
         return None
     if getattr(leaf, "dtype", None) != np.uint8 or len(leaf.shape) != 1 or leaf.shape[0] > MOST:
         raise damaged("its manifest is not text")
-    return Manifest.decoded(read_arrays(checkpointer, folder, tree, {RESERVED: RESERVED}, None)[RESERVED])
+    return Manifest.decoded(read_arrays(checkpointer, folder, tree, {id(leaf): RESERVED}, None)[RESERVED])

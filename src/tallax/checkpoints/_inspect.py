@@ -46,7 +46,7 @@ def shown(path: str | os.PathLike[str]) -> Contents:
         manifest = read_manifest(checkpointer, folder, tree)
         source = Source.of(tree, manifest)
         entries = source.manifest.entries
-        wanted = {source.arrays[name].name: name for name, entry in entries.items() if _is_to_be_read(entry)}
+        wanted = {id(source.arrays[name]): name for name, entry in entries.items() if _is_to_be_read(entry)}
         arrays = read_arrays(checkpointer, folder, tree, wanted, None)
     numbers, items = Numbers(), {}
     groups: dict[str, dict[str, Entry]] = {}  # by the name of the owner, if it exists

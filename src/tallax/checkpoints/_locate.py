@@ -23,10 +23,7 @@ from tallax.checkpoints._serialize import RESERVED
 
 METADATA = "_METADATA"  # Orbax writes these into every folder of a tree
 UNFINISHED = ".orbax-checkpoint-tmp"
-_TOC, _TOC_MOST = (
-    "manifest.ocdbt",
-    2**24,
-)  # tensorstore's own manifest, of some hundred bytes; it reads all of it
+_TOC, _TOC_MOST = "manifest.ocdbt", 2**24  # tensorstore's own manifest, of some hundred bytes; it reads all of it
 
 
 def orbax() -> Any:
@@ -51,14 +48,6 @@ def path_of(path: Any, call: str) -> Path:
     )
 
 
-def _items_of(path: Path) -> dict[str, Path]:
-    """Returns the folders of several trees by name; Orbax's manager writes one folder for each tree."""
-    if not path.is_dir() or UNFINISHED in path.name or (path / METADATA).is_file():
-        return {}
-    items = {item.name: item for item in path.iterdir() if (item / METADATA).is_file()}
-    return items if len(items) > 1 and not any(name.isdecimal() for name in items) else {}
-
-
 def pytree_handler() -> Any:
     """Returns Orbax's handler for trees of arrays."""
     return orbax().PyTreeCheckpointHandler()
@@ -71,13 +60,21 @@ def locate(path: Path, name: str) -> tuple[dict[str, Path], dict[str, Any]]:
     in a single folder has the empty key.
     """
     handler = pytree_handler()
-    folders = _items_of(path)
-    trees = {item: outline_of(handler, folder) for item, folder in folders.items()}
-    if not trees or any(isinstance(tree, Mapping) and RESERVED in tree for tree in trees.values()):
+    folders = {item.name: item for item in _trees_in(path)}
+    if len(folders) > 1 and not any(map(str.isdecimal, folders)):
+        trees = {item: outline_of(handler, folder) for item, folder in folders.items()}
         # Each tree that tallax wrote contains all objects, so the user has to choose one of the trees.
-        folders = {"": folder_of(path, name)}
-        trees = {"": outline_of(handler, folders[""])}
-    return folders, trees
+        if not any(isinstance(tree, Mapping) and RESERVED in tree for tree in trees.values()):
+            return folders, trees
+    folder = folder_of(path, name)
+    return {"": folder}, {"": outline_of(handler, folder)}
+
+
+def _trees_in(path: Path) -> list[Path]:
+    """Returns the folders of trees directly below a path that is not a tree itself."""
+    if not path.is_dir() or UNFINISHED in path.name or (path / METADATA).is_file():
+        return []
+    return [item for item in path.iterdir() if (item / METADATA).is_file()]
 
 
 def folder_of(path: Path, name: str) -> Path:
@@ -88,22 +85,21 @@ def folder_of(path: Path, name: str) -> Path:
     """
     what, fix = "there is nothing", "the folder that tallax.save wrote"
     if path.is_dir():
+        if UNFINISHED not in path.name and (path / METADATA).is_file():
+            return path
+        trees = _trees_in(path)
+        steps = [item for item in path.iterdir() if item.name.isdecimal()]
+        if len(trees) == 1 and not trees[0].name.isdecimal():
+            return trees[0]
         if UNFINISHED in path.name:
             what, fix = "it was never finished: its writer was stopped", "an earlier checkpoint"
-        elif (path / METADATA).is_file():
-            return path
+        elif steps:
+            what, fix = f"a folder of {len(steps)} checkpoints", "tallax.Checkpoints(path).restore(model)"
+        elif trees:
+            what = f"a folder of {len(trees)} trees: {', '.join(sorted(ascii(item.name) for item in trees)[:3])}"
+            fix = "the path of one of these"
         else:
-            items = [item for item in path.iterdir() if (item / METADATA).is_file()]
-            steps = [item for item in path.iterdir() if item.name.isdecimal()]
-            if len(items) == 1:
-                if not items[0].name.isdecimal():
-                    return items[0]
-            what, fix = "a folder that Orbax has not written a tree to", "the folder that tallax.save wrote"
-            if len(items) > 1:
-                what = f"a folder of {len(items)} trees: {', '.join(sorted(ascii(item.name) for item in items)[:3])}"
-                fix = "the path of one of these"
-            if steps:
-                what, fix = f"a folder of {len(steps)} checkpoints", "tallax.Checkpoints(path).restore(model)"
+            what = "a folder that Orbax has not written a tree to"
     elif path.exists():
         what, fix = "a file", "tallax.interop.from_torch(path, model) for a .pt or .safetensors file"
     raise CheckpointError(name, "is not a checkpoint.", got=what, fix=fix)
@@ -181,23 +177,18 @@ def attempted(call: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def told(name: str, what: str) -> Iterator[None]:
-    """Converts the exceptions of Orbax and its storage to `CheckpointError`."""
+    """Converts the exceptions of Orbax and its storage to `CheckpointError`, with the first line of Orbax's text."""
     try:
         yield
     except TallaxError:
         raise
     except Exception as error:
-        raise unreadable(name, what, error) from None
-
-
-def unreadable(name: str, what: str, error: Exception) -> CheckpointError:
-    """Returns the error for a failure of Orbax, with the first line of Orbax's text."""
-    return CheckpointError(
-        name,
-        f"{what}.",
-        got=first_line(error),
-        fix="look for a full disk, rights, or a damaged file; an earlier checkpoint may be whole",
-    )
+        raise CheckpointError(
+            name,
+            f"{what}.",
+            got=first_line(error),
+            fix="look for a full disk, rights, or a damaged file; an earlier checkpoint may be whole",
+        ) from None
 
 
 def first_line(error: Exception) -> str:

@@ -17,10 +17,10 @@ from typing import Any, Self, SupportsIndex
 
 import jax
 
-from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, TallaxError, describe
+from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, describe
 from tallax.checkpoints._collect import named_objects
 from tallax.checkpoints._cross_check import disagreements
-from tallax.checkpoints._locate import UNFINISHED, orbax, path_of, unreadable
+from tallax.checkpoints._locate import UNFINISHED, orbax, path_of, told
 from tallax.checkpoints._plan import RestoreReport
 from tallax.checkpoints._policy import Missing, Policy, Rename, Unexpected
 from tallax.checkpoints._preemption import Preemption
@@ -273,7 +273,7 @@ class Checkpoints:
         return writing.exception() if writing is not None and writing.done() else None
 
     def _write(self, step: int, contents: Contents) -> None:
-        try:
+        with told(self._name, "a checkpoint can't be written to"):
             if self._manager is None:
                 self._manager = self._opened()
             manifest = contents.manifest(step)
@@ -282,10 +282,6 @@ class Checkpoints:
             if not self._is_checked:
                 self._disagreements += disagreements(manifest, self._batch_size)
                 self._is_checked = bool(self._disagreements)
-        except TallaxError:
-            raise
-        except Exception as error:
-            raise unreadable(self._name, "a checkpoint can't be written to", error) from None
 
     def _opened(self) -> Any:
         ocp = orbax()

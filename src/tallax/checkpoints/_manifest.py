@@ -141,11 +141,6 @@ class Manifest:
             found = json.loads(text)
         except (ValueError, RecursionError):
             raise damaged("its manifest is not JSON") from None
-        return cls.from_json(found)
-
-    @classmethod
-    def from_json(cls, found: Any) -> Manifest:
-        """Returns the manifest in JSON values. Raises the same errors as `decoded`."""
         version = found.get("format") if isinstance(found, dict) else None
         if isinstance(version, int) and version > FORMAT:
             raise CheckpointError(
@@ -245,7 +240,15 @@ class Source:
             entry = entries[name]
             if (shape, dtype) != (entry.shape, str(stored_dtype(entry.dtype))):
                 if read_by_others and shape == entry.shape:
-                    raise _cast(name, f"{dtype}{list(shape)}", entry)
+                    raise CheckpointError(
+                        name,
+                        "differs in dtype from the saved array; Orbax casts to the requested dtypes, and JAX casts "
+                        "64-bit arrays.",
+                        got=f"{dtype}{list(shape)}",
+                        expected=f"{entry}, as the manifest says",
+                        fix="request tallax.checkpoint_target(metadata, model) from Orbax; "
+                        "or restore an earlier checkpoint",
+                    )
                 raise damaged(f"{name} is {dtype}{list(shape)}, and {entry} in the manifest")
         return cls(manifest, leaves)
 
@@ -256,17 +259,6 @@ class Source:
         arrays = {names[name]: stored(leaf) if is_key(leaf) else leaf for name, leaf in leaves.items()}
         entries = {name: Entry("", str(np.dtype(leaf.dtype)), tuple(leaf.shape)) for name, leaf in arrays.items()}
         return cls(Manifest(entries), arrays)
-
-
-def _cast(name: str, got: str, entry: Entry) -> CheckpointError:
-    """Returns the error for an array whose dtype differs from the saved dtype."""
-    return CheckpointError(
-        name,
-        "differs in dtype from the saved array; Orbax casts to the requested dtypes, and JAX casts 64-bit arrays.",
-        got=got,
-        expected=f"{entry}, as the manifest says",
-        fix="request tallax.checkpoint_target(metadata, model) from Orbax; or restore an earlier checkpoint",
-    )
 
 
 def arrays_in(tree: Any, *, quoted: bool) -> dict[str, Any]:

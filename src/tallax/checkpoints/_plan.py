@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
 from tallax._errors import RestoreError
-from tallax.checkpoints._collect import Target
+from tallax.checkpoints._collect import State
 from tallax.checkpoints._manifest import Entry, Manifest
-from tallax.checkpoints._policy import Policy, proposal, renamed, some
+from tallax.checkpoints._policy import Names, Policy, Rename, proposal, renamed, some
 from tallax.checkpoints._positions import POSITION
-from tallax.checkpoints._prefixes import Layout, Wanted, layout_of
+from tallax.checkpoints._prefixes import Wanted, layout_of
 from tallax.checkpoints._serialize import KEY, PYTHON, stored_dtype
 
 
@@ -76,13 +76,14 @@ def _without_common_end(old: str, new: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The arrays to read by their names in the objects, and the report of the restore."""
+    """The arrays to read by their names in the objects, all names, and the report of the restore."""
 
     sources: dict[str, str]
+    names: Names
     report: RestoreReport
 
 
-def plan_restore(manifest: Manifest, target: Target, policy: Policy) -> Plan:
+def plan_restore(manifest: Manifest, target: State, policy: Policy, names: Names | None = None) -> Plan:
     """Compares the entries of a checkpoint with those of the objects, without reading an array.
 
     Raises:
@@ -90,17 +91,17 @@ def plan_restore(manifest: Manifest, target: Target, policy: Policy) -> Plan:
         InvalidValueError: `rename` matches nothing, or gives two arrays one name.
         RestoreError: The two differ more than the policy allows.
     """
-    wanted, objects = target.entries, target.objects
+    wanted = target.entries
     saved = {name: entry for name, entry in manifest.entries.items() if entry.persistent}
-    names, rivals = _places(saved, wanted, objects, policy)
-    sources = {new: old for old, new in names.items()}
+    names = names or infer_names(saved, target, policy.rename)
+    sources = {new: old for old, new in names.places.items()}
     persistent = {name: entry for name, entry in wanted.items() if entry.persistent}
     common = [name for name in persistent if name in sources]
     faults = {name: _fault(saved[sources[name]], persistent[name]) for name in common}
     report = RestoreReport(
         restored=tuple(name for name in common if faults[name] is None),
         missing=tuple(name for name in persistent if name not in sources),
-        unexpected=tuple(old for old, new in names.items() if new not in persistent),
+        unexpected=tuple(old for old, new in names.places.items() if new not in persistent),
         reset=tuple(name for name, entry in wanted.items() if not entry.persistent and entry.resets),
         kept=tuple(name for name, entry in wanted.items() if not entry.persistent and not entry.resets),
         mismatched=tuple(f"{name}: {fault[0]}; expected {fault[1]}" for name, fault in faults.items() if fault),
@@ -110,50 +111,48 @@ def plan_restore(manifest: Manifest, target: Target, policy: Policy) -> Plan:
     )
     for name, fault in faults.items():
         if fault:
-            raise mismatch(name, sources[name], *fault, report, policy)
-    fix = _proposed(report, saved, persistent, sources, policy)
-    _refuse_nothing(report, persistent, objects, policy, rivals, fix)
-    _refuse_by_policy(report, policy, target.variables, names, fix)
-    return Plan({name: sources[name] for name in common}, report)
+            raise mismatch(name, sources[name], fault, report, names)
+    fix = _proposed(report, saved, persistent, sources, names)
+    for name in target.objects:
+        own = [key for key in persistent if key.startswith(f"{name}/") and key not in policy.optional]
+        if own and not any(key.startswith(f"{name}/") for key in report.restored):
+            raise _nothing_restored(name, own, report, names.rivals.get(name, ()), fix)
+    _refuse_by_policy(report, policy, target.variables, names.places, fix)
+    return Plan({name: sources[name] for name in common}, names, report)
 
 
-def places(saved: Mapping[str, Entry], wanted: Mapping[str, Entry], objects: Collection[str]) -> dict[str, str]:
-    """Returns the name in the objects of each array of a checkpoint that has a place in them."""
-    names, _ = _places(saved, wanted, objects, Policy())
-    return {old: new for old, new in names.items() if new in wanted}
-
-
-def _places(
-    saved: Mapping[str, Entry], wanted: Mapping[str, Entry], objects: Collection[str], policy: Policy
-) -> tuple[dict[str, str], Mapping[str, tuple[str, ...]]]:
-    """Returns the new name of each array, and the prefixes that compete for an object."""
-    first = renamed(saved, policy.rename)
-    if not policy.finds_layout:
-        return first, {}
+def infer_names(saved: Collection[str], target: State, rename: Rename) -> Names:
+    """Returns the place of each array of a checkpoint, below the name of its object or another prefix."""
+    first = renamed(saved, rename)
     parts = {}
-    for name in objects:
-        own = {key.removeprefix(f"{name}/"): entry for key, entry in wanted.items() if key.startswith(f"{name}/")}
-        parts[name] = Wanted.of(own, [key for key, entry in own.items() if entry.kind == "Param"])
-    pinned = [new for old, new in first.items() if old != new]
-    layout: Layout = layout_of(list(first.values()), parts, pinned=pinned)
-    return {old: layout.names[new] for old, new in first.items()}, layout.rivals
+    for name in target.objects:
+        own = [key.removeprefix(f"{name}/") for key in target.entries if key.startswith(f"{name}/")]
+        parts[name] = Wanted.of(own, [key for key in own if target.entries[f"{name}/{key}"].kind == "Param"])
+    found, rivals = layout_of(first.values(), parts, pinned=[new for old, new in first.items() if old != new])
+    return Names({old: found[new] for old, new in first.items()}, rivals, rename)
 
 
-def mismatch(name: str, source: str, got: str, expected: str, report: RestoreReport, policy: Policy) -> RestoreError:
-    """Returns the error for the first array that does not fit."""
+def restore_error(report: RestoreReport, subject: str, rule: str, **parts: Any) -> RestoreError:
+    """Returns the error of a restore, with its report."""
+    error = RestoreError(subject, rule, **parts)
+    error.report = report
+    return error
+
+
+def mismatch(name: str, source: str, fault: tuple[str, str], report: RestoreReport, names: Names) -> RestoreError:
+    """Returns the error for the first array that does not fit: it has the first form of `fault`, not the second."""
     others = len(report.mismatched) - 1
-    spelled = policy.spelling.saved.get(source, source)
-    error = RestoreError(
+    spelled = names.saved.get(source, source)
+    return restore_error(
+        report,
         name,
         "the shape or dtype differs from the checkpoint, and tallax never casts implicitly."
         + (f" (And {others} more: see the error's report.)" if others > 0 else ""),
-        got=f"{got} in the checkpoint",
-        expected=f"{expected}, as in the objects",
+        got=f"{fault[0]} in the checkpoint",
+        expected=f"{fault[1]}, as in the objects",
         fix="create the model as it was saved; or to ignore it, "
         f"rename={{{spelled!r}: 'unused'}}, missing=[{name!r}], unexpected=[{source!r}]",
     )
-    error.report = report
-    return error
 
 
 def _fault(saved: Entry, wanted: Entry) -> tuple[str, str] | None:
@@ -184,52 +183,35 @@ def _proposed(
     saved: Mapping[str, Entry],
     wanted: Mapping[str, Entry],
     sources: Mapping[str, str],
-    policy: Policy,
+    names: Names,
 ) -> str:
     """Returns a `rename=` for arrays without a place, as users would write it, or an empty string."""
     if not (report.missing and report.unexpected):
         return ""
-    mapping = proposal(
-        report.missing,
-        report.unexpected,
-        [sources[name] for name in report.restored],
-        policy.spelling.fits or (lambda old, new: _fault(saved[old], wanted[new]) is None),
-        policy.spelling,
-    )
-    given = policy.rename if policy.spelling.given is None else policy.spelling.given
-    if not mapping or (callable(given) and policy.finds_layout):
+    fits = names.fits or (lambda old, new: _fault(saved[old], wanted[new]) is None)
+    restored = [sources[name] for name in report.restored]
+    mapping = proposal(report.missing, report.unexpected, restored, fits, names)
+    if not mapping or (callable(names.rename) and names.fits is None):
         return ""
-    return f"rename={ {**(given if isinstance(given, Mapping) else {}), **mapping} }"
+    return f"rename={ {**(names.rename if isinstance(names.rename, Mapping) else {}), **mapping} }"
 
 
-def _refuse_nothing(
-    report: RestoreReport,
-    wanted: Mapping[str, Entry],
-    objects: Collection[str],
-    policy: Policy,
-    rivals: Mapping[str, tuple[str, ...]],
-    rename: str,
-) -> None:
-    """Raises if nothing of an object would be restored, which no policy allows."""
-    for name in objects:
-        beginning = f"{name}/"
-        own = [key for key in wanted if key.startswith(beginning) and key not in policy.optional]
-        if not own or any(key.startswith(beginning) for key in report.restored):
-            continue
-        if rivals.get(name):
-            got = f"several parts that fit: {some(map(repr, rivals[name]))}"
-            rename = f"rename={{{rivals[name][0]!r}: {name!r}}} for the first of these"
-        else:
-            got = f"a checkpoint that has {some(report.unexpected)}" if report.unexpected else None
-        error = RestoreError(
-            name,
-            "none of its arrays are in the checkpoint, so nothing would be restored.",
-            got=got,
-            expected=some(own),
-            fix=rename or f"leave {name} out; or the checkpoint that it was saved to",
-        )
-        error.report = report
-        raise error
+def _nothing_restored(
+    name: str, own: Sequence[str], report: RestoreReport, rivals: Sequence[str], rename: str
+) -> RestoreError:
+    """Returns the error if nothing of an object would be restored, which no policy allows."""
+    got = f"a checkpoint that has {some(report.unexpected)}" if report.unexpected else None
+    if rivals:
+        got = f"several parts that fit: {some(map(repr, rivals))}"
+        rename = f"rename={{{rivals[0]!r}: {name!r}}} for the first of these"
+    return restore_error(
+        report,
+        name,
+        "none of its arrays are in the checkpoint, so nothing would be restored.",
+        got=got,
+        expected=some(own),
+        fix=rename or f"leave {name} out; or the checkpoint that it was saved to",
+    )
 
 
 def _refuse_by_policy(
@@ -245,23 +227,21 @@ def _refuse_by_policy(
             ways.append("missing='state' to start new counters and statistics fresh")
         if len(fresh) < len(missing) and not rename:
             ways.append("missing='init' to keep what the objects have")
-        error = RestoreError(
+        raise restore_error(
+            report,
             some(missing),
             "is not in the checkpoint." if len(missing) == 1 else "are not in the checkpoint.",
             got=f"a checkpoint that has also {some(unexpected)}" if unexpected else None,
             fix="; or ".join(ways),
         )
-    elif left_over:
+    if left_over:
         ignore = "unexpected='ignore' to leave it out; hand in all objects that were saved"
-        error = RestoreError(
+        raise restore_error(
+            report,
             some(_with_reason(name, report, names) for name in left_over),
             "in the checkpoint, but not in the objects.",
             fix=f"{rename}; or {ignore}" if rename else ignore,
         )
-    else:
-        return
-    error.report = report
-    raise error
 
 
 def _with_reason(name: str, report: RestoreReport, names: Mapping[str, str]) -> str:
@@ -279,9 +259,7 @@ def converts(saved: Entry, wanted: Entry) -> bool:
     """Returns whether an array may become a `Counter`, judged by shape and dtype."""
     if saved.dtype == "uint32" and saved.shape == wanted.shape:
         return not saved.kind  # the words of a Counter, saved by Orbax alone
-    if saved.dtype not in PYTHON and not _is_number(saved.dtype):
-        return False
-    return saved.shape == wanted.shape[:-1] and saved.dtype not in ("bool", "complex")
+    return saved.shape == wanted.shape[:-1] and _sort_of(saved) in (jnp.integer, jnp.floating)
 
 
 def is_same_number(saved: Entry, wanted: Entry) -> bool:
@@ -291,15 +269,10 @@ def is_same_number(saved: Entry, wanted: Entry) -> bool:
     """
     if saved.shape or wanted.shape or (saved.dtype in PYTHON) == (wanted.dtype in PYTHON):
         return False
-    return any(_is_a(sort, saved) and _is_a(sort, wanted) for sort in _SORTS)
+    return _sort_of(saved) is not None and _sort_of(saved) == _sort_of(wanted)
 
 
-def _is_a(sort: Any, entry: Entry) -> bool:
-    return not entry.dtype.startswith(KEY) and bool(jnp.issubdtype(stored_dtype(entry.dtype), sort))
-
-
-def _is_number(dtype: str) -> bool:
-    """Returns whether a dtype is one of real numbers, in which a count may be stored."""
-    kind = stored_dtype(dtype)
-    is_real = jnp.issubdtype(kind, jnp.number) and not jnp.issubdtype(kind, jnp.complexfloating)
-    return bool(is_real) and not dtype.startswith(KEY)
+def _sort_of(entry: Entry) -> Any:
+    """Returns the sort of an entry's numbers; None for random keys, and for arrays without numbers."""
+    is_key = entry.dtype.startswith(KEY)
+    return None if is_key else next((s for s in _SORTS if jnp.issubdtype(stored_dtype(entry.dtype), s)), None)

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import re
 import urllib.parse
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -23,21 +23,25 @@ Unexpected: TypeAlias = Literal["error", "ignore"] | Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True)
-class Spelling:
-    """The spelling of names in `rename=`; other libraries separate the parts by dots.
+class Names:
+    """The places of the arrays of a checkpoint in the objects, and the names that an error shows for them.
 
     Attributes:
-        saved: A function from the name of an array in the checkpoint to its spelling.
-        wanted: The spelling by the name of an array in the objects. Other names are spelled unchanged.
-        separator: The separator of the levels.
-        given: The user's `rename=`, if it differs from that of the policy.
-        fits: A function that decides whether an array of the checkpoint may be restored into an array of the objects.
+        places: The name in the objects by the name in the checkpoint. Arrays without a place keep their name.
+        rivals: For each object that is in the checkpoint more than once, the prefixes that fit equally well.
+        rename: The user's `rename=`.
+        saved: The spelling of a name in the checkpoint, if it differs: other libraries separate the levels by dots.
+        wanted: The spelling of a name in the objects, if it differs.
+        separator: The separator of the levels in these spellings.
+        fits: A function that decides whether an array of another library can be put into an array of the objects.
     """
 
+    places: Mapping[str, str]
+    rivals: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    rename: Rename = None
     saved: Mapping[str, str] = dataclasses.field(default_factory=dict)
     wanted: Mapping[str, str] = dataclasses.field(default_factory=dict)
     separator: str = "/"
-    given: Rename = None
     fits: Callable[[str, str], bool] | None = None
 
 
@@ -49,30 +53,28 @@ class Policy:
         missing: The arrays of the objects that may be missing from the checkpoint.
         unexpected: The arrays of the checkpoint that may have no place in the objects.
         rename: A map from names in the checkpoint to names in the objects.
-        spelling: The form of the names in the `rename=` that errors propose.
         optional: The names that may always be missing.
-        finds_layout: Whether objects are also searched below names other than their own.
+        separator: The separator of the levels in patterns.
     """
 
     missing: Missing = "error"
     unexpected: Unexpected = "error"
     rename: Rename = None
-    spelling: Spelling = dataclasses.field(default_factory=Spelling)
     optional: frozenset[str] = frozenset()
-    finds_layout: bool = True
+    separator: str = "/"
 
     def __post_init__(self):
         check_rename(self.rename)
-        for argument, value, words, example in (
-            ("missing", self.missing, ("error", "state", "init"), "**/step"),
-            ("unexpected", self.unexpected, ("error", "ignore"), "ema/**"),
+        for argument, value, words, example, kind in (
+            ("missing", self.missing, ("error", "state", "init"), "**/step", True),
+            ("unexpected", self.unexpected, ("error", "ignore"), "ema/**", False),
         ):
             if isinstance(value, str):
                 if value in words:
                     continue
                 fix = f"{argument}={words[0]!r}; or a list for patterns, {argument}=[{example!r}]"
                 error: Any = InvalidValueError
-            elif isinstance(value, Sequence) and all(_is_pattern(part, argument) for part in value):
+            elif isinstance(value, Sequence) and all(isinstance(p, str) or (kind and _is_variable(p)) for p in value):
                 continue
             else:
                 fix, error = f"{argument}={words[0]!r}, or {argument}=[{example!r}]", InvalidTypeError
@@ -90,9 +92,8 @@ class Policy:
             return True
         if isinstance(self.missing, str):
             return self.missing == "state" and isinstance(variable, StateVariable)
-        return any(
-            self._matches(name, part) if isinstance(part, str) else isinstance(variable, part) for part in self.missing
-        )
+        kinds = tuple(part for part in self.missing if isinstance(part, type))
+        return isinstance(variable, kinds) or self._matches(name, self.missing)
 
     def may_be_unexpected(self, name: str) -> bool:
         """Returns whether an array of the checkpoint may be left out."""
@@ -100,12 +101,13 @@ class Policy:
             return True
         if isinstance(self.unexpected, str):
             return self.unexpected == "ignore"
-        return any(self._matches(name, pattern) for pattern in self.unexpected)
+        return self._matches(name, self.unexpected)
 
-    def _matches(self, name: str, pattern: str) -> bool:
+    def _matches(self, name: str, patterns: Iterable[Any]) -> bool:
         """Returns whether a pattern matches a name, or its beginning up to a separator."""
-        name, pattern = (text.replace(self.spelling.separator, "/") for text in (name, pattern))
-        return _compiled(pattern).match(name) is not None
+        name = name.replace(self.separator, "/")
+        texts = (pattern.replace(self.separator, "/") for pattern in patterns if isinstance(pattern, str))
+        return any(_compiled(text).match(name) for text in texts)
 
 
 def _is_of_watch(name: str) -> bool:
@@ -113,9 +115,8 @@ def _is_of_watch(name: str) -> bool:
     return f"/{urllib.parse.quote(WATCHED, safe='')}/" in f"/{name}"
 
 
-def _is_pattern(part: Any, argument: str) -> bool:
-    is_type = argument == "missing" and isinstance(part, type) and issubclass(part, nnx.Variable)
-    return isinstance(part, str) or is_type
+def _is_variable(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, nnx.Variable)
 
 
 @functools.lru_cache(maxsize=256)
@@ -209,7 +210,7 @@ def proposal(
     unexpected: Sequence[str],
     restored: Sequence[str],
     fits: Callable[[str, str], bool],
-    spelling: Spelling,
+    names: Names,
 ) -> dict[str, str]:
     """Returns a `rename=` that maps unexpected arrays of the checkpoint to missing arrays of the objects.
 
@@ -217,50 +218,35 @@ def proposal(
     several arrays correspond, the longest common end counts. If no arrays correspond, and there is only one array on
     each side, they are assumed to be the same. A proposal must not move `restored` arrays, which already have a place.
     """
-    apart = spelling.separator
-    wanted = {name: tuple(spelling.wanted.get(name, name).split(apart)) for name in missing[:_MOST]}
-    saved = {name: tuple(spelling.saved.get(name, name).split(apart)) for name in unexpected[:_MOST]}
-    fixed = {apart.join(part) for name in restored for part in _beginnings(spelling.saved.get(name, name).split(apart))}
-    by_end = defaultdict(list)
-    for old, parts in saved.items():
-        by_end[parts[-1]].append(old)
-    pairs: Counter[tuple[str, str]] = Counter()
-    ends: dict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
-    for new, parts in wanted.items():
-        fitting = [old for old in by_end[parts[-1]] if fits(old, new)]
-        longest = max((_common_end(saved[old], parts) for old in fitting), default=0)
-        for old in fitting:
-            if _common_end(saved[old], parts) == longest:
-                pair = _heads(saved[old], parts, longest, apart, fixed)
-                pairs[pair] += 1
-                ends[pair].add((old, new))
+    apart = names.separator
+    wanted = {name: names.wanted.get(name, name).split(apart) for name in missing[:_MOST]}
+    saved = {name: names.saved.get(name, name).split(apart) for name in unexpected[:_MOST]}
+    placed = [names.saved.get(name, name).split(apart) for name in restored]
+    fixed = {apart.join(parts[:k]) for parts in placed for k in range(1, len(parts) + 1)}
+    pairs: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
+    for new, after in wanted.items():
+        fitting = {old: before for old, before in saved.items() if before[-1] == after[-1] and fits(old, new)}
+        common = {old: _common_end(before, after) for old, before in fitting.items()}
+        for old, before in fitting.items():
+            if common[old] == max(common.values()):
+                # Neither name may become empty, nor the beginning of arrays that already have a place.
+                cut = min(common[old], len(before) - 1, len(after) - 1)
+                while cut and apart.join(before[: len(before) - cut]) in fixed:
+                    cut -= 1
+                pair = apart.join(before[: len(before) - cut]), apart.join(after[: len(after) - cut])
+                pairs[pair].append((old, new))
     result: dict[str, str] = {}
     done: set[str] = set()
-    for pair, _ in sorted(pairs.items(), key=lambda item: (-item[1], item[0])):
-        if pair[0] not in result and not any(old in done or new in done for old, new in ends[pair]):
-            result[pair[0]] = pair[1]
-            done |= {name for both in ends[pair] for name in both}
+    for (old, new), members in sorted(pairs.items(), key=lambda pair: (-len(pair[1]), pair[0])):
+        touched = {name for member in members for name in member}
+        if old not in result and not touched & done:
+            result[old] = new
+            done |= touched
     if not result and len(missing) == len(unexpected) == 1 and fits(unexpected[0], missing[0]):
         result = {apart.join(saved[unexpected[0]]): apart.join(wanted[missing[0]])}
     return {old: new for old, new in result.items() if old != new}
 
 
 def _common_end(left: Sequence[str], right: Sequence[str]) -> int:
-    count = 0
-    for one, other in zip(reversed(left), reversed(right), strict=False):
-        if one != other:
-            break
-        count += 1
-    return count
-
-
-def _heads(old: Sequence[str], new: Sequence[str], common: int, apart: str, fixed: Iterable[str]) -> tuple[str, str]:
-    """Returns the two names without their common end. Neither may be empty or move other arrays."""
-    common = min(common, len(old) - 1, len(new) - 1)
-    while common and apart.join(old[: len(old) - common]) in fixed:
-        common -= 1
-    return apart.join(old[: len(old) - common]), apart.join(new[: len(new) - common])
-
-
-def _beginnings(parts: Sequence[str]) -> list[Sequence[str]]:
-    return [parts[:k] for k in range(1, len(parts) + 1)]
+    pairs = enumerate(zip(reversed(left), reversed(right), strict=False))
+    return next((k for k, (one, other) in pairs if one != other), min(len(left), len(right)))

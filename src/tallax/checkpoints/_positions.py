@@ -32,7 +32,7 @@ def has_position(thing: Any) -> bool:
 
 
 def read_position(name: str, thing: Any) -> np.ndarray:
-    """Returns the position of an iterator as bytes.
+    """Returns the position of an iterator as bytes, with the positions of all processes: each reads its own data.
 
     Raises:
         InvalidTypeError: its state has something that JSON cannot write.
@@ -49,11 +49,10 @@ def read_position(name: str, thing: Any) -> np.ndarray:
             expected="numbers, text, bytes, NumPy arrays, and lists and dicts of these",
             fix="get_state and set_state of these, or extra= for state that you restore yourself",
         ) from None
-    return np.frombuffer(text.encode(), np.uint8)
+    return _gathered(np.frombuffer(text.encode(), np.uint8))
 
 
-def gathered(position: np.ndarray) -> np.ndarray:
-    """Returns the positions of all processes as one, since each process reads its own part of the data."""
+def _gathered(position: np.ndarray) -> np.ndarray:
     if jax.process_count() == 1:
         return position
     sizes = np.asarray(multihost_utils.process_allgather(np.array([position.size]))).reshape(-1)

@@ -52,23 +52,12 @@ class Wanted:
         return cls(frozenset(names), frozenset(parameters) or frozenset(names))
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """The place of each array of a checkpoint.
+def layout_of(
+    names: Collection[str], objects: Mapping[str, Wanted], *, pinned: Collection[str] = ()
+) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Returns the place of each array of a checkpoint, and the prefixes that compete for an object.
 
-    Attributes:
-        names: The name in the objects by the name in the checkpoint. Arrays without a place keep their name.
-        rivals: For each object that is in the checkpoint more than once, the prefixes that fit equally well.
-    """
-
-    names: dict[str, str]
-    rivals: dict[str, tuple[str, ...]]
-
-
-def layout_of(names: Collection[str], objects: Mapping[str, Wanted], *, pinned: Collection[str] = ()) -> Layout:
-    """Returns the place of each array of a checkpoint.
-
-    `pinned` names, which `rename` returned, are always names in the objects.
+    Arrays without a place keep their name. `pinned` names, which `rename` returned, are always names in the objects.
     """
     found = {name: name for name in names}
     full = {f"{name}/{local}" for name, wanted in objects.items() for local in wanted.names}
@@ -83,7 +72,7 @@ def layout_of(names: Collection[str], objects: Mapping[str, Wanted], *, pinned: 
         covers = _covers(free, left)
         chosen, competing = _chosen(name, wanted, covers, free, tops, objects)
         if competing:
-            rivals[name] = tuple("/".join(prefix) for prefix in competing)
+            rivals[name] = ["/".join(prefix) for prefix in competing]
         for prefix in chosen:
             for local, old in covers[prefix].items():
                 if f"{name}/{local}" not in taken:
@@ -91,7 +80,7 @@ def layout_of(names: Collection[str], objects: Mapping[str, Wanted], *, pinned: 
                     taken.add(f"{name}/{local}")
         claimed = {old for prefix in chosen for old in covers[prefix].values()}
         free = [old for old in free if old not in claimed]
-    return Layout(found, rivals)
+    return found, rivals
 
 
 def without_value_levels(names: Collection[str]) -> dict[str, str]:

@@ -12,12 +12,12 @@ import jax
 import numpy as np
 
 from tallax.checkpoints._apply import apply, require_values
-from tallax.checkpoints._collect import Target, named_objects
+from tallax.checkpoints._collect import State, named_objects
 from tallax.checkpoints._fetch import Fetch, fetch_values, given, read_arrays, read_manifest
 from tallax.checkpoints._locate import locate, orbax, path_of, pytree_handler, told
-from tallax.checkpoints._manifest import Entry, Manifest, Source, arrays_in
-from tallax.checkpoints._plan import RestoreReport, places, plan_restore
-from tallax.checkpoints._policy import Missing, Policy, Rename, Unexpected
+from tallax.checkpoints._manifest import Manifest, Source, arrays_in
+from tallax.checkpoints._plan import RestoreReport, infer_names, plan_restore
+from tallax.checkpoints._policy import Missing, Names, Policy, Rename, Unexpected
 from tallax.checkpoints._prefixes import without_value_levels
 from tallax.checkpoints._serialize import PYTHON, RESERVED, is_placed, joined, key_of, needs_numpy
 
@@ -67,9 +67,9 @@ def from_checkpoint(
         TracedReadError: Inside a trace.
     """
     policy = Policy(missing, unexpected, rename)
-    target = Target.of(named_objects(objects, named))
+    target = State.of(named_objects(objects, named), abstract=True)
     source = Source.of(tree)
-    return restore_into(target, source, lambda names, _: given(source.arrays, names), policy)
+    return restore_into(target, source, lambda names: given(source.arrays, names), policy)
 
 
 def checkpoint_target(metadata: Any, *objects: Any, **named: Any) -> Any:
@@ -101,19 +101,14 @@ def checkpoint_target(metadata: Any, *objects: Any, **named: Any) -> Any:
         >>> tallax.from_checkpoint(tree, model).restored
         ('model/step',)
     """
-    target = Target.of(named_objects(objects, named))
+    target = State.of(named_objects(objects, named), abstract=True)
     tree = metadata
-    for attribute in (
-        "item_metadata",
-        "metadata",
-        "tree",
-    ):  # the levels of Orbax's records, each of which contains the next one
+    for attribute in ("item_metadata", "metadata", "tree"):  # the levels of Orbax's records, the outermost first
         tree = tree if isinstance(tree, Mapping) else getattr(tree, attribute, tree)
     quoted = isinstance(tree, Mapping) and RESERVED in tree
     found = arrays_in(tree, quoted=quoted)  # raises if it is not metadata
     short = {name: name for name in found} if quoted else without_value_levels(found)
-    entries = {short[name]: Entry("", "", tuple(getattr(leaf, "shape", ()))) for name, leaf in found.items()}
-    names = places(entries, target.entries, target.objects)
+    names = infer_names(short.values(), target, None).places
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
     everywhere = jax.NamedSharding(mesh, jax.P())
     anywhere = everywhere if jax.process_count() > 1 else jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -170,30 +165,30 @@ def restore_from(
     path: Path, objects: Sequence[Any], named: Mapping[str, Any], policy: Policy
 ) -> tuple[RestoreReport, Manifest]:
     """As `restore`; returns the manifest of the checkpoint, too."""
-    target = Target.of(named_objects(objects, named))
+    target = State.of(named_objects(objects, named), abstract=True)
     with told(str(path), "the checkpoint cannot be read"), orbax().Checkpointer(pytree_handler()) as checkpointer:
         folders, trees = locate(path.absolute(), str(path))
         if "" in folders:
             source = Source.of(trees[""], read_manifest(checkpointer, folders[""], trees[""]))
         else:
             source = Source.of(trees)
-        parts = {id(leaf): part for part, tree in trees.items() for leaf in jax.tree.leaves(tree)}
 
-        def fetch(names: Mapping[str, str], target: Target) -> Mapping[str, Any]:
+        def fetch(names: Mapping[str, str]) -> Mapping[str, Any]:
+            wanted = {id(source.arrays[old]): new for new, old in names.items()}
             found: dict[str, Any] = {}
-            leaves = {new: source.arrays[old] for new, old in names.items()}
             for part, folder in folders.items():
-                wanted = {leaf.name: new for new, leaf in leaves.items() if parts[id(leaf)] == part}
                 found |= read_arrays(checkpointer, folder, trees[part], wanted, target)
             return found
 
         return restore_into(target, source, fetch, policy), source.manifest
 
 
-def restore_into(target: Target, source: Source, fetch: Fetch, policy: Policy) -> RestoreReport:
+def restore_into(
+    target: State, source: Source, fetch: Fetch, policy: Policy, names: Names | None = None
+) -> RestoreReport:
     """Runs the last three stages: plans, fetches and applies. The objects change only if all three succeed."""
-    plan = plan_restore(source.manifest, target, policy)
+    plan = plan_restore(source.manifest, target, policy, names)
     fresh = require_values(target, plan.report)
-    values, report = fetch_values(target, plan, source.manifest, fetch, policy)
+    values, report = fetch_values(target, plan, source.manifest, fetch)
     apply(target, values, fresh)
     return report

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,12 +19,13 @@ from tallax._errors import (
     ReplicasError,
     describe,
 )
-from tallax.checkpoints._collect import Holder, entry_of, has_shares, holders_of, named_objects, whole
+from tallax.checkpoints._collect import State, named_objects
 from tallax.checkpoints._locate import orbax, path_of, told
 from tallax.checkpoints._manifest import Entry, Manifest
-from tallax.checkpoints._positions import gathered
-from tallax.checkpoints._serialize import RESERVED, dtype_of, is_writable, size_of, stored, sums_of
+from tallax.checkpoints._positions import POSITION
+from tallax.checkpoints._serialize import RESERVED, dtype_of, is_writable, stored, sums_of
 from tallax.reading import reading_of_arrays
+from tallax.variables import StateVariable
 
 _SMALL = 2**16  # bytes; a larger value is a separate array
 
@@ -88,7 +88,7 @@ class Contents:
     extra: Any
 
     @classmethod
-    def of(cls, objects: Mapping[str, Any], extra: Any = None) -> Contents:
+    def of(cls, objects: dict[str, Any], extra: Any = None) -> Contents:
         """Returns the contents of named objects."""
         try:
             extra = json.loads(json.dumps(extra, allow_nan=False))
@@ -96,22 +96,15 @@ class Contents:
             raise InvalidTypeError(
                 "extra", "must be JSON.", got=str(error), fix='numbers, text, lists: extra={"epoch": 3}'
             ) from None
-        entries: dict[str, Entry] = {}
-        arrays: dict[str, Any] = {}
-        inline: dict[str, Any] = {}
-        holders = holders_of(objects)
-        if any(has_shares(holder) for holder in holders):
-            holders = holders_of({name: whole(thing) for name, thing in objects.items()})
-        for holder in holders:
-            for name, leaf in zip(holder.names, holder.leaves, strict=True):
-                entries[name] = entry_of(holder, leaf)
-                if holder.is_position:
-                    inline[name] = gathered(leaf)
-                    entries[name] = dataclasses.replace(entries[name], shape=inline[name].shape)
-                elif holder.persistent:
-                    _refuse_dtype(name, leaf)
-                    (inline if _is_inline(holder, leaf) else arrays)[name] = _whole_of(name, leaf)
-        return cls(entries, arrays, inline, extra)
+        state, arrays, inline = State.of(objects), {}, {}
+        for name, entry in state.entries.items():
+            if entry.persistent:
+                leaf = state.leaves[name]
+                _refuse_dtype(name, leaf)
+                is_small = entry.nbytes <= (_SMALL if isinstance(state.variables[name], StateVariable) else 0)
+                is_inline = is_small or entry.kind == POSITION or not isinstance(leaf, jax.Array | np.ndarray)
+                (inline if is_inline else arrays)[name] = _written(name, leaf)
+        return cls(state.entries, arrays, inline, extra)
 
     def copied(self) -> Contents:
         """Returns a copy that no step will donate. It starts the copy, and returns immediately."""
@@ -133,17 +126,14 @@ class Contents:
     def manifest(self, step: int | None = None) -> Manifest:
         """Returns the manifest. Waits for the values."""
         entries, parts, end = dict(self.entries), [], 0
-        for name, value in self._inline_on_host().items():
+        there = {name: value for name, value in self.inline.items() if isinstance(value, jax.Array)}
+        for name, value in (self.inline | reading_of_arrays(there).result()).items():
             entries[name] = dataclasses.replace(entries[name], at=end)
             parts.append(value.tobytes())
             end += len(parts[-1])
         for name, total in zip(self.arrays, sums_of(list(self.arrays.values())), strict=True):
             entries[name] = dataclasses.replace(entries[name], sum=total)
         return Manifest(entries, b"".join(parts), self.extra, step)
-
-    def _inline_on_host(self) -> dict[str, np.ndarray]:
-        there = {name: value for name, value in self.inline.items() if isinstance(value, jax.Array)}
-        return {**self.inline, **reading_of_arrays(there).result()}
 
 
 def _refuse_dtype(name: str, leaf: Any) -> None:
@@ -157,13 +147,7 @@ def _refuse_dtype(name: str, leaf: Any) -> None:
         )
 
 
-def _is_inline(holder: Holder, leaf: Any) -> bool:
-    size = size_of(np.shape(leaf), dtype_of(leaf))
-    is_number = not isinstance(leaf, jax.Array | np.ndarray)
-    return is_number or size == 0 or (holder.is_item and size <= _SMALL)
-
-
-def _whole_of(name: str, leaf: Any) -> Any:
+def _written(name: str, leaf: Any) -> Any:
     """Returns an array as it is written. If there are several processes, an array local to each becomes NumPy."""
     try:
         array = stored(leaf)
@@ -224,13 +208,14 @@ def arguments(contents: Contents, manifest: Manifest) -> Any:
     """Returns the arguments of Orbax's save, with the manifest once more as JSON that other programs can read."""
     tree = contents.tree(manifest)
     if jax.process_count() > 1:
-        _refuse_differences(tree[RESERVED])
+        _refuse_differences(tree[RESERVED].tobytes())
     return orbax().args.StandardSave(tree, custom_metadata=manifest.as_json())
 
 
-def _refuse_differences(manifest: np.ndarray) -> None:
+def _refuse_differences(manifest: bytes) -> None:
     """Raises if processes would save different values, because only those of the first process would be written."""
-    everywhere = np.asarray(multihost_utils.process_allgather(np.frombuffer(_digest(manifest), np.uint8)))
+    digest = np.frombuffer(hashlib.blake2b(manifest, digest_size=16).digest(), np.uint8)
+    everywhere = np.asarray(multihost_utils.process_allgather(digest))
     if len(np.unique(everywhere.reshape(jax.process_count(), -1), axis=0)) > 1:
         raise ReplicasError(
             "the checkpoint",
@@ -238,7 +223,3 @@ def _refuse_differences(manifest: np.ndarray) -> None:
             got="different variables, arrays or names in another process",
             fix="tallax.assert_replicated(model, only=...), which names the first that differs",
         )
-
-
-def _digest(manifest: np.ndarray) -> bytes:
-    return hashlib.blake2b(manifest.tobytes(), digest_size=16).digest()

@@ -18,10 +18,7 @@ from tallax._arrays import is_committed, is_in_host_memory, placed, unsplit
 RESERVED = "tallax"  # the name of the manifest in a checkpoint
 KEY = "key:"
 PYTHON = {"bool": bool, "int": int, "float": float, "complex": complex}
-_WIDENED = {
-    "uint2": "uint8",
-    "uint4": "uint8",
-}  # dtypes that Orbax does not support, and their storage dtypes
+_WIDENED = {"uint2": "uint8", "uint4": "uint8"}  # dtypes that Orbax does not support, and their storage dtypes
 
 
 def dtype_of(leaf: Any) -> str:
@@ -99,9 +96,10 @@ def in_place_of(leaf: Any, array: Any, dtype: str, *, on_host: bool = False) -> 
         return _weak(np.asarray(array)) if leaf.weak_type else jnp.asarray(np.asarray(array))
     if leaf.weak_type and leaf.sharding.is_fully_addressable:
         return placed(_weak(np.asarray(array)), leaf.sharding)
-    if isinstance(array, jax.Array):
-        return array if array.sharding == leaf.sharding else _moved(array, leaf.sharding)
-    return placed(array, leaf.sharding)
+    if isinstance(array, jax.Array) and array.sharding == leaf.sharding:
+        return array
+    is_spread_out = isinstance(array, jax.Array) and array.is_fully_addressable > leaf.sharding.is_fully_addressable
+    return placed(np.asarray(array) if is_spread_out else array, leaf.sharding)
 
 
 def _weak(host: np.ndarray) -> jax.Array:
@@ -110,12 +108,6 @@ def _weak(host: np.ndarray) -> jax.Array:
     if weak.dtype != host.dtype:  # x64 was changed since the array was saved
         return jnp.asarray(host)
     return weak if host.ndim == 0 else jnp.broadcast_to(weak, host.shape).at[...].set(host)
-
-
-def _moved(array: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
-    if array.is_fully_addressable and not sharding.is_fully_addressable:
-        return placed(np.asarray(array), sharding)
-    return placed(array, sharding)
 
 
 def stored_dtype(dtype: str, *, widened: bool = True) -> np.dtype[Any]:
@@ -150,20 +142,11 @@ def sums_of(arrays: Sequence[Any]) -> list[int]:
 
     It does not depend on the devices. It is as fast as reading the memory, on the host and on a device.
     """
-    sums: list[Any] = [None] * len(arrays)
-    there = []
-    for k, array in enumerate(arrays):
-        if isinstance(array, jax.Array) and not (array.is_fully_addressable and is_in_host_memory(array)):
-            there.append(k)
-        else:
-            sums[k] = _sum_on_host(np.asarray(array))
-    groups: dict[Any, list[int]] = {}
-    for k in there:
-        groups.setdefault(frozenset(arrays[k].sharding.device_set), []).append(k)
-    for members in groups.values():
-        for k, total in zip(members, _sums_on_device([arrays[k] for k in members]), strict=True):
-            sums[k] = int(total)
-    return sums
+    sums: list[Any] = []
+    for array in arrays:
+        is_elsewhere = isinstance(array, jax.Array) and not (array.is_fully_addressable and is_in_host_memory(array))
+        sums.append(_sum_of(array) if is_elsewhere else _sum_on_host(np.asarray(array)))
+    return [int(np.asarray(total)) for total in sums]  # waits only after all sums are under way
 
 
 def _sum_on_host(array: np.ndarray) -> int:
@@ -174,7 +157,7 @@ def _sum_on_host(array: np.ndarray) -> int:
     return int(flat.view(f"uint{8 * width}").sum(dtype=np.uint32))
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def _sum_of(array: jax.Array) -> jax.Array:
     if array.dtype == jnp.bool_ or _is_narrow(array.dtype):
         array = array.astype(jnp.int8)
@@ -187,10 +170,6 @@ def _sum_of(array: jax.Array) -> jax.Array:
 
 def _is_narrow(dtype: Any) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.integer)) and jnp.iinfo(dtype).bits < 8
-
-
-def _sums_on_device(arrays: Sequence[jax.Array]) -> list[np.ndarray]:
-    return [np.asarray(total) for total in [_sum_of(array) for array in arrays]]
 
 
 def key_of(key: Any) -> Any:

@@ -13,9 +13,9 @@ from flax import nnx
 from tallax import _uint64
 from tallax._errors import InvalidTypeError, InvalidValueError, describe
 from tallax.checkpoints import RestoreReport
-from tallax.checkpoints._policy import Missing, Rename, Spelling, Unexpected, renamed
+from tallax.checkpoints._policy import Missing, Names, Rename, Unexpected, renamed
 from tallax.checkpoints._serialize import joined, key_of
-from tallax.interop._named import MODEL, checked, found_in, holders_in, names_in, put, shapes_in
+from tallax.interop._named import MODEL, Place, match, places_in, put
 from tallax.variables import Buffer, Counter
 
 _COLLECTIONS: dict[type, str] = {
@@ -92,25 +92,25 @@ def from_linen(
             fix="pass one collection after the other, with missing='init'",
         )
     own = renamed(by_short, rename)
-    full, shapes = names_in(model), shapes_in(model)
-    found = found_in(own.values(), full, model, pinned=[new for old, new in own.items() if new != old])
-    names = {by_short[old]: found[new] for old, new in own.items() if new in found}
-    others = [name for name in arrays if name not in names]
-    told = {by_short[old]: f"{MODEL}/{new}" for old, new in own.items() if new != old and by_short[old] not in names}
-    return put(
-        {name: arrays[name] for name in names},
-        model,
-        names | told,
-        others=others,
-        missing=missing,
-        unexpected=unexpected,
-        spelling=Spelling(
-            saved=short,
-            wanted={name: name.removeprefix(f"{MODEL}/") for name in full.values()},
-            given=rename,
-            fits=lambda old, new: tuple(np.shape(arrays[old])) == shapes[new],
-        ),
+    places = {_name_of(place): place for place in places_in(model, abstract=True)}
+    by_name = {place.name: place for place in places.values()}
+    found = {by_short[old]: new for old, new in match(own, places).items()}
+    # Names that `rename` returned in vain are shown with the array.
+    told = {by_short[old]: f"{MODEL}/{new}" for old, new in own.items() if new != old}
+    names = Names(
+        told | found,
+        rename=rename,
+        saved=short,
+        wanted={name: _name_of(place) for name, place in by_name.items()},
+        fits=lambda old, new: tuple(np.shape(arrays[old])) == by_name[new].shape,
     )
+    others = [name for name in arrays if name not in found]
+    placed = {name: arrays[name] for name in found}
+    return put(placed, model, names, others=others, missing=missing, unexpected=unexpected)
+
+
+def _name_of(place: Place) -> str:
+    return "/".join([joined(place.path), *place.inner])
 
 
 def to_linen(model: nnx.Module, *, rename: Rename = None) -> dict[str, Any]:
@@ -129,10 +129,10 @@ def to_linen(model: nnx.Module, *, rename: Rename = None) -> dict[str, Any]:
         InvalidValueError: A count is beyond int32, or `rename` is invalid.
     """
     found = {}
-    for holder in holders_in(checked(model)):
-        for name, leaf in zip(holder.names, holder.leaves, strict=True):
-            value = _int32(name, np.asarray(holder.variable)) if isinstance(holder.variable, Counter) else leaf
-            found[name.removeprefix(f"{MODEL}/")] = (_collection(holder.variable), value)
+    for place in places_in(model):
+        variable, name = place.holder.variable, place.name
+        value = _int32(name, np.asarray(variable)) if isinstance(variable, Counter) else place.leaf
+        found[name.removeprefix(f"{MODEL}/")] = (_collection(variable), value)
     result: dict[str, Any] = {}
     for old, new in renamed(found, rename).items():
         collection, value = found[old]

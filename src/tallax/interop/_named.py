@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,10 @@ from flax import nnx
 
 from tallax._errors import InvalidTypeError, RestoreError, describe
 from tallax.checkpoints import RestoreReport
-from tallax.checkpoints._collect import Holder, Target, holders_of
+from tallax.checkpoints._collect import Holder, State, holders_of
 from tallax.checkpoints._fetch import given
 from tallax.checkpoints._manifest import Entry, Manifest, Source
-from tallax.checkpoints._policy import Missing, Policy, Spelling, Unexpected
+from tallax.checkpoints._policy import Missing, Names, Policy, Unexpected
 from tallax.checkpoints._prefixes import Wanted, layout_of
 from tallax.checkpoints._restore import restore_into
 from tallax.checkpoints._serialize import is_key, joined, stored
@@ -23,62 +23,65 @@ from tallax.checkpoints._serialize import is_key, joined, stored
 MODEL = "model"
 
 
-def put(
-    arrays: Mapping[str, Any],
-    model: Any,
-    names: Mapping[str, str],
-    *,
-    others: Iterable[str] = (),
-    missing: Missing,
-    unexpected: Unexpected,
-    spelling: Spelling,
-) -> RestoreReport:
-    """Restores arrays into a module. Random streams, which other libraries do not have, do not change.
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """An array of a module under one of its paths. A shared part has several.
 
-    `names` has the module's names of the arrays; names without an array are those that `rename` returned in vain.
-    `others` have no place in the module.
+    Attributes:
+        path: The attribute names, keys and indices that lead to the Variable, or to an array outside of Variables.
+        owners: The modules and containers along the path.
+        inner: The levels within the value of the Variable, if that is a tree of arrays.
+        name: The name of the array in a checkpoint of the module.
+        holder: The Variable.
+        leaf: The array.
     """
-    target = Target.of({MODEL: checked(model)})
-    arrays = {name: stored(array) if is_key(array) else array for name, array in arrays.items()}
-    arrays = _without_ties(arrays, names)
-    arrays, narrowed = _narrowed(arrays, names, target)
-    entries = {name: Entry("", str(np.dtype(array.dtype)), tuple(array.shape)) for name, array in arrays.items()}
-    entries |= {name: Entry("", "", ()) for name in others}
-    streams = frozenset(
-        name for holder in target.holders if isinstance(holder.variable, nnx.RngState) for name in holder.names
-    )
-    # An entry without a place keeps its own name. It differs from all names of the module, which begin with "model/".
-    policy = Policy(missing, unexpected, lambda name: names.get(name, name), spelling, streams, finds_layout=False)
-    report = restore_into(
-        target,
-        Source(Manifest(entries), dict(arrays)),
-        lambda found, _: given(arrays, found),
-        policy,
-    )
-    return dataclasses.replace(report, converted=(*report.converted, *narrowed))
+
+    path: tuple[Any, ...]
+    owners: Sequence[Any]
+    inner: Sequence[str]
+    name: str
+    holder: Holder
+    leaf: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array. For a counter, this is the shape of its counts."""
+        shape = tuple(np.shape(self.leaf))
+        return shape[:-1] if self.holder.kind == "Counter" else shape
 
 
-def found_in(names: Iterable[str], places: Mapping[str, str], model: Any, *, pinned: Iterable[str]) -> dict[str, str]:
-    """Returns the module's names for the arrays of another library that have a place in the module.
+def places_in(model: Any, *, abstract: bool = False) -> list[Place]:
+    """Returns the arrays of a module, except random streams and values that checkpoints omit, by every path.
 
-    `places` has the module's names by the library's names for the same places, all with slashes.
+    Raises:
+        InvalidTypeError: The argument is not a module.
     """
-    parameters = {
-        name
-        for holder in holders_in(model, abstract=True)
-        if isinstance(holder.variable, nnx.Param)
-        for name in holder.names
-    }
-    wanted = Wanted.of(places, [name for name, full in places.items() if full in parameters])
-    fixed = {name for name in pinned if name in places}
-    layout = layout_of([f"{MODEL}/{name}" for name in names if name not in fixed], {MODEL: wanted})
-    found = {old.removeprefix(f"{MODEL}/"): new.removeprefix(f"{MODEL}/") for old, new in layout.names.items()}
-    return {old: places[new] for old, new in found.items() if new in places} | {name: places[name] for name in fixed}
+    if not isinstance(model, nnx.Module):
+        raise InvalidTypeError("model", "requires an NNX module.", got=describe(model), fix="from_torch(source, model)")
+    holders = [holder for holder in holders_of({MODEL: model}, abstract=abstract) if holder.persistent]
+    holders = [holder for holder in holders if not isinstance(holder.variable, nnx.RngState)]
+    by_variable = {id(holder.variable): holder for holder in holders if holder.variable is not None}
+    by_name = {holder.names[0]: holder for holder in holders if holder.variable is None}
+    found, first = [], {}
+    paths = _paths_in(model)
+    nodes = dict(paths)
+    for path, node in paths:
+        name = joined((MODEL, *path))
+        if isinstance(node, nnx.Variable):
+            holder, base = by_variable.get(id(node)), first.setdefault(id(node), name)
+        else:
+            holder, base = by_name.get(name), name
+        if holder is None:
+            continue
+        owners = [nodes.get(path[:k]) for k in range(len(path))]
+        for full, leaf in zip(holder.names, holder.leaves, strict=True):
+            found.append(Place(path, owners, full.removeprefix(base).split("/")[1:], full, holder, leaf))
+    return found
 
 
-def paths_of(model: Any) -> list[tuple[tuple[Any, ...], Any]]:
+def _paths_in(model: Any) -> list[tuple[tuple[Any, ...], Any]]:
     """Returns all values of a module with their paths. A shared part has several paths."""
-    found: list[tuple[tuple[Any, ...], Any]] = list(nnx.iter_graph(checked(model)))
+    found: list[tuple[tuple[Any, ...], Any]] = list(nnx.iter_graph(model))
     seen = {tuple(map(str, path)) for path, _ in found}
 
     def walk(node: Any, path: tuple[Any, ...], above: tuple[int, ...]) -> None:
@@ -96,39 +99,46 @@ def paths_of(model: Any) -> list[tuple[tuple[Any, ...], Any]]:
     return found
 
 
-def checked(model: Any) -> nnx.Module:
-    """Returns a module. Raises if the argument is not a module."""
-    if not isinstance(model, nnx.Module):
-        raise InvalidTypeError("model", "requires an NNX module.", got=describe(model), fix="from_torch(source, model)")
-    return model
+def match(own: Mapping[str, str], places: Mapping[str, Place]) -> dict[str, str]:
+    """Returns the names in the module of the arrays of another library that have a place in it.
+
+    `own` has the names of the arrays after the user's `rename=`, with slashes, and `places` has the places by the names
+    that the library would use for them.
+    """
+    wanted = Wanted.of(places, [name for name, place in places.items() if isinstance(place.holder.variable, nnx.Param)])
+    fixed = {new for old, new in own.items() if new != old and new in places}
+    found, _ = layout_of([f"{MODEL}/{new}" for new in own.values() if new not in fixed], {MODEL: wanted})
+    found |= {f"{MODEL}/{new}": f"{MODEL}/{new}" for new in fixed}
+    matched = {old: found[f"{MODEL}/{new}"].removeprefix(f"{MODEL}/") for old, new in own.items()}
+    return {old: places[new].name for old, new in matched.items() if new in places}
 
 
-def holders_in(model: Any, *, abstract: bool = False) -> list[Holder]:
-    """Returns the Variables and arrays of a module, except random streams and values that checkpoints omit."""
-    holders = holders_of({MODEL: checked(model)}, abstract=abstract)
-    return [holder for holder in holders if holder.persistent and not isinstance(holder.variable, nnx.RngState)]
+def put(
+    arrays: Mapping[str, Any],
+    model: Any,
+    names: Names,
+    *,
+    others: Iterable[str],
+    missing: Missing,
+    unexpected: Unexpected,
+) -> RestoreReport:
+    """Restores arrays into a module. Random streams, which other libraries do not have, do not change.
 
-
-def names_in(model: Any) -> dict[str, str]:
-    """Returns the name of each array of a module by every path to it, without the module's name."""
-    names = {id(holder.variable): holder.names for holder in holders_in(model, abstract=True)}
-    found, first = {}, {}
-    for path, node in paths_of(model):
-        name = joined((MODEL, *path))
-        base = first.setdefault(id(node), name)
-        for full in names.get(id(node), ()) if isinstance(node, nnx.Variable) else ():
-            found[f"{name}{full.removeprefix(base)}".removeprefix(f"{MODEL}/")] = full
-    bare = (holder for holder in holders_in(model, abstract=True) if holder.variable is None)
-    return found | {holder.names[0].removeprefix(f"{MODEL}/"): holder.names[0] for holder in bare}
-
-
-def shapes_in(model: Any) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each array of a module. For a counter, this is the shape of its counts."""
-    return {
-        name: tuple(np.shape(leaf))[:-1] if holder.is_counter else tuple(np.shape(leaf))
-        for holder in holders_in(model, abstract=True)
-        for name, leaf in zip(holder.names, holder.leaves, strict=True)
-    }
+    `others` are arrays without a place in the module.
+    """
+    target = State.of({MODEL: model}, abstract=True)
+    arrays = {name: stored(array) if is_key(array) else array for name, array in arrays.items()}
+    arrays = _without_ties(arrays, names.places)
+    arrays, narrowed = _narrowed(arrays, names.places, target)
+    entries = {name: Entry("", str(np.dtype(array.dtype)), tuple(array.shape)) for name, array in arrays.items()}
+    entries |= {name: Entry("", "", ()) for name in others}
+    streams = frozenset(name for name, kind in target.variables.items() if isinstance(kind, nnx.RngState))
+    # An entry without a place keeps its own name. It differs from all names of the module, which begin with "model/".
+    names = dataclasses.replace(names, places={name: names.places.get(name, name) for name in entries})
+    policy = Policy(missing, unexpected, optional=streams, separator=names.separator)
+    source = Source(Manifest(entries), arrays)
+    report = restore_into(target, source, lambda found: given(arrays, found), policy, names)
+    return dataclasses.replace(report, converted=(*report.converted, *narrowed))
 
 
 def _without_ties(arrays: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -159,7 +169,7 @@ def _is_same(left: Any, right: Any) -> bool:
 
 
 def _narrowed(
-    arrays: Mapping[str, Any], names: Mapping[str, str], target: Target
+    arrays: Mapping[str, Any], names: Mapping[str, str], target: State
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Returns the arrays with 64-bit integers as 32-bit integers if the module has 32 bits and all values fit."""
     result, told = dict(arrays), []

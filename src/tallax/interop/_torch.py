@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,13 +12,14 @@ from flax import nnx
 
 from tallax._errors import InvalidValueError, describe
 from tallax.checkpoints import RestoreReport
-from tallax.checkpoints._policy import Missing, Rename, Spelling, Unexpected, check_rename, renamed
-from tallax.checkpoints._serialize import joined, stored
-from tallax.interop._named import MODEL, found_in, holders_in, paths_of, put, shapes_in
+from tallax.checkpoints._policy import Missing, Names, Rename, Unexpected, check_rename, renamed
+from tallax.checkpoints._serialize import stored
+from tallax.interop._named import MODEL, Place, match, places_in, put
 from tallax.interop._tensors import as_numpy, as_tensor, refuse_nested, state_of
-from tallax.variables import Counter
 
 Change = Callable[[np.ndarray], np.ndarray]
+# The place of a PyTorch array in a module, and the change of layout into the module and back.
+Placed = tuple[Place, Change, Change]
 
 
 def from_torch(
@@ -71,25 +71,22 @@ def from_torch(
     places = _places(model, abstract=True)
     state = state_of(source)
     own = _renamed(state, rename, places)
-    full = {_slashed(name): place.name for name, place in places.items()}
-    pinned = [_slashed(new) for old, new in own.items() if new != old]
-    found = found_in([_slashed(new) for new in own.values()], full, model, pinned=pinned)
-    names = {old: found[_slashed(new)] for old, new in own.items() if _slashed(new) in found}
-    by_name = {place.name: place for place in reversed(list(places.values()))}
-    layouts = {old: places[own[old]] if own[old] in places else by_name[names[old]] for old in names}
-    if not names:
+    slashed = {old: _slashed(new) for old, new in own.items()}
+    found = match(slashed, {_slashed(name): place for name, (place, _, _) in places.items()})
+    if not found:
         refuse_nested(state)
-    arrays = {old: layouts[old].into(as_numpy(old, state[old])) for old in names}
-    shapes = shapes_in(model)
-    spelling = Spelling(
-        wanted={place.name: name for name, place in reversed(list(places.items()))},
+    by_name = {placed[0].name: placed for placed in reversed(list(places.values()))}
+    layouts = {old: places.get(own[old], by_name[name]) for old, name in found.items()}
+    arrays = {old: into(as_numpy(old, state[old])) for old, (_, into, _) in layouts.items()}
+    names = Names(
+        {old: new for old, new in own.items() if new != old} | found,
+        rename=rename,
+        wanted={placed[0].name: name for name, placed in reversed(list(places.items()))},
         separator=".",
-        given=rename,
-        fits=lambda old, new: new in by_name and _shape_into(by_name[new], state[old]) == shapes[new],
+        fits=lambda old, new: new in by_name and _shape_into(by_name[new], state[old]) == by_name[new][0].shape,
     )
-    others = [old for old in state if old not in names]
-    told = {old: own[old] for old in others if own[old] != old}
-    return put(arrays, model, names | told, others=others, missing=missing, unexpected=unexpected, spelling=spelling)
+    others = [old for old in state if old not in found]
+    return put(arrays, model, names, others=others, missing=missing, unexpected=unexpected)
 
 
 def to_torch(model: nnx.Module) -> dict[str, Any]:
@@ -104,37 +101,22 @@ def to_torch(model: nnx.Module) -> dict[str, Any]:
         MissingExtraError: `torch` is not installed.
     """
     result = {}
-    names: dict[str, list[tuple[str, _Place]]] = {}
-    for name, place in _places(model).items():
-        names.setdefault(place.name, []).append((name, place))
-    for holder in holders_in(model):
-        for full, leaf in zip(holder.names, holder.leaves, strict=True):
-            counts = isinstance(holder.variable, Counter)
-            array = np.asarray(holder.variable if counts else stored(leaf))
-            if array.dtype == np.uint64:
-                if np.any(array > np.uint64(2**63 - 1)):
-                    raise InvalidValueError(
-                        names[full][0][0],
-                        "the count does not fit into int64, the dtype of a count in PyTorch.",
-                        got=describe(array),
-                        fix="counter.set(n) with n below 2**63",
-                    )
-                array = array.astype(np.int64)
-            for name, place in names[full]:  # PyTorch has a shared parameter under each of its names
-                result[name] = place.back(array)
+    for name, (place, _, back) in _places(model).items():  # PyTorch has a shared parameter under each of its names
+        array = np.asarray(place.holder.variable if place.holder.kind == "Counter" else stored(place.leaf))
+        if array.dtype == np.uint64:
+            if np.any(array > np.uint64(2**63 - 1)):
+                raise InvalidValueError(
+                    name,
+                    "the count does not fit into int64, the dtype of a count in PyTorch.",
+                    got=describe(array),
+                    fix="counter.set(n) with n below 2**63",
+                )
+            array = array.astype(np.int64)
+        result[name] = back(array)
     return {name: as_tensor(name, result[name]) for name in sorted(result)}
 
 
 # --- names and layouts ------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """The place of a PyTorch array in a module, with the change of layout in both directions."""
-
-    name: str
-    into: Change
-    back: Change
 
 
 _WORDS = {
@@ -146,29 +128,20 @@ _WORDS = {
 }  # fmt: skip
 
 
-def _places(model: Any, *, abstract: bool = False) -> dict[str, _Place]:
+def _places(model: Any, *, abstract: bool = False) -> dict[str, Placed]:
     """Returns the places of a module by PyTorch's names. A shared part has several names."""
-    paths = paths_of(model)
-    nodes: dict[Any, Any] = dict(paths)
-    holders = holders_in(model, abstract=abstract)
-    names = {id(holder.variable): holder.names for holder in holders if holder.variable is not None}
-    bare = {holder.names[0] for holder in holders if holder.variable is None}
-    found, first = {}, {}
-    for path, node in paths:
-        name = joined((MODEL, *path))
-        base = first.setdefault(id(node), name)
-        owner = nodes.get(path[:-1])
-        for full in names.get(id(node), (name,) if name in bare else ()):
-            parts = [str(part) for k, part in enumerate(path) if not _is_list_of(nodes, path, k)]
-            words = (word for (kind, own), word in _WORDS.items() if isinstance(owner, kind) and own == path[-1])
-            word = next(words, parts[-1])
-            parts[-1:] = [word, *full.removeprefix(base).split("/")[1:]]
-            into, back = _layout(owner, path[-1])
-            found[".".join(parts)] = _Place(full, into, back)
+    found = {}
+    for place in places_in(model, abstract=abstract):
+        owner, last = place.owners[-1], place.path[-1]
+        steps = zip(place.owners, place.path, strict=True)
+        parts = [str(part) for above, part in steps if part != "layers" or not isinstance(above, nnx.Sequential)]
+        words = (word for (kind, own), word in _WORDS.items() if isinstance(owner, kind) and own == last)
+        parts[-1:] = [next(words, parts[-1]), *place.inner]
+        found[".".join(parts)] = (place, *_layout(owner, last))
     return found
 
 
-def _renamed(state: Mapping[str, Any], rename: Rename, places: Mapping[str, _Place]) -> dict[str, str]:
+def _renamed(state: Mapping[str, Any], rename: Rename, places: Mapping[str, Placed]) -> dict[str, str]:
     """Returns the new names, with dots. Paths of the module are converted to PyTorch's names."""
     check_rename(rename)
     if rename is None:
@@ -176,7 +149,7 @@ def _renamed(state: Mapping[str, Any], rename: Rename, places: Mapping[str, _Pla
     if not callable(rename):
         rename = {old if old in state else _dotted(old): _dotted(new) for old, new in rename.items()}
     # A user may also write a path as in errors: `layers.0.kernel` instead of `0.weight`.
-    paths = {_dotted(place.name).removeprefix(f"{MODEL}."): name for name, place in reversed(list(places.items()))}
+    paths = {_dotted(at[0].name).removeprefix(f"{MODEL}."): name for name, at in reversed(list(places.items()))}
     result = {}
     for old, new in renamed(state, rename, separator=".").items():
         new = _dotted(new)
@@ -190,10 +163,6 @@ def _as_in_torch(name: str, paths: Mapping[str, str]) -> list[str]:
     """Returns PyTorch's name of an array for a name that is a path of the module except for the last part."""
     head, _, last = name.rpartition(".")
     return [own for path, own in paths.items() if path.rpartition(".")[0] == head and own.rpartition(".")[2] == last]
-
-
-def _is_list_of(nodes: Mapping[Any, Any], path: tuple[Any, ...], k: int) -> bool:
-    return path[k] == "layers" and isinstance(nodes.get(path[:k]), nnx.Sequential)
 
 
 def _layout(owner: Any, attribute: Any) -> tuple[Change, Change]:
@@ -244,7 +213,7 @@ def _dotted(name: str) -> str:
     return name.replace("/", ".")
 
 
-def _shape_into(place: _Place, value: Any) -> tuple[int, ...] | None:
+def _shape_into(place: Placed, value: Any) -> tuple[int, ...] | None:
     """Returns the shape that a tensor would have in the module, or None if it is not a tensor."""
     shape = getattr(value, "shape", None)
-    return None if shape is None else place.into(np.broadcast_to(np.zeros(()), tuple(shape))).shape
+    return None if shape is None else place[1](np.broadcast_to(np.zeros(()), tuple(shape))).shape
