@@ -7,7 +7,7 @@ import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ from tallax.reading import Entry, Reading, collect, reading_of_arrays
 from tallax.runs import Record, StateInfo
 from tallax.variables import Counter
 
+ARRAYS = (jax.Array, np.ndarray, np.generic)
+
 
 @dataclass(frozen=True)
 class Captured:
@@ -34,10 +36,9 @@ class Captured:
         time: The time of the call, in seconds since the epoch.
         readings: The readings of the state.
         known: The names and descriptions in these readings.
-        scalars: Scalars that are on the host.
-        arrays: Scalars that are being copied to the host.
+        scalars: Scalars on the host and on the device. The latter are read only if `copies` fails.
+        copies: A function that returns copies of those on the device, which it waits for.
         omissions: Scalars that cannot be written.
-        exclusion: The names to leave out.
     """
 
     step: int
@@ -45,10 +46,9 @@ class Captured:
     time: float
     readings: Sequence[Reading]
     known: Known
-    scalars: Mapping[str, int | float]
-    arrays: _Arrays
+    scalars: Mapping[str, Any]
+    copies: Callable[[], Mapping[str, Any]]
     omissions: Sequence[Omission]
-    exclusion: Exclusion
 
     def count(self) -> int:
         """Returns the value of the step counter. This waits for the device."""
@@ -67,7 +67,7 @@ class Captured:
         Raises:
             Exception: None of the values could be read. It is the error of the first.
         """
-        numbers, errors, step = Numbers(), list[Exception](), self.step
+        numbers, errors, step, excluded = Numbers(), list[Exception](), self.step, self.known.exclusion
         for reading, entries in zip(self.readings, self.known.entries, strict=True):
             try:
                 values = reading.outcomes()
@@ -75,60 +75,43 @@ class Captured:
                 errors.append(error)
                 numbers.omissions += [Omission.of_error(entry.name, error, doing="read") for entry in entries]
                 continue
-            if keys := self.known.keys & values.keys():
-                numbers.omissions += [no_number(name, "a random key") for name in sorted(keys)]
-            numbers.update({name: value for name, value in values.items() if name not in keys}, self.exclusion)
+            keys = self.known.keys & values.keys()
+            numbers.omissions += [no_number(name, "a random key") for name in sorted(keys)]
             if self.counter in values:
                 step = values[self.counter]
-        own = Numbers()
-        for name, value in self.arrays.values():
-            if isinstance(value, Exception):
-                errors.append(value)
-                own.omissions.append(Omission.of_error(name, value, doing="read"))
-            else:
-                own.add(name, value)
-        for name, value in itertools.chain(self.scalars.items(), own.scalars.items()):
-            if name in numbers.scalars or name in numbers.histograms:
-                own.omissions.append(_twin(name))
-            else:
-                numbers.scalars[name] = value
-        if self.exclusion:
-            numbers.scalars = {name: value for name, value in numbers.scalars.items() if name not in self.exclusion}
-            numbers.histograms = {name: bins for name, bins in numbers.histograms.items() if name not in self.exclusion}
+            if keys or excluded:
+                values = {name: value for name, value in values.items() if name not in keys and name not in excluded}
+            numbers.update(values)
+        self._add_scalars(numbers, errors)
+        numbers.omissions += self.omissions
+        if excluded:
+            numbers.scalars = {name: value for name, value in numbers.scalars.items() if name not in excluded}
+            numbers.histograms = {name: bins for name, bins in numbers.histograms.items() if name not in excluded}
+            numbers.omissions = [omission for omission in numbers.omissions if omission.name not in excluded]
         if errors and not numbers.scalars and not numbers.histograms:
             raise errors[0]
-        omissions = [*self.omissions, *numbers.omissions, *own.omissions]
-        if self.exclusion:
-            omissions = [omission for omission in omissions if omission.name not in self.exclusion]
-        numbers.scalars |= extra
-        return Record(step, self.time, process, numbers.scalars, numbers.histograms, self.known.state), omissions
+        scalars = {**numbers.scalars, **extra}
+        return Record(step, self.time, process, scalars, numbers.histograms, self.known.state), numbers.omissions
 
-
-class _Arrays:
-    """Arrays of one number by name, which are being copied to the host.
-
-    The reading gathers them into a new array, because the next step may reuse their memory (donation).
-    """
-
-    def __init__(self, arrays: Mapping[str, jax.Array]):
-        self._arrays = arrays
-        self._reading: Reading | None = None
-        if arrays:
-            with contextlib.suppress(Exception):  # the program of an array has already failed; `values` reports it
-                self._reading = reading_of_arrays(arrays)
-
-    def values(self) -> Iterator[tuple[str, Any]]:
-        """Yields names and arrays on the host, or the error of an array that could not be computed."""
-        values: Mapping[str, Any] = self._arrays
-        if self._reading is not None:
-            with contextlib.suppress(Exception):  # if one array fails, the gathered array fails too
-                values = self._reading.outcomes()
-        for name, array in values.items():
+    def _add_scalars(self, numbers: Numbers, errors: list[Exception]) -> None:
+        """Adds the scalars. One that would hide a value of the state, or another scalar, becomes an omission."""
+        copies: Mapping[str, Any] = {}
+        with contextlib.suppress(Exception):  # if one array cannot be computed, the others are read one by one
+            copies = self.copies()
+        for name, value in self.scalars.items():
+            found = Numbers()
             try:
-                value: Any = np.asarray(array).reshape(())
+                value = copies.get(name, value)
+                found.update({name: np.asarray(value).reshape(()) if isinstance(value, ARRAYS) else value})
             except Exception as error:
-                value = error
-            yield name, value
+                errors.append(error)
+                found.omissions.append(Omission.of_error(name, error, doing="read"))
+            numbers.omissions += found.omissions
+            for part, number in found.scalars.items():
+                if self.known.has(part) or part in numbers.scalars or (part != name and part in self.scalars):
+                    numbers.omissions.append(_twin(part))
+                else:
+                    numbers.scalars[part] = number
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +131,12 @@ class Known:
         return len(self.entries) == len(readings) and all(
             entries is reading.entries for entries, reading in zip(self.entries, readings, strict=True)
         )
+
+    def has(self, name: str) -> bool:
+        """Returns whether a name is that of a value of the state, or below it."""
+        while name and name not in self.names:
+            name = name.rpartition("/")[0]
+        return bool(name)
 
     @functools.cached_property
     def names(self) -> Mapping[str, int]:
@@ -178,17 +167,13 @@ class Known:
     @functools.cached_property
     def keys(self) -> frozenset[str]:
         """The names of random keys."""
-        entries = itertools.chain(*self.entries)
-        return frozenset(entry.name for entry in entries if entry.description.dtype.startswith("key<"))
+        return frozenset(name for name, info in self.state.items() if info.dtype.startswith("key<"))
 
     @functools.cached_property
     def counters(self) -> Mapping[str, Counter]:
         """The Counters with a single count, by name."""
-        return {
-            entry.name: entry.item
-            for entry in itertools.chain(*self.entries)
-            if entry.owner is None and isinstance(entry.item, Counter) and not entry.item.shape
-        }
+        found = {entry.name: entry.item for entry in itertools.chain(*self.entries) if entry.owner is None}
+        return {name: item for name, item in found.items() if isinstance(item, Counter) and not item.shape}
 
 
 class Capture:
@@ -213,22 +198,17 @@ class Capture:
         steps = [thing for thing in objects if isinstance(thing, CompiledStep)]
         modules = [thing for thing in objects if not isinstance(thing, CompiledStep)]
         # Arguments are checked before the copy starts, so an error captures nothing.
-        omissions: list[Omission] = []
-        numbers = dict(_numbers(scalars, self._exclusion, omissions))
+        taken, omissions = _taken(scalars, self._exclusion)
         readings = [step.collect() for step in steps]
         if modules:
             readings.append(collect(*modules))
         known = self._known
         if not known.are(readings):
             known = Known([reading.entries for reading in readings], self._exclusion)
-        for name in _twins_among(numbers, known.names):
-            omissions.append(_twin(name))
-            del numbers[name]
+            _ = known.names  # raises if two are equal
         counter = None if explicit else self._counter_among(known)
         self._known = known
-        arrays = _Arrays({name: value for name, value in numbers.items() if isinstance(value, jax.Array)})
-        here = {name: value for name, value in numbers.items() if not isinstance(value, jax.Array)}
-        return Captured(step, counter, time.time(), readings, known, here, arrays, omissions, self._exclusion)
+        return Captured(step, counter, time.time(), readings, known, taken, _copies(taken), omissions)
 
     def _counter_among(self, known: Known) -> str | None:
         """Returns the name of the Counter that counts the steps of the run, or None."""
@@ -264,17 +244,16 @@ class Capture:
         return None
 
 
-def _numbers(
-    scalars: Mapping[str, Any], exclusion: Exclusion, omissions: list[Omission]
-) -> Iterator[tuple[str, int | float | jax.Array]]:
-    """Yields the scalars that can be written, on the host or on the device. Adds the others to `omissions`.
+def _taken(scalars: Mapping[str, Any], exclusion: Exclusion) -> tuple[dict[str, Any], list[Omission]]:
+    """Returns the scalars that can be written, and the omissions for the others.
 
     Raises:
         TracedReadError: A scalar is traced.
     """
+    taken, omissions = {}, []
     for name, value in scalars.items():
         if value.__class__ is float or value.__class__ is int:
-            yield name, value
+            taken[name] = value
         elif name in exclusion:
             pass
         elif is_traced(value):
@@ -284,46 +263,29 @@ def _numbers(
                 got="log(...) inside a compiled function",
                 fix="return it from the function, and log the returned value",
             )
-        elif isinstance(value, jax.Array | np.ndarray | np.generic) and not _is_number(value.dtype):
-            omissions.append(_no_scalar(name, described(value)))
-        elif isinstance(value, jax.Array | np.ndarray) and value.size != 1:
+        elif isinstance(value, ARRAYS) and _is_number(value.dtype) and value.size != 1:
             fix = "its mean(); or a tallax.statistics.Histogram on the model, for how it is distributed"
             rule = "a Logger takes arrays of one number, and leaves others out of the records."
             omissions.append(Omission(name, rule, described(value), fix))
-        elif isinstance(value, jax.Array):
-            yield name, value
-        elif isinstance(value, int | float | complex | np.ndarray | np.generic):
-            found = Numbers()
-            found.add(name, value.reshape(()) if isinstance(value, np.ndarray) else value)
-            omissions += found.omissions
-            for part, number in found.scalars.items():
-                if part == name or part not in scalars:
-                    yield part, number
-                else:  # the real part of a complex number
-                    omissions.append(_twin(part))
+        elif _is_number(value.dtype) if isinstance(value, ARRAYS) else isinstance(value, int | float | complex):
+            taken[name] = value.copy() if isinstance(value, np.ndarray) else value
         else:
-            omissions.append(_no_scalar(name, described(value)))
-
-
-def _no_scalar(name: str, got: str) -> Omission:
-    rule = "a Logger takes numbers, and arrays of one number, and leaves other values out of the records."
-    return Omission(name, rule, got, "a float, an int, or an array of shape ()")
+            rule = "a Logger takes numbers, and arrays of one number, and leaves other values out of the records."
+            omissions.append(Omission(name, rule, described(value), "a float, an int, or an array of shape ()"))
+    return taken, omissions
 
 
 def _is_number(dtype: Any) -> bool:
     return bool(jax.numpy.issubdtype(dtype, jax.numpy.number) or dtype == np.bool_)
 
 
-def _twins_among(scalars: Mapping[str, Any], items: Mapping[str, int]) -> list[str]:
-    """Returns the scalars that have the name of a value of the state, or a name below it."""
-    twins = []
-    for name in scalars:
-        above = name
-        while above and above not in items:
-            above = above.rpartition("/")[0]
-        if above:
-            twins.append(name)
-    return twins
+def _copies(scalars: Mapping[str, Any]) -> Callable[[], Mapping[str, Any]]:
+    """Starts to copy the scalars on the device to the host. The next step may reuse their memory (donation)."""
+    arrays = {name: value for name, value in scalars.items() if isinstance(value, jax.Array)}
+    if arrays:
+        with contextlib.suppress(Exception):  # the program of an array has already failed
+            return reading_of_arrays(arrays).outcomes
+    return dict
 
 
 def _twin(name: str) -> Omission:

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tallax.logging._omissions import Exclusion, Omission, described
+from tallax.logging._omissions import Omission, described
 from tallax.reading import Unreadable
 from tallax.runs import Bins
 from tallax.statistics import HistogramResult, LogHistogramResult
@@ -35,10 +35,8 @@ class Numbers:
         self.histograms: dict[str, Bins] = {}
         self.omissions: list[Omission] = []
 
-    def update(self, values: Mapping[str, Any], exclusion: Exclusion) -> None:
+    def update(self, values: Mapping[str, Any]) -> None:
         """Adds values by name. Most are numbers, so these are checked first."""
-        if exclusion:
-            values = {name: value for name, value in values.items() if name not in exclusion}
         for name, value in values.items():
             if value.__class__ is int or value.__class__ is float:
                 self.scalars[name] = value
