@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from tallax.runs import Bins, History, Record, RunError
-from tallax.runs._panels import heat_of, panels_of, panels_over_each_other
+from tallax.runs._panels import heat_of, panels_of, panels_over_each_other, site_map
 from tallax.runs._plot import draw, plot
-from tallax.runs._site_maps import site_map
 from tests.runs import EDGES, odd_records, record, write
 
 

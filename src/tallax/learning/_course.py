@@ -12,9 +12,9 @@ from rich.text import Text
 
 from tallax.learning._exercises import Exercise, exercises
 from tallax.learning._graders import Grader, Interrupted
-from tallax.learning._keyboard import keyboard
 from tallax.learning._saved_progress import SavedProgress
 from tallax.learning._screen import View, heading, in_pages, listed, passed_note, screen, solved
+from tallax.runs._keyboard import keyboard
 
 _POLL_SECONDS = 0.2
 

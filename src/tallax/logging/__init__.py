@@ -24,7 +24,7 @@ To change when a call is logged, open `_step_clock`, then `Logger._look`. To cha
 `_flatten`. To change the arguments that a call accepts, open `_capture`. To change what happens if sinks are slow or
 fail, open `_writer`.
 
-Invariants: no call but the second waits for the device, and a value that cannot be written never ends the loop and
+Invariants: no call but the first of a run waits for the device. A value that cannot be written never ends the loop and
 never removes the other values of its record. `test_logging_does_not_wait_for_the_device` in `tests/test_logger.py`
 guards the first, `tests/test_unwritable.py` the second, and `tests/test_step_clock.py` the steps of the records.
 """

@@ -31,7 +31,7 @@ class Captured:
     """The arguments of one call, with their copy to the host under way.
 
     Attributes:
-        step: The step from the caller or the clock.
+        step: The step from the caller or the clock, which `capture` does not know.
         counter: The name of the step counter, whose value replaces `step`, or None.
         time: The time of the call, in seconds since the epoch.
         readings: The readings of the state.
@@ -184,10 +184,10 @@ class Capture:
         self._counter: str | None = None  # the name that was found
         self._known = Known((), exclusion)
 
-    def capture(self, objects: Sequence[Any], scalars: Mapping[str, Any], step: int, *, explicit: bool) -> Captured:
+    def capture(self, objects: Sequence[Any], scalars: Mapping[str, Any], *, explicit: bool) -> Captured:
         """Starts the copy to the host and returns the capture, without waiting.
 
-        A step counter replaces `step`, unless the caller gave the step, so that it is `explicit`.
+        The step counter determines the step, unless it is `explicit`: the caller gave it.
 
         Raises:
             InvalidTypeError: An object is not a module.
@@ -208,7 +208,7 @@ class Capture:
             _ = known.names  # raises if two are equal
         counter = None if explicit else self._counter_among(known)
         self._known = known
-        return Captured(step, counter, time.time(), readings, known, taken, _copies(taken), omissions)
+        return Captured(0, counter, time.time(), readings, known, taken, _copies(taken), omissions)
 
     def _counter_among(self, known: Known) -> str | None:
         """Returns the name of the Counter that counts the steps of the run, or None."""

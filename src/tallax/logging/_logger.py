@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import sys
 import threading
@@ -35,7 +36,7 @@ class Logger:
     the steps that the compiled step has run (`CompiledStep.steps`), or the calls if there is no compiled step. It
     starts from the run's step counter: the `Counter` named `step` with the shortest path, for example that of a
     `tallax.StepCounter`. So a run that resumes from a checkpoint continues its curves and replaces the records that are
-    later than the checkpoint. To read the counter, the second call waits for the first step; no other call waits.
+    later than the checkpoint. To read the counter, the first call waits for the first step; no other call waits.
     Compiled steps that share a counter share a clock, and those of different models have different clocks.
 
     The step of a record is `step=` or the counter's value, which is read together with the other values. If there is
@@ -111,9 +112,6 @@ class Logger:
         self._lock = threading.RLock()
         self._explicit: bool | None = None  # whether calls pass step=; None before the first record
         self._clocks = RunClocks(every)
-        # The step counter that a clock is going to start from: the capture that contains it, the clock, the steps that
-        # had elapsed then, and whether that capture was logged. The next call waits for it; a further step runs then.
-        self._pending: tuple[Captured, StepClock, int, bool] | None = None
         # A call that is not due returns after one comparison with a threshold. There is one for each kind of call. A
         # threshold of `_LOOK` makes the next call of this kind call `_look`.
         self._calls = 0  # calls without a compiled step
@@ -182,7 +180,6 @@ class Logger:
         """
         with self._lock:
             self._require_open()
-            self._settle()
             if step is None:
                 self._clocks.calls.set_elapsed(self._calls)
                 self._log(objects, None, scalars, self._clocks.of(objects), is_call=False)
@@ -196,8 +193,6 @@ class Logger:
         Raises:
             SinkError: A sink could not write it.
         """
-        with self._lock:
-            self._settle()
         if self._writer is not None:
             self._writer.flush()
         self._report()
@@ -211,7 +206,6 @@ class Logger:
             SinkError: A sink could not write or not close.
         """
         with self._lock:
-            self._settle()
             writer, self._writer = self._writer, None
             self._closed = True
             self._wake()  # later calls then call `_look`, and raise
@@ -242,7 +236,6 @@ class Logger:
     def _look(self, objects: Sequence[Any], step: int | None, scalars: dict[str, Any]) -> None:
         """Logs if a record is due, sets the threshold of the next look, and reports failures since the last look."""
         self._require_open()
-        self._settle()
         clocks = self._clocks
         if step is None:
             clock = clocks.of(objects)
@@ -253,9 +246,7 @@ class Logger:
             clock.set(step)
         if clock is None or clock.is_due(clock.now):
             clock = self._log(objects, step, scalars, clock, is_call=True)
-        if self._pending is not None:
-            self._wake()
-        elif clock is clocks.explicit:
+        if clock is clocks.explicit:
             self._due_step = clock.now + clock.left
         elif clock is clocks.calls:
             self._due_calls = self._calls + clock.left
@@ -277,43 +268,24 @@ class Logger:
         """Logs a call or `now`, and returns its clock, which is created here for a new compiled step.
 
         A compiled step may be new in the middle of a run, for example one for batches of another shape. Only the step
-        counter shows how far that run is, so the next call, which waits for it, decides whether this one was due.
+        counter shows how far that run is, so a call waits for it once, and may then turn out not to be due.
         """
         self._require_same_kind(explicit=step is not None)
-        shown = step if step is not None else self._clocks.shown(clock)
-        captured = self._capture.capture(objects, scalars, shown, explicit=step is not None)
+        captured = self._capture.capture(objects, scalars, explicit=step is not None)
         self._explicit = step is not None
         is_new = clock is None
         if clock is None:
             clock = self._clocks.new(objects, *captured.step_counter())
-            captured = dataclasses.replace(captured, step=clock.now)
         is_first = not clock.has_started and (is_call or (step is None and len(objects) > 0))
-        is_logged = is_first or not is_call or not is_new or (captured.counter is None and clock.is_due(clock.now))
+        if (is_first or is_new) and captured.counter is not None:
+            with contextlib.suppress(Exception):  # the program that computes it failed: the record reports that
+                clock.start_at(captured.count(), clock.elapsed)
+        is_logged = is_first or not is_call or clock.is_due(clock.now)
         if is_first or (is_logged and is_call):
             clock.has_logged(clock.now)
-        if (is_first or is_new) and captured.counter is not None:
-            self._pending = captured, clock, clock.elapsed, is_logged
         if is_logged:
-            self._put(captured)
+            self._put(dataclasses.replace(captured, step=self._clocks.shown(clock) if step is None else step))
         return clock
-
-    def _settle(self) -> None:
-        """Starts a clock from its step counter, if one is pending. This waits for the device."""
-        if self._pending is None:
-            return
-        captured, clock, elapsed, is_logged = self._pending
-        try:
-            step: int | None = captured.count()
-        except Exception:  # the program that computes it failed: the record reports that, and the clock continues
-            step = None
-        self._pending = None
-        if step is not None:
-            clock.start_at(step, elapsed)
-            if is_logged:
-                clock.has_logged(step)
-            elif clock.is_due(step):
-                clock.has_logged(step)
-                self._put(captured)
 
     def _put(self, captured: Captured) -> None:
         # All processes read, since that may run a program that all of them must run. Only some write.

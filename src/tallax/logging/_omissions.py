@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tallax._errors import InvalidTypeError, compose, describe
-from tallax.runs._names import matches
+from tallax.runs._history import matches
 
 _LONG = 200  # characters of a name or an error; the rest is cut
 
@@ -38,23 +38,6 @@ class Omission:
         return cls(
             name, rule, error_text(error), "Logger(..., exclude=...) with this name leaves it out without a warning"
         )
-
-
-class Omissions:
-    """Reports each value once for each reason."""
-
-    def __init__(self) -> None:
-        self._said: set[tuple[str, str]] = set()
-
-    def new(self, omissions: Iterable[Omission]) -> list[Omission]:
-        """Returns the omissions that were not reported before."""
-        found = []
-        for omission in omissions:
-            key = omission.name, omission.rule
-            if key not in self._said:
-                self._said.add(key)
-                found.append(omission)
-        return found
 
 
 def warn(omissions: Sequence[Omission]) -> None:

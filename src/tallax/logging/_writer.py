@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tallax._errors import SinkError
 from tallax.logging._capture import Captured
-from tallax.logging._omissions import Omission, Omissions, error_text, warn
+from tallax.logging._omissions import Omission, error_text, warn
 from tallax.sinks import Sink
 
 _DROPPED = "logger/dropped_records"
@@ -53,7 +53,7 @@ class Writer:
         self._ending = False
         self._failures: list[Failure] = []
         self._omitted: list[Omission] = []
-        self._omissions = Omissions()
+        self._said: set[tuple[str, str]] = set()  # each value is reported once for each reason
         self._thread = threading.Thread(target=self._run, name="tallax.Logger", daemon=True)
         self._thread.start()
 
@@ -153,10 +153,14 @@ class Writer:
                     self._omit(Omission.of_error(name, error, doing=doing) for name, error in left.items())
 
     def _omit(self, omissions: Iterable[Omission]) -> None:
-        new = self._omissions.new(omissions)
+        new: dict[tuple[str, str], Omission] = {}
+        for omission in omissions:
+            if (omission.name, omission.rule) not in self._said:
+                new.setdefault((omission.name, omission.rule), omission)
+        self._said |= new.keys()
         if new:
             with self._changed:
-                self._omitted += new
+                self._omitted += new.values()
             self._on_failure()
 
     def _fail(self, failure: Failure) -> None:

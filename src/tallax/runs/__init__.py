@@ -11,13 +11,12 @@ statistic that they come from. A `History` sorts records by name into `Series`. 
 | the data that every sink gets | `_record` |
 | the format on disk | `_jsonl_format` |
 | how files are found, followed and read again after a resume | `_run` |
-| which names a pattern matches, and their order | `_names` |
 | the format of numbers, sizes and durations | `_number_format` |
 | bars and sparklines of text | `_bars`, with the scale from `_histogram_axis` |
-| `tallax tail`, and the table of `sinks.Console` | `_tail`, `_live_table` |
+| `tallax tail`, and the table of `sinks.Console` | `_tail` and `_keyboard`, `_live_table` |
 | `tallax show` of a run or a checkpoint | `_contents` (the data), `_show` (the terminal) |
 | tables in notebooks | `_html`; `tallax._display` adds treescope and needs JAX |
-| `tallax plot` | `_plot` (files and pages), `_panels` and `_site_maps` (grouping and data), `_matplotlib` (drawing) |
+| `tallax plot` | `_plot` (files and pages), `_panels` (grouping and data), `_matplotlib` (drawing) |
 
 Invariants: nothing here imports JAX, Flax or the rest of tallax, which `tests/test_architecture.py` guards. Integers
 are exact from the record to the screen, however large, which `tests/test_jsonl.py` and `tests/test_show.py` guard.

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from tallax.runs._history import History
+from tallax.runs._history import History, is_entry, matches
 from tallax.runs._jsonl_format import plain
-from tallax.runs._names import is_entry, matches
 from tallax.runs._number_format import ago, number
 from tallax.runs._record import Bins, StateInfo
 

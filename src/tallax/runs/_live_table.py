@@ -6,14 +6,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from tallax.runs._bars import bars_of, sparkline
-from tallax.runs._history import History, Series
-from tallax.runs._names import is_entry, matches, sorted_names
+from tallax.runs._history import History, Series, is_entry, matches, sorted_names
 from tallax.runs._number_format import ago, change, number, short
 from tallax.runs._record import Bins
 
@@ -70,10 +70,9 @@ def rows_of(history: History, patterns: Sequence[str] = ()) -> Iterator[Row]:
     last = history.steps[-1] if history.steps else None
     for name in sorted_names(history):
         if matches(name, patterns):
-            if name in history.histograms:
-                yield _histogram(name, history.histograms[name], last)
-            if name in history.scalars:
-                yield _scalar(name, history.scalars[name], last)
+            for series in (history.histograms.get(name), history.scalars.get(name)):
+                if series is not None:
+                    yield _row(name, series, last)
 
 
 def speed_of(history: History) -> float | None:
@@ -87,10 +86,13 @@ def speed_of(history: History) -> float | None:
     return speeds[len(speeds) // 2] if speeds else None
 
 
-def _scalar(name: str, series: Series[int | float], last: int | None) -> Row:
-    values, steps = series.values, series.steps
-    changed = change(values[-2], values[-1], steps[-1] - steps[-2]) if len(values) > 1 else ""
-    return Row(name, number(values[-1]), changed, _drawn(series), steps[-1] == last)
+def _row(name: str, series: Series[Any], last: int | None) -> Row:
+    values, steps = series.values[-2:], series.steps[-2:]
+    latest = values[-1]
+    numbers = [value.total if isinstance(value, Bins) else value for value in values]
+    changed = change(numbers[0], numbers[1], steps[-1] - steps[0]) if len(numbers) > 1 else ""
+    drawn = latest if isinstance(latest, Bins) else _drawn(series)
+    return Row(name, number(numbers[-1]), changed, drawn, steps[-1] == last)
 
 
 def _drawn(series: Series[int | float]) -> Sequence[int | float]:
@@ -107,13 +109,6 @@ def _drawn(series: Series[int | float]) -> Sequence[int | float]:
         (after - before) * 100 // length  # pyright: ignore[reportOperatorIssue]
         for (before, after), length in zip(pairs, lengths, strict=True)
     ]
-
-
-def _histogram(name: str, series: Series[Bins], last: int | None) -> Row:
-    values, steps = series.values, series.steps
-    total = values[-1].total
-    changed = change(values[-2].total, total, steps[-1] - steps[-2]) if len(values) > 1 else ""
-    return Row(name, number(total), changed, values[-1], steps[-1] == last)
 
 
 def _folded(rows: Sequence[Row]) -> Iterator[Row]:

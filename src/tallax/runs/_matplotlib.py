@@ -13,18 +13,16 @@ from matplotlib import colormaps
 from matplotlib.colors import ListedColormap, LogNorm, Normalize, PowerNorm
 from matplotlib.ticker import (
     EngFormatter,
-    FixedLocator,
     LogLocator,
     MaxNLocator,
     NullFormatter,
     NullLocator,
     ScalarFormatter,
+    SymmetricalLogLocator,
 )
 
-from tallax.runs._histogram_axis import Axis
 from tallax.runs._number_format import number
-from tallax.runs._panels import Heat, Panel
-from tallax.runs._site_maps import SiteMap
+from tallax.runs._panels import Heat, Panel, SiteMap
 
 _TOLD_APART = 10  # the most curves that a legend distinguishes by color
 _COLORS = "viridis"
@@ -33,6 +31,7 @@ _LARGEST = 1e300
 _SPIKE = 4.0  # if the fraction in the bin of zeros exceeds all others by this factor, the bin is not drawn to scale
 _TITLE = 42  # characters
 _LABELS = 12  # the most labels of layers
+_DECADES = 7  # labels of a logarithmic axis
 _DECADE = 10.0  # positive numbers that differ by more are drawn on a logarithmic scale
 
 
@@ -75,22 +74,13 @@ def draw_heat_map(axes: Any, title: str, heat: Heat, first: int, last: int) -> N
     edges = heat.edges
     if not shares.count():
         axes.text(0.5, 0.5, "no values", ha="center", color="0.5", transform=axes.transAxes)
-    mesh = axes.pcolormesh(
-        _between(heat.steps),
-        edges,
-        shares.T,
-        cmap=_SHARES,
-        norm=PowerNorm(0.5, vmin=0, vmax=_highest(heat)),
-        rasterized=True,
-    )
+    norm = PowerNorm(0.5, vmin=0, vmax=_highest(heat))
+    mesh = axes.pcolormesh(_between(heat.steps), edges, shares.T, cmap=_SHARES, norm=norm, rasterized=True)
     _value_axis(axes.yaxis, axes.set_yscale, heat)
     axes.set_ylim(edges[0], edges[-1])
     beyond = "max" if shares.count() and shares.max() > _highest(heat) else "neither"
-    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.01, aspect=30, extend=beyond)
+    bar = _color_bar(axes, mesh, MaxNLocator(3), extend=beyond)
     bar.set_label("share of new values" if heat.new else "share of values", fontsize=7)
-    bar.ax.tick_params(labelsize=6)
-    bar.locator = MaxNLocator(3)
-    bar.outline.set_visible(False)
     axes.set_ylabel("entry" if heat.entries else "value")
     _step_axis(axes, first, last)
 
@@ -115,17 +105,19 @@ def draw_layers(axes: Any, title: str, layers: SiteMap, first: int, last: int) -
     every = -(-len(layers.labels) // _LABELS)
     axes.set_yticks(range(0, len(layers.labels), every), layers.labels[::every])
     axes.tick_params(axis="y", length=0)
-    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.01, aspect=30)
-    bar.ax.tick_params(labelsize=6)
     if isinstance(norm, LogNorm):
-        bar.locator = LogLocator(numticks=5)
-        bar.formatter = _power
-        bar.minorticks_off()
+        _color_bar(axes, mesh, LogLocator(numticks=5), format=_power).minorticks_off()
     else:
-        bar.locator = MaxNLocator(4)
-    bar.outline.set_visible(False)
+        _color_bar(axes, mesh, MaxNLocator(4))
     axes.set_ylabel("layer, entry" if "," in layers.labels[0] else "layer")
     _step_axis(axes, first, last)
+
+
+def _color_bar(axes: Any, mesh: Any, ticks: Any, **options: Any) -> Any:
+    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.01, aspect=30, ticks=ticks, **options)
+    bar.ax.tick_params(labelsize=6)
+    bar.outline.set_visible(False)
+    return bar
 
 
 def draw_ridgeline(axes: Any, title: str, heat: Heat) -> None:
@@ -158,11 +150,14 @@ def _value_axis(axis: Any, set_scale: Any, heat: Heat) -> None:
     elif threshold is None:
         axis.set_major_locator(MaxNLocator(5))
     else:
-        if min(abs(heat.axis.low), abs(heat.axis.high)) >= threshold and heat.axis.low > 0:
+        locator: Any = LogLocator(numticks=_DECADES)
+        if heat.axis.low >= threshold:
             set_scale("log")
         else:
             set_scale("symlog", linthresh=threshold, linscale=1.0)
-        axis.set_major_locator(FixedLocator(_decades(heat.axis)))
+            locator = SymmetricalLogLocator(base=10, linthresh=threshold)
+            locator.set_params(numticks=_DECADES)
+        axis.set_major_locator(locator)
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(_power)
         axis.set_minor_formatter(NullFormatter())
@@ -175,24 +170,6 @@ def _highest(heat: Heat) -> float:
     most, others = shares.max(initial=0.0), shares[:, ~around].max(initial=0.0)
     spiked = not heat.entries and others and (heat.axis.threshold is not None or most > _SPIKE * others)
     return float((others if spiked else most) or 1.0)
-
-
-def _decades(axis: Axis) -> list[float]:
-    """Returns powers of ten of both signs, as many as there is room for labels, and 0 if it is on the axis."""
-    assert axis.threshold is not None
-    least = math.ceil(math.log10(axis.threshold) - 1e-9)
-    wanted = [0.0] if axis.low <= 0 <= axis.high else []
-    for end in (axis.high, axis.low):
-        if abs(end) >= axis.threshold:
-            most = math.floor(math.log10(abs(end)) + 1e-9)
-            wanted += [math.copysign(10.0**power, end) for power in range(most, least - 1, -1)]
-    first, last = axis.place([axis.low, axis.high])
-    chosen: list[float] = []
-    for value in wanted:
-        place = float(axis.place(value))
-        if all(abs(place - float(axis.place(other))) > (last - first) / 7 for other in chosen):
-            chosen.append(value)
-    return sorted(chosen or [axis.low, axis.high])
 
 
 def _power(value: float, _: Any = None) -> str:
@@ -234,9 +211,8 @@ def _legend(axes: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:
         return
     if len(labels) > _TOLD_APART:  # the colors are in order, so the legend needs only the first and the last
         handles, labels = [handles[0], handles[-1]], [labels[0], labels[-1]]
-    named = [
-        f" {label}" if label.startswith("_") else label for label in labels
-    ]  # matplotlib hides labels with an initial _
+    # matplotlib hides labels that begin with an underscore.
+    named = [f" {label}" if label.startswith("_") else label for label in labels]
     axes.legend(handles, named, ncols=2 if len(named) > 4 else 1, handlelength=1.2, columnspacing=1.0, labelspacing=0.2)
 
 

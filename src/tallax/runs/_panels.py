@@ -1,20 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The panels of `tallax plot`: groups of curves with common axes, and histograms over the steps."""
+"""The panels of `tallax plot`: curves with common axes, histograms over the steps, and maps of the layers.
+
+A map has one number of `tallax.watch` for all layers of a model: `layers/0/up:output/rms`, `layers/1/up:output/rms`,
+... are one map, whose title has a `*` for the number of the layer. The entries of an array are one map, too: of a stack
+of layers (`layers/up:output/rms/0`), or of heads.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from tallax.runs._histogram_axis import Axis
-from tallax.runs._history import History, Series
-from tallax.runs._names import is_entry, matches, sorted_names
+from tallax.runs._history import History, Series, is_entry, matches, sorted_names
 from tallax.runs._record import Bins
-from tallax.runs._site_maps import SiteMap, is_bookkeeping, site_map, site_of
 
 ENTRIES = 12  # the most entries of an array that are curves of one panel; a larger array is a histogram
 LAYERS = 4  # the fewest layers with a number that are drawn as a map; fewer are curves of one panel
@@ -27,6 +32,8 @@ _FAMILIES = (
     ("max", "mean", "min"),
     ("underflow", "overflow", "nan", "posinf", "neginf"),
 )
+# Fields with the step and the number of entries of another number; they are drawn only if a pattern selects them.
+_BOOKKEEPING = {"size", "updates", "entries", "queries", "largest_at", "nonfinite_at"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,22 @@ class Curve:
 
     label: str
     series: Series[int | float]
+
+
+@dataclass(frozen=True)
+class SiteMap:
+    """A number of several layers over the steps.
+
+    Attributes:
+        labels: The number of each layer, and of the entry if there are several: `3`, or `3,1`.
+        steps: The steps of the columns, ascending.
+        values: float64[layers, steps]; NaN if a layer has no record of a step. If records are left out, a column has
+            the largest magnitude since the column before, so that no spike is lost.
+    """
+
+    labels: list[str]
+    steps: list[int]
+    values: np.ndarray
 
 
 @dataclass
@@ -190,3 +213,47 @@ def _grown(mass: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     if kept.sum() < 0.5 * len(kept):
         return None
     return np.maximum(grown[kept], 0.0), kept
+
+
+def site_of(name: str) -> tuple[str, str] | None:
+    """Returns the title of the map that a scalar belongs to, and its label; None for other scalars."""
+    path, colon, rest = name.rpartition(":")
+    if not colon:
+        return None
+    role, _, entry = rest.rpartition("/")
+    if not is_entry(entry):
+        role, entry = rest, ""
+    numbers = [part for part in path.split("/") if part.isdigit()]
+    if not numbers and not entry:
+        return None
+    title = "/".join("*" if part.isdigit() else part for part in path.split("/"))
+    return f"{title}:{role}", ",".join([*numbers, *([entry] if entry else [])])
+
+
+def is_bookkeeping(name: str) -> bool:
+    """Returns whether a scalar of a site is only the step or the number of entries of another one."""
+    return ":" in name and any(part in _BOOKKEEPING for part in name.rpartition(":")[2].split("/"))
+
+
+def site_map(chosen: Mapping[str, Series[int | float]]) -> SiteMap:
+    """Returns the map of some scalars by their labels."""
+    labels = sorted(chosen, key=lambda label: [int(part) for part in re.findall(r"\d+", label)])
+    steps = sorted({step for series in chosen.values() for step in series.steps})
+    values = np.full((len(labels), len(steps)), math.nan)
+    for row, label in enumerate(labels):
+        values[row, np.searchsorted(steps, chosen[label].steps)] = _floats(chosen[label])
+    if len(steps) > _RECORDS:
+        ends = np.linspace(0, len(steps), _RECORDS + 1).astype(int)
+        values = np.stack([_extremes(values[:, a:b]) for a, b in itertools.pairwise(ends)], 1)
+        steps = [steps[end - 1] for end in ends[1:]]
+    return SiteMap(labels, steps, values)
+
+
+def _floats(series: Series[int | float]) -> list[float]:
+    return [float(value) if not abs(value) >= 1e300 else math.copysign(math.inf, value) for value in series.values]
+
+
+def _extremes(values: np.ndarray) -> np.ndarray:
+    """Returns the entry of the largest magnitude of each row; NaN if all entries are NaN."""
+    places = np.where(np.isnan(values), -1.0, np.abs(values)).argmax(1)
+    return values[np.arange(len(values)), places]

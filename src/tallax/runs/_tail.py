@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import select
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 try:
     from rich.console import Console, RenderableType
@@ -19,6 +17,7 @@ except ModuleNotFoundError:
 
     raise MissingExtraError.of("tallax tail", "cli", "rich") from None
 
+from tallax.runs._keyboard import keyboard
 from tallax.runs._live_table import KEEP, table
 from tallax.runs._run import Run, is_run
 
@@ -47,7 +46,7 @@ def tail(path: str, patterns: Sequence[str], every_seconds: float, *, once: bool
 
 
 def _follow(run: Run, path: str, patterns: Sequence[str], every_seconds: float, console: Console) -> None:
-    with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
+    with keyboard() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             live.update(_fitted(run, path, patterns, console), refresh=True)
             if "q" in pressed(every_seconds).lower():
@@ -64,35 +63,3 @@ def _print(run: Run, path: str, patterns: Sequence[str], console: Console) -> No
     """Prints the table: as high as the terminal, or complete if stdout is not a terminal."""
     height = console.size.height - 1 if sys.stdout.isatty() else sys.maxsize
     console.print(table(run, path, patterns=patterns, width=console.width, height=height, now=time.time()))
-
-
-@contextlib.contextmanager
-def _keys() -> Iterator[Callable[[float], str]]:
-    """Yields a function that waits some seconds for a key, and returns it or "". At the end, restores the terminal."""
-
-    def nothing(seconds: float) -> str:
-        time.sleep(seconds)
-        return ""
-
-    try:
-        import termios
-        import tty
-
-        before = termios.tcgetattr(sys.stdin)
-    except Exception:  # stdin is not a terminal, or this is not a POSIX system
-        yield nothing
-        return
-
-    def pressed(seconds: float) -> str:
-        if not select.select([sys.stdin], [], [], seconds)[0]:
-            return ""
-        keys = os.read(sys.stdin.fileno(), 64)
-        if not keys:
-            raise KeyboardInterrupt  # the terminal was closed
-        return keys.decode(errors="replace")
-
-    tty.setcbreak(sys.stdin)
-    try:
-        yield pressed
-    finally:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tallax._errors import MissingExtraError
 from tallax.runs import History, Record
-from tallax.runs._names import matches, users_scalars
+from tallax.runs._history import matches, users_scalars
 from tallax.runs._number_format import number
 from tallax.sinks._partial_writes import encode_or_omit
 

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 def keyboard() -> Iterator[Callable[[float], str]]:
     """Yields a function that waits some seconds for a key and returns it, or an empty string.
 
-    Keys are not shown while the block runs; afterwards the terminal is as it was.
+    Keys are not shown while the block runs; afterwards the terminal is as it was. If stdin is not a terminal, the
+    function only waits.
     """
     try:
         import termios
@@ -23,7 +24,11 @@ def keyboard() -> Iterator[Callable[[float], str]]:
     except ModuleNotFoundError:
         yield _on_windows
         return
-    before = termios.tcgetattr(sys.stdin)
+    try:
+        before = termios.tcgetattr(sys.stdin)
+    except Exception:  # stdin is not a terminal, or closed
+        yield _only_waiting
+        return
 
     def pressed(seconds: float) -> str:
         if not select.select([sys.stdin], [], [], seconds)[0]:
@@ -38,6 +43,11 @@ def keyboard() -> Iterator[Callable[[float], str]]:
         yield pressed
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+def _only_waiting(seconds: float) -> str:
+    time.sleep(seconds)
+    return ""
 
 
 def _on_windows(seconds: float) -> str:
