@@ -30,33 +30,45 @@ class Factory:
     def __init__(
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], static: Collection[str]
     ):
-        self._function, self._args, self._kwargs = function, list(args), dict(kwargs)
-        signature = _signature_of(function)
-        signature.bind(*args, **kwargs)  # raises the same error as a call
-        parameters = list(_each(signature, args, kwargs))
-        _check_names(function, signature, static, {name for name, _, _ in parameters})
+        self._function, self._signature = function, _signature_of(function)
+        self._arguments = self._signature.bind(*args, **kwargs).arguments  # raises the same error as a call
+        found = list(self._each())
+        _check_names(function, self._signature, static, {name for name, _, _ in found})
         self.schedules: dict[str, Any] = {}
         self.takes_schedules: set[str] = set()
-        self._places: dict[str, int | str] = {}
-        for name, place, annotation in parameters:
-            value = self._args[place] if isinstance(place, int) else self._kwargs[place]
+        for name, value, annotation in found:
             takes_number, takes_callable = _takes(annotation)
             is_schedule = takes_number or not takes_callable or isinstance(value, optax.schedules.StatefulSchedule)
             if name not in static and callable(value) and not isinstance(value, type) and is_schedule:
-                self.schedules[name], self._places[name] = value, place
+                self.schedules[name] = value
                 if takes_number and takes_callable:
                     self.takes_schedules.add(name)
 
+    def _each(self) -> Iterator[tuple[str, Any, Any]]:
+        """Yields the name, value and annotation of each argument. Those of `*args` are named `args_0`, ..."""
+        for name, value in self._arguments.items():
+            parameter = self._signature.parameters[name]
+            many: Any = {name: value}
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                many = {f"{name}_{k}": entry for k, entry in enumerate(value)}
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                many = value
+            for own, entry in many.items():
+                yield own, entry, parameter.annotation
+
     def make(self, given: Mapping[str, Any]) -> Any:
         """Calls the function with `given` instead of the schedules."""
-        args, kwargs = list(self._args), dict(self._kwargs)
-        for name, value in given.items():
-            place = self._places[name]
-            if isinstance(place, int):
-                args[place] = value
+        arguments = dict(self._arguments)
+        for name, value in arguments.items():
+            kind = self._signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                arguments[name] = tuple(given.get(f"{name}_{k}", entry) for k, entry in enumerate(value))
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                arguments[name] = {own: given.get(own, entry) for own, entry in value.items()}
             else:
-                kwargs[place] = value
-        return self._function(*args, **kwargs)
+                arguments[name] = given.get(name, value)
+        bound = inspect.BoundArguments(self._signature, arguments)  # pyright: ignore[reportArgumentType]
+        return self._function(*bound.args, **bound.kwargs)
 
 
 def _signature_of(function: Callable[..., Any]) -> inspect.Signature:
@@ -64,24 +76,6 @@ def _signature_of(function: Callable[..., Any]) -> inspect.Signature:
         return inspect.signature(function, eval_str=True)
     except NameError:  # a string annotation that names a type imported only for type checkers
         return inspect.signature(function)
-
-
-def _each(
-    signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Iterator[tuple[str, int | str, Any]]:
-    """Yields the name, position and annotation of each argument. The arguments of `*args` are named `args_0`, ..."""
-    parameters = list(signature.parameters.values())
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
-    for place in range(len(args)):
-        parameter = positional[min(place, len(positional) - 1)]
-        number = place - len(positional) + 1
-        name = f"{parameter.name}_{number}" if parameter.kind is parameter.VAR_POSITIONAL else parameter.name
-        yield name, place, parameter.annotation
-    others = next((p for p in parameters if p.kind is p.VAR_KEYWORD), None)
-    for name in kwargs:
-        parameter = signature.parameters.get(name)
-        named = parameter is not None and parameter.kind is not parameter.VAR_KEYWORD
-        yield name, name, parameter.annotation if named else others.annotation  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def _check_names(

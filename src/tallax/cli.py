@@ -18,7 +18,7 @@ def main() -> None:
     try:
         import typer
     except ModuleNotFoundError:
-        from tallax._errors import MissingExtraError
+        from tallax.runs import MissingExtraError
 
         print(MissingExtraError.of("the tallax command", "cli", "typer"), file=sys.stderr)
         raise SystemExit(2) from None
@@ -28,7 +28,7 @@ def main() -> None:
     def root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
         pass
 
-    for add in (_add_count, _add_check, _add_learn, _add_linter_and_doctor, _add_runs, _add_show):
+    for add in (_add_count, _add_check, _add_learn, _add_linter_and_doctor, _add_runs):
         add(app, typer)
     app()
 
@@ -60,14 +60,10 @@ def _add_count(app: Any, typer: Any) -> None:
         calls: str = typer.Option("5", help="How often to call the counter: a whole number, not negative."),
     ) -> None:
         """Make a StepCounter from a seed, call it, and print its value next to the number of calls."""
-        from tallax._errors import TallaxError
-        from tallax.counters import counter_after_n_calls
+        with _exit_on_errors(typer):
+            from tallax.counters import counter_after_n_calls
 
-        try:
             print(counter_after_n_calls(_number(seed), _number(calls)))
-        except TallaxError as error:
-            print(error, file=sys.stderr)
-            raise typer.Exit(2) from None
 
 
 def _add_check(app: Any, typer: Any) -> None:
@@ -95,16 +91,16 @@ def _add_check(app: Any, typer: Any) -> None:
         Exits with 0 if nothing failed, 1 if something failed, and 2 if it could not run, or was cut short before a
         failure.
         """
-        try:
-            from tallax.checking._command import check as run
-            from tallax.checking._command import check_resume_of as run_resume
-        except ModuleNotFoundError as error:
-            if error.name != "rich":
-                raise
-            from tallax._errors import MissingExtraError
+        with _exit_on_errors(typer):
+            try:
+                from tallax.checking._command import check as run
+                from tallax.checking._command import check_resume_of as run_resume
+            except ModuleNotFoundError as error:
+                if error.name != "rich":
+                    raise
+                from tallax.runs import MissingExtraError
 
-            print(MissingExtraError.of("tallax check", "cli", "rich"), file=sys.stderr)
-            raise typer.Exit(2) from None
+                raise MissingExtraError.of("tallax check", "cli", "rich") from None
         if resume:
             raise typer.Exit(run_resume(target, steps, devices, limit, as_json=json))
         raise typer.Exit(run(target, inputs, call, calls, limit, as_json=json, start=start))
@@ -181,8 +177,6 @@ def _add_runs(app: Any, typer: Any) -> None:
             for path in run_plot(runs, output, names, histograms):
                 print(path)
 
-
-def _add_show(app: Any, typer: Any) -> None:
     @app.command()
     def show(
         path: str = typer.Argument(metavar="CHECKPOINT_OR_RUN", help="The folder of a checkpoint or a run."),
@@ -193,14 +187,12 @@ def _add_show(app: Any, typer: Any) -> None:
         with _exit_on_errors(typer):
             from tallax.runs._show import show as run_show
 
-            run_show(path, names, json_wanted=json, checkpoint=_checkpoint)
+            def checkpoint(path: str) -> Any:
+                from tallax.checkpoints import shown  # imports JAX and Orbax, which runs do not need
 
+                return shown(path)
 
-def _checkpoint(path: str) -> Any:
-    """Reads a checkpoint. This imports JAX and Orbax, which runs do not need."""
-    from tallax.checkpoints import shown
-
-    return shown(path)
+            run_show(path, names, json_wanted=json, checkpoint=checkpoint)
 
 
 @contextlib.contextmanager
