@@ -218,19 +218,6 @@ def errors_among(values: Iterable[Any]) -> list[Exception]:
     return [value.error for value in values if type(value) is Unreadable]
 
 
-def _or_unreadable(value: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a method return its exception, so that one failure does not lose the other values."""
-
-    @functools.wraps(value)
-    def method(*args: Any) -> Any:
-        try:
-            return value(*args)
-        except Exception as error:
-            return Unreadable(error)
-
-    return method
-
-
 @dataclass(frozen=True)
 class Entry:
     """The state under one name: a single Variable, or a statistic or `ScheduledValue` with its Variables.
@@ -269,11 +256,13 @@ class Entry:
             return list(self.owner.stored_state().values())
         return [stored_state(item) for item in self.items.values()]
 
-    @_or_unreadable
     def value(self, states: Sequence[np.ndarray]) -> Any:
-        """Returns the value of a state on the host."""
+        """Returns the value of a state on the host. If `read()` raises, an `Unreadable`, so that no other is lost."""
         if self.owner is not None:
-            return self.owner.read(dict(zip(self.items, states, strict=True)))
+            try:
+                return self.owner.read(dict(zip(self.items, states, strict=True)))
+            except Exception as error:
+                return Unreadable(error)
         (state,) = states
         if isinstance(self.item, Counter):
             if state.ndim > 1:
@@ -300,17 +289,13 @@ def entries_of(objects: Sequence[Any], names: Sequence[str] | None = None) -> li
                 got=describe(thing),
                 fix="collect(model); log(model, loss=loss) for a Logger's numbers",
             )
-        found = _entries_in(thing)
+        groups = groups_of(thing, Counter | Buffer)
+        found = [Entry(group.name, dict(group.variables), cast(Any, group.owner)) for group in groups]
         label = names[number] if names is not None else str(number)
         while any(entry.name in entries for entry in found):  # the prefix itself may be the name of an entry
             found = [dataclasses.replace(entry, name=f"{label}/{entry.name}") for entry in found]
         entries.update((entry.name, entry) for entry in found)
     return list(entries.values())
-
-
-def _entries_in(thing: Any) -> list[Entry]:
-    groups = groups_of(thing, Counter | Buffer)
-    return [Entry(group.name, dict(group.variables), cast(Any, group.owner)) for group in groups]
 
 
 def _as_arrays(entry: Entry) -> Any:
@@ -323,10 +308,8 @@ class _Copies:
     """Arrays that are being copied to the host: unchanged, or gathered into few arrays."""
 
     def __init__(self, arrays: Sequence[jax.Array], *, gather: bool):
-        if not all(
-            isinstance(array.dtype, np.dtype) for array in arrays
-        ):  # NumPy has no random keys, so their words are copied
-            arrays = [array if isinstance(array.dtype, np.dtype) else jax.random.key_data(array) for array in arrays]
+        # NumPy has no random keys, so their words are copied.
+        arrays = [array if isinstance(array.dtype, np.dtype) else jax.random.key_data(array) for array in arrays]
         self._arrays = arrays
         self._vectors: list[tuple[list[int], jax.Array]] = []
         if gather:

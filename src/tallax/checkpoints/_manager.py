@@ -168,9 +168,6 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """Returns the number of the latest checkpoint, or None. Waits for a checkpoint that is being written."""
-        self.wait()
-        if self._manager is not None:
-            return self._manager.latest_step()
         return max(self.steps(), default=None)
 
     def steps(self) -> list[int]:

@@ -10,11 +10,11 @@ from pathlib import Path
 from tallax.runs import Record
 from tallax.runs._jsonl_format import FIRST_LINE, Decoder, Encoder
 from tallax.runs._run import file_of
-from tallax.sinks._local_files import AppendFile, local_path, lock
+from tallax.sinks._local_files import AppendFile, FileSink, lock
 from tallax.sinks._partial_writes import encode_or_omit
 
 
-class Jsonl:
+class Jsonl(FileSink):
     """Appends records to a file, one line of JSON each, for `tallax tail`, `tallax plot` and `tallax.Run`.
 
     The operating system receives each line whole, so it survives if the program is killed. If a line cannot be written
@@ -34,8 +34,7 @@ class Jsonl:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self._path = local_path("sinks.Jsonl", path)
-        self._file: AppendFile | None = None
+        super().__init__(path)
         self._encoder = Encoder()
 
     def write(self, record: Record) -> dict[str, Exception]:
@@ -48,14 +47,6 @@ class Jsonl:
             self._encoder = Encoder()  # the next line must not refer to the one that failed
             raise
         return errors
-
-    def close(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
-
-    def __repr__(self) -> str:
-        return f"Jsonl({str(self._path)!r})"
 
     def _line(self, record: Record) -> bytes:
         try:

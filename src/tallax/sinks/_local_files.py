@@ -81,3 +81,23 @@ class AppendFile:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+class FileSink:
+    """The part that sinks of local files share: the path, and the file, which is opened at the first record.
+
+    Raises:
+        InvalidValueError: The path is the address of a remote store, such as `gs://...`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self._path = local_path(f"sinks.{type(self).__name__}", path)
+        self._file: AppendFile | None = None
+
+    def close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self._path)!r})"
