@@ -7,9 +7,6 @@ its batch size on purpose.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 from tallax import _uint64
 from tallax._errors import compose
 from tallax.checkpoints._manifest import Manifest
@@ -31,50 +28,31 @@ def disagreements(manifest: Manifest, batch_size: int | None) -> list[str]:
         if entry.at is not None and entry.kind == "Counter" and entry.shape == (2,):
             counts[name] = int(_uint64.to_uint64(manifest.array(name)))
         elif entry.at is not None and entry.kind == POSITION:
-            positions[name] = states_in(manifest.array(name))
-    steps_name = min((name for name in counts if _last(name) in _COUNTS_OF_STEPS), key=_depth, default=None)
-    if steps_name is None:
+            states = states_in(manifest.array(name))
+            if len(states) == 1 and isinstance(states[0], dict):  # of several processes each has counted its own part
+                # Only the integers at the top: those of parts of the pipeline count other things.
+                positions |= {f"{name}/{key}": count for key, count in states[0].items() if type(count) is int}
+    steps_names = [name for name in counts if _last(name) in _COUNTS_OF_STEPS]
+    if not steps_names:
         return []
+    steps_name = min(steps_names, key=lambda name: (name.count("/"), name))
     steps, found = counts[steps_name], []
-    numbers = {name: (count, _last(name)) for name, count in counts.items()}
-    for name, states in positions.items():
-        if len(states) == 1:  # of several processes each has counted its own part
-            numbers |= {f"{name}/{path}": (count, _last(path)) for path, count in _integers(states[0])}
-    for name, (count, last) in numbers.items():
-        if last in _COUNTS_OF_EXAMPLES:
-            expected = _expected_examples(count, steps, batch_size)
-        elif last in _COUNTS_OF_EITHER:
-            fits = count in (steps, steps * batch_size) if batch_size else count == steps or _is_multiple(count, steps)
-            sizes = f", or {steps * batch_size} examples" if batch_size else ""
-            expected = None if fits else f"{steps} batches{sizes}"
+    examples = None if batch_size is None else steps * batch_size
+    for name, count in (counts | positions).items():
+        fits = count == examples if examples is not None else count % steps == 0 if steps else count == 0
+        if _last(name) in _COUNTS_OF_EXAMPLES:
+            expected = f"a multiple of {steps}" if examples is None else f"{examples}, for batches of {batch_size}"
+        elif _last(name) in _COUNTS_OF_EITHER:
+            fits = fits or count == steps
+            expected = f"{steps} batches" if examples is None else f"{steps} batches, or {examples} examples"
         else:
             continue
-        if expected is not None:
+        if not fits:
             rule = f"does not agree with {steps_name}, so batches are skipped, repeated or not counted."
             fix = "count examples and steps in one place, and save the data with them: save(n, model, data=iterator)"
             found.append(compose(name, rule, got=f"{count} at {steps_name} {steps}", expected=expected, fix=fix))
     return found
 
 
-def _expected_examples(count: int, steps: int, batch_size: int | None) -> str | None:
-    if batch_size is None:
-        return None if _is_multiple(count, steps) else f"a multiple of {steps}"
-    return None if count == steps * batch_size else f"{steps * batch_size}, for batches of {batch_size}"
-
-
-def _is_multiple(count: int, steps: int) -> bool:
-    return count % steps == 0 if steps else count == 0
-
-
-def _integers(state: Any) -> Iterator[tuple[str, int]]:
-    """Yields the integers at the top of an iterator's state; those of parts of its pipeline count other things."""
-    if isinstance(state, dict):
-        yield from ((key, entry) for key, entry in state.items() if type(entry) is int)
-
-
 def _last(name: str) -> str:
     return name.rpartition("/")[2]
-
-
-def _depth(name: str) -> tuple[int, str]:
-    return name.count("/"), name

@@ -120,7 +120,9 @@ class MLflow:
         if self._run_id:
             run = client.get_run(self._run_id)
         else:
-            experiment = self._found_or_made(client)
+            title = self._experiment or "Default"
+            found = client.get_experiment_by_name(title)
+            experiment = found.experiment_id if found else client.create_experiment(title)
             name = self._run_name
             if name and record.process:
                 name += f"-process-{record.process}"
@@ -137,11 +139,6 @@ class MLflow:
             said = f"at step {record.step}; values of steps up to {last} are from before"
             client.log_batch(self._run, tags=[RunTag(_RESUMED, said)], synchronous=True)
         return client
-
-    def _found_or_made(self, client: Any) -> str:
-        name = self._experiment or "Default"
-        found = client.get_experiment_by_name(name)
-        return found.experiment_id if found else client.create_experiment(name)
 
     def _name(self, name: str) -> str:
         """Returns MLflow's name of a number."""

@@ -26,17 +26,11 @@ def encode_or_omit(
         return encode(record), {}
     except Exception as error:
         first = error
-    errors: dict[str, Exception] = {}
-    scalars, histograms = dict(record.scalars), dict(record.histograms)
-    for name, part in parts(record):
-        try:
-            (trial or encode)(part)
-        except Exception as error:
-            errors[name] = error
-            scalars.pop(name, None)
-            histograms.pop(name, None)
-    if not errors or not (scalars or histograms):
+    errors = write_one_by_one(record, trial or encode)
+    if not errors:
         raise first
+    scalars = {name: value for name, value in record.scalars.items() if name not in errors}
+    histograms = {name: bins for name, bins in record.histograms.items() if name not in errors}
     return encode(dataclasses.replace(record, scalars=scalars, histograms=histograms)), errors
 
 

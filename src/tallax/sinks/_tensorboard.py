@@ -84,6 +84,7 @@ class TensorBoard(FileSink):
             raise
         return file
 
+    @np.errstate(all="ignore")  # a number beyond the range of its precision becomes an infinity
     def _encoded(self, record: Record) -> bytes:
         """Returns the serialized event of a record.
 
@@ -97,10 +98,9 @@ class TensorBoard(FileSink):
         values = self._event.summary.value
         del values[len(names) :]
         for value, number in zip(values, record.scalars.values(), strict=True):
-            value.simple_value = float(number)  # beyond the range of single precision, it becomes an infinity
+            value.simple_value = float(number)
         counts = ((name, n) for name, n in record.scalars.items() if n.__class__ is int and not -_EXACT < n < _EXACT)
-        with np.errstate(all="ignore"):
-            self._large |= {name for name, count in counts if float(np.float32(count)) != count}
+        self._large |= {name for name, count in counts if float(np.float32(count)) != count}
         for name in names if self._large else ():
             if name in self._large:
                 tensor = TensorProto(dtype=_DOUBLE, double_val=[float(record.scalars[name])])
