@@ -65,11 +65,10 @@ def test_trees_show_exact_counts_and_statistics(model):
 
 
 def test_objects_alone(model):
-    """Each has a card with its exact value, and a histogram a picture with a bar for each bin that has values."""
+    """Each has a card with its exact value, and a histogram a line of bars."""
     assert "9,007,199,254,740,993" in html_of(model.seen)
     assert "[1, 2, 3]" in html_of(model.load)
-    assert html_of(model.logits).count("<rect") == 7
-    assert "<svg" in html_of(model.sizes)
+    assert all(block in html_of(part) for part in (model.logits, model.sizes) for block in "▁█")
     assert "<td" in html_of(model.largest)
     assert "persistent=False" in html_of(model.bias)
     assert "polynomial_schedule" in html_of(model.temperature)
@@ -128,7 +127,7 @@ def test_runs(tmp_path):
     run = tallax.Run(write(tmp_path, [record(1), record(2)]))
     html = html_of(run)
     assert "9,007,199,254,742,273" in html
-    assert html.count("<svg") == 2
+    assert html.count("█") == 2
     assert "loss" in html
     assert repr(run) == f"<Run '{tmp_path}': step 20, 12 scalars, 2 histograms>"
 

@@ -138,7 +138,7 @@ def test_a_stack_is_drawn_together():
         axes = stack.plot()
         assert "1 nan" in axes.get_title().lower()
         pyplot.close(axes.figure)
-        assert "svg" in stack._repr_mimebundle_()["text/html"]
+        assert "█" in stack._repr_mimebundle_()["text/html"]
 
 
 def test_a_checkpoint_of_a_stack_is_read(tmp_path):

@@ -48,11 +48,11 @@ def bundle(html: str) -> dict[str, str]:
 
 def card(title: str, value: Any, bins: Bins | None = None) -> str:
     """Returns a title and a value: a record, whose fields are listed, a number or an array in one row, or None."""
-    from tallax.runs._html import bars, table  # only notebooks need it, and `Counter` imports this file
+    from tallax.runs._html import table, value_text  # only notebooks need it, and `Counter` imports this file
 
     rows: list[tuple[str, str]] = []
     if bins is not None and bins.total:
-        rows.append(("", bars(bins)))
+        rows.append(("", value_text(bins)))
     if dataclasses.is_dataclass(value):
         known = () if bins is None else ("counts", "edges", "buckets", "relative_error", "mantissa_bits")
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
