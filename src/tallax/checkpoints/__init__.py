@@ -6,9 +6,11 @@ Three concepts:
 - A *holder* is a Variable of the user's objects, or an array outside of Variables, with its name and a way to write it.
 - An *entry* describes one array of a checkpoint: kind, dtype, shape, checksum. The *manifest* has all entries, and the
   values of small tallax variables. It is one more array of the checkpoint, called `tallax`.
-- A *target* is the objects to restore into, as holders and entries. A *source* is a checkpoint, as entries and arrays.
+- A `State` is the holders and entries of the user's objects. In a restore it is the *target*. A *source* is a
+  checkpoint, as entries and arrays.
+- `Names` has the place of each array of the source in the target.
 
-`save` turns holders into entries and arrays (`_collect`, then `_save`), and Orbax writes them. `restore` runs five
+`save` splits a `State` into arrays and the manifest (`_collect`, then `_save`), and Orbax writes them. `restore` runs five
 stages, one file each; `from_checkpoint` starts at the second with a tree that the caller has read:
 
     folder --_locate--> outline of the arrays --_manifest--> entries --_plan--> names to read --_fetch--> values
