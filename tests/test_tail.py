@@ -22,10 +22,9 @@ import pytest
 from rich.console import Console
 
 from tallax.runs import Bins, History, Record, Run
-from tallax.runs._bars import bars_of, one_line, sparkline
-from tallax.runs._histogram_axis import Axis
+from tallax.runs._bars import Axis, bars_of, one_line
 from tallax.runs._jsonl_format import Encoder
-from tallax.runs._live_table import speed_of, table
+from tallax.runs._live_table import sparkline, speed_of, table
 from tallax.runs._number_format import ago, change, number
 from tests.runs import odd_records, record, write
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints in which nothing is dropped, defaulted or cast silently.
 
-Three concepts:
+Four concepts:
 
 - A *holder* is a Variable of the user's objects, or an array outside of Variables, with its name and a way to write it.
 - An *entry* describes one array of a checkpoint: kind, dtype, shape, checksum. The *manifest* has all entries, and the
@@ -10,8 +10,8 @@ Three concepts:
   checkpoint, as entries and arrays.
 - `Names` has the place of each array of the source in the target.
 
-`save` splits a `State` into arrays and the manifest (`_collect`, then `_save`), and Orbax writes them. `restore` runs five
-stages, one file each; `from_checkpoint` starts at the second with a tree that the caller has read:
+`save` splits a `State` into arrays and the manifest (`_collect`, then `_save`), and Orbax writes them. `restore` runs
+five stages, one file each; `from_checkpoint` starts at the second with a tree that the caller has read:
 
     folder --_locate--> outline of the arrays --_manifest--> entries --_plan--> names to read --_fetch--> values
                                                                 |                                           |

@@ -12,7 +12,7 @@ statistic that they come from. A `History` sorts records by name into `Series`. 
 | the format on disk | `_jsonl_format` |
 | how files are found, followed and read again after a resume | `_run` |
 | the format of numbers, sizes and durations | `_number_format` |
-| bars and sparklines of text | `_bars`, with the scale from `_histogram_axis` |
+| histograms as bars of text, and the scale that they share with pictures | `_bars` |
 | `tallax tail`, and the table of `sinks.Console` | `_tail` and `_keyboard`, `_live_table` |
 | `tallax show` of a run or a checkpoint | `_contents` (the data), `_show` (the terminal) |
 | tables in notebooks | `_html`; `tallax._display` adds treescope and needs JAX |

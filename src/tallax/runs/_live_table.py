@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tallax.runs._bars import bars_of, sparkline
+from tallax.runs._bars import BLOCKS, bars_of
 from tallax.runs._history import History, Series, is_entry, matches, sorted_names
 from tallax.runs._number_format import ago, change, number, short
 from tallax.runs._record import Bins
@@ -202,3 +203,34 @@ def _rest(left_out: Sequence[Row]) -> str:
     parent, _, entry = left_out[0].name.rpartition("/")
     pattern = f"{parent}/*" if parent else entry
     return f"... and {len(left_out):,} more; narrow with --names '{pattern}'"
+
+
+def sparkline(values: Sequence[int | float], *, width: int = 24) -> str:
+    """Returns the last `width` values as bars, from the lowest value, `▁`, to the highest, `█`.
+
+    If all values are equal, the bars have half the height. NaN is `?`, and the infinities are `↑` and `↓`.
+    """
+    values = values[-width:]
+    finite = [value for value in values if isinstance(value, int) or math.isfinite(value)]
+    if not finite:
+        return "".join(map(_beyond, values))
+    low, high = min(finite), max(finite)
+    return "".join(
+        BLOCKS[_level(value, low, high)] if isinstance(value, int) or math.isfinite(value) else _beyond(value)
+        for value in values
+    )
+
+
+def _level(value: int | float, low: int | float, high: int | float) -> int:
+    highest = len(BLOCKS) - 1
+    if low == high:
+        return highest // 2
+    if isinstance(value, int) and isinstance(low, int) and isinstance(high, int):
+        return 1 + (value - low) * (highest - 1) // (high - low)  # exact, however large
+    half = 1 if high - low < math.inf else 2  # the difference of two floats may be infinite
+    share = (value / half - low / half) / (high / half - low / half)
+    return 1 + min(highest - 1, int(share * highest))
+
+
+def _beyond(value: int | float) -> str:
+    return "?" if math.isnan(value) else "↑" if value > 0 else "↓"

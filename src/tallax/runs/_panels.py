@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tallax.runs._histogram_axis import Axis
+from tallax.runs._bars import Axis
 from tallax.runs._history import History, Series, is_entry, matches, sorted_names
 from tallax.runs._record import Bins
 
