@@ -169,7 +169,7 @@ def _layout(owner: Any, attribute: Any) -> tuple[Change, Change]:
     if isinstance(owner, nnx.LinearGeneral) and attribute in ("kernel", "bias"):
         return _general(owner, attribute)
     if attribute != "kernel" or not isinstance(owner, nnx.Linear | nnx.Conv | nnx.ConvTranspose):
-        return _same, _same
+        return (lambda array: array), (lambda array: array)
     # PyTorch's kernel of a transposed convolution is (in, out, *window), and flipped, because it is that of a gradient.
     # So it is flipped here, unless Flax does that.
     if isinstance(owner, nnx.ConvTranspose) and not owner.transpose_kernel:
@@ -199,10 +199,6 @@ def _transposed_back(array: np.ndarray) -> np.ndarray:
 
 def _guarded(change: Change) -> Change:
     return lambda array: change(array) if array.ndim >= 2 else array  # the comparison reports a wrong shape
-
-
-def _same(array: np.ndarray) -> np.ndarray:
-    return array
 
 
 def _slashed(name: str) -> str:

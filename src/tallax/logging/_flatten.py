@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -123,7 +123,8 @@ class Numbers:
         elif array.dtype == np.bool_:
             self.scalars[name] = int(array.sum())  # the number of true entries, for example of dead units
         elif array.size <= ENTRIES:
-            self.scalars.update((f"{name}/{place}", entry) for place, entry in _entries(array))
+            for place, entry in zip(np.ndindex(array.shape), array.ravel().tolist(), strict=True):
+                self.scalars[f"{name}/{','.join(map(str, place))}"] = entry
         else:
             numbers = np.asarray(array, np.float64)
             with np.errstate(all="ignore"):
@@ -187,8 +188,3 @@ def _without_gaps(counts: np.ndarray, edges: np.ndarray) -> Bins | None:
         return None
     starts = np.union1d(seen, seen[:-1] + 1)
     return Bins(edges[[*starts, seen[-1] + 1]], counts[starts])
-
-
-def _entries(array: np.ndarray) -> Iterator[tuple[str, int | float]]:
-    for place, entry in zip(np.ndindex(array.shape), array.ravel().tolist(), strict=True):
-        yield ",".join(map(str, place)), entry

@@ -47,7 +47,7 @@ class Writer:
         # This condition protects the attributes below.
         self._changed = threading.Condition()
         self._queue: collections.deque[Captured] = collections.deque()
-        self._unwritten = 0  # the number of captures in the queue or on their way to the sinks
+        self.unwritten = 0  # the number of records in the queue or on their way to the sinks
         self._dropped = 0
         self._flushes = 0  # the captures that are being written
         self._ending = False
@@ -67,7 +67,7 @@ class Writer:
                 self._changed.wait_for(lambda: len(self._queue) < self._capacity)
             finally:  # also on Ctrl-C: the capture is written
                 self._queue.append(captured)
-                self._unwritten += 1
+                self.unwritten += 1
                 if len(self._queue) == 1 or self._is_pressing():  # otherwise the thread sleeps
                     self._changed.notify_all()
 
@@ -77,7 +77,7 @@ class Writer:
             self._flushes += 1
             self._changed.notify_all()
             try:
-                self._changed.wait_for(lambda: not self._unwritten)
+                self._changed.wait_for(lambda: not self.unwritten)
             finally:
                 self._flushes -= 1
 
@@ -103,11 +103,6 @@ class Writer:
         finally:
             _raise(failures)
 
-    @property
-    def unwritten(self) -> int:
-        """The number of records that the sinks have not received yet."""
-        return self._unwritten
-
     def _run(self) -> None:
         rested = 0.0  # the time of the monotonic clock
         while True:
@@ -123,7 +118,7 @@ class Writer:
             self._write(captured, extra)
             rested = time.monotonic() + _REST
             with self._changed:
-                self._unwritten -= 1
+                self.unwritten -= 1
                 self._changed.notify_all()
         for sink in self._sinks:
             try:
