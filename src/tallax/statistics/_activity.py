@@ -14,7 +14,7 @@ import numpy as np
 
 from tallax import _uint64
 from tallax._arrays import is_traced, unsplit
-from tallax._errors import InvalidValueError, compose
+from tallax._errors import InvalidValueError
 from tallax._mesh_axes import AxisName, Combination, count_over, on_first
 from tallax.statistics._statistic import CountsAndBuffer, entries_of, leading_axes
 from tallax.variables import Buffer, Counter
@@ -89,13 +89,11 @@ class Activity(CountsAndBuffer):
         super().__init__(axis_name=axis_name)
         if not (_is_size(units) and (window is None or _is_size(window))):
             raise InvalidValueError(
-                compose(
-                    "Activity",
-                    "units and window must be positive integers.",
-                    got=f"units={units!r}, window={window!r}",
-                    expected="integers in [1, 2**31 - 1], or no window",
-                    fix="Activity(x.shape[-1], window=1000)",
-                )
+                "Activity",
+                "units and window must be positive integers.",
+                got=f"units={units!r}, window={window!r}",
+                expected="integers in [1, 2**31 - 1], or no window",
+                fix="Activity(x.shape[-1], window=1000)",
             )
         self.units: int = int(units)
         self.window: int | None = None if window is None else int(window)

@@ -14,7 +14,7 @@ import numpy as np
 
 from tallax import _uint64
 from tallax._arrays import unsplit
-from tallax._errors import InvalidValueError, compose
+from tallax._errors import InvalidValueError
 from tallax._mesh_axes import (
     AxisName,
     Combination,
@@ -108,13 +108,11 @@ class Ema(CountsAndBuffer):
         number = as_number(decay)
         if number is None or not 0 <= number < 1:
             raise InvalidValueError(
-                compose(
-                    "Ema",
-                    "decay must be in [0, 1): an update keeps this fraction of the average.",
-                    got=f"decay={decay!r}",
-                    expected="a number in [0, 1)",
-                    fix="Ema(0.99), which remembers about 100 updates",
-                )
+                "Ema",
+                "decay must be in [0, 1): an update keeps this fraction of the average.",
+                got=f"decay={decay!r}",
+                expected="a number in [0, 1)",
+                fix="Ema(0.99), which remembers about 100 updates",
             )
         self.decay: float = number
         self.debias: bool = bool(debias)

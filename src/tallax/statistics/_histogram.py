@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tallax._errors import InvalidValueError, compose
+from tallax._errors import InvalidValueError
 from tallax._mesh_axes import AxisName
 from tallax.runs._bars import one_line
 from tallax.runs._record import Bins
@@ -139,13 +139,11 @@ class Histogram(Counts):
         in_order = -(2.0**127) < self.low < self.high < 2.0**127  # false for NaN
         if not (is_count and in_order) or np.any(np.diff(self.edges) <= 0):
             raise InvalidValueError(
-                compose(
-                    "Histogram",
-                    "the edges must increase, and differ in float32.",
-                    got=f"low={low!r}, high={high!r}, bins={bins!r}",
-                    expected="low < high, both finite and below 2**127, and 1 to 65536 bins",
-                    fix="Histogram(-5.0, 5.0, bins=64)",
-                )
+                "Histogram",
+                "the edges must increase, and differ in float32.",
+                got=f"low={low!r}, high={high!r}, bins={bins!r}",
+                expected="low < high, both finite and below 2**127, and 1 to 65536 bins",
+                fix="Histogram(-5.0, 5.0, bins=64)",
             )
         self.counts: Counter = Counter(shape=self.bins + len(_OUTSIDE), persistent=persistent)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax import _uint64
-from tallax._errors import InvalidValueError, compose, describe
+from tallax._errors import InvalidValueError, describe
 from tallax._mesh_axes import AxisName
 from tallax.runs._bars import bars_of
 from tallax.runs._record import Bins
@@ -83,12 +83,10 @@ class LogHistogramResult:
             ranks = np.asarray(q, np.float64)
             if not np.all((ranks >= 0) & (ranks <= 1)):
                 raise InvalidValueError(
-                    compose(
-                        "q",
-                        "a quantile must be in [0, 1].",
-                        got=describe(q),
-                        fix="quantile(0.99) for the 99th percentile",
-                    )
+                    "q",
+                    "a quantile must be in [0, 1].",
+                    got=describe(q),
+                    fix="quantile(0.99) for the 99th percentile",
                 )
             if not self.count:
                 return math.nan if ranks.ndim == 0 else np.full(ranks.shape, math.nan)
@@ -205,12 +203,10 @@ class LogHistogram(Counts):
         error = as_number(relative_error)
         if error is None or not 1e-4 <= error <= 0.5:
             raise InvalidValueError(
-                compose(
-                    "LogHistogram",
-                    "the relative error must be in [1e-4, 0.5].",
-                    got=describe(relative_error),
-                    fix="LogHistogram(relative_error=0.01)",
-                )
+                "LogHistogram",
+                "the relative error must be in [1e-4, 0.5].",
+                got=describe(relative_error),
+                fix="LogHistogram(relative_error=0.01)",
             )
         self.relative_error: float = error
         self.mantissa_bits: int = next(m for m in range(_MANTISSA) if 1 / (2 ** (m + 1) + 1) <= error)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tallax import _uint64
-from tallax._errors import InvalidValueError, MissingExtraError, compose
+from tallax._errors import InvalidValueError, MissingExtraError
 
 
 def plot_bars(counts: np.ndarray, edges: np.ndarray, ax: Any) -> Any:
@@ -44,12 +44,10 @@ def stacked(result: object, counts: Any) -> None:
     if counts.ndim == 1:
         name = type(result).__name__
         raise InvalidValueError(
-            compose(
-                name,
-                "only the result of a stack of histograms, such as one for each layer, can be indexed.",
-                got="the result of a single histogram",
-                fix="the result itself, without [...]",
-            )
+            name,
+            "only the result of a stack of histograms, such as one for each layer, can be indexed.",
+            got="the result of a single histogram",
+            fix="the result itself, without [...]",
         )
 
 

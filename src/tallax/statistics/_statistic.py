@@ -15,7 +15,7 @@ import numpy as np
 from tallax import _uint64
 from tallax._arrays import is_traced
 from tallax._display import bundle, card, tree
-from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, describe
 from tallax._mesh_axes import AxisName, Combination, axes_to_combine, on_first, replica_count, varying_axes
 from tallax._module import EvalAware
 from tallax.runs._record import Bins
@@ -51,12 +51,10 @@ class Statistic(EvalAware, abc.ABC):
         super().__init__()
         if not isinstance(axis_name, Hashable) or (isinstance(axis_name, tuple) and not all(map(_is_axis, axis_name))):
             raise InvalidTypeError(
-                compose(
-                    type(self).__name__,
-                    "axis_name must be the name of a mapped axis, or a tuple of names.",
-                    got=describe(axis_name),
-                    fix='axis_name="data", or axis_name=("data", "model")',
-                )
+                type(self).__name__,
+                "axis_name must be the name of a mapped axis, or a tuple of names.",
+                got=describe(axis_name),
+                fix='axis_name="data", or axis_name=("data", "model")',
             )
         self.axis_name: AxisName | None = axis_name
 
@@ -103,13 +101,11 @@ class Statistic(EvalAware, abc.ABC):
         """
         if type(other) is not type(self) or other._configuration() != self._configuration():
             raise InvalidValueError(
-                compose(
-                    self,
-                    "only statistics of the same type and configuration can be merged.",
-                    got=_signature(other) if isinstance(other, Statistic) else describe(other),
-                    expected=_signature(self),
-                    fix="make both with the same arguments",
-                )
+                self,
+                "only statistics of the same type and configuration can be merged.",
+                got=_signature(other) if isinstance(other, Statistic) else describe(other),
+                expected=_signature(self),
+                fix="make both with the same arguments",
             )
         self.refuse_casts()
         other.refuse_casts()
@@ -222,12 +218,10 @@ class Statistic(EvalAware, abc.ABC):
         )
         if others - own:
             raise ReplicasError(
-                compose(
-                    self,
-                    "a replicated statistic cannot merge a statistic with per-replica state.",
-                    got=f"per-replica state over {tuple(sorted(others))}",
-                    fix="merge tallax.combine_replicas(other), between steps",
-                )
+                self,
+                "a replicated statistic cannot merge a statistic with per-replica state.",
+                got=f"per-replica state over {tuple(sorted(others))}",
+                fix="merge tallax.combine_replicas(other), between steps",
             )
         if not own:
             return ()
@@ -241,24 +235,20 @@ class Statistic(EvalAware, abc.ABC):
         mask = _real_array(where, self, "where= must be a boolean array.")
         if mask.dtype != jnp.bool_:
             raise InvalidTypeError(
-                compose(
-                    self,
-                    "where= must be a boolean array.",
-                    got=describe(where),
-                    fix="where=mask.astype(bool), or mask > 0",
-                )
+                self,
+                "where= must be a boolean array.",
+                got=describe(where),
+                fix="where=mask.astype(bool), or mask > 0",
             )
         try:
             return values, jnp.broadcast_to(mask, values.shape)
         except ValueError:
             raise InvalidValueError(
-                compose(
-                    self,
-                    "where= must broadcast to the shape of the values.",
-                    got=describe(mask),
-                    expected=f"a shape that broadcasts to {values.shape}",
-                    fix="where=mask[..., None] for a mask of the leading axes",
-                )
+                self,
+                "where= must broadcast to the shape of the values.",
+                got=describe(mask),
+                expected=f"a shape that broadcasts to {values.shape}",
+                fix="where=mask[..., None] for a mask of the leading axes",
             ) from None
 
 
@@ -344,13 +334,11 @@ def leading_axes(x: jax.Array, shape: tuple[int, ...], item: object, *, argument
     if leading < 0 or x.shape[leading:] != shape:
         kind = type(item).__name__
         raise InvalidValueError(
-            compose(
-                item,
-                f"a statistic of shape {shape} requires values whose last axes have that shape.",
-                got=describe(x),
-                expected=f"shape (..., {', '.join(map(str, shape))})",
-                fix=f"move the axis of heads, experts or units to the end, or declare {kind}({argument})",
-            )
+            item,
+            f"a statistic of shape {shape} requires values whose last axes have that shape.",
+            got=describe(x),
+            expected=f"shape (..., {', '.join(map(str, shape))})",
+            fix=f"move the axis of heads, experts or units to the end, or declare {kind}({argument})",
         )
     return tuple(range(leading))
 
@@ -379,7 +367,7 @@ def unboxed(*parts: Any) -> tuple[Any, ...]:
 def _real_array(x: Any, item: object, rule: str, rounding: Rounding = "infinite") -> jax.Array:
     values = as_real_array(x, rounding)
     if values is None:
-        raise InvalidTypeError(compose(item, rule, got=describe(x), fix="jnp.asarray(x), or x.real"))
+        raise InvalidTypeError(item, rule, got=describe(x), fix="jnp.asarray(x), or x.real")
     return jax.lax.stop_gradient(values) if is_traced(values) else values
 
 
