@@ -20,7 +20,7 @@ from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, d
 from tallax._walk import groups_of, leaves_of
 from tallax.replicas._agreement import check_alike, check_concrete, fingerprints
 from tallax.statistics import Statistic
-from tallax.statistics._statistic import Counts
+from tallax.statistics._counts import Counts
 from tallax.variables import Counter, PerReplica, StateVariable
 
 Node = TypeVar("Node")

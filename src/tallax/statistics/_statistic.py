@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The protocol of all statistics, and the base classes that implement it."""
+"""The protocol of all statistics: `Statistic`, which checks, merges, reads and displays."""
 
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar
 
@@ -16,11 +15,11 @@ from tallax import _uint64
 from tallax._arrays import is_traced
 from tallax._display import bundle, card, tree
 from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, describe
-from tallax._mesh_axes import AxisName, Combination, axes_to_combine, on_first, replica_count, varying_axes
+from tallax._mesh_axes import AxisName, varying_axes
 from tallax._module import EvalAware
 from tallax.runs._record import Bins
 from tallax.statistics._host import Rounding, as_real_array
-from tallax.variables import Buffer, Counter, StateVariable, refuse_cast
+from tallax.variables import Counter, StateVariable, refuse_cast
 
 
 class Statistic(EvalAware, abc.ABC):
@@ -46,6 +45,7 @@ class Statistic(EvalAware, abc.ABC):
     _written_by = "self.{name}.update(x), which writes into it; or del self.{name} first"
     _dtypes: ClassVar[Mapping[str, Any]] = {}  # the dtypes of its buffers, by attribute
     _rounding: ClassVar[Rounding] = "infinite"  # the rounding of float64 from the host
+    shape: tuple[int, ...] = ()  # of its results; values are reduced over the axes before those of the shape
 
     def __init__(self, *, axis_name: AxisName | None = None):
         super().__init__()
@@ -170,6 +170,10 @@ class Statistic(EvalAware, abc.ABC):
     def read(self, state: Mapping[str, Any]) -> Any:
         """Returns the record of a state: NumPy or traced arrays by attribute. A Counter is passed as words."""
 
+    def _axes_of(self, x: jax.Array) -> tuple[int, ...]:
+        """Returns the axes of `x` to reduce. Raises if `x` does not end in the statistic's shape."""
+        return leading_axes(x, self.shape, self)
+
     @abc.abstractmethod
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         """Updates the state with checked values."""
@@ -252,75 +256,6 @@ class Statistic(EvalAware, abc.ABC):
             ) from None
 
 
-class Counts(Statistic):
-    """A statistic whose state is one `Counter` named `counts`. A merge adds the counts."""
-
-    counts: Counter
-
-    def reset(self) -> None:
-        """Forgets everything that was fed."""
-        self.counts.reset()
-
-    def _merge(self, other: Any, once: tuple[Hashable, ...] = ()) -> None:
-        self.counts._add_combined(on_first(other.counts._words(), once))
-
-
-class CountsAndBuffer(Statistic):
-    """A statistic whose state is one `Counter` and one `Buffer`. One compiled program updates both.
-
-    A subclass defines the names of both, and implements `_initial_buffer`, `_updated_state` and `_merged_buffers`.
-    """
-
-    _counter_name: ClassVar[str] = "counts"
-    _buffer_name: ClassVar[str]
-
-    @property
-    def _counter(self) -> Counter:
-        return vars(self)[self._counter_name]
-
-    @property
-    def _buffer(self) -> Buffer:
-        return vars(self)[self._buffer_name]
-
-    @abc.abstractmethod
-    def _initial_buffer(self) -> np.ndarray:
-        """Returns the buffer of an empty statistic."""
-
-    @abc.abstractmethod
-    def _updated_state(
-        self, words: Any, buffer: Any, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], how: Combination
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns the limbs after an update, the limbs of the update alone, and the buffer after it."""
-
-    def reset(self) -> None:
-        """Forgets everything that was fed."""
-        self.refuse_casts()
-        self._counter.reset()
-        # A stack of statistics, as made by `vmap`, has additional leading axes.
-        self._buffer[...] = np.broadcast_to(self._initial_buffer(), self._buffer.shape)
-
-    def _axes_of(self, x: jax.Array) -> tuple[int, ...]:
-        """Returns the axes of `x` to reduce. Raises if `x` does not end in the statistic's shape."""
-        return leading_axes(x, vars(self)["shape"], self)
-
-    def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
-        axes = self._axes_of(x)
-        how = axes_to_combine(x, where, state=self._counter, axis_name=self.axis_name)
-        updated = self._updated_state(self._counter._words(), self._buffer._stored(), x, where, axes, how)
-        # `Activity` counts every update as one, also an empty update.
-        most = max(entries_of(x, axes) * replica_count(how.over), 1)
-        self._counter._add_known(*updated[:2], most=most)
-        self._buffer.set_value(updated[2])
-
-    def _merge(self, other: Any, once: tuple[Hashable, ...] = ()) -> None:
-        self._counter._add_combined(on_first(other._counter._words(), once))
-        self._buffer.set_value(self._merged_buffers(self._buffer._stored(), other._buffer._stored()))
-
-    def _merged_buffers(self, own: Any, other: Any) -> jax.Array:
-        """Returns the merged buffer of two statistics, if it does not depend on the counts."""
-        raise NotImplementedError
-
-
 def leading_axes(x: jax.Array, shape: tuple[int, ...], item: object, *, argument: str = "shape=...") -> tuple[int, ...]:
     """Returns the axes of `x` before those of a statistic's `shape`. Raises if `x` does not end in `shape`.
 
@@ -343,11 +278,6 @@ def leading_axes(x: jax.Array, shape: tuple[int, ...], item: object, *, argument
     return tuple(range(leading))
 
 
-def entries_of(x: jax.Array, axes: tuple[int, ...]) -> int:
-    """Returns the number of entries of `x` for each count."""
-    return math.prod(x.shape[axis] for axis in axes)
-
-
 def stored_state(variable: StateVariable) -> Any:
     """Returns a value without moving it: on the host, on the device, or traced. The value of a Counter is its words."""
     return variable._words() if isinstance(variable, Counter) else variable._stored()
@@ -356,6 +286,12 @@ def stored_state(variable: StateVariable) -> Any:
 def exact_or_traced(words: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
     """Returns counts from words: uint64 on the host, or saturated int32 if they are traced."""
     return _uint64.to_int32(words) if isinstance(words, jax.Array) else _uint64.to_uint64(words)
+
+
+def ratio(words: Any, part: int, whole: int) -> Any:
+    """Returns one count over another as floats; 0 if both are 0. Traced counts saturate, but their ratio does not."""
+    numpy, counts = (jnp, _uint64.to_float32(words)) if is_traced(words) else (np, _uint64.to_uint64(words))
+    return counts[..., part] / numpy.maximum(counts[..., whole], 1)
 
 
 def unboxed(*parts: Any) -> tuple[Any, ...]:
