@@ -17,7 +17,7 @@ from tallax.checking import _exercise
 from tallax.learning import _claims, _grading_process
 from tallax.learning._exercises import ORDER, exercises
 from tallax.learning._grade import MISTAKES, Failure, Grade
-from tallax.learning._graders import Interrupted, _failure
+from tallax.learning._graders import Interrupted, failure_of
 from tallax.learning._saved_progress import SavedProgress
 from tallax.learning._screen import View, screen
 
@@ -342,7 +342,7 @@ class InProcess:
     def grade(self, exercise, file, on_claim, is_unneeded):
         held, verdict = graded(exercise.name, file)
         on_claim(exercise.title, True)  # the screen while it is graded is not kept
-        return Grade(tuple(held), None if "passed" in verdict else _failure(exercise, verdict), "", 1.0)
+        return Grade(tuple(held), failure_of(exercise, verdict), "", 1.0)
 
 
 def replayed(steps, folder, console, out):

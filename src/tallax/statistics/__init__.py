@@ -16,7 +16,7 @@ An update goes through these steps:
    converts `x` and `where` (`_host.py` brings 64-bit numbers from the host to 32 bits without wrapping).
 2. `_accumulate` (`_counts.py`) finds the axes to reduce, and inside `shard_map` the mesh axes that `x` varies on
    (`tallax._mesh_axes`), over which the numbers of a batch are summed.
-3. `Counts` is the base of `Rate`, `Histogram` and `LogHistogram`: `_counted` reduces `x` to counts, and the `Counter` is
+3. `Counts` is the base of `Rate`, `Histogram` and `LogHistogram`: `_counted` reduces `x` to counts; the `Counter` is
    incremented. `CountsAndBuffer` is the base of `Activity`, `Ema`, `Extrema` and `Moments`: `_updated` reduces `x` and
    returns the new state of both in one compiled program. These functions are in the file of the statistic;
    `_bincount.py` counts for the histograms, `_powersums.py` sums for `Moments`.

@@ -13,9 +13,10 @@ from flax import nnx
 
 from tallax.checking import _exercise
 from tallax.checking._source_lines import line_of_error
-from tallax.learning._claims import Claim, Wrong, expect, number, require_untrained
+from tallax.learning._claims import Claims, Wrong, expect, number, require_untrained
 from tallax.variables import Counter
 
+CLAIMS = Claims()
 NAMES = ("StepCounter", "counter_after_n_calls")
 
 
@@ -26,6 +27,7 @@ def explain(error: Exception) -> str:
     return "in_place" if is_in_place and isinstance(error, NotImplementedError | TypeError) else ""
 
 
+@CLAIMS("a new counter starts at 0, and each call returns the new count")
 def _counts(solution: ModuleType) -> None:
     counter = solution.StepCounter(nnx.Rngs(0))
     start = number(counter.step)
@@ -40,6 +42,7 @@ def _counts(solution: ModuleType) -> None:
         raise Wrong("shared", f"a second counter starts at {other:g}", "a second counter starts at 0")
 
 
+@CLAIMS("a new counter takes one key")
 def _takes_a_key(solution: ModuleType) -> None:
     rngs = nnx.Rngs(0)
     solution.StepCounter(rngs)
@@ -48,6 +51,7 @@ def _takes_a_key(solution: ModuleType) -> None:
         raise Wrong("no_key", f"{taken} keys", "1 key")
 
 
+@CLAIMS("the count is state: it is in a Variable after a call")
 def _stays_a_variable(solution: ModuleType) -> None:
     counter = solution.StepCounter(nnx.Rngs(0))
     counter()
@@ -57,6 +61,7 @@ def _stays_a_variable(solution: ModuleType) -> None:
     raise Wrong("replaced" if is_array else "python_number", counter.step, "a Variable that holds 1")
 
 
+@CLAIMS("an optimizer does not change the count")
 def _is_not_trained(solution: ModuleType) -> None:
     counter = solution.StepCounter(nnx.Rngs(0))
     for _ in range(5):
@@ -64,6 +69,7 @@ def _is_not_trained(solution: ModuleType) -> None:
     require_untrained(counter, "step", "param")
 
 
+@CLAIMS("compiled calls count")
 def _counts_when_compiled(solution: ModuleType) -> None:
     counter = solution.StepCounter(nnx.Rngs(0))
     step = nnx.jit(lambda counter: counter())
@@ -72,6 +78,7 @@ def _counts_when_compiled(solution: ModuleType) -> None:
     expect(counter.step, 3, "lost_when_compiled")
 
 
+@CLAIMS("the count is exact for 2**24 calls")
 def _counts_far(solution: ModuleType) -> None:
     counter: Any = solution.StepCounter(nnx.Rngs(0))
     if isinstance(counter.step, Counter):
@@ -92,6 +99,7 @@ def _counts_far(solution: ModuleType) -> None:
 _CASES = ((0, 0), (0, 1), (42, 5), (7, 12), (2**32 - 1, 3))
 
 
+@CLAIMS("counter_after_n_calls returns the count and n_calls")
 def _function(solution: ModuleType) -> None:
     for seed, n_calls in _CASES:
         result = solution.counter_after_n_calls(seed, n_calls)
@@ -106,6 +114,7 @@ def _function(solution: ModuleType) -> None:
     expect(result, [4, 4], "function_miscounts")
 
 
+@CLAIMS("counter_after_n_calls reads the counter once, after the loop")
 def _function_reads_the_counter(solution: ModuleType) -> None:
     original = solution.StepCounter
 
@@ -126,15 +135,3 @@ def _function_reads_the_counter(solution: ModuleType) -> None:
     reads = _exercise._host_reads(solution.counter_after_n_calls, in_loop=True)
     if reads:
         raise Wrong("read_in_the_loop", reads[0].source, "one read after the loop")
-
-
-CLAIMS: tuple[Claim, ...] = (
-    ("a new counter starts at 0, and each call returns the new count", _counts),
-    ("a new counter takes one key", _takes_a_key),
-    ("the count is state: it is in a Variable after a call", _stays_a_variable),
-    ("an optimizer does not change the count", _is_not_trained),
-    ("compiled calls count", _counts_when_compiled),
-    ("the count is exact for 2**24 calls", _counts_far),
-    ("counter_after_n_calls returns the count and n_calls", _function),
-    ("counter_after_n_calls reads the counter once, after the loop", _function_reads_the_counter),
-)
