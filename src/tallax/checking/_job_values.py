@@ -90,13 +90,13 @@ def differences(expected: Values, got: Values, *, tolerance: float = 0.0) -> lis
         tolerance: how far apart floats may be, relative to the largest of their array; 0 for equal to the bit.
     """
     return [
-        path
-        for path in dict.fromkeys((*expected, *got))
-        if not same(expected.get(path), got.get(path)) and not _is_near(expected.get(path), got.get(path), tolerance)
+        path for path in dict.fromkeys((*expected, *got)) if not _alike(expected.get(path), got.get(path), tolerance)
     ]
 
 
-def _is_near(a: Value | None, b: Value | None, tolerance: float) -> bool:
+def _alike(a: Value | None, b: Value | None, tolerance: float) -> bool:
+    if same(a, b):
+        return True
     if not tolerance or a is None or b is None or not (a.is_number and b.is_number) or a.is_integer or b.is_integer:
         return False
     left, right = a.array.astype(np.float64), b.array.astype(np.float64)
@@ -128,9 +128,9 @@ def records_in(straight: Values, second: Values) -> list[str]:
 def first_late(straight: Value, second: Value, steps: int, tolerance: float) -> int | None:
     """Returns the first step of the second half at which two records differ; None if there is none."""
     expected, got, step = tails(straight, second, steps)
-    for number in range(len(expected.array)):
-        left, right = ({"": Value(np.asarray(each.array[number]), "record")} for each in (expected, got))
-        if differences(left, right, tolerance=tolerance):
+    for number, entries in enumerate(zip(expected.array, got.array, strict=True)):
+        left, right = (Value(np.asarray(entry), "record") for entry in entries)
+        if not _alike(left, right, tolerance):
             return step + number
     return None
 

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import os
+import select
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +15,6 @@ from rich.text import Text
 
 from tallax.learning._exercises import Exercise, exercises
 from tallax.learning._graders import Grader, Interrupted
-from tallax.learning._keyboard import keyboard
 from tallax.learning._saved_progress import SavedProgress
 from tallax.learning._screen import View, heading, in_pages, listed, passed_note, screen, solved
 
@@ -30,6 +32,32 @@ def write_files(folder: Path) -> list[Path]:
             file.write(exercise.start)
             written.append(path)
     return written
+
+
+@contextlib.contextmanager
+def keyboard() -> Iterator[Callable[[float], str]]:
+    """Yields a function that waits some seconds for a key and returns it, or an empty string.
+
+    Keys are not shown while the block runs; afterwards the terminal is as it was.
+    """
+    import termios  # here, because the list of exercises is shown on Windows too
+    import tty
+
+    before = termios.tcgetattr(sys.stdin)
+
+    def pressed(seconds: float) -> str:
+        if not select.select([sys.stdin], [], [], seconds)[0]:
+            return ""
+        keys = os.read(sys.stdin.fileno(), 64)
+        if not keys:
+            raise KeyboardInterrupt  # the terminal is gone
+        return keys.decode(errors="replace")
+
+    tty.setcbreak(sys.stdin)
+    try:
+        yield pressed
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
 def take_course(folder: Path, console: Console, grader: Grader) -> None:

@@ -233,11 +233,14 @@ class Statistic(EvalAware, abc.ABC):
         return tuple(sorted(own - others - frozenset().union(*map(varying_axes, values)), key=str))
 
     def _checked(self, x: Any, where: Any) -> tuple[jax.Array, jax.Array | None]:
-        values = _real_array(x, self, "a statistic requires a real array.", self._rounding)
+        values, mask = as_real_array(x, self._rounding), None if where is None else as_real_array(where)
+        if values is None:
+            fix = "jnp.asarray(x), or x.real"
+            raise InvalidTypeError(self, "a statistic requires a real array.", got=describe(x), fix=fix)
+        values = jax.lax.stop_gradient(values) if is_traced(values) else values
         if where is None:
             return values, None
-        mask = _real_array(where, self, "where= must be a boolean array.")
-        if mask.dtype != jnp.bool_:
+        if mask is None or mask.dtype != jnp.bool_:
             raise InvalidTypeError(
                 self,
                 "where= must be a boolean array.",
@@ -298,13 +301,6 @@ def unboxed(*parts: Any) -> tuple[Any, ...]:
     """Returns scalars on the host as Python numbers, and all other arrays unchanged."""
     host = (np.ndarray, np.generic)
     return tuple(part.item() if isinstance(part, host) and part.ndim == 0 else part for part in parts)
-
-
-def _real_array(x: Any, item: object, rule: str, rounding: Rounding = "infinite") -> jax.Array:
-    values = as_real_array(x, rounding)
-    if values is None:
-        raise InvalidTypeError(item, rule, got=describe(x), fix="jnp.asarray(x), or x.real")
-    return jax.lax.stop_gradient(values) if is_traced(values) else values
 
 
 def _is_axis(name: Any) -> bool:

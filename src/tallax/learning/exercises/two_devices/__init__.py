@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tallax.learning._claims import Claims, Wrong, expect, number
+from tallax.learning._claims import Claims, Wrong, expect, expect_count, number
 
 CLAIMS = Claims()
 NAMES = ("Counts", "train_step")
@@ -72,15 +72,13 @@ def _several_steps(solution: ModuleType) -> None:
     counts = solution.Counts()
     for _ in range(3):
         solution.train_step(counts, _batch(*_X), _mesh(2))
-    if _counts_of(counts) != (24, 9):
-        seen, positive = _counts_of(counts)
-        raise Wrong("sum_of_totals", f"seen is {seen}, positive is {positive} after 3 steps", "24 and 9")
+    expect_count(counts, "seen", 24, "after 3 steps", "sum_of_totals")
+    expect_count(counts, "positive", 9, "after 3 steps", "sum_of_totals")
 
 
 @CLAIMS("on one device, each example counts once")
 def _one_device(solution: ModuleType) -> None:
     counts = solution.Counts()
     solution.train_step(counts, _batch(*_X), _mesh(1))
-    if _counts_of(counts) != (8, 3):
-        seen, positive = _counts_of(counts)
-        raise Wrong("hard_coded", f"on one device, seen is {seen} and positive is {positive}", "8 and 3")
+    expect_count(counts, "seen", 8, "on one device", "hard_coded")
+    expect_count(counts, "positive", 3, "on one device", "hard_coded")
