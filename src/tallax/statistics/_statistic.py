@@ -31,7 +31,6 @@ class Statistic(EvalAware, abc.ABC):
     a subclass overrides `_begin_replica` and `_join`.
 
     Args:
-        persistent: Whether checkpoints save the state.
         axis_name: The mapped axis or axes over which each update is combined, as in `nnx.BatchNorm`. It is required
             under `vmap`, `pmap` and `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
 
