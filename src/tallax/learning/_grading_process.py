@@ -76,7 +76,7 @@ def grade_file(name: str, file: Path, report: Callable[..., None]) -> None:
     runs: _claims.Claim = ("the file runs", functools.partial(_run, file=file, names=exercise.NAMES))
     for sentence, test in (runs, *exercise.CLAIMS):
         report(at=sentence)
-        failure = _tested(test, solution, getattr(exercise, "explain", lambda error: ""))
+        failure = _tested(test, solution)
         if replaced := _integrity.first_replaced(before):
             failure = {"wrong": "tampers", "got": f"{replaced} is another object"}
         if failure is not None:
@@ -105,9 +105,7 @@ def _run(solution: ModuleType, file: Path, names: tuple[str, ...]) -> None:
             raise _claims.Wrong("missing", f"no {needed} that can be called", needed)
 
 
-def _tested(
-    test: Callable[[ModuleType], None], solution: ModuleType, explain: Callable[[Exception], str]
-) -> dict[str, str] | None:
+def _tested(test: Callable[[ModuleType], None], solution: ModuleType) -> dict[str, str] | None:
     """Returns the mistake that a claim finds, with its details; None if the claim holds."""
     try:
         test(solution)
@@ -115,7 +113,7 @@ def _tested(
         return {"wrong": wrong.mistake, "got": wrong.got, "expected": wrong.expected, "source": wrong.source}
     except Exception as error:
         is_unfinished = isinstance(error, NotImplementedError) and not error.args
-        mistake = explain(error) or ("unfinished" if is_unfinished else "raises")
+        mistake = "unfinished" if is_unfinished else "raises"
         return {"wrong": mistake, "got": _first_line(error), "source": line_of_error(error)}
     return None
 

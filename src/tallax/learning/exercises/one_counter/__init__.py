@@ -11,18 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tallax.checking._source_lines import line_of_error
 from tallax.learning._claims import Claims, Wrong, close, expect_count, number, require_untrained
 from tallax.variables import Counter
 
 CLAIMS = Claims()
 NAMES = ("Controls",)
 _ENDS = {"temperature": (5.0, 1.0), "learning_rate": (0.1, 0.0), "clip": (10.0, 1.0)}
-
-
-def explain(error: Exception) -> str:
-    """Returns the mistake behind an error, or an empty string."""
-    reads = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
-    return "host_read" if isinstance(error, reads) else ""
 
 
 def _due(name: str, step: int) -> float:
@@ -98,7 +93,11 @@ def _follows_when_compiled(solution: ModuleType) -> None:
         return values
 
     compiled = nnx.jit(step)
-    results = [compiled(controls) for _ in range(10)]
+    try:
+        results = [compiled(controls) for _ in range(10)]
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        got = f"a compiled step raises {type(error).__name__}"
+        raise Wrong("host_read", got, "values that stay on the device", line_of_error(error)) from error
     expect_count(controls, "step", 10, "after 10 compiled steps", "not_advancing")
     for name in _ENDS:
         if not close(results[9][name], np.float32(_due(name, 9))):
