@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -122,6 +123,7 @@ class Activity(CountsAndBuffer):
         return leading_axes(x, (self.units,), self, argument=f"{x.shape[-1]}" if x.ndim else "units")
 
     @staticmethod
+    @functools.partial(jax.jit, static_argnums=(4, 5), inline=True)
     def _updated(
         words: jax.Array, buffer: jax.Array, x: jax.Array, where: Any, axes: tuple[int, ...], how: Combination
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -134,6 +136,7 @@ class Activity(CountsAndBuffer):
         return _uint64.add(words, counts), counts, quiet
 
     @staticmethod
+    @functools.partial(jax.jit, static_argnums=4, inline=True)
     def _merged(words: Any, buffer: Any, other_words: Any, other: Any, once: tuple[Hashable, ...]) -> jax.Array:
         return jnp.where(_uint64.less(other, buffer)[..., None], other, buffer)
 

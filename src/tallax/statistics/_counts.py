@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import abc
-import functools
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import jax
@@ -45,14 +44,16 @@ class CountsAndBuffer(Statistic):
     """A statistic whose state is one `Counter` and one `Buffer`. One compiled program updates both.
 
     A subclass defines the names of both, and the reset value, the update and the merge of its buffer. The last two are
-    static methods, pure functions that are compiled.
+    static methods, pure functions, each compiled once for all statistics of a type.
     """
 
     _counter_name: ClassVar[str] = "counts"
     _buffer_name: ClassVar[str]
-    # Called with the words, the buffer, x, where, the axes to reduce, the combination of replicas and `_constants`.
-    # Returns the words after the update, the limbs of the update alone, over all replicas, and the buffer after it.
-    _updated: ClassVar[Callable[..., tuple[jax.Array, jax.Array, jax.Array]]]
+    # (words, buffer, x, where, axes, combination, *constants): the words after an update, the limbs of the update alone
+    # (summed over the replicas), and the buffer after it.
+    _updated: Any
+    # (words, buffer, words of the other statistic, its buffer, once): the buffer of both; for `once`, see `_merge`.
+    _merged: Any
 
     @property
     def _counter(self) -> Counter:
@@ -71,11 +72,6 @@ class CountsAndBuffer(Statistic):
     def _initial_buffer(self) -> np.ndarray:
         """Returns the buffer of an empty statistic."""
 
-    @staticmethod
-    @abc.abstractmethod
-    def _merged(words: Any, buffer: Any, other_words: Any, other: Any, once: tuple[Hashable, ...]) -> jax.Array:
-        """Returns the buffer of the union of two statistics; for `once`, see `_merge`."""
-
     def reset(self) -> None:
         """Forgets everything that was fed."""
         self.refuse_casts()
@@ -87,7 +83,7 @@ class CountsAndBuffer(Statistic):
         axes = self._axes_of(x)
         how = axes_to_combine(x, where, state=self._counter, axis_name=self.axis_name)
         state = self._counter._words(), self._buffer._stored()
-        words, counts, buffer = _update(self._updated, *state, x, where, axes, how, self._constants)
+        words, counts, buffer = self._updated(*state, x, where, axes, how, *self._constants)
         # `Activity` counts every update as one, also an empty update.
         most = max(entries_of(x, axes) * replica_count(how.over), 1)
         self._counter._add_known(words, counts, most=most)
@@ -96,18 +92,7 @@ class CountsAndBuffer(Statistic):
     def _merge(self, other: Any, once: tuple[Hashable, ...] = ()) -> None:
         states = [(each._counter._words(), each._buffer._stored()) for each in (self, other)]
         self._counter._add_combined(on_first(other._counter._words(), once))
-        self._buffer.set_value(_union(self._merged, *states[0], *states[1], once))
-
-
-# One function for all types, so that `_updated` and `_merged` are traced once for each type and shape.
-@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7), inline=True)
-def _update(updated: Callable[..., Any], *arguments: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return updated(*arguments[:-1], *arguments[-1])
-
-
-@functools.partial(jax.jit, static_argnums=(0, 5), inline=True)
-def _union(merged: Callable[..., jax.Array], *states: Any) -> jax.Array:
-    return merged(*states)
+        self._buffer.set_value(self._merged(*states[0], *states[1], once))
 
 
 def entries_of(x: jax.Array, axes: tuple[int, ...]) -> int:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -146,6 +147,7 @@ class Ema(CountsAndBuffer):
         return (1.0 - self.decay,)  # the part of the average that an update makes up
 
     @staticmethod
+    @functools.partial(jax.jit, static_argnums=(4, 5, 6), inline=True)
     def _updated(
         words: jax.Array,
         buffer: jax.Array,
@@ -153,9 +155,8 @@ class Ema(CountsAndBuffer):
         where: Any,
         axes: tuple[int, ...],
         how: Combination,
-        *constants: float,
+        share: float,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        share = jnp.float32(constants[0])
         x = x.astype(jnp.float32)
         finite, bad = both(jnp.isfinite(x), where)
         counts = jnp.stack([kind.sum(axes, dtype=jnp.uint32) for kind in (finite, bad)], -1)
@@ -165,8 +166,8 @@ class Ema(CountsAndBuffer):
         mean = total / jnp.maximum(_uint64.to_float32(entries), 1)
         total, weight = buffer[..., _SUM], buffer[..., _WEIGHT]
         # If mean and average are equal, this keeps the average exactly. `decay * total + share * mean` might round.
-        new_total = total + share * (mean - total)
-        new_weight = weight + share * (1 - weight)
+        new_total = total + jnp.float32(share) * (mean - total)
+        new_weight = weight + jnp.float32(share) * (1 - weight)
         some = ~_uint64.is_zero(entries)
         fits = jnp.isfinite(new_total)  # an infinity would stay forever
         nonfinite = _uint64.add(nonfinite, jnp.where(fits[..., None], jnp.uint32(0), entries))
@@ -178,6 +179,7 @@ class Ema(CountsAndBuffer):
         return _uint64.add(words, nonfinite), nonfinite, jnp.stack([total, weight], -1)
 
     @staticmethod
+    @functools.partial(jax.jit, static_argnums=4, inline=True)
     def _merged(words: Any, buffer: Any, other_words: Any, other: Any, once: tuple[Hashable, ...]) -> jax.Array:
         return buffer + other
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -127,6 +128,7 @@ class Extrema(CountsAndBuffer):
         return extremes
 
     @staticmethod
+    @functools.partial(jax.jit, static_argnums=(4, 5), inline=True)
     def _updated(
         words: jax.Array, buffer: jax.Array, x: jax.Array, where: Any, axes: tuple[int, ...], how: Combination
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -144,6 +146,7 @@ class Extrema(CountsAndBuffer):
         return after, counts, _better(buffer, _packed(jnp.stack([at, at], -2), least))
 
     @staticmethod
+    @functools.partial(jax.jit, static_argnums=4, inline=True)
     def _merged(words: Any, buffer: Any, other_words: Any, other: Any, once: tuple[Hashable, ...]) -> jax.Array:
         return _better(buffer, other)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -137,6 +138,7 @@ class Moments(CountsAndBuffer):
             super()._accumulate(x, where)
 
     @staticmethod
+    @functools.partial(jax.jit, static_argnums=(4, 5), inline=True)
     def _updated(
         words: jax.Array, moments: jax.Array, x: jax.Array, where: Any, axes: tuple[int, ...], how: Combination
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -182,6 +184,7 @@ class Moments(CountsAndBuffer):
         return _uint64.add(words, counts), counts, on_first(_central.pack(union), how.once, otherwise=moments)
 
     @staticmethod
+    @functools.partial(jax.jit, static_argnums=4, inline=True)
     def _merged(words: Any, buffer: Any, other_words: Any, other: Any, once: tuple[Hashable, ...]) -> jax.Array:
         states = [_central.unpack(each[..., 0, :], floats) for each, floats in ((words, buffer), (other_words, other))]
         return on_first(_central.pack(_central.union(*states)), once, otherwise=buffer)
