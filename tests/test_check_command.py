@@ -300,6 +300,7 @@ def test_inputs_that_are_none(text):
 
 # --- the exercise -----------------------------------------------------------------------------------------------------
 
+SOLUTION = resources.files("tallax.learning.exercises.step_counter").joinpath("solution.py").read_text()
 HEAD = """
 import jax
 import jax.numpy as jnp
@@ -464,7 +465,7 @@ def of_the_problem(monkeypatch):
         COUNTER + FUNCTION.replace("counter.step[...]", "counter.step.value"),
         COUNTER + FUNCTION.replace("counter.step[...]", "int(counter.step)"),
         "from tallax import StepCounter, counter_after_n_calls\n",
-        resources.files("tallax.checking.exercise").joinpath("solution.py").read_text(),
+        SOLUTION,
     ],
 )  # fmt: skip
 def test_right_answers_are_of_any_number_type(tmp_path, text, of_the_problem):
@@ -476,7 +477,7 @@ def test_right_answers_are_of_any_number_type(tmp_path, text, of_the_problem):
 @pytest.mark.slow
 def test_the_worked_solution_and_tallax_pass(tmp_path):
     """The solution that the package ships passes, and so does tallax itself."""
-    solution = resources.files("tallax.checking.exercise").joinpath("solution.py").read_text()
+    solution = SOLUTION
     assert grade(tmp_path, solution).passed
     report = grade(tmp_path, "from tallax import StepCounter, counter_after_n_calls\n")
     assert report.passed, str(report)
@@ -602,7 +603,7 @@ def test_from_start_to_grade(tmp_path):
     graded_at_first = tallax_check(str(path))
     assert graded_at_first.returncode == 1
     assert "fill in what the comments say" in graded_at_first.stdout
-    path.write_text(resources.files("tallax.checking.exercise").joinpath("solution.py").read_text())
+    path.write_text(SOLUTION)
     assert tallax_check("--start", str(path)).returncode == 2
-    assert "worked" in path.read_text()
+    assert "solved" in path.read_text()
     assert tallax_check(str(path)).returncode == 0

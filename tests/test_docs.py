@@ -29,9 +29,9 @@ def test_every_rule_is_on_the_page():
 
 def test_the_worked_solution_is_the_one_that_is_graded():
     """The solution on the page is the file that the tests grade."""
-    solution = resources.files("tallax.checking.exercise").joinpath("solution.py").read_text()
-    code = solution.split('"""\n\n', 1)[1]
-    assert f"```python\n{code}```" in (DOCS / "exercise.md").read_text()
+    solution = resources.files("tallax.learning.exercises.step_counter").joinpath("solution.py").read_text()
+    code = solution.split('"""\n\n', 1)[1].partition("\n\n\nif __name__")[0]
+    assert f"```python\n{code}\n```" in (DOCS / "exercise.md").read_text()
 
 
 def test_the_linter_finds_the_pitfalls(tmp_path):

@@ -16,8 +16,9 @@ import pytest
 import tallax
 from tallax.checking import RESUME_RULES, Report
 from tallax.checking._command import check_resume_of
-from tallax.checking._job_state import Value, roots_of, values_of
-from tallax.checking._resume_causes import Evidence, cause_at_end, cause_at_restore, differences, records_in, tails
+from tallax.checking._job_state import roots_of, values_of
+from tallax.checking._job_values import Value, differences, records_in, tails
+from tallax.checking._resume_causes import Evidence, cause_at_end, cause_at_restore
 from tallax.checking._resume_remedies import remedy
 from tests import resume_jobs
 

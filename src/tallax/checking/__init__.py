@@ -20,14 +20,17 @@ that of plain calls of a new model. Data moves through the files in this order:
 
 `resumecheck` runs a job in new processes, and compares the state that it returns:
 
-1. `_job_runs` starts each run as a process (`_job_worker`), bounds it in time, and ends it with all that it started.
-2. `_job_trace` counts in that process how often each line of the user's files runs, and keeps local variables.
-3. `_job_state` turns the returned objects into values by path: NumPy arrays, numbers and text.
-4. `_resume_comparison` compares the runs; `_resume_causes` names what happened to a value, from numbers alone.
-5. `_resume_remedies` has the rules and the remedies.
+1. Plan: `_resumecheck` lists the runs, one `Run` each, and yields a row for each that has ended.
+2. Run: `_job_runs` starts each run as a process (`_job_worker`), bounds it in time, ends it with all that it started,
+   and returns the same `Run` with its results.
+3. Record: in that process `_job_trace` counts how often each line of the user's files runs, and keeps local variables;
+   `_job_state` turns the returned objects into values by path (`_job_values`): NumPy arrays, numbers and text.
+4. Compare: `_resume_comparison` finds the values that differ, and gathers the values of a path in all runs.
+5. Explain: `_resume_causes` makes a finding of them, from numbers alone; `_resume_remedies` has the rules and remedies.
 
 `tallax check` adds `_command` (the terminal), `_process` (a process that may hang or crash), `_command_inputs` (the
-text after `--inputs`), `_exercise` (the grader) and `_progress` (the line on stderr).
+text after `--inputs`), `_exercise` (the grader, whose measurements `tallax learn` uses too) and `_progress` (the line
+on stderr).
 
 To add a transformation, add a line to `TRANSFORMATIONS`. To add a check, write the generator and add it to `_CHECKS` in
 `_statecheck`. To add a rule, add it to `RULES` in `_report` and to a tier in `_check_results`, and add a module that

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from tallax._errors import StatecheckError, TallaxError, compose
 from tallax.checking._exercise import write_starter
-from tallax.checking._job_runs import Job
+from tallax.checking._job_runs import JobInFile
 from tallax.checking._process import check_file
 from tallax.checking._progress import progress_line
 from tallax.checking._report import Report
-from tallax.checking._resumecheck import check_resume
+from tallax.checking._resumecheck import resumecheck
 
 
 def check(
@@ -77,7 +77,7 @@ def check_resume_of(target: str, steps: int, devices: str, limit_seconds: float,
                 )
             )
         counts = _devices_of(devices)
-        report = check_resume(Job.in_file(file, name), steps=steps, devices=counts, limit_seconds=limit_seconds)
+        report = resumecheck(JobInFile(file, name), steps=steps, devices=counts, limit_seconds=limit_seconds)
     except TallaxError as error:
         print(error, file=sys.stderr)
         return 2

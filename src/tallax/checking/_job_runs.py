@@ -13,84 +13,69 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tallax._errors import InvalidTypeError, compose, describe
+from tallax._errors import InvalidTypeError, describe
 from tallax.checking._job_state import Values
 
 _KEPT = 2000  # characters of the output of a run that failed
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A job as another process can find it.
+class JobInFile:
+    """The job that a file defines. It is pickled as this reference, so that only the new process imports the file."""
 
-    Attributes:
-        name: of the function.
-        request: the file and the name, or the pickled function, with the import path of this process.
+    def __init__(self, file: str, name: str):
+        self.file, self.__qualname__ = str(Path(file).resolve()), name
+
+    def __call__(self, folder: Path, steps: int) -> Any:
+        """Calls the job in this process."""
+        return _loaded_job(self.file, self.__qualname__)(folder, steps)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _loaded_job, (self.file, self.__qualname__)
+
+
+def _loaded_job(file: str, name: str) -> Any:
+    from tallax.checking._command_inputs import found, loaded
+
+    return found(loaded(Path(file)), name)
+
+
+def request_of(job: Callable[..., Any]) -> dict[str, Any]:
+    """Returns the request that another process needs to find a job: the pickled function, and a `__main__` to run.
+
+    Raises:
+        InvalidTypeError: it cannot be found by name, as a lambda or a nested function cannot.
     """
-
-    name: str
-    request: dict[str, Any]
-
-    @classmethod
-    def of(cls, job: Callable[..., Any]) -> Job:
-        """Returns a function of this process.
-
-        Raises:
-            InvalidTypeError: it cannot be found by name, as a lambda or a nested function cannot.
-        """
-        name = getattr(job, "__qualname__", None) or getattr(getattr(job, "func", None), "__qualname__", None)
-        main = getattr(sys.modules.get("__main__"), "__file__", None)
-        try:
-            pickled = pickle.dumps(job)
-        except Exception:  # of a nested function or a lambda, worded differently by each version of Python
-            pickled = None
-        is_unnamed = pickled is None or (main is None and b"__main__" in pickled)
-        if pickled is None or is_unnamed or not callable(job):
-            raise InvalidTypeError(
-                compose(
-                    "resumecheck",
-                    "runs the job in new processes, which import it by name.",
-                    got=name or describe(job),
-                    expected="a function at the top level of a file, or a functools.partial of one",
-                    fix="def job(folder, steps): ... outside of other functions",
-                )
-            )
-        used = str(Path(main).resolve()) if main and b"__main__" in pickled else None
-        return cls(name or type(job).__name__, {"file": None, "name": None, "main": used, "job": pickled})
-
-    @classmethod
-    def in_file(cls, file: str, name: str) -> Job:
-        """Returns a function that a file defines."""
-        return cls(name, {"file": str(Path(file).resolve()), "name": name, "main": None, "job": None})
+    name = getattr(job, "__qualname__", None) or getattr(getattr(job, "func", None), "__qualname__", None)
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    try:
+        pickled = pickle.dumps(job)
+    except Exception:  # of a nested function or a lambda, worded differently by each version of Python
+        pickled = None
+    if pickled is None or (main is None and b"__main__" in pickled) or not callable(job):
+        raise InvalidTypeError(
+            "resumecheck",
+            "runs the job in new processes, which import it by name.",
+            got=name or describe(job),
+            expected="a function at the top level of a file, or a functools.partial of one",
+            fix="def job(folder, steps): ... outside of other functions",
+        )
+    used = str(Path(main).resolve()) if main and b"__main__" in pickled else None
+    return {"name": name or type(job).__name__, "main": used, "job": pickled}
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run of the job, asked for.
+    """One run of the job. The fields from `outcome` on are those of a run that has ended.
 
     Attributes:
         name: in the report, such as "first half, 5 steps".
         folder: that the job gets.
         steps: that the job gets.
         devices: the number of devices; None for those of the environment.
-    """
-
-    name: str
-    folder: Path
-    steps: int
-    devices: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Ended:
-    """One run, ended.
-
-    Attributes:
-        run: the run.
         outcome: `ended`, `import`, `raises`, `exits`, `dies` or `hangs`.
         error: the reason, unless it ended well.
         source: the user's line that raised.
@@ -101,8 +86,11 @@ class Ended:
         output: the end of what it printed, if it did not end well.
     """
 
-    run: Run
-    outcome: str
+    name: str
+    folder: Path
+    steps: int
+    devices: int | None = None
+    outcome: str = ""
     error: str = ""
     source: str = ""
     values: Values = dataclasses.field(default_factory=dict)
@@ -120,117 +108,101 @@ class Ended:
 class Runner:
     """Runs a job several times, at most two runs at once."""
 
-    def __init__(self, job: Job, folder: Path, *, limit_seconds: float, notify: Callable[[str], None]):
-        self._job, self._folder, self._limit, self._notify = job, folder, limit_seconds, notify
+    def __init__(self, request: dict[str, Any], folder: Path, limit_seconds: float, notify: Callable[[str], None]):
+        self._request = {**request, "limit_seconds": limit_seconds, "checker": os.getpid()}
+        self._request["path"] = [entry or os.getcwd() for entry in sys.path]
+        self._folder, self._limit, self._notify = folder, limit_seconds, notify
         self._number = 0
         # On an accelerator the first process takes most of its memory, so that a second one would fail.
         self._at_once = 2 if not importlib.metadata.entry_points(group="jax_plugins") else 1
 
-    def run(self, *runs: Run) -> list[Ended]:
+    def run(self, *runs: Run) -> list[Run]:
         """Returns the runs, ended; they take place at the same time where there is room for them."""
         waiting, ended = list(runs), {}
-        processes: dict[str, _Process] = {}
+        going: dict[str, tuple[Run, Path, subprocess.Popen[bytes], float]] = {}
         try:
-            while waiting or processes:
-                while waiting and len(processes) < self._at_once:
+            while waiting or going:
+                while waiting and len(going) < self._at_once:
                     run = waiting.pop(0)
-                    processes[run.name] = self._start(run)
-                    self._notify("; ".join(processes))
+                    going[run.name] = run, *self._start(run), time.monotonic() + self._limit
+                    self._notify("; ".join(going))
                 time.sleep(0.02)
-                for name, process in list(processes.items()):
-                    if (found := process.poll()) is not None:
-                        ended[name] = found
-                        del processes[name]
-                        self._notify("; ".join(processes) or "comparison")
+                for name, (run, files, process, deadline) in list(going.items()):
+                    if process.poll() is not None or time.monotonic() >= deadline:
+                        ended[name] = self._ended(run, files, process)
+                        del going[name]
+                        self._notify("; ".join(going) or "comparison")
         finally:
-            for process in processes.values():
-                process.end()
+            for _, _, process, _ in going.values():
+                _end(process)
         return [ended[run.name] for run in runs]
 
-    def _start(self, run: Run) -> _Process:
+    def _start(self, run: Run) -> tuple[Path, subprocess.Popen[bytes]]:
+        """Returns the folder of the request, the result and the output, and the process."""
         self._number += 1
-        return _Process(run, self._job, self._folder / f"run-{self._number}", self._limit, self._environment(run))
+        files = self._folder / f"run-{self._number}"
+        files.mkdir()
+        run.folder.mkdir(exist_ok=True)
+        request = {**self._request, "folder": str(run.folder), "steps": run.steps}
+        (files / "request").write_bytes(pickle.dumps(request))
+        with open(files / "output", "wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tallax.checking._job_worker", str(files)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=self._environment(run.devices),
+                start_new_session=True,
+            )
+        return files, process
 
-    def _environment(self, run: Run) -> dict[str, str]:
-        environment = dict(os.environ)
+    def _environment(self, devices: int | None) -> dict[str, str]:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         # The five runs compile the same programs; the first to do so shares them.
         environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(self._folder / "programs"))
         environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         environment.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-        if run.devices is not None:
+        if devices is not None:
             flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", environment.get("XLA_FLAGS", ""))
-            environment["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={run.devices}".strip()
+            environment["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}".strip()
             environment.pop("JAX_NUM_CPU_DEVICES", None)  # JAX raises if both are set
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(run.devices)))
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(devices)))
         return environment
 
+    def _ended(self, run: Run, files: Path, process: subprocess.Popen[bytes]) -> Run:
+        """Ends the process of a run, and returns the run with its result."""
+        is_late, code = process.poll() is None, process.returncode
+        _end(process)
+        if is_late:
+            found = {"outcome": "hangs", "error": f"still running after {self._limit:g} seconds"}
+        elif (files / "result").exists():
+            found = pickle.loads((files / "result").read_bytes())
+        elif code < 0:
+            found = {"outcome": "dies", "error": f"signal {signal.Signals(-code).name}"}
+        else:
+            found = {"outcome": "exits", "error": f"exit code {code}"}
+        if found["outcome"] != "ended":
+            found["output"] = (files / "output").read_bytes()[-_KEPT:].decode(errors="replace").strip()
+        return dataclasses.replace(run, **found)
 
-class _Process:
-    """The process of one run."""
 
-    def __init__(self, run: Run, job: Job, folder: Path, limit_seconds: float, environment: dict[str, str]):
-        folder.mkdir()
-        run.folder.mkdir(exist_ok=True)
-        self._run, self._output, self._result = run, folder / "output", folder / "result"
-        request = {**job.request, "folder": str(run.folder), "steps": run.steps}
-        request["limit_seconds"], request["checker"] = limit_seconds, os.getpid()
-        request["path"] = [entry or os.getcwd() for entry in sys.path]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-        (folder / "request").write_bytes(pickle.dumps(request))
-        with open(self._output, "wb") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tallax.checking._job_worker", str(folder / "request"), str(self._result)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=environment,
-                start_new_session=True,
-            )
-        self._limit, self._deadline = limit_seconds, time.monotonic() + limit_seconds
-
-    def poll(self) -> Ended | None:
-        """Returns the run if it has ended or its time is over; None while it runs."""
-        if self._process.poll() is None:
-            if time.monotonic() < self._deadline:
-                return None
-            self.end()
-            error = f"still running after {self._limit:g} seconds"
-            return Ended(self._run, "hangs", error, output=self._printed())
-        self.end()
-        if not self._result.exists():
-            code = self._process.returncode
-            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            return Ended(self._run, "dies" if code < 0 else "exits", how, output=self._printed())
-        found = pickle.loads(self._result.read_bytes())
-        return Ended(self._run, **found, output="" if found["outcome"] == "ended" else self._printed())
-
-    def end(self) -> None:
-        """Kills the process with all that it started, in sessions of their own too."""
-        end_descendants(self._process.pid)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def _printed(self) -> str:
-        return self._output.read_bytes()[-_KEPT:].decode(errors="replace").strip()
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kills a process with all that it started, in sessions of their own too."""
+    end_descendants(process.pid)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def end_descendants(pid: int) -> None:
     """Kills the processes below a process; only Linux lists them, elsewhere the end of the group has to do."""
-    for child in _descendants(pid):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(child, signal.SIGKILL)
-
-
-def _descendants(pid: int) -> list[int]:
-    parents: dict[int, list[int]] = {}
+    children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
             fields = path.read_text().rpartition(")")[2].split()
-            parents.setdefault(int(fields[1]), []).append(int(path.parent.name))
-    found: list[int] = []
-    below: Sequence[int] = parents.get(pid, ())
-    while below:
-        found += below
-        below = [child for parent in below for child in parents.get(parent, ())]
-    return found
+            children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    below = children.get(pid, [])
+    for child in below:  # grows while it is walked
+        below += children.get(child, [])
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(child, signal.SIGKILL)

@@ -9,6 +9,8 @@ traced, so that the tracing of JAX's own code costs one call for each of its fun
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
 import sysconfig
 from collections import Counter
@@ -20,6 +22,11 @@ from tallax.checking._source_lines import is_users
 
 _INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("purelib", "platlib", "stdlib"))
 _MOST_LOCALS = 200  # functions whose local variables are kept
+
+
+@functools.cache
+def _is_traced(file: str) -> bool:
+    return is_users(file) and not file.startswith(_INSTALLED) and "<" not in file
 
 
 class JobTrace:
@@ -36,8 +43,6 @@ class JobTrace:
         self.locals_of: dict[str, dict[str, Any]] = {}
         self.own_locals: dict[str, Any] = {}
         self._calls: Counter[CodeType] = Counter()
-        self._depth = 0
-        self._is_users: dict[str, bool] = {}
 
     def run(self, job: Callable[..., Any], *arguments: Any) -> Any:
         """Calls a job, and returns what it returns."""
@@ -50,20 +55,16 @@ class JobTrace:
 
     def _on_call(self, frame: FrameType, event: str, argument: Any) -> Any:
         code = frame.f_code
-        file = code.co_filename
-        users = self._is_users.get(file)
-        if users is None:
-            users = self._is_users[file] = is_users(file) and not file.startswith(_INSTALLED) and "<" not in file
-        if not users or code.co_flags & 0x20:  # a generator's frame returns at each of its values
-            return self._on_line if users else None
-        self._calls[code] += 1
+        if not _is_traced(code.co_filename):
+            return None
+        self._calls[code] += not code.co_flags & inspect.CO_GENERATOR  # whose frame returns at each of its values
         return self._on_line
 
     def _on_line(self, frame: FrameType, event: str, argument: Any) -> Any:
         code = frame.f_code
         if event == "line":
             self.lines[code.co_filename, frame.f_lineno] += 1
-        elif event == "return" and not code.co_flags & 0x20:
+        elif event == "return" and not code.co_flags & inspect.CO_GENERATOR:
             name = code.co_qualname if sys.version_info >= (3, 11) else code.co_name
             if self._calls[code] > 1:  # the function of a step, not the one with the loop
                 self.locals_of.pop(name, None)

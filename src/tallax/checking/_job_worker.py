@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process of one run of `resumecheck`: calls the job, writes the values of its state, and is killed.
 
-`python -m tallax.checking._job_worker REQUEST RESULT` reads a request that `_job_runs` pickled. It ends by SIGKILL, as
-a preempted job does: no `atexit`, no thread and no buffer of the job gets another moment.
+`python -m tallax.checking._job_worker FOLDER` reads a request that `_job_runs` pickled. It ends by SIGKILL, as a
+preempted job does: no `atexit`, no thread and no buffer of the job gets another moment.
 """
 
 from __future__ import annotations
@@ -25,14 +25,19 @@ from tallax.checking._job_runs import end_descendants
 
 
 def main() -> None:
-    """Runs the request that `sys.argv` names."""
-    request = pickle.loads(Path(sys.argv[1]).read_bytes())
+    """Runs the request in the folder that `sys.argv` names, and writes the result there."""
+    files = Path(sys.argv[1])
+    request = pickle.loads((files / "request").read_bytes())
     threading.Thread(target=_watch, args=(request["checker"], request["limit_seconds"]), daemon=True).start()
     result: dict[str, Any] = {}
     phase = "import"
     try:
         sys.path[:] = request["path"]
-        job = _job_of(request)
+        if request["main"]:
+            module = types.ModuleType("__mp_main__")  # multiprocessing's name for it: no `__main__` guard opens
+            module.__dict__.update(runpy.run_path(request["main"], run_name="__mp_main__"))
+            sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+        job = pickle.loads(request["job"])
         phase = "raises"
         result = _run(job, request)
     except SystemExit as error:
@@ -43,9 +48,9 @@ def main() -> None:
         text = f"{type(error).__name__}: {error}".strip().split("\n")[0][:300]
         result = {"outcome": phase, "error": text, "source": line_of_error(error)}
         traceback.print_exc()
-    partial = Path(f"{sys.argv[2]}.partial")
+    partial = files / "result.partial"
     partial.write_bytes(pickle.dumps(result))
-    partial.rename(sys.argv[2])
+    partial.rename(files / "result")
     sys.stdout.flush()
     sys.stderr.flush()
     _end()
@@ -64,19 +69,6 @@ def _end() -> None:
     os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
-def _job_of(request: dict[str, Any]) -> Any:
-    """Returns the job: a name in a file, or a pickled function, whose `__main__` is run under another name first."""
-    if request["file"]:
-        from tallax.checking._command_inputs import found, loaded
-
-        return found(loaded(Path(request["file"])), request["name"])
-    if request["main"]:
-        module = types.ModuleType("__mp_main__")  # the name that multiprocessing gives it: no `__main__` guard opens
-        module.__dict__.update(runpy.run_path(request["main"], run_name="__mp_main__"))
-        sys.modules["__main__"] = sys.modules["__mp_main__"] = module
-    return pickle.loads(request["job"])
-
-
 def _run(job: Any, request: dict[str, Any]) -> dict[str, Any]:
     from tallax.checking._job_state import roots_of, values_of
     from tallax.checking._job_trace import JobTrace
@@ -90,13 +82,8 @@ def _run(job: Any, request: dict[str, Any]) -> dict[str, Any]:
     for path, value in values.items():
         if isinstance(value.value, str):  # each run has a folder of its own
             values[path] = dataclasses.replace(value, value=value.value.replace(request["folder"], "FOLDER"))
-    return {
-        "outcome": "ended",
-        "values": values,
-        "hints": _hints(trace, seen),
-        "lines": dict(trace.lines),
-        "seconds": seconds,
-    }
+    hints, lines = _hints(trace, seen), dict(trace.lines)
+    return {"outcome": "ended", "values": values, "hints": hints, "lines": lines, "seconds": seconds}
 
 
 def _hints(trace: Any, seen: set[int]) -> dict[str, Any]:

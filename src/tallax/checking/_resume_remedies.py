@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from tallax.checking._job_state import Value
+from tallax.checking._job_values import Value
 
 # Every rule of `resumecheck`. `not-reproducible`, `differs` and `raises` are rules of `statecheck` too.
 RESUME_RULES = {

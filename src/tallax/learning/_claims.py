@@ -20,7 +20,21 @@ from tallax.checking._attribute_checks import decay_weights
 from tallax.checking._snapshot import Snapshot, changed, snapshot
 from tallax.variables import Counter
 
-Claim: TypeAlias = "tuple[str, Callable[[ModuleType], None]]"
+Test: TypeAlias = Callable[[ModuleType], None]
+Claim: TypeAlias = tuple[str, Test]
+
+
+class Claims(list[Claim]):
+    """The claims of an exercise, in the order in which they are tested. `@CLAIMS("sentence")` adds a test to them."""
+
+    def __call__(self, sentence: str) -> Callable[[Test], Test]:
+        """Returns a decorator for the test of a claim."""
+
+        def add(test: Test) -> Test:
+            self.append((sentence, test))
+            return test
+
+        return add
 
 
 class Wrong(Exception):  # noqa: N818 - it is an answer, not an error of the grader
@@ -30,11 +44,12 @@ class Wrong(Exception):  # noqa: N818 - it is an answer, not an error of the gra
         mistake: the name of the mistake in the exercise's `text.md`.
         got: the result of the program.
         expected: the right result.
+        source: the line of the learner's file, if one can be named.
     """
 
-    def __init__(self, mistake: str, got: object = "", expected: object = ""):
+    def __init__(self, mistake: str, got: object = "", expected: object = "", source: str = ""):
         super().__init__(mistake)
-        self.mistake = mistake
+        self.mistake, self.source = mistake, source
         self.got = shown(got)
         self.expected = shown(expected)
 
@@ -86,6 +101,25 @@ def expect(got: object, expected: object, mistake: str) -> None:
         is_right = False
     if not is_right:
         raise Wrong(mistake, got, expected)
+
+
+def expect_count(owner: Any, name: str, expected: int, when: str, mistake: str | Callable[[int], str]) -> None:
+    """Raises `Wrong` unless a count is right.
+
+    Args:
+        owner: the object with the count.
+        name: of the count's attribute.
+        expected: the right count.
+        when: such as "after 5 batches".
+        mistake: its name, or a function from the wrong count to the name.
+
+    Raises:
+        Wrong: the count differs.
+    """
+    count = number(getattr(owner, name)).item()
+    if count != expected:
+        name_of = mistake if callable(mistake) else lambda count: mistake
+        raise Wrong(name_of(count), f"{name} is {count:g} {when}", str(expected))
 
 
 def close(got: Any, expected: Any) -> bool:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import secrets
-import selectors
+import select
 import signal
 import subprocess
 import sys
@@ -20,7 +20,7 @@ from tallax._quick_compiles import quick_xla_flags
 from tallax.learning._exercises import Exercise
 from tallax.learning._grade import MISTAKES, Failure, Grade
 
-_PRINTED = 4000  # bytes of the program's output that are kept
+_KEPT = 4000  # bytes of the program's output that are kept
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing is wrong
@@ -51,7 +51,7 @@ class Grader:
     def wait_until_warm(self, seconds: float = 60.0) -> None:
         """Waits until the process for the next grade has imported JAX."""
         self._next = self._next or _Process()
-        self._next.wait_until_ready(seconds)
+        select.select([self._next.answers], [], [], seconds)  # its first message is left to `messages`
 
     def grade(
         self,
@@ -72,75 +72,70 @@ class Grader:
             Interrupted: `is_unneeded` returned True.
         """
         process, self._next = self._next or _Process(), None
+        began, token, held, at = time.monotonic(), secrets.token_hex(16), [], "the file runs"
+        deadline = began + self._limit_seconds
         try:
-            return self._graded(process, exercise, file, on_claim, is_unneeded)
+            process.request({"exercise": exercise.name, "file": str(file), "token": token})
+            for message in process.messages(deadline):
+                if is_unneeded():
+                    raise Interrupted
+                if message.get("token") != token:  # forged, or the note that the process is ready
+                    continue
+                if "at" in message:
+                    at = message["at"]
+                    on_claim(at, False)
+                elif "held" in message:
+                    held.append(message["held"])
+                    on_claim(message["held"], True)
+                else:
+                    failure = failure_of(exercise, message)
+                    break
+            else:
+                failure = self._unanswered(process, at, time.monotonic() >= deadline)
+            return Grade(tuple(held), failure, process.printed(), time.monotonic() - began)
         finally:
             process.close()
-            if self._next is None:
-                self._next = _Process()
-
-    def _graded(
-        self,
-        process: _Process,
-        exercise: Exercise,
-        file: Path,
-        on_claim: Callable[[str, bool], None],
-        is_unneeded: Callable[[], bool],
-    ) -> Grade:
-        began = time.monotonic()
-        deadline = began + self._limit_seconds
-        token = secrets.token_hex(16)
-        process.request({"exercise": exercise.name, "file": str(file), "token": token})
-        held, at = [], "the file runs"
-        verdict: Failure | bool | None = None
-        for message in process.messages(deadline):
-            if is_unneeded():
-                raise Interrupted
-            if message.get("token") != token:  # forged, or the note that the process is ready
-                continue
-            if "at" in message:
-                at = message["at"]
-                on_claim(at, False)
-            elif "held" in message:
-                held.append(message["held"])
-                on_claim(message["held"], True)
-            else:
-                verdict = _failure(exercise, message) if "wrong" in message else True
-                break
-        if verdict is None:
-            verdict = self._unanswered(process, at, time.monotonic() >= deadline)
-        seconds = time.monotonic() - began
-        return Grade(tuple(held), None if verdict is True else verdict, process.printed(), seconds)
+            self._next = self._next or _Process()
 
     def _unanswered(self, process: _Process, at: str, is_late: bool) -> Failure:
+        code = 0 if is_late else process.wait()
+        mistake, got = "exits", f"exit code {code}"
         if is_late:
-            return Failure(at, "hangs", MISTAKES["hangs"], f"still running after {self._limit_seconds:g} s")
-        code = process.wait()
-        if code < 0:
-            return Failure(at, "crashes", MISTAKES["crashes"], f"signal {-code}")
-        return Failure(at, "exits", MISTAKES["exits"], f"exit code {code}")
+            mistake, got = "hangs", f"still running after {self._limit_seconds:g} s"
+        elif code < 0:
+            mistake, got = "crashes", f"signal {-code}"
+        return Failure(at, mistake, MISTAKES[mistake], got)
 
 
-def _failure(exercise: Exercise, message: dict[str, Any]) -> Failure:
+def failure_of(exercise: Exercise, message: dict[str, Any]) -> Failure | None:
+    """Returns the failure that the last message of the process reports; None if the file has passed."""
+    if "wrong" not in message:
+        return None
     mistake = message["wrong"]
     sentence = exercise.mistakes.get(mistake) or MISTAKES[mistake]
-    details = (message.get(name, "") for name in ("got", "expected", "source"))
-    return Failure(message["claim"], mistake, sentence, *details)
+    return Failure(
+        message["claim"], mistake, sentence, *(message.get(name, "") for name in ("got", "expected", "source"))
+    )
 
 
 class _Process:
-    """A process that imports JAX, waits for a request, answers it and ends."""
+    """A process that imports JAX, waits for a request, answers it and ends.
+
+    Attributes:
+        answers: the descriptor of the pipe that it writes its messages to.
+    """
 
     def __init__(self) -> None:
-        self._answers, writing = os.pipe()
+        self.answers, writing = os.pipe()
+        printed, output = os.pipe()
         flags = quick_xla_flags(os.environ.get("XLA_FLAGS", ""))
         self._process = subprocess.Popen(
             # -P keeps the learner's folder, with files such as `random.py`, out of the import path.
             [sys.executable, "-P", "-W", "ignore", "-m", "tallax.learning._grading_process", str(writing)],
             pass_fds=(writing,),
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
             env={
                 **os.environ,
@@ -150,7 +145,8 @@ class _Process:
             },
         )
         os.close(writing)
-        self._output = b""
+        os.close(output)
+        self._output, self._printed = b"", printed
 
     def request(self, request: dict[str, Any]) -> None:
         """Passes the request to the process, which reads it as soon as it is ready."""
@@ -165,43 +161,26 @@ class _Process:
 
         Reads the program's output too: a pipe that nobody reads would stop a program that prints much.
         """
-        stdout = self._process.stdout
-        assert stdout is not None
-        pending = b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._answers, selectors.EVENT_READ)
-            selector.register(stdout, selectors.EVENT_READ)
-            while time.monotonic() < deadline:
-                events = selector.select(0.1)
-                for key, _ in events:
-                    chunk = os.read(key.fd, 65536)
-                    if key.fd != self._answers:
-                        self._output = (self._output + chunk)[-_PRINTED:]
-                        if not chunk:
-                            selector.unregister(stdout)
-                    elif not chunk:
-                        return
-                    else:
-                        *lines, pending = (pending + chunk).split(b"\n")
-                        yield from map(_parsed, lines)
-                yield {}
-
-    def wait_until_ready(self, seconds: float) -> None:
-        """Waits for the first message of the process, and leaves it to `messages`."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._answers, selectors.EVENT_READ)
-            selector.select(seconds)
+        pending, sources = b"", [self.answers, self._printed]
+        while time.monotonic() < deadline:
+            for source in select.select(sources, [], [], 0.1)[0]:
+                chunk = os.read(source, 65536)
+                if source == self._printed:
+                    self._output = (self._output + chunk)[-_KEPT:]
+                    sources = sources if chunk else [self.answers]
+                elif not chunk:
+                    return
+                else:
+                    *lines, pending = (pending + chunk).split(b"\n")
+                    yield from map(_parsed, lines)
+            yield {}
 
     def printed(self) -> str:
         """Returns the last lines that the program printed."""
-        stdout = self._process.stdout
-        assert stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(stdout, selectors.EVENT_READ)
-            while selector.select(0) and (chunk := os.read(stdout.fileno(), 65536)):
-                self._output = (self._output + chunk)[-_PRINTED:]
-                if len(chunk) == 65536:
-                    break  # a program that prints without end
+        for _ in range(16):  # chunks: a program may print without end
+            if not select.select([self._printed], [], [], 0)[0] or not (chunk := os.read(self._printed, 65536)):
+                break
+            self._output = (self._output + chunk)[-_KEPT:]
         return self._output.decode(errors="replace").strip()
 
     def wait(self) -> int:
@@ -216,16 +195,15 @@ class _Process:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        os.close(self._answers)
-        for pipe in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(BrokenPipeError):
-                if pipe is not None:
-                    pipe.close()
+        os.close(self.answers)
+        os.close(self._printed)
+        with contextlib.suppress(BrokenPipeError):
+            if self._process.stdin is not None:
+                self._process.stdin.close()
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
-    try:
+    with contextlib.suppress(ValueError):
         message = json.loads(line)
-    except ValueError:
-        return {}
-    return message if isinstance(message, dict) else {}
+        return message if isinstance(message, dict) else {}
+    return {}

@@ -7,6 +7,7 @@ messages that contain it count, so that a file that writes to every descriptor d
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -70,21 +71,12 @@ def grade_file(name: str, file: Path, report: Callable[..., None]) -> None:
     """Runs the file and the claims of the exercise, and reports each claim as it begins and the first failure."""
     exercise = importlib.import_module(f"tallax.learning.exercises.{name}")
     before = _integrity.fingerprint()
-    report(at="the file runs")
-    solution = _loaded(file, report)
-    if solution is None:
-        return
-    for needed in exercise.NAMES:
-        if not callable(getattr(solution, needed, None)):
-            report(wrong="missing", claim=f"the file defines {needed}", expected=needed)
-            return
-    if replaced := _integrity.first_replaced(before):
-        report(wrong="tampers", claim="the file leaves libraries as they are", got=f"{replaced} is another object")
-        return
-    report(held="the file runs")
-    for sentence, test in exercise.CLAIMS:
+    solution = ModuleType("solution")
+    sys.modules["solution"] = solution  # pickle looks classes up by it
+    runs: _claims.Claim = ("the file runs", functools.partial(_run, file=file, names=exercise.NAMES))
+    for sentence, test in (runs, *exercise.CLAIMS):
         report(at=sentence)
-        failure = _tested(exercise, solution, test)
+        failure = _tested(test, solution)
         if replaced := _integrity.first_replaced(before):
             failure = {"wrong": "tampers", "got": f"{replaced} is another object"}
         if failure is not None:
@@ -94,43 +86,34 @@ def grade_file(name: str, file: Path, report: Callable[..., None]) -> None:
     report(passed=True)
 
 
-def _loaded(file: Path, report: Callable[..., None]) -> ModuleType | None:
-    """Returns the module of a file; None if it cannot be run, which is reported."""
-    claim = "the file runs"
+def _run(solution: ModuleType, file: Path, names: tuple[str, ...]) -> None:
+    """The first claim: executes the file in a module, which must then have the names of the exercise."""
+    solution.__file__ = str(file)
     try:
         code = compile(file.read_text(encoding="utf-8"), str(file), "exec")
     except SyntaxError as error:
-        report(
-            wrong="syntax",
-            claim=claim,
-            got=f"{error.msg}",
-            source=f"{file.name}:{error.lineno}: {(error.text or '').strip()}",
-        )
-        return None
+        line = f"{file.name}:{error.lineno}: {(error.text or '').strip()}"
+        raise _claims.Wrong("syntax", error.msg, source=line) from error
     except (OSError, ValueError) as error:
-        report(wrong="syntax", claim=claim, got=f"{type(error).__name__}: {error}")
-        return None
-    module = ModuleType("solution")
-    module.__file__ = str(file)
-    sys.modules["solution"] = module  # pickle looks classes up by it
+        raise _claims.Wrong("syntax", _first_line(error)) from error
     try:
-        exec(code, module.__dict__)
+        exec(code, solution.__dict__)
     except Exception as error:
-        report(wrong="import", claim=claim, got=_first_line(error), source=line_of_error(error))
-        return None
-    return module
+        raise _claims.Wrong("import", _first_line(error), source=line_of_error(error)) from error
+    for needed in names:
+        if not callable(getattr(solution, needed, None)):
+            raise _claims.Wrong("missing", f"no {needed} that can be called", needed)
 
 
-def _tested(exercise: ModuleType, solution: ModuleType, test: Callable[[ModuleType], None]) -> dict[str, str] | None:
+def _tested(test: Callable[[ModuleType], None], solution: ModuleType) -> dict[str, str] | None:
     """Returns the mistake that a claim finds, with its details; None if the claim holds."""
     try:
         test(solution)
     except _claims.Wrong as wrong:
-        return {"wrong": wrong.mistake, "got": wrong.got, "expected": wrong.expected}
+        return {"wrong": wrong.mistake, "got": wrong.got, "expected": wrong.expected, "source": wrong.source}
     except Exception as error:
-        explain: Callable[[Exception], str] = getattr(exercise, "explain", lambda error: "")
         is_unfinished = isinstance(error, NotImplementedError) and not error.args
-        mistake = explain(error) or ("unfinished" if is_unfinished else "raises")
+        mistake = "unfinished" if is_unfinished else "raises"
         return {"wrong": mistake, "got": _first_line(error), "source": line_of_error(error)}
     return None
 

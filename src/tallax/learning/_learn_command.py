@@ -16,7 +16,7 @@ from tallax.learning._exercises import exercises
 from tallax.learning._graders import Grader
 from tallax.learning._saved_progress import SavedProgress
 from tallax.learning._screen import listed, print_grade
-from tallax.runs._errors import TallaxError, laid_out
+from tallax.runs._errors import TallaxError
 
 
 def learn(folder: Path, checks: Sequence[int], limit_seconds: float, *, as_json: bool) -> int:
@@ -39,7 +39,11 @@ def learn(folder: Path, checks: Sequence[int], limit_seconds: float, *, as_json:
             return _check(folder, checks, limit_seconds, console, as_json=as_json)
         is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
         with Grader(limit_seconds) if is_terminal else contextlib.nullcontext() as grader:
-            written = _written(folder)
+            try:
+                written = write_files(folder)
+            except OSError as error:
+                got, fix = f"{type(error).__name__}: {error}", "name a new folder: tallax learn FOLDER"
+                raise TallaxError(str(folder), "cannot hold the exercises.", got=got, fix=fix) from None
             if grader is not None:
                 take_course(folder, console, grader)
                 return 0
@@ -52,25 +56,16 @@ def learn(folder: Path, checks: Sequence[int], limit_seconds: float, *, as_json:
     return 0
 
 
-def _written(folder: Path) -> list[Path]:
-    try:
-        return write_files(folder)
-    except OSError as error:
-        got = f"{type(error).__name__}: {error}"
-        fix = "name a new folder: tallax learn FOLDER"
-        raise TallaxError(laid_out(str(folder), "cannot hold the exercises.", got=got, fix=fix)) from None
-
-
 def _check(folder: Path, checks: Sequence[int], limit_seconds: float, console: Console, *, as_json: bool) -> int:
     numbered = {exercise.number: exercise for exercise in exercises()}
     for number in checks:
         if number not in numbered:
             fix = f"--check N with N from 1 to {len(numbered)}"
-            raise TallaxError(laid_out("--check", "this exercise does not exist.", got=str(number), fix=fix))
+            raise TallaxError("--check", "this exercise does not exist.", got=str(number), fix=fix)
         path = folder / numbered[number].file_name
         if not path.is_file():
             fix = f"tallax learn {folder}, which writes the files that are missing"
-            raise TallaxError(laid_out(str(path), "this file does not exist.", fix=fix))
+            raise TallaxError(str(path), "this file does not exist.", fix=fix)
     progress, grades = SavedProgress(folder), {}
     with Grader(limit_seconds) as grader:
         for number in checks:

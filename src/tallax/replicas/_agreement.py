@@ -66,11 +66,8 @@ def assert_replicated(model: Any, *, only: Any = (Counter, Buffer)) -> None:
             cell[:] = np.frombuffer(place + content, np.uint8)
     everywhere = _from_all_processes(own)
     for number, (_, variable) in enumerate(chosen):
-        copies: dict[bytes, set[bytes]] = {}
-        for cell in everywhere[:, number].reshape(-1, 2 * _DIGEST):
-            if cell.any():
-                copies.setdefault(cell[:_DIGEST].tobytes(), set()).add(cell[_DIGEST:].tobytes())
-        check_alike(variable, copies)
+        cells = [cell.tobytes() for cell in everywhere[:, number].reshape(-1, 2 * _DIGEST) if cell.any()]
+        check_alike(variable, [(cell[:_DIGEST], cell[_DIGEST:]) for cell in cells])
 
 
 def check_concrete(variable: nnx.Variable[Any]) -> None:
@@ -83,8 +80,12 @@ def check_concrete(variable: nnx.Variable[Any]) -> None:
         )
 
 
-def check_alike(variable: nnx.Variable[Any], copies: dict[bytes, set[bytes]]) -> None:
-    most = max(map(len, copies.values()), default=1)
+def check_alike(variable: nnx.Variable[Any], prints: list[tuple[bytes, bytes]]) -> None:
+    """Raises if the fingerprints of a Variable have different contents for the same part."""
+    contents: dict[bytes, set[bytes]] = {}
+    for place, content in prints:
+        contents.setdefault(place, set()).add(content)
+    most = max(map(len, contents.values()), default=1)
     if most > 1:
         raise ReplicasError(
             variable,

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,7 +19,7 @@ from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, d
 from tallax._walk import groups_of, leaves_of
 from tallax.replicas._agreement import check_alike, check_concrete, fingerprints
 from tallax.statistics import Statistic
-from tallax.statistics._statistic import Counts
+from tallax.statistics._counts import Counts
 from tallax.variables import Counter, PerReplica, StateVariable
 
 Node = TypeVar("Node")
@@ -95,7 +94,14 @@ def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str
         if chosen.isdisjoint(map(id, items)) or (statistic is None and items[0].get_metadata("reduce") == "replicated"):
             continue
         for original, item in zip(originals, items, strict=True):
-            _check_whole(original)
+            check_concrete(original)
+            if original._per_replica:
+                raise ReplicasError(
+                    original,
+                    "already has per-replica state.",
+                    got=f"per-replica state over the mesh axes {original._replica_axes}",
+                    fix="tallax.combine_replicas(model) first, then tallax.per_replica again",
+                )
             item.set_raw_value(np.asarray(item.get_raw_value()))
         for item, further in zip(items, _values_of_further_replicas(statistic, items), strict=True):
             whole = item.get_raw_value()
@@ -224,17 +230,6 @@ def _reduction(item: StateVariable) -> str:
     return "count" if isinstance(item, Counter) else item.get_metadata("reduce")
 
 
-def _check_whole(item: StateVariable) -> None:
-    check_concrete(item)
-    if item._per_replica:
-        raise ReplicasError(
-            item,
-            "already has per-replica state.",
-            got=f"per-replica state over the mesh axes {item._replica_axes}",
-            fix="tallax.combine_replicas(model) first, then tallax.per_replica again",
-        )
-
-
 def _check_combinable(item: StateVariable) -> None:
     check_concrete(item)
     sharding = getattr(item.get_raw_value(), "sharding", None)
@@ -247,10 +242,7 @@ def _check_combinable(item: StateVariable) -> None:
                 fix="variable.set_raw_value(jax.device_put(array, jax.NamedSharding(mesh, jax.P(axis_name))))",
             )
     elif item.get_metadata("reduce") == "replicated":
-        copies: dict[bytes, set[bytes]] = {}
-        for place, content in fingerprints(item):
-            copies.setdefault(place, set()).add(content)
-        check_alike(item, copies)
+        check_alike(item, fingerprints(item))
 
 
 # --- the values of the replicas ---------------------------------------------------------------------------------------
@@ -269,16 +261,13 @@ def _values_of_further_replicas(statistic: Statistic | None, items: list[StateVa
 
 def _laid_out(first: np.ndarray, further: np.ndarray, mesh: jax.sharding.Mesh, axes: tuple[str, ...]) -> jax.Array:
     """Returns the values of all replicas concatenated, each on its own devices. Each process creates its own part."""
-    replicas = math.prod(mesh.shape[axis] for axis in axes)
 
     def share(index: Any) -> np.ndarray:
         return further if index[0].start else first
 
-    return jax.make_array_from_callback(
-        (replicas * first.shape[0], *first.shape[1:]),
-        jax.NamedSharding(mesh, jax.P(axes)),
-        share,
-    )
+    shape = math.prod(mesh.shape[axis] for axis in axes) * first.shape[0], *first.shape[1:]
+    sharding = jax.NamedSharding(mesh, jax.P(axes))
+    return jax.make_array_from_callback(shape, sharding, share)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -295,21 +284,15 @@ def _reduced(
         if kind == "count":
             return _uint64.psum(share, axes)
         stacked = jax.lax.all_gather(share.reshape(shape), axes)
-        return _REDUCTIONS[kind](stacked)
+        if kind == "sum":
+            return stacked.sum(0, dtype=stacked.dtype)
+        return stacked if kind == "merge" else getattr(stacked, kind)(0)  # the maximum, or the minimum
 
     def on_a_device(shares: list[jax.Array]) -> list[jax.Array]:
         return [of_all(*each) for each in zip(how, shapes, shares, strict=True)]
 
     # The results are the same on all devices, which is not inferred for all_gather.
     return jax.shard_map(on_a_device, mesh=mesh, in_specs=jax.P(axes), out_specs=jax.P(), check_vma=False)(shares)
-
-
-_REDUCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "sum": lambda stacked: stacked.sum(0, dtype=stacked.dtype),
-    "max": lambda stacked: stacked.max(0),
-    "min": lambda stacked: stacked.min(0),
-    "merge": lambda stacked: stacked,
-}
 
 
 @functools.partial(jax.jit, static_argnums=0)

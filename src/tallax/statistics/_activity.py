@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax import _uint64
-from tallax._arrays import is_traced, unsplit
-from tallax._errors import InvalidValueError, compose
+from tallax._arrays import is_traced
+from tallax._errors import InvalidValueError
 from tallax._mesh_axes import AxisName, Combination, count_over, on_first
-from tallax.statistics._statistic import CountsAndBuffer, entries_of, leading_axes
+from tallax.statistics._counts import CountsAndBuffer, fired_and_total
+from tallax.statistics._statistic import exact_or_traced, leading_axes, ratio, unboxed
 from tallax.variables import Buffer, Counter
 
 _FIRED, _TOTAL, _UPDATES = range(3)  # the number of counts for each unit
@@ -89,13 +90,11 @@ class Activity(CountsAndBuffer):
         super().__init__(axis_name=axis_name)
         if not (_is_size(units) and (window is None or _is_size(window))):
             raise InvalidValueError(
-                compose(
-                    "Activity",
-                    "units and window must be positive integers.",
-                    got=f"units={units!r}, window={window!r}",
-                    expected="integers in [1, 2**31 - 1], or no window",
-                    fix="Activity(x.shape[-1], window=1000)",
-                )
+                "Activity",
+                "units and window must be positive integers.",
+                got=f"units={units!r}, window={window!r}",
+                expected="integers in [1, 2**31 - 1], or no window",
+                fix="Activity(x.shape[-1], window=1000)",
             )
         self.units: int = int(units)
         self.window: int | None = None if window is None else int(window)
@@ -109,19 +108,13 @@ class Activity(CountsAndBuffer):
     def read(self, state: Mapping[str, Any]) -> ActivityResult:
         """Returns the record of a state; see `Statistic.read`."""
         words, quiet = state["counts"], state["quiet"]
-        if is_traced(words):
-            counts, since, floats = _uint64.to_int32(words), _uint64.to_int32(quiet), _uint64.to_float32(words)
-            rates = floats[..., _FIRED] / jnp.maximum(floats[..., _TOTAL], 1.0)
-            limit = _uint64.INT32_MAX if self.window is None else self.window
-            updates = jnp.minimum(counts[..., _UPDATES].max(-1), limit)
-        else:
-            counts, since = _uint64.to_uint64(words), _uint64.to_uint64(quiet)
-            rates = counts[..., _FIRED] / np.maximum(counts[..., _TOTAL], 1)
-            updates = counts[..., _UPDATES].max(-1)
-            updates = updates if self.window is None else np.minimum(updates, np.uint64(self.window))
-            updates = updates if updates.ndim else int(updates)
+        counts, since = exact_or_traced(words), exact_or_traced(quiet)
+        updates = counts[..., _UPDATES].max(-1)
+        if self.window is not None:
+            numpy = jnp if is_traced(words) else np
+            updates = numpy.minimum(updates, counts.dtype.type(self.window))
         dead = counts[..., _FIRED] == 0 if self.window is None else since >= self.window
-        return ActivityResult(rates, dead, updates)
+        return ActivityResult(ratio(words, _FIRED, _TOTAL), dead, *unboxed(updates))
 
     def _initial_buffer(self) -> np.ndarray:
         return _uint64.full((self.units,), _uint64.MAX)
@@ -129,13 +122,23 @@ class Activity(CountsAndBuffer):
     def _axes_of(self, x: jax.Array) -> tuple[int, ...]:
         return leading_axes(x, (self.units,), self, argument=f"{x.shape[-1]}" if x.ndim else "units")
 
-    def _updated_state(
-        self, words: Any, buffer: Any, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], how: Combination
+    @staticmethod
+    @functools.partial(jax.jit, static_argnums=(4, 5), inline=True)
+    def _updated(
+        words: jax.Array, buffer: jax.Array, x: jax.Array, where: Any, axes: tuple[int, ...], how: Combination
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return _updated(words, buffer, x, where, axes, how)
+        counts = count_over(_uint64.pair(fired_and_total(x, where, axes)), how.over)
+        counts = on_first(counts, how.once)
+        one = _uint64.pair(jnp.ones_like(buffer[..., 0]))
+        silent = _uint64.is_zero(counts[..., _FIRED, :])[..., None]
+        quiet = jnp.where(~silent, jnp.uint32(0), _uint64.add(buffer, one))  # the largest count means never: it stays
+        counts = jnp.concatenate([counts, one[..., None, :]], -2)
+        return _uint64.add(words, counts), counts, quiet
 
-    def _merged_buffers(self, own: Any, other: Any) -> jax.Array:
-        return _fewer(own, other)
+    @staticmethod
+    @functools.partial(jax.jit, static_argnums=4, inline=True)
+    def _merged(words: Any, buffer: Any, other_words: Any, other: Any, once: tuple[Hashable, ...]) -> jax.Array:
+        return jnp.where(_uint64.less(other, buffer)[..., None], other, buffer)
 
     # All replicas had the same updates, so only the updates of the first replica are kept.
     def _join(self, replica: Activity, number: Any) -> None:
@@ -151,36 +154,3 @@ class Activity(CountsAndBuffer):
 def _is_size(number: Any) -> bool:
     is_integer = isinstance(number, int | np.integer) and not isinstance(number, bool)
     return is_integer and 1 <= int(number) <= _uint64.INT32_MAX
-
-
-@functools.partial(jax.jit, static_argnums=(4, 5), inline=True)
-def _updated(
-    words: jax.Array,
-    quiet: jax.Array,
-    x: jax.Array,
-    where: jax.Array | None,
-    axes: tuple[int, ...],
-    replicas: Combination,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the limbs of the counts after an update, those of the update alone, and the updates since units fired."""
-    fired = x.astype(jnp.bool_)
-    if where is not None:
-        fired = fired & where
-    fired = unsplit(fired.sum(axes, dtype=jnp.uint32))
-    if where is not None:
-        total = unsplit(where.sum(axes, dtype=jnp.uint32))
-    else:
-        total = jnp.full_like(fired, entries_of(x, axes))
-    counts = count_over(_uint64.pair(jnp.stack([fired, total], -1)), replicas.over)
-    counts = on_first(counts, replicas.once)
-    one = _uint64.pair(jnp.ones_like(quiet[..., 0]))
-    silent = _uint64.is_zero(counts[..., _FIRED, :])[..., None]
-    quiet = jnp.where(~silent, jnp.uint32(0), _uint64.add(quiet, one))  # the largest count means never, and stays so
-    counts = jnp.concatenate([counts, one[..., None, :]], -2)
-    return _uint64.add(words, counts), counts, quiet
-
-
-@functools.partial(jax.jit, inline=True)
-def _fewer(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Returns the smaller of two counts, both as limbs."""
-    return jnp.where(_uint64.less(right, left)[..., None], right, left)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from tallax import _uint64
 from tallax._arrays import unsplit
-from tallax._errors import InvalidValueError, compose
+from tallax._errors import InvalidValueError
 from tallax._mesh_axes import (
     AxisName,
     Combination,
@@ -22,8 +22,9 @@ from tallax._mesh_axes import (
     on_first,
     sum_over,
 )
+from tallax.statistics._counts import CountsAndBuffer, both
 from tallax.statistics._host import as_number
-from tallax.statistics._statistic import CountsAndBuffer, exact_or_traced, unboxed
+from tallax.statistics._statistic import exact_or_traced, unboxed
 from tallax.variables import Buffer, Counter, as_shape
 
 _SUM, _WEIGHT = range(2)  # the columns of the average
@@ -108,13 +109,11 @@ class Ema(CountsAndBuffer):
         number = as_number(decay)
         if number is None or not 0 <= number < 1:
             raise InvalidValueError(
-                compose(
-                    "Ema",
-                    "decay must be in [0, 1): an update keeps this fraction of the average.",
-                    got=f"decay={decay!r}",
-                    expected="a number in [0, 1)",
-                    fix="Ema(0.99), which remembers about 100 updates",
-                )
+                "Ema",
+                "decay must be in [0, 1): an update keeps this fraction of the average.",
+                got=f"decay={decay!r}",
+                expected="a number in [0, 1)",
+                fix="Ema(0.99), which remembers about 100 updates",
             )
         self.decay: float = number
         self.debias: bool = bool(debias)
@@ -143,13 +142,46 @@ class Ema(CountsAndBuffer):
     def _initial_buffer(self) -> np.ndarray:
         return np.zeros((*self.shape, 2), np.float32)
 
-    def _updated_state(
-        self, words: Any, buffer: Any, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], how: Combination
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return _updated(words, buffer, x, where, 1.0 - self.decay, axes, how)
+    @property
+    def _constants(self) -> tuple[float, ...]:
+        return (1.0 - self.decay,)  # the part of the average that an update makes up
 
-    def _merged_buffers(self, own: Any, other: Any) -> jax.Array:
-        return _pooled(own, other)
+    @staticmethod
+    @functools.partial(jax.jit, static_argnums=(4, 5, 6), inline=True)
+    def _updated(
+        words: jax.Array,
+        buffer: jax.Array,
+        x: jax.Array,
+        where: Any,
+        axes: tuple[int, ...],
+        how: Combination,
+        share: float,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        x = x.astype(jnp.float32)
+        finite, bad = both(jnp.isfinite(x), where)
+        counts = jnp.stack([kind.sum(axes, dtype=jnp.uint32) for kind in (finite, bad)], -1)
+        counts = count_over(_uint64.pair(counts), how.over)
+        entries, nonfinite = counts[..., 0, :], counts[..., 1, :]
+        total = sum_over(unsplit(jnp.where(finite, x, 0).sum(axes)), how.over)
+        mean = total / jnp.maximum(_uint64.to_float32(entries), 1)
+        total, weight = buffer[..., _SUM], buffer[..., _WEIGHT]
+        # If mean and average are equal, this keeps the average exactly. `decay * total + share * mean` might round.
+        new_total = total + jnp.float32(share) * (mean - total)
+        new_weight = weight + jnp.float32(share) * (1 - weight)
+        some = ~_uint64.is_zero(entries)
+        fits = jnp.isfinite(new_total)  # an infinity would stay forever
+        nonfinite = _uint64.add(nonfinite, jnp.where(fits[..., None], jnp.uint32(0), entries))
+        total = jnp.where(some & fits, new_total, total)
+        weight = jnp.where(some & fits, new_weight, weight)
+        # Every replica updates its average, also if all updates are the same, because the mean of equal averages is
+        # equal.
+        nonfinite = on_first(nonfinite, how.once)
+        return _uint64.add(words, nonfinite), nonfinite, jnp.stack([total, weight], -1)
+
+    @staticmethod
+    @functools.partial(jax.jit, static_argnums=4, inline=True)
+    def _merged(words: Any, buffer: Any, other_words: Any, other: Any, once: tuple[Hashable, ...]) -> jax.Array:
+        return buffer + other
 
     # Replicas made the same steps, so their averages are averaged. `merge` would pool them as two separate streams.
     def _begin_replica(self) -> None:
@@ -162,45 +194,3 @@ class Ema(CountsAndBuffer):
 
     def _configuration(self) -> dict[str, Any]:
         return {"decay": self.decay, "shape": self.shape}
-
-
-@functools.partial(jax.jit, static_argnums=(4, 5, 6), inline=True)
-def _updated(
-    words: jax.Array,
-    average: jax.Array,
-    x: jax.Array,
-    where: jax.Array | None,
-    share: float,
-    axes: tuple[int, ...],
-    replicas: Combination,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the limbs of nonfinite entries after an update, those of the update alone, and the average after it.
-
-    The update makes up `share` of the average.
-    """
-    share32 = jnp.float32(share)
-    x = x.astype(jnp.float32)
-    finite = jnp.isfinite(x)
-    bad = ~finite
-    if where is not None:
-        finite, bad = finite & where, bad & where
-    counts = jnp.stack([kind.sum(axes, dtype=jnp.uint32) for kind in (finite, bad)], -1)
-    counts = count_over(_uint64.pair(counts), replicas.over)
-    entries, nonfinite = counts[..., 0, :], counts[..., 1, :]
-    total = sum_over(unsplit(jnp.where(finite, x, 0).sum(axes)), replicas.over)
-    mean = total / jnp.maximum(_uint64.to_float32(entries), 1)
-    total, weight = average[..., _SUM], average[..., _WEIGHT]
-    # If mean and average are equal, this keeps the average exactly. `decay * total + share * mean` might round.
-    new_total = total + share32 * (mean - total)
-    new_weight = weight + share32 * (1 - weight)
-    some = ~_uint64.is_zero(entries)
-    fits = jnp.isfinite(new_total)  # an infinity would stay forever
-    nonfinite = _uint64.add(nonfinite, jnp.where(fits[..., None], jnp.uint32(0), entries))
-    total = jnp.where(some & fits, new_total, total)
-    weight = jnp.where(some & fits, new_weight, weight)
-    # Every replica updates its average, also if all updates are the same, because the mean of equal averages is equal.
-    nonfinite = on_first(nonfinite, replicas.once)
-    return _uint64.add(words, nonfinite), nonfinite, jnp.stack([total, weight], -1)
-
-
-_pooled = jax.jit(lambda left, right: left + right, inline=True)

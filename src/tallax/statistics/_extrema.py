@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,7 +21,8 @@ from tallax._mesh_axes import (
     min_over,
     on_first,
 )
-from tallax.statistics._statistic import CountsAndBuffer, exact_or_traced, unboxed
+from tallax.statistics._counts import CountsAndBuffer, both
+from tallax.statistics._statistic import exact_or_traced, unboxed
 from tallax.variables import Buffer, Counter, as_shape
 
 _COUNT, _NAN = range(2)
@@ -126,50 +127,35 @@ class Extrema(CountsAndBuffer):
         extremes[..., _VALUES, :] = np.float32(np.inf).view(np.uint32)
         return extremes
 
-    def _updated_state(
-        self, words: Any, buffer: Any, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], how: Combination
+    @staticmethod
+    @functools.partial(jax.jit, static_argnums=(4, 5), inline=True)
+    def _updated(
+        words: jax.Array, buffer: jax.Array, x: jax.Array, where: Any, axes: tuple[int, ...], how: Combination
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return _updated(words, buffer, x, where, axes, how)
+        x = x.astype(jnp.float32)
+        nan, taken = both(jnp.isnan(x), where)
+        counts = jnp.stack([kind.sum(axes, dtype=jnp.uint32) for kind in (taken, nan)], -1)
+        counts = on_first(count_over(_uint64.pair(counts), how.over), how.once)
+        least = [jnp.where(taken, signed, jnp.inf).min(axes, initial=jnp.inf) for signed in (x, -x)]
+        least = min_over(unsplit(jnp.stack(least, -1)), how.over)
+        least = jnp.where(least == 0, jnp.float32(0), least)  # a single zero, so that equal extremes have equal bits
+        least = on_first(least, how.once, otherwise=jnp.inf)
+        none = _uint64.is_zero(counts[..., _COUNT, :])[..., None]
+        after = _uint64.add(words, counts)
+        at = jnp.where(none, jnp.asarray(_uint64.from_int(_uint64.MAX)), after[..., _COUNT, :])
+        return after, counts, _better(buffer, _packed(jnp.stack([at, at], -2), least))
 
-    def _merged_buffers(self, own: Any, other: Any) -> jax.Array:
-        return _merged(own, other)
+    @staticmethod
+    @functools.partial(jax.jit, static_argnums=4, inline=True)
+    def _merged(words: Any, buffer: Any, other_words: Any, other: Any, once: tuple[Hashable, ...]) -> jax.Array:
+        return _better(buffer, other)
 
     def _configuration(self) -> dict[str, Any]:
         return {"shape": self.shape}
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5), inline=True)
-def _updated(
-    words: jax.Array,
-    extremes: jax.Array,
-    x: jax.Array,
-    where: jax.Array | None,
-    axes: tuple[int, ...],
-    replicas: Combination,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the limbs of the counts after an update, those of the update alone, and the extremes after it.
-
-    The extremes of all replicas' entries are merged with the earlier extremes.
-    """
-    x = x.astype(jnp.float32)
-    nan = jnp.isnan(x)
-    taken = ~nan
-    if where is not None:
-        nan, taken = nan & where, taken & where
-    counts = jnp.stack([taken.sum(axes, dtype=jnp.uint32), nan.sum(axes, dtype=jnp.uint32)], -1)
-    counts = on_first(count_over(_uint64.pair(counts), replicas.over), replicas.once)
-    least = [jnp.where(taken, signed, jnp.inf).min(axes, initial=jnp.inf) for signed in (x, -x)]
-    least = min_over(unsplit(jnp.stack(least, -1)), replicas.over)
-    least = jnp.where(least == 0, jnp.float32(0), least)  # a single zero, so that equal extremes have equal bits
-    least = on_first(least, replicas.once, otherwise=jnp.inf)
-    none = _uint64.is_zero(counts[..., _COUNT, :])[..., None]
-    after = _uint64.add(words, counts)
-    at = jnp.where(none, jnp.asarray(_uint64.from_int(_uint64.MAX)), after[..., _COUNT, :])
-    return after, counts, _merged(extremes, _packed(jnp.stack([at, at], -2), least))
-
-
-@functools.partial(jax.jit, inline=True)
-def _merged(left: jax.Array, right: jax.Array) -> jax.Array:
+def _better(left: jax.Array, right: jax.Array) -> jax.Array:
+    """Returns the smaller values of two states, and the time of each; of equal values, the earlier time."""
     value, other = _values(left), _values(right)
     at, other_at = left[..., :_VALUES, :], right[..., :_VALUES, :]
     better = (other < value) | ((other == value) & _uint64.less(other_at, at))

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tallax._errors import InvalidValueError, compose
+from tallax._errors import InvalidValueError
 from tallax._mesh_axes import AxisName
 from tallax.runs._bars import one_line
 from tallax.runs._record import Bins
 from tallax.statistics._bincount import count_slots
+from tallax.statistics._binned import Binned, BinnedResult, plot_bars
 from tallax.statistics._host import as_number
-from tallax.statistics._plotting import plot_bars, shape_of_stack, stacked, sum_of_stack, title_counts
-from tallax.statistics._statistic import Counts, exact_or_traced, unboxed
+from tallax.statistics._statistic import exact_or_traced, unboxed
 from tallax.variables import Counter
 
 _MOST_BINS = 65_536
@@ -29,7 +29,7 @@ _OUTSIDE = ("underflow", "overflow", "nan", "posinf", "neginf")
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False, repr=False)
-class HistogramResult:
+class HistogramResult(BinnedResult):
     """The counts of a `Histogram`. Counts are exact outside a trace; int32, saturated, inside one.
 
     If the histogram is a stack, for example one per layer made by `vmap`, each count has the leading axes of the stack,
@@ -46,6 +46,8 @@ class HistogramResult:
         neginf: The number of -inf entries.
     """
 
+    _binned, _apart = "counts", _OUTSIDE
+
     counts: Any
     edges: Any
     underflow: Any
@@ -54,30 +56,13 @@ class HistogramResult:
     posinf: Any
     neginf: Any
 
-    def __getitem__(self, index: Any) -> HistogramResult:
-        """Returns one result of a stack.
-
-        Raises:
-            InvalidValueError: This is the result of a single histogram.
-        """
-        stacked(self, self.counts)
-        outside = unboxed(*(getattr(self, name)[index] for name in _OUTSIDE))
-        return HistogramResult(self.counts[index], self.edges, *outside)
-
     def __repr__(self) -> str:
         whole, low, high = self.together(), self.edges[0], self.edges[-1]
         outside = ", ".join(f"{name}={getattr(whole, name)}" for name in _OUTSIDE)
         if not isinstance(whole.counts, np.ndarray):
             return f"HistogramResult({low:g} |counts={self.counts}| {high:g}, {outside})"
         looks = one_line(whole.counts, trim=False)
-        return f"HistogramResult({shape_of_stack(self.counts)}{low:g} |{looks}| {high:g}, {outside})"
-
-    def together(self) -> HistogramResult:
-        """Returns the sum of the results of a stack. The result of a single histogram is returned unchanged."""
-        if not isinstance(self.counts, np.ndarray) or self.counts.ndim == 1:
-            return self
-        outside = (int(sum_of_stack(np.ravel(getattr(self, name))[:, None])[0]) for name in _OUTSIDE)
-        return HistogramResult(sum_of_stack(self.counts), self.edges, *outside)
+        return f"HistogramResult({self._shape_of_stack()}{low:g} |{looks}| {high:g}, {outside})"
 
     def plot(self, ax: Any = None) -> Any:
         """Draws the bins on matplotlib axes, new ones if None is given, and returns the axes.
@@ -86,12 +71,13 @@ class HistogramResult:
             MissingExtraError: Matplotlib is not installed.
         """
         whole = self.together()
-        axes = plot_bars(whole.counts, self.edges, ax)
-        title_counts(axes, {name: getattr(whole, name) for name in _OUTSIDE})
-        return axes
+        return plot_bars(whole.counts, self.edges, {name: getattr(whole, name) for name in _OUTSIDE}, ax)
+
+    def _finite_bins(self) -> Bins:
+        return Bins(np.asarray(self.edges, np.float64), self.counts)
 
 
-class Histogram(Counts):
+class Histogram(Binned):
     """Counts values in bins of equal width, and separately values outside the bins, NaN and infinities.
 
     Every entry is counted exactly once, so the sum of all counts is the number of entries. The edges, and the rule for
@@ -139,13 +125,11 @@ class Histogram(Counts):
         in_order = -(2.0**127) < self.low < self.high < 2.0**127  # false for NaN
         if not (is_count and in_order) or np.any(np.diff(self.edges) <= 0):
             raise InvalidValueError(
-                compose(
-                    "Histogram",
-                    "the edges must increase, and differ in float32.",
-                    got=f"low={low!r}, high={high!r}, bins={bins!r}",
-                    expected="low < high, both finite and below 2**127, and 1 to 65536 bins",
-                    fix="Histogram(-5.0, 5.0, bins=64)",
-                )
+                "Histogram",
+                "the edges must increase, and differ in float32.",
+                got=f"low={low!r}, high={high!r}, bins={bins!r}",
+                expected="low < high, both finite and below 2**127, and 1 to 65536 bins",
+                fix="Histogram(-5.0, 5.0, bins=64)",
             )
         self.counts: Counter = Counter(shape=self.bins + len(_OUTSIDE), persistent=persistent)
 
@@ -164,17 +148,9 @@ class Histogram(Counts):
         outside = unboxed(*(counts[..., self.bins + k] for k in range(len(_OUTSIDE))))
         return HistogramResult(counts[..., : self.bins], self.edges, *outside)
 
-    def plot(self, ax: Any = None) -> Any:
-        """Draws the counts so far; see `HistogramResult.plot`."""
-        return self.compute().plot(ax)
-
-    def _bins(self, result: HistogramResult) -> Bins:
-        return Bins(np.asarray(result.edges, np.float64), result.together().counts)
-
-    def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
-        if x.size:
-            counts = _count_bins(x, where, self.low, self.high, self.bins)
-            self.counts._tally(counts, x.size, self.axis_name)
+    def _counted(self, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:
+        del axes  # all
+        return _count_bins(x, where, self.low, self.high, self.bins)
 
     def _configuration(self) -> dict[str, Any]:
         return {"low": self.low, "high": self.high, "bins": self.bins}

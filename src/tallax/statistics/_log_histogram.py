@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax import _uint64
-from tallax._errors import InvalidValueError, compose, describe
+from tallax._errors import InvalidValueError, describe
 from tallax._mesh_axes import AxisName
 from tallax.runs._bars import bars_of
 from tallax.runs._record import Bins
 from tallax.statistics._bincount import count_slots
+from tallax.statistics._binned import Binned, BinnedResult, plot_bars
 from tallax.statistics._host import as_number
-from tallax.statistics._plotting import plot_bars, shape_of_stack, stacked, sum_of_stack, title_counts
-from tallax.statistics._statistic import Counts, exact_or_traced, unboxed
+from tallax.statistics._statistic import exact_or_traced, unboxed
 from tallax.variables import Counter
 
 _MANTISSA = 23  # bits of a float32's mantissa
@@ -32,7 +32,7 @@ _SPECIAL = ("zero", "nan", "posinf", "neginf")
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False, repr=False)
-class LogHistogramResult:
+class LogHistogramResult(BinnedResult):
     """The counts of a `LogHistogram`. Counts are exact outside a trace; int32, saturated, inside one.
 
     If the histogram is a stack, for example one per layer made by `vmap`, each count and each result of `quantile` has
@@ -40,8 +40,6 @@ class LogHistogramResult:
     counts of the stack.
 
     Attributes:
-        count: The number of entries, including infinities and excluding NaN.
-        zero: The number of entries equal to 0.0 or -0.0.
         nan: The number of NaN entries.
         buckets: The entries of each bucket in ascending order of their values, -inf first, zero in the middle, +inf
             last.
@@ -49,12 +47,25 @@ class LogHistogramResult:
         mantissa_bits: The number of bits of the mantissa that select a bucket.
     """
 
-    count: Any
-    zero: Any
+    _binned, _apart = "buckets", ("nan",)
+
     nan: Any
     buckets: Any
     relative_error: float = field(metadata={"static": True})
     mantissa_bits: int = field(metadata={"static": True})
+
+    @property
+    def count(self) -> Any:
+        """The number of entries, including infinities and excluding NaN."""
+        axes = (self.buckets.ndim - 1,)
+        if not isinstance(self.buckets, np.ndarray):
+            return _uint64.to_int32(_uint64.total(self.buckets, axes))
+        return _uint64.sum_uint64(self.buckets, axes) if self.buckets.ndim > 1 else sum(self.buckets.tolist())
+
+    @property
+    def zero(self) -> Any:
+        """The number of entries equal to 0.0 or -0.0."""
+        return unboxed(self.buckets[..., self.buckets.shape[-1] // 2])[0]
 
     @property
     def bounds(self) -> np.ndarray:
@@ -83,12 +94,10 @@ class LogHistogramResult:
             ranks = np.asarray(q, np.float64)
             if not np.all((ranks >= 0) & (ranks <= 1)):
                 raise InvalidValueError(
-                    compose(
-                        "q",
-                        "a quantile must be in [0, 1].",
-                        got=describe(q),
-                        fix="quantile(0.99) for the 99th percentile",
-                    )
+                    "q",
+                    "a quantile must be in [0, 1].",
+                    got=describe(q),
+                    fix="quantile(0.99) for the 99th percentile",
                 )
             if not self.count:
                 return math.nan if ranks.ndim == 0 else np.full(ranks.shape, math.nan)
@@ -101,32 +110,14 @@ class LogHistogramResult:
         values = jnp.asarray(middles, jnp.float32)[jnp.searchsorted(below, rank, side="right", method="compare_all")]
         return jnp.where(below[-1] > 0, values, jnp.nan)
 
-    def __getitem__(self, index: Any) -> LogHistogramResult:
-        """Returns one result of a stack.
-
-        Raises:
-            InvalidValueError: This is the result of a single histogram.
-        """
-        stacked(self, self.buckets)
-        count, zero, nan = unboxed(*(part[index] for part in (self.count, self.zero, self.nan)))
-        return LogHistogramResult(count, zero, nan, self.buckets[index], self.relative_error, self.mantissa_bits)
-
-    def together(self) -> LogHistogramResult:
-        """Returns the sum of the results of a stack. The result of a single histogram is returned unchanged."""
-        if not isinstance(self.buckets, np.ndarray) or self.buckets.ndim == 1:
-            return self
-        buckets = sum_of_stack(self.buckets)
-        zero, nan = (int(sum_of_stack(np.ravel(part)[:, None])[0]) for part in (self.zero, self.nan))
-        return LogHistogramResult(sum(buckets.tolist()), zero, nan, buckets, self.relative_error, self.mantissa_bits)
-
     def __repr__(self) -> str:
         if not isinstance(self.buckets, np.ndarray):
             return f"LogHistogramResult(count={self.count}, zero={self.zero}, nan={self.nan})"
-        whole, stack = self.together(), shape_of_stack(self.buckets)
-        text = bars_of(Bins(self.bounds[1:-1], whole.buckets[1:-1]), 36) if whole.count else ""
+        whole = self.together()
+        text = bars_of(whole._finite_bins(), 36) if whole.count else ""
         middle = f", median {whole.quantile(0.5):.3g}, 99% {whole.quantile(0.99):.3g}" if whole.count else ""
         apart = f"{whole.zero:,} zeros, {whole.nan:,} NaN"
-        return f"LogHistogramResult({stack}{text} {whole.count:,} values{middle}, {apart})"
+        return f"LogHistogramResult({self._shape_of_stack()}{text} {whole.count:,} values{middle}, {apart})"
 
     def plot(self, ax: Any = None) -> Any:
         """Draws the density over a symmetric logarithmic axis, and returns the matplotlib axes.
@@ -141,12 +132,14 @@ class LogHistogramResult:
         seen = np.flatnonzero(self._per_octave())
         first, last = (seen[0], seen[-1] + 1) if seen.size else (0, 1)
         edges = self.bounds[1:-1][first : last + 1]
-        axes = plot_bars(self._per_octave()[first:last], edges, ax)
+        apart = {"zeros": self.zero, "NaN": self.nan, "-inf": self.buckets[0], "+inf": self.buckets[-1]}
+        axes = plot_bars(self._per_octave()[first:last], edges, apart, ax)
         axes.set_xscale("symlog", linthresh=np.abs(edges).min())
         axes.set_ylabel("count per octave")
-        apart = {"zeros": self.zero, "NaN": self.nan, "-inf": self.buckets[0], "+inf": self.buckets[-1]}
-        title_counts(axes, apart)
         return axes
+
+    def _finite_bins(self) -> Bins:
+        return Bins(self.bounds[1:-1], self.buckets[1:-1])
 
     def _per_octave(self) -> np.ndarray:
         """Returns the counts of the finite buckets over their logarithmic widths; 0 for the bucket around zero."""
@@ -156,7 +149,7 @@ class LogHistogramResult:
         return np.asarray(self.buckets[1:-1], np.float64) / octaves
 
 
-class LogHistogram(Counts):
+class LogHistogram(Binned):
     """Counts values of any size and sign in buckets whose width grows with the value, for quantiles.
 
     No range is needed: every finite float32 has a bucket, also subnormal numbers. Zero, NaN and the infinities are
@@ -205,12 +198,10 @@ class LogHistogram(Counts):
         error = as_number(relative_error)
         if error is None or not 1e-4 <= error <= 0.5:
             raise InvalidValueError(
-                compose(
-                    "LogHistogram",
-                    "the relative error must be in [1e-4, 0.5].",
-                    got=describe(relative_error),
-                    fix="LogHistogram(relative_error=0.01)",
-                )
+                "LogHistogram",
+                "the relative error must be in [1e-4, 0.5].",
+                got=describe(relative_error),
+                fix="LogHistogram(relative_error=0.01)",
             )
         self.relative_error: float = error
         self.mantissa_bits: int = next(m for m in range(_MANTISSA) if 1 / (2 ** (m + 1) + 1) <= error)
@@ -228,32 +219,17 @@ class LogHistogram(Counts):
     def read(self, state: Mapping[str, Any]) -> LogHistogramResult:
         """Returns the record of a state; see `Statistic.read`."""
         counts = exact_or_traced(state["counts"])
-        exact = isinstance(counts, np.ndarray)
+        numpy = np if isinstance(counts, np.ndarray) else jnp
         end = 2 * self._buckets
         positive, negative = counts[..., : self._buckets], counts[..., self._buckets : end]
         zero, nan, posinf, neginf = (counts[..., end + k] for k in range(len(_SPECIAL)))
         parts = [neginf[..., None], negative[..., ::-1], zero[..., None], positive, posinf[..., None]]
-        if exact:
-            buckets = np.concatenate(parts, axis=-1)
-            count = _uint64.sum_uint64(buckets, (buckets.ndim - 1,))
-            if buckets.ndim == 1:
-                count, zero, nan = sum(buckets.tolist()), int(zero), int(nan)
-        else:
-            buckets = jnp.concatenate(parts, axis=-1)
-            count = _uint64.to_int32(_uint64.total(buckets, (buckets.ndim - 1,)))
-        return LogHistogramResult(count, zero, nan, buckets, self.relative_error, self.mantissa_bits)
+        buckets = numpy.concatenate(parts, axis=-1)
+        return LogHistogramResult(unboxed(nan)[0], buckets, self.relative_error, self.mantissa_bits)
 
-    def plot(self, ax: Any = None) -> Any:
-        """Draws the counts so far; see `LogHistogramResult.plot`."""
-        return self.compute().plot(ax)
-
-    def _bins(self, result: LogHistogramResult) -> Bins:
-        return Bins(result.bounds[1:-1], result.together().buckets[1:-1])
-
-    def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
-        if x.size:
-            counts = _count_buckets(x, where, self.mantissa_bits)
-            self.counts._tally(counts, x.size, self.axis_name)
+    def _counted(self, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:
+        del axes  # all
+        return _count_buckets(x, where, self.mantissa_bits)
 
     def _configuration(self) -> dict[str, Any]:
         return {"relative_error": self.relative_error}

@@ -26,8 +26,9 @@ from tallax._mesh_axes import (
     varying_axes,
 )
 from tallax.statistics import _central
-from tallax.statistics._powersums import count_finite, plain_power_sums, power_sums, rough_sum_and_range
-from tallax.statistics._statistic import CountsAndBuffer, unboxed
+from tallax.statistics._counts import CountsAndBuffer
+from tallax.statistics._powersums import count_finite, power_sums, rough_sum_and_range
+from tallax.statistics._statistic import exact_or_traced, unboxed
 from tallax.variables import Buffer, Counter, as_shape
 
 
@@ -119,14 +120,14 @@ class Moments(CountsAndBuffer):
     def read(self, state: Mapping[str, Any]) -> MomentsResult:
         """Returns the record of a state; see `Statistic.read`."""
         words, moments = state["counts"], state["moments"]
+        counts, count = exact_or_traced(words), words[..., 0, :]
         if is_traced(words):
-            return _result_in_trace(words, moments)
-        counts = _uint64.to_uint64(words)
-        count, nonfinite = counts[..., 0], counts[..., 1]
-        values = moments.astype(np.float64)
-        pairs = [values[..., k] + values[..., k + 1] for k in (1, 3, 5, 7)]
-        mean, variance, skewness, kurtosis = _standardized(np, count.astype(np.float64), values[..., 0], *pairs)
-        return MomentsResult(*unboxed(count, mean, variance, skewness, kurtosis, nonfinite))
+            numpy, count, moments = jnp, _uint64.to_float32(count), jax.lax.stop_gradient(moments)
+        else:
+            numpy, count, moments = np, _uint64.to_uint64(count).astype(np.float64), moments.astype(np.float64)
+        sums = [moments[..., k] + moments[..., k + 1] for k in (1, 3, 5, 7)]
+        standardized = _standardized(numpy, count, moments[..., 0], *sums)
+        return MomentsResult(*unboxed(counts[..., 0], *standardized, counts[..., 1]))
 
     def _initial_buffer(self) -> np.ndarray:
         return np.zeros((*self.shape, _central.FIELDS), np.float32)
@@ -136,81 +137,60 @@ class Moments(CountsAndBuffer):
         if x.size:
             super()._accumulate(x, where)
 
-    def _updated_state(
-        self, words: Any, buffer: Any, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], how: Combination
+    @staticmethod
+    @functools.partial(jax.jit, static_argnums=(4, 5), inline=True)
+    def _updated(
+        words: jax.Array, moments: jax.Array, x: jax.Array, where: Any, axes: tuple[int, ...], how: Combination
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return _updated(words, buffer, x, where, axes, how)
+        combined = how.over
+        before = _central.unpack(words[..., 0, :], moments)
+        values = x.astype(jnp.float32)
+        unit, pivot = jnp.where(before.unit > 0, before.unit, 1.0), before.mean[0]
+        fed = jnp.full(x.shape[len(axes) :], math.prod(x.shape[axis] for axis in axes), jnp.uint32)
 
-    def _merge(self, other: Moments, once: tuple[Hashable, ...] = ()) -> None:
-        words, moments = _merged(
-            self.counts._words(), other.counts._words(), self.moments._stored(), other.moments._stored(), once
-        )
-        self.counts._store(words)
-        self.moments.set_value(moments)
+        def total(taken: jax.Array) -> jax.Array:
+            return _uint64.to_float32(count_over(_uint64.pair(taken), combined))
+
+        def sums_about(pivot: jax.Array, unit: jax.Array) -> tuple[jax.Array, jax.Array]:
+            taken, *sums = power_sums(values, where, axes, pivot, unit)
+            return unsplit(taken), sum_over(unsplit(jnp.stack(sums)), combined)
+
+        if where is None:
+            # First without a check for finite entries: if an entry is not finite, neither is the sum of fourth powers.
+            sums = unsplit(jnp.stack(power_sums(values, None, axes, pivot, unit, are_finite=True)))
+            taken, sums = fed, sum_over(sums, combined)
+            entries = fed.astype(jnp.float32) * math.prod(jax.lax.axis_size(axis) for axis in combined)
+        else:
+            fed = unsplit(where.sum(axes, dtype=jnp.uint32))
+            taken, sums = sums_about(pivot, unit)
+            entries = total(taken)
+
+        def alike(taken: jax.Array, *values: jax.Array) -> tuple[jax.Array, ...]:
+            like = tuple(varying_axes(sums))
+            return marked(taken, tuple(varying_axes(x))), *(marked(value, like) for value in values)
+
+        def again() -> tuple[jax.Array, ...]:
+            taken = unsplit(count_finite(values, where, axes))
+            pivot, unit = _pivot_and_unit(values, where, axes, combined, total(taken))
+            return alike(taken, sums_about(pivot, unit)[1], pivot, unit)
+
+        # The pivot is near enough, and fourth powers are in range. Comparisons with NaN are false.
+        near = (before.unit > 0) & (sums[0] ** 2 <= 0.8 * entries * sums[1]) & (sums[3] <= 2.0**24 * entries)
+        good = (near | (entries == 0)).all()
+        taken, sums, pivot, unit = jax.lax.cond(good, lambda: alike(taken, sums, pivot, unit), again)
+        counts = count_over(_uint64.pair(jnp.stack([taken, fed - taken], -1)), combined)
+        union = _central.union(before, _central.of_batch(counts[..., 0, :], unit, pivot, sums))
+        counts = on_first(counts, how.once)
+        return _uint64.add(words, counts), counts, on_first(_central.pack(union), how.once, otherwise=moments)
+
+    @staticmethod
+    @functools.partial(jax.jit, static_argnums=4, inline=True)
+    def _merged(words: Any, buffer: Any, other_words: Any, other: Any, once: tuple[Hashable, ...]) -> jax.Array:
+        states = [_central.unpack(each[..., 0, :], floats) for each, floats in ((words, buffer), (other_words, other))]
+        return on_first(_central.pack(_central.union(*states)), once, otherwise=buffer)
 
     def _configuration(self) -> dict[str, Any]:
         return {"shape": self.shape}
-
-
-@functools.partial(jax.jit, static_argnums=4, inline=True)
-def _merged(
-    words: jax.Array, other_words: jax.Array, moments: jax.Array, other: jax.Array, once: tuple[Hashable, ...]
-) -> tuple[jax.Array, jax.Array]:
-    union = _central.union(_central.unpack(words[..., 0, :], moments), _central.unpack(other_words[..., 0, :], other))
-    added = _uint64.add(words, on_first(other_words, once))
-    return added, on_first(_central.pack(union), once, otherwise=moments)
-
-
-@functools.partial(jax.jit, static_argnums=(4, 5), inline=True)
-def _updated(
-    words: jax.Array,
-    moments: jax.Array,
-    x: jax.Array,
-    where: jax.Array | None,
-    axes: tuple[int, ...],
-    replicas: Combination,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the limbs of the counts after a batch, those of the batch alone, and the moments after it."""
-    combined = replicas.over
-    before = _central.unpack(words[..., 0, :], moments)
-    values = x.astype(jnp.float32)
-    unit, pivot = jnp.where(before.unit > 0, before.unit, 1.0), before.mean[0]
-    fed = jnp.full(x.shape[len(axes) :], math.prod(x.shape[axis] for axis in axes), jnp.uint32)
-
-    def total(taken: jax.Array) -> jax.Array:
-        return _uint64.to_float32(count_over(_uint64.pair(taken), combined))
-
-    def sums_about(pivot: jax.Array, unit: jax.Array) -> tuple[jax.Array, jax.Array]:
-        taken, *sums = power_sums(values, where, axes, pivot, unit)
-        return unsplit(taken), sum_over(unsplit(jnp.stack(sums)), combined)
-
-    if where is None:
-        # First without a check for finite entries: if an entry is not finite, neither is the sum of fourth powers.
-        sums = unsplit(jnp.stack(plain_power_sums(values, axes, pivot, unit)))
-        taken, sums = fed, sum_over(sums, combined)
-        entries = fed.astype(jnp.float32) * math.prod(jax.lax.axis_size(axis) for axis in combined)
-    else:
-        fed = unsplit(where.sum(axes, dtype=jnp.uint32))
-        taken, sums = sums_about(pivot, unit)
-        entries = total(taken)
-
-    def alike(taken: jax.Array, *values: jax.Array) -> tuple[jax.Array, ...]:
-        like = tuple(varying_axes(sums))
-        return marked(taken, tuple(varying_axes(x))), *(marked(value, like) for value in values)
-
-    def again() -> tuple[jax.Array, ...]:
-        taken = unsplit(count_finite(values, where, axes))
-        pivot, unit = _pivot_and_unit(values, where, axes, combined, total(taken))
-        return alike(taken, sums_about(pivot, unit)[1], pivot, unit)
-
-    # The pivot is near enough, and fourth powers are in range. Comparisons with NaN are false.
-    near = (before.unit > 0) & (sums[0] ** 2 <= 0.8 * entries * sums[1]) & (sums[3] <= 2.0**24 * entries)
-    good = (near | (entries == 0)).all()
-    taken, sums, pivot, unit = jax.lax.cond(good, lambda: alike(taken, sums, pivot, unit), again)
-    counts = count_over(_uint64.pair(jnp.stack([taken, fed - taken], -1)), combined)
-    union = _central.union(before, _central.of_batch(counts[..., 0, :], unit, pivot, sums))
-    counts = on_first(counts, replicas.once)
-    return _uint64.add(words, counts), counts, on_first(_central.pack(union), replicas.once, otherwise=moments)
 
 
 def _pivot_and_unit(
@@ -236,10 +216,3 @@ def _standardized(xp: Any, count: Any, unit: Any, mean: Any, m2: Any, m3: Any, m
     skewness = xp.where(spread, m3 / n / divisor / xp.sqrt(divisor), 0.0)
     kurtosis = xp.where(spread, m4 / n / divisor / divisor - 3.0, 0.0)
     return mean * unit, variance * unit * unit, skewness, kurtosis
-
-
-def _result_in_trace(words: jax.Array, moments: jax.Array) -> MomentsResult:
-    parts, counts = _central.unpack(words[..., 0, :], moments), _uint64.to_int32(words)
-    sums = (high + low for high, low in (parts.mean, parts.m2, parts.m3, parts.m4))
-    floats = _standardized(jnp, _uint64.to_float32(parts.seen), parts.unit, *sums)
-    return MomentsResult(counts[..., 0], *floats, counts[..., 1])

@@ -24,33 +24,32 @@ MAX: Kind = (jax.lax.max, np.float32(-np.inf), jnp.max)
 
 
 def power_sums(
-    x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], pivot: jax.Array, unit: jax.Array
+    x: jax.Array,
+    where: jax.Array | None,
+    axes: tuple[int, ...],
+    pivot: jax.Array,
+    unit: jax.Array,
+    *,
+    are_finite: bool = False,
 ) -> tuple[jax.Array, ...]:
     """Returns the number of finite entries, uint32, and the sums of d, d**2, d**3 and d**4, d = x / unit - pivot.
 
-    `pivot` and `unit`, a power of two, have the shape of the axes that are not reduced.
+    `pivot` and `unit`, a power of two, have the shape of the axes that are not reduced. With `are_finite`, all entries
+    are taken, and no number is returned. One nonfinite entry then makes the sums nonfinite.
     """
     shrink = 1 / unit
 
     def terms(x: jax.Array, where: jax.Array | None, times: Callable[..., jax.Array]) -> tuple[jax.Array, ...]:
-        taken = _taken(x, where)
-        d = jnp.where(taken, x * _aligned(shrink, x) - _aligned(pivot, x), 0.0)
-        square = times(d, d)
-        return taken.astype(jnp.uint32), d, square, times(square, d), times(square, square)
-
-    return _reduce(terms, (COUNT, SUM, SUM, SUM, SUM), x, where, axes)
-
-
-def plain_power_sums(x: jax.Array, axes: tuple[int, ...], pivot: jax.Array, unit: jax.Array) -> tuple[jax.Array, ...]:
-    """Returns the sums of d, d**2, d**3 and d**4 over all entries. One nonfinite entry makes them nonfinite."""
-    shrink = 1 / unit
-
-    def terms(x: jax.Array, where: None, times: Callable[..., jax.Array]) -> tuple[jax.Array, ...]:
         d = x * _aligned(shrink, x) - _aligned(pivot, x)
+        count = ()
+        if not are_finite:
+            taken = _taken(x, where)
+            d, count = jnp.where(taken, d, 0.0), (taken.astype(jnp.uint32),)
         square = times(d, d)
-        return d, square, times(square, d), times(square, square)
+        return *count, d, square, times(square, d), times(square, square)
 
-    return _reduce(terms, (SUM, SUM, SUM, SUM), x, None, axes)
+    kinds = (SUM, SUM, SUM, SUM)
+    return _reduce(terms, kinds if are_finite else (COUNT, *kinds), x, where, axes)
 
 
 def count_finite(x: jax.Array, where: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:

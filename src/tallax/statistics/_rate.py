@@ -3,20 +3,15 @@
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from tallax import _uint64
-from tallax._arrays import unsplit
 from tallax._mesh_axes import AxisName
-from tallax.statistics._statistic import Counts, exact_or_traced, leading_axes, unboxed
+from tallax.statistics._counts import Counts, fired_and_total
+from tallax.statistics._statistic import exact_or_traced, ratio, unboxed
 from tallax.variables import Counter, as_shape
 
 
@@ -79,32 +74,13 @@ class Rate(Counts):
     def read(self, state: Mapping[str, Any]) -> RateResult:
         """Returns the record of a state; see `Statistic.read`."""
         counts = exact_or_traced(state["counts"])
-        fired, total = counts[..., 0], counts[..., 1]
-        if isinstance(counts, np.ndarray):
-            rate = np.divide(fired, total, out=np.zeros(fired.shape), where=total != 0)
-            return RateResult(*unboxed(fired, total, rate))
-        # The counts saturate at 2**31 - 1, but the ratio must not.
-        exact = _uint64.to_float32(state["counts"])
-        rate = jnp.where(total == 0, 0.0, exact[..., 0] / jnp.maximum(exact[..., 1], 1.0))
-        return RateResult(fired, total, rate)
+        return RateResult(*unboxed(counts[..., 0], counts[..., 1], ratio(state["counts"], 0, 1)))
 
-    def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
-        axes = leading_axes(x, self.shape, self)
-        counts = _fired_and_total(x, where, axes)
-        self.counts._tally(counts, x.size, self.axis_name)
+    def _counted(self, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:
+        return _fired_and_total(x, where, axes)
 
     def _configuration(self) -> dict[str, Any]:
         return {"shape": self.shape}
 
 
-@functools.partial(jax.jit, static_argnums=2, inline=True)
-def _fired_and_total(x: jax.Array, where: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:
-    """Returns uint32[*shape, 2]."""
-    fired = x.astype(jnp.bool_)
-    if where is None:
-        fired = unsplit(fired.sum(axes, dtype=jnp.uint32))
-        total = jnp.full_like(fired, math.prod(x.shape[axis] for axis in axes))
-    else:
-        fired = unsplit((fired & where).sum(axes, dtype=jnp.uint32))
-        total = unsplit(where.sum(axes, dtype=jnp.uint32))
-    return jnp.stack([fired, total], -1)
+_fired_and_total = jax.jit(fired_and_total, static_argnums=2, inline=True)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The protocol of all statistics, and the base classes that implement it."""
+"""The protocol of all statistics: `Statistic`, which checks, merges, reads and displays."""
 
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar
 
@@ -15,12 +14,12 @@ import numpy as np
 from tallax import _uint64
 from tallax._arrays import is_traced
 from tallax._display import bundle, card, tree
-from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, compose, describe
-from tallax._mesh_axes import AxisName, Combination, axes_to_combine, on_first, replica_count, varying_axes
+from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, describe
+from tallax._mesh_axes import AxisName, varying_axes
 from tallax._module import EvalAware
 from tallax.runs._record import Bins
 from tallax.statistics._host import Rounding, as_real_array
-from tallax.variables import Buffer, Counter, StateVariable, refuse_cast
+from tallax.variables import Counter, StateVariable, refuse_cast
 
 
 class Statistic(EvalAware, abc.ABC):
@@ -32,7 +31,6 @@ class Statistic(EvalAware, abc.ABC):
     a subclass overrides `_begin_replica` and `_join`.
 
     Args:
-        persistent: Whether checkpoints save the state.
         axis_name: The mapped axis or axes over which each update is combined, as in `nnx.BatchNorm`. It is required
             under `vmap`, `pmap` and `shard_map(check_vma=False)`; otherwise the axes are inferred from the values.
 
@@ -46,17 +44,16 @@ class Statistic(EvalAware, abc.ABC):
     _written_by = "self.{name}.update(x), which writes into it; or del self.{name} first"
     _dtypes: ClassVar[Mapping[str, Any]] = {}  # the dtypes of its buffers, by attribute
     _rounding: ClassVar[Rounding] = "infinite"  # the rounding of float64 from the host
+    shape: tuple[int, ...] = ()  # of its results; values are reduced over the axes before those of the shape
 
     def __init__(self, *, axis_name: AxisName | None = None):
         super().__init__()
         if not isinstance(axis_name, Hashable) or (isinstance(axis_name, tuple) and not all(map(_is_axis, axis_name))):
             raise InvalidTypeError(
-                compose(
-                    type(self).__name__,
-                    "axis_name must be the name of a mapped axis, or a tuple of names.",
-                    got=describe(axis_name),
-                    fix='axis_name="data", or axis_name=("data", "model")',
-                )
+                type(self).__name__,
+                "axis_name must be the name of a mapped axis, or a tuple of names.",
+                got=describe(axis_name),
+                fix='axis_name="data", or axis_name=("data", "model")',
             )
         self.axis_name: AxisName | None = axis_name
 
@@ -103,13 +100,11 @@ class Statistic(EvalAware, abc.ABC):
         """
         if type(other) is not type(self) or other._configuration() != self._configuration():
             raise InvalidValueError(
-                compose(
-                    self,
-                    "only statistics of the same type and configuration can be merged.",
-                    got=_signature(other) if isinstance(other, Statistic) else describe(other),
-                    expected=_signature(self),
-                    fix="make both with the same arguments",
-                )
+                self,
+                "only statistics of the same type and configuration can be merged.",
+                got=_signature(other) if isinstance(other, Statistic) else describe(other),
+                expected=_signature(self),
+                fix="make both with the same arguments",
             )
         self.refuse_casts()
         other.refuse_casts()
@@ -174,6 +169,10 @@ class Statistic(EvalAware, abc.ABC):
     def read(self, state: Mapping[str, Any]) -> Any:
         """Returns the record of a state: NumPy or traced arrays by attribute. A Counter is passed as words."""
 
+    def _axes_of(self, x: jax.Array) -> tuple[int, ...]:
+        """Returns the axes of `x` to reduce. Raises if `x` does not end in the statistic's shape."""
+        return leading_axes(x, self.shape, self)
+
     @abc.abstractmethod
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         """Updates the state with checked values."""
@@ -222,12 +221,10 @@ class Statistic(EvalAware, abc.ABC):
         )
         if others - own:
             raise ReplicasError(
-                compose(
-                    self,
-                    "a replicated statistic cannot merge a statistic with per-replica state.",
-                    got=f"per-replica state over {tuple(sorted(others))}",
-                    fix="merge tallax.combine_replicas(other), between steps",
-                )
+                self,
+                "a replicated statistic cannot merge a statistic with per-replica state.",
+                got=f"per-replica state over {tuple(sorted(others))}",
+                fix="merge tallax.combine_replicas(other), between steps",
             )
         if not own:
             return ()
@@ -235,100 +232,30 @@ class Statistic(EvalAware, abc.ABC):
         return tuple(sorted(own - others - frozenset().union(*map(varying_axes, values)), key=str))
 
     def _checked(self, x: Any, where: Any) -> tuple[jax.Array, jax.Array | None]:
-        values = _real_array(x, self, "a statistic requires a real array.", self._rounding)
+        values, mask = as_real_array(x, self._rounding), None if where is None else as_real_array(where)
+        if values is None:
+            fix = "jnp.asarray(x), or x.real"
+            raise InvalidTypeError(self, "a statistic requires a real array.", got=describe(x), fix=fix)
+        values = jax.lax.stop_gradient(values) if is_traced(values) else values
         if where is None:
             return values, None
-        mask = _real_array(where, self, "where= must be a boolean array.")
-        if mask.dtype != jnp.bool_:
+        if mask is None or mask.dtype != jnp.bool_:
             raise InvalidTypeError(
-                compose(
-                    self,
-                    "where= must be a boolean array.",
-                    got=describe(where),
-                    fix="where=mask.astype(bool), or mask > 0",
-                )
+                self,
+                "where= must be a boolean array.",
+                got=describe(where),
+                fix="where=mask.astype(bool), or mask > 0",
             )
         try:
             return values, jnp.broadcast_to(mask, values.shape)
         except ValueError:
             raise InvalidValueError(
-                compose(
-                    self,
-                    "where= must broadcast to the shape of the values.",
-                    got=describe(mask),
-                    expected=f"a shape that broadcasts to {values.shape}",
-                    fix="where=mask[..., None] for a mask of the leading axes",
-                )
+                self,
+                "where= must broadcast to the shape of the values.",
+                got=describe(mask),
+                expected=f"a shape that broadcasts to {values.shape}",
+                fix="where=mask[..., None] for a mask of the leading axes",
             ) from None
-
-
-class Counts(Statistic):
-    """A statistic whose state is one `Counter` named `counts`. A merge adds the counts."""
-
-    counts: Counter
-
-    def reset(self) -> None:
-        """Forgets everything that was fed."""
-        self.counts.reset()
-
-    def _merge(self, other: Any, once: tuple[Hashable, ...] = ()) -> None:
-        self.counts._add_combined(on_first(other.counts._words(), once))
-
-
-class CountsAndBuffer(Statistic):
-    """A statistic whose state is one `Counter` and one `Buffer`. One compiled program updates both.
-
-    A subclass defines the names of both, and implements `_initial_buffer`, `_updated_state` and `_merged_buffers`.
-    """
-
-    _counter_name: ClassVar[str] = "counts"
-    _buffer_name: ClassVar[str]
-
-    @property
-    def _counter(self) -> Counter:
-        return vars(self)[self._counter_name]
-
-    @property
-    def _buffer(self) -> Buffer:
-        return vars(self)[self._buffer_name]
-
-    @abc.abstractmethod
-    def _initial_buffer(self) -> np.ndarray:
-        """Returns the buffer of an empty statistic."""
-
-    @abc.abstractmethod
-    def _updated_state(
-        self, words: Any, buffer: Any, x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], how: Combination
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns the limbs after an update, the limbs of the update alone, and the buffer after it."""
-
-    def reset(self) -> None:
-        """Forgets everything that was fed."""
-        self.refuse_casts()
-        self._counter.reset()
-        # A stack of statistics, as made by `vmap`, has additional leading axes.
-        self._buffer[...] = np.broadcast_to(self._initial_buffer(), self._buffer.shape)
-
-    def _axes_of(self, x: jax.Array) -> tuple[int, ...]:
-        """Returns the axes of `x` to reduce. Raises if `x` does not end in the statistic's shape."""
-        return leading_axes(x, vars(self)["shape"], self)
-
-    def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
-        axes = self._axes_of(x)
-        how = axes_to_combine(x, where, state=self._counter, axis_name=self.axis_name)
-        updated = self._updated_state(self._counter._words(), self._buffer._stored(), x, where, axes, how)
-        # `Activity` counts every update as one, also an empty update.
-        most = max(entries_of(x, axes) * replica_count(how.over), 1)
-        self._counter._add_known(*updated[:2], most=most)
-        self._buffer.set_value(updated[2])
-
-    def _merge(self, other: Any, once: tuple[Hashable, ...] = ()) -> None:
-        self._counter._add_combined(on_first(other._counter._words(), once))
-        self._buffer.set_value(self._merged_buffers(self._buffer._stored(), other._buffer._stored()))
-
-    def _merged_buffers(self, own: Any, other: Any) -> jax.Array:
-        """Returns the merged buffer of two statistics, if it does not depend on the counts."""
-        raise NotImplementedError
 
 
 def leading_axes(x: jax.Array, shape: tuple[int, ...], item: object, *, argument: str = "shape=...") -> tuple[int, ...]:
@@ -344,20 +271,13 @@ def leading_axes(x: jax.Array, shape: tuple[int, ...], item: object, *, argument
     if leading < 0 or x.shape[leading:] != shape:
         kind = type(item).__name__
         raise InvalidValueError(
-            compose(
-                item,
-                f"a statistic of shape {shape} requires values whose last axes have that shape.",
-                got=describe(x),
-                expected=f"shape (..., {', '.join(map(str, shape))})",
-                fix=f"move the axis of heads, experts or units to the end, or declare {kind}({argument})",
-            )
+            item,
+            f"a statistic of shape {shape} requires values whose last axes have that shape.",
+            got=describe(x),
+            expected=f"shape (..., {', '.join(map(str, shape))})",
+            fix=f"move the axis of heads, experts or units to the end, or declare {kind}({argument})",
         )
     return tuple(range(leading))
-
-
-def entries_of(x: jax.Array, axes: tuple[int, ...]) -> int:
-    """Returns the number of entries of `x` for each count."""
-    return math.prod(x.shape[axis] for axis in axes)
 
 
 def stored_state(variable: StateVariable) -> Any:
@@ -370,17 +290,16 @@ def exact_or_traced(words: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
     return _uint64.to_int32(words) if isinstance(words, jax.Array) else _uint64.to_uint64(words)
 
 
+def ratio(words: Any, part: int, whole: int) -> Any:
+    """Returns one count over another as floats; 0 if both are 0. Traced counts saturate, but their ratio does not."""
+    numpy, counts = (jnp, _uint64.to_float32(words)) if is_traced(words) else (np, _uint64.to_uint64(words))
+    return counts[..., part] / numpy.maximum(counts[..., whole], 1)
+
+
 def unboxed(*parts: Any) -> tuple[Any, ...]:
     """Returns scalars on the host as Python numbers, and all other arrays unchanged."""
     host = (np.ndarray, np.generic)
     return tuple(part.item() if isinstance(part, host) and part.ndim == 0 else part for part in parts)
-
-
-def _real_array(x: Any, item: object, rule: str, rounding: Rounding = "infinite") -> jax.Array:
-    values = as_real_array(x, rounding)
-    if values is None:
-        raise InvalidTypeError(compose(item, rule, got=describe(x), fix="jnp.asarray(x), or x.real"))
-    return jax.lax.stop_gradient(values) if is_traced(values) else values
 
 
 def _is_axis(name: Any) -> bool:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exercise: the file to start from, and a worked solution."""
+"""The exercise: the file to start from. The solution is that of the course, in `tallax.learning`."""

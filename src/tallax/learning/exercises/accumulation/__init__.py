@@ -12,8 +12,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from tallax.learning._claims import Claim, Wrong, close, expect, number, parameters_of, same_arrays
+from tallax.learning._claims import Claims, Wrong, expect, expect_count, number, parameters_of, same_arrays
 
+CLAIMS = Claims()
 NAMES = ("Model", "train_step")
 _RATE = 0.1
 
@@ -35,15 +36,18 @@ def _stepped(layer: Any, x: jax.Array, y: jax.Array, scale: float = 1.0) -> list
     return [np.asarray(parameter - _RATE * scale * slope) for parameter, slope in pairs]
 
 
+@CLAIMS("a plain call of loss counts its examples once")
 def _plain_loss(solution: ModuleType) -> None:
     (model, _), (x, y) = _made(solution), _data()
     expect(model.loss(x, y), np.mean((np.asarray(model.layer(x)) - np.asarray(y)) ** 2), "loss")
-    seen = float(number(model.seen))
-    if seen != 8:
-        mistake = "counts_calls" if seen == 1 else "halved" if 0 < seen < 8 else "never_counts"
-        raise Wrong(mistake, f"seen is {seen:g} after one plain call with 8 examples", "8")
+
+    def mistake(seen: float) -> str:
+        return "counts_calls" if seen == 1 else "halved" if 0 < seen < 8 else "never_counts"
+
+    expect_count(model, "seen", 8, "after one plain call with 8 examples", mistake)
 
 
+@CLAIMS("a step in parts is a step on the whole batch")
 def _step(solution: ModuleType) -> None:
     (model, optimizer), (x, y) = _made(solution), _data()
     layer = nnx.clone(model.layer)
@@ -59,23 +63,14 @@ def _step(solution: ModuleType) -> None:
         raise Wrong(mistake, got[0], _stepped(layer, x, y)[0])
 
 
+@CLAIMS("each example and each step counts once")
 def _counts(solution: ModuleType) -> None:
     (model, optimizer), (x, y) = _made(solution), _data()
     for calls, parts in enumerate((4, 1, 2), 1):
         solution.train_step(model, optimizer, x, y, parts)
-        seen, steps = float(number(model.seen)), float(number(model.steps))
-        if seen != 8 * calls:
-            mistake = "forward_twice" if seen > 8 * calls else "never_counts"
-            raise Wrong(mistake, f"seen is {seen:g} after {calls} steps of 8 examples", str(8 * calls))
-        if steps != calls:
-            mistake = "per_part" if steps > calls else "never_counts"
-            raise Wrong(mistake, f"steps is {steps:g} after {calls} steps with {parts} parts", str(calls))
-    if not close(number(model.seen), 24):
-        raise Wrong("never_counts", model.seen, 24)
-
-
-CLAIMS: tuple[Claim, ...] = (
-    ("a plain call of loss counts its examples once", _plain_loss),
-    ("a step in parts is a step on the whole batch", _step),
-    ("each example and each step counts once", _counts),
-)
+        for name, due, of, too_many in (
+            ("seen", 8 * calls, "of 8 examples", "forward_twice"),
+            ("steps", calls, f"with {parts} parts", "per_part"),
+        ):
+            wrong = too_many if number(getattr(model, name)) > due else "never_counts"
+            expect_count(model, name, due, f"after {calls} steps {of}", wrong)

@@ -12,8 +12,9 @@ import numpy as np
 from flax import nnx
 
 from tallax._arrays import is_traced
-from tallax.learning._claims import Claim, Wrong, close, expect, number
+from tallax.learning._claims import Claims, Wrong, close, expect, expect_count, number
 
+CLAIMS = Claims()
 NAMES = ("Model", "run")
 
 
@@ -28,6 +29,7 @@ def _mean(batches: list[jax.Array]) -> np.ndarray:
     return mean.astype(np.float32)
 
 
+@CLAIMS("the losses are those of plain calls of the model that is passed")
 def _losses(solution: ModuleType) -> None:
     model = solution.Model(nnx.Rngs(0))
     layer, batches = nnx.clone(model.layer), _batches(3)
@@ -40,23 +42,23 @@ def _losses(solution: ModuleType) -> None:
         raise Wrong("closure", got, str(before))
 
 
+@CLAIMS("after run, the state is that of plain calls")
 def _state(solution: ModuleType) -> None:
     model, batches = solution.Model(nnx.Rngs(0)), _batches(5)
     solution.run(model, batches)
-    calls = int(number(model.calls))
-    if calls != 5:
-        raise Wrong("runs_twice" if calls > 5 else "lost", f"calls is {calls} after 5 batches", "5")
+    expect_count(model, "calls", 5, "after 5 batches", lambda calls: "runs_twice" if calls > 5 else "lost")
     expect(model.mean, _mean(batches), "mean_lost")
 
 
+@CLAIMS("a second run continues from the first")
 def _second_run(solution: ModuleType) -> None:
     model = solution.Model(nnx.Rngs(0))
     solution.run(model, _batches(3))
     solution.run(model, _batches(2))
-    if int(number(model.calls)) != 5:
-        raise Wrong("frozen", f"calls is {int(number(model.calls))} after 3 and 2 batches", "5")
+    expect_count(model, "calls", 5, "after 3 and 2 batches", "frozen")
 
 
+@CLAIMS("the model alone decides how much it counts")
 def _model_decides(solution: ModuleType) -> None:
     class CountsTwice(solution.Model):  # pyright: ignore[reportUntypedBaseClass]
         def __call__(self, x: Any) -> Any:
@@ -65,11 +67,10 @@ def _model_decides(solution: ModuleType) -> None:
 
     model = CountsTwice(nnx.Rngs(0))
     solution.run(model, _batches(3))
-    if int(number(model.calls)) != 6:
-        got = f"calls is {int(number(model.calls))} if a model counts each call twice, after 3 batches"
-        raise Wrong("by_hand", got, "6")
+    expect_count(model, "calls", 6, "if a model counts each call twice, after 3 batches", "by_hand")
 
 
+@CLAIMS("the function is compiled, once")
 def _compiled_once(solution: ModuleType) -> None:
     executions: list[bool] = []
 
@@ -87,12 +88,3 @@ def _compiled_once(solution: ModuleType) -> None:
         raise Wrong("recompiled", f"traced {len(executions)} times for 8 batches", "1 time")
     if not close(model.mean[...], _mean(batches)):
         raise Wrong("mean_lost", model.mean, _mean(batches))
-
-
-CLAIMS: tuple[Claim, ...] = (
-    ("the losses are those of plain calls of the model that is passed", _losses),
-    ("after run, the state is that of plain calls", _state),
-    ("a second run continues from the first", _second_run),
-    ("the model alone decides how much it counts", _model_decides),
-    ("the function is compiled, once", _compiled_once),
-)

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax.learning._claims import Claim, Wrong, close
+from tallax.learning._claims import Claims, Wrong, close
 from tallax.learning._exercises import exercises
 
+CLAIMS = Claims()
 NAMES = ("Job", "save", "load")
 
 
@@ -34,6 +35,7 @@ def _same(left: Any, right: Any) -> bool:
     return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
 
 
+@CLAIMS("a job computes what it computed before")
 def _trajectory(solution: ModuleType) -> None:
     original = ModuleType("original")
     exec(next(exercise.start for exercise in exercises() if exercise.name == "exact_resume"), original.__dict__)
@@ -64,6 +66,7 @@ def _saved_and_loaded(solution: ModuleType, steps: int) -> tuple[Any, Any]:
             raise Wrong("in_memory", f"a file that was moved raises {type(error).__name__}", "its job") from error
 
 
+@CLAIMS("weights, optimizer and noise come back")
 def _parts_come_back(solution: ModuleType) -> None:
     job, loaded = _saved_and_loaded(solution, 3)
     if loaded is job:
@@ -80,6 +83,7 @@ def _parts_come_back(solution: ModuleType) -> None:
             raise Wrong(mistake, f"the state of {name} is not that of the saved job", "the same state")
 
 
+@CLAIMS("a loaded job continues exactly")
 def _continues(solution: ModuleType) -> None:
     for steps in (1, 4):
         job, loaded = _saved_and_loaded(solution, steps)
@@ -98,10 +102,3 @@ def _continues(solution: ModuleType) -> None:
         if not np.array_equal(_weights(loaded), _weights(due)):
             mistake = "rounded" if close(_weights(loaded), _weights(due)) else "data"
             raise Wrong(mistake, f"weights {_weights(loaded).tolist()}, losses {losses}", str(_weights(due).tolist()))
-
-
-CLAIMS: tuple[Claim, ...] = (
-    ("a job computes what it computed before", _trajectory),
-    ("weights, optimizer and noise come back", _parts_come_back),
-    ("a loaded job continues exactly", _continues),
-)

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax.learning._claims import Claim, Wrong, after_weight_decay, close, expect, number
+from tallax.learning._claims import Claims, Wrong, after_weight_decay, close, expect, number
 
+CLAIMS = Claims()
 NAMES = ("FiringRate",)
 
 
@@ -29,11 +30,13 @@ def _rate(solution: ModuleType, *batches: tuple[jax.Array, jax.Array]) -> Any:
     return measured.rate()
 
 
+@CLAIMS("the rate of a batch without padding is right")
 def _one_batch(solution: ModuleType) -> None:
     got = _rate(solution, _batch((1, -1), (2, 3), (-1, -2), (0, -1)))
     expect(got, [0.5, 0.25], "zero_fires" if close(got, [0.75, 0.25]) else "output")
 
 
+@CLAIMS("every example has the same weight, whatever the size of its batch")
 def _different_sizes(solution: ModuleType) -> None:
     got = _rate(solution, _batch((1, -1), (1, -1), (1, -1)), _batch((-1, 1)))
     if close(got, [0.0, 1.0]):
@@ -41,6 +44,7 @@ def _different_sizes(solution: ModuleType) -> None:
     expect(got, [0.75, 0.25], "mean_of_means")
 
 
+@CLAIMS("padding does not count")
 def _padding(solution: ModuleType) -> None:
     # Padding with negative scores shows how many examples are seen, padding with positive ones whether it fires.
     expect(_rate(solution, _batch((1, -1), (1, 1), (-1, -1), (-1, -1), real=2)), [1.0, 0.5], "padding_is_seen")
@@ -49,12 +53,14 @@ def _padding(solution: ModuleType) -> None:
     expect(_rate(solution, _batch((1, -1), (nan, nan), real=1)), [1.0, 0.0], "nan_scores")
 
 
+@CLAIMS("without an example the rate is 0, and an empty batch changes nothing")
 def _empty(solution: ModuleType) -> None:
     expect(_rate(solution), [0.0, 0.0], "before_the_first")
     got = _rate(solution, _batch((1, -1), (1, 1)), _batch((1, 1), (1, 1), real=0))
     expect(got, [1.0, 0.5], "empty_batch")
 
 
+@CLAIMS("compiled updates count")
 def _compiled(solution: ModuleType) -> None:
     measured = solution.FiringRate(2)
 
@@ -71,6 +77,7 @@ def _compiled(solution: ModuleType) -> None:
     expect(measured.rate(), [0.5, 0.25], "lost_when_compiled")
 
 
+@CLAIMS("an optimizer does not change the counts")
 def _is_not_trained(solution: ModuleType) -> None:
     measured = solution.FiringRate(2)
     measured.update(*_batch((1, -1), (1, 1)))
@@ -80,6 +87,7 @@ def _is_not_trained(solution: ModuleType) -> None:
             raise Wrong("param", f"{path} is {after[path].describe()}", f"{path} is {leaf.describe()}")
 
 
+@CLAIMS("3000 examples are counted exactly")
 def _far(solution: ModuleType) -> None:
     measured = solution.FiringRate(2)
     scores, mask = jnp.array([[1.0, -1.0]] * 100), jnp.ones(100, bool)
@@ -89,14 +97,3 @@ def _far(solution: ModuleType) -> None:
     due = np.array([2 / 3, 1 / 3], np.float32)
     if not np.allclose(number(measured.rate()), due, rtol=1e-3):
         raise Wrong("narrow", measured.rate(), due)
-
-
-CLAIMS: tuple[Claim, ...] = (
-    ("the rate of a batch without padding is right", _one_batch),
-    ("every example has the same weight, whatever the size of its batch", _different_sizes),
-    ("padding does not count", _padding),
-    ("without an example the rate is 0, and an empty batch changes nothing", _empty),
-    ("compiled updates count", _compiled),
-    ("an optimizer does not change the counts", _is_not_trained),
-    ("3000 examples are counted exactly", _far),
-)

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax.learning._claims import Claim, Wrong, close, number, shown
+from tallax.learning._claims import Claims, Wrong, close, number, shown
 from tallax.variables import Counter
 
+CLAIMS = Claims()
 NAMES = ("Model", "save", "restore")
 _STEP = 16_777_217  # the first integer that float32 does not have
 
@@ -30,6 +31,7 @@ def _trained(solution: ModuleType) -> Any:
     return model
 
 
+@CLAIMS("every Variable comes back, with its value and dtype")
 def _restores(solution: ModuleType) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.npz")
@@ -50,12 +52,29 @@ def _restores(solution: ModuleType) -> None:
             raise Wrong("cast", f"{name} is {got.dtype} {shown(got)}", f"{expected.dtype} {shown(expected)}")
 
 
+@CLAIMS("the values come from the file")
+def _reads_the_file(solution: ModuleType) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path, moved = os.path.join(folder, "model.npz"), os.path.join(folder, "moved.npz")
+        solution.save(_trained(solution), path)
+        solution.save(solution.Model(2), os.path.join(folder, "other.npz"))
+        os.rename(path, moved)
+        new = solution.Model(2)
+        try:
+            solution.restore(new, moved)
+        except (KeyError, FileNotFoundError) as error:
+            raise Wrong("in_memory", f"a file that was moved raises {type(error).__name__}", "its values") from error
+        if not close(number(new.bias), [0.25, 4.0]):
+            raise Wrong("in_memory", f"bias of a file that was moved is {shown(new.bias)}", [0.25, 4.0])
+
+
 class _Other(nnx.Module):
     def __init__(self, width: int = 3):
         self.inner = nnx.Linear(2, width, rngs=nnx.Rngs(0))
         self.threshold = nnx.BatchStat(jnp.zeros(()))
 
 
+@CLAIMS("other models are saved and restored as well")
 def _other_models(solution: ModuleType) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.npz")
@@ -72,21 +91,6 @@ def _other_models(solution: ModuleType) -> None:
             raise Wrong("fixed_names", f"threshold of another model is {shown(new.threshold)}", "7.0")
 
 
-def _reads_the_file(solution: ModuleType) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path, moved = os.path.join(folder, "model.npz"), os.path.join(folder, "moved.npz")
-        solution.save(_trained(solution), path)
-        solution.save(solution.Model(2), os.path.join(folder, "other.npz"))
-        os.rename(path, moved)
-        new = solution.Model(2)
-        try:
-            solution.restore(new, moved)
-        except (KeyError, FileNotFoundError) as error:
-            raise Wrong("in_memory", f"a file that was moved raises {type(error).__name__}", "its values") from error
-        if not close(number(new.bias), [0.25, 4.0]):
-            raise Wrong("in_memory", f"bias of a file that was moved is {shown(new.bias)}", [0.25, 4.0])
-
-
 class _Wider(nnx.Module):
     """Has the names of `Model`, one more, and arrays of other shapes."""
 
@@ -98,6 +102,7 @@ class _Wider(nnx.Module):
             self.temperature = nnx.Variable(jnp.array(5.0))
 
 
+@CLAIMS("a file that does not fit raises an error and changes nothing")
 def _refuses(solution: ModuleType) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.npz")
@@ -113,11 +118,3 @@ def _refuses(solution: ModuleType) -> None:
             else:
                 lacking = "temperature is not in the file" if mistake == "silent_default" else "the file has 2 experts"
                 raise Wrong(mistake, f"no error, though {lacking}", "an error")
-
-
-CLAIMS: tuple[Claim, ...] = (
-    ("every Variable comes back, with its value and dtype", _restores),
-    ("the values come from the file", _reads_the_file),
-    ("other models are saved and restored as well", _other_models),
-    ("a file that does not fit raises an error and changes nothing", _refuses),
-)

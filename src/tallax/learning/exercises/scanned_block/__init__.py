@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax.learning._claims import Claim, Wrong, close, expect, number
+from tallax.learning._claims import Claims, Wrong, close, expect, expect_count, number
 
+CLAIMS = Claims()
 NAMES = ("Block", "run")
 
 
@@ -26,37 +27,41 @@ def _apart(block: Any, xs: jax.Array) -> np.ndarray:
     return np.stack([np.tanh(np.asarray(layer(x))) for x in xs])
 
 
+@CLAIMS("the outputs are those of the block, row by row")
 def _outputs(solution: ModuleType) -> None:
     block, xs = solution.Block(nnx.Rngs(0)), _rows(5)
     expect(solution.run(block, xs), _apart(block, xs), "outputs")
 
 
+@CLAIMS("after run, the state is that of five plain calls")
 def _state(solution: ModuleType) -> None:
     block, xs = solution.Block(nnx.Rngs(0)), _rows(5)
     solution.run(block, xs)
-    calls = int(number(block.calls))
-    if calls != 5:
-        mistake = "runs_twice" if calls > 5 else "vmapped" if calls == 1 else "lost"
-        raise Wrong(mistake, f"calls is {calls} after 5 rows", "5")
+
+    def wrong(calls: int) -> str:
+        return "runs_twice" if calls > 5 else "vmapped" if calls == 1 else "lost"
+
+    expect_count(block, "calls", 5, "after 5 rows", wrong)
     outputs = np.abs(_apart(block, xs))
     is_of_last = close(number(block.peak), outputs[-1].max())
     expect(block.peak, outputs.max(), "peak_of_last" if is_of_last else "peak_lost")
 
 
+@CLAIMS("other lengths and a second run are right")
 def _other_lengths(solution: ModuleType) -> None:
     block = solution.Block(nnx.Rngs(0))
     try:
         outputs = solution.run(block, _rows(3))
     except Exception as error:
         raise Wrong("fixed_length", f"3 rows raise {type(error).__name__}", "3 outputs") from error
-    calls = int(number(block.calls))
-    if outputs.shape != (3, 2) or calls != 3:
-        raise Wrong("fixed_length", f"calls is {calls} after 3 rows", "3")
+    if outputs.shape != (3, 2):
+        raise Wrong("fixed_length", f"the outputs of 3 rows have the shape {outputs.shape}", "(3, 2)")
+    expect_count(block, "calls", 3, "after 3 rows", "fixed_length")
     solution.run(block, _rows(4))
-    if int(number(block.calls)) != 7:
-        raise Wrong("overwrites", f"calls is {int(number(block.calls))} after 3 and 4 rows", "7")
+    expect_count(block, "calls", 7, "after 3 and 4 rows", "overwrites")
 
 
+@CLAIMS("the block alone decides how much it counts")
 def _block_decides(solution: ModuleType) -> None:
     class CountsTwice(solution.Block):  # pyright: ignore[reportUntypedBaseClass]
         def __call__(self, x: Any) -> Any:
@@ -65,11 +70,10 @@ def _block_decides(solution: ModuleType) -> None:
 
     block = CountsTwice(nnx.Rngs(0))
     solution.run(block, _rows(3))
-    if int(number(block.calls)) != 6:
-        got = f"calls is {int(number(block.calls))} if a block counts each row twice, after 3 rows"
-        raise Wrong("by_hand", got, "6")
+    expect_count(block, "calls", 6, "if a block counts each row twice, after 3 rows", "by_hand")
 
 
+@CLAIMS("the loop is traced once")
 def _one_loop(solution: ModuleType) -> None:
     executions = 0
 
@@ -85,12 +89,3 @@ def _one_loop(solution: ModuleType) -> None:
         raise Wrong("unrolled", f"Python runs the block {executions} times for 12 rows", "a loop that is traced once")
     if not close(outputs, _apart(block, xs)):
         raise Wrong("outputs", "12 rows give other outputs", "those of the block")
-
-
-CLAIMS: tuple[Claim, ...] = (
-    ("the outputs are those of the block, row by row", _outputs),
-    ("after run, the state is that of five plain calls", _state),
-    ("other lengths and a second run are right", _other_lengths),
-    ("the block alone decides how much it counts", _block_decides),
-    ("the loop is traced once", _one_loop),
-)

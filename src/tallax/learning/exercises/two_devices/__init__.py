@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tallax.learning._claims import Claim, Wrong, expect, number
+from tallax.learning._claims import Claims, Wrong, expect, expect_count, number
 
+CLAIMS = Claims()
 NAMES = ("Counts", "train_step")
 
 
@@ -27,6 +28,7 @@ def _batch(*first: float) -> jax.Array:
 _X = (-1.0, -2.0, -3.0, -1.0, 1.0, 2.0, 3.0, -1.0)
 
 
+@CLAIMS("the loss is the mean over all examples")
 def _loss(solution: ModuleType) -> None:
     x = _batch(*_X)
     expect(solution.train_step(solution.Counts(), x, _mesh(2)), np.mean((np.asarray(x) - 0.5) ** 2), "loss")
@@ -36,6 +38,7 @@ def _counts_of(counts: Any) -> tuple[int, int]:
     return int(number(counts.seen)), int(number(counts.positive))
 
 
+@CLAIMS("on two devices, each example counts once")
 def _two_devices(solution: ModuleType) -> None:
     counts = solution.Counts()
     solution.train_step(counts, _batch(*_X), _mesh(2))
@@ -64,26 +67,18 @@ def _scales(solution: ModuleType) -> bool:
     return _counts_of(counts)[1] == 6
 
 
+@CLAIMS("the total is right after several steps")
 def _several_steps(solution: ModuleType) -> None:
     counts = solution.Counts()
     for _ in range(3):
         solution.train_step(counts, _batch(*_X), _mesh(2))
-    if _counts_of(counts) != (24, 9):
-        seen, positive = _counts_of(counts)
-        raise Wrong("sum_of_totals", f"seen is {seen}, positive is {positive} after 3 steps", "24 and 9")
+    expect_count(counts, "seen", 24, "after 3 steps", "sum_of_totals")
+    expect_count(counts, "positive", 9, "after 3 steps", "sum_of_totals")
 
 
+@CLAIMS("on one device, each example counts once")
 def _one_device(solution: ModuleType) -> None:
     counts = solution.Counts()
     solution.train_step(counts, _batch(*_X), _mesh(1))
-    if _counts_of(counts) != (8, 3):
-        seen, positive = _counts_of(counts)
-        raise Wrong("hard_coded", f"on one device, seen is {seen} and positive is {positive}", "8 and 3")
-
-
-CLAIMS: tuple[Claim, ...] = (
-    ("the loss is the mean over all examples", _loss),
-    ("on two devices, each example counts once", _two_devices),
-    ("the total is right after several steps", _several_steps),
-    ("on one device, each example counts once", _one_device),
-)
+    expect_count(counts, "seen", 8, "on one device", "hard_coded")
+    expect_count(counts, "positive", 3, "on one device", "hard_coded")

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from tallax.learning._claims import (
-    Claim,
+    Claims,
     Wrong,
     after_weight_decay,
     close,
@@ -24,6 +24,7 @@ from tallax.learning._claims import (
     shown,
 )
 
+CLAIMS = Claims()
 NAMES = ("Model",)
 _MEAN, _SCALE = (10.0, -3.0), (2.0, 0.5)
 _X = ((12.0, 4.0), (7.0, -3.5), (10.0, 0.0))
@@ -33,6 +34,7 @@ def _model(solution: ModuleType, mean: Any = _MEAN, scale: Any = _SCALE) -> Any:
     return solution.Model(jnp.array(mean), jnp.array(scale), nnx.Rngs(0))
 
 
+@CLAIMS("the inputs are normalized")
 def _normalizes(solution: ModuleType) -> None:
     model, x = _model(solution), jnp.array(_X)
     expected = (np.array(_X) - np.array(_MEAN)) / np.array(_SCALE)
@@ -42,6 +44,7 @@ def _normalizes(solution: ModuleType) -> None:
     expect(got, np.asarray(model.layer(normalized)), "normalizes_twice" if is_twice else "unused")
 
 
+@CLAIMS("an optimizer does not change mean and scale")
 def _is_not_trained(solution: ModuleType) -> None:
     model = _model(solution)
     for name in ("mean", "scale"):
@@ -65,6 +68,7 @@ def _gradient(model: Any) -> Any:
     return nnx.grad(lambda model: jnp.mean(model(jnp.array(_X)) ** 2))(model)
 
 
+@CLAIMS("layer is trained")
 def _layer_is_trained(solution: ModuleType) -> None:
     model = _model(solution)
     leaves = jax.tree.leaves(nnx.state(model.layer, nnx.Param))
@@ -75,6 +79,7 @@ def _layer_is_trained(solution: ModuleType) -> None:
         raise Wrong("nothing_trains", "a gradient of zero", "a gradient")
 
 
+@CLAIMS("a checkpoint contains mean and scale")
 def _is_restored(solution: ModuleType) -> None:
     trained, new = _model(solution), _model(solution, (0.0, 0.0), (1.0, 1.0))
     nnx.update(new, jax.tree.map(jnp.copy, nnx.state(trained)))  # as a checkpoint does
@@ -87,11 +92,3 @@ def _is_restored(solution: ModuleType) -> None:
         raise Wrong(mistake, got, str(np.asarray(trained.normalize(x))[0].tolist()))
     if not same_arrays(parameters_of(new), parameters_of(trained)):
         raise Wrong("nothing_trains", "the weights of layer are not restored", "the saved weights")
-
-
-CLAIMS: tuple[Claim, ...] = (
-    ("the inputs are normalized", _normalizes),
-    ("an optimizer does not change mean and scale", _is_not_trained),
-    ("layer is trained", _layer_is_trained),
-    ("a checkpoint contains mean and scale", _is_restored),
-)
