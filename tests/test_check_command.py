@@ -71,6 +71,11 @@ class Raises(nnx.Module):
         raise RuntimeError("not today")
 
 
+class RaisesWhenMade(nnx.Module):
+    def __init__(self):
+        raise RuntimeError("not made today")
+
+
 class Later(nnx.Module):
     calls = 0  # it ends in a later check than the first
 
@@ -153,7 +158,8 @@ def test_one_with_failures(file, capfd):
     ("name", "says"),
     [
         (":Dies", "died of signal 6, at: plain calls"),
-        (":Raises", "RuntimeError: not today"),
+        (":Raises", "got:  RuntimeError: not today"),
+        (":RaisesWhenMade", "got:  RuntimeError: not made today, at: plain calls"),
         pytest.param(":Exits", "exited with code 0, at: plain calls", marks=pytest.mark.thorough),
         pytest.param(":Nobody", "modules: Right, Wrong, Hangs, Exits, Dies", marks=pytest.mark.thorough),
         pytest.param("", "name the module to check", marks=pytest.mark.thorough),
