@@ -20,7 +20,7 @@ from tallax.checking._command_inputs import found, input_of, loaded, modules_in
 from tallax.checking._exercise import graded, write_starter
 from tallax.checking._process import check_file
 
-pytestmark = pytest.mark.usefixtures("as_users_run_it")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 FILE = """
 import os
