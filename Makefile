@@ -35,8 +35,10 @@ quick: $(VENV)/.dev  ## run the tests that take no more than a moment
 thorough: $(VENV)/.dev  ## run the tests that take minutes together: more meshes and layouts, a share of the corpus
 	$(BIN)/python -m pytest -m 'thorough and not nightly' --numprocesses 2 tests $(ARGS)
 
-nightly: $(VENV)/.dev  ## run the tests that are too long for each change: the rest of the corpus, fuzz, damage, kills
+nightly: export JAX_DISABLE_MOST_OPTIMIZATIONS = 0
+nightly: $(VENV)/.dev  ## run the tests that are too long for each change, and the others with programs as users compile them
 	$(BIN)/python -m pytest -m nightly --numprocesses 2 tests $(ARGS)
+	$(BIN)/python -m pytest -m 'not nightly' --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 compare: $(VENV)/.bench  ## run the tests beside PyTorch and torchmetrics, which are large
 	$(BIN)/python -m pytest tests/test_comparisons.py tests/test_coming_from.py tests/test_torch.py $(ARGS)

@@ -10,6 +10,10 @@ import tempfile
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# Tests run a program for a moment, so compiling it is most of their time; this takes half of that away. What depends on
+# XLA's optimizations is marked `optimized`, and `make nightly` runs all tests with them.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 # A shell has what it runs in the background ignore Ctrl-C, and all that this starts: tests that interrupt would wait.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -8,24 +8,25 @@ import jax
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def _optimizations(request):
+    """Compiles the programs of a test that is marked `optimized` as users do."""
+    quick = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", quick and not request.node.get_closest_marker("optimized"))
+    yield
+    jax.config.update("jax_disable_most_optimizations", quick)
+
+
 @pytest.fixture(scope="module")
-def _programs_of_a_module():
+def drops_programs():
     """Drops the programs of a module after its last test: hundreds that no other module runs again."""
     yield
     jax.clear_caches()
 
 
 @pytest.fixture
-def quick_compilation(_programs_of_a_module):
-    """Programs that are compiled once and run for a moment. The caches stay: the tests of a module share programs."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture
-def as_users_run_it(quick_compilation):
-    """JAX's own promotion of dtypes and ranks, and quick compilation: checks compile much and run little."""
+def standard_promotion(drops_programs):
+    """JAX's own promotion of dtypes and ranks, as users have it."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -36,9 +37,11 @@ def as_users_run_it(quick_compilation):
 #   test_processes       two processes of two devices, four processes, explicit meshes; two processes of one device
 #   test_demo            the finished run once more, Ctrl-C; one run with its table and plots, Ctrl-C before it begins
 #   test_differentiation half of filters x modes, and four of six modes of the longest; every filter, every mode
-#   test_matrix          reads in a derivative of half of cells x ways to make a model; every cell, either way
+#   test_matrix          half of transformations x modes, two of three reads in a derivative; every transformation, mode
+#   test_per_replica     half of splits, modes and types x kinds of mesh; every split, mode and type, on either kind
+#   test_several_steps   two of four ways in which steps bind their objects; the other two, 120 calls each
 #   test_statistic_laws  dtypes of the types other than one; two dtypes of every type
-#   test_log_histogram   half of forms x lengths x sizes; every form with every length and size
+#   test_log_histogram   two of three forms x lengths x sizes; every form with every length and size
 #   test_host_numbers    spellings under x64 other than 64-bit arrays; these two, and all without x64
 #   test_host_actions    four of six seeds; two
 #   test_learn*          start files of nine of 12 exercises, four of eight tricks; every solution, the other tricks

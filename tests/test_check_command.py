@@ -20,7 +20,7 @@ from tallax.checking._command_inputs import found, input_of, loaded, modules_in
 from tallax.checking._exercise import graded, write_starter
 from tallax.checking._process import check_file
 
-pytestmark = pytest.mark.usefixtures("as_users_run_it")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 FILE = """
 import os
@@ -69,6 +69,11 @@ class Dies(nnx.Module):
 class Raises(nnx.Module):
     def __call__(self, x):
         raise RuntimeError("not today")
+
+
+class RaisesWhenMade(nnx.Module):
+    def __init__(self):
+        raise RuntimeError("not made today")
 
 
 class Later(nnx.Module):
@@ -153,7 +158,8 @@ def test_one_with_failures(file, capfd):
     ("name", "says"),
     [
         (":Dies", "died of signal 6, at: plain calls"),
-        (":Raises", "RuntimeError: not today"),
+        (":Raises", "got:  RuntimeError: not today"),
+        (":RaisesWhenMade", "got:  RuntimeError: not made today, at: plain calls"),
         pytest.param(":Exits", "exited with code 0, at: plain calls", marks=pytest.mark.thorough),
         pytest.param(":Nobody", "modules: Right, Wrong, Hangs, Exits, Dies", marks=pytest.mark.thorough),
         pytest.param("", "name the module to check", marks=pytest.mark.thorough),

@@ -15,7 +15,7 @@ from tests.wrong_modules import ARGUABLE, WRONG
 CASES = WRONG | ARGUABLE | RIGHT
 
 
-pytestmark = pytest.mark.usefixtures("as_users_run_it")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def _found(node, path):

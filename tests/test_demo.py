@@ -146,14 +146,14 @@ def test_ctrl_c_while_the_libraries_load_ends_it_at_once(tmp_path):
 
 
 @pytest.fixture
-def as_users_run_it():
+def standard_promotion():
     """The example uses optax and Flax layers, which mix dtypes and ranks."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.usefixtures("standard_promotion")
 def test_the_step_is_compiled_once_and_every_token_is_counted(monkeypatch, tmp_path):
     """Over 3 epochs the forward pass is traced twice, for training and for evaluation, and every token is counted."""
     monkeypatch.syspath_prepend(str(DEMO.parent))

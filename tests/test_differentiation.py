@@ -12,9 +12,10 @@ from flax import nnx
 
 import tallax
 from tests.cases import MODES, STATE_CASES, Everything, Model, assert_same_state, batch
+from tests.quick import by_turns, cell
 
 # Flax's gradients are compiled in the same way; tests/test_laws.py compiles every type of state as users do.
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.usefixtures("drops_programs")
 
 
 def _eager(f):
@@ -32,16 +33,7 @@ def _eager_tree(f):
 EVERYWHERE = {"eager": _eager, "eager-tree": _eager_tree, **MODES}
 everywhere = pytest.mark.parametrize("mode", EVERYWHERE)
 # Every mode is in the tests of training, of threaded state and of float state; others have these, as each is a program.
-in_two_modes = pytest.mark.parametrize(
-    "mode", [pytest.param(mode, marks=[] if mode in ("graph", "tree") else pytest.mark.thorough) for mode in EVERYWHERE]
-)
-
-
-def by_turns(name, values):
-    """Crosses values with the modes: every value and every mode is in half of the quick cells."""
-    cells = [(value, mode, (k + j) % 2) for k, value in enumerate(values) for j, mode in enumerate(EVERYWHERE)]
-    params = [pytest.param(value, mode, marks=[pytest.mark.thorough] * odd) for value, mode, odd in cells]
-    return pytest.mark.parametrize((name, "mode"), params)
+in_two_modes = pytest.mark.parametrize("mode", [cell(mode, quick=mode in ("graph", "tree")) for mode in EVERYWHERE])
 
 
 in_graph_mode = functools.partial(nnx.value_and_grad, graph=True, graph_updates=True)  # what Flax itself gets right
@@ -178,7 +170,7 @@ def filtered_by_flax(name, compiled):
     return compiled(in_graph_mode(loss_fn, argnums=nnx.DiffState(0, FILTERS[name])))(Floats(), batch())
 
 
-@by_turns("name", FILTERS)
+@pytest.mark.parametrize(("name", "mode"), by_turns(FILTERS, EVERYWHERE))
 def test_any_filter(name, mode):
     """Only state that the filter matches has a gradient, equal to Flax's gradient in graph mode."""
     model, wrt = Floats(), FILTERS[name]
@@ -478,7 +470,7 @@ def test_parameters_that_the_forward_pass_writes(mode):
     np.testing.assert_allclose((kernel**2).sum(0), 1, rtol=1e-5)
 
 
-@by_turns("failing", ["raise", "loss"])
+@pytest.mark.parametrize(("failing", "mode"), by_turns(["raise", "loss"], EVERYWHERE))
 def test_a_failing_call_changes_nothing(failing, mode):
     """If the function raises, or returns no loss, state and attributes are as they were, and the next call works."""
     model, fresh = Net(), Net()

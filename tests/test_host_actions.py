@@ -88,7 +88,7 @@ def state_of(model):
 PLAIN = {"step": nnx.jit(train), "evaluate": nnx.jit(evaluate)}
 
 
-@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.usefixtures("drops_programs")
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.thorough) for seed in range(2, 6))])
 def test_random_host_actions(seed):
     """Changes of mode, layers, attributes and counts between calls of two steps on one model leave the same state."""

@@ -9,6 +9,7 @@ from flax import nnx
 
 import tallax
 from tallax.statistics import Activity, Ema, Extrema, Histogram, LogHistogram, Moments, Rate
+from tests.quick import cell
 
 BIG = 3_000_000_000
 MAKERS = (Extrema, Moments, LogHistogram, lambda: Ema(0.0), lambda: Histogram(0.0, 1e10, bins=4), Rate)
@@ -43,9 +44,7 @@ def seen(x):
 
 # With x64 every program is compiled anew: int64 and float64, which x64 alone has, are quick.
 SPELLED = [
-    pytest.param(name, x64, marks=[pytest.mark.thorough] if x64 and name not in ("int64", "float64") else [])
-    for name in SPELLINGS
-    for x64 in (False, True)
+    cell(name, x64, quick=not x64 or name in ("int64", "float64")) for name in SPELLINGS for x64 in (False, True)
 ]
 
 

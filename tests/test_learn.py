@@ -33,7 +33,7 @@ QUICK = {"step_counter", "evaluation", "untrained_buffer"}
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of older styles, which are right answers too
-    pytest.mark.usefixtures("quick_compilation"),
+    pytest.mark.usefixtures("drops_programs"),
 ]
 
 

@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as hnp
 import tallax
 from tallax.runs._bars import one_line
 from tallax.statistics import Activity, Histogram, LogHistogram, Rate, _bincount
+from tests.quick import by_turns
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)  # subnormal numbers included
 
@@ -157,16 +158,10 @@ def test_impossible_quantiles_raise(q):
 LENGTHS, SIZES = (1, 7, 69, 127, 128, 1000), (0, 1, 2, 63, 1001, 5001)
 FORMS = {form.__name__: form for form in (_bincount.in_order, _bincount.in_pairs, _bincount.in_groups)}
 FORMS |= {"in_parts": functools.partial(_bincount.in_parts, devices=6), "count_slots": _bincount.count_slots}
-# Each is a program of its own. Half of them are quick: every form with every length, and with every size.
-COUNTED = [
-    pytest.param(form, length, size, marks=[pytest.mark.thorough] if (f + k + s) % 2 else [])
-    for f, form in enumerate(FORMS)
-    for k, length in enumerate(LENGTHS)
-    for s, size in enumerate(SIZES)
-]
 
 
-@pytest.mark.parametrize(("form", "length", "size"), COUNTED)
+# Each is a program of its own. A third is quick: every form with two lengths of each size, and so on.
+@pytest.mark.parametrize(("form", "length", "size"), by_turns(FORMS, LENGTHS, SIZES, one_in=3))
 def test_every_form_counts_alike(form, length, size):
     """All forms of the inner loop count what NumPy counts, and drop masked entries."""
     x = np.random.default_rng(0).integers(0, length, size).astype(np.int32)

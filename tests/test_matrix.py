@@ -41,9 +41,10 @@ from tests.cases import (
     matrix_table,
     silent_table,
 )
+from tests.quick import by_turns, cell
 
 # tests/test_laws.py and tests/test_compile_step.py compile every type of state as users do.
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("drops_programs")]
 
 BATCHES = [(batch(k),) for k in range(3)]
 
@@ -77,10 +78,16 @@ def test_the_reference_is_worth_comparing_with():
 
 # --- right ------------------------------------------------------------------------------------------------------------
 
-CELLS = {f"{t.name}-{mode.name}": (t, mode) for t in TRANSFORMATIONS for mode in package.MODES if t.run_in(mode)}
+TURNS = {
+    f"{t.name}-{mode.name}": (t, mode, k + j)
+    for k, t in enumerate(TRANSFORMATIONS)
+    for j, mode in enumerate(package.MODES)
+    if t.run_in(mode)
+}
+CELLS = {name: (t, mode) for name, (t, mode, _) in TURNS.items()}
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", [cell(name, quick=turn % 2 == 0) for name, (_, _, turn) in TURNS.items()])
 def test_counted_once(cell):
     """Three calls are bit-equal to three plain calls in state and outputs."""
     transformation, mode = CELLS[cell]
@@ -93,13 +100,8 @@ def test_counted_once(cell):
 
 
 _DERIVATIVES = ("vjp", "jvp", "linearize", "hessian", "grad of grad", "tallax.grad", "nnx.grad", "nothing_saveable")
-DERIVATIVES = [cell for cell in CELLS if any(part in cell for part in _DERIVATIVES)]
+DERIVATIVES = [name for name in CELLS if any(part in name for part in _DERIVATIVES)]
 MADE = {"made eagerly": Reader, "made by nnx.jit": nnx.jit(Reader)}
-READ = [
-    pytest.param(cell, made, marks=[] if (k + j) % 2 == 0 else pytest.mark.thorough)
-    for k, cell in enumerate(DERIVATIVES)
-    for j, made in enumerate(MADE)
-]
 
 
 @functools.cache
@@ -109,7 +111,7 @@ def read_by_plain_calls():
     return [call_reader(model, inputs) for inputs in BATCHES], state_of(model)
 
 
-@pytest.mark.parametrize(("cell", "made"), READ)
+@pytest.mark.parametrize(("cell", "made"), by_turns(DERIVATIVES, MADE, one_in=3))
 def test_read_in_a_derivative(cell, made):
     """Every way to read state inside a derivative gives the value of a plain call."""
     transformation, mode = CELLS[cell]
@@ -295,7 +297,7 @@ checked = functools.cache(lambda make: tallax.statecheck(make, batch(), calls=2)
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("name", CANNOT_KNOW)
 def test_statecheck_reports_each_loss(name):
     """If a module uses a part of its own in this way, statecheck reports the rule on the page, at the path."""
@@ -306,7 +308,7 @@ def test_statecheck_reports_each_loss(name):
     assert (silent.says, silent.warns) in found, report
 
 
-@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.usefixtures("standard_promotion")
 def test_statecheck_warns_of_every_type_of_state():
     """A correct model gets a warning about the uses that lose its state."""
     program = program_of(Everything, (batch(),), 2, None)

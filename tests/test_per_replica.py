@@ -12,6 +12,7 @@ from flax import nnx
 import tallax
 from tests.cases import assert_same_state, leaves
 from tests.meshes import AXES, KINDS, P, assert_counted_alike, collectives, feed, mesh_of, placed
+from tests.quick import by_turns
 
 X = np.random.default_rng(0).normal(size=(3, 64, 2)).astype(np.float32)
 MASK = np.tile(np.arange(64)[:, None] % 4 > 0, (3, 1, 1))  # as many entries for each replica, which Ema asks for
@@ -108,8 +109,7 @@ def check(combined, whole):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", AXES)
-@pytest.mark.parametrize("mode", ["graph", "tree", "graph-no-updates", "split-merge"])
+@pytest.mark.parametrize(("mode", "kind"), by_turns(["graph", "tree", "graph-no-updates", "split-merge"], AXES))
 def test_per_replica_counts_add_up_to_the_whole(kind, mode):
     """Combined per-replica state equals the count of one device, in every mode, on both kinds of mesh."""
     mesh = mesh_of(kind, (8,), ("data",))
@@ -138,9 +138,8 @@ def test_per_replica_state_along_any_axes(kind, axis_name, batch):
     check(tallax.combine_replicas(model), expected())
 
 
-@pytest.mark.parametrize("kind", AXES)
-@pytest.mark.parametrize("name", KINDS)
-def test_no_collective_in_the_step(kind, name):
+@pytest.mark.parametrize(("name", "kind"), by_turns(KINDS, AXES))
+def test_no_collective_in_the_step(name, kind):
     """The compiled step has no collectives for counts with per-replica state along all axes."""
     mesh = mesh_of(kind)
     x = placed(X[0], mesh, ("data", "model"))
@@ -206,16 +205,12 @@ SPLITS = {
     "three axes": ((2, 2, 2), ("data", "model", "pipe"), P("pipe")),
     "two of three": ((2, 2, 2), ("data", "model"), P(("model", "pipe"))),
 }
-SLOW_SPLITS = ("one of one", "shares over more, the other axis", "shares over fewer", "two of three")
 
 
-@pytest.mark.parametrize("kind", AXES)
-@pytest.mark.parametrize(
-    "split", [pytest.param(SPLITS[s], id=s, marks=[pytest.mark.slow] if s in SLOW_SPLITS else []) for s in SPLITS]
-)
+@pytest.mark.parametrize(("split", "kind"), by_turns(SPLITS, AXES))
 def test_replicated_increments_count_once(split, kind):
     """An increment that is the same along an axis counts once, for every choice of replica axes."""
-    shape, axes, spec = split
+    shape, axes, spec = SPLITS[split]
     mesh = mesh_of(kind, shape, ("data", "model", "pipe")[: len(shape)])
     model = on_mesh(tallax.per_replica(items(), mesh, axes), mesh)
     step = nnx.jit(step_over(mesh, model, spec))

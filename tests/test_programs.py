@@ -137,7 +137,7 @@ def drawn(count):
     return hypothesis.settings(max_examples=count, derandomize=False, database=None, suppress_health_check=checks)
 
 
-@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.usefixtures("drops_programs")
 @hypothesis.seed(SEED)
 @drawn(COUNT)
 @given(programs.programs())
@@ -147,7 +147,7 @@ def test_random_programs(program):
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.usefixtures("drops_programs")
 @pytest.mark.parametrize("part", range(4))
 def test_more_random_programs(part):
     """The same, of other programs."""
@@ -233,14 +233,14 @@ def check_write(inner, around, ways):
     check(Program(step, DRIVE, (2**32 - 2, 2**31 - 3, (5, 2**31 - 2, 2**32 - 3)), ("r", "q", "h")), ways)
 
 
-@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.usefixtures("drops_programs")
 @pytest.mark.parametrize("inner", WRITES)
 def test_writes_in_a_branch(inner):
     """Every kind of write to a count, in a branch, is what it is in plain calls."""
     check_write(inner, "cond", SHORT)
 
 
-@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.usefixtures("drops_programs")
 @pytest.mark.parametrize(("inner", "around"), WITHIN)
 def test_writes_within(inner, around):
     """Every way to get to a write is followed, and so are the additions of other branches."""
@@ -248,7 +248,7 @@ def test_writes_within(inner, around):
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.usefixtures("drops_programs")
 @pytest.mark.parametrize(("inner", "around"), CROSSED)
 def test_all_writes_everywhere(inner, around):
     """Every kind of write, within each of them, in every mode."""

@@ -15,7 +15,8 @@ from flax import nnx
 
 import tallax
 
-pytestmark = [pytest.mark.usefixtures("as_users_run_it"), pytest.mark.filterwarnings("ignore")]  # optax's own warnings
+# The warnings are optax's own.
+pytestmark = [pytest.mark.usefixtures("standard_promotion"), pytest.mark.filterwarnings("ignore")]
 
 RATE = optax.warmup_cosine_decay_schedule(0.01, 0.1, 3, 20)
 # What some optimizers require beside a learning rate, by the argument's name.

@@ -37,7 +37,7 @@ from tests.wrong_modules import ARGUABLE, WRONG
 X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32))
 
 
-pytestmark = pytest.mark.usefixtures("as_users_run_it")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def blames(finding, case):

@@ -10,6 +10,7 @@ from flax import nnx
 import tallax
 from tests.cases import MODES, assert_same_state, leaves
 from tests.meshes import STATISTICS
+from tests.quick import cell
 
 every_statistic = pytest.mark.parametrize("make", STATISTICS.values(), ids=STATISTICS)
 every_mode = pytest.mark.parametrize("compiled", MODES.values(), ids=MODES)
@@ -81,11 +82,7 @@ def test_only_equals_merge(name):
 
 # Every type takes its values through one function: so all dtypes of one type, and two of the others, are quick.
 DTYPES = ("bool", "bfloat16", "uint8", "int8", "int32", "uint32", "float16")
-TAKEN = [
-    pytest.param(name, dtype, marks=[] if name == "extrema" or dtype in DTYPES[:2] else pytest.mark.thorough)
-    for name in STATISTICS
-    for dtype in DTYPES
-]
+TAKEN = [cell(name, dtype, quick=name == "extrema" or dtype in DTYPES[:2]) for name in STATISTICS for dtype in DTYPES]
 
 
 @pytest.mark.parametrize(("name", "dtype"), TAKEN)

@@ -22,7 +22,7 @@ from tallax.checking._uncompiled_runs import UncompiledRuns, evaluated
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32))
 
-pytestmark = pytest.mark.usefixtures("as_users_run_it")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 class Noisy(nnx.Module):

@@ -16,7 +16,7 @@ from tallax.checking import _transformations as package
 from tallax.checking._transformations import GRAPH, NO_UPDATES, TREE
 from tests.watch_errors import MISTAKES, Block, Layer, Net
 
-unoptimized = pytest.mark.usefixtures("as_users_run_it")  # compiles in a third of the time
+unoptimized = pytest.mark.usefixtures("standard_promotion")  # compiles in a third of the time
 MODES = {mode.name: mode for mode in (GRAPH, NO_UPDATES, TREE)}
 
 

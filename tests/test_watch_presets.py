@@ -15,7 +15,7 @@ from tallax import watching
 from tallax.checking._transformations import GRAPH, NO_UPDATES, TREE
 from tests.meshes import P, collectives
 
-unoptimized = pytest.mark.usefixtures("as_users_run_it")
+unoptimized = pytest.mark.usefixtures("standard_promotion")
 MODES = {mode.name: mode for mode in (GRAPH, NO_UPDATES, TREE)}
 WIDTH, HEADS, UNITS, EXPERTS, TOP_K = 8, 2, 16, 4, 2
 

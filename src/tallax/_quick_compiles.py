@@ -6,8 +6,9 @@ from __future__ import annotations
 import importlib.metadata
 
 # XLA's fusion emitters for the CPU take 15 of the 40 ms of processor time in which jaxlib 0.10 compiles one operation,
-# and half of the time for a program of some hundred. Without them the results have the same bits. jaxlib 0.12 has no
-# such flag, and XLA ends the process if it does not know a flag, so the flag is passed to no untested version.
+# and half of the time for a program of some hundred. Without them, a product and a sum may be rounded separately: the
+# last bits of floats can differ, counts can't. jaxlib 0.12 has no such flag, and XLA ends the process if it does not
+# know a flag, so the flag is passed to no untested version.
 _WITHOUT_EMITTERS = {"0.10": "--xla_cpu_use_fusion_emitters=false"}
 
 

@@ -4,7 +4,8 @@
 If the user's file hangs, exits or crashes, only that process is lost. This module is both ends of the pipe. The parent
 is `check_file`. The process runs this module as a program: it reads a request as JSON from the command line, and writes
 lines of JSON to the file descriptor given in the request: `{"at": ...}` when a check begins, `{"cell": ...}` and
-`{"finding": ...}` for each result, and finally `{"report": ...}` or `{"error": ...}`.
+`{"finding": ...}` for each result, and finally `{"report": ...}`, `{"error": ...}` for an invalid request, or
+`{"raised": ...}` if the user's code raised.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -71,7 +73,8 @@ def check_file(
         and is marked `incomplete`.
 
     Raises:
-        StatecheckError: The file, the name or the inputs are invalid, or the process ended before the first check did.
+        StatecheckError: The file, the name or the inputs are invalid, or the user's code raised or ended the process
+            before the first check was complete.
     """
     reading, writing = os.pipe()
     request = {"file": file, "name": name, "inputs": list(inputs), "call": call, "calls": calls, "answer_to": writing}
@@ -115,6 +118,13 @@ def check_file(
             os.killpg(process.pid, signal.SIGKILL)  # the process and its children
         process.wait()
         programs.cleanup()
+    if answer is not None and "raised" in answer:
+        early = (
+            "raised before the check was complete",
+            f"{answer['raised']}, at: {collected.at}",
+            "correct the code at the end of the traceback above",
+        )
+        answer = None
     if answer is None:
         if early is None:
             code = process.returncode
@@ -161,6 +171,9 @@ def main() -> None:
             report = _checked(request, pipe)
         except StatecheckError as error:
             _say(pipe, error=str(error))
+        except Exception as error:
+            traceback.print_exc()
+            _say(pipe, raised="".join(traceback.format_exception_only(error)).strip().splitlines()[0])
         else:
             _say(pipe, report=report.to_dict())
 
