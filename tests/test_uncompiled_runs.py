@@ -11,6 +11,7 @@ from jax.extend.core import Literal
 
 import tallax
 from tallax.checking._call_checks import reproducible
+from tallax.checking._evaluation import evaluated
 from tallax.checking._model_copies import template_of
 from tallax.checking._numpy_operations import NAMES, LeftToXla, in_numpy
 from tallax.checking._program import program_of
@@ -18,7 +19,7 @@ from tallax.checking._snapshot import changed, snapshot
 from tallax.checking._statecheck import reference_of
 from tallax.checking._transformation_checks import transformations
 from tallax.checking._transformations import GRAPH, MODES, TRANSFORMATIONS
-from tallax.checking._uncompiled_runs import UncompiledRuns, evaluated
+from tallax.checking._uncompiled_runs import UncompiledRuns
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32))
 

@@ -21,7 +21,7 @@ from tallax.checking._report import Cell, Finding, Outcome
 from tallax.checking._snapshot import Leaf, Snapshot, attribute_of, changed, snapshot
 from tallax.checking._source_lines import line_of_assignment
 from tallax.checking._uncompiled_runs import UncompiledRuns
-from tallax.checking._watched_writes import watched
+from tallax.checking._watched_writes import Writes, watched
 
 # --- reproducible -----------------------------------------------------------------------------------------------------
 
@@ -43,9 +43,13 @@ def reproducible(program: Program, reference: Reference) -> Results:
         for path in stale
     ]
     if not findings:
+        copy_model(program, reference)
+        if program.is_copied:
+            yield from reported("reproducible", [])
+            return
         first = called(program, model)
-        program.templates = _templates(program, first)
-        if len(program.templates) > len(program.batches):
+        copy_model(program, first)  # only the state of compiled calls may be that of a copy
+        if program.is_copied:
             yield from reported("reproducible", [])
             return
         second = called(program, program.make())
@@ -66,20 +70,24 @@ def reproducible(program: Program, reference: Reference) -> Results:
     yield from reported("reproducible", findings)
 
 
-def _templates(program: Program, first: Reference) -> tuple[Template, ...]:
-    """Returns the templates of the models of a run, as far as a run of copies is the same to the bit."""
+def copy_model(program: Program, first: Reference) -> None:
+    """Sets the templates of the models of a run, as far as a run of copies is the same to the bit, and its writes."""
     templates: list[Template] = []
+    writes = Writes()
     for calls, expected in enumerate((first.start, *first.after)):
         model = templates[-1].copy() if templates else program.make()
         if calls:
-            outputs = jax.tree.map(np.asarray, program.plain_call(model, program.batches[calls - 1]))
+            with watched(model) as seen:
+                outputs = jax.tree.map(np.asarray, program.plain_call(model, program.batches[calls - 1]))
+            writes.add(seen)
             if not outputs_agree(first.outputs[calls - 1 : calls], [outputs]):
                 break
         template = template_of(model, functools.partial(program.called_model, calls))
         if template is None or changed(expected, snapshot(template.copy())):
             break
         templates.append(template)
-    return tuple(templates)
+    program.templates = tuple(templates)
+    program.writes = writes if program.is_copied else None
 
 
 def _ends(expected: Snapshot, got: Snapshot, path: str) -> tuple[str, str]:
@@ -91,16 +99,21 @@ def _ends(expected: Snapshot, got: Snapshot, path: str) -> tuple[str, str]:
 # --- lost writes ------------------------------------------------------------------------------------------------------
 
 
+def writes_of(program: Program) -> Writes:
+    """Returns the writes of plain calls."""
+    if program.writes is None:
+        model, program.writes = program.new_model(), Writes()
+        for batch in program.batches:
+            with watched(model) as seen:
+                program.plain_call(model, batch)
+            program.writes.add(seen)
+    return program.writes
+
+
 def lost_writes(program: Program, reference: Reference) -> Results:
     """A value that a call writes to a Variable is still there after the call."""
-    model = program.new_model()
-    lost: dict[str, str] = {}
-    once: dict[str, str] = {}
-    for batch in program.batches:
-        with watched(model) as writes:
-            program.plain_call(model, batch)
-        lost |= {path: source for path, source in writes.lost.items() if path not in reference.written}
-        once |= writes.once
+    writes = writes_of(program)
+    lost = {path: source for path, source in writes.lost.items() if path not in reference.written}
     findings = [
         Finding(
             "lost-update",
@@ -126,7 +139,7 @@ def lost_writes(program: Program, reference: Reference) -> Results:
             source=source,
             is_warning=True,
         )
-        for path, source in once.items()
+        for path, source in writes.once.items()
         if path not in lost
     ]
     yield from reported("no write is lost", findings)

@@ -158,7 +158,7 @@ def _into_a_new_model(model: Any, program: Program) -> Any:
 
 def _as_saved(leaf: Any) -> Any:
     is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return leaf if is_key else jnp.asarray(np.asarray(leaf))
+    return leaf if is_key else jax.device_put(np.asarray(leaf))  # compiles nothing
 
 
 def _through_orbax(model: Any, program: Program) -> Any:

@@ -6,8 +6,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import jax
@@ -17,6 +17,7 @@ from flax import nnx
 
 from tallax._errors import StatecheckError, compose, describe
 from tallax.checking._model_copies import Template
+from tallax.checking._watched_writes import Writes
 
 Batch: TypeAlias = tuple[jax.Array, ...]
 Outputs: TypeAlias = list[tuple[jax.Array, ...]]
@@ -38,6 +39,8 @@ class Program:
         needs_jit: True if plain calls do not run without `jax.jit`, or are slow without it.
         templates: The model before the first call, after it, and so on, as far as copies of these models are no
             different from models that are made and called.
+        writes: The writes of plain calls with all batches, if they were watched.
+        results: The results of parts of the runs so far; see `_evaluation`.
     """
 
     name: str
@@ -47,6 +50,13 @@ class Program:
     is_own_call: bool = True
     needs_jit: bool = False
     templates: tuple[Template, ...] = ()
+    writes: Writes | None = None
+    results: dict[Hashable, list[Any]] = field(default_factory=dict)
+
+    @property
+    def is_copied(self) -> bool:
+        """True if copies stand for the model at every call, so that no call leaves anything but Variables behind."""
+        return len(self.templates) > len(self.batches)
 
     @property
     def template(self) -> Template | None:
@@ -208,4 +218,4 @@ def _rolled(x: jax.Array, k: int) -> jax.Array:
     if not is_plain:
         return x
     # In NumPy: `jnp.roll` compiles a program for each shift. An array on several devices stays there.
-    return jnp.asarray(np.roll(np.asarray(x), k, axis=0)) if len(x.devices()) == 1 else jnp.roll(x, k, axis=0)
+    return jax.device_put(np.roll(np.asarray(x), k, axis=0)) if len(x.devices()) == 1 else jnp.roll(x, k, axis=0)

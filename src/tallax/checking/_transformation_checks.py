@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ from tallax.checking._transformations import (
 )
 from tallax.checking._uncompiled_runs import TracedRun, UncompiledRuns
 
+_BY_NAME = {transformation.name: transformation for transformation in TRANSFORMATIONS}
+
 
 def transformations(program: Program, reference: Reference) -> Results:
     """Every transformation in every mode leaves the same state as plain calls, and returns the same outputs."""
@@ -37,6 +40,14 @@ def transformations(program: Program, reference: Reference) -> Results:
     differentiable = bool(params) and all(jnp.issubdtype(param.dtype, jnp.floating) for param in params)
     twice, cycle = _held_twice(program), cycle_of(program.new_model())
     runs = UncompiledRuns(program)
+
+    @functools.cache
+    def found_uncompiled(name: str, mode: Mode) -> list[Finding] | None:
+        if program.is_copied and mode is not GRAPH and (implying := _BY_NAME[name].implied_by):
+            if found_uncompiled(implying, mode) == []:
+                return []
+        return _found_uncompiled(program, reference, _BY_NAME[name], mode, runs)
+
     confirmed: set[tuple[str, str]] = set()  # rules and paths that a compiled run has shown
     if cycle:
         yield _cyclic(cycle)
@@ -58,9 +69,9 @@ def transformations(program: Program, reference: Reference) -> Results:
                 yield Cell(transformation.name, mode.name, Outcome.WARNED)
                 yield dataclasses.replace(twice, where=(f"{transformation.name} ({mode.name})",))
                 continue
-            findings = _found_uncompiled(program, reference, transformation, mode, runs)
+            findings = found_uncompiled(transformation.name, mode)
             if findings is None or not confirmed.issuperset((found.rule, found.path) for found in findings):
-                findings = run_once(program, reference, transformation, mode, run)
+                findings = _found_compiled(program, reference, transformation, mode, run)
                 confirmed.update((found.rule, found.path) for found in findings)
             yield Cell(transformation.name, mode.name, outcome_of(findings))
             yield from findings
@@ -106,6 +117,16 @@ def _found_uncompiled(
     except Exception:  # the compiled run shows the error, if there is one
         return None
     return _compared(program, reference, transformation, f"{transformation.name} ({mode.name})", got, outputs)
+
+
+def _found_compiled(
+    program: Program, reference: Reference, transformation: Transformation, mode: Mode, run: Run
+) -> list[Finding]:
+    if transformation.first_call and program.is_copied and mode in transformation.compiled:
+        first = dataclasses.replace(program, batches=program.batches[:1])
+        if not run_once(first, reference.of_calls(1), transformation, mode, run):
+            return []
+    return run_once(program, reference, transformation, mode, run)
 
 
 def run_once(
@@ -168,7 +189,10 @@ def lanes(program: Program, reference: Reference) -> Results:
     if not reference.written:
         return
     batches, runs = program.batches[:2], UncompiledRuns(program)
-    alone = [called(dataclasses.replace(program, batches=(batch,)), program.new_model()) for batch in batches]
+    alone = [
+        reference.of_calls(1),
+        *(called(dataclasses.replace(program, batches=(x,)), program.new_model()) for x in batches[1:]),
+    ]
     for name, run in (("vmap, stacked models", _vmapped), ("scan over layers", _scanned)):
         for mode in (GRAPH,) if cycle_of(program.new_model()) else (GRAPH, NO_UPDATES, TREE):
             where = f"{name} ({mode.name})"

@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tallax._arrays import is_traced
 from tallax.checking._program import Batch, Call, Outputs, Run
 from tallax.checking._split_transformations import (
     at,
+    finished,
     loss_of,
     no_tangent,
     on_state,
@@ -86,6 +88,10 @@ class Transformation:
         donates: Whether it donates the model's arrays, so that no two Variables may have the same array.
         takes_cycles: Whether, in graph mode, it accepts a model with reference cycles.
         is_eager: Whether it compiles nothing but operations.
+        first_call: Whether, if copies stand for the model at every call, a compiled run of the first call is enough.
+            The calls after it start from the state of the reference, too.
+        implied_by: The name of a transformation. In modes other than graph mode, if that one finds nothing, this one
+            finds nothing either.
         compiled: The modes in which it always runs as users run it. In the others it is traced, and then evaluated
             without compilation, unless that raises.
     """
@@ -101,6 +107,8 @@ class Transformation:
     takes_cycles: bool = True
     compiled: tuple[Mode, ...] = ()
     is_eager: bool = False
+    first_call: bool = False
+    implied_by: str = ""
 
     def run_in(self, mode: Mode) -> Run | None:
         """Returns the form for a mode, or None."""
@@ -111,7 +119,7 @@ class Transformation:
 
 
 def _each(step: Callable[..., Any], model: Any, batches: Sequence[Batch]) -> Outputs:
-    return [jax.block_until_ready(step(model, batch)) for batch in batches]
+    return [finished(step(model, batch)) for batch in batches]
 
 
 def _plain(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
@@ -128,12 +136,12 @@ def _jit_donated(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
 
 def _jit_partial(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
     step = nnx.jit_partial(call, model)
-    return [jax.block_until_ready(step(batch)) for batch in batches]
+    return [finished(step(batch)) for batch in batches]
 
 
 def _cached_partial(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
     step = nnx.cached_partial(nnx.jit(call), model)
-    return [jax.block_until_ready(step(batch)) for batch in batches]
+    return [finished(step(batch)) for batch in batches]
 
 
 def _remat(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
@@ -169,20 +177,25 @@ def _differentiated(call: Call, differentiate: Callable[..., Any]) -> Call:
 # functions that have none.
 
 
+def _traced_once(step: Call, batches: Sequence[Batch]) -> Call:
+    """Returns a step that is traced for the first batch only, if there is a trace around it, where no type differs."""
+    return nnx.jit(step) if is_traced(*jax.tree.leaves(batches)) else step
+
+
 def _vjp(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
     def step(model: Any, batch: Batch) -> tuple[jax.Array, ...]:
         outputs, pull, *_ = nnx.vjp(lambda model: call(model, batch), model)
         pulled(pull, outputs)
         return outputs
 
-    return _each(step, model, batches)
+    return _each(_traced_once(step, batches), model, batches)
 
 
 def _jvp(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
     def step(model: Any, batch: Batch) -> tuple[jax.Array, ...]:
         return nnx.jvp(lambda model: call(model, batch), (model,), (jax.tree.map(no_tangent, model),))[0]
 
-    return _each(step, model, batches)
+    return _each(_traced_once(step, batches), model, batches)
 
 
 def _scan(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
@@ -250,7 +263,7 @@ def _switch(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
 
 def _compile_step(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
     with compile_step(call, model) as step:
-        return [jax.block_until_ready(step(batch)) for batch in batches]
+        return [finished(step(batch)) for batch in batches]
 
 
 def _compile_step_of_cond(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
@@ -269,7 +282,8 @@ def skipping(call: Call, model: Any, batch: Batch) -> Call:
 
 
 TRANSFORMATIONS = (
-    Transformation("plain calls", _plain, modes=(GRAPH, NO_UPDATES, TREE), is_basic=True),
+    # A plain call under a trace is what `jit` traces, and a program that is not compiled donates nothing.
+    Transformation("plain calls", _plain, modes=(GRAPH, NO_UPDATES, TREE), is_basic=True, implied_by="jit"),
     Transformation("jit", _jit, stepwise(jax.jit), is_basic=True),
     Transformation(
         "jit, donated",
@@ -277,6 +291,7 @@ TRANSFORMATIONS = (
         stepwise(lambda pure: jax.jit(pure, donate_argnums=0)),
         donates=True,
         compiled=(GRAPH,),
+        implied_by="jit",
     ),
     Transformation("jit_partial", _jit_partial, modes=(NO_UPDATES, TREE)),
     Transformation("cached_partial", _cached_partial, modes=(GRAPH,)),
@@ -292,6 +307,7 @@ TRANSFORMATIONS = (
         differentiates=True,
         compiled=(NO_UPDATES,),
         is_eager=True,
+        first_call=True,
     ),
     Transformation(
         "jvp",
@@ -301,6 +317,7 @@ TRANSFORMATIONS = (
         differentiates=True,
         compiled=(NO_UPDATES,),
         is_eager=True,
+        first_call=True,
     ),
     Transformation("remat", _remat, stepwise(lambda pure: jax.jit(jax.checkpoint(pure)))),
     Transformation(
@@ -316,7 +333,9 @@ TRANSFORMATIONS = (
     Transformation("cond", _cond, stepwise(split_branch(True))),
     Transformation("cond, not taken", _cond_not_taken, stepwise(split_branch(False)), executes=False),
     Transformation("switch", _switch, stepwise(split_switch)),
-    Transformation("eval_shape", _eval_shape, modes=(GRAPH, NO_UPDATES, TREE), executes=False, compiled=MODES),
+    Transformation(
+        "eval_shape", _eval_shape, modes=(GRAPH, NO_UPDATES, TREE), executes=False, compiled=MODES, first_call=True
+    ),
     Transformation("compile_step", _compile_step, modes=(GRAPH,), donates=True, takes_cycles=False, compiled=MODES),
     Transformation(
         "compile_step of cond", _compile_step_of_cond, modes=(GRAPH,), donates=True, takes_cycles=False, compiled=MODES
