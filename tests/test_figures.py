@@ -20,7 +20,7 @@ def tables():
     return module
 
 
-@pytest.mark.parametrize("page", ["performance.md", "many-devices.md"])
+@pytest.mark.parametrize("page", ["performance.md", "many-devices.md", "statecheck.md"])
 def test_the_page_has_the_committed_figures(tables, page):
     """A figure on the page is one of docs/figures, so `make performance` changes nothing."""
     assert tables.blocks(page)

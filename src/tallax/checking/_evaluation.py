@@ -102,15 +102,16 @@ def _plan(jaxpr: Jaxpr) -> _Plan:
 
     def number(atom: Any) -> Hashable:
         if isinstance(atom, Literal):
-            return atom.aval.dtype, np.asarray(atom.val).tobytes()  # bytes, as 0.0 == -0.0
+            return _kind(atom), np.asarray(atom.val).tobytes()  # bytes, as 0.0 == -0.0
         return numbers.setdefault(atom, len(numbers))
 
-    inputs = (*jaxpr.constvars, *jaxpr.invars)
-    kinds = tuple((var.aval.dtype, var.aval.shape) for var in inputs if number(var) is not None)
-    lines = tuple(
-        (key, *map(number, eqn.invars), None, *(number(var) for var in eqn.outvars)) for eqn, key in equations
-    )
-    return _Plan(equations, (kinds, lines, *map(number, jaxpr.outvars)))
+    kinds = [(_kind(var), number(var)) for var in (*jaxpr.constvars, *jaxpr.invars)]
+    lines = [(key, *map(number, eqn.invars), None, *map(number, eqn.outvars)) for eqn, key in equations]
+    return _Plan(equations, (*kinds, *lines, *map(number, jaxpr.outvars)))
+
+
+def _kind(atom: Any) -> Hashable:
+    return atom.aval.dtype, atom.aval.shape
 
 
 def _operation(eqn: Any) -> Hashable:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax._errors import StatecheckError, compose, describe
+from tallax._errors import StatecheckError, describe
 from tallax.checking._check_results import Collected, outcome_of
 from tallax.checking._report import Cell, Finding, Outcome, Report
 from tallax.checking._source_lines import is_users, line_of_error, place
@@ -56,16 +56,14 @@ def write_starter(path: Path) -> None:
     """
     if path.suffix != ".py":  # as where FILE:NAME is meant to be checked
         raise StatecheckError(
-            compose(
-                "--start", "requires the name of a Python file to create.", got=str(path), fix="--start solution.py"
-            )
+            "--start", "requires the name of a Python file to create.", got=str(path), fix="--start solution.py"
         )
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(resources.files("tallax.checking.exercise").joinpath("starter.py").read_text(encoding="utf-8"))
     except OSError as error:
         raise StatecheckError(
-            compose(str(path), "cannot be created.", got=f"{type(error).__name__}: {error}", fix="name a new file")
+            str(path), "cannot be created.", got=f"{type(error).__name__}: {error}", fix="name a new file"
         ) from None
 
 

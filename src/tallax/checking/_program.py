@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax._errors import StatecheckError, compose, describe
+from tallax._errors import StatecheckError, describe
 from tallax.checking._model_copies import Template
 from tallax.checking._watched_writes import Writes
 
@@ -100,12 +100,10 @@ def program_of(make: Any, inputs: tuple[Any, ...], calls: int, call: Callable[..
     for leaf in leaves:
         if isinstance(leaf, nnx.Pytree | nnx.Variable):
             raise StatecheckError(
-                compose(
-                    "statecheck",
-                    "inputs must be arrays and plain values; a module would carry state from run to run.",
-                    got=f"a {type(leaf).__name__}",
-                    fix="create it inside call=: call=lambda model, x: model(x, rngs=nnx.Rngs(0))",
-                )
+                "statecheck",
+                "inputs must be arrays and plain values; a module would carry state from run to run.",
+                got=f"a {type(leaf).__name__}",
+                fix="create it inside call=: call=lambda model, x: model(x, rngs=nnx.Rngs(0))",
             )
     is_array = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
 
@@ -121,12 +119,10 @@ def program_of(make: Any, inputs: tuple[Any, ...], calls: int, call: Callable[..
     model = fresh()
     if call is None and not callable(model):
         raise StatecheckError(
-            compose(
-                f"statecheck of {type(model).__name__}",
-                "the model has no __call__, so call= is required.",
-                got=f"a {type(model).__name__} without __call__",
-                fix="call=lambda metric, x: metric.update(values=x)",
-            )
+            f"statecheck of {type(model).__name__}",
+            "the model has no __call__, so call= is required.",
+            got=f"a {type(model).__name__} without __call__",
+            fix="call=lambda metric, x: metric.update(values=x)",
         )
     return Program(type(model).__name__, fresh, run, batches, call is None)
 
@@ -140,12 +136,10 @@ def factory_of(make: Any) -> Callable[[], Any]:
         return lambda: _copied(make)
     if not callable(make):
         raise StatecheckError(
-            compose(
-                "statecheck",
-                "requires a factory of modules.",
-                got=describe(make),
-                fix="statecheck(lambda: Model(nnx.Rngs(0)), x)",
-            )
+            "statecheck",
+            "requires a factory of modules.",
+            got=describe(make),
+            fix="statecheck(lambda: Model(nnx.Rngs(0)), x)",
         )
     parameters = _parameters_of(make)
     missing = [
@@ -155,12 +149,10 @@ def factory_of(make: Any) -> Callable[[], Any]:
     ]
     if missing:
         raise StatecheckError(
-            compose(
-                f"statecheck of {getattr(make, '__qualname__', make)}",
-                "the factory is called with no argument except rngs.",
-                got=f"required arguments {', '.join(missing)}",
-                fix="statecheck(lambda rngs: Model(..., rngs=rngs), x)",
-            )
+            f"statecheck of {getattr(make, '__qualname__', make)}",
+            "the factory is called with no argument except rngs.",
+            got=f"required arguments {', '.join(missing)}",
+            fix="statecheck(lambda rngs: Model(..., rngs=rngs), x)",
         )
     takes_rngs = any(p.name == "rngs" for p in parameters)
     by_position = any(p.name == "rngs" and p.kind is p.POSITIONAL_ONLY for p in parameters)
@@ -171,12 +163,10 @@ def factory_of(make: Any) -> Callable[[], Any]:
         model = make(*given, **arguments)
         if not isinstance(model, nnx.Pytree):  # a module or one of Flax's metrics
             raise StatecheckError(
-                compose(
-                    f"statecheck of {getattr(make, '__qualname__', make)}",
-                    "the factory must return a Flax NNX module.",
-                    got=describe(model),
-                    fix="return the model; call=step for a function of it: statecheck(make, x, call=step)",
-                )
+                f"statecheck of {getattr(make, '__qualname__', make)}",
+                "the factory must return a Flax NNX module.",
+                got=describe(model),
+                fix="return the model; call=step for a function of it: statecheck(make, x, call=step)",
             )
         return model
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from tallax._errors import InvalidValueError, StatecheckError, compose, describe
+from tallax._errors import InvalidValueError, StatecheckError, describe
 from tallax.checking import (
     _attribute_checks,
     _call_checks,
@@ -103,12 +103,10 @@ def statecheck(
     """
     if not isinstance(calls, int) or calls < 2:
         raise InvalidValueError(
-            compose(
-                "statecheck",
-                "at least two calls are needed to detect drift.",
-                got=f"calls={describe(calls)}",
-                fix="calls=3, or any larger integer",
-            )
+            "statecheck",
+            "at least two calls are needed to detect drift.",
+            got=f"calls={describe(calls)}",
+            fix="calls=3, or any larger integer",
         )
     with progress_line(progress) as show:
 
@@ -212,11 +210,9 @@ def reference_of(program: Program) -> Reference:
 
 def _cannot(program: Program, error: Exception) -> StatecheckError:
     return StatecheckError(
-        compose(
-            f"statecheck of {program.name}",
-            "a plain call of the model raises.",
-            got=f"{type(error).__name__}: {error}",
-            fix="statecheck(make, x) with inputs that the model accepts, or call=lambda model, x: ... for another "
-            "call; on the command line --inputs 'float32[8,4]', or --call with a function's name",
-        )
+        f"statecheck of {program.name}",
+        "a plain call of the model raises.",
+        got=f"{type(error).__name__}: {error}",
+        fix="statecheck(make, x) with inputs that the model accepts, or call=lambda model, x: ... for another "
+        "call; on the command line --inputs 'float32[8,4]', or --call with a function's name",
     )

@@ -122,16 +122,9 @@ def _each(step: Callable[..., Any], model: Any, batches: Sequence[Batch]) -> Out
     return [finished(step(model, batch)) for batch in batches]
 
 
-def _plain(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
-    return _each(call, model, batches)
-
-
-def _jit(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
-    return _each(nnx.jit(call), model, batches)
-
-
-def _jit_donated(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
-    return _each(nnx.jit(call, donate_argnums=0), model, batches)
+def _steps(transform: Callable[[Call], Callable[..., Any]]) -> Run:
+    """Returns a `Run` from a transformation of a call."""
+    return lambda call, model, batches: _each(transform(call), model, batches)
 
 
 def _jit_partial(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
@@ -142,22 +135,6 @@ def _jit_partial(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
 def _cached_partial(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
     step = nnx.cached_partial(nnx.jit(call), model)
     return [finished(step(batch)) for batch in batches]
-
-
-def _remat(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
-    return _each(nnx.jit(nnx.remat(call)), model, batches)
-
-
-def _nnx_value_and_grad(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
-    return _each(nnx.jit(_differentiated(call, nnx.value_and_grad)), model, batches)
-
-
-def _value_and_grad(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
-    return _each(nnx.jit(_differentiated(call, value_and_grad)), model, batches)
-
-
-def _grad_of_remat(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
-    return _each(nnx.jit(_differentiated(nnx.remat(call), value_and_grad)), model, batches)
 
 
 def _differentiated(call: Call, differentiate: Callable[..., Any]) -> Call:
@@ -237,14 +214,6 @@ def _fori_loop(call: Call, model: Any, batches: Sequence[Batch]) -> None:
     nnx.fori_loop(0, len(batches), body, (model, stacked(batches)))
 
 
-def _cond(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
-    return _each(nnx.jit(_branch(call, is_taken=True)), model, batches)
-
-
-def _cond_not_taken(call: Call, model: Any, batches: Sequence[Batch]) -> None:
-    _each(nnx.jit(_branch(call, is_taken=False)), model, batches)
-
-
 def _branch(call: Call, *, is_taken: bool) -> Call:
     def step(model: Any, batch: Batch) -> tuple[jax.Array, ...]:
         return nnx.cond(is_taken, call, skipping(call, model, batch), model, batch)
@@ -283,11 +252,11 @@ def skipping(call: Call, model: Any, batch: Batch) -> Call:
 
 TRANSFORMATIONS = (
     # A plain call under a trace is what `jit` traces, and a program that is not compiled donates nothing.
-    Transformation("plain calls", _plain, modes=(GRAPH, NO_UPDATES, TREE), is_basic=True, implied_by="jit"),
-    Transformation("jit", _jit, stepwise(jax.jit), is_basic=True),
+    Transformation("plain calls", _each, modes=(GRAPH, NO_UPDATES, TREE), is_basic=True, implied_by="jit"),
+    Transformation("jit", _steps(nnx.jit), stepwise(jax.jit), is_basic=True),
     Transformation(
         "jit, donated",
-        _jit_donated,
+        _steps(lambda call: nnx.jit(call, donate_argnums=0)),
         stepwise(lambda pure: jax.jit(pure, donate_argnums=0)),
         donates=True,
         compiled=(GRAPH,),
@@ -295,9 +264,18 @@ TRANSFORMATIONS = (
     ),
     Transformation("jit_partial", _jit_partial, modes=(NO_UPDATES, TREE)),
     Transformation("cached_partial", _cached_partial, modes=(GRAPH,)),
-    Transformation("nnx.value_and_grad", _nnx_value_and_grad, modes=(GRAPH,), differentiates=True),
     Transformation(
-        "value_and_grad", _value_and_grad, stepwise(split_value_and_grad), differentiates=True, is_basic=True
+        "nnx.value_and_grad",
+        _steps(lambda call: nnx.jit(_differentiated(call, nnx.value_and_grad))),
+        modes=(GRAPH,),
+        differentiates=True,
+    ),
+    Transformation(
+        "value_and_grad",
+        _steps(lambda call: nnx.jit(_differentiated(call, value_and_grad))),
+        stepwise(split_value_and_grad),
+        differentiates=True,
+        is_basic=True,
     ),
     Transformation(
         "vjp",
@@ -319,10 +297,12 @@ TRANSFORMATIONS = (
         is_eager=True,
         first_call=True,
     ),
-    Transformation("remat", _remat, stepwise(lambda pure: jax.jit(jax.checkpoint(pure)))),
+    Transformation(
+        "remat", _steps(lambda call: nnx.jit(nnx.remat(call))), stepwise(lambda pure: jax.jit(jax.checkpoint(pure)))
+    ),
     Transformation(
         "grad of remat",
-        _grad_of_remat,
+        _steps(lambda call: nnx.jit(_differentiated(nnx.remat(call), value_and_grad))),
         stepwise(lambda pure: split_value_and_grad(jax.checkpoint(pure))),
         differentiates=True,
     ),
@@ -330,8 +310,13 @@ TRANSFORMATIONS = (
     Transformation("scan of grad of remat", _training_scan, modes=(GRAPH, NO_UPDATES, TREE), differentiates=True),
     Transformation("while_loop", _while_loop, on_state(split_while_loop)),
     Transformation("fori_loop", _fori_loop, on_state(split_fori_loop)),
-    Transformation("cond", _cond, stepwise(split_branch(True))),
-    Transformation("cond, not taken", _cond_not_taken, stepwise(split_branch(False)), executes=False),
+    Transformation("cond", _steps(lambda call: nnx.jit(_branch(call, is_taken=True))), stepwise(split_branch(True))),
+    Transformation(
+        "cond, not taken",
+        _steps(lambda call: nnx.jit(_branch(call, is_taken=False))),
+        stepwise(split_branch(False)),
+        executes=False,
+    ),
     Transformation("switch", _switch, stepwise(split_switch)),
     Transformation(
         "eval_shape", _eval_shape, modes=(GRAPH, NO_UPDATES, TREE), executes=False, compiled=MODES, first_call=True
