@@ -20,10 +20,13 @@ from tallax.checking._program import Batch, Call, Outputs, Run
 Pure: TypeAlias = "Callable[[Any, Batch], tuple[tuple[jax.Array, ...], Any]]"
 
 
-def on_state(loop: Callable[[Pure, Any, Sequence[Batch]], tuple[Outputs | None, Any]]) -> Run:
-    """Returns a `Run` from a loop over a pure function `(state, batch) -> (outputs, state)`."""
+def on_state(loop: Callable[..., tuple[Outputs | None, Any]]) -> Run:
+    """Returns a `Run` from a loop over a pure function `(state, batch) -> (outputs, state)`.
 
-    def run(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs | None:
+    The loop is called with the function, the state, the batches, and the options of the run.
+    """
+
+    def run(call: Call, model: Any, batches: Sequence[Batch], **options: bool) -> Outputs | None:
         graphdef, state = nnx.split(model)
 
         def pure(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
@@ -31,7 +34,7 @@ def on_state(loop: Callable[[Pure, Any, Sequence[Batch]], tuple[Outputs | None, 
             outputs = call(model, batch)
             return outputs, nnx.state(model)
 
-        outputs, state = loop(pure, state, batches)
+        outputs, state = loop(pure, state, batches, **options)
         nnx.update(model, finished(state))
         return outputs
 
@@ -39,10 +42,10 @@ def on_state(loop: Callable[[Pure, Any, Sequence[Batch]], tuple[Outputs | None, 
 
 
 def stepwise(transform: Callable[[Pure], Any]) -> Run:
-    def loop(pure: Pure, state: Any, batches: Sequence[Batch]) -> tuple[Outputs, Any]:
-        step, outputs = transform(pure), []
-        if is_traced(*jax.tree.leaves(batches)):
-            step = jax.jit(step)  # traced once; without a trace around it, some steps are to run as they are
+    """Returns a `Run` from a transformation of the pure function. With `once=True`, the step is traced only once."""
+
+    def loop(pure: Pure, state: Any, batches: Sequence[Batch], *, once: bool = False) -> tuple[Outputs, Any]:
+        step, outputs = jax.jit(transform(pure)) if once else transform(pure), []
         for batch in batches:
             output, state = finished(step(state, batch))
             outputs.append(output)

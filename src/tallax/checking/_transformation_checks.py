@@ -40,13 +40,15 @@ def transformations(program: Program, reference: Reference) -> Results:
     differentiable = bool(params) and all(jnp.issubdtype(param.dtype, jnp.floating) for param in params)
     twice, cycle = _held_twice(program), cycle_of(program.new_model())
     runs = UncompiledRuns(program)
+    # If copies stand for the model, and nothing is found so far, some runs are shorter; see `Transformation`.
+    clean = program.is_copied
 
     @functools.cache
     def found_uncompiled(name: str, mode: Mode) -> list[Finding] | None:
-        if program.is_copied and mode is not GRAPH and (implying := _BY_NAME[name].implied_by):
-            if found_uncompiled(implying, mode) == []:
-                return []
-        return _found_uncompiled(program, reference, _BY_NAME[name], mode, runs)
+        each = _BY_NAME[name]
+        if clean and each.implied_by and mode is not GRAPH and found_uncompiled(each.implied_by, mode) == []:
+            return []
+        return _found_uncompiled(program, reference, each, mode, runs, once=clean and each.is_eager)
 
     confirmed: set[tuple[str, str]] = set()  # rules and paths that a compiled run has shown
     if cycle:
@@ -71,8 +73,9 @@ def transformations(program: Program, reference: Reference) -> Results:
                 continue
             findings = found_uncompiled(transformation.name, mode)
             if findings is None or not confirmed.issuperset((found.rule, found.path) for found in findings):
-                findings = _found_compiled(program, reference, transformation, mode, run)
+                findings = _found_compiled(program, reference, transformation, mode, run, clean=clean)
                 confirmed.update((found.rule, found.path) for found in findings)
+            clean = clean and not findings
             yield Cell(transformation.name, mode.name, outcome_of(findings))
             yield from findings
 
@@ -104,12 +107,19 @@ def _held_twice(program: Program) -> Finding | None:
 
 
 def _found_uncompiled(
-    program: Program, reference: Reference, transformation: Transformation, mode: Mode, runs: UncompiledRuns
+    program: Program,
+    reference: Reference,
+    transformation: Transformation,
+    mode: Mode,
+    runs: UncompiledRuns,
+    *,
+    once: bool,
 ) -> list[Finding] | None:
     """Returns the findings of a run that is not compiled, or None if the transformation has to be compiled."""
-    run = transformation.run_in(mode)
+    run: Any = transformation.run_in(mode)
     if run is None or mode in transformation.compiled:
         return None
+    run = functools.partial(run, once=True) if once else run
     try:
         with mode.active():
             (model,), outputs = runs.run(lambda models, batches: run(program.call, models[0], batches), program.batches)
@@ -120,9 +130,9 @@ def _found_uncompiled(
 
 
 def _found_compiled(
-    program: Program, reference: Reference, transformation: Transformation, mode: Mode, run: Run
+    program: Program, reference: Reference, transformation: Transformation, mode: Mode, run: Run, *, clean: bool
 ) -> list[Finding]:
-    if transformation.first_call and program.is_copied and mode in transformation.compiled:
+    if clean and transformation.first_call and mode in transformation.compiled:
         first = dataclasses.replace(program, batches=program.batches[:1])
         if not run_once(first, reference.of_calls(1), transformation, mode, run):
             return []

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tallax._arrays import is_traced
 from tallax.checking._program import Batch, Call, Outputs, Run
 from tallax.checking._split_transformations import (
     at,
@@ -87,11 +86,12 @@ class Transformation:
         is_basic: Whether it also runs on models without state, for which only outputs can differ.
         donates: Whether it donates the model's arrays, so that no two Variables may have the same array.
         takes_cycles: Whether, in graph mode, it accepts a model with reference cycles.
-        is_eager: Whether it compiles nothing but operations.
-        first_call: Whether, if copies stand for the model at every call, a compiled run of the first call is enough.
-            The calls after it start from the state of the reference, too.
-        implied_by: The name of a transformation. In modes other than graph mode, if that one finds nothing, this one
-            finds nothing either.
+        is_eager: Whether it compiles nothing but operations. After a run without findings, the steps of the others are
+            traced once, and not at each call.
+        first_call: Whether a compiled run of the first call is enough for a model without findings so far. The calls
+            after it start from the state of the reference, too.
+        implied_by: The name of a transformation. If that one and this one in graph mode find nothing, this one finds
+            nothing in the mode of that one either.
         compiled: The modes in which it always runs as users run it. In the others it is traced, and then evaluated
             without compilation, unless that raises.
     """
@@ -123,8 +123,13 @@ def _each(step: Callable[..., Any], model: Any, batches: Sequence[Batch]) -> Out
 
 
 def _steps(transform: Callable[[Call], Callable[..., Any]]) -> Run:
-    """Returns a `Run` from a transformation of a call."""
-    return lambda call, model, batches: _each(transform(call), model, batches)
+    """Returns a `Run` from a transformation of a call. With `once=True`, the step is traced only once."""
+
+    def run(call: Call, model: Any, batches: Sequence[Batch], *, once: bool = False) -> Outputs:
+        step = transform(call)
+        return _each(nnx.jit(step) if once else step, model, batches)
+
+    return run
 
 
 def _jit_partial(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
@@ -154,25 +159,20 @@ def _differentiated(call: Call, differentiate: Callable[..., Any]) -> Call:
 # functions that have none.
 
 
-def _traced_once(step: Call, batches: Sequence[Batch]) -> Call:
-    """Returns a step that is traced for the first batch only, if there is a trace around it, where no type differs."""
-    return nnx.jit(step) if is_traced(*jax.tree.leaves(batches)) else step
-
-
-def _vjp(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+def _vjp(call: Call) -> Call:
     def step(model: Any, batch: Batch) -> tuple[jax.Array, ...]:
         outputs, pull, *_ = nnx.vjp(lambda model: call(model, batch), model)
         pulled(pull, outputs)
         return outputs
 
-    return _each(_traced_once(step, batches), model, batches)
+    return step
 
 
-def _jvp(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+def _jvp(call: Call) -> Call:
     def step(model: Any, batch: Batch) -> tuple[jax.Array, ...]:
         return nnx.jvp(lambda model: call(model, batch), (model,), (jax.tree.map(no_tangent, model),))[0]
 
-    return _each(_traced_once(step, batches), model, batches)
+    return step
 
 
 def _scan(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
@@ -279,7 +279,7 @@ TRANSFORMATIONS = (
     ),
     Transformation(
         "vjp",
-        _vjp,
+        _steps(_vjp),
         stepwise(split_vjp),
         modes=(NO_UPDATES, TREE, RAW),
         differentiates=True,
@@ -289,7 +289,7 @@ TRANSFORMATIONS = (
     ),
     Transformation(
         "jvp",
-        _jvp,
+        _steps(_jvp),
         stepwise(split_jvp),
         modes=(NO_UPDATES, TREE, RAW),
         differentiates=True,

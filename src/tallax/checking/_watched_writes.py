@@ -99,9 +99,10 @@ def watched(model: Any) -> Iterator[Writes]:
         for name, method in methods.items():
             setattr(nnx.Variable, name, method)
         now = variables_of(model)
-        for variable in (*variables.values(), *now.values()):
-            if variable.has_metadata(_TAG):
-                variable.del_metadata(_TAG)
+        for variable in (*variables.values(), *now.values()):  # a call may keep a copy, with its metadata
+            with contextlib.suppress(AttributeError):  # Flax's HijaxVariable cannot remove metadata
+                if variable.has_metadata(_TAG):
+                    variable.del_metadata(_TAG)
     for path, place in writes.copies.items():
         if path in now and path in before and now[path].get_raw_value() is before[path] and path not in writes.own:
             writes.lost[path] = place
