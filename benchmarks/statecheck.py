@@ -85,7 +85,7 @@ def measured(names: list[str], limit_seconds: float) -> Iterator[dict[str, Any]]
 
 def figures(rows: list[dict[str, Any]], count: int) -> dict[str, Any]:
     """Returns the median and the longest time, and whether both limits are met by all `count` modules."""
-    seconds = [row["seconds"] for row in rows]
+    seconds = [row["seconds"] for row in rows] or [float("inf")]
     median, longest = statistics.median(seconds), max(seconds)
     return {
         "median_seconds": median,

@@ -16,7 +16,7 @@ from tallax.checking._diagnosis import explained, fix_for
 from tallax.checking._program import Program
 from tallax.checking._reference import Reference
 from tallax.checking._report import Cell, Finding, Outcome
-from tallax.checking._snapshot import Leaf, Snapshot, attribute_of, changed, snapshot, variables_of
+from tallax.checking._snapshot import Leaf, Snapshot, attribute_of, changed, snapshot, variables_of, words_for
 from tallax.checking._source_lines import line_of_assignment
 
 # These wrappers of Flax rewrite the parameters of the layer they wrap. An optimizer trains the parameters as usual.
@@ -239,8 +239,8 @@ def _changes_in_eval(program: Program, model: Any, before: Snapshot, after: Snap
                 attribute,
                 message,
                 ("model.eval(), then calls",),
-                got=after[path].describe() if path in after else "missing",
-                expected=before[path].describe() if path in before else "missing",
+                got=words_for(after.get(path)),
+                expected=words_for(before.get(path)),
                 fix="write it only `if not self.deterministic:` (or use_running_average), which model.eval() sets; "
                 "tallax's statistics and StepCounter do that",
                 source=line_of_assignment(model, path),

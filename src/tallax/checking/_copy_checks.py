@@ -20,7 +20,7 @@ from tallax.checking._check_results import Results, reported
 from tallax.checking._program import Program
 from tallax.checking._reference import Reference
 from tallax.checking._report import Finding
-from tallax.checking._snapshot import Leaf, differences, snapshot
+from tallax.checking._snapshot import Leaf, differences, snapshot, words_for
 from tallax.checking._source_lines import line_of_assignment
 
 
@@ -57,8 +57,8 @@ def copies(program: Program, reference: Reference) -> Results:
                     difference.path,
                     "is not preserved by a copy.",
                     (when,),
-                    got="missing" if difference.got is None else difference.got.describe(),
-                    expected="missing" if difference.expected is None else difference.expected.describe(),
+                    got=words_for(difference.got),
+                    expected=words_for(difference.expected),
                     fix="keep it in a Variable on the module; no closures, globals or plain Python attributes",
                     source=line_of_assignment(model, difference.path),
                 )

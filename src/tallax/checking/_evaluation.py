@@ -78,6 +78,21 @@ class _Same:
         return isinstance(other, _Same) and other.value is self.value
 
 
+class _Key:
+    """A tuple whose hash is computed once."""
+
+    def __init__(self, *parts: Hashable):
+        self._parts, self._hash = parts, hash(parts)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return isinstance(other, _Key) and self._hash == other._hash and self._parts == other._parts
+
+
 @dataclass(frozen=True)
 class _Plan:
     """The equations on which the results of a jaxpr depend, each with a key of its operation, and a key of the jaxpr.
@@ -107,19 +122,19 @@ def _plan(jaxpr: Jaxpr) -> _Plan:
 
     kinds = [(_kind(var), number(var)) for var in (*jaxpr.constvars, *jaxpr.invars)]
     lines = [(key, *map(number, eqn.invars), None, *map(number, eqn.outvars)) for eqn, key in equations]
-    return _Plan(equations, (*kinds, *lines, *map(number, jaxpr.outvars)))
+    return _Plan(equations, _Key(*kinds, *lines, *map(number, jaxpr.outvars)))
 
 
 def _kind(atom: Any) -> Hashable:
-    return atom.aval.dtype, atom.aval.shape
+    return getattr(atom.aval, "dtype", None), getattr(atom.aval, "shape", None)  # a token has neither
 
 
 def _operation(eqn: Any) -> Hashable:
     """Returns a key of an operation: equal keys mean equal results for equal arguments."""
     name, params = eqn.primitive.name, eqn.params
     if name in _CALLS:
-        return "call", _parameter(params[_CALLS[name]])
-    return name, *((key, _parameter(value)) for key, value in params.items())
+        return _Key("call", _parameter(params[_CALLS[name]]))
+    return _Key(name, *((key, _parameter(value)) for key, value in params.items()))
 
 
 def _parameter(value: Any) -> Hashable:

@@ -277,25 +277,18 @@ TRANSFORMATIONS = (
         differentiates=True,
         is_basic=True,
     ),
-    Transformation(
-        "vjp",
-        _steps(_vjp),
-        stepwise(split_vjp),
-        modes=(NO_UPDATES, TREE, RAW),
-        differentiates=True,
-        compiled=(NO_UPDATES,),
-        is_eager=True,
-        first_call=True,
-    ),
-    Transformation(
-        "jvp",
-        _steps(_jvp),
-        stepwise(split_jvp),
-        modes=(NO_UPDATES, TREE, RAW),
-        differentiates=True,
-        compiled=(NO_UPDATES,),
-        is_eager=True,
-        first_call=True,
+    *(
+        Transformation(
+            name,
+            _steps(nnx_form),
+            stepwise(raw_form),
+            modes=(NO_UPDATES, TREE, RAW),
+            differentiates=True,
+            compiled=(NO_UPDATES,),
+            is_eager=True,
+            first_call=True,
+        )
+        for name, nnx_form, raw_form in (("vjp", _vjp, split_vjp), ("jvp", _jvp, split_jvp))
     ),
     Transformation(
         "remat", _steps(lambda call: nnx.jit(nnx.remat(call))), stepwise(lambda pure: jax.jit(jax.checkpoint(pure)))
