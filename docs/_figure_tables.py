@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the tables of docs/performance.md and docs/many-devices.md from the figures in docs/figures.
+"""Writes the tables of three pages, such as docs/performance.md, from the figures in docs/figures.
 
 `make performance` copies the results of `make bench` to docs/figures and runs it; tests/test_figures.py compares the
 pages with the figures. A table is between two comments, `<!-- figures: NAME -->` and `<!-- end -->`; the text around it
@@ -161,7 +161,7 @@ def statecheck(records: Records) -> str:
         for name, key in ((f"median of {len(modules)} modules", "median_seconds"), ("longest", "longest_seconds"))
     ]
     longest = ", ".join(f"`{row['name']}` {duration(row['seconds'])}" for row in modules[:SEVERAL])
-    left = f" {record['left_out']} modules were not measured." if record["left_out"] else ""
+    left = f" Modules without a measured time: {record['left_out']}." if record["left_out"] else ""
     return f"{source(record)}{left}\n\n{table(('check', 'time', 'limit'), rows)}\n\nThe {SEVERAL} longest: {longest}."
 
 
