@@ -83,7 +83,7 @@ docs: $(VENV)/.docs  ## write the documentation site to build/site, to be read w
 bench: $(VENV)/.bench  ## measure, side by side; prints a table and writes benchmarks/results/*.json
 	$(BIN)/python -m benchmarks $(ARGS)
 
-performance: $(VENV)/.dev  ## write the tables of docs/performance.md and docs/many-devices.md from the results of `make bench`
+performance: $(VENV)/.dev  ## write the tables of the pages with figures from the results of `make bench`
 	@mkdir -p benchmarks/results
 	$(BIN)/python docs/_figure_tables.py benchmarks/results
 

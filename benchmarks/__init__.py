@@ -33,4 +33,5 @@ SCRIPTS = {
     "first-step": "benchmarks.first_step",
     "memory": "benchmarks.memory",
     "scale": "benchmarks.scale",
+    "statecheck": "benchmarks.statecheck",
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the tables of docs/performance.md and docs/many-devices.md from the figures in docs/figures.
+"""Writes the tables of three pages, such as docs/performance.md, from the figures in docs/figures.
 
 `make performance` copies the results of `make bench` to docs/figures and runs it; tests/test_figures.py compares the
 pages with the figures. A table is between two comments, `<!-- figures: NAME -->` and `<!-- end -->`; the text around it
@@ -19,7 +19,7 @@ from typing import Any
 
 DOCS = Path(__file__).resolve().parent
 FIGURES = DOCS / "figures"
-PAGES = ("performance.md", "many-devices.md")
+PAGES = ("performance.md", "many-devices.md", "statecheck.md")
 BLOCK = re.compile(r"<!-- figures: (?P<name>[\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
 NOT_MEASURED = "Not measured yet: run `make bench` and `make performance`."
 PACKAGES = ("python", "jax", "flax", "numpy", "torch")
@@ -152,6 +152,19 @@ def memory(records: Records) -> str:
     return f"{growth} {source(record)}\n\n{table(('steps', 'resident memory'), rows)}"
 
 
+def statecheck(records: Records) -> str:
+    """Returns the median and the longest times of a check."""
+    record = records["statecheck"]
+    modules, limits = record["modules"], record["limits"]
+    rows = [
+        [name, duration(record[key]), duration(limits[key]) + ", **missed**" * (record[key] >= limits[key])]
+        for name, key in ((f"median of {len(modules)} modules", "median_seconds"), ("longest", "longest_seconds"))
+    ]
+    longest = ", ".join(f"`{row['name']}` {duration(row['seconds'])}" for row in modules[:SEVERAL])
+    left = f" Modules without a measured time: {record['left_out']}." if record["left_out"] else ""
+    return f"{source(record)}{left}\n\n{table(('check', 'time', 'limit'), rows)}\n\nThe {SEVERAL} longest: {longest}."
+
+
 def _sent(rows: list[dict[str, Any]]) -> str:
     """Returns the collectives and bytes of a step, for one number of devices or for several."""
     if not rows:
@@ -236,6 +249,7 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "scale-steps": scale_steps,
     "scale-model": scale_model,
     "scale-readings": scale_readings,
+    "statecheck": statecheck,
 }
 
 

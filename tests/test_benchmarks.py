@@ -14,7 +14,7 @@ import pytest
 
 import benchmarks
 from benchmarks import __main__ as command
-from benchmarks import _report, first_step, transformer
+from benchmarks import _report, first_step, statecheck, transformer
 from benchmarks._timing import Case, Group, measure
 
 TINY = transformer.Size(layers=1, width=8, heads=2, vocabulary=8, sequences=2, tokens=4)
@@ -266,3 +266,25 @@ def test_the_parts_of_a_first_call_are_its_whole():
         assert set(seconds) == {"trace", "lower", "compile", "the rest"}
         assert all(value > 0 for value in seconds.values())
         assert sum(seconds.values()) == pytest.approx(total, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "count", "met"),
+    [((1, 2, 11.9), 3, True), ((1, 4, 5), 3, False), ((1, 2, 12), 3, False), ((1, 2, 3), 4, False)],
+    ids=["within", "median", "longest", "not measured"],
+)
+def test_statecheck_is_held_to_its_median_and_its_longest_time(seconds, count, met):
+    """Both are limits, and a module whose time is not known meets neither."""
+    rows = [{"name": str(each), "seconds": each} for each in seconds]
+    found = statecheck.figures(rows, count)
+    assert (found["met"], found["left_out"]) == (met, count - 3)
+    assert [row["seconds"] for row in found["modules"]] == sorted(seconds, reverse=True)
+
+
+@pytest.mark.thorough
+def test_statecheck_is_measured_in_a_process_of_its_own():
+    """A module is checked, and one for which no time is left is not."""
+    (row,) = statecheck.measured(["flax-linear"], 120)
+    assert row["name"] == "flax-linear"
+    assert row["seconds"] > 0 < row["compiled"]
+    assert list(statecheck.measured(["flax-linear"], 0)) == []

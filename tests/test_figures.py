@@ -8,6 +8,7 @@ import pathlib
 import pytest
 
 import benchmarks
+from benchmarks import statecheck
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -20,7 +21,7 @@ def tables():
     return module
 
 
-@pytest.mark.parametrize("page", ["performance.md", "many-devices.md"])
+@pytest.mark.parametrize("page", ["performance.md", "many-devices.md", "statecheck.md"])
 def test_the_page_has_the_committed_figures(tables, page):
     """A figure on the page is one of docs/figures, so `make performance` changes nothing."""
     assert tables.blocks(page)
@@ -73,3 +74,18 @@ def test_new_results_are_copied(tables, tmp_path, monkeypatch):
     assert tables.main([str(tmp_path)]) == 0
     assert [path.name for path in tables.FIGURES.iterdir()] == ["eager.json"]
     assert "A processor" in (tmp_path / "performance.md").read_text()
+
+
+def test_the_page_of_statecheck_has_its_times_and_limits(tables, tmp_path, monkeypatch):
+    """The median, the longest time, the slowest modules and the missing ones come from the benchmark's file."""
+
+    def measured(names, limit_seconds):
+        for number, name in enumerate(names[:-1]):
+            yield {"name": name, "seconds": 13.0 - number, "cpu_seconds": 1.0, "compiled": 5, "findings": 0}
+
+    monkeypatch.setattr(statecheck, "measured", measured)
+    assert statecheck.main(["--quick", "--output", str(tmp_path)]) == 1
+    text = tables.statecheck(tables.records_in(tmp_path))
+    assert "Modules without a measured time: 1." in text
+    assert "| longest | 13 s | 12 s, **missed** |" in text
+    assert f"`{statecheck.LONGEST[0]}` 13 s" in text

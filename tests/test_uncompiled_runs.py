@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs that statecheck traces and evaluates operation by operation have the results of compiled runs."""
 
+import functools
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,14 +14,16 @@ from jax.extend.core import Literal
 
 import tallax
 from tallax.checking._call_checks import reproducible
+from tallax.checking._evaluation import evaluated
 from tallax.checking._model_copies import template_of
 from tallax.checking._numpy_operations import NAMES, LeftToXla, in_numpy
 from tallax.checking._program import program_of
+from tallax.checking._report import Cell, Outcome
 from tallax.checking._snapshot import changed, snapshot
 from tallax.checking._statecheck import reference_of
 from tallax.checking._transformation_checks import transformations
 from tallax.checking._transformations import GRAPH, MODES, TRANSFORMATIONS
-from tallax.checking._uncompiled_runs import UncompiledRuns, evaluated
+from tallax.checking._uncompiled_runs import UncompiledRuns
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32))
 
@@ -64,6 +69,51 @@ def test_a_jaxpr_evaluates_to_the_results_of_its_program():
     ):
         assert (np.shape(mine), np.asarray(mine).dtype) == (due.shape, due.dtype)
         np.testing.assert_allclose(mine, due, rtol=1e-5, atol=1e-6)
+
+
+def test_equal_parts_of_jaxprs_are_evaluated_once():
+    """A second trace of a function, and its scan over the same values, find the results of the first."""
+    results, rows = {}, jnp.stack([X, X + 1])
+
+    def function(carry, x):
+        return jnp.tanh(carry @ x.T), jnp.sin(x)
+
+    carry = jnp.ones((6, 4))
+    first = evaluated(jax.make_jaxpr(function)(carry, X), [carry, X], results)
+    known = len(results)
+    again = evaluated(jax.make_jaxpr(functools.partial(function))(carry, X), [carry + 0, X + 0], results)
+    assert len(results) == known
+    assert all(a is b for a, b in zip(first, again, strict=True))
+    scan = jax.make_jaxpr(lambda xs: jax.lax.scan(lambda _, x: (0, jnp.sin(x)), 0, xs))(rows)
+    _, sines = evaluated(scan, [rows], results)
+    np.testing.assert_array_equal(sines[0], first[1])
+
+
+def constant(value):
+    return lambda x: x * jnp.asarray(value)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda x: x + 0.0, lambda x: x + -0.0),
+        (lambda x: x - x[0], lambda x: x[0] - x),
+        (lambda x: x.sum(0), lambda x: x.sum(1)),
+        (lambda x: jax.lax.cond(True, jnp.sin, jnp.cos, x), lambda x: jax.lax.cond(True, jnp.cos, jnp.sin, x)),
+        (jax.jit(jnp.sin), jax.jit(jnp.cos)),
+        (constant(np.arange(4, dtype=np.float32)), constant(np.arange(4, dtype=np.float32) + 1)),
+        (constant(np.zeros((600, 6, 4), np.float32)), constant(np.ones((600, 6, 4), np.float32))),
+        (lambda x: (x, x + 1), lambda x: (x + 1, x)),
+    ],
+    ids=["zeros of both signs", "order", "axis", "branches", "inner", "constants", "large constants", "results"],
+)
+def test_parts_that_differ_have_their_own_results(one, other):
+    """Signs of zero, orders, parameters, inner jaxprs and constants are part of what is compared."""
+    x, results = jnp.asarray([[-0.0, 1.0, 2.0, 3.0]] * 6), {}
+    for function in (one, other):
+        got = evaluated(jax.make_jaxpr(function)(x), [x], results)
+        for mine, due in zip(got, jax.tree.leaves(function(x)), strict=True):
+            assert np.asarray(mine).tobytes() == np.asarray(due).tobytes()
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
@@ -275,3 +325,61 @@ def test_most_transformations_compile_only_operations():
             jax.monitoring.clear_event_listeners()
     assert len(cells) > 60
     assert len(compiled) < 36, len(compiled)
+
+
+class StaticSelf(nnx.Module):
+    """Its inner function is compiled with the first temperature, which `jit` of the call does not show."""
+
+    def __init__(self):
+        self.temperature = nnx.Variable(jnp.float32(5.0))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def route(self, x):
+        return x / self.temperature[...]
+
+    def __call__(self, x):
+        self.temperature[...] *= 0.9
+        return self.route(x)
+
+
+class NumpyByItsType(nnx.Module):
+    """Accepts no array but JAX's and NumPy's own, and derivatives pass a type of their own."""
+
+    def __init__(self, rngs):
+        self.layer = nnx.Linear(4, 4, rngs=rngs)
+        self.scale = nnx.Variable(np.full(4, 2, np.int32))
+        self.count = nnx.Variable(jnp.zeros((), jnp.int32))
+
+    def __call__(self, x):
+        self.count[...] += 1
+        scale = self.scale.get_raw_value()
+        return self.layer(x) * (
+            scale if isinstance(scale, jax.Array) else {np.ndarray: jnp.asarray}[type(scale)](scale)
+        )
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "modes"),
+    [
+        (StaticSelf, "plain calls", ["graph", "graph_updates=False", "tree"]),
+        (NumpyByItsType, "vjp", ["graph_updates=False", "tree", "split/merge"]),
+    ],
+)
+def test_no_run_is_shortened_after_a_finding(make, name, modes):
+    """A transformation that fails in its first mode runs in full in the others, and fails there too."""
+    with GRAPH.active():
+        program = program_of(make, (X,), 3, None)
+        reference = reference_of(program)
+        list(reproducible(program, reference))
+        assert program.is_copied
+        cells = [cell for cell in transformations(program, reference) if isinstance(cell, Cell)]
+    assert [cell.mode for cell in cells if cell.check == name and cell.outcome is Outcome.FAILED] == modes
+
+
+def test_the_garbage_collector_is_as_it_was():
+    """A check changes its thresholds and excludes older objects for its own time only."""
+    before = gc.get_threshold(), gc.get_freeze_count()
+    seen = []
+    tallax.statecheck(Noisy, X, on_progress=lambda check: seen.append(gc.get_freeze_count() > 0), limit_seconds=0)
+    assert seen[0]
+    assert (gc.get_threshold(), gc.get_freeze_count()) == before

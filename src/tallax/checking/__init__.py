@@ -9,8 +9,9 @@ that of plain calls of a new model. Data moves through the files in this order:
    host, by path, before and after each call.
 3. Transformations: `_transformations` lists every way to run the program and the modes of each.
    `_split_transformations` has the forms for JAX's own transformations, which run on the state of a split model.
-   `_uncompiled_runs` traces most of these runs and evaluates the trace without XLA, in part with `_numpy_operations`;
-   if that raises, they are compiled. `_model_copies` makes their models, if copies are as good as the factory's.
+   `_uncompiled_runs` traces most of these runs; if that raises, they are compiled. `_evaluation` evaluates the traces
+   without XLA, in part with `_numpy_operations`. `_model_copies` makes their models, if copies are as good as the
+   factory's.
 4. Comparison: each check is a generator `(program, reference) -> cells and findings`, and `_statecheck` runs them in
    order; they are in the files named `_*_checks`. `_watched_writes` records writes that no snapshot shows.
 5. Diagnosis: `_diagnosis` turns a difference or an error into a `Finding`: the rule, the remedy, and with the help of

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import jax
@@ -11,14 +10,14 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from tallax.checking._call_checks import writes_of
 from tallax.checking._check_results import Results, reported
 from tallax.checking._diagnosis import explained, fix_for
 from tallax.checking._program import Program
 from tallax.checking._reference import Reference
 from tallax.checking._report import Cell, Finding, Outcome
-from tallax.checking._snapshot import Leaf, Snapshot, attribute_of, changed, snapshot, variables_of
+from tallax.checking._snapshot import Leaf, Snapshot, attribute_of, changed, snapshot, variables_of, words_for
 from tallax.checking._source_lines import line_of_assignment
-from tallax.checking._watched_writes import watched
 
 # These wrappers of Flax rewrite the parameters of the layer they wrap. An optimizer trains the parameters as usual.
 _REWRITERS = (nnx.SpectralNorm, nnx.WeightNorm)
@@ -110,20 +109,6 @@ def parameters(program: Program, reference: Reference) -> Results:
     yield from reported("parameters", findings)
 
 
-def _writers(program: Program) -> dict[str, set[str]]:
-    """Returns the kinds of code that write each path, as `Writes.writers` names them; empty if no run succeeds."""
-    for compiled in (False, True):  # without compilation, each write is seen at its source line
-        model = program.new_model()
-        try:
-            with watched(model) as writes, contextlib.nullcontext() if compiled else jax.disable_jit():
-                for batch in program.batches:
-                    program.call(model, batch)
-        except Exception:  # some functions of JAX do not run without compilation
-            continue
-        return writes.writers
-    return {}
-
-
 def _writers_of(path: str, writers: dict[str, set[str]]) -> set[str]:
     """Returns the writers of the Variable at a path. If the Variable stores a tree, the path may lead into the tree."""
     while path and path not in writers:
@@ -138,7 +123,7 @@ def _trained(program: Program, reference: Reference) -> set[str]:
     """
     if program.is_own_call:
         return set()
-    writers = _writers(program)
+    writers = writes_of(program).writers
     return {
         path
         for path in reference.written
@@ -204,13 +189,16 @@ def eval_mode(program: Program, reference: Reference) -> Results:
             getattr(module, mode)()
     before = snapshot(model)
     switches = changed(snapshot(training), before)
-    try:
-        for batch in program.batches:
-            program.plain_call(model, batch)
-    except Exception as error:
-        found = explained(error, program.new_model(), before, "after model.eval()", shared=False)
-        yield from reported("eval mode", [found])
-        return
+    if program.is_copied and not changed(reference.start, before):  # the calls would be those of the reference
+        model = program.model_after(len(program.batches))
+    else:
+        try:
+            for batch in program.batches:
+                program.plain_call(model, batch)
+        except Exception as error:
+            found = explained(error, program.new_model(), before, "after model.eval()", shared=False)
+            yield from reported("eval mode", [found])
+            return
     after = snapshot(model)
     if not reference.written:
         yield Cell("eval mode", "", Outcome.SKIPPED, "no state")
@@ -220,7 +208,7 @@ def eval_mode(program: Program, reference: Reference) -> Results:
         return
     findings = _changes_in_eval(program, model, before, after, bool(switches))
     if findings and not program.is_own_call:
-        writers = _writers(program)
+        writers = writes_of(program).writers
         findings = [finding for finding in findings if _writers_of(finding.path, writers) != {"call"}]
     yield from reported("eval mode", findings, "" if switches else "the model has no eval switch")
 
@@ -251,8 +239,8 @@ def _changes_in_eval(program: Program, model: Any, before: Snapshot, after: Snap
                 attribute,
                 message,
                 ("model.eval(), then calls",),
-                got=after[path].describe() if path in after else "missing",
-                expected=before[path].describe() if path in before else "missing",
+                got=words_for(after.get(path)),
+                expected=words_for(before.get(path)),
                 fix="write it only `if not self.deterministic:` (or use_running_average), which model.eval() sets; "
                 "tallax's statistics and StepCounter do that",
                 source=line_of_assignment(model, path),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tallax._errors import StatecheckError, TallaxError, compose
+from tallax._errors import StatecheckError, TallaxError
 from tallax.checking._exercise import write_starter
 from tallax.checking._job_runs import JobInFile
 from tallax.checking._process import check_file
@@ -70,11 +70,9 @@ def check_resume_of(target: str, steps: int, devices: str, limit_seconds: float,
     try:
         if not name or not Path(file).is_file():
             raise StatecheckError(
-                compose(
-                    target,
-                    "--resume requires a file and the name of a job in it." if not name else "the file does not exist.",
-                    fix="tallax check train.py:job --resume, for def job(folder, steps): ...",
-                )
+                target,
+                "--resume requires a file and the name of a job in it." if not name else "the file does not exist.",
+                fix="tallax check train.py:job --resume, for def job(folder, steps): ...",
             )
         counts = _devices_of(devices)
         report = resumecheck(JobInFile(file, name), steps=steps, devices=counts, limit_seconds=limit_seconds)
@@ -97,7 +95,7 @@ def _devices_of(text: str) -> int | tuple[int, ...] | None:
         counts = ()
     if len(counts) not in (1, 2):
         fix = "--devices 8, or --devices 8,4 for the two halves"
-        raise StatecheckError(compose("--devices", "takes one number, or two.", got=text, fix=fix))
+        raise StatecheckError("--devices", "takes one number, or two.", got=text, fix=fix)
     return counts[0] if len(counts) == 1 else counts
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax._errors import StatecheckError, compose
+from tallax._errors import StatecheckError
 
 _ARRAY = re.compile(r"(?P<dtype>[a-z]+\d*)\[(?P<shape>[\d,\s]*)\](?:\s*<\s*(?P<high>\d+))?")
 
@@ -27,23 +27,18 @@ def loaded(path: Path) -> ModuleType:
         StatecheckError: The file does not exist, or raises when it is imported.
     """
     if not path.is_file():
-        raise StatecheckError(compose(str(path), "the file does not exist.", fix="tallax check path/to/file.py:Name"))
+        raise StatecheckError(str(path), "the file does not exist.", fix="tallax check path/to/file.py:Name")
     sys.path.insert(0, str(path.resolve().parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise StatecheckError(compose(str(path), "is not a Python file.", fix="tallax check path/to/file.py:Name"))
+        raise StatecheckError(str(path), "is not a Python file.", fix="tallax check path/to/file.py:Name")
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # pickle finds classes by the name of their module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         raise StatecheckError(
-            compose(
-                str(path),
-                "raises when it is imported.",
-                got=f"{type(error).__name__}: {error}",
-                fix="fix that error first",
-            )
+            str(path), "raises when it is imported.", got=f"{type(error).__name__}: {error}", fix="fix that error first"
         ) from error
     return module
 
@@ -58,12 +53,10 @@ def found(module: ModuleType, name: str) -> Any:
     for part in name.split("."):
         if not hasattr(value, part):
             raise StatecheckError(
-                compose(
-                    f"{module.__file__}:{name}",
-                    "the file does not define this name.",
-                    got=f"modules: {', '.join(modules_in(module)) or 'none'}",
-                    fix=f"tallax check {module.__file__}:{(modules_in(module) or ['Name'])[0]}",
-                )
+                f"{module.__file__}:{name}",
+                "the file does not define this name.",
+                got=f"modules: {', '.join(modules_in(module)) or 'none'}",
+                fix=f"tallax check {module.__file__}:{(modules_in(module) or ['Name'])[0]}",
             )
         value = getattr(value, part)
     return value
@@ -98,12 +91,10 @@ def input_of(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, OSError) as error:
         raise StatecheckError(
-            compose(
-                "--inputs",
-                "accepts arrays by dtype and shape, NumPy files, and Python literals.",
-                got=f"{text} ({type(error).__name__}: {error})",
-                fix="--inputs 'float32[8,4]' --inputs 'int32[8]<100' --inputs batch.npy --inputs True",
-            )
+            "--inputs",
+            "accepts arrays by dtype and shape, NumPy files, and Python literals.",
+            got=f"{text} ({type(error).__name__}: {error})",
+            fix="--inputs 'float32[8,4]' --inputs 'int32[8]<100' --inputs batch.npy --inputs True",
         ) from None
 
 

@@ -20,7 +20,7 @@ from tallax.checking._check_results import Results, reported
 from tallax.checking._program import Program
 from tallax.checking._reference import Reference
 from tallax.checking._report import Finding
-from tallax.checking._snapshot import Leaf, differences, snapshot
+from tallax.checking._snapshot import Leaf, differences, snapshot, words_for
 from tallax.checking._source_lines import line_of_assignment
 
 
@@ -57,8 +57,8 @@ def copies(program: Program, reference: Reference) -> Results:
                     difference.path,
                     "is not preserved by a copy.",
                     (when,),
-                    got="missing" if difference.got is None else difference.got.describe(),
-                    expected="missing" if difference.expected is None else difference.expected.describe(),
+                    got=words_for(difference.got),
+                    expected=words_for(difference.expected),
                     fix="keep it in a Variable on the module; no closures, globals or plain Python attributes",
                     source=line_of_assignment(model, difference.path),
                 )
@@ -158,7 +158,7 @@ def _into_a_new_model(model: Any, program: Program) -> Any:
 
 def _as_saved(leaf: Any) -> Any:
     is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return leaf if is_key else jnp.asarray(np.asarray(leaf))
+    return leaf if is_key else jax.device_put(np.asarray(leaf))  # compiles nothing
 
 
 def _through_orbax(model: Any, program: Program) -> Any:

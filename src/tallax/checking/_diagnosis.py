@@ -13,7 +13,7 @@ from flax import nnx
 
 from tallax._errors import TallaxError
 from tallax.checking._report import Finding
-from tallax.checking._snapshot import LEAKED, Difference, Opaque, Snapshot
+from tallax.checking._snapshot import LEAKED, Difference, Opaque, Snapshot, words_for
 from tallax.checking._source_lines import line_of_assignment, line_of_error
 
 OUTPUT = "output"
@@ -49,7 +49,7 @@ def fix_for(rule: str, path: str = "") -> str:
 def diagnosed(difference: Difference, model: Any, where: str) -> Finding:
     """Returns the finding for a value that differs from the value after plain calls."""
     path, expected, got = difference.path, difference.expected, difference.got
-    words = ["missing" if leaf is None else leaf.describe() for leaf in (got, expected)]
+    words = words_for(got), words_for(expected)
     source, fix = line_of_assignment(model, path), None
     if got is not None and got.value is LEAKED:
         rule, message = "lost-update", "is a tracer after the call, which no later call can use."

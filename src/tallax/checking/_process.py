@@ -20,17 +20,17 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from tallax._errors import StatecheckError, compose
+from tallax._errors import StatecheckError
 from tallax._quick_compiles import quick_xla_flags
 from tallax.checking._check_results import Collected
 from tallax.checking._report import Report, cell_from, finding_from
 
 
-def _environment(programs: str) -> dict[str, str]:
+def environment(programs: str, present: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Returns the environment of the process, whose compiled programs go into the folder `programs`.
 
     The modes of a transformation often lower to the same program, which JAX sees only in its cache on disk. With it, a
@@ -41,7 +41,6 @@ def _environment(programs: str) -> dict[str, str]:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    present = dict(os.environ)
     given = present if "JAX_COMPILATION_CACHE_DIR" in present else {**present, **cache}
     return {**given, "XLA_FLAGS": quick_xla_flags(present.get("XLA_FLAGS", ""))}
 
@@ -84,7 +83,7 @@ def check_file(
         pass_fds=(writing,),
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        env=_environment(programs.name),
+        env=environment(programs.name),
     )
     os.close(writing)
     collected = Collected(name or Path(file).name, on_progress=on_progress)
@@ -134,7 +133,7 @@ def check_file(
         rule, got, fix = early
         if collected.cells:
             return collected.report(f"{rule} ({got})")
-        raise StatecheckError(compose(_subject(file, name), f"{rule}.", got=got, fix=fix))
+        raise StatecheckError(_subject(file, name), f"{rule}.", got=got, fix=fix)
     if "error" in answer:
         raise StatecheckError(answer["error"])
     return Report.from_dict(answer["report"])
@@ -203,12 +202,10 @@ def _checked(request: dict[str, Any], pipe: TextIO) -> Any:
             return graded(module, collected)
         names = modules_in(module)
         raise StatecheckError(
-            compose(
-                file,
-                "the file has no exercise, so name the module to check.",
-                got=f"modules: {', '.join(names) or 'none'}",
-                fix=f"tallax check {file}:{(names or ['Name'])[0]}",
-            )
+            file,
+            "the file has no exercise, so name the module to check.",
+            got=f"modules: {', '.join(names) or 'none'}",
+            fix=f"tallax check {file}:{(names or ['Name'])[0]}",
         )
     check_into(
         collected,

@@ -6,8 +6,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import jax
@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax._errors import StatecheckError, compose, describe
+from tallax._errors import StatecheckError, describe
 from tallax.checking._model_copies import Template
+from tallax.checking._watched_writes import Writes
 
 Batch: TypeAlias = tuple[jax.Array, ...]
 Outputs: TypeAlias = list[tuple[jax.Array, ...]]
@@ -38,6 +39,8 @@ class Program:
         needs_jit: True if plain calls do not run without `jax.jit`, or are slow without it.
         templates: The model before the first call, after it, and so on, as far as copies of these models are no
             different from models that are made and called.
+        writes: The writes of plain calls with all batches, if they were watched.
+        results: The results of parts of the runs so far; see `_evaluation`.
     """
 
     name: str
@@ -47,6 +50,13 @@ class Program:
     is_own_call: bool = True
     needs_jit: bool = False
     templates: tuple[Template, ...] = ()
+    writes: Writes | None = None
+    results: dict[Hashable, list[Any]] = field(default_factory=dict)
+
+    @property
+    def is_copied(self) -> bool:
+        """True if copies stand for the model at every call, so that no call leaves anything but Variables behind."""
+        return len(self.templates) > len(self.batches)
 
     @property
     def template(self) -> Template | None:
@@ -90,12 +100,10 @@ def program_of(make: Any, inputs: tuple[Any, ...], calls: int, call: Callable[..
     for leaf in leaves:
         if isinstance(leaf, nnx.Pytree | nnx.Variable):
             raise StatecheckError(
-                compose(
-                    "statecheck",
-                    "inputs must be arrays and plain values; a module would carry state from run to run.",
-                    got=f"a {type(leaf).__name__}",
-                    fix="create it inside call=: call=lambda model, x: model(x, rngs=nnx.Rngs(0))",
-                )
+                "statecheck",
+                "inputs must be arrays and plain values; a module would carry state from run to run.",
+                got=f"a {type(leaf).__name__}",
+                fix="create it inside call=: call=lambda model, x: model(x, rngs=nnx.Rngs(0))",
             )
     is_array = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
 
@@ -111,12 +119,10 @@ def program_of(make: Any, inputs: tuple[Any, ...], calls: int, call: Callable[..
     model = fresh()
     if call is None and not callable(model):
         raise StatecheckError(
-            compose(
-                f"statecheck of {type(model).__name__}",
-                "the model has no __call__, so call= is required.",
-                got=f"a {type(model).__name__} without __call__",
-                fix="call=lambda metric, x: metric.update(values=x)",
-            )
+            f"statecheck of {type(model).__name__}",
+            "the model has no __call__, so call= is required.",
+            got=f"a {type(model).__name__} without __call__",
+            fix="call=lambda metric, x: metric.update(values=x)",
         )
     return Program(type(model).__name__, fresh, run, batches, call is None)
 
@@ -130,12 +136,10 @@ def factory_of(make: Any) -> Callable[[], Any]:
         return lambda: _copied(make)
     if not callable(make):
         raise StatecheckError(
-            compose(
-                "statecheck",
-                "requires a factory of modules.",
-                got=describe(make),
-                fix="statecheck(lambda: Model(nnx.Rngs(0)), x)",
-            )
+            "statecheck",
+            "requires a factory of modules.",
+            got=describe(make),
+            fix="statecheck(lambda: Model(nnx.Rngs(0)), x)",
         )
     parameters = _parameters_of(make)
     missing = [
@@ -145,12 +149,10 @@ def factory_of(make: Any) -> Callable[[], Any]:
     ]
     if missing:
         raise StatecheckError(
-            compose(
-                f"statecheck of {getattr(make, '__qualname__', make)}",
-                "the factory is called with no argument except rngs.",
-                got=f"required arguments {', '.join(missing)}",
-                fix="statecheck(lambda rngs: Model(..., rngs=rngs), x)",
-            )
+            f"statecheck of {getattr(make, '__qualname__', make)}",
+            "the factory is called with no argument except rngs.",
+            got=f"required arguments {', '.join(missing)}",
+            fix="statecheck(lambda rngs: Model(..., rngs=rngs), x)",
         )
     takes_rngs = any(p.name == "rngs" for p in parameters)
     by_position = any(p.name == "rngs" and p.kind is p.POSITIONAL_ONLY for p in parameters)
@@ -161,12 +163,10 @@ def factory_of(make: Any) -> Callable[[], Any]:
         model = make(*given, **arguments)
         if not isinstance(model, nnx.Pytree):  # a module or one of Flax's metrics
             raise StatecheckError(
-                compose(
-                    f"statecheck of {getattr(make, '__qualname__', make)}",
-                    "the factory must return a Flax NNX module.",
-                    got=describe(model),
-                    fix="return the model; call=step for a function of it: statecheck(make, x, call=step)",
-                )
+                f"statecheck of {getattr(make, '__qualname__', make)}",
+                "the factory must return a Flax NNX module.",
+                got=describe(model),
+                fix="return the model; call=step for a function of it: statecheck(make, x, call=step)",
             )
         return model
 
@@ -208,4 +208,4 @@ def _rolled(x: jax.Array, k: int) -> jax.Array:
     if not is_plain:
         return x
     # In NumPy: `jnp.roll` compiles a program for each shift. An array on several devices stays there.
-    return jnp.asarray(np.roll(np.asarray(x), k, axis=0)) if len(x.devices()) == 1 else jnp.roll(x, k, axis=0)
+    return jax.device_put(np.roll(np.asarray(x), k, axis=0)) if len(x.devices()) == 1 else jnp.roll(x, k, axis=0)

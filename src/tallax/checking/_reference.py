@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ class Reference:
             does this to a parameter whose gradient is zero except for rounding. For these paths, only "changed or not"
             is compared.
         has_noisy_outputs: True if the outputs are noisy in the same sense.
+        last_seconds: The processor time of the last call.
     """
 
     start: Snapshot
@@ -34,11 +36,16 @@ class Reference:
     outputs: Outputs
     noisy: frozenset[str] = frozenset()
     has_noisy_outputs: bool = False
+    last_seconds: float = 0.0
 
     @property
     def end(self) -> Snapshot:
         """The values of the model after the last call."""
         return self.after[-1]
+
+    def of_calls(self, calls: int) -> Reference:
+        """Returns the reference of the first calls."""
+        return dataclasses.replace(self, after=self.after[:calls], outputs=self.outputs[:calls])
 
     @property
     def written(self) -> set[str]:
@@ -49,11 +56,12 @@ class Reference:
 
 def called(program: Program, model: Any) -> Reference:
     """Calls `model` with every batch, without any other transformation, and records its values after each call."""
-    start, after, outputs = snapshot(model), [], []
+    start, after, outputs, began = snapshot(model), [], [], 0.0
     for batch in program.batches:
+        began = time.process_time()
         outputs.append(jax.tree.map(np.asarray, jax.block_until_ready(program.plain_call(model, batch))))
         after.append(snapshot(model))
-    return Reference(start, tuple(after), outputs)
+    return Reference(start, tuple(after), outputs, last_seconds=time.process_time() - began)
 
 
 def with_noise(program: Program, reference: Reference) -> Reference:

@@ -84,6 +84,11 @@ class Leaf:
         return describe(self.value)
 
 
+def words_for(leaf: Leaf | None) -> str:
+    """Returns a short description of a leaf, or "missing" if it is None."""
+    return "missing" if leaf is None else leaf.describe()
+
+
 Snapshot: TypeAlias = dict[str, Leaf]
 
 

@@ -20,10 +20,13 @@ from tallax.checking._program import Batch, Call, Outputs, Run
 Pure: TypeAlias = "Callable[[Any, Batch], tuple[tuple[jax.Array, ...], Any]]"
 
 
-def on_state(loop: Callable[[Pure, Any, Sequence[Batch]], tuple[Outputs | None, Any]]) -> Run:
-    """Returns a `Run` from a loop over a pure function `(state, batch) -> (outputs, state)`."""
+def on_state(loop: Callable[..., tuple[Outputs | None, Any]]) -> Run:
+    """Returns a `Run` from a loop over a pure function `(state, batch) -> (outputs, state)`.
 
-    def run(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs | None:
+    The loop is called with the function, the state, the batches, and the options of the run.
+    """
+
+    def run(call: Call, model: Any, batches: Sequence[Batch], **options: bool) -> Outputs | None:
         graphdef, state = nnx.split(model)
 
         def pure(state: Any, batch: Batch) -> tuple[tuple[jax.Array, ...], Any]:
@@ -31,18 +34,20 @@ def on_state(loop: Callable[[Pure, Any, Sequence[Batch]], tuple[Outputs | None, 
             outputs = call(model, batch)
             return outputs, nnx.state(model)
 
-        outputs, state = loop(pure, state, batches)
-        nnx.update(model, jax.block_until_ready(state))
+        outputs, state = loop(pure, state, batches, **options)
+        nnx.update(model, finished(state))
         return outputs
 
     return run
 
 
 def stepwise(transform: Callable[[Pure], Any]) -> Run:
-    def loop(pure: Pure, state: Any, batches: Sequence[Batch]) -> tuple[Outputs, Any]:
-        step, outputs = transform(pure), []
+    """Returns a `Run` from a transformation of the pure function. With `once=True`, the step is traced only once."""
+
+    def loop(pure: Pure, state: Any, batches: Sequence[Batch], *, once: bool = False) -> tuple[Outputs, Any]:
+        step, outputs = jax.jit(transform(pure)) if once else transform(pure), []
         for batch in batches:
-            output, state = jax.block_until_ready(step(state, batch))
+            output, state = finished(step(state, batch))
             outputs.append(output)
         return outputs, state
 
@@ -138,7 +143,7 @@ def _stacked(arrays: tuple[jax.Array, ...]) -> jax.Array:
     is_key = jnp.issubdtype(arrays[0].dtype, jax.dtypes.prng_key)
     if is_key or is_traced(*arrays) or len(arrays[0].devices()) > 1:
         return jnp.stack(arrays)
-    return jnp.asarray(np.stack([np.asarray(x) for x in arrays]))  # in NumPy, which compiles nothing
+    return jax.device_put(np.stack([np.asarray(x) for x in arrays]))  # compiles nothing, as `jnp.asarray` would
 
 
 def unstacked(outputs: tuple[jax.Array, ...], count: int) -> Outputs:
@@ -149,6 +154,11 @@ def unstacked(outputs: tuple[jax.Array, ...], count: int) -> Outputs:
         output if key or is_traced(output) else np.asarray(output) for output, key in zip(outputs, is_key, strict=True)
     ]
     return [tuple(output[k] for output in arrays) for k in range(count)]
+
+
+def finished(values: Any) -> Any:
+    """Returns values when they are computed. For a tracer, JAX would raise and catch an error, which takes 9 ms."""
+    return values if is_traced(*jax.tree.leaves(values)) else jax.block_until_ready(values)
 
 
 def at(batches: Batch, k: Any) -> Batch:
@@ -177,7 +187,11 @@ def pulled(pull: Any, outputs: Any) -> None:
 
 def no_tangent(x: Any) -> Any:
     """Returns the zero tangent of an array. For integers and keys, JAX has a special dtype for it."""
-    return jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else np.zeros(x.shape, jax.dtypes.float0)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return np.zeros(x.shape, jax.dtypes.float0)
+    if not isinstance(x, jax.Array) or is_traced(x) or len(x.devices()) > 1:
+        return jnp.zeros_like(x)
+    return jax.device_put(np.zeros(x.shape, x.dtype))  # compiles nothing
 
 
 def zeros_like_each(outputs: Any) -> tuple[jax.Array, ...]:

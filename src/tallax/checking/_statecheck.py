@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
-from tallax._errors import InvalidValueError, StatecheckError, compose, describe
+from tallax._errors import InvalidValueError, StatecheckError, describe
 from tallax.checking import (
     _attribute_checks,
     _call_checks,
@@ -101,12 +103,10 @@ def statecheck(
     """
     if not isinstance(calls, int) or calls < 2:
         raise InvalidValueError(
-            compose(
-                "statecheck",
-                "at least two calls are needed to detect drift.",
-                got=f"calls={describe(calls)}",
-                fix="calls=3, or any larger integer",
-            )
+            "statecheck",
+            "at least two calls are needed to detect drift.",
+            got=f"calls={describe(calls)}",
+            fix="calls=3, or any larger integer",
         )
     with progress_line(progress) as show:
 
@@ -139,7 +139,7 @@ def check_into(
     Returns:
         The reason why it ended early, or an empty string.
     """
-    with warnings.catch_warnings(), GRAPH.active():
+    with warnings.catch_warnings(), GRAPH.active(), _older_objects_kept():
         warnings.simplefilter("ignore")  # the linter reports deprecations of Flax in the user's code
         collected.notify("plain calls")
         program = program_of(make, inputs, calls, call)
@@ -150,6 +150,25 @@ def check_into(
             if collected.is_out_of_time:
                 return f"out of time at: {collected.at}"
     return ""
+
+
+@contextlib.contextmanager
+def _older_objects_kept() -> Iterator[None]:
+    """Excludes the objects that exist from garbage collection within the block.
+
+    A check makes some millions of objects, for which Python searches all modules of JAX and Flax several times.
+    """
+    if gc.get_freeze_count():  # the caller does the same
+        yield
+        return
+    thresholds = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(*thresholds[:2], 10 * thresholds[2])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 def results(program: Program, reference: Reference, notify: Callable[[str], None] = lambda name: None) -> Results:
@@ -182,19 +201,18 @@ def reference_of(program: Program) -> Reference:
             return called(program, program.make())
         except Exception as error_too:
             raise _cannot(program, error_too) from error
-    model, began = program.make(), time.process_time()  # the operations are compiled by now
-    jax.block_until_ready(program.plain_call(model, program.batches[0]))
-    program.needs_jit = time.process_time() - began > _SLOW_CALL
+    if reference.last_seconds > _SLOW_CALL:
+        model, began = program.make(), time.process_time()  # the operations are compiled by now
+        jax.block_until_ready(program.plain_call(model, program.batches[0]))
+        program.needs_jit = time.process_time() - began > _SLOW_CALL
     return reference
 
 
 def _cannot(program: Program, error: Exception) -> StatecheckError:
     return StatecheckError(
-        compose(
-            f"statecheck of {program.name}",
-            "a plain call of the model raises.",
-            got=f"{type(error).__name__}: {error}",
-            fix="statecheck(make, x) with inputs that the model accepts, or call=lambda model, x: ... for another "
-            "call; on the command line --inputs 'float32[8,4]', or --call with a function's name",
-        )
+        f"statecheck of {program.name}",
+        "a plain call of the model raises.",
+        got=f"{type(error).__name__}: {error}",
+        fix="statecheck(make, x) with inputs that the model accepts, or call=lambda model, x: ... for another "
+        "call; on the command line --inputs 'float32[8,4]', or --call with a function's name",
     )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ from tallax.checking._transformations import (
 )
 from tallax.checking._uncompiled_runs import TracedRun, UncompiledRuns
 
+_BY_NAME = {transformation.name: transformation for transformation in TRANSFORMATIONS}
+
 
 def transformations(program: Program, reference: Reference) -> Results:
     """Every transformation in every mode leaves the same state as plain calls, and returns the same outputs."""
@@ -37,6 +40,16 @@ def transformations(program: Program, reference: Reference) -> Results:
     differentiable = bool(params) and all(jnp.issubdtype(param.dtype, jnp.floating) for param in params)
     twice, cycle = _held_twice(program), cycle_of(program.new_model())
     runs = UncompiledRuns(program)
+    # If copies stand for the model, and nothing is found so far, some runs are shorter; see `Transformation`.
+    clean = program.is_copied
+
+    @functools.cache
+    def found_uncompiled(name: str, mode: Mode) -> list[Finding] | None:
+        each = _BY_NAME[name]
+        if clean and each.implied_by and mode is not GRAPH and found_uncompiled(each.implied_by, mode) == []:
+            return []
+        return _found_uncompiled(program, reference, each, mode, runs, once=clean and each.is_eager)
+
     confirmed: set[tuple[str, str]] = set()  # rules and paths that a compiled run has shown
     if cycle:
         yield _cyclic(cycle)
@@ -58,10 +71,11 @@ def transformations(program: Program, reference: Reference) -> Results:
                 yield Cell(transformation.name, mode.name, Outcome.WARNED)
                 yield dataclasses.replace(twice, where=(f"{transformation.name} ({mode.name})",))
                 continue
-            findings = _found_uncompiled(program, reference, transformation, mode, runs)
+            findings = found_uncompiled(transformation.name, mode)
             if findings is None or not confirmed.issuperset((found.rule, found.path) for found in findings):
-                findings = run_once(program, reference, transformation, mode, run)
+                findings = _found_compiled(program, reference, transformation, mode, run, clean=clean)
                 confirmed.update((found.rule, found.path) for found in findings)
+            clean = clean and not findings
             yield Cell(transformation.name, mode.name, outcome_of(findings))
             yield from findings
 
@@ -93,12 +107,19 @@ def _held_twice(program: Program) -> Finding | None:
 
 
 def _found_uncompiled(
-    program: Program, reference: Reference, transformation: Transformation, mode: Mode, runs: UncompiledRuns
+    program: Program,
+    reference: Reference,
+    transformation: Transformation,
+    mode: Mode,
+    runs: UncompiledRuns,
+    *,
+    once: bool,
 ) -> list[Finding] | None:
     """Returns the findings of a run that is not compiled, or None if the transformation has to be compiled."""
-    run = transformation.run_in(mode)
+    run: Any = transformation.run_in(mode)
     if run is None or mode in transformation.compiled:
         return None
+    run = functools.partial(run, once=True) if once else run
     try:
         with mode.active():
             (model,), outputs = runs.run(lambda models, batches: run(program.call, models[0], batches), program.batches)
@@ -106,6 +127,16 @@ def _found_uncompiled(
     except Exception:  # the compiled run shows the error, if there is one
         return None
     return _compared(program, reference, transformation, f"{transformation.name} ({mode.name})", got, outputs)
+
+
+def _found_compiled(
+    program: Program, reference: Reference, transformation: Transformation, mode: Mode, run: Run, *, clean: bool
+) -> list[Finding]:
+    if clean and transformation.first_call and mode in transformation.compiled:
+        first = dataclasses.replace(program, batches=program.batches[:1])
+        if not run_once(first, reference.of_calls(1), transformation, mode, run):
+            return []
+    return run_once(program, reference, transformation, mode, run)
 
 
 def run_once(
@@ -168,7 +199,10 @@ def lanes(program: Program, reference: Reference) -> Results:
     if not reference.written:
         return
     batches, runs = program.batches[:2], UncompiledRuns(program)
-    alone = [called(dataclasses.replace(program, batches=(batch,)), program.new_model()) for batch in batches]
+    alone = [
+        reference.of_calls(1),
+        *(called(dataclasses.replace(program, batches=(x,)), program.new_model()) for x in batches[1:]),
+    ]
     for name, run in (("vmap, stacked models", _vmapped), ("scan over layers", _scanned)):
         for mode in (GRAPH,) if cycle_of(program.new_model()) else (GRAPH, NO_UPDATES, TREE):
             where = f"{name} ({mode.name})"

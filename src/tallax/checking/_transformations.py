@@ -20,6 +20,7 @@ from flax import nnx
 from tallax.checking._program import Batch, Call, Outputs, Run
 from tallax.checking._split_transformations import (
     at,
+    finished,
     loss_of,
     no_tangent,
     on_state,
@@ -85,7 +86,12 @@ class Transformation:
         is_basic: Whether it also runs on models without state, for which only outputs can differ.
         donates: Whether it donates the model's arrays, so that no two Variables may have the same array.
         takes_cycles: Whether, in graph mode, it accepts a model with reference cycles.
-        is_eager: Whether it compiles nothing but operations.
+        is_eager: Whether it compiles nothing but operations. After a run without findings, the steps of the others are
+            traced once, and not at each call.
+        first_call: Whether a compiled run of the first call is enough for a model without findings so far. The calls
+            after it start from the state of the reference, too.
+        implied_by: The name of a transformation. If that one and this one in graph mode find nothing, this one finds
+            nothing in the mode of that one either.
         compiled: The modes in which it always runs as users run it. In the others it is traced, and then evaluated
             without compilation, unless that raises.
     """
@@ -101,6 +107,8 @@ class Transformation:
     takes_cycles: bool = True
     compiled: tuple[Mode, ...] = ()
     is_eager: bool = False
+    first_call: bool = False
+    implied_by: str = ""
 
     def run_in(self, mode: Mode) -> Run | None:
         """Returns the form for a mode, or None."""
@@ -111,45 +119,27 @@ class Transformation:
 
 
 def _each(step: Callable[..., Any], model: Any, batches: Sequence[Batch]) -> Outputs:
-    return [jax.block_until_ready(step(model, batch)) for batch in batches]
+    return [finished(step(model, batch)) for batch in batches]
 
 
-def _plain(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
-    return _each(call, model, batches)
+def _steps(transform: Callable[[Call], Callable[..., Any]]) -> Run:
+    """Returns a `Run` from a transformation of a call. With `once=True`, the step is traced only once."""
 
+    def run(call: Call, model: Any, batches: Sequence[Batch], *, once: bool = False) -> Outputs:
+        step = transform(call)
+        return _each(nnx.jit(step) if once else step, model, batches)
 
-def _jit(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
-    return _each(nnx.jit(call), model, batches)
-
-
-def _jit_donated(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
-    return _each(nnx.jit(call, donate_argnums=0), model, batches)
+    return run
 
 
 def _jit_partial(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
     step = nnx.jit_partial(call, model)
-    return [jax.block_until_ready(step(batch)) for batch in batches]
+    return [finished(step(batch)) for batch in batches]
 
 
 def _cached_partial(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
     step = nnx.cached_partial(nnx.jit(call), model)
-    return [jax.block_until_ready(step(batch)) for batch in batches]
-
-
-def _remat(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
-    return _each(nnx.jit(nnx.remat(call)), model, batches)
-
-
-def _nnx_value_and_grad(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
-    return _each(nnx.jit(_differentiated(call, nnx.value_and_grad)), model, batches)
-
-
-def _value_and_grad(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
-    return _each(nnx.jit(_differentiated(call, value_and_grad)), model, batches)
-
-
-def _grad_of_remat(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
-    return _each(nnx.jit(_differentiated(nnx.remat(call), value_and_grad)), model, batches)
+    return [finished(step(batch)) for batch in batches]
 
 
 def _differentiated(call: Call, differentiate: Callable[..., Any]) -> Call:
@@ -169,20 +159,20 @@ def _differentiated(call: Call, differentiate: Callable[..., Any]) -> Call:
 # functions that have none.
 
 
-def _vjp(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+def _vjp(call: Call) -> Call:
     def step(model: Any, batch: Batch) -> tuple[jax.Array, ...]:
         outputs, pull, *_ = nnx.vjp(lambda model: call(model, batch), model)
         pulled(pull, outputs)
         return outputs
 
-    return _each(step, model, batches)
+    return step
 
 
-def _jvp(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
+def _jvp(call: Call) -> Call:
     def step(model: Any, batch: Batch) -> tuple[jax.Array, ...]:
         return nnx.jvp(lambda model: call(model, batch), (model,), (jax.tree.map(no_tangent, model),))[0]
 
-    return _each(step, model, batches)
+    return step
 
 
 def _scan(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
@@ -224,14 +214,6 @@ def _fori_loop(call: Call, model: Any, batches: Sequence[Batch]) -> None:
     nnx.fori_loop(0, len(batches), body, (model, stacked(batches)))
 
 
-def _cond(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
-    return _each(nnx.jit(_branch(call, is_taken=True)), model, batches)
-
-
-def _cond_not_taken(call: Call, model: Any, batches: Sequence[Batch]) -> None:
-    _each(nnx.jit(_branch(call, is_taken=False)), model, batches)
-
-
 def _branch(call: Call, *, is_taken: bool) -> Call:
     def step(model: Any, batch: Batch) -> tuple[jax.Array, ...]:
         return nnx.cond(is_taken, call, skipping(call, model, batch), model, batch)
@@ -250,7 +232,7 @@ def _switch(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
 
 def _compile_step(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
     with compile_step(call, model) as step:
-        return [jax.block_until_ready(step(batch)) for batch in batches]
+        return [finished(step(batch)) for batch in batches]
 
 
 def _compile_step_of_cond(call: Call, model: Any, batches: Sequence[Batch]) -> Outputs:
@@ -269,43 +251,51 @@ def skipping(call: Call, model: Any, batch: Batch) -> Call:
 
 
 TRANSFORMATIONS = (
-    Transformation("plain calls", _plain, modes=(GRAPH, NO_UPDATES, TREE), is_basic=True),
-    Transformation("jit", _jit, stepwise(jax.jit), is_basic=True),
+    # A plain call under a trace is what `jit` traces, and a program that is not compiled donates nothing.
+    Transformation("plain calls", _each, modes=(GRAPH, NO_UPDATES, TREE), is_basic=True, implied_by="jit"),
+    Transformation("jit", _steps(nnx.jit), stepwise(jax.jit), is_basic=True),
     Transformation(
         "jit, donated",
-        _jit_donated,
+        _steps(lambda call: nnx.jit(call, donate_argnums=0)),
         stepwise(lambda pure: jax.jit(pure, donate_argnums=0)),
         donates=True,
         compiled=(GRAPH,),
+        implied_by="jit",
     ),
     Transformation("jit_partial", _jit_partial, modes=(NO_UPDATES, TREE)),
     Transformation("cached_partial", _cached_partial, modes=(GRAPH,)),
-    Transformation("nnx.value_and_grad", _nnx_value_and_grad, modes=(GRAPH,), differentiates=True),
     Transformation(
-        "value_and_grad", _value_and_grad, stepwise(split_value_and_grad), differentiates=True, is_basic=True
-    ),
-    Transformation(
-        "vjp",
-        _vjp,
-        stepwise(split_vjp),
-        modes=(NO_UPDATES, TREE, RAW),
+        "nnx.value_and_grad",
+        _steps(lambda call: nnx.jit(_differentiated(call, nnx.value_and_grad))),
+        modes=(GRAPH,),
         differentiates=True,
-        compiled=(NO_UPDATES,),
-        is_eager=True,
     ),
     Transformation(
-        "jvp",
-        _jvp,
-        stepwise(split_jvp),
-        modes=(NO_UPDATES, TREE, RAW),
+        "value_and_grad",
+        _steps(lambda call: nnx.jit(_differentiated(call, value_and_grad))),
+        stepwise(split_value_and_grad),
         differentiates=True,
-        compiled=(NO_UPDATES,),
-        is_eager=True,
+        is_basic=True,
     ),
-    Transformation("remat", _remat, stepwise(lambda pure: jax.jit(jax.checkpoint(pure)))),
+    *(
+        Transformation(
+            name,
+            _steps(nnx_form),
+            stepwise(raw_form),
+            modes=(NO_UPDATES, TREE, RAW),
+            differentiates=True,
+            compiled=(NO_UPDATES,),
+            is_eager=True,
+            first_call=True,
+        )
+        for name, nnx_form, raw_form in (("vjp", _vjp, split_vjp), ("jvp", _jvp, split_jvp))
+    ),
+    Transformation(
+        "remat", _steps(lambda call: nnx.jit(nnx.remat(call))), stepwise(lambda pure: jax.jit(jax.checkpoint(pure)))
+    ),
     Transformation(
         "grad of remat",
-        _grad_of_remat,
+        _steps(lambda call: nnx.jit(_differentiated(nnx.remat(call), value_and_grad))),
         stepwise(lambda pure: split_value_and_grad(jax.checkpoint(pure))),
         differentiates=True,
     ),
@@ -313,10 +303,17 @@ TRANSFORMATIONS = (
     Transformation("scan of grad of remat", _training_scan, modes=(GRAPH, NO_UPDATES, TREE), differentiates=True),
     Transformation("while_loop", _while_loop, on_state(split_while_loop)),
     Transformation("fori_loop", _fori_loop, on_state(split_fori_loop)),
-    Transformation("cond", _cond, stepwise(split_branch(True))),
-    Transformation("cond, not taken", _cond_not_taken, stepwise(split_branch(False)), executes=False),
+    Transformation("cond", _steps(lambda call: nnx.jit(_branch(call, is_taken=True))), stepwise(split_branch(True))),
+    Transformation(
+        "cond, not taken",
+        _steps(lambda call: nnx.jit(_branch(call, is_taken=False))),
+        stepwise(split_branch(False)),
+        executes=False,
+    ),
     Transformation("switch", _switch, stepwise(split_switch)),
-    Transformation("eval_shape", _eval_shape, modes=(GRAPH, NO_UPDATES, TREE), executes=False, compiled=MODES),
+    Transformation(
+        "eval_shape", _eval_shape, modes=(GRAPH, NO_UPDATES, TREE), executes=False, compiled=MODES, first_call=True
+    ),
     Transformation("compile_step", _compile_step, modes=(GRAPH,), donates=True, takes_cycles=False, compiled=MODES),
     Transformation(
         "compile_step of cond", _compile_step_of_cond, modes=(GRAPH,), donates=True, takes_cycles=False, compiled=MODES

@@ -47,6 +47,13 @@ class Writes:
     once: dict[str, str] = field(default_factory=dict)
     writers: dict[str, set[str]] = field(default_factory=dict)
 
+    def add(self, later: Writes) -> None:
+        """Adds the writes of a later call."""
+        for name in ("own", "copies", "lost", "once"):
+            getattr(self, name).update(getattr(later, name))
+        for path, kinds in later.writers.items():
+            self.writers.setdefault(path, set()).update(kinds)
+
 
 @contextlib.contextmanager
 def watched(model: Any) -> Iterator[Writes]:
@@ -91,10 +98,11 @@ def watched(model: Any) -> Iterator[Writes]:
     finally:
         for name, method in methods.items():
             setattr(nnx.Variable, name, method)
-        for variable in variables.values():
-            if variable.has_metadata(_TAG):
-                variable.del_metadata(_TAG)
-    now = variables_of(model)
+        now = variables_of(model)
+        for variable in (*variables.values(), *now.values()):  # a call may keep a copy, with its metadata
+            with contextlib.suppress(AttributeError):  # Flax's HijaxVariable cannot remove metadata
+                if variable.has_metadata(_TAG):
+                    variable.del_metadata(_TAG)
     for path, place in writes.copies.items():
         if path in now and path in before and now[path].get_raw_value() is before[path] and path not in writes.own:
             writes.lost[path] = place
