@@ -152,7 +152,9 @@ def write_at(use: Use) -> Write | None:
     """Returns the write of a use, or None if it is a read."""
     place: ast.AST = use.node
     file = use.scope.file
-    above = file.parent_of(place)
+    above = file.parents[place]
+    if use.node.ctx.__class__ is ast.Load and above.__class__ is not ast.Subscript and above.__class__ is not ast.Attribute:
+        return None  # so it is with most
     replaces = True
     if (isinstance(above, ast.Subscript) and above.value is place) or (
         isinstance(above, ast.Attribute) and above.attr in ("value", "raw_value")

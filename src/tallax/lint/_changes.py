@@ -12,6 +12,7 @@ from tallax.lint._index import File, Scope, targets
 from tallax.lint._kinds import Instance, Variable
 from tallax.lint._known_names import CHANGING_LAYERS, NODES
 
+_REFERENCES = ("hijax", "ref=True", "use_refs", "mutable_array")
 _BY_REFERENCE = re.compile(r"^nnx\.(?:var_defaults\(|use_hijax\(True|use_refs\(True|set_)", re.MULTILINE)
 
 
@@ -110,13 +111,17 @@ def is_evaluating(call: ast.Call) -> bool:
 
 def uses_references(scope: Scope) -> bool:
     """Returns whether the code around, or the whole file, uses Variables that are references, which JAX tracks."""
+    file = scope.file
+    if _asks_for_references(file):
+        return True
+    if not any(word in file.text for word in _REFERENCES):
+        return False
     outer = scope
     while outer.parent is not None and outer.parent.kind == "function":
         outer = outer.parent
     first, last = outer.node.lineno, outer.node.end_lineno  # type: ignore[attr-defined]
-    text = "\n".join(scope.file.lines[max(first - 6, 0) : last])
-    words = ("hijax", "ref=True", "use_refs", "mutable_array")
-    return any(word in text for word in words) or _asks_for_references(scope.file)
+    text = "\n".join(file.lines[max(first - 6, 0) : last])
+    return any(word in text for word in _REFERENCES)
 
 
 def _asks_for_references(file: File) -> bool:

@@ -44,6 +44,7 @@ class Scope:
         nodes: The nodes directly in it, not in inner scopes, by kind.
         children: The inner scopes.
         memory: The facts that were inferred about it, and the values of its expressions.
+        settled: The values of names that are bound once, by an import, a function or a class.
         frame: Its frame without arguments, which `_kinds.Frame.of` makes.
     """
 
@@ -59,6 +60,7 @@ class Scope:
         "node",
         "nodes",
         "parent",
+        "settled",
     )
 
     def __init__(self, node: ast.AST, name: str, kind: str, parent: Scope | None, file: File):
@@ -67,6 +69,7 @@ class Scope:
         self.nodes: dict[type, list[Any]] = collections.defaultdict(list)
         self.children: list[Scope] = []
         self.memory: dict[Any, Any] = {}
+        self.settled: dict[str, Any] = {}
         self.frame: Any = None
         if parent is not None:
             parent.children.append(self)
@@ -193,7 +196,8 @@ class File(Scope):
         """
         for scope in list(self.inside()):
             scope.node = scope.parent = scope.file = scope.frame = None  # type: ignore[assignment]
-            scope.children = scope.bindings = scope.nodes = scope.memory = None  # type: ignore[assignment]
+            scope.children = scope.bindings = scope.nodes = None  # type: ignore[assignment]
+            scope.memory = scope.settled = None  # type: ignore[assignment]
         self.parents = self.classes = None  # type: ignore[assignment]
 
 

@@ -79,11 +79,18 @@ class Values(Expressions):
         start: Scope | None = frame.scope
         scope = start
         while scope is not None:
+            if name in scope.settled and (scope.kind != "class" or scope is start):
+                return scope.settled[name]
             if name in scope.bindings and (scope.kind != "class" or scope is start):
                 within = frame if scope is start else Frame.of(scope)
-                found = reaching(scope.bindings[name], line)
-                one = len(found) == 1  # usually true, and there is nothing to join
-                value = self.binding(found[0], within) if one else joined([self.binding(b, within) for b in found])
+                found = scope.bindings[name]
+                if len(found) == 1:  # usually true, and there is nothing to join
+                    value = self.binding(found[0], within)
+                    if value is not None and found[0].how in ("import", "def"):
+                        scope.settled[name] = value
+                else:
+                    found = reaching(found, line)
+                    value = joined([self.binding(b, within) for b in found])
                 return self._filled_here(name, scope) if value == _EMPTY else value
             scope = scope.parent
         for star in frame.scope.file.bindings.get("*", ()):

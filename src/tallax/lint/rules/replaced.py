@@ -92,6 +92,8 @@ def changed_in_place(node: ast.AugAssign, scope: Scope, context: Context) -> Non
 @CHECKS.node(ast.Assign, ast.AnnAssign)
 def assigned_over(node: ast.Assign | ast.AnnAssign, scope: Scope, context: Context) -> None:
     """Reports `self.x = array`, also within tuples, if the attribute is a Variable."""
+    if node.value.__class__ is ast.Constant and not isinstance(node.value.value, (bool, int, float)):  # type: ignore[union-attr]
+        return  # neither an array nor a number
     for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
         if isinstance(whole, ast.Name):
             continue  # usually true, and this runs for every assignment

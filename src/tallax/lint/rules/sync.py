@@ -85,6 +85,9 @@ def converted(node: ast.Call, scope: Scope, context: Context) -> None:
         shown, arguments = callee.name, node.args[:1]
     else:
         return
+    arguments = [argument for argument in arguments if argument.__class__ not in (ast.Constant, ast.JoinedStr)]
+    if not arguments:
+        return  # most calls of `print`
     forward = is_forward(scope, context)
     loop = None if forward else loop_around(node, scope)
     if not forward and loop is None and not _is_in_update(node, scope, context):
