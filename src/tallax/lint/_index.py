@@ -44,7 +44,6 @@ class Scope:
         nodes: The nodes directly in it, not in inner scopes, by kind.
         children: The inner scopes.
         memory: The facts that were inferred about it, and the values of its expressions.
-        settled: The values of names that are bound once, by an import, a function or a class.
         frame: Its frame without arguments, which `_kinds.Frame.of` makes.
     """
 
@@ -60,7 +59,6 @@ class Scope:
         "node",
         "nodes",
         "parent",
-        "settled",
     )
 
     def __init__(self, node: ast.AST, name: str, kind: str, parent: Scope | None, file: File):
@@ -69,7 +67,6 @@ class Scope:
         self.nodes: dict[type, list[Any]] = collections.defaultdict(list)
         self.children: list[Scope] = []
         self.memory: dict[Any, Any] = {}
-        self.settled: dict[str, Any] = {}
         self.frame: Any = None
         if parent is not None:
             parent.children.append(self)
@@ -133,7 +130,8 @@ class Scope:
         return self.parameters[0].arg
 
     def _is_decorated(self, *names: str) -> bool:
-        return any(isinstance(d, ast.Name) and d.id in names for d in self.decorators)
+        decorators = self.decorators
+        return bool(decorators) and any(isinstance(d, ast.Name) and d.id in names for d in decorators)
 
     def method(self, name: str) -> Scope | None:
         """Returns the class's own method with a name; the last one if there are several."""
@@ -154,16 +152,18 @@ class File(Scope):
         module: Its dotted name, such as `package.models.gate`.
         package: The package that relative imports start from.
         classes: All its classes, also in functions.
+        settled: The values of names that are bound once in it, by an import, a function or a class.
         parents: The parents of its nodes. They are stored outside the tree, which would otherwise contain cycles.
     """
 
-    __slots__ = ("_lines", "classes", "module", "package", "parents", "path", "text")
+    __slots__ = ("_lines", "classes", "module", "package", "parents", "path", "settled", "text")
 
     def __init__(self, tree: ast.Module, path: str, text: str, module: str, package: str):
         super().__init__(tree, "", "file", None, self)
         self.path, self.text, self.module, self.package = path, text, module, package
         self._lines: list[str] | None = None
         self.classes: list[Scope] = []
+        self.settled: dict[str, Any] = {}
         self.parents: dict[ast.AST, ast.AST] = {}
 
     @property
@@ -195,10 +195,8 @@ class File(Scope):
         its nodes, which takes longer than the rules.
         """
         for scope in list(self.inside()):
-            scope.node = scope.parent = scope.file = scope.frame = None  # type: ignore[assignment]
-            scope.children = scope.bindings = scope.nodes = None  # type: ignore[assignment]
-            scope.memory = scope.settled = None  # type: ignore[assignment]
-        self.parents = self.classes = None  # type: ignore[assignment]
+            scope.children = scope.bindings = scope.memory = scope.frame = None  # type: ignore[assignment]
+        self.parents = self.classes = self.settled = self.file = None  # type: ignore[assignment]
 
 
 def last_name(node: ast.expr) -> str:

@@ -11,6 +11,10 @@ from typing import TypeAlias
 from tallax.lint._index import Scope
 
 
+# No rule changes a kind. They are not frozen because making a frozen one takes three times as long.
+_kind = dataclasses.dataclass(slots=True, unsafe_hash=True)
+
+
 class Frame:
     """The context of an expression: a scope, and in a called function the known arguments."""
 
@@ -30,7 +34,7 @@ class Frame:
         return scope.frame
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@_kind
 class Variable:
     """An `nnx.Variable`.
 
@@ -58,7 +62,7 @@ class Variable:
         return self.type if self.cls is None else self.cls.name.rpartition(".")[2]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@_kind
 class Instance:
     """An object of a class: one of the project's, or one of Flax by its name.
 
@@ -70,14 +74,14 @@ class Instance:
     still: bool = False
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@_kind
 class Type:
     """A class itself."""
 
     cls: Scope | str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@_kind
 class Callee:
     """A function of the project, and the object that it is bound to.
 
@@ -90,7 +94,7 @@ class Callee:
     transformed: str = ""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@_kind
 class Name:
     """An object of another library, by its canonical name, such as `jnp.zeros`."""
 
@@ -100,7 +104,7 @@ class Name:
 name_of = functools.lru_cache(maxsize=4096)(Name)  # names recur, and making one takes longer than looking it up
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@_kind
 class Array:
     """A jax or NumPy array.
 
@@ -117,7 +121,7 @@ class Array:
     scalar: bool | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@_kind
 class Number:
     """A Python number.
 
@@ -134,7 +138,7 @@ class Number:
     value: float | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@_kind
 class Items:
     """A tuple or list. If its elements are not listed, `each` is the kind of every element."""
 
@@ -142,7 +146,7 @@ class Items:
     each: Value | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@_kind
 class Table:
     """A dict.
 
@@ -161,7 +165,7 @@ class Table:
         return dict(self.named).get(key, self.each)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@_kind
 class Plain:
     """A value that is certainly neither a Variable nor an array: `None`, a string, a dict, a shape."""
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 from typing import Any, NamedTuple
 
-from tallax.lint._index import Scope, last_name, targets
+from tallax.lint._index import Scope, targets
 
 # These methods run before a module is used, so they determine its attributes.
 MAKING = {"__init__", "__post_init__", "setup", "__new__", "__init_subclass__"}
@@ -74,12 +74,8 @@ def settings_in(scope: Scope, method: Scope, found: dict[str, list[Setting]]) ->
         for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
             if isinstance(whole, ast.Name):
                 continue  # usually true, and this runs for every assignment
-            for single, place in targets(whole):
-                if (
-                    isinstance(single, ast.Attribute)
-                    and last_name(single.value) == own
-                    and isinstance(single.value, ast.Name)
-                ):
+            for single, place in ((whole, ()),) if whole.__class__ is ast.Attribute else targets(whole):
+                if isinstance(single, ast.Attribute) and isinstance(single.value, ast.Name) and single.value.id == own:
                     setting = Setting(method, scope, node, node.value, place, annotation)
                     found.setdefault(single.attr, []).append(setting)
 

@@ -79,19 +79,20 @@ class Values(Expressions):
         start: Scope | None = frame.scope
         scope = start
         while scope is not None:
-            if name in scope.settled and (scope.kind != "class" or scope is start):
-                return scope.settled[name]
+            if scope.parent is None and name in scope.file.settled:
+                return scope.file.settled[name]
             if name in scope.bindings and (scope.kind != "class" or scope is start):
                 within = frame if scope is start else Frame.of(scope)
                 found = scope.bindings[name]
                 if len(found) == 1:  # usually true, and there is nothing to join
                     value = self.binding(found[0], within)
-                    if value is not None and found[0].how in ("import", "def"):
-                        scope.settled[name] = value
+                    if scope.parent is None and value is not None and found[0].how in ("import", "def"):
+                        scope.file.settled[name] = value
                 else:
                     found = reaching(found, line)
                     value = joined([self.binding(b, within) for b in found])
-                return self._filled_here(name, scope) if value == _EMPTY else value
+                is_empty = value.__class__ is Items and value == _EMPTY
+                return self._filled_here(name, scope) if is_empty else value
             scope = scope.parent
         for star in frame.scope.file.bindings.get("*", ()):
             starred = self.dotted(f"{star.what}.{name}", frame.scope)

@@ -97,7 +97,7 @@ def assigned_over(node: ast.Assign | ast.AnnAssign, scope: Scope, context: Conte
     for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
         if isinstance(whole, ast.Name):
             continue  # usually true, and this runs for every assignment
-        for single, place in targets(whole):
+        for single, place in ((whole, ()),) if whole.__class__ is ast.Attribute else targets(whole):
             if place is None or not (isinstance(single, ast.Attribute) or _is_element(single, scope, context)):
                 continue
             value = _before(single, node, scope, context)

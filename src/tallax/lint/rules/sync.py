@@ -114,8 +114,11 @@ def converted(node: ast.Call, scope: Scope, context: Context) -> None:
 def decided(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, context: Context) -> None:
     """Reports `if`, `while` and `assert` on state in a step."""
     test = node.test
-    conditions = _conditions(test) if test.__class__ in (ast.BoolOp, ast.UnaryOp) else (test,)
-    tests = [test for test in conditions if _may_be_state(test)]
+    kind = test.__class__
+    if kind is ast.BoolOp or kind is ast.UnaryOp:
+        tests = [test for test in _conditions(test) if _may_be_state(test)]
+    else:
+        tests = [test] if _may_be_state(test) else []
     if not tests:
         return  # so it is with most, and whether a scope is a step takes longer to find out
     if not is_forward(scope, context):
@@ -137,19 +140,19 @@ def decided(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, con
             return
 
 
+_NO_VALUE = {ast.Is, ast.IsNot, ast.In, ast.NotIn}
+_ASKING = {"isinstance", "hasattr", "callable", "issubclass"}
+
+
 def _may_be_state(test: ast.expr) -> bool:
     """Returns whether a condition may hold a Variable's value, by its form: `x is None` may not."""
     kind = test.__class__
     if kind is ast.Compare:
-        return not all(op.__class__ in (ast.Is, ast.IsNot, ast.In, ast.NotIn) for op in test.ops)  # type: ignore[attr-defined]
+        ops = test.ops  # type: ignore[attr-defined]
+        return ops[0].__class__ not in _NO_VALUE or not all(op.__class__ in _NO_VALUE for op in ops)
     if kind is ast.Call:
         function = test.func  # type: ignore[attr-defined]
-        return not isinstance(function, ast.Name) or function.id not in (
-            "isinstance",
-            "hasattr",
-            "callable",
-            "issubclass",
-        )
+        return function.__class__ is not ast.Name or function.id not in _ASKING
     return kind is not ast.Constant
 
 
