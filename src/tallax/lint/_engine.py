@@ -23,7 +23,7 @@ _CLASS_NAME = re.compile(r"class\s+(\w+)\s*[:([]")
 _AS = re.compile(r" as[ \t]+(\w+)")
 _LAST_WORD = re.compile(r"\w+$")
 _FEW = 50
-_NNX = re.compile(r"\bnnx\b")  # but not onnx
+_NNX = re.compile(r"nnx(?<!\wnnx)(?!\w)")  # but not onnx
 _NAME = re.compile(r"(\w+)\s*(?:\[|,|$)")
 
 

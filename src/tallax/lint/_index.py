@@ -118,14 +118,16 @@ class Scope:
             return self._self_name
 
     def _find_self(self) -> str | None:
-        if self.method_of is None or isinstance(self.node, ast.Lambda) or not self.parameters:
+        if self.method_of is None or isinstance(self.node, ast.Lambda):
             return None
-        return None if self._is_decorated("staticmethod", "classmethod") else self.parameters[0].arg
+        arguments = self.node.args  # type: ignore[attr-defined]
+        positional = arguments.posonlyargs or arguments.args
+        return None if not positional or self._is_decorated("staticmethod", "classmethod") else positional[0].arg
 
     @property
     def cls_name(self) -> str | None:
         """The name of the class in a class method, usually `cls`; None for other functions."""
-        if self.method_of is None or not self.parameters or not self._is_decorated("classmethod"):
+        if not self._is_decorated("classmethod") or self.method_of is None or not self.parameters:
             return None
         return self.parameters[0].arg
 

@@ -42,6 +42,9 @@ class Setting(NamedTuple):
         return self.method is None or self.method.name.rpartition(".")[2] in MAKING
 
 
+_setting: Any = tuple.__new__  # makes a `Setting` without a call of Python code
+
+
 def is_self(node: ast.expr, scope: Scope) -> Scope | None:
     """Returns the method whose `self` a name is, also from inner functions of the method."""
     if not isinstance(node, ast.Name):
@@ -76,7 +79,7 @@ def settings_in(scope: Scope, method: Scope, found: dict[str, list[Setting]]) ->
                 continue  # usually true, and this runs for every assignment
             for single, place in ((whole, ()),) if whole.__class__ is ast.Attribute else targets(whole):
                 if isinstance(single, ast.Attribute) and isinstance(single.value, ast.Name) and single.value.id == own:
-                    setting = Setting(method, scope, node, node.value, place, annotation)
+                    setting = _setting(Setting, (method, scope, node, node.value, place, annotation))
                     found.setdefault(single.attr, []).append(setting)
 
 

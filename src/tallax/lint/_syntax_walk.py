@@ -257,9 +257,9 @@ def _open(node: Any, scope: Scope, branches: tuple[Lines, ...]) -> Scope:
             inner.bindings[argument.arg] = [_binding(Binding, ("parameter", argument, (), line, ()))]
         for argument in (arguments.vararg, arguments.kwarg):
             if argument is not None:
-                inner.bindings[argument.arg] = [Binding("unknown", argument, (), node.lineno, ())]
+                inner.bindings[argument.arg] = [_binding(Binding, ("unknown", argument, (), node.lineno, ()))]
     if own != "<lambda>":
-        bind_name(scope, own, Binding("def", inner, (), node.lineno, branches))
+        bind_name(scope, own, _binding(Binding, ("def", inner, (), node.lineno, branches)))
     return inner
 
 
@@ -278,7 +278,7 @@ def _bind_targets(target: ast.expr, how: str, what: Any, scope: Scope, branches:
     for single, item in targets(target):
         if isinstance(single, ast.Name):
             kind = how if item is not None else "unknown"
-            bind_name(scope, single.id, Binding(kind, what, item or (), single.lineno, branches))
+            bind_name(scope, single.id, _binding(Binding, (kind, what, item or (), single.lineno, branches)))
 
 
 def _assign(node: ast.Assign, scope: Scope, branches: tuple[Lines, ...]) -> None:
@@ -292,12 +292,12 @@ def _assign(node: ast.Assign, scope: Scope, branches: tuple[Lines, ...]) -> None
 def _annotated(node: ast.AnnAssign, scope: Scope, branches: tuple[Lines, ...]) -> None:
     if isinstance(node.target, ast.Name):
         how = ("value", node.value) if node.value is not None else ("annotation", node.annotation)
-        bind_name(scope, node.target.id, Binding(*how, (), node.lineno, branches))
+        bind_name(scope, node.target.id, _binding(Binding, (*how, (), node.lineno, branches)))
 
 
 def _augmented(node: ast.AugAssign, scope: Scope, branches: tuple[Lines, ...]) -> None:
     if isinstance(node.target, ast.Name):
-        bind_name(scope, node.target.id, Binding("changed", node, (), node.lineno, branches))
+        bind_name(scope, node.target.id, _binding(Binding, ("changed", node, (), node.lineno, branches)))
 
 
 def _walrus(node: ast.NamedExpr, scope: Scope, branches: tuple[Lines, ...]) -> None:
@@ -315,14 +315,14 @@ def _with(node: ast.withitem, scope: Scope, branches: tuple[Lines, ...]) -> None
 
 def _caught(node: ast.ExceptHandler, scope: Scope, branches: tuple[Lines, ...]) -> None:
     if node.name:
-        bind_name(scope, node.name, Binding("unknown", node, (), node.lineno, branches))
+        bind_name(scope, node.name, _binding(Binding, ("unknown", node, (), node.lineno, branches)))
 
 
 def _import(node: ast.Import, scope: Scope, branches: tuple[Lines, ...]) -> None:
     for alias in node.names:
         name = alias.asname or alias.name.partition(".")[0]
         dotted = alias.name if alias.asname else name
-        bind_name(scope, name, Binding("import", dotted, (), node.lineno, branches))
+        bind_name(scope, name, _binding(Binding, ("import", dotted, (), node.lineno, branches)))
 
 
 def _import_from(node: ast.ImportFrom, scope: Scope, branches: tuple[Lines, ...]) -> None:
@@ -333,10 +333,10 @@ def _import_from(node: ast.ImportFrom, scope: Scope, branches: tuple[Lines, ...]
         module = ".".join([*parts, *([module] if module else [])])
     for alias in node.names:
         if alias.name == "*":
-            bind_name(scope, "*", Binding("import", module, (), node.lineno, branches))
+            bind_name(scope, "*", _binding(Binding, ("import", module, (), node.lineno, branches)))
         else:
             dotted = f"{module}.{alias.name}" if module else alias.name
-            bind_name(scope, alias.asname or alias.name, Binding("import", dotted, (), node.lineno, branches))
+            bind_name(scope, alias.asname or alias.name, _binding(Binding, ("import", dotted, (), node.lineno, branches)))
 
 
 _BINDERS: dict[type, Any] = {

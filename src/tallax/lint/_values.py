@@ -35,6 +35,7 @@ from tallax.lint._project import Tree
 # The maximum depth of inference. Code farther away rarely matters.
 _DEEPEST = 24
 _EMPTY = Items()
+_VARIABLE_WORDS = {name.rpartition(".")[2] for name in VARIABLES}
 _OF_DICTS = frozenset(dir(dict))
 
 
@@ -250,6 +251,11 @@ class Values(Expressions):
 
     def makes_variable(self, node: ast.Call, scope: Scope) -> bool:
         """Returns whether a call is one of a Variable type, without a look at its arguments."""
+        function = node.func
+        if function.__class__ is ast.Attribute and function.attr not in _VARIABLE_WORDS:  # type: ignore[attr-defined]
+            base = self.of(function.value, scope)  # type: ignore[attr-defined]
+            if base.__class__ is Name and base.name in LIBRARIES:  # type: ignore[union-attr]
+                return False  # `nnx.Linear(...)`: so it is with most
         callee = self.of(node.func, scope)
         if isinstance(callee, Type):
             return not isinstance(callee.cls, str) and bool(self.variable_type(callee.cls))

@@ -158,7 +158,11 @@ def _may_be_state(test: ast.expr) -> bool:
 
 def _decided_in_loop(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, context: Context) -> None:
     """Reports a condition that a training loop evaluates at every step. The first operand of `and` always is."""
-    first = next(_conditions(node.test))
+    first = node.test
+    while first.__class__ is ast.BoolOp or first.__class__ is ast.UnaryOp:
+        if first.__class__ is ast.UnaryOp and not isinstance(first.op, ast.Not):  # type: ignore[attr-defined]
+            break
+        first = first.values[0] if first.__class__ is ast.BoolOp else first.operand  # type: ignore[attr-defined]
     loop = None if isinstance(first, (ast.Name, ast.Constant)) else loop_around(first, scope)
     if loop is None:
         return
