@@ -197,8 +197,9 @@ class File(Scope):
         its nodes, which takes longer than the rules.
         """
         for scope in list(self.inside()):
-            scope.children = scope.bindings = scope.memory = scope.frame = None  # type: ignore[assignment]
-        self.parents = self.classes = self.settled = self.file = None  # type: ignore[assignment]
+            scope.node = scope.parent = scope.file = scope.frame = None  # type: ignore[assignment]
+            scope.children = scope.bindings = scope.nodes = scope.memory = None  # type: ignore[assignment]
+        self.parents = self.classes = self.settled = None  # type: ignore[assignment]
 
 
 def last_name(node: ast.expr) -> str:

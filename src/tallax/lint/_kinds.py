@@ -10,9 +10,7 @@ from typing import TypeAlias
 
 from tallax.lint._index import Scope
 
-
-# No rule changes a kind. They are not frozen because making a frozen one takes three times as long.
-_kind = dataclasses.dataclass(slots=True, unsafe_hash=True)
+# The kinds below are not frozen, because making a frozen dataclass takes three times as long. No rule changes one.
 
 
 class Frame:
@@ -34,7 +32,7 @@ class Frame:
         return scope.frame
 
 
-@_kind
+@dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Variable:
     """An `nnx.Variable`.
 
@@ -62,7 +60,7 @@ class Variable:
         return self.type if self.cls is None else self.cls.name.rpartition(".")[2]
 
 
-@_kind
+@dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Instance:
     """An object of a class: one of the project's, or one of Flax by its name.
 
@@ -74,14 +72,14 @@ class Instance:
     still: bool = False
 
 
-@_kind
+@dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Type:
     """A class itself."""
 
     cls: Scope | str
 
 
-@_kind
+@dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Callee:
     """A function of the project, and the object that it is bound to.
 
@@ -94,7 +92,7 @@ class Callee:
     transformed: str = ""
 
 
-@_kind
+@dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Name:
     """An object of another library, by its canonical name, such as `jnp.zeros`."""
 
@@ -104,7 +102,7 @@ class Name:
 name_of = functools.lru_cache(maxsize=4096)(Name)  # names recur, and making one takes longer than looking it up
 
 
-@_kind
+@dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Array:
     """A jax or NumPy array.
 
@@ -121,7 +119,7 @@ class Array:
     scalar: bool | None = None
 
 
-@_kind
+@dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Number:
     """A Python number.
 
@@ -138,7 +136,7 @@ class Number:
     value: float | None = None
 
 
-@_kind
+@dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Items:
     """A tuple or list. If its elements are not listed, `each` is the kind of every element."""
 
@@ -146,7 +144,7 @@ class Items:
     each: Value | None = None
 
 
-@_kind
+@dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Table:
     """A dict.
 
@@ -165,7 +163,7 @@ class Table:
         return dict(self.named).get(key, self.each)
 
 
-@_kind
+@dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Plain:
     """A value that is certainly neither a Variable nor an array: `None`, a string, a dict, a shape."""
 

@@ -336,7 +336,9 @@ def _import_from(node: ast.ImportFrom, scope: Scope, branches: tuple[Lines, ...]
             bind_name(scope, "*", _binding(Binding, ("import", module, (), node.lineno, branches)))
         else:
             dotted = f"{module}.{alias.name}" if module else alias.name
-            bind_name(scope, alias.asname or alias.name, _binding(Binding, ("import", dotted, (), node.lineno, branches)))
+            bind_name(
+                scope, alias.asname or alias.name, _binding(Binding, ("import", dotted, (), node.lineno, branches))
+            )
 
 
 _BINDERS: dict[type, Any] = {
