@@ -68,6 +68,7 @@ class Scope:
         self.children: list[Scope] = []
         self.memory: dict[Any, Any] = {}
         self.frame: Any = None
+        self._self_name: str | None = ""
         if parent is not None:
             parent.children.append(self)
 
@@ -78,6 +79,9 @@ class Scope:
 
     def inside(self) -> Iterator[Scope]:
         """Yields the scope and all inner scopes, in the order of the source."""
+        if not self.children:
+            yield self  # so it is with most functions
+            return
         waiting: list[Scope] = [self]
         while waiting:
             scope = waiting.pop()
@@ -111,11 +115,10 @@ class Scope:
     @property
     def self_name(self) -> str | None:
         """The name of the instance in a method, usually `self`; None for other functions."""
-        try:
-            return self._self_name
-        except AttributeError:
-            self._self_name = self._find_self()
-            return self._self_name
+        known = self._self_name
+        if known == "":  # not found out yet
+            known = self._self_name = self._find_self()
+        return known
 
     def _find_self(self) -> str | None:
         if self.method_of is None or isinstance(self.node, ast.Lambda):
