@@ -62,7 +62,8 @@ def _is_forward_path(scope: Scope, context: Context) -> bool:
             return True
         cls = current.method_of
         if cls is not None:
-            return context.values.is_module(cls) and current in context.values.forward(cls)
+            runs = current.name.endswith("_jit") or current in context.values.forward(cls)
+            return context.values.is_module(cls) and runs
         current = current.parent
     return False
 

@@ -20,7 +20,8 @@ RULE = Rule(
     reports="""\
 `int(x)`, `float(x)`, `.item()`, `np.asarray(x)`, `assert x`, `range(x)`, `if x:`, and `x and y` or `x or y`, if `x`
 is the array of a Variable, is computed from it, or is written into it. The rule looks at the `__call__` of a module
-and the methods that it calls, at functions under a transformation, and at loops that call a jitted step.
+and the methods that it calls, at methods named `..._jit`, at functions under a transformation, and at loops that call a
+jitted step.
 
 - In a loop, the lines below `if k % 100 == 0` are not reported. A condition is: `if int(model.count[...]) % 100 == 0`
   reads the count at every step.
