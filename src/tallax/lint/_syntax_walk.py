@@ -25,6 +25,7 @@ _SORTED = {
     ast.AugAssign,
     ast.Return,
     ast.If,
+    ast.For,
     ast.While,
     ast.IfExp,
     ast.Assert,
@@ -89,7 +90,7 @@ def walk(scope: Scope, tree: ast.Module) -> None:
     # Nodes that wait, the next one last. A tuple means that the nodes before it have another scope and other branches.
     stack: list[Any] = [tree, (scope, ())]
     take, put = stack.pop, stack.append
-    attribute, call, assign, name = ast.Attribute, ast.Call, ast.Assign, ast.Name
+    attribute, call, assign, name, function = ast.Attribute, ast.Call, ast.Assign, ast.Name, ast.FunctionDef
     subscript, condition, expression, returned, operation = ast.Subscript, ast.If, ast.Expr, ast.Return, ast.BinOp
     nodes, bindings = scope.nodes, scope.bindings
     branches: tuple[Lines, ...] = ()
@@ -101,7 +102,7 @@ def walk(scope: Scope, tree: ast.Module) -> None:
             continue
         while True:
             kind = node.__class__
-            # Two thirds of the time would go into the general code for these eight kinds, which are most of all nodes.
+            # Two thirds of the time would go into the general code for these nine kinds, which are most of all nodes.
             if kind is attribute:
                 nodes[kind].append(node)
                 child = node.value
@@ -156,6 +157,9 @@ def walk(scope: Scope, tree: ast.Module) -> None:
                     _put_block(node, node.orelse, scope, branches, stack, parents)
                 _put_block(node, node.body, scope, branches, stack, parents)
                 child = node.test
+            elif kind is function:
+                _put_function(node, scope, branches, stack, parents)
+                break
             else:
                 is_sorted, bind, fields, has_blocks = plans[kind]
                 if is_sorted:
@@ -197,11 +201,36 @@ def _put_block(
     stack.append((scope, (*branches, (block[0].lineno, last.end_lineno or last.lineno))))
 
 
+def _put_function(
+    node: Any, scope: Scope, branches: tuple[Lines, ...], stack: list[Any], parents: dict[Any, Any]
+) -> None:
+    """Puts the children of a function on the stack, last first. Only its body has the function's scope."""
+    inner = _open(node, scope, branches)
+    for child in reversed(node.decorator_list):
+        if child.__class__ not in _SILENT:
+            parents[child] = node
+            stack.append(child)
+    stack.append((scope, branches))
+    stack += reversed(node.body)
+    stack.append((inner, ()))
+    parents.update(dict.fromkeys(node.body, node))
+    arguments = node.args
+    if arguments.defaults or arguments.kw_defaults:
+        parents[arguments] = node
+        for default in (*reversed(arguments.kw_defaults), *reversed(arguments.defaults)):
+            if default.__class__ not in _SILENT:
+                parents[default] = arguments
+                stack.append(default)
+
+
 def _put_blocks(
     node: Any, scope: Scope, branches: tuple[Lines, ...], stack: list[Any], parents: dict[ast.AST, ast.AST]
 ) -> None:
-    """Puts the children of a statement with a body on the stack, last first, each with its scope and branches."""
+    """Puts the children of another statement with a body, or of a lambda, on the stack, last first."""
     kind = node.__class__
+    if kind is ast.AsyncFunctionDef:
+        _put_function(node, scope, branches, stack, parents)
+        return
     inner = _open(node, scope, branches) if kind in _SCOPES else scope
     for field in _FIELDS[kind]:
         value: Any = getattr(node, field)
@@ -209,14 +238,10 @@ def _put_blocks(
             continue
         if field in _BRANCHING and kind in _BRANCHES:
             _put_block(node, value, scope, branches, stack, parents)
-        elif field in _BRANCHING and kind is not ast.Lambda:
-            if inner is scope:
-                stack += reversed(value)
-            else:
-                # The body of a class or function has its own scope; defaults and annotations belong to the outer scope.
-                stack.append((scope, branches))
-                stack += reversed(value)
-                stack.append((inner, ()))
+        elif kind is ast.ClassDef and field == "body":
+            stack.append((scope, branches))
+            stack += reversed(value)
+            stack.append((inner, ()))
             parents.update(dict.fromkeys(value, node))
         elif value.__class__ is ast.arguments:
             parents[value] = node

@@ -11,7 +11,7 @@ from tallax.lint._index import Scope
 from tallax.lint._kinds import Array, Name, Number, Value, Variable
 from tallax.lint._rule import Rule
 from tallax.lint._settings import MAKING
-from tallax.lint._steps import is_forward, is_training, loop_around
+from tallax.lint._steps import is_forward, is_training, loop_around, runs_once
 
 RULE = Rule(
     code="TLX003",
@@ -86,6 +86,8 @@ def converted(node: ast.Call, scope: Scope, context: Context) -> None:
         shown, arguments = callee.name, node.args[:1]
     else:
         return
+    if runs_once(scope, context) and scope.method_of is None:
+        return
     arguments = [argument for argument in arguments if argument.__class__ not in (ast.Constant, ast.JoinedStr)]
     if not arguments:
         return  # most calls of `print`
@@ -114,6 +116,8 @@ def converted(node: ast.Call, scope: Scope, context: Context) -> None:
 @CHECKS.node(ast.If, ast.While, ast.IfExp, ast.Assert)
 def decided(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, context: Context) -> None:
     """Reports `if`, `while` and `assert` on state in a step."""
+    if runs_once(scope, context):
+        return  # so it is with most, and this runs for every condition
     test = node.test
     kind = test.__class__
     if kind is ast.BoolOp or kind is ast.UnaryOp:
@@ -121,7 +125,7 @@ def decided(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, con
     else:
         tests = [test] if _may_be_state(test) else []
     if not tests:
-        return  # so it is with most, and whether a scope is a step takes longer to find out
+        return
     if not is_forward(scope, context):
         _decided_in_loop(node, scope, context)
         return
