@@ -214,6 +214,11 @@ def _put_function(
     stack += reversed(node.body)
     stack.append((inner, ()))
     parents.update(dict.fromkeys(node.body, node))
+    _put_defaults(node, stack, parents)
+
+
+def _put_defaults(node: Any, stack: list[Any], parents: dict[Any, Any]) -> None:
+    """Puts the defaults of a function's parameters on the stack, last first."""
     arguments = node.args
     if arguments.defaults or arguments.kw_defaults:
         parents[arguments] = node
@@ -243,12 +248,8 @@ def _put_blocks(
             stack += reversed(value)
             stack.append((inner, ()))
             parents.update(dict.fromkeys(value, node))
-        elif value.__class__ is ast.arguments:
-            parents[value] = node
-            for default in (*reversed(value.kw_defaults), *reversed(value.defaults)):
-                if default.__class__ not in _SILENT:
-                    parents[default] = value
-                    stack.append(default)
+        elif value.__class__ is ast.arguments:  # of a lambda
+            _put_defaults(node, stack, parents)
         elif value.__class__ is list:
             for child in reversed(value):
                 if child.__class__ not in _SILENT:
