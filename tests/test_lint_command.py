@@ -77,7 +77,7 @@ def test_json(capsys):
     status, output, errors = ran(capsys, ".", "--format", "json")
     assert (status, errors) == (1, [])
     report = json.loads("\n".join(output))
-    assert report["files"] == 3
+    assert (report["files"], report["skipped"]) == (3, 1)
     assert report["problems"] == [
         {"path": "c.py", "message": f"skipped: does not parse on {_source._PYTHON}: '(' was never closed", "line": 1}
     ]
@@ -109,7 +109,7 @@ def test_json(capsys):
         },
     ]
     empty = json.loads("\n".join(ran(capsys, "--format=json", write("d.py", ""))[1]))
-    assert empty == {"files": 1, "findings": [], "problems": []}
+    assert empty == {"files": 1, "skipped": 0, "findings": [], "problems": []}
 
 
 def test_addresses_of_rules(capsys, monkeypatch):
@@ -120,11 +120,13 @@ def test_addresses_of_rules(capsys, monkeypatch):
     )
     write("a.py", "PARAM\n")
     report = json.loads("\n".join(ran(capsys, ".", "--format", "json")[1]))
-    assert report["findings"][0]["url"] == "https://example.org/docs/lint/TLX001/"
+    assert report["findings"][0]["url"] == "https://example.org/docs/lint/TLX001.html"
     log = json.loads("\n".join(ran(capsys, ".", "--format", "sarif")[1]))
     rules = log["runs"][0]["tool"]["driver"]["rules"]
-    assert rules[0]["helpUri"] == "https://example.org/docs/lint/TLX001/"
+    assert rules[0]["helpUri"] == "https://example.org/docs/lint/TLX001.html"
     assert "## Code that is reported" in rules[0]["help"]["markdown"]
+    # This is how the site names its pages: docs/lint/TLX001.md becomes lint/TLX001.html.
+    assert "use_directory_urls: false" in (pathlib.Path(__file__).parents[1] / "mkdocs.yml").read_text()
 
 
 def test_github(capsys):

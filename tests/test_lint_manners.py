@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
@@ -19,7 +20,7 @@ import tallax
 from tallax.lint import _cli, _config, lint
 from tallax.lint._gitignore import GitIgnore
 from tallax.lint._lint import judged
-from tallax.lint._newer_syntax import in_older_syntax
+from tallax.lint._newer_syntax import in_older_syntax, python_needed
 from tallax.lint._reading import decoded
 from tests.fake_rules import install, notebook, ran
 
@@ -320,18 +321,61 @@ def test_newer_syntax(folder, capsys):
     assert in_older_syntax(COUNTER) == COUNTER
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="nested quotes in f-strings are read by Python 3.12")
+# A string in newer syntax, and below it what an older Python is given.
+NEWER_STRINGS = r"""
+f'{d['a']}'
+f'{d["a"]}'
+f"{'\n'.join(a)} {b!r:>{w}} {{ {c["k"]}"
+f"{'_n'.join(a)} {b!r:>{w}} {{ {c['k']}"
+f"{f"{x["a"]}"}" + "it's"
+f"{ '_x[_a_]_'}" + "it's"
+T"{a.value}" tr'{b}\d'
+F"{a.value}" fr'{b}\d'
+f"{x:'>10} {d["q"]}"
+f"{x:'>10} {d['q']}"
+f"{"a" if '"' else "\\"}"
+f"{'a' if '_' else '__'}"
+f"{x!r}{"}"}"
+f"{x!r}{'}'}"
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize(("newer", "older"), list(zip(NEWER_STRINGS[::2], NEWER_STRINGS[1::2], strict=True)))
+def test_strings_of_newer_pythons(folder, capsys, newer, older):
+    """Nested quotes and backslashes in braces, and template strings, are read; findings stand where they should."""
+    assert in_older_syntax(newer) == older
+    ast.parse(older)
+    model = COUNTER.replace("        self.count += 1\n", f"        print({newer}); self.count += 1\n")
+    assert model != COUNTER
+    write("a.py", model)
+    (place,) = [line.split(" ")[0] for line in ran(capsys, "a.py")[1]]
+    line = next(k for k, text in enumerate(model.splitlines(), 1) if "+=" in text)
+    assert place == f"a.py:{line}:{model.splitlines()[line - 1].encode().index(b'self.count') + 1}:"
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="comments in f-strings are read by Python 3.12")
 def test_syntax_that_cannot_be_read(folder, capsys):
-    """The message names the line that cannot be read, and says that a newer Python may; a mere mistake has no hint."""
-    write("a.py", "from flax import nnx\ntype X = int\nprint(f'{d['a']}')\n")
-    hint = "; if the file is for a newer Python, run the linter with that\n"
+    """The message names the line and the Python that it needs; JSON counts the file; a mere mistake has no hint."""
+    write("a.py", "from flax import nnx\ntype X = int\nprint(f'{d[  # why\n  0]}')\n")
     assert _cli.main(["a.py"]) == 1
     shown = capsys.readouterr().err
-    assert shown.startswith("a.py:3: skipped: does not parse on Python 3.")
-    assert hint in shown
+    assert shown.startswith(f"a.py:3: skipped: does not parse on Python 3.{sys.version_info.minor}: ")
+    assert "; if the line is in the syntax of Python 3.12, run the linter with Python 3.12 or newer\n" in shown
+    assert _cli.main(["a.py", "--format", "json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["files"], report["skipped"], report["problems"][0]["line"]) == (1, 1, 3)
+    assert "run the linter with Python 3.12" in report["problems"][0]["message"]
     write("a.py", "from flax import nnx\nx = (1,\n")
     assert _cli.main(["a.py"]) == 1
-    assert hint not in capsys.readouterr().err
+    assert "run the linter" not in capsys.readouterr().err
+
+
+def test_the_python_that_a_line_needs():
+    """The hint comes from the line and the parser's complaint."""
+    assert python_needed("x = t'{a}' + (", "'(' was never closed") == "3.14"
+    assert python_needed("x = f'{a", "unterminated string literal") == "3.12"
+    assert python_needed("x = f'{a b}'", "f-string: invalid syntax") == "3.12"
+    assert python_needed("x = (", "'(' was never closed") == ""
 
 
 def test_links_out_of_the_folder_are_not_written(folder, capsys):

@@ -204,3 +204,31 @@ def test_a_run_leaves_nothing_to_the_collector():
         gc.enable()
     assert left < 5_000  # of some 60,000 nodes
     assert len(report.sources) > 5
+
+
+def test_the_body_of_a_class_is_parsed_on_demand():
+    """Its bases are known from its head; its methods and nodes appear, at their lines, when one is asked for."""
+    text = (
+        "from flax import nnx\n\n\n@nnx.jit\nclass A(\n    nnx.Module,\n):\n"
+        "    x = 1\n\n    def f(self):\n        self.y = nnx.Param(1)\n"
+    )
+    file = outline_of(text)
+    (binding,) = file.bindings["A"]
+    cls = binding.what
+    assert [type(node) for node in cls.node.body] == [ast.Pass]
+    assert [ast.unparse(base) for base in cls.node.bases] == ["nnx.Module"]
+    assert (cls.node.lineno, cls in file.classes) == (5, True)
+    method = cls.method("f")
+    assert (method.name, method.node.lineno, cls.node.end_lineno) == ("A.f", 10, 11)
+    assert file.parent_of(method.node) is cls.node
+    assert [call.lineno for call in method.of(ast.Call)] == [11]
+    file.release()
+
+
+def test_a_class_that_nobody_asks_for_is_never_parsed():
+    """At the end of a run too."""
+    file = outline_of("class A:\n    def f(self): pass\n")
+    cls = file.bindings["A"][0].what
+    node = cls.node
+    file.release()
+    assert [type(inner) for inner in node.body] == [ast.Pass]

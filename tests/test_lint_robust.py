@@ -3,15 +3,21 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
 import pathlib
+import re
+import shutil
+import subprocess
+import sys
 import sysconfig
 
 import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from tallax.lint import Config, _engine, _fixes, lint
+from tallax.lint import Config, _cli, _engine, _fixes, lint
 from tallax.lint._lint import judged
 from tallax.lint._reading import decoded, read
 from tallax.lint._source import Problem, Source
@@ -122,6 +128,8 @@ def test_classes_that_derive_from_themselves(tmp_path):
 
 
 SITE = pathlib.Path(sysconfig.get_paths()["purelib"])
+CASES = pathlib.Path(__file__).parent / "lint_cases"
+FIXTURES = sorted(path for path in CASES.rglob("*.py") if not path.stem.endswith(".fixed"))
 
 
 @pytest.mark.thorough
@@ -134,6 +142,75 @@ def test_every_installed_package(start):
     _, after = _fixes.mended(report, Config())
     assert not failures(after.problems)
     assert not any(finding.fixable for finding in after.findings)
+
+
+def copies_of_packages(folder):
+    """Copies the Python files of the installed packages that mention nnx, and returns the packages' names."""
+    mentioning = re.compile(r"\bnnx\b")
+    names = set()
+    for path in sorted(SITE.glob("*/**/*.py")):
+        if mentioning.search(path.read_text(encoding="utf-8", errors="ignore")):
+            names.add(path.relative_to(SITE).parts[0])
+    for name in names:
+        shutil.copytree(SITE / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return names
+
+
+def importing(modules, folder):
+    """Returns how the import of each module ends, in a process that finds packages in a folder first."""
+    code = (
+        "import importlib, json, sys\n"
+        "ends = {}\n"
+        "for name in json.loads(sys.argv[1]):\n"
+        "    try:\n"
+        "        module = importlib.import_module(name)\n"
+        "        ends[name] = module.__file__ or [*module.__path__][0]\n"
+        "    except Exception as error:\n"
+        "        ends[name] = type(error).__name__\n"
+        "print(json.dumps(ends))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(folder), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-W", "ignore", "-c", code, json.dumps(modules)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return {name: end.removeprefix(str(folder)) for name, end in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
+@pytest.mark.thorough
+def test_fixed_packages_import_as_before(tmp_path):
+    """`--fix` over copies of the installed packages that mention nnx: the files parse, a second run changes no byte,
+    and each changed module, and each package, imports as before.
+    """
+    names = copies_of_packages(tmp_path)
+    assert {"flax", "metrax"} <= names
+    shutil.copytree(CASES, tmp_path / "cases_to_fix")  # of which many files change, whatever the installed versions
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.py")}
+    _cli.main(["--fix", "--no-config", str(tmp_path)])
+    after = {path: path.read_bytes() for path in before}
+    changed = [path for path in before if after[path] != before[path]]
+    assert any("cases_to_fix" in path.parts for path in changed)
+    for path in changed:
+        ast.parse(after[path])
+    _cli.main(["--fix", "--no-config", str(tmp_path)])
+    assert after == {path: path.read_bytes() for path in before}
+    modules = sorted(names | {".".join(path.relative_to(tmp_path).with_suffix("").parts) for path in changed})
+    modules = [name.removesuffix(".__init__") for name in modules if ".fixed" not in name]
+    fixed = importing(modules, tmp_path)
+    assert all(end.startswith("/") for name, end in fixed.items() if name in names)
+    for path in changed:
+        path.write_bytes(before[path])
+    assert fixed == importing(modules, tmp_path)
+
+
+@pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)
+def test_fixed_cases_parse_and_settle(path, tmp_path):
+    """`--fix` over each file of the cases and styles leaves a file that parses, and changes nothing a second time."""
+    copy = tmp_path / path.name
+    shutil.copyfile(path, copy)
+    _cli.main(["--fix", "--no-config", str(copy)])
+    once = copy.read_bytes()
+    ast.parse(once)
+    _cli.main(["--fix", "--no-config", str(copy)])
+    assert copy.read_bytes() == once
 
 
 @pytest.mark.thorough

@@ -149,3 +149,19 @@ class Balanced(nnx.Module):
 
     def load(self, values):
         self.count.set_value(int(values["count"]))
+
+
+class Compiled(nnx.Module):
+    def __init__(self):
+        self.frozen = nnx.Variable(jnp.array(False))
+        self.count = nnx.Variable(jnp.zeros((), jnp.int32))
+
+    def learn(self):  # called on the host
+        if self.frozen[...]:
+            return
+        self.count[...] += 1
+
+    def learn_jit(self):
+        if self.frozen[...]:  # error: TLX003
+            return
+        self.count[...] += 1

@@ -50,12 +50,16 @@ class Uses:
 
     def __init__(self, values: Values):
         self.values = values
-        self._all: dict[Scope, dict[str, list[Use]]] = {}
+        # Making a `Use` takes longer than finding it, and few are asked for.
+        self._all: dict[Scope, dict[str, list[tuple[ast.Attribute, Scope, Scope]]]] = {}
 
     def of(self, cls: Scope, name: str) -> list[Use]:
         """Returns all uses of an attribute of `self` in the methods of the class."""
+        return [Use(*each) for each in self._in(cls).get(name, ())]
+
+    def _in(self, cls: Scope) -> dict[str, list[tuple[ast.Attribute, Scope, Scope]]]:
         if cls not in self._all:
-            found: dict[str, list[Use]] = {}
+            found: dict[str, list[tuple[ast.Attribute, Scope, Scope]]] = {}
             for method in cls.methods:
                 if method.self_name is None:
                     continue
@@ -64,16 +68,20 @@ class Uses:
                     for node in scope.of(ast.Attribute) if is_seen(method, scope) else ():
                         base = node.value
                         if base.__class__ is ast.Name and base.id == own:
-                            found.setdefault(node.attr, []).append(Use(node, scope, method))
+                            found.setdefault(node.attr, []).append((node, scope, method))
             self._all[cls] = found
-        return self._all[cls].get(name, [])
+        return self._all[cls]
 
     def written(self, cls: Scope) -> set[str]:
         """Returns the names of the attributes that the class's methods write, or whose Variables they write, once they
         are made.
         """
-        self.of(cls, "")
-        return {name for name, uses in self._all[cls].items() if any(_is_written_later(use) for use in uses)}
+        parents = cls.file.parents
+        return {
+            name
+            for name, uses in self._in(cls).items()
+            if any(_may_be_write(each[0], parents[each[0]]) and _is_written_later(Use(*each)) for each in uses)
+        }
 
     def writes(self, cls: Scope, name: str) -> list[Write]:
         """Returns the writes of an attribute, or of its Variable's value, in the methods of the class."""
@@ -148,11 +156,19 @@ def _is_written_later(use: Use) -> bool:
     return write is not None and not (making and write.replaces and write.operator is None)
 
 
+def _may_be_write(node: ast.Attribute, above: ast.AST) -> bool:
+    """Returns whether a use may be a write, by its form and the node above. Most may not."""
+    kind = above.__class__
+    return node.ctx.__class__ is not ast.Load or kind is ast.Subscript or kind is ast.Attribute
+
+
 def write_at(use: Use) -> Write | None:
     """Returns the write of a use, or None if it is a read."""
     place: ast.AST = use.node
     file = use.scope.file
-    above = file.parent_of(place)
+    above = file.parents[place]
+    if not _may_be_write(use.node, above):
+        return None
     replaces = True
     if (isinstance(above, ast.Subscript) and above.value is place) or (
         isinstance(above, ast.Attribute) and above.attr in ("value", "raw_value")

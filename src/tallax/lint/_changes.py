@@ -8,11 +8,12 @@ import re
 
 from tallax.lint._check import Context
 from tallax.lint._flow import root_of
-from tallax.lint._index import File, Scope, targets
+from tallax.lint._index import Scope, targets
 from tallax.lint._kinds import Instance, Variable
 from tallax.lint._known_names import CHANGING_LAYERS, NODES
 
-_BY_REFERENCE = re.compile(r"^nnx\.(?:var_defaults\(|use_hijax\(True|use_refs\(True|set_)", re.MULTILINE)
+_REFERENCES = ("hijax", "ref=True", "use_refs", "mutable_array")
+_BY_REFERENCE = re.compile(r"nnx\.(?<=^nnx\.)(?:var_defaults\(|use_hijax\(True|use_refs\(True|set_)", re.MULTILINE)
 
 
 def changes_when_called(value: Instance, name: str, context: Context) -> bool:
@@ -110,16 +111,15 @@ def is_evaluating(call: ast.Call) -> bool:
 
 def uses_references(scope: Scope) -> bool:
     """Returns whether the code around, or the whole file, uses Variables that are references, which JAX tracks."""
+    file = scope.file
+    if "references" not in file.memory:
+        file.memory["references"] = "nnx." in file.text and bool(_BY_REFERENCE.search(file.text))
+        file.memory["names references"] = any(word in file.text for word in _REFERENCES)
+    if file.memory["references"] or not file.memory["names references"]:
+        return bool(file.memory["references"])
     outer = scope
     while outer.parent is not None and outer.parent.kind == "function":
         outer = outer.parent
     first, last = outer.node.lineno, outer.node.end_lineno  # type: ignore[attr-defined]
-    text = "\n".join(scope.file.lines[max(first - 6, 0) : last])
-    words = ("hijax", "ref=True", "use_refs", "mutable_array")
-    return any(word in text for word in words) or _asks_for_references(scope.file)
-
-
-def _asks_for_references(file: File) -> bool:
-    if "references" not in file.memory:
-        file.memory["references"] = bool(_BY_REFERENCE.search(file.text))
-    return bool(file.memory["references"])
+    text = "\n".join(file.lines[max(first - 6, 0) : last])
+    return any(word in text for word in _REFERENCES)

@@ -37,6 +37,7 @@ class Classes:
         self._bases: dict[Scope, list[Scope | str]] = {}
         self._unfinished = 0  # the number of classes whose bases are being inferred
         self._lineages: dict[Scope, list[Scope | str]] = {}
+        self._modules: dict[Scope, bool] = {}
         self._settings: dict[Scope, dict[str, list[Setting]]] = {}
         self._heirs: dict[Scope, list[Scope]] = {}
         self._members: dict[tuple[Scope, str], Value | None] = {}
@@ -98,15 +99,20 @@ class Classes:
 
     def is_module(self, cls: Scope) -> bool:
         """Returns whether a class is an nnx.Module."""
-        return any(
-            isinstance(b, str)
-            and b.startswith("nnx.")
-            and b[4:5].isupper()
-            and b not in VARIABLES
-            and b not in NODES
-            and b not in NOT_NODES
-            for b in self.lineage(cls)
-        )
+        known = self._modules.get(cls)
+        if known is None:
+            known = any(
+                isinstance(b, str)
+                and b.startswith("nnx.")
+                and b[4:5].isupper()
+                and b not in VARIABLES
+                and b not in NODES
+                and b not in NOT_NODES
+                for b in self.lineage(cls)
+            )
+            if cls in self._lineages:
+                self._modules[cls] = known
+        return known
 
     def is_node(self, cls: Scope) -> bool:
         """Returns whether a class is an nnx.Module or another node of the graph."""

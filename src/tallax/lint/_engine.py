@@ -23,7 +23,7 @@ _CLASS_NAME = re.compile(r"class\s+(\w+)\s*[:([]")
 _AS = re.compile(r" as[ \t]+(\w+)")
 _LAST_WORD = re.compile(r"\w+$")
 _FEW = 50
-_NNX = re.compile(r"\bnnx\b")  # but not onnx
+_NNX = re.compile(r"nnx(?<!\wnnx)(?!\w)")  # but not onnx
 _NAME = re.compile(r"(\w+)\s*(?:\[|,|$)")
 
 
@@ -53,19 +53,18 @@ def _relevant(sources: Sequence[Source], values: Values) -> Iterator[File]:
     """
     mentioning: list[Source] = []
     others: list[tuple[Source, list[tuple[str, set[str]]]]] = []
-    known: set[str] = set()
     for source in sources:
         text = source.text
         if "nnx" in text and _NNX.search(text):
             mentioning.append(source)
             values.tree.expect(source)
-            known.update(_CLASS_NAME.findall(text))
         elif "class" in text:
             classes = [(name, set(_NAME.findall(bases))) for name, bases in _CLASS.findall(text) if bases]
             renamed = _renamed(text) if classes else {}
             classes = [(name, bases | {renamed[base] for base in bases & renamed.keys()}) for name, bases in classes]
             if classes:
                 others.append((source, classes))
+    known = {name for source in mentioning for name in _CLASS_NAME.findall(source.text)} if others else set()
     derived = _derived(others, known, len(sources) <= _FEW, values)
     for source in mentioning:
         file = values.tree.add(source)
@@ -109,11 +108,9 @@ def _renamed(text: str) -> dict[str, str]:
 def _findings_of(file: File, values: Values) -> list[Finding]:
     context = Context(file, values)
     renamed = _old_names(file)
-    # Attributes are the most frequent nodes, and few files have one that a rule looks at.
-    of_attributes = {name: checks for name, checks in CHECKS.attributes.items() if f".{name}" in file.text}
     for scope in file.inside():
         if scope.nodes:
-            _check_nodes(scope, of_attributes, context)
+            _check_nodes(scope, context)
             _check_calls(scope, renamed, context)
         if scope.kind == "class":
             for check in CHECKS.classes:
@@ -126,14 +123,14 @@ def _findings_of(file: File, values: Values) -> list[Finding]:
     return context.findings
 
 
-def _check_nodes(scope: Scope, of_attributes: dict[str, list[NodeCheck]], context: Context) -> None:
-    nodes_of = scope.nodes
+def _check_nodes(scope: Scope, context: Context) -> None:
+    nodes_of, of_attributes = scope.nodes, CHECKS.attributes
     for kind, checks in CHECKS.nodes.items():
         if kind in nodes_of:
             for check in checks:
                 for node in nodes_of[kind]:
                     check(node, scope, context)
-    for node in nodes_of.get(ast.Attribute, ()) if of_attributes else ():
+    for node in nodes_of.get(ast.Attribute, ()):
         if node.attr in of_attributes:
             for check in of_attributes[node.attr]:
                 check(node, scope, context)

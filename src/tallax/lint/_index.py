@@ -68,6 +68,7 @@ class Scope:
         self.children: list[Scope] = []
         self.memory: dict[Any, Any] = {}
         self.frame: Any = None
+        self._self_name: str | None = ""
         if parent is not None:
             parent.children.append(self)
 
@@ -78,6 +79,9 @@ class Scope:
 
     def inside(self) -> Iterator[Scope]:
         """Yields the scope and all inner scopes, in the order of the source."""
+        if not self.children:
+            yield self  # so it is with most functions
+            return
         waiting: list[Scope] = [self]
         while waiting:
             scope = waiting.pop()
@@ -111,26 +115,28 @@ class Scope:
     @property
     def self_name(self) -> str | None:
         """The name of the instance in a method, usually `self`; None for other functions."""
-        try:
-            return self._self_name
-        except AttributeError:
-            self._self_name = self._find_self()
-            return self._self_name
+        known = self._self_name
+        if known == "":  # not found out yet
+            known = self._self_name = self._find_self()
+        return known
 
     def _find_self(self) -> str | None:
-        if self.method_of is None or isinstance(self.node, ast.Lambda) or not self.parameters:
+        if self.method_of is None or isinstance(self.node, ast.Lambda):
             return None
-        return None if self._is_decorated("staticmethod", "classmethod") else self.parameters[0].arg
+        arguments = self.node.args  # type: ignore[attr-defined]
+        positional = arguments.posonlyargs or arguments.args
+        return None if not positional or self._is_decorated("staticmethod", "classmethod") else positional[0].arg
 
     @property
     def cls_name(self) -> str | None:
         """The name of the class in a class method, usually `cls`; None for other functions."""
-        if self.method_of is None or not self.parameters or not self._is_decorated("classmethod"):
+        if not self._is_decorated("classmethod") or self.method_of is None or not self.parameters:
             return None
         return self.parameters[0].arg
 
     def _is_decorated(self, *names: str) -> bool:
-        return any(isinstance(d, ast.Name) and d.id in names for d in self.decorators)
+        decorators = self.decorators
+        return bool(decorators) and any(isinstance(d, ast.Name) and d.id in names for d in decorators)
 
     def method(self, name: str) -> Scope | None:
         """Returns the class's own method with a name; the last one if there are several."""
@@ -151,16 +157,18 @@ class File(Scope):
         module: Its dotted name, such as `package.models.gate`.
         package: The package that relative imports start from.
         classes: All its classes, also in functions.
+        settled: The values of names that are bound once in it, by an import, a function or a class.
         parents: The parents of its nodes. They are stored outside the tree, which would otherwise contain cycles.
     """
 
-    __slots__ = ("_lines", "classes", "module", "package", "parents", "path", "text")
+    __slots__ = ("_lines", "classes", "module", "package", "parents", "path", "settled", "text")
 
     def __init__(self, tree: ast.Module, path: str, text: str, module: str, package: str):
         super().__init__(tree, "", "file", None, self)
         self.path, self.text, self.module, self.package = path, text, module, package
         self._lines: list[str] | None = None
         self.classes: list[Scope] = []
+        self.settled: dict[str, Any] = {}
         self.parents: dict[ast.AST, ast.AST] = {}
 
     @property
@@ -194,7 +202,7 @@ class File(Scope):
         for scope in list(self.inside()):
             scope.node = scope.parent = scope.file = scope.frame = None  # type: ignore[assignment]
             scope.children = scope.bindings = scope.nodes = scope.memory = None  # type: ignore[assignment]
-        self.parents = self.classes = None  # type: ignore[assignment]
+        self.parents = self.classes = self.settled = None  # type: ignore[assignment]
 
 
 def last_name(node: ast.expr) -> str:

@@ -10,6 +10,8 @@ from typing import TypeAlias
 
 from tallax.lint._index import Scope
 
+# The kinds below are not frozen, because making a frozen dataclass takes three times as long. No rule changes one.
+
 
 class Frame:
     """The context of an expression: a scope, and in a called function the known arguments."""
@@ -30,7 +32,7 @@ class Frame:
         return scope.frame
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Variable:
     """An `nnx.Variable`.
 
@@ -58,7 +60,7 @@ class Variable:
         return self.type if self.cls is None else self.cls.name.rpartition(".")[2]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Instance:
     """An object of a class: one of the project's, or one of Flax by its name.
 
@@ -70,14 +72,14 @@ class Instance:
     still: bool = False
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Type:
     """A class itself."""
 
     cls: Scope | str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Callee:
     """A function of the project, and the object that it is bound to.
 
@@ -90,7 +92,7 @@ class Callee:
     transformed: str = ""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Name:
     """An object of another library, by its canonical name, such as `jnp.zeros`."""
 
@@ -100,7 +102,7 @@ class Name:
 name_of = functools.lru_cache(maxsize=4096)(Name)  # names recur, and making one takes longer than looking it up
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Array:
     """A jax or NumPy array.
 
@@ -117,7 +119,7 @@ class Array:
     scalar: bool | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Number:
     """A Python number.
 
@@ -134,7 +136,7 @@ class Number:
     value: float | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Items:
     """A tuple or list. If its elements are not listed, `each` is the kind of every element."""
 
@@ -142,7 +144,7 @@ class Items:
     each: Value | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Table:
     """A dict.
 
@@ -161,7 +163,7 @@ class Table:
         return dict(self.named).get(key, self.each)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Plain:
     """A value that is certainly neither a Variable nor an array: `None`, a string, a dict, a shape."""
 

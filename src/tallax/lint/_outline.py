@@ -2,22 +2,26 @@
 """Files that are read but not checked: a function or class is parsed when its name is looked up.
 
 Of the hundreds of functions in an imported module, few matter for state. The others are not parsed, because parsing
-takes most of the time. The imports and assignments of a file are read immediately.
+takes most of the time. The imports and assignments of a file are read immediately. Of a class, often only the bases are
+asked for, so its body is parsed when something in it is looked up.
 """
 
 from __future__ import annotations
 
 import ast
+import collections
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
-from tallax.lint._index import Binding, File
-from tallax.lint._source import Source, tree_of
-from tallax.lint._syntax_walk import walk
+from tallax.lint._index import Binding, File, Scope
+from tallax.lint._source import Fault, Source, tree_of
+from tallax.lint._syntax_walk import bind_name, walk
 
 # A line that starts at the left margin: a decorator, a function or class with its name, or any other statement.
 _STATEMENT = re.compile(r"^(?:(@)|(?:(?:async[ \t]+)?def|class)[ \t]+(\w+)|[^\s#)\]}])", re.MULTILINE)
+# The head of a class, whose bases are names and subscripts only.
+_HEAD = re.compile(r"^class[ \t]+(\w+)[ \t]*(?:\([^()#'\"]*\))?[ \t]*:", re.MULTILINE)
 
 
 class _Piece(NamedTuple):
@@ -25,6 +29,10 @@ class _Piece(NamedTuple):
 
     text: str
     above: int
+
+    def parse(self) -> ast.Module | Fault:
+        """Returns its syntax tree, with the lines of the file."""
+        return tree_of("\n" * self.above + self.text)
 
 
 class Outline(File):
@@ -35,19 +43,24 @@ class Outline(File):
     rules ignore it.
     """
 
-    __slots__ = ("_pieces",)
+    __slots__ = ("_pieces", "_without_body")
 
     def __init__(self, tree: ast.Module, source: Source, pieces: dict[str, list[_Piece]], module: str, package: str):
         super().__init__(tree, source.path, source.text, module, package)
         walk(self, tree)
         self._pieces = pieces
+        self._without_body: list[_Class] = []
         self.bindings = _Bindings(self)
 
     def take_in(self, name: str) -> None:
         """Parses the functions and classes of a name, unless they are already parsed."""
         for piece in self._pieces.pop(name, ()):
-            tree = tree_of("\n" * piece.above + piece.text)
-            if isinstance(tree, ast.Module):
+            cls = _class(piece, name, self)
+            if cls is not None:
+                self._without_body.append(cls)
+                self.classes.append(cls)
+                bind_name(self, name, Binding("def", cls, (), cls.node.lineno, ()))  # type: ignore[attr-defined]
+            elif isinstance(tree := piece.parse(), ast.Module):
                 walk(self, tree)
 
     def complete(self, whole: ast.Module) -> None:
@@ -55,6 +68,60 @@ class Outline(File):
         named = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
         for name in {node.name for node in whole.body if isinstance(node, named)}:
             self.take_in(name)
+
+    def release(self) -> None:
+        """Like that of a file, without parsing the bodies that nobody asked for."""
+        for cls in self._without_body:
+            cls.give_up()
+        super().release()
+
+
+class _Class(Scope):
+    """A class whose body is parsed when its names, nodes or methods are looked up. Only its head is known until then.
+
+    The slots of these three are empty at first, and Python calls `__getattr__` only for an empty slot. So a lookup in
+    any other scope costs nothing more.
+    """
+
+    __slots__ = ("_piece",)
+    _OF_BODY = ("bindings", "children", "nodes")
+
+    def __init__(self, node: ast.ClassDef, file: Outline, piece: _Piece):
+        super().__init__(node, node.name, "class", file, file)
+        self._piece = piece
+        for name in self._OF_BODY:
+            delattr(self, name)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._OF_BODY:
+            raise AttributeError(name)
+        self.give_up()
+        tree = self._piece.parse()
+        if isinstance(tree, ast.Module):
+            whole, node = cast("ast.ClassDef", tree.body[0]), cast("ast.ClassDef", self.node)
+            node.body, node.end_lineno = whole.body, whole.end_lineno
+            walk(self, ast.Module(node.body, []))
+            self.file.parents.update(dict.fromkeys(node.body, node))
+        return getattr(self, name)
+
+    def give_up(self) -> None:
+        """Makes the body empty, if it has not been parsed."""
+        for name, empty in zip(self._OF_BODY, ({}, [], collections.defaultdict(list)), strict=True):
+            try:
+                object.__getattribute__(self, name)
+            except AttributeError:
+                setattr(self, name, empty)
+
+
+def _class(piece: _Piece, name: str, file: Outline) -> _Class | None:
+    """Returns a class by its head, or None for a function, or for a class whose head is not easily cut off."""
+    head = _HEAD.search(piece.text)
+    if head is None or head[1] != name:
+        return None
+    tree = _Piece(piece.text[: head.end()] + " pass", piece.above).parse()
+    if not isinstance(tree, ast.Module) or len(tree.body) != 1 or not isinstance(tree.body[0], ast.ClassDef):
+        return None
+    return _Class(tree.body[0], file, piece)
 
 
 class _Bindings(dict[str, list[Binding]]):

@@ -30,7 +30,7 @@ def text(report: Report, *, coloured: bool = False) -> str:
 
 
 def as_json(report: Report) -> str:
-    """Returns one object: the findings, the problems, and how many files were read."""
+    """Returns one object: the findings, the problems, and how many files were read, and how many of them skipped."""
     urls = _urls()
     found = []
     for finding in report.findings:
@@ -55,7 +55,8 @@ def as_json(report: Report) -> str:
         {key: value for key, value in problem._asdict().items() if value is not None and key != "status"}
         for problem in report.problems
     ]
-    whole = {"files": len(report.sources), "findings": found, "problems": problems}
+    skipped = {problem.path for problem in report.problems if problem.cell is None and problem.path in report.sources}
+    whole = {"files": len(report.sources), "skipped": len(skipped), "findings": found, "problems": problems}
     return json.dumps(whole, indent=2) + "\n"
 
 
@@ -183,7 +184,7 @@ def _urls() -> dict[str, str]:
     except PackageNotFoundError:
         return {}
     homes = [link.partition(",")[2].strip() for link in links if link.lower().startswith("documentation,")]
-    return {rule.code: f"{homes[0].rstrip('/')}/lint/{rule.code}/" for rule in RULES} if homes else {}
+    return {rule.code: f"{homes[0].rstrip('/')}/lint/{rule.code}.html" for rule in RULES} if homes else {}
 
 
 def _location(path: str, region: dict[str, int] | None = None) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class Tree:
         self._folders: dict[str, str] = {}
         self._listed: dict[str, frozenset[str]] = {}
         self._roots: dict[str, list[str]] = {}
+        self._holding: dict[tuple[str, str], list[str]] = {}
         self._modules: dict[tuple[str, str], str | None] = {}
 
     def expect(self, source: Source) -> None:
@@ -87,20 +88,29 @@ class Tree:
 
     def _find(self, dotted: str, folder: str) -> str | None:
         first = dotted.partition(".")[0]
-        # The modules of a package import the standard library's `typing`, also if the package has a `typing` of its
-        # own.
-        if first in sys.stdlib_module_names and "__init__.py" in self._names(folder):
-            return None
-        for root in self._roots_of(folder):
-            names = self._names(root)
-            if first not in names and first + ".py" not in names:
-                continue
-            if os.path.basename(root) in _INSTALLED and not (folder + os.sep).startswith(os.path.join(root, first, "")):
-                continue  # part of another distribution
+        for root in self._roots_with(first, folder):
             found = self._below(root, dotted.split("."))
             if found is not None:
                 return found
         return None
+
+    def _roots_with(self, first: str, folder: str) -> list[str]:
+        """Returns the folders that hold a top-level module or package as a file of some folder may import it."""
+        key = (folder, first)
+        if key not in self._holding:
+            if first in sys.stdlib_module_names and "__init__.py" in self._names(folder):
+                # The modules of a package import the standard library's `typing`, also if the package has its own.
+                self._holding[key] = []
+            else:
+                self._holding[key] = [
+                    root
+                    for root in self._roots_of(folder)
+                    if first in (names := self._names(root)) or first + ".py" in names
+                    # In `site-packages`, another package is part of another distribution.
+                    if os.path.basename(root) not in _INSTALLED
+                    or (folder + os.sep).startswith(os.path.join(root, first, ""))
+                ]
+        return self._holding[key]
 
     def _below(self, folder: str, parts: list[str]) -> str | None:
         """Returns the path of a module below a folder. It lists no folder that is not there: that takes as long."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 from typing import Any, NamedTuple
 
-from tallax.lint._index import Scope, last_name, targets
+from tallax.lint._index import Scope, targets
 
 # These methods run before a module is used, so they determine its attributes.
 MAKING = {"__init__", "__post_init__", "setup", "__new__", "__init_subclass__"}
@@ -42,6 +42,9 @@ class Setting(NamedTuple):
         return self.method is None or self.method.name.rpartition(".")[2] in MAKING
 
 
+_setting: Any = tuple.__new__  # makes a `Setting` without a call of Python code
+
+
 def is_self(node: ast.expr, scope: Scope) -> Scope | None:
     """Returns the method whose `self` a name is, also from inner functions of the method."""
     if not isinstance(node, ast.Name):
@@ -74,13 +77,9 @@ def settings_in(scope: Scope, method: Scope, found: dict[str, list[Setting]]) ->
         for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
             if isinstance(whole, ast.Name):
                 continue  # usually true, and this runs for every assignment
-            for single, place in targets(whole):
-                if (
-                    isinstance(single, ast.Attribute)
-                    and last_name(single.value) == own
-                    and isinstance(single.value, ast.Name)
-                ):
-                    setting = Setting(method, scope, node, node.value, place, annotation)
+            for single, place in ((whole, ()),) if whole.__class__ is ast.Attribute else targets(whole):
+                if isinstance(single, ast.Attribute) and isinstance(single.value, ast.Name) and single.value.id == own:
+                    setting = _setting(Setting, (method, scope, node, node.value, place, annotation))
                     found.setdefault(single.attr, []).append(setting)
 
 

@@ -107,19 +107,21 @@ _PYTHON = f"Python {sys.version_info.major}.{sys.version_info.minor}"
 
 def _tree_of_newer(text: str, error: SyntaxError) -> ast.Module | Fault:
     """Returns the tree of text in the syntax of a newer Python, or the reason why it does not parse."""
-    from tallax.lint._newer_syntax import in_older_syntax, may_be_newer
+    from tallax.lint._newer_syntax import in_older_syntax, python_needed
 
     older = in_older_syntax(text)
     if older != text:
         try:
             return ast.parse(older)
-        except SyntaxError as other:  # the first error was in syntax that is known, and this one is not
-            error = other
+        except SyntaxError as other:
+            if other.lineno != error.lineno:  # the first error was in syntax that is known, and this one is not
+                error = other
         except (RecursionError, MemoryError, ValueError):
             pass
     message = f"does not parse on {_PYTHON}: {error.msg}"
-    if older != text or may_be_newer(error.text or "", error.msg):
-        message += "; if the file is for a newer Python, run the linter with that"
+    needed = python_needed(error.text or "", error.msg)
+    if needed and tuple(map(int, needed.split("."))) > sys.version_info[:2]:
+        message += f"; if the line is in the syntax of Python {needed}, run the linter with Python {needed} or newer"
     return Fault(message, error.lineno)
 
 

@@ -53,6 +53,15 @@ def is_forward(scope: Scope, context: Context) -> bool:
     return bool(scope.memory["forward"])
 
 
+def runs_once(scope: Scope, context: Context) -> bool:
+    """Returns whether a function has no loop and is no forward path, so that nothing directly in it is a step."""
+    known = scope.memory.get("runs once")
+    if known is None:
+        looping = ast.For in scope.nodes or ast.While in scope.nodes
+        known = scope.memory["runs once"] = not looping and not is_forward(scope, context)
+    return known
+
+
 def _is_forward_path(scope: Scope, context: Context) -> bool:
     current: Scope | None = scope
     while current is not None and current.kind == "function":
@@ -62,7 +71,8 @@ def _is_forward_path(scope: Scope, context: Context) -> bool:
             return True
         cls = current.method_of
         if cls is not None:
-            return context.values.is_module(cls) and current in context.values.forward(cls)
+            runs = current.name.endswith("_jit") or current in context.values.forward(cls)
+            return context.values.is_module(cls) and runs
         current = current.parent
     return False
 

@@ -11,7 +11,7 @@ import ast
 import bisect
 from typing import Any
 
-from tallax.lint._index import Binding, File, Lines, Scope, targets
+from tallax.lint._index import Binding, Lines, Scope, targets
 
 _binding: Any = tuple.__new__  # makes a `Binding` without a call of Python code
 
@@ -25,6 +25,7 @@ _SORTED = {
     ast.AugAssign,
     ast.Return,
     ast.If,
+    ast.For,
     ast.While,
     ast.IfExp,
     ast.Assert,
@@ -83,49 +84,82 @@ _SILENT = {ast.Constant, ast.Name, ast.Pass, type(None)}
 _BRANCHING = {"body", "orelse", "handlers", "finalbody"}
 
 
-def walk(file: File, tree: ast.Module) -> None:
-    """Adds statements of a syntax tree, all or some of a file, to the scopes of the file."""
-    parents, silent, plans = file.parents, _SILENT, _PLANS
+def walk(scope: Scope, tree: ast.Module) -> None:
+    """Adds statements of a syntax tree, all or some of a file or a class, to its scope and the scopes within."""
+    parents, silent, plans = scope.file.parents, _SILENT, _PLANS
     # Nodes that wait, the next one last. A tuple means that the nodes before it have another scope and other branches.
-    stack: list[Any] = [tree, (file, ())]
+    stack: list[Any] = [tree, (scope, ())]
     take, put = stack.pop, stack.append
-    attribute, call, assign, expression, returned = ast.Attribute, ast.Call, ast.Assign, ast.Expr, ast.Return
-    scope: Scope = file
-    nodes = file.nodes
+    attribute, call, assign, name, function = ast.Attribute, ast.Call, ast.Assign, ast.Name, ast.FunctionDef
+    subscript, condition, expression, returned, operation = ast.Subscript, ast.If, ast.Expr, ast.Return, ast.BinOp
+    nodes, bindings = scope.nodes, scope.bindings
     branches: tuple[Lines, ...] = ()
     while stack:
         node = take()
         if node.__class__ is tuple:
             scope, branches = node
-            nodes = scope.nodes
+            nodes, bindings = scope.nodes, scope.bindings
             continue
         while True:
             kind = node.__class__
-            # Half of the time would go into the general code for these five kinds, which are most of all nodes.
+            # Two thirds of the time would go into the general code for these nine kinds, which are most of all nodes.
             if kind is attribute:
                 nodes[kind].append(node)
                 child = node.value
             elif kind is call:
                 nodes[kind].append(node)
-                for word in reversed(node.keywords):
-                    parents[word] = node
-                    value = word.value
-                    if value.__class__ not in silent:
-                        parents[value] = word
-                        put(value)
-                for value in reversed(node.args):
-                    if value.__class__ not in silent:
-                        parents[value] = node
-                        put(value)
+                if node.keywords:
+                    for word in reversed(node.keywords):
+                        value = word.value
+                        if value.__class__ not in silent:
+                            parents[word] = node
+                            parents[value] = word
+                            put(value)
+                if node.args:
+                    for value in reversed(node.args):
+                        if value.__class__ not in silent:
+                            parents[value] = node
+                            put(value)
                 child = node.func
-            elif kind is assign and node.targets[0].__class__ is ast.Name and len(node.targets) == 1:
+            elif kind is assign and len(node.targets) == 1:
                 target, child = node.targets[0], node.value
-                _bind(scope, target.id, _binding(Binding, ("value", child, (), target.lineno, branches)))
+                if target.__class__ is name:
+                    binding = _binding(Binding, ("value", child, (), target.lineno, branches))
+                    if target.id in bindings:
+                        bind_name(scope, target.id, binding)
+                    else:
+                        bindings[target.id] = [binding]
+                else:
+                    nodes[kind].append(node)
+                    if target.__class__ is not attribute:
+                        _bind_targets(target, "value", child, scope, branches)
+                    if child.__class__ not in silent:
+                        parents[child] = node
+                        put(child)
+                    child = target
             elif kind is expression:
                 child = node.value
             elif kind is returned:
                 nodes[kind].append(node)
                 child = node.value
+            elif kind is subscript or kind is operation:
+                if kind is subscript:
+                    nodes[kind].append(node)
+                    child, other = node.value, node.slice
+                else:
+                    child, other = node.left, node.right
+                if other.__class__ not in silent:
+                    parents[other] = node
+                    put(other)
+            elif kind is condition:
+                nodes[kind].append(node)
+                if node.orelse:
+                    _put_block(node, node.orelse, scope, branches, stack, parents)
+                _put_block(node, node.body, scope, branches, stack, parents)
+                child = node.test
+            elif kind is function:
+                _put_function(node, scope, branches, stack, parents)
+                break
             else:
                 is_sorted, bind, fields, has_blocks = plans[kind]
                 if is_sorted:
@@ -156,36 +190,77 @@ def walk(file: File, tree: ast.Module) -> None:
             node = child
 
 
+def _put_block(
+    node: Any, block: list[Any], scope: Scope, branches: tuple[Lines, ...], stack: list[Any], parents: dict[Any, Any]
+) -> None:
+    """Puts the statements of a branch on the stack, last first, and what holds behind them before."""
+    stack.append((scope, branches))
+    stack += reversed(block)
+    parents.update(dict.fromkeys(block, node))
+    last = block[-1]
+    stack.append((scope, (*branches, (block[0].lineno, last.end_lineno or last.lineno))))
+
+
+def _put_function(
+    node: Any, scope: Scope, branches: tuple[Lines, ...], stack: list[Any], parents: dict[Any, Any]
+) -> None:
+    """Puts the children of a function on the stack, last first. Only its body has the function's scope."""
+    inner = _open(node, scope, branches)
+    for child in reversed(node.decorator_list):
+        if child.__class__ not in _SILENT:
+            parents[child] = node
+            stack.append(child)
+    stack.append((scope, branches))
+    stack += reversed(node.body)
+    stack.append((inner, ()))
+    parents.update(dict.fromkeys(node.body, node))
+    _put_defaults(node, stack, parents)
+
+
+def _put_defaults(node: Any, stack: list[Any], parents: dict[Any, Any]) -> None:
+    """Puts the defaults of a function's parameters on the stack, last first."""
+    arguments = node.args
+    if arguments.defaults or arguments.kw_defaults:
+        parents[arguments] = node
+        for default in (*reversed(arguments.kw_defaults), *reversed(arguments.defaults)):
+            if default.__class__ not in _SILENT:
+                parents[default] = arguments
+                stack.append(default)
+
+
 def _put_blocks(
     node: Any, scope: Scope, branches: tuple[Lines, ...], stack: list[Any], parents: dict[ast.AST, ast.AST]
 ) -> None:
-    """Puts the children of a statement with a body on the stack, last first, each with its scope and branches."""
+    """Puts the children of another statement with a body, or of a lambda, on the stack, last first."""
     kind = node.__class__
+    if kind is ast.AsyncFunctionDef:
+        _put_function(node, scope, branches, stack, parents)
+        return
     inner = _open(node, scope, branches) if kind in _SCOPES else scope
     for field in _FIELDS[kind]:
         value: Any = getattr(node, field)
-        children = reversed(value) if value.__class__ is list else (value,)
-        is_block = field in _BRANCHING and value
-        if is_block:
+        if not value:
+            continue
+        if field in _BRANCHING and kind in _BRANCHES:
+            _put_block(node, value, scope, branches, stack, parents)
+        elif kind is ast.ClassDef and field == "body":
             stack.append((scope, branches))
-        for child in children:
-            if child.__class__ is ast.arguments:
-                parents[child] = node
-                for default in (*reversed(child.kw_defaults), *reversed(child.defaults)):
-                    if default.__class__ not in _SILENT:
-                        parents[default] = child
-                        stack.append(default)
-            elif child.__class__ not in _SILENT:
-                parents[child] = node
-                stack.append(child)
-        if is_block:
-            # The body of a lambda or function has its own scope; defaults and annotations belong to the outer scope.
-            if inner is not scope:
-                stack.append((inner, branches if kind is ast.Lambda else ()))
-            elif kind in _BRANCHES:
-                last = value[-1]
-                within = (value[0].lineno, last.end_lineno or last.lineno)
-                stack.append((scope, (*branches, within)))
+            stack += reversed(value)
+            stack.append((inner, ()))
+            parents.update(dict.fromkeys(value, node))
+        elif value.__class__ is ast.arguments:  # of a lambda
+            _put_defaults(node, stack, parents)
+        elif value.__class__ is list:
+            for child in reversed(value):
+                if child.__class__ not in _SILENT:
+                    parents[child] = node
+                    stack.append(child)
+        elif value.__class__ not in _SILENT:
+            parents[value] = node
+            if kind is ast.Lambda:
+                stack += (scope, branches), value, (inner, branches)
+            else:
+                stack.append(value)
 
 
 _SCOPES = {ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef}
@@ -208,13 +283,13 @@ def _open(node: Any, scope: Scope, branches: tuple[Lines, ...]) -> Scope:
             inner.bindings[argument.arg] = [_binding(Binding, ("parameter", argument, (), line, ()))]
         for argument in (arguments.vararg, arguments.kwarg):
             if argument is not None:
-                inner.bindings[argument.arg] = [Binding("unknown", argument, (), node.lineno, ())]
+                inner.bindings[argument.arg] = [_binding(Binding, ("unknown", argument, (), node.lineno, ()))]
     if own != "<lambda>":
-        _bind(scope, own, Binding("def", inner, (), node.lineno, branches))
+        bind_name(scope, own, _binding(Binding, ("def", inner, (), node.lineno, branches)))
     return inner
 
 
-def _bind(scope: Scope, name: str, binding: Binding) -> None:
+def bind_name(scope: Scope, name: str, binding: Binding) -> None:
     """Adds a binding in the order of lines, which `reaching` requires. The walk nearly has this order."""
     known = scope.bindings.get(name)
     if known is None:
@@ -229,13 +304,13 @@ def _bind_targets(target: ast.expr, how: str, what: Any, scope: Scope, branches:
     for single, item in targets(target):
         if isinstance(single, ast.Name):
             kind = how if item is not None else "unknown"
-            _bind(scope, single.id, Binding(kind, what, item or (), single.lineno, branches))
+            bind_name(scope, single.id, _binding(Binding, (kind, what, item or (), single.lineno, branches)))
 
 
 def _assign(node: ast.Assign, scope: Scope, branches: tuple[Lines, ...]) -> None:
     for target in node.targets:
         if isinstance(target, ast.Name):  # usually true
-            _bind(scope, target.id, _binding(Binding, ("value", node.value, (), target.lineno, branches)))
+            bind_name(scope, target.id, _binding(Binding, ("value", node.value, (), target.lineno, branches)))
         elif not isinstance(target, ast.Attribute):
             _bind_targets(target, "value", node.value, scope, branches)
 
@@ -243,12 +318,12 @@ def _assign(node: ast.Assign, scope: Scope, branches: tuple[Lines, ...]) -> None
 def _annotated(node: ast.AnnAssign, scope: Scope, branches: tuple[Lines, ...]) -> None:
     if isinstance(node.target, ast.Name):
         how = ("value", node.value) if node.value is not None else ("annotation", node.annotation)
-        _bind(scope, node.target.id, Binding(*how, (), node.lineno, branches))
+        bind_name(scope, node.target.id, _binding(Binding, (*how, (), node.lineno, branches)))
 
 
 def _augmented(node: ast.AugAssign, scope: Scope, branches: tuple[Lines, ...]) -> None:
     if isinstance(node.target, ast.Name):
-        _bind(scope, node.target.id, Binding("changed", node, (), node.lineno, branches))
+        bind_name(scope, node.target.id, _binding(Binding, ("changed", node, (), node.lineno, branches)))
 
 
 def _walrus(node: ast.NamedExpr, scope: Scope, branches: tuple[Lines, ...]) -> None:
@@ -266,14 +341,14 @@ def _with(node: ast.withitem, scope: Scope, branches: tuple[Lines, ...]) -> None
 
 def _caught(node: ast.ExceptHandler, scope: Scope, branches: tuple[Lines, ...]) -> None:
     if node.name:
-        _bind(scope, node.name, Binding("unknown", node, (), node.lineno, branches))
+        bind_name(scope, node.name, _binding(Binding, ("unknown", node, (), node.lineno, branches)))
 
 
 def _import(node: ast.Import, scope: Scope, branches: tuple[Lines, ...]) -> None:
     for alias in node.names:
         name = alias.asname or alias.name.partition(".")[0]
         dotted = alias.name if alias.asname else name
-        _bind(scope, name, Binding("import", dotted, (), node.lineno, branches))
+        bind_name(scope, name, _binding(Binding, ("import", dotted, (), node.lineno, branches)))
 
 
 def _import_from(node: ast.ImportFrom, scope: Scope, branches: tuple[Lines, ...]) -> None:
@@ -284,10 +359,12 @@ def _import_from(node: ast.ImportFrom, scope: Scope, branches: tuple[Lines, ...]
         module = ".".join([*parts, *([module] if module else [])])
     for alias in node.names:
         if alias.name == "*":
-            _bind(scope, "*", Binding("import", module, (), node.lineno, branches))
+            bind_name(scope, "*", _binding(Binding, ("import", module, (), node.lineno, branches)))
         else:
             dotted = f"{module}.{alias.name}" if module else alias.name
-            _bind(scope, alias.asname or alias.name, Binding("import", dotted, (), node.lineno, branches))
+            bind_name(
+                scope, alias.asname or alias.name, _binding(Binding, ("import", dotted, (), node.lineno, branches))
+            )
 
 
 _BINDERS: dict[type, Any] = {

@@ -35,6 +35,7 @@ from tallax.lint._project import Tree
 # The maximum depth of inference. Code farther away rarely matters.
 _DEEPEST = 24
 _EMPTY = Items()
+_VARIABLE_WORDS = {name.rpartition(".")[2] for name in VARIABLES}
 _OF_DICTS = frozenset(dir(dict))
 
 
@@ -79,12 +80,20 @@ class Values(Expressions):
         start: Scope | None = frame.scope
         scope = start
         while scope is not None:
+            if scope.parent is None and name in scope.file.settled:
+                return scope.file.settled[name]
             if name in scope.bindings and (scope.kind != "class" or scope is start):
                 within = frame if scope is start else Frame.of(scope)
-                found = reaching(scope.bindings[name], line)
-                one = len(found) == 1  # usually true, and there is nothing to join
-                value = self.binding(found[0], within) if one else joined([self.binding(b, within) for b in found])
-                return self._filled_here(name, scope) if value == _EMPTY else value
+                found = scope.bindings[name]
+                if len(found) == 1:  # usually true, and there is nothing to join
+                    value = self.binding(found[0], within)
+                    if scope.parent is None and value is not None and found[0].how in ("import", "def"):
+                        scope.file.settled[name] = value
+                else:
+                    found = reaching(found, line)
+                    value = joined([self.binding(b, within) for b in found])
+                is_empty = value.__class__ is Items and value == _EMPTY
+                return self._filled_here(name, scope) if is_empty else value
             scope = scope.parent
         for star in frame.scope.file.bindings.get("*", ()):
             starred = self.dotted(f"{star.what}.{name}", frame.scope)
@@ -242,6 +251,11 @@ class Values(Expressions):
 
     def makes_variable(self, node: ast.Call, scope: Scope) -> bool:
         """Returns whether a call is one of a Variable type, without a look at its arguments."""
+        function = node.func
+        if function.__class__ is ast.Attribute and function.attr not in _VARIABLE_WORDS:  # type: ignore[attr-defined]
+            base = self.of(function.value, scope)  # type: ignore[attr-defined]
+            if base.__class__ is Name and base.name in LIBRARIES:  # type: ignore[union-attr]
+                return False  # `nnx.Linear(...)`: so it is with most
         callee = self.of(node.func, scope)
         if isinstance(callee, Type):
             return not isinstance(callee.cls, str) and bool(self.variable_type(callee.cls))

@@ -72,7 +72,7 @@ def constant_seed(node: ast.Call, scope: Scope, context: Context) -> None:
         return
     callee = context.values.of(node.func, scope)
     name = callee.name if isinstance(callee, Name) else callee.cls if isinstance(callee, Type) else ""
-    if name not in _SEEDED or _is_folded(scope) or not _is_in_step(scope, context):
+    if name not in _SEEDED or not _is_in_step(scope, context) or _is_folded(scope):
         return
     if not _makes_a_module(node, scope, context) and not _is_stand_in(node, scope, context):
         context.report(
@@ -132,7 +132,7 @@ def _is_set_once(name: str, cls: Scope, context: Context) -> bool:
 
 def _is_folded(scope: Scope) -> bool:
     """Returns whether a function folds other data into a key, which gives other numbers at each call."""
-    return any(last_name(call.func) == "fold_in" for call in scope.of(ast.Call))
+    return "fold_in" in scope.file.text and any(last_name(call.func) == "fold_in" for call in scope.of(ast.Call))
 
 
 @CHECKS.call("Rngs")

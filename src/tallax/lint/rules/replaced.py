@@ -92,10 +92,12 @@ def changed_in_place(node: ast.AugAssign, scope: Scope, context: Context) -> Non
 @CHECKS.node(ast.Assign, ast.AnnAssign)
 def assigned_over(node: ast.Assign | ast.AnnAssign, scope: Scope, context: Context) -> None:
     """Reports `self.x = array`, also within tuples, if the attribute is a Variable."""
+    if node.value.__class__ is ast.Constant and not isinstance(node.value.value, (bool, int, float)):  # type: ignore[union-attr]
+        return  # neither an array nor a number
     for whole in node.targets if isinstance(node, ast.Assign) else [node.target]:
         if isinstance(whole, ast.Name):
             continue  # usually true, and this runs for every assignment
-        for single, place in targets(whole):
+        for single, place in ((whole, ()),) if whole.__class__ is ast.Attribute else targets(whole):
             if place is None or not (isinstance(single, ast.Attribute) or _is_element(single, scope, context)):
                 continue
             value = _before(single, node, scope, context)

@@ -66,8 +66,11 @@ _HARVEST = re.compile(r"\bcapture|\bpop\b|intermediates")
 @CHECKS.each_file
 def grows(file: File, context: Context) -> None:
     """Reports the sows of a file's modules that it calls in a loop."""
-    if ".sow(" not in file.text or _HARVEST.search(file.text):
+    text = file.text
+    if ".sow(" not in text or "intermediates" in text:
         return
+    if ("capture" in text or "pop" in text) and _HARVEST.search(text):
+        return  # the pattern takes as long as parsing where it finds nothing
     called = _called_in_loops(file, context)
     for cls in file.classes:
         if not called & {c for c in context.values.lineage(cls) if not isinstance(c, str)} and cls not in called:

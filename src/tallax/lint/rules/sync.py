@@ -11,7 +11,7 @@ from tallax.lint._index import Scope
 from tallax.lint._kinds import Array, Name, Number, Value, Variable
 from tallax.lint._rule import Rule
 from tallax.lint._settings import MAKING
-from tallax.lint._steps import is_forward, is_training, loop_around
+from tallax.lint._steps import is_forward, is_training, loop_around, runs_once
 
 RULE = Rule(
     code="TLX003",
@@ -20,7 +20,8 @@ RULE = Rule(
     reports="""\
 `int(x)`, `float(x)`, `.item()`, `np.asarray(x)`, `assert x`, `range(x)`, `if x:`, and `x and y` or `x or y`, if `x`
 is the array of a Variable, is computed from it, or is written into it. The rule looks at the `__call__` of a module
-and the methods that it calls, at functions under a transformation, and at loops that call a jitted step.
+and the methods that it calls, at methods named `..._jit`, at functions under a transformation, and at loops that call a
+jitted step.
 
 - In a loop, the lines below `if k % 100 == 0` are not reported. A condition is: `if int(model.count[...]) % 100 == 0`
   reads the count at every step.
@@ -85,6 +86,11 @@ def converted(node: ast.Call, scope: Scope, context: Context) -> None:
         shown, arguments = callee.name, node.args[:1]
     else:
         return
+    if runs_once(scope, context) and scope.method_of is None:
+        return
+    arguments = [argument for argument in arguments if argument.__class__ not in (ast.Constant, ast.JoinedStr)]
+    if not arguments:
+        return  # most calls of `print`
     forward = is_forward(scope, context)
     loop = None if forward else loop_around(node, scope)
     if not forward and loop is None and not _is_in_update(node, scope, context):
@@ -110,11 +116,16 @@ def converted(node: ast.Call, scope: Scope, context: Context) -> None:
 @CHECKS.node(ast.If, ast.While, ast.IfExp, ast.Assert)
 def decided(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, context: Context) -> None:
     """Reports `if`, `while` and `assert` on state in a step."""
+    if runs_once(scope, context):
+        return  # so it is with most, and this runs for every condition
     test = node.test
-    conditions = _conditions(test) if test.__class__ in (ast.BoolOp, ast.UnaryOp) else (test,)
-    tests = [test for test in conditions if _may_be_state(test)]
+    kind = test.__class__
+    if kind is ast.BoolOp or kind is ast.UnaryOp:
+        tests = [test for test in _conditions(test) if _may_be_state(test)]
+    else:
+        tests = [test] if _may_be_state(test) else []
     if not tests:
-        return  # so it is with most, and whether a scope is a step takes longer to find out
+        return
     if not is_forward(scope, context):
         _decided_in_loop(node, scope, context)
         return
@@ -134,25 +145,29 @@ def decided(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, con
             return
 
 
+_NO_VALUE = {ast.Is, ast.IsNot, ast.In, ast.NotIn}
+_ASKING = {"isinstance", "hasattr", "callable", "issubclass"}
+
+
 def _may_be_state(test: ast.expr) -> bool:
     """Returns whether a condition may hold a Variable's value, by its form: `x is None` may not."""
     kind = test.__class__
     if kind is ast.Compare:
-        return not all(op.__class__ in (ast.Is, ast.IsNot, ast.In, ast.NotIn) for op in test.ops)  # type: ignore[attr-defined]
+        ops = test.ops  # type: ignore[attr-defined]
+        return ops[0].__class__ not in _NO_VALUE or not all(op.__class__ in _NO_VALUE for op in ops)
     if kind is ast.Call:
         function = test.func  # type: ignore[attr-defined]
-        return not isinstance(function, ast.Name) or function.id not in (
-            "isinstance",
-            "hasattr",
-            "callable",
-            "issubclass",
-        )
+        return function.__class__ is not ast.Name or function.id not in _ASKING
     return kind is not ast.Constant
 
 
 def _decided_in_loop(node: ast.If | ast.While | ast.IfExp | ast.Assert, scope: Scope, context: Context) -> None:
     """Reports a condition that a training loop evaluates at every step. The first operand of `and` always is."""
-    first = next(_conditions(node.test))
+    first = node.test
+    while first.__class__ is ast.BoolOp or first.__class__ is ast.UnaryOp:
+        if first.__class__ is ast.UnaryOp and not isinstance(first.op, ast.Not):  # type: ignore[attr-defined]
+            break
+        first = first.values[0] if first.__class__ is ast.BoolOp else first.operand  # type: ignore[attr-defined]
     loop = None if isinstance(first, (ast.Name, ast.Constant)) else loop_around(first, scope)
     if loop is None:
         return
