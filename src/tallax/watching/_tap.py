@@ -9,8 +9,8 @@ A cotangent can only be added to, which decides its lanes:
 
     0       the number of uses
     1-3     sum, sum of squares, largest magnitude
-    4-9     size, zeros, nonfinite: two digits of 12 and 20 bits each, so that 4,096 uses in one step add up exactly
-    10-73   a lane for each power of two from 2**-44 to 2**19: the number of uses whose largest magnitude has that size
+    4-12    size, zeros, nonfinite: digits of 12, 20 and 20 bits each, so that 4,096 uses in one step add up exactly
+    13-76   a lane for each power of two from 2**-44 to 2**19: the number of uses whose largest magnitude has that size
 
 After a single use lane 3 is the largest magnitude. After several it is only their sum, and the highest lane that is in
 use bounds the largest magnitude within a factor of two.
@@ -24,12 +24,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tallax import _uint64
 from tallax._mesh_axes import marked, varying_axes
 from tallax.watching._reduction import Layout, Parts, in_auto_axes, parts_of
 
 _DIGIT = 12
 _LOWEST, _POWERS = -44, 64
-_FIRST_POWER = 10
+_FIRST_POWER = 13
 LANES = _FIRST_POWER + _POWERS
 
 
@@ -73,8 +74,8 @@ tap.defvjp(_forward, _backward)
 
 
 def _lanes(parts: Parts) -> jax.Array:
-    counts = parts.counts
-    digits = jnp.stack([counts & (2**_DIGIT - 1), counts >> _DIGIT], -1).reshape(*counts.shape[:-1], 6)
+    low, high = parts.counts[..., 0], parts.counts[..., 1]
+    digits = jnp.stack([low & (2**_DIGIT - 1), low >> _DIGIT, high], -1).reshape(*low.shape[:-1], 9)
     power = jnp.clip(_exponent(parts.largest) - _LOWEST, 0, _POWERS - 1)
     one_hot = jax.nn.one_hot(power, _POWERS, dtype=jnp.bool_) & (parts.largest > 0)[..., None]
     return jnp.concatenate(
@@ -96,8 +97,9 @@ def _exponent(x: jax.Array) -> jax.Array:
 
 def parts_of_lanes(lanes: jax.Array) -> Parts:
     """Returns the numbers that the cotangent of a token stands for."""
-    digits = lanes[..., 4:_FIRST_POWER].astype(jnp.uint32).reshape(*lanes.shape[:-1], 3, 2)
-    counts = digits[..., 0] + (digits[..., 1] << _DIGIT)
+    digits = lanes[..., 4:_FIRST_POWER].astype(jnp.uint32).reshape(*lanes.shape[:-1], 3, 3)
+    low, middle, high = (digits[..., k] for k in range(3))
+    counts = _uint64.add(_uint64.pair(low), _uint64.pair(middle << _DIGIT, (middle >> (32 - _DIGIT)) + high))
     used = lanes[..., _FIRST_POWER:] > 0
     highest = _POWERS - 1 - jnp.argmax(used[..., ::-1], -1)
     bound = jnp.where(highest == _POWERS - 1, jnp.inf, jnp.exp2((highest + _LOWEST + 1).astype(jnp.float32)))
