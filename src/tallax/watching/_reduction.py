@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The numbers of a tensor, and their addition to the state of a `Summary`.
 
-`parts_of` reduces a tensor by four plain reductions of floats. XLA's CPU backend has a library for these: for a dozen
+`lanes_of` reduces a tensor by four plain reductions of floats. XLA's CPU backend has a library for these: for a dozen
 tensors of half a million entries they take 23 ms to run and 0.04 s to compile, where one variadic `lax.reduce` takes 64
 ms and 0.3 s, and reductions that count comparisons take 110 ms and 0.8 s. Entries that are NaN or infinite are
 therefore not counted one by one; the tensor that has one is counted, and its numbers are left out.
 
-A tensor has five numbers (`Measures`). XLA's library computes them, and its kernels cost 1 ms of compilation each; any
-other kernel costs 20 ms. So all that follows is done once for many tensors, stacked (`parts_from`).
+Any kernel that is not from the library takes 14 to 25 ms to compile, however small. So the *lanes* of a tensor are
+float32 that need no further arithmetic, and `parts_from` computes the rest from the lanes of many tensors at once:
+
+    0       the number of tensors
+    1-3     sum, sum of squares, largest magnitude
+    4-12    entries, entries that are not zero, tensors that are not finite: digits of 12, 20 and 20 bits each
+
+The lanes of a single tensor may be NaN or infinite. `lanes_from` makes the lanes of several tensors, which are finite,
+and of which each count can be added 4,096 times exactly.
 
 The state is 17 words of 32 bits. They are integers, so that casting the floats of a model to bfloat16 does not touch
 them:
@@ -42,7 +49,8 @@ from tallax.statistics import _two_floats
 WORDS = 17
 COUNTS, AT, LARGEST, HIGH, LOW = slice(0, 6), slice(6, 8), 8, slice(9, 11), slice(11, 13)
 NONFINITE_AT, UPDATES = slice(13, 15), slice(15, 17)
-FRAME = 9  # words of the numbers of one step
+LANES = 13
+_DIGIT = 12
 _EXACT = 2**24  # up to which a float32 counts
 
 
@@ -52,16 +60,6 @@ class Parts(NamedTuple):
     sums: jax.Array  # float32[*rows, 2]: of the entries, and of their squares
     largest: jax.Array  # float32[*rows]: the largest magnitude, 0 if there are no entries
     counts: jax.Array  # uint32[*rows, 3, 2]: entries, zeros, and tensors that were left out as not finite; two words each
-
-
-class Measures(NamedTuple):
-    """The numbers of a tensor before it is known whether they are finite; each has the shape of the rows."""
-
-    total: jax.Array  # float32
-    square: jax.Array  # float32
-    largest: jax.Array  # float32
-    others: jax.Array  # float32, or two words of uint32: entries that are not zero
-    size: Any  # two words of uint32: entries
 
 
 class Layout(NamedTuple):
@@ -81,51 +79,26 @@ class Layout(NamedTuple):
 def parts_of(x: jax.Array, where: jax.Array | None, layout: Layout) -> Parts:
     """Returns the numbers of a tensor of floats, of the entries where `where` is true."""
     if not layout.over:
-        return parts_from(measured(x, where, layout))
-    parts = _combined(parts_from(measured(x, where, Layout())), layout.over)
+        return parts_from(lanes_of(x, where, layout))
+    parts = _combined(parts_from(lanes_of(x, where, Layout())), layout.over)
     return parts if layout.rows is None else jax.tree.map(lambda part: _in_first_row(part, layout.rows), parts)
 
 
-def parts_from(measures: Measures) -> Parts:
-    """Returns the numbers of one or more tensors."""
-    total, square, largest, others, size = measures
-    others = others if others.dtype == jnp.uint32 else _uint64.pair(others)
-    finite = jnp.isfinite(largest) & ~jnp.isnan(total)  # `max` may drop a NaN, the sum never does
-    zeros = _uint64.minus(jnp.asarray(size), others)
-    counts = jnp.stack([jnp.broadcast_to(size, others.shape), zeros], -2)
-    counts = jnp.where(finite[..., None, None], counts, jnp.uint32(0))
-    counts = jnp.concatenate([counts, _uint64.pair(~finite)[..., None, :]], -2)
-    sums = jnp.where(finite[..., None], jnp.stack([total, square], -1), 0.0)
-    return Parts(sums, jnp.where(finite, largest, 0.0), counts)
-
-
-def with_words(measures: Sequence[Measures]) -> list[Measures]:
-    """Returns the measures of several tensors, of the same dtypes."""
-    if not any(each.others.dtype == jnp.uint32 for each in measures):
-        return list(measures)
-    return [
-        each if each.others.dtype == jnp.uint32 else each._replace(others=_uint64.pair(each.others)) for each in measures
-    ]
-
-
-def measured(x: jax.Array, where: jax.Array | None, layout: Layout) -> Measures:
-    """Returns the measures of a tensor, for each row of the layout."""
+def lanes_of(x: jax.Array, where: jax.Array | None, layout: Layout) -> jax.Array:
+    """Returns the lanes of a single tensor, float32[*rows, 13]."""
     x = (jnp.abs(x) if jnp.iscomplexobj(x) else x).astype(jnp.float32)
     if layout.rows is None:
-        return _measures(x, where, tuple(range(x.ndim)))
+        return _reduced(x, where, tuple(range(x.ndim)))
     axis = _row_axis(x.shape, layout.rows, layout.axis)
     if axis is None:
         # No axis can be split over the rows, so all is in the first row: by a collective, if the tensor is split.
-        all_of_it = _measures(x, where, tuple(range(x.ndim)))
-        return jax.tree.map(lambda part: _in_first_row(part, layout.rows), all_of_it)
+        return _in_first_row(_reduced(x, where, tuple(range(x.ndim))), layout.rows)
     shape = (*x.shape[:axis], layout.rows, x.shape[axis] // layout.rows, *x.shape[axis + 1 :])
     where = None if where is None else where.reshape(shape)
-    return _measures(x.reshape(shape), where, tuple(k for k in range(len(shape)) if k != axis))
+    return _reduced(x.reshape(shape), where, tuple(k for k in range(len(shape)) if k != axis))
 
 
-def _in_first_row(part: Any, rows: Any) -> Any:
-    if isinstance(part, np.ndarray):
-        return np.concatenate([part[None], np.zeros((rows - 1, *part.shape), part.dtype)])
+def _in_first_row(part: jax.Array, rows: int) -> jax.Array:
     return jnp.zeros((rows, *part.shape), part.dtype).at[0].set(part)
 
 
@@ -134,25 +107,58 @@ def _row_axis(shape: Sequence[int], rows: int, axis: int) -> int | None:
     return next((k for k in (axis, *range(len(shape))) if k < len(shape) and shape[k] and shape[k] % rows == 0), None)
 
 
-def _measures(x: jax.Array, where: jax.Array | None, axes: tuple[int, ...]) -> Measures:
+def _reduced(x: jax.Array, where: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:
     entries = math.prod(x.shape[axis] for axis in axes)
     rows = tuple(size for axis, size in enumerate(x.shape) if axis not in axes)
-    size: Any = _uint64.full(rows, entries)
+    size: Any = np.array([entries & (2**_DIGIT - 1), (entries & _uint64.WORD) >> _DIGIT, entries >> 32], np.float32)
     if where is not None:
-        x, size = jnp.where(where, x, 0.0), _uint64.total(jnp.broadcast_to(where, x.shape), axes)
-    total, square, largest = x.sum(axes), (x * x).sum(axes), jnp.abs(x).max(axes, initial=0.0)
+        x, size = jnp.where(where, x, 0.0), _digits(_uint64.total(jnp.broadcast_to(where, x.shape), axes))
+    # `max` of no entries has no value; with `initial=0.0` XLA would compile a second kernel for it.
+    largest = jnp.abs(x).max(axes) if entries else jnp.zeros(rows)
+    total, square = x.sum(axes), (x * x).sum(axes)
     # A fourth reduction of the same array would be fused with the others into one kernel, which is not the library's.
     x, total = jax.lax.optimization_barrier((x, total))
     # 1 for each entry but zeros: the least normal float32 times the factor is 3.5. NaN and infinity are left out later.
     ones = jnp.minimum(jnp.abs(x) * np.float32(3e38), 1.0)
     last = x.ndim - 1
     if entries <= _EXACT:
-        others = ones.sum(axes)
+        others = jnp.stack([ones.sum(axes), *[jnp.zeros(rows)] * 2], -1)
     elif last in axes and x.shape[last] <= _EXACT:
-        others = _uint64.total(ones.sum(-1).astype(jnp.uint32), [axis for axis in axes if axis < last])
+        others = _digits(_uint64.total(ones.sum(-1).astype(jnp.uint32), [axis for axis in axes if axis < last]))
     else:
-        others = _uint64.total(ones >= 1.0, axes)
-    return Measures(total, square, largest, others, size)
+        others = _digits(_uint64.total(ones >= 1.0, axes))
+    floats = [part[..., None] for part in (jnp.ones(rows), total, square, largest)]
+    counts = [jnp.broadcast_to(size, (*rows, 3)), others, jnp.zeros((*rows, 3))]
+    return jnp.concatenate([*floats, *counts], -1)
+
+
+def _digits(counts: jax.Array) -> jax.Array:
+    """Returns counts below 2**52 as float32[..., 3]."""
+    low, high = counts[..., 0], counts[..., 1]
+    return jnp.stack([low & (2**_DIGIT - 1), low >> _DIGIT, high], -1).astype(jnp.float32)
+
+
+def lanes_from(parts: Parts) -> jax.Array:
+    """Returns the lanes of several tensors, float32[*rows, 13], for which `parts_from` returns their numbers."""
+    size, zeros, nonfinite = (parts.counts[..., k, :] for k in range(3))
+    counts = [_digits(count) for count in (size, _uint64.minus(size, zeros), nonfinite)]
+    floats = [jnp.ones_like(parts.largest)[..., None], parts.sums, parts.largest[..., None]]
+    return jnp.concatenate([*floats, *counts], -1)
+
+
+def parts_from(lanes: jax.Array) -> Parts:
+    """Returns the numbers that the lanes of one or more tensors stand for."""
+    total, largest = lanes[..., 1], lanes[..., 3]
+    low, middle, high = (lanes[..., 4 + k : LANES : 3].astype(jnp.uint32) for k in range(3))
+    counts = _uint64.add(_uint64.pair(low), _uint64.pair(middle << _DIGIT, (middle >> (32 - _DIGIT)) + high))
+    finite = jnp.isfinite(largest) & ~jnp.isnan(total)  # `max` may drop a NaN, the sum never does
+    size, others, nonfinite = (jnp.where(finite[..., None], counts[..., k, :], jnp.uint32(0)) for k in range(3))
+    nonfinite = _uint64.add(nonfinite, _uint64.pair(~finite))
+    return Parts(
+        jnp.where(finite[..., None], lanes[..., 1:3], 0.0),
+        jnp.where(finite, largest, 0.0),
+        jnp.stack([size, _uint64.minus(size, others), nonfinite], -2),
+    )
 
 
 def joined(left: Parts, right: Parts) -> Parts:
@@ -161,30 +167,17 @@ def joined(left: Parts, right: Parts) -> Parts:
     return Parts(left.sums + right.sums, jnp.maximum(left.largest, right.largest), counts)
 
 
-def to_frame(parts: Parts) -> jax.Array:
-    """Returns the numbers as words, uint32[*rows, 9]."""
-    counts = parts.counts.reshape(*parts.counts.shape[:-2], 6)
-    return jnp.concatenate([_bits(parts.sums), _bits(parts.largest)[..., None], counts], -1)
-
-
-def from_frame(frame: jax.Array) -> Parts:
-    """Returns the numbers that words stand for."""
-    return Parts(_floats(frame[..., :2]), _floats(frame[..., 2]), frame[..., 3:].reshape(*frame.shape[:-1], 3, 2))
-
-
 def _combined(parts: Parts, over: tuple[Hashable, ...]) -> Parts:
     """Returns the numbers of all replicas together, by a single all-reduce.
 
-    Each replica writes its words into a row of zeros of its own, so the sum over the replicas has all rows. An
+    Each replica writes its lanes into a row of zeros of its own, so the sum over the replicas has all rows. An
     all-gather would do the same, but `shard_map` does not infer that its result is equal on all replicas.
     """
     if not over:
         return parts
-    words = to_frame(parts)
     replicas = math.prod(jax.lax.axis_size(axis) for axis in over)
-    rows = jnp.zeros((replicas, FRAME), jnp.uint32)
-    rows = marked(rows, over).at[jax.lax.axis_index(over)].set(words)
-    parts = from_frame(jax.lax.psum(rows, over))
+    rows = marked(jnp.zeros((replicas, LANES)), over).at[jax.lax.axis_index(over)].set(lanes_from(parts))
+    parts = parts_from(jax.lax.psum(rows, over))
     counts = functools.reduce(_uint64.add, [parts.counts[k] for k in range(replicas)])
     return Parts(parts.sums.sum(0), parts.largest.max(0), counts)
 
@@ -291,24 +284,28 @@ def observed(
     words: jax.Array, due: Any, leaves: Sequence[jax.Array], where: Any, layout: Layout, window: int | None
 ) -> jax.Array:
     """Returns the state after an update with some tensors, which are reduced only if the update is due."""
-    observe = _observe(layout, window, into_frame=False)
+    observe = _observe(layout, window)
     return in_auto_axes(observe, words)(words, due, list(leaves), where)
 
 
-def framed(frame: jax.Array, due: Any, leaves: Sequence[jax.Array], layout: Layout) -> jax.Array:
-    """Returns the numbers of a step, uint32[*rows, 9], after some more tensors."""
-    observe = _observe(layout, None, into_frame=True)
-    return in_auto_axes(observe, frame)(frame, due, list(leaves), None)
+def added(step: jax.Array, due: Any, leaves: Sequence[jax.Array], layout: Layout, *, is_first: bool) -> jax.Array:
+    """Returns the lanes of a step after some more tensors; `is_first` if there are none so far."""
+    observe = _observe(layout, None, is_first if len(leaves) == 1 and not layout.over else False)
+    return in_auto_axes(observe, step)(step, due, list(leaves), None)
 
 
 @functools.cache
-def _observe(layout: Layout, window: int | None, *, into_frame: bool) -> Callable[..., jax.Array]:
+def _observe(layout: Layout, window: int | None, is_first: bool | None = None) -> Callable[..., jax.Array]:
+    """Returns the function of `observed`, or if `is_first` is not None, that of `added`."""
+
     def observe(words: jax.Array, due: Any, leaves: list[jax.Array], where: Any) -> jax.Array:
         def after(words: jax.Array, leaves: list[jax.Array]) -> jax.Array:
+            if is_first:
+                return lanes_of(leaves[0], where, layout)
             parts = functools.reduce(joined, [parts_of(x, where, layout) for x in leaves])
-            return to_frame(joined(from_frame(words), parts)) if into_frame else folded(words, parts)
+            return folded(words, parts) if is_first is None else lanes_from(joined(parts_from(words), parts))
 
-        if not into_frame:
+        if is_first is None:
             words = begun(words, window)
         if due is None:
             return after(words, leaves)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -22,23 +23,23 @@ from tallax.watching._reduction import (
     AT,
     COUNTS,
     HIGH,
+    LANES,
     LARGEST,
     LOW,
     NONFINITE_AT,
     UPDATES,
     WORDS,
     Layout,
-    Measures,
     Parts,
+    added,
     begun,
     folded,
-    framed,
     in_auto_axes,
-    measured,
+    lanes_of,
     merged,
     observed,
     parts_from,
-    with_words,
+    zeros_on_rows,
 )
 
 _begun = jax.jit(begun, static_argnums=1, inline=True)
@@ -114,9 +115,10 @@ class Summary(Statistic):
     def _initial_words(self) -> np.ndarray:
         return np.zeros((WORDS,) if self.rows is None else (self.rows, WORDS), np.uint32)
 
-    def is_whole(self) -> bool:
-        """Returns whether the state is that of one module, and not that of a whole stack of modules."""
-        return self.words.get_raw_value().ndim == (1 if self.rows is None else 2)
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """The shape of the stack of modules whose state this is; `()` inside a scan, and for a module on its own."""
+        return self.words.get_raw_value().shape[: -1 if self.rows is None else -2]
 
     def start_at(self, updates: int) -> None:
         """Sets the number of updates so far."""
@@ -149,12 +151,23 @@ class Summary(Statistic):
         after = observed(before, due, leaves, where, Layout(self.rows, self.axis, how.over), self.window)
         self.words.set_value(on_first(after, how.once, otherwise=0) if how.once else after)
 
-    def add_to_frame(self, frame: jax.Array, leaves: Sequence[Any]) -> jax.Array:
-        """Returns the numbers of a step after some more tensors; `update_together` adds them to the state."""
+    def no_step(self) -> jax.Array:
+        """Returns the lanes of a step that has looked at nothing yet."""
+        words = self.words.get_raw_value()
+        return zeros_on_rows((*words.shape[:-1], LANES), jnp.float32, words)
+
+    def add_to_step(self, step: jax.Array, leaves: Sequence[Any], *, is_first: bool) -> jax.Array:
+        """Returns the lanes of a step after some more tensors; `update_together` adds them to the state.
+
+        Args:
+            step: the lanes so far.
+            leaves: the tensors.
+            is_first: whether it is known that the step has looked at nothing yet.
+        """
         how = axes_to_combine(*leaves, state=self.words, axis_name=self.axis_name, alike=True)
         leaves = [jax.lax.stop_gradient(jnp.asarray(leaf)) for leaf in leaves]
         due = None if self.every == 1 else jnp.asarray(self.due())
-        return framed(frame, due, leaves, Layout(self.rows, self.axis, how.over))
+        return added(step, due, leaves, Layout(self.rows, self.axis, how.over), is_first=is_first)
 
     def reset(self) -> None:
         """Forgets everything that was fed."""
@@ -257,7 +270,8 @@ _SMALL = 2**14  # entries, of tensors that are copied into one before they are r
 def parts_of_tensors(summaries: Sequence[Summary], values: Sequence[Any]) -> Parts:
     """Returns the numbers of tensors, stacked: one for each summary, in which a stack has a row for each module.
 
-    Small tensors of one shape, such as all biases, are copied into one array, which takes fewer operations to compile.
+    Small tensors, such as biases, are copied into one array, with zeros behind the shorter ones: the library reduces
+    only large arrays, and each kernel of XLA's own takes 20 ms to compile.
 
     Args:
         summaries: a summary for each tensor.
@@ -265,19 +279,46 @@ def parts_of_tensors(summaries: Sequence[Summary], values: Sequence[Any]) -> Par
     """
     groups: dict[Any, list[int]] = {}
     for k, (summary, value) in enumerate(zip(summaries, values, strict=True)):
-        depth = summary.words.get_raw_value().ndim - (1 if summary.rows is None else 2)
-        arrays = jax.tree.leaves(value)
-        alone = k if arrays[0].size > _SMALL or summary.rows is not None else None
-        kind = tuple((x.shape, x.dtype) for x in arrays)
-        groups.setdefault((kind, alone, depth, Layout(summary.rows, summary.axis)), []).append(k)
-    measures: list[Measures] = []
-    for (_, _, depth, layout), members in groups.items():
-        together = jax.tree.map(lambda *each: jnp.stack(each), *[values[k] for k in members])
-        together = together[0] - together[1] if isinstance(together, tuple) else together
-        measures.append(_over(depth + 1, functools.partial(measured, where=None, layout=layout))(together))
+        x = jax.tree.leaves(value)[0]
+        length = math.prod(x.shape[len(summary.stack) :])
+        is_small = x.size <= _SMALL and summary.rows is None and jnp.issubdtype(x.dtype, jnp.floating)
+        groups.setdefault((summary.stack, 1 << max(length - 1, 0).bit_length()) if is_small else k, []).append(k)
+    lanes: list[jax.Array] = []
+    for key, members in groups.items():
+        if isinstance(key, tuple):
+            lanes.append(_lanes_of_small(*key, [values[k] for k in members]))
+            continue
+        (summary, value), = ((summaries[k], values[k]) for k in members)
+        reduce = _over(len(summary.stack), functools.partial(lanes_of, where=None, layout=Layout(summary.rows, summary.axis)))
+        lanes.append(reduce(value[0] - value[1] if isinstance(value, tuple) else value)[None])
     order = np.argsort([k for members in groups.values() for k in members])
-    together = jax.tree.map(lambda *each: jnp.concatenate(each)[order], *with_words(measures))
-    return parts_from(together)
+    return parts_from(in_one(lanes)[order])
+
+
+def _lanes_of_small(stack: tuple[int, ...], length: int, values: Sequence[Any]) -> jax.Array:
+    """Returns the lanes of several tensors that have at most `length` entries for each module of a stack, stacked."""
+
+    def padded(x: jax.Array) -> jax.Array:
+        flat = x.astype(jnp.float32).reshape(*stack, -1)
+        return jnp.concatenate([flat, jnp.zeros((*stack, length - flat.shape[-1]))], -1)
+
+    pairs = [k for k, value in enumerate(values) if isinstance(value, tuple)]
+    others = [k for k in range(len(values)) if k not in set(pairs)]
+    rows = [in_one([padded(values[k])[None] for k in others])] if others else []
+    if pairs:
+        new, old = (in_one([padded(values[k][part])[None] for k in pairs]) for part in (0, 1))
+        rows.append(new - old)
+    together = jnp.concatenate(rows)[np.argsort([*others, *pairs])] if len(rows) > 1 else rows[0]
+    lanes = _over(1 + len(stack), functools.partial(lanes_of, where=None, layout=Layout()))(together)
+    sizes = [math.prod(jax.tree.leaves(value)[0].shape[len(stack) :]) for value in values]
+    return lanes.at[..., 4].set(jnp.asarray(sizes, jnp.float32).reshape(-1, *[1] * len(stack)))
+
+
+def in_one(arrays: Sequence[jax.Array]) -> jax.Array:
+    """Returns the concatenation of arrays. XLA copies flat ones without a kernel for each."""
+    if any(any(jax.typeof(x).sharding.spec) for x in arrays):
+        return jnp.concatenate(arrays)
+    return jnp.concatenate([x.reshape(-1) for x in arrays]).reshape(-1, *arrays[0].shape[1:])
 
 
 def _over(depth: int, reduce: Callable[..., Any]) -> Callable[..., Any]:
