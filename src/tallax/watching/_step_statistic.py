@@ -143,6 +143,10 @@ class StepStatistic(Statistic):
             words = jnp.where(jnp.asarray(restart), jnp.uint32(0), words)
         return jnp.asarray(self.updates._words()), words
 
+    def start_at(self, updates: int) -> None:
+        """Sets the number of updates so far."""
+        self.updates.set(updates)
+
     def _next(self, n: int) -> Any:
         return self.updates.every(n).reshape(-1)[0]
 
