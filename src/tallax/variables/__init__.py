@@ -28,7 +28,8 @@ Which file to open:
 - checks and conversions of increments: `_count_inputs.py`
 - arrays, dtypes and in-place operators: `_buffer.py` (`Buffer`)
 - state that was cast from outside: `_casts.py`
-- state that a compiled step owns: `_owned.py`; counts in the trace of a step: `_traced_count.py`; Buffers of words: `_traced_words.py`
+- state that a compiled step owns: `_owned.py`
+- counts in the trace of a step: `_traced_count.py`; small uint32 Buffers there: `_traced_words.py`
 - reads by `nnx.to_pure_dict` and `nnx.bridge`, which must be exact: `_storage_reads.py`
 
 The invariant: a count is exact, or saturated at 2**64 - 1, after every sequence of writes in every transformation and

@@ -277,30 +277,30 @@ def parts_of_tensors(summaries: Sequence[Summary], values: Sequence[Any]) -> Par
         summaries: a summary for each tensor.
         values: the tensors, or pairs of tensors whose differences are meant.
     """
-    groups: dict[Any, list[int]] = {}
+    small: dict[tuple[tuple[int, ...], int], list[int]] = {}
+    order, lanes = [], []
     for k, (summary, value) in enumerate(zip(summaries, values, strict=True)):
         x = jax.tree.leaves(value)[0]
-        length = math.prod(x.shape[len(summary.stack) :])
-        is_small = x.size <= _SMALL and summary.rows is None and jnp.issubdtype(x.dtype, jnp.floating)
-        groups.setdefault((summary.stack, 1 << max(length - 1, 0).bit_length()) if is_small else k, []).append(k)
-    lanes: list[jax.Array] = []
-    for key, members in groups.items():
-        if isinstance(key, tuple):
-            lanes.append(_lanes_of_small(*key, [values[k] for k in members]))
+        if x.size <= _SMALL and summary.rows is None and jnp.issubdtype(x.dtype, jnp.floating):
+            length = math.prod(x.shape[len(summary.stack) :])
+            small.setdefault((summary.stack, 1 << max(length - 1, 0).bit_length()), []).append(k)
             continue
-        (summary, value), = ((summaries[k], values[k]) for k in members)
-        reduce = _over(len(summary.stack), functools.partial(lanes_of, where=None, layout=Layout(summary.rows, summary.axis)))
+        layout = Layout(summary.rows, summary.axis)
+        reduce = _over(len(summary.stack), functools.partial(lanes_of, where=None, layout=layout))
         lanes.append(reduce(value[0] - value[1] if isinstance(value, tuple) else value)[None])
-    order = np.argsort([k for members in groups.values() for k in members])
-    return parts_from(in_one(lanes)[order])
+        order.append(k)
+    for (modules, length), members in small.items():
+        lanes.append(_lanes_of_small(modules, length, [values[k] for k in members]))
+        order += members
+    return parts_from(in_one(lanes)[np.argsort(order)])
 
 
-def _lanes_of_small(stack: tuple[int, ...], length: int, values: Sequence[Any]) -> jax.Array:
-    """Returns the lanes of several tensors that have at most `length` entries for each module of a stack, stacked."""
+def _lanes_of_small(modules: tuple[int, ...], length: int, values: Sequence[Any]) -> jax.Array:
+    """Returns the lanes of several tensors that have at most `length` entries for each module of a stack."""
 
     def padded(x: jax.Array) -> jax.Array:
-        flat = x.astype(jnp.float32).reshape(*stack, -1)
-        return jnp.concatenate([flat, jnp.zeros((*stack, length - flat.shape[-1]))], -1)
+        flat = x.astype(jnp.float32).reshape(*modules, -1)
+        return jnp.concatenate([flat, jnp.zeros((*modules, length - flat.shape[-1]))], -1)
 
     pairs = [k for k, value in enumerate(values) if isinstance(value, tuple)]
     others = [k for k in range(len(values)) if k not in set(pairs)]
@@ -309,9 +309,11 @@ def _lanes_of_small(stack: tuple[int, ...], length: int, values: Sequence[Any]) 
         new, old = (in_one([padded(values[k][part])[None] for k in pairs]) for part in (0, 1))
         rows.append(new - old)
     together = jnp.concatenate(rows)[np.argsort([*others, *pairs])] if len(rows) > 1 else rows[0]
-    lanes = _over(1 + len(stack), functools.partial(lanes_of, where=None, layout=Layout()))(together)
-    sizes = [math.prod(jax.tree.leaves(value)[0].shape[len(stack) :]) for value in values]
-    return lanes.at[..., 4].set(jnp.asarray(sizes, jnp.float32).reshape(-1, *[1] * len(stack)))
+    lanes = _over(1 + len(modules), functools.partial(lanes_of, where=None, layout=Layout()))(together)
+    sizes = [math.prod(jax.tree.leaves(value)[0].shape[len(modules) :]) for value in values]
+    entries = jnp.asarray([[size, 0, 0] for size in sizes], jnp.float32).reshape(-1, *[1] * len(modules), 3)
+    entries = jnp.broadcast_to(entries, (*lanes.shape[:-1], 3))
+    return jnp.concatenate([lanes[..., :4], entries, lanes[..., 7:]], -1)
 
 
 def in_one(arrays: Sequence[jax.Array]) -> jax.Array:

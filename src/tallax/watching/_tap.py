@@ -95,7 +95,7 @@ def _exponent(x: jax.Array) -> jax.Array:
 def parts_of_cotangent(lanes: jax.Array) -> Parts:
     """Returns the numbers that the cotangent of a token stands for."""
     parts = parts_from(lanes[..., :LANES])
-    highest = _POWERS - 1 - jnp.argmax(lanes[..., :LANES - 1 : -1] > 0, -1)
+    highest = _POWERS - 1 - jnp.argmax(lanes[..., : LANES - 1 : -1] > 0, -1)
     bound = jnp.where(highest == _POWERS - 1, jnp.inf, jnp.exp2((highest + _LOWEST + 1).astype(jnp.float32)))
     largest = jnp.where(lanes[..., 0] > 1, jnp.minimum(parts.largest, bound), parts.largest)
     return parts._replace(largest=largest)
