@@ -213,8 +213,7 @@ class Site(BackwardObserver):
 
 
 def _read_together(read: Callable[..., Parts], summaries: Sequence[Summary], lanes: Sequence[jax.Array]) -> Parts:
-    del summaries
-    return read(in_one([each[None] for each in lanes]))
+    return read(in_one([each[None] for each in lanes], is_split=summaries[0].rows is not None))
 
 
 def _step_of(role: str) -> str:

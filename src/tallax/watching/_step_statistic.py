@@ -244,7 +244,9 @@ def take_together(statistics: Sequence[StepStatistic], steps: Sequence[jax.Array
             at = at.reshape(*at.shape[:-1], *[1] * (step.ndim - at.ndim), 2)
             step = step.at[..., -2:].set(jnp.broadcast_to(at, (*step.shape[:-1], 2)))
         after = chosen[0].merged(before, step)
-        for statistic, words in zip(chosen, cut(after.reshape(-1), [after.shape[1:]] * len(chosen)), strict=True):
+        is_split = chosen[0].rows is not None
+        parts = list(after) if is_split else cut(after.reshape(-1), [after.shape[1:]] * len(chosen))
+        for statistic, words in zip(chosen, parts, strict=True):
             statistic.words.set_value(words)
 
 

@@ -240,10 +240,12 @@ def update_together(
         reduce: returns the numbers of some summaries, stacked, from them and their values.
         is_gated: whether `every` applies; the first summary decides for all, as all were updated equally often.
     """
+    if not summaries:
+        return
     groups: dict[Any, list[int]] = {}
     for k, summary in enumerate(summaries):
         groups.setdefault((summary.words.get_raw_value().shape, summary.rows, summary.window), []).append(k)
-    due = summaries[0].due() if is_gated and summaries else None
+    due = summaries[0].due() if is_gated else None
     states = [stack([summaries[k].words._stored() for k in members]) for members in groups.values()]
     states = [begun(state, window) for state, (_, _, window) in zip(states, groups, strict=True)]
 
@@ -259,7 +261,9 @@ def update_together(
     elif due is None or due:
         states = in_auto_axes(after, states)(states, list(values))
     for state, members in zip(states, groups.values(), strict=True):
-        rows = cut(state.reshape(-1), [state.shape[1:]] * len(members))
+        # A table that is split over devices is not flattened, since that would move it between them.
+        is_split = summaries[members[0]].rows is not None
+        rows = list(state) if is_split else cut(state.reshape(-1), [state.shape[1:]] * len(members))
         for k, row in zip(members, rows, strict=True):
             summaries[k].words.set_value(row)
 
@@ -281,7 +285,7 @@ def parts_of_tensors(summaries: Sequence[Summary], values: Sequence[Any]) -> Par
     order, lanes = [], []
     for k, (summary, value) in enumerate(zip(summaries, values, strict=True)):
         x = jax.tree.leaves(value)[0]
-        if x.size <= _SMALL and summary.rows is None and jnp.issubdtype(x.dtype, jnp.floating):
+        if x.size <= _SMALL and summary.spec is None and jnp.issubdtype(x.dtype, jnp.floating):
             length = math.prod(x.shape[len(summary.stack) :])
             small.setdefault((summary.stack, 1 << max(length - 1, 0).bit_length()), []).append(k)
             continue
@@ -292,7 +296,7 @@ def parts_of_tensors(summaries: Sequence[Summary], values: Sequence[Any]) -> Par
     for (modules, length), members in small.items():
         lanes.append(_lanes_of_small(modules, length, [values[k] for k in members]))
         order += members
-    return parts_from(in_one(lanes)[np.argsort(order)])
+    return parts_from(in_one(lanes, is_split=summaries[0].rows is not None)[np.argsort(order)])
 
 
 def _lanes_of_small(modules: tuple[int, ...], length: int, values: Sequence[Any]) -> jax.Array:
@@ -316,9 +320,14 @@ def _lanes_of_small(modules: tuple[int, ...], length: int, values: Sequence[Any]
     return jnp.concatenate([lanes[..., :4], entries, lanes[..., 7:]], -1)
 
 
-def in_one(arrays: Sequence[jax.Array]) -> jax.Array:
-    """Returns the concatenation of arrays. XLA copies flat ones without a kernel for each."""
-    if any(any(jax.typeof(x).sharding.spec) for x in arrays):
+def in_one(arrays: Sequence[jax.Array], *, is_split: bool = False) -> jax.Array:
+    """Returns the concatenation of arrays. XLA copies flat ones without a kernel for each.
+
+    Args:
+        arrays: the arrays.
+        is_split: whether they are split over devices, and must not be flattened.
+    """
+    if is_split:
         return jnp.concatenate(arrays)
     return jnp.concatenate([x.reshape(-1) for x in arrays]).reshape(-1, *arrays[0].shape[1:])
 
