@@ -18,7 +18,7 @@ from tallax._arrays import is_traced
 from tallax._mesh_axes import AxisName, axes_to_combine, on_first
 from tallax.statistics import Statistic
 from tallax.statistics._statistic import exact_or_traced, unboxed
-from tallax.variables import Buffer, cut, stack
+from tallax.variables import Buffer, Counter, cut, stack
 from tallax.watching._reduction import (
     AT,
     COUNTS,
@@ -83,6 +83,7 @@ class Summary(Statistic):
     | field | shape | dtype | reset value | reduction |
     |---|---|---|---|---|
     | words | (17,), or (rows, 17): counts, the largest magnitude, sums, updates | uint32 | 0 | merged |
+    | updates | (), only with rows: the number of updates, on every device | an exact `Counter` | 0 | replicated |
 
     Args:
         every: the tensors are looked at in every n-th update.
@@ -111,6 +112,8 @@ class Summary(Statistic):
         self.every, self.window = every, window
         self.rows, self.axis, self.spec = rows, axis, spec
         self.words: Buffer = Buffer(self._initial_words(), persistent=persistent)
+        if rows is not None:
+            self.updates: Counter = Counter(persistent=persistent, reduce="replicated")
 
     def _initial_words(self) -> np.ndarray:
         return np.zeros((WORDS,) if self.rows is None else (self.rows, WORDS), np.uint32)
@@ -125,15 +128,24 @@ class Summary(Statistic):
         words = self._initial_words()
         words[..., UPDATES] = _uint64.from_int(updates)
         self.words.set_value(words)
+        if self.rows is not None:
+            self.updates.set(updates)
 
     def due(self) -> Any:
         """Returns whether the next update looks at the tensors: None if every one does, or a boolean."""
         if self.every == 1:
             return None
+        if self.rows is not None:  # the rows of the words are split over the devices, so to read one is a collective
+            return self.updates.every(self.every).reshape(-1)[0]
         updates = self.words._stored().reshape(-1, WORDS)[0, UPDATES]  # the same in a whole stack
         if isinstance(updates, np.ndarray):
             return _uint64.to_int(updates) % self.every == 0
         return _uint64.divisible(updates, self.every)
+
+    def count(self) -> None:
+        """Counts an update on all devices of a mesh; `begun` counts it in the words."""
+        if self.rows is not None:
+            self.updates.increment(1, axis_name=())
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         self.observe([x], where)
@@ -142,6 +154,7 @@ class Summary(Statistic):
         """Takes one update with several tensors, whose entries are counted together."""
         how = axes_to_combine(*leaves, where, state=self.words, axis_name=self.axis_name, alike=True)
         before, due = self.words._stored(), self.due()
+        self.count()
         if due is not None and not is_traced(due):
             if not due:
                 self.words.set_value(_begun(before, self.window))
@@ -172,6 +185,8 @@ class Summary(Statistic):
     def reset(self) -> None:
         """Forgets everything that was fed."""
         self.refuse_casts()
+        if self.rows is not None:
+            self.updates.reset()
         self.words[...] = np.zeros(self.words.shape, np.uint32)
 
     def compute(self) -> SummaryResult:
@@ -210,6 +225,8 @@ class Summary(Statistic):
         return SummaryResult(*unboxed(size, mean, rms, largest, at, zeros, nonfinite, fails, updates))
 
     def _merge(self, other: Summary, once: tuple[Hashable, ...] = ()) -> None:
+        if self.rows is not None:
+            self.updates._add_combined(on_first(other.updates._words(), once))
         words = on_first(other.words._stored(), once)
         self.words.set_value(_merged(self.words._stored(), words, is_replica=False))
 
@@ -246,6 +263,8 @@ def update_together(
     for k, summary in enumerate(summaries):
         groups.setdefault((summary.words.get_raw_value().shape, summary.rows, summary.window), []).append(k)
     due = summaries[0].due() if is_gated else None
+    for summary in summaries:
+        summary.count()
     states = [stack([summaries[k].words._stored() for k in members]) for members in groups.values()]
     states = [begun(state, window) for state, (_, _, window) in zip(states, groups, strict=True)]
 
@@ -296,7 +315,8 @@ def parts_of_tensors(summaries: Sequence[Summary], values: Sequence[Any]) -> Par
     for (modules, length), members in small.items():
         lanes.append(_lanes_of_small(modules, length, [values[k] for k in members]))
         order += members
-    return parts_from(in_one(lanes, is_split=summaries[0].rows is not None)[np.argsort(order)])
+    together = in_one(lanes, is_split=summaries[0].rows is not None)
+    return parts_from(together[np.argsort(order)] if small else together)  # a gather of a split array is a collective
 
 
 def _lanes_of_small(modules: tuple[int, ...], length: int, values: Sequence[Any]) -> jax.Array:
