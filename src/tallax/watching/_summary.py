@@ -274,9 +274,11 @@ def update_together(
             for state, members in zip(states, groups.values(), strict=True)
         ]
 
+    def after_if_due(due: jax.Array, states: list[Any], values: list[Any]) -> list[Any]:
+        return jax.lax.cond(due, after, lambda states, _: states, states, values)
+
     if is_traced(due):
-        gated = lambda states, values: jax.lax.cond(due, after, lambda states, _: states, states, values)  # noqa: E731
-        states = in_auto_axes(gated, states)(states, list(values))
+        states = in_auto_axes(after_if_due, states)(due, states, list(values))
     elif due is None or due:
         states = in_auto_axes(after, states)(states, list(values))
     for state, members in zip(states, groups.values(), strict=True):
