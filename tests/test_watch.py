@@ -695,3 +695,23 @@ def test_mistakes(mistake):
     with pytest.raises(kind) as caught:
         make(None)
     assert str(caught.value) == text
+
+
+def test_a_tensor_may_have_more_entries_than_a_word_can_count():
+    """A tensor of 2**33 entries can be traced; a size of 32 bits would overflow."""
+    model = nnx.Dict(layer=Identity())
+    tallax.watch(model, sites="layer")
+
+    def size(x):
+        model = nnx.merge(graphdef, state)
+        model.layer(x)
+        return model.layer
+
+    graphdef, state = nnx.split(model)
+    out = jax.eval_shape(lambda x: nnx.state(size(x)), jax.ShapeDtypeStruct((2**17, 2**16), jnp.float32))
+    assert jax.tree.leaves(out)
+
+
+class Identity(nnx.Module):
+    def __call__(self, x):
+        return x
