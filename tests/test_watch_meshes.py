@@ -207,6 +207,6 @@ def test_shapes_of_the_state():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     model, _, _ = prepared(mesh, P(), outputs=True)
     words = vars(model.up)[":"].output.words
-    assert words.shape == (8, 15)
+    assert words.shape == (8, 17)
     assert words.get_raw_value().sharding.spec == P(("data",))
     assert jnp.asarray(model(batches(mesh, 1)[0])).shape == (64, 16)

@@ -50,21 +50,14 @@ class Form:
             raise in_a_trace()
         is_array = isinstance(raw, jax.Array | np.ndarray)
         is_small = isinstance(variable, StateVariable) and raw.nbytes <= _SMALL
-        is_packed = isinstance(variable, Counter) or (
-            isinstance(variable, Buffer)
-            and is_small
-            and isinstance(raw, jax.Array | np.ndarray)
-            and raw.dtype == np.uint32
-        )
+        is_count = isinstance(variable, Counter)
+        is_packed = is_count or (isinstance(variable, Buffer) and is_small and raw.dtype == np.uint32)
         is_packed = is_packed and not variable._per_replica and (isinstance(raw, np.ndarray) or raw.is_fully_replicated)
+        words = (*variable.shape, 2) if is_count else raw.shape if is_packed else ()
         sharding = raw.sharding if isinstance(raw, jax.Array) and raw.committed else None
         return cls(
             structure=jax.tree.structure(variable),
-            shape=(*variable.shape, 2)
-            if is_packed and isinstance(variable, Counter)
-            else raw.shape
-            if is_packed
-            else (),
+            shape=tuple(words) if is_packed else (),
             arrays=len(jax.tree.leaves(raw)),
             is_packed=is_packed,
             is_small=is_small,

@@ -28,7 +28,8 @@ Which file to open:
   from outside: `_count_storage.py`
 - checks and conversions of increments: `_count_inputs.py`
 - arrays, dtypes and in-place operators: `_buffer.py` (`Buffer`)
-- state that a compiled step owns, and counts in its trace: `_raw_values.py`; Buffers of words there: `_traced_words.py`
+- state that a compiled step owns, and counts in its trace: `_raw_values.py`; small uint32 Buffers in its trace:
+  `_traced_words.py`
 
 The invariant: a count is exact, or saturated at 2**64 - 1, after every sequence of writes in every transformation and
 mode. `tests/test_laws.py` states it, and `tests/test_counter.py` compares with Python integers.

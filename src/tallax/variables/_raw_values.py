@@ -7,7 +7,7 @@ Between the calls of the step, a `Held` takes the place of every value. Inside i
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -205,21 +205,6 @@ class Pending:
         if not isinstance(self.base, jax.Array | np.ndarray):
             return self.base
         base, added = (checkpoint_name(jnp.asarray(part), READ) for part in (self.base, self.added))
-        return _uint64.add(base, _uint64.pair(added))
-
-    @staticmethod
-    def stacked(raws: Sequence[Any]) -> jax.Array:
-        """Returns the current counts of several raw values of one shape, stacked.
-
-        The words of `Pending` counts are added together once. One by one, each addition is a kernel of its own, and the
-        compilation of a kernel takes XLA 20 ms on a CPU.
-        """
-        if not all(isinstance(raw, Pending) for raw in raws):
-            return jnp.stack([jnp.asarray(raw.limbs if isinstance(raw, Pending) else raw) for raw in raws])
-        base, added = (
-            jnp.stack([checkpoint_name(jnp.asarray(part), READ) for part in parts])
-            for parts in ([raw.base for raw in raws], [raw.added for raw in raws])
-        )
         return _uint64.add(base, _uint64.pair(added))
 
     @property

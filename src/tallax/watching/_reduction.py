@@ -59,9 +59,8 @@ class Parts(NamedTuple):
 
     sums: jax.Array  # float32[*rows, 2]: of the entries, and of their squares
     largest: jax.Array  # float32[*rows]: the largest magnitude, 0 if there are no entries
-    counts: (
-        jax.Array
-    )  # uint32[*rows, 3, 2]: entries, zeros, and tensors that were left out as not finite; two words each
+    # uint32[*rows, 3, 2], two words each: entries, zeros, and tensors that were left out as not finite
+    counts: jax.Array
 
 
 class Layout(NamedTuple):
@@ -82,8 +81,8 @@ def parts_of(x: jax.Array, where: jax.Array | None, layout: Layout) -> Parts:
     """Returns the numbers of a tensor of floats, of the entries where `where` is true."""
     if not layout.over:
         return parts_from(lanes_of(x, where, layout))
-    parts = _combined(parts_from(lanes_of(x, where, Layout())), layout.over)
-    return parts if layout.rows is None else jax.tree.map(lambda part: _in_first_row(part, layout.rows), parts)
+    parts, rows = _combined(parts_from(lanes_of(x, where, Layout())), layout.over), layout.rows
+    return parts if rows is None else jax.tree.map(lambda part: _in_first_row(part, rows), parts)
 
 
 def lanes_of(x: jax.Array, where: jax.Array | None, layout: Layout) -> jax.Array:
@@ -228,9 +227,8 @@ def merged(left: jax.Array, right: jax.Array, *, is_replica: bool) -> jax.Array:
     )
     counts = [part[..., COUNTS].reshape(*part.shape[:-1], 3, 2) for part in (left, right)]
     ours, theirs = left[..., UPDATES], right[..., UPDATES]
-    updates = (
-        jnp.where(_uint64.less(ours, theirs)[..., None], theirs, ours) if is_replica else _uint64.add(ours, theirs)
-    )
+    most = jnp.where(_uint64.less(ours, theirs)[..., None], theirs, ours)
+    updates = most if is_replica else _uint64.add(ours, theirs)
     ours, theirs = _floats(left[..., LARGEST]), _floats(right[..., LARGEST])
     tie = (theirs == ours) & (_first(left, right, AT) == right[..., AT]).all(-1)
     better = ((theirs > ours) | tie)[..., None]

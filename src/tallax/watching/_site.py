@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from tallax._errors import TraceError
 from tallax._mesh_axes import mapped_axes, varying_axes
 from tallax.statistics import Statistic
 from tallax.watching._notes import note
-from tallax.watching._reduction import Layout, parts_from, zeros_on_rows
+from tallax.watching._reduction import Layout, Parts, parts_from, zeros_on_rows
 from tallax.watching._step_statistic import StepStatistic, take_together
 from tallax.watching._summary import Summary, in_one, update_together
 from tallax.watching._tap import TOKEN, Uses, parts_of_cotangent, tap
@@ -200,13 +201,8 @@ class Site(BackwardObserver):
             take_together(*zip(*steps, strict=True))
         for pairs, read in ((observed, parts_from), (tapped, parts_of_cotangent)):
             if pairs:
-                summaries, values = zip(*pairs, strict=True)
-                update_together(
-                    summaries,
-                    values,
-                    lambda _, values, read=read: read(in_one([x[None] for x in values])),
-                    is_gated=False,
-                )
+                summaries, lanes = zip(*pairs, strict=True)
+                update_together(summaries, lanes, functools.partial(_read_together, read), is_gated=False)
 
     def _take(self, into: list[tuple[Any, jax.Array]], role: str, value: jax.Array) -> None:
         statistic = vars(self)[role]
@@ -214,6 +210,10 @@ class Site(BackwardObserver):
             note(self.watch, self.site, role, problem)
         else:
             into.append((statistic, value))
+
+
+def _read_together(read: Callable[..., Parts], summaries: Sequence[Summary], lanes: Sequence[jax.Array]) -> Parts:
+    return read(in_one([each[None] for each in lanes], is_split=summaries[0].rows is not None))
 
 
 def _step_of(role: str) -> str:
@@ -250,9 +250,7 @@ def unwritable(statistic: Statistic) -> str | None:
         try:
             variable.set_raw_value(raw)  # changes nothing, and raises where a write would
         except TraceError:
-            return (
-                "a transformed function closes over the module, so its state cannot be written; pass it as an argument"
-            )
+            return _CLOSED_OVER
     return None
 
 

@@ -30,7 +30,7 @@ from tallax._arrays import is_traced, unsplit
 from tallax._mesh_axes import axes_to_combine, marked, on_first
 from tallax.statistics import Statistic, _two_floats
 from tallax.statistics._statistic import exact_or_traced
-from tallax.variables import Buffer, Counter
+from tallax.variables import Buffer, Counter, cut, stack
 
 _SMALL = 2**14  # entries, of tensors that are copied into one before they are reduced
 
@@ -38,7 +38,7 @@ _SMALL = 2**14  # entries, of tensors that are copied into one before they are r
 class Numbers(NamedTuple):
     """The numbers of some tensors for each channel."""
 
-    counts: jax.Array  # uint32[channels, counts]
+    counts: Any  # uint32[channels, counts, 2]: two words each
     sums: jax.Array  # float32[channels, sums]
     largest: jax.Array  # float32[channels, 0 or 1]
 
@@ -134,14 +134,12 @@ class StepStatistic(Statistic):
         """Returns whether the next update looks at the tensors: None if every one does, or a boolean."""
         return None if self.every == 1 else self._next(self.every)
 
-    def begin(self) -> tuple[Any, Any]:
-        """Counts an update; returns its number, two words, and the state that it is added to."""
+    def begin(self) -> Any:
+        """Counts an update; returns the state that it is added to."""
         restart = None if self.window is None else self._next(self.window)
         self.updates.increment(1, axis_name=())
-        words = jnp.asarray(self.words._stored())
-        if restart is not None:
-            words = jnp.where(jnp.asarray(restart), jnp.uint32(0), words)
-        return jnp.asarray(self.updates._words()), words
+        words = self.words._stored()
+        return words if restart is None else jnp.where(jnp.asarray(restart), jnp.uint32(0), words)
 
     def start_at(self, updates: int) -> None:
         """Sets the number of updates so far."""
@@ -160,7 +158,7 @@ class StepStatistic(Statistic):
     # --- words --------------------------------------------------------------------------------------------------------
 
     def _as_words(self, numbers: Numbers) -> jax.Array:
-        counts = _uint64.pair(unsplit(numbers.counts))
+        counts = unsplit(jnp.asarray(numbers.counts))
         sums = _bits(unsplit(numbers.sums))
         parts = [counts.reshape(*counts.shape[:-2], 2 * self.counts), sums, jnp.zeros_like(sums)]
         if self.has_largest:
@@ -239,14 +237,17 @@ def take_together(statistics: Sequence[StepStatistic], steps: Sequence[jax.Array
         groups.setdefault((type(statistic), steps[k].shape, statistic.window), []).append(k)
     for members in groups.values():
         chosen = [statistics[k] for k in members]
-        at, before = (jnp.stack(each) for each in zip(*(statistic.begin() for statistic in chosen), strict=True))
+        before = stack([statistic.begin() for statistic in chosen])
         step = jnp.stack([steps[k] for k in members])
         if chosen[0].has_largest:
+            at = jnp.stack([jnp.asarray(statistic.updates._words()) for statistic in chosen])
             at = at.reshape(*at.shape[:-1], *[1] * (step.ndim - at.ndim), 2)
             step = step.at[..., -2:].set(jnp.broadcast_to(at, (*step.shape[:-1], 2)))
         after = chosen[0].merged(before, step)
-        for position, statistic in enumerate(chosen):
-            statistic.words.set_value(after[position])
+        is_split = chosen[0].rows is not None
+        parts = list(after) if is_split else cut(after.reshape(-1), [after.shape[1:]] * len(chosen))
+        for statistic, words in zip(chosen, parts, strict=True):
+            statistic.words.set_value(words)
 
 
 def steps_together(statistics: Sequence[StepStatistic], arrays: Sequence[tuple[Any, ...]]) -> list[jax.Array]:

@@ -18,7 +18,7 @@ from tallax._arrays import is_traced
 from tallax._mesh_axes import AxisName, axes_to_combine, on_first
 from tallax.statistics import Statistic
 from tallax.statistics._statistic import exact_or_traced, unboxed
-from tallax.variables import Buffer, cut, stack
+from tallax.variables import Buffer, Counter, cut, stack
 from tallax.watching._reduction import (
     AT,
     COUNTS,
@@ -83,6 +83,7 @@ class Summary(Statistic):
     | field | shape | dtype | reset value | reduction |
     |---|---|---|---|---|
     | words | (17,), or (rows, 17): counts, the largest magnitude, sums, updates | uint32 | 0 | merged |
+    | updates | (), only with rows: the number of updates, on every device | an exact `Counter` | 0 | replicated |
 
     Args:
         every: the tensors are looked at in every n-th update.
@@ -111,6 +112,8 @@ class Summary(Statistic):
         self.every, self.window = every, window
         self.rows, self.axis, self.spec = rows, axis, spec
         self.words: Buffer = Buffer(self._initial_words(), persistent=persistent)
+        if rows is not None:
+            self.updates: Counter = Counter(persistent=persistent, reduce="replicated")
 
     def _initial_words(self) -> np.ndarray:
         return np.zeros((WORDS,) if self.rows is None else (self.rows, WORDS), np.uint32)
@@ -125,15 +128,24 @@ class Summary(Statistic):
         words = self._initial_words()
         words[..., UPDATES] = _uint64.from_int(updates)
         self.words.set_value(words)
+        if self.rows is not None:
+            self.updates.set(updates)
 
     def due(self) -> Any:
         """Returns whether the next update looks at the tensors: None if every one does, or a boolean."""
         if self.every == 1:
             return None
+        if self.rows is not None:  # the rows of the words are split over the devices, so to read one is a collective
+            return self.updates.every(self.every).reshape(-1)[0]
         updates = self.words._stored().reshape(-1, WORDS)[0, UPDATES]  # the same in a whole stack
         if isinstance(updates, np.ndarray):
             return _uint64.to_int(updates) % self.every == 0
         return _uint64.divisible(updates, self.every)
+
+    def count(self) -> None:
+        """Counts an update on all devices of a mesh; `begun` counts it in the words."""
+        if self.rows is not None:
+            self.updates.increment(1, axis_name=())
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         self.observe([x], where)
@@ -142,6 +154,7 @@ class Summary(Statistic):
         """Takes one update with several tensors, whose entries are counted together."""
         how = axes_to_combine(*leaves, where, state=self.words, axis_name=self.axis_name, alike=True)
         before, due = self.words._stored(), self.due()
+        self.count()
         if due is not None and not is_traced(due):
             if not due:
                 self.words.set_value(_begun(before, self.window))
@@ -172,6 +185,8 @@ class Summary(Statistic):
     def reset(self) -> None:
         """Forgets everything that was fed."""
         self.refuse_casts()
+        if self.rows is not None:
+            self.updates.reset()
         self.words[...] = np.zeros(self.words.shape, np.uint32)
 
     def compute(self) -> SummaryResult:
@@ -210,6 +225,8 @@ class Summary(Statistic):
         return SummaryResult(*unboxed(size, mean, rms, largest, at, zeros, nonfinite, fails, updates))
 
     def _merge(self, other: Summary, once: tuple[Hashable, ...] = ()) -> None:
+        if self.rows is not None:
+            self.updates._add_combined(on_first(other.updates._words(), once))
         words = on_first(other.words._stored(), once)
         self.words.set_value(_merged(self.words._stored(), words, is_replica=False))
 
@@ -240,10 +257,14 @@ def update_together(
         reduce: returns the numbers of some summaries, stacked, from them and their values.
         is_gated: whether `every` applies; the first summary decides for all, as all were updated equally often.
     """
+    if not summaries:
+        return
     groups: dict[Any, list[int]] = {}
     for k, summary in enumerate(summaries):
         groups.setdefault((summary.words.get_raw_value().shape, summary.rows, summary.window), []).append(k)
-    due = summaries[0].due() if is_gated and summaries else None
+    due = summaries[0].due() if is_gated else None
+    for summary in summaries:
+        summary.count()
     states = [stack([summaries[k].words._stored() for k in members]) for members in groups.values()]
     states = [begun(state, window) for state, (_, _, window) in zip(states, groups, strict=True)]
 
@@ -253,13 +274,17 @@ def update_together(
             for state, members in zip(states, groups.values(), strict=True)
         ]
 
+    def after_if_due(due: jax.Array, states: list[Any], values: list[Any]) -> list[Any]:
+        return jax.lax.cond(due, after, lambda states, _: states, states, values)
+
     if is_traced(due):
-        gated = lambda states, values: jax.lax.cond(due, after, lambda states, _: states, states, values)  # noqa: E731
-        states = in_auto_axes(gated, states)(states, list(values))
+        states = in_auto_axes(after_if_due, states)(due, states, list(values))
     elif due is None or due:
         states = in_auto_axes(after, states)(states, list(values))
     for state, members in zip(states, groups.values(), strict=True):
-        rows = cut(state.reshape(-1), [state.shape[1:]] * len(members))
+        # A table that is split over devices is not flattened, since that would move it between them.
+        is_split = summaries[members[0]].rows is not None
+        rows = list(state) if is_split else cut(state.reshape(-1), [state.shape[1:]] * len(members))
         for k, row in zip(members, rows, strict=True):
             summaries[k].words.set_value(row)
 
@@ -277,32 +302,31 @@ def parts_of_tensors(summaries: Sequence[Summary], values: Sequence[Any]) -> Par
         summaries: a summary for each tensor.
         values: the tensors, or pairs of tensors whose differences are meant.
     """
-    groups: dict[Any, list[int]] = {}
+    small: dict[tuple[tuple[int, ...], int], list[int]] = {}
+    order, lanes = [], []
     for k, (summary, value) in enumerate(zip(summaries, values, strict=True)):
         x = jax.tree.leaves(value)[0]
-        length = math.prod(x.shape[len(summary.stack) :])
-        is_small = x.size <= _SMALL and summary.rows is None and jnp.issubdtype(x.dtype, jnp.floating)
-        groups.setdefault((summary.stack, 1 << max(length - 1, 0).bit_length()) if is_small else k, []).append(k)
-    lanes: list[jax.Array] = []
-    for key, members in groups.items():
-        if isinstance(key, tuple):
-            lanes.append(_lanes_of_small(*key, [values[k] for k in members]))
+        if x.size <= _SMALL and summary.spec is None and jnp.issubdtype(x.dtype, jnp.floating):
+            length = math.prod(x.shape[len(summary.stack) :])
+            small.setdefault((summary.stack, 1 << max(length - 1, 0).bit_length()), []).append(k)
             continue
-        ((summary, value),) = ((summaries[k], values[k]) for k in members)
-        reduce = _over(
-            len(summary.stack), functools.partial(lanes_of, where=None, layout=Layout(summary.rows, summary.axis))
-        )
+        layout = Layout(summary.rows, summary.axis)
+        reduce = _over(len(summary.stack), functools.partial(lanes_of, where=None, layout=layout))
         lanes.append(reduce(value[0] - value[1] if isinstance(value, tuple) else value)[None])
-    order = np.argsort([k for members in groups.values() for k in members])
-    return parts_from(in_one(lanes)[order])
+        order.append(k)
+    for (modules, length), members in small.items():
+        lanes.append(_lanes_of_small(modules, length, [values[k] for k in members]))
+        order += members
+    together = in_one(lanes, is_split=summaries[0].rows is not None)
+    return parts_from(together[np.argsort(order)] if small else together)  # a gather of a split array is a collective
 
 
-def _lanes_of_small(stack: tuple[int, ...], length: int, values: Sequence[Any]) -> jax.Array:
-    """Returns the lanes of several tensors that have at most `length` entries for each module of a stack, stacked."""
+def _lanes_of_small(modules: tuple[int, ...], length: int, values: Sequence[Any]) -> jax.Array:
+    """Returns the lanes of several tensors that have at most `length` entries for each module of a stack."""
 
     def padded(x: jax.Array) -> jax.Array:
-        flat = x.astype(jnp.float32).reshape(*stack, -1)
-        return jnp.concatenate([flat, jnp.zeros((*stack, length - flat.shape[-1]))], -1)
+        flat = x.astype(jnp.float32).reshape(*modules, -1)
+        return jnp.concatenate([flat, jnp.zeros((*modules, length - flat.shape[-1]))], -1)
 
     pairs = [k for k, value in enumerate(values) if isinstance(value, tuple)]
     others = [k for k in range(len(values)) if k not in set(pairs)]
@@ -311,14 +335,21 @@ def _lanes_of_small(stack: tuple[int, ...], length: int, values: Sequence[Any]) 
         new, old = (in_one([padded(values[k][part])[None] for k in pairs]) for part in (0, 1))
         rows.append(new - old)
     together = jnp.concatenate(rows)[np.argsort([*others, *pairs])] if len(rows) > 1 else rows[0]
-    lanes = _over(1 + len(stack), functools.partial(lanes_of, where=None, layout=Layout()))(together)
-    sizes = [math.prod(jax.tree.leaves(value)[0].shape[len(stack) :]) for value in values]
-    return lanes.at[..., 4].set(jnp.asarray(sizes, jnp.float32).reshape(-1, *[1] * len(stack)))
+    lanes = _over(1 + len(modules), functools.partial(lanes_of, where=None, layout=Layout()))(together)
+    sizes = [math.prod(jax.tree.leaves(value)[0].shape[len(modules) :]) for value in values]
+    entries = jnp.asarray([[size, 0, 0] for size in sizes], jnp.float32).reshape(-1, *[1] * len(modules), 3)
+    entries = jnp.broadcast_to(entries, (*lanes.shape[:-1], 3))
+    return jnp.concatenate([lanes[..., :4], entries, lanes[..., 7:]], -1)
 
 
-def in_one(arrays: Sequence[jax.Array]) -> jax.Array:
-    """Returns the concatenation of arrays. XLA copies flat ones without a kernel for each."""
-    if any(any(jax.typeof(x).sharding.spec) for x in arrays):
+def in_one(arrays: Sequence[jax.Array], *, is_split: bool = False) -> jax.Array:
+    """Returns the concatenation of arrays. XLA copies flat ones without a kernel for each.
+
+    Args:
+        arrays: the arrays.
+        is_split: whether they are split over devices, and must not be flattened.
+    """
+    if is_split:
         return jnp.concatenate(arrays)
     return jnp.concatenate([x.reshape(-1) for x in arrays]).reshape(-1, *arrays[0].shape[1:])
 
