@@ -18,7 +18,7 @@ GROUPS = {
     "lint": "benchmarks.lint",
     "logging": "benchmarks.logged_loops",
     "loops": "benchmarks.loops",
-    "mixed-items": "benchmarks.mixed_items",
+    "mixed-state": "benchmarks.mixed_state",
     "positions": "benchmarks.positions",
     "readings": "benchmarks.readings",
     "reads": "benchmarks.reads",

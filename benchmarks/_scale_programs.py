@@ -25,7 +25,7 @@ from tallax import reading as state_reading
 from tallax.replicas import _per_replica
 
 P = jax.P
-EXAMPLES = 1024  # of a batch, or one for each device
+EXAMPLES = 2**18  # of a batch: with as many entries as in practice, a histogram sends one table
 WIDTH, PARTS, BINS = 32, 4, 64  # of the hidden layer; devices along `model` and `stage`; of a histogram
 
 WHOLE, BY_ROWS = P(), P("data")
@@ -154,20 +154,19 @@ def _compiled(layout: Layout, mesh: Any, kept: nnx.Dict, is_watched: bool, way: 
             counted(model.kept, hidden)
         return loss
 
-    # As many examples as in practice: a histogram counts up to 4,096 entries in one table.
-    shape = max(rows, EXAMPLES), rows
-    batch = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=jax.NamedSharding(mesh, P("data")))
+    batch = jax.ShapeDtypeStruct((EXAMPLES, rows), jnp.float32, sharding=jax.NamedSharding(mesh, P("data")))
     step = tallax.compile_step(train, model, optimizer)
     return model, step, step.lower(batch)
 
 
 def _pipelined(layout: Layout, mesh: Any, kept: nnx.Dict, is_watched: bool, way: str) -> tuple[Any, ...]:
     """As many microbatches as stages; devices without one compute zeros, which are masked."""
-    del way  # everything is inside `shard_map`
     stages = layout.parts
     model = nnx.Dict(stage=Stage(stages), kept=kept)
     if is_watched:
         tallax.watch(model, sites="stage", output_gradients=True)
+        if way == "per-replica":
+            model = tallax.per_replica(model, mesh, layout.axes)
     kernel = model.stage.kernel  # placed only now, as a watch of a model on a mesh has a row for each device
     kernel.set_raw_value(jax.device_put(kernel.get_raw_value(), jax.NamedSharding(mesh, P("stage"))))
     everything = tallax.replica_specs(model)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Group `checkpoints`: writing a model with items, beside writing it without."""
+"""Group `checkpoints`: writing a model with statistics in its layers, beside writing it without."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import tallax
 from benchmarks import transformer
 from benchmarks._timing import Case, Group
 
-_PLAIN = "Orbax, without items"
+_PLAIN = "Orbax, without statistics"
 
 
-def group(size: transformer.Size = transformer.USUAL, items: int = 12) -> Group:
+def group(size: transformer.Size = transformer.USUAL, number: int = 12) -> Group:
     """Returns the cases. Each writes a model and its optimizer into a new folder, until it is there to stay."""
     folder = Path(tempfile.mkdtemp(prefix="tallax-bench-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -40,26 +40,26 @@ def group(size: transformer.Size = transformer.USUAL, items: int = 12) -> Group:
         [
             Case(name=_PLAIN, make=lambda: _by_orbax(size, 0), fresh=fresh),
             Case(
-                name=f"tallax.save, {items} items a layer",
-                make=lambda: _by_tallax(size, items),
+                name=f"tallax.save, {number} statistics a layer",
+                make=lambda: _by_tallax(size, number),
                 fresh=fresh,
                 limit=1.05,
             ),
-            Case(name="tallax.save, without items", make=lambda: _by_tallax(size, 0), fresh=fresh),
-            Case(name=f"Orbax, {items} items a layer", make=lambda: _by_orbax(size, items), fresh=fresh),
+            Case(name="tallax.save, without statistics", make=lambda: _by_tallax(size, 0), fresh=fresh),
+            Case(name=f"Orbax, {number} statistics a layer", make=lambda: _by_orbax(size, number), fresh=fresh),
         ],
         one_call=True,
         rounds_in_one=5,
     )
 
 
-def _objects(size: transformer.Size, items: int) -> tuple[Any, ...]:
-    things, _ = transformer.model_and_batch(size, items, per_token=True)
+def _objects(size: transformer.Size, number: int) -> tuple[Any, ...]:
+    things, _ = transformer.model_and_batch(size, number, per_token=True)
     return things
 
 
-def _by_orbax(size: transformer.Size, items: int) -> Callable[[Path], None]:
-    model, optimizer = _objects(size, items)
+def _by_orbax(size: transformer.Size, number: int) -> Callable[[Path], None]:
+    model, optimizer = _objects(size, number)
     checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
 
     def save(path: Path) -> None:
@@ -69,6 +69,6 @@ def _by_orbax(size: transformer.Size, items: int) -> Callable[[Path], None]:
     return save
 
 
-def _by_tallax(size: transformer.Size, items: int) -> Callable[[Path], None]:
-    objects = _objects(size, items)
+def _by_tallax(size: transformer.Size, number: int) -> Callable[[Path], None]:
+    objects = _objects(size, number)
     return lambda path: tallax.save(path, *objects)

@@ -12,7 +12,7 @@ from benchmarks import _reference_step as ref
 from benchmarks._timing import Case, Group
 
 HAND = "split once, jax.jit, donated"
-NONE = "compile_step, no items"
+NONE = "compile_step, no counters"
 
 
 def group(few: int = 100, many: int = 1000) -> Group:

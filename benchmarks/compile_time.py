@@ -9,10 +9,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from benchmarks import _reference_step as ref
-from benchmarks import mixed_items
+from benchmarks import mixed_state
 from benchmarks._timing import Case, Group
 
-NONE = "no items"
+NONE = "no counters"
 
 
 def group(many: int = 1000) -> Group:
@@ -27,12 +27,12 @@ def group(many: int = 1000) -> Group:
             _first_call(f"{many} counters", _counters, many, limit=4.0),
             _first_call(f"{many} counters, int32 increments", lambda number: _counters(number, jnp.int32), many),
             _first_call(f"{many} Variables, nnx.jit", _variables, many),
-            _first_call(floor, mixed_items.not_kept, many, reference=floor),
-            _first_call(f"{many} mixed items", mixed_items.kept, many, reference=floor, limit=1.4),
+            _first_call(floor, mixed_state.not_kept, many, reference=floor),
+            _first_call(f"{many} counters and statistics", mixed_state.kept, many, reference=floor, limit=1.4),
         ],
         one_call=True,
         warm_up=False,
-        rounds_in_one=50,
+        rounds_in_one=75,
     )
 
 

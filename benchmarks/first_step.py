@@ -37,8 +37,8 @@ def _mlp(counters: int) -> tuple[Any, Any, Callable[..., Any]]:
     return ref.objects(lambda: ref.Counters(counters)), ref.batch(counters), ref.new_train_step()
 
 
-def _transformer(size: transformer.Size, items: int) -> tuple[Any, Any, Callable[..., Any]]:
-    return *transformer.model_and_batch(size, items), functools.partial(transformer.train_step)
+def _transformer(size: transformer.Size, number: int) -> tuple[Any, Any, Callable[..., Any]]:
+    return *transformer.model_and_batch(size, number), functools.partial(transformer.train_step)
 
 
 STEPS: dict[str, Prepare] = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Group `logging`: training loops that log two hundred items every ten steps, beside one that logs nothing."""
+"""Group `logging`: loops that log two hundred counters or statistics every ten steps, and one that logs nothing."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ EVERY = 10  # steps
 LONG, SHORT = 10, 500  # steps of a call, of which each is long or short
 
 
-def group(items: int = 200, size: transformer.Size = transformer.USUAL) -> Group:
+def group(number: int = 200, size: transformer.Size = transformer.USUAL) -> Group:
     """Returns the cases. A call is a number of steps, of which every tenth is logged; at its end all is written."""
-    a_layer = -(-items // size.layers)
-    large = f"transformer, {a_layer * size.layers} items"
+    a_layer = -(-number // size.layers)
+    large = f"transformer, {a_layer * size.layers} statistics"
     return Group(
         "logging",
         f"{LONG} or {SHORT} steps of a training loop, every {EVERY}th logged; what was logged is on disk at the end",
         f"{large}, no logging",
         [
             *_cases(large, lambda: _transformer(a_layer, size), LONG, limit=1.05),
-            *_cases(f"0.4 ms MLP, {items} counters", lambda: _counters(items), SHORT),
+            *_cases(f"0.4 ms MLP, {number} counters", lambda: _counters(number), SHORT),
         ],
         rounds_in_one=10,
     )
@@ -56,8 +56,8 @@ def _cases(what: str, make: Callable[[], Loop], steps: int, limit: float | None 
     )
 
 
-def _transformer(items: int, size: transformer.Size) -> Loop:
-    things, batch = transformer.model_and_batch(size, items, per_token=True)
+def _transformer(number: int, size: transformer.Size) -> Loop:
+    things, batch = transformer.model_and_batch(size, number, per_token=True)
     return things, tallax.compile_step(transformer.train_step, *things), batch
 
 
@@ -99,12 +99,12 @@ def _logged(loop: Loop, steps: int, *, tensorboard: bool = True) -> Callable[[],
 
 
 def _naive(loop: Loop, steps: int) -> Callable[[], Any]:
-    """Reads each item by itself, through the step that holds it: what many loops do, once for each metric."""
+    """Reads each variable or statistic by itself, through the step that owns it, as many loops do for each metric."""
     from tensorboardX import SummaryWriter
 
     things, step, batch = loop
     writer = SummaryWriter(tempfile.mkdtemp())
-    items = [
+    chosen = [
         ("/".join(map(str, path)), node)
         for thing in things
         for path, node in nnx.iter_graph(thing)
@@ -118,20 +118,20 @@ def _naive(loop: Loop, steps: int) -> Callable[[], Any]:
             loss = step(*batch)
             if number % EVERY == 0:
                 writer.add_scalar("loss", float(loss), number)
-                for name, item in items:
-                    writer.add_scalar(name, _number(item), number)
+                for name, thing in chosen:
+                    writer.add_scalar(name, _number(thing), number)
         done += steps
         return loss
 
     return run
 
 
-def _number(item: Any) -> float:
-    """Returns what a loop would log of an item as one number."""
-    match item:
+def _number(thing: Any) -> float:
+    """Returns one number that a loop would log for a variable or statistic."""
+    match thing:
         case tallax.statistics.Rate():
-            return float(item.compute().rate)
+            return float(thing.compute().rate)
         case tallax.statistics.Histogram():
-            return float(item.compute().counts.sum())
+            return float(thing.compute().counts.sum())
         case _:
-            return float(item)
+            return float(thing)

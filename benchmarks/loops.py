@@ -27,7 +27,7 @@ def group(few: int = 12, many: int = 1000, size: transformer.Size = transformer.
             *_cases(f"{few} counters", lambda: _counters(few), over_loss=1.05),
             *_cases(f"{many} counters", lambda: _counters(many)),
             *_cases(
-                f"transformer, {few} items a layer",
+                f"transformer, {few} statistics a layer",
                 lambda: _transformer(few, size),
                 turns=4,
                 limit=1.05,
@@ -55,7 +55,7 @@ def _cases(
     yield Case(name=never, make=lambda: _repeated(turns, _blind(*bound())), **options)
     yield Case(name=loss, make=lambda: _repeated(turns, _late(*bound(), lambda step, loss: loss, float)), **options)
     yield Case(
-        name=_name(what, "every item"),
+        name=_name(what, "all state"),
         make=lambda: _repeated(turns, _late(*bound(), lambda step, loss: step.collect(), tallax.Reading.result)),
         limit=limit,
         versus={loss: over_loss},
@@ -68,8 +68,8 @@ def _counters(number: int) -> Bound:
     return step, ref.batch(number)
 
 
-def _transformer(items: int, size: transformer.Size) -> Bound:
-    things, batch = transformer.model_and_batch(size, items, per_token=True)
+def _transformer(number: int, size: transformer.Size) -> Bound:
+    things, batch = transformer.model_and_batch(size, number, per_token=True)
     return tallax.compile_step(transformer.train_step, *things), batch
 
 

@@ -35,7 +35,7 @@ class _Batches:
         self.next_index, self.order = state["next_index"], state["order"]
 
 
-def group(size: transformer.Size = transformer.USUAL, items: int = 12) -> Group:
+def group(size: transformer.Size = transformer.USUAL, number: int = 12) -> Group:
     """Returns the cases: a save into a new folder, and a restore of one that was saved before."""
     folder = Path(tempfile.mkdtemp(prefix="tallax-bench-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -48,11 +48,11 @@ def group(size: transformer.Size = transformer.USUAL, items: int = 12) -> Group:
         return folder / "saves" / str(next(numbers))
 
     def save(*data: _Batches) -> Callable[[Path], None]:
-        objects, _ = transformer.model_and_batch(size, items, per_token=True)
+        objects, _ = transformer.model_and_batch(size, number, per_token=True)
         return lambda path: tallax.save(path, *objects, *data)
 
     def restore(name: str, *data: _Batches) -> Callable[[], Any]:
-        objects, _ = transformer.model_and_batch(size, items, per_token=True)
+        objects, _ = transformer.model_and_batch(size, number, per_token=True)
         tallax.save(folder / name, *objects, *data)
         return lambda: tallax.restore(folder / name, *objects, *data)
 

@@ -49,10 +49,10 @@ def group(many: int = 1000) -> Group:
     )
 
 
-def _states(items: int) -> Callable[[], nnx.State]:
+def _states(number: int) -> Callable[[], nnx.State]:
     """Returns what counts once more, and returns the state of the Variables, computed."""
-    graphdef, state = nnx.split(ref.Variables(items))
-    increments = ref.batch(items)[-1]
+    graphdef, state = nnx.split(ref.Variables(number))
+    increments = ref.batch(number)[-1]
 
     @jax.jit
     def step(state: Any, v: jax.Array) -> Any:
@@ -68,9 +68,9 @@ def _states(items: int) -> Callable[[], nnx.State]:
     return fresh
 
 
-def _steps(items: int) -> Callable[[], tallax.CompiledStep]:
+def _steps(number: int) -> Callable[[], tallax.CompiledStep]:
     """Returns what counts once more, and returns the step, which has ended."""
-    step, increments = tallax.compile_step(_count, ref.Counters(items)), ref.batch(items)[-1]
+    step, increments = tallax.compile_step(_count, ref.Counters(number)), ref.batch(number)[-1]
 
     def fresh() -> tallax.CompiledStep:
         jax.block_until_ready(step(increments))
@@ -79,8 +79,8 @@ def _steps(items: int) -> Callable[[], tallax.CompiledStep]:
     return fresh
 
 
-def _readings(items: int) -> Callable[[], tallax.Reading]:
-    steps = _steps(items)
+def _readings(number: int) -> Callable[[], tallax.Reading]:
+    steps = _steps(number)
 
     def fresh() -> tallax.Reading:
         reading = steps().collect()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Group `transformer`: a step of a realistic size, with more and more items in each layer."""
+"""Group `transformer`: a step of a realistic size, with more and more counters and statistics in each layer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import tallax
 from benchmarks import _reference_step as ref
 from benchmarks._timing import Case, Group
 
-NONE = "compile_step, no items"
+NONE = "compile_step, no statistics"
 
 
 @dataclass(frozen=True)
@@ -35,24 +35,24 @@ USUAL = Size()
 
 
 def group(size: Size = USUAL, numbers: Sequence[int] = (3, 12, 48)) -> Group:
-    """Returns the cases. An item sees every entry of an activation, or every token; computing that costs, too."""
+    """Returns the cases. Each one sees every entry of an activation, or every token; computing that costs, too."""
     return Group(
         "transformer",
         f"a step of a {size.layers}-layer transformer of width {size.width} with Adam, "
         f"{size.sequences} x {size.tokens} tokens",
         NONE,
         [
-            Case(name="nnx.jit, no items", make=lambda: ref.by_nnx_jit(*model_and_batch(size, 0), train_step)),
+            Case(name="nnx.jit, no statistics", make=lambda: ref.by_nnx_jit(*model_and_batch(size, 0), train_step)),
             Case(name=NONE, make=lambda: ref.by_compile_step(*model_and_batch(size, 0), train_step)),
             *(
                 Case(
-                    name=f"{items} items a layer, every {'token' if per_token else 'entry'}",
-                    make=lambda items=items, per_token=per_token: ref.by_compile_step(
-                        *model_and_batch(size, items, per_token=per_token), train_step
+                    name=f"{number} statistics a layer, every {'token' if per_token else 'entry'}",
+                    make=lambda number=number, per_token=per_token: ref.by_compile_step(
+                        *model_and_batch(size, number, per_token=per_token), train_step
                     ),
                 )
                 for per_token in (True, False)
-                for items in numbers
+                for number in numbers
             ),
         ],
         rounds_in_one=5,
@@ -60,10 +60,10 @@ def group(size: Size = USUAL, numbers: Sequence[int] = (3, 12, 48)) -> Group:
 
 
 def model_and_batch(
-    size: Size, items: int, *, per_token: bool = False
+    size: Size, number: int, *, per_token: bool = False
 ) -> tuple[tuple[Any, nnx.Optimizer], tuple[jax.Array]]:
     """Returns a new model with its optimizer, and a batch of token sequences."""
-    model = _Transformer(size, items, per_token, nnx.Rngs(0))
+    model = _Transformer(size, number, per_token, nnx.Rngs(0))
     tokens = jax.random.randint(jax.random.key(0), (size.sequences, size.tokens + 1), 0, size.vocabulary)
     return (model, nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)), (tokens,)
 
@@ -82,10 +82,10 @@ def train_step(model: Any, optimizer: nnx.Optimizer, tokens: jax.Array) -> jax.A
 
 
 class _Transformer(nnx.Module):
-    def __init__(self, size: Size, items: int, per_token: bool, rngs: nnx.Rngs):
+    def __init__(self, size: Size, number: int, per_token: bool, rngs: nnx.Rngs):
         self.embedding = nnx.Embed(size.vocabulary, size.width, rngs=rngs)
         self.position = nnx.Param(0.02 * rngs.params.normal((size.tokens, size.width)))
-        self.layers = nnx.List([_Layer(size, items, per_token, rngs) for _ in range(size.layers)])
+        self.layers = nnx.List([_Layer(size, number, per_token, rngs) for _ in range(size.layers)])
         self.norm = nnx.LayerNorm(size.width, rngs=rngs)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -97,13 +97,13 @@ class _Transformer(nnx.Module):
 
 
 class _Layer(nnx.Module):
-    def __init__(self, size: Size, items: int, per_token: bool, rngs: nnx.Rngs):
+    def __init__(self, size: Size, number: int, per_token: bool, rngs: nnx.Rngs):
         self.before_attention = nnx.LayerNorm(size.width, rngs=rngs)
         self.attention = nnx.MultiHeadAttention(size.heads, size.width, decode=False, rngs=rngs)
         self.before_mlp = nnx.LayerNorm(size.width, rngs=rngs)
         self.up = nnx.Linear(size.width, 4 * size.width, rngs=rngs)
         self.down = nnx.Linear(4 * size.width, size.width, rngs=rngs)
-        self.watch = _Watch(items, per_token)
+        self.watch = _Watch(number, per_token)
 
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         attended = self.attention(self.before_attention(x), mask=mask)
@@ -117,20 +117,20 @@ class _Layer(nnx.Module):
 class _Watch(nnx.Module):
     """Counts, rates and histograms, in turn, of some activations, in turn; each with a threshold of its own."""
 
-    def __init__(self, items: int, per_token: bool):
+    def __init__(self, number: int, per_token: bool):
         kinds: list[Callable[[], Any]] = [
             tallax.Counter,
             tallax.statistics.Rate,
             lambda: tallax.statistics.Histogram(-5.0, 5.0, 64),
         ]
-        self.items = nnx.List([kinds[k % 3]() for k in range(items)])
+        self.state = nnx.List([kinds[k % 3]() for k in range(number)])
         self.per_token = per_token
 
     def __call__(self, *activations: jax.Array) -> None:
-        for k, item in enumerate(self.items):
+        for k, each in enumerate(self.state):
             x = activations[k // 3 % len(activations)]
             x = (jnp.linalg.norm(x, axis=-1) if self.per_token else x) - k / 100
-            if isinstance(item, tallax.Counter):
-                item.count(x > 0)
+            if isinstance(each, tallax.Counter):
+                each.count(x > 0)
             else:
-                item.update(x > 0 if isinstance(item, tallax.statistics.Rate) else x)
+                each.update(x > 0 if isinstance(each, tallax.statistics.Rate) else x)

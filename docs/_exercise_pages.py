@@ -28,7 +28,8 @@ tallax learn                          writes the exercises into tallax-exercises
 Open the file that it names in your editor. When you save it, you get a grade within seconds: the first claim about your
 program that does not hold, and why it matters in training. If an exercise passes, the course goes on to the next one.
 The keys are `h` for a hint, `l` for the list, `n` and `p` for the next and the previous exercise, `s` for a solution
-once you have passed, `r` to start an exercise again, and `q` to quit. If you quit, your progress is kept.
+once you have passed, `t` for the text of the exercise, `r` to start an exercise again, and `q` to quit. If you quit,
+your progress is kept. [A session](session.md) shows the screens of the first three exercises.
 
 | | exercise | the fault |
 |---|---|---|

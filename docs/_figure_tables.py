@@ -115,17 +115,18 @@ def group_table(record: dict[str, Any]) -> str:
 
 
 def extremes(records: Records) -> str:
-    """Returns the largest and the smallest ratios of all groups on the page."""
+    """Returns the largest and the smallest ratios of all groups on the page, and those above their limits."""
     names = [name for name in blocks("performance.md") if "cases" in records.get(name, {})]
     rows = sorted((row for name in names for row in ratios(records[name])), key=lambda row: -row["median"])
     if len(rows) < 2 * SEVERAL:
         return NOT_MEASURED
     missed = [row for row in rows if row["limit"] is not None and row["median"] > row["limit"]]
     chosen = [*rows[:SEVERAL], *rows[-SEVERAL:]]
-    line = (
-        f"The {SEVERAL} largest and the {SEVERAL} smallest of {len(rows)} ratios; {len(missed)} are above their limits."
-    )
-    return f"{line}\n\n{table(RATIO_HEADINGS, map(ratio_row, chosen))}"
+    text = f"The {SEVERAL} largest and the {SEVERAL} smallest of {len(rows)} ratios:\n\n"
+    text += table(RATIO_HEADINGS, map(ratio_row, chosen))
+    if not missed:
+        return f"{text}\n\nNo ratio is above its limit."
+    return f"{text}\n\n{len(missed)} ratios are above their limits:\n\n{table(RATIO_HEADINGS, map(ratio_row, missed))}"
 
 
 # --- figures of scripts -----------------------------------------------------------------------------------------------
@@ -179,8 +180,7 @@ def scale_steps(records: Records) -> str:
     agree = [row["agrees"] for row in record["compiled"]["steps"]]
     line = (
         f"Compiled for {', '.join(map(str, devices[:-1]))} and {devices[-1]} devices with jax "
-        f"{record['versions']['jax']}. Of {len(agree)} programs, {agree.count(True)} send the bytes of the formula, "
-        f"{agree.count(False)} do not, and {agree.count(None)} have no formula."
+        f"{record['versions']['jax']}. {agree.count(True)} of {len(agree)} programs send the bytes of the formula."
     )
     return f"{line}\n\n{table(('mesh', 'state', 'under `jit`', 'in `shard_map`', 'per replica'), cells)}"
 

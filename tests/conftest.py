@@ -30,13 +30,27 @@ def as_users_run_it(quick_compilation):
         yield
 
 
+# `make test` has six minutes on two cores, without compiled programs. These cases take too long for it: CI runs them as
+# thorough tests. After the semicolon is the quick sibling of each:
+#   test_programs        random programs beyond 12, and two of three writes in each branch; 12 programs, every branch
+#   test_processes       two processes of two devices, four processes, explicit meshes; two processes of one device
+#   test_demo            the finished run once more, Ctrl-C; one run with its table and plots, Ctrl-C before it begins
+#   test_differentiation half of filters x modes, and four of six modes of the longest; every filter, every mode
+#   test_matrix          reads in a derivative of half of cells x ways to make a model; every cell, either way
+#   test_statistic_laws  dtypes of the types other than one; two dtypes of every type
+#   test_log_histogram   half of forms x lengths x sizes; every form with every length and size
+#   test_host_numbers    spellings under x64 other than 64-bit arrays; these two, and all without x64
+#   test_host_actions    four of six seeds; two
+#   test_learn*          start files of nine of 12 exercises, four of eight tricks; every solution, the other tricks
+#   test_check_command   three of five ways to end, a syntax error; two ways, a missing import
+#   test_peers           a run of pytest under each substitution; the classifier, a file that does not end
 # Thorough tests that run every night; before a change lands, CI runs the given share of each, spread over its cases.
 # All of them guard tools (statecheck, the linter) or repeat at random what fixed tests check in CI.
 NIGHTLY = {
     "test_finds_every_fault": 1 / 4,  # each wrong module takes statecheck 2 to 12 s
     "test_no_false_alarm": 1 / 4,
     "test_all_writes_everywhere": 1 / 4,  # the transformation matrix in CI has the same cells with other programs
-    "test_more_random_programs": 1 / 4,  # 160 more of the programs of which `make test` runs 12
+    "test_more_random_programs": 1 / 4,  # four parts of 40 programs; `make test` runs 12 others
     "test_names_the_faults_of_public_threads": 1 / 4,  # each takes five processes; test_resumecheck.py has the rules
     "test_blames_no_right_job": 1 / 2,
     "test_names_other_faults": 1 / 2,

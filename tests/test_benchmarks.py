@@ -27,7 +27,7 @@ SMALL = {  # what to call `group` with, so that a case compiles in a second or t
     "lint": (300,),
     "logging": (3, TINY),
     "loops": (2, 3, TINY),
-    "mixed-items": (2, 3),
+    "mixed-state": (2, 3),
     "positions": (TINY, 3),
     "readings": (3,),
     "reads": (1, 2),

@@ -31,6 +31,19 @@ def _eager_tree(f):
 
 EVERYWHERE = {"eager": _eager, "eager-tree": _eager_tree, **MODES}
 everywhere = pytest.mark.parametrize("mode", EVERYWHERE)
+# Every mode is in the tests of training, of threaded state and of float state; others have these, as each is a program.
+in_two_modes = pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=[] if mode in ("graph", "tree") else pytest.mark.thorough) for mode in EVERYWHERE]
+)
+
+
+def by_turns(name, values):
+    """Crosses values with the modes: every value and every mode is in half of the quick cells."""
+    cells = [(value, mode, (k + j) % 2) for k, value in enumerate(values) for j, mode in enumerate(EVERYWHERE)]
+    params = [pytest.param(value, mode, marks=[pytest.mark.thorough] * odd) for value, mode, odd in cells]
+    return pytest.mark.parametrize((name, "mode"), params)
+
+
 in_graph_mode = functools.partial(nnx.value_and_grad, graph=True, graph_updates=True)  # what Flax itself gets right
 
 
@@ -165,8 +178,7 @@ def filtered_by_flax(name, compiled):
     return compiled(in_graph_mode(loss_fn, argnums=nnx.DiffState(0, FILTERS[name])))(Floats(), batch())
 
 
-@everywhere
-@pytest.mark.parametrize("name", FILTERS)
+@by_turns("name", FILTERS)
 def test_any_filter(name, mode):
     """Only state that the filter matches has a gradient, equal to Flax's gradient in graph mode."""
     model, wrt = Floats(), FILTERS[name]
@@ -317,7 +329,7 @@ def test_a_filter_by_path_picks_what_the_optimizer_picks():
 # --- All other state goes its way -------------------------------------------------------------------------------------
 
 
-@everywhere
+@in_two_modes
 def test_other_arguments_are_updated(mode):
     """A teacher, random streams, an optimizer and keyword arguments are updated once, as by a plain call."""
 
@@ -352,7 +364,7 @@ def test_other_arguments_are_updated(mode):
         assert net.norm.mean[...].all()
 
 
-@everywhere
+@in_two_modes
 def test_objects_types_and_traces_stay(mode):
     """Modules and Variables stay the same objects, shapes, dtypes and weak types stay, and many calls trace once."""
     model = Net()
@@ -466,8 +478,7 @@ def test_parameters_that_the_forward_pass_writes(mode):
     np.testing.assert_allclose((kernel**2).sum(0), 1, rtol=1e-5)
 
 
-@everywhere
-@pytest.mark.parametrize("failing", ["raise", "loss"])
+@by_turns("failing", ["raise", "loss"])
 def test_a_failing_call_changes_nothing(failing, mode):
     """If the function raises, or returns no loss, state and attributes are as they were, and the next call works."""
     model, fresh = Net(), Net()
@@ -573,7 +584,7 @@ def test_a_gradient_of_a_gradient(mode):
     assert int(model.item) == 11
 
 
-@everywhere
+@in_two_modes
 def test_training_in_a_scan(mode):
     """A scan whose body takes a step on the carried model is as the same steps one by one."""
 

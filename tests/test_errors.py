@@ -1492,27 +1492,30 @@ CASES |= {f"watch: {name}": case for name, case in watch_errors.MISTAKES.items()
 
 # Errors about files and processes: their own tests have the texts.
 OF_FILES = {f"checking/{name}.py" for name in ("_exercise", "_process", "_command_inputs")}
+OF_FILES |= {f"runs/{path.name}" for path in (SOURCE / "runs").glob("_*.py")}
 OF_FILES |= {f"sinks/{path.name}" for path in (SOURCE / "sinks").glob("_*.py") if path.name != "_sink.py"}
-COMPOSED: dict[str, set[tuple[str, int]]] = {}  # by case: the calls of `compose` that it reached
+COMPOSED: dict[str, set[tuple[str, int]]] = {}  # by case: the errors that it reached, as files and lines
 
 
 @pytest.fixture
 def composed(monkeypatch):
-    """Records which calls of `compose` a case reaches, as a file below `tallax` and a line."""
+    """Records which errors a case reaches, as a file below `tallax` and a line."""
 
     def record(name):
         found = COMPOSED.setdefault(name, set())
 
         def laid_out(*args, **options):
-            caller = sys._getframe(2)  # of `compose`, which calls this
+            caller = sys._getframe(2)  # of the error, whose constructor calls this
+            while caller.f_code.co_filename == _errors.__file__:  # `compose`
+                caller = caller.f_back
             path = pathlib.Path(caller.f_code.co_filename)
             if path.is_relative_to(SOURCE):
                 found.add((path.relative_to(SOURCE).as_posix(), caller.f_lineno))
             return original(*args, **options)
 
-        monkeypatch.setattr(_errors, "laid_out", laid_out)
+        monkeypatch.setattr(tallax.runs._errors, "laid_out", laid_out)
 
-    original = _errors.laid_out
+    original = tallax.runs._errors.laid_out
     return record
 
 
@@ -1530,7 +1533,7 @@ def test_the_text(name, composed):
 
 
 def test_every_error_has_a_case(composed):
-    """Each call of `compose` in the source is reached by a case above, whatever its text is made of."""
+    """Each error in the source, a call with `fix=`, is reached by a case above, whatever its text is made of."""
     for name in CASES.keys() - COMPOSED.keys():  # the test above was deselected, or runs in another process
         composed(name)
         with pytest.raises(CASES[name][1]):
@@ -1538,11 +1541,12 @@ def test_every_error_has_a_case(composed):
     calls = set()
     for path in SOURCE.rglob("*.py"):
         relative = path.relative_to(SOURCE).as_posix()
-        if relative in OF_FILES:
+        if relative in OF_FILES or relative == "_errors.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "compose":
-                calls.add((relative, node.lineno))
+            if isinstance(node, ast.Call) and "fix" in [keyword.arg for keyword in node.keywords]:
+                if re.fullmatch(r"\w*Error|kind|error|compose", getattr(node.func, "id", "")):
+                    calls.add((relative, node.lineno))
     assert calls
     reached = set().union(*COMPOSED.values())
     assert sorted(calls - reached) == []

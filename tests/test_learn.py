@@ -17,8 +17,9 @@ from tallax.checking import _exercise
 from tallax.learning import _claims, _grading_process
 from tallax.learning._exercises import ORDER, exercises
 from tallax.learning._grade import MISTAKES, Failure, Grade
-from tallax.learning._graders import Interrupted
+from tallax.learning._graders import Interrupted, _failure
 from tallax.learning._saved_progress import SavedProgress
+from tallax.learning._screen import View, screen
 
 ROOT = pathlib.Path(__file__).parents[1]
 ANSWERS = pathlib.Path(__file__).parent / "exercises"
@@ -29,7 +30,10 @@ RIGHT = sorted((ANSWERS / "right").glob("*.py"))
 # These are graded in a fraction of a second each; the others run with the thorough tests.
 QUICK = {"step_counter", "evaluation", "untrained_buffer"}
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of older styles, which are right answers too
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # of older styles, which are right answers too
+    pytest.mark.usefixtures("quick_compilation"),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -83,7 +87,9 @@ def cases(paths):
 # --- the exercises ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ORDER)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.thorough) for name in ORDER]
+)
 def test_a_start_file_passes_a_test_of_its_output_and_fails_here(name):
     """It prints the right number, and its grade names a mistake of the exercise."""
     start = FOLDERS / name / "start.py"
@@ -162,13 +168,18 @@ def test_the_course_has_the_step_counter_that_tallax_check_grades():
     assert _exercise.of_function(module.counter_after_n_calls, module.StepCounter) == ([], len(_exercise.CASES))
 
 
-def test_the_pages_are_the_exercises():
-    """`make pages` has nothing to write, and the site lists every page."""
-    spec = importlib.util.spec_from_file_location("_exercise_pages", ROOT / "docs/_exercise_pages.py")
+def of_docs(name):
+    """Returns a module of the folder docs."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    pages = module.pages()
-    assert {path.name for path in (ROOT / "docs/learn").iterdir()} == set(pages)
+    return module
+
+
+def test_the_pages_are_the_exercises():
+    """`make pages` has nothing to write, and the site lists every page."""
+    pages = of_docs("_exercise_pages").pages()
+    assert {path.name for path in (ROOT / "docs/learn").iterdir()} == {*pages, "session.md"}
     nav = (ROOT / "mkdocs.yml").read_text()
     for name, text in pages.items():
         assert (ROOT / "docs/learn" / name).read_text() == text
@@ -310,9 +321,11 @@ def session(folder, *events):
 
 
 def test_a_save_is_graded_and_a_pass_moves_on(tmp_path):
-    """The file is graded at the start and after each save; the next exercise begins when it passes."""
+    """The file is graded after each save; the next exercise begins when it passes."""
     text, grader = session(tmp_path, "wrong again", "right", "right")
-    assert grader.graded == [1, 1, 1, 2]
+    assert grader.graded == [1, 1, 2]
+    session(tmp_path, "an edit")
+    assert session(tmp_path)[1].graded == [3]  # an edited file is graded at the start as well
     assert "✗ it counts" in text
     assert "It is a parameter." in text
     assert "4.95" in text
@@ -323,6 +336,109 @@ def test_a_save_is_graded_and_a_pass_moves_on(tmp_path):
     assert SavedProgress(tmp_path).current.number == 3
 
 
+class InProcess:
+    """Grades a file in this process."""
+
+    def grade(self, exercise, file, on_claim, is_unneeded):
+        held, verdict = graded(exercise.name, file)
+        on_claim(exercise.title, True)  # the screen while it is graded is not kept
+        return Grade(tuple(held), None if "passed" in verdict else _failure(exercise, verdict), "", 1.0)
+
+
+def replayed(steps, folder, console, out):
+    """Returns the screen after each step of the recorded session."""
+    screens, keys = [], []
+
+    def pressed(seconds):
+        if not seconds:
+            return ""
+        if keys:
+            return keys.pop(0)
+        screens.append(out.getvalue().split("\x1b[H")[-1])
+        if len(screens) == len(steps):
+            return "q"
+        step = steps[len(screens)]
+        keys.extend(step.keys)
+        if step.saved:
+            (folder / step.saved[0]).write_text(step.saved[1])
+        return keys.pop(0) if keys else ""
+
+    course.write_files(folder)
+    course._Course(pathlib.Path("tallax-exercises"), console, InProcess(), pressed).run()
+    return screens
+
+
+@pytest.mark.thorough
+def test_the_recorded_session_is_what_a_learner_sees(tmp_path, monkeypatch):
+    """The screens of docs/learn/session.md, but for the seconds; each fits in 80 columns and 24 rows."""
+    module, out = of_docs("_learn_session"), io.StringIO()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TERM", "xterm")
+    console = Console(file=out, width=80, height=module.ROWS, force_terminal=True, color_system=None, highlight=False)
+    screens = replayed(module.STEPS, pathlib.Path("tallax-exercises"), console, out)
+    screens = [module.cleaned(text) for text in screens]
+    for step, text in zip(module.STEPS, screens, strict=True):
+        assert step.until in text
+        assert len(text.splitlines()) < module.ROWS
+    page = (ROOT / "docs/learn/session.md").read_text()
+    assert re.sub(r"\d+\.\d s\b", "1.0 s", page) == module.page(screens)
+
+
+def test_a_small_terminal_shows_the_title_and_the_keys(tmp_path):
+    """On 80 columns and 24 rows, a failure with all hints leaves out the problem, which `t` shows."""
+    for exercise in exercises()[:3]:
+        out = io.StringIO()
+        console = Console(file=out, width=80, height=24, force_terminal=True, color_system=None, highlight=False)
+        progress = SavedProgress(tmp_path)
+        progress.current = exercise
+        held = ("the file runs", *(f"claim {k}" for k in range(6)))
+        failure = Failure("it counts", "param", next(iter(exercise.mistakes.values())), "4.95", "5.0")
+        for view in (View(), View(grade=Grade(held, failure, "", 1.0))):
+            lines = console.render_lines(screen(progress, tmp_path, view, console))
+            text = ["".join(segment.text for segment in line) for line in lines]
+            assert len(lines) < 24
+            assert text[0].strip() == f"{exercise.number}  {exercise.title}"
+            assert "q quit" in text[-1]
+            assert any("t shows the problem" in line for line in text) == (view.grade is not None)
+
+
+def test_a_resized_terminal_is_drawn_again(tmp_path):
+    """After the width has changed, the next poll prints the screen again."""
+    course.write_files(tmp_path)
+    out = io.StringIO()
+    console = Console(file=out, width=100, height=50)
+    shown = []
+
+    def pressed(seconds):
+        if seconds:
+            shown.append(out.getvalue().count("A step counter"))
+            console.width = 60
+        return "q" if len(shown) > 2 else ""
+
+    course._Course(tmp_path, console, Pretended(), pressed).run()
+    assert shown[1] == shown[2] == shown[0] + 1
+
+
+def test_ctrl_c_says_how_to_continue(tmp_path, monkeypatch):
+    """Ctrl-C ends the course as `q` does."""
+
+    def pressed(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(course, "keyboard", lambda: contextlib.nullcontext(pressed))
+    course.write_files(tmp_path)
+    out = io.StringIO()
+    course.take_course(tmp_path, Console(file=out, width=200), Pretended())
+    assert out.getvalue().endswith(f"0 of 12 passed; `tallax learn {tmp_path}` continues.\n")
+
+
+def test_a_start_goes_to_the_next_exercise_that_has_not_passed(tmp_path):
+    """If `--check` has passed the current exercise, the course goes on with the next one."""
+    SavedProgress(tmp_path).note_passed(exercises()[0])
+    text, _ = session(tmp_path)
+    assert "2  A buffer that must not train" in text
+
+
 def test_keys(tmp_path):
     """h, l, n, p, s, r and q do what the screen says."""
     text, _ = session(tmp_path, "h", "h", "l", "x", "s", "n", "p", "p")
@@ -331,8 +447,8 @@ def test_keys(tmp_path):
     assert "12_exact_resume.py" in text  # the list
     assert "The solution is shown once the exercise has passed." in text
     assert "There is no other exercise in this direction." in text
-    text, _ = session(tmp_path, "right", "s")
-    assert "a solution in plain Flax NNX" in text
+    text, _ = session(tmp_path, "right", "s", " ")
+    assert "1  A step counter: in plain Flax NNX" in text
     assert "import tallax" in text
 
 
@@ -350,7 +466,7 @@ def test_reset_needs_a_confirmation(tmp_path):
 def test_the_end_of_the_course(tmp_path):
     """After the last exercise nothing moves on; going back to one that has passed grades it and stays."""
     text, grader = session(tmp_path, *["right"] * 12)
-    assert grader.graded == [1, *range(1, 13)]
+    assert grader.graded == [*range(1, 13)]
     assert "All exercises passed" in text
     assert "12 of 12 passed" in text
     text, _ = session(tmp_path, "p")
@@ -360,6 +476,7 @@ def test_the_end_of_the_course(tmp_path):
 def test_a_key_or_a_save_ends_a_grade(tmp_path):
     """A grade that is no longer needed is given up, and the key is not lost."""
     course.write_files(tmp_path)
+    (tmp_path / exercises()[0].file_name).write_text("an edit")
     keys = iter(["", "", "q"])
 
     class Slow(Pretended):
@@ -376,4 +493,4 @@ def test_a_key_or_a_save_ends_a_grade(tmp_path):
     console = Console(file=io.StringIO(), width=100)
     session_ = course._Course(tmp_path, console, grader, lambda seconds: next(keys, "q") if seconds else "")
     session_.run()
-    assert grader.graded == [exercises()[0].start, "saved again"]
+    assert grader.graded == ["an edit", "saved again"]

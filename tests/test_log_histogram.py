@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """LogHistogram: every float32 in its bucket, and quantiles within the promised error."""
 
+import functools
 import sys
 
 import jax
@@ -89,7 +90,10 @@ def test_special_values_are_counted_apart():
     assert np.isnan(LogHistogram().compute().quantile([0.1, 0.5])).tolist() == [True, True]
 
 
-@given(hnp.arrays(np.float32, 30, elements=st.floats(width=32)), hnp.arrays(np.bool_, 30), st.integers(0, 30))
+# The place of the cut is one of few, since each length is a program.
+@given(
+    hnp.arrays(np.float32, 30, elements=st.floats(width=32)), hnp.arrays(np.bool_, 30), st.sampled_from([0, 1, 15, 30])
+)
 def test_counts_add_up_split_and_merge(x, mask, cut):
     """Every entry under the mask is counted once; parts, merged in any order, equal the whole to the bit."""
     whole, left, right = LogHistogram(0.1), LogHistogram(0.1), LogHistogram(0.1)
@@ -150,27 +154,37 @@ def test_impossible_quantiles_raise(q):
 # --- counting slots ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", [_bincount.in_order, _bincount.in_pairs, _bincount.in_groups, "count_slots"])
-@pytest.mark.parametrize("length", [1, 7, 69, 127, 128, 1000])
-@pytest.mark.parametrize("size", [0, 1, 2, 63, 1001, 5001])
+LENGTHS, SIZES = (1, 7, 69, 127, 128, 1000), (0, 1, 2, 63, 1001, 5001)
+FORMS = {form.__name__: form for form in (_bincount.in_order, _bincount.in_pairs, _bincount.in_groups)}
+FORMS |= {"in_parts": functools.partial(_bincount.in_parts, devices=6), "count_slots": _bincount.count_slots}
+# Each is a program of its own. Half of them are quick: every form with every length, and with every size.
+COUNTED = [
+    pytest.param(form, length, size, marks=[pytest.mark.thorough] if (f + k + s) % 2 else [])
+    for f, form in enumerate(FORMS)
+    for k, length in enumerate(LENGTHS)
+    for s, size in enumerate(SIZES)
+]
+
+
+@pytest.mark.parametrize(("form", "length", "size"), COUNTED)
 def test_every_form_counts_alike(form, length, size):
     """All forms of the inner loop count what NumPy counts, and drop masked entries."""
     x = np.random.default_rng(0).integers(0, length, size).astype(np.int32)
     mask = np.random.default_rng(1).random(size) < 0.7
-    count = _bincount.count_slots if form == "count_slots" else form
-    for where, expected in ((None, x), (mask, x[mask])):
-        counts = jax.jit(lambda x, where: count(lambda x: x, x, where, length=length))(x, where)
+    count = functools.partial(FORMS[form], lambda x: x, length=length)
+    all_counts = jax.jit(lambda x, mask: (count(x, None), count(x, mask)))(x, mask)
+    for counts, expected in zip(all_counts, (x, x[mask]), strict=True):
         assert counts.dtype == jnp.uint32
         assert counts.tolist() == np.bincount(expected, minlength=length).tolist()
 
 
-@pytest.mark.parametrize("form", [_bincount.in_order, _bincount.in_pairs, _bincount.in_groups])
+@pytest.mark.parametrize("form", ["in_order", "in_pairs", "in_groups", "in_parts"])
 @pytest.mark.parametrize("shape", [(7, 9), (65, 3), (2, 0), (3, 2, 129)])
 def test_every_form_takes_any_shape(form, shape):
     """Values of any shape are counted, with axes even, odd, long or empty."""
     x = np.random.default_rng(0).integers(0, 7, shape).astype(np.int32)
     mask = np.random.default_rng(1).random(shape) < 0.7
-    counts = jax.jit(lambda x, where: form(lambda x: x, x, where, length=7))(x, mask)
+    counts = jax.jit(lambda x, where: FORMS[form](lambda x: x, x, where, length=7))(x, mask)
     assert counts.tolist() == np.bincount(x[mask], minlength=7).tolist()
 
 

@@ -291,6 +291,7 @@ def teaching(compiled, graph):
 LOOPS = {"gan": gan, "actor-critic": actor_critic, "accumulation": accumulation, "teacher": teaching}
 
 
+@pytest.mark.usefixtures("quick_compilation")  # both are compiled in the same way
 @pytest.mark.parametrize("graph", [True, False], ids=["graph", "tree"])
 @pytest.mark.parametrize("name", [*LOOPS, "language-model"])
 def test_the_loop_is_that_of_nnx_jit(name, graph, tmp_path):

@@ -84,11 +84,14 @@ def assert_same_totals(totals, expected):
                 assert np.array_equal(found, wanted), (name, found, wanted)
 
 
+QUICK = ["host-local", "shares", "compiled", "save"]  # `save` trains as `graph` does
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """Returns the folder that two processes of one device saved to, and what they printed; starting takes seconds."""
     folder = tmp_path_factory.mktemp("processes")
-    return folder, run(folder, 2, 1, ["graph", "shard-map", "host-local", "save"])
+    return folder, run(folder, 2, 1, QUICK)
 
 
 def assert_all_counted(printed):
@@ -112,17 +115,17 @@ def assert_all_counted(printed):
 def test_two_processes_count_the_same_as_one(saved):
     """Every process reads the totals of all data: counts and histograms to the last unit, bin by bin."""
     _, printed = saved
-    assert [found.keys() for found in printed] == [{"graph", "shard-map", "host-local", "save"}] * 2
+    assert [found.keys() for found in printed] == [set(QUICK)] * 2
     assert_all_counted(copy.deepcopy(printed))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("processes", "devices", "variants"),
     [
-        (2, 2, ["explicit", "shares", "compiled"]),
-        pytest.param(2, 2, ["graph", "tree", "shares", "wide-shares"], marks=pytest.mark.thorough),
-        pytest.param(4, 1, ["graph", "shares", "compiled"], marks=pytest.mark.thorough),
+        (2, 2, ["explicit", "shard-map", "compiled"]),
+        (2, 2, ["graph", "tree", "shares", "wide-shares"]),
+        (4, 1, ["graph", "shares", "compiled"]),
     ],
     ids=["2x2", "2x2-more", "4x1"],
 )

@@ -151,7 +151,14 @@ def test_random_programs(program):
 @pytest.mark.parametrize("part", range(4))
 def test_more_random_programs(part):
     """The same, of other programs."""
-    hypothesis.seed(SEED + 1 + part)(drawn(MORE)(given(program=programs.programs())(check)))()
+
+    @hypothesis.seed(SEED + 1 + part)
+    @drawn(MORE)
+    @given(programs.programs())
+    def each(program):
+        check(program)
+
+    each()
 
 
 # Each is the body of `m, x, k`; a batch decides which branch is taken.

@@ -226,7 +226,7 @@ def test_every_error_is_covered():
         # That a package is missing is worded in the test below.
         if name.startswith("tallax.runs.") and name != "tallax.runs._errors":
             source = inspect.getsource(module)
-            rules |= set(re.findall(r'laid_out\(\s*[^,]+,\s*f?"([^"{]{12,})', source))
+            rules |= set(re.findall(r'RunError\(\s*[^,]+,\s*f?"([^"{]{12,})', source))
     assert len(rules) >= 6
     covered = "\n".join(text for _, text in CASES.values())
     assert not {rule for rule in rules if rule not in covered}

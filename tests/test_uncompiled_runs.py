@@ -208,6 +208,8 @@ def test_an_operation_in_numpy_has_the_bits_of_xla(name):
             compared += 1
             assert (got.dtype, got.shape) == (due[0].dtype, due[0].shape), kind
             assert np.asarray(got).tobytes() == np.asarray(due[0]).tobytes(), (kind, got, due[0])
+    if not compared + left:
+        pytest.skip("this version of JAX has no such primitive")
     assert compared, left
 
 

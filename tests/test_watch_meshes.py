@@ -175,6 +175,44 @@ def test_inside_shard_map():
         np.testing.assert_allclose(result.rms, other.rms, rtol=1e-4)
 
 
+PRESETS = [tallax.watching.dead_units("up"), tallax.watching.update_ratio("up")]
+
+
+@pytest.mark.parametrize(
+    ("options", "axes"),
+    [
+        ({"output_gradients": True}, ("data", "model")),
+        pytest.param({**ALL, "presets": PRESETS}, ("data", "model"), marks=pytest.mark.thorough),
+        pytest.param({**ALL, "presets": PRESETS, "every": 2}, ("data",), marks=pytest.mark.thorough),
+    ],
+    ids=["outputs", "everything", "every-2"],
+)
+def test_per_replica_state(options, axes):
+    """Combined, the numbers are those of one device: what is the same on several replicas is taken once."""
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    single, single_optimizer, expected = prepared(None, None, sites="up", **options)
+    model, optimizer, _ = prepared(None, None, sites="up", **options)
+    both = tallax.per_replica(nnx.Dict(model=model, optimizer=optimizer), mesh, axes)
+
+    def train(both, x):
+        def loss_fn(model):
+            return jax.lax.pmean((model(x) ** 2).mean(), "data")
+
+        loss, grads = tallax.value_and_grad(loss_fn)(both.model)
+        both.optimizer.update(both.model, grads)
+        return loss
+
+    step = nnx.jit(nnx.shard_map(train, mesh=mesh, in_specs=(tallax.replica_specs(both), P("data")), out_specs=P()))
+    for x in batches(None, 2):
+        jax.block_until_ready(step(both, x))
+        train_step(single, single_optimizer, x)
+    results = tallax.watching.Watch(tallax.combine_replicas(both).model).result()
+    assert results.keys() == expected.result().keys()
+    for name, result in expected.result().items():
+        for found, number in zip(*map(jax.tree.leaves, (results[name], result)), strict=True):
+            np.testing.assert_allclose(found, number, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
 @pytest.mark.parametrize("step", [train_step, accumulating_step])
 def test_a_mesh_of_two_axes(step):
     """Along an axis of the model, kernels may be split too, and the numbers stay right."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from flax import nnx
 
-from tallax._errors import ReplacedVariableError, compose, describe, name_of
+from tallax._errors import ReplacedVariableError, describe, name_of
 
 
 def refuse_replacing(current: Any, value: Any, *, name: str | None = None) -> None:
@@ -40,12 +40,10 @@ def refuse_replacing(current: Any, value: Any, *, name: str | None = None) -> No
         fix = _written_by.format(name=name)
     place = "attribute" if name is not None and item is current else "entry"
     raise ReplacedVariableError(
-        compose(
-            path,
-            f"this {place} is a {type(item).__name__}, which an assignment would drop.",
-            got=describe(replacement),
-            fix=fix,
-        )
+        path,
+        f"this {place} is a {type(item).__name__}, which an assignment would drop.",
+        got=describe(replacement),
+        fix=fix,
     )
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax._errors import InvalidTypeError, InvalidValueError, TraceError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, TraceError, describe
 from tallax.variables import Buffer, Counter
 
 
@@ -27,12 +27,10 @@ def refuse_bound(f: Callable[..., Any]) -> None:
     if isinstance(owner, nnx.Pytree):
         kind, name = type(owner).__name__, getattr(f, "__name__", "__call__")
         raise InvalidTypeError(
-            compose(
-                "value_and_grad",
-                "requires a function with the model as an argument; other state belongs to another trace.",
-                got=f"{name} of a {kind}",
-                fix=f"tallax.value_and_grad({kind}.{name})(model, ...)",
-            )
+            "value_and_grad",
+            "requires a function with the model as an argument; other state belongs to another trace.",
+            got=f"{name} of a {kind}",
+            fix=f"tallax.value_and_grad({kind}.{name})(model, ...)",
         )
 
 
@@ -41,21 +39,17 @@ def checked_argnums(argnums: Any, wrt: Any) -> tuple[int, ...]:
     for part in (*numbers, wrt):
         if isinstance(part, nnx.DiffState):
             raise InvalidTypeError(
-                compose(
-                    "value_and_grad",
-                    "does not accept nnx.DiffState; use wrt= and argnums=.",
-                    got=f"nnx.DiffState({part.argnum}, {_filter_text(part.filter)})",
-                    fix=f"wrt={_filter_text(part.filter)}, argnums={part.argnum}",
-                )
+                "value_and_grad",
+                "does not accept nnx.DiffState; use wrt= and argnums=.",
+                got=f"nnx.DiffState({part.argnum}, {_filter_text(part.filter)})",
+                fix=f"wrt={_filter_text(part.filter)}, argnums={part.argnum}",
             )
     if not numbers or not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
         raise InvalidTypeError(
-            compose(
-                "argnums",
-                "must be an integer or a tuple of integers.",
-                got=describe(argnums),
-                fix="argnums=0, argnums=(0, 1)",
-            )
+            "argnums",
+            "must be an integer or a tuple of integers.",
+            got=describe(argnums),
+            fix="argnums=0, argnums=(0, 1)",
         )
     return numbers
 
@@ -64,18 +58,14 @@ def checked_positions(numbers: tuple[int, ...], given: int) -> tuple[int, ...]:
     positions = tuple(number + given if number < 0 else number for number in numbers)
     if not all(0 <= position < given for position in positions):
         raise InvalidValueError(
-            compose(
-                "argnums",
-                "must be the position of a positional argument of the call.",
-                got=f"{', '.join(map(str, numbers))}, where {given} were given by position",
-                fix="f(model, x), where f(model=model, x=x) has none",
-            )
+            "argnums",
+            "must be the position of a positional argument of the call.",
+            got=f"{', '.join(map(str, numbers))}, where {given} were given by position",
+            fix="f(model, x), where f(model=model, x=x) has none",
         )
     if len(set(positions)) < len(positions):
         raise InvalidValueError(
-            compose(
-                "argnums", "must not name an argument twice.", got=", ".join(map(str, numbers)), fix="argnums=(0, 1)"
-            )
+            "argnums", "must not name an argument twice.", got=", ".join(map(str, numbers)), fix="argnums=(0, 1)"
         )
     return positions
 
@@ -84,23 +74,19 @@ def check_threadable(tree: Any) -> None:
     for variable in _variables(tree):
         if variable.ref:
             raise InvalidTypeError(
-                compose(
-                    variable,
-                    "writes of the function to a Variable with ref=True would be lost.",
-                    got="ref=True",
-                    fix="a plain Variable: leave ref out, or nnx.with_vars(model, ref=False)",
-                )
+                variable,
+                "writes of the function to a Variable with ref=True would be lost.",
+                got="ref=True",
+                fix="a plain Variable: leave ref out, or nnx.with_vars(model, ref=False)",
             )
         try:
             variable.set_raw_value(variable.get_raw_value())  # changes nothing, and raises if a write would raise
         except flax.errors.TraceContextError:
             raise TraceError(
-                compose(
-                    variable,
-                    "belongs to a different trace than the call, so writes of the function would be lost.",
-                    got="a model that a transformed function closes over, as an argument of value_and_grad",
-                    fix="pass the model through each transformation in between, such as nnx.jit(step)(model, x)",
-                )
+                variable,
+                "belongs to a different trace than the call, so writes of the function would be lost.",
+                got="a model that a transformed function closes over, as an argument of value_and_grad",
+                fix="pass the model through each transformation in between, such as nnx.jit(step)(model, x)",
             ) from None
 
 
@@ -123,7 +109,7 @@ def check_floats(jax_path: Sequence[Any], part: Any) -> None:
                 where = jax.tree_util.keystr((*jax_path[1:], *inner), simple=True, separator=".")
                 item = f"argument {jax_path[0].key}{where and f', at {where}'}"
                 fix = "x.astype(jnp.float32), or argnums= without this argument"
-            raise InvalidTypeError(compose(item, "only floats can be differentiated.", got=describe(array), fix=fix))
+            raise InvalidTypeError(item, "only floats can be differentiated.", got=describe(array), fix=fix)
 
 
 def check_any(position: int, argument: Any, matches: Callable[[Any, Any], bool]) -> None:
@@ -137,12 +123,10 @@ def check_any(position: int, argument: Any, matches: Callable[[Any, Any], bool])
     kinds = {type(v): f"wrt={_filter_text(type(v))}" for v in floats}
     fix = kinds.get(nnx.Param) or " or ".join(sorted(kinds.values()))
     raise InvalidValueError(
-        compose(
-            argument if is_node(argument) else f"argument {position}",
-            "has no Variable that wrt matches, so there is nothing to differentiate.",
-            got=", ".join(sorted({_filter_text(type(v)) for v in variables})) or "no state",
-            fix=fix or "argnums= of the argument with the parameters",
-        )
+        argument if is_node(argument) else f"argument {position}",
+        "has no Variable that wrt matches, so there is nothing to differentiate.",
+        got=", ".join(sorted({_filter_text(type(v)) for v in variables})) or "no state",
+        fix=fix or "argnums= of the argument with the parameters",
     )
 
 
@@ -154,9 +138,7 @@ def checked_loss(f: Callable[..., Any], out: Any, *, has_aux: bool) -> tuple[Any
     name = getattr(f, "__name__", "f")
     if has_aux and not (isinstance(out, tuple | list) and len(out) == 2):
         raise InvalidTypeError(
-            compose(
-                name, "must return a pair if has_aux=True.", got=_kind(out), fix="return loss, aux; or has_aux=False"
-            )
+            name, "must return a pair if has_aux=True.", got=_kind(out), fix="return loss, aux; or has_aux=False"
         )
     loss, aux = out if has_aux else (out, None)
     is_number = isinstance(loss, jax.Array | np.ndarray | np.generic | float)
@@ -164,7 +146,7 @@ def checked_loss(f: Callable[..., Any], out: Any, *, has_aux: bool) -> tuple[Any
         fix = "return loss.mean(), or another real scalar"
         if isinstance(loss, tuple | list):
             fix = "has_aux=True, for a function that returns (loss, aux)"
-        raise InvalidTypeError(compose(name, "the loss must be a real scalar.", got=_kind(loss), fix=fix))
+        raise InvalidTypeError(name, "the loss must be a real scalar.", got=_kind(loss), fix=fix)
     return loss, aux
 
 

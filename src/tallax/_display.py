@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from tallax.runs._html import bars, table
 from tallax.runs._number_format import number
 from tallax.runs._record import Bins
 
@@ -49,6 +48,8 @@ def bundle(html: str) -> dict[str, str]:
 
 def card(title: str, value: Any, bins: Bins | None = None) -> str:
     """Returns a title and a value: a record, whose fields are listed, a number or an array in one row, or None."""
+    from tallax.runs._html import bars, table  # only notebooks need it, and `Counter` imports this file
+
     rows: list[tuple[str, str]] = []
     if bins is not None and bins.total:
         rows.append(("", bars(bins)))

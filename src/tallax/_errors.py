@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exceptions of tallax, and the one function that formats their messages.
+"""The exceptions of tallax, whose constructor formats their messages.
 
 ```
 TallaxError
@@ -41,7 +41,7 @@ from flax import nnx
 
 from tallax._arrays import is_traced
 from tallax.runs._errors import MissingExtraError as MissingExtraError
-from tallax.runs._errors import TallaxError, laid_out
+from tallax.runs._errors import TallaxError, subject_name
 
 _LIBRARIES = tuple(os.path.dirname(file) + os.sep for file in (__file__, flax.__file__, jax.__file__))
 
@@ -60,9 +60,6 @@ class ReplacedVariableError(TallaxError, TypeError):
 
 class TraceError(TallaxError, flax.errors.TraceContextError):
     """A variable was written from a trace that it does not belong to, so the write would be lost."""
-
-    def __init__(self, message: str):
-        Exception.__init__(self, message)  # Flax's own class would add a link to its documentation
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self.args
@@ -120,17 +117,8 @@ for _error in TallaxError.__subclasses__():
 
 
 def compose(subject: object, rule: str, *, got: str | None = None, expected: str | None = None, fix: str) -> str:
-    """Returns the text of an error: the subject and the rule, then `got`, `expected` and `fix`.
-
-    Args:
-        subject: A string, which is shown unchanged, or a Variable or module, which `name_of` looks up.
-        rule: A sentence that completes "<subject>: ...".
-        got: The value found, formatted by `describe`.
-        expected: The accepted values, if the rule does not state them.
-        fix: Code to write instead.
-    """
-    name = subject if isinstance(subject, str) else name_of(subject)
-    return laid_out(name, rule, got=got, expected=expected, fix=fix)
+    """Returns the text of an error, with the arguments of `TallaxError`, for warnings and reports."""
+    return str(TallaxError(subject, rule, got=got, expected=expected, fix=fix))
 
 
 def describe(value: object) -> str:
@@ -151,6 +139,8 @@ def _array_type(value: Any) -> str:
     return f"{value.dtype}[{','.join(map(str, value.shape))}]"
 
 
+@subject_name.register(nnx.Pytree)
+@subject_name.register(nnx.Variable)
 def name_of(item: object) -> str:
     """Returns the path under which the running program knows `item`, such as `model.moe.step`.
 

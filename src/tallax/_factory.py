@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import optax
 
-from tallax._errors import InvalidValueError, compose
+from tallax._errors import InvalidValueError
 
 _NUMBERS = (numbers.Number, jax.Array, np.ndarray, np.generic)
 
@@ -90,13 +90,11 @@ def _check_names(
     unknown = sorted(set(static) - set(signature.parameters) - given)
     if unknown:
         raise InvalidValueError(
-            compose(
-                "static_args",
-                "every name must be an argument of the function that makes the transformation.",
-                got=", ".join(map(repr, unknown)),
-                expected=", ".join(signature.parameters),
-                fix=f"leave out {unknown[0]!r}, which {getattr(function, '__name__', 'the function')} does not have",
-            )
+            "static_args",
+            "every name must be an argument of the function that makes the transformation.",
+            got=", ".join(map(repr, unknown)),
+            expected=", ".join(signature.parameters),
+            fix=f"leave out {unknown[0]!r}, which {getattr(function, '__name__', 'the function')} does not have",
         )
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from tallax import _uint64
-from tallax._errors import ReplicasError, compose
+from tallax._errors import ReplicasError
 
 if TYPE_CHECKING:
     from tallax._uint64 import Limbs
@@ -84,16 +84,20 @@ def axes_to_combine(
     by_hand = frozenset().union(*map(varying_axes, jax.tree.leaves(state.get_raw_value()))) - kept
     if not known and not alike and frozenset(mapped) - by_hand:
         raise ReplicasError(
-            compose(
-                state,
-                "inside shard_map, an increment that is the same on every device is ambiguous: "
-                "it may be one event, or one per device.",
-                got=f"an increment that varies over none of the mapped axes {mapped} (or check_vma=False)",
-                fix=f"like=batch to sum it over the axes the batch is split on, axis_name={mapped!r} to name them, "
-                "or axis_name=() to count it once, as after jax.lax.psum",
-            )
+            state,
+            "inside shard_map, an increment that is the same on every device is ambiguous: "
+            "it may be one event, or one per device.",
+            got=f"an increment that varies over none of the mapped axes {mapped} (or check_vma=False)",
+            fix=f"like=batch to sum it over the axes the batch is split on, axis_name={mapped!r} to name them, "
+            "or axis_name=() to count it once, as after jax.lax.psum",
         )
     return Combination(_in_order(known - kept - by_hand), _in_order(kept - known))
+
+
+def axes_of_equal(values: Any, state: Any) -> tuple[Hashable, ...]:
+    """Returns the axes along which `state` is per-replica and the arrays in `values` are the same."""
+    varying = frozenset().union(*map(varying_axes, jax.tree.leaves(values)))
+    return _in_order(frozenset(state._replica_axes) - varying) if mapped_axes() else ()
 
 
 def _in_order(axes: frozenset[Hashable]) -> tuple[Hashable, ...]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 MAX = 2**64 - 1
 INT32_MAX = 2**31 - 1
 WORD = 2**32 - 1
+_DTYPE = np.dtype(np.uint32)  # a dtype is compared with it in a third of the time that `np.uint32` takes
 
 
 # --- on the host: NumPy and Python integers ---------------------------------------------------------------------------
@@ -39,7 +40,7 @@ WORD = 2**32 - 1
 
 def is_limbs(value: Any) -> bool:
     """Returns whether a value can be limbs by its dtype. `has_limb_axis` also checks the shape."""
-    return isinstance(value, jax.Array | np.ndarray) and value.dtype == np.uint32
+    return isinstance(value, np.ndarray | jax.Array) and value.dtype == _DTYPE
 
 
 def has_limb_axis(value: Any) -> bool:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, describe
 from tallax._module import EvalAware
 from tallax.variables import Counter
 
@@ -45,12 +45,10 @@ class StepCounter(EvalAware):
         super().__init__()
         if not isinstance(rngs, nnx.Rngs) and not hasattr(rngs, "params"):  # Flax raises if the stream is missing
             raise InvalidTypeError(
-                compose(
-                    "StepCounter",
-                    "requires an nnx.Rngs, which provides one key.",
-                    got=describe(rngs),
-                    fix="StepCounter(nnx.Rngs(0)), or a tallax.Counter(), which needs none",
-                )
+                "StepCounter",
+                "requires an nnx.Rngs, which provides one key.",
+                got=describe(rngs),
+                fix="StepCounter(nnx.Rngs(0)), or a tallax.Counter(), which needs none",
             )
         rngs.params()
         self.step: Counter = Counter(reduce="replicated")
@@ -98,9 +96,7 @@ def counter_after_n_calls(seed: int | float, n_calls: int | float) -> jax.Array:
     calls = _whole("n_calls", n_calls)
     if calls < 0:
         raise InvalidValueError(
-            compose(
-                "n_calls", "the number of calls must not be negative.", got=describe(n_calls), fix="n_calls=0 or more"
-            )
+            "n_calls", "the number of calls must not be negative.", got=describe(n_calls), fix="n_calls=0 or more"
         )
     counter = StepCounter(nnx.Rngs(seed if -(2**63) <= seed < 2**63 else seed % 2**63))
     for _ in range(calls):
@@ -116,5 +112,5 @@ def _whole(name: str, value: Any) -> int:
     except (TypeError, ValueError, OverflowError):
         pass
     raise InvalidValueError(
-        compose(name, "must be an integer, or a float with an integer value.", got=describe(value), fix=f"{name}=5")
+        name, "must be an integer, or a float with an integer value.", got=describe(value), fix=f"{name}=5"
     )

@@ -24,7 +24,7 @@ from flax import nnx
 
 from tallax import _uint64
 from tallax._arrays import is_traced
-from tallax._errors import InvalidTypeError, InvalidValueError, TracedReadError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, TracedReadError, describe
 from tallax._factory import Factory
 from tallax.schedules import as_array, step_value
 
@@ -92,13 +92,11 @@ def clip_by_global_norm(max_norm: float | Callable[[Any], Any]) -> optax.Gradien
     if not callable(max_norm):
         if isinstance(max_norm, bool) or not isinstance(max_norm, int | float | np.generic | jax.Array):
             raise InvalidTypeError(
-                compose(
-                    "max_norm", "must be a number or an optax schedule.", got=describe(max_norm), fix="max_norm=1.0"
-                )
+                "max_norm", "must be a number or an optax schedule.", got=describe(max_norm), fix="max_norm=1.0"
             )
         if not is_traced(max_norm) and not max_norm > 0:
             raise InvalidValueError(
-                compose("max_norm", "the clip threshold must be positive.", got=describe(max_norm), fix="max_norm=1.0")
+                "max_norm", "the clip threshold must be positive.", got=describe(max_norm), fix="max_norm=1.0"
             )
 
     def threshold(count: Any) -> jax.Array:
@@ -152,22 +150,18 @@ def clip_counts(state: Any) -> ClipCounts:
     found = [node for node in jax.tree.leaves(tree, is_leaf=is_clip) if is_clip(node)]
     if len(found) != 1:
         raise InvalidValueError(
-            compose(
-                "clip_counts",
-                "requires an optimizer with exactly one tallax.clip_by_global_norm.",
-                got=f"{len(found)} of them",
-                fix="optax.chain(tallax.clip_by_global_norm(1.0), ...), or the state of one of them",
-            )
+            "clip_counts",
+            "requires an optimizer with exactly one tallax.clip_by_global_norm.",
+            got=f"{len(found)} of them",
+            fix="optax.chain(tallax.clip_by_global_norm(1.0), ...), or the state of one of them",
         )
     fields = [nnx.as_pure(field) for field in found[0]]
     if is_traced(*fields):
         raise TracedReadError(
-            compose(
-                "clip_counts",
-                "cannot read exact counts inside a trace.",
-                got="a traced optimizer state",
-                fix="call it outside jit; inside, the ClipByGlobalNormState has max_norm as an array",
-            )
+            "clip_counts",
+            "cannot read exact counts inside a trace.",
+            got="a traced optimizer state",
+            fix="call it outside jit; inside, the ClipByGlobalNormState has max_norm as an array",
         )
     updates, clipped, nonfinite, max_norm = map(np.asarray, fields)
     counts = [int(_uint64.to_uint64(limbs)) for limbs in (updates, clipped, nonfinite)]
@@ -247,12 +241,10 @@ def inject_schedules(
     """
     if isinstance(inner_factory, tuple):
         raise InvalidTypeError(
-            compose(
-                "inject_schedules",
-                "requires a function that returns a transformation, such as optax.adamw, and its arguments.",
-                got=f"a {type(inner_factory).__name__}",
-                fix="tallax.inject_schedules(optax.adamw, learning_rate=schedule)",
-            )
+            "inject_schedules",
+            "requires a function that returns a transformation, such as optax.adamw, and its arguments.",
+            got=f"a {type(inner_factory).__name__}",
+            fix="tallax.inject_schedules(optax.adamw, learning_rate=schedule)",
         )
     static = {static_args} if isinstance(static_args, str) else set(static_args)
     factory = Factory(inner_factory, args, kwargs, static)

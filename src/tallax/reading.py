@@ -19,7 +19,7 @@ from flax import nnx
 from tallax import _uint64
 from tallax._arrays import home_of, is_committed, is_in_host_memory, is_ready, is_traced, unsplit
 from tallax._display import worded
-from tallax._errors import InvalidTypeError, TracedReadError, compose, describe
+from tallax._errors import InvalidTypeError, TracedReadError, describe
 from tallax._walk import groups_of
 from tallax.runs import StateInfo
 from tallax.runs._html import state_table
@@ -72,12 +72,10 @@ def reading_of(entries: Sequence[Entry]) -> Reading:
     for entry in entries:
         if any(map(_is_traced, entry.items.values())):
             raise TracedReadError(
-                compose(
-                    entry.name,
-                    "has no value on the host inside a trace.",
-                    got="collect(...) inside a compiled function",
-                    fix="tallax.snapshot(model), which returns arrays; or collect(model) outside",
-                )
+                entry.name,
+                "has no value on the host inside a trace.",
+                got="collect(...) inside a compiled function",
+                fix="tallax.snapshot(model), which returns arrays; or collect(model) outside",
             )
         states += entry.stored()
     there = [k for k, state in enumerate(states) if isinstance(state, jax.Array)]
@@ -297,12 +295,10 @@ def entries_of(objects: Sequence[Any], names: Sequence[str] | None = None) -> li
     for number, thing in enumerate(objects):
         if not isinstance(thing, nnx.Pytree):
             raise InvalidTypeError(
-                compose(
-                    "collect",
-                    "requires modules or optimizers.",
-                    got=describe(thing),
-                    fix="collect(model); log(model, loss=loss) for a Logger's numbers",
-                )
+                "collect",
+                "requires modules or optimizers.",
+                got=describe(thing),
+                fix="collect(model); log(model, loss=loss) for a Logger's numbers",
             )
         found = _entries_in(thing)
         label = names[number] if names is not None else str(number)
@@ -380,13 +376,16 @@ def _by_kind(dtypes: Sequence[Any]) -> dict[Any, list[int]]:
 @functools.cache
 def _gatherer(home: jax.sharding.Sharding | None) -> Callable[[tuple[jax.Array, ...]], list[jax.Array]]:
     # Replicated on every device, so that every process can read it.
-    return jax.jit(_gather) if home is None else jax.jit(_gather, out_shardings=home)
+    return jax.jit(functools.partial(_gather, home=home), out_shardings=home)
 
 
-def _gather(arrays: tuple[jax.Array, ...]) -> list[jax.Array]:
+def _gather(arrays: tuple[jax.Array, ...], home: jax.sharding.Sharding | None) -> list[jax.Array]:
     vectors = []
     for kind, numbers in _by_kind([array.dtype for array in arrays]).items():
         parts = [unsplit(arrays[k]).ravel() for k in numbers]
+        if isinstance(home, jax.NamedSharding) and home.mesh.size > 1:
+            # Without the constraint XLA splits the vector over the devices, and gathers all of it a second time.
+            parts = [jax.lax.with_sharding_constraint(part, home) for part in parts]
         if kind == "words":
             parts = [jax.lax.bitcast_convert_type(part, jnp.uint32) for part in parts]
         vectors.append(jnp.concatenate(parts))

@@ -15,7 +15,7 @@ from flax import nnx
 from tallax import _uint64
 from tallax._arrays import as_guarded, is_traced, to_device
 from tallax._display import bundle, card, tree, worded
-from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, describe
 from tallax._module import EvalAware
 from tallax.variables import Buffer, Counter, Pending, refuse_cast
 
@@ -60,12 +60,10 @@ class ScheduledValue(EvalAware):
     def __init__(self, schedule: Callable[[Any], Any], *, name: str | None = None, persistent: bool = True):
         if not callable(schedule):
             raise InvalidTypeError(
-                compose(
-                    "ScheduledValue",
-                    "requires a schedule: a function from a step count to a scalar.",
-                    got=describe(schedule),
-                    fix="optax.constant_schedule(2.0), or optax.linear_schedule(5.0, 1.0, 10_000)",
-                )
+                "ScheduledValue",
+                "requires a schedule: a function from a step count to a scalar.",
+                got=describe(schedule),
+                fix="optax.constant_schedule(2.0), or optax.linear_schedule(5.0, 1.0, 10_000)",
             )
         super().__init__()
         self.schedule = schedule
@@ -121,12 +119,10 @@ class ScheduledValue(EvalAware):
         """
         if not is_traced(value) and (np.ndim(value) != 0 or np.isnan(value)):
             raise InvalidValueError(
-                compose(
-                    self,
-                    "can only be pinned to one number that is not NaN.",
-                    got=describe(value),
-                    fix="pin(2.0), or release() to follow the schedule",
-                )
+                self,
+                "can only be pinned to one number that is not NaN.",
+                got=describe(value),
+                fix="pin(2.0), or release() to follow the schedule",
             )
         self.refuse_casts()
         self.state[...] = jnp.broadcast_to(_packed(value, value, 1.0), self.state.shape)
@@ -201,12 +197,10 @@ class ScheduledValue(EvalAware):
         value = jnp.asarray(self.schedule(as_array(count)), jnp.float32)
         if value.shape != ():
             raise InvalidValueError(
-                compose(
-                    "ScheduledValue",
-                    "the schedule must return a scalar.",
-                    got=describe(value),
-                    fix="one ScheduledValue for each number, or a tallax.Buffer for an array",
-                )
+                "ScheduledValue",
+                "the schedule must return a scalar.",
+                got=describe(value),
+                fix="one ScheduledValue for each number, or a tallax.Buffer for an array",
             )
         return value
 
@@ -256,11 +250,9 @@ def step_value(step: Any) -> jax.Array | np.int32:
         if step.ndim == 1 and _uint64.has_limb_axis(step):
             return _uint64.to_int32(step)
     raise InvalidTypeError(
-        compose(
-            "step",
-            "a schedule requires an integer step.",
-            got=describe(step),
-            expected="a Counter, a StepCounter, or an integer scalar",
-            fix="step=model.step",
-        )
+        "step",
+        "a schedule requires an integer step.",
+        got=describe(step),
+        expected="a Counter, a StepCounter, or an integer scalar",
+        fix="step=model.step",
     )

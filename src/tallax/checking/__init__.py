@@ -9,7 +9,8 @@ that of plain calls of a new model. Data moves through the files in this order:
    host, by path, before and after each call.
 3. Transformations: `_transformations` lists every way to run the program and the modes of each.
    `_split_transformations` has the forms for JAX's own transformations, which run on the state of a split model.
-   `_uncompiled_runs` traces most of these runs and evaluates the trace without XLA; if that raises, they are compiled.
+   `_uncompiled_runs` traces most of these runs and evaluates the trace without XLA, in part with `_numpy_operations`;
+   if that raises, they are compiled. `_model_copies` makes their models, if copies are as good as the factory's.
 4. Comparison: each check is a generator `(program, reference) -> cells and findings`, and `_statecheck` runs them in
    order; they are in the files named `_*_checks`. `_watched_writes` records writes that no snapshot shows.
 5. Diagnosis: `_diagnosis` turns a difference or an error into a `Finding`: the rule, the remedy, and with the help of
@@ -35,7 +36,7 @@ breaks it to `tests/corpus`. To reword a remedy, edit `_FIXES` in `_diagnosis`. 
 
 Two invariants must not break. A right module or job never fails: `tests/corpus/right_*.py` and the right jobs in
 `tests/resume_jobs.py` are run. Every wrong one fails by its own rule, at its own path: the same tests run the wrong
-ones. Both depend on one habit: each run gets a model that the factory made for it.
+ones. Both depend on one habit: each run gets a new model, made by the factory or copied with nothing shared.
 """
 
 from tallax.checking._report import RULES as RULES

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import inspect
 import types
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
@@ -115,7 +116,7 @@ def _is_immutable(value: Any, depth: int = 8) -> bool:
     elif _is_frozen(type(value)):
         parts = vars(value).values()
     elif callable(value) and hasattr(value, "__wrapped__") and type(value).__module__.startswith("jax"):
-        parts = (value.__wrapped__,)  # the functions of `jax.jit` and `jax.custom_jvp`
+        parts = (inspect.unwrap(value, stop=lambda f: isinstance(f, types.FunctionType)),)  # of `jax.jit` and others
     else:
         return False
     return depth > 0 and all(_is_immutable(part, depth - 1) for part in parts)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from tallax._errors import RestoreError, compose
+from tallax._errors import RestoreError
 from tallax._walk import leaves_of
 from tallax.checkpoints._collect import Holder, Target, holders_of
 from tallax.checkpoints._plan import RestoreReport
@@ -29,12 +29,10 @@ def require_values(target: Target, report: RestoreReport) -> list[Holder]:
     empty = [name for holder in fresh if not holder.has_reset for name in holder.names if name in absent]
     if empty:
         error = RestoreError(
-            compose(
-                some(empty),
-                "of an abstract model is not in the checkpoint, so it would not have a value.",
-                got=f"{target.entries[empty[0]]} of nnx.eval_shape",
-                fix="make the model itself, model = Model(rngs); or give this a value before the restore",
-            )
+            some(empty),
+            "of an abstract model is not in the checkpoint, so it would not have a value.",
+            got=f"{target.entries[empty[0]]} of nnx.eval_shape",
+            fix="make the model itself, model = Model(rngs); or give this a value before the restore",
         )
         error.report = report
         raise error

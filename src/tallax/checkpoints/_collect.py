@@ -17,7 +17,6 @@ from tallax._errors import (
     InvalidValueError,
     StateOwnedByStepError,
     TracedReadError,
-    compose,
     describe,
 )
 from tallax._module import EvalAware
@@ -105,19 +104,15 @@ def named_objects(objects: Sequence[Any], named: Mapping[str, Any]) -> dict[str,
     for name, thing in named.items():
         if name in found or name == RESERVED:
             raise InvalidValueError(
-                compose(
-                    name, "each object of a checkpoint must have its own name.", got=f"{name}=...", fix="another name"
-                )
+                name, "each object of a checkpoint must have its own name.", got=f"{name}=...", fix="another name"
             )
         (found[name],) = _parts_of(thing)
     if not found:
         raise InvalidTypeError(
-            compose(
-                "a checkpoint",
-                "requires the modules and optimizers to save.",
-                got="none",
-                fix="tallax.save(path, model, optimizer)",
-            )
+            "a checkpoint",
+            "requires the modules and optimizers to save.",
+            got="none",
+            fix="tallax.save(path, model, optimizer)",
         )
     return found
 
@@ -128,12 +123,10 @@ def _parts_of(thing: Any) -> tuple[Any, ...]:
         return thing.objects
     if not isinstance(thing, nnx.Pytree) and not has_position(thing):
         raise InvalidTypeError(
-            compose(
-                "a checkpoint",
-                "takes modules, optimizers, compiled steps, and iterators with get_state and set_state.",
-                got=" ".join(describe(thing).split()),
-                fix="tallax.save(path, model, optimizer), or tallax.save(path, step)",
-            )
+            "a checkpoint",
+            "takes modules, optimizers, compiled steps, and iterators with get_state and set_state.",
+            got=" ".join(describe(thing).split()),
+            fix="tallax.save(path, model, optimizer), or tallax.save(path, step)",
         )
     return (thing,)
 
@@ -208,41 +201,33 @@ def _checked_leaf(name: str, leaf: Any, abstract: bool) -> Any:
     """Returns an array or a number. Raises for everything else, and for an abstract array unless it is allowed."""
     if isinstance(leaf, Held):
         raise StateOwnedByStepError(
-            compose(
-                name,
-                "is owned by a compiled step, which keeps the state on the device between its calls.",
-                got="the object that the step is bound to",
-                fix="the step itself, as in tallax.save(path, step); or step.sync() first",
-            )
+            name,
+            "is owned by a compiled step, which keeps the state on the device between its calls.",
+            got="the object that the step is bound to",
+            fix="the step itself, as in tallax.save(path, step); or step.sync() first",
         )
     if is_traced(leaf):
         raise TracedReadError(
-            compose(
-                name,
-                "can only be saved or restored outside of a trace.",
-                got=describe(leaf),
-                fix="call it outside of jit",
-            )
+            name,
+            "can only be saved or restored outside of a trace.",
+            got=describe(leaf),
+            fix="call it outside of jit",
         )
     if isinstance(leaf, jax.ShapeDtypeStruct):
         if abstract:
             return _on_a_concrete_mesh(name, leaf)
         raise InvalidTypeError(
-            compose(
-                name,
-                "cannot save abstract values (from `nnx.eval_shape`).",
-                got=f"{leaf.dtype}{list(leaf.shape)} without a value",
-                fix="tallax.restore(path, model) first, which gives an abstract model its values",
-            )
+            name,
+            "cannot save abstract values (from `nnx.eval_shape`).",
+            got=f"{leaf.dtype}{list(leaf.shape)} without a value",
+            fix="tallax.restore(path, model) first, which gives an abstract model its values",
         )
     if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
         raise InvalidTypeError(
-            compose(
-                name,
-                "a checkpoint stores arrays and numbers.",
-                got=describe(leaf),
-                fix="an attribute that is not a Variable, for a constant",
-            )
+            name,
+            "a checkpoint stores arrays and numbers.",
+            got=describe(leaf),
+            fix="an attribute that is not a Variable, for a constant",
         )
     return leaf
 
@@ -255,12 +240,10 @@ def _on_a_concrete_mesh(name: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtype
     mesh = jax.sharding.get_mesh()
     if mesh.empty or mesh.abstract_mesh.shape != sharding.mesh.shape:
         raise InvalidValueError(
-            compose(
-                name,
-                "has a sharding without devices, and the mesh that has them is not set.",
-                got=f"{sharding.spec} on {dict(sharding.mesh.shape)}",
-                fix="call it within jax.set_mesh(mesh), as nnx.eval_shape was",
-            )
+            name,
+            "has a sharding without devices, and the mesh that has them is not set.",
+            got=f"{sharding.spec} on {dict(sharding.mesh.shape)}",
+            fix="call it within jax.set_mesh(mesh), as nnx.eval_shape was",
         )
     sharding = jax.NamedSharding(mesh, sharding.spec)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding, weak_type=leaf.weak_type)

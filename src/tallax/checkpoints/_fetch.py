@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax import _uint64
-from tallax._errors import CheckpointError, compose, describe
+from tallax._errors import CheckpointError, describe
 from tallax.checkpoints._collect import Target
 from tallax.checkpoints._locate import attempted, orbax
 from tallax.checkpoints._manifest import MOST, Entry, Manifest, damaged
@@ -106,12 +106,10 @@ def given(arrays: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]
     for old in names.values():
         if not isinstance(arrays[old], jax.Array | np.ndarray | np.generic):
             raise CheckpointError(
-                compose(
-                    old,
-                    "has no value in the tree.",
-                    got=describe(arrays[old]),
-                    fix="a tree that Orbax has restored; or the tree without the missing arrays, and missing='init'",
-                )
+                old,
+                "has no value in the tree.",
+                got=describe(arrays[old]),
+                fix="a tree that Orbax has restored; or the tree without the missing arrays, and missing='init'",
             )
     return {new: arrays[old] for new, old in names.items()}
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, TallaxError, compose
+from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, TallaxError
 from tallax.checkpoints._manifest import MOST, damaged, is_too_much
 from tallax.checkpoints._serialize import RESERVED
 
@@ -41,15 +41,13 @@ def path_of(path: Any, call: str) -> Path:
     if isinstance(path, str | os.PathLike):
         if "://" in str(path):
             raise InvalidValueError(
-                compose(
-                    str(path),
-                    "tallax writes checkpoints only to folders on a disk.",
-                    fix="a path that is mounted; or Orbax's own calls, with tallax.to_checkpoint and from_checkpoint",
-                )
+                str(path),
+                "tallax writes checkpoints only to folders on a disk.",
+                fix="a path that is mounted; or Orbax's own calls, with tallax.to_checkpoint and from_checkpoint",
             )
         return Path(path)
     raise InvalidTypeError(
-        compose("a checkpoint", "requires its path as the first argument.", got=f"a {type(path).__name__}", fix=call)
+        "a checkpoint", "requires its path as the first argument.", got=f"a {type(path).__name__}", fix=call
     )
 
 
@@ -108,7 +106,7 @@ def folder_of(path: Path, name: str) -> Path:
                 what, fix = f"a folder of {len(steps)} checkpoints", "tallax.Checkpoints(path).restore(model)"
     elif path.exists():
         what, fix = "a file", "tallax.interop.from_torch(path, model) for a .pt or .safetensors file"
-    raise CheckpointError(compose(name, "is not a checkpoint.", got=what, fix=fix))
+    raise CheckpointError(name, "is not a checkpoint.", got=what, fix=fix)
 
 
 def _look_at_files(folder: Path) -> None:
@@ -119,12 +117,10 @@ def _look_at_files(folder: Path) -> None:
             name = ascii(str(path.relative_to(folder)))
             if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
                 raise CheckpointError(
-                    compose(
-                        "the checkpoint",
-                        "must not link to files outside of its folder.",
-                        got=f"{name}, a link that leads out of it",
-                        fix="a copy without links, cp -rL FOLDER COPY, if you trust its author",
-                    )
+                    "the checkpoint",
+                    "must not link to files outside of its folder.",
+                    got=f"{name}, a link that leads out of it",
+                    fix="a copy without links, cp -rL FOLDER COPY, if you trust its author",
                 )
             if not (path.is_file() or path.is_dir()):
                 raise damaged(f"{name} is neither a file nor a folder")
@@ -157,12 +153,10 @@ def outline_of(handler: Any, folder: Path) -> Any:
     for leaf in jax.tree.leaves(tree):
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             raise CheckpointError(
-                compose(
-                    "the checkpoint",
-                    "can only be restored if all its values are arrays and numbers.",
-                    got=f"{leaf.name!a}, of which Orbax says {type(leaf).__name__}",
-                    fix="Orbax's own restore, and tallax.from_checkpoint of that part of its tree which has arrays",
-                )
+                "the checkpoint",
+                "can only be restored if all its values are arrays and numbers.",
+                got=f"{leaf.name!a}, of which Orbax says {type(leaf).__name__}",
+                fix="Orbax's own restore, and tallax.from_checkpoint of that part of its tree which has arrays",
             )
         if leaf.name in seen:  # Orbax treats {"a.b": x} and {"a": {"b": x}} as the same
             raise damaged(f"two arrays are written as {leaf.name!a}, so one of them is lost")
@@ -199,12 +193,10 @@ def told(name: str, what: str) -> Iterator[None]:
 def unreadable(name: str, what: str, error: Exception) -> CheckpointError:
     """Returns the error for a failure of Orbax, with the first line of Orbax's text."""
     return CheckpointError(
-        compose(
-            name,
-            f"{what}.",
-            got=first_line(error),
-            fix="look for a full disk, rights, or a damaged file; an earlier checkpoint may be whole",
-        )
+        name,
+        f"{what}.",
+        got=first_line(error),
+        fix="look for a full disk, rights, or a damaged file; an earlier checkpoint may be whole",
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any, Self, SupportsIndex
 
 import jax
 
-from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, TallaxError, compose, describe
+from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, TallaxError, describe
 from tallax.checkpoints._collect import named_objects
 from tallax.checkpoints._cross_check import disagreements
 from tallax.checkpoints._locate import UNFINISHED, orbax, path_of, unreadable
@@ -85,7 +85,7 @@ class Checkpoints:
         for name, value in (("keep", keep), ("every", every), ("batch_size", batch_size)):
             if not (isinstance(value, int) and value > 0) and not (name != "every" and value is None):
                 raise InvalidValueError(
-                    compose(name, "must be a positive integer.", got=describe(value), fix="keep=3, every=1000")
+                    name, "must be a positive integer.", got=describe(value), fix="keep=3, every=1000"
                 )
         self._name, self._folder = str(folder), path_of(folder, "tallax.Checkpoints(folder)").absolute()
         self._keep, self._every, self._async = keep, every, async_
@@ -123,17 +123,15 @@ class Checkpoints:
         """
         if not hasattr(step, "__index__"):
             raise InvalidTypeError(
-                compose(
-                    "step",
-                    "must be the number of the checkpoint, as the first argument.",
-                    got=f"a {type(step).__name__}",
-                    fix="checkpoints.save(n, model, optimizer)",
-                )
+                "step",
+                "must be the number of the checkpoint, as the first argument.",
+                got=f"a {type(step).__name__}",
+                fix="checkpoints.save(n, model, optimizer)",
             )
         step = operator.index(step)  # also a Counter
         if step < 0:
             raise InvalidValueError(
-                compose("step", "checkpoints are numbered from 0.", got=str(step), fix="checkpoints.save(n, model)")
+                "step", "checkpoints are numbered from 0.", got=str(step), fix="checkpoints.save(n, model)"
             )
         is_last = self._preemption is not None and self._preemption.is_requested(step)
         if step % self._every and not (force or is_last):
@@ -151,12 +149,10 @@ class Checkpoints:
             if step == latest:
                 return False
             raise InvalidValueError(
-                compose(
-                    "step",
-                    "checkpoints are numbered upwards.",
-                    got=f"{step}, with {latest} in {self._name}",
-                    fix="restore the latest one first; or another folder",
-                )
+                "step",
+                "checkpoints are numbered upwards.",
+                got=f"{step}, with {latest} in {self._name}",
+                fix="restore the latest one first; or another folder",
             )
         contents = Contents.of(named_objects(objects, named), extra)
         if not self._async or jax.process_count() > 1:
@@ -215,15 +211,13 @@ class Checkpoints:
         number = max(steps, default=None) if step is None else step
         if number not in steps:
             raise CheckpointError(
-                compose(
-                    self._name,
-                    "has no such checkpoint." if steps else "has no checkpoint.",
-                    got=f"step={step}" if steps else None,
-                    expected=f"one of {steps}" if steps else None,
-                    fix="checkpoints.latest(), which returns None without a checkpoint"
-                    if not steps
-                    else f"step={steps[-1]}",
-                )
+                self._name,
+                "has no such checkpoint." if steps else "has no checkpoint.",
+                got=f"step={step}" if steps else None,
+                expected=f"one of {steps}" if steps else None,
+                fix="checkpoints.latest(), which returns None without a checkpoint"
+                if not steps
+                else f"step={steps[-1]}",
             )
         policy = Policy(missing, unexpected, rename)
         report, manifest = restore_from(self._folder / str(number), objects, named, policy)

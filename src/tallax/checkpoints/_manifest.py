@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tallax._errors import CheckpointError, InvalidValueError, compose, describe
+from tallax._errors import CheckpointError, InvalidValueError, describe
 from tallax.checkpoints._positions import POSITION
 from tallax.checkpoints._prefixes import without_value_levels
 from tallax.checkpoints._serialize import RESERVED, is_key, joined, key_of, size_of, stored, stored_dtype
@@ -117,13 +117,11 @@ class Manifest:
         text = json.dumps(self.as_json(), separators=(",", ":")).encode()
         if is_too_much(text):
             raise InvalidValueError(
-                compose(
-                    "the checkpoint",
-                    "the manifest, with extra= and small tallax variables, is too large.",
-                    got=f"{len(text)} bytes of JSON",
-                    expected=f"{MOST} bytes at most, and {_MANY} values",
-                    fix="a separate file for large values in extra=; tallax.Counter(shape=...) for many counts",
-                )
+                "the checkpoint",
+                "the manifest, with extra= and small tallax variables, is too large.",
+                got=f"{len(text)} bytes of JSON",
+                expected=f"{MOST} bytes at most, and {_MANY} values",
+                fix="a separate file for large values in extra=; tallax.Counter(shape=...) for many counts",
             )
         return np.frombuffer(text, np.uint8)
 
@@ -151,13 +149,11 @@ class Manifest:
         version = found.get("format") if isinstance(found, dict) else None
         if isinstance(version, int) and version > FORMAT:
             raise CheckpointError(
-                compose(
-                    "the checkpoint",
-                    "was written by a newer tallax than this one.",
-                    got=f"format {version}",
-                    expected=f"format {FORMAT}",
-                    fix="pip install --upgrade tallax",
-                )
+                "the checkpoint",
+                "was written by a newer tallax than this one.",
+                got=f"format {version}",
+                expected=f"format {FORMAT}",
+                fix="pip install --upgrade tallax",
             )
         if version != FORMAT:
             raise damaged("its manifest has no format")
@@ -181,12 +177,10 @@ def is_too_much(text: bytes, *, times: int = 1) -> bool:
 def damaged(what: str) -> CheckpointError:
     """Returns the error for a damaged checkpoint."""
     return CheckpointError(
-        compose(
-            "the checkpoint",
-            "is damaged or was tampered with.",
-            got=what,
-            fix="restore an earlier one: tallax.Checkpoints(folder).restore(model, step=...)",
-        )
+        "the checkpoint",
+        "is damaged or was tampered with.",
+        got=what,
+        fix="restore an earlier one: tallax.Checkpoints(folder).restore(model, step=...)",
     )
 
 
@@ -267,13 +261,11 @@ class Source:
 def _cast(name: str, got: str, entry: Entry) -> CheckpointError:
     """Returns the error for an array whose dtype differs from the saved dtype."""
     return CheckpointError(
-        compose(
-            name,
-            "differs in dtype from the saved array; Orbax casts to the requested dtypes, and JAX casts 64-bit arrays.",
-            got=got,
-            expected=f"{entry}, as the manifest says",
-            fix="request tallax.checkpoint_target(metadata, model) from Orbax; or restore an earlier checkpoint",
-        )
+        name,
+        "differs in dtype from the saved array; Orbax casts to the requested dtypes, and JAX casts 64-bit arrays.",
+        got=got,
+        expected=f"{entry}, as the manifest says",
+        fix="request tallax.checkpoint_target(metadata, model) from Orbax; or restore an earlier checkpoint",
     )
 
 
@@ -290,11 +282,9 @@ def arrays_in(tree: Any, *, quoted: bool) -> dict[str, Any]:
     arrays = (hasattr(leaf, "dtype") and hasattr(leaf, "shape") for leaf in leaves.values())
     if not leaves or "" in leaves or not all(arrays):
         raise CheckpointError(
-            compose(
-                "the checkpoint",
-                "is not a tree of arrays.",
-                got=describe(tree),
-                fix="a tree that Orbax restored from tallax.to_checkpoint(...) or nnx.state(model)",
-            )
+            "the checkpoint",
+            "is not a tree of arrays.",
+            got=describe(tree),
+            fix="a tree that Orbax restored from tallax.to_checkpoint(...) or nnx.state(model)",
         )
     return leaves

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from tallax._errors import RestoreError, compose
+from tallax._errors import RestoreError
 from tallax.checkpoints._collect import Target
 from tallax.checkpoints._manifest import Entry, Manifest
 from tallax.checkpoints._policy import Policy, proposal, renamed, some
@@ -144,15 +144,13 @@ def mismatch(name: str, source: str, got: str, expected: str, report: RestoreRep
     others = len(report.mismatched) - 1
     spelled = policy.spelling.saved.get(source, source)
     error = RestoreError(
-        compose(
-            name,
-            "the shape or dtype differs from the checkpoint, and tallax never casts implicitly."
-            + (f" (And {others} more: see the error's report.)" if others > 0 else ""),
-            got=f"{got} in the checkpoint",
-            expected=f"{expected}, as in the objects",
-            fix="create the model as it was saved; or to ignore it, "
-            f"rename={{{spelled!r}: 'unused'}}, missing=[{name!r}], unexpected=[{source!r}]",
-        )
+        name,
+        "the shape or dtype differs from the checkpoint, and tallax never casts implicitly."
+        + (f" (And {others} more: see the error's report.)" if others > 0 else ""),
+        got=f"{got} in the checkpoint",
+        expected=f"{expected}, as in the objects",
+        fix="create the model as it was saved; or to ignore it, "
+        f"rename={{{spelled!r}: 'unused'}}, missing=[{name!r}], unexpected=[{source!r}]",
     )
     error.report = report
     return error
@@ -224,13 +222,11 @@ def _refuse_nothing(
         else:
             got = f"a checkpoint that has {some(report.unexpected)}" if report.unexpected else None
         error = RestoreError(
-            compose(
-                name,
-                "none of its arrays are in the checkpoint, so nothing would be restored.",
-                got=got,
-                expected=some(own),
-                fix=rename or f"leave {name} out; or the checkpoint that it was saved to",
-            )
+            name,
+            "none of its arrays are in the checkpoint, so nothing would be restored.",
+            got=got,
+            expected=some(own),
+            fix=rename or f"leave {name} out; or the checkpoint that it was saved to",
         )
         error.report = report
         raise error
@@ -250,21 +246,17 @@ def _refuse_by_policy(
         if len(fresh) < len(missing) and not rename:
             ways.append("missing='init' to keep what the objects have")
         error = RestoreError(
-            compose(
-                some(missing),
-                "is not in the checkpoint." if len(missing) == 1 else "are not in the checkpoint.",
-                got=f"a checkpoint that has also {some(unexpected)}" if unexpected else None,
-                fix="; or ".join(ways),
-            )
+            some(missing),
+            "is not in the checkpoint." if len(missing) == 1 else "are not in the checkpoint.",
+            got=f"a checkpoint that has also {some(unexpected)}" if unexpected else None,
+            fix="; or ".join(ways),
         )
     elif left_over:
         ignore = "unexpected='ignore' to leave it out; hand in all objects that were saved"
         error = RestoreError(
-            compose(
-                some(_with_reason(name, report, names) for name in left_over),
-                "in the checkpoint, but not in the objects.",
-                fix=f"{rename}; or {ignore}" if rename else ignore,
-            )
+            some(_with_reason(name, report, names) for name in left_over),
+            "in the checkpoint, but not in the objects.",
+            fix=f"{rename}; or {ignore}" if rename else ignore,
         )
     else:
         return

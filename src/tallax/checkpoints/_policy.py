@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from flax import nnx
 
-from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, describe
 from tallax._walk import WATCHED
 from tallax.variables import StateVariable
 
@@ -77,13 +77,11 @@ class Policy:
             else:
                 fix, error = f"{argument}={words[0]!r}, or {argument}=[{example!r}]", InvalidTypeError
             raise error(
-                compose(
-                    argument,
-                    "must be a policy for names that only one side has.",
-                    got=describe(value),
-                    expected=", ".join(map(repr, words)) + ", or a list of patterns",
-                    fix=fix,
-                )
+                argument,
+                "must be a policy for names that only one side has.",
+                got=describe(value),
+                expected=", ".join(map(repr, words)) + ", or a list of patterns",
+                fix=fix,
             )
 
     def may_be_missing(self, name: str, variable: Any) -> bool:
@@ -149,12 +147,10 @@ def renamed(names: Iterable[str], rename: Rename, *, separator: str = "/") -> di
         for old, new in result.items():
             if not isinstance(new, str):
                 raise InvalidTypeError(
-                    compose(
-                        "rename",
-                        "must return a name for each array.",
-                        got=f"{describe(new)} for {old!r}",
-                        fix="return name, where it stays the same",
-                    )
+                    "rename",
+                    "must return a name for each array.",
+                    got=f"{describe(new)} for {old!r}",
+                    fix="return name, where it stays the same",
                 )
     else:
         result, used = {}, set()
@@ -166,24 +162,20 @@ def renamed(names: Iterable[str], rename: Rename, *, separator: str = "/") -> di
         for key in rename:
             if key not in used:
                 raise InvalidValueError(
-                    compose(
-                        "rename",
-                        "must map names in the checkpoint to names in the objects.",
-                        got=f"{key!r}, which is not the beginning of any name in the checkpoint",
-                        expected=some(names),
-                        fix="one of these names, or its beginning; or a function from name to name",
-                    )
+                    "rename",
+                    "must map names in the checkpoint to names in the objects.",
+                    got=f"{key!r}, which is not the beginning of any name in the checkpoint",
+                    expected=some(names),
+                    fix="one of these names, or its beginning; or a function from name to name",
                 )
     seen: dict[str, str] = {}
     for old, new in result.items():
         if new in seen:
             raise InvalidValueError(
-                compose(
-                    "rename",
-                    "must give each array a different name.",
-                    got=f"{new!r} for {seen[new]!r} and for {old!r}",
-                    fix="another name for one of them",
-                )
+                "rename",
+                "must give each array a different name.",
+                got=f"{new!r} for {seen[new]!r} and for {old!r}",
+                fix="another name for one of them",
             )
         seen[new] = old
     return result
@@ -195,12 +187,10 @@ def check_rename(rename: Any) -> None:
         return
     if not isinstance(rename, Mapping) or not all(isinstance(name, str) for pair in rename.items() for name in pair):
         raise InvalidTypeError(
-            compose(
-                "rename",
-                "must be a function from name to name, or a mapping of names.",
-                got=describe(rename),
-                fix="rename={'model/old_name': 'model/new_name'}",
-            )
+            "rename",
+            "must be a function from name to name, or a mapping of names.",
+            got=describe(rename),
+            fix="rename={'model/old_name': 'model/new_name'}",
         )
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from tallax._errors import InvalidTypeError, RestoreError, compose, describe
+from tallax._errors import InvalidTypeError, RestoreError, describe
 
 POSITION = "position"  # the kind of the entry
 _METHODS = (("get_state", "set_state"), ("state_dict", "load_state_dict"))
@@ -43,13 +43,11 @@ def read_position(name: str, thing: Any) -> np.ndarray:
         text = json.dumps([_encoded(state)], separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidTypeError(
-            compose(
-                name,
-                "the state of an iterator is stored as JSON.",
-                got=f"{describe(state)} ({error})",
-                expected="numbers, text, bytes, NumPy arrays, and lists and dicts of these",
-                fix="get_state and set_state of these, or extra= for state that you restore yourself",
-            )
+            name,
+            "the state of an iterator is stored as JSON.",
+            got=f"{describe(state)} ({error})",
+            expected="numbers, text, bytes, NumPy arrays, and lists and dicts of these",
+            fix="get_state and set_state of these, or extra= for state that you restore yourself",
         ) from None
     return np.frombuffer(text.encode(), np.uint8)
 
@@ -76,13 +74,11 @@ def write_position(name: str, thing: Any, position: Any) -> None:
     index, count = jax.process_index(), jax.process_count()
     if len(states) != count and any(state != states[0] for state in states):
         raise RestoreError(
-            compose(
-                name,
-                "was saved by another number of processes, each at a position of its own.",
-                got=f"{len(states)} positions",
-                expected=f"{count}, one for each process",
-                fix="restore it with as many processes; or without the iterator, with its name in unexpected=[...]",
-            )
+            name,
+            "was saved by another number of processes, each at a position of its own.",
+            got=f"{len(states)} positions",
+            expected=f"{count}, one for each process",
+            fix="restore it with as many processes; or without the iterator, with its name in unexpected=[...]",
         )
     state = _decoded(states[index] if len(states) == count else states[0])
     setter = thing.set_state if callable(getattr(thing, "set_state", None)) else thing.load_state_dict
@@ -90,12 +86,10 @@ def write_position(name: str, thing: Any, position: Any) -> None:
         setter(state)
     except Exception as error:
         raise RestoreError(
-            compose(
-                name,
-                "the iterator does not accept the saved position.",
-                got=f"{type(error).__name__}: {error}".split("\n")[0][:200],
-                fix="make the iterator as it was when it was saved: the same datasets, transformations and batch size",
-            )
+            name,
+            "the iterator does not accept the saved position.",
+            got=f"{type(error).__name__}: {error}".split("\n")[0][:200],
+            fix="make the iterator as it was when it was saved: the same datasets, transformations and batch size",
         ) from error
 
 

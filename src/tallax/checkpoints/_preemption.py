@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from tallax._errors import InvalidValueError, compose
+from tallax._errors import InvalidValueError
 
 
 class Preemption:
@@ -34,12 +34,10 @@ class Preemption:
             return
         if threading.current_thread() is not threading.main_thread():
             raise InvalidValueError(
-                compose(
-                    "preemption_exit_code",
-                    "a signal handler can only be set in the main thread.",
-                    got=f"the thread {threading.current_thread().name!r}",
-                    fix="make tallax.Checkpoints in the main thread, or leave preemption_exit_code out",
-                )
+                "preemption_exit_code",
+                "a signal handler can only be set in the main thread.",
+                got=f"the thread {threading.current_thread().name!r}",
+                fix="make tallax.Checkpoints in the main thread, or leave preemption_exit_code out",
             )
         self._before = signal.signal(signal.SIGTERM, self._request)
         self._is_installed = True

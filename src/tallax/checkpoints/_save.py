@@ -18,7 +18,6 @@ from tallax._errors import (
     CheckpointError,
     InvalidTypeError,
     ReplicasError,
-    compose,
     describe,
 )
 from tallax.checkpoints._collect import Holder, entry_of, has_shares, holders_of, named_objects, whole
@@ -95,7 +94,7 @@ class Contents:
             extra = json.loads(json.dumps(extra, allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidTypeError(
-                compose("extra", "must be JSON.", got=str(error), fix='numbers, text, lists: extra={"epoch": 3}')
+                "extra", "must be JSON.", got=str(error), fix='numbers, text, lists: extra={"epoch": 3}'
             ) from None
         entries: dict[str, Entry] = {}
         arrays: dict[str, Any] = {}
@@ -150,13 +149,11 @@ class Contents:
 def _refuse_dtype(name: str, leaf: Any) -> None:
     if not is_writable(dtype_of(leaf)):
         raise InvalidTypeError(
-            compose(
-                name,
-                "Orbax cannot save arrays of this dtype.",
-                got=describe(leaf),
-                expected="booleans, integers, floats or complex numbers that JAX has",
-                fix="cast it to one of these; or an attribute that is not a Variable, for a constant",
-            )
+            name,
+            "Orbax cannot save arrays of this dtype.",
+            got=describe(leaf),
+            expected="booleans, integers, floats or complex numbers that JAX has",
+            fix="cast it to one of these; or an attribute that is not a Variable, for a constant",
         )
 
 
@@ -172,12 +169,10 @@ def _whole_of(name: str, leaf: Any) -> Any:
         array = stored(leaf)
     except OverflowError:
         raise InvalidTypeError(
-            compose(
-                name,
-                "an integer in a checkpoint must fit into 64 bits.",
-                got=describe(leaf),
-                fix="tallax.Counter, or an attribute that is not a Variable",
-            )
+            name,
+            "an integer in a checkpoint must fit into 64 bits.",
+            got=describe(leaf),
+            fix="tallax.Counter, or an attribute that is not a Variable",
         ) from None
     if jax.process_count() > 1 and isinstance(array, jax.Array) and array.is_fully_addressable:
         return np.asarray(array)  # Orbax does not accept an array of one process; that of the first process is written
@@ -215,11 +210,9 @@ def save(path: str | os.PathLike[str], *objects: Any, extra: Any = None, **named
     folder = path_of(path, "tallax.save(path, model, optimizer)").absolute()
     if folder.exists():
         raise CheckpointError(
-            compose(
-                str(path),
-                "already exists, and a checkpoint is never overwritten.",
-                fix="another path; or tallax.Checkpoints(folder, keep=3), which removes old ones after a new one",
-            )
+            str(path),
+            "already exists, and a checkpoint is never overwritten.",
+            fix="another path; or tallax.Checkpoints(folder, keep=3), which removes old ones after a new one",
         )
     contents = Contents.of(named_objects(objects, named), extra)
     ocp = orbax()
@@ -240,12 +233,10 @@ def _refuse_differences(manifest: np.ndarray) -> None:
     everywhere = np.asarray(multihost_utils.process_allgather(np.frombuffer(_digest(manifest), np.uint8)))
     if len(np.unique(everywhere.reshape(jax.process_count(), -1), axis=0)) > 1:
         raise ReplicasError(
-            compose(
-                "the checkpoint",
-                "values that are local to a process must be equal in all processes, because only one writes them.",
-                got="different variables, arrays or names in another process",
-                fix="tallax.assert_replicated(model, only=...), which names the first that differs",
-            )
+            "the checkpoint",
+            "values that are local to a process must be equal in all processes, because only one writes them.",
+            got="different variables, arrays or names in another process",
+            fix="tallax.assert_replicated(model, only=...), which names the first that differs",
         )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.errors import ConcretizationTypeError, TracerArrayConversionError, TracerIntegerConversionError
 
-from tallax._errors import InvalidTypeError, InvalidValueError, StateOwnedByStepError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, StateOwnedByStepError, TallaxError, describe
 from tallax.compiling._results import Static
 
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -128,22 +128,18 @@ class Arguments:
         if name is None:
             return None
         return InvalidTypeError(
-            compose(
-                name,
-                "is an array inside the compiled step, so Python code cannot use its value.",
-                got=f"{describe(scalars[name])}, and {self.label} branches on a traced value or converts it",
-                fix=f"{self._remedy(name)}; or jnp.where, jax.lax.cond",
-            )
+            name,
+            "is an array inside the compiled step, so Python code cannot use its value.",
+            got=f"{describe(scalars[name])}, and {self.label} branches on a traced value or converts it",
+            fix=f"{self._remedy(name)}; or jnp.where, jax.lax.cond",
         )
 
     def _twice(self, thing: Any) -> Exception:
         return InvalidTypeError(
-            compose(
-                self.label,
-                "is called without its bound objects, because the step passes them.",
-                got=f"the bound {type(thing).__name__} among the arguments of a call",
-                fix="step(x); or compile_step(train_step, bound=model), and then step(model, x)",
-            )
+            self.label,
+            "is called without its bound objects, because the step passes them.",
+            got=f"the bound {type(thing).__name__} among the arguments of a call",
+            fix="step(x); or compile_step(train_step, bound=model), and then step(model, x)",
         )
 
     def refuse_scalars(self, batches: tuple[Any, ...], options: Mapping[str, Any]) -> None:
@@ -153,12 +149,10 @@ class Arguments:
             for path, leaf in jax.tree_util.tree_leaves_with_path(value):
                 if jax.numpy.ndim(leaf) == 0:
                     raise InvalidValueError(
-                        compose(
-                            name + jax.tree_util.keystr(path),
-                            "step.scan requires arrays with one entry for each step on their first axis.",
-                            got=describe(leaf),
-                            fix=f"jnp.full(steps, {name}); or {self._remedy(name)}",
-                        )
+                        name + jax.tree_util.keystr(path),
+                        "step.scan requires arrays with one entry for each step on their first axis.",
+                        got=describe(leaf),
+                        fix=f"jnp.full(steps, {name}); or {self._remedy(name)}",
                     )
 
     def _remedy(self, name: str) -> str:
@@ -173,12 +167,10 @@ class Arguments:
         if path:
             fix = "pass it as an argument of its own, and name that in compile_step(..., static_argnames=...)"
         return InvalidTypeError(
-            compose(
-                name + path,
-                "the arguments of a compiled step must be arrays, numbers or static values.",
-                got=describe(leaf),
-                fix=fix,
-            )
+            name + path,
+            "the arguments of a compiled step must be arrays, numbers or static values.",
+            got=describe(leaf),
+            fix=fix,
         )
 
     def _static(self, name: str, value: Any) -> Static:
@@ -186,12 +178,10 @@ class Arguments:
             hash(value)
         except TypeError:
             raise InvalidTypeError(
-                compose(
-                    name,
-                    "is a static argument, which must be hashable.",
-                    got=describe(value),
-                    fix="a string, a number, a tuple or a frozen dataclass; arrays go in without static_argnames",
-                )
+                name,
+                "is a static argument, which must be hashable.",
+                got=describe(value),
+                fix="a string, a number, a tuple or a frozen dataclass; arrays go in without static_argnames",
             ) from None
         return Static(value)
 
@@ -229,12 +219,10 @@ class Arguments:
 
     def _bound(self, argument: str, name: str) -> Exception:
         return InvalidValueError(
-            compose(
-                argument,
-                "a bound object cannot be static; its structure is, and its values are arrays.",
-                got=name,
-                fix="positions count the bound objects, too: train_step(model, x, mode) has mode at 2",
-            )
+            argument,
+            "a bound object cannot be static; its structure is, and its values are arrays.",
+            got=name,
+            fix="positions count the bound objects, too: train_step(model, x, mode) has mode at 2",
         )
 
 
@@ -258,14 +246,12 @@ def _any(*args: Any, **options: Any) -> None:
     """Stands for a function that has no signature."""
 
 
-def _bad(argument: str, rule: str, got: str, kind: type[Exception]) -> Exception:
+def _bad(argument: str, rule: str, got: str, kind: type[TallaxError]) -> Exception:
     return kind(
-        compose(
-            argument,
-            rule,
-            got=got,
-            fix='compile_step(train_step, model, static_argnames=("mode",)) for train_step(model, x, mode)',
-        )
+        argument,
+        rule,
+        got=got,
+        fix='compile_step(train_step, model, static_argnames=("mode",)) for train_step(model, x, mode)',
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar, Unpack, over
 import jax
 from flax import nnx
 
-from tallax._errors import InvalidTypeError, compose, describe
+from tallax._errors import InvalidTypeError, describe
 from tallax._walk import path_name
 from tallax.compiling._arguments import Arguments
 from tallax.compiling._results import is_object
@@ -141,22 +141,18 @@ def compile_step(
     """
     if not callable(train_step):
         raise InvalidTypeError(
-            compose(
-                "compile_step",
-                "requires a function that runs one step.",
-                got=f"a {type(train_step).__name__}",
-                fix="compile_step(train_step, model, optimizer)",
-            )
+            "compile_step",
+            "requires a function that runs one step.",
+            got=f"a {type(train_step).__name__}",
+            fix="compile_step(train_step, model, optimizer)",
         )
     others, other_names = _objects_in(bound)
     if not (objects or others) or not all(map(_contains_objects, objects)):
         raise InvalidTypeError(
-            compose(
-                "compile_step",
-                "requires the modules and optimizers whose state the step changes.",
-                got=", ".join(type(thing).__name__ for thing in objects) or "none",
-                fix="compile_step(train_step, model, optimizer), and step(x, y) with the batch",
-            )
+            "compile_step",
+            "requires the modules and optimizers whose state the step changes.",
+            got=", ".join(type(thing).__name__ for thing in objects) or "none",
+            fix="compile_step(train_step, model, optimizer), and step(x, y) with the batch",
         )
     arguments = Arguments(train_step, objects, static_argnums, static_argnames, other_names=other_names)
     for name, thing in zip(arguments.names, objects, strict=False):
@@ -186,10 +182,8 @@ def _refuse_arrays(name: str, thing: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(thing, is_leaf=is_object):
         if not is_object(leaf):
             raise InvalidTypeError(
-                compose(
-                    path_name(path, name),
-                    "is an array in no Variable, so the step would use its first value in every call.",
-                    got=describe(leaf),
-                    fix=f"compile_step(train_step, bound={name}), and pass {name} in each call",
-                )
+                path_name(path, name),
+                "is an array in no Variable, so the step would use its first value in every call.",
+                got=describe(leaf),
+                fix=f"compile_step(train_step, bound={name}), and pass {name} in each call",
             )

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from tallax._arrays import is_traced
-from tallax._errors import StateOwnedByStepError, TraceError, compose
+from tallax._errors import StateOwnedByStepError, TraceError
 from tallax.variables import Buffer, Counter, Held, Pending, StateVariable, no_value
 
 _SMALL = 2**16  # bytes; a step may keep two copies of a smaller value
@@ -143,12 +143,10 @@ class Cell:
             raise no_value(self.name)
         if _state.is_tracing or is_traced(value):
             raise TraceError(
-                compose(
-                    self.name,
-                    "is owned by a compiled step, so a trace cannot use it: reads would be constants, writes lost.",
-                    got="a use of the object that the step is bound to, while this or another function is traced",
-                    fix="the step's own argument, as in train_step(model, ...); or step.sync() before nnx.jit takes it",
-                )
+                self.name,
+                "is owned by a compiled step, so a trace cannot use it: reads would be constants, writes lost.",
+                got="a use of the object that the step is bound to, while this or another function is traced",
+                fix="the step's own argument, as in train_step(model, ...); or step.sync() before nnx.jit takes it",
             )
 
 
@@ -190,32 +188,26 @@ def owner_of(variable: nnx.Variable[Any]) -> Cell | None:
 
 def written_past(names: str) -> StateOwnedByStepError:
     return StateOwnedByStepError(
-        compose(
-            names,
-            "was written while a compiled step owned it, so the step did not see the new value.",
-            got="a write between two calls of the step",
-            fix="step.sync() before the write; tallax variables can be written at any time",
-        )
+        names,
+        "was written while a compiled step owned it, so the step did not see the new value.",
+        got="a write between two calls of the step",
+        fix="step.sync() before the write; tallax variables can be written at any time",
     )
 
 
 def in_a_trace() -> TraceError:
     return TraceError(
-        compose(
-            "the compiled step",
-            "keeps the state between calls, so it cannot be called inside a trace.",
-            got="a call inside jit, scan or another transformation",
-            fix="call the step outside; step.scan(batches) runs several steps in one program",
-        )
+        "the compiled step",
+        "keeps the state between calls, so it cannot be called inside a trace.",
+        got="a call inside jit, scan or another transformation",
+        fix="call the step outside; step.scan(batches) runs several steps in one program",
     )
 
 
 def lost() -> StateOwnedByStepError:
     return StateOwnedByStepError(
-        compose(
-            "the compiled step",
-            "failed while it ran, after it had overwritten the previous state, so the state is lost.",
-            got="a call that raised inside JAX",
-            fix="restore the last checkpoint; compile_step(..., donate=False) keeps the state before a step",
-        )
+        "the compiled step",
+        "failed while it ran, after it had overwritten the previous state, so the state is lost.",
+        got="a call that raised inside JAX",
+        fix="restore the last checkpoint; compile_step(..., donate=False) keeps the state before a step",
     )

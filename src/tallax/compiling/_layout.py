@@ -16,7 +16,7 @@ from flax import nnx
 
 from tallax import _uint64
 from tallax._arrays import is_committed, is_traced, placed
-from tallax._errors import StructureChangedError, compose
+from tallax._errors import StructureChangedError
 from tallax.compiling._cells import Cell, Form, cell_of, owner_of
 from tallax.compiling._packing import Packing
 from tallax.compiling._structure import path_in
@@ -171,12 +171,10 @@ class Layout:
         for (path, name), array in zip(self.constants, constants, strict=True):
             if flat[path] is not array:
                 raise StructureChangedError(
-                    compose(
-                        name,
-                        "is an array outside of Variables, but a compiled step changes only Variables.",
-                        got="another array after the step",
-                        fix="tallax.Buffer(x), or nnx.Variable(x), which is written by self.x[...] = y",
-                    )
+                    name,
+                    "is an array outside of Variables, but a compiled step changes only Variables.",
+                    got="another array after the step",
+                    fix="tallax.Buffer(x), or nnx.Variable(x), which is written by self.x[...] = y",
                 )
         counts, values = {}, []
         for place in self.places:

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
-from tallax._errors import InvalidTypeError, compose
+from tallax._errors import InvalidTypeError
 from tallax.compiling._arguments import ReadArguments
 from tallax.compiling._cells import tracing
 from tallax.compiling._layout import Layout
@@ -159,13 +159,11 @@ class ReadProgram:
             if place.number in written or any(self._first + k in written for k in place.arrays)
         ]
         return InvalidTypeError(
-            compose(
-                ", ".join(names),
-                "was changed by a function that step.read runs, and the change would be lost.",
-                got=f"{self._arguments.label}, which writes to a bound object",
-                fix="model.eval() before, or nnx.clone(model) in the function, if the change is not wanted; "
-                "tallax.compile_step(function, model), if it is",
-            )
+            ", ".join(names),
+            "was changed by a function that step.read runs, and the change would be lost.",
+            got=f"{self._arguments.label}, which writes to a bound object",
+            fix="model.eval() before, or nnx.clone(model) in the function, if the change is not wanted; "
+            "tallax.compile_step(function, model), if it is",
         )
 
 

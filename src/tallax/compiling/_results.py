@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from tallax._errors import InvalidTypeError, compose
+from tallax._errors import InvalidTypeError
 from tallax.compiling._structure import path_in
 from tallax.variables import Pending
 
@@ -72,12 +72,10 @@ def refuse_objects(batch: Any) -> None:
     for leaf in jax.tree.leaves(batch, is_leaf=lambda x: is_object(x) or isinstance(x, nnx.State)):
         if is_object(leaf) and not isinstance(leaf, nnx.State):
             raise InvalidTypeError(
-                compose(
-                    "the compiled step",
-                    "accepts only arrays; the state of a module in the batch would be lost.",
-                    got=f"a {type(leaf).__name__}",
-                    fix="bind it: compile_step(train_step, model, rngs), with train_step(model, rngs, x)",
-                )
+                "the compiled step",
+                "accepts only arrays; the state of a module in the batch would be lost.",
+                got=f"a {type(leaf).__name__}",
+                fix="bind it: compile_step(train_step, model, rngs), with train_step(model, rngs, x)",
             )
 
 
@@ -132,12 +130,10 @@ def refuse_graphs(result: Any, known: Mapping[int, Any], name: str) -> None:
                 continue
             if id(child) in seen:
                 raise InvalidTypeError(
-                    compose(
-                        name,
-                        "a compiled step can return arrays, bound objects, and new objects that are trees.",
-                        got=f"one new {type(child).__name__} in two places",
-                        fix="return its arrays; or bind it, compile_step(train_step, model, other)",
-                    )
+                    name,
+                    "a compiled step can return arrays, bound objects, and new objects that are trees.",
+                    got=f"one new {type(child).__name__} in two places",
+                    fix="return its arrays; or bind it, compile_step(train_step, model, other)",
                 )
             seen.add(id(child))
             if isinstance(child, nnx.Pytree):
@@ -156,10 +152,8 @@ def refuse_references(result: Any, names: Sequence[str], function: str) -> None:
     _, shape = flatten(result)
     for _, path in shape.references:
         raise InvalidTypeError(
-            compose(
-                function,
-                "step.scan stacks the results of its steps, and a bound object has only its last state.",
-                got=f"{path_in(path, names)} in a result",
-                fix="return arrays from the function; the bound objects are available outside",
-            )
+            function,
+            "step.scan stacks the results of its steps, and a bound object has only its last state.",
+            got=f"{path_in(path, names)} in a result",
+            fix="return arrays from the function; the bound objects are available outside",
         )

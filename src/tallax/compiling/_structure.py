@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
-from tallax._errors import StructureChangedError, compose, describe
+from tallax._errors import StructureChangedError, describe
 from tallax._walk import path_name
 
 
@@ -58,12 +58,10 @@ class Structure:
         """Returns the error for a function that changed the structure inside a step."""
         change = self.change()
         return StructureChangedError(
-            compose(
-                change.name if change is not None else "the bound objects",
-                "a compiled step cannot change the structure of its objects.",
-                got=change.text if change is not None else "another structure",
-                fix="change it between two calls, or keep it in a Variable; nnx.pop removes sown values",
-            )
+            change.name if change is not None else "the bound objects",
+            "a compiled step cannot change the structure of its objects.",
+            got=change.text if change is not None else "another structure",
+            fix="change it between two calls, or keep it in a Variable; nnx.pop removes sown values",
         )
 
 
@@ -117,12 +115,10 @@ def refuse_shared(objects: Sequence[Any], names: Sequence[str], *, items_only: b
         other = first.setdefault(id(leaf), name)
         if other != name:
             raise StructureChangedError(
-                compose(
-                    name,
-                    f"is the same {type(leaf).__name__} as {other}, but a compiled step binds each once.",
-                    got="a tallax variable, or a module with it, that was passed twice",
-                    fix="one for each place; or pass it once, and access it from there",
-                )
+                name,
+                f"is the same {type(leaf).__name__} as {other}, but a compiled step binds each once.",
+                got="a tallax variable, or a module with it, that was passed twice",
+                fix="one for each place; or pass it once, and access it from there",
             )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from tallax import _uint64
-from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, describe
 from tallax.checkpoints import RestoreReport
 from tallax.checkpoints._policy import Missing, Rename, Spelling, Unexpected, renamed
 from tallax.checkpoints._serialize import joined, key_of
@@ -68,13 +68,11 @@ def from_linen(
     """
     if not isinstance(variables, Mapping) or not all(isinstance(part, Mapping) for part in variables.values()):
         raise InvalidTypeError(
-            compose(
-                "from_linen",
-                "requires a dict of collections of variables.",
-                got=describe(variables),
-                expected="{'params': {...}, 'batch_stats': {...}}",
-                fix="module.init(key, x), or {'params': params}",
-            )
+            "from_linen",
+            "requires a dict of collections of variables.",
+            got=describe(variables),
+            expected="{'params': {...}, 'batch_stats': {...}}",
+            fix="module.init(key, x), or {'params': params}",
         )
     arrays, short = {}, {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(
@@ -88,12 +86,10 @@ def from_linen(
     if len(by_short) < len(short):
         twice = next(name for name in short if by_short[short[name]] != name)
         raise InvalidValueError(
-            compose(
-                twice,
-                "two collections have a variable of this name, but an NNX module has one attribute for it.",
-                got=by_short[short[twice]],
-                fix="pass one collection after the other, with missing='init'",
-            )
+            twice,
+            "two collections have a variable of this name, but an NNX module has one attribute for it.",
+            got=by_short[short[twice]],
+            fix="pass one collection after the other, with missing='init'",
         )
     own = renamed(by_short, rename)
     full, shapes = names_in(model), shapes_in(model)
@@ -158,11 +154,9 @@ def _collection(variable: Any) -> str:
 def _int32(name: str, counts: np.ndarray) -> np.ndarray:
     if np.any(counts > np.uint64(_uint64.INT32_MAX)):
         raise InvalidValueError(
-            compose(
-                name,
-                "the count does not fit into int32, the dtype of a count in Linen.",
-                got=describe(counts),
-                fix="nnx, which keeps tallax.Counter; or counter.set(n) with n below 2**31",
-            )
+            name,
+            "the count does not fit into int32, the dtype of a count in Linen.",
+            got=describe(counts),
+            fix="nnx, which keeps tallax.Counter; or counter.set(n) with n below 2**31",
         )
     return counts.astype(np.int32)

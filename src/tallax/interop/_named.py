@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from tallax._errors import InvalidTypeError, RestoreError, compose, describe
+from tallax._errors import InvalidTypeError, RestoreError, describe
 from tallax.checkpoints import RestoreReport
 from tallax.checkpoints._collect import Holder, Target, holders_of
 from tallax.checkpoints._fetch import given
@@ -99,9 +99,7 @@ def paths_of(model: Any) -> list[tuple[tuple[Any, ...], Any]]:
 def checked(model: Any) -> nnx.Module:
     """Returns a module. Raises if the argument is not a module."""
     if not isinstance(model, nnx.Module):
-        raise InvalidTypeError(
-            compose("model", "requires an NNX module.", got=describe(model), fix="from_torch(source, model)")
-        )
+        raise InvalidTypeError("model", "requires an NNX module.", got=describe(model), fix="from_torch(source, model)")
     return model
 
 
@@ -143,12 +141,10 @@ def _without_ties(arrays: Mapping[str, Any], names: Mapping[str, str]) -> dict[s
             result[name] = array
         elif not _is_same(array, arrays[other]):
             raise RestoreError(
-                compose(
-                    names[name],
-                    "is one Variable in the module, but the source has two different values for it.",
-                    got=f"{other!a} and {name!a}",
-                    fix=f"two Variables in the module; or a source without one of these, such as {name!a}",
-                )
+                names[name],
+                "is one Variable in the module, but the source has two different values for it.",
+                got=f"{other!a} and {name!a}",
+                fix=f"two Variables in the module; or a source without one of these, such as {name!a}",
             )
     return result
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tallax._errors import CheckpointError, MissingExtraError, compose
+from tallax._errors import CheckpointError, MissingExtraError
 from tallax.checkpoints._manifest import is_too_much
 
 _FLOAT8 = {"F8_E4M3": jnp.float8_e4m3fn, "F8_E5M2": jnp.float8_e5m2}
@@ -72,5 +72,5 @@ def read_index(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def _unreadable(path: str | os.PathLike[str], got: str) -> CheckpointError:
     got = "".join(character for character in got if character.isprintable())[:200]
     return CheckpointError(
-        compose(str(path), "cannot be read as a .safetensors file.", got=got, fix="a file that safetensors wrote")
+        str(path), "cannot be read as a .safetensors file.", got=got, fix="a file that safetensors wrote"
     )

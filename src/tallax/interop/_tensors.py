@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tallax._errors import CheckpointError, InvalidTypeError, MissingExtraError, compose, describe
+from tallax._errors import CheckpointError, InvalidTypeError, MissingExtraError, describe
 from tallax.checkpoints._serialize import stored
 from tallax.interop import _safetensors
 
@@ -33,31 +33,27 @@ def state_of(source: Any) -> Mapping[str, Any]:
     # Unprintable names could contain escape codes for the terminal that shows an error.
     if not isinstance(state, Mapping) or not all(isinstance(name, str) and name.isprintable() for name in state):
         raise InvalidTypeError(
-            compose(
-                "from_torch",
-                "requires a module, a state_dict, or the path of a file.",
-                got=_on_one_line(ascii(source)) if isinstance(source, Mapping) else describe(source),
-                fix="from_torch(module, model), from_torch('model.safetensors', model)",
-            )
+            "from_torch",
+            "requires a module, a state_dict, or the path of a file.",
+            got=_on_one_line(ascii(source)) if isinstance(source, Mapping) else describe(source),
+            fix="from_torch(module, model), from_torch('model.safetensors', model)",
         )
     return state
 
 
 def _loaded(path: Path) -> Any:
     if not path.is_file():
-        raise CheckpointError(compose(str(path), "is not a file.", fix="the path of a .pt or .safetensors file"))
+        raise CheckpointError(str(path), "is not a file.", fix="the path of a .pt or .safetensors file")
     torch, is_zip = _torch(), zipfile.is_zipfile(path)
     try:  # memory-mapped, so that values take no memory before they are compared
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         said = _on_one_line(f"{type(error).__name__}: {error}")
         raise CheckpointError(
-            compose(
-                str(path),
-                "cannot be read as tensors without running code from the file.",
-                got=said if is_zip else "not a zip archive, the format of PyTorch since 1.6",
-                fix="torch.save(module.state_dict(), path), by PyTorch 1.6 or later",
-            )
+            str(path),
+            "cannot be read as tensors without running code from the file.",
+            got=said if is_zip else "not a zip archive, the format of PyTorch since 1.6",
+            fix="torch.save(module.state_dict(), path), by PyTorch 1.6 or later",
         ) from None
     return found
 
@@ -76,12 +72,10 @@ def refuse_nested(state: Mapping[str, Any]) -> None:
 
 def _no_tensor(name: str, value: Any) -> InvalidTypeError:
     return InvalidTypeError(
-        compose(
-            name,
-            "a state_dict must contain tensors.",
-            got=" ".join(describe(value).split()),
-            fix="the entry that is a state_dict, such as torch.load(path, weights_only=True)['state_dict']",
-        )
+        name,
+        "a state_dict must contain tensors.",
+        got=" ".join(describe(value).split()),
+        fix="the entry that is a state_dict, such as torch.load(path, weights_only=True)['state_dict']",
     )
 
 
@@ -101,12 +95,10 @@ def as_numpy(name: str, value: Any) -> np.ndarray:
         return tensor.numpy()
     except (TypeError, RuntimeError):  # includes NotImplementedError, which a tensor without data raises
         raise InvalidTypeError(
-            compose(
-                name,
-                "the tensor must be dense and numeric, and have values, because NumPy has no other arrays.",
-                got=f"{value.dtype}, {value.layout}, on {value.device.type!r}".replace("torch.", ""),
-                fix="tensor.to_dense(), tensor.dequantize(), or a module that has its weights",
-            )
+            name,
+            "the tensor must be dense and numeric, and have values, because NumPy has no other arrays.",
+            got=f"{value.dtype}, {value.layout}, on {value.device.type!r}".replace("torch.", ""),
+            fix="tensor.to_dense(), tensor.dequantize(), or a module that has its weights",
         ) from None
 
 
@@ -122,7 +114,7 @@ def as_tensor(name: str, array: np.ndarray) -> Any:
         return torch.from_numpy(array)
     except TypeError:
         raise InvalidTypeError(
-            compose(name, "PyTorch has no such dtype.", got=describe(array), fix="cast it explicitly")
+            name, "PyTorch has no such dtype.", got=describe(array), fix="cast it explicitly"
         ) from None
 
 

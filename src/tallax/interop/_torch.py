@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from tallax._errors import InvalidValueError, compose, describe
+from tallax._errors import InvalidValueError, describe
 from tallax.checkpoints import RestoreReport
 from tallax.checkpoints._policy import Missing, Rename, Spelling, Unexpected, check_rename, renamed
 from tallax.checkpoints._serialize import joined, stored
@@ -114,12 +114,10 @@ def to_torch(model: nnx.Module) -> dict[str, Any]:
             if array.dtype == np.uint64:
                 if np.any(array > np.uint64(2**63 - 1)):
                     raise InvalidValueError(
-                        compose(
-                            names[full][0][0],
-                            "the count does not fit into int64, the dtype of a count in PyTorch.",
-                            got=describe(array),
-                            fix="counter.set(n) with n below 2**63",
-                        )
+                        names[full][0][0],
+                        "the count does not fit into int64, the dtype of a count in PyTorch.",
+                        got=describe(array),
+                        fix="counter.set(n) with n below 2**63",
                     )
                 array = array.astype(np.int64)
             for name, place in names[full]:  # PyTorch has a shared parameter under each of its names

@@ -60,6 +60,8 @@ class _Course:
         following = self._progress.next_open
         if self._progress.current.name in self._progress.passed and following is not None:
             self._progress.current = following  # `--check` has passed it
+        start = self._progress.current.start.encode()
+        self._graded = start if self._contents() == start else None  # read first: its grade would hide the problem
 
     @property
     def _path(self) -> Path:
@@ -171,9 +173,9 @@ class _Course:
             view.note = None
             progress.show_hint()
         elif key == "l":
-            view.extra = in_pages(listed(progress), self._console)
+            view.extra = in_pages(self._console, listed(progress))
         elif key == "t":
-            view.extra = in_pages(heading(progress.current, self._folder), self._console)
+            view.extra = in_pages(self._console, heading(progress.current, self._folder))
         elif key in ("n", "p"):
             self._move(1 if key == "n" else -1)
         elif key == "s":
@@ -199,9 +201,9 @@ class _Course:
     def _show_solution(self) -> None:
         view, progress = self._view, self._progress
         if progress.current.name in progress.passed:
-            view.extra = in_pages(solved(progress.current), self._console)
+            view.extra = in_pages(self._console, *solved(progress.current))
         elif self._last_passed is not None:
-            view.extra = in_pages(solved(self._last_passed), self._console)
+            view.extra = in_pages(self._console, *solved(self._last_passed))
         else:
             view.note = Text("The solution is shown once the exercise has passed. h shows a hint.", "yellow")
 

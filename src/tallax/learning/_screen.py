@@ -55,20 +55,21 @@ class View:
 
 
 def screen(progress: SavedProgress, folder: Path, view: View, console: Console) -> RenderableType:
-    """Returns the whole screen. If it is too tall with a grade, the text of the exercise is left out."""
+    """Returns the whole screen. If it is too tall, parts are left out: first the output, then the problem if graded."""
     if view.extra:
         last = "any key: back to the exercise" if len(view.extra) == 1 else "any key: more    q quit"
         return Group(view.extra[0], Text(), Text(last, "dim"))
-    whole = _screen(progress, folder, view, is_folded=False)
-    has_grade = view.at or view.grade is not None
-    if has_grade and console.is_terminal and len(console.render_lines(whole)) >= console.height:
-        return _screen(progress, folder, view, is_folded=True)
-    return whole
+    sizes = ("whole", "no output", "folded") if view.at or view.grade is not None else ("whole", "no output")
+    screens = [_screen(progress, folder, view, size) for size in sizes]
+    if not console.is_terminal:
+        return screens[0]
+    return next((each for each in screens if len(console.render_lines(each)) < console.height), screens[-1])
 
 
-def _screen(progress: SavedProgress, folder: Path, view: View, *, is_folded: bool) -> RenderableType:
+def _screen(progress: SavedProgress, folder: Path, view: View, size: str) -> RenderableType:
     exercise = progress.current
-    parts: list[RenderableType] = [heading(exercise, folder, is_folded=is_folded), Text(), *_claims(view)]
+    claims = _claims(view, are_folded=size == "folded")
+    parts: list[RenderableType] = [heading(exercise, folder, size), Text(), *claims]
     shown = progress.hints.get(exercise.name, 0)
     parts.append(Text() if shown else Group())
     parts += [_hint(number, text) for number, text in enumerate(exercise.hints[:shown], 1)]
@@ -79,11 +80,16 @@ def _screen(progress: SavedProgress, folder: Path, view: View, *, is_folded: boo
     return Group(*parts)
 
 
-def in_pages(renderable: RenderableType, console: Console) -> list[RenderableType]:
-    """Returns the parts of a text that fit on the terminal, each with room for the last two lines of `screen`."""
-    rows = console.height - 4 if console.is_terminal else 1000
-    lines = console.render_lines(renderable, pad=False)
-    return [SegmentLines(lines[k : k + rows], new_lines=True) for k in range(0, len(lines), max(1, rows))]
+def in_pages(console: Console, *texts: RenderableType) -> list[RenderableType]:
+    """Returns the parts of texts that fit on the terminal, each with room for the last two lines of `screen`."""
+    rows = max(1, console.height - 3) if console.is_terminal else 1000
+    pages: list[RenderableType] = []
+    for text in texts:
+        lines = console.render_lines(text, pad=False)
+        while lines and not "".join(segment.text for segment in lines[-1]).strip():
+            lines.pop()
+        pages += [SegmentLines(lines[k : k + rows], new_lines=True) for k in range(0, len(lines), rows)]
+    return pages
 
 
 def _bar(progress: SavedProgress) -> Text:
@@ -95,10 +101,11 @@ def _bar(progress: SavedProgress) -> Text:
     return text.append(f"  {len(progress.passed)} of {len(exercises())} passed", "dim")
 
 
-def heading(exercise: Exercise, folder: Path, *, is_folded: bool = False) -> RenderableType:
-    """Returns the title, the problem, the output and the file of an exercise, or only the first and the last."""
+def heading(exercise: Exercise, folder: Path, size: str = "whole") -> RenderableType:
+    """Returns the title, the problem, the output and the file of an exercise, or only some of them."""
     title = Text(f"{exercise.number}  {exercise.title}", "bold")
-    if is_folded:
+    output = Text.assemble("It prints  ", (exercise.output.replace("\n", "\n           "), "cyan"))
+    if size == "folded":
         path = str(folder / exercise.file_name)
         return Group(title, Text.assemble("Edit       ", (path, "bold"), ("    t shows the problem", "dim")))
     return Group(
@@ -106,14 +113,16 @@ def heading(exercise: Exercise, folder: Path, *, is_folded: bool = False) -> Ren
         Text(),
         Markdown(exercise.problem),
         Text(),
-        Text.assemble("It prints  ", (exercise.output.replace("\n", "\n           "), "cyan")),
+        output if size == "whole" else Group(),
         Text.assemble("Edit       ", (str(folder / exercise.file_name), "bold")),
     )
 
 
-def _claims(view: View) -> list[RenderableType]:
+def _claims(view: View, *, are_folded: bool = False) -> list[RenderableType]:
     """Returns a line for each claim that was tested, and the first failure at length."""
     held: Sequence[str] = view.held if view.at or view.grade is None else view.grade.held
+    if are_folded and len(held) > 1:
+        held = [f"{len(held)} claims hold"]
     lines: list[RenderableType] = [Text.assemble(("  ✓ ", "green"), claim) for claim in held]
     if view.at:
         lines.append(Text(f"  … {view.at}", "dim"))
@@ -172,18 +181,15 @@ def listed(progress: SavedProgress) -> RenderableType:
     return table
 
 
-def solved(exercise: Exercise) -> RenderableType:
+def solved(exercise: Exercise) -> tuple[RenderableType, ...]:
     """Returns the solution of an exercise, and the same with tallax."""
-    return Group(
-        Text(f"{exercise.number}  {exercise.title}: a solution in plain Flax NNX", "bold"),
-        _code(exercise.solution),
-        Text("The same with tallax", "bold"),
-        _code(exercise.with_tallax),
-    )
+    titles = [f"{exercise.number}  {exercise.title}: {kind}" for kind in ("in plain Flax NNX", "with tallax")]
+    codes = (exercise.solution, exercise.with_tallax)
+    return tuple(Group(Text(title, "bold"), _code(code)) for title, code in zip(titles, codes, strict=True))
 
 
 def _code(code: str) -> RenderableType:
-    without_main = code.partition("\n\nif __name__")[0] + "\n"
+    without_main = code.partition("\n\nif __name__")[0].partition('"""\n\n')[2]  # and without the first line
     return Syntax(without_main, "python", background_color="default", word_wrap=True)
 
 

@@ -9,14 +9,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tallax.lint import _lint
-from tallax.lint._config import Config, ConfigError, NearestConfigs, Overrides, codes_of
-from tallax.lint._lint import Report
-from tallax.lint._reading import decoded
 from tallax.lint._source import Problem
 
+# The rules are imported only after the options are parsed: that takes longer than all of `--help`.
 if TYPE_CHECKING:
     from tallax.lint._fixes import Change
+    from tallax.lint._lint import Configs, Report
 
 _EPILOG = """\
 Exits with 0 if nothing is found, with 1 if something is found or a file cannot be parsed, and with 2 if it could not
@@ -30,12 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a path may be no text at all
     try:
-        status = _main(arguments)
+        parser = _parser()
+        status = _main(parser, parser.parse_args(arguments))
         sys.stdout.flush()
         return status
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
     except BrokenPipeError:  # `| head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -46,9 +42,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _main(arguments: Sequence[str] | None) -> int:
-    parser = _parser()
-    options = parser.parse_args(arguments)
+def _main(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    from tallax.lint._config import ConfigError
+
+    try:
+        return _run(parser, options)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    from tallax.lint import _lint
+    from tallax.lint._config import codes_of
+    from tallax.lint._reading import decoded
+
     if options.list_rules or options.explain is not None:
         from tallax.lint import _explain
 
@@ -91,8 +99,10 @@ def _main(arguments: Sequence[str] | None) -> int:
     return report.status
 
 
-def _configs(options: argparse.Namespace, start: str) -> _lint.Configs:
+def _configs(options: argparse.Namespace, start: str) -> Configs:
     """Returns the configurations of a project, with the options in place of its settings."""
+    from tallax.lint._config import Config, NearestConfigs, Overrides
+
     lists = ("select", "extend_select", "ignore", "exclude")
     given = {key: tuple(value) for key in lists if (value := getattr(options, key)) is not None}
     baseline = os.path.abspath(options.baseline) if options.baseline else None
@@ -105,7 +115,7 @@ def _configs(options: argparse.Namespace, start: str) -> _lint.Configs:
     return change(Config(root=os.getcwd())) if options.no_config else NearestConfigs(start, change)
 
 
-def _fixed(report: Report, configs: _lint.Configs, options: argparse.Namespace, paths: Sequence[str]) -> int:
+def _fixed(report: Report, configs: Configs, options: argparse.Namespace, paths: Sequence[str]) -> int:
     """Writes the fixes, or shows the difference, and returns the exit status."""
     from tallax.lint import _fixes
 

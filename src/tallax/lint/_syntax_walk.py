@@ -75,7 +75,6 @@ _FIELDS: dict[type, tuple[str, ...]] = {
 }
 _FIELDS[ast.keyword] = ("value",)
 # Annotations are not walked; they are read when they are needed.
-_FIELDS[ast.arguments] = ("kw_defaults", "defaults")
 for _kind in (ast.AnnAssign, ast.FunctionDef, ast.AsyncFunctionDef):
     _FIELDS[_kind] = tuple(field for field in _FIELDS[_kind] if field not in ("annotation", "returns"))
 # These bind no names, and no rule uses them or their parents, so they are not walked. None stands for a missing
@@ -90,7 +89,9 @@ def walk(file: File, tree: ast.Module) -> None:
     # Nodes that wait, the next one last. A tuple means that the nodes before it have another scope and other branches.
     stack: list[Any] = [tree, (file, ())]
     take, put = stack.pop, stack.append
+    attribute, call, assign, expression, returned = ast.Attribute, ast.Call, ast.Assign, ast.Expr, ast.Return
     scope: Scope = file
+    nodes = file.nodes
     branches: tuple[Lines, ...] = ()
     while stack:
         node = take()
@@ -100,11 +101,11 @@ def walk(file: File, tree: ast.Module) -> None:
             continue
         while True:
             kind = node.__class__
-            # Half of the time would go into the general code for these four kinds, which are most of all nodes.
-            if kind is ast.Attribute:
+            # Half of the time would go into the general code for these five kinds, which are most of all nodes.
+            if kind is attribute:
                 nodes[kind].append(node)
                 child = node.value
-            elif kind is ast.Call:
+            elif kind is call:
                 nodes[kind].append(node)
                 for word in reversed(node.keywords):
                     parents[word] = node
@@ -117,10 +118,13 @@ def walk(file: File, tree: ast.Module) -> None:
                         parents[value] = node
                         put(value)
                 child = node.func
-            elif kind is ast.Assign and node.targets[0].__class__ is ast.Name and len(node.targets) == 1:
+            elif kind is assign and node.targets[0].__class__ is ast.Name and len(node.targets) == 1:
                 target, child = node.targets[0], node.value
                 _bind(scope, target.id, _binding(Binding, ("value", child, (), target.lineno, branches)))
-            elif kind is ast.Expr:
+            elif kind is expression:
+                child = node.value
+            elif kind is returned:
+                nodes[kind].append(node)
                 child = node.value
             else:
                 is_sorted, bind, fields, has_blocks = plans[kind]
@@ -165,7 +169,13 @@ def _put_blocks(
         if is_block:
             stack.append((scope, branches))
         for child in children:
-            if child.__class__ not in _SILENT:
+            if child.__class__ is ast.arguments:
+                parents[child] = node
+                for default in (*reversed(child.kw_defaults), *reversed(child.defaults)):
+                    if default.__class__ not in _SILENT:
+                        parents[default] = child
+                        stack.append(default)
+            elif child.__class__ not in _SILENT:
                 parents[child] = node
                 stack.append(child)
         if is_block:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from tallax._arrays import is_traced
-from tallax._errors import InvalidValueError, TracedReadError, compose, describe
+from tallax._errors import InvalidValueError, TracedReadError, describe
 from tallax.compiling import CompiledStep
 from tallax.logging._flatten import Numbers, no_number
 from tallax.logging._omissions import Exclusion, Omission, described
@@ -161,12 +161,10 @@ class Known:
             for entry in entries:
                 if entry.name in names:
                     raise InvalidValueError(
-                        compose(
-                            entry.name,
-                            "two values have this name.",
-                            got="the same name in two objects",
-                            fix="log a module that contains both: log(nnx.Dict(a=a, b=b))",
-                        )
+                        entry.name,
+                        "two values have this name.",
+                        got="the same name in two objects",
+                        fix="log a module that contains both: log(nnx.Dict(a=a, b=b))",
                     )
                 names[entry.name] = number
         return names
@@ -250,22 +248,18 @@ class Capture:
             return None
         if called:
             raise InvalidValueError(
-                compose(
-                    "Logger",
-                    "several Counters could count the steps of the run.",
-                    got=", ".join(called),
-                    fix=f"Logger(..., step={called[0]!r})",
-                )
+                "Logger",
+                "several Counters could count the steps of the run.",
+                got=", ".join(called),
+                fix=f"Logger(..., step={called[0]!r})",
             )
         if self._asked is not None:
             raise InvalidValueError(
-                compose(
-                    "Logger",
-                    "step= must be the name of a scalar Counter.",
-                    got=describe(self._asked),
-                    expected=", ".join(counters) or "a model with a tallax.StepCounter",
-                    fix="one of these; or log(model, step=...) without it",
-                )
+                "Logger",
+                "step= must be the name of a scalar Counter.",
+                got=describe(self._asked),
+                expected=", ".join(counters) or "a model with a tallax.StepCounter",
+                fix="one of these; or log(model, step=...) without it",
             )
         return None
 
@@ -285,12 +279,10 @@ def _numbers(
             pass
         elif is_traced(value):
             raise TracedReadError(
-                compose(
-                    name,
-                    "has no value on the host inside a trace.",
-                    got="log(...) inside a compiled function",
-                    fix="return it from the function, and log the returned value",
-                )
+                name,
+                "has no value on the host inside a trace.",
+                got="log(...) inside a compiled function",
+                fix="return it from the function, and log the returned value",
             )
         elif isinstance(value, jax.Array | np.ndarray | np.generic) and not _is_number(value.dtype):
             omissions.append(_no_scalar(name, described(value)))

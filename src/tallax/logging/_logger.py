@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 import jax
 
-from tallax._errors import InvalidTypeError, InvalidValueError, SinkError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, SinkError, describe
 from tallax.compiling import CompiledStep
 from tallax.logging._capture import Capture, Captured
 from tallax.logging._omissions import Exclusion
@@ -92,16 +92,14 @@ class Logger:
         for name, value in (("every", every), ("capacity", capacity)):
             if not isinstance(value, int) or value < 1:
                 raise InvalidValueError(
-                    compose(
-                        "Logger",
-                        f"{name}= must be an int of at least 1.",
-                        got=describe(value),
-                        fix=f"Logger({name}=100)",
-                    )
+                    "Logger",
+                    f"{name}= must be an int of at least 1.",
+                    got=describe(value),
+                    fix=f"Logger({name}=100)",
                 )
         if overflow not in ("wait", "drop"):
             raise InvalidValueError(
-                compose("Logger", "overflow= must be 'wait' or 'drop'.", got=describe(overflow), fix="overflow='drop'")
+                "Logger", "overflow= must be 'wait' or 'drop'.", got=describe(overflow), fix="overflow='drop'"
             )
         self._sinks: list[Sink] = [as_sink(sink) for sink in sinks]
         self._every = every
@@ -339,28 +337,24 @@ class Logger:
     def _require_open(self) -> None:
         if self._closed:
             raise InvalidValueError(
-                compose("Logger", "has been closed.", got="a call after that", fix="call it within the with block")
+                "Logger", "has been closed.", got="a call after that", fix="call it within the with block"
             )
 
     def _require_same_kind(self, *, explicit: bool) -> None:
         if self._explicit not in (None, explicit):
             raise InvalidValueError(
-                compose(
-                    "Logger",
-                    "either every call passes step=, or none does.",
-                    got="a call with step=" if explicit else "a call without step=",
-                    fix="log(model, step=step) everywhere; or nowhere, with a tallax.StepCounter on the model",
-                )
+                "Logger",
+                "either every call passes step=, or none does.",
+                got="a call with step=" if explicit else "a call without step=",
+                fix="log(model, step=step) everywhere; or nowhere, with a tallax.StepCounter on the model",
             )
 
     def _as_step(self, step: Any) -> int:
         if isinstance(step, bool | jax.Array) or not hasattr(step, "__index__"):
             raise InvalidTypeError(
-                compose(
-                    "Logger",
-                    "step= must be an int.",
-                    got=describe(step),
-                    fix="log(model) without it, which reads the step counter without stopping the device; or an int",
-                )
+                "Logger",
+                "step= must be an int.",
+                got=describe(step),
+                fix="log(model) without it, which reads the step counter without stopping the device; or an int",
             )
         return step.__index__()

@@ -106,12 +106,10 @@ class Exclusion:
         chosen: Any = () if patterns is None else (patterns,) if isinstance(patterns, str) else patterns
         if not isinstance(chosen, Sequence | set | frozenset) or not all(isinstance(p, str) and p for p in chosen):
             raise InvalidTypeError(
-                compose(
-                    "Logger",
-                    "exclude= must be a pattern of names, or a sequence of patterns.",
-                    got=described(patterns),
-                    fix="exclude='freqs', or exclude=['*/mask', 'gate/*']",
-                )
+                "Logger",
+                "exclude= must be a pattern of names, or a sequence of patterns.",
+                got=described(patterns),
+                fix="exclude='freqs', or exclude=['*/mask', 'gate/*']",
             )
         self._unused = list(dict.fromkeys(chosen))
         self._patterns = tuple(self._unused)

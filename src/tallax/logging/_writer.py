@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tallax._errors import SinkError, compose
+from tallax._errors import SinkError
 from tallax.logging._capture import Captured
 from tallax.logging._omissions import Omission, Omissions, error_text, warn
 from tallax.sinks import Sink
@@ -170,10 +170,8 @@ def _raise(failures: Sequence[Failure]) -> None:
         return
     texts = [f"{failure.where}, {failure.doing}: {error_text(failure.error)}" for failure in failures]
     raise SinkError(
-        compose(
-            failures[0].where,
-            f"failed in {failures[0].doing}." if len(failures) == 1 else f"failed, {len(failures)} times in all.",
-            got="; ".join(texts) if len(failures) > 1 else error_text(failures[0].error),
-            fix="fix the cause in the error; other sinks have their records, and a loop that catches this continues",
-        )
+        failures[0].where,
+        f"failed in {failures[0].doing}." if len(failures) == 1 else f"failed, {len(failures)} times in all.",
+        got="; ".join(texts) if len(failures) > 1 else error_text(failures[0].error),
+        fix="fix the cause in the error; other sinks have their records, and a loop that catches this continues",
     ) from failures[0].error

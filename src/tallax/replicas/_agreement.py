@@ -14,7 +14,7 @@ from flax.nnx import filterlib
 from jax.experimental import multihost_utils
 
 from tallax._arrays import is_traced
-from tallax._errors import ReplicasError, TracedReadError, compose, describe
+from tallax._errors import ReplicasError, TracedReadError, describe
 from tallax.variables import Buffer, Counter
 
 _DIGEST = 16  # bytes
@@ -53,12 +53,10 @@ def assert_replicated(model: Any, *, only: Any = (Counter, Buffer)) -> None:
     outline = _digest(repr([(path, shape) for (path, _), shape in zip(chosen, arrays, strict=True)]).encode())
     if len(np.unique(_from_all_processes(np.frombuffer(outline, np.uint8)), axis=0)) > 1:
         raise ReplicasError(
-            compose(
-                "assert_replicated",
-                "all processes must have the same Variables.",
-                got="different Variables or shapes in another process",
-                fix="build the same model in all processes, and call assert_replicated in all of them",
-            )
+            "assert_replicated",
+            "all processes must have the same Variables.",
+            got="different Variables or shapes in another process",
+            fix="build the same model in all processes, and call assert_replicated in all of them",
         )
     if not chosen:
         return
@@ -78,12 +76,10 @@ def assert_replicated(model: Any, *, only: Any = (Counter, Buffer)) -> None:
 def check_concrete(variable: nnx.Variable[Any]) -> None:
     if is_traced(variable.get_raw_value()):
         raise TracedReadError(
-            compose(
-                variable,
-                "replicas can only be laid out, combined or compared outside a trace, between steps.",
-                got=describe(variable.get_raw_value()),
-                fix="call it outside of jit and shard_map",
-            )
+            variable,
+            "replicas can only be laid out, combined or compared outside a trace, between steps.",
+            got=describe(variable.get_raw_value()),
+            fix="call it outside of jit and shard_map",
         )
 
 
@@ -91,13 +87,11 @@ def check_alike(variable: nnx.Variable[Any], copies: dict[bytes, set[bytes]]) ->
     most = max(map(len, copies.values()), default=1)
     if most > 1:
         raise ReplicasError(
-            compose(
-                variable,
-                "the copies of a replicated value differ between devices or processes.",
-                got=f"{most} different values",
-                fix="jax.make_array_from_process_local_data(sharding, x) for the batch of several processes; "
-                "shard_map with check_vma=True; or reduce= if each replica has its own value",
-            )
+            variable,
+            "the copies of a replicated value differ between devices or processes.",
+            got=f"{most} different values",
+            fix="jax.make_array_from_process_local_data(sharding, x) for the batch of several processes; "
+            "shard_map with check_vma=True; or reduce= if each replica has its own value",
         )
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 from flax.nnx import filterlib
 
 from tallax import _uint64
-from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, describe
 from tallax._walk import groups_of, leaves_of
 from tallax.replicas._agreement import check_alike, check_concrete, fingerprints
 from tallax.statistics import Statistic
@@ -73,23 +73,19 @@ def per_replica(model: Node, mesh: jax.sharding.Mesh, axis_name: str | tuple[str
     """
     if not isinstance(mesh, jax.sharding.Mesh | jax.sharding.AbstractMesh):
         raise InvalidTypeError(
-            compose(
-                "per_replica",
-                "requires the mesh that the replicas are on.",
-                got=describe(mesh),
-                fix='mesh = jax.make_mesh((jax.device_count(),), ("data",)); tallax.per_replica(model, mesh, "data")',
-            )
+            "per_replica",
+            "requires the mesh that the replicas are on.",
+            got=describe(mesh),
+            fix='mesh = jax.make_mesh((jax.device_count(),), ("data",)); tallax.per_replica(model, mesh, "data")',
         )
     axes = axis_name if isinstance(axis_name, tuple) else (axis_name,)
     if not axes or not set(axes) <= set(mesh.axis_names):
         raise InvalidValueError(
-            compose(
-                "axis_name",
-                "must name axes of the mesh.",
-                got=describe(axis_name),
-                expected=f"one or several of {mesh.axis_names}",
-                fix=f"axis_name={mesh.axis_names[0]!r}",
-            )
+            "axis_name",
+            "must name axes of the mesh.",
+            got=describe(axis_name),
+            expected=f"one or several of {mesh.axis_names}",
+            fix=f"axis_name={mesh.axis_names[0]!r}",
         )
     copy, selected = nnx.clone(model), filterlib.to_predicate(only)
     chosen = {
@@ -189,7 +185,7 @@ def combine_replicas(model: Node) -> Node:
             item.del_metadata("per_replica")
         for statistic, _ in parts:
             if statistic is not None:
-                nnx.update(statistic, _joined(*nnx.split(statistic)))
+                nnx.update(statistic, _joined(*nnx.split(statistic, _stays_whole, ...)))
     return copy
 
 
@@ -201,10 +197,17 @@ def _parts(model: Any) -> list[tuple[Statistic | None, list[StateVariable]]]:
     merging, alone = [], []
     for group in groups_of(model, StateVariable):
         if isinstance(group.owner, Statistic) and not isinstance(group.owner, Counts):
-            merging.append((group.owner, [leaf.variable for leaf in leaves_of(group.owner, StateVariable)]))
+            variables = [leaf.variable for leaf in leaves_of(group.owner, StateVariable)]
+            merging.append((group.owner, [variable for variable in variables if not _stays_whole((), variable)]))
         else:
             alone += [(None, [variable]) for variable in group.variables.values()]
     return [*merging, *alone]
+
+
+def _stays_whole(path: Any, value: Any) -> bool:
+    """An NNX filter: whether a variable counts the steps that all replicas take together, also in a statistic."""
+    del path
+    return isinstance(value, Counter) and value.get_metadata("reduce", None) == "replicated"
 
 
 @dataclass(frozen=True)
@@ -225,12 +228,10 @@ def _check_whole(item: StateVariable) -> None:
     check_concrete(item)
     if item._per_replica:
         raise ReplicasError(
-            compose(
-                item,
-                "already has per-replica state.",
-                got=f"per-replica state over the mesh axes {item._replica_axes}",
-                fix="tallax.combine_replicas(model) first, then tallax.per_replica again",
-            )
+            item,
+            "already has per-replica state.",
+            got=f"per-replica state over the mesh axes {item._replica_axes}",
+            fix="tallax.combine_replicas(model) first, then tallax.per_replica again",
         )
 
 
@@ -240,12 +241,10 @@ def _check_combinable(item: StateVariable) -> None:
     if item._per_replica:
         if not (isinstance(sharding, jax.NamedSharding) and set(item._replica_axes) <= set(sharding.mesh.axis_names)):
             raise ReplicasError(
-                compose(
-                    item,
-                    "per-replica state must stay on the mesh that per_replica put it on.",
-                    got=f"an array with {'no sharding' if sharding is None else sharding}",
-                    fix="variable.set_raw_value(jax.device_put(array, jax.NamedSharding(mesh, jax.P(axis_name))))",
-                )
+                item,
+                "per-replica state must stay on the mesh that per_replica put it on.",
+                got=f"an array with {'no sharding' if sharding is None else sharding}",
+                fix="variable.set_raw_value(jax.device_put(array, jax.NamedSharding(mesh, jax.P(axis_name))))",
             )
     elif item.get_metadata("reduce") == "replicated":
         copies: dict[bytes, set[bytes]] = {}
@@ -264,7 +263,8 @@ def _values_of_further_replicas(statistic: Statistic | None, items: list[StateVa
         return [np.zeros_like(whole) if _reduction(items[0]) in ("count", "sum") else whole]
     further = nnx.clone(statistic)
     further._begin_replica()
-    return [np.asarray(item.get_raw_value()) for _, item in nnx.iter_graph(further) if isinstance(item, StateVariable)]
+    variables = [item for _, item in nnx.iter_graph(further) if isinstance(item, StateVariable)]
+    return [np.asarray(item.get_raw_value()) for item in variables if not _stays_whole((), item)]
 
 
 def _laid_out(first: np.ndarray, further: np.ndarray, mesh: jax.sharding.Mesh, axes: tuple[str, ...]) -> jax.Array:
@@ -313,14 +313,14 @@ _REDUCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _joined(graphdef: Any, stacked: Any) -> Any:
-    """Returns the state of a statistic from the stacked states of all replicas."""
+def _joined(graphdef: Any, whole: Any, stacked: Any) -> Any:
+    """Returns the state of a statistic from the stacked states of all replicas, and the state that they share."""
 
     def join(into: Any, numbered_share: tuple[jax.Array, Any]) -> tuple[Any, None]:
         number, share = numbered_share
-        statistic = nnx.merge(graphdef, into)
-        statistic._join(nnx.merge(graphdef, share), number)
-        return nnx.state(statistic), None
+        statistic = nnx.merge(graphdef, whole, into)
+        statistic._join(nnx.merge(graphdef, whole, share), number)
+        return nnx.split(statistic, _stays_whole, ...)[2], None
 
     first, further = (jax.tree.map(lambda x, part=part: x[part], stacked) for part in (0, slice(1, None)))
     numbers = jnp.arange(1, jax.tree.leaves(stacked)[0].shape[0])

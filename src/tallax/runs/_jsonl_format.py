@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tallax.runs._errors import RunError, laid_out
+from tallax.runs._errors import RunError
 from tallax.runs._record import Bins, Record, StateInfo
 
 VERSION = 1
@@ -97,12 +97,10 @@ class Decoder:
             if isinstance(error, RunError):
                 raise
             raise RunError(
-                laid_out(
-                    self._name,
-                    f"line {self._lines} is not a record of a run.",
-                    got=repr(line[:60]),
-                    fix="restore a complete copy; or cut the file before this line, to keep the records before it",
-                )
+                self._name,
+                f"line {self._lines} is not a record of a run.",
+                got=repr(line[:60]),
+                fix="restore a complete copy; or cut the file before this line, to keep the records before it",
             ) from None
 
     def _check(self, entry: Any) -> None:
@@ -111,13 +109,11 @@ class Decoder:
             raise ValueError
         if version > VERSION:
             raise RunError(
-                laid_out(
-                    self._name,
-                    "was written by a later tallax.",
-                    got=f"version {version} of the format",
-                    expected=f"at most {VERSION}",
-                    fix="pip install --upgrade tallax",
-                )
+                self._name,
+                "was written by a later tallax.",
+                got=f"version {version} of the format",
+                expected=f"at most {VERSION}",
+                fix="pip install --upgrade tallax",
             )
 
     def _bins(self, name: str, bins: dict[str, Any]) -> Bins:

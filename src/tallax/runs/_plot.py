@@ -16,7 +16,7 @@ except ModuleNotFoundError:
 
     raise MissingExtraError.of("tallax plot", "plot", "matplotlib") from None
 
-from tallax.runs._errors import RunError, laid_out
+from tallax.runs._errors import RunError
 from tallax.runs._history import History
 from tallax.runs._matplotlib import draw_curves, draw_heat_map, draw_layers, draw_ridgeline
 from tallax.runs._panels import Panel, heat_of, panels_of, panels_over_each_other
@@ -60,12 +60,10 @@ def plot(
     panels = _panels(read, patterns)
     if not panels:
         raise RunError(
-            laid_out(
-                runs[0],
-                "has nothing to draw.",
-                got=f"no name that matches {' '.join(patterns)}" if patterns else "no records",
-                fix="'*' for all names; `tallax show RUN` lists them" if patterns else "wait for the first record",
-            )
+            runs[0],
+            "has nothing to draw.",
+            got=f"no name that matches {' '.join(patterns)}" if patterns else "no records",
+            fix="'*' for all names; `tallax show RUN` lists them" if patterns else "wait for the first record",
         )
     pages = [panels[k : k + _COLUMNS * _ROWS] for k in range(0, len(panels), _COLUMNS * _ROWS)]
     steps = [step for panel in panels for series in panel.series for step in (series.steps[0], series.steps[-1])]
@@ -113,20 +111,16 @@ def _panels(runs: dict[str, Run], patterns: Sequence[str]) -> list[Panel]:
 def _check(file: Path, histograms: str) -> None:
     if file.suffix.lower() not in _SUFFIXES:
         raise RunError(
-            laid_out(
-                "-o",
-                "the suffix of the file must be that of an image format.",
-                got=repr(str(file)),
-                expected=", ".join(_SUFFIXES),
-                fix=f"-o {file.stem or 'plot'}.png",
-            )
+            "-o",
+            "the suffix of the file must be that of an image format.",
+            got=repr(str(file)),
+            expected=", ".join(_SUFFIXES),
+            fix=f"-o {file.stem or 'plot'}.png",
         )
     if histograms not in ("heatmap", "ridgeline"):
         raise RunError(
-            laid_out(
-                "--histograms",
-                "must be heatmap or ridgeline.",
-                got=repr(histograms),
-                fix="--histograms ridgeline",
-            )
+            "--histograms",
+            "must be heatmap or ridgeline.",
+            got=repr(histograms),
+            fix="--histograms ridgeline",
         )

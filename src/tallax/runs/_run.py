@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tallax.runs._errors import RunError, laid_out
+from tallax.runs._errors import RunError
 from tallax.runs._history import History
 from tallax.runs._jsonl_format import Decoder
 from tallax.runs._record import Record
@@ -68,12 +68,10 @@ class Run(History):
         self._find()
         if not self._files:
             raise RunError(
-                laid_out(
-                    str(path),
-                    "is not a run: it contains no records." if self.path.exists() else "does not exist.",
-                    expected=f"a folder with a file {FILE}, as tallax.sinks.Jsonl(folder) writes it",
-                    fix=_instead_of(self.path),
-                )
+                str(path),
+                "is not a run: it contains no records." if self.path.exists() else "does not exist.",
+                expected=f"a folder with a file {FILE}, as tallax.sinks.Jsonl(folder) writes it",
+                fix=_instead_of(self.path),
             )
         self.refresh()
 

@@ -21,7 +21,7 @@ except ModuleNotFoundError:
 
 from tallax.runs._bars import bars_of
 from tallax.runs._contents import Contents, as_json, of_run
-from tallax.runs._errors import RunError, laid_out
+from tallax.runs._errors import RunError
 from tallax.runs._number_format import number, short, size
 from tallax.runs._record import Bins
 from tallax.runs._run import FILE, Run, is_run
@@ -66,12 +66,10 @@ def read(path: str | os.PathLike[str], checkpoint: Callable[[str], Contents] | N
     if checkpoint is not None and is_checkpoint(path):
         return checkpoint(str(path))
     raise RunError(
-        laid_out(
-            str(path),
-            "is neither a run nor a checkpoint." if Path(path).exists() else "does not exist.",
-            expected=f"a folder with a file {FILE}, as tallax.sinks.Jsonl writes it, or one that tallax.save wrote",
-            fix="name the folder of one run, or of one checkpoint",
-        )
+        str(path),
+        "is neither a run nor a checkpoint." if Path(path).exists() else "does not exist.",
+        expected=f"a folder with a file {FILE}, as tallax.sinks.Jsonl writes it, or one that tallax.save wrote",
+        fix="name the folder of one run, or of one checkpoint",
     )
 
 

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from tallax._errors import InvalidValueError, RunLockedError, compose
+from tallax._errors import InvalidValueError, RunLockedError
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://")
 
@@ -21,12 +21,10 @@ def local_path(sink: str, path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path)
     if _URL.match(text):
         raise InvalidValueError(
-            compose(
-                sink,
-                "can only write to a folder on this machine.",
-                got=repr(text),
-                fix="a local folder, which `gcloud storage rsync` or `aws s3 sync` copies; or the store mounted as one",
-            )
+            sink,
+            "can only write to a folder on this machine.",
+            got=repr(text),
+            fix="a local folder, which `gcloud storage rsync` or `aws s3 sync` copies; or the store mounted as one",
         )
     return Path(path)
 
@@ -45,12 +43,10 @@ def lock(file: int, path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise RunLockedError(
-            compose(
-                str(path),
-                "another program, or another Logger, is writing to this run.",
-                got="a record for it",
-                fix="give each its own folder; or end the other one first",
-            )
+            str(path),
+            "another program, or another Logger, is writing to this run.",
+            got="a record for it",
+            fix="give each its own folder; or end the other one first",
         ) from None
     except OSError:
         return  # a network file system without locks

@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from tallax._errors import InvalidValueError, MissingExtraError, compose
+from tallax._errors import InvalidValueError, MissingExtraError
 from tallax.runs import Bins, Record
 
 try:
@@ -148,12 +148,10 @@ class MLflow:
         taken = _REFUSED.sub(".", name)
         if self._names.setdefault(taken, name) != name:
             raise InvalidValueError(
-                compose(
-                    "sinks.MLflow",
-                    "two names become equal, because MLflow keeps only letters, digits and _-. / in names.",
-                    got=f"{self._names[taken]!r} and {name!r}, both {taken!r}",
-                    fix="another name for one of the two",
-                )
+                "sinks.MLflow",
+                "two names become equal, because MLflow keeps only letters, digits and _-. / in names.",
+                got=f"{self._names[taken]!r} and {name!r}, both {taken!r}",
+                fix="another name for one of the two",
             )
         return taken
 

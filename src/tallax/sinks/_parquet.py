@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tallax._errors import MissingExtraError, compose
+from tallax._errors import MissingExtraError
 from tallax.runs import Record, RunError
 from tallax.sinks._local_files import local_path, lock
 from tallax.sinks._partial_writes import encode_or_omit
@@ -197,10 +197,8 @@ def _read(path: Path) -> pa.Table:
     except pa.ArrowInvalid as error:
         got = str(error)
     raise RunError(
-        compose(
-            str(path),
-            "is not a part of a run's table, or is damaged.",
-            got=got,
-            fix="move it out of the folder, which must contain only the parts; the others can still be read",
-        )
+        str(path),
+        "is not a part of a run's table, or is damaged.",
+        got=got,
+        fix="move it out of the folder, which must contain only the parts; the others can still be read",
     )

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from tallax._errors import InvalidTypeError, compose, describe
+from tallax._errors import InvalidTypeError, describe
 from tallax.runs import Record
 from tallax.sinks._adapters import Backend, LoggingBackend
 from tallax.sinks._jsonl import Jsonl
@@ -67,10 +67,8 @@ def as_sink(sink: Any) -> Sink:
         if isinstance(sink, LoggingBackend):
             return Backend(sink)
     raise InvalidTypeError(
-        compose(
-            "Logger",
-            "a sink must have the methods write(record) and close(), or be the folder of the run.",
-            got=describe(sink),
-            fix="Logger('runs/1'), tallax.sinks.TensorBoard('runs/1'), or one of your own",
-        )
+        "Logger",
+        "a sink must have the methods write(record) and close(), or be the folder of the run.",
+        got=describe(sink),
+        fix="Logger('runs/1'), tallax.sinks.TensorBoard('runs/1'), or one of your own",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tallax._errors import InvalidTypeError, InvalidValueError, MissingExtraError, compose
+from tallax._errors import InvalidTypeError, InvalidValueError, MissingExtraError
 from tallax.runs import Record
 from tallax.sinks._partial_writes import write_one_by_one
 
@@ -51,12 +51,10 @@ class WandB:
     def __init__(self, *, run: Any = None, **init: Any):
         if run is not None and init:
             raise InvalidTypeError(
-                compose(
-                    "sinks.WandB",
-                    "accepts a run or the arguments of wandb.init, not both.",
-                    got=f"run= and {', '.join(f'{name}=' for name in init)}",
-                    fix="WandB(run=run); or WandB(project=...)",
-                )
+                "sinks.WandB",
+                "accepts a run or the arguments of wandb.init, not both.",
+                got=f"run= and {', '.join(f'{name}=' for name in init)}",
+                fix="WandB(run=run); or WandB(project=...)",
             )
         self._init, self._run, self._is_ours = init, run, run is None
         self._kept = -1  # the last step from before this run resumed
@@ -71,12 +69,10 @@ class WandB:
             return {}
         if record.step < run.step:
             raise InvalidValueError(
-                compose(
-                    repr(self),
-                    "W&B accepts the steps of a run in order, and would leave this one out.",
-                    got=f"a record of step {record.step}, after step {run.step} was started",
-                    fix="run.log(..., step=step) with the same steps; or one run for each: WandB(project=...)",
-                )
+                repr(self),
+                "W&B accepts the steps of a run in order, and would leave this one out.",
+                got=f"a record of step {record.step}, after step {run.step} was started",
+                fix="run.log(..., step=step) with the same steps; or one run for each: WandB(project=...)",
             )
         try:
             _log(run, record)

@@ -10,12 +10,15 @@ Up to 4,096 entries, neither form is faster than one plain scatter-add, and both
 every platform.
 
 Values keep their shape, and neighbours are paired. If XLA splits an array over devices by itself, a `ravel` or distant
-halves would move values between devices before they are counted.
+halves would move values between devices before they are counted. And XLA adds up the result of a scatter between the
+devices at once, before any sum over tables: 64 tables of a `LogHistogram` would be 2.3 MB. So on a mesh, each part
+that a device can have is counted in a table of its own (`in_parts`), and one table is sent.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -27,7 +30,10 @@ SlotOf: TypeAlias = Callable[[jax.Array], jax.Array]
 _MOST_PAIRED = 128  # slots; the table of pairs, 64 KiB of counts, fits into a core's nearest caches
 _FEW = 4096  # entries
 _GROUPS = 64
+_GROUPS_OF_PART = 16
 _LONG = 64  # entries along an axis
+_SLOTS_OF_PARTS = 4  # entries for each slot of all parts; with fewer, the sum of the parts would take longest
+_SLOTS_SENT = 8192  # 32 KiB, which is short against the latency of an all-reduce
 
 
 def count_slots(slot_of: SlotOf, x: jax.Array, where: jax.Array | None, *, length: int) -> jax.Array:
@@ -47,6 +53,8 @@ def count_slots(slot_of: SlotOf, x: jax.Array, where: jax.Array | None, *, lengt
     def count(x: jax.Array, where: jax.Array | None) -> jax.Array:
         if x.size <= _FEW:
             return in_order(slot_of, x, where, length=length)
+        if (devices := _devices_of_auto_axes(x)) > 1:
+            return in_parts(slot_of, x, where, length=length, devices=devices)
         forms = [functools.partial(form, slot_of, length=length) for form in (on_cpu, in_groups)]
         return jax.lax.platform_dependent(x, where, cpu=forms[0], default=forms[1])
 
@@ -88,21 +96,61 @@ def in_pairs(slot_of: SlotOf, x: jax.Array, where: jax.Array | None, *, length: 
     return counts.at[odd].add(1, mode="drop") if odd.size else counts
 
 
-def in_groups(slot_of: SlotOf, x: jax.Array, where: jax.Array | None, *, length: int) -> jax.Array:
-    """Counts in 64 tables, entry by entry in turn, and sums them."""
+def in_groups(
+    slot_of: SlotOf, x: jax.Array, where: jax.Array | None, *, length: int, groups: int = _GROUPS
+) -> jax.Array:
+    """Counts in several tables, entry by entry in turn, and sums them."""
     size = length + 1
-    slots = _position(x.shape) % _GROUPS * size + _slots(slot_of, x, where, length)
-    table = jnp.zeros(_GROUPS * size, jnp.uint32).at[slots].add(1, mode="promise_in_bounds")
-    return table.reshape(_GROUPS, size).sum(0, dtype=jnp.uint32)[:length]
+    slots = _position(x.shape, groups) % groups * size + _slots(slot_of, x, where, length)
+    table = jnp.zeros(groups * size, jnp.uint32).at[slots].add(1, mode="promise_in_bounds")
+    return table.reshape(groups, size).sum(0, dtype=jnp.uint32)[:length]
 
 
-def _position(shape: tuple[int, ...]) -> jax.Array:
+def in_parts(slot_of: SlotOf, x: jax.Array, where: jax.Array | None, *, length: int, devices: int) -> jax.Array:
+    """Counts each part of an array that XLA may split over `devices`, and sums the parts.
+
+    Each axis is divided into parts whose number is its greatest common divisor with `devices`. If XLA splits the axis
+    over some of the devices, their number divides the number of parts. So no part is on two devices, and no value moves
+    for the reshape. XLA then splits the tables like the parts, adds up those of one device, and sends their sum.
+
+    If an array is too small for so many tables, it is counted in groups whose tables have at most 32 KiB, or in one.
+    """
+    parts = [math.gcd(entries, devices) for entries in x.shape]
+    groups = min(_GROUPS_OF_PART, x.size // (_SLOTS_OF_PARTS * (length + 1) * math.prod(parts)))
+    if not groups:
+        groups = min(_GROUPS, _SLOTS_SENT // (length + 1))
+        form = in_order if groups < 2 else functools.partial(in_groups, groups=groups)
+        return form(slot_of, x, where, length=length)
+
+    shape = [n for entries, number in zip(x.shape, parts, strict=True) for n in (number, entries // number)]
+
+    def count(x: jax.Array, where: jax.Array | None) -> jax.Array:
+        return in_groups(slot_of, x, where, length=length, groups=groups)
+
+    for axis in reversed(range(x.ndim)):  # the outermost `vmap` maps the first axis, and leaves the others in order
+        count = jax.vmap(count, in_axes=(axis, None if where is None else axis))
+    tables = count(x.reshape(shape), None if where is None else where.reshape(shape))
+    return tables.sum(tuple(range(x.ndim)), dtype=jnp.uint32)
+
+
+def _position(shape: tuple[int, ...], groups: int) -> jax.Array:
     """Returns int32[*shape]: the flat index of each entry, modulo the number of groups or a multiple of it."""
     position, stride = jnp.zeros(shape, jnp.int32), 1
     for axis in reversed(range(len(shape))):
-        along = jax.lax.broadcasted_iota(jnp.int32, shape, axis) % _GROUPS
-        position, stride = position + along * (stride % _GROUPS), stride * shape[axis]
+        along = jax.lax.broadcasted_iota(jnp.int32, shape, axis) % groups
+        position, stride = position + along * (stride % groups), stride * shape[axis]
     return position
+
+
+def _devices_of_auto_axes(x: jax.Array) -> int:
+    """Returns the number of devices over which XLA may split an array by itself.
+
+    They are those along the mesh axes of type Auto, on which no trace can see the sharding. The mesh of an array comes
+    from the arguments of `jit`. If only `in_shardings` has the mesh, it is not visible either, and the result is 1.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    kinds = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    return math.prod(size for size, kind in kinds if kind == jax.sharding.AxisType.Auto)
 
 
 def _slots(slot_of: SlotOf, x: jax.Array, where: jax.Array | None, length: int) -> jax.Array:

@@ -216,7 +216,10 @@ class Statistic(EvalAware, abc.ABC):
 
     def _once(self, other: Statistic) -> tuple[Hashable, ...]:
         """Returns the axes along which this statistic is per-replica and the other one is replicated."""
-        own, others = (frozenset(next(iter(each.variables.values()))._replica_axes) for each in (self, other))
+        own, others = (
+            frozenset().union(*(variable._replica_axes for variable in each.variables.values()))
+            for each in (self, other)
+        )
         if others - own:
             raise ReplicasError(
                 compose(

@@ -14,7 +14,7 @@ from flax.nnx import reprlib
 
 from tallax._arrays import is_committed, is_traced
 from tallax._display import bundle, card, tree
-from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, TraceError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, TraceError, describe
 from tallax._mesh_axes import mapped_axes
 from tallax.runs._number_format import size
 from tallax.variables._raw_values import Held, Pending
@@ -38,26 +38,21 @@ def _refuse_kind(kind: str, name: str, value: Any) -> None:
     """Raises for a kind of Variable that Flax's transformations do not thread in every mode."""
     if name in ("hijax", "ref") and value:
         raise InvalidValueError(
-            compose(
-                kind,
-                f"a tallax variable must be a plain Variable; "
-                f"{name}=True loses or doubles counts under transformations.",
-                got=f"{name}=True",
-                fix=f"omit {name}; to set it for parameters, nnx.with_vars(model, only=nnx.Param, {name}=True)",
-            )
+            kind,
+            f"a tallax variable must be a plain Variable; {name}=True loses or doubles counts under transformations.",
+            got=f"{name}=True",
+            fix=f"omit {name}; to set it for parameters, nnx.with_vars(model, only=nnx.Param, {name}=True)",
         )
 
 
 def _check_reduce(kind: str, reduce: Any) -> None:
     if reduce not in _REDUCTIONS:
         raise InvalidValueError(
-            compose(
-                kind,
-                "unknown reduction.",
-                got=describe(reduce),
-                expected=", ".join(map(repr, _REDUCTIONS)),
-                fix='reduce="replicated" for a value that is equal on all replicas, such as a result of jax.lax.pmean',
-            )
+            kind,
+            "unknown reduction.",
+            got=describe(reduce),
+            expected=", ".join(map(repr, _REDUCTIONS)),
+            fix='reduce="replicated" for a value that is equal on all replicas, such as a result of jax.lax.pmean',
         )
 
 
@@ -66,21 +61,17 @@ def _refuse_misspelled(kind: str, name: str, value: Any) -> None:
     _refuse_kind(kind, name, value)
     if name in ("dtype", "shape"):  # a label of this name would shadow the attribute of the array
         raise InvalidTypeError(
-            compose(
-                kind,
-                "has the dtype and shape of its value.",
-                got=f"{name}={describe(value)}",
-                fix="Buffer(jnp.zeros(shape, dtype)); Counter(shape=...) always counts up to 2**64 - 1",
-            )
+            kind,
+            "has the dtype and shape of its value.",
+            got=f"{name}={describe(value)}",
+            fix="Buffer(jnp.zeros(shape, dtype)); Counter(shape=...) always counts up to 2**64 - 1",
         )
     for meant in difflib.get_close_matches(name, ("persistent", "reduce", "shape"), n=1, cutoff=0.8):
         raise InvalidTypeError(
-            compose(
-                kind,
-                f"unknown metadata {name!r}; did you mean {meant!r}?",
-                got=f"{name}={describe(value)}",
-                fix=f"{meant}=..., or another name for a label of your own",
-            )
+            kind,
+            f"unknown metadata {name!r}; did you mean {meant!r}?",
+            got=f"{name}={describe(value)}",
+            fix=f"{meant}=..., or another name for a label of your own",
         )
 
 
@@ -111,7 +102,8 @@ class StateVariable(nnx.Variable[Any]):
     @property
     def _per_replica(self) -> PerReplica | None:
         """The layout of per-replica state, or None if there is one value for all replicas, as in a new variable."""
-        return self.get_metadata("per_replica", None)
+        # Flax copies all metadata for each look-up, and every count asks for this several times.
+        return self.get_metadata("per_replica") if self.has_metadata("per_replica") else None
 
     @property
     def _replica_axes(self) -> tuple[str, ...]:
@@ -142,13 +134,10 @@ class StateVariable(nnx.Variable[Any]):
         axes = self._replica_axes
         if axes and not set(axes) <= set(mapped_axes()):
             raise ReplicasError(
-                compose(
-                    self,
-                    "has per-replica state, which must be combined first.",
-                    got=f"a read or write outside a shard_map over {axes}",
-                    fix="to read, tallax.combine_replicas(model); "
-                    "to write, a shard_map with tallax.replica_specs(model)",
-                )
+                self,
+                "has per-replica state, which must be combined first.",
+                got=f"a read or write outside a shard_map over {axes}",
+                fix="to read, tallax.combine_replicas(model); to write, a shard_map with tallax.replica_specs(model)",
             )
 
     def __getattr__(self, name: str) -> Any:
@@ -166,12 +155,10 @@ class StateVariable(nnx.Variable[Any]):
 
     def _not_ordered(self, other: Any) -> NoReturn:
         raise InvalidTypeError(
-            compose(
-                self,
-                f"a {type(self).__name__} cannot be compared with < or >; compare its value.",
-                got=f"a comparison with {describe(other)}",
-                fix=self._compared_by,
-            )
+            self,
+            f"a {type(self).__name__} cannot be compared with < or >; compare its value.",
+            got=f"a comparison with {describe(other)}",
+            fix=self._compared_by,
         )
 
     def __lt__(self, other: Any) -> NoReturn:
@@ -302,9 +289,7 @@ class StateVariable(nnx.Variable[Any]):
         """
         if name in ("persistent", "reduce"):
             raise InvalidValueError(
-                compose(
-                    self, f"cannot be without {name}.", got=f"del_metadata({name!r})", fix=f"set_metadata({name}=...)"
-                )
+                self, f"cannot be without {name}.", got=f"del_metadata({name!r})", fix=f"set_metadata({name}=...)"
             )
         try:
             super().del_metadata(name)
@@ -324,13 +309,11 @@ class StateVariable(nnx.Variable[Any]):
 
     def _of_another_trace(self) -> TraceError:
         return TraceError(
-            compose(
-                self,
-                f"a {type(self).__name__} was written from a different trace than its own, so the write would be lost.",
-                got="a transformed function that closes over the model, or over state merged into one",
-                fix="pass the model as an argument, to nnx.jit, nnx.scan, ...; or return the increment, and add "
-                "it outside; or nnx.merge(..., copy=True) and return its state",
-            )
+            self,
+            f"a {type(self).__name__} was written from a different trace than its own, so the write would be lost.",
+            got="a transformed function that closes over the model, or over state merged into one",
+            fix="pass the model as an argument, to nnx.jit, nnx.scan, ...; or return the increment, and add "
+            "it outside; or nnx.merge(..., copy=True) and return its state",
         )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from tallax._arrays import is_traced, to_device
-from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, describe
 from tallax.variables._base import Reduce, StateVariable
 from tallax.variables._traced_words import without_gradient
 
@@ -90,33 +90,27 @@ class Buffer(StateVariable):
         weak = scalar or _is_weak(value)
         if not scalar and not isinstance(value, jax.Array | np.ndarray | np.generic):
             raise InvalidTypeError(
-                compose(
-                    self,
-                    "only arrays and numbers can be written to a Buffer.",
-                    got=describe(value),
-                    expected=describe(raw).partition(" (")[0],
-                    fix="buffer[...] = jnp.asarray(x, buffer.dtype)",
-                )
+                self,
+                "only arrays and numbers can be written to a Buffer.",
+                got=describe(value),
+                expected=describe(raw).partition(" (")[0],
+                fix="buffer[...] = jnp.asarray(x, buffer.dtype)",
             )
         if not (_dtype_of(value) == raw.dtype or (weak and _rank(value) <= _rank(raw))):
             raise InvalidTypeError(
-                compose(
-                    self,
-                    "a write must not change the dtype of a Buffer.",
-                    got=describe(value),
-                    expected=str(raw.dtype),
-                    fix=f"cast the value explicitly: buffer[...] = x.astype({str(raw.dtype)!r})",
-                )
+                self,
+                "a write must not change the dtype of a Buffer.",
+                got=describe(value),
+                expected=str(raw.dtype),
+                fix=f"cast the value explicitly: buffer[...] = x.astype({str(raw.dtype)!r})",
             )
         if shape is not None and not scalar and value.shape != shape:
             raise InvalidValueError(
-                compose(
-                    self,
-                    "a write must not change the shape of a Buffer.",
-                    got=describe(value),
-                    expected=describe(raw).partition(" (")[0],
-                    fix="buffer[...] = jnp.broadcast_to(x, buffer.shape), or buffer[index] = x to write a part",
-                )
+                self,
+                "a write must not change the shape of a Buffer.",
+                got=describe(value),
+                expected=describe(raw).partition(" (")[0],
+                fix="buffer[...] = jnp.broadcast_to(x, buffer.shape), or buffer[index] = x to write a part",
             )
         if isinstance(value, jax.Array):
             value = jax.lax.convert_element_type(value, raw.dtype) if weak else value
@@ -167,12 +161,10 @@ def _strong(value: Any) -> Any:
         array = None
     if array is None or not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == np.bool_):
         raise InvalidTypeError(
-            compose(
-                "Buffer",
-                "a Buffer requires one array.",
-                got=describe(value),
-                fix="jnp.asarray(x), or one Buffer for each array",
-            )
+            "Buffer",
+            "a Buffer requires one array.",
+            got=describe(value),
+            fix="jnp.asarray(x), or one Buffer for each array",
         )
     return _narrowed(array, jax.dtypes.canonicalize_dtype(array.dtype), item="Buffer")
 
@@ -205,10 +197,8 @@ def _narrowed(array: np.ndarray, dtype: Any, *, item: object) -> np.ndarray:
 
 def _does_not_fit(value: Any, dtype: Any, *, item: object) -> InvalidValueError:
     return InvalidValueError(
-        compose(
-            item,
-            f"the integer does not fit into {dtype}.",
-            got=describe(value),
-            fix="tallax.Counter for counts beyond 32 bits, or a float dtype",
-        )
+        item,
+        f"the integer does not fit into {dtype}.",
+        got=describe(value),
+        fix="tallax.Counter for counts beyond 32 bits, or a float dtype",
     )

@@ -15,7 +15,7 @@ from flax import nnx
 
 from tallax import _uint64
 from tallax._arrays import is_ready, is_traced, unsplit
-from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, describe
 
 _MOST = 2**31 - 1  # entries of an array of counts
 _widen = jax.jit(_uint64.widen, inline=True)
@@ -82,12 +82,10 @@ def as_shape(shape: int | tuple[int, ...], *, item: object) -> tuple[int, ...]:
         if all(size >= 0 for size in sizes) and math.prod(sizes) <= _MOST and bool not in map(type, given):
             return sizes
     raise InvalidValueError(
-        compose(
-            item,
-            "a shape must be a non-negative integer or a tuple of them.",
-            got=f"shape={shape!r}",
-            fix="shape=8, shape=(2, 8)",
-        )
+        item,
+        "a shape must be a non-negative integer or a tuple of them.",
+        got=f"shape={shape!r}",
+        fix="shape=8, shape=(2, 8)",
     )
 
 
@@ -95,13 +93,11 @@ def wrong_shape(value: Any, shape: tuple[int, ...], *, item: object, ending: boo
     """Returns the error for an array that does not broadcast to a counter's shape, or does not end in it."""
     expected = f"(..., {', '.join(map(str, shape))})" if ending and shape else str(shape)
     return InvalidValueError(
-        compose(
-            item,
-            f"a Counter of shape {shape} requires an array that {'ends in' if ending else 'broadcasts to'} its shape.",
-            got=describe(value),
-            expected=f"shape {expected}",
-            fix="counter.count(events), which sums over the leading axes; or Counter(shape=...)",
-        )
+        item,
+        f"a Counter of shape {shape} requires an array that {'ends in' if ending else 'broadcasts to'} its shape.",
+        got=describe(value),
+        expected=f"shape {expected}",
+        fix="counter.count(events), which sums over the leading axes; or Counter(shape=...)",
     )
 
 
@@ -118,7 +114,7 @@ def host_counts(value: Any, *, item: object, limit: int | None = None) -> np.nda
             raise negative(value, item=item)
         if limit is not None and value > limit:
             raise InvalidValueError(
-                compose(item, "the largest count is 2**64 - 1.", got=describe(value), fix="a smaller number")
+                item, "the largest count is 2**64 - 1.", got=describe(value), fix="a smaller number"
             )
         return np.array(min(value, _uint64.MAX), np.uint64)
     check_integer(value, item=item)
@@ -134,23 +130,19 @@ def check_integer(value: Any, *, item: object) -> None:
         if jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == np.bool_:
             return
     raise InvalidTypeError(
-        compose(
-            item,
-            "a Counter takes non-negative integers.",
-            got=describe(value),
-            fix="self.step += 1, or count a condition with self.step.count(mask)",
-        )
+        item,
+        "a Counter takes non-negative integers.",
+        got=describe(value),
+        fix="self.step += 1, or count a condition with self.step.count(mask)",
     )
 
 
 def negative(value: Any, *, item: object) -> InvalidValueError:
     return InvalidValueError(
-        compose(
-            item,
-            "a Counter takes non-negative integers.",
-            got=describe(value),
-            fix="counter.set(n) or counter.reset() to go back; a tallax.Buffer for a number that goes up and down",
-        )
+        item,
+        "a Counter takes non-negative integers.",
+        got=describe(value),
+        fix="counter.set(n) or counter.reset() to go back; a tallax.Buffer for a number that goes up and down",
     )
 
 

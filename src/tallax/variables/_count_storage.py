@@ -25,7 +25,7 @@ from flax import nnx
 
 from tallax import _uint64
 from tallax._arrays import is_traced, on_host
-from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, describe
 from tallax._mesh_axes import (
     AxisName,
     Combination,
@@ -52,10 +52,11 @@ class CountStorage(StateVariable):
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the counts."""
-        if self._per_replica:
-            return self._per_replica.shape[:-1]
+        layout = self._per_replica
+        if layout is not None:
+            return layout.shape[:-1]
         raw = self.get_raw_value()
-        return tuple(raw.shape[:-1] if raw.dtype == np.uint32 else raw.shape)
+        return tuple(raw.shape[:-1] if raw.dtype == _uint32 else raw.shape)
 
     def _words(self) -> Any:
         """Returns the exact counts as two words each, uint32[*shape, 2]: on the host, on the device, or traced.
@@ -77,12 +78,10 @@ class CountStorage(StateVariable):
         counts = np.asarray(raw)
         if counts.dtype == np.int32 and np.any(counts == _uint64.INT32_MAX):
             raise InvalidValueError(
-                compose(
-                    self,
-                    "was restored from a saturated int32 value, so the exact count is lost.",
-                    got=describe(counts),
-                    fix="save nnx.as_pure(nnx.state(model)), which has the exact count; or counter.set(n)",
-                )
+                self,
+                "was restored from a saturated int32 value, so the exact count is lost.",
+                got=describe(counts),
+                fix="save nnx.as_pure(nnx.state(model)), which has the exact count; or counter.set(n)",
             )
         return _uint64.from_uint64(host_counts(counts, item=self))
 
@@ -220,13 +219,11 @@ def refuse_cast(owner: object, variable: StateVariable, dtype: Any) -> None:
     found = getattr(raw, "dtype", dtype)  # a tree.map may have put a shape or a sharding here
     if found != dtype:
         raise InvalidTypeError(
-            compose(
-                owner,
-                f"its state must be {np.dtype(dtype)}, but was cast, so its values are no longer right.",
-                got=f"{found}[{','.join(map(str, raw.shape))}]",
-                fix="cast only the parameters: nnx.state(model, nnx.Param); to recover the state, restore a "
-                "checkpoint into a new model",
-            )
+            owner,
+            f"its state must be {np.dtype(dtype)}, but was cast, so its values are no longer right.",
+            got=f"{found}[{','.join(map(str, raw.shape))}]",
+            fix="cast only the parameters: nnx.state(model, nnx.Param); to recover the state, restore a "
+            "checkpoint into a new model",
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from tallax import _uint64
 from tallax._arrays import is_traced, to_device
-from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, TracedReadError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, TracedReadError, describe
 from tallax._mesh_axes import (
     AxisName,
     on_first,
@@ -98,21 +98,17 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
         first = host_counts(start, item="Counter", limit=_uint64.MAX)
         if first.ndim:
             raise InvalidValueError(
-                compose(
-                    "Counter",
-                    "start must be a scalar.",
-                    got=describe(start),
-                    fix="Counter(shape=x.shape), then counter.set(x)",
-                )
+                "Counter",
+                "start must be a scalar.",
+                got=describe(start),
+                fix="Counter(shape=x.shape), then counter.set(x)",
             )
         if reduce not in ("sum", "replicated"):
             raise InvalidValueError(
-                compose(
-                    "Counter",
-                    'reduce must be "sum" or "replicated" for a Counter.',
-                    got=f"reduce={reduce!r}",
-                    fix='omit reduce; or reduce="replicated" to count steps that all replicas take together',
-                )
+                "Counter",
+                'reduce must be "sum" or "replicated" for a Counter.',
+                got=f"reduce={reduce!r}",
+                fix='omit reduce; or reduce="replicated" to count steps that all replicas take together',
             )
         limbs = _uint64.from_uint64(np.broadcast_to(first, shape))
         super().__init__(limbs, persistent=persistent, reduce=reduce, metadata=metadata)
@@ -198,12 +194,10 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
         """
         if not isinstance(n, int) or not 1 <= n <= _uint64.INT32_MAX:
             raise InvalidValueError(
-                compose(
-                    self,
-                    "every(n) requires a Python integer in [1, 2**31 - 1].",
-                    got=describe(n),
-                    fix="counter.every(100)",
-                )
+                self,
+                "every(n) requires a Python integer in [1, 2**31 - 1].",
+                got=describe(n),
+                fix="counter.every(100)",
             )
         raw = self._words()
         if isinstance(raw, np.ndarray):
@@ -232,12 +226,10 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
         raw = self._words()
         if is_traced(raw):
             raise TracedReadError(
-                compose(
-                    self,
-                    "a Counter has no exact host value inside a trace.",
-                    got=describe(self.get_value()),
-                    fix="counter.value for arithmetic, counter.every(n) for a condition; int(counter) outside jit",
-                )
+                self,
+                "a Counter has no exact host value inside a trace.",
+                got=describe(self.get_value()),
+                fix="counter.value for arithmetic, counter.every(n) for a condition; int(counter) outside jit",
             )
         return np.array(_uint64.to_uint64(np.asarray(raw)), dtype)
 
@@ -245,12 +237,10 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
         counts = self.__array__()
         if counts.ndim:
             raise InvalidTypeError(
-                compose(
-                    self,
-                    "int() requires a scalar Counter.",
-                    got=f"a Counter of shape {counts.shape}",
-                    fix="np.asarray(counter), which is exact; or int(np.asarray(counter).sum())",
-                )
+                self,
+                "int() requires a scalar Counter.",
+                got=f"a Counter of shape {counts.shape}",
+                fix="np.asarray(counter), which is exact; or int(np.asarray(counter).sum())",
             )
         return int(counts)
 
@@ -260,12 +250,10 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
     def __eq__(self, other: object) -> Any:
         if not is_comparable(other):
             raise InvalidTypeError(
-                compose(
-                    self,
-                    "a Counter can only be compared with numbers and arrays.",
-                    got=describe(other),
-                    fix="counter == n; counter == np.asarray(numbers) to compare each count",
-                )
+                self,
+                "a Counter can only be compared with numbers and arrays.",
+                got=describe(other),
+                fix="counter == n; counter == np.asarray(numbers) to compare each count",
             )
         words = self._words()
         if not _uint64.is_limbs(words):
@@ -336,12 +324,10 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
             return
         if self._per_replica:
             raise ReplicasError(
-                compose(
-                    self,
-                    "with per-replica state, a write cannot be recognised as an increment of a value read before.",
-                    got=f"a write of {describe(value)}",
-                    fix="counter.increment(n) or counter.count(events) to add; counter.set(n) to overwrite",
-                )
+                self,
+                "with per-replica state, a write cannot be recognised as an increment of a value read before.",
+                got=f"a write of {describe(value)}",
+                fix="counter.increment(n) or counter.count(events) to add; counter.set(n) to overwrite",
             )
         if index is ...:
             check_broadcasts(value, self.shape, item=self)
@@ -361,16 +347,12 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
 
     def __isub__(self, other: Any) -> Self:
         raise InvalidTypeError(
-            compose(
-                self, "a Counter only counts up.", got=f"-= {describe(other)}", fix="counter.set(n) or counter.reset()"
-            )
+            self, "a Counter only counts up.", got=f"-= {describe(other)}", fix="counter.set(n) or counter.reset()"
         )
 
     def __imul__(self, other: Any) -> Self:
         raise InvalidTypeError(
-            compose(
-                self, "a Counter only counts up.", got=f"*= {describe(other)}", fix="counter.set(n), or a tallax.Buffer"
-            )
+            self, "a Counter only counts up.", got=f"*= {describe(other)}", fix="counter.set(n), or a tallax.Buffer"
         )
 
     def __itruediv__(self, other: Any) -> Self:

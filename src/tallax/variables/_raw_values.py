@@ -18,7 +18,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from tallax import _uint64
-from tallax._errors import StateOwnedByStepError, compose
+from tallax._errors import StateOwnedByStepError
 
 # Names in the jaxpr of a step, by which the analysis recognizes the permitted uses of a `Pending`.
 AT_MOST = "tallax.at_most:"  # an increment, with its upper bound
@@ -147,13 +147,11 @@ class Held:
         if self.is_copied():
             return no_value(self._name, kind)
         return kind(
-            compose(
-                self._name,
-                "is owned by a compiled step, which keeps the state on the device between its calls.",
-                got="a use of the value, or of a copy of the model or its state, between two calls of the step",
-                fix="step.sync() first, to return all state; or step.read(function), to compute with it on the device; "
-                "or step.collect(), to read the tallax variables only",
-            )
+            self._name,
+            "is owned by a compiled step, which keeps the state on the device between its calls.",
+            got="a use of the value, or of a copy of the model or its state, between two calls of the step",
+            fix="step.sync() first, to return all state; or step.read(function), to compute with it on the device; "
+            "or step.collect(), to read the tallax variables only",
         )
 
     __array__ = __getitem__ = __setitem__ = __iter__ = __len__ = __reduce_ex__ = __deepcopy__ = __copy__ = _refuse
@@ -165,12 +163,10 @@ class Held:
 def no_value(name: str, kind: type[StateOwnedByStepError] = StateOwnedByStepError) -> StateOwnedByStepError:
     """Returns the error for the use of a copy that was made while a compiled step owned the value."""
     return kind(
-        compose(
-            name,
-            "is a copy of a Variable, made while a compiled step owned the value, so the copy has none.",
-            got="a clone of the model, or a state of it",
-            fix="step.sync() first, and then copy again; or step.read(function), of a function that returns the copy",
-        )
+        name,
+        "is a copy of a Variable, made while a compiled step owned the value, so the copy has none.",
+        got="a clone of the model, or a state of it",
+        fix="step.sync() first, and then copy again; or step.read(function), of a function that returns the copy",
     )
 
 

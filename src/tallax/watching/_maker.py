@@ -11,7 +11,7 @@ from tallax._walk import WATCHED
 from tallax.statistics import LogHistogram, Statistic
 from tallax.watching import _params
 from tallax.watching._notes import new_number
-from tallax.watching._placing import Devices, place, spec_of, split_axis
+from tallax.watching._placing import Devices, place, row_axis, spec_of
 from tallax.watching._presets import Preset
 from tallax.watching._select import Found
 from tallax.watching._site import GRADIENT, HISTOGRAM, Site
@@ -104,14 +104,14 @@ class Maker:
         return tuple(name for name in self.methods if callable(getattr(type(module), name, None)))
 
     def _params(self, each: Found, roles: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-        """Returns the names of the roles of the Params of a module, with the split axis and the placement on a mesh."""
+        """Returns the names of the roles of the Params of a module, with their axis of rows and placement on a mesh."""
         found, depth = [], len(self.stacks[id(each.module)])
         for inner, variable in _params.params_below(each.module):
             for role in roles:
                 if (id(variable), role) not in self._owned:
                     self._owned.add((id(variable), role))
                     name = f"{'.'.join(map(str, inner))}:{role}"
-                    axis = max(split_axis(variable, self.devices) - depth, 0)
+                    axis = row_axis(variable, self.devices, depth)
                     found.append((name, {"axis": axis, "spec": spec_of(variable)}))
         return found
 

@@ -63,15 +63,28 @@ def devices_of(model: Any, batch_axes: Any) -> Devices | None:
     return Devices(mesh, axes)  # pyright: ignore[reportArgumentType]
 
 
-def split_axis(variable: Any, devices: Devices | None) -> int:
-    """Returns the axis of a Param that is split along the axes of the batch, as in FSDP; 0 if there is none."""
-    sharding = getattr(variable.get_raw_value(), "sharding", None)
+def row_axis(variable: Any, devices: Devices | None, depth: int) -> int | None:
+    """Returns the axis of a Param that is split over the rows of its state; None if all of it is in the first row.
+
+    It is the axis that is split along the axes of the batch, as in FSDP, or else one that is not split and that the
+    number of rows divides. If an axis that is split along other axes were used, as by tensor parallelism, XLA would
+    permute the numbers of all devices: seven more collectives in a step of two kernels.
+
+    Args:
+        variable: the Param.
+        devices: the mesh of the model.
+        depth: the number of leading axes of a stack, which are not counted.
+    """
+    value = variable.get_raw_value()
+    sharding = getattr(value, "sharding", None)
     if devices is None or not isinstance(sharding, jax.NamedSharding):
         return 0
-    for axis, names in enumerate(sharding.spec):
-        if set(names if isinstance(names, tuple) else (names,)) & set(devices.axes):
-            return axis
-    return 0
+    spec = [names if isinstance(names, tuple) else (names,) for names in sharding.spec[depth:]]
+    spec += [(None,)] * (len(value.shape) - depth - len(spec))
+    fitting = [axis for axis, size in enumerate(value.shape[depth:]) if size and size % devices.rows == 0]
+    of_batch = [axis for axis in fitting if set(spec[axis]) & set(devices.axes)]
+    whole = [axis for axis in fitting if set(spec[axis]) == {None}]
+    return next(iter([*of_batch, *whole]), None)
 
 
 def spec_of(variable: Any) -> jax.P | None:

@@ -68,13 +68,15 @@ class Layout(NamedTuple):
 
     Attributes:
         rows: the number of rows; None if the state has no axis for them.
-        axis: the axis of the tensors that is split over the rows, if its size allows it.
+        axis: the axis of the tensors that is split over the rows, if its size allows it; None for the first row only.
         over: the mapped mesh axes that the numbers are combined over, inside `shard_map`.
+        kept: the mapped mesh axes along which the state is per-replica.
     """
 
     rows: int | None = None
-    axis: int = 0
+    axis: int | None = 0
     over: tuple[Hashable, ...] = ()
+    kept: tuple[Hashable, ...] = ()
 
 
 def parts_of(x: jax.Array, where: jax.Array | None, layout: Layout) -> Parts:
@@ -90,7 +92,7 @@ def lanes_of(x: jax.Array, where: jax.Array | None, layout: Layout) -> jax.Array
     x = (jnp.abs(x) if jnp.iscomplexobj(x) else x).astype(jnp.float32)
     if layout.rows is None:
         return _reduced(x, where, tuple(range(x.ndim)))
-    axis = _row_axis(x.shape, layout.rows, layout.axis)
+    axis = None if layout.axis is None else _row_axis(x.shape, layout.rows, layout.axis)
     if axis is None:
         # No axis can be split over the rows, so all is in the first row: by a collective, if the tensor is split.
         return _in_first_row(_reduced(x, where, tuple(range(x.ndim))), layout.rows)

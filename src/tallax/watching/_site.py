@@ -15,7 +15,7 @@ from flax import nnx
 from tallax._arrays import is_traced
 from tallax._backward_observers import BackwardObserver
 from tallax._errors import TraceError
-from tallax._mesh_axes import mapped_axes, varying_axes
+from tallax._mesh_axes import mapped_axes, marked, varying_axes
 from tallax.statistics import Statistic
 from tallax.watching._notes import note
 from tallax.watching._reduction import Layout, Parts, parts_from, zeros_on_rows
@@ -141,7 +141,7 @@ class Site(BackwardObserver):
             return value
         start, uses = _beginnings.get(self._key(GRADIENT), (None, Uses()))
         is_direct = token is start
-        due, layout = summary.due(), Layout(summary.rows, summary.axis)
+        due, layout = summary.due(), Layout(summary.rows, summary.axis, kept=summary.words._replica_axes)
         due = None if due is None else jnp.asarray(due)
 
         def tapped(leaf: Any) -> Any:
@@ -162,7 +162,9 @@ class Site(BackwardObserver):
         if self._gradient is None:
             return jnp.zeros((*stepped[0].stack, 0), jnp.float32)
         words = self._gradient.words.get_raw_value()
-        return zeros_on_rows((*words.shape[:-1], TOKEN), jnp.float32, words)
+        token = zeros_on_rows((*words.shape[:-1], TOKEN), jnp.float32, words)
+        # The cotangent of a token that is the same on all replicas would be summed over them.
+        return marked(token, self._gradient.words._replica_axes)
 
     def attach(self, token: jax.Array) -> None:
         """Makes the token available to `with_tap`, and collects the numbers of the step."""

@@ -27,7 +27,7 @@ from jax.custom_batching import custom_vmap
 
 from tallax import _uint64
 from tallax._arrays import is_traced, unsplit
-from tallax._mesh_axes import axes_to_combine, marked, on_first
+from tallax._mesh_axes import axes_of_equal, axes_to_combine, marked, on_first
 from tallax.statistics import Statistic, _two_floats
 from tallax.statistics._statistic import exact_or_traced
 from tallax.variables import Buffer, Counter, cut, stack
@@ -104,7 +104,7 @@ class StepStatistic(Statistic):
 
     def no_step(self) -> jax.Array:
         """Returns the numbers of a step that has looked at nothing yet."""
-        return jnp.zeros(self.words.get_raw_value().shape, jnp.uint32)
+        return marked(jnp.zeros(self.words.get_raw_value().shape, jnp.uint32), self.words._replica_axes)
 
     def add_to_step(self, step: jax.Array, arrays: tuple[Any, ...]) -> jax.Array:
         """Returns the numbers of a step after some more arrays, which are looked at only if the update is due."""
@@ -114,7 +114,7 @@ class StepStatistic(Statistic):
                 return step
             due = None
         arrays = tuple(None if x is None else jax.lax.stop_gradient(jnp.asarray(x)) for x in arrays)
-        how = axes_to_combine(*(x for x in arrays if x is not None), state=self.updates, alike=True)
+        how = axes_to_combine(*(x for x in arrays if x is not None), state=self.words, alike=True)
 
         def add(step: jax.Array, arrays: tuple[Any, ...]) -> jax.Array:
             if not how.over:
@@ -271,7 +271,8 @@ def steps_together(statistics: Sequence[StepStatistic], arrays: Sequence[tuple[A
             together = jax.vmap(words)(jax.tree.map(lambda *each: jnp.stack(each), *(arrays[k] for k in members)))
             for place, k in enumerate(members):
                 found[k] = together[place]
-        return found
+        once = [axes_of_equal(each, statistic.words) for statistic, each in zip(statistics, arrays, strict=True)]
+        return list(map(on_first, found, once))
 
     due, steps = statistics[0].due(), [statistic.no_step() for statistic in statistics]
     if due is None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from tallax import _uint64
 from tallax._arrays import is_traced
-from tallax._mesh_axes import AxisName, axes_to_combine, on_first
+from tallax._mesh_axes import AxisName, axes_of_equal, axes_to_combine, marked, on_first
 from tallax.statistics import Statistic
 from tallax.statistics._statistic import exact_or_traced, unboxed
 from tallax.variables import Buffer, Counter, cut, stack
@@ -89,7 +89,7 @@ class Summary(Statistic):
         every: the tensors are looked at in every n-th update.
         window: the numbers start again after this many updates; None if they are those of all updates.
         rows: the number of rows of the state, on a mesh; None for a state without an axis of rows.
-        axis: the axis of the tensors that is split over the mesh.
+        axis: the axis of the tensors that is split over the rows; None if all of a tensor is in the first row.
         spec: the placement of the Param whose tensors these are, on a mesh; None for other tensors.
         axis_name: the mapped axes over which each update is combined, as in the other statistics.
         persistent: whether checkpoints save the state.
@@ -103,7 +103,7 @@ class Summary(Statistic):
         every: int = 1,
         window: int | None = None,
         rows: int | None = None,
-        axis: int = 0,
+        axis: int | None = 0,
         spec: jax.P | None = None,
         axis_name: AxisName | None = None,
         persistent: bool = True,
@@ -162,12 +162,13 @@ class Summary(Statistic):
             due = None
         leaves = [jax.lax.stop_gradient(jnp.asarray(leaf)) for leaf in leaves]
         after = observed(before, due, leaves, where, Layout(self.rows, self.axis, how.over), self.window)
-        self.words.set_value(on_first(after, how.once, otherwise=0) if how.once else after)
+        self.words.set_value(on_first(after, how.once, otherwise=_begun(before, self.window)) if how.once else after)
 
     def no_step(self) -> jax.Array:
         """Returns the lanes of a step that has looked at nothing yet."""
         words = self.words.get_raw_value()
-        return zeros_on_rows((*words.shape[:-1], LANES), jnp.float32, words)
+        zeros = zeros_on_rows((*words.shape[:-1], LANES), jnp.float32, words)
+        return marked(zeros, self.words._replica_axes)
 
     def add_to_step(self, step: jax.Array, leaves: Sequence[Any], *, is_first: bool) -> jax.Array:
         """Returns the lanes of a step after some more tensors; `update_together` adds them to the state.
@@ -180,7 +181,8 @@ class Summary(Statistic):
         how = axes_to_combine(*leaves, state=self.words, axis_name=self.axis_name, alike=True)
         leaves = [jax.lax.stop_gradient(jnp.asarray(leaf)) for leaf in leaves]
         due = None if self.every == 1 else jnp.asarray(self.due())
-        return added(step, due, leaves, Layout(self.rows, self.axis, how.over), is_first=is_first)
+        after = added(step, due, leaves, Layout(self.rows, self.axis, how.over), is_first=is_first)
+        return on_first(after, how.once, otherwise=step)
 
     def reset(self) -> None:
         """Forgets everything that was fed."""
@@ -269,10 +271,15 @@ def update_together(
     states = [begun(state, window) for state, (_, _, window) in zip(states, groups, strict=True)]
 
     def after(states: list[Any], values: list[Any]) -> list[Any]:
-        return [
-            folded(state, reduce([summaries[k] for k in members], [values[k] for k in members]))
-            for state, members in zip(states, groups.values(), strict=True)
-        ]
+        new = []
+        for state, members in zip(states, groups.values(), strict=True):
+            every = folded(state, reduce([summaries[k] for k in members], [values[k] for k in members]))
+            once = [axes_of_equal(values[k], summaries[k].words) for k in members]
+            if any(once):
+                rows = [on_first(every[k], axes, otherwise=state[k]) for k, axes in enumerate(once)]
+                every = jnp.stack(rows)
+            new.append(every)
+        return new
 
     def after_if_due(due: jax.Array, states: list[Any], values: list[Any]) -> list[Any]:
         return jax.lax.cond(due, after, lambda states, _: states, states, values)

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tallax._mesh_axes import marked, varying_axes
+from tallax._mesh_axes import marked, on_first, varying_axes
 from tallax.watching._reduction import LANES, Layout, Parts, in_auto_axes, lanes_from, lanes_of, parts_from, parts_of
 
 _LOWEST, _POWERS = -44, 64
@@ -61,19 +61,22 @@ def _forward(x: jax.Array, token: jax.Array, due: Any, layout: Layout, uses: Use
 def _backward(layout: Layout, uses: Uses, residuals: Any, gradient: jax.Array) -> tuple[Any, ...]:
     token, due = residuals
     over = tuple(sorted(varying_axes(gradient) - varying_axes(token), key=str))
-    shape = token.shape
+    shape, varying = token.shape, tuple(varying_axes(token))
+    once = tuple(sorted(set(layout.kept) - varying_axes(gradient), key=str))
 
     def numbers(gradient: jax.Array) -> jax.Array:
         if uses.is_single and not over:
             lanes = lanes_of(gradient, None, layout)
-            return jnp.concatenate([lanes, jnp.zeros((*lanes.shape[:-1], _POWERS))], -1)
-        return _with_powers(parts_of(gradient, None, layout._replace(over=over)))
+            lanes = jnp.concatenate([lanes, jnp.zeros((*lanes.shape[:-1], _POWERS))], -1)
+        else:
+            lanes = _with_powers(parts_of(gradient, None, layout._replace(over=over)))
+        return marked(on_first(lanes, once), varying)
 
     if due is None:
-        return gradient, marked(in_auto_axes(numbers, token)(gradient), tuple(varying_axes(token))), None
+        return gradient, in_auto_axes(numbers, token)(gradient), None
 
     def numbers_if_due(due: jax.Array, gradient: jax.Array) -> jax.Array:
-        return jax.lax.cond(due, numbers, lambda _: jnp.zeros(shape, jnp.float32), gradient)
+        return jax.lax.cond(due, numbers, lambda _: marked(jnp.zeros(shape, jnp.float32), varying), gradient)
 
     return gradient, in_auto_axes(numbers_if_due, token)(due, gradient), None
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import ast
 import re
 
-from tallax.lint._bindings import default_of
 from tallax.lint._check import CHECKS, Context
 from tallax.lint._index import Scope, last_name
 from tallax.lint._kinds import Instance, Name, Number, Plain, Type
@@ -62,8 +61,6 @@ is not reported either.
 )
 
 _SEEDED = {"nnx.Rngs", "nnx.RngStream", "jax.random.key", "jax.random.PRNGKey"}
-_RNGS = re.compile(r"Rngs\(")
-_IN_DEFAULT = re.compile(r"=\s*(?:\w+\.)*\Z")
 _GRADIENTS = {"grad", "value_and_grad"}
 
 
@@ -138,29 +135,23 @@ def _is_folded(scope: Scope) -> bool:
     return any(last_name(call.func) == "fold_in" for call in scope.of(ast.Call))
 
 
-@CHECKS.each_file
-def shared_default(file: Scope, context: Context) -> None:
+@CHECKS.call("Rngs")
+def shared_default(node: ast.Call, scope: Scope, context: Context) -> None:
     """Reports `def f(rngs=nnx.Rngs(0))`."""
-    text = context.file.text
-    if not any(_IN_DEFAULT.search(text, max(0, found.start() - 60), found.start()) for found in _RNGS.finditer(text)):
-        return  # most files
-    for scope in file.inside():
-        arguments = getattr(scope.node, "args", None)
-        if scope.kind != "function" or not isinstance(arguments, ast.arguments) or isinstance(scope.node, ast.Lambda):
-            continue
-        if not any(isinstance(default, ast.Call) for default in (*arguments.defaults, *arguments.kw_defaults)):
-            continue
-        for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
-            default = default_of(argument, scope)
-            if isinstance(default, ast.Call) and context.values.of(default, scope.parent or scope) == Instance(
-                "nnx.Rngs"
-            ):
-                context.report(
-                    RULE,
-                    default,
-                    f"the default of `{argument.arg}` is made once and shared by all calls, each of which changes it; "
-                    "make it None, and `nnx.Rngs(...)` in the body",
-                )
+    arguments = context.file.parent_of(node)
+    if not isinstance(arguments, ast.arguments) or isinstance(context.file.parent_of(arguments), ast.Lambda):
+        return
+    if context.values.of(node, scope) != Instance("nnx.Rngs"):
+        return
+    positional = [*arguments.posonlyargs, *arguments.args][-len(arguments.defaults) or None :]
+    defaults = [*zip(positional, arguments.defaults), *zip(arguments.kwonlyargs, arguments.kw_defaults)]  # noqa: B905
+    name = next(argument.arg for argument, default in defaults if default is node)
+    context.report(
+        RULE,
+        node,
+        f"the default of `{name}` is made once and shared by all calls, each of which changes it; "
+        "make it None, and `nnx.Rngs(...)` in the body",
+    )
 
 
 def _is_in_step(scope: Scope, context: Context) -> bool:

@@ -59,6 +59,7 @@ _KINDS = {
     ast.Dict: "dict",
     ast.DictComp: "dict",
 }
+_ANNOTATIONS = {"list", "tuple", "dict"}
 _ANNOTATED = re.compile(r"^(?:typing\.|t\.)?(list|tuple|dict)\[", re.IGNORECASE)
 _MAKES_CONTAINERS = re.compile(r"\b(?:List|Dict|data)\(")
 _FARTHEST = 4  # through local names and functions
@@ -172,7 +173,7 @@ def _of_parameter(argument: ast.arg, scope: Scope, context: Context) -> _Plain |
     annotation = argument.annotation
     while isinstance(annotation, ast.BinOp):
         annotation = annotation.left
-    if not isinstance(annotation, ast.Subscript):
+    if not isinstance(annotation, ast.Subscript) or last_name(annotation.value).lower() not in _ANNOTATIONS:
         return None
     found = _ANNOTATED.match(ast.unparse(annotation))
     held = _state_in(context.values.parameter(argument, scope), context) if found is not None else ""

@@ -68,6 +68,7 @@ it is not reported.
 _ABSTRACT = {"shape", "dtype", "ndim", "size", "sharding", "aval", "weak_type", "nbytes"}
 _TYPE_TESTS = {"isinstance", "type", "hasattr", "getattr"}
 _OPTIMIZER = re.compile(r"optim(?:izer)?$|^opt$", re.IGNORECASE)
+_LINEN = re.compile(r"flax\.linen|import linen")
 _LAYERS_OWN = {"kernel", "bias", "scale", "embedding", "lora_a", "lora_b"}
 
 
@@ -170,7 +171,10 @@ def _by_its_name(node: ast.expr, scope: Scope, context: Context) -> Variable | N
         if not isinstance(value, Variable):
             return None
         found = True
-    # Parameters of Flax's own layers have these names, and nothing else in such code has a `.kernel.value`.
+    # Parameters of Flax's own layers have these names, and nothing else in such code has a `.kernel.value`. But beside
+    # Linen, the `scale` of a quantized array may be an `nn.Partitioned`, whose `.value` is not deprecated.
+    if not found and node.attr == "scale" and _LINEN.search(context.file.text):
+        return None
     if not found and node.attr == "step" and _OPTIMIZER.search(last_name(node.value)):
         return Variable("nnx.OptState", held=Array(False, "uint32", "derived"))
     if not found and (node.attr not in _LAYERS_OWN or owner not in (None, Instance("nnx.Module"))):

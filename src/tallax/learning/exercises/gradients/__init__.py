@@ -63,7 +63,7 @@ def _rest_stays(solution: ModuleType) -> None:
                 raise Wrong("tracer", f"{name} is a tracer", f"{name} is an array")
         step = float(number(model.step))
         if step != done:
-            mistake = {0: "lost", 2 * done: "forward_twice"}.get(step, "differentiated")
+            mistake = "lost" if step == 0 else "forward_twice" if step == 2 * done else "differentiated"
             raise Wrong(mistake, f"step is {step:g} after {done} training step(s)", str(done))
         if not close(number(model.scale), [2.0, 2.0]):
             raise Wrong("moves_scale", model.scale, [2.0, 2.0])

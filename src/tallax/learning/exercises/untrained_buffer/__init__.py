@@ -81,7 +81,8 @@ def _is_restored(solution: ModuleType) -> None:
     x = jnp.array(_X)
     if not close(new.normalize(x), trained.normalize(x)):
         got = f"normalize(x)[0] after restoring is {np.asarray(new.normalize(x))[0].tolist()}"
-        is_in_state = all(close(number(getattr(new, name)), getattr(trained, name)[...]) for name in ("mean", "scale"))
+        pairs = [(getattr(new, name), getattr(trained, name)) for name in ("mean", "scale")]
+        is_in_state = all(isinstance(a, nnx.Variable) and close(number(a), number(b)) for a, b in pairs)
         mistake = "captured" if is_in_state else "not_in_state"
         raise Wrong(mistake, got, str(np.asarray(trained.normalize(x))[0].tolist()))
     if not same_arrays(parameters_of(new), parameters_of(trained)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Group `mixed-items`: keeping what many items count, beside computing the same and keeping nothing."""
+"""Group `mixed-state`: keeping many counters and statistics, beside computing the same and keeping nothing."""
 
 from __future__ import annotations
 
@@ -19,35 +19,40 @@ LOW, HIGH, BINS = -3.0, 3.0, 8
 
 
 def group(few: int = 100, many: int = 1000) -> Group:
-    """Returns the cases. A thousand items take a minute to compile, with and without keeping them."""
+    """Returns the cases. A thousand of them take a minute to compile, with and without keeping them."""
     return Group(
-        "mixed-items",
+        "mixed-state",
         "counters, rates and histograms in as many modules of a 64-256-10 MLP with Adam, batch 128",
         f"{few} increments, not kept",
         [*_cases(few, 1.10), *_cases(many, 1.15)],
     )
 
 
-def _cases(items: int, limit: float) -> list[Case]:
-    floor = f"{items} increments, not kept"
+def _cases(number: int, limit: float) -> list[Case]:
+    floor = f"{number} increments, not kept"
     return [
-        Case(name=floor, make=lambda: not_kept(items), reference=floor),
-        Case(name=f"{items} items, compile_step", make=lambda: kept(items), reference=floor, limit=limit),
+        Case(name=floor, make=lambda: not_kept(number), reference=floor),
+        Case(
+            name=f"{number} counters and statistics, compile_step",
+            make=lambda: kept(number),
+            reference=floor,
+            limit=limit,
+        ),
     ]
 
 
-def kept(items: int) -> Callable[[], Any]:
-    """Returns a call of the step with the items."""
-    return ref.by_compile_step(ref.objects(lambda: _Items(items)), ref.batch())
+def kept(number: int) -> Callable[[], Any]:
+    """Returns a call of the step with the counters and statistics."""
+    return ref.by_compile_step(ref.objects(lambda: _State(number)), ref.batch())
 
 
-def not_kept(items: int) -> Callable[[], Any]:
-    """Returns a call of the step that computes what the items would add, and returns it in one array."""
+def not_kept(number: int) -> Callable[[], Any]:
+    """Returns a call of the step that computes what they would add, and returns it in one array."""
 
     def step(model: ref.Network, optimizer: nnx.Optimizer, x: jax.Array, y: jax.Array, v: jax.Array) -> Any:
         def loss_fn(model: ref.Network) -> Any:
             hidden = nnx.relu(model.hidden(x))
-            increments = jnp.concatenate([_increment(k, jax.lax.stop_gradient(hidden)) for k in range(items)])
+            increments = jnp.concatenate([_increment(k, jax.lax.stop_gradient(hidden)) for k in range(number)])
             return optax.softmax_cross_entropy_with_integer_labels(model.logits(hidden), y).mean(), increments
 
         result, grads = tallax.value_and_grad(loss_fn, has_aux=True)(model)
@@ -62,7 +67,7 @@ def _column(hidden: jax.Array, k: int) -> tuple[jax.Array, float]:
     return hidden[:, k % ref.WIDTH], k / 1e4
 
 
-class _Items(nnx.Module):
+class _State(nnx.Module):
     def __init__(self, number: int):
         self.modules = nnx.List([_MODULES[k % 3](k) for k in range(number)])
 
