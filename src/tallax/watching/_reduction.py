@@ -84,7 +84,7 @@ def parts_of(x: jax.Array, where: jax.Array | None, layout: Layout) -> Parts:
     if not layout.over:
         return parts_from(lanes_of(x, where, layout))
     parts, rows = _combined(parts_from(lanes_of(x, where, Layout())), layout.over), layout.rows
-    return parts if rows is None else jax.tree.map(lambda part: _in_first_row(part, rows), parts)
+    return parts if rows is None else jax.tree.map(lambda part: in_first_row(part, rows), parts)
 
 
 def lanes_of(x: jax.Array, where: jax.Array | None, layout: Layout) -> jax.Array:
@@ -92,22 +92,24 @@ def lanes_of(x: jax.Array, where: jax.Array | None, layout: Layout) -> jax.Array
     x = (jnp.abs(x) if jnp.iscomplexobj(x) else x).astype(jnp.float32)
     if layout.rows is None:
         return _reduced(x, where, tuple(range(x.ndim)))
-    axis = None if layout.axis is None else _row_axis(x.shape, layout.rows, layout.axis)
+    axis = axis_of_rows(x.shape, layout.rows, layout.axis)
     if axis is None:
         # No axis can be split over the rows, so all is in the first row: by a collective, if the tensor is split.
-        return _in_first_row(_reduced(x, where, tuple(range(x.ndim))), layout.rows)
+        return in_first_row(_reduced(x, where, tuple(range(x.ndim))), layout.rows)
     shape = (*x.shape[:axis], layout.rows, x.shape[axis] // layout.rows, *x.shape[axis + 1 :])
     where = None if where is None else where.reshape(shape)
     return _reduced(x.reshape(shape), where, tuple(k for k in range(len(shape)) if k != axis))
 
 
-def _in_first_row(part: jax.Array, rows: int) -> jax.Array:
+def in_first_row(part: jax.Array, rows: int) -> jax.Array:
+    """Returns numbers as the first of several rows; the others are zeros."""
     return jnp.zeros((rows, *part.shape), part.dtype).at[0].set(part)
 
 
-def _row_axis(shape: Sequence[int], rows: int, axis: int) -> int | None:
-    """Returns the axis to split over the rows: `axis` if its size is a multiple, or the first that has one, or None."""
-    return next((k for k in (axis, *range(len(shape))) if k < len(shape) and shape[k] and shape[k] % rows == 0), None)
+def axis_of_rows(shape: Sequence[int], rows: int, start: int | None) -> int | None:
+    """Returns the axis to split over the rows: `start` if its size is a multiple, or the first that fits, or None."""
+    axes = [] if start is None else [start, *range(len(shape))]
+    return next((k for k in axes if k < len(shape) and shape[k] and shape[k] % rows == 0), None)
 
 
 def _reduced(x: jax.Array, where: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:
@@ -121,8 +123,9 @@ def _reduced(x: jax.Array, where: jax.Array | None, axes: tuple[int, ...]) -> ja
     total, square = x.sum(axes), (x * x).sum(axes)
     # A fourth reduction of the same array would be fused with the others into one kernel, which is not the library's.
     x, total = jax.lax.optimization_barrier((x, total))
-    # 1 for each entry but zeros: the least normal float32 times the factor is 3.5. NaN and infinity are left out later.
-    ones = jnp.minimum(jnp.abs(x) * np.float32(3e38), 1.0)
+    # 1 for each entry but zeros, by operations of the library without constants. A constant, as in `minimum(x, 1.0)`,
+    # is an array of the tensor's size, which the library reads, and which lives as long as the step.
+    ones = jnp.abs(jnp.sign(x))
     last = x.ndim - 1
     if entries <= _EXACT:
         others = jnp.stack([ones.sum(axes), *[jnp.zeros(rows)] * 2], -1)
@@ -202,9 +205,9 @@ def folded(words: jax.Array, parts: Parts) -> jax.Array:
         parts: the numbers, with the same leading axes.
     """
     counts, at = words[..., COUNTS].reshape(*words.shape[:-1], 3, 2), words[..., UPDATES]
-    sums = (_floats(words[..., HIGH]), _floats(words[..., LOW]))
+    sums = (floats_of(words[..., HIGH]), floats_of(words[..., LOW]))
     high, low = _two_floats.add_float(sums, parts.sums)
-    largest = _floats(words[..., LARGEST])
+    largest = floats_of(words[..., LARGEST])
     first = _uint64.is_zero(words[..., AT]) & ~_uint64.is_zero(parts.counts[..., 0, :])
     larger = (parts.largest > largest) | first
     fails = _uint64.is_zero(words[..., NONFINITE_AT]) & ~_uint64.is_zero(parts.counts[..., 2, :])
@@ -212,9 +215,9 @@ def folded(words: jax.Array, parts: Parts) -> jax.Array:
         [
             _uint64.add(counts, parts.counts).reshape(*words.shape[:-1], 6),
             jnp.where(larger[..., None], at, words[..., AT]),
-            _bits(jnp.where(larger, parts.largest, largest))[..., None],
-            _bits(high),
-            _bits(low),
+            bits_of(jnp.where(larger, parts.largest, largest))[..., None],
+            bits_of(high),
+            bits_of(low),
             jnp.where(fails[..., None], at, words[..., NONFINITE_AT]),
             at,
         ],
@@ -225,22 +228,23 @@ def folded(words: jax.Array, parts: Parts) -> jax.Array:
 def merged(left: jax.Array, right: jax.Array, *, is_replica: bool) -> jax.Array:
     """Returns the union of two states, each uint32[*rows, 17]; replicas took the same updates."""
     high, low = _two_floats.add(
-        (_floats(left[..., HIGH]), _floats(left[..., LOW])), (_floats(right[..., HIGH]), _floats(right[..., LOW]))
+        (floats_of(left[..., HIGH]), floats_of(left[..., LOW])),
+        (floats_of(right[..., HIGH]), floats_of(right[..., LOW])),
     )
     counts = [part[..., COUNTS].reshape(*part.shape[:-1], 3, 2) for part in (left, right)]
     ours, theirs = left[..., UPDATES], right[..., UPDATES]
     most = jnp.where(_uint64.less(ours, theirs)[..., None], theirs, ours)
     updates = most if is_replica else _uint64.add(ours, theirs)
-    ours, theirs = _floats(left[..., LARGEST]), _floats(right[..., LARGEST])
+    ours, theirs = floats_of(left[..., LARGEST]), floats_of(right[..., LARGEST])
     tie = (theirs == ours) & (_first(left, right, AT) == right[..., AT]).all(-1)
     better = ((theirs > ours) | tie)[..., None]
     return jnp.concatenate(
         [
             _uint64.add(*counts).reshape(*left.shape[:-1], 6),
             jnp.where(better, right[..., AT], left[..., AT]),
-            _bits(jnp.maximum(ours, theirs))[..., None],
-            _bits(high),
-            _bits(low),
+            bits_of(jnp.maximum(ours, theirs))[..., None],
+            bits_of(high),
+            bits_of(low),
             _first(left, right, NONFINITE_AT),
             updates,
         ],
@@ -336,9 +340,11 @@ def _observe(layout: Layout, window: int | None, is_first: bool | None = None) -
     return jax.jit(mapped, inline=True)
 
 
-def _floats(words: jax.Array) -> jax.Array:
+def floats_of(words: Any) -> jax.Array:
+    """Returns the float32 whose bits some words are."""
     return jax.lax.bitcast_convert_type(words, jnp.float32)
 
 
-def _bits(floats: jax.Array) -> jax.Array:
+def bits_of(floats: jax.Array) -> jax.Array:
+    """Returns the bits of float32 as words."""
     return jax.lax.bitcast_convert_type(floats, jnp.uint32)

@@ -31,6 +31,7 @@ from tallax._mesh_axes import axes_of_equal, axes_to_combine, marked, on_first
 from tallax.statistics import Statistic, _two_floats
 from tallax.statistics._statistic import exact_or_traced
 from tallax.variables import Buffer, Counter, cut, stack
+from tallax.watching._reduction import axis_of_rows, bits_of, floats_of, in_first_row
 
 _SMALL = 2**14  # entries, of tensors that are copied into one before they are reduced
 
@@ -65,7 +66,7 @@ class StepStatistic(Statistic):
         every: the tensors are looked at in every n-th update.
         window: the numbers start again after this many updates; None if they are those of all updates.
         rows: the number of rows of the state, on a mesh; None for a state without an axis of rows.
-        axis: the axis of the tensors that is split over the rows, if its size allows it.
+        axis: the axis of the tensors that is split over the rows, if its size allows it; None for the first row only.
     """
 
     source: ClassVar[str] = "output"  # or "attention", or "update"
@@ -75,7 +76,13 @@ class StepStatistic(Statistic):
     _dtypes: ClassVar[Mapping[str, Any]] = {"words": np.dtype(np.uint32)}
 
     def __init__(
-        self, channels: int, *, every: int = 1, window: int | None = None, rows: int | None = None, axis: int = 0
+        self,
+        channels: int,
+        *,
+        every: int = 1,
+        window: int | None = None,
+        rows: int | None = None,
+        axis: int | None = 0,
     ):
         super().__init__()
         self.channels, self.every, self.window, self.rows, self.axis = channels, every, window, rows, axis
@@ -121,7 +128,7 @@ class StepStatistic(Statistic):
                 words = self.words_of(arrays)
             else:
                 words = _combined(self._as_words(self.reduce(*arrays)), how.over, self.merged)
-                words = words if self.rows is None else _in_first_row(words, self.rows)
+                words = words if self.rows is None else in_first_row(words, self.rows)
             return self.merged(step, on_first(words, how.once))
 
         return _lanes_together(add)(step, due, arrays)
@@ -159,10 +166,10 @@ class StepStatistic(Statistic):
 
     def _as_words(self, numbers: Numbers) -> jax.Array:
         counts = unsplit(jnp.asarray(numbers.counts))
-        sums = _bits(unsplit(numbers.sums))
+        sums = bits_of(unsplit(numbers.sums))
         parts = [counts.reshape(*counts.shape[:-2], 2 * self.counts), sums, jnp.zeros_like(sums)]
         if self.has_largest:
-            largest = _bits(unsplit(numbers.largest))
+            largest = bits_of(unsplit(numbers.largest))
             parts += [largest, jnp.zeros((*largest.shape[:-1], 2), jnp.uint32)]
         return jnp.concatenate(parts, -1)
 
@@ -173,11 +180,11 @@ class StepStatistic(Statistic):
         pairs = [words[..., :n].reshape(*words.shape[:-1], self.counts, 2) for words in (left, right)]
         parts = [_uint64.add(*pairs).reshape(*left.shape[:-1], n)]
         if m:
-            ours, theirs = [(_floats(words[..., high]), _floats(words[..., low])) for words in (left, right)]
-            parts += [_bits(part) for part in _two_floats.add(ours, theirs)]
+            ours, theirs = [(floats_of(words[..., high]), floats_of(words[..., low])) for words in (left, right)]
+            parts += [bits_of(part) for part in _two_floats.add(ours, theirs)]
         if self.has_largest:
             is_empty, adds_none = (_uint64.is_zero(words[..., :2]) for words in (left, right))
-            ours, theirs = (_floats(words[..., largest]) for words in (left, right))
+            ours, theirs = (floats_of(words[..., largest]) for words in (left, right))
             earlier = (theirs == ours) & _uint64.less(right[..., -2:], left[..., -2:])
             better = ~adds_none & (is_empty | (theirs > ours) | earlier)
             parts.append(jnp.where(better[..., None], right[..., largest:], left[..., largest:]))
@@ -192,7 +199,7 @@ class StepStatistic(Statistic):
         pairs = words[..., :n].reshape(*words.shape[:-1], self.counts, 2)
         if traced:
             counts = _uint64.to_int32(functools.reduce(_uint64.add, jnp.moveaxis(pairs, -4, 0)))
-            floats = _floats(words)
+            floats = floats_of(words)
         else:
             counts = _uint64.to_uint64(np.ascontiguousarray(pairs)).sum(-3, dtype=np.uint64)
             floats = np.ascontiguousarray(words).view(np.float32).astype(np.float64)
@@ -281,15 +288,15 @@ def steps_together(statistics: Sequence[StepStatistic], arrays: Sequence[tuple[A
 
 
 def _by_rows(
-    reduce: Callable[..., Numbers], arrays: tuple[Any, ...], rows: int | None, axis: int, limit: int
+    reduce: Callable[..., Numbers], arrays: tuple[Any, ...], rows: int | None, start: int | None, limit: int
 ) -> Numbers:
     """Returns the numbers of each part of the batch, so that each device of a mesh reduces its own part alone."""
     if rows is None:
         return reduce(*arrays)
     shape = arrays[0].shape
-    axis = next((k for k in (axis, *range(limit)) if k < limit and shape[k] and shape[k] % rows == 0), -1)
-    if axis < 0:  # no axis can be split over the rows, so all is in the first row
-        return jax.tree.map(lambda part: _in_first_row(part, rows), reduce(*arrays))
+    axis = axis_of_rows(shape[:limit], rows, start)
+    if axis is None:
+        return jax.tree.map(lambda part: in_first_row(part, rows), reduce(*arrays))
 
     def is_split(x: Any) -> bool:
         return x is not None and x.ndim > axis and x.shape[axis] == shape[axis]
@@ -299,10 +306,6 @@ def _by_rows(
         for x in arrays
     ]
     return jax.vmap(reduce, [axis if is_split(x) else None for x in arrays])(*split)
-
-
-def _in_first_row(part: jax.Array, rows: int) -> jax.Array:
-    return jnp.zeros((rows, *part.shape), part.dtype).at[0].set(part)
 
 
 def _combined(words: jax.Array, over: tuple[Hashable, ...], merge: Callable[..., jax.Array]) -> jax.Array:
@@ -339,11 +342,3 @@ def _lanes_together(add: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
     del in_vmap  # which `mapped` keeps
     return mapped
-
-
-def _floats(words: Any) -> jax.Array:
-    return jax.lax.bitcast_convert_type(words, jnp.float32)
-
-
-def _bits(floats: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(floats, jnp.uint32)
