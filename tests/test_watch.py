@@ -395,6 +395,23 @@ def test_a_layer_that_is_used_several_times():
 
 
 @unoptimized
+def test_a_layer_that_is_used_again_by_a_compiled_function():
+    """A use by an inner `jit` counts as one, also if JAX has traced it before and only the other use is traced again."""
+    model = Layer(3, 3, nnx.Rngs(0))
+    watch = tallax.watch(model, sites="", output_gradients=True)
+    inner = nnx.jit(lambda model, x: model(x))
+
+    def loss_fn(model, x, factor):
+        return factor * model(x).sum() + inner(model, x).sum()
+
+    for factor in (1.0, 64.0):
+        tallax.grad(loss_fn)(model, batch(0), factor)
+    result = watch.result()[":output_gradient"]
+    assert (result.size, result.updates) == (2 * 2 * 24, 2)
+    assert 64 <= result.largest <= 128
+
+
+@unoptimized
 def test_tensors_that_are_not_finite():
     """A tensor with NaN or infinity is counted, with its first step, and left out of the other numbers."""
 

@@ -22,9 +22,10 @@ Inside `tallax.value_and_grad` a site collects only the lanes of the step, in Va
 pass (`Site.attach`). `Site.absorb` then adds those of all sites to their states at once, and counts one update.
 
 Compilation is the largest cost of a watch, and XLA's CPU backend needs 20 ms for each kernel that is not a reduction by
-its library. So a tensor that is seen once in a step only has its lanes computed. Everything else is done for all
-tensors together, and a compiled step packs the words of all summaries into one array, of which `variables.stack` and
-`variables.cut` read and write all rows at once.
+its library. So a tensor that is seen once in a step only has its lanes computed, by four reductions of the library that
+read nothing but the tensor. Everything else is done for all tensors together, and a compiled step packs the words of
+all summaries into one array, behind its counts, of which `variables.stack` and `variables.cut` read and write all rows
+at once.
 
 Presets. A `Preset` is a number with a name in the field, such as dead units, the modules that it applies to, and a
 function that makes its statistic (`_presets`). It is an object, and no flag of `watch` like `outputs=True`, because it

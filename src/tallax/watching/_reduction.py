@@ -121,8 +121,6 @@ def _reduced(x: jax.Array, where: jax.Array | None, axes: tuple[int, ...]) -> ja
     # `max` of no entries has no value; with `initial=0.0` XLA would compile a second kernel for it.
     largest = jnp.abs(x).max(axes) if entries else jnp.zeros(rows)
     total, square = x.sum(axes), (x * x).sum(axes)
-    # A fourth reduction of the same array would be fused with the others into one kernel, which is not the library's.
-    x, total = jax.lax.optimization_barrier((x, total))
     # 1 for each entry but zeros, by operations of the library without constants. A constant, as in `minimum(x, 1.0)`,
     # is an array of the tensor's size, which the library reads, and which lives as long as the step.
     ones = jnp.abs(jnp.sign(x))

@@ -149,7 +149,9 @@ class Site(BackwardObserver):
                 return leaf
             uses.count += 1
             # A leaf of another trace, as inside `vmap`, may stand for many.
-            uses.is_direct = uses.is_direct and is_direct and type(leaf) is type(token)
+            if not (is_direct and type(leaf) is type(token)):
+                uses.is_direct = False
+                _used_within.add(self._key(GRADIENT))
             return tap(leaf, token, due, layout, uses)
 
         return jax.tree.map(tapped, value, is_leaf=_is_node)
@@ -171,7 +173,8 @@ class Site(BackwardObserver):
         # Variables, so that the transformations within the model thread them as they thread all state.
         if self._gradient is not None:
             self.token_variable = nnx.Variable(token)
-            _beginnings[self._key(GRADIENT)] = token, Uses()
+            key = self._key(GRADIENT)
+            _beginnings[key] = token, Uses(is_direct=key not in _used_within)
         for role, statistic in self._stepped.items():
             step = _beginnings[self._key(role)] = statistic.no_step()
             setattr(self, _step_of(role), nnx.Variable(step))
@@ -227,6 +230,10 @@ def _step_of(role: str) -> str:
 # uses. If the Variable of the step still has this very array, no transformation lies between, and nothing was observed
 # so far. It is kept here, because an attribute of the site would be part of the graph of the model.
 _beginnings: dict[tuple[int, str, str], Any] = {}
+
+# The sites that were ever used within a transformation of the step. If an inner `jit` was traced before, JAX does not run
+# its function again, and so its use of a site is not seen.
+_used_within: set[tuple[int, str, str]] = set()
 
 _CLOSED_OVER = "a transformed function closes over the module, so its state cannot be written; pass it as an argument"
 _NOT_MAPPED = (

@@ -9,7 +9,8 @@ A cotangent can only be added to. So the lanes of `_reduction`, which all add up
 by 64 lanes, one for each power of two from 2**-44 to 2**19: the number of uses whose largest magnitude has that size.
 After a single use the largest magnitude is exact. After several it is only their sum, and the highest of these lanes
 that is in use bounds it within a factor of two. If it is known that a token is used once (`Uses`), the 64 lanes stay
-zero, and the backward rule compiles no kernel but the library's reductions.
+zero, and the backward rule compiles no kernel but the library's reductions. An inner `jit` that was traced before is
+not seen again, so a site that was ever used within a transformation keeps the 64 lanes.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ TOKEN = LANES + _POWERS
 
 
 class Uses:
-    """The number of taps of a token that were traced; `is_direct` if the only one is not inside any transformation."""
+    """The number of taps of a token that were traced; `is_direct` if all are outside of any transformation."""
 
-    def __init__(self) -> None:
-        self.count, self.is_direct = 0, True
+    def __init__(self, *, is_direct: bool = True):
+        self.count, self.is_direct = 0, is_direct
 
     @property
     def is_single(self) -> bool:
