@@ -396,7 +396,7 @@ def test_a_layer_that_is_used_several_times():
 
 @unoptimized
 def test_a_layer_that_is_used_again_by_a_compiled_function():
-    """A use by an inner `jit` counts as one, also if JAX has traced it before and only the other use is traced again."""
+    """A use by an inner `jit` counts, also if JAX has traced it before and traces only the other use again."""
     model = Layer(3, 3, nnx.Rngs(0))
     watch = tallax.watch(model, sites="", output_gradients=True)
     inner = nnx.jit(lambda model, x: model(x))

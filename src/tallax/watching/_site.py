@@ -231,8 +231,8 @@ def _step_of(role: str) -> str:
 # so far. It is kept here, because an attribute of the site would be part of the graph of the model.
 _beginnings: dict[tuple[int, str, str], Any] = {}
 
-# The sites that were ever used within a transformation of the step. If an inner `jit` was traced before, JAX does not run
-# its function again, and so its use of a site is not seen.
+# The sites that were ever used within a transformation of the step. If an inner `jit` was traced before, JAX does not
+# run its function again, and so its use of a site is not seen.
 _used_within: set[tuple[int, str, str]] = set()
 
 _CLOSED_OVER = "a transformed function closes over the module, so its state cannot be written; pass it as an argument"
