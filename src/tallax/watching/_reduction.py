@@ -115,25 +115,30 @@ def axis_of_rows(shape: Sequence[int], rows: int, start: int | None) -> int | No
 def _reduced(x: jax.Array, where: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:
     entries = math.prod(x.shape[axis] for axis in axes)
     rows = tuple(size for axis, size in enumerate(x.shape) if axis not in axes)
-    size: Any = np.array([entries & (2**_DIGIT - 1), (entries & _uint64.WORD) >> _DIGIT, entries >> 32], np.float32)
+
+    def fixed(*lanes: int) -> np.ndarray:
+        return np.broadcast_to(np.array(lanes, np.float32), (*rows, len(lanes)))
+
+    def lane(part: jax.Array) -> jax.Array:
+        return jax.lax.expand_dims(part, [len(rows)])
+
+    size: Any = fixed(entries & (2**_DIGIT - 1), (entries & _uint64.WORD) >> _DIGIT, entries >> 32)
     if where is not None:
         x, size = jnp.where(where, x, 0.0), _digits(_uint64.total(jnp.broadcast_to(where, x.shape), axes))
     # `max` of no entries has no value; with `initial=0.0` XLA would compile a second kernel for it.
-    largest = jnp.abs(x).max(axes) if entries else jnp.zeros(rows)
-    total, square = x.sum(axes), (x * x).sum(axes)
+    largest = jnp.abs(x).max(axes) if entries else jnp.zeros(rows, jnp.float32)
     # 1 for each entry but zeros, by operations of the library without constants. A constant, as in `minimum(x, 1.0)`,
     # is an array of the tensor's size, which the library reads, and which lives as long as the step.
     ones = jnp.abs(jnp.sign(x))
     last = x.ndim - 1
     if entries <= _EXACT:
-        others = jnp.stack([ones.sum(axes), *[jnp.zeros(rows)] * 2], -1)
+        others = [lane(ones.sum(axes)), fixed(0, 0)]
     elif last in axes and x.shape[last] <= _EXACT:
-        others = _digits(_uint64.total(ones.sum(-1).astype(jnp.uint32), [axis for axis in axes if axis < last]))
+        others = [_digits(_uint64.total(ones.sum(-1).astype(jnp.uint32), [axis for axis in axes if axis < last]))]
     else:
-        others = _digits(_uint64.total(ones >= 1.0, axes))
-    floats = [part[..., None] for part in (jnp.ones(rows), total, square, largest)]
-    counts = [jnp.broadcast_to(size, (*rows, 3)), others, jnp.zeros((*rows, 3))]
-    return jnp.concatenate([*floats, *counts], -1)
+        others = [_digits(_uint64.total(ones >= 1.0, axes))]
+    sums = [lane(x.sum(axes)), lane((x * x).sum(axes)), lane(largest)]
+    return jax.lax.concatenate([fixed(1), *sums, size, *others, fixed(0, 0, 0)], len(rows))
 
 
 def _digits(counts: jax.Array) -> jax.Array:
@@ -291,21 +296,22 @@ def observed(
 ) -> jax.Array:
     """Returns the state after an update with some tensors, which are reduced only if the update is due."""
     observe = _observe(layout, window)
-    return in_auto_axes(observe, words)(words, due, list(leaves), where)
+    return in_auto_axes(observe, words)(words, due, (list(leaves), where))
 
 
 def added(step: jax.Array, due: Any, leaves: Sequence[jax.Array], layout: Layout, *, is_first: bool) -> jax.Array:
     """Returns the lanes of a step after some more tensors; `is_first` if there are none so far."""
     observe = _observe(layout, None, is_first if len(leaves) == 1 and not layout.over else False)
-    return in_auto_axes(observe, step)(step, due, list(leaves), None)
+    return in_auto_axes(observe, step)(step, due, (list(leaves), None))
 
 
 @functools.cache
 def _observe(layout: Layout, window: int | None, is_first: bool | None = None) -> Callable[..., jax.Array]:
     """Returns the function of `observed`, or if `is_first` is not None, that of `added`."""
 
-    def observe(words: jax.Array, due: Any, leaves: list[jax.Array], where: Any) -> jax.Array:
-        def after(words: jax.Array, leaves: list[jax.Array]) -> jax.Array:
+    def observe(words: jax.Array, due: Any, tensors: tuple[list[jax.Array], Any]) -> jax.Array:
+        def after(words: jax.Array, tensors: tuple[list[jax.Array], Any]) -> jax.Array:
+            leaves, where = tensors
             if is_first:
                 return lanes_of(leaves[0], where, layout)
             parts = functools.reduce(joined, [parts_of(x, where, layout) for x in leaves])
@@ -314,28 +320,38 @@ def _observe(layout: Layout, window: int | None, is_first: bool | None = None) -
         if is_first is None:
             words = begun(words, window)
         if due is None:
-            return after(words, leaves)
-        return jax.lax.cond(due, after, lambda words, _: words, words, leaves)
+            return after(words, tensors)
+        return jax.lax.cond(due, after, lambda words, _: words, words, tensors)
 
-    # A state that all lanes of `vmap` share takes in the entries of all of them, as if the model had been called with
-    # the whole batch. Without this rule `vmap` would make one state for each lane, which no Variable can hold.
-    mapped = custom_vmap(observe)
+    # Last, so that the axis that is split over the rows stays where it is.
+    return jax.jit(with_all_of_vmap(observe, -1), inline=True)
+
+
+def with_all_of_vmap(update: Callable[[Any, Any, Any], jax.Array], axis: int) -> Callable[..., jax.Array]:
+    """Returns `update(state, due, tensors)` such that a state that all lanes of `vmap` share takes those of all lanes.
+
+    It is as if the model had been called with the whole batch. Without this rule `vmap` would make one state for each
+    lane, which no Variable can hold.
+
+    Args:
+        update: the function.
+        axis: the place of the axis of `vmap` in the tensors.
+    """
+    mapped = custom_vmap(update)
 
     @mapped.def_vmap
-    def in_vmap(axis_size: int, is_mapped: Any, words: Any, due: Any, leaves: Any, where: Any) -> tuple[Any, bool]:
+    def in_vmap(size: int, is_mapped: Any, state: Any, due: Any, tensors: Any) -> tuple[Any, bool]:
         if any(jax.tree.leaves(is_mapped[:2])):
             axes = jax.tree.map(lambda each: 0 if each else None, is_mapped)
-            return jax.vmap(observe, axes, axis_size=axis_size)(words, due, leaves, where), True
+            return jax.vmap(update, axes, axis_size=size)(state, due, tensors), True
 
         def whole(x: jax.Array, each: bool) -> jax.Array:
-            # Last, so that the axis that is split over the rows stays where it is.
-            return jnp.moveaxis(x if each else jnp.broadcast_to(x, (axis_size, *x.shape)), 0, -1)
+            return jnp.moveaxis(x if each else jnp.broadcast_to(x, (size, *x.shape)), 0, axis)
 
-        leaves, where = jax.tree.map(whole, (leaves, where), tuple(is_mapped[2:]))
-        return mapped(words, due, leaves, where), False
+        return mapped(state, due, jax.tree.map(whole, tensors, is_mapped[2])), False
 
     del in_vmap  # which `mapped` keeps
-    return jax.jit(mapped, inline=True)
+    return mapped
 
 
 def floats_of(words: Any) -> jax.Array:

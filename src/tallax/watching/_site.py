@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,10 +17,10 @@ from tallax._errors import TraceError
 from tallax._mesh_axes import mapped_axes, marked, varying_axes
 from tallax.statistics import Statistic
 from tallax.watching._notes import note
-from tallax.watching._reduction import Layout, Parts, parts_from, zeros_on_rows
+from tallax.watching._reduction import LANES, Layout, Parts, parts_from, zeros_on_rows
 from tallax.watching._step_statistic import StepStatistic, take_together
 from tallax.watching._summary import Summary, in_one, update_together
-from tallax.watching._tap import TOKEN, Uses, parts_of_cotangent, tap
+from tallax.watching._tap import TOKEN, Uses, bounded, tap
 
 INPUT, OUTPUT, GRADIENT = "input", "output", "output_gradient"
 HISTOGRAM = "_histogram"
@@ -204,10 +203,10 @@ class Site(BackwardObserver):
                 site._take(tapped, GRADIENT, cotangent)
         if steps:
             take_together(*zip(*steps, strict=True))
-        for pairs, read in ((observed, parts_from), (tapped, parts_of_cotangent)):
-            if pairs:
-                summaries, lanes = zip(*pairs, strict=True)
-                update_together(summaries, lanes, functools.partial(_read_together, read), is_gated=False)
+        # All together, as each group of summaries takes a dozen kernels.
+        pairs = [*observed, *tapped]
+        summaries, values = [summary for summary, _ in pairs], [value for _, value in pairs]
+        update_together(summaries, values, _read_together, is_gated=False)
 
     def _take(self, into: list[tuple[Any, jax.Array]], role: str, value: jax.Array) -> None:
         statistic = vars(self)[role]
@@ -217,8 +216,15 @@ class Site(BackwardObserver):
             into.append((statistic, value))
 
 
-def _read_together(read: Callable[..., Parts], summaries: Sequence[Summary], lanes: Sequence[jax.Array]) -> Parts:
-    return read(in_one([each[None] for each in lanes], is_split=summaries[0].rows is not None))
+def _read_together(summaries: Sequence[Summary], values: Sequence[jax.Array]) -> Parts:
+    """Returns the numbers of some lanes, and of the cotangents of tokens, which come behind them."""
+    start = sum(x.shape[-1] == LANES for x in values)
+    is_split = summaries[0].rows is not None
+    tables = [in_one([x[None] for x in part], is_split=is_split) for part in (values[:start], values[start:]) if part]
+    parts = parts_from(jnp.concatenate([table[..., :LANES] for table in tables]))
+    if start == len(values):
+        return parts
+    return parts._replace(largest=jnp.concatenate([parts.largest[:start], bounded(parts.largest[start:], tables[-1])]))
 
 
 def _step_of(role: str) -> str:

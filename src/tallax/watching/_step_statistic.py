@@ -23,7 +23,6 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_batching import custom_vmap
 
 from tallax import _uint64
 from tallax._arrays import is_traced, unsplit
@@ -31,7 +30,7 @@ from tallax._mesh_axes import axes_of_equal, axes_to_combine, marked, on_first
 from tallax.statistics import Statistic, _two_floats
 from tallax.statistics._statistic import exact_or_traced
 from tallax.variables import Buffer, Counter, cut, stack
-from tallax.watching._reduction import axis_of_rows, bits_of, floats_of, in_first_row
+from tallax.watching._reduction import axis_of_rows, bits_of, floats_of, in_first_row, with_all_of_vmap
 
 _SMALL = 2**14  # entries, of tensors that are copied into one before they are reduced
 
@@ -131,7 +130,12 @@ class StepStatistic(Statistic):
                 words = words if self.rows is None else in_first_row(words, self.rows)
             return self.merged(step, on_first(words, how.once))
 
-        return _lanes_together(add)(step, due, arrays)
+        def add_if_due(step: jax.Array, due: Any, arrays: tuple[Any, ...]) -> jax.Array:
+            if due is None:
+                return add(step, arrays)
+            return jax.lax.cond(due, add, lambda step, _: step, step, arrays)
+
+        return with_all_of_vmap(add_if_due, 0)(step, due, arrays)
 
     def words_of(self, arrays: tuple[Any, ...]) -> jax.Array:
         """Returns the numbers of some arrays as words."""
@@ -314,31 +318,3 @@ def _combined(words: jax.Array, over: tuple[Hashable, ...], merge: Callable[...,
     rows = marked(jnp.zeros((replicas, *words.shape), jnp.uint32), over).at[jax.lax.axis_index(over)].set(words)
     rows = jax.lax.psum(rows, over)
     return functools.reduce(merge, [rows[k] for k in range(replicas)])
-
-
-def _lanes_together(add: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Returns a gated function that under `vmap` takes the entries of all lanes, if they share the state.
-
-    Without this rule `vmap` would make one state for each lane, which no Variable can hold.
-    """
-
-    def gated(step: jax.Array, due: Any, arrays: tuple[Any, ...]) -> jax.Array:
-        if due is None:
-            return add(step, arrays)
-        return jax.lax.cond(due, add, lambda step, _: step, step, arrays)
-
-    mapped = custom_vmap(gated)
-
-    @mapped.def_vmap
-    def in_vmap(size: int, is_mapped: Any, step: Any, due: Any, arrays: tuple[Any, ...]) -> tuple[Any, bool]:
-        if any(jax.tree.leaves(is_mapped[:2])):
-            axes = jax.tree.map(lambda each: 0 if each else None, is_mapped)
-            return jax.vmap(gated, axes, axis_size=size)(step, due, arrays), True
-        whole = [
-            x if x is None or each else jnp.broadcast_to(x, (size, *x.shape))
-            for x, each in zip(arrays, is_mapped[2], strict=True)
-        ]
-        return mapped(step, due, tuple(whole)), False
-
-    del in_vmap  # which `mapped` keeps
-    return mapped

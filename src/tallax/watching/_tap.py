@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from tallax._mesh_axes import marked, on_first, varying_axes
-from tallax.watching._reduction import LANES, Layout, Parts, in_auto_axes, lanes_from, lanes_of, parts_from, parts_of
+from tallax.watching._reduction import LANES, Layout, Parts, in_auto_axes, lanes_from, lanes_of, parts_of
 
 _LOWEST, _POWERS = -44, 64
 TOKEN = LANES + _POWERS
@@ -96,10 +96,13 @@ def _exponent(x: jax.Array) -> jax.Array:
     return ((jax.lax.bitcast_convert_type(x, jnp.uint32) >> 23) & 0xFF).astype(jnp.int32) - 127
 
 
-def parts_of_cotangent(lanes: jax.Array) -> Parts:
-    """Returns the numbers that the cotangent of a token stands for."""
-    parts = parts_from(lanes[..., :LANES])
-    highest = _POWERS - 1 - jnp.argmax(lanes[..., : LANES - 1 : -1] > 0, -1)
+def bounded(largest: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Returns the largest magnitudes that the cotangents of tokens stand for, or at least as large a bound.
+
+    Args:
+        largest: float32[tokens, *rows], the sum over all uses of a token.
+        tokens: float32[tokens, *rows, TOKEN], the cotangents.
+    """
+    highest = _POWERS - 1 - jnp.argmax(tokens[..., : LANES - 1 : -1] > 0, -1)
     bound = jnp.where(highest == _POWERS - 1, jnp.inf, jnp.exp2((highest + _LOWEST + 1).astype(jnp.float32)))
-    largest = jnp.where(lanes[..., 0] > 1, jnp.minimum(parts.largest, bound), parts.largest)
-    return parts._replace(largest=largest)
+    return jnp.where(tokens[..., 0] > 1, jnp.minimum(largest, bound), largest)
