@@ -12,7 +12,7 @@ from benchmarks._scale_programs import BINS, WATCH, Layout, Sent
 WORD, LIMBS = 4, 8  # bytes of an increment, and of a stored count
 FINE = len(tallax.statistics.LogHistogram().counts.get_raw_value())  # the slots of a log-histogram
 REDUCED_WORDS = 4  # of a watched tensor: its sum, sum of squares, largest magnitude, and number of zeros
-WATCHED_WORDS = {"sent": 6, "stored": 15}  # of one tensor: those of one step, and those of the state of one device
+WATCHED_WORDS = {"sent": 13, "stored": 17}  # of one tensor: those of one step, and those of the state of one device
 
 
 def predicted(layout: Layout, state: str, way: str, devices: int, count: int = 1) -> Sent:

@@ -14,6 +14,7 @@ from flax import nnx
 import tallax
 from tallax.checking import _transformations as package
 from tallax.checking._transformations import GRAPH, NO_UPDATES, TREE
+from tallax.watching._reduction import Layout, lanes_of, parts_from
 from tests.watch_errors import MISTAKES, Block, Layer, Net
 
 unoptimized = pytest.mark.usefixtures("standard_promotion")  # compiles in a third of the time
@@ -394,6 +395,23 @@ def test_a_layer_that_is_used_several_times():
 
 
 @unoptimized
+def test_a_layer_that_is_used_again_by_a_compiled_function():
+    """A use by an inner `jit` counts, also if JAX has traced it before and traces only the other use again."""
+    model = Layer(3, 3, nnx.Rngs(0))
+    watch = tallax.watch(model, sites="", output_gradients=True)
+    inner = nnx.jit(lambda model, x: model(x))
+
+    def loss_fn(model, x, factor):
+        return factor * model(x).sum() + inner(model, x).sum()
+
+    for factor in (1.0, 64.0):
+        tallax.grad(loss_fn)(model, batch(0), factor)
+    result = watch.result()[":output_gradient"]
+    assert (result.size, result.updates) == (2 * 2 * 24, 2)
+    assert 64 <= result.largest <= 128
+
+
+@unoptimized
 def test_tensors_that_are_not_finite():
     """A tensor with NaN or infinity is counted, with its first step, and left out of the other numbers."""
 
@@ -695,3 +713,13 @@ def test_mistakes(mistake):
     with pytest.raises(kind) as caught:
         make(None)
     assert str(caught.value) == text
+
+
+def test_a_tensor_may_have_more_entries_than_a_word_can_count():
+    """The lanes of a tensor of 2**33 zeros stand for 2**33 entries, as many zeros; a size of 32 bits would overflow."""
+    # The lanes themselves, because no test can have a tensor of this size.
+    entries = [0, 0, 2]  # digits of 12, 20 and 20 bits
+    parts = parts_from(jnp.asarray([1, 0, 0, 0, *entries, 0, 0, 0, 0, 0, 0], jnp.float32))
+    np.testing.assert_array_equal(parts.counts, [[0, 2], [0, 2], [0, 0]])
+    x = jax.ShapeDtypeStruct((2**17, 2**16), jnp.float32)
+    assert jax.eval_shape(lambda x: lanes_of(x, None, Layout()), x).shape == (13,)

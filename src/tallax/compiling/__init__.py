@@ -2,8 +2,10 @@
 """`compile_step`: a training step that costs the same with one Counter or a thousand.
 
 `nnx.jit` walks the objects at every call, and each Variable is a separate buffer to XLA. Here the objects are flattened
-once, and their values stay in the step until `sync()`. All counts are in one array. A count that the step only adds to
-enters as a constant zero and leaves as the amount that was added; one addition updates the whole array.
+once, and their values stay in the step until `sync()`. One array, the *packed* values, has the words of all counts, and
+behind them those of all small Buffers of uint32, such as the summaries of a watch. A count that the step only adds to
+enters as a constant zero and leaves as the amount that was added; one addition updates all counts. The words of Buffers
+enter as slices of one array, which are joined again after the step (`tallax/variables/_traced_words.py`).
 
 The owner of the state is separate from the steps that run on it:
 
@@ -39,14 +41,15 @@ The first call makes a layout, a holding and a program, and puts placeholders on
     1. compares the attributes of all modules with those at the last call. If they differ, the step takes over again,
        and finds or traces the program for the new structure;
     2. if another step has run on shared Variables, moves references to their arrays here (`Holding.catch_up`), and
-       repacks the counts in one small program;
+       repacks the packed values in one small program;
     3. runs the program, which donates the old state, and swaps in the new state within one C call.
 
 `sync` puts the values back and releases their cells. Steps that share them take over again at their next calls. They
 keep their layouts, so they walk the objects only if these have changed (`Layout.renewed`). If a step is deleted, shared
 values stay with the other steps, and the rest goes back on the objects.
 
-To make another use of a count fast, open `_jaxpr_analysis.py`. To change the accepted arguments, open `_arguments.py`.
+To make another use of a count fast, open `_jaxpr_analysis.py`. To pack values of another kind, open `_cells.py`
+(`Form.is_packed`) and `_packing.py`. To change the accepted arguments, open `_arguments.py`.
 To change the state after `sync` or Ctrl-C, open `_ownership.py`. The error for a use of a value that a step owns is in
 `tallax/variables/_raw_values.py`; the errors for state that is lost or was written past the step are in `_cells.py`.
 

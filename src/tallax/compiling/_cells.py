@@ -16,7 +16,7 @@ from flax import nnx
 
 from tallax._arrays import is_traced
 from tallax._errors import StateOwnedByStepError, TraceError
-from tallax.variables import Counter, Held, Pending, StateVariable, no_value
+from tallax.variables import Buffer, Counter, Held, Pending, StateVariable, no_value
 
 _SMALL = 2**16  # bytes; a step may keep two copies of a smaller value
 _TIME = operator.attrgetter("time")
@@ -28,9 +28,9 @@ class Form:
 
     Attributes:
         structure: The structure to rebuild the Variable from its arrays.
-        shape: The shape of the counts, if they are packed.
+        shape: The shape of its words, if they are packed.
         arrays: The number of its arrays.
-        is_packed: Whether it is a count that is replicated on every device.
+        is_packed: Whether it is a count, or a small Buffer of uint32, that is replicated on every device.
         is_small: Whether it is a tallax variable whose memory a step does not overwrite.
         value: The shape, dtype and sharding of the value.
     """
@@ -49,15 +49,18 @@ class Form:
         if isinstance(raw, Pending) or is_traced(raw):
             raise in_a_trace()
         is_array = isinstance(raw, jax.Array | np.ndarray)
-        is_packed = isinstance(variable, Counter) and not variable._per_replica
-        is_packed = is_packed and (isinstance(raw, np.ndarray) or raw.is_fully_replicated)
+        is_small = isinstance(variable, StateVariable) and raw.nbytes <= _SMALL
+        is_count = isinstance(variable, Counter)
+        is_packed = is_count or (isinstance(variable, Buffer) and is_small and raw.dtype == np.uint32)
+        is_packed = is_packed and not variable._per_replica and (isinstance(raw, np.ndarray) or raw.is_fully_replicated)
+        words = (*variable.shape, 2) if is_count else raw.shape if is_packed else ()
         sharding = raw.sharding if isinstance(raw, jax.Array) and raw.committed else None
         return cls(
             structure=jax.tree.structure(variable),
-            shape=tuple(variable.shape) if is_packed else (),
+            shape=tuple(words) if is_packed else (),
             arrays=len(jax.tree.leaves(raw)),
             is_packed=is_packed,
-            is_small=isinstance(variable, StateVariable) and raw.nbytes <= _SMALL,
+            is_small=is_small,
             value=jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=sharding) if is_array else raw,
         )
 

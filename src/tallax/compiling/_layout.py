@@ -20,7 +20,7 @@ from tallax._errors import StructureChangedError
 from tallax.compiling._cells import Cell, Form, cell_of, owner_of
 from tallax.compiling._packing import Packing
 from tallax.compiling._structure import path_in
-from tallax.variables import Pending
+from tallax.variables import Counter, Pending
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class Place:
         variable: The Variable.
         cell: The owner of its value.
         form: The parts of its value.
-        number: The number of a count in the packing; None for other values.
+        number: The number of a count, or of a Buffer of words, in the packing; None for other values.
         arrays: The range of its arrays among the values. Small tallax variables come first.
     """
 
@@ -81,7 +81,7 @@ class Layout:
             else:
                 self.constants.append((path, name))
                 self.arrays.append(leaf)
-        for path, cell in sorted(cells, key=lambda entry: not entry[1].form.is_small):
+        for path, cell in sorted(cells, key=lambda entry: _order(entry[1])):
             number, count, form = None, cell.form.arrays, cell.form
             if form.is_packed:
                 number, count = len(shapes), 0
@@ -91,8 +91,9 @@ class Layout:
             if form.is_small:
                 self.lasting = end
             self.places.append(Place(path_in(path, names), path, cell.variable, cell, form, number, arrays))
-        self.packing = Packing(shapes)
         self.counters = [place for place in self.places if place.number is not None]
+        counts = sum(isinstance(place.variable, Counter) for place in self.counters)
+        self.packing = Packing(shapes, counts)
         # The graphdef does not contain shapes. If two Counters swap their shapes, the arrays of a program do not
         # change, but the columns of the counts in them do.
         forms = [
@@ -134,12 +135,12 @@ class Layout:
         return outline
 
     def values(self) -> tuple[list[np.ndarray], list[Any]]:
-        """Returns the counts, as uint64, and all other values of the objects.
+        """Returns the packed values, as uint32, and all other values of the objects.
 
         For Variables that a step owns, these are zeros and None.
         """
         counts = [
-            np.zeros(place.form.shape, np.uint64) if place.cell.holders else np.asarray(place.variable)
+            np.zeros(place.form.shape, np.uint32) if place.cell.holders else np.asarray(words_of(place.variable))
             for place in self.counters
         ]
         others: list[Any] = []
@@ -186,8 +187,22 @@ class Layout:
             else:
                 raw = variable.get_raw_value()
                 is_one = isinstance(raw, Pending) or _uint64.is_limbs(raw)
-                counts[place.number] = raw if is_one else variable._words()
+                counts[place.number] = raw if is_one else words_of(variable)
+                if counts[place.number].shape != place.form.shape:
+                    return None
         return counts, values
+
+
+def _order(cell: Cell) -> int:
+    """Returns the position of a value's kind: counts, other packed words, other small values, the rest."""
+    if cell.form.is_packed:
+        return 0 if isinstance(cell.variable, Counter) else 1
+    return 2 if cell.form.is_small else 3
+
+
+def words_of(variable: Any) -> Any:
+    """Returns the words of a packed value."""
+    return variable._words() if isinstance(variable, Counter) else variable._stored()
 
 
 def owned(value: Any, home: jax.sharding.Sharding | None, *, copy: bool) -> jax.Array:

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tallax import _uint64
 from tallax._arrays import home_of, is_committed, is_traced, placed
 from tallax.compiling._cells import in_a_trace, lost, owner_of, written_past
 from tallax.compiling._layout import Layout, Place, owned, owned_together
@@ -154,9 +153,9 @@ class Holding:
 
     def _give_back(self, places: Sequence[Place]) -> list[str]:
         state, strays = self.checked_state(), []
-        values, counts = state.values, []
+        values, words = state.values, []
         if any(place.number is not None for place in places):
-            counts = self.layout.packing.unpack(np.asarray(state.items.packed))
+            words = self.layout.packing.unpack(np.asarray(state.items.packed))
         for place in places:
             cell, variable = place.cell, place.variable
             if cell.is_released:
@@ -167,9 +166,8 @@ class Holding:
                 new = place.form.structure.unflatten([values[k] for k in place.arrays])
                 variable.set_raw_value(new.get_raw_value())
             else:
-                limbs: Any = _uint64.from_uint64(counts[place.number])
-                sharding = cell.held.sharding
-                variable.set_raw_value(limbs if sharding is None else placed(limbs, sharding))
+                raw, sharding = words[place.number], cell.held.sharding
+                variable.set_raw_value(raw if sharding is None else placed(raw, sharding))
             cell.release()
         return strays
 

@@ -53,7 +53,7 @@ class ReadProgram:
         shapes = layout.packing.shapes
         self._first: int = len(shapes)  # the position of the first value, behind the counts
         self._takes_counts = False
-        self._shapes: list[Any] = [jax.ShapeDtypeStruct((*shape, 2), np.uint32) for shape in shapes]
+        self._shapes: list[Any] = [jax.ShapeDtypeStruct(shape, np.uint32) for shape in shapes]
         self._shapes += map(_shape_of, [*state.values, *constants])
         self._used: list[int] = []  # of the counts, values and constants, in this order
         self._pickers = self._pickers_of_used()

@@ -11,7 +11,7 @@ import numpy as np
 
 from tallax import _uint64
 from tallax.compiling._layout import Layout
-from tallax.compiling._packing import State
+from tallax.compiling._packing import Packing, State
 from tallax.reading import Decoded, Entry, Reading, errors_among
 
 
@@ -30,7 +30,7 @@ class Reader:
         packing, self._packed = layout.packing, False
         for entry in entries:
             numbers = [places[id(item)].number for item in entry.items.values()]
-            if entry.owner is None and numbers[0] is not None and not packing.shapes[numbers[0]]:
+            if entry.owner is None and numbers[0] is not None and packing.is_scalar_count(numbers[0]):
                 self._names.append(entry.name)
                 starts.append(packing.ends[numbers[0]])
                 continue
@@ -41,7 +41,7 @@ class Reader:
                     parts.append(functools.partial(_other, len(self._others)))
                     self._others.append(places[id(item)].arrays[0])
                 else:
-                    parts.append(functools.partial(_words, *packing.ends[number : number + 2], packing.shapes[number]))
+                    parts.append(functools.partial(_packed, packing, number))
                     self._packed = True
             self._parts.append((entry, parts))
         self._names += [entry.name for entry, _ in self._parts]
@@ -70,9 +70,9 @@ class Reader:
         return result, errors_among(rest)
 
 
-def _words(start: int, end: int, shape: tuple[int, ...], words: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
+def _packed(packing: Packing, number: int, words: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
     del others
-    return words[start:end].reshape(*shape, 2)
+    return packing.part_of_words(words, number)
 
 
 def _other(number: int, words: np.ndarray, others: list[np.ndarray]) -> np.ndarray:

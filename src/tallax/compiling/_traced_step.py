@@ -18,7 +18,7 @@ from tallax.compiling._layout import Layout
 from tallax.compiling._packing import Items, State
 from tallax.compiling._results import Shape, flatten, refuse_objects, refuse_references, values_of, with_references
 from tallax.compiling._structure import Structure
-from tallax.variables import Pending
+from tallax.variables import Pending, remembering_origins
 
 
 class Program:
@@ -94,15 +94,15 @@ class Program:
         layout, packing = self._layout, self._layout.packing
         values = values + rest
         program, shape, read = self._jaxpr(packed, values, constants, batch, options)
-        apart, (bases, added, limbs) = self._counts(packed)
+        apart, (bases, added, limbs, words) = self._counts(packed)
         for k in read:
             bases[k] = packing.part(packed, apart[k])
-        inputs = [bases, added, limbs, values, constants]
+        inputs = [bases, added, limbs, words, values, constants]
         outputs = jaxpr_as_fun(program)(*jax.tree.leaves((inputs, batch, options)))
-        _, words, limbs, values, result = jax.tree.unflatten(jax.tree.structure(shape), outputs)
+        _, added, limbs, words, values, result = jax.tree.unflatten(jax.tree.structure(shape), outputs)
         if layout.counters:
             replaced = dict(zip(sorted(self._whole), limbs, strict=True))
-            packed = packing.plus(packed, dict(zip(apart, words, strict=True)), replaced)
+            packed = packing.plus(packed, dict(zip(apart, added, strict=True)), replaced, words)
         return State(Items(packed, values[: layout.lasting]), values[layout.lasting :]), result
 
     def _jaxpr(
@@ -116,7 +116,7 @@ class Program:
         while True:
             apart, counts = self._counts(packed)
             pure = self._arguments.named(
-                functools.partial(self._pure, apart), "bases", "added", "counts", "values", "arrays"
+                functools.partial(self._pure, apart), "bases", "added", "counts", "words", "values", "arrays"
             )
             try:
                 program, shape = jax.make_jaxpr(pure, return_shape=True)(*counts, values, constants, *batch, **options)
@@ -128,43 +128,49 @@ class Program:
                 # whole, as arrays. An error of the user's own is raised by that second trace, at the cost of its time.
                 if not apart:
                     raise
-                self._whole = frozenset(range(len(self._layout.counters)))
+                self._whole = frozenset(range(self._layout.packing.counts))
                 continue
             found = uses(program, len(apart))
             if not found.whole:
                 return program, shape, found.read
             self._whole |= {apart[k] for k in found.whole}
 
-    def _counts(self, packed: Any) -> tuple[list[int], tuple[list[Any], list[Any], list[Any]]]:
-        """Returns the numbers of the two-part counts, their bases and increments, and the whole counts."""
+    def _counts(self, packed: Any) -> tuple[list[int], tuple[list[Any], list[Any], list[Any], Any]]:
+        """Returns the numbers of the two-part counts, their bases and increments, the whole counts, and other words."""
         packing = self._layout.packing
-        apart = [number for number in range(len(self._layout.counters)) if number not in self._whole]
-        bases: list[Any] = [np.zeros((*packing.shapes[number], 2), np.uint32) for number in apart]
-        added: list[Any] = [np.zeros(packing.shapes[number], np.uint32) for number in apart]
-        return apart, (bases, added, [packing.part(packed, number) for number in sorted(self._whole)])
+        apart = [number for number in range(packing.counts) if number not in self._whole]
+        bases: list[Any] = [np.zeros(packing.shapes[number], np.uint32) for number in apart]
+        added: list[Any] = [np.zeros(packing.shapes[number][:-1], np.uint32) for number in apart]
+        whole = [packing.part(packed, number) for number in sorted(self._whole)]
+        return apart, (bases, added, whole, packing.words(packed))
 
     def _pure(
-        self, apart: list[int], bases: Any, added: Any, whole: Any, values: Any, constants: Any, /,
+        self, apart: list[int], bases: Any, added: Any, whole: Any, words: Any, values: Any, constants: Any, /,
         *batch: Any, **options: Any,
     ) -> tuple[Any, ...]:  # fmt: skip
         """Runs the step as a function of arrays: two-part counts, whole counts, other values, and the arguments."""
         layout = self._layout
         counts: dict[int, Any] = {number: Pending(*parts) for number, *parts in zip(apart, bases, added, strict=True)}
-        others = [number for number in range(len(layout.counters)) if number not in counts]
+        packing = layout.packing
+        others = [number for number in range(packing.counts) if number not in counts]
         counts.update(zip(others, whole, strict=True))
-        objects = layout.merge(counts, values, constants)
-        before = Structure(objects, self._names)
-        with tracing():
+        with tracing(), remembering_origins():
+            if words is not None:
+                counts.update(enumerate(packing.cut(words), packing.counts))
+            objects = layout.merge(counts, values, constants)
+            before = Structure(objects, self._names)
             batch, options = values_of((batch, options), objects)
             result = self._arguments.function(*objects[: self._arguments.count], *batch, **options)
             result = with_references(result, objects, self._arguments.label)
-        after = layout.split(objects, constants)
-        if after is None:
-            raise before.refusal()
-        counts, values = after
+            after = layout.split(objects, constants)
+            if after is None:
+                raise before.refusal()
+            counts, values = after
+            if words is not None:
+                words = packing.joined([counts[number] for number in range(packing.counts, len(packing.shapes))])
         parts = [_in_two(counts[number], word) for number, word in zip(apart, added, strict=True)]
         limbs = [_in_one(counts[number]) for number in others]
-        return [part.base for part in parts], [part.added for part in parts], limbs, values, result
+        return [part.base for part in parts], [part.added for part in parts], limbs, words, values, result
 
 
 def _in_two(count: Any, word: Any) -> Pending:

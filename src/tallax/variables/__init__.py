@@ -17,7 +17,8 @@ The raw value of a variable is in one of four places:
    the current value to the variable, and raises for all others.
 
 A count is two uint32 words on the last axis, at most 2**64 - 1. All arithmetic on them is in `tallax._uint64`. Compiled
-steps pack the words of all counts into one array, with the two words on the first axis.
+steps pack the words of all counts into one array, with the two words on the first axis, and those of small uint32
+Buffers behind them.
 
 Which file to open:
 
@@ -27,7 +28,8 @@ Which file to open:
   from outside: `_count_storage.py`
 - checks and conversions of increments: `_count_inputs.py`
 - arrays, dtypes and in-place operators: `_buffer.py` (`Buffer`)
-- state that a compiled step owns, and counts in its trace: `_raw_values.py`
+- state that a compiled step owns, and counts in its trace: `_raw_values.py`; small uint32 Buffers in its trace:
+  `_traced_words.py`
 
 The invariant: a count is exact, or saturated at 2**64 - 1, after every sequence of writes in every transformation and
 mode. `tests/test_laws.py` states it, and `tests/test_counter.py` compares with Python integers.
@@ -44,3 +46,7 @@ from tallax.variables._raw_values import READ as READ
 from tallax.variables._raw_values import Held as Held
 from tallax.variables._raw_values import Pending as Pending
 from tallax.variables._raw_values import no_value as no_value
+from tallax.variables._traced_words import cut as cut
+from tallax.variables._traced_words import join as join
+from tallax.variables._traced_words import remembering_origins as remembering_origins
+from tallax.variables._traced_words import stack as stack

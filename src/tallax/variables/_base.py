@@ -18,6 +18,7 @@ from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, T
 from tallax._mesh_axes import mapped_axes
 from tallax.runs._number_format import size
 from tallax.variables._raw_values import Held, Pending
+from tallax.variables._traced_words import without_gradient
 
 Reduce: TypeAlias = Literal["sum", "max", "min", "replicated"]
 _REDUCTIONS = ("sum", "max", "min", "replicated")
@@ -127,7 +128,7 @@ class StateVariable(nnx.Variable[Any]):
             return raw.read(self)
         if type(raw) is np.ndarray:
             return raw
-        return jax.lax.stop_gradient(raw) if is_traced(raw) else plain(raw)
+        return without_gradient(raw) if is_traced(raw) else plain(raw)
 
     def _refuse_per_replica(self) -> None:
         axes = self._replica_axes

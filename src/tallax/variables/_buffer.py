@@ -15,6 +15,7 @@ from flax import nnx
 from tallax._arrays import is_traced, to_device
 from tallax._errors import InvalidTypeError, InvalidValueError, describe
 from tallax.variables._base import Reduce, StateVariable
+from tallax.variables._traced_words import without_gradient
 
 
 class Buffer(StateVariable):
@@ -113,7 +114,7 @@ class Buffer(StateVariable):
             )
         if isinstance(value, jax.Array):
             value = jax.lax.convert_element_type(value, raw.dtype) if weak else value
-            return jax.lax.stop_gradient(value) if is_traced(value) else value
+            return without_gradient(value) if is_traced(value) else value
         array = _narrowed(np.asarray(value), raw.dtype, item=self)
         return np.broadcast_to(array, shape).copy() if shape is not None else array.copy()
 

@@ -15,11 +15,17 @@ The way of a tensor into its statistic:
                                           of a token, which `tallax.value_and_grad` differentiates
     parameters,         _watched_classes  the optimizer's class is a subclass whose `update` calls
     gradients, updates  _params           before and after
-    all of them         _reduction        the numbers of a tensor, and their addition to 15 words
+    all of them         _reduction        the lanes of a tensor, its numbers, and their addition to 17 words
                         _summary          the statistic with these words
 
-Inside `tallax.value_and_grad` a site collects only the numbers of the step, in Variables that exist during the forward
+Inside `tallax.value_and_grad` a site collects only the lanes of the step, in Variables that exist during the forward
 pass (`Site.attach`). `Site.absorb` then adds those of all sites to their states at once, and counts one update.
+
+Compilation is the largest cost of a watch, and XLA's CPU backend needs 20 ms for each kernel that is not a reduction by
+its library. So a tensor that is seen once in a step only has its lanes computed, by four reductions of the library that
+read nothing but the tensor. Everything else is done for all tensors together, and a compiled step packs the words of
+all summaries into one array, behind its counts, of which `variables.stack` and `variables.cut` read and write all rows
+at once.
 
 Presets. A `Preset` is a number with a name in the field, such as dead units, the modules that it applies to, and a
 function that makes its statistic (`_presets`). It is an object, and no flag of `watch` like `outputs=True`, because it

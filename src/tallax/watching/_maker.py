@@ -133,6 +133,6 @@ class Maker:
         _, site = self._sites.setdefault(id(each.module), (each, Site(each.name, self._number, self.methods)))
         for name, statistic in statistics.items():
             if isinstance(statistic, Summary | StepStatistic):
-                statistic.updates.set(self.first)
+                statistic.start_at(self.first)
             place(statistic, self.stacks[id(each.module)], self.devices)
             setattr(site, name, statistic)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -88,22 +89,18 @@ def after(seen: list[Seen], gradients: Any) -> None:
         gradient: Any = flat.get(tuple(map(_key, each.path)))
         if isinstance(gradient, nnx.Variable):
             gradient = gradient.get_value()
-        roles = {PARAMETER: each.value, PARAM_GRADIENT: gradient}
-        if f"{each.name}:{UPDATE}" in vars(each.site):
-            roles[UPDATE] = each.variable.get_value() - each.value
-        for role, value in roles.items():
+        new: Any = each.variable.get_value()
+        for role, value in ((PARAMETER, each.value), (PARAM_GRADIENT, gradient), (UPDATE, (new, each.value))):
             for statistic in _statistics(each.site, f"{each.name}:{role}", value):
                 if isinstance(statistic, Summary):
                     summaries.append(statistic)
-                    values.append(_placed(jax.lax.stop_gradient(value), statistic.spec))
+                    values.append(jax.tree.map(functools.partial(_placed, spec=statistic.spec), value))
                 else:
-                    statistic.update(value)
-        new: Any = each.variable.get_value()
+                    statistic.update(value[0] - value[1] if role == UPDATE else value)
         ratio: Any
         for ratio in _statistics(each.site, f"{each.name}:{UPDATE_RATIO}", new):
             ratios.append(ratio)
-            pair = jax.lax.stop_gradient((each.value, new - each.value))
-            pairs.append(tuple(_placed(value, ratio.spec) for value in pair))
+            pairs.append(tuple(_placed(value, ratio.spec) for value in (each.value, new - each.value)))
     if ratios:
         take_together(ratios, steps_together(ratios, pairs))
     update_together(summaries, values, parts_of_tensors)
@@ -115,6 +112,7 @@ def _placed(value: Any, spec: jax.P | None) -> Any:
     The state has a row for each device. Without the constraint, XLA would propagate that split through the reduction to
     the gradient, and from there to the new parameters, which it would then gather at each step.
     """
+    value = jax.lax.stop_gradient(value)
     mesh: Any = jax.typeof(value).sharding.mesh
     if spec is None or not is_traced(value) or set(mesh.axis_types) != {AxisType.Auto}:
         return value

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tallax import _uint64
 from tallax.statistics._statistic import unboxed
 from tallax.watching._params import UPDATE_RATIO
 from tallax.watching._step_statistic import Numbers, StepStatistic
@@ -106,9 +107,9 @@ class DeadUnits(StepStatistic):
     def reduce(self, *arrays: Any) -> Numbers:
         (x,) = arrays
         axes = tuple(range(x.ndim - 1))
-        fired = (x > self.threshold).sum(axes, dtype=jnp.uint32)
-        entries = jnp.full_like(fired, math.prod(x.shape[:-1]))
-        return Numbers(jnp.stack([entries, fired], -1), _empty(fired), _empty(fired))
+        fired = _uint64.total(x > self.threshold, axes)
+        entries = jnp.broadcast_to(_uint64.from_int(math.prod(x.shape[:-1])), fired.shape)
+        return Numbers(jnp.stack([entries, fired], -2), _empty(fired), _empty(fired))
 
     def read(self, state: Mapping[str, Any]) -> DeadUnitsResult:
         counts = self.totals(state).counts
@@ -133,7 +134,7 @@ class MassiveActivations(StepStatistic):
 
     def reduce(self, *arrays: Any) -> Numbers:
         x = jnp.abs(arrays[0]).astype(jnp.float32)
-        return _only_finite(np.uint32(x.size), (x * x).sum()[None], x.max())
+        return _only_finite(x.size, (x * x).sum()[None], x.max())
 
     def read(self, state: Mapping[str, Any]) -> MassiveActivationsResult:
         totals = self.totals(state)
@@ -159,7 +160,7 @@ class Attention(StepStatistic):
             found = jax.eval_shape(self.reduce, *arrays).counts.shape
         except (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError):
             return "its attention function was not called like nnx.dot_product_attention, with (query, key, value, ...)"
-        if found != (self.channels, 1):
+        if found != (self.channels, 1, 2):
             return f"its queries have the shape {arrays[0].shape}, not (..., length, {self.channels} heads, depth)"
         return [arrays]
 
@@ -183,7 +184,7 @@ class Attention(StepStatistic):
         axes = tuple(axis for axis in range(top.ndim) if axis != top.ndim - 2)
         sums = jnp.where(seen, entropy, 0.0).sum(axes)
         finite = jnp.isfinite(sums)
-        queries = jnp.where(finite, seen.sum(axes, dtype=jnp.uint32), jnp.uint32(0))
+        queries = jnp.where(finite[:, None], _uint64.total(seen, axes), jnp.uint32(0))
         return Numbers(queries[:, None], jnp.where(finite, sums, 0.0)[:, None], top.max(axes)[:, None])
 
     def read(self, state: Mapping[str, Any]) -> AttentionResult:
@@ -232,13 +233,13 @@ class ExpertLoad(StepStatistic):
         if jnp.issubdtype(x.dtype, jnp.integer):
             tokens = self._tokens(x)
         else:
-            tokens = jnp.zeros(self.channels, jnp.uint32)
+            tokens = jnp.zeros((self.channels, 2), jnp.uint32)
             x = jnp.maximum(x, jnp.finfo(x.dtype).min)  # a masked expert is above one that was already chosen
             for _ in range(self.top_k):  # XLA gathers a batch that is split over devices before `lax.top_k`
                 best = x.argmax(-1)
-                tokens += self._tokens(best)
+                tokens = _uint64.add(tokens, self._tokens(best))
                 x = jnp.where(self._is_expert(best), -jnp.inf, x)
-        return Numbers(tokens[..., None], _empty(tokens), _empty(tokens))
+        return Numbers(tokens[:, None], _empty(tokens), _empty(tokens))
 
     def _is_expert(self, indices: jax.Array) -> jax.Array:
         """Returns one-hot booleans."""
@@ -246,7 +247,7 @@ class ExpertLoad(StepStatistic):
         return indices[..., None] == experts.reshape(*[1] * indices.ndim, self.channels)
 
     def _tokens(self, indices: jax.Array) -> jax.Array:
-        return self._is_expert(indices).sum(tuple(range(indices.ndim)), dtype=jnp.uint32)
+        return _uint64.total(self._is_expert(indices), tuple(range(indices.ndim)))
 
     def read(self, state: Mapping[str, Any]) -> ExpertLoadResult:
         tokens = self.totals(state).counts[..., 0]
@@ -277,7 +278,7 @@ class UpdateRatio(StepStatistic):
 
     def reduce(self, *arrays: Any) -> Numbers:
         sums = jnp.stack([jnp.square(jnp.abs(x).astype(jnp.float32)).sum() for x in arrays])
-        return _only_finite(np.uint32(arrays[0].size), sums, None)
+        return _only_finite(arrays[0].size, sums, None)
 
     def read(self, state: Mapping[str, Any]) -> Any:
         sums = self.totals(state).sums[..., 0, :]
@@ -296,16 +297,17 @@ def is_empty(result: Any, role: str) -> bool:
     return field is not None and not np.any(getattr(result, field))
 
 
-def _only_finite(entries: Any, sums: jax.Array, largest: Any) -> Numbers:
+def _only_finite(entries: int, sums: jax.Array, largest: Any) -> Numbers:
     """Returns the numbers of a single channel; all are 0 if one of them is NaN or infinite."""
     finite = jnp.isfinite(sums).all()
-    count = jnp.where(finite, entries, np.uint32(0))[None, None]
+    count = jnp.where(finite, _uint64.full((1, 1), entries), np.uint32(0))
     top = jnp.zeros((1, 0), jnp.float32) if largest is None else largest[None, None]
     return Numbers(count, jnp.where(finite, sums, 0.0)[None], top)
 
 
-def _empty(like: jax.Array) -> jax.Array:
-    return jnp.zeros((*like.shape, 0), jnp.float32)
+def _empty(counts: jax.Array) -> jax.Array:
+    """Returns no sums, or no largest value, for channels with the given counts."""
+    return jnp.zeros((counts.shape[0], 0), jnp.float32)
 
 
 def _is_float(x: Any) -> bool:

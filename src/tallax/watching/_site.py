@@ -17,10 +17,10 @@ from tallax._errors import TraceError
 from tallax._mesh_axes import mapped_axes, marked, varying_axes
 from tallax.statistics import Statistic
 from tallax.watching._notes import note
-from tallax.watching._reduction import FRAME, Layout, from_frame, zeros_on_rows
+from tallax.watching._reduction import LANES, Layout, Parts, parts_from, zeros_on_rows
 from tallax.watching._step_statistic import StepStatistic, take_together
-from tallax.watching._summary import Summary, update_together
-from tallax.watching._tap import LANES, parts_of_lanes, tap
+from tallax.watching._summary import Summary, in_one, update_together
+from tallax.watching._tap import TOKEN, Uses, bounded, tap
 
 INPUT, OUTPUT, GRADIENT = "input", "output", "output_gradient"
 HISTOGRAM = "_histogram"
@@ -68,12 +68,13 @@ class Site(BackwardObserver):
 
     def _summarize(self, summary: Summary, role: str, leaves: list[Any]) -> None:
         """Updates a summary; in a step of `value_and_grad` only the numbers of the step, which `absorb` adds to it."""
-        frames = vars(self).get("frames")
-        if frames is None:
+        variable = vars(self).get(_step_of(role))
+        if variable is None:
             summary.observe(leaves)
             return
-        place, values = self._framed.index(role), frames.get_raw_value()
-        frames.set_raw_value(values.at[place].set(summary.add_to_frame(values[place], leaves)))
+        step = variable.get_raw_value()
+        is_first = step is _beginnings.get(self._key(role))
+        variable.set_raw_value(summary.add_to_step(step, leaves, is_first=is_first))
 
     def observe_presets(self, source: str, leaves: Sequence[Any]) -> None:
         """Updates the statistics of presets with a source; in a step of `value_and_grad`, only the numbers of the step.
@@ -110,9 +111,13 @@ class Site(BackwardObserver):
         return {name: x for name, x in self.statistics.items() if isinstance(x, StepStatistic) and ":" not in name}
 
     @property
-    def _framed(self) -> list[str]:
-        """The roles whose numbers are collected during a step."""
-        return [role for role in (INPUT, OUTPUT) if isinstance(vars(self).get(role), Summary)]
+    def _stepped(self) -> dict[str, Summary | StepStatistic]:
+        """The statistics whose numbers are collected during a step."""
+        summaries = {role: vars(self).get(role) for role in (INPUT, OUTPUT)}
+        return {role: x for role, x in summaries.items() if isinstance(x, Summary)} | self._presets
+
+    def _key(self, role: str) -> tuple[int, str, str]:
+        return self.watch, self.site, role
 
     # --- the backward pass --------------------------------------------------------------------------------------------
 
@@ -133,25 +138,32 @@ class Site(BackwardObserver):
         if token.ndim > (1 if summary.rows is None else 2):
             note(self.watch, self.site, GRADIENT, _NOT_MAPPED)
             return value
+        start, uses = _beginnings.get(self._key(GRADIENT), (None, Uses()))
+        is_direct = token is start
         due, layout = summary.due(), Layout(summary.rows, summary.axis, kept=summary.words._replica_axes)
         due = None if due is None else jnp.asarray(due)
 
         def tapped(leaf: Any) -> Any:
-            return tap(leaf, token, due, layout) if _is_floats(leaf) and isinstance(leaf, jax.Array) else leaf
+            if not (_is_floats(leaf) and isinstance(leaf, jax.Array)):
+                return leaf
+            uses.count += 1
+            # A leaf of another trace, as inside `vmap`, may stand for many.
+            if not (is_direct and type(leaf) is type(token)):
+                uses.is_direct = False
+                _used_within.add(self._key(GRADIENT))
+            return tap(leaf, token, due, layout, uses)
 
         return jax.tree.map(tapped, value, is_leaf=_is_node)
 
     def token(self) -> jax.Array | None:
         """Returns the token of the gradient of the output; an empty one if this is not watched."""
-        framed = self._framed
-        presets = list(self._presets.values())
-        if self.deterministic or not (framed or self._gradient or presets):
+        stepped = list(self._stepped.values())
+        if self.deterministic or not (stepped or self._gradient):
             return None
         if self._gradient is None:
-            stack = _shape_of_stack(vars(self)[framed[0]]) if framed else presets[0].stack
-            return jnp.zeros((*stack, 0), jnp.float32)
+            return jnp.zeros((*stepped[0].stack, 0), jnp.float32)
         words = self._gradient.words.get_raw_value()
-        token = zeros_on_rows((*words.shape[:-1], LANES), jnp.float32, words)
+        token = zeros_on_rows((*words.shape[:-1], TOKEN), jnp.float32, words)
         # The cotangent of a token that is the same on all replicas would be summed over them.
         return marked(token, self._gradient.words._replica_axes)
 
@@ -160,47 +172,41 @@ class Site(BackwardObserver):
         # Variables, so that the transformations within the model thread them as they thread all state.
         if self._gradient is not None:
             self.token_variable = nnx.Variable(token)
-        if framed := self._framed:
-            summary = vars(self)[framed[0]]
-            rows = () if summary.rows is None else (summary.rows,)
-            shape = (*_shape_of_stack(summary), len(framed), *rows, FRAME)
-            zeros = zeros_on_rows(shape, jnp.uint32, summary.words.get_raw_value())
-            self.frames = nnx.Variable(marked(zeros, summary.words._replica_axes))
-        for role, statistic in self._presets.items():
-            setattr(self, _step_of(role), nnx.Variable(statistic.no_step()))
+            key = self._key(GRADIENT)
+            _beginnings[key] = token, Uses(is_direct=key not in _used_within)
+        for role, statistic in self._stepped.items():
+            step = _beginnings[self._key(role)] = statistic.no_step()
+            setattr(self, _step_of(role), nnx.Variable(step))
 
     def detach(self) -> Any:
-        """Removes what `attach` added, and returns the numbers of the step."""
+        """Removes what `attach` added, and returns the numbers of the step by role."""
         if self._gradient is not None:
             del self.token_variable
-        names = [*(["frames"] if self._framed else []), *map(_step_of, self._presets)]
-        seen = {name: vars(self)[name].get_raw_value() for name in names}
-        for name in names:
-            delattr(self, name)
+        seen = {role: vars(self)[_step_of(role)].get_raw_value() for role in self._stepped}
+        for role in seen:
+            delattr(self, _step_of(role))
+        for role in (GRADIENT, *seen):
+            _beginnings.pop(self._key(role), None)
         return seen
 
     @classmethod
     def absorb(cls, observers: Sequence[Site], cotangents: Sequence[jax.Array], seen: Sequence[Any]) -> None:
         """Updates the statistics with the numbers of the step, and with those of its gradients."""
         # Tensors that were not looked at, because of `every`, have zeros in all numbers, which add nothing.
-        framed: list[tuple[Summary, jax.Array]] = []
+        observed: list[tuple[Summary, jax.Array]] = []
         tapped: list[tuple[Summary, jax.Array]] = []
         steps: list[tuple[StepStatistic, jax.Array]] = []
         for site, cotangent, numbers in zip(observers, cotangents, seen, strict=True):
-            frames = numbers.get("frames")
-            for role in site._presets:
-                site._take(steps, role, numbers[_step_of(role)])
-            for place, role in enumerate(site._framed):
-                depth = len(_shape_of_stack(vars(site)[role]))
-                site._take(framed, role, frames[(slice(None),) * depth + (place,)])
+            for role, statistic in site._stepped.items():
+                site._take(observed if isinstance(statistic, Summary) else steps, role, numbers[role])
             if site._gradient is not None:
                 site._take(tapped, GRADIENT, cotangent)
         if steps:
             take_together(*zip(*steps, strict=True))
-        for pairs, read in ((framed, from_frame), (tapped, parts_of_lanes)):
-            if pairs:
-                summaries, values = zip(*pairs, strict=True)
-                update_together(summaries, values, lambda _, values, read=read: read(jnp.stack(values)), is_gated=False)
+        # All together, as each group of summaries takes a dozen kernels.
+        pairs = [*observed, *tapped]
+        summaries, values = [summary for summary, _ in pairs], [value for _, value in pairs]
+        update_together(summaries, values, _read_together, is_gated=False)
 
     def _take(self, into: list[tuple[Any, jax.Array]], role: str, value: jax.Array) -> None:
         statistic = vars(self)[role]
@@ -210,14 +216,30 @@ class Site(BackwardObserver):
             into.append((statistic, value))
 
 
+def _read_together(summaries: Sequence[Summary], values: Sequence[jax.Array]) -> Parts:
+    """Returns the numbers of some lanes, and of the cotangents of tokens, which come behind them."""
+    start = sum(x.shape[-1] == LANES for x in values)
+    is_split = summaries[0].rows is not None
+    tables = [in_one([x[None] for x in part], is_split=is_split) for part in (values[:start], values[start:]) if part]
+    parts = parts_from(jnp.concatenate([table[..., :LANES] for table in tables]))
+    if start == len(values):
+        return parts
+    return parts._replace(largest=jnp.concatenate([parts.largest[:start], bounded(parts.largest[start:], tables[-1])]))
+
+
 def _step_of(role: str) -> str:
     """Returns the attribute with the numbers of a preset during a step."""
     return f"{role} of the step"
 
 
-def _shape_of_stack(summary: Summary) -> tuple[int, ...]:
-    return summary.words.get_raw_value().shape[: -1 if summary.rows is None else -2]
+# What each site begins a step with, by watch, site and role: the array of a role that is observed, or the token and its
+# uses. If the Variable of the step still has this very array, no transformation lies between, and nothing was observed
+# so far. It is kept here, because an attribute of the site would be part of the graph of the model.
+_beginnings: dict[tuple[int, str, str], Any] = {}
 
+# The sites that were ever used within a transformation of the step. If an inner `jit` was traced before, JAX does not
+# run its function again, and so its use of a site is not seen.
+_used_within: set[tuple[int, str, str]] = set()
 
 _CLOSED_OVER = "a transformed function closes over the module, so its state cannot be written; pass it as an argument"
 _NOT_MAPPED = (
@@ -228,9 +250,7 @@ _NOT_MAPPED = (
 
 def _problem(statistic: Statistic) -> str | None:
     """Returns the reason why a statistic cannot be updated here; None if it can."""
-    if (isinstance(statistic, Summary) and not statistic.is_whole()) or (
-        isinstance(statistic, StepStatistic) and statistic.stack
-    ):
+    if isinstance(statistic, Summary | StepStatistic) and statistic.stack:
         return _NOT_MAPPED
     axes = mapped_axes()
     if axes and not varying_axes(jax.lax.axis_index(axes[0])):
@@ -245,9 +265,7 @@ def unwritable(statistic: Statistic) -> str | None:
         try:
             variable.set_raw_value(raw)  # changes nothing, and raises where a write would
         except TraceError:
-            return (
-                "a transformed function closes over the module, so its state cannot be written; pass it as an argument"
-            )
+            return _CLOSED_OVER
     return None
 
 

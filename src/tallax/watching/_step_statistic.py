@@ -23,14 +23,14 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_batching import custom_vmap
 
 from tallax import _uint64
 from tallax._arrays import is_traced, unsplit
 from tallax._mesh_axes import axes_of_equal, axes_to_combine, marked, on_first
 from tallax.statistics import Statistic, _two_floats
 from tallax.statistics._statistic import exact_or_traced
-from tallax.variables import Buffer, Counter
+from tallax.variables import Buffer, Counter, cut, stack
+from tallax.watching._reduction import axis_of_rows, bits_of, floats_of, in_first_row, with_all_of_vmap
 
 _SMALL = 2**14  # entries, of tensors that are copied into one before they are reduced
 
@@ -38,7 +38,7 @@ _SMALL = 2**14  # entries, of tensors that are copied into one before they are r
 class Numbers(NamedTuple):
     """The numbers of some tensors for each channel."""
 
-    counts: jax.Array  # uint32[channels, counts]
+    counts: Any  # uint32[channels, counts, 2]: two words each
     sums: jax.Array  # float32[channels, sums]
     largest: jax.Array  # float32[channels, 0 or 1]
 
@@ -75,7 +75,13 @@ class StepStatistic(Statistic):
     _dtypes: ClassVar[Mapping[str, Any]] = {"words": np.dtype(np.uint32)}
 
     def __init__(
-        self, channels: int, *, every: int = 1, window: int | None = None, rows: int | None = None, axis: int | None = 0
+        self,
+        channels: int,
+        *,
+        every: int = 1,
+        window: int | None = None,
+        rows: int | None = None,
+        axis: int | None = 0,
     ):
         super().__init__()
         self.channels, self.every, self.window, self.rows, self.axis = channels, every, window, rows, axis
@@ -121,10 +127,15 @@ class StepStatistic(Statistic):
                 words = self.words_of(arrays)
             else:
                 words = _combined(self._as_words(self.reduce(*arrays)), how.over, self.merged)
-                words = words if self.rows is None else _in_first_row(words, self.rows)
+                words = words if self.rows is None else in_first_row(words, self.rows)
             return self.merged(step, on_first(words, how.once))
 
-        return _lanes_together(add)(step, due, arrays)
+        def add_if_due(step: jax.Array, due: Any, arrays: tuple[Any, ...]) -> jax.Array:
+            if due is None:
+                return add(step, arrays)
+            return jax.lax.cond(due, add, lambda step, _: step, step, arrays)
+
+        return with_all_of_vmap(add_if_due, 0)(step, due, arrays)
 
     def words_of(self, arrays: tuple[Any, ...]) -> jax.Array:
         """Returns the numbers of some arrays as words."""
@@ -134,14 +145,16 @@ class StepStatistic(Statistic):
         """Returns whether the next update looks at the tensors: None if every one does, or a boolean."""
         return None if self.every == 1 else self._next(self.every)
 
-    def begin(self) -> tuple[Any, Any]:
-        """Counts an update; returns its number, two words, and the state that it is added to."""
+    def begin(self) -> Any:
+        """Counts an update; returns the state that it is added to."""
         restart = None if self.window is None else self._next(self.window)
         self.updates.increment(1, axis_name=())
-        words = jnp.asarray(self.words._stored())
-        if restart is not None:
-            words = jnp.where(jnp.asarray(restart), jnp.uint32(0), words)
-        return jnp.asarray(self.updates._words()), words
+        words = self.words._stored()
+        return words if restart is None else jnp.where(jnp.asarray(restart), jnp.uint32(0), words)
+
+    def start_at(self, updates: int) -> None:
+        """Sets the number of updates so far."""
+        self.updates.set(updates)
 
     def _next(self, n: int) -> Any:
         return self.updates.every(n).reshape(-1)[0]
@@ -156,11 +169,11 @@ class StepStatistic(Statistic):
     # --- words --------------------------------------------------------------------------------------------------------
 
     def _as_words(self, numbers: Numbers) -> jax.Array:
-        counts = _uint64.pair(unsplit(numbers.counts))
-        sums = _bits(unsplit(numbers.sums))
+        counts = unsplit(jnp.asarray(numbers.counts))
+        sums = bits_of(unsplit(numbers.sums))
         parts = [counts.reshape(*counts.shape[:-2], 2 * self.counts), sums, jnp.zeros_like(sums)]
         if self.has_largest:
-            largest = _bits(unsplit(numbers.largest))
+            largest = bits_of(unsplit(numbers.largest))
             parts += [largest, jnp.zeros((*largest.shape[:-1], 2), jnp.uint32)]
         return jnp.concatenate(parts, -1)
 
@@ -171,11 +184,11 @@ class StepStatistic(Statistic):
         pairs = [words[..., :n].reshape(*words.shape[:-1], self.counts, 2) for words in (left, right)]
         parts = [_uint64.add(*pairs).reshape(*left.shape[:-1], n)]
         if m:
-            ours, theirs = [(_floats(words[..., high]), _floats(words[..., low])) for words in (left, right)]
-            parts += [_bits(part) for part in _two_floats.add(ours, theirs)]
+            ours, theirs = [(floats_of(words[..., high]), floats_of(words[..., low])) for words in (left, right)]
+            parts += [bits_of(part) for part in _two_floats.add(ours, theirs)]
         if self.has_largest:
             is_empty, adds_none = (_uint64.is_zero(words[..., :2]) for words in (left, right))
-            ours, theirs = (_floats(words[..., largest]) for words in (left, right))
+            ours, theirs = (floats_of(words[..., largest]) for words in (left, right))
             earlier = (theirs == ours) & _uint64.less(right[..., -2:], left[..., -2:])
             better = ~adds_none & (is_empty | (theirs > ours) | earlier)
             parts.append(jnp.where(better[..., None], right[..., largest:], left[..., largest:]))
@@ -190,7 +203,7 @@ class StepStatistic(Statistic):
         pairs = words[..., :n].reshape(*words.shape[:-1], self.counts, 2)
         if traced:
             counts = _uint64.to_int32(functools.reduce(_uint64.add, jnp.moveaxis(pairs, -4, 0)))
-            floats = _floats(words)
+            floats = floats_of(words)
         else:
             counts = _uint64.to_uint64(np.ascontiguousarray(pairs)).sum(-3, dtype=np.uint64)
             floats = np.ascontiguousarray(words).view(np.float32).astype(np.float64)
@@ -235,14 +248,17 @@ def take_together(statistics: Sequence[StepStatistic], steps: Sequence[jax.Array
         groups.setdefault((type(statistic), steps[k].shape, statistic.window), []).append(k)
     for members in groups.values():
         chosen = [statistics[k] for k in members]
-        at, before = (jnp.stack(each) for each in zip(*(statistic.begin() for statistic in chosen), strict=True))
+        before = stack([statistic.begin() for statistic in chosen])
         step = jnp.stack([steps[k] for k in members])
         if chosen[0].has_largest:
+            at = jnp.stack([jnp.asarray(statistic.updates._words()) for statistic in chosen])
             at = at.reshape(*at.shape[:-1], *[1] * (step.ndim - at.ndim), 2)
             step = step.at[..., -2:].set(jnp.broadcast_to(at, (*step.shape[:-1], 2)))
         after = chosen[0].merged(before, step)
-        for position, statistic in enumerate(chosen):
-            statistic.words.set_value(after[position])
+        is_split = chosen[0].rows is not None
+        parts = list(after) if is_split else cut(after.reshape(-1), [after.shape[1:]] * len(chosen))
+        for statistic, words in zip(chosen, parts, strict=True):
+            statistic.words.set_value(words)
 
 
 def steps_together(statistics: Sequence[StepStatistic], arrays: Sequence[tuple[Any, ...]]) -> list[jax.Array]:
@@ -276,16 +292,15 @@ def steps_together(statistics: Sequence[StepStatistic], arrays: Sequence[tuple[A
 
 
 def _by_rows(
-    reduce: Callable[..., Numbers], arrays: tuple[Any, ...], rows: int | None, axis: int | None, limit: int
+    reduce: Callable[..., Numbers], arrays: tuple[Any, ...], rows: int | None, start: int | None, limit: int
 ) -> Numbers:
     """Returns the numbers of each part of the batch, so that each device of a mesh reduces its own part alone."""
     if rows is None:
         return reduce(*arrays)
     shape = arrays[0].shape
-    if axis is not None:
-        axis = next((k for k in (axis, *range(limit)) if k < limit and shape[k] and shape[k] % rows == 0), None)
-    if axis is None:  # no axis can be split over the rows, so all is in the first row
-        return jax.tree.map(lambda part: _in_first_row(part, rows), reduce(*arrays))
+    axis = axis_of_rows(shape[:limit], rows, start)
+    if axis is None:
+        return jax.tree.map(lambda part: in_first_row(part, rows), reduce(*arrays))
 
     def is_split(x: Any) -> bool:
         return x is not None and x.ndim > axis and x.shape[axis] == shape[axis]
@@ -297,49 +312,9 @@ def _by_rows(
     return jax.vmap(reduce, [axis if is_split(x) else None for x in arrays])(*split)
 
 
-def _in_first_row(part: jax.Array, rows: int) -> jax.Array:
-    return jnp.zeros((rows, *part.shape), part.dtype).at[0].set(part)
-
-
 def _combined(words: jax.Array, over: tuple[Hashable, ...], merge: Callable[..., jax.Array]) -> jax.Array:
     """Returns the words of all replicas together, by one all-reduce of a table with a row for each replica."""
     replicas = int(np.prod([jax.lax.axis_size(axis) for axis in over]))
     rows = marked(jnp.zeros((replicas, *words.shape), jnp.uint32), over).at[jax.lax.axis_index(over)].set(words)
     rows = jax.lax.psum(rows, over)
     return functools.reduce(merge, [rows[k] for k in range(replicas)])
-
-
-def _lanes_together(add: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Returns a gated function that under `vmap` takes the entries of all lanes, if they share the state.
-
-    Without this rule `vmap` would make one state for each lane, which no Variable can hold.
-    """
-
-    def gated(step: jax.Array, due: Any, arrays: tuple[Any, ...]) -> jax.Array:
-        if due is None:
-            return add(step, arrays)
-        return jax.lax.cond(due, add, lambda step, _: step, step, arrays)
-
-    mapped = custom_vmap(gated)
-
-    @mapped.def_vmap
-    def in_vmap(size: int, is_mapped: Any, step: Any, due: Any, arrays: tuple[Any, ...]) -> tuple[Any, bool]:
-        if any(jax.tree.leaves(is_mapped[:2])):
-            axes = jax.tree.map(lambda each: 0 if each else None, is_mapped)
-            return jax.vmap(gated, axes, axis_size=size)(step, due, arrays), True
-        whole = [
-            x if x is None or each else jnp.broadcast_to(x, (size, *x.shape))
-            for x, each in zip(arrays, is_mapped[2], strict=True)
-        ]
-        return mapped(step, due, tuple(whole)), False
-
-    del in_vmap  # which `mapped` keeps
-    return mapped
-
-
-def _floats(words: Any) -> jax.Array:
-    return jax.lax.bitcast_convert_type(words, jnp.float32)
-
-
-def _bits(floats: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(floats, jnp.uint32)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,30 +15,35 @@ import numpy as np
 
 from tallax import _uint64
 from tallax._arrays import is_traced
-from tallax._mesh_axes import AxisName, axes_of_equal, axes_to_combine, on_first
+from tallax._mesh_axes import AxisName, axes_of_equal, axes_to_combine, marked, on_first
 from tallax.statistics import Statistic
 from tallax.statistics._statistic import exact_or_traced, unboxed
-from tallax.variables import Buffer, Counter
+from tallax.variables import Buffer, Counter, cut, stack
 from tallax.watching._reduction import (
     AT,
     COUNTS,
     HIGH,
+    LANES,
     LARGEST,
     LOW,
     NONFINITE_AT,
+    UPDATES,
     WORDS,
     Layout,
     Parts,
-    When,
+    added,
+    begun,
     folded,
-    framed,
     in_auto_axes,
+    lanes_of,
     merged,
     observed,
-    parts_of,
+    parts_from,
+    zeros_on_rows,
 )
 
-_merged = jax.jit(merged, inline=True)
+_begun = jax.jit(begun, static_argnums=1, inline=True)
+_merged = jax.jit(merged, static_argnames="is_replica", inline=True)
 
 
 @jax.tree_util.register_dataclass
@@ -76,8 +82,8 @@ class Summary(Statistic):
 
     | field | shape | dtype | reset value | reduction |
     |---|---|---|---|---|
-    | updates | () | an exact `Counter` | 0 | replicated |
-    | words | (15,), or (rows, 15): counts, the largest magnitude, sums | uint32 | 0 | merged |
+    | words | (17,), or (rows, 17): counts, the largest magnitude, sums, updates | uint32 | 0 | merged |
+    | updates | (), only with rows: the number of updates, on every device | an exact `Counter` | 0 | replicated |
 
     Args:
         every: the tensors are looked at in every n-th update.
@@ -105,29 +111,41 @@ class Summary(Statistic):
         super().__init__(axis_name=axis_name)
         self.every, self.window = every, window
         self.rows, self.axis, self.spec = rows, axis, spec
-        self.updates: Counter = Counter(persistent=persistent, reduce="replicated")
         self.words: Buffer = Buffer(self._initial_words(), persistent=persistent)
+        if rows is not None:
+            self.updates: Counter = Counter(persistent=persistent, reduce="replicated")
 
     def _initial_words(self) -> np.ndarray:
         return np.zeros((WORDS,) if self.rows is None else (self.rows, WORDS), np.uint32)
 
-    def is_whole(self) -> bool:
-        """Returns whether the state is that of one module, and not that of a whole stack of modules."""
-        return self.words.get_raw_value().ndim == (1 if self.rows is None else 2)
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """The shape of the stack of modules whose state this is; `()` inside a scan, and for a module on its own."""
+        return self.words.get_raw_value().shape[: -1 if self.rows is None else -2]
+
+    def start_at(self, updates: int) -> None:
+        """Sets the number of updates so far."""
+        words = self._initial_words()
+        words[..., UPDATES] = _uint64.from_int(updates)
+        self.words.set_value(words)
+        if self.rows is not None:
+            self.updates.set(updates)
 
     def due(self) -> Any:
         """Returns whether the next update looks at the tensors: None if every one does, or a boolean."""
-        return None if self.every == 1 else self._next(self.every)
+        if self.every == 1:
+            return None
+        if self.rows is not None:  # the rows of the words are split over the devices, so to read one is a collective
+            return self.updates.every(self.every).reshape(-1)[0]
+        updates = self.words._stored().reshape(-1, WORDS)[0, UPDATES]  # the same in a whole stack
+        if isinstance(updates, np.ndarray):
+            return _uint64.to_int(updates) % self.every == 0
+        return _uint64.divisible(updates, self.every)
 
-    def _next(self, n: int) -> Any:
-        """Returns whether the number of updates so far is a multiple of `n`; one for a whole stack."""
-        return self.updates.every(n).reshape(-1)[0]
-
-    def _when(self) -> When:
-        """Counts the update, and returns when it takes place."""
-        due, restart = self.due(), None if self.window is None else self._next(self.window)
-        self.updates.increment(1, axis_name=())
-        return When(self.updates._words(), due, restart)
+    def count(self) -> None:
+        """Counts an update on all devices of a mesh; `begun` counts it in the words."""
+        if self.rows is not None:
+            self.updates.increment(1, axis_name=())
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         self.observe([x], where)
@@ -135,28 +153,42 @@ class Summary(Statistic):
     def observe(self, leaves: Sequence[Any], where: Any = None) -> None:
         """Takes one update with several tensors, whose entries are counted together."""
         how = axes_to_combine(*leaves, where, state=self.words, axis_name=self.axis_name, alike=True)
-        when = self._when()
-        if not is_traced(when.due) and when.due is not None:
-            if not when.due:
+        before, due = self.words._stored(), self.due()
+        self.count()
+        if due is not None and not is_traced(due):
+            if not due:
+                self.words.set_value(_begun(before, self.window))
                 return
-            when = when._replace(due=None)
+            due = None
         leaves = [jax.lax.stop_gradient(jnp.asarray(leaf)) for leaf in leaves]
-        before = self.words._stored()
-        after = observed(before, when, leaves, where, Layout(self.rows, self.axis, how.over))
-        self.words.set_value(on_first(after, how.once, otherwise=0) if how.once else after)
+        after = observed(before, due, leaves, where, Layout(self.rows, self.axis, how.over), self.window)
+        self.words.set_value(on_first(after, how.once, otherwise=_begun(before, self.window)) if how.once else after)
 
-    def add_to_frame(self, frame: jax.Array, leaves: Sequence[Any]) -> jax.Array:
-        """Returns the numbers of a step after some more tensors; `update_together` adds them to the state."""
+    def no_step(self) -> jax.Array:
+        """Returns the lanes of a step that has looked at nothing yet."""
+        words = self.words.get_raw_value()
+        zeros = zeros_on_rows((*words.shape[:-1], LANES), jnp.float32, words)
+        return marked(zeros, self.words._replica_axes)
+
+    def add_to_step(self, step: jax.Array, leaves: Sequence[Any], *, is_first: bool) -> jax.Array:
+        """Returns the lanes of a step after some more tensors; `update_together` adds them to the state.
+
+        Args:
+            step: the lanes so far.
+            leaves: the tensors.
+            is_first: whether it is known that the step has looked at nothing yet.
+        """
         how = axes_to_combine(*leaves, state=self.words, axis_name=self.axis_name, alike=True)
         leaves = [jax.lax.stop_gradient(jnp.asarray(leaf)) for leaf in leaves]
         due = None if self.every == 1 else jnp.asarray(self.due())
-        after = framed(frame, due, leaves, Layout(self.rows, self.axis, how.over))
-        return on_first(after, how.once, otherwise=frame)
+        after = added(step, due, leaves, Layout(self.rows, self.axis, how.over), is_first=is_first)
+        return on_first(after, how.once, otherwise=step)
 
     def reset(self) -> None:
         """Forgets everything that was fed."""
         self.refuse_casts()
-        self.updates.reset()
+        if self.rows is not None:
+            self.updates.reset()
         self.words[...] = np.zeros(self.words.shape, np.uint32)
 
     def compute(self) -> SummaryResult:
@@ -166,7 +198,7 @@ class Summary(Statistic):
     def read(self, state: Mapping[str, Any]) -> SummaryResult:
         """Returns the record of a state; see `Statistic.read`."""
         words = state["words"] if self.rows is not None else state["words"][..., None, :]
-        updates = exact_or_traced(state["updates"])
+        updates: Any = exact_or_traced(words[..., UPDATES]).max(-1)
         traced = isinstance(words, jax.Array)
         xp: Any = jnp if traced else np
         counts = words[..., COUNTS].reshape(*words.shape[:-1], 3, 2)
@@ -195,12 +227,14 @@ class Summary(Statistic):
         return SummaryResult(*unboxed(size, mean, rms, largest, at, zeros, nonfinite, fails, updates))
 
     def _merge(self, other: Summary, once: tuple[Hashable, ...] = ()) -> None:
-        self.updates._add_combined(on_first(other.updates._words(), once))
-        self._join(other, 0)
+        if self.rows is not None:
+            self.updates._add_combined(on_first(other.updates._words(), once))
+        words = on_first(other.words._stored(), once)
+        self.words.set_value(_merged(self.words._stored(), words, is_replica=False))
 
     def _join(self, replica: Summary, number: Any) -> None:
-        del number  # the replicas took the same updates
-        self.words.set_value(_merged(self.words._stored(), replica.words._stored()))
+        del number
+        self.words.set_value(_merged(self.words._stored(), replica.words._stored(), is_replica=True))
 
     def _configuration(self) -> dict[str, Any]:
         own: dict[str, Any] = {"every": self.every, "window": self.window, "rows": self.rows}
@@ -209,87 +243,122 @@ class Summary(Statistic):
 
 def update_together(
     summaries: Sequence[Summary],
-    values: Sequence[jax.Array],
-    reduce: Callable[[Sequence[Summary], Sequence[jax.Array]], Parts],
+    values: Sequence[Any],
+    reduce: Callable[[Sequence[Summary], Sequence[Any]], Parts],
     *,
     is_gated: bool = True,
 ) -> None:
     """Updates several summaries with one value each, whole stacks too.
 
     States of one shape are stacked and updated by the same operations. One by one, 204 parameters, gradients and
-    updates of a transformer added 29,000 lines to the program that is compiled, and so they add 15,000.
+    updates of a transformer added 29,000 lines to the program that is compiled.
 
     Args:
         summaries: the summaries.
-        values: one array for each.
+        values: an array for each, or a tree of arrays.
         reduce: returns the numbers of some summaries, stacked, from them and their values.
         is_gated: whether `every` applies; the first summary decides for all, as all were updated equally often.
     """
     if not summaries:
         return
-    whens = [summary._when() for summary in summaries]
     groups: dict[Any, list[int]] = {}
     for k, summary in enumerate(summaries):
         groups.setdefault((summary.words.get_raw_value().shape, summary.rows, summary.window), []).append(k)
+    due = summaries[0].due() if is_gated else None
+    for summary in summaries:
+        summary.count()
+    states = [stack([summaries[k].words._stored() for k in members]) for members in groups.values()]
+    states = [begun(state, window) for state, (_, _, window) in zip(states, groups, strict=True)]
 
-    def after(words: list[Any], values: list[Any], whens: list[When]) -> list[Any]:
-        new: list[Any] = [None] * len(words)
-        for members in groups.values():
-            chosen = [summaries[k] for k in members]
-            before = jnp.stack([words[k] for k in members])
-            if chosen[0].window is not None:
-                restarts = jnp.stack([jnp.asarray(whens[k].restart) for k in members])
-                before = jnp.where(restarts.reshape(-1, *[1] * (before.ndim - 1)), jnp.uint32(0), before)
-            at = jnp.stack([jnp.asarray(whens[k].at) for k in members])
-            at = at if chosen[0].rows is None else at[..., None, :]
-            stacked = folded(before, reduce(chosen, [values[k] for k in members]), at)
-            for position, k in enumerate(members):
-                once = axes_of_equal(values[k], summaries[k].words)
-                new[k] = on_first(stacked[position], once, otherwise=before[position])
+    def after(states: list[Any], values: list[Any]) -> list[Any]:
+        new = []
+        for state, members in zip(states, groups.values(), strict=True):
+            every = folded(state, reduce([summaries[k] for k in members], [values[k] for k in members]))
+            once = [axes_of_equal(values[k], summaries[k].words) for k in members]
+            if any(once):
+                rows = [on_first(every[k], axes, otherwise=state[k]) for k, axes in enumerate(once)]
+                every = jnp.stack(rows)
+            new.append(every)
         return new
 
-    def after_if_due(words: list[Any], values: list[Any], whens: list[When]) -> list[Any]:
-        return jax.lax.cond(whens[0].due, after, lambda words, *_: words, words, values, whens)
+    def after_if_due(due: jax.Array, states: list[Any], values: list[Any]) -> list[Any]:
+        return jax.lax.cond(due, after, lambda states, _: states, states, values)
 
-    words, due = [jnp.asarray(summary.words._stored()) for summary in summaries], whens[0].due if is_gated else None
-    if due is None or (not is_traced(due) and due):
-        words = in_auto_axes(after, words)(words, list(values), whens)
-    elif is_traced(due):
-        words = in_auto_axes(after_if_due, words)(words, list(values), whens)
-    else:
-        return
-    for summary, new in zip(summaries, words, strict=True):
-        summary.words.set_value(new)
+    if is_traced(due):
+        states = in_auto_axes(after_if_due, states)(due, states, list(values))
+    elif due is None or due:
+        states = in_auto_axes(after, states)(states, list(values))
+    for state, members in zip(states, groups.values(), strict=True):
+        # A table that is split over devices is not flattened, since that would move it between them.
+        is_split = summaries[members[0]].rows is not None
+        rows = list(state) if is_split else cut(state.reshape(-1), [state.shape[1:]] * len(members))
+        for k, row in zip(members, rows, strict=True):
+            summaries[k].words.set_value(row)
 
 
 _SMALL = 2**14  # entries, of tensors that are copied into one before they are reduced
 
 
-def parts_of_tensors(summaries: Sequence[Summary], values: Sequence[jax.Array]) -> Parts:
+def parts_of_tensors(summaries: Sequence[Summary], values: Sequence[Any]) -> Parts:
     """Returns the numbers of tensors, stacked: one for each summary, in which a stack has a row for each module.
 
-    Small tensors of one shape, such as all biases, are copied into one array, which takes fewer operations to compile.
+    Small tensors, such as biases, are copied into one array, with zeros behind the shorter ones: the library reduces
+    only large arrays, and each kernel of XLA's own takes 20 ms to compile.
 
     Args:
         summaries: a summary for each tensor.
-        values: the tensors.
+        values: the tensors, or pairs of tensors whose differences are meant.
     """
-    groups: dict[Any, list[int]] = {}
+    small: dict[tuple[tuple[int, ...], int], list[int]] = {}
+    order, lanes = [], []
     for k, (summary, value) in enumerate(zip(summaries, values, strict=True)):
-        depth = summary.words.get_raw_value().ndim - (1 if summary.rows is None else 2)
-        alone = k if value.size > _SMALL or summary.rows is not None else None
-        layout = Layout(summary.rows, summary.axis)
-        groups.setdefault((value.shape, value.dtype, depth, layout, alone), []).append(k)
-    parts: list[Any] = [None] * len(values)
-    for (_, _, depth, layout, alone), members in groups.items():
-        reduce = _over(depth, functools.partial(parts_of, where=None, layout=layout))
-        if alone is not None:
-            parts[alone] = reduce(values[alone])
+        x = jax.tree.leaves(value)[0]
+        if x.size <= _SMALL and summary.spec is None and jnp.issubdtype(x.dtype, jnp.floating):
+            length = math.prod(x.shape[len(summary.stack) :])
+            small.setdefault((summary.stack, 1 << max(length - 1, 0).bit_length()), []).append(k)
             continue
-        reduced = jax.vmap(reduce)(jnp.stack([values[k] for k in members]))
-        for n, k in enumerate(members):
-            parts[k] = jax.tree.map(lambda part, n=n: part[n], reduced)
-    return jax.tree.map(lambda *each: jnp.stack(each), *parts)
+        layout = Layout(summary.rows, summary.axis)
+        reduce = _over(len(summary.stack), functools.partial(lanes_of, where=None, layout=layout))
+        lanes.append(reduce(value[0] - value[1] if isinstance(value, tuple) else value)[None])
+        order.append(k)
+    for (modules, length), members in small.items():
+        lanes.append(_lanes_of_small(modules, length, [values[k] for k in members]))
+        order += members
+    together = in_one(lanes, is_split=summaries[0].rows is not None)
+    return parts_from(together[np.argsort(order)] if small else together)  # a gather of a split array is a collective
+
+
+def _lanes_of_small(modules: tuple[int, ...], length: int, values: Sequence[Any]) -> jax.Array:
+    """Returns the lanes of several tensors that have at most `length` entries for each module of a stack."""
+
+    def padded(x: jax.Array) -> jax.Array:
+        flat = x.astype(jnp.float32).reshape(*modules, -1)
+        return jnp.concatenate([flat, jnp.zeros((*modules, length - flat.shape[-1]))], -1)
+
+    pairs = [k for k, value in enumerate(values) if isinstance(value, tuple)]
+    others = [k for k in range(len(values)) if k not in set(pairs)]
+    rows = [in_one([padded(values[k])[None] for k in others])] if others else []
+    if pairs:
+        new, old = (in_one([padded(values[k][part])[None] for k in pairs]) for part in (0, 1))
+        rows.append(new - old)
+    together = jnp.concatenate(rows)[np.argsort([*others, *pairs])] if len(rows) > 1 else rows[0]
+    lanes = _over(1 + len(modules), functools.partial(lanes_of, where=None, layout=Layout()))(together)
+    sizes = [math.prod(jax.tree.leaves(value)[0].shape[len(modules) :]) for value in values]
+    entries = jnp.asarray([[size, 0, 0] for size in sizes], jnp.float32).reshape(-1, *[1] * len(modules), 3)
+    entries = jnp.broadcast_to(entries, (*lanes.shape[:-1], 3))
+    return jnp.concatenate([lanes[..., :4], entries, lanes[..., 7:]], -1)
+
+
+def in_one(arrays: Sequence[jax.Array], *, is_split: bool = False) -> jax.Array:
+    """Returns the concatenation of arrays. XLA copies flat ones without a kernel for each.
+
+    Args:
+        arrays: the arrays.
+        is_split: whether they are split over devices, and must not be flattened.
+    """
+    if is_split:
+        return jnp.concatenate(arrays)
+    return jnp.concatenate([x.reshape(-1) for x in arrays]).reshape(-1, *arrays[0].shape[1:])
 
 
 def _over(depth: int, reduce: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gradients of activations: an identity whose backward rule reports the numbers of the gradient as a cotangent.
 
-`tap(x, token, due)` returns `x`. Its backward rule returns the gradient of `x` unchanged, and the numbers of this
+`tap(x, token, due, ...)` returns `x`. Its backward rule returns the gradient of `x` unchanged, and the lanes of this
 gradient as the cotangent of the token. JAX adds up the cotangents of all uses of a token, under `scan`, `remat`, `vmap`
 and `cond` alike, and `tallax.value_and_grad` reads the sum. Nothing is perturbed, and no gradient is kept.
 
-A cotangent can only be added to, which decides its lanes:
-
-    0       the number of uses
-    1-3     sum, sum of squares, largest magnitude
-    4-9     size, zeros, nonfinite: two digits of 12 and 20 bits each, so that 4,096 uses in one step add up exactly
-    10-73   a lane for each power of two from 2**-44 to 2**19: the number of uses whose largest magnitude has that size
-
-After a single use lane 3 is the largest magnitude. After several it is only their sum, and the highest lane that is in
-use bounds the largest magnitude within a factor of two.
+A cotangent can only be added to. So the lanes of `_reduction`, which all add up but the largest magnitude, are followed
+by 64 lanes, one for each power of two from 2**-44 to 2**19: the number of uses whose largest magnitude has that size.
+After a single use the largest magnitude is exact. After several it is only their sum, and the highest of these lanes
+that is in use bounds it within a factor of two. If it is known that a token is used once (`Uses`), the 64 lanes stay
+zero, and the backward rule compiles no kernel but the library's reductions. An inner `jit` that was traced before is
+not seen again, so a site that was ever used within a transformation keeps the 64 lanes.
 """
 
 from __future__ import annotations
@@ -25,41 +22,56 @@ import jax
 import jax.numpy as jnp
 
 from tallax._mesh_axes import marked, on_first, varying_axes
-from tallax.watching._reduction import Layout, Parts, in_auto_axes, parts_of
+from tallax.watching._reduction import LANES, Layout, Parts, in_auto_axes, lanes_from, lanes_of, parts_of
 
-_DIGIT = 12
 _LOWEST, _POWERS = -44, 64
-_FIRST_POWER = 10
-LANES = _FIRST_POWER + _POWERS
+TOKEN = LANES + _POWERS
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def tap(x: jax.Array, token: jax.Array, due: jax.Array | None, layout: Layout) -> jax.Array:
+class Uses:
+    """The number of taps of a token that were traced; `is_direct` if all are outside of any transformation."""
+
+    def __init__(self, *, is_direct: bool = True):
+        self.count, self.is_direct = 0, is_direct
+
+    @property
+    def is_single(self) -> bool:
+        return self.is_direct and self.count == 1
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def tap(x: jax.Array, token: jax.Array, due: jax.Array | None, layout: Layout, uses: Uses) -> jax.Array:
     """Returns `x`.
 
     Args:
         x: an array of floats.
-        token: float32[*rows, LANES].
+        token: float32[*rows, TOKEN].
         due: whether the backward rule looks at the gradient; None if it always does.
         layout: the rows of the token.
+        uses: the uses of the token; the backward rule runs after all of them were traced.
     """
-    del token, due, layout
+    del token, due, layout, uses
     return x
 
 
-def _forward(x: jax.Array, token: jax.Array, due: Any, layout: Layout) -> tuple[jax.Array, Any]:
-    del layout
+def _forward(x: jax.Array, token: jax.Array, due: Any, layout: Layout, uses: Uses) -> tuple[jax.Array, Any]:
+    del layout, uses
     return x, (token, due)  # the token for its type alone; nothing reads its value, so XLA keeps no memory for it
 
 
-def _backward(layout: Layout, residuals: Any, gradient: jax.Array) -> tuple[Any, ...]:
+def _backward(layout: Layout, uses: Uses, residuals: Any, gradient: jax.Array) -> tuple[Any, ...]:
     token, due = residuals
     over = tuple(sorted(varying_axes(gradient) - varying_axes(token), key=str))
     shape, varying = token.shape, tuple(varying_axes(token))
     once = tuple(sorted(set(layout.kept) - varying_axes(gradient), key=str))
 
     def numbers(gradient: jax.Array) -> jax.Array:
-        return marked(on_first(_lanes(parts_of(gradient, None, layout._replace(over=over))), once), varying)
+        if uses.is_single and not over:
+            lanes = lanes_of(gradient, None, layout)
+            lanes = jnp.concatenate([lanes, jnp.zeros((*lanes.shape[:-1], _POWERS))], -1)
+        else:
+            lanes = _with_powers(parts_of(gradient, None, layout._replace(over=over)))
+        return marked(on_first(lanes, once), varying)
 
     if due is None:
         return gradient, in_auto_axes(numbers, token)(gradient), None
@@ -73,21 +85,10 @@ def _backward(layout: Layout, residuals: Any, gradient: jax.Array) -> tuple[Any,
 tap.defvjp(_forward, _backward)
 
 
-def _lanes(parts: Parts) -> jax.Array:
-    counts = parts.counts
-    digits = jnp.stack([counts & (2**_DIGIT - 1), counts >> _DIGIT], -1).reshape(*counts.shape[:-1], 6)
+def _with_powers(parts: Parts) -> jax.Array:
     power = jnp.clip(_exponent(parts.largest) - _LOWEST, 0, _POWERS - 1)
     one_hot = jax.nn.one_hot(power, _POWERS, dtype=jnp.bool_) & (parts.largest > 0)[..., None]
-    return jnp.concatenate(
-        [
-            jnp.ones_like(parts.largest)[..., None],
-            parts.sums,
-            parts.largest[..., None],
-            digits.astype(jnp.float32),
-            one_hot.astype(jnp.float32),
-        ],
-        -1,
-    )
+    return jnp.concatenate([lanes_from(parts), one_hot.astype(jnp.float32)], -1)
 
 
 def _exponent(x: jax.Array) -> jax.Array:
@@ -95,12 +96,13 @@ def _exponent(x: jax.Array) -> jax.Array:
     return ((jax.lax.bitcast_convert_type(x, jnp.uint32) >> 23) & 0xFF).astype(jnp.int32) - 127
 
 
-def parts_of_lanes(lanes: jax.Array) -> Parts:
-    """Returns the numbers that the cotangent of a token stands for."""
-    digits = lanes[..., 4:_FIRST_POWER].astype(jnp.uint32).reshape(*lanes.shape[:-1], 3, 2)
-    counts = digits[..., 0] + (digits[..., 1] << _DIGIT)
-    used = lanes[..., _FIRST_POWER:] > 0
-    highest = _POWERS - 1 - jnp.argmax(used[..., ::-1], -1)
+def bounded(largest: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Returns the largest magnitudes that the cotangents of tokens stand for, or at least as large a bound.
+
+    Args:
+        largest: float32[tokens, *rows], the sum over all uses of a token.
+        tokens: float32[tokens, *rows, TOKEN], the cotangents.
+    """
+    highest = _POWERS - 1 - jnp.argmax(tokens[..., : LANES - 1 : -1] > 0, -1)
     bound = jnp.where(highest == _POWERS - 1, jnp.inf, jnp.exp2((highest + _LOWEST + 1).astype(jnp.float32)))
-    largest = jnp.where(lanes[..., 0] > 1, jnp.minimum(lanes[..., 3], bound), lanes[..., 3])
-    return Parts(lanes[..., 1:3], largest, counts)
+    return jnp.where(tokens[..., 0] > 1, jnp.minimum(largest, bound), largest)
