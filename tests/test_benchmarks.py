@@ -16,6 +16,7 @@ import benchmarks
 from benchmarks import __main__ as command
 from benchmarks import _report, first_step, statecheck, transformer
 from benchmarks._timing import Case, Group, measure
+from tests.quick import cell
 
 TINY = transformer.Size(layers=1, width=8, heads=2, vocabulary=8, sequences=2, tokens=4)
 SMALL = {  # what to call `group` with, so that a case compiles in a second or two
@@ -192,9 +193,7 @@ def test_only_check_turns_a_missed_limit_into_a_failure(tmp_path, monkeypatch, c
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # one case is the deprecated spelling
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.thorough] * (name not in QUICK)) for name in benchmarks.GROUPS]
-)
+@pytest.mark.parametrize("name", [cell(name, quick=name in QUICK) for name in benchmarks.GROUPS])
 def test_every_case_of_every_group_runs(name, tmp_path):
     """Once each, so that `make bench` does not rot; groups that name a missing reference raise when they are made."""
     group = importlib.import_module(benchmarks.GROUPS[name]).group(*SMALL.get(name, ()))

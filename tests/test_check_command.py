@@ -19,6 +19,7 @@ from tallax.checking._command import check
 from tallax.checking._command_inputs import found, input_of, loaded, modules_in
 from tallax.checking._exercise import graded, write_starter
 from tallax.checking._process import check_file
+from tests.quick import cell
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -160,9 +161,9 @@ def test_one_with_failures(file, capfd):
         (":Dies", "died of signal 6, at: plain calls"),
         (":Raises", "got:  RuntimeError: not today"),
         (":RaisesWhenMade", "got:  RuntimeError: not made today, at: plain calls"),
-        pytest.param(":Exits", "exited with code 0, at: plain calls", marks=pytest.mark.thorough),
-        pytest.param(":Nobody", "modules: Right, Wrong, Hangs, Exits, Dies", marks=pytest.mark.thorough),
-        pytest.param("", "name the module to check", marks=pytest.mark.thorough),
+        cell(":Exits", "exited with code 0, at: plain calls", quick=False),
+        cell(":Nobody", "modules: Right, Wrong, Hangs, Exits, Dies", quick=False),
+        cell("", "name the module to check", quick=False),
     ],
 )
 def test_two_if_it_could_not_run(file, capfd, name, says):
@@ -250,7 +251,7 @@ def test_ctrl_c_prints_the_partial_report(file, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        pytest.param("def f(:\n", "SyntaxError", marks=pytest.mark.thorough),
+        cell("def f(:\n", "SyntaxError", quick=False),
         ("import no_such_package\n", "ModuleNotFoundError"),
     ],
 )

@@ -20,6 +20,7 @@ import tallax
 from tallax.checking import _transformations as package
 from tests.cases import STATE_CASES, TRANSFORMATIONS, Everything, Model, assert_same_state, batch, call, leaves
 from tests.meshes import AXES, P, mesh_of, placed
+from tests.quick import cell
 
 pytestmark = pytest.mark.slow
 
@@ -163,10 +164,7 @@ CELLS = {
 }
 
 
-IN_A_STEP = [
-    pytest.param(name, marks=[] if name in ("scan of grad of remat-tree", "cond-graph") else pytest.mark.thorough)
-    for name in CELLS
-]
+IN_A_STEP = [cell(name, quick=name in ("scan of grad of remat-tree", "cond-graph")) for name in CELLS]
 
 
 # What floats add up to depends on how XLA fuses a program, so `nnx.jit` of two calls is not two calls, either.
@@ -856,7 +854,7 @@ def test_an_object_without_state():
 
 @pytest.mark.parametrize(
     ("kind", "split"),
-    [("auto", True), ("explicit", True), *(pytest.param(kind, False, marks=pytest.mark.thorough) for kind in AXES)],
+    [("auto", True), ("explicit", True), *(cell(kind, False, quick=False) for kind in AXES)],
 )
 def test_sharded_objects(kind, split, caplog):
     """Batches on a mesh count whole, parameters keep their sharding, and one program serves all steps."""

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 import tallax
+from tests.quick import cell
 
 
 class Net(nnx.Module):
@@ -89,7 +90,7 @@ PLAIN = {"step": nnx.jit(train), "evaluate": nnx.jit(evaluate)}
 
 
 @pytest.mark.usefixtures("drops_programs")
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.thorough) for seed in range(2, 6))])
+@pytest.mark.parametrize("seed", [0, 1, *(cell(seed, quick=False) for seed in range(2, 6))])
 def test_random_host_actions(seed):
     """Changes of mode, layers, attributes and counts between calls of two steps on one model leave the same state."""
     rng = np.random.default_rng(seed)

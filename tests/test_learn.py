@@ -21,6 +21,7 @@ from tallax.learning._grade import MISTAKES, Failure, Grade
 from tallax.learning._graders import Interrupted, failure_of
 from tallax.learning._saved_progress import SavedProgress
 from tallax.learning._screen import View, screen
+from tests.quick import cell
 
 ROOT = pathlib.Path(__file__).parents[1]
 ANSWERS = pathlib.Path(__file__).parent / "exercises"
@@ -76,10 +77,10 @@ def mistake_of(path):
 def cases(paths):
     """Returns the paths as parameters, all but the quick ones marked as thorough."""
     return [
-        pytest.param(
+        cell(
             path,
             id=f"{path.parent.name}-{path.stem}",
-            marks=[] if path.parent.name in QUICK or path.stem.split("__")[0] in QUICK else pytest.mark.thorough,
+            quick=path.parent.name in QUICK or path.stem.split("__")[0] in QUICK,
         )
         for path in paths
     ]
@@ -88,9 +89,7 @@ def cases(paths):
 # --- the exercises ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.thorough) for name in ORDER]
-)
+@pytest.mark.parametrize("name", [cell(name, quick=name in QUICK) for name in ORDER])
 def test_a_start_file_passes_a_test_of_its_output_and_fails_here(name):
     """It prints the right number, and its grade names a mistake of the exercise."""
     start = FOLDERS / name / "start.py"

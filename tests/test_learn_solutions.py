@@ -13,6 +13,7 @@ import pytest
 
 from tallax.learning._exercises import exercises
 from tallax.learning._graders import Grader, Interrupted
+from tests.quick import cell
 
 FIRST = exercises()[0]
 
@@ -57,9 +58,7 @@ QUICK = ("exits", "crashes", "tampers with the grader", "forges")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[] if kind in QUICK else pytest.mark.thorough) for kind in SOLUTIONS]
-)
+@pytest.mark.parametrize("kind", [cell(kind, quick=kind in QUICK) for kind in SOLUTIONS])
 def test_no_file_grades_itself(tmp_path, grader, kind):
     """A file that ends the process, writes to every descriptor or replaces functions fails, with its own sentence."""
     path = tmp_path / "solution.py"

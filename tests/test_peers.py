@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from tests.quick import cell
+
 SCRIPT = pathlib.Path(__file__).parent / "peers" / "flax_nnx.py"
 SPEC = importlib.util.spec_from_file_location("flax_nnx", SCRIPT)
 flax_nnx = importlib.util.module_from_spec(SPEC)
@@ -141,7 +143,7 @@ def test_each_failure_is_expected_or_a_fault(checkout, tmp_path):
 @pytest.mark.parametrize(
     ("text", "limit"),
     [
-        pytest.param("import no_such_module\n", 100, marks=pytest.mark.thorough),
+        cell("import no_such_module\n", 100, quick=False),
         ("import time\ndef test_waits():\n    time.sleep(100)\n", 2),
     ],
     ids=["no-import", "no-end"],

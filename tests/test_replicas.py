@@ -14,6 +14,7 @@ import tallax
 from tallax.statistics import Histogram, LogHistogram, Rate
 from tests.cases import MODES
 from tests.meshes import AXES, KINDS, STATISTICS, P, assert_counted_alike, collectives, feed, mesh_of, placed
+from tests.quick import cell
 
 X = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
 MASK = X[:, :1] > -0.5
@@ -204,7 +205,7 @@ def test_state_broadcast_over_vmap_counts_every_lane_once_or_raises(name):
 # --- every type, every mesh, every mode -------------------------------------------------------------------------------
 
 # The mesh of one axis, and the batch that is split over one of two, are special cases of the others.
-SPECIAL = [pytest.param(name, marks=pytest.mark.thorough) for name in ("1d", "2d-data")]
+SPECIAL = [cell(name, quick=False) for name in ("1d", "2d-data")]
 LAYOUTS = {  # the shape and names of a mesh, and how the batch lies on it
     "1d": ((8,), ("data",), P("data")),
     "2d-data": ((4, 2), ("data", "model"), P("data")),

@@ -15,9 +15,10 @@ import tallax
 from tallax.checking import _transformations as package
 from tallax.checking._transformations import GRAPH, NO_UPDATES, TREE
 from tallax.watching._reduction import Layout, lanes_of, parts_from
+from tests.quick import by_turns, cell
 from tests.watch_errors import MISTAKES, Block, Layer, Net
 
-unoptimized = pytest.mark.usefixtures("standard_promotion")  # compiles in a third of the time
+standard_promotion = pytest.mark.usefixtures("standard_promotion")
 MODES = {mode.name: mode for mode in (GRAPH, NO_UPDATES, TREE)}
 
 
@@ -67,16 +68,6 @@ def assert_summary(result, arrays, *, first=0, exact=False):
     assert result.largest_at == first + 1 + int(np.argmax(sizes))
 
 
-def thinned(ways, modes):
-    """Returns every way in every mode, of which the diagonal is quick and the others are thorough."""
-    modes = list(modes)
-    return [
-        (how, mode) if column == row % len(modes) else pytest.param(how, mode, marks=pytest.mark.thorough)
-        for row, how in enumerate(ways)
-        for column, mode in enumerate(modes)
-    ]
-
-
 # --- what is seen in the forward pass -------------------------------------------------------------------------------
 
 CELLS = {
@@ -96,10 +87,8 @@ QUICK = {
 }
 
 
-@unoptimized
-@pytest.mark.parametrize(
-    "cell", [name if name in QUICK else pytest.param(name, marks=pytest.mark.thorough) for name in CELLS]
-)
+@standard_promotion
+@pytest.mark.parametrize("cell", [name if name in QUICK else cell(name, quick=False) for name in CELLS])
 def test_every_transformation_in_every_mode(cell):
     """Inputs and outputs under each transformation are those of plain calls, and so is what the model returns."""
     transformation, mode = CELLS[cell]
@@ -125,8 +114,8 @@ def test_every_transformation_in_every_mode(cell):
         assert set(watch.unseen) == set(watch.sites)
 
 
-@unoptimized
-@pytest.mark.parametrize(("how", "mode"), thinned(["loop", "scan", "remat", "cond", "vmap"], MODES))
+@standard_promotion
+@pytest.mark.parametrize(("how", "mode"), by_turns(["loop", "scan", "remat", "cond", "vmap"], MODES, one_in=len(MODES)))
 def test_transformations_within_the_model(how, mode):
     """Blocks under scan, remat, cond and vmap are seen as in a loop, one row for each layer of a stack."""
     with MODES[mode].active():
@@ -211,11 +200,11 @@ def assert_bit_equal(left, right):
 TRAININGS = [
     ("loop", 1),
     ("scan", 2),
-    *(pytest.param(how, every, marks=pytest.mark.thorough) for how in ("remat", "cond") for every in (1, 2)),
+    *(cell(how, every, quick=False) for how in ("remat", "cond") for every in (1, 2)),
 ]
 
 
-@unoptimized
+@standard_promotion
 @pytest.mark.parametrize(("how", "every"), TRAININGS)
 def test_training_is_bit_equal(how, every):
     """Training runs the same operations: compiled one by one, they give the same parameters, bit for bit."""
@@ -225,6 +214,7 @@ def test_training_is_bit_equal(how, every):
     assert_bit_equal(parameters(watched), parameters(plain))
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize(("how", "every"), TRAININGS)
 def test_training_with_fusion_differs_at_most_in_the_last_bit(how, every):
     """XLA may fuse the operations of a watched step differently: one bias of jax 0.12 differs by a unit."""
@@ -234,8 +224,11 @@ def test_training_with_fusion_differs_at_most_in_the_last_bit(how, every):
         assert np.abs(value - plain[path]).max() <= 4 * np.spacing(np.abs(plain[path]).max()), path
 
 
-@unoptimized
-@pytest.mark.parametrize(("how", "mode"), thinned(["loop", "scan", "remat", "cond", "vmap"], [*MODES, "compile_step"]))
+@standard_promotion
+@pytest.mark.parametrize(
+    ("how", "mode"),
+    by_turns(["loop", "scan", "remat", "cond", "vmap"], [*MODES, "compile_step"], one_in=len(MODES) + 1),
+)
 def test_gradients_of_activations(how, mode):
     """The gradients of outputs are those of explicit perturbations of the outputs."""
     compiled = mode == "compile_step"
@@ -276,8 +269,8 @@ def _perturbed_gradients(net, x, names):
     return jax.jit(jax.grad(loss))({name: jnp.zeros(tensors(net, x)[name].shape) for name in names})
 
 
-@unoptimized
-@pytest.mark.parametrize(("how", "mode"), thinned(["loop", "scan"], [*MODES, "compile_step"]))
+@standard_promotion
+@pytest.mark.parametrize(("how", "mode"), by_turns(["loop", "scan"], [*MODES, "compile_step"], one_in=len(MODES) + 1))
 def test_parameters_gradients_and_updates(how, mode):
     """Those that the watch sees are the parameters before each update, the gradients, and the differences."""
     steps, seen = 3, []
@@ -313,7 +306,7 @@ def test_parameters_gradients_and_updates(how, mode):
                 assert_summary(result, arrays)
 
 
-@unoptimized
+@standard_promotion
 def test_a_spike_in_one_backward_pass():
     """A gradient that is multiplied in one step, in one layer, is found with its step and its site."""
 
@@ -354,7 +347,7 @@ def test_a_spike_in_one_backward_pass():
     assert str(watch).splitlines()[2].partition(":")[2].startswith("output_gradient")
 
 
-@unoptimized
+@standard_promotion
 def test_gradient_accumulation():
     """Each backward pass of a step is one update, and so is each update of the optimizer."""
 
@@ -370,7 +363,7 @@ def test_gradient_accumulation():
         assert result.updates == (6 if ":output" in name or ":input" in name else 3), name
 
 
-@unoptimized
+@standard_promotion
 def test_a_layer_that_is_used_several_times():
     """The numbers of all uses are together; the largest gradient of several uses is bounded within a factor of 2."""
 
@@ -394,7 +387,7 @@ def test_a_layer_that_is_used_several_times():
     assert (watch.result()["layer:output"].size, watch.result()["layer:output"].updates) == (48, 1)
 
 
-@unoptimized
+@standard_promotion
 def test_a_layer_that_is_used_again_by_a_compiled_function():
     """A use by an inner `jit` counts, also if JAX has traced it before and traces only the other use again."""
     model = Layer(3, 3, nnx.Rngs(0))
@@ -411,7 +404,7 @@ def test_a_layer_that_is_used_again_by_a_compiled_function():
     assert 64 <= result.largest <= 128
 
 
-@unoptimized
+@standard_promotion
 def test_tensors_that_are_not_finite():
     """A tensor with NaN or infinity is counted, with its first step, and left out of the other numbers."""
 
@@ -433,7 +426,7 @@ def test_tensors_that_are_not_finite():
 # --- options --------------------------------------------------------------------------------------------------------
 
 
-@unoptimized
+@standard_promotion
 def test_every_looks_at_every_nth_step():
     """With `every=2` the first, third and fifth steps are looked at, under their own numbers."""
     model = Net(blocks=1)
@@ -449,7 +442,7 @@ def test_every_looks_at_every_nth_step():
     assert result.largest_at == 1 + 2 * int(np.argmax([np.abs(output).max() for output in outputs]))
 
 
-@unoptimized
+@standard_promotion
 def test_window_starts_again():
     """With a window the numbers are those of the steps since the last multiple of it."""
     model, plain = Net(blocks=1), Net(blocks=1)
@@ -461,7 +454,7 @@ def test_window_starts_again():
     assert watch.result()["first:output_gradient"].size == 32
 
 
-@unoptimized
+@standard_promotion
 def test_steps_go_on_from_the_model_s_counter():
     """A watch that is set up in the middle of a run counts the steps of the run."""
     model = Net(blocks=1)
@@ -475,7 +468,7 @@ def test_steps_go_on_from_the_model_s_counter():
     assert watch.result()["first:output"].largest_at == 8
 
 
-@unoptimized
+@standard_promotion
 def test_evaluation_is_not_counted():
     """In evaluation mode neither the forward pass nor the backward pass is counted."""
     model = Net(blocks=1)
@@ -490,7 +483,7 @@ def test_evaluation_is_not_counted():
     assert {result.updates for result in watch.result().values()} == {1}
 
 
-@unoptimized
+@standard_promotion
 def test_statistics_of_your_own_and_histograms():
     """`statistic=` and `histograms=` keep any statistic, also of the rows of a stack."""
     model = Net("scan")
@@ -523,7 +516,7 @@ def test_sites_by_glob_class_and_predicate():
     assert len(chosen("**")) == 8
 
 
-@unoptimized
+@standard_promotion
 def test_other_methods():
     """`method=` watches another method than `__call__`."""
 
@@ -617,7 +610,7 @@ def test_checkpoints_of_a_watched_model(tmp_path):
     assert tallax.Watch(other).result()["blocks/0:output"].updates == 2
 
 
-@unoptimized
+@standard_promotion
 def test_names_in_logs():
     """`Logger` writes each number of a site under the path of the module and the role."""
     records = []
@@ -638,7 +631,7 @@ def test_names_in_logs():
 # --- what is not seen -----------------------------------------------------------------------------------------------
 
 
-@unoptimized
+@standard_promotion
 def test_unseen_has_the_reasons():
     """Each site that was asked for and not seen is named, with the reason."""
 
@@ -674,7 +667,7 @@ def test_unseen_has_the_reasons():
     assert "not seen: 9" in str(watch)
 
 
-@unoptimized
+@standard_promotion
 def test_a_state_that_is_thrown_away():
     """A call on a copy whose state is not returned is reported."""
     model = Net(blocks=1)
@@ -686,7 +679,7 @@ def test_a_state_that_is_thrown_away():
     }
 
 
-@unoptimized
+@standard_promotion
 def test_a_stack_whose_state_is_not_mapped():
     """A scan that does not map over the state of the watch trains on, and says how to map over it."""
     model = Net("scan")
@@ -696,7 +689,7 @@ def test_a_stack_whose_state_is_not_mapped():
     assert watch.unseen["blocks/up:output"].startswith("the whole stack of modules was used at once")
 
 
-@unoptimized
+@standard_promotion
 def test_a_module_that_was_replaced():
     """A site whose module was replaced is reported as gone."""
     model = Net(blocks=1)

@@ -14,6 +14,7 @@ import tallax
 from benchmarks._collectives import collectives
 from tests.meshes import P, mesh_of
 from tests.meshes import collectives as kinds_of
+from tests.quick import cell
 
 ALL = {"inputs": True, "output_gradients": True, "parameters": True, "gradients": True, "updates": True}
 
@@ -184,8 +185,8 @@ PRESETS = [tallax.watching.dead_units("up"), tallax.watching.update_ratio("up")]
     ("options", "axes"),
     [
         ({"output_gradients": True}, ("data", "model")),
-        pytest.param({**ALL, "presets": PRESETS}, ("data", "model"), marks=pytest.mark.thorough),
-        pytest.param({**ALL, "presets": PRESETS, "every": 2}, ("data",), marks=pytest.mark.thorough),
+        cell({**ALL, "presets": PRESETS}, ("data", "model"), quick=False),
+        cell({**ALL, "presets": PRESETS, "every": 2}, ("data",), quick=False),
     ],
     ids=["outputs", "everything", "every-2"],
 )

@@ -14,8 +14,9 @@ import tallax
 from tallax import watching
 from tallax.checking._transformations import GRAPH, NO_UPDATES, TREE
 from tests.meshes import P, collectives
+from tests.quick import cell
 
-unoptimized = pytest.mark.usefixtures("standard_promotion")
+standard_promotion = pytest.mark.usefixtures("standard_promotion")
 MODES = {mode.name: mode for mode in (GRAPH, NO_UPDATES, TREE)}
 WIDTH, HEADS, UNITS, EXPERTS, TOP_K = 8, 2, 16, 4, 2
 
@@ -214,14 +215,14 @@ def assert_as_by_hand(watch, seen, how="loop", steps=None):
 
 WAYS = [
     ("scan", "compile_step"),
-    *(pytest.param("loop", mode, marks=pytest.mark.thorough) for mode in MODES),
-    *(pytest.param("scan", mode, marks=pytest.mark.thorough) for mode in MODES),
-    pytest.param("remat", "graph_updates=False", marks=pytest.mark.thorough),
-    *(pytest.param(how, "graph", marks=pytest.mark.thorough) for how in ("remat", "cond", "vmap")),
+    *(cell("loop", mode, quick=False) for mode in MODES),
+    *(cell("scan", mode, quick=False) for mode in MODES),
+    cell("remat", "graph_updates=False", quick=False),
+    *(cell(how, "graph", quick=False) for how in ("remat", "cond", "vmap")),
 ]
 
 
-@unoptimized
+@standard_promotion
 @pytest.mark.parametrize(("how", "mode"), WAYS)
 def test_presets_are_as_by_hand_and_training_is_bit_equal(how, mode):
     """In every mode and under every transformation, the numbers are right and the parameters those without a watch."""
@@ -233,8 +234,8 @@ def test_presets_are_as_by_hand_and_training_is_bit_equal(how, mode):
         assert value.tobytes() == plain[-1][name].tobytes(), name
 
 
-@unoptimized
-@pytest.mark.parametrize("mode", ["tree", *(pytest.param(mode, marks=pytest.mark.thorough) for mode in MODES)])
+@standard_promotion
+@pytest.mark.parametrize("mode", ["tree", *(cell(mode, quick=False) for mode in MODES)])
 def test_presets_in_plain_calls(mode):
     """Outside of `value_and_grad`, each call of a module is an update, in every mode."""
     model = Net()
@@ -253,8 +254,8 @@ def test_presets_in_plain_calls(mode):
     assert watch.result()["blocks/0:massive_activations"].entries == 2 * batch(0).size
 
 
-@unoptimized
-@pytest.mark.parametrize("options", [{"every": 2}, pytest.param({"window": 2}, marks=pytest.mark.thorough)], ids=str)
+@standard_promotion
+@pytest.mark.parametrize("options", [{"every": 2}, cell({"window": 2}, quick=False)], ids=str)
 def test_every_and_window(options):
     """Presets look at every n-th step, and start again after a window, as summaries do."""
     _, watch, seen = trained(steps=3, **options)
@@ -270,7 +271,7 @@ def test_every_and_window(options):
     np.testing.assert_allclose(watch.result()[f"{name}:update_ratio"], expected, rtol=1e-4)
 
 
-@unoptimized
+@standard_promotion
 def test_expert_load_of_indices_and_empty_results():
     """A router may return the numbers of the experts. Nothing seen means zeros, and a line in `unseen`."""
 
@@ -331,7 +332,7 @@ def attended(function, *args, heads=4, **kwargs):
     return watch.result()[":attention"]
 
 
-@unoptimized
+@standard_promotion
 def test_attention_with_masks_biases_scales_and_shared_keys():
     """The logits are those after scale, bias and mask, also if heads share keys or a query may attend to nothing."""
     query, key = (jax.random.normal(jax.random.key(k), (3, 5, heads, 6)) for k, heads in enumerate((4, 2)))
@@ -351,7 +352,7 @@ def test_attention_with_masks_biases_scales_and_shared_keys():
     np.testing.assert_allclose(result.entropy, entropy.sum((0, 2)) / seen.sum((0, 2)), rtol=1e-4)
 
 
-@unoptimized
+@standard_promotion
 def test_logits_that_are_all_negative():
     """The largest logit may be negative, and its step is right."""
     query, key = jnp.ones((2, 3, 1, 4)), -jnp.ones((2, 3, 1, 4))
@@ -361,7 +362,7 @@ def test_logits_that_are_all_negative():
 
 @pytest.mark.parametrize(
     "spec",
-    [pytest.param(P(), id="data-parallel"), pytest.param(P("data"), id="fully sharded", marks=pytest.mark.thorough)],
+    [pytest.param(P(), id="data-parallel"), cell(P("data"), id="fully sharded", quick=False)],
 )
 def test_no_collective_is_added_and_the_numbers_are_those_of_one_device(spec):
     """On eight devices the step has no collective more, the same parameters, and the same numbers."""
@@ -396,7 +397,7 @@ def test_no_collective_is_added_and_the_numbers_are_those_of_one_device(spec):
             np.testing.assert_allclose(left, right, rtol=1e-4, err_msg=name)
 
 
-@unoptimized
+@standard_promotion
 def test_inside_shard_map():
     """Inside `shard_map` the numbers of all replicas are combined."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -420,7 +421,7 @@ def test_inside_shard_map():
             np.testing.assert_allclose(left, right, rtol=1e-5)
 
 
-@unoptimized
+@standard_promotion
 def test_merge_and_reset():
     """Statistics of presets merge like all statistics: the numbers of both, and the earlier of two equal extremes."""
 
@@ -440,7 +441,7 @@ def test_merge_and_reset():
     assert left.compute().entries == 0
 
 
-@unoptimized
+@standard_promotion
 def test_remove_and_copies():
     """A removed watch leaves an equal model; copies and pickles are watched, also the attention function."""
     model = Net(blocks=1)
@@ -460,7 +461,7 @@ def test_remove_and_copies():
     assert model.blocks[0].attention.attention_fn is nnx.dot_product_attention
 
 
-@unoptimized
+@standard_promotion
 def test_names_in_logs_and_the_table():
     """`Logger` writes the numbers of presets under the path and the preset, and the table has a line for each."""
     records = []
@@ -482,7 +483,7 @@ def test_names_in_logs_and_the_table():
     assert any(line.startswith("blocks/0/up:dead_units ") and "dead 1, share 0.0625" in line for line in lines)
 
 
-@unoptimized
+@standard_promotion
 def test_unseen_has_the_reasons():
     """A module that a preset cannot see is named, with the reason and the remedy."""
 
@@ -544,7 +545,7 @@ class Mlp(nnx.Module):
         return self.hidden(nnx.relu(self.first(x)))
 
 
-@unoptimized
+@standard_promotion
 def test_coordinate_check():
     """The exponents are the known ones, at the start and after steps of Adam with one learning rate for all widths."""
 
