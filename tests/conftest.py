@@ -3,6 +3,7 @@
 
 import gc
 import pathlib
+import zlib
 
 import jax
 import pytest
@@ -37,9 +38,9 @@ def standard_promotion(drops_programs):
 #   test_processes       two processes of two devices, four processes, explicit meshes; two processes of one device
 #   test_demo            the finished run once more, Ctrl-C; one run with its table and plots, Ctrl-C before it begins
 #   test_differentiation half of filters x modes, and four of six modes of the longest; every filter, every mode
-#   test_matrix          half of transformations x modes, two of three reads in a derivative; every transformation, mode
+#   test_matrix          three of four transformations x modes, two of three reads in a derivative; every transformation, mode
 #   test_per_replica     half of splits, modes and types x kinds of mesh; every split, mode and type, on either kind
-#   test_several_steps   two of four ways in which steps bind their objects; the other two, 120 calls each
+#   test_several_steps   three of four ways in which steps bind their objects; the mixed way, 120 calls
 #   test_statistic_laws  dtypes of the types other than one; two dtypes of every type
 #   test_log_histogram   two of three forms x lengths x sizes; every form with every length and size
 #   test_host_numbers    spellings under x64 other than 64-bit arrays; these two, and all without x64
@@ -47,6 +48,27 @@ def standard_promotion(drops_programs):
 #   test_learn*          start files of nine of 12 exercises, four of eight tricks; every solution, the other tricks
 #   test_check_command   three of five ways to end, a syntax error; two ways, a missing import
 #   test_peers           a run of pytest under each substitution; the classifier, a file that does not end
+# Of these tests, one case in so many is quick, and the others are thorough. Every case is a program or a process of its
+# own; the quick ones are spread over the cases, so each value of a parameter is in some of them.
+ONE_IN = {
+    "test_every_optimizer_trains_as_optax_does": 6,
+    "test_all_state_is_global_under_jit": 2,
+    "test_all_state_is_global_in_shard_map": 2,
+    "test_an_update_is_one_all_reduce": 3,
+    "test_state_broadcast_over_vmap_counts_every_lane_once_or_raises": 3,
+    "test_no_collective_is_added": 3,
+    "test_parameters_stay_where_they_are": 2,
+    "test_numbers_are_those_of_tensors_captured_by_hand": 3,
+    "test_the_loop_is_that_of_nnx_jit": 2,
+    "test_a_solution_passes": 2,
+    "test_writes_in_a_branch": 3,
+    "test_writes_within": 3,
+    "test_an_operation_in_numpy_has_the_bits_of_xla": 2,
+    "test_collectives_of_a_step": 2,
+    "test_a_stack_has_a_row_for_each_lane": 2,
+    "test_replicas_combine": 2,
+    "test_two_kinds_of_step": 2,
+}
 # Thorough tests that run every night; before a change lands, CI runs the given share of each, spread over its cases.
 # All of them guard tools (statecheck, the linter) or repeat at random what fixed tests check in CI.
 NIGHTLY = {
@@ -73,16 +95,24 @@ NIGHTLY = {
 
 # The files that take longest begin: with two processes, whichever ends last would otherwise be alone for a minute.
 LONGEST = (
-    "test_matrix", "test_watch_presets", "test_watch", "test_statistic_laws", "test_differentiation", "test_programs",
-    "test_per_replica", "test_compile_step", "test_several_steps", "test_statecheck", "test_check_command",
-    "test_replicas", "test_laws", "test_demo", "test_processes", "test_checkpoints",
+    "test_watch", "test_watch_presets", "test_matrix", "test_per_replica", "test_watch_meshes", "test_compile_step",
+    "test_replicas", "test_statistic_laws", "test_differentiation", "test_several_steps", "test_processes",
+    "test_check_command", "test_scheduled_optimizers", "test_moments", "test_programs", "test_demo", "test_checkpoints",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the longest files first, and marks the cases of `NIGHTLY` that CI leaves out."""
+    """Puts the longest files first, and marks the cases of `ONE_IN` and `NIGHTLY` that are left out."""
     rank = {name: k for k, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(pathlib.Path(item.path).stem, len(rank)))
+    cases = {}
+    # By a hash of their names: parameters repeat with a period, which might be that of the choice.
+    for item in sorted(items, key=lambda item: zlib.crc32(item.name.encode())):
+        name = getattr(item, "originalname", None)
+        if name in ONE_IN and not item.get_closest_marker("thorough"):
+            number = cases[name] = cases.get(name, -1) + 1
+            if number % ONE_IN[name]:
+                item.add_marker("thorough")
     cases = {}
     for item in items:
         name = getattr(item, "originalname", None)  # an example in a document has none
