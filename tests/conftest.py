@@ -38,7 +38,7 @@ def standard_promotion(drops_programs):
 #   test_processes       two processes of two devices, four processes, explicit meshes; two processes of one device
 #   test_demo            the finished run once more, Ctrl-C; one run with its table and plots, Ctrl-C before it begins
 #   test_differentiation half of filters x modes, and four of six modes of the longest; every filter, every mode
-#   test_matrix          three of four transformations x modes, five of six reads in a derivative; every transformation, mode
+#   test_matrix          three of four transformations x modes, five of six reads in a derivative; the others of each
 #   test_per_replica     half of splits, modes and types x kinds of mesh; every split, mode and type, on either kind
 #   test_several_steps   three of four ways in which steps bind their objects; the mixed way, 120 calls
 #   test_statistic_laws  dtypes of the types other than one; two dtypes of every type
