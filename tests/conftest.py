@@ -45,7 +45,7 @@ def standard_promotion(drops_programs):
 #   test_log_histogram   two of three forms x lengths x sizes; every form with every length and size
 #   test_host_numbers    spellings under x64 other than 64-bit arrays; these two, and all without x64
 #   test_host_actions    four of six seeds; two
-#   test_learn*          half of the solutions, start files of nine of 12 exercises, half of the tricks; the others of each
+#   test_learn*          half of the solutions and tricks, start files of nine of 12 exercises; the others of each
 #   test_check_command   three of five ways to end, a syntax error; two ways, a missing import
 #   test_peers           a run of pytest under each substitution; the classifier, a file that does not end
 # Of these tests, one case in so many is quick, and the others are thorough. Every case is a program or a process of its
