@@ -24,6 +24,7 @@ from typing import Any
 import jax
 
 from benchmarks import _report
+from tallax._quick_compiles import compile_quickly
 from tallax.checking import statecheck
 from tallax.checking._process import environment
 from tests.right_modules import RIGHT
@@ -45,7 +46,7 @@ def check(name: str) -> dict[str, Any]:
         compiled += event == "/jax/core/compile/backend_compile_duration"
 
     jax.monitoring.register_event_duration_secs_listener(count)
-    jax.config.update("jax_disable_most_optimizations", True)  # as `tallax check` does
+    compile_quickly()  # as `tallax check` does
     warnings.simplefilter("ignore")
     began, cpu = time.perf_counter(), time.process_time()
     report = statecheck(case.make, *case.inputs, call=case.call, progress=False)

@@ -2,7 +2,6 @@
 """Runs that statecheck traces and evaluates operation by operation have the results of compiled runs."""
 
 import functools
-import gc
 
 import jax
 import jax.numpy as jnp
@@ -374,12 +373,3 @@ def test_no_run_is_shortened_after_a_finding(make, name, modes):
         assert program.is_copied
         cells = [cell for cell in transformations(program, reference) if isinstance(cell, Cell)]
     assert [cell.mode for cell in cells if cell.check == name and cell.outcome is Outcome.FAILED] == modes
-
-
-def test_the_garbage_collector_is_as_it_was():
-    """A check changes its thresholds and excludes older objects for its own time only."""
-    before = gc.get_threshold(), gc.get_freeze_count()
-    seen = []
-    tallax.statecheck(Noisy, X, on_progress=lambda check: seen.append(gc.get_freeze_count() > 0), limit_seconds=0)
-    assert seen[0]
-    assert (gc.get_threshold(), gc.get_freeze_count()) == before

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of XLA for a process that compiles many small programs and runs each a few times."""
+"""The settings of a process that compiles many small programs and runs each a few times."""
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 
 # XLA's fusion emitters for the CPU take 15 of the 40 ms of processor time in which jaxlib 0.10 compiles one operation,
@@ -16,3 +17,17 @@ def quick_xla_flags(present: str = "") -> str:
     """Returns the value of `XLA_FLAGS` for such a process, given the present value."""
     release = ".".join(importlib.metadata.version("jaxlib").split(".")[:2])
     return f"{present} {_WITHOUT_EMITTERS.get(release, '')}".strip()
+
+
+def compile_quickly() -> None:
+    """Sets up this process, which belongs to tallax alone, after its imports.
+
+    XLA leaves out its costly optimizations. Python collects garbage among new objects only: a check makes some millions
+    of objects, for which it would search all modules of JAX and Flax several times.
+    """
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    gc.freeze()
+    young, middle, old = gc.get_threshold()
+    gc.set_threshold(young, middle, 10 * old)

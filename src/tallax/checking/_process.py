@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tallax._errors import StatecheckError
-from tallax._quick_compiles import quick_xla_flags
+from tallax._quick_compiles import compile_quickly, quick_xla_flags
 from tallax.checking._check_results import Collected
 from tallax.checking._report import Report, cell_from, finding_from
 
@@ -179,8 +179,6 @@ def main() -> None:
 
 def _checked(request: dict[str, Any], pipe: TextIO) -> Any:
     # Imported here, so that an import that fails or hangs is reported like any other failure.
-    import jax
-
     from tallax.checking._check_results import Collected
     from tallax.checking._command_inputs import found, input_of, loaded, modules_in
     from tallax.checking._exercise import graded
@@ -193,8 +191,7 @@ def _checked(request: dict[str, Any], pipe: TextIO) -> Any:
     file, name = request["file"], request["name"]
     collected = Collected(name or Path(file).name, on_progress=lambda check: _say(pipe, at=check), on_result=note)
 
-    # A check compiles some sixty programs and runs each a few times, so optimized programs would not pay off.
-    jax.config.update("jax_disable_most_optimizations", True)
+    compile_quickly()
     collected.notify("import of the file")
     module = loaded(Path(file))
     if name is None:

@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -139,7 +137,7 @@ def check_into(
     Returns:
         The reason why it ended early, or an empty string.
     """
-    with warnings.catch_warnings(), GRAPH.active(), _older_objects_kept():
+    with warnings.catch_warnings(), GRAPH.active():
         warnings.simplefilter("ignore")  # the linter reports deprecations of Flax in the user's code
         collected.notify("plain calls")
         program = program_of(make, inputs, calls, call)
@@ -150,25 +148,6 @@ def check_into(
             if collected.is_out_of_time:
                 return f"out of time at: {collected.at}"
     return ""
-
-
-@contextlib.contextmanager
-def _older_objects_kept() -> Iterator[None]:
-    """Excludes the objects that exist from garbage collection within the block.
-
-    A check makes some millions of objects, for which Python searches all modules of JAX and Flax several times.
-    """
-    if gc.get_freeze_count():  # the caller does the same
-        yield
-        return
-    thresholds = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(*thresholds[:2], 10 * thresholds[2])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
 
 
 def results(program: Program, reference: Reference, notify: Callable[[str], None] = lambda name: None) -> Results:

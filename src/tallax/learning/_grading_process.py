@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tallax._quick_compiles import compile_quickly
 from tallax.checking._source_lines import line_of_error
 from tallax.learning import _claims, _integrity
 
@@ -48,10 +49,9 @@ def main(answer_to: int) -> None:
 
 def _warm_up() -> None:
     """Imports what the claims use, and compiles a program, so that the first claim does not wait for either."""
-    # A grade compiles some tens of small programs and runs each a few times.
-    jax.config.update("jax_disable_most_optimizations", True)
     for name in ("tallax.checking", "tallax.statistics", "tallax.schedules", "tallax.compiling", "tallax.counters"):
         importlib.import_module(name)
+    compile_quickly()
 
     class Warm(nnx.Module):
         def __init__(self) -> None:
