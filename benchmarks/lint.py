@@ -35,6 +35,7 @@ def group(most: int = 60_000) -> Group:
                 name=f"tallax lint, {what}",
                 make=lambda files=files: lambda: lint(files, Config()),
                 reference=parser,
+                limit=2.3 if what == "nnx" else None,
                 limit_seconds=lines / promised,
             ),
             _other("ruff", what, files, parser, "check", "--isolated", "--no-cache", "--quiet"),

@@ -2,6 +2,7 @@
 """The tutorial is one text in two files, and prints today what the committed notebook says."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -70,7 +71,9 @@ def test_the_notebook_prints_its_outputs(tmp_path):
     """In a fresh kernel: the same words, and the same numbers but for what another CPU rounds otherwise."""
     again = tmp_path / "tutorial.ipynb"
     command = [sys.executable, str(DOCS / "_notebook.py"), str(PAGE), str(again)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=480)
+    # It shows gradients that are nothing but rounding, as users compile them.
+    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=480, env=environment)
     assert done.returncode == 0, done.stderr[-5000:]
     before, now = cells_of(NOTEBOOK), cells_of(again)
     assert [rich_of(cell) for cell in now] == [rich_of(cell) for cell in before]
