@@ -49,7 +49,7 @@ def standard_promotion(drops_programs):
 #   test_check_command   three of five ways to end, a syntax error; two ways, a missing import
 #   test_peers           a run of pytest under each substitution; the classifier, a file that does not end
 # Of these tests, one case in so many is quick, and the others are thorough. Every case is a program or a process of its
-# own; the quick ones are spread over the cases, so each value of a parameter is in some of them.
+# own. The quick ones are spread over the cases at random, so a value of a parameter may be in none of them.
 ONE_IN = {
     "test_every_optimizer_trains_as_optax_does": 6,
     "test_all_state_is_global_under_jit": 2,

@@ -355,7 +355,7 @@ def test_strings_of_newer_pythons(folder, capsys, newer, older):
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="comments in f-strings are read by Python 3.12")
 def test_syntax_that_cannot_be_read(folder, capsys):
-    """The message names the line and the Python that it needs; JSON counts the file; a mere mistake has no hint."""
+    """The message names the line and the Python that it needs; JSON counts the file."""
     write("a.py", "from flax import nnx\ntype X = int\nprint(f'{d[  # why\n  0]}')\n")
     assert _cli.main(["a.py"]) == 1
     shown = capsys.readouterr().err
@@ -365,7 +365,14 @@ def test_syntax_that_cannot_be_read(folder, capsys):
     report = json.loads(capsys.readouterr().out)
     assert (report["files"], report["skipped"], report["problems"][0]["line"]) == (1, 1, 3)
     assert "run the linter with Python 3.12" in report["problems"][0]["message"]
+
+
+def test_a_mistake_in_the_syntax_has_no_hint(folder, capsys):
+    """A file that no Python parses is not said to need a newer one; it is skipped, and JSON counts it."""
     write("a.py", "from flax import nnx\nx = (1,\n")
+    assert _cli.main(["a.py", "--format", "json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["files"], report["skipped"], report["problems"][0]["line"]) == (1, 1, 2)
     assert _cli.main(["a.py"]) == 1
     assert "run the linter" not in capsys.readouterr().err
 

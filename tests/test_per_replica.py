@@ -102,7 +102,7 @@ def check(combined, whole):
             for field in ("min", "max", "count", "nan"):
                 assert getattr(left, field) == getattr(right, field)
         else:
-            assert_counted_alike(combined.items[name], item, rtol=1e-5, atol=1e-5)  # means near 0 of entries near 1
+            assert_counted_alike(combined.items[name], item, rtol=1e-5)
     for name in ("examples", "steps_once", "total", "low", "high", "step"):
         assert_same_state(getattr(combined, name), getattr(whole, name))
     assert float(combined.temperature.value) == float(whole.temperature.value)
@@ -186,7 +186,7 @@ def assert_counts_the_same(combined, whole):
             for field in ("min", "max", "count", "nan"):
                 assert getattr(combined[name].compute(), field) == getattr(item.compute(), field)
         else:
-            assert_counted_alike(combined[name], item, rtol=1e-5, atol=1e-5)  # means near 0 of entries near 1
+            assert_counted_alike(combined[name], item, rtol=1e-5)
 
 
 def step_over(mesh, model, spec, body=feed_all, **how):
@@ -207,6 +207,7 @@ SPLITS = {
 }
 
 
+@pytest.mark.optimized  # sums in another order differ by more than the tolerance of a mean near 0
 @pytest.mark.parametrize(("split", "kind"), by_turns(SPLITS, AXES))
 def test_replicated_increments_count_once(split, kind):
     """An increment that is the same along an axis counts once, for every choice of replica axes."""

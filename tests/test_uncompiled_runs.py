@@ -107,7 +107,7 @@ def constant(value):
     ids=["zeros of both signs", "order", "axis", "branches", "inner", "constants", "large constants", "results"],
 )
 def test_parts_that_differ_have_their_own_results(one, other):
-    """Signs of zero, orders, parameters, inner jaxprs and constants are part of what is compared."""
+    """Signs of zero, orders, parameters, inner jaxprs and constants are compared."""
     x, results = jnp.asarray([[-0.0, 1.0, 2.0, 3.0]] * 6), {}
     for function in (one, other):
         got = evaluated(jax.make_jaxpr(function)(x), [x], results)

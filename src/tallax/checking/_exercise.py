@@ -222,7 +222,7 @@ def write_starter(path: Path) -> None:
 
 
 def graded(module: ModuleType, collected: Collected | None = None) -> Report:
-    """Returns the grade of a solution: a finding for every case that fails, and what statecheck says of the class.
+    """Returns the grade of a solution: a finding for every case that fails, and the findings of statecheck.
 
     The results are collected as they come, in `collected` if it is given.
     """
@@ -275,7 +275,7 @@ def _read_findings(function: Any, *, in_loop: bool) -> list[Finding]:
 
 
 def _check_class(collected: Collected, counter: Any) -> None:
-    """Adds what statecheck says of the class. A count that holds 2**24 is wide enough: it only warns."""
+    """Adds the results of statecheck for the class. A count that holds 2**24 is wide enough: it only warns."""
     step = counter(nnx.Rngs(0)).step
     dtype = jnp.result_type(step.get_value() if isinstance(step, nnx.Variable) else step)
     is_wide = isinstance(step, Counter) or (jnp.issubdtype(dtype, jnp.number) and np.dtype(dtype).itemsize >= 4)

@@ -34,14 +34,14 @@ class Value:
 
     @property
     def is_number(self) -> bool:
-        """Whether it consists of numbers."""
+        """True if the value is a number or an array of numbers; booleans are not numbers."""
         if isinstance(self.value, bool | np.bool_) or self.value is None:
             return False
         return is_numeric(self.array.dtype)
 
     @property
     def is_integer(self) -> bool:
-        """Whether it consists of integers."""
+        """True if the value is an integer or an array of integers."""
         return self.is_number and bool(jnp.issubdtype(self.array.dtype, jnp.integer))
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ Values = dict[str, Value]
 
 
 def is_numeric(dtype: Any) -> bool:
-    """Returns whether a dtype is one of numbers, also of bfloat16 and float8; bool is none."""
+    """Returns whether a dtype holds numbers. bfloat16 and float8 do; bool does not."""
     return bool(jnp.issubdtype(dtype, jnp.number))
 
 
@@ -126,7 +126,7 @@ def records_in(straight: Values, second: Values) -> list[str]:
 
 
 def first_late(straight: Value, second: Value, steps: int, tolerance: float) -> int | None:
-    """Returns the first step of the second half at which two records differ; None if there is none."""
+    """Returns the first step of the second half at which two records differ, or None if they are equal."""
     expected, got, step = tails(straight, second, steps)
     for number, entries in enumerate(zip(expected.array, got.array, strict=True)):
         left, right = (Value(np.asarray(entry), "record") for entry in entries)

@@ -251,7 +251,7 @@ def skipping(call: Call, model: Any, batch: Batch) -> Call:
 
 
 TRANSFORMATIONS = (
-    # A plain call under a trace is what `jit` traces, and a program that is not compiled donates nothing.
+    # `jit` traces the same program as a plain call under a trace. A program that is not compiled donates nothing.
     Transformation("plain calls", _each, modes=(GRAPH, NO_UPDATES, TREE), is_basic=True, implied_by="jit"),
     Transformation("jit", _steps(nnx.jit), stepwise(jax.jit), is_basic=True),
     Transformation(

@@ -193,7 +193,7 @@ def walk(scope: Scope, tree: ast.Module) -> None:
 def _put_block(
     node: Any, block: list[Any], scope: Scope, branches: tuple[Lines, ...], stack: list[Any], parents: dict[Any, Any]
 ) -> None:
-    """Puts the statements of a branch on the stack, last first, and what holds behind them before."""
+    """Puts the statements of a branch on the stack, last first, above the scope and branches that hold after them."""
     stack.append((scope, branches))
     stack += reversed(block)
     parents.update(dict.fromkeys(block, node))

@@ -16,7 +16,7 @@ from tallax._backward_observers import BackwardObserver
 from tallax._errors import TraceError
 from tallax._mesh_axes import mapped_axes, marked, varying_axes
 from tallax.statistics import Statistic
-from tallax.watching._notes import note
+from tallax.watching._notes import note, notes_of
 from tallax.watching._reduction import LANES, Layout, Parts, parts_from, zeros_on_rows
 from tallax.watching._step_statistic import StepStatistic, take_together
 from tallax.watching._summary import Summary, in_one, update_together
@@ -150,7 +150,7 @@ class Site(BackwardObserver):
             # A leaf of another trace, as inside `vmap`, may stand for many.
             if not (is_direct and type(leaf) is type(token)):
                 uses.is_direct = False
-                _used_within.add(self._key(GRADIENT))
+                note(self.watch, self.site, _WITHIN, "called")
             return tap(leaf, token, due, layout, uses)
 
         return jax.tree.map(tapped, value, is_leaf=_is_node)
@@ -172,8 +172,9 @@ class Site(BackwardObserver):
         # Variables, so that the transformations within the model thread them as they thread all state.
         if self._gradient is not None:
             self.token_variable = nnx.Variable(token)
-            key = self._key(GRADIENT)
-            _beginnings[key] = token, Uses(is_direct=key not in _used_within)
+            # If an inner `jit` was traced before, JAX does not run its function again, so that use would not be seen.
+            is_direct = not notes_of(self.watch, self.site, _WITHIN)
+            _beginnings[self._key(GRADIENT)] = token, Uses(is_direct=is_direct)
         for role, statistic in self._stepped.items():
             step = _beginnings[self._key(role)] = statistic.no_step()
             setattr(self, _step_of(role), nnx.Variable(step))
@@ -237,10 +238,7 @@ def _step_of(role: str) -> str:
 # so far. It is kept here, because an attribute of the site would be part of the graph of the model.
 _beginnings: dict[tuple[int, str, str], Any] = {}
 
-# The sites that were ever used within a transformation of the step. If an inner `jit` was traced before, JAX does not
-# run its function again, and so its use of a site is not seen.
-_used_within: set[tuple[int, str, str]] = set()
-
+_WITHIN = f"{GRADIENT}, within a transformation"  # the role under which such a use is noted
 _CLOSED_OVER = "a transformed function closes over the module, so its state cannot be written; pass it as an argument"
 _NOT_MAPPED = (
     "the whole stack of modules was used at once; map over its state like over its Params: "
