@@ -530,9 +530,9 @@ model: none of its arrays are in the checkpoint, so nothing would be restored.
         tallax.RestoreError,
         """\
 model: none of its arrays are in the checkpoint, so nothing would be restored.
-  got:       several parts that fit: 'ema', 'student'
+  got:       a checkpoint that has ema/a, student/a
   expected:  model/a
-  fix:       rename={'ema': 'model'} for the first of these""",
+  fix:       rename={'ema': 'model'} (or with 'student' in its place)""",
     ),
     "restore-abstract-mesh": (
         abstract_mesh,
@@ -716,8 +716,8 @@ from_linen: requires a dict of collections of variables.
         lambda model: from_linen({"params": {"a": jnp.ones(1)}, "counters": {"a": jnp.ones(1)}}, model),
         tallax.InvalidValueError,
         """\
-counters/a: two collections have a variable of this name, but an NNX module has one attribute for it.
-  got:  params/a
+params/a: two collections have a variable of this name, but an NNX module has one attribute for it.
+  got:  counters/a
   fix:  pass one collection after the other, with missing='init'""",
     ),
     "linen-count": (

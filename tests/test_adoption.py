@@ -71,20 +71,33 @@ def pure(thing, *filters):
 LAYOUTS = {
     "named": lambda m, o: {"model": nnx.state(m), "optimizer": nnx.state(o), "step": 4},
     "named-pure": lambda m, o: {"model": pure(m), "optimizer": pure(o), "step": 4},
-    "wrapped": lambda m, o: {"state": {"model": pure(m), "optimizer": pure(o)}, "step": 4},
     "short": lambda m, o: {"net": pure(m), "opt": pure(o)},
-    "within-the-optimizer": lambda m, o: {"optimizer": {"model": pure(m), **pure(o)}},
-    "collections": lambda m, o: {
-        "params": pure(m, nnx.Param), "batch_stats": pure(m, nnx.BatchStat), "rngs": pure(m, nnx.RngState), **pure(o),
-    },
-    "collections-of-the-model": lambda m, o: {
-        "model": {"params": pure(m, nnx.Param), "rest": pure(m, nnx.Not(nnx.Param))}, "optimizer": pure(o),
-    },
     "values": lambda m, o: jax.tree.map(lambda x: {"value": x}, {"model": pure(m), "optimizer": pure(o)}),
-    "flat": lambda m, o: {
-        ".".join(map(str, ("net", *path))): leaf.get_raw_value() for path, leaf in nnx.to_flat_state(nnx.state(m))
-    } | {"opt": pure(o)},
     "with-others": lambda m, o: {"model": pure(m), "optimizer": pure(o), "ema": pure(m, nnx.Param), "x": {"step": 3}},
+}  # fmt: skip
+# Layouts that are not recognised, with the `rename=` of the error.
+RENAMED = {
+    "wrapped": (
+        lambda m, o: {"state": {"model": pure(m), "optimizer": pure(o)}, "step": 4},
+        {"state/model": "model", "state/optimizer": "optimizer"},
+    ),
+    "within-the-optimizer": (
+        lambda m, o: {"optimizer": {"model": pure(m), **pure(o)}},
+        {"optimizer/model": "model"},
+    ),
+    "collections": (
+        lambda m, o: {
+            "params": pure(m, nnx.Param), "batch_stats": pure(m, nnx.BatchStat), "rngs": pure(m, nnx.RngState),
+            "optimizer": pure(o),
+        },
+        {"params": "model", "batch_stats": "model", "rngs": "model"},
+    ),
+    "collections-of-the-model": (
+        lambda m, o: {
+            "model": {"params": pure(m, nnx.Param), "rest": pure(m, nnx.Not(nnx.Param))}, "optimizer": pure(o),
+        },
+        {"model/params": "model", "model/rest": "model"},
+    ),
 }  # fmt: skip
 
 
@@ -108,11 +121,28 @@ def test_a_layout_is_recognised(layout, tmp_path):
         assert int(new.step) == 0
 
 
+@pytest.mark.parametrize("layout", RENAMED)
+def test_another_layout_is_restored_by_the_names_in_the_error(layout):
+    """Nothing is guessed: the error proposes the `rename=`, and with it everything is the old one's, to the bit."""
+    make, rename = RENAMED[layout]
+    old, new = trained(), Model(7)
+    optimizer = adam(new)
+    before = bits(new, optimizer)
+    with pytest.raises(tallax.RestoreError, match=r"rename=\{") as caught:
+        tallax.from_checkpoint(make(*old), new, optimizer, unexpected=["step"])
+    assert bits(new, optimizer) == before
+    proposed = ast.literal_eval(re.findall(r"rename=(\{[^}]*\})", str(caught.value))[0])
+    assert proposed.items() <= rename.items()
+    tallax.from_checkpoint(make(*old), new, optimizer, rename=rename, unexpected=["step"])
+    assert_restored(old[0], new)
+    assert_restored(old[1], optimizer)
+
+
 @pytest.mark.parametrize("mode", ["graph", "graph-no-updates", "tree"])
 def test_in_every_mode(mode):
     """The layout does not depend on Flax's modes."""
     old = trained()
-    tree = {"state": {"model": pure(old[0]), "optimizer": pure(old[1])}}
+    tree = LAYOUTS["short"](*old)
     with in_mode(mode):
         new = Model(7, new=True)
         optimizer = adam(new)
@@ -160,7 +190,7 @@ def test_an_optimizer_that_accumulates():
     """`optax.MultiSteps` has the inner state one level deeper on both sides."""
     tx = optax.MultiSteps(optax.adam(1e-3), 2)
     old = trained(tx)
-    tree = {"train": {"model": pure(old[0]), "optimizer": pure(old[1])}}
+    tree = {"net": pure(old[0]), "optimizer": pure(old[1])}
     new = Model(7)
     optimizer = nnx.Optimizer(new, tx, wrt=nnx.Param)
     tallax.from_checkpoint(tree, new, optimizer)
@@ -181,18 +211,24 @@ def test_one_object_of_a_checkpoint_of_several():
     tallax.from_checkpoint(tree, optimizer, unexpected=["model/**", "s?ep"])
     assert_restored(old[1], optimizer)
     # An object that has a name of its own here, or there.
-    for source in (pure(old[0]), {"net": pure(old[0])}, tallax.to_checkpoint(old[0]), tallax.to_checkpoint(x=old[0])):
+    for source in (pure(old[0]), {"net": pure(old[0])}):
         for names in ({}, {"teacher": True}):
             new = Model(7)
             objects = ((), {"teacher": new}) if names else ((new,), {})
             tallax.from_checkpoint(source, *objects[0], **objects[1])
             assert_restored(old[0], new)
+    # In a checkpoint of tallax the names are exact, and the error proposes another.
+    new = Model(7)
+    with pytest.raises(tallax.RestoreError, match=r"rename=\{'x': 'model'\}"):
+        tallax.from_checkpoint(tallax.to_checkpoint(x=old[0]), new)
+    tallax.from_checkpoint(tallax.to_checkpoint(x=old[0]), new, rename={"x": "model"})
+    assert_restored(old[0], new)
 
 
 def test_several_models_and_streams():
     """Each object gets its own part, in any order."""
     first, second, rngs = Model(1), Model(2), nnx.Rngs(3)
-    tree = {"state": {"teacher": pure(second), "model": pure(first), "rngs": pure(rngs)}}
+    tree = {"teacher": pure(second), "net": pure(first), "rngs": pure(rngs)}
     new = Model(7), Model(8), nnx.Rngs(9)
     for objects, named in (((new[0], new[2]), {"teacher": new[1]}), ((new[2], new[0]), {"teacher": new[1]})):
         tallax.from_checkpoint(tree, *objects, **named)
@@ -271,8 +307,10 @@ def test_other_values_are_not_policies(value):
 def test_a_report_tells_of_a_level_once():
     """Not of every array below it."""
     old, new = Model(0), Model(1)
-    for tree, line in (({"net": pure(old)}, "net -> model"), (pure(old), "the top level -> model")):
-        assert str(tallax.from_checkpoint(tree, new)).splitlines() == ["restored: 10", f"renamed: {line}"]
+    parts = [f"{name} -> model/{name}" for name in ("dropout", "first", "norm", "second")]
+    for tree, moved in (({"net": pure(old)}, ["net -> model"]), (pure(old), parts)):
+        lines = [f"renamed: {line}" for line in moved]
+        assert str(tallax.from_checkpoint(tree, new)).splitlines() == ["restored: 10", *lines]
     rename = {"model/first": "model/second", "model/second": "model/first"}
     square = [
         nnx.Dict(first=nnx.Linear(2, 2, rngs=nnx.Rngs(k)), second=nnx.Linear(2, 2, rngs=nnx.Rngs(k))) for k in (0, 1)

@@ -46,7 +46,7 @@ def fetch_values(target: State, plan: Plan, manifest: Manifest, fetch: Fetch) ->
                 array, how = same_number(name, saved, wanted, np.asarray(array))
         except NoCountError as error:
             report = dataclasses.replace(plan.report, mismatched=(f"{name}: {error}; expected {wanted}",))
-            raise mismatch(name, plan.sources[name], (str(error), str(wanted)), report, plan.names) from None
+            raise mismatch(name, plan.sources[name], (str(error), str(wanted)), report) from None
         converted += [how] if how else []
         warnings += [warning] if warning else []
         on_host = isinstance(variables[name], StateVariable)

@@ -213,10 +213,12 @@ class Source:
     Attributes:
         manifest: The manifest. If tallax did not write the checkpoint, it is inferred from the arrays.
         arrays: The arrays by name.
+        is_foreign: Whether another program wrote it, so that the names may differ from those of tallax.
     """
 
     manifest: Manifest
     arrays: dict[str, Any]
+    is_foreign: bool = False
 
     @classmethod
     def of(cls, tree: Any, manifest: Manifest | None = None) -> Source:
@@ -258,7 +260,7 @@ class Source:
         names = without_value_levels(leaves)
         arrays = {names[name]: stored(leaf) if is_key(leaf) else leaf for name, leaf in leaves.items()}
         entries = {name: Entry("", str(np.dtype(leaf.dtype)), tuple(leaf.shape)) for name, leaf in arrays.items()}
-        return cls(Manifest(entries), arrays)
+        return cls(Manifest(entries), arrays, is_foreign=True)
 
 
 def arrays_in(tree: Any, *, quoted: bool) -> dict[str, Any]:

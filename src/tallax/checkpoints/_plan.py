@@ -4,18 +4,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
 from tallax._errors import RestoreError
 from tallax.checkpoints._collect import State
-from tallax.checkpoints._manifest import Entry, Manifest
-from tallax.checkpoints._policy import Names, Policy, Rename, proposal, renamed, some
+from tallax.checkpoints._manifest import Entry, Source
+from tallax.checkpoints._policy import Policy, Rename, renamed, some
 from tallax.checkpoints._positions import POSITION
-from tallax.checkpoints._prefixes import Wanted, layout_of
+from tallax.checkpoints._prefixes import places_of
 from tallax.checkpoints._serialize import KEY, PYTHON, stored_dtype
+
+_MOST = 200  # the most names that a proposed `rename=` considers, so that an error is not delayed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +56,8 @@ class RestoreReport:
     def __str__(self) -> str:
         """Returns the number of restored arrays, and a line for each other name. A renamed level has one line."""
         lines = [f"restored: {len(self.restored)}" + (f", from step {self.step}" if self.step is not None else "")]
-        renamed = tuple(dict.fromkeys(_without_common_end(old, new) for old, new in self.renamed))
+        cut = (_without_common_end(old, new)[1:] for old, new in self.renamed)
+        renamed = tuple(dict.fromkeys(f"{before} -> {after}" for before, after in cut))
         kinds = (
             ("missing, kept as it was", self.missing),
             ("unexpected, not read", self.unexpected),
@@ -67,24 +72,18 @@ class RestoreReport:
         return "\n".join(lines)
 
 
-def _without_common_end(old: str, new: str) -> str:
-    before, after = old.split("/"), new.split("/")
-    while before and len(after) > 1 and before[-1] == after[-1]:
-        del before[-1], after[-1]
-    return f"{'/'.join(before) or 'the top level'} -> {'/'.join(after)}"
-
-
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The arrays to read by their names in the objects, all names, and the report of the restore."""
+    """The names in the checkpoint of the arrays to read, by their names in the objects; and the report."""
 
     sources: dict[str, str]
-    names: Names
     report: RestoreReport
 
 
-def plan_restore(manifest: Manifest, target: State, policy: Policy, names: Names | None = None) -> Plan:
+def plan_restore(source: Source, target: State, policy: Policy, places: Mapping[str, str] | None = None) -> Plan:
     """Compares the entries of a checkpoint with those of the objects, without reading an array.
+
+    `places` has the name in the objects for each name in the checkpoint, if the caller knows better than `find_places`.
 
     Raises:
         InvalidTypeError: `rename` returned something other than a name.
@@ -92,44 +91,54 @@ def plan_restore(manifest: Manifest, target: State, policy: Policy, names: Names
         RestoreError: The two differ more than the policy allows.
     """
     wanted = target.entries
-    saved = {name: entry for name, entry in manifest.entries.items() if entry.persistent}
-    names = names or infer_names(saved, target, policy.rename)
-    sources = {new: old for old, new in names.places.items()}
+    saved = {name: entry for name, entry in source.manifest.entries.items() if entry.persistent}
+    if places is None:
+        places = find_places(saved, target, policy.rename, is_foreign=source.is_foreign)
     persistent = {name: entry for name, entry in wanted.items() if entry.persistent}
+    sources: dict[str, str] = {}
+    for old, new in sorted(places.items(), key=lambda place: place[0] == place[1]):  # arrays that were moved go first
+        sources.setdefault(new, old)
     common = [name for name in persistent if name in sources]
     faults = {name: _fault(saved[sources[name]], persistent[name]) for name in common}
     report = RestoreReport(
         restored=tuple(name for name in common if faults[name] is None),
         missing=tuple(name for name in persistent if name not in sources),
-        unexpected=tuple(old for old, new in names.places.items() if new not in persistent),
+        unexpected=tuple(old for old, new in places.items() if new not in persistent or sources[new] != old),
         reset=tuple(name for name, entry in wanted.items() if not entry.persistent and entry.resets),
         kept=tuple(name for name, entry in wanted.items() if not entry.persistent and not entry.resets),
         mismatched=tuple(f"{name}: {fault[0]}; expected {fault[1]}" for name, fault in faults.items() if fault),
         renamed=tuple((sources[name], name) for name in common if sources[name] != name),
-        step=manifest.step,
-        extra=manifest.extra,
+        step=source.manifest.step,
+        extra=source.manifest.extra,
     )
     for name, fault in faults.items():
         if fault:
-            raise mismatch(name, sources[name], fault, report, names)
-    fix = _proposed(report, saved, persistent, sources, names)
+            raise mismatch(name, sources[name], fault, report)
+    proposed = _proposed_rename(report, saved, persistent, sources, policy.rename)
     for name in target.objects:
         own = [key for key in persistent if key.startswith(f"{name}/") and key not in policy.optional]
         if own and not any(key.startswith(f"{name}/") for key in report.restored):
-            raise _nothing_restored(name, own, report, names.rivals.get(name, ()), fix)
-    _refuse_by_policy(report, policy, target.variables, names.places, fix)
-    return Plan({name: sources[name] for name in common}, names, report)
+            raise restore_error(
+                report,
+                name,
+                "none of its arrays are in the checkpoint, so nothing would be restored.",
+                got=f"a checkpoint that has {some(report.unexpected)}" if report.unexpected else None,
+                expected=some(own),
+                fix=proposed or f"leave {name} out; or the checkpoint that it was saved to",
+            )
+    _refuse_by_policy(report, policy, target.variables, places, proposed)
+    return Plan({name: sources[name] for name in common}, report)
 
 
-def infer_names(saved: Collection[str], target: State, rename: Rename) -> Names:
-    """Returns the place of each array of a checkpoint, below the name of its object or another prefix."""
-    first = renamed(saved, rename)
-    parts = {}
-    for name in target.objects:
-        own = [key.removeprefix(f"{name}/") for key in target.entries if key.startswith(f"{name}/")]
-        parts[name] = Wanted.of(own, [key for key in own if target.entries[f"{name}/{key}"].kind == "Param"])
-    found, rivals = layout_of(first.values(), parts, pinned=[new for old, new in first.items() if old != new])
-    return Names({old: found[new] for old, new in first.items()}, rivals, rename)
+def find_places(names: Collection[str], target: State, rename: Rename, *, is_foreign: bool) -> dict[str, str]:
+    """Returns the name in the objects of each array of a checkpoint. Arrays without a place keep their names."""
+    places = renamed(names, rename)
+    if not is_foreign:
+        return places
+    wanted = {name: entry.kind == "Param" for name, entry in target.entries.items()}
+    fixed = {new for old, new in places.items() if old != new and new in wanted}
+    found = places_of(places.values(), wanted, target.objects, fixed)
+    return {old: found[new] for old, new in places.items()}
 
 
 def restore_error(report: RestoreReport, subject: str, rule: str, **parts: Any) -> RestoreError:
@@ -139,10 +148,9 @@ def restore_error(report: RestoreReport, subject: str, rule: str, **parts: Any) 
     return error
 
 
-def mismatch(name: str, source: str, fault: tuple[str, str], report: RestoreReport, names: Names) -> RestoreError:
+def mismatch(name: str, source: str, fault: tuple[str, str], report: RestoreReport) -> RestoreError:
     """Returns the error for the first array that does not fit: it has the first form of `fault`, not the second."""
     others = len(report.mismatched) - 1
-    spelled = names.saved.get(source, source)
     return restore_error(
         report,
         name,
@@ -151,7 +159,7 @@ def mismatch(name: str, source: str, fault: tuple[str, str], report: RestoreRepo
         got=f"{fault[0]} in the checkpoint",
         expected=f"{fault[1]}, as in the objects",
         fix="create the model as it was saved; or to ignore it, "
-        f"rename={{{spelled!r}: 'unused'}}, missing=[{name!r}], unexpected=[{source!r}]",
+        f"rename={{{source!r}: 'unused'}}, missing=[{name!r}], unexpected=[{source!r}]",
     )
 
 
@@ -178,54 +186,70 @@ def _made(entry: Entry) -> str:
     return f"{entry} of {entry.owner}({entry.configuration.strip('{}')})" if entry.owner else f"{entry} of no statistic"
 
 
-def _proposed(
+def _proposed_rename(
     report: RestoreReport,
     saved: Mapping[str, Entry],
     wanted: Mapping[str, Entry],
     sources: Mapping[str, str],
-    names: Names,
+    rename: Rename,
 ) -> str:
-    """Returns a `rename=` for arrays without a place, as users would write it, or an empty string."""
-    if not (report.missing and report.unexpected):
+    """Returns a `rename=` for arrays without a place, added to that of the user, or an empty string.
+
+    A missing array corresponds to the unexpected array that fits and has the longest common end of its name. The
+    beginnings of names that most arrays propose come first. A beginning of restored arrays, which have a place, is not
+    renamed.
+    """
+    if callable(rename):
         return ""
-    fits = names.fits or (lambda old, new: _fault(saved[old], wanted[new]) is None)
     restored = [sources[name] for name in report.restored]
-    mapping = proposal(report.missing, report.unexpected, restored, fits, names)
-    if not mapping or (callable(names.rename) and names.fits is None):
-        return ""
-    return f"rename={ {**(names.rename if isinstance(names.rename, Mapping) else {}), **mapping} }"
+    members: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for new in report.missing[:_MOST]:
+        ends = {
+            old: _without_common_end(old, new)
+            for old in report.unexpected[:_MOST]
+            if not saved[old].dtype or _fault(saved[old], wanted[new]) is None  # PyTorch's dtype may not be known
+        }
+        most = max((number for number, _, _ in ends.values()), default=0)
+        for old, (number, before, after) in ends.items():
+            if number == most > 0:
+                is_used = any(name.startswith((f"{before}/", f"{before}.")) for name in restored)
+                members[(old, new) if is_used else (before, after)].add(new)
+    proposed: dict[str, str] = {}
+    placed: set[str] = set()
+    rivals: list[str] = []
+    for (before, after), names in sorted(members.items(), key=lambda pair: -len(pair[1])):
+        if before not in proposed and not placed & names:
+            proposed[before] = after
+            placed |= names
+        elif before not in proposed:
+            rivals.append(before)
+    rivals = [repr(before) for before in rivals if before not in proposed]
+    choice = f" (or with {some(rivals)} in its place)" if rivals else ""
+    return f"rename={ {**(rename or {}), **proposed} }{choice}" if proposed else ""
 
 
-def _nothing_restored(
-    name: str, own: Sequence[str], report: RestoreReport, rivals: Sequence[str], rename: str
-) -> RestoreError:
-    """Returns the error if nothing of an object would be restored, which no policy allows."""
-    got = f"a checkpoint that has {some(report.unexpected)}" if report.unexpected else None
-    if rivals:
-        got = f"several parts that fit: {some(map(repr, rivals))}"
-        rename = f"rename={{{rivals[0]!r}: {name!r}}} for the first of these"
-    return restore_error(
-        report,
-        name,
-        "none of its arrays are in the checkpoint, so nothing would be restored.",
-        got=got,
-        expected=some(own),
-        fix=rename or f"leave {name} out; or the checkpoint that it was saved to",
-    )
+def _without_common_end(old: str, new: str) -> tuple[int, str, str]:
+    """Returns the number of last levels that two names share, and the names without these, but with one level left."""
+    one, other = (re.split("[./]", name) for name in (old, new))  # the levels of PyTorch's names are separated by dots
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    number = next((k for k, (left, right) in enumerate(pairs) if left != right), min(len(one), len(other)))
+    cut = min(number, len(one) - 1, len(other) - 1)
+    size = sum(len(level) + 1 for level in other[len(other) - cut :])
+    return number, old[: len(old) - size], new[: len(new) - size]
 
 
 def _refuse_by_policy(
-    report: RestoreReport, policy: Policy, variables: Mapping[str, Any], names: Mapping[str, str], rename: str
+    report: RestoreReport, policy: Policy, variables: Mapping[str, Any], places: Mapping[str, str], proposed: str
 ) -> None:
     missing = [name for name in report.missing if not policy.may_be_missing(name, variables.get(name))]
     left_over = [name for name in report.unexpected if not policy.may_be_unexpected(name)]
-    unexpected = [_with_reason(name, report, names) for name in report.unexpected]
+    unexpected = [_with_reason(name, report, places) for name in report.unexpected]
     if missing:
         fresh = [name for name in missing if Policy("state").may_be_missing(name, variables.get(name))]
-        ways = [rename] if rename else []
+        ways = [proposed] if proposed else []
         if fresh:
             ways.append("missing='state' to start new counters and statistics fresh")
-        if len(fresh) < len(missing) and not rename:
+        if len(fresh) < len(missing) and not proposed:
             ways.append("missing='init' to keep what the objects have")
         raise restore_error(
             report,
@@ -238,15 +262,15 @@ def _refuse_by_policy(
         ignore = "unexpected='ignore' to leave it out; hand in all objects that were saved"
         raise restore_error(
             report,
-            some(_with_reason(name, report, names) for name in left_over),
+            some(_with_reason(name, report, places) for name in left_over),
             "in the checkpoint, but not in the objects.",
-            fix=f"{rename}; or {ignore}" if rename else ignore,
+            fix=f"{proposed}; or {ignore}" if proposed else ignore,
         )
 
 
-def _with_reason(name: str, report: RestoreReport, names: Mapping[str, str]) -> str:
+def _with_reason(name: str, report: RestoreReport, places: Mapping[str, str]) -> str:
     """Returns a name that only the checkpoint has, with the reason."""
-    new = names[name]
+    new = places[name]
     if new in report.reset or new in report.kept:
         return f"{name} (persistent=False in the objects)"
     return name if new == name else f"{name} (renamed to {new})"

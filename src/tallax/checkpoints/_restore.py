@@ -16,8 +16,8 @@ from tallax.checkpoints._collect import State, named_objects
 from tallax.checkpoints._fetch import Fetch, fetch_values, given, read_arrays, read_manifest
 from tallax.checkpoints._locate import locate, orbax, path_of, pytree_handler, told
 from tallax.checkpoints._manifest import Manifest, Source, arrays_in
-from tallax.checkpoints._plan import RestoreReport, infer_names, plan_restore
-from tallax.checkpoints._policy import Missing, Names, Policy, Rename, Unexpected
+from tallax.checkpoints._plan import RestoreReport, find_places, plan_restore
+from tallax.checkpoints._policy import Missing, Policy, Rename, Unexpected
 from tallax.checkpoints._prefixes import without_value_levels
 from tallax.checkpoints._serialize import PYTHON, RESERVED, is_placed, joined, key_of, needs_numpy
 
@@ -32,8 +32,8 @@ def from_checkpoint(
 ) -> RestoreReport:
     """Restores objects from a tree of `to_checkpoint`, and returns a report. If it raises, the objects do not change.
 
-    It also accepts a tree that Orbax wrote without tallax: `nnx.state(model)`, bare, below the names of the objects, or
-    with one more level; see docs/checkpoints.md. From such a tree, a `Counter` gets the value of an old counter of
+    It also accepts a tree that Orbax wrote without tallax: `nnx.state(model)`, bare, or below the name of the object or
+    another name; see docs/checkpoints.md. From such a tree, a `Counter` gets the value of an old counter of
     float32, int32 or another dtype. Objects from `nnx.eval_shape` get their values here.
 
     Args:
@@ -108,7 +108,7 @@ def checkpoint_target(metadata: Any, *objects: Any, **named: Any) -> Any:
     quoted = isinstance(tree, Mapping) and RESERVED in tree
     found = arrays_in(tree, quoted=quoted)  # raises if it is not metadata
     short = {name: name for name in found} if quoted else without_value_levels(found)
-    names = infer_names(short.values(), target, None).places
+    places = find_places(short.values(), target, None, is_foreign=not quoted)
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
     everywhere = jax.NamedSharding(mesh, jax.P())
     anywhere = everywhere if jax.process_count() > 1 else jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -119,7 +119,7 @@ def checkpoint_target(metadata: Any, *objects: Any, **named: Any) -> Any:
         if needs_numpy(told.dtype):
             return np.broadcast_to(np.zeros((), told.dtype), told.shape)  # takes no memory
         keys = [key_of(key) for key in path]
-        own: Any = target.leaves.get(names.get(short[joined(keys, quoted=len(keys) if quoted else 0)], ""))
+        own: Any = target.leaves.get(places.get(short[joined(keys, quoted=len(keys) if quoted else 0)], ""))
         fits = is_placed(own) and tuple(own.shape) == tuple(told.shape)
         return jax.ShapeDtypeStruct(told.shape, told.dtype, sharding=own.sharding if fits else anywhere)
 
@@ -184,10 +184,10 @@ def restore_from(
 
 
 def restore_into(
-    target: State, source: Source, fetch: Fetch, policy: Policy, names: Names | None = None
+    target: State, source: Source, fetch: Fetch, policy: Policy, places: Mapping[str, str] | None = None
 ) -> RestoreReport:
     """Runs the last three stages: plans, fetches and applies. The objects change only if all three succeed."""
-    plan = plan_restore(source.manifest, target, policy, names)
+    plan = plan_restore(source, target, policy, places)
     fresh = require_values(target, plan.report)
     values, report = fetch_values(target, plan, source.manifest, fetch)
     apply(target, values, fresh)
