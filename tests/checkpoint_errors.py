@@ -25,13 +25,13 @@ from flax import nnx
 
 import tallax
 from tallax.checking._command import check_resume_of
-from tallax.checkpoints._locate import told
+from tallax.checkpoints._locate import orbax_errors
 from tallax.checkpoints._manifest import Manifest
 from tallax.interop import from_linen, from_torch, to_linen, to_torch
 
 
 def unreadable(model):
-    with told("runs/7", "can't be read"):  # as around every call of Orbax, whose own words vary
+    with orbax_errors("runs/7", "cannot be read."):  # as around every call of Orbax, whose own words vary
         raise OSError("the disk is gone")
 
 
@@ -432,7 +432,7 @@ the checkpoint: values that are local to a process must be equal in all processe
         unreadable,
         tallax.CheckpointError,
         """\
-runs/7: can't be read.
+runs/7: cannot be read.
   got:  OSError: the disk is gone
   fix:  look for a full disk, rights, or a damaged file; an earlier checkpoint may be whole""",
     ),

@@ -94,7 +94,7 @@ def test_linen_that_does_not_fit():
     model.step.set(2**31)
     with pytest.raises(tallax.InvalidValueError, match="does not fit into int32, the dtype of a count in Linen"):
         to_linen(model)
-    with pytest.raises(tallax.CheckpointError, match="^kernel: has no value in the tree"):
+    with pytest.raises(tallax.CheckpointError, match=r"^kernel: has no value in the tree"):
         from_linen(
             jax.eval_shape(lambda: {"params": {"kernel": jnp.ones(2)}}), nnx.Dict(kernel=nnx.Param(jnp.zeros(2)))
         )

@@ -23,7 +23,7 @@ from tallax._module import EvalAware
 from tallax._walk import Leaf, leaves_of
 from tallax.checkpoints._manifest import Entry
 from tallax.checkpoints._positions import POSITION, has_position, read_position, write_position
-from tallax.checkpoints._serialize import RESERVED, dtype_of, is_key, joined, key_of
+from tallax.checkpoints._serialize import RESERVED, dtype_of, is_key, joined
 from tallax.compiling import CompiledStep
 from tallax.replicas import combine_replicas
 from tallax.statistics import Statistic
@@ -145,7 +145,7 @@ def _position_of(name: str, thing: Any) -> Holder:
 def _holder_of(name: str, leaf: Leaf, abstract: bool) -> Holder:
     base, variable = joined((name, *leaf.path)), leaf.variable
     flat, structure = jax.tree_util.tree_flatten_with_path(variable.get_raw_value())
-    names = tuple(joined((base, *map(key_of, inner)), quoted=1) for inner, _ in flat)
+    names = tuple(joined((base, *inner), quoted=1) for inner, _ in flat)
     leaves = tuple(_checked_leaf(leaf_name, inner, abstract) for leaf_name, (_, inner) in zip(names, flat, strict=True))
 
     def put(leaves: Sequence[Any]) -> None:

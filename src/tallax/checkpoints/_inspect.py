@@ -15,7 +15,7 @@ import optax
 
 from tallax import _uint64, statistics
 from tallax.checkpoints._fetch import read_arrays, read_manifest
-from tallax.checkpoints._locate import METADATA, folder_of, orbax, outline_of, pytree_handler, told
+from tallax.checkpoints._locate import METADATA, folder_of, orbax, orbax_errors, outline_of, pytree_handler
 from tallax.checkpoints._manifest import Entry, Manifest, Source
 from tallax.checkpoints._positions import POSITION
 from tallax.checkpoints._serialize import stored_dtype
@@ -41,7 +41,7 @@ def shown(path: str | os.PathLike[str]) -> Contents:
         CheckpointError: The checkpoint does not exist, or is damaged, unfinished or of a later version.
     """
     folder, handler = _folder(path), pytree_handler()
-    with told(str(path), "can't be read"), orbax().Checkpointer(handler) as checkpointer:
+    with orbax_errors(str(path), "cannot be read."), orbax().Checkpointer(handler) as checkpointer:
         tree = outline_of(handler, folder)
         manifest = read_manifest(checkpointer, folder, tree)
         source = Source.of(tree, manifest)

@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +131,9 @@ def _look_at_files(folder: Path) -> None:
 def _look_at_names(text: bytes, *, are_paths: bool) -> None:
     """Raises `CheckpointError` if a name is a path, because Orbax follows it, except in tensorstore's database."""
     try:
-        told = json.loads(text)
-        keys = [str(key["key"]) for entry in told["tree_metadata"].values() for key in entry["key_metadata"]]
-        are_paths = are_paths or told.get("use_ocdbt") is not True
+        metadata = json.loads(text)
+        keys = [str(key["key"]) for entry in metadata["tree_metadata"].values() for key in entry["key_metadata"]]
+        are_paths = are_paths or metadata.get("use_ocdbt") is not True
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return  # Orbax reports the error
     for key in keys:
@@ -144,7 +144,7 @@ def _look_at_names(text: bytes, *, are_paths: bool) -> None:
 def outline_of(handler: Any, folder: Path) -> Any:
     """Returns the outline of the arrays: their shapes and dtypes, as their storage has them."""
     _look_at_files(folder)
-    tree = attempted(lambda: handler.metadata(folder).tree)
+    tree = handler.metadata(folder).tree
     seen = set()
     for leaf in jax.tree.leaves(tree):
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
@@ -164,34 +164,20 @@ def outline_of(handler: Any, folder: Path) -> Any:
     return tree
 
 
-def attempted(call: Callable[[], Any]) -> Any:
-    """Returns the result of a call of Orbax. Raises `CheckpointError` if it fails."""
+@contextlib.contextmanager
+def orbax_errors(name: str, rule: str) -> Iterator[None]:
+    """Converts the exceptions of Orbax and its storage to `CheckpointError`, with the first line of Orbax's text."""
     # Orbax drops the other reads of a failed call, and asyncio then logs "Task exception was never retrieved" for each.
     # It could only be silenced for the whole process (its logger, `sys.unraisablehook`), which a library must not do.
-    try:
-        return call()
-    except Exception as error:
-        failure = first_line(error)
-    raise damaged(failure)
-
-
-@contextlib.contextmanager
-def told(name: str, what: str) -> Iterator[None]:
-    """Converts the exceptions of Orbax and its storage to `CheckpointError`, with the first line of Orbax's text."""
     try:
         yield
     except TallaxError:
         raise
     except Exception as error:
-        raise CheckpointError(
-            name,
-            f"{what}.",
-            got=first_line(error),
-            fix="look for a full disk, rights, or a damaged file; an earlier checkpoint may be whole",
-        ) from None
-
-
-def first_line(error: Exception) -> str:
-    """Returns the first line of an error, at most 200 characters. An error of Orbax can have thousands."""
-    said = "".join(filter(str.isprintable, f"{type(error).__name__}: {error}".splitlines()[0]))
-    return said if len(said) <= 200 else f"{said[:197]}..."
+        # An error of Orbax can have thousands of lines.
+        text = "".join(filter(str.isprintable, f"{type(error).__name__}: {error}".splitlines()[0]))
+        failure = text if len(text) <= 200 else f"{text[:197]}..."
+    else:
+        return
+    fix = "look for a full disk, rights, or a damaged file; an earlier checkpoint may be whole"
+    raise CheckpointError(name, rule, got=failure, fix=fix)

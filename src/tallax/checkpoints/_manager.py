@@ -20,7 +20,7 @@ import jax
 from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, describe
 from tallax.checkpoints._collect import named_objects
 from tallax.checkpoints._cross_check import disagreements
-from tallax.checkpoints._locate import UNFINISHED, orbax, path_of, told
+from tallax.checkpoints._locate import UNFINISHED, orbax, orbax_errors, path_of
 from tallax.checkpoints._plan import RestoreReport
 from tallax.checkpoints._policy import Missing, Policy, Rename, Unexpected
 from tallax.checkpoints._preemption import Preemption
@@ -270,7 +270,7 @@ class Checkpoints:
         return writing.exception() if writing is not None and writing.done() else None
 
     def _write(self, step: int, contents: Contents) -> None:
-        with told(self._name, "a checkpoint can't be written to"):
+        with orbax_errors(self._name, "a checkpoint cannot be written to it."):
             if self._manager is None:
                 self._manager = self._opened()
             manifest = contents.manifest(step)

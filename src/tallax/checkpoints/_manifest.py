@@ -22,7 +22,7 @@ import numpy as np
 from tallax._errors import CheckpointError, InvalidValueError, describe
 from tallax.checkpoints._positions import POSITION
 from tallax.checkpoints._prefixes import without_value_levels
-from tallax.checkpoints._serialize import RESERVED, is_key, joined, key_of, size_of, stored, stored_dtype
+from tallax.checkpoints._serialize import RESERVED, is_key, joined, size_of, stored, stored_dtype
 
 FORMAT = 1
 MOST = 2**28  # the most bytes of a manifest, including inline values
@@ -266,8 +266,8 @@ class Source:
 def arrays_in(tree: Any, *, quoted: bool) -> dict[str, Any]:
     """Returns the arrays of nested dicts, or their outline, by name."""
     try:
-        flat = [([*map(key_of, path)], leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-        leaves = {joined(keys, quoted=len(keys) if quoted else 0): leaf for keys, leaf in flat}
+        flat = jax.tree_util.tree_leaves_with_path(tree)
+        leaves = {joined(path, quoted=len(path) if quoted else 0): leaf for path, leaf in flat}
     except (TypeError, ValueError, RecursionError):
         leaves = {}
     for name, leaf in leaves.items():

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -114,7 +115,7 @@ def plan_restore(source: Source, target: State, policy: Policy, places: Mapping[
     for name, fault in faults.items():
         if fault:
             raise mismatch(name, sources[name], fault, report)
-    proposed = _proposed_rename(report, saved, persistent, sources, policy.rename)
+    propose = functools.partial(_proposed_rename, report, saved, persistent, sources, policy.rename)
     for name in target.objects:
         own = [key for key in persistent if key.startswith(f"{name}/") and key not in policy.optional]
         if own and not any(key.startswith(f"{name}/") for key in report.restored):
@@ -124,9 +125,9 @@ def plan_restore(source: Source, target: State, policy: Policy, places: Mapping[
                 "none of its arrays are in the checkpoint, so nothing would be restored.",
                 got=f"a checkpoint that has {some(report.unexpected)}" if report.unexpected else None,
                 expected=some(own),
-                fix=proposed or f"leave {name} out; or the checkpoint that it was saved to",
+                fix=propose() or f"leave {name} out; or the checkpoint that it was saved to",
             )
-    _refuse_by_policy(report, policy, target.variables, places, proposed)
+    _refuse_by_policy(report, policy, target.variables, places, propose)
     return Plan({name: sources[name] for name in common}, report)
 
 
@@ -239,11 +240,19 @@ def _without_common_end(old: str, new: str) -> tuple[int, str, str]:
 
 
 def _refuse_by_policy(
-    report: RestoreReport, policy: Policy, variables: Mapping[str, Any], places: Mapping[str, str], proposed: str
+    report: RestoreReport,
+    policy: Policy,
+    variables: Mapping[str, Any],
+    places: Mapping[str, str],
+    propose: Callable[[], str],
 ) -> None:
+    """Raises `RestoreError` if the policy does not allow all names that only one side has."""
     missing = [name for name in report.missing if not policy.may_be_missing(name, variables.get(name))]
     left_over = [name for name in report.unexpected if not policy.may_be_unexpected(name)]
     unexpected = [_with_reason(name, report, places) for name in report.unexpected]
+    if not missing and not left_over:
+        return
+    proposed = propose()
     if missing:
         fresh = [name for name in missing if Policy("state").may_be_missing(name, variables.get(name))]
         ways = [proposed] if proposed else []
@@ -258,14 +267,13 @@ def _refuse_by_policy(
             got=f"a checkpoint that has also {some(unexpected)}" if unexpected else None,
             fix="; or ".join(ways),
         )
-    if left_over:
-        ignore = "unexpected='ignore' to leave it out; hand in all objects that were saved"
-        raise restore_error(
-            report,
-            some(_with_reason(name, report, places) for name in left_over),
-            "in the checkpoint, but not in the objects.",
-            fix=f"{proposed}; or {ignore}" if proposed else ignore,
-        )
+    ignore = "unexpected='ignore' to leave it out; hand in all objects that were saved"
+    raise restore_error(
+        report,
+        some(_with_reason(name, report, places) for name in left_over),
+        "in the checkpoint, but not in the objects.",
+        fix=f"{proposed}; or {ignore}" if proposed else ignore,
+    )
 
 
 def _with_reason(name: str, report: RestoreReport, places: Mapping[str, str]) -> str:

@@ -14,12 +14,12 @@ import numpy as np
 from tallax.checkpoints._apply import apply, require_values
 from tallax.checkpoints._collect import State, named_objects
 from tallax.checkpoints._fetch import Fetch, fetch_values, given, read_arrays, read_manifest
-from tallax.checkpoints._locate import locate, orbax, path_of, pytree_handler, told
+from tallax.checkpoints._locate import locate, orbax, orbax_errors, path_of, pytree_handler
 from tallax.checkpoints._manifest import Manifest, Source, arrays_in
 from tallax.checkpoints._plan import RestoreReport, find_places, plan_restore
 from tallax.checkpoints._policy import Missing, Policy, Rename, Unexpected
 from tallax.checkpoints._prefixes import without_value_levels
-from tallax.checkpoints._serialize import PYTHON, RESERVED, is_placed, joined, key_of, needs_numpy
+from tallax.checkpoints._serialize import PYTHON, RESERVED, is_placed, joined, needs_numpy
 
 
 def from_checkpoint(
@@ -113,15 +113,14 @@ def checkpoint_target(metadata: Any, *objects: Any, **named: Any) -> Any:
     everywhere = jax.NamedSharding(mesh, jax.P())
     anywhere = everywhere if jax.process_count() > 1 else jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
-    def leaf_of(path: Any, told: Any) -> Any:
-        if type(told) in PYTHON.values():  # a number, which Orbax's v1 represents by another number
-            return told
-        if needs_numpy(told.dtype):
-            return np.broadcast_to(np.zeros((), told.dtype), told.shape)  # takes no memory
-        keys = [key_of(key) for key in path]
-        own: Any = target.leaves.get(places.get(short[joined(keys, quoted=len(keys) if quoted else 0)], ""))
-        fits = is_placed(own) and tuple(own.shape) == tuple(told.shape)
-        return jax.ShapeDtypeStruct(told.shape, told.dtype, sharding=own.sharding if fits else anywhere)
+    def leaf_of(path: Any, saved: Any) -> Any:
+        if type(saved) in PYTHON.values():  # a number, which Orbax's v1 represents by another number
+            return saved
+        if needs_numpy(saved.dtype):
+            return np.broadcast_to(np.zeros((), saved.dtype), saved.shape)  # takes no memory
+        own: Any = target.leaves.get(places.get(short[joined(path, quoted=len(path) if quoted else 0)], ""))
+        fits = is_placed(own) and tuple(own.shape) == tuple(saved.shape)
+        return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=own.sharding if fits else anywhere)
 
     return jax.tree_util.tree_map_with_path(leaf_of, tree)
 
@@ -166,7 +165,7 @@ def restore_from(
 ) -> tuple[RestoreReport, Manifest]:
     """As `restore`; returns the manifest of the checkpoint, too."""
     target = State.of(named_objects(objects, named), abstract=True)
-    with told(str(path), "the checkpoint cannot be read"), orbax().Checkpointer(pytree_handler()) as checkpointer:
+    with orbax_errors(str(path), "cannot be read."), orbax().Checkpointer(pytree_handler()) as checkpointer:
         folders, trees = locate(path.absolute(), str(path))
         if "" in folders:
             source = Source.of(trees[""], read_manifest(checkpointer, folders[""], trees[""]))

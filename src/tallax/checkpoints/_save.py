@@ -20,7 +20,7 @@ from tallax._errors import (
     describe,
 )
 from tallax.checkpoints._collect import State, named_objects
-from tallax.checkpoints._locate import orbax, path_of, told
+from tallax.checkpoints._locate import orbax, orbax_errors, path_of
 from tallax.checkpoints._manifest import Entry, Manifest
 from tallax.checkpoints._positions import POSITION
 from tallax.checkpoints._serialize import RESERVED, dtype_of, is_writable, stored, sums_of
@@ -200,7 +200,10 @@ def save(path: str | os.PathLike[str], *objects: Any, extra: Any = None, **named
         )
     contents = Contents.of(named_objects(objects, named), extra)
     ocp = orbax()
-    with told(str(path), "can't be written"), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    with (
+        orbax_errors(str(path), "cannot be written."),
+        ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer,
+    ):
         checkpointer.save(folder, args=arguments(contents, contents.manifest()))
 
 

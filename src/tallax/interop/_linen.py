@@ -14,7 +14,7 @@ from tallax import _uint64
 from tallax._errors import InvalidTypeError, InvalidValueError, describe
 from tallax.checkpoints import RestoreReport
 from tallax.checkpoints._policy import Missing, Policy, Rename, Unexpected, renamed
-from tallax.checkpoints._serialize import joined, key_of
+from tallax.checkpoints._serialize import joined
 from tallax.interop._named import MODEL, Place, match, places_in, put
 from tallax.variables import Buffer, Counter
 
@@ -79,7 +79,7 @@ def from_linen(
     for path, leaf in jax.tree_util.tree_leaves_with_path(
         {name: dict(part) for name, part in variables.items()}, is_leaf=lambda leaf: hasattr(leaf, "unbox")
     ):
-        collection, _, name = joined([key_of(key) for key in path]).partition("/")
+        collection, _, name = joined(path).partition("/")
         if name in arrays:
             raise InvalidValueError(
                 f"{collection}/{name}",
