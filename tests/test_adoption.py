@@ -393,6 +393,14 @@ def test_an_attribute_may_be_called_value_or_as_its_object():
             assert bits(new) == bits(old)
 
 
+def test_a_bare_state_wins_over_a_part_that_is_called_as_the_object():
+    """Each array of the objects gets one array of the checkpoint, and the other one is unexpected."""
+    new = nnx.Dict(w=nnx.Param(jnp.zeros(2)), v=nnx.Param(jnp.zeros(2)))
+    tree = {"model": {"w": jnp.full(2, 9.0)}, "v": jnp.full(2, 2.0), "w": jnp.full(2, 1.0)}
+    report = tallax.from_checkpoint(tree, new, unexpected="ignore")
+    assert (new.w[...].tolist(), new.v[...].tolist(), report.unexpected) == ([1, 1], [2, 2], ("model/w",))
+
+
 def test_a_target_for_orbax_finds_the_layout_too(tmp_path):
     """`checkpoint_target` puts the arrays of an old checkpoint on the devices that the objects are on."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))

@@ -21,9 +21,9 @@ To change | open
 --- | ---
 the accepted folders of Orbax, and the checks on their files | `_locate`
 the format on disk | `_manifest`, and `_serialize` for arrays, keys and names
-the layouts of other programs (bare, `net/...`) | `_prefixes`, entered only for these
 `missing=`, `unexpected=`, `rename=` | `_policy`
-the comparison of entries, its errors, the proposed `rename=`, and the report | `_plan`
+the layouts of other programs (bare, `net/...`), and the `rename=` that an error proposes | `_names`
+the comparison of entries, its errors and the report | `_plan`
 the devices that arrays are read onto, checksums, old counters that become exact | `_fetch`
 writing and resetting the objects, and rolling back | `_apply`
 the position of an iterator over the data, as an array | `_positions`

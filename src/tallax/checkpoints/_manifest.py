@@ -20,8 +20,8 @@ import jax
 import numpy as np
 
 from tallax._errors import CheckpointError, InvalidValueError, describe
+from tallax.checkpoints._names import without_value_levels
 from tallax.checkpoints._positions import POSITION
-from tallax.checkpoints._prefixes import without_value_levels
 from tallax.checkpoints._serialize import RESERVED, is_key, joined, size_of, stored, stored_dtype
 
 FORMAT = 1

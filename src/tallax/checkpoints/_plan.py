@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import re
-from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -15,12 +12,10 @@ import jax.numpy as jnp
 from tallax._errors import RestoreError
 from tallax.checkpoints._collect import State
 from tallax.checkpoints._manifest import Entry, Source
+from tallax.checkpoints._names import places_of, propose_rename, without_common_end
 from tallax.checkpoints._policy import Policy, Rename, renamed, some
 from tallax.checkpoints._positions import POSITION
-from tallax.checkpoints._prefixes import places_of
 from tallax.checkpoints._serialize import KEY, PYTHON, stored_dtype
-
-_MOST = 200  # the most names that a proposed `rename=` considers, so that an error is not delayed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +52,7 @@ class RestoreReport:
     def __str__(self) -> str:
         """Returns the number of restored arrays, and a line for each other name. A renamed level has one line."""
         lines = [f"restored: {len(self.restored)}" + (f", from step {self.step}" if self.step is not None else "")]
-        cut = (_without_common_end(old, new)[1:] for old, new in self.renamed)
+        cut = (without_common_end(old, new)[1:] for old, new in self.renamed)
         renamed = tuple(dict.fromkeys(f"{before} -> {after}" for before, after in cut))
         kinds = (
             ("missing, kept as it was", self.missing),
@@ -115,18 +110,16 @@ def plan_restore(source: Source, target: State, policy: Policy, places: Mapping[
     for name, fault in faults.items():
         if fault:
             raise mismatch(name, sources[name], fault, report)
-    propose = functools.partial(_proposed_rename, report, saved, persistent, sources, policy.rename)
-    for name in target.objects:
-        own = [key for key in persistent if key.startswith(f"{name}/") and key not in policy.optional]
-        if own and not any(key.startswith(f"{name}/") for key in report.restored):
-            raise restore_error(
-                report,
-                name,
-                "none of its arrays are in the checkpoint, so nothing would be restored.",
-                got=f"a checkpoint that has {some(report.unexpected)}" if report.unexpected else None,
-                expected=some(own),
-                fix=propose() or f"leave {name} out; or the checkpoint that it was saved to",
-            )
+
+    def propose() -> str:
+        restored = [sources[name] for name in report.restored]
+        return propose_rename(report.missing, report.unexpected, restored, may_be, policy.rename)
+
+    def may_be(old: str, new: str) -> bool:
+        # The dtype of an array of PyTorch without a place is not known.
+        return not saved[old].dtype or _fault(saved[old], persistent[new]) is None
+
+    _require_something(report, policy, target, propose)
     _refuse_by_policy(report, policy, target.variables, places, propose)
     return Plan({name: sources[name] for name in common}, report)
 
@@ -187,56 +180,23 @@ def _made(entry: Entry) -> str:
     return f"{entry} of {entry.owner}({entry.configuration.strip('{}')})" if entry.owner else f"{entry} of no statistic"
 
 
-def _proposed_rename(
-    report: RestoreReport,
-    saved: Mapping[str, Entry],
-    wanted: Mapping[str, Entry],
-    sources: Mapping[str, str],
-    rename: Rename,
-) -> str:
-    """Returns a `rename=` for arrays without a place, added to that of the user, or an empty string.
-
-    A missing array corresponds to the unexpected array that fits and has the longest common end of its name. The
-    beginnings of names that most arrays propose come first. A beginning of restored arrays, which have a place, is not
-    renamed.
-    """
-    if callable(rename):
-        return ""
-    restored = [sources[name] for name in report.restored]
-    members: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for new in report.missing[:_MOST]:
-        ends = {
-            old: _without_common_end(old, new)
-            for old in report.unexpected[:_MOST]
-            if not saved[old].dtype or _fault(saved[old], wanted[new]) is None  # PyTorch's dtype may not be known
-        }
-        most = max((number for number, _, _ in ends.values()), default=0)
-        for old, (number, before, after) in ends.items():
-            if number == most > 0:
-                is_used = any(name.startswith((f"{before}/", f"{before}.")) for name in restored)
-                members[(old, new) if is_used else (before, after)].add(new)
-    proposed: dict[str, str] = {}
-    placed: set[str] = set()
-    rivals: list[str] = []
-    for (before, after), names in sorted(members.items(), key=lambda pair: -len(pair[1])):
-        if before not in proposed and not placed & names:
-            proposed[before] = after
-            placed |= names
-        elif before not in proposed:
-            rivals.append(before)
-    rivals = [repr(before) for before in rivals if before not in proposed]
-    choice = f" (or with {some(rivals)} in its place)" if rivals else ""
-    return f"rename={ {**(rename or {}), **proposed} }{choice}" if proposed else ""
-
-
-def _without_common_end(old: str, new: str) -> tuple[int, str, str]:
-    """Returns the number of last levels that two names share, and the names without these, but with one level left."""
-    one, other = (re.split("[./]", name) for name in (old, new))  # the levels of PyTorch's names are separated by dots
-    pairs = zip(reversed(one), reversed(other), strict=False)
-    number = next((k for k, (left, right) in enumerate(pairs) if left != right), min(len(one), len(other)))
-    cut = min(number, len(one) - 1, len(other) - 1)
-    size = sum(len(level) + 1 for level in other[len(other) - cut :])
-    return number, old[: len(old) - size], new[: len(new) - size]
+def _require_something(report: RestoreReport, policy: Policy, target: State, propose: Callable[[], str]) -> None:
+    """Raises `RestoreError` if nothing of an object would be restored, which no policy allows."""
+    for name in target.objects:
+        own = [
+            key
+            for key, entry in target.entries.items()
+            if entry.persistent and key.startswith(f"{name}/") and key not in policy.optional
+        ]
+        if own and not any(key.startswith(f"{name}/") for key in report.restored):
+            raise restore_error(
+                report,
+                name,
+                "none of its arrays are in the checkpoint, so nothing would be restored.",
+                got=f"a checkpoint that has {some(report.unexpected)}" if report.unexpected else None,
+                expected=some(own),
+                fix=propose() or f"leave {name} out; or the checkpoint that it was saved to",
+            )
 
 
 def _refuse_by_policy(

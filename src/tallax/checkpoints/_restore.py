@@ -16,9 +16,9 @@ from tallax.checkpoints._collect import State, named_objects
 from tallax.checkpoints._fetch import Fetch, fetch_values, given, read_arrays, read_manifest
 from tallax.checkpoints._locate import locate, orbax, orbax_errors, path_of, pytree_handler
 from tallax.checkpoints._manifest import Manifest, Source, arrays_in
+from tallax.checkpoints._names import without_value_levels
 from tallax.checkpoints._plan import RestoreReport, find_places, plan_restore
 from tallax.checkpoints._policy import Missing, Policy, Rename, Unexpected
-from tallax.checkpoints._prefixes import without_value_levels
 from tallax.checkpoints._serialize import PYTHON, RESERVED, is_placed, joined, needs_numpy
 
 

@@ -15,8 +15,8 @@ from tallax.checkpoints import RestoreReport
 from tallax.checkpoints._collect import Holder, State, holders_of
 from tallax.checkpoints._fetch import given
 from tallax.checkpoints._manifest import Entry, Manifest, Source
+from tallax.checkpoints._names import places_of
 from tallax.checkpoints._policy import Policy
-from tallax.checkpoints._prefixes import places_of
 from tallax.checkpoints._restore import restore_into
 from tallax.checkpoints._serialize import is_key, joined, stored
 

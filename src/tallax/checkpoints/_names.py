@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The places in the objects for arrays of a checkpoint that tallax did not write.
+"""Finds the place in the objects for each array of a checkpoint that tallax did not write, or proposes a `rename=`.
 
 tallax writes `model/layer/kernel`. Other programs save a state below the same name, bare (`layer/kernel`), or below one
 name of their own (`net/layer/kernel`). Orbax adds a level `value` for each Variable.
 
 A wrong place would restore the wrong arrays silently: Adam's `mu` has the names and shapes of the parameters. So an
 object is found only below its own name, or if exactly one other part of the checkpoint has all its parameters. All
-other arrays keep their names, and the error of the plan proposes a `rename=`.
+other arrays keep their names, and the error of the plan proposes a `rename=`, which the user may check.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from tallax.checkpoints._policy import Rename, some
 
 # optax stores arrays that look like the parameters under these names.
 _LOOKALIKES = {"mu", "nu", "trace", "acc_grads"}
+_MOST = 200  # the most names that a proposal considers, so that an error is not delayed
 
 
 def places_of(
@@ -81,3 +85,53 @@ def without_value_levels(names: Collection[str]) -> dict[str, str]:
     inner |= {name.rpartition("/")[0] for name in names if not name.endswith("/value")} | set(names)
     short = {name: name.removesuffix("/value") for name in names}
     return {name: name if new in inner else new for name, new in short.items()}
+
+
+# --- what an error proposes -------------------------------------------------------------------------------------------
+
+
+def propose_rename(
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    restored: Sequence[str],
+    may_be: Callable[[str, str], bool],
+    rename: Rename,
+) -> str:
+    """Returns a `rename=` for arrays without a place, added to that of the user, or an empty string.
+
+    A missing array corresponds to the unexpected arrays that it may be and that have the longest common end of names.
+    The beginnings of names on which most arrays agree come first. A beginning of `restored` arrays, which have a place,
+    is not renamed.
+    """
+    if callable(rename):
+        return ""
+    members: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for new in missing[:_MOST]:
+        ends = {old: without_common_end(old, new) for old in unexpected[:_MOST] if may_be(old, new)}
+        most = max((number for number, _, _ in ends.values()), default=0)
+        for old, (number, before, after) in ends.items():
+            if number == most > 0:
+                is_used = any(name.startswith((f"{before}/", f"{before}.")) for name in restored)
+                members[(old, new) if is_used else (before, after)].add(new)
+    proposed: dict[str, str] = {}
+    placed: set[str] = set()
+    rivals: list[str] = []
+    for (before, after), names in sorted(members.items(), key=lambda pair: -len(pair[1])):
+        if before not in proposed and not placed & names:
+            proposed[before] = after
+            placed |= names
+        elif before not in proposed:
+            rivals.append(before)
+    rivals = [repr(before) for before in rivals if before not in proposed]
+    choice = f" (or with {some(rivals)} in its place)" if rivals else ""
+    return f"rename={ {**(rename or {}), **proposed} }{choice}" if proposed else ""
+
+
+def without_common_end(old: str, new: str) -> tuple[int, str, str]:
+    """Returns the number of last levels that two names share, and the names without these, but with one level left."""
+    one, other = (re.split("[./]", name) for name in (old, new))  # the levels of PyTorch's names are separated by dots
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    number = next((k for k, (left, right) in enumerate(pairs) if left != right), min(len(one), len(other)))
+    cut = min(number, len(one) - 1, len(other) - 1)
+    size = sum(len(level) + 1 for level in other[len(other) - cut :])
+    return number, old[: len(old) - size], new[: len(new) - size]
