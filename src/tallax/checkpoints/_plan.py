@@ -182,12 +182,9 @@ def _made(entry: Entry) -> str:
 
 def _require_something(report: RestoreReport, policy: Policy, target: State, propose: Callable[[], str]) -> None:
     """Raises `RestoreError` if nothing of an object would be restored, which no policy allows."""
+    persistent = [name for name, entry in target.entries.items() if entry.persistent and name not in policy.optional]
     for name in target.objects:
-        own = [
-            key
-            for key, entry in target.entries.items()
-            if entry.persistent and key.startswith(f"{name}/") and key not in policy.optional
-        ]
+        own = [key for key in persistent if key.startswith(f"{name}/")]
         if own and not any(key.startswith(f"{name}/") for key in report.restored):
             raise restore_error(
                 report,
