@@ -21,7 +21,7 @@ from tallax._errors import (
 )
 from tallax._module import EvalAware
 from tallax._walk import Leaf, leaves_of
-from tallax.checkpoints._manifest import Entry
+from tallax.checkpoints._manifest import ArrayEntry
 from tallax.checkpoints._positions import POSITION, has_position, read_position, write_position
 from tallax.checkpoints._serialize import RESERVED, dtype_of, is_key, joined
 from tallax.compiling import CompiledStep
@@ -239,7 +239,7 @@ class State:
     holders: list[Holder]
     variables: dict[str, Any]
     leaves: dict[str, Any]
-    entries: dict[str, Entry]
+    entries: dict[str, ArrayEntry]
 
     @classmethod
     def of(cls, objects: dict[str, Any], *, abstract: bool = False) -> State:
@@ -255,10 +255,10 @@ class State:
         return cls(objects, wholes, holders, variables, leaves, entries)
 
 
-def _entry_of(holder: Holder, leaf: Any) -> Entry:
+def _entry_of(holder: Holder, leaf: Any) -> ArrayEntry:
     array = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
     owner = holder.owner
-    return Entry(
+    return ArrayEntry(
         kind=holder.kind,
         dtype=dtype_of(leaf),
         shape=tuple(np.shape(array)),

@@ -16,7 +16,7 @@ from tallax import _uint64
 from tallax._errors import CheckpointError, describe
 from tallax.checkpoints._collect import State
 from tallax.checkpoints._locate import orbax
-from tallax.checkpoints._manifest import MOST, Entry, Manifest, damaged
+from tallax.checkpoints._manifest import MOST, ArrayEntry, Manifest, damaged
 from tallax.checkpoints._plan import Plan, RestoreReport, is_same_number, mismatch
 from tallax.checkpoints._serialize import KEY, PYTHON, RESERVED, in_place_of, is_placed, stored, stored_dtype, sums_of
 from tallax.variables import StateVariable
@@ -87,7 +87,7 @@ def read_arrays(
     return {name: leaf for name, leaf in zip(names, leaves, strict=True) if name is not None}
 
 
-def _is_special(entry: Entry, leaf: Any) -> bool:
+def _is_special(entry: ArrayEntry, leaf: Any) -> bool:
     """Returns whether an array must be converted before it is written, and not only placed on devices."""
     same = (entry.shape, entry.dtype) == (tuple(leaf.shape), str(np.dtype(leaf.dtype)))
     return not same or entry.kind == "Counter" or entry.dtype.startswith(KEY) or entry.dtype in PYTHON
@@ -115,7 +115,7 @@ class InexactError(ValueError):
     """A value cannot become a count, or would change when converted. The text contains the reason."""
 
 
-def as_same_number(name: str, saved: Entry, wanted: Entry, array: np.ndarray) -> tuple[np.ndarray, str]:
+def as_same_number(name: str, saved: ArrayEntry, wanted: ArrayEntry, array: np.ndarray) -> tuple[np.ndarray, str]:
     """Returns a number in the required form, and a description of the conversion.
 
     Raises:
@@ -128,7 +128,9 @@ def as_same_number(name: str, saved: Entry, wanted: Entry, array: np.ndarray) ->
     return converted, f"{name}: {saved.dtype} -> {wanted.dtype}, the same number"
 
 
-def as_count(name: str, saved: Entry, wanted: Entry, array: np.ndarray) -> tuple[np.ndarray, str | None, str | None]:
+def as_count(
+    name: str, saved: ArrayEntry, wanted: ArrayEntry, array: np.ndarray
+) -> tuple[np.ndarray, str | None, str | None]:
     """Returns the words of a count, a description of the conversion, and a warning if the old form may be inexact.
 
     Raises:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from tallax._errors import RestoreError
 from tallax.checkpoints._collect import State
-from tallax.checkpoints._manifest import Entry, Source
+from tallax.checkpoints._manifest import ArrayEntry, Source
 from tallax.checkpoints._names import places_of, propose_rename, without_common_end
 from tallax.checkpoints._policy import Policy, Rename, renamed, some
 from tallax.checkpoints._positions import POSITION
@@ -157,7 +157,7 @@ def mismatch(name: str, source: str, fault: tuple[str, str], report: RestoreRepo
     )
 
 
-def _fault(saved: Entry, wanted: Entry) -> tuple[str, str] | None:
+def _fault(saved: ArrayEntry, wanted: ArrayEntry) -> tuple[str, str] | None:
     """Returns the difference of a saved entry from the expected entry, as far as it is known without the values."""
     if wanted.kind == "Counter" and saved.kind != "Counter":
         return None if converts(saved, wanted) else (str(saved), str(wanted))
@@ -176,7 +176,7 @@ def _fault(saved: Entry, wanted: Entry) -> tuple[str, str] | None:
     return None
 
 
-def _made(entry: Entry) -> str:
+def _made(entry: ArrayEntry) -> str:
     return f"{entry} of {entry.owner}({entry.configuration.strip('{}')})" if entry.owner else f"{entry} of no statistic"
 
 
@@ -244,14 +244,14 @@ def _with_reason(name: str, report: RestoreReport, places: Mapping[str, str]) ->
 _SORTS = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
 
 
-def converts(saved: Entry, wanted: Entry) -> bool:
+def converts(saved: ArrayEntry, wanted: ArrayEntry) -> bool:
     """Returns whether an array may become a `Counter`, judged by shape and dtype."""
     if saved.dtype == "uint32" and saved.shape == wanted.shape:
         return not saved.kind  # the words of a Counter, saved by Orbax alone
     return saved.shape == wanted.shape[:-1] and _sort_of(saved) in (jnp.integer, jnp.floating)
 
 
-def is_same_number(saved: Entry, wanted: Entry) -> bool:
+def is_same_number(saved: ArrayEntry, wanted: ArrayEntry) -> bool:
     """Returns whether one is a Python number and the other a scalar array of the same kind.
 
     `nnx.jit` replaces a number in a Variable by an array, so a trained model differs in this way from a new one.
@@ -261,7 +261,7 @@ def is_same_number(saved: Entry, wanted: Entry) -> bool:
     return _sort_of(saved) is not None and _sort_of(saved) == _sort_of(wanted)
 
 
-def _sort_of(entry: Entry) -> Any:
+def _sort_of(entry: ArrayEntry) -> Any:
     """Returns the sort of an entry's numbers; None for random keys, and for arrays without numbers."""
     is_key = entry.dtype.startswith(KEY)
     return None if is_key else next((s for s in _SORTS if jnp.issubdtype(stored_dtype(entry.dtype), s)), None)

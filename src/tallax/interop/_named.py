@@ -14,7 +14,7 @@ from tallax._errors import InvalidTypeError, RestoreError, describe
 from tallax.checkpoints import RestoreReport
 from tallax.checkpoints._collect import Holder, State, holders_of
 from tallax.checkpoints._fetch import given
-from tallax.checkpoints._manifest import Entry, Manifest, Source
+from tallax.checkpoints._manifest import ArrayEntry, Manifest, Source
 from tallax.checkpoints._names import places_of
 from tallax.checkpoints._policy import Policy
 from tallax.checkpoints._restore import restore_into
@@ -131,8 +131,8 @@ def put(
     arrays = {name: stored(array) if is_key(array) else array for name, array in arrays.items()}
     arrays = _without_ties(arrays, places)
     arrays, narrowed = _narrowed(arrays, places, target)
-    entries = {name: Entry("", str(np.dtype(array.dtype)), tuple(array.shape)) for name, array in arrays.items()}
-    entries |= {name: Entry("", "", ()) for name in others}
+    entries = {name: ArrayEntry("", str(np.dtype(array.dtype)), tuple(array.shape)) for name, array in arrays.items()}
+    entries |= {name: ArrayEntry("", "", ()) for name in others}
     streams = frozenset(name for name, kind in target.variables.items() if isinstance(kind, nnx.RngState))
     # An entry without a place keeps its own name. It differs from all names of the module, which begin with "model/".
     places = {name: places.get(name, name) for name in entries}
