@@ -393,6 +393,19 @@ def test_an_attribute_may_be_called_value_or_as_its_object():
             assert bits(new) == bits(old)
 
 
+def test_new_state_and_an_attribute_called_as_its_object():
+    """A bare state is found by its parameters, also if a top level has the name of the object."""
+    new = nnx.Dict(model=nnx.Dict(w=nnx.Param(jnp.zeros(2))), b=nnx.Param(jnp.zeros(2)), step=tallax.Counter())
+    tree = {"model": {"w": jnp.full(2, 9.0)}, "b": jnp.full(2, 2.0)}
+    assert tallax.from_checkpoint(tree, new, missing="state").missing == ("model/step",)
+    assert (new.model.w[...].tolist(), new.b[...].tolist()) == ([9, 9], [2, 2])
+    lone = nnx.Dict(step=tallax.Counter(1))
+    with pytest.raises(tallax.RestoreError, match=r"rename=\{'a': 'model'\}"):
+        tallax.from_checkpoint({"a": {"step": 4}}, lone)
+    tallax.from_checkpoint({"step": 4}, lone)
+    assert int(lone.step) == 4
+
+
 def test_a_bare_state_wins_over_a_part_that_is_called_as_the_object():
     """Each array of the objects gets one array of the checkpoint, and the other one is unexpected."""
     new = nnx.Dict(w=nnx.Param(jnp.zeros(2)), v=nnx.Param(jnp.zeros(2)))

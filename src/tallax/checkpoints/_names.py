@@ -39,16 +39,17 @@ def places_of(
     # An object that is found by its own name goes first, so that no other object gets its arrays.
     for thing in sorted(objects, key=lambda thing: thing not in tops):
         own = {name for name in wanted if name.startswith(f"{thing}/") and name not in fixed}
-        parameters = {name for name in own if wanted[name]}
+        needed = {name for name in own if wanted[name]} or own
         found = _found_below_each_prefix(free, {name.removeprefix(f"{thing}/"): name for name in own})
         if found[thing]:
             # An object may have an attribute of its own name, so a bare state that has more of it comes first.
             chosen = ["" if len(found[""]) > len(found[thing]) else thing]
-        elif thing in tops or (len(own) == 1 and not parameters):  # a lone counter `step` is found below many names
-            chosen = [""] if own <= found[""].keys() else []
         else:
-            chosen = [prefix for prefix, part in found.items() if (parameters or own) <= part.keys()]
+            chosen = [prefix for prefix, part in found.items() if needed and needed <= part.keys()]
             chosen = [prefix for prefix in chosen if prefix not in _LOOKALIKES | {*objects, "value"}]
+            if thing in tops or (not any(wanted[name] for name in needed) and len(needed) == 1):
+                # Its own part has nothing of it; or it is a lone counter, and `step` is found below many names.
+                chosen = [prefix for prefix in chosen if not prefix]
         if len(chosen) == 1:
             places |= {old: new for new, old in found[chosen[0]].items()}
             free = [name for name in free if name not in found[chosen[0]].values()]

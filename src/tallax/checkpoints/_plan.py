@@ -129,7 +129,7 @@ def find_places(names: Collection[str], target: State, rename: Rename, *, is_for
     places = renamed(names, rename)
     if not is_foreign:
         return places
-    wanted = {name: entry.kind == "Param" for name, entry in target.entries.items()}
+    wanted = {name: entry.kind == "Param" and entry.persistent for name, entry in target.entries.items()}
     fixed = {new for old, new in places.items() if old != new and new in wanted}
     found = places_of(places.values(), wanted, target.objects, fixed)
     return {old: found[new] for old, new in places.items()}
