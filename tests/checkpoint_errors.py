@@ -475,7 +475,7 @@ model/table: differs in dtype from the saved array; Orbax casts to the requested
         """\
 run: is not a checkpoint.
   got:  a folder of 2 trees: 'ema', 'state'
-  fix:  the path of one of these""",
+  fix:  one call for each of these, with its path""",
     ),
     "restore-the-future": (
         of_the_future,

@@ -171,10 +171,14 @@ def test_every_writer_of_orbax(tmp_path):
         checkpointer.save(tmp_path / "tree", tree)
     v1.save(tmp_path / "next", {"model": pure(old[0]), "optimizer": pure(old[1])})
     v1.save(tmp_path / "states", tree)
-    places = [tmp_path / name for name in ("manager/4", "manager/4/default", "items/4", "composite/4", "tree", "next")]
+    places = [tmp_path / name for name in ("manager/4", "manager/4/default", "items/4", "tree", "next")]
     places.append(tmp_path / "states")
     for restore in (
         *[lambda *objects, path=path: tallax.restore(path, *objects, missing="state") for path in places],
+        lambda *objects: [
+            tallax.restore(tmp_path / "composite/4" / name, thing, missing="state")
+            for name, thing in zip(("model", "optimizer"), objects, strict=True)
+        ],
         lambda *objects: tallax.Checkpoints(tmp_path / "manager").restore(*objects, missing="state"),
     ):
         new = Model(7, new=True)

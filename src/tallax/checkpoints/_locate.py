@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ import jax
 
 from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, TallaxError
 from tallax.checkpoints._manifest import MOST, damaged, is_too_much
-from tallax.checkpoints._serialize import RESERVED
 
 METADATA = "_METADATA"  # Orbax writes these into every folder of a tree
 UNFINISHED = ".orbax-checkpoint-tmp"
@@ -53,30 +52,6 @@ def pytree_handler() -> Any:
     return orbax().PyTreeCheckpointHandler()
 
 
-def locate(path: Path, name: str) -> tuple[dict[str, Path], dict[str, Any]]:
-    """Returns the folders with the arrays, and the outline of the tree in each; see `outline_of`.
-
-    If Orbax's manager wrote several trees, each has a folder, and the names of the folders are the keys. A checkpoint
-    in a single folder has the empty key.
-    """
-    handler = pytree_handler()
-    folders = {item.name: item for item in _trees_in(path)}
-    if len(folders) > 1 and not any(map(str.isdecimal, folders)):
-        trees = {item: outline_of(handler, folder) for item, folder in folders.items()}
-        # Each tree that tallax wrote contains all objects, so the user has to choose one of the trees.
-        if not any(isinstance(tree, Mapping) and RESERVED in tree for tree in trees.values()):
-            return folders, trees
-    folder = folder_of(path, name)
-    return {"": folder}, {"": outline_of(handler, folder)}
-
-
-def _trees_in(path: Path) -> list[Path]:
-    """Returns the folders of trees directly below a path that is not a tree itself."""
-    if not path.is_dir() or UNFINISHED in path.name or (path / METADATA).is_file():
-        return []
-    return [item for item in path.iterdir() if (item / METADATA).is_file()]
-
-
 def folder_of(path: Path, name: str) -> Path:
     """Returns the folder with the arrays: `path`, or its only folder of a tree if Orbax's manager wrote it.
 
@@ -87,7 +62,7 @@ def folder_of(path: Path, name: str) -> Path:
     if path.is_dir():
         if UNFINISHED not in path.name and (path / METADATA).is_file():
             return path
-        trees = _trees_in(path)
+        trees = [] if UNFINISHED in path.name else [item for item in path.iterdir() if (item / METADATA).is_file()]
         steps = [item for item in path.iterdir() if item.name.isdecimal()]
         if len(trees) == 1 and not trees[0].name.isdecimal():
             return trees[0]
@@ -97,7 +72,7 @@ def folder_of(path: Path, name: str) -> Path:
             what, fix = f"a folder of {len(steps)} checkpoints", "tallax.Checkpoints(path).restore(model)"
         elif trees:
             what = f"a folder of {len(trees)} trees: {', '.join(sorted(ascii(item.name) for item in trees)[:3])}"
-            fix = "the path of one of these"
+            fix = "one call for each of these, with its path"
         else:
             what = "a folder that Orbax has not written a tree to"
     elif path.exists():

@@ -14,7 +14,7 @@ import numpy as np
 from tallax.checkpoints._apply import apply, require_values
 from tallax.checkpoints._collect import State, named_objects
 from tallax.checkpoints._fetch import Fetch, fetch_values, given, read_arrays, read_manifest
-from tallax.checkpoints._locate import locate, orbax, orbax_errors, path_of, pytree_handler
+from tallax.checkpoints._locate import folder_of, orbax, orbax_errors, outline_of, path_of, pytree_handler
 from tallax.checkpoints._manifest import Manifest, Source, arrays_in
 from tallax.checkpoints._names import without_value_levels
 from tallax.checkpoints._plan import RestoreReport, find_places, plan_restore
@@ -165,19 +165,16 @@ def restore_from(
 ) -> tuple[RestoreReport, Manifest]:
     """As `restore`; returns the manifest of the checkpoint, too."""
     target = State.of(named_objects(objects, named), abstract=True)
-    with orbax_errors(str(path), "cannot be read."), orbax().Checkpointer(pytree_handler()) as checkpointer:
-        folders, trees = locate(path.absolute(), str(path))
-        if "" in folders:
-            source = Source.of(trees[""], read_manifest(checkpointer, folders[""], trees[""]))
-        else:
-            source = Source.of(trees)
+    handler = pytree_handler()
+    with orbax_errors(str(path), "cannot be read."), orbax().Checkpointer(handler) as checkpointer:
+        folder = folder_of(path.absolute(), str(path))
+        tree = outline_of(handler, folder)
+        source = Source.of(tree, read_manifest(checkpointer, folder, tree))
 
         def fetch(names: Mapping[str, str]) -> Mapping[str, Any]:
-            wanted = {id(source.arrays[old]): new for new, old in names.items()}
-            found: dict[str, Any] = {}
-            for part, folder in folders.items():
-                found |= read_arrays(checkpointer, folder, trees[part], wanted, target)
-            return found
+            return read_arrays(
+                checkpointer, folder, tree, {id(source.arrays[old]): new for new, old in names.items()}, target
+            )
 
         return restore_into(target, source, fetch, policy), source.manifest
 

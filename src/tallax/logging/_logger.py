@@ -178,6 +178,7 @@ class Logger:
         """
         with self._lock:
             self._require_open()
+            self._require_same_kind(explicit=step is not None)
             step = None if step is None else self._as_step(step)
             self._log(objects, step, scalars, self._clock_of(objects, step), is_call=False)
             self._last = self._clocks.host.now
@@ -267,7 +268,6 @@ class Logger:
         A compiled step may be new in the middle of a run, for example one for batches of another shape. Only the step
         counter shows how far that run is, so a call waits for it once, and may then turn out not to be due.
         """
-        self._require_same_kind(explicit=step is not None)
         captured = self._capture.capture(objects, scalars, explicit=step is not None)
         self._explicit = step is not None
         is_new = clock is None
