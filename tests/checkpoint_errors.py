@@ -25,13 +25,13 @@ from flax import nnx
 
 import tallax
 from tallax.checking._command import check_resume_of
-from tallax.checkpoints._locate import told
+from tallax.checkpoints._locate import orbax_errors
 from tallax.checkpoints._manifest import Manifest
 from tallax.interop import from_linen, from_torch, to_linen, to_torch
 
 
 def unreadable(model):
-    with told("runs/7", "can't be read"):  # as around every call of Orbax, whose own words vary
+    with orbax_errors("runs/7", "cannot be read."):  # as around every call of Orbax, whose own words vary
         raise OSError("the disk is gone")
 
 
@@ -432,7 +432,7 @@ the checkpoint: values that are local to a process must be equal in all processe
         unreadable,
         tallax.CheckpointError,
         """\
-runs/7: can't be read.
+runs/7: cannot be read.
   got:  OSError: the disk is gone
   fix:  look for a full disk, rights, or a damaged file; an earlier checkpoint may be whole""",
     ),
@@ -475,7 +475,7 @@ model/table: differs in dtype from the saved array; Orbax casts to the requested
         """\
 run: is not a checkpoint.
   got:  a folder of 2 trees: 'ema', 'state'
-  fix:  the path of one of these""",
+  fix:  one call for each of these, with its path""",
     ),
     "restore-the-future": (
         of_the_future,
@@ -530,9 +530,9 @@ model: none of its arrays are in the checkpoint, so nothing would be restored.
         tallax.RestoreError,
         """\
 model: none of its arrays are in the checkpoint, so nothing would be restored.
-  got:       several parts that fit: 'ema', 'student'
+  got:       a checkpoint that has ema/a, student/a
   expected:  model/a
-  fix:       rename={'ema': 'model'} for the first of these""",
+  fix:       rename={'ema': 'model'} (or with 'student' in its place)""",
     ),
     "restore-abstract-mesh": (
         abstract_mesh,
@@ -716,8 +716,8 @@ from_linen: requires a dict of collections of variables.
         lambda model: from_linen({"params": {"a": jnp.ones(1)}, "counters": {"a": jnp.ones(1)}}, model),
         tallax.InvalidValueError,
         """\
-counters/a: two collections have a variable of this name, but an NNX module has one attribute for it.
-  got:  params/a
+params/a: two collections have a variable of this name, but an NNX module has one attribute for it.
+  got:  counters/a
   fix:  pass one collection after the other, with missing='init'""",
     ),
     "linen-count": (

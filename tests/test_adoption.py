@@ -71,20 +71,33 @@ def pure(thing, *filters):
 LAYOUTS = {
     "named": lambda m, o: {"model": nnx.state(m), "optimizer": nnx.state(o), "step": 4},
     "named-pure": lambda m, o: {"model": pure(m), "optimizer": pure(o), "step": 4},
-    "wrapped": lambda m, o: {"state": {"model": pure(m), "optimizer": pure(o)}, "step": 4},
     "short": lambda m, o: {"net": pure(m), "opt": pure(o)},
-    "within-the-optimizer": lambda m, o: {"optimizer": {"model": pure(m), **pure(o)}},
-    "collections": lambda m, o: {
-        "params": pure(m, nnx.Param), "batch_stats": pure(m, nnx.BatchStat), "rngs": pure(m, nnx.RngState), **pure(o),
-    },
-    "collections-of-the-model": lambda m, o: {
-        "model": {"params": pure(m, nnx.Param), "rest": pure(m, nnx.Not(nnx.Param))}, "optimizer": pure(o),
-    },
     "values": lambda m, o: jax.tree.map(lambda x: {"value": x}, {"model": pure(m), "optimizer": pure(o)}),
-    "flat": lambda m, o: {
-        ".".join(map(str, ("net", *path))): leaf.get_raw_value() for path, leaf in nnx.to_flat_state(nnx.state(m))
-    } | {"opt": pure(o)},
     "with-others": lambda m, o: {"model": pure(m), "optimizer": pure(o), "ema": pure(m, nnx.Param), "x": {"step": 3}},
+}  # fmt: skip
+# Layouts that are not recognised, with the `rename=` of the error.
+RENAMED = {
+    "wrapped": (
+        lambda m, o: {"state": {"model": pure(m), "optimizer": pure(o)}, "step": 4},
+        {"state/model": "model", "state/optimizer": "optimizer"},
+    ),
+    "within-the-optimizer": (
+        lambda m, o: {"optimizer": {"model": pure(m), **pure(o)}},
+        {"optimizer/model": "model"},
+    ),
+    "collections": (
+        lambda m, o: {
+            "params": pure(m, nnx.Param), "batch_stats": pure(m, nnx.BatchStat), "rngs": pure(m, nnx.RngState),
+            "optimizer": pure(o),
+        },
+        {"params": "model", "batch_stats": "model", "rngs": "model"},
+    ),
+    "collections-of-the-model": (
+        lambda m, o: {
+            "model": {"params": pure(m, nnx.Param), "rest": pure(m, nnx.Not(nnx.Param))}, "optimizer": pure(o),
+        },
+        {"model/params": "model", "model/rest": "model"},
+    ),
 }  # fmt: skip
 
 
@@ -108,11 +121,28 @@ def test_a_layout_is_recognised(layout, tmp_path):
         assert int(new.step) == 0
 
 
+@pytest.mark.parametrize("layout", RENAMED)
+def test_another_layout_is_restored_by_the_names_in_the_error(layout):
+    """Nothing is guessed: the error proposes the `rename=`, and with it everything is the old one's, to the bit."""
+    make, rename = RENAMED[layout]
+    old, new = trained(), Model(7)
+    optimizer = adam(new)
+    before = bits(new, optimizer)
+    with pytest.raises(tallax.RestoreError, match=r"rename=\{") as caught:
+        tallax.from_checkpoint(make(*old), new, optimizer, unexpected=["step"])
+    assert bits(new, optimizer) == before
+    proposed = ast.literal_eval(re.findall(r"rename=(\{[^}]*\})", str(caught.value))[0])
+    assert proposed.items() <= rename.items()
+    tallax.from_checkpoint(make(*old), new, optimizer, rename=rename, unexpected=["step"])
+    assert_restored(old[0], new)
+    assert_restored(old[1], optimizer)
+
+
 @pytest.mark.parametrize("mode", ["graph", "graph-no-updates", "tree"])
 def test_in_every_mode(mode):
     """The layout does not depend on Flax's modes."""
     old = trained()
-    tree = {"state": {"model": pure(old[0]), "optimizer": pure(old[1])}}
+    tree = LAYOUTS["short"](*old)
     with in_mode(mode):
         new = Model(7, new=True)
         optimizer = adam(new)
@@ -141,10 +171,14 @@ def test_every_writer_of_orbax(tmp_path):
         checkpointer.save(tmp_path / "tree", tree)
     v1.save(tmp_path / "next", {"model": pure(old[0]), "optimizer": pure(old[1])})
     v1.save(tmp_path / "states", tree)
-    places = [tmp_path / name for name in ("manager/4", "manager/4/default", "items/4", "composite/4", "tree", "next")]
+    places = [tmp_path / name for name in ("manager/4", "manager/4/default", "items/4", "tree", "next")]
     places.append(tmp_path / "states")
     for restore in (
         *[lambda *objects, path=path: tallax.restore(path, *objects, missing="state") for path in places],
+        lambda *objects: [
+            tallax.restore(tmp_path / "composite/4" / name, thing, missing="state")
+            for name, thing in zip(("model", "optimizer"), objects, strict=True)
+        ],
         lambda *objects: tallax.Checkpoints(tmp_path / "manager").restore(*objects, missing="state"),
     ):
         new = Model(7, new=True)
@@ -160,7 +194,7 @@ def test_an_optimizer_that_accumulates():
     """`optax.MultiSteps` has the inner state one level deeper on both sides."""
     tx = optax.MultiSteps(optax.adam(1e-3), 2)
     old = trained(tx)
-    tree = {"train": {"model": pure(old[0]), "optimizer": pure(old[1])}}
+    tree = {"net": pure(old[0]), "optimizer": pure(old[1])}
     new = Model(7)
     optimizer = nnx.Optimizer(new, tx, wrt=nnx.Param)
     tallax.from_checkpoint(tree, new, optimizer)
@@ -181,18 +215,24 @@ def test_one_object_of_a_checkpoint_of_several():
     tallax.from_checkpoint(tree, optimizer, unexpected=["model/**", "s?ep"])
     assert_restored(old[1], optimizer)
     # An object that has a name of its own here, or there.
-    for source in (pure(old[0]), {"net": pure(old[0])}, tallax.to_checkpoint(old[0]), tallax.to_checkpoint(x=old[0])):
+    for source in (pure(old[0]), {"net": pure(old[0])}):
         for names in ({}, {"teacher": True}):
             new = Model(7)
             objects = ((), {"teacher": new}) if names else ((new,), {})
             tallax.from_checkpoint(source, *objects[0], **objects[1])
             assert_restored(old[0], new)
+    # In a checkpoint of tallax the names are exact, and the error proposes another.
+    new = Model(7)
+    with pytest.raises(tallax.RestoreError, match=r"rename=\{'x': 'model'\}"):
+        tallax.from_checkpoint(tallax.to_checkpoint(x=old[0]), new)
+    tallax.from_checkpoint(tallax.to_checkpoint(x=old[0]), new, rename={"x": "model"})
+    assert_restored(old[0], new)
 
 
 def test_several_models_and_streams():
     """Each object gets its own part, in any order."""
     first, second, rngs = Model(1), Model(2), nnx.Rngs(3)
-    tree = {"state": {"teacher": pure(second), "model": pure(first), "rngs": pure(rngs)}}
+    tree = {"teacher": pure(second), "net": pure(first), "rngs": pure(rngs)}
     new = Model(7), Model(8), nnx.Rngs(9)
     for objects, named in (((new[0], new[2]), {"teacher": new[1]}), ((new[2], new[0]), {"teacher": new[1]})):
         tallax.from_checkpoint(tree, *objects, **named)
@@ -271,8 +311,10 @@ def test_other_values_are_not_policies(value):
 def test_a_report_tells_of_a_level_once():
     """Not of every array below it."""
     old, new = Model(0), Model(1)
-    for tree, line in (({"net": pure(old)}, "net -> model"), (pure(old), "the top level -> model")):
-        assert str(tallax.from_checkpoint(tree, new)).splitlines() == ["restored: 10", f"renamed: {line}"]
+    parts = [f"{name} -> model/{name}" for name in ("dropout", "first", "norm", "second")]
+    for tree, moved in (({"net": pure(old)}, ["net -> model"]), (pure(old), parts)):
+        lines = [f"renamed: {line}" for line in moved]
+        assert str(tallax.from_checkpoint(tree, new)).splitlines() == ["restored: 10", *lines]
     rename = {"model/first": "model/second", "model/second": "model/first"}
     square = [
         nnx.Dict(first=nnx.Linear(2, 2, rngs=nnx.Rngs(k)), second=nnx.Linear(2, 2, rngs=nnx.Rngs(k))) for k in (0, 1)
@@ -353,6 +395,27 @@ def test_an_attribute_may_be_called_value_or_as_its_object():
             new = make(4.0)
             tallax.from_checkpoint(tree, new)
             assert bits(new) == bits(old)
+
+
+def test_new_state_and_an_attribute_called_as_its_object():
+    """A bare state is found by its parameters, also if a top level has the name of the object."""
+    new = nnx.Dict(model=nnx.Dict(w=nnx.Param(jnp.zeros(2))), b=nnx.Param(jnp.zeros(2)), step=tallax.Counter())
+    tree = {"model": {"w": jnp.full(2, 9.0)}, "b": jnp.full(2, 2.0)}
+    assert tallax.from_checkpoint(tree, new, missing="state").missing == ("model/step",)
+    assert (new.model.w[...].tolist(), new.b[...].tolist()) == ([9, 9], [2, 2])
+    lone = nnx.Dict(step=tallax.Counter(1))
+    with pytest.raises(tallax.RestoreError, match=r"rename=\{'a': 'model'\}"):
+        tallax.from_checkpoint({"a": {"step": 4}}, lone)
+    tallax.from_checkpoint({"step": 4}, lone)
+    assert int(lone.step) == 4
+
+
+def test_a_bare_state_wins_over_a_part_that_is_called_as_the_object():
+    """Each array of the objects gets one array of the checkpoint, and the other one is unexpected."""
+    new = nnx.Dict(w=nnx.Param(jnp.zeros(2)), v=nnx.Param(jnp.zeros(2)))
+    tree = {"model": {"w": jnp.full(2, 9.0)}, "v": jnp.full(2, 2.0), "w": jnp.full(2, 1.0)}
+    report = tallax.from_checkpoint(tree, new, unexpected="ignore")
+    assert (new.w[...].tolist(), new.v[...].tolist(), report.unexpected) == ([1, 1], [2, 2], ("model/w",))
 
 
 def test_a_target_for_orbax_finds_the_layout_too(tmp_path):

@@ -749,7 +749,7 @@ def test_a_failure_in_the_background_is_raised(tmp_path):
     shutil.rmtree(tmp_path / "a")
     (tmp_path / "a").write_text("in the way")
     checkpoints.save(2, model)
-    with pytest.raises(tallax.CheckpointError, match="can't be written to"):
+    with pytest.raises(tallax.CheckpointError, match="cannot be written to"):
         checkpoints.wait()
     checkpoints.close()
 

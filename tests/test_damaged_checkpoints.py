@@ -22,7 +22,7 @@ from flax import nnx
 import tallax
 from tallax.checkpoints import _manifest as manifest_module
 from tallax.checkpoints import shown
-from tallax.checkpoints._manifest import Entry, Manifest
+from tallax.checkpoints._manifest import ArrayEntry, Manifest
 from tests.cases import leaves
 
 # Orbax drops its other reads when one fails, and tensorstore then calls back into a closed event loop.
@@ -241,7 +241,7 @@ def test_a_manifest_that_lies():
         assert says in of_tree(honest(tree, entries={**entries, "model/step": dataclasses.replace(step, **change)}))
     kernel = {"model/layer/kernel": dataclasses.replace(entries["model/layer/kernel"], shape=(20, 10**11))}
     assert "model/layer/kernel is float32[20, 300]" in of_tree(honest(tree, entries={**entries, **kernel}))
-    more = {**entries, "model/more": Entry("Param", "float32", (3,))}
+    more = {**entries, "model/more": ArrayEntry("Param", "float32", (3,))}
     assert "not in both" in of_tree(honest(tree, entries=more))
     del entries["model/layer/bias"]
     assert "not in both" in of_tree(honest(tree, entries=entries))

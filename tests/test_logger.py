@@ -138,6 +138,18 @@ def test_a_call_between_two_records_looks_at_nothing():
     assert sink.steps == [1]
 
 
+def test_a_call_of_the_other_kind_raises_although_it_is_not_due():
+    """Calls with step= and calls without it have steps of their own, so they are not mixed."""
+    for first, other in (({"step": 3}, {}), ({}, {"step": 3}), ({}, {"step": 1})):
+        sink = Kept()
+        with tallax.Logger(sink, every=10) as log:
+            for _ in range(2):
+                log(x=1, **first)
+                with pytest.raises(tallax.InvalidValueError, match="either every call passes step=, or none does"):
+                    log(x=1, **other)
+        assert sink.steps == [first.get("step", 1)]
+
+
 def test_calls_from_several_threads():
     """No call is lost or counted twice."""
     sink = Kept()
@@ -600,7 +612,7 @@ def test_other_processes_read_and_do_not_write(monkeypatch):
     quiet, asked = Kept(), Kept()
     with tallax.Logger(quiet) as log:
         log(counting(3))
-        assert log._clocks.calls.now == 3  # it was read
+        assert log._clocks.host.now == 3  # it was read
     with tallax.Logger(asked, all_processes=True) as log:
         log(counting(3))
     assert quiet.records == []

@@ -69,13 +69,13 @@ class Group(NamedTuple):
 
 def path_name(path: Sequence[Any], prefix: str = "") -> str:
     """Returns a path as text: `path_name(("experts", 1, "step"))` is `experts/1/step`. It unwraps JAX's keys."""
-    parts = [key if key.__class__ is str else _key_name(key) for key in path]
+    parts = [key if key.__class__ is str else key_name(key) for key in path]
     if WATCHED in parts:
         parts = _of_watched(parts)
     return "/".join([prefix, *parts] if prefix else parts)
 
 
-def _key_name(key: Any) -> str:
+def key_name(key: Any) -> str:
     """Returns a key as text: an index, or a key of JAX's paths without its brackets or its dot."""
     return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
 

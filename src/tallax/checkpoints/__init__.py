@@ -8,7 +8,7 @@ Four concepts:
   values of small tallax variables. It is one more array of the checkpoint, called `tallax`.
 - A `State` is the holders and entries of the user's objects. In a restore it is the *target*. A *source* is a
   checkpoint, as entries and arrays.
-- `Names` has the place of each array of the source in the target.
+- A *place* is the name in the target of an array of the source.
 
 `save` splits a `State` into arrays and the manifest (`_collect`, then `_save`), and Orbax writes them. `restore` runs
 five stages, one file each; `from_checkpoint` starts at the second with a tree that the caller has read:
@@ -21,8 +21,8 @@ To change | open
 --- | ---
 the accepted folders of Orbax, and the checks on their files | `_locate`
 the format on disk | `_manifest`, and `_serialize` for arrays, keys and names
-the layouts of other programs (`params/...`, bare states) | `_prefixes`
-`missing=`, `unexpected=`, `rename=`, and the proposed `rename=` | `_policy`
+`missing=`, `unexpected=`, `rename=` | `_policy`
+the layouts of other programs (bare, `net/...`), and the `rename=` that an error proposes | `_names`
 the comparison of entries, its errors and the report | `_plan`
 the devices that arrays are read onto, checksums, old counters that become exact | `_fetch`
 writing and resetting the objects, and rolling back | `_apply`

@@ -21,9 +21,9 @@ from tallax._errors import (
 )
 from tallax._module import EvalAware
 from tallax._walk import Leaf, leaves_of
-from tallax.checkpoints._manifest import Entry
+from tallax.checkpoints._manifest import ArrayEntry
 from tallax.checkpoints._positions import POSITION, has_position, read_position, write_position
-from tallax.checkpoints._serialize import RESERVED, dtype_of, is_key, joined, key_of
+from tallax.checkpoints._serialize import RESERVED, dtype_of, is_key, joined
 from tallax.compiling import CompiledStep
 from tallax.replicas import combine_replicas
 from tallax.statistics import Statistic
@@ -145,7 +145,7 @@ def _position_of(name: str, thing: Any) -> Holder:
 def _holder_of(name: str, leaf: Leaf, abstract: bool) -> Holder:
     base, variable = joined((name, *leaf.path)), leaf.variable
     flat, structure = jax.tree_util.tree_flatten_with_path(variable.get_raw_value())
-    names = tuple(joined((base, *map(key_of, inner)), quoted=1) for inner, _ in flat)
+    names = tuple(joined((base, *inner), quoted=1) for inner, _ in flat)
     leaves = tuple(_checked_leaf(leaf_name, inner, abstract) for leaf_name, (_, inner) in zip(names, flat, strict=True))
 
     def put(leaves: Sequence[Any]) -> None:
@@ -239,7 +239,7 @@ class State:
     holders: list[Holder]
     variables: dict[str, Any]
     leaves: dict[str, Any]
-    entries: dict[str, Entry]
+    entries: dict[str, ArrayEntry]
 
     @classmethod
     def of(cls, objects: dict[str, Any], *, abstract: bool = False) -> State:
@@ -255,10 +255,10 @@ class State:
         return cls(objects, wholes, holders, variables, leaves, entries)
 
 
-def _entry_of(holder: Holder, leaf: Any) -> Entry:
+def _entry_of(holder: Holder, leaf: Any) -> ArrayEntry:
     array = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
     owner = holder.owner
-    return Entry(
+    return ArrayEntry(
         kind=holder.kind,
         dtype=dtype_of(leaf),
         shape=tuple(np.shape(array)),

@@ -15,8 +15,8 @@ import numpy as np
 from tallax import _uint64
 from tallax._errors import CheckpointError, describe
 from tallax.checkpoints._collect import State
-from tallax.checkpoints._locate import attempted, orbax
-from tallax.checkpoints._manifest import MOST, Entry, Manifest, damaged
+from tallax.checkpoints._locate import orbax
+from tallax.checkpoints._manifest import MOST, ArrayEntry, Manifest, damaged
 from tallax.checkpoints._plan import Plan, RestoreReport, is_same_number, mismatch
 from tallax.checkpoints._serialize import KEY, PYTHON, RESERVED, in_place_of, is_placed, stored, stored_dtype, sums_of
 from tallax.variables import StateVariable
@@ -25,33 +25,37 @@ Fetch = Callable[[Mapping[str, str]], Mapping[str, Any]]
 
 
 def fetch_values(target: State, plan: Plan, manifest: Manifest, fetch: Fetch) -> tuple[dict[str, Any], RestoreReport]:
-    inline = {name: old for name, old in plan.sources.items() if manifest.entries[old].at is not None}
-    apart = {name: old for name, old in plan.sources.items() if name not in inline}
-    arrays = {name: manifest.array(old) for name, old in inline.items()}
-    fetched = fetch(apart)
-    arrays |= {name: stored(array) for name, array in fetched.items()}
-    for name, total in zip(fetched, sums_of([arrays[name] for name in fetched]), strict=True):
-        if manifest.entries[apart[name]].sum not in (None, total):
-            raise damaged(f"{apart[name]} is not what was written")
-    converted, warnings = [], []
-    variables = target.variables
-    values = {}
-    for name, array in arrays.items():
+    """Returns the values for the objects by name, and the report with the conversions."""
+    values: dict[str, Any] = {}
+    converted: list[str] = []
+    warnings: list[str] = []
+    for name, array in _verified(plan, manifest, fetch).items():
         saved, wanted = manifest.entries[plan.sources[name]], target.entries[name]
-        how = warning = None
+        change = warning = None
         try:
             if wanted.kind == "Counter" and saved.kind != "Counter":
-                array, how, warning = counted(name, saved, wanted, np.asarray(array))
+                array, change, warning = as_count(name, saved, wanted, np.asarray(array))
             elif is_same_number(saved, wanted):
-                array, how = same_number(name, saved, wanted, np.asarray(array))
-        except NoCountError as error:
+                array, change = as_same_number(name, saved, wanted, np.asarray(array))
+        except InexactError as error:
             report = dataclasses.replace(plan.report, mismatched=(f"{name}: {error}; expected {wanted}",))
-            raise mismatch(name, plan.sources[name], (str(error), str(wanted)), report, plan.names) from None
-        converted += [how] if how else []
+            raise mismatch(name, plan.sources[name], (str(error), str(wanted)), report) from None
+        converted += [change] if change else []
         warnings += [warning] if warning else []
-        on_host = isinstance(variables[name], StateVariable)
+        on_host = isinstance(target.variables[name], StateVariable)
         values[name] = in_place_of(target.leaves[name], array, wanted.dtype, on_host=on_host)
     return values, dataclasses.replace(plan.report, converted=tuple(converted), warnings=tuple(warnings))
+
+
+def _verified(plan: Plan, manifest: Manifest, fetch: Fetch) -> dict[str, Any]:
+    """Returns the arrays as they are stored, after a comparison with their checksums."""
+    separate = {name: old for name, old in plan.sources.items() if manifest.entries[old].at is None}
+    arrays = {name: manifest.array(old) for name, old in plan.sources.items() if name not in separate}
+    fetched = {name: stored(array) for name, array in fetch(separate).items()}
+    for name, total in zip(fetched, sums_of(list(fetched.values())), strict=True):
+        if manifest.entries[separate[name]].sum not in (None, total):
+            raise damaged(f"{separate[name]} is not what was written")
+    return arrays | fetched
 
 
 def read_arrays(
@@ -78,12 +82,12 @@ def read_arrays(
 
     item = jax.tree.map(lambda leaf: 0 if id(leaf) in wanted else ocp.PLACEHOLDER, tree)
     arguments = ocp.args.PyTreeRestore(item=item, restore_args=jax.tree.map(how, tree))
-    found = attempted(lambda: checkpointer.restore(folder, args=arguments))
+    found = checkpointer.restore(folder, args=arguments)
     leaves = jax.tree.leaves(found, is_leaf=lambda leaf: leaf is ocp.PLACEHOLDER)
     return {name: leaf for name, leaf in zip(names, leaves, strict=True) if name is not None}
 
 
-def _is_special(entry: Entry, leaf: Any) -> bool:
+def _is_special(entry: ArrayEntry, leaf: Any) -> bool:
     """Returns whether an array must be converted before it is written, and not only placed on devices."""
     same = (entry.shape, entry.dtype) == (tuple(leaf.shape), str(np.dtype(leaf.dtype)))
     return not same or entry.kind == "Counter" or entry.dtype.startswith(KEY) or entry.dtype in PYTHON
@@ -107,28 +111,30 @@ def given(arrays: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]
     return {new: arrays[old] for new, old in names.items()}
 
 
-class NoCountError(ValueError):
+class InexactError(ValueError):
     """A value cannot become a count, or would change when converted. The text contains the reason."""
 
 
-def same_number(name: str, saved: Entry, wanted: Entry, array: np.ndarray) -> tuple[np.ndarray, str]:
+def as_same_number(name: str, saved: ArrayEntry, wanted: ArrayEntry, array: np.ndarray) -> tuple[np.ndarray, str]:
     """Returns a number in the required form, and a description of the conversion.
 
     Raises:
-        NoCountError: The conversion would change the number.
+        InexactError: The conversion would change the number.
     """
     with np.errstate(over="ignore"):
         converted = array.astype(stored_dtype(wanted.dtype))
     if not np.array_equal(converted.astype(array.dtype), array, equal_nan=array.dtype.kind in "fc"):
-        raise NoCountError(f"{saved.dtype} with {array.item()}, which {converted.dtype} does not have")
+        raise InexactError(f"{saved.dtype} with {array.item()}, which {converted.dtype} does not have")
     return converted, f"{name}: {saved.dtype} -> {wanted.dtype}, the same number"
 
 
-def counted(name: str, saved: Entry, wanted: Entry, array: np.ndarray) -> tuple[np.ndarray, str | None, str | None]:
+def as_count(
+    name: str, saved: ArrayEntry, wanted: ArrayEntry, array: np.ndarray
+) -> tuple[np.ndarray, str | None, str | None]:
     """Returns the words of a count, a description of the conversion, and a warning if the old form may be inexact.
 
     Raises:
-        NoCountError: An entry is negative or not whole.
+        InexactError: An entry is negative or not whole.
     """
     dtype = saved.dtype
     if saved.shape == wanted.shape:  # the words of a Counter, saved by Orbax alone
@@ -136,11 +142,11 @@ def counted(name: str, saved: Entry, wanted: Entry, array: np.ndarray) -> tuple[
     values = array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
     if np.any(values < 0):
         why = "below 0: it wrapped around" if array.dtype.kind == "i" else "below 0"
-        raise NoCountError(f"{dtype} with {values.min()}, which is {why}")
+        raise InexactError(f"{dtype} with {values.min()}, which is {why}")
     if values.dtype == np.float64 and not np.array_equal(values, np.floor(values)):
-        raise NoCountError(f"{dtype} with {values[values != np.floor(values)].flat[0]}, which is not a whole number")
+        raise InexactError(f"{dtype} with {values[values != np.floor(values)].flat[0]}, which is not a whole number")
     if values.dtype == np.float64 and np.any(values >= 2.0**64):
-        raise NoCountError(f"{dtype} with {values.max()}, which is beyond 64 bits")
+        raise InexactError(f"{dtype} with {values.max()}, which is beyond 64 bits")
     limit, why = _limit(array.dtype)
     warning = None
     if array.size and values.max() >= limit:

@@ -15,8 +15,8 @@ import optax
 
 from tallax import _uint64, statistics
 from tallax.checkpoints._fetch import read_arrays, read_manifest
-from tallax.checkpoints._locate import METADATA, folder_of, orbax, outline_of, pytree_handler, told
-from tallax.checkpoints._manifest import Entry, Manifest, Source
+from tallax.checkpoints._locate import METADATA, folder_of, orbax, orbax_errors, outline_of, pytree_handler
+from tallax.checkpoints._manifest import ArrayEntry, Manifest, Source
 from tallax.checkpoints._positions import POSITION
 from tallax.checkpoints._serialize import stored_dtype
 from tallax.logging._flatten import Numbers
@@ -41,7 +41,7 @@ def shown(path: str | os.PathLike[str]) -> Contents:
         CheckpointError: The checkpoint does not exist, or is damaged, unfinished or of a later version.
     """
     folder, handler = _folder(path), pytree_handler()
-    with told(str(path), "can't be read"), orbax().Checkpointer(handler) as checkpointer:
+    with orbax_errors(str(path), "cannot be read."), orbax().Checkpointer(handler) as checkpointer:
         tree = outline_of(handler, folder)
         manifest = read_manifest(checkpointer, folder, tree)
         source = Source.of(tree, manifest)
@@ -49,7 +49,7 @@ def shown(path: str | os.PathLike[str]) -> Contents:
         wanted = {id(source.arrays[name]): name for name, entry in entries.items() if _is_to_be_read(entry)}
         arrays = read_arrays(checkpointer, folder, tree, wanted, None)
     numbers, items = Numbers(), {}
-    groups: dict[str, dict[str, Entry]] = {}  # by the name of the owner, if it exists
+    groups: dict[str, dict[str, ArrayEntry]] = {}  # by the name of the owner, if it exists
     for name, entry in sorted(entries.items()):
         groups.setdefault(name.rpartition("/")[0] if entry.owner else name, {})[name] = entry
     for owner, group in groups.items():
@@ -76,14 +76,14 @@ def _folder(path: str | os.PathLike[str]) -> Path:
     return folder_of(folder, str(path))
 
 
-def _is_to_be_read(entry: Entry) -> bool:
+def _is_to_be_read(entry: ArrayEntry) -> bool:
     """Returns whether to read an array: tallax state, or a few numbers."""
     is_item = bool(entry.owner) or entry.kind in ("Counter", "Buffer")
     few_numbers = not entry.kind and math.prod(entry.shape) <= _SMALL
     return entry.persistent and entry.at is None and (is_item or few_numbers) and entry.nbytes <= _LARGE
 
 
-def _value(entries: Mapping[str, Entry], arrays: Mapping[str, np.ndarray]) -> Any:
+def _value(entries: Mapping[str, ArrayEntry], arrays: Mapping[str, np.ndarray]) -> Any:
     """Returns the value of one array, or of the arrays of one owner; None if it is unknown."""
     owner = _owner(entries)
     if owner is not None:
@@ -99,7 +99,7 @@ def _value(entries: Mapping[str, Entry], arrays: Mapping[str, np.ndarray]) -> An
     return state if state.ndim else state.item()
 
 
-def _owner(entries: Mapping[str, Entry]) -> Any:
+def _owner(entries: Mapping[str, ArrayEntry]) -> Any:
     """Returns a statistic of the kind and configuration of the entries, or None if that fails."""
     try:
         owner = _made(next(iter(entries.values())))
@@ -120,7 +120,7 @@ def _owner(entries: Mapping[str, Entry]) -> Any:
     return owner if len(stacks) == 1 else None
 
 
-def _made(entry: Entry) -> Any:
+def _made(entry: ArrayEntry) -> Any:
     if entry.owner == "ScheduledValue":
         return ScheduledValue(optax.constant_schedule(math.nan))  # never called, so its value is not in the checkpoint
     if entry.owner not in _READABLE or len(entry.configuration) > _LONG:
@@ -128,7 +128,7 @@ def _made(entry: Entry) -> Any:
     return _READABLE[entry.owner](**ast.literal_eval(entry.configuration))
 
 
-def _described(entries: Collection[Entry]) -> StateInfo:
+def _described(entries: Collection[ArrayEntry]) -> StateInfo:
     """Returns the description of one array, or of the arrays of one owner, with the dtype and shape of the largest."""
     entry = max(entries, key=lambda entry: entry.nbytes)
     shape = entry.shape[:-1] if entry.kind == "Counter" else entry.shape

@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ import jax
 
 from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, TallaxError
 from tallax.checkpoints._manifest import MOST, damaged, is_too_much
-from tallax.checkpoints._serialize import RESERVED
 
 METADATA = "_METADATA"  # Orbax writes these into every folder of a tree
 UNFINISHED = ".orbax-checkpoint-tmp"
@@ -53,30 +52,6 @@ def pytree_handler() -> Any:
     return orbax().PyTreeCheckpointHandler()
 
 
-def locate(path: Path, name: str) -> tuple[dict[str, Path], dict[str, Any]]:
-    """Returns the folders with the arrays, and the outline of the tree in each; see `outline_of`.
-
-    If Orbax's manager wrote several trees, each has a folder, and the names of the folders are the keys. A checkpoint
-    in a single folder has the empty key.
-    """
-    handler = pytree_handler()
-    folders = {item.name: item for item in _trees_in(path)}
-    if len(folders) > 1 and not any(map(str.isdecimal, folders)):
-        trees = {item: outline_of(handler, folder) for item, folder in folders.items()}
-        # Each tree that tallax wrote contains all objects, so the user has to choose one of the trees.
-        if not any(isinstance(tree, Mapping) and RESERVED in tree for tree in trees.values()):
-            return folders, trees
-    folder = folder_of(path, name)
-    return {"": folder}, {"": outline_of(handler, folder)}
-
-
-def _trees_in(path: Path) -> list[Path]:
-    """Returns the folders of trees directly below a path that is not a tree itself."""
-    if not path.is_dir() or UNFINISHED in path.name or (path / METADATA).is_file():
-        return []
-    return [item for item in path.iterdir() if (item / METADATA).is_file()]
-
-
 def folder_of(path: Path, name: str) -> Path:
     """Returns the folder with the arrays: `path`, or its only folder of a tree if Orbax's manager wrote it.
 
@@ -87,7 +62,7 @@ def folder_of(path: Path, name: str) -> Path:
     if path.is_dir():
         if UNFINISHED not in path.name and (path / METADATA).is_file():
             return path
-        trees = _trees_in(path)
+        trees = [] if UNFINISHED in path.name else [item for item in path.iterdir() if (item / METADATA).is_file()]
         steps = [item for item in path.iterdir() if item.name.isdecimal()]
         if len(trees) == 1 and not trees[0].name.isdecimal():
             return trees[0]
@@ -97,7 +72,7 @@ def folder_of(path: Path, name: str) -> Path:
             what, fix = f"a folder of {len(steps)} checkpoints", "tallax.Checkpoints(path).restore(model)"
         elif trees:
             what = f"a folder of {len(trees)} trees: {', '.join(sorted(ascii(item.name) for item in trees)[:3])}"
-            fix = "the path of one of these"
+            fix = "one call for each of these, with its path"
         else:
             what = "a folder that Orbax has not written a tree to"
     elif path.exists():
@@ -131,9 +106,9 @@ def _look_at_files(folder: Path) -> None:
 def _look_at_names(text: bytes, *, are_paths: bool) -> None:
     """Raises `CheckpointError` if a name is a path, because Orbax follows it, except in tensorstore's database."""
     try:
-        told = json.loads(text)
-        keys = [str(key["key"]) for entry in told["tree_metadata"].values() for key in entry["key_metadata"]]
-        are_paths = are_paths or told.get("use_ocdbt") is not True
+        metadata = json.loads(text)
+        keys = [str(key["key"]) for entry in metadata["tree_metadata"].values() for key in entry["key_metadata"]]
+        are_paths = are_paths or metadata.get("use_ocdbt") is not True
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return  # Orbax reports the error
     for key in keys:
@@ -144,7 +119,7 @@ def _look_at_names(text: bytes, *, are_paths: bool) -> None:
 def outline_of(handler: Any, folder: Path) -> Any:
     """Returns the outline of the arrays: their shapes and dtypes, as their storage has them."""
     _look_at_files(folder)
-    tree = attempted(lambda: handler.metadata(folder).tree)
+    tree = handler.metadata(folder).tree
     seen = set()
     for leaf in jax.tree.leaves(tree):
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
@@ -164,34 +139,20 @@ def outline_of(handler: Any, folder: Path) -> Any:
     return tree
 
 
-def attempted(call: Callable[[], Any]) -> Any:
-    """Returns the result of a call of Orbax. Raises `CheckpointError` if it fails."""
+@contextlib.contextmanager
+def orbax_errors(name: str, rule: str) -> Iterator[None]:
+    """Converts the exceptions of Orbax and its storage to `CheckpointError`, with the first line of Orbax's text."""
     # Orbax drops the other reads of a failed call, and asyncio then logs "Task exception was never retrieved" for each.
     # It could only be silenced for the whole process (its logger, `sys.unraisablehook`), which a library must not do.
-    try:
-        return call()
-    except Exception as error:
-        failure = first_line(error)
-    raise damaged(failure)
-
-
-@contextlib.contextmanager
-def told(name: str, what: str) -> Iterator[None]:
-    """Converts the exceptions of Orbax and its storage to `CheckpointError`, with the first line of Orbax's text."""
     try:
         yield
     except TallaxError:
         raise
     except Exception as error:
-        raise CheckpointError(
-            name,
-            f"{what}.",
-            got=first_line(error),
-            fix="look for a full disk, rights, or a damaged file; an earlier checkpoint may be whole",
-        ) from None
-
-
-def first_line(error: Exception) -> str:
-    """Returns the first line of an error, at most 200 characters. An error of Orbax can have thousands."""
-    said = "".join(filter(str.isprintable, f"{type(error).__name__}: {error}".splitlines()[0]))
-    return said if len(said) <= 200 else f"{said[:197]}..."
+        # An error of Orbax can have thousands of lines.
+        text = "".join(filter(str.isprintable, f"{type(error).__name__}: {error}".splitlines()[0]))
+        failure = text if len(text) <= 200 else f"{text[:197]}..."
+    else:
+        return
+    fix = "look for a full disk, rights, or a damaged file; an earlier checkpoint may be whole"
+    raise CheckpointError(name, rule, got=failure, fix=fix)

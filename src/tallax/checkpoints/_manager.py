@@ -20,12 +20,12 @@ import jax
 from tallax._errors import CheckpointError, InvalidTypeError, InvalidValueError, describe
 from tallax.checkpoints._collect import named_objects
 from tallax.checkpoints._cross_check import disagreements
-from tallax.checkpoints._locate import UNFINISHED, orbax, path_of, told
+from tallax.checkpoints._locate import UNFINISHED, orbax, orbax_errors, path_of
 from tallax.checkpoints._plan import RestoreReport
 from tallax.checkpoints._policy import Missing, Policy, Rename, Unexpected
 from tallax.checkpoints._preemption import Preemption
 from tallax.checkpoints._restore import restore_from
-from tallax.checkpoints._save import Contents, arguments
+from tallax.checkpoints._save import SplitState, arguments
 from tallax.compiling import CompiledStep
 
 
@@ -154,16 +154,16 @@ class Checkpoints:
                 got=f"{step}, with {latest} in {self._name}",
                 fix="restore the latest one first; or another folder",
             )
-        contents = Contents.of(named_objects(objects, named), extra)
+        state = SplitState.of(named_objects(objects, named), extra)
         if not self._async or jax.process_count() > 1:
-            self._write(step, contents)
+            self._write(step, state)
             return True
         # A compiled step does not donate these arrays, because it copies the state that it takes over.
         if not all(isinstance(thing, CompiledStep) for thing in (*objects, *named.values())):
-            contents = contents.copied()
+            state = state.copied()
         if self._writer is None:
             self._writer = concurrent.futures.ThreadPoolExecutor(1, "tallax-checkpoints")
-        self._writing = self._writer.submit(self._write, step, contents)
+        self._writing = self._writer.submit(self._write, step, state)
         return True
 
     def latest(self) -> int | None:
@@ -269,12 +269,12 @@ class Checkpoints:
         writing = self._writing
         return writing.exception() if writing is not None and writing.done() else None
 
-    def _write(self, step: int, contents: Contents) -> None:
-        with told(self._name, "a checkpoint can't be written to"):
+    def _write(self, step: int, state: SplitState) -> None:
+        with orbax_errors(self._name, "a checkpoint cannot be written to it."):
             if self._manager is None:
                 self._manager = self._opened()
-            manifest = contents.manifest(step)
-            self._manager.save(step, args=arguments(contents, manifest), force=True)
+            manifest = state.manifest(step)
+            self._manager.save(step, args=arguments(state, manifest), force=True)
             # Once for each program: a batch size that was changed on purpose disagrees at every save.
             if not self._is_checked:
                 self._disagreements += disagreements(manifest, self._batch_size)

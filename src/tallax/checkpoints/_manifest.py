@@ -20,9 +20,9 @@ import jax
 import numpy as np
 
 from tallax._errors import CheckpointError, InvalidValueError, describe
+from tallax.checkpoints._names import without_value_levels
 from tallax.checkpoints._positions import POSITION
-from tallax.checkpoints._prefixes import without_value_levels
-from tallax.checkpoints._serialize import RESERVED, is_key, joined, key_of, size_of, stored, stored_dtype
+from tallax.checkpoints._serialize import RESERVED, is_key, joined, size_of, stored, stored_dtype
 
 FORMAT = 1
 MOST = 2**28  # the most bytes of a manifest, including inline values
@@ -31,7 +31,7 @@ _NAME = re.compile(r"[\w%~ -]+(/[\w%~ -]+)*", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class ArrayEntry:
     """One array of a checkpoint.
 
     Attributes:
@@ -85,7 +85,7 @@ class Manifest:
         step: The number under which `Checkpoints` saved it.
     """
 
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, ArrayEntry]
     items: bytes = b""
     extra: Any = None
     step: int | None = None
@@ -99,7 +99,7 @@ class Manifest:
 
     def as_json(self) -> dict[str, Any]:
         """Returns the manifest as JSON values."""
-        defaults = {field.name: field.default for field in dataclasses.fields(Entry)}
+        defaults = {field.name: field.default for field in dataclasses.fields(ArrayEntry)}
         entries = {
             name: {key: value for key, value in vars(entry).items() if value != defaults[key]}
             for name, entry in self.entries.items()
@@ -189,8 +189,8 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _entry(found: dict[str, Any], size: int) -> Entry:
-    types = {field.name: field.type for field in dataclasses.fields(Entry)}
+def _entry(found: dict[str, Any], size: int) -> ArrayEntry:
+    types = {field.name: field.type for field in dataclasses.fields(ArrayEntry)}
     for key, value in found.items():
         expected = {"str": str, "bool": bool, "tuple[int, ...]": list}.get(str(types[key]), int)
         if type(value) is not expected:
@@ -198,7 +198,7 @@ def _entry(found: dict[str, Any], size: int) -> Entry:
     shape = tuple(found["shape"])
     if not all(type(axis) is int and axis >= 0 for axis in shape) or len(shape) > 32:
         raise ValueError("an entry has no shape")
-    entry = Entry(**{**found, "shape": shape})
+    entry = ArrayEntry(**{**found, "shape": shape})
     if entry.at is not None and not 0 <= entry.at <= entry.at + entry.nbytes <= size:
         raise ValueError("an item lies outside of the items")
     if entry.kind == "Counter" and (entry.dtype != "uint32" or entry.shape[-1:] != (2,)):
@@ -213,10 +213,12 @@ class Source:
     Attributes:
         manifest: The manifest. If tallax did not write the checkpoint, it is inferred from the arrays.
         arrays: The arrays by name.
+        is_foreign: Whether another program wrote it, so that the names may differ from those of tallax.
     """
 
     manifest: Manifest
     arrays: dict[str, Any]
+    is_foreign: bool = False
 
     @classmethod
     def of(cls, tree: Any, manifest: Manifest | None = None) -> Source:
@@ -257,15 +259,15 @@ class Source:
         """Returns the source for a tree that tallax did not write, such as an `nnx.State`."""
         names = without_value_levels(leaves)
         arrays = {names[name]: stored(leaf) if is_key(leaf) else leaf for name, leaf in leaves.items()}
-        entries = {name: Entry("", str(np.dtype(leaf.dtype)), tuple(leaf.shape)) for name, leaf in arrays.items()}
-        return cls(Manifest(entries), arrays)
+        entries = {name: ArrayEntry("", str(np.dtype(leaf.dtype)), tuple(leaf.shape)) for name, leaf in arrays.items()}
+        return cls(Manifest(entries), arrays, is_foreign=True)
 
 
 def arrays_in(tree: Any, *, quoted: bool) -> dict[str, Any]:
     """Returns the arrays of nested dicts, or their outline, by name."""
     try:
-        flat = [([*map(key_of, path)], leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-        leaves = {joined(keys, quoted=len(keys) if quoted else 0): leaf for keys, leaf in flat}
+        flat = jax.tree_util.tree_leaves_with_path(tree)
+        leaves = {joined(path, quoted=len(path) if quoted else 0): leaf for path, leaf in flat}
     except (TypeError, ValueError, RecursionError):
         leaves = {}
     for name, leaf in leaves.items():

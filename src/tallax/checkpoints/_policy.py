@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arguments `missing=`, `unexpected=` and `rename=` of a restore, and the `rename=` that an error proposes."""
+"""The arguments `missing=`, `unexpected=` and `rename=` of a restore."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import re
 import urllib.parse
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -20,29 +19,6 @@ from tallax.variables import StateVariable
 Rename: TypeAlias = Mapping[str, str] | Callable[[str], str] | None
 Missing: TypeAlias = Literal["error", "state", "init"] | Sequence[str | type[nnx.Variable[Any]]]
 Unexpected: TypeAlias = Literal["error", "ignore"] | Sequence[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Names:
-    """The places of the arrays of a checkpoint in the objects, and the names that an error shows for them.
-
-    Attributes:
-        places: The name in the objects by the name in the checkpoint. Arrays without a place keep their name.
-        rivals: For each object that is in the checkpoint more than once, the prefixes that fit equally well.
-        rename: The user's `rename=`.
-        saved: The spelling of a name in the checkpoint, if it differs: other libraries separate the levels by dots.
-        wanted: The spelling of a name in the objects, if it differs.
-        separator: The separator of the levels in these spellings.
-        fits: A function that decides whether an array of another library can be put into an array of the objects.
-    """
-
-    places: Mapping[str, str]
-    rivals: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
-    rename: Rename = None
-    saved: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    wanted: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    separator: str = "/"
-    fits: Callable[[str, str], bool] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +103,6 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(words.get(part, re.escape(part)) for part in parts) + "(?:/|$)", re.DOTALL)
 
 
-_MOST = 200  # the most names that a proposal considers, so that an error is not delayed
-
-
 def renamed(names: Iterable[str], rename: Rename, *, separator: str = "/") -> dict[str, str]:
     """Returns the new names.
 
@@ -200,53 +173,3 @@ def some(names: Iterable[str], most: int = 3) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-# --- what an error proposes -------------------------------------------------------------------------------------------
-
-
-def proposal(
-    missing: Sequence[str],
-    unexpected: Sequence[str],
-    restored: Sequence[str],
-    fits: Callable[[str, str], bool],
-    names: Names,
-) -> dict[str, str]:
-    """Returns a `rename=` that maps unexpected arrays of the checkpoint to missing arrays of the objects.
-
-    Arrays correspond if one may be restored into the other (`fits`) and the ends of their names are the same. If
-    several arrays correspond, the longest common end counts. If no arrays correspond, and there is only one array on
-    each side, they are assumed to be the same. A proposal must not move `restored` arrays, which already have a place.
-    """
-    apart = names.separator
-    wanted = {name: names.wanted.get(name, name).split(apart) for name in missing[:_MOST]}
-    saved = {name: names.saved.get(name, name).split(apart) for name in unexpected[:_MOST]}
-    placed = [names.saved.get(name, name).split(apart) for name in restored]
-    fixed = {apart.join(parts[:k]) for parts in placed for k in range(1, len(parts) + 1)}
-    pairs: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
-    for new, after in wanted.items():
-        fitting = {old: before for old, before in saved.items() if before[-1] == after[-1] and fits(old, new)}
-        common = {old: _common_end(before, after) for old, before in fitting.items()}
-        for old, before in fitting.items():
-            if common[old] == max(common.values()):
-                # Neither name may become empty, nor the beginning of arrays that already have a place.
-                cut = min(common[old], len(before) - 1, len(after) - 1)
-                while cut and apart.join(before[: len(before) - cut]) in fixed:
-                    cut -= 1
-                pair = apart.join(before[: len(before) - cut]), apart.join(after[: len(after) - cut])
-                pairs[pair].append((old, new))
-    result: dict[str, str] = {}
-    done: set[str] = set()
-    for (old, new), members in sorted(pairs.items(), key=lambda pair: (-len(pair[1]), pair[0])):
-        touched = {name for member in members for name in member}
-        if old not in result and not touched & done:
-            result[old] = new
-            done |= touched
-    if not result and len(missing) == len(unexpected) == 1 and fits(unexpected[0], missing[0]):
-        result = {apart.join(saved[unexpected[0]]): apart.join(wanted[missing[0]])}
-    return {old: new for old, new in result.items() if old != new}
-
-
-def _common_end(left: Sequence[str], right: Sequence[str]) -> int:
-    pairs = enumerate(zip(reversed(left), reversed(right), strict=False))
-    return next((k for k, (one, other) in pairs if one != other), min(len(left), len(right)))

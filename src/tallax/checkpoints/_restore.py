@@ -14,12 +14,12 @@ import numpy as np
 from tallax.checkpoints._apply import apply, require_values
 from tallax.checkpoints._collect import State, named_objects
 from tallax.checkpoints._fetch import Fetch, fetch_values, given, read_arrays, read_manifest
-from tallax.checkpoints._locate import locate, orbax, path_of, pytree_handler, told
+from tallax.checkpoints._locate import folder_of, orbax, orbax_errors, outline_of, path_of, pytree_handler
 from tallax.checkpoints._manifest import Manifest, Source, arrays_in
-from tallax.checkpoints._plan import RestoreReport, infer_names, plan_restore
-from tallax.checkpoints._policy import Missing, Names, Policy, Rename, Unexpected
-from tallax.checkpoints._prefixes import without_value_levels
-from tallax.checkpoints._serialize import PYTHON, RESERVED, is_placed, joined, key_of, needs_numpy
+from tallax.checkpoints._names import without_value_levels
+from tallax.checkpoints._plan import RestoreReport, find_places, plan_restore
+from tallax.checkpoints._policy import Missing, Policy, Rename, Unexpected
+from tallax.checkpoints._serialize import PYTHON, RESERVED, is_placed, joined, needs_numpy
 
 
 def from_checkpoint(
@@ -32,8 +32,8 @@ def from_checkpoint(
 ) -> RestoreReport:
     """Restores objects from a tree of `to_checkpoint`, and returns a report. If it raises, the objects do not change.
 
-    It also accepts a tree that Orbax wrote without tallax: `nnx.state(model)`, bare, below the names of the objects, or
-    with one more level; see docs/checkpoints.md. From such a tree, a `Counter` gets the value of an old counter of
+    It also accepts a tree that Orbax wrote without tallax: `nnx.state(model)`, bare, or below the name of the object or
+    another name; see docs/checkpoints.md. From such a tree, a `Counter` gets the value of an old counter of
     float32, int32 or another dtype. Objects from `nnx.eval_shape` get their values here.
 
     Args:
@@ -108,20 +108,19 @@ def checkpoint_target(metadata: Any, *objects: Any, **named: Any) -> Any:
     quoted = isinstance(tree, Mapping) and RESERVED in tree
     found = arrays_in(tree, quoted=quoted)  # raises if it is not metadata
     short = {name: name for name in found} if quoted else without_value_levels(found)
-    names = infer_names(short.values(), target, None).places
+    places = find_places(short.values(), target, None, is_foreign=not quoted)
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
     everywhere = jax.NamedSharding(mesh, jax.P())
     anywhere = everywhere if jax.process_count() > 1 else jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
-    def leaf_of(path: Any, told: Any) -> Any:
-        if type(told) in PYTHON.values():  # a number, which Orbax's v1 represents by another number
-            return told
-        if needs_numpy(told.dtype):
-            return np.broadcast_to(np.zeros((), told.dtype), told.shape)  # takes no memory
-        keys = [key_of(key) for key in path]
-        own: Any = target.leaves.get(names.get(short[joined(keys, quoted=len(keys) if quoted else 0)], ""))
-        fits = is_placed(own) and tuple(own.shape) == tuple(told.shape)
-        return jax.ShapeDtypeStruct(told.shape, told.dtype, sharding=own.sharding if fits else anywhere)
+    def leaf_of(path: Any, saved: Any) -> Any:
+        if type(saved) in PYTHON.values():  # a number, which Orbax's v1 represents by another number
+            return saved
+        if needs_numpy(saved.dtype):
+            return np.broadcast_to(np.zeros((), saved.dtype), saved.shape)  # takes no memory
+        own: Any = target.leaves.get(places.get(short[joined(path, quoted=len(path) if quoted else 0)], ""))
+        fits = is_placed(own) and tuple(own.shape) == tuple(saved.shape)
+        return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=own.sharding if fits else anywhere)
 
     return jax.tree_util.tree_map_with_path(leaf_of, tree)
 
@@ -166,28 +165,25 @@ def restore_from(
 ) -> tuple[RestoreReport, Manifest]:
     """As `restore`; returns the manifest of the checkpoint, too."""
     target = State.of(named_objects(objects, named), abstract=True)
-    with told(str(path), "the checkpoint cannot be read"), orbax().Checkpointer(pytree_handler()) as checkpointer:
-        folders, trees = locate(path.absolute(), str(path))
-        if "" in folders:
-            source = Source.of(trees[""], read_manifest(checkpointer, folders[""], trees[""]))
-        else:
-            source = Source.of(trees)
+    handler = pytree_handler()
+    with orbax_errors(str(path), "cannot be read."), orbax().Checkpointer(handler) as checkpointer:
+        folder = folder_of(path.absolute(), str(path))
+        tree = outline_of(handler, folder)
+        source = Source.of(tree, read_manifest(checkpointer, folder, tree))
 
         def fetch(names: Mapping[str, str]) -> Mapping[str, Any]:
-            wanted = {id(source.arrays[old]): new for new, old in names.items()}
-            found: dict[str, Any] = {}
-            for part, folder in folders.items():
-                found |= read_arrays(checkpointer, folder, trees[part], wanted, target)
-            return found
+            return read_arrays(
+                checkpointer, folder, tree, {id(source.arrays[old]): new for new, old in names.items()}, target
+            )
 
         return restore_into(target, source, fetch, policy), source.manifest
 
 
 def restore_into(
-    target: State, source: Source, fetch: Fetch, policy: Policy, names: Names | None = None
+    target: State, source: Source, fetch: Fetch, policy: Policy, places: Mapping[str, str] | None = None
 ) -> RestoreReport:
     """Runs the last three stages: plans, fetches and applies. The objects change only if all three succeed."""
-    plan = plan_restore(source.manifest, target, policy, names)
+    plan = plan_restore(source, target, policy, places)
     fresh = require_values(target, plan.report)
     values, report = fetch_values(target, plan, source.manifest, fetch)
     apply(target, values, fresh)

@@ -20,8 +20,8 @@ from tallax._errors import (
     describe,
 )
 from tallax.checkpoints._collect import State, named_objects
-from tallax.checkpoints._locate import orbax, path_of, told
-from tallax.checkpoints._manifest import Entry, Manifest
+from tallax.checkpoints._locate import orbax, orbax_errors, path_of
+from tallax.checkpoints._manifest import ArrayEntry, Manifest
 from tallax.checkpoints._positions import POSITION
 from tallax.checkpoints._serialize import RESERVED, dtype_of, is_writable, stored, sums_of
 from tallax.reading import reading_of_arrays
@@ -68,11 +68,11 @@ def to_checkpoint(*objects: Any, extra: Any = None, **named: Any) -> dict[str, A
         >>> int(other.step), report.restored
         (1099511627776, ('model/layer/bias', 'model/layer/kernel', 'model/step'))
     """
-    return Contents.of(named_objects(objects, named), extra).tree()
+    return SplitState.of(named_objects(objects, named), extra).tree()
 
 
 @dataclasses.dataclass(frozen=True)
-class Contents:
+class SplitState:
     """The state of objects, split into separate arrays and values for the manifest.
 
     Attributes:
@@ -82,14 +82,14 @@ class Contents:
         extra: The user's JSON.
     """
 
-    entries: dict[str, Entry]
+    entries: dict[str, ArrayEntry]
     arrays: dict[str, Any]
     inline: dict[str, Any]
     extra: Any
 
     @classmethod
-    def of(cls, objects: dict[str, Any], extra: Any = None) -> Contents:
-        """Returns the contents of named objects."""
+    def of(cls, objects: dict[str, Any], extra: Any = None) -> SplitState:
+        """Returns the state of named objects."""
         try:
             extra = json.loads(json.dumps(extra, allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
@@ -106,7 +106,7 @@ class Contents:
                 (inline if is_inline else arrays)[name] = _written(name, leaf)
         return cls(state.entries, arrays, inline, extra)
 
-    def copied(self) -> Contents:
+    def copied(self) -> SplitState:
         """Returns a copy that no step will donate. It starts the copy, and returns immediately."""
         arrays, inline = jax.tree.map(lambda array: array.copy(), (self.arrays, self.inline))
         return dataclasses.replace(self, arrays=arrays, inline=inline)
@@ -198,15 +198,18 @@ def save(path: str | os.PathLike[str], *objects: Any, extra: Any = None, **named
             "already exists, and a checkpoint is never overwritten.",
             fix="another path; or tallax.Checkpoints(folder, keep=3), which removes old ones after a new one",
         )
-    contents = Contents.of(named_objects(objects, named), extra)
+    state = SplitState.of(named_objects(objects, named), extra)
     ocp = orbax()
-    with told(str(path), "can't be written"), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        checkpointer.save(folder, args=arguments(contents, contents.manifest()))
+    with (
+        orbax_errors(str(path), "cannot be written."),
+        ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer,
+    ):
+        checkpointer.save(folder, args=arguments(state, state.manifest()))
 
 
-def arguments(contents: Contents, manifest: Manifest) -> Any:
+def arguments(state: SplitState, manifest: Manifest) -> Any:
     """Returns the arguments of Orbax's save, with the manifest once more as JSON that other programs can read."""
-    tree = contents.tree(manifest)
+    tree = state.tree(manifest)
     if jax.process_count() > 1:
         _refuse_differences(tree[RESERVED].tobytes())
     return orbax().args.StandardSave(tree, custom_metadata=manifest.as_json())

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax._arrays import is_committed, is_in_host_memory, placed, unsplit
+from tallax._walk import key_name
 
 RESERVED = "tallax"  # the name of the manifest in a checkpoint
 KEY = "key:"
@@ -172,17 +173,13 @@ def _is_narrow(dtype: Any) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.integer)) and jnp.iinfo(dtype).bits < 8
 
 
-def key_of(key: Any) -> Any:
-    """Returns the name, key or index in a key of JAX's paths."""
-    return getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))
-
-
 def joined(parts: Sequence[Any], *, quoted: int = 0) -> str:
-    """Returns a path as one name. Slashes, dots and unprintable characters in its parts are quoted.
+    """Returns a path, also one of JAX's, as one name. Slashes, dots and unprintable characters in it are quoted.
 
     The first `quoted` parts are already quoted.
     """
-    return "/".join([*map(str, parts[:quoted]), *(_quoted(str(part)) for part in parts[quoted:])])
+    names = [key_name(part) for part in parts]
+    return "/".join([*names[:quoted], *map(_quoted, names[quoted:])])
 
 
 @functools.lru_cache(maxsize=4096)

@@ -13,8 +13,8 @@ from flax import nnx
 from tallax import _uint64
 from tallax._errors import InvalidTypeError, InvalidValueError, describe
 from tallax.checkpoints import RestoreReport
-from tallax.checkpoints._policy import Missing, Names, Rename, Unexpected, renamed
-from tallax.checkpoints._serialize import joined, key_of
+from tallax.checkpoints._policy import Missing, Policy, Rename, Unexpected, renamed
+from tallax.checkpoints._serialize import joined
 from tallax.interop._named import MODEL, Place, match, places_in, put
 from tallax.variables import Buffer, Counter
 
@@ -49,8 +49,8 @@ def from_linen(
         model: An NNX module with the same layers.
         missing: See `tallax.from_checkpoint`.
         unexpected: See `tallax.from_checkpoint`.
-        rename: A dict or a function from Linen's names, without the collection, to the module's names, such as
-            `{"Dense_0": "layer"}`.
+        rename: A dict or a function from Linen's names to the module's names, such as `{"Dense_0": "layer"}`. Linen's
+            names are without the collection, here and in the report.
 
     Raises:
         InvalidTypeError: `variables` is not a dict of collections, or `model` is not a module.
@@ -74,39 +74,26 @@ def from_linen(
             expected="{'params': {...}, 'batch_stats': {...}}",
             fix="module.init(key, x), or {'params': params}",
         )
-    arrays, short = {}, {}
+    policy = Policy(missing, unexpected, rename)
+    arrays, collections = {}, {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(
         {name: dict(part) for name, part in variables.items()}, is_leaf=lambda leaf: hasattr(leaf, "unbox")
     ):
-        name = joined([key_of(key) for key in path])
+        collection, _, name = joined(path).partition("/")
+        if name in arrays:
+            raise InvalidValueError(
+                f"{collection}/{name}",
+                "two collections have a variable of this name, but an NNX module has one attribute for it.",
+                got=f"{collections[name]}/{name}",
+                fix="pass one collection after the other, with missing='init'",
+            )
         leaf = leaf.unbox() if hasattr(leaf, "unbox") else leaf
         arrays[name] = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-        short[name] = name.partition("/")[2]
-    by_short = {name: full for full, name in short.items()}
-    if len(by_short) < len(short):
-        twice = next(name for name in short if by_short[short[name]] != name)
-        raise InvalidValueError(
-            twice,
-            "two collections have a variable of this name, but an NNX module has one attribute for it.",
-            got=by_short[short[twice]],
-            fix="pass one collection after the other, with missing='init'",
-        )
-    own = renamed(by_short, rename)
-    places = {_name_of(place): place for place in places_in(model, abstract=True)}
-    by_name = {place.name: place for place in places.values()}
-    found = {by_short[old]: new for old, new in match(own, places).items()}
-    # Names that `rename` returned in vain are shown with the array.
-    told = {by_short[old]: f"{MODEL}/{new}" for old, new in own.items() if new != old}
-    names = Names(
-        told | found,
-        rename=rename,
-        saved=short,
-        wanted={name: _name_of(place) for name, place in by_name.items()},
-        fits=lambda old, new: tuple(np.shape(arrays[old])) == by_name[new].shape,
-    )
-    others = [name for name in arrays if name not in found]
-    placed = {name: arrays[name] for name in found}
-    return put(placed, model, names, others=others, missing=missing, unexpected=unexpected)
+        collections[name] = collection
+    own = renamed(arrays, rename)
+    found = match(own, {_name_of(place): place for place in places_in(model, abstract=True)})
+    in_vain = {old: f"{MODEL}/{new.removeprefix(f'{MODEL}/')}" for old, new in own.items() if new != old}
+    return put(arrays, model, in_vain | found, policy)
 
 
 def _name_of(place: Place) -> str:

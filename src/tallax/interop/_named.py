@@ -14,9 +14,9 @@ from tallax._errors import InvalidTypeError, RestoreError, describe
 from tallax.checkpoints import RestoreReport
 from tallax.checkpoints._collect import Holder, State, holders_of
 from tallax.checkpoints._fetch import given
-from tallax.checkpoints._manifest import Entry, Manifest, Source
-from tallax.checkpoints._policy import Missing, Names, Policy, Unexpected
-from tallax.checkpoints._prefixes import Wanted, layout_of
+from tallax.checkpoints._manifest import ArrayEntry, Manifest, Source
+from tallax.checkpoints._names import places_of
+from tallax.checkpoints._policy import Policy
 from tallax.checkpoints._restore import restore_into
 from tallax.checkpoints._serialize import is_key, joined, stored
 
@@ -105,53 +105,54 @@ def match(own: Mapping[str, str], places: Mapping[str, Place]) -> dict[str, str]
     `own` has the names of the arrays after the user's `rename=`, with slashes, and `places` has the places by the names
     that the library would use for them.
     """
-    wanted = Wanted.of(places, [name for name, place in places.items() if isinstance(place.holder.variable, nnx.Param)])
-    fixed = {new for old, new in own.items() if new != old and new in places}
-    found, _ = layout_of([f"{MODEL}/{new}" for new in own.values() if new not in fixed], {MODEL: wanted})
-    found |= {f"{MODEL}/{new}": f"{MODEL}/{new}" for new in fixed}
-    matched = {old: found[f"{MODEL}/{new}"].removeprefix(f"{MODEL}/") for old, new in own.items()}
+    # In an error, the names of the module begin with "model", and `rename=` may repeat them.
+    own = {old: new if new in (old, *places) else new.removeprefix(f"{MODEL}/") for old, new in own.items()}
+    kinds = {f"{MODEL}/{name}": isinstance(place.holder.variable, nnx.Param) for name, place in places.items()}
+    fixed = {f"{MODEL}/{new}" for old, new in own.items() if new != old and new in places}
+    free = [new for new in own.values() if f"{MODEL}/{new}" not in fixed]
+    found = {new: f"{MODEL}/{new}" for new in own.values()} | places_of(free, kinds, [MODEL], fixed)
+    matched = {old: found[new].removeprefix(f"{MODEL}/") for old, new in own.items()}
     return {old: places[new].name for old, new in matched.items() if new in places}
 
 
 def put(
     arrays: Mapping[str, Any],
     model: Any,
-    names: Names,
+    places: Mapping[str, str],
+    policy: Policy,
     *,
-    others: Iterable[str],
-    missing: Missing,
-    unexpected: Unexpected,
+    others: Iterable[str] = (),
 ) -> RestoreReport:
     """Restores arrays into a module. Random streams, which other libraries do not have, do not change.
 
-    `others` are arrays without a place in the module.
+    `places` has the name in the module of each array that has a place. `others` are entries that are not arrays.
     """
     target = State.of({MODEL: model}, abstract=True)
     arrays = {name: stored(array) if is_key(array) else array for name, array in arrays.items()}
-    arrays = _without_ties(arrays, names.places)
-    arrays, narrowed = _narrowed(arrays, names.places, target)
-    entries = {name: Entry("", str(np.dtype(array.dtype)), tuple(array.shape)) for name, array in arrays.items()}
-    entries |= {name: Entry("", "", ()) for name in others}
+    arrays = _without_ties(arrays, places)
+    arrays, narrowed = _narrowed(arrays, places, target)
+    entries = {name: ArrayEntry("", str(np.dtype(array.dtype)), tuple(array.shape)) for name, array in arrays.items()}
+    entries |= {name: ArrayEntry("", "", ()) for name in others}
     streams = frozenset(name for name, kind in target.variables.items() if isinstance(kind, nnx.RngState))
     # An entry without a place keeps its own name. It differs from all names of the module, which begin with "model/".
-    names = dataclasses.replace(names, places={name: names.places.get(name, name) for name in entries})
-    policy = Policy(missing, unexpected, optional=streams, separator=names.separator)
+    places = {name: places.get(name, name) for name in entries}
     source = Source(Manifest(entries), arrays)
-    report = restore_into(target, source, lambda found: given(arrays, found), policy, names)
+    policy = dataclasses.replace(policy, optional=streams)
+    report = restore_into(target, source, lambda found: given(arrays, found), policy, places)
     return dataclasses.replace(report, converted=(*report.converted, *narrowed))
 
 
-def _without_ties(arrays: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def _without_ties(arrays: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
     """Returns one array for each place in the module. Raises if arrays for the same place differ."""
     first: dict[str, str] = {}
     result = {}
     for name, array in arrays.items():
-        other = first.setdefault(names[name], name)
+        other = first.setdefault(places.get(name, name), name)
         if other == name:
             result[name] = array
         elif not _is_same(array, arrays[other]):
             raise RestoreError(
-                names[name],
+                places[name],
                 "is one Variable in the module, but the source has two different values for it.",
                 got=f"{other!a} and {name!a}",
                 fix=f"two Variables in the module; or a source without one of these, such as {name!a}",
@@ -169,16 +170,16 @@ def _is_same(left: Any, right: Any) -> bool:
 
 
 def _narrowed(
-    arrays: Mapping[str, Any], names: Mapping[str, str], target: State
+    arrays: Mapping[str, Any], places: Mapping[str, str], target: State
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Returns the arrays with 64-bit integers as 32-bit integers if the module has 32 bits and all values fit."""
     result, told = dict(arrays), []
     for name, array in arrays.items():
-        entry = target.entries.get(names.get(name, ""))
+        entry = target.entries.get(places.get(name, ""))
         if entry is None or array.dtype != np.int64 or entry.dtype != "int32" or array.shape != entry.shape:
             continue
         narrow = np.asarray(array).astype(np.int32)
         if np.array_equal(narrow, array):
             result[name] = narrow
-            told.append(f"{names[name]}: int64 -> int32, all values the same")
+            told.append(f"{places[name]}: int64 -> int32, all values the same")
     return result, tuple(told)

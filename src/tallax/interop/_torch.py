@@ -12,7 +12,7 @@ from flax import nnx
 
 from tallax._errors import InvalidValueError, describe
 from tallax.checkpoints import RestoreReport
-from tallax.checkpoints._policy import Missing, Names, Rename, Unexpected, check_rename, renamed
+from tallax.checkpoints._policy import Missing, Policy, Rename, Unexpected, check_rename, renamed
 from tallax.checkpoints._serialize import stored
 from tallax.interop._named import MODEL, Place, match, places_in, put
 from tallax.interop._tensors import as_numpy, as_tensor, refuse_nested, state_of
@@ -68,6 +68,7 @@ def from_torch(
         >>> report.renamed
         (('bias', 'model/bias'), ('weight', 'model/kernel'))
     """
+    policy = Policy(missing, unexpected, rename, separator=".")
     places = _places(model, abstract=True)
     state = state_of(source)
     own = _renamed(state, rename, places)
@@ -78,15 +79,9 @@ def from_torch(
     by_name = {placed[0].name: placed for placed in reversed(list(places.values()))}
     layouts = {old: places.get(own[old], by_name[name]) for old, name in found.items()}
     arrays = {old: into(as_numpy(old, state[old])) for old, (_, into, _) in layouts.items()}
-    names = Names(
-        {old: new for old, new in own.items() if new != old} | found,
-        rename=rename,
-        wanted={placed[0].name: name for name, placed in reversed(list(places.items()))},
-        separator=".",
-        fits=lambda old, new: new in by_name and _shape_into(by_name[new], state[old]) == by_name[new][0].shape,
-    )
+    in_vain = {old: f"{MODEL}/{new}" for old, new in own.items() if new != old}
     others = [old for old in state if old not in found]
-    return put(arrays, model, names, others=others, missing=missing, unexpected=unexpected)
+    return put(arrays, model, in_vain | found, policy, others=others)
 
 
 def to_torch(model: nnx.Module) -> dict[str, Any]:
@@ -207,9 +202,3 @@ def _slashed(name: str) -> str:
 
 def _dotted(name: str) -> str:
     return name.replace("/", ".")
-
-
-def _shape_into(place: Placed, value: Any) -> tuple[int, ...] | None:
-    """Returns the shape that a tensor would have in the module, or None if it is not a tensor."""
-    shape = getattr(value, "shape", None)
-    return None if shape is None else place[1](np.broadcast_to(np.zeros(()), tuple(shape))).shape

@@ -114,12 +114,11 @@ class Logger:
         self._clocks = RunClocks(every)
         # A call that is not due returns after one comparison with a threshold. There is one for each kind of call. A
         # threshold of `_LOOK` makes the next call of this kind call `_look`.
-        self._calls = 0  # calls without a compiled step
-        self._due_calls = _LOOK
         self._source: Any = None  # the compiled step of the last call, if no other one advances its clock
         self._due_steps = _LOOK
-        self._last_step = 0  # the step= of the last call
-        self._due_step = _LOOK
+        self._last = 0  # the step of the last call without a compiled step: its step=, or one more than before
+        self._due_step = _LOOK  # for calls with step=
+        self._due_call = _LOOK  # for others
 
     def __call__(self, *objects: Any, step: int | None = None, **scalars: Any) -> None:
         """Logs if a record is due.
@@ -144,12 +143,10 @@ class Logger:
         """
         if step is not None:
             now = step if step.__class__ is int else self._as_step(step)
-            if self._last_step <= now < self._due_step:
-                self._last_step = now
+            if self._last <= now < self._due_step:
+                self._last = now
                 return
             with self._lock:
-                self._clocks.explicit.set(self._last_step)  # calls that returned above did not move the clock
-                self._last_step = now
                 self._look(objects, now, scalars)
         elif objects and objects[0] is self._source:
             if self._source.steps >= self._due_steps:
@@ -160,8 +157,9 @@ class Logger:
                 self._look(objects, None, scalars)
         else:
             with self._lock:  # without it, calls of two threads might be counted as one
-                self._calls += 1
-                if self._calls >= self._due_calls:
+                if self._last + 1 < self._due_call:
+                    self._last += 1
+                else:
                     self._look(objects, None, scalars)
 
     def now(self, *objects: Any, step: int | None = None, **scalars: Any) -> None:
@@ -180,11 +178,10 @@ class Logger:
         """
         with self._lock:
             self._require_open()
-            if step is None:
-                self._clocks.calls.set_elapsed(self._calls)
-                self._log(objects, None, scalars, self._clocks.of(objects), is_call=False)
-            else:
-                self._log(objects, self._as_step(step), scalars, self._clocks.explicit, is_call=False)
+            self._require_same_kind(explicit=step is not None)
+            step = None if step is None else self._as_step(step)
+            self._log(objects, step, scalars, self._clock_of(objects, step), is_call=False)
+            self._last = self._clocks.host.now
             self._report()
 
     def flush(self) -> None:
@@ -236,25 +233,26 @@ class Logger:
     def _look(self, objects: Sequence[Any], step: int | None, scalars: dict[str, Any]) -> None:
         """Logs if a record is due, sets the threshold of the next look, and reports failures since the last look."""
         self._require_open()
-        clocks = self._clocks
-        if step is None:
-            clock = clocks.of(objects)
-            clocks.calls.set_elapsed(self._calls)
-        else:
-            self._require_same_kind(explicit=True)
-            clock = clocks.explicit
-            clock.set(step)
+        self._require_same_kind(explicit=step is not None)
+        host, clock = self._clocks.host, self._clock_of(objects, step)
+        if clock is host:
+            self._last = self._last + 1 if step is None else step
+            host.set(self._last)
         if clock is None or clock.is_due(clock.now):
             clock = self._log(objects, step, scalars, clock, is_call=True)
-        if clock is clocks.explicit:
-            self._due_step = clock.now + clock.left
-        elif clock is clocks.calls:
-            self._due_calls = self._calls + clock.left
+        if clock is host:
+            self._last, due = host.now, host.now + host.left
+            self._due_call, self._due_step = (due, _LOOK) if step is None else (_LOOK, due)
         elif objects[0] is clock.only:
             self._source, self._due_steps = objects[0], objects[0].steps + clock.left
         else:
             self._source = None
         self._report()
+
+    def _clock_of(self, objects: Sequence[Any], step: int | None) -> StepClock | None:
+        """Returns the clock of a call, or None if its compiled step is new."""
+        self._clocks.host.start_at(self._last)  # calls that were not due did not move the clock
+        return self._clocks.of(objects) if step is None else self._clocks.host
 
     def _log(
         self,
@@ -270,7 +268,6 @@ class Logger:
         A compiled step may be new in the middle of a run, for example one for batches of another shape. Only the step
         counter shows how far that run is, so a call waits for it once, and may then turn out not to be due.
         """
-        self._require_same_kind(explicit=step is not None)
         captured = self._capture.capture(objects, scalars, explicit=step is not None)
         self._explicit = step is not None
         is_new = clock is None
@@ -279,7 +276,7 @@ class Logger:
         is_first = not clock.has_started and (is_call or (step is None and len(objects) > 0))
         if (is_first or is_new) and captured.counter is not None:
             with contextlib.suppress(Exception):  # the program that computes it failed: the record reports that
-                clock.start_at(captured.count(), clock.elapsed)
+                clock.start_at(captured.count())
         is_logged = is_first or not is_call or clock.is_due(clock.now)
         if is_first or (is_logged and is_call):
             clock.has_logged(clock.now)
@@ -300,7 +297,7 @@ class Logger:
 
     def _wake(self) -> None:
         """Makes the next call of each kind call `_look`, which reports failures."""
-        self._due_calls = self._due_steps = self._due_step = _LOOK
+        self._due_step = self._due_steps = self._due_call = _LOOK
 
     def _report(self) -> None:
         if self._writer is not None:

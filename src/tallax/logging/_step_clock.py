@@ -15,8 +15,8 @@ class StepClock:
     """Counts the steps of a run on the host, and decides whether a record is due.
 
     The clock shows `start + elapsed`. The steps that have elapsed are those that the compiled steps of this clock have
-    run, or the number of calls. The start is 0 until `start_at` sets it, once, from the run's step counter. From then
-    on the clock shows the counter's value, as long as both count the same steps.
+    run. The start is 0 until `start_at` sets it, once, from the run's step counter. From then on the clock shows the
+    counter's value, as long as both count the same steps. Without compiled steps, the Logger sets the clock.
 
     The first call is due. After that, a call is due if the clock has reached or passed a multiple of `every` since the
     last record. If it has passed several multiples, they give one record.
@@ -40,23 +40,18 @@ class StepClock:
         """Counts the steps of this compiled step, both past and future ones."""
         self._seen.setdefault(step, 0)
 
-    def set_elapsed(self, calls: int) -> None:
-        """Sets the number of elapsed steps to the number of calls."""
-        self._elapsed = calls
-
     def set(self, step: int) -> None:
         """Sets the clock. If it goes back, the next call is due, as at the start of a run."""
         if step < self.now:
             self._next = None
-        self._start = step - self._elapsed
+        self.start_at(step)
 
-    def start_at(self, step: int, elapsed: int) -> None:
-        """Sets the start such that the clock showed `step` when `elapsed` steps had elapsed."""
-        self._start = step - elapsed
+    def start_at(self, step: int) -> None:
+        """Sets the start such that the clock shows this step."""
+        self._start = step - self._counted()
 
-    @property
-    def elapsed(self) -> int:
-        """The steps so far, without the start."""
+    def _counted(self) -> int:
+        """Returns the steps so far, without the start."""
         for step, before in self._seen.items():
             if step.steps != before:
                 self._elapsed += step.steps - before
@@ -66,7 +61,7 @@ class StepClock:
     @property
     def now(self) -> int:
         """The step that the clock shows."""
-        return self._start + self.elapsed
+        return self._start + self._counted()
 
     @property
     def has_started(self) -> bool:
@@ -96,14 +91,12 @@ class RunClocks:
     """The clocks of one Logger.
 
     Attributes:
-        explicit: The clock of calls that pass `step=`.
-        calls: The clock of calls without a compiled step; it counts them.
+        host: The clock of calls without a compiled step: it shows their `step=`, or counts them.
     """
 
     def __init__(self, every: int):
         self._every = every
-        self.explicit = StepClock(every)
-        self.calls = StepClock(every)
+        self.host = StepClock(every)
         self._by_step: weakref.WeakKeyDictionary[CompiledStep, StepClock] = weakref.WeakKeyDictionary()
         self._runs: list[StepClock] = []  # the values of `_by_step`, each once
         self._last: StepClock | None = None  # the clock of the last call with a compiled step
@@ -116,7 +109,7 @@ class RunClocks:
                 if clock is not None:
                     self._last = clock
                 return clock
-        return self.calls
+        return self.host
 
     def new(self, objects: Sequence[Any], counter: Counter | None, index: int) -> StepClock:
         """Returns the clock for a compiled step that is new. If the counter has a clock already, it is shared."""
@@ -133,6 +126,6 @@ class RunClocks:
 
     def shown(self, clock: StepClock | None) -> int:
         """Returns the step of a record without step counter. The clock of a run is preferred to a number of calls."""
-        if clock is self.calls and self._last is not None:
+        if clock is self.host and self._last is not None:
             clock = self._last
         return 0 if clock is None else clock.now
