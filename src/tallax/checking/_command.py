@@ -11,8 +11,8 @@ from rich.console import Console
 
 from tallax._errors import StatecheckError, TallaxError
 from tallax.checking._exercise import write_starter
+from tallax.checking._file_check import check_file
 from tallax.checking._job_runs import JobInFile
-from tallax.checking._process import check_file
 from tallax.checking._progress import progress_line
 from tallax.checking._report import Report
 from tallax.checking._resumecheck import resumecheck

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process of one run of `resumecheck`: calls the job, writes the values of its state, and is killed.
 
-`python -m tallax.checking._job_worker FOLDER` reads a request that `_job_runs` pickled. It ends by SIGKILL, as a
-preempted job does: no `atexit`, no thread and no buffer of the job gets another moment.
+It reads a request that `_job_runs` pickled. It ends by SIGKILL, as a preempted job does: no `atexit`, no thread and no
+buffer of the job gets another moment.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import pickle
 import runpy
@@ -21,13 +22,13 @@ import types
 from pathlib import Path
 from typing import Any
 
-from tallax.checking._job_runs import end_descendants
+from tallax._child_process import end_descendants
 
 
 def main() -> None:
-    """Runs the request in the folder that `sys.argv` names, and writes the result there."""
-    files = Path(sys.argv[1])
-    request = pickle.loads((files / "request").read_bytes())
+    """Runs the request whose file the parent names, and writes the file of the result."""
+    files = json.loads(sys.stdin.readline())
+    request = pickle.loads(Path(files["request"]).read_bytes())
     threading.Thread(target=_watch, args=(request["checker"], request["limit_seconds"]), daemon=True).start()
     result: dict[str, Any] = {}
     phase = "import"
@@ -48,9 +49,9 @@ def main() -> None:
         text = f"{type(error).__name__}: {error}".strip().split("\n")[0][:300]
         result = {"outcome": phase, "error": text, "source": line_of_error(error)}
         traceback.print_exc()
-    partial = files / "result.partial"
+    partial = Path(f"{files['result']}.partial")
     partial.write_bytes(pickle.dumps(result))
-    partial.rename(files / "result")
+    partial.rename(files["result"])
     sys.stdout.flush()
     sys.stderr.flush()
     _end()

@@ -36,6 +36,15 @@ class Cell:
     outcome: Outcome
     note: str = ""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the cell as strings, ready for JSON."""
+        return {**dataclasses.asdict(self), "outcome": self.outcome.name}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Cell:
+        """Returns the cell from the dict that `to_dict` returned."""
+        return cls(**{**data, "outcome": Outcome[data["outcome"]]})
+
 
 # Every rule, with the finding in words. `tallax lint` uses the same names for the same faults.
 RULES = {
@@ -107,6 +116,15 @@ class Finding:
             "fix": self.fix,
         }
         return [(label, text) for label, text in labelled.items() if text]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the finding as strings and lists, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Finding:
+        """Returns the finding from the dict that `to_dict` returned."""
+        return cls(**{**data, "where": tuple(data["where"])})
 
 
 @dataclass(frozen=True)
@@ -191,32 +209,16 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the report as dicts, lists, strings and numbers, ready for JSON."""
-        return {**dataclasses.asdict(self), "cells": [to_plain(cell) for cell in self.cells]}
+        return {**dataclasses.asdict(self), "cells": [cell.to_dict() for cell in self.cells]}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Report:
         """Returns the report from the dict that `to_dict` returned."""
-        cells = tuple(cell_from(cell) for cell in data["cells"])
-        findings = tuple(finding_from(finding) for finding in data["findings"])
+        cells = tuple(Cell.from_dict(cell) for cell in data["cells"])
+        findings = tuple(Finding.from_dict(finding) for finding in data["findings"])
         return cls(**{**data, "cells": cells, "findings": findings})
 
     def __rich__(self) -> Any:
         from tallax.checking._rich_report import rendered
 
         return rendered(self)
-
-
-def to_plain(result: Cell | Finding) -> dict[str, Any]:
-    """Returns a cell or a finding as strings and lists, ready for JSON."""
-    plain = dataclasses.asdict(result)
-    return {**plain, "outcome": result.outcome.name} if isinstance(result, Cell) else plain
-
-
-def cell_from(data: dict[str, Any]) -> Cell:
-    """Returns the cell from the dict that `to_plain` returned."""
-    return Cell(**{**data, "outcome": Outcome[data["outcome"]]})
-
-
-def finding_from(data: dict[str, Any]) -> Finding:
-    """Returns the finding from the dict that `to_plain` returned."""
-    return Finding(**{**data, "where": tuple(data["where"])})

@@ -16,7 +16,7 @@ MISTAKES = {
     "hangs": "Grading did not end within the time limit. A loop in your code may not end, or it runs Python code in "
     "each of very many steps.",
     "exits": "The process ended before it was graded. Remove calls of `exit`, `quit` or `os._exit` from your file.",
-    "crashes": "The process was killed by a signal before it was graded, for example because memory ran out.",
+    "dies": "The process was killed by a signal before it was graded, for example because memory ran out.",
     "tampers": "The file replaces a function or class of a library that your program and its grading both use. A grade "
     "would no longer mean anything. Define a function or class of your own instead.",
 }

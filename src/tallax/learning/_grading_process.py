@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that grades one file: it may hang, exit or crash, and only this process is lost.
 
-It imports JAX, reports that it is ready, and waits for a request on its standard input. The request has a token; only
-messages that contain it count, so that a file that writes to every descriptor does not grade itself.
+It imports JAX, reports that it is ready, and waits for a request. The request has a token; only messages that contain
+it count, so that a file that writes to every descriptor does not grade itself. `_integrity` finds a file that replaces
+the functions of which the grade consists.
 """
 
 from __future__ import annotations
@@ -10,41 +11,31 @@ from __future__ import annotations
 import functools
 import importlib
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TextIO
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tallax._child_process import answer
 from tallax._quick_compiles import compile_quickly
 from tallax.checking._source_lines import line_of_error
 from tallax.learning import _claims, _integrity
 
-# Bound before the learner's file runs, so that replacing the originals has no effect here.
-_dumps, _write_line = json.dumps, os.write
 
-
-def main(answer_to: int) -> None:
+def main() -> None:
     """Grades one file."""
+    say = answer()
     _warm_up()
-    stdin: TextIO = sys.stdin
-    _write_line(answer_to, b'{"ready": true}\n')
-    line = stdin.readline()
-    if not line:  # the parent is gone, or has no use for this process
-        return
-    request = json.loads(line)
-    token = request["token"]
-
-    def report(**message: Any) -> None:
-        _write_line(answer_to, (_dumps({**message, "token": token}) + "\n").encode())
-
-    sys.stdin = open(os.devnull)  # noqa: SIM115 - the learner's `input()` raises instead of waiting
-    grade_file(request["exercise"], Path(request["file"]), report)
+    say(ready=True)
+    line = sys.stdin.readline()
+    if line:  # otherwise the parent is gone, or does not need this process
+        request = json.loads(line)
+        report = functools.partial(say, token=request["token"])
+        grade_file(request["exercise"], Path(request["file"]), report)
 
 
 def _warm_up() -> None:
@@ -124,4 +115,4 @@ def _first_line(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main()
