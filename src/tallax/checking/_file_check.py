@@ -20,7 +20,7 @@ from typing import Any
 
 from tallax._child_process import Child, answer
 from tallax._errors import StatecheckError
-from tallax._quick_compiles import compile_quickly, quick_xla_flags
+from tallax._quick_compiles import cached_programs, compile_quickly, quick_xla_flags
 from tallax.checking._check_results import Collected
 from tallax.checking._report import Cell, Finding, Report
 
@@ -29,15 +29,9 @@ def environment(programs: str, present: Mapping[str, str] = os.environ) -> dict[
     """Returns the environment of the process, whose compiled programs go into the folder `programs`.
 
     The modes of a transformation often lower to the same program, which JAX sees only in its cache on disk. With it, a
-    check of a small module takes 13 to 20 percent less CPU time. If the user has set a cache, it is kept.
+    check of a small module takes 13 to 20 percent less CPU time.
     """
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": programs,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    given = present if "JAX_COMPILATION_CACHE_DIR" in present else {**present, **cache}
-    return {**given, "XLA_FLAGS": quick_xla_flags(present.get("XLA_FLAGS", ""))}
+    return {**cached_programs(programs, present), "XLA_FLAGS": quick_xla_flags(present.get("XLA_FLAGS", ""))}
 
 
 def check_file(

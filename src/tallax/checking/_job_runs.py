@@ -16,6 +16,7 @@ from typing import Any
 
 from tallax._child_process import Child
 from tallax._errors import InvalidTypeError, describe
+from tallax._quick_compiles import cached_programs
 from tallax.checking._job_state import Values
 
 
@@ -144,11 +145,9 @@ class Runner:
         return result, child
 
     def _environment(self, devices: int | None) -> dict[str, str]:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         # The five runs compile the same programs; the first to do so shares them.
-        environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(self._folder / "programs"))
-        environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        environment.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        environment = cached_programs(str(self._folder / "programs"), os.environ)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         if devices is not None:
             flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", environment.get("XLA_FLAGS", ""))
             environment["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}".strip()

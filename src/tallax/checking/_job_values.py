@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax._errors import describe
+from tallax.checking._snapshot import equal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +74,7 @@ def same(left: Value | None, right: Value | None) -> bool:
     """Returns whether two values are equal to the bit, with equal dtypes and shapes."""
     if left is None or right is None:
         return left is right
-    a, b = left.value, right.value
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return (a.dtype, a.shape) == (b.dtype, b.shape) and a.tobytes() == b.tobytes()
-    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return False
-    return type(a) is type(b) and (a == b or (a != a and b != b))
+    return equal(left.value, right.value)
 
 
 def differences(expected: Values, got: Values, *, tolerance: float = 0.0) -> list[str]:

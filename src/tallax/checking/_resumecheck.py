@@ -94,13 +94,7 @@ def resumecheck(
     first_devices, second_devices = _checked(steps, devices, limit_seconds)
     request = request_of(job)
     with contextlib.ExitStack() as stack:
-        line = stack.enter_context(progress_line(progress))
-
-        def notify(runs: str) -> None:
-            line(runs)
-            if on_progress is not None:
-                on_progress(runs)
-
+        notify = stack.enter_context(progress_line(progress, on_progress))
         # Checkpoints are large, and the folder goes whatever happens.
         temporary = tempfile.TemporaryDirectory(prefix="tallax-resume-", ignore_cleanup_errors=True)
         folder = Path(stack.enter_context(temporary))

@@ -14,9 +14,8 @@ import numpy as np
 from flax import nnx
 
 from tallax.checking._check_results import Results, outcome_of
-from tallax.checking._diagnosis import diagnosed, diagnosed_outputs, explained
-from tallax.checking._program import Batch, Outputs, Program, Run
-from tallax.checking._reference import Reference, called, outputs_agree
+from tallax.checking._diagnosis import diagnosed, diagnosed_outputs, explained, finding_of
+from tallax.checking._program import Batch, Outputs, Program, Reference, Run, called, outputs_agree
 from tallax.checking._report import Cell, Finding, Outcome
 from tallax.checking._snapshot import Snapshot, cycle_of, differences, snapshot, variables_of
 from tallax.checking._transformations import (
@@ -81,7 +80,7 @@ def transformations(program: Program, reference: Reference) -> Results:
 
 
 def _cyclic(path: str) -> Finding:
-    return Finding(
+    return finding_of(
         "shared-variable",
         path,
         "refers back to a module that contains it: without graph mode, Flax recurses forever.",
@@ -96,13 +95,8 @@ def _held_twice(program: Program) -> Finding | None:
     for path, variable in variables_of(program.new_model()).items():
         for leaf in jax.tree.leaves(variable.get_raw_value()):
             if isinstance(leaf, jax.Array) and names.setdefault(id(leaf), path) != path:
-                return Finding(
-                    "shared-array",
-                    path,
-                    f"starts with the same array as {names[id(leaf)]}, and JAX refuses to donate an array twice.",
-                    fix="start it with a copy: jnp.array(value, copy=True)",
-                    is_warning=True,
-                )
+                message = f"starts with the same array as {names[id(leaf)]}, and JAX refuses to donate an array twice."
+                return finding_of("shared-array", path, message, is_warning=True)
     return None
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grading in processes of their own, of which the next one is always warm. Imports no JAX."""
+"""Grades, and the processes that grade, of which the next one is always warm. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -7,13 +7,75 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tallax._child_process import Child
 from tallax._quick_compiles import quick_xla_flags
 from tallax.learning._exercises import Exercise
-from tallax.learning._grade import MISTAKES, Failure, Grade
+
+# Mistakes that are possible in every exercise. The text of an exercise has the sentences for its own mistakes.
+MISTAKES = {
+    "syntax": "Python cannot read the file.",
+    "import": "The file raises an error when it is run.",
+    "missing": "The file no longer defines a name that the exercise needs.",
+    "raises": "Your code raises an error, where the exercise needs a result.",
+    "unfinished": "A function still raises NotImplementedError.",
+    "hangs": "Grading did not end within the time limit. A loop in your code may not end, or it runs Python code in "
+    "each of very many steps.",
+    "exits": "The process ended before it was graded. Remove calls of `exit`, `quit` or `os._exit` from your file.",
+    "dies": "The process was killed by a signal before it was graded, for example because memory ran out.",
+    "tampers": "The file replaces a function or class of a library that your program and its grading both use. A grade "
+    "would no longer mean anything. Define a function or class of your own instead.",
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A claim that does not hold.
+
+    Attributes:
+        claim: the sentence that is not true of the program.
+        mistake: the name of the mistake.
+        sentence: the fault, and why it matters in training.
+        got: the result of the program.
+        expected: the right result.
+        source: the line of the learner's file, if one can be named.
+    """
+
+    claim: str
+    mistake: str
+    sentence: str
+    got: str = ""
+    expected: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The result of grading a file.
+
+    Attributes:
+        held: the claims that hold, in their order.
+        failure: the first claim that does not hold; None if the program is right.
+        printed: the last lines that the program printed.
+        seconds: the time from the request to the grade.
+    """
+
+    held: tuple[str, ...]
+    failure: Failure | None
+    printed: str = ""
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether every claim holds."""
+        return self.failure is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the grade in dicts, lists, strings and numbers, for JSON."""
+        return {"passed": self.passed, **asdict(self), "held": list(self.held)}
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing is wrong

@@ -21,7 +21,7 @@ except ModuleNotFoundError:
     raise MissingExtraError.of("tallax learn", "cli", "rich") from None
 
 from tallax.learning._exercises import Exercise, exercises
-from tallax.learning._grade import Failure, Grade
+from tallax.learning._graders import Failure, Grade
 from tallax.learning._saved_progress import SavedProgress
 
 KEYS = (
