@@ -17,7 +17,7 @@ that of plain calls of a new model. Data moves through the files in this order:
 5. Diagnosis: `_diagnosis` turns a difference or an error into a `Finding`: the rule, the remedy, and with the help of
    `_source_lines` the line of source.
 6. Report: `_check_results` collects the findings and drops those that another finding explains. `_report` prints the
-   report as text, `_rich_report` in colour.
+   report as text and in colour.
 
 `resumecheck` runs a job in new processes, and compares the state that it returns:
 

@@ -143,7 +143,7 @@ def decay_weights(model: Any) -> bool:
     """Updates the float parameters of a model by a step of adamw with weight decay 0.1 and gradients of zero.
 
     Returns:
-        whether the model has such parameters.
+        Whether the model has such parameters.
     """
 
     def is_trained(path: Any, node: Any) -> bool:

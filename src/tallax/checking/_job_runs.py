@@ -44,7 +44,7 @@ def request_of(job: Callable[..., Any]) -> dict[str, Any]:
     """Returns the request that another process needs to find a job: the pickled function, and a `__main__` to run.
 
     Raises:
-        InvalidTypeError: it cannot be found by name, as a lambda or a nested function cannot.
+        InvalidTypeError: It cannot be found by name, as a lambda or a nested function cannot.
     """
     name = getattr(job, "__qualname__", None) or getattr(getattr(job, "func", None), "__qualname__", None)
     main = getattr(sys.modules.get("__main__"), "__file__", None)
@@ -69,18 +69,18 @@ class Run:
     """One run of the job. The fields from `outcome` on are those of a run that has ended.
 
     Attributes:
-        name: in the report, such as "first half, 5 steps".
-        folder: that the job gets.
-        steps: that the job gets.
-        devices: the number of devices; None for those of the environment.
+        name: The name in the report, such as "first half, 5 steps".
+        folder: The folder that is passed to the job.
+        steps: The number of steps that is passed to the job.
+        devices: The number of devices. If None, JAX finds them.
         outcome: `ended`, `import`, `raises`, `exits`, `dies` or `hangs`.
-        error: the reason, unless it ended well.
-        source: the user's line that raised.
-        values: the state that the job returned, by path.
-        hints: the state that it keeps and did not return, by path.
-        lines: how often each line of the user's files ran.
-        seconds: of the call of the job.
-        output: the end of what it printed, if it did not end well.
+        error: The reason, unless it ended well.
+        source: The user's line that raised.
+        values: The returned state, by path.
+        hints: The state that the job keeps and did not return, by path.
+        lines: The number of times that each line of the user's files ran.
+        seconds: The duration of the call of the job.
+        output: The end of its output, if it did not end well.
     """
 
     name: str

@@ -18,10 +18,10 @@ class Value:
     """One value of a job's state.
 
     Attributes:
-        value: a NumPy array, a number, text, bytes, or None.
-        kind: the class of its Variable, such as `Param`; `random` for keys and generators, `position` for the state of
+        value: A NumPy array, a number, text, bytes, or None.
+        kind: The class of its Variable, such as `Param`; `random` for keys and generators, `position` for the state of
             an iterator, `record` for a list of numbers such as the losses, `array` or `plain` for everything else.
-        keys: for a record with names for its entries, those names.
+        keys: The names of the entries, if a record has names.
     """
 
     value: Any
@@ -81,9 +81,9 @@ def differences(expected: Values, got: Values, *, tolerance: float = 0.0) -> lis
     """Returns the paths whose values differ.
 
     Args:
-        expected: the values of one run.
-        got: those of another.
-        tolerance: how far apart floats may be, relative to the largest of their array; 0 for equal to the bit.
+        expected: The values of one run.
+        got: The values of another run.
+        tolerance: The accepted difference of floats, relative to the largest of their array; 0 for equal to the bit.
     """
     return [
         path for path in dict.fromkeys((*expected, *got)) if not _alike(expected.get(path), got.get(path), tolerance)
@@ -106,8 +106,8 @@ def records_in(straight: Values, second: Values) -> list[str]:
     """Returns the paths that list one number for each step, such as the losses.
 
     Args:
-        straight: the values of the run that was not interrupted.
-        second: those of the second half, whose records may start at its first step or at the first step of all.
+        straight: The values of the run that was not interrupted.
+        second: The values of the second half, whose records may start at its first step or at the first step of all.
     """
     found = []
     for path, value in straight.items():

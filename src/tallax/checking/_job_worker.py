@@ -136,9 +136,9 @@ class JobTrace:
     """The lines and local variables of one call of a job.
 
     Attributes:
-        lines: how often each line ran, by `file:line`.
-        locals_of: the local variables of functions that were called once, at their return, by the function's name.
-        own_locals: those of the job itself.
+        lines: The number of times that each line ran, by file and line.
+        locals_of: The local variables of functions that were called once, at their return, by the function's name.
+        own_locals: The local variables of the job itself.
     """
 
     def __init__(self):

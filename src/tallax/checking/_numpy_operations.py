@@ -23,7 +23,7 @@ def in_numpy(eqn: Any, arguments: Sequence[Any]) -> Any:
     """Returns the result of an equation with one result, as a NumPy array.
 
     Raises:
-        LeftToXla: the result might differ from that of XLA.
+        LeftToXla: The result might differ from that of XLA.
     """
     operation = _OPERATIONS.get(eqn.primitive.name)
     kinds = [var.aval for var in (*eqn.invars, *eqn.outvars)]

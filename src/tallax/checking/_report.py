@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The results of a check: `Finding` and `Report`, as plain text and as rich tables."""
+"""The results of a check: `Finding` and `Report`, as plain text and in colour."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +69,18 @@ RULES = {
     "raises": "a transformation raises an error, but plain calls do not",
     "deprecated-value": "a Variable is read or written as `.value`, which Flax deprecates (exercise only)",
     "exercise": "a solution of the exercise does not meet its specification",
+}
+
+
+# The styles of a terminal, by patterns of the text.
+_STYLES = {
+    "✓": "green",
+    "✗": "bold red",
+    r"(?<= )!(?= |$)": "yellow",
+    r"^Failed:$": "bold red",
+    r"^Warnings:$": "bold yellow",
+    r"^\S.* \[[a-z-]+\]$": "bold",
+    r"^  (where|got|expected|source|fix): +": "dim",
 }
 
 
@@ -197,10 +211,12 @@ class Report:
 
     def __str__(self) -> str:
         modes, rows = self.matrix()
-        lines = [f"{'':<24}" + "".join(f"{mode:<22}" for mode in modes)] if modes else []
+        lines = [f"{'':<24}" + "  ".join(modes)] if modes else []
         for check, cells in rows.items():
-            marks = "".join(f"{cell.outcome.value if cell else '':<22}" for cell in cells)
-            lines.append(f"{check:<24}{marks}".rstrip())
+            marks = (
+                f"{cell.outcome.value if cell else '':<{len(mode)}}" for mode, cell in zip(modes, cells, strict=True)
+            )
+            lines.append(f"{check:<24}{'  '.join(marks)}".rstrip())
         lines += [f"{cell.check:<24}{cell.outcome.value}  {cell.note}".rstrip() for cell in self.cells if not cell.mode]
         for title, findings in (("Failed:", self.failures), ("Warnings:", self.warnings)):
             if findings:
@@ -218,7 +234,16 @@ class Report:
         findings = tuple(Finding.from_dict(finding) for finding in data["findings"])
         return cls(**{**data, "cells": cells, "findings": findings})
 
-    def __rich__(self) -> Any:
-        from tallax.checking._rich_report import rendered
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        """Yields the lines of the text in colour, wrapped to the right of their labels."""
+        from rich.text import Text
 
-        return rendered(self)
+        *lines, last = str(self).splitlines()
+        for line in lines:
+            indent = " " * 12 if line.startswith("  ") else ""
+            wrapped = textwrap.wrap(line, options.max_width, subsequent_indent=indent, break_on_hyphens=False)
+            for text in map(Text, wrapped or [""]):
+                for pattern, style in _STYLES.items():
+                    text.highlight_regex(pattern, style)
+                yield text
+        yield Text(last, "bold green" if self.passed else "bold red")

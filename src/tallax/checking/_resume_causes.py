@@ -33,13 +33,13 @@ class Evidence:
     """The values of one path.
 
     Attributes:
-        path: the path.
-        initial: before the first step; None if it is not known.
-        saved: at the end of the first half.
-        restored: by a new process, before a step; None if it is not known.
-        expected: at the end of a run that was not interrupted.
-        got: at the end of the second half.
-        is_restored_known: whether a new process showed the restored state.
+        path: The path.
+        initial: The value before the first step, or None if it is not known.
+        saved: The value at the end of the first half.
+        restored: The value in a new process, before a step, or None if it is not known.
+        expected: The value at the end of a run that was not interrupted.
+        got: The value at the end of the second half.
+        is_restored_known: Whether a new process showed the restored state.
     """
 
     path: str
@@ -61,8 +61,8 @@ def cause_at_restore(evidence: Evidence, saved_values: Values) -> Finding | None
     """Returns the fault that the restored value shows; None if it is the saved value.
 
     Args:
-        evidence: of the path.
-        saved_values: of all paths, for a value that was restored into another place.
+        evidence: The values of the path.
+        saved_values: The saved values of all paths, of which one may have been restored into another place.
     """
     saved, restored = evidence.saved, evidence.restored
     if not evidence.is_restored_known or saved is None or same(saved, restored):
@@ -283,13 +283,14 @@ _OPTIMIZER_WORDS = {"opt", "optimizer", "opt_state", "optim", "optimizer_state",
 
 
 def remedy(rule: str, path: str, value: Value | None, *, message: str = "") -> str:
-    """Returns what to write instead.
+    """Returns the fix.
 
     Args:
-        rule: of the fault.
-        path: of the value.
-        value: the value as it was saved.
-        message: of the fault; a value that does not change any more needs another remedy than one that is behind.
+        rule: The rule of the fault.
+        path: The path of the value.
+        value: The value as it was saved.
+        message: The sentence of the fault. A value that does not change any more needs another remedy than one that is
+            behind.
     """
     kind = "" if value is None else value.kind
     if rule == "skipped" and "does not change" in message:

@@ -33,14 +33,17 @@ from tallax.checking._uncompiled_runs import TracedRun, UncompiledRuns
 _BY_NAME = {transformation.name: transformation for transformation in TRANSFORMATIONS}
 
 
-def transformations(program: Program, reference: Reference) -> Results:
-    """Every transformation in every mode leaves the same state as plain calls, and returns the same outputs."""
+def transformations(program: Program, reference: Reference, *, shortcuts: bool = True) -> Results:
+    """Every transformation in every mode leaves the same state as plain calls, and returns the same outputs.
+
+    With `shortcuts=False`, all runs are made in full, and the results are the same.
+    """
     params = jax.tree.leaves(nnx.as_pure(nnx.state(program.new_model(), nnx.Param)))
     differentiable = bool(params) and all(jnp.issubdtype(param.dtype, jnp.floating) for param in params)
     twice, cycle = _held_twice(program), cycle_of(program.new_model())
     runs = UncompiledRuns(program)
     # If copies stand for the model, and nothing is found so far, some runs are shorter; see `Transformation`.
-    clean = program.is_copied
+    clean = program.is_copied and shortcuts
 
     @functools.cache
     def found_uncompiled(name: str, mode: Mode) -> list[Finding] | None:

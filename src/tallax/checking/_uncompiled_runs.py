@@ -83,7 +83,7 @@ class UncompiledRuns:
         If `together`, all operations are compiled as one program, if there are many that NumPy does not evaluate.
 
         Raises:
-            Exception: the run raises, or does not fit.
+            Exception: The run raises, or does not fit.
         """
         closed, leaves, tree, graphdefs = self.trace(run, batches, count)
         if closed.effects:

@@ -36,12 +36,12 @@ class Failure:
     """A claim that does not hold.
 
     Attributes:
-        claim: the sentence that is not true of the program.
-        mistake: the name of the mistake.
-        sentence: the fault, and why it matters in training.
-        got: the result of the program.
-        expected: the right result.
-        source: the line of the learner's file, if one can be named.
+        claim: The sentence that is not true of the program.
+        mistake: The name of the mistake.
+        sentence: The fault, and why it matters in training.
+        got: The result of the program.
+        expected: The right result.
+        source: The line of the learner's file, if one can be named.
     """
 
     claim: str
@@ -57,10 +57,10 @@ class Grade:
     """The result of grading a file.
 
     Attributes:
-        held: the claims that hold, in their order.
-        failure: the first claim that does not hold; None if the program is right.
-        printed: the last lines that the program printed.
-        seconds: the time from the request to the grade.
+        held: The claims that hold, in their order.
+        failure: The first claim that does not hold; None if the program is right.
+        printed: The last lines that the program printed.
+        seconds: The time from the request to the grade.
     """
 
     held: tuple[str, ...]
@@ -118,10 +118,10 @@ class Grader:
         """Grades a file.
 
         Args:
-            exercise: the exercise.
-            file: the learner's file.
-            on_claim: called with each claim when its test begins, with False, and when it holds, with True.
-            is_unneeded: called several times each second; if it returns True, grading ends.
+            exercise: The exercise.
+            file: The learner's file.
+            on_claim: A function that is called with each claim, with False when its test begins and True when it holds.
+            is_unneeded: A function that is called several times each second. If it returns True, grading ends.
 
         Raises:
             Interrupted: `is_unneeded` returned True.

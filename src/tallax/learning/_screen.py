@@ -40,11 +40,11 @@ class View:
     """The contents of the screen.
 
     Attributes:
-        grade: the last grade of the current exercise; None while it is graded for the first time.
-        held: the claims that hold so far, while a grade is under way.
-        at: the claim that is being tested; empty if none is.
-        note: one line about the last key or the last grade.
-        extra: the list, or the pages of a solution, which replace the exercise; each key goes on to the next page.
+        grade: The last grade of the current exercise; None while it is graded for the first time.
+        held: The claims that hold so far, while a grade is under way.
+        at: The claim that is being tested; empty if none is.
+        note: One line about the last key or the last grade.
+        extra: The list, or the pages of a solution, which replace the exercise; each key goes on to the next page.
     """
 
     grade: Grade | None = None
