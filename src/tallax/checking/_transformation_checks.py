@@ -205,9 +205,7 @@ def lanes(program: Program, reference: Reference) -> Results:
             where = f"{name} ({mode.name})"
             try:
                 with mode.active():
-                    # Batched operations differ from those of plain calls, so they are compiled together.
-                    together = run is _vmapped
-                    models = runs.run_or_compile(_on_stack(program, run), batches, len(batches), together=together)
+                    models = runs.run_or_compile(_on_stack(program, run), batches, len(batches))
                 found = [
                     diagnosed(difference, program.new_model(), f"{where}, model {k + 1} of {len(batches)}")
                     for k, (model, ref) in enumerate(zip(models, alone, strict=True))
