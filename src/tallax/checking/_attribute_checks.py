@@ -72,7 +72,7 @@ def parameters(program: Program, reference: Reference) -> Results:
     model = program.new_model()
     variables = variables_of(model)
     trained = _trained(program, reference)
-    decayed = _after_weight_decay(program)
+    before, after = after_weight_decay(program.model_after(len(program.batches)))
     rewritten = paths_of(model, _REWRITERS)
     findings = []
     for path, leaf in reference.start.items():
@@ -89,14 +89,14 @@ def parameters(program: Program, reference: Reference) -> Results:
             message = f"is a {leaf.variable.__name__} with trainable=False, which Flax and optax ignore."
         else:
             continue
-        before, after = decayed.get(path, (leaf, leaf))
+        decayed = (before[path], after[path]) if is_float and path in before and path in after else ()
         findings.append(
             finding_of(
                 "param-state",
                 path,
                 message,
                 *(["one adamw step with zero gradients and weight decay 0.1"] if is_float else []),
-                got=f"{before.describe()} → {after.describe()}" if before is not after else "",
+                got=" → ".join(leaf.describe() for leaf in decayed),
                 expected="unchanged by an optimizer",
                 model=model,
             )
@@ -129,21 +129,10 @@ def _trained(program: Program, reference: Reference) -> set[str]:
     }
 
 
-def _after_weight_decay(program: Program) -> dict[str, tuple[Leaf, Leaf]]:
-    """Returns each float parameter before and after an optimizer step that should change only parameters."""
-    model = program.model_after(len(program.batches))
-    before = snapshot(model)
-    if not decay_weights(model):
-        return {}
-    after = snapshot(model)
-    return {path: (before[path], after[path]) for path in before if path in after}
+def after_weight_decay(model: Any) -> tuple[Snapshot, Snapshot]:
+    """Returns the state before and after a step that should change only float parameters.
 
-
-def decay_weights(model: Any) -> bool:
-    """Updates the float parameters of a model by a step of adamw with weight decay 0.1 and gradients of zero.
-
-    Returns:
-        Whether the model has such parameters.
+    The step is one of adamw with weight decay 0.1 and gradients of zero.
     """
 
     def is_trained(path: Any, node: Any) -> bool:
@@ -157,13 +146,12 @@ def decay_weights(model: Any) -> bool:
         updates, _ = optimizer.update(gradients, optimizer.init(parameters), parameters)
         return optax.apply_updates(parameters, updates)
 
-    parameters = nnx.as_pure(nnx.state(model, is_trained))
-    if not jax.tree.leaves(parameters):
-        return False
-    # One program: `nnx.Optimizer` compiles each of its operations alone, about twenty for each shape.
-    with jax.numpy_dtype_promotion("standard"):  # optax itself mixes dtypes
-        nnx.update(model, jax.jit(step)(parameters))
-    return True
+    before, parameters = snapshot(model), nnx.as_pure(nnx.state(model, is_trained))
+    if jax.tree.leaves(parameters):
+        # One program: `nnx.Optimizer` compiles each of its operations alone, about twenty for each shape.
+        with jax.numpy_dtype_promotion("standard"):  # optax itself mixes dtypes
+            nnx.update(model, jax.jit(step)(parameters))
+    return before, snapshot(model)
 
 
 # --- eval mode --------------------------------------------------------------------------------------------------------

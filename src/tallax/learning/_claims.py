@@ -16,8 +16,8 @@ import numpy as np
 from flax import nnx
 
 from tallax._errors import describe
-from tallax.checking._attribute_checks import decay_weights
-from tallax.checking._snapshot import Snapshot, changed, snapshot
+from tallax.checking._attribute_checks import after_weight_decay
+from tallax.checking._snapshot import changed
 from tallax.variables import Counter
 
 Test: TypeAlias = Callable[[ModuleType], None]
@@ -126,13 +126,6 @@ def close(got: Any, expected: Any) -> bool:
     """Returns whether two arrays have the same shape and are equal but for rounding."""
     got, expected = np.asarray(got), np.asarray(expected)
     return got.shape == expected.shape and bool(np.allclose(got, expected, rtol=1e-5, atol=1e-6))
-
-
-def after_weight_decay(model: Any) -> tuple[Snapshot, Snapshot]:
-    """Returns the state before and after a step of adamw, weight decay 0.1, with gradients of zero."""
-    before = snapshot(model)
-    decay_weights(model)
-    return before, snapshot(model)
 
 
 def require_untrained(model: Any, name: str, mistake: str) -> None:

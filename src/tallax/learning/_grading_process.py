@@ -28,6 +28,7 @@ from flax import nnx
 
 from tallax._child_process import answer
 from tallax._quick_compiles import compile_quickly
+from tallax.checking._attribute_checks import after_weight_decay
 from tallax.checking._source_lines import line_of_error
 from tallax.learning import _claims
 
@@ -61,7 +62,7 @@ def _warm_up() -> None:
 
     model = Warm()
     nnx.jit(lambda model, x: nnx.value_and_grad(lambda model: model(x))(model))(model, jnp.ones((2, 2)))
-    _claims.after_weight_decay(model)
+    after_weight_decay(model)
 
 
 def grade_file(name: str, file: Path, report: Callable[..., None]) -> None:
