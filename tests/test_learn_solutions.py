@@ -20,6 +20,7 @@ FIRST = exercises()[0]
 SOLUTIONS = {
     "exits": "import os\nos._exit(0)\n",
     "exits politely": "raise SystemExit(0)\n",
+    "exits, and leaves a process": "import os, time\nif not os.fork():\n    time.sleep(300)\nos._exit(0)\n",
     "crashes": "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n",
     "tampers": FIRST.start + "\n\nfrom flax import nnx as _nnx\n_nnx.Optimizer.update = lambda *args: None\n",
     "tampers with the grader": FIRST.start
@@ -39,6 +40,7 @@ for fd in range(3, 64):
 EXPECTED = {
     "exits": "exits",
     "exits politely": "exits",
+    "exits, and leaves a process": "exits",
     "crashes": "dies",
     "tampers": "tampers",
     "tampers with the grader": "tampers",
