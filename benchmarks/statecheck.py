@@ -26,7 +26,7 @@ import jax
 from benchmarks import _report
 from tallax._quick_compiles import compile_quickly
 from tallax.checking import statecheck
-from tallax.checking._process import environment
+from tallax.checking._file_check import environment
 from tests.right_modules import RIGHT
 from tests.wrong_modules import ARGUABLE, WRONG
 

@@ -16,7 +16,7 @@ import tallax
 SOURCE = pathlib.Path(tallax.__file__).parent
 # Lowest first. A file or package imports only from lines above its own.
 LAYERS = [
-    {"_arrays", "_lazy", "_quick_compiles", "_version", "lint", "runs"},
+    {"_arrays", "_child_process", "_lazy", "_quick_compiles", "_version", "lint", "runs"},
     {"_errors"},
     {"_display"},
     {"_containers", "_factory", "_uint64"},
@@ -35,7 +35,7 @@ LAYERS = [
     {"cli", "pytest_plugin"},
     {"__init__", "__main__"},
 ]
-WITHOUT_JAX = {"_lazy", "lint", "runs"}
+WITHOUT_JAX = {"_child_process", "_lazy", "lint", "runs"}
 SINK_METHODS = {"write", "close"}  # documented by `tallax.sinks.Sink`
 FILES = sorted(SOURCE.rglob("*.py"))
 # The `__init__` of tallax and of its sinks import by name, at first use: these are their imports.

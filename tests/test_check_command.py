@@ -18,7 +18,7 @@ from tallax.checking import Report
 from tallax.checking._command import check
 from tallax.checking._command_inputs import found, input_of, loaded, modules_in
 from tallax.checking._exercise import graded, write_starter
-from tallax.checking._process import check_file
+from tallax.checking._file_check import check_file
 from tests.quick import cell
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -158,10 +158,10 @@ def test_one_with_failures(file, capfd):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        (":Dies", "died of signal 6, at: plain calls"),
+        (":Dies", "signal SIGABRT, at: plain calls"),
         (":Raises", "got:  RuntimeError: not today"),
         (":RaisesWhenMade", "got:  RuntimeError: not made today, at: plain calls"),
-        cell(":Exits", "exited with code 0, at: plain calls", quick=False),
+        cell(":Exits", "exit code 0, at: plain calls", quick=False),
         cell(":Nobody", "modules: Right, Wrong, Hangs, Exits, Dies", quick=False),
         cell("", "name the module to check", quick=False),
     ],
@@ -192,7 +192,7 @@ def test_a_check_that_hangs_is_ended(file, capfd):
     ("name", "code", "says"),
     [
         ("HangsLater", 2, "incomplete, did not end within 15 seconds (still at: "),
-        ("DiesLater", 2, "incomplete, ended before the check did (died of signal 6, at: "),
+        ("DiesLater", 2, "incomplete, ended before the check did (signal SIGABRT, at: "),
         ("WrongThenHangs", 1, "incomplete, did not end within 15 seconds (still at: "),
     ],
 )

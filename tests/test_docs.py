@@ -22,7 +22,7 @@ def test_every_rule_is_on_the_page():
     said = {rule: re.sub(r"\[(.+)\]\(.+\)", r"\1", text) for rule, text in rows}
     assert said == RULES
     source = "".join(path.read_text() for path in pathlib.Path(tallax.checking.__file__).parent.glob("*.py"))
-    named = set(re.findall(r'(?:Finding|_finding)\(\s*"([a-z-]+)"|rule, message = \(?\s*"([a-z-]+)"', source))
+    named = set(re.findall(r'(?:Finding|finding_of)\(\s*"([a-z-]+)"|rule, message = \(?\s*"([a-z-]+)"', source))
     named_rules = {a or b for a, b in named} - RESUME_RULES.keys()
     assert named_rules | set(_TIER) | CORPUS_RULES <= set(RULES)
 

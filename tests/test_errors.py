@@ -1491,7 +1491,7 @@ CASES |= {f"watch: {name}": case for name, case in watch_errors.MISTAKES.items()
 
 
 # Errors about files and processes: their own tests have the texts.
-OF_FILES = {f"checking/{name}.py" for name in ("_exercise", "_process", "_command_inputs")}
+OF_FILES = {f"checking/{name}.py" for name in ("_exercise", "_file_check", "_command_inputs")}
 OF_FILES |= {"learning/_learn_command.py"}
 OF_FILES |= {f"runs/{path.name}" for path in (SOURCE / "runs").glob("_*.py")}
 OF_FILES |= {f"sinks/{path.name}" for path in (SOURCE / "sinks").glob("_*.py") if path.name != "_sink.py"}

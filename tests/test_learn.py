@@ -17,8 +17,7 @@ import tallax.learning._course as course
 from tallax.checking import _exercise
 from tallax.learning import _claims, _grading_process
 from tallax.learning._exercises import ORDER, exercises
-from tallax.learning._grade import MISTAKES, Failure, Grade
-from tallax.learning._graders import Interrupted, failure_of
+from tallax.learning._graders import MISTAKES, Failure, Grade, Interrupted, failure_of
 from tallax.learning._saved_progress import SavedProgress
 from tallax.learning._screen import View, screen
 from tests.quick import cell

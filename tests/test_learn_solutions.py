@@ -20,6 +20,7 @@ FIRST = exercises()[0]
 SOLUTIONS = {
     "exits": "import os\nos._exit(0)\n",
     "exits politely": "raise SystemExit(0)\n",
+    "exits, and leaves a process": "import os, time\nif not os.fork():\n    time.sleep(300)\nos._exit(0)\n",
     "crashes": "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n",
     "tampers": FIRST.start + "\n\nfrom flax import nnx as _nnx\n_nnx.Optimizer.update = lambda *args: None\n",
     "tampers with the grader": FIRST.start
@@ -39,7 +40,8 @@ for fd in range(3, 64):
 EXPECTED = {
     "exits": "exits",
     "exits politely": "exits",
-    "crashes": "crashes",
+    "exits, and leaves a process": "exits",
+    "crashes": "dies",
     "tampers": "tampers",
     "tampers with the grader": "tampers",
     "forges": "param",
@@ -85,7 +87,7 @@ def test_a_file_that_hangs_is_ended(tmp_path):
     assert time.monotonic() - began < 10
     assert grade.failure.mistake == "hangs"
     assert grade.failure.claim == "the file runs"
-    assert grade.failure.got == "still running after 1 s"
+    assert grade.failure.got == "still running after 1 seconds"
 
 
 @pytest.mark.slow

@@ -19,8 +19,7 @@ from flax import nnx
 
 import tallax
 from tallax.checking import _transformations as package
-from tallax.checking._program import program_of
-from tallax.checking._reference import called
+from tallax.checking._program import called, program_of
 from tallax.checking._transformations import RAW
 from tallax.checking._usage_checks import silent_losses
 from tests import misuses

@@ -18,8 +18,7 @@ from tallax.checking import RESUME_RULES, Report
 from tallax.checking._command import check_resume_of
 from tallax.checking._job_state import roots_of, values_of
 from tallax.checking._job_values import Value, differences, records_in, tails
-from tallax.checking._resume_causes import Evidence, cause_at_end, cause_at_restore
-from tallax.checking._resume_remedies import remedy
+from tallax.checking._resume_causes import Evidence, cause_at_end, cause_at_restore, remedy
 from tests import resume_jobs
 
 JOBS = pathlib.Path(resume_jobs.__file__)
@@ -320,18 +319,19 @@ def test_no_run_outlives_a_killed_checker(tmp_path):
     deadline = time.monotonic() + 120
     while not list(tmp_path.rglob("sleeping")) and time.monotonic() < deadline:
         time.sleep(0.1)
-    workers = list(processes_with(str(tmp_path).encode()))
+    mark = f"TMPDIR={tmp_path}".encode()
+    workers = [pid for pid in processes_with(mark, "environ") if pid != checker.pid]
     checker.kill()
     checker.wait()
     assert workers
-    while list(processes_with(str(tmp_path).encode())) and time.monotonic() < deadline:
+    while list(processes_with(mark, "environ")) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not list(processes_with(str(tmp_path).encode()))
+    assert not list(processes_with(mark, "environ"))
 
 
-def processes_with(words=b"time.sleep(600)"):
+def processes_with(words=b"time.sleep(600)", file="cmdline"):
     """Yields the processes whose command has some words; by default those that `hangs_when_it_resumes` starts."""
-    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+    for path in pathlib.Path("/proc").glob(f"[0-9]*/{file}"):
         try:
             if words in path.read_bytes():
                 yield int(path.parent.name)

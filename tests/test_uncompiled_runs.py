@@ -15,7 +15,7 @@ import tallax
 from tallax.checking._call_checks import reproducible
 from tallax.checking._evaluation import evaluated
 from tallax.checking._model_copies import template_of
-from tallax.checking._numpy_operations import NAMES, LeftToXla, in_numpy
+from tallax.checking._numpy_operations import OPERATIONS, LeftToXla, in_numpy
 from tallax.checking._program import program_of
 from tallax.checking._report import Cell, Outcome
 from tallax.checking._snapshot import changed, snapshot
@@ -23,7 +23,11 @@ from tallax.checking._statecheck import reference_of
 from tallax.checking._transformation_checks import transformations
 from tallax.checking._transformations import GRAPH, MODES, TRANSFORMATIONS
 from tallax.checking._uncompiled_runs import UncompiledRuns
+from tests.quick import cell
+from tests.right_modules import RIGHT
+from tests.wrong_modules import WRONG
 
+CASES = WRONG | RIGHT
 X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32))
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -228,7 +232,7 @@ FUNCTIONS = {
 
 def test_every_operation_in_numpy_has_a_case():
     """Each operation that NumPy evaluates is compared with XLA's."""
-    assert FUNCTIONS.keys() == NAMES
+    assert FUNCTIONS.keys() == OPERATIONS.keys()
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -373,3 +377,29 @@ def test_no_run_is_shortened_after_a_finding(make, name, modes):
         assert program.is_copied
         cells = [cell for cell in transformations(program, reference) if isinstance(cell, Cell)]
     assert [cell.mode for cell in cells if cell.check == name and cell.outcome is Outcome.FAILED] == modes
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        cell("numpy-by-its-type", quick=True),
+        cell("numpy-in-place", quick=False),  # this one and the one above fail under derivatives alone
+        cell("static-self", quick=False),
+        cell("weak-scalar", quick=False),
+        cell("tallax-histogram", quick=False),
+        cell("flax-batch-norm", quick=False),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_runs_that_others_imply_pass_in_full(name):
+    """The shortcuts of `Transformation` change no cell and no finding: `implied_by`, `first_call` and `is_eager`."""
+    case, found = CASES[name], []
+    with GRAPH.active():
+        for shortcuts in (True, False):
+            program = program_of(case.make, case.inputs, 3, case.call)
+            reference = reference_of(program)
+            list(reproducible(program, reference))
+            assert program.is_copied
+            found.append(list(transformations(program, reference, shortcuts=shortcuts)))
+    assert found[0] == found[1]
+    assert len(found[0]) > 60

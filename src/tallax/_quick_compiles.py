@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+from collections.abc import Mapping
 
 # XLA's fusion emitters for the CPU take 15 of the 40 ms of processor time in which jaxlib 0.10 compiles one operation,
 # and half of the time for a program of some hundred. Without them, a product and a sum may be rounded separately: the
@@ -17,6 +18,18 @@ def quick_xla_flags(present: str = "") -> str:
     """Returns the value of `XLA_FLAGS` for such a process, given the present value."""
     release = ".".join(importlib.metadata.version("jaxlib").split(".")[:2])
     return f"{present} {_WITHOUT_EMITTERS.get(release, '')}".strip()
+
+
+def cached_programs(folder: str, present: Mapping[str, str]) -> dict[str, str]:
+    """Returns an environment in which JAX keeps all compiled programs in a folder, unless the user has set a cache."""
+    if "JAX_COMPILATION_CACHE_DIR" in present:
+        return dict(present)
+    return {
+        **present,
+        "JAX_COMPILATION_CACHE_DIR": folder,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 
 def compile_quickly() -> None:

@@ -12,11 +12,10 @@ from flax import nnx
 
 from tallax.checking._call_checks import writes_of
 from tallax.checking._check_results import Results, reported
-from tallax.checking._diagnosis import explained, fix_for
-from tallax.checking._program import Program
-from tallax.checking._reference import Reference
+from tallax.checking._diagnosis import explained, finding_of
+from tallax.checking._program import Program, Reference
 from tallax.checking._report import Cell, Finding, Outcome
-from tallax.checking._snapshot import Leaf, Snapshot, attribute_of, changed, snapshot, variables_of, words_for
+from tallax.checking._snapshot import Leaf, Snapshot, attribute_of, changed, is_within, paths_of, snapshot, variables_of
 from tallax.checking._source_lines import line_of_assignment
 
 # These wrappers of Flax rewrite the parameters of the layer they wrap. An optimizer trains the parameters as usual.
@@ -31,33 +30,30 @@ def attributes(program: Program, reference: Reference) -> Results:
     for path in sorted(reference.written):
         states = [state[path] for state in (reference.start, *reference.after) if path in state]
         first, last = states[0], states[-1]
-        source = line_of_assignment(model, path)
         if path in reference.start and path in reference.end and first.kind == "variable" and last.kind != "variable":
             findings.append(
-                Finding(
+                finding_of(
                     "replaced-variable",
                     path,
                     f"was a {_holder(first)}, but after a call it is {_kind_words(last)}: transformations, optimizers "
                     "and checkpoints no longer see it as state.",
-                    ("plain calls",),
-                    got=last.describe(),
+                    "plain calls",
+                    got=last,
                     expected=f"a {_holder(first)}",
-                    fix=fix_for("replaced-variable", path),
-                    source=source,
+                    model=model,
                 )
             )
         elif {leaf.kind for leaf in states} == {"attribute"}:
             findings.append(
-                Finding(
+                finding_of(
                     "python-counter",
                     path,
                     "is a plain Python attribute that calls change: compiled code changes it only while it is traced, "
                     "compiles again for every value, or loses it; checkpoints do not contain it.",
-                    ("plain calls",),
+                    "plain calls",
                     got=" → ".join(dict.fromkeys(leaf.describe() for leaf in states)),
                     expected="a Variable",
-                    fix=fix_for("python-counter", path),
-                    source=source,
+                    model=model,
                 )
             )
     yield from reported("attributes", findings)
@@ -76,10 +72,11 @@ def parameters(program: Program, reference: Reference) -> Results:
     model = program.new_model()
     variables = variables_of(model)
     trained = _trained(program, reference)
-    decayed = _after_weight_decay(program)
+    before, after = after_weight_decay(program.model_after(len(program.batches)))
+    rewritten = paths_of(model, _REWRITERS)
     findings = []
     for path, leaf in reference.start.items():
-        if leaf.variable is None or not issubclass(leaf.variable, nnx.Param) or _is_rewritten_by_flax(model, path):
+        if leaf.variable is None or not issubclass(leaf.variable, nnx.Param) or is_within(path, rewritten):
             continue
         is_float = jnp.issubdtype(leaf.value.dtype, jnp.floating)
         ends = reference.end.get(path)
@@ -92,18 +89,16 @@ def parameters(program: Program, reference: Reference) -> Results:
             message = f"is a {leaf.variable.__name__} with trainable=False, which Flax and optax ignore."
         else:
             continue
-        before, after = decayed.get(path, (leaf, leaf))
+        decayed = (before[path], after[path]) if is_float and path in before and path in after else ()
         findings.append(
-            Finding(
+            finding_of(
                 "param-state",
                 path,
                 message,
-                ("one adamw step with zero gradients and weight decay 0.1",) if is_float else (),
-                got=f"{before.describe()} → {after.describe()}" if before is not after else "",
+                *(["one adamw step with zero gradients and weight decay 0.1"] if is_float else []),
+                got=" → ".join(leaf.describe() for leaf in decayed),
                 expected="unchanged by an optimizer",
-                fix=f"self.{path.rsplit('/', 1)[-1]} = tallax.Counter() for a count, tallax.Buffer(value) for anything "
-                "else; plain nnx.Variable and nnx.BatchStat are not parameters either",
-                source=line_of_assignment(model, path),
+                model=model,
             )
         )
     yield from reported("parameters", findings)
@@ -134,21 +129,10 @@ def _trained(program: Program, reference: Reference) -> set[str]:
     }
 
 
-def _after_weight_decay(program: Program) -> dict[str, tuple[Leaf, Leaf]]:
-    """Returns each float parameter before and after an optimizer step that should change only parameters."""
-    model = program.model_after(len(program.batches))
-    before = snapshot(model)
-    if not decay_weights(model):
-        return {}
-    after = snapshot(model)
-    return {path: (before[path], after[path]) for path in before if path in after}
+def after_weight_decay(model: Any) -> tuple[Snapshot, Snapshot]:
+    """Returns the state before and after a step that should change only float parameters.
 
-
-def decay_weights(model: Any) -> bool:
-    """Updates the float parameters of a model by a step of adamw with weight decay 0.1 and gradients of zero.
-
-    Returns:
-        whether the model has such parameters.
+    The step is one of adamw with weight decay 0.1 and gradients of zero.
     """
 
     def is_trained(path: Any, node: Any) -> bool:
@@ -162,20 +146,12 @@ def decay_weights(model: Any) -> bool:
         updates, _ = optimizer.update(gradients, optimizer.init(parameters), parameters)
         return optax.apply_updates(parameters, updates)
 
-    parameters = nnx.as_pure(nnx.state(model, is_trained))
-    if not jax.tree.leaves(parameters):
-        return False
-    # One program: `nnx.Optimizer` compiles each of its operations alone, about twenty for each shape.
-    with jax.numpy_dtype_promotion("standard"):  # optax itself mixes dtypes
-        nnx.update(model, jax.jit(step)(parameters))
-    return True
-
-
-def _is_rewritten_by_flax(model: Any, path: str) -> bool:
-    return any(
-        isinstance(module, _REWRITERS) and path.startswith("/".join(map(str, (*parents, ""))))
-        for parents, module in nnx.iter_modules(model, graph=True)
-    )
+    before, parameters = snapshot(model), nnx.as_pure(nnx.state(model, is_trained))
+    if jax.tree.leaves(parameters):
+        # One program: `nnx.Optimizer` compiles each of its operations alone, about twenty for each shape.
+        with jax.numpy_dtype_promotion("standard"):  # optax itself mixes dtypes
+            nnx.update(model, jax.jit(step)(parameters))
+    return before, snapshot(model)
 
 
 # --- eval mode --------------------------------------------------------------------------------------------------------
@@ -214,15 +190,11 @@ def eval_mode(program: Program, reference: Reference) -> Results:
 
 
 def _changes_in_eval(program: Program, model: Any, before: Snapshot, after: Snapshot, switched: bool) -> list[Finding]:
-    metrics = [
-        "/".join(map(str, (*path, "")))
-        for path, node in nnx.iter_graph(model, graph=True)
-        if isinstance(node, nnx.Metric)
-    ]
+    metrics = paths_of(model, nnx.Metric)
     findings: dict[str, Finding] = {}
     for path in changed(before, after):
         leaf = after.get(path, before.get(path))
-        if leaf is None or leaf.kind != "variable" or _lives_in_eval(leaf) or path.startswith(tuple(metrics)):
+        if leaf is None or leaf.kind != "variable" or _lives_in_eval(leaf) or is_within(path, metrics):
             continue
         if before.get(path) and leaf.variable is not None and issubclass(leaf.variable, nnx.Param):
             continue  # `parameters` reports it
@@ -234,15 +206,13 @@ def _changes_in_eval(program: Program, model: Any, before: Snapshot, after: Snap
         attribute = attribute_of(path, before)
         findings.setdefault(
             attribute,
-            Finding(
+            finding_of(
                 "eval-mode",
                 attribute,
                 message,
-                ("model.eval(), then calls",),
-                got=words_for(after.get(path)),
-                expected=words_for(before.get(path)),
-                fix="write it only `if not self.deterministic:` (or use_running_average), which model.eval() sets; "
-                "tallax's statistics and StepCounter do that",
+                "model.eval(), then calls",
+                got=after.get(path),
+                expected=before.get(path),
                 source=line_of_assignment(model, path),
                 is_warning=not switched,
             ),

@@ -13,13 +13,11 @@ import numpy as np
 from flax import nnx
 
 from tallax.checking._check_results import Results, reported
-from tallax.checking._diagnosis import OUTPUT, fix_for
+from tallax.checking._diagnosis import OUTPUT, finding_of
 from tallax.checking._model_copies import Template, template_of
-from tallax.checking._program import Batch, Program
-from tallax.checking._reference import Reference, called, outputs_agree
-from tallax.checking._report import Cell, Finding, Outcome
-from tallax.checking._snapshot import Leaf, Snapshot, attribute_of, changed, snapshot, words_for
-from tallax.checking._source_lines import line_of_assignment
+from tallax.checking._program import Batch, Program, Reference, called, outputs_agree
+from tallax.checking._report import Cell, Outcome
+from tallax.checking._snapshot import Leaf, Snapshot, attribute_of, changed, snapshot
 from tallax.checking._uncompiled_runs import UncompiledRuns
 from tallax.checking._watched_writes import Writes, watched
 
@@ -28,12 +26,12 @@ from tallax.checking._watched_writes import Writes, watched
 
 def reproducible(program: Program, reference: Reference) -> Results:
     """Two models from one factory start equal and behave alike, which all other checks rely on."""
-    model = program.make()
+    model, start = program.make(), reference.start
     new = snapshot(model)
     message = "starts with a different value in a second model: the factory is not deterministic, or models share it."
     findings = [
-        _not_reproducible(path, message, "make(), twice", reference.start, new)
-        for path in changed(reference.start, new)
+        finding_of("not-reproducible", path, message, "make(), twice", got=new.get(path), expected=start.get(path))
+        for path in changed(start, new)
     ]
     if not findings:
         copy_model(program, reference)
@@ -45,19 +43,11 @@ def reproducible(program: Program, reference: Reference) -> Results:
             paths = changed(first.end, second.end)
             if not paths and not outputs_agree(first.outputs, second.outputs):
                 paths = [OUTPUT]
-            findings = [
-                _not_reproducible(
-                    path, "differs if the same calls are repeated.", "plain calls, twice", first.end, second.end
-                )
-                for path in paths
-            ]
+            for path in paths:
+                values = ("", "") if path == OUTPUT else (second.end.get(path), first.end.get(path))
+                message, where = "differs if the same calls are repeated.", "plain calls, twice"
+                findings.append(finding_of("not-reproducible", path, message, where, got=values[0], expected=values[1]))
     yield from reported("reproducible", findings)
-
-
-def _not_reproducible(path: str, message: str, where: str, expected: Snapshot, got: Snapshot) -> Finding:
-    fix = "seed it: nnx.Rngs(0) in the factory, jax.random with the module's own rngs; no globals, no clock"
-    words = ("", "") if path == OUTPUT else (words_for(got.get(path)), words_for(expected.get(path)))
-    return Finding("not-reproducible", path, message, (where,), *words, fix)
 
 
 def copy_model(program: Program, first: Reference) -> None:
@@ -100,10 +90,10 @@ def lost_writes(program: Program, reference: Reference) -> Results:
     lost = {path: source for path, source in writes.lost.items() if path not in reference.written}
     findings = []
     for path, source in {**writes.once, **lost}.items():
-        got = reference.end[path].describe() if path in reference.end else ""
+        got = reference.end.get(path, "")
         message = "is written in the call, but on a copy: the update is lost."
-        fix = fix_for("lost-update", path)
-        if path not in lost:
+        fix, is_warning = "", path not in lost
+        if is_warning:
             message = (
                 "is written inside nnx.vmap with the same integer in every lane: it counts once per call, not once per "
                 "lane, unless the increment was summed over the lanes."
@@ -113,7 +103,9 @@ def lost_writes(program: Program, reference: Reference) -> Results:
                 "tallax.Counter, increment(..., axis_name=...)"
             )
         findings.append(
-            Finding("lost-update", path, message, ("plain calls",), got, "", fix, source, is_warning=path not in lost)
+            finding_of(
+                "lost-update", path, message, "plain calls", got=got, fix=fix, source=source, is_warning=is_warning
+            )
         )
     yield from reported("no write is lost", findings)
 
@@ -160,16 +152,14 @@ def one_trace(program: Program, reference: Reference) -> Results:
     if traces > 1:
         drifts = drifts or {"": ("another trace", "the same one")}
         findings = [
-            Finding(
+            finding_of(
                 "retrace",
                 path,
                 f"changes its type from call to call, so that {len(calls)} calls are compiled {traces} times.",
-                ("nnx.jit (graph)",),
+                "nnx.jit (graph)",
                 got=got,
                 expected=expected,
-                fix="create it with its final shape and a strong dtype, jnp.zeros((), jnp.float32) instead of 0.0, "
-                "and write values of that dtype: value.astype(...)",
-                source=line_of_assignment(model, path),
+                model=model,
             )
             for path, (got, expected) in drifts.items()
         ]

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from tallax._errors import StatecheckError, TallaxError
 from tallax.checking._exercise import write_starter
+from tallax.checking._file_check import check_file
 from tallax.checking._job_runs import JobInFile
-from tallax.checking._process import check_file
 from tallax.checking._progress import progress_line
 from tallax.checking._report import Report
 from tallax.checking._resumecheck import resumecheck
@@ -57,11 +57,11 @@ def check_resume_of(target: str, steps: int, devices: str, limit_seconds: float,
     """Checks how FILE:JOB resumes, and prints the report.
 
     Args:
-        target: the file and the name of the job.
-        steps: of each half.
-        devices: one number, or two that a comma separates; empty for those of the environment.
-        limit_seconds: for each run.
-        as_json: whether to print JSON.
+        target: The file and the name of the job.
+        steps: The number of steps of each half.
+        devices: One number, or two that a comma separates. If it is empty, JAX finds the devices.
+        limit_seconds: The time limit of each run.
+        as_json: Whether to print JSON.
 
     Returns:
         The exit code: 0 without failures, 1 with some, 2 if it could not run.

@@ -17,11 +17,10 @@ import numpy as np
 from flax import nnx
 
 from tallax.checking._check_results import Results, reported
-from tallax.checking._program import Program
-from tallax.checking._reference import Reference
+from tallax.checking._diagnosis import finding_of
+from tallax.checking._program import Program, Reference
 from tallax.checking._report import Finding
-from tallax.checking._snapshot import Leaf, differences, snapshot, words_for
-from tallax.checking._source_lines import line_of_assignment
+from tallax.checking._snapshot import Leaf, differences, snapshot
 
 
 def copies(program: Program, reference: Reference) -> Results:
@@ -52,15 +51,14 @@ def copies(program: Program, reference: Reference) -> Results:
         yield from reported(
             name,
             [
-                Finding(
+                finding_of(
                     "round-trip",
                     difference.path,
                     "is not preserved by a copy.",
-                    (when,),
-                    got=words_for(difference.got),
-                    expected=words_for(difference.expected),
-                    fix="keep it in a Variable on the module; no closures, globals or plain Python attributes",
-                    source=line_of_assignment(model, difference.path),
+                    when,
+                    got=difference.got,
+                    expected=difference.expected,
+                    model=model,
                 )
                 for difference in missed
             ],
@@ -73,11 +71,11 @@ def _uncopied(name: str, error: Exception, model: Any) -> Finding:
     if name == "pickle" and (culprit := next(_unpicklable(model), None)):
         path, what, fix = culprit
         message = f"{what}, which pickle cannot copy."
-    return Finding(
+    return finding_of(
         "round-trip",
         path,
         message,
-        (name,),
+        name,
         got=f"{type(error).__name__}: {first[0][:200]}",
         fix=fix,
         # A warning only: the error is not silent, and even Flax's LSTMCell cannot be pickled.
@@ -138,12 +136,12 @@ def _fix_for(value: Any) -> str:
 
 
 def _refused(path: str, leaf: Leaf) -> Finding:
-    return Finding(
+    return finding_of(
         "round-trip",
         path,
         "is an empty array, which Orbax refuses to save.",
-        ("checkpoint",),
-        got=leaf.describe(),
+        "checkpoint",
+        got=leaf,
         expected="at least one entry",
         fix="create the Variable when there is data for it, or start with one row and a count of the rows in use",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns a difference or an error into a finding: the rule that was broken, and the fix."""
+"""Makes the findings of the checks: the usual fix of each rule, and the rule of a difference or an error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flax import nnx
 
 from tallax._errors import TallaxError
 from tallax.checking._report import Finding
-from tallax.checking._snapshot import LEAKED, Difference, Opaque, Snapshot, words_for
+from tallax.checking._snapshot import LEAKED, Difference, Leaf, Opaque, Snapshot, words_for
 from tallax.checking._source_lines import line_of_assignment, line_of_error
 
 OUTPUT = "output"
@@ -33,6 +33,18 @@ _FIXES = {
     "counted-twice": "write state once per call, on a plain Variable (without ref=True), outside of code that you "
     "rematerialize by hand",
     "raises": "read the error; the model runs without this transformation",
+    "not-reproducible": "seed it: nnx.Rngs(0) in the factory, jax.random with the module's own rngs; no globals, no "
+    "clock",
+    "retrace": "create it with its final shape and a strong dtype, jnp.zeros((), jnp.float32) instead of 0.0, and "
+    "write values of that dtype: value.astype(...)",
+    "param-state": "self.{name} = tallax.Counter() for a count, tallax.Buffer(value) for anything else; plain "
+    "nnx.Variable and nnx.BatchStat are not parameters either",
+    "eval-mode": "write it only `if not self.deterministic:` (or use_running_average), which model.eval() sets; "
+    "tallax's statistics and StepCounter do that",
+    "narrow-counter": "self.{name} = tallax.Counter(), exact up to 2**64 - 1",
+    "round-trip": "keep it in a Variable on the module; no closures, globals or plain Python attributes",
+    "host-callback": "count on the device, in a tallax.Counter, and read it outside the step",
+    "shared-array": "start it with a copy: jnp.array(value, copy=True)",
 }
 
 _FIX_OF_MADE = (
@@ -41,16 +53,33 @@ _FIX_OF_MADE = (
 )
 
 
-def fix_for(rule: str, path: str = "") -> str:
-    """Returns the usual fix for a rule, with the attribute's name filled in."""
-    return _FIXES[rule].format(name=path.rsplit("/", 1)[-1] or "count")
+def finding_of(
+    rule: str,
+    path: str,
+    message: str,
+    *where: str,
+    got: Leaf | str | None = "",
+    expected: Leaf | str | None = "",
+    model: Any = None,
+    fix: str = "",
+    source: str = "",
+    is_warning: bool = False,
+) -> Finding:
+    """Returns a finding, with the fields of `Finding`.
+
+    If `fix` is empty, it is the usual fix of the rule. If `model` is given, the source is the line that assigns the
+    attribute. A value that is None is missing.
+    """
+    got, expected = (text if isinstance(text, str) else words_for(text) for text in (got, expected))
+    fix = fix or _FIXES[rule].format(name=path.rsplit("/", 1)[-1] or "count")
+    source = source if model is None else line_of_assignment(model, path)
+    return Finding(rule, path, message, where, got, expected, fix, source, is_warning)
 
 
 def diagnosed(difference: Difference, model: Any, where: str) -> Finding:
     """Returns the finding for a value that differs from the value after plain calls."""
     path, expected, got = difference.path, difference.expected, difference.got
-    words = words_for(got), words_for(expected)
-    source, fix = line_of_assignment(model, path), None
+    fix = ""
     if got is not None and got.value is LEAKED:
         rule, message = "lost-update", "is a tracer after the call, which no later call can use."
     elif {leaf.kind for leaf in (expected, got) if leaf is not None} == {"attribute"}:
@@ -66,12 +95,12 @@ def diagnosed(difference: Difference, model: Any, where: str) -> Finding:
             message, fix = "is created by a call, but does not exist after the call.", _FIX_OF_MADE
         elif expected is not None and expected.kind == "array":
             message = "keeps its old value: a bare array is state in graph mode only."
-            fix = fix_for("python-counter", path)
+            fix = _FIXES["python-counter"].format(name=path.rsplit("/", 1)[-1])
     elif difference.is_overcounted:
         rule, message = "counted-twice", "changes by more than one execution of the program changes it."
     else:
         rule, message = "differs", "differs from the value after plain calls."
-    return Finding(rule, path, message, (where,), words[0], words[1], fix or fix_for(rule, path), source)
+    return finding_of(rule, path, message, where, got=got, expected=expected, model=model, fix=fix)
 
 
 def diagnosed_outputs(
@@ -87,7 +116,7 @@ def diagnosed_outputs(
     if frozen:
         message = "is read once: later calls use the value of the first call."
     got_words, due_words = (", ".join(_short(x) for x in outputs[k]) for outputs in (got, expected))
-    return Finding(rule, path, message, (where,), got_words, due_words, fix_for(rule))
+    return finding_of(rule, path, message, where, got=got_words, expected=due_words)
 
 
 def _short(value: Any) -> str:
@@ -117,12 +146,12 @@ def explained(error: BaseException, model: Any, start: Snapshot, where: str, *, 
         )
     elif "uplicate" in got and shared and (pairs := nnx.find_duplicates(model)):
         names = ["/".join(map(str, name)) for name in pairs[0]]
-        return Finding(
+        return finding_of(
             "shared-variable",
             names[0],
             f"has {len(names)} names, {', '.join(names)}: Flax accepts such a model in graph mode only.",
-            (where,),
-            got,
+            where,
+            got=got,
             fix="store it once, and pass it as an argument to the code that needs it",
             is_warning=True,
         )
@@ -130,7 +159,7 @@ def explained(error: BaseException, model: Any, start: Snapshot, where: str, *, 
         rule, message = "frozen-value", "a value of one trace is used in a later trace."
     else:
         rule, message = "raises", "raises an error, but plain calls do not."
-    return Finding(rule, path, message, (where,), got, fix=fix_for(rule, path), source=source)
+    return finding_of(rule, path, message, where, got=got, source=source)
 
 
 def _path_in(source: str, start: Snapshot) -> str:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from tallax.checking._numpy_operations import NAMES, LeftToXla, in_numpy
+from tallax.checking._numpy_operations import LeftToXla, in_numpy
 
 Results: TypeAlias = "dict[Hashable, list[Any]]"
 
@@ -46,20 +46,6 @@ _CALLS = {
 def evaluated(closed: ClosedJaxpr, arguments: Sequence[Any], results: Results | None = None) -> list[Any]:
     """Returns the results of a jaxpr without effects; equal parts of earlier jaxprs are looked up in `results`."""
     return _Evaluation({} if results is None else results).of(closed.jaxpr, closed.consts, arguments)
-
-
-def for_xla(jaxpr: Jaxpr) -> Iterator[str]:
-    """Yields the operations that XLA compiles, each with its parameters and types."""
-    for eqn, _ in _plan(jaxpr).equations:
-        inner = [x for x in jax.tree.leaves(eqn.params, is_leaf=_is_jaxpr) if _is_jaxpr(x)]
-        for each in inner:
-            yield from for_xla(each.jaxpr if isinstance(each, ClosedJaxpr) else each)
-        if not inner and eqn.primitive.name not in NAMES:
-            yield f"{eqn.primitive.name} {eqn.params} {[var.aval for var in eqn.invars]}"
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return isinstance(value, Jaxpr | ClosedJaxpr)
 
 
 # --- structure and content --------------------------------------------------------------------------------------------

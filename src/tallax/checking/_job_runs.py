@@ -3,24 +3,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import os
 import pickle
 import re
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tallax._child_process import Child
 from tallax._errors import InvalidTypeError, describe
+from tallax._quick_compiles import cached_programs
 from tallax.checking._job_state import Values
-
-_KEPT = 2000  # characters of the output of a run that failed
 
 
 class JobInFile:
@@ -47,7 +44,7 @@ def request_of(job: Callable[..., Any]) -> dict[str, Any]:
     """Returns the request that another process needs to find a job: the pickled function, and a `__main__` to run.
 
     Raises:
-        InvalidTypeError: it cannot be found by name, as a lambda or a nested function cannot.
+        InvalidTypeError: It cannot be found by name, as a lambda or a nested function cannot.
     """
     name = getattr(job, "__qualname__", None) or getattr(getattr(job, "func", None), "__qualname__", None)
     main = getattr(sys.modules.get("__main__"), "__file__", None)
@@ -72,18 +69,18 @@ class Run:
     """One run of the job. The fields from `outcome` on are those of a run that has ended.
 
     Attributes:
-        name: in the report, such as "first half, 5 steps".
-        folder: that the job gets.
-        steps: that the job gets.
-        devices: the number of devices; None for those of the environment.
+        name: The name in the report, such as "first half, 5 steps".
+        folder: The folder that is passed to the job.
+        steps: The number of steps that is passed to the job.
+        devices: The number of devices. If None, JAX finds them.
         outcome: `ended`, `import`, `raises`, `exits`, `dies` or `hangs`.
-        error: the reason, unless it ended well.
-        source: the user's line that raised.
-        values: the state that the job returned, by path.
-        hints: the state that it keeps and did not return, by path.
-        lines: how often each line of the user's files ran.
-        seconds: of the call of the job.
-        output: the end of what it printed, if it did not end well.
+        error: The reason, unless it ended well.
+        source: The user's line that raised.
+        values: The returned state, by path.
+        hints: The state that the job keeps and did not return, by path.
+        lines: The number of times that each line of the user's files ran.
+        seconds: The duration of the call of the job.
+        output: The end of its output, if it did not end well.
     """
 
     name: str
@@ -119,49 +116,38 @@ class Runner:
     def run(self, *runs: Run) -> list[Run]:
         """Returns the runs, ended; they take place at the same time where there is room for them."""
         waiting, ended = list(runs), {}
-        going: dict[str, tuple[Run, Path, subprocess.Popen[bytes], float]] = {}
+        going: dict[str, tuple[Run, Path, Child, float]] = {}
         try:
             while waiting or going:
                 while waiting and len(going) < self._at_once:
                     run = waiting.pop(0)
                     going[run.name] = run, *self._start(run), time.monotonic() + self._limit
                     self._notify("; ".join(going))
-                time.sleep(0.02)
-                for name, (run, files, process, deadline) in list(going.items()):
-                    if process.poll() is not None or time.monotonic() >= deadline:
-                        ended[name] = self._ended(run, files, process)
+                for name, (run, result, child, deadline) in list(going.items()):
+                    child.receive(0.01)
+                    if child.has_ended or time.monotonic() >= deadline:
+                        ended[name] = self._ended(run, result, child)
                         del going[name]
                         self._notify("; ".join(going) or "comparison")
         finally:
-            for _, _, process, _ in going.values():
-                _end(process)
+            for _, _, child, _ in going.values():
+                child.end()
         return [ended[run.name] for run in runs]
 
-    def _start(self, run: Run) -> tuple[Path, subprocess.Popen[bytes]]:
-        """Returns the folder of the request, the result and the output, and the process."""
+    def _start(self, run: Run) -> tuple[Path, Child]:
+        """Returns the file for the result, and the process."""
         self._number += 1
-        files = self._folder / f"run-{self._number}"
-        files.mkdir()
+        request, result = (self._folder / f"{name}-{self._number}" for name in ("request", "result"))
         run.folder.mkdir(exist_ok=True)
-        request = {**self._request, "folder": str(run.folder), "steps": run.steps}
-        (files / "request").write_bytes(pickle.dumps(request))
-        with open(files / "output", "wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tallax.checking._job_worker", str(files)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=self._environment(run.devices),
-                start_new_session=True,
-            )
-        return files, process
+        request.write_bytes(pickle.dumps({**self._request, "folder": str(run.folder), "steps": run.steps}))
+        child = Child("tallax.checking._job_worker", self._environment(run.devices), keeps_output=True)
+        child.ask(request=str(request), result=str(result))
+        return result, child
 
     def _environment(self, devices: int | None) -> dict[str, str]:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         # The five runs compile the same programs; the first to do so shares them.
-        environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(self._folder / "programs"))
-        environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        environment.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        environment = cached_programs(str(self._folder / "programs"), os.environ)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         if devices is not None:
             flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", environment.get("XLA_FLAGS", ""))
             environment["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}".strip()
@@ -169,40 +155,14 @@ class Runner:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(devices)))
         return environment
 
-    def _ended(self, run: Run, files: Path, process: subprocess.Popen[bytes]) -> Run:
+    def _ended(self, run: Run, result: Path, child: Child) -> Run:
         """Ends the process of a run, and returns the run with its result."""
-        is_late, code = process.poll() is None, process.returncode
-        _end(process)
-        if is_late:
-            found = {"outcome": "hangs", "error": f"still running after {self._limit:g} seconds"}
-        elif (files / "result").exists():
-            found = pickle.loads((files / "result").read_bytes())
-        elif code < 0:
-            found = {"outcome": "dies", "error": f"signal {signal.Signals(-code).name}"}
+        if result.exists():
+            found = pickle.loads(result.read_bytes())
         else:
-            found = {"outcome": "exits", "error": f"exit code {code}"}
+            outcome, error = child.ending(self._limit)
+            found = {"outcome": outcome, "error": error}
         if found["outcome"] != "ended":
-            found["output"] = (files / "output").read_bytes()[-_KEPT:].decode(errors="replace").strip()
+            found["output"] = child.output
+        child.end()
         return dataclasses.replace(run, **found)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kills a process with all that it started, in sessions of their own too."""
-    end_descendants(process.pid)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def end_descendants(pid: int) -> None:
-    """Kills the processes below a process; only Linux lists them, elsewhere the end of the group has to do."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            fields = path.read_text().rpartition(")")[2].split()
-            children.setdefault(int(fields[1]), []).append(int(path.parent.name))
-    below = children.get(pid, [])
-    for child in below:  # grows while it is walked
-        below += children.get(child, [])
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(child, signal.SIGKILL)

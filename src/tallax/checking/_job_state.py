@@ -55,8 +55,8 @@ def values_of(named: Mapping[str, Any], *, seen: set[int] | None = None) -> Valu
     """Returns the values of objects by path.
 
     Args:
-        named: objects by name.
-        seen: identities of objects that are left out because they were walked before; those of this walk are added.
+        named: The objects by name.
+        seen: The identities of objects that are left out because they were walked before. Those of this walk are added.
     """
     walk = _Walk(set() if seen is None else seen)
     for name, thing in named.items():
@@ -68,8 +68,8 @@ def roots_of(returned: Any, names: Mapping[int, str]) -> dict[str, Any]:
     """Returns the objects that a job returned, by name.
 
     Args:
-        returned: by the job.
-        names: of its local variables by the identity of their values, since `return model, data` names them already.
+        returned: The value that the job returned.
+        names: The names of its local variables by the identity of their values: `return model, data` has no others.
     """
     if returned is None:
         return {}

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax._errors import describe
+from tallax.checking._snapshot import equal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,10 +18,10 @@ class Value:
     """One value of a job's state.
 
     Attributes:
-        value: a NumPy array, a number, text, bytes, or None.
-        kind: the class of its Variable, such as `Param`; `random` for keys and generators, `position` for the state of
+        value: A NumPy array, a number, text, bytes, or None.
+        kind: The class of its Variable, such as `Param`; `random` for keys and generators, `position` for the state of
             an iterator, `record` for a list of numbers such as the losses, `array` or `plain` for everything else.
-        keys: for a record with names for its entries, those names.
+        keys: The names of the entries, if a record has names.
     """
 
     value: Any
@@ -73,21 +74,16 @@ def same(left: Value | None, right: Value | None) -> bool:
     """Returns whether two values are equal to the bit, with equal dtypes and shapes."""
     if left is None or right is None:
         return left is right
-    a, b = left.value, right.value
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return (a.dtype, a.shape) == (b.dtype, b.shape) and a.tobytes() == b.tobytes()
-    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return False
-    return type(a) is type(b) and (a == b or (a != a and b != b))
+    return equal(left.value, right.value)
 
 
 def differences(expected: Values, got: Values, *, tolerance: float = 0.0) -> list[str]:
     """Returns the paths whose values differ.
 
     Args:
-        expected: the values of one run.
-        got: those of another.
-        tolerance: how far apart floats may be, relative to the largest of their array; 0 for equal to the bit.
+        expected: The values of one run.
+        got: The values of another run.
+        tolerance: The accepted difference of floats, relative to the largest of their array; 0 for equal to the bit.
     """
     return [
         path for path in dict.fromkeys((*expected, *got)) if not _alike(expected.get(path), got.get(path), tolerance)
@@ -110,8 +106,8 @@ def records_in(straight: Values, second: Values) -> list[str]:
     """Returns the paths that list one number for each step, such as the losses.
 
     Args:
-        straight: the values of the run that was not interrupted.
-        second: those of the second half, whose records may start at its first step or at the first step of all.
+        straight: The values of the run that was not interrupted.
+        second: The values of the second half, whose records may start at its first step or at the first step of all.
     """
     found = []
     for path, value in straight.items():

@@ -23,9 +23,9 @@ def in_numpy(eqn: Any, arguments: Sequence[Any]) -> Any:
     """Returns the result of an equation with one result, as a NumPy array.
 
     Raises:
-        LeftToXla: the result might differ from that of XLA.
+        LeftToXla: The result might differ from that of XLA.
     """
-    operation = _OPERATIONS.get(eqn.primitive.name)
+    operation = OPERATIONS.get(eqn.primitive.name)
     kinds = [var.aval for var in (*eqn.invars, *eqn.outvars)]
     if operation is None or not all(isinstance(getattr(kind, "dtype", None), np.dtype) for kind in kinds):
         raise LeftToXla
@@ -189,7 +189,7 @@ def _same_bits(params: Any, x: np.ndarray) -> Any:
     return np.ascontiguousarray(x).reshape(x.shape).view(params["new_dtype"])
 
 
-_OPERATIONS: dict[str, Callable[..., Any]] = {
+OPERATIONS: dict[str, Callable[..., Any]] = {
     "add": _arithmetic(np.add),
     "add_any": _arithmetic(np.add),
     "sub": _arithmetic(np.subtract),
@@ -237,5 +237,3 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "iota": _numbered,
     "bitcast_convert_type": _same_bits,
 }
-
-NAMES = frozenset(_OPERATIONS)

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The results of a check: `Finding` and `Report`, as plain text and as rich tables."""
+"""The results of a check: `Finding` and `Report`, as plain text and in colour."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +38,15 @@ class Cell:
     outcome: Outcome
     note: str = ""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the cell as strings, ready for JSON."""
+        return {**dataclasses.asdict(self), "outcome": self.outcome.name}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Cell:
+        """Returns the cell from the dict that `to_dict` returned."""
+        return cls(**{**data, "outcome": Outcome[data["outcome"]]})
+
 
 # Every rule, with the finding in words. `tallax lint` uses the same names for the same faults.
 RULES = {
@@ -58,6 +69,18 @@ RULES = {
     "raises": "a transformation raises an error, but plain calls do not",
     "deprecated-value": "a Variable is read or written as `.value`, which Flax deprecates (exercise only)",
     "exercise": "a solution of the exercise does not meet its specification",
+}
+
+
+# The styles of a terminal, by patterns of the text.
+_STYLES = {
+    "✓": "green",
+    "✗": "bold red",
+    r"(?<= )!(?= |$)": "yellow",
+    r"^Failed:$": "bold red",
+    r"^Warnings:$": "bold yellow",
+    r"^\S.* \[[a-z-]+\]$": "bold",
+    r"^  (where|got|expected|source|fix): +": "dim",
 }
 
 
@@ -107,6 +130,15 @@ class Finding:
             "fix": self.fix,
         }
         return [(label, text) for label, text in labelled.items() if text]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the finding as strings and lists, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Finding:
+        """Returns the finding from the dict that `to_dict` returned."""
+        return cls(**{**data, "where": tuple(data["where"])})
 
 
 @dataclass(frozen=True)
@@ -179,10 +211,12 @@ class Report:
 
     def __str__(self) -> str:
         modes, rows = self.matrix()
-        lines = [f"{'':<24}" + "".join(f"{mode:<22}" for mode in modes)] if modes else []
+        lines = [f"{'':<24}" + "  ".join(modes)] if modes else []
         for check, cells in rows.items():
-            marks = "".join(f"{cell.outcome.value if cell else '':<22}" for cell in cells)
-            lines.append(f"{check:<24}{marks}".rstrip())
+            marks = (
+                f"{cell.outcome.value if cell else '':<{len(mode)}}" for mode, cell in zip(modes, cells, strict=True)
+            )
+            lines.append(f"{check:<24}{'  '.join(marks)}".rstrip())
         lines += [f"{cell.check:<24}{cell.outcome.value}  {cell.note}".rstrip() for cell in self.cells if not cell.mode]
         for title, findings in (("Failed:", self.failures), ("Warnings:", self.warnings)):
             if findings:
@@ -191,32 +225,25 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the report as dicts, lists, strings and numbers, ready for JSON."""
-        return {**dataclasses.asdict(self), "cells": [to_plain(cell) for cell in self.cells]}
+        return {**dataclasses.asdict(self), "cells": [cell.to_dict() for cell in self.cells]}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Report:
         """Returns the report from the dict that `to_dict` returned."""
-        cells = tuple(cell_from(cell) for cell in data["cells"])
-        findings = tuple(finding_from(finding) for finding in data["findings"])
+        cells = tuple(Cell.from_dict(cell) for cell in data["cells"])
+        findings = tuple(Finding.from_dict(finding) for finding in data["findings"])
         return cls(**{**data, "cells": cells, "findings": findings})
 
-    def __rich__(self) -> Any:
-        from tallax.checking._rich_report import rendered
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        """Yields the lines of the text in colour, wrapped to the right of their labels."""
+        from rich.text import Text
 
-        return rendered(self)
-
-
-def to_plain(result: Cell | Finding) -> dict[str, Any]:
-    """Returns a cell or a finding as strings and lists, ready for JSON."""
-    plain = dataclasses.asdict(result)
-    return {**plain, "outcome": result.outcome.name} if isinstance(result, Cell) else plain
-
-
-def cell_from(data: dict[str, Any]) -> Cell:
-    """Returns the cell from the dict that `to_plain` returned."""
-    return Cell(**{**data, "outcome": Outcome[data["outcome"]]})
-
-
-def finding_from(data: dict[str, Any]) -> Finding:
-    """Returns the finding from the dict that `to_plain` returned."""
-    return Finding(**{**data, "where": tuple(data["where"])})
+        *lines, last = str(self).splitlines()
+        for line in lines:
+            indent = " " * 12 if line.startswith("  ") else ""
+            wrapped = textwrap.wrap(line, options.max_width, subsequent_indent=indent, break_on_hyphens=False)
+            for text in map(Text, wrapped or [""]):
+                for pattern, style in _STYLES.items():
+                    text.highlight_regex(pattern, style)
+                yield text
+        yield Text(last, "bold green" if self.passed else "bold red")

@@ -38,9 +38,9 @@ class Comparison:
     """The differences between the uninterrupted run and the second half.
 
     Args:
-        runs: the runs `straight`, `first`, `initial`, `second` and `restored`, ended.
-        steps: of a half.
-        tolerance: for floats at the end; 0 for equal to the bit.
+        runs: The runs `straight`, `first`, `initial`, `second` and `restored`, ended.
+        steps: The number of steps of a half.
+        tolerance: The tolerance for floats at the end; 0 for equal to the bit.
     """
 
     def __init__(self, runs: Mapping[str, Run], steps: int, tolerance: float):
@@ -61,7 +61,7 @@ class Comparison:
         """Yields the rows of the report, and a finding for each cause.
 
         Args:
-            repeat: runs the job uninterrupted once more, to find the values that differ between two such runs.
+            repeat: A function that runs the job uninterrupted once more. Values that differ then are not reproducible.
         """
         how = f"floats to {self._tolerance:g} of the largest" if self._tolerance else "to the bit"
         differ = f", {len(self._differing)} differ" if self._differing else ""

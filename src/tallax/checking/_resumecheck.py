@@ -57,23 +57,24 @@ def resumecheck(
     uninterrupted runs differ, the report names that.
 
     Args:
-        job: a function at the top level of a file, or a `functools.partial` of one.
-        steps: the steps of each half. The job has to save at this step.
-        devices: the number of devices for all runs, or the number for the first and for the second half, `(8, 4)`. On
+        job: A function at the top level of a file, or a `functools.partial` of one.
+        steps: The steps of each half. The job has to save at this step.
+        devices: The number of devices for all runs, or the number for the first and for the second half, `(8, 4)`. On
             CPUs JAX then simulates as many. If it is omitted, JAX finds the devices as usual.
-        tolerance: if the number of devices changes, how far apart floats may be at the end, relative to the largest of
-            their array: another number of devices adds in another order. Restored values must be equal to the bit.
-        limit_seconds: the time for each run, after which it is killed and reported.
-        on_progress: called with the names of the runs that take place.
-        progress: whether a line on stderr shows the run. None shows it if stderr is a terminal.
+        tolerance: The accepted difference of floats at the end, relative to the largest of their array. It holds only
+            if the number of devices changes: another number of devices adds in another order. Restored values must be
+            equal to the bit.
+        limit_seconds: The time for each run, after which it is killed and reported.
+        on_progress: A function that is called with the names of the runs that take place.
+        progress: Whether a line on stderr shows the run. None shows it if stderr is a terminal.
 
     Returns:
         A `Report`; print it, or call `raise_on_failure()`. A job that raises, hangs, exits or crashes is a finding.
 
     Raises:
-        InvalidTypeError: another process cannot find `job` by its name.
+        InvalidTypeError: Another process cannot find `job` by its name.
         InvalidValueError: `steps`, `devices` or `limit_seconds` is not a positive number.
-        KeyboardInterrupt: on Ctrl-C, after all processes were ended.
+        KeyboardInterrupt: On Ctrl-C, after all processes were ended.
 
     Example:
         ```python
@@ -94,13 +95,7 @@ def resumecheck(
     first_devices, second_devices = _checked(steps, devices, limit_seconds)
     request = request_of(job)
     with contextlib.ExitStack() as stack:
-        line = stack.enter_context(progress_line(progress))
-
-        def notify(runs: str) -> None:
-            line(runs)
-            if on_progress is not None:
-                on_progress(runs)
-
+        notify = stack.enter_context(progress_line(progress, on_progress))
         # Checkpoints are large, and the folder goes whatever happens.
         temporary = tempfile.TemporaryDirectory(prefix="tallax-resume-", ignore_cleanup_errors=True)
         folder = Path(stack.enter_context(temporary))

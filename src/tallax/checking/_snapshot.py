@@ -120,6 +120,16 @@ def variables_of(model: Any) -> dict[str, nnx.Variable[Any]]:
     return {leaf.name: leaf.variable for leaf in leaves_of(model)}
 
 
+def paths_of(model: Any, kinds: Any) -> list[str]:
+    """Returns the paths of the parts of `model` that are instances of some classes."""
+    return ["/".join(map(str, path)) for path, node in nnx.iter_graph(model, graph=True) if isinstance(node, kinds)]
+
+
+def is_within(path: str, owners: Collection[str]) -> bool:
+    """Returns whether a path leads into one of the owners, of which one may be the model itself, at the path ""."""
+    return any(not owner or path.startswith(f"{owner}/") for owner in owners)
+
+
 def attribute_of(path: str, start: Snapshot) -> str:
     """Returns `path`; if a call created it, the new attribute, such as `mean` for the sown `mean/2/loss`."""
     if path in start:
@@ -253,7 +263,7 @@ def same(left: Leaf, right: Leaf) -> bool:
     """Returns whether two leaves have the same kind, dtype and shape, and are bit-equal."""
     if (left.kind, left.variable) != (right.kind, right.variable):
         return False
-    return _equal(left.value, right.value)
+    return equal(left.value, right.value)
 
 
 def differences(start: Snapshot, expected: Snapshot, got: Snapshot, noisy: Collection[str] = ()) -> list[Difference]:
@@ -296,7 +306,7 @@ def arrays_agree(expected: Any, got: Any, change: Any = 0.0) -> bool:
     if expected.shape != got.shape or expected.dtype != got.dtype:
         return False
     if not _is_float(expected):
-        return _equal(expected, got)
+        return equal(expected, got)
     a, b = expected.astype(np.float64), got.astype(np.float64)
     finite = np.isfinite(a)
     if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
@@ -316,20 +326,21 @@ def _agree(start: Leaf | None, a: Leaf, b: Leaf) -> bool:
     if (a.kind, a.variable) != (b.kind, b.variable):
         return False
     if not (isinstance(a.value, np.ndarray) and isinstance(b.value, np.ndarray) and _is_float(a.value)):
-        return _equal(a.value, b.value)
+        return equal(a.value, b.value)
     change: Any = 0.0
     if start is not None and isinstance(start.value, np.ndarray) and start.value.shape == a.value.shape:
         with np.errstate(invalid="ignore"):
             change = np.nan_to_num(np.abs(a.value.astype(np.float64) - start.value.astype(np.float64)))
-        if np.any(change > _ROUNDING * np.max(np.abs(a.value), initial=0.0)) and _equal(start.value, b.value):
+        if np.any(change > _ROUNDING * np.max(np.abs(a.value), initial=0.0)) and equal(start.value, b.value):
             return False  # a small step that was not taken is a difference, also within the tolerance
     return arrays_agree(a.value, b.value, change)
 
 
-def _equal(a: Any, b: Any) -> bool:
+def equal(a: Any, b: Any) -> bool:
+    """Returns whether two values are of one type and equal: arrays to the bit, and NaN equals NaN."""
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return (a.dtype, a.shape) == (b.dtype, b.shape) and a.tobytes() == b.tobytes()
     try:
-        return type(a) is type(b) and bool(np.all(a == b))
+        return type(a) is type(b) and bool(np.all(a == b) or (a != a and b != b))
     except Exception:  # objects that cannot be compared count as equal
         return True

@@ -20,9 +20,8 @@ from tallax.checking import (
     _width_checks,
 )
 from tallax.checking._check_results import Collected, Results
-from tallax.checking._program import Program, program_of
+from tallax.checking._program import Program, Reference, called, program_of, with_noise
 from tallax.checking._progress import progress_line
-from tallax.checking._reference import Reference, called, with_noise
 from tallax.checking._report import Cell, Finding, Outcome, Report
 from tallax.checking._transformations import GRAPH
 
@@ -106,13 +105,7 @@ def statecheck(
             got=f"calls={describe(calls)}",
             fix="calls=3, or any larger integer",
         )
-    with progress_line(progress) as show:
-
-        def notify(check: str) -> None:
-            show(check)
-            if on_progress is not None:
-                on_progress(check)
-
+    with progress_line(progress, on_progress) as notify:
         name = getattr(make, "__name__", type(make).__name__)
         collected = Collected(name, on_progress=notify, limit_seconds=limit_seconds)
         try:

@@ -14,9 +14,8 @@ import numpy as np
 from flax import nnx
 
 from tallax.checking._check_results import Results, outcome_of
-from tallax.checking._diagnosis import diagnosed, diagnosed_outputs, explained
-from tallax.checking._program import Batch, Outputs, Program, Run
-from tallax.checking._reference import Reference, called, outputs_agree
+from tallax.checking._diagnosis import diagnosed, diagnosed_outputs, explained, finding_of
+from tallax.checking._program import Batch, Outputs, Program, Reference, Run, called, outputs_agree
 from tallax.checking._report import Cell, Finding, Outcome
 from tallax.checking._snapshot import Snapshot, cycle_of, differences, snapshot, variables_of
 from tallax.checking._transformations import (
@@ -34,14 +33,17 @@ from tallax.checking._uncompiled_runs import TracedRun, UncompiledRuns
 _BY_NAME = {transformation.name: transformation for transformation in TRANSFORMATIONS}
 
 
-def transformations(program: Program, reference: Reference) -> Results:
-    """Every transformation in every mode leaves the same state as plain calls, and returns the same outputs."""
+def transformations(program: Program, reference: Reference, *, shortcuts: bool = True) -> Results:
+    """Every transformation in every mode leaves the same state as plain calls, and returns the same outputs.
+
+    With `shortcuts=False`, all runs are made in full, and the results are the same.
+    """
     params = jax.tree.leaves(nnx.as_pure(nnx.state(program.new_model(), nnx.Param)))
     differentiable = bool(params) and all(jnp.issubdtype(param.dtype, jnp.floating) for param in params)
     twice, cycle = _held_twice(program), cycle_of(program.new_model())
     runs = UncompiledRuns(program)
     # If copies stand for the model, and nothing is found so far, some runs are shorter; see `Transformation`.
-    clean = program.is_copied
+    clean = program.is_copied and shortcuts
 
     @functools.cache
     def found_uncompiled(name: str, mode: Mode) -> list[Finding] | None:
@@ -81,7 +83,7 @@ def transformations(program: Program, reference: Reference) -> Results:
 
 
 def _cyclic(path: str) -> Finding:
-    return Finding(
+    return finding_of(
         "shared-variable",
         path,
         "refers back to a module that contains it: without graph mode, Flax recurses forever.",
@@ -96,13 +98,8 @@ def _held_twice(program: Program) -> Finding | None:
     for path, variable in variables_of(program.new_model()).items():
         for leaf in jax.tree.leaves(variable.get_raw_value()):
             if isinstance(leaf, jax.Array) and names.setdefault(id(leaf), path) != path:
-                return Finding(
-                    "shared-array",
-                    path,
-                    f"starts with the same array as {names[id(leaf)]}, and JAX refuses to donate an array twice.",
-                    fix="start it with a copy: jnp.array(value, copy=True)",
-                    is_warning=True,
-                )
+                message = f"starts with the same array as {names[id(leaf)]}, and JAX refuses to donate an array twice."
+                return finding_of("shared-array", path, message, is_warning=True)
     return None
 
 
@@ -208,9 +205,7 @@ def lanes(program: Program, reference: Reference) -> Results:
             where = f"{name} ({mode.name})"
             try:
                 with mode.active():
-                    # Batched operations differ from those of plain calls, so they are compiled together.
-                    together = run is _vmapped
-                    models = runs.run_or_compile(_on_stack(program, run), batches, len(batches), together=together)
+                    models = runs.run_or_compile(_on_stack(program, run), batches, len(batches))
                 found = [
                     diagnosed(difference, program.new_model(), f"{where}, model {k + 1} of {len(batches)}")
                     for k, (model, ref) in enumerate(zip(models, alone, strict=True))

@@ -19,20 +19,14 @@ from typing import Any, TypeAlias
 
 import jax
 from flax import nnx
-from jax.core import eval_jaxpr
 from jax.extend.core import ClosedJaxpr
 
 from tallax._arrays import is_traced
-from tallax.checking._evaluation import evaluated, for_xla
+from tallax.checking._evaluation import evaluated
 from tallax.checking._program import Batch, Outputs, Program
 from tallax.checking._snapshot import variables_of
 
 TracedRun: TypeAlias = "Callable[[list[Any], Sequence[Batch]], Outputs | None]"
-
-# XLA's optimizations do not pay for a program that runs once.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-# As many programs of one operation take as long to compile as one program of a run.
-_PROGRAMS = 10
 
 
 class DoesNotFit(Exception):  # noqa: N818 - the caller compiles the run
@@ -48,7 +42,6 @@ class UncompiledRuns:
 
     def __init__(self, program: Program):
         self._program = program
-        self._programs: dict[str, Callable[..., list[Any]]] = {}
         self._of_factory: list[Any] = []
         if program.template is None:
             self._of_factory = [self._leaves_of(variable) for variable in variables_of(program.make()).values()]
@@ -64,48 +57,30 @@ class UncompiledRuns:
     def _leaves_of(variable: nnx.Variable[Any]) -> list[Any]:
         return [leaf for leaf in jax.tree.leaves(variable.get_raw_value()) if isinstance(leaf, jax.Array | jax.Ref)]
 
-    def run_or_compile(
-        self, run: TracedRun, batches: Sequence[Batch], count: int = 1, *, together: bool = False
-    ) -> list[Any]:
+    def run_or_compile(self, run: TracedRun, batches: Sequence[Batch], count: int = 1) -> list[Any]:
         """Returns the models of `run(...)`. If it raises, the run is compiled, and its errors are raised."""
         try:
-            return self.run(run, batches, count, together=together)[0]
+            return self.run(run, batches, count)[0]
         except Exception:
             models = [self._program.new_model() for _ in range(count)]
             run(models, batches)
             return models
 
-    def run(
-        self, run: TracedRun, batches: Sequence[Batch], count: int = 1, *, together: bool = False
-    ) -> tuple[list[Any], Outputs | None]:
+    def run(self, run: TracedRun, batches: Sequence[Batch], count: int = 1) -> tuple[list[Any], Outputs | None]:
         """Returns `count` new models as `run(models, batches)` leaves them, and its outputs.
 
-        If `together`, all operations are compiled as one program, if there are many that NumPy does not evaluate.
-
         Raises:
-            Exception: the run raises, or does not fit.
+            Exception: The run raises, or does not fit.
         """
         closed, leaves, tree, graphdefs = self.trace(run, batches, count)
         if closed.effects:
             raise DoesNotFit
         arguments = jax.tree.leaves((self._start(), batches))
-        if together and len(set(for_xla(closed.jaxpr))) > _PROGRAMS:
-            results = self._compiled(closed)(closed.consts, arguments)
-        else:
-            with jax.disable_jit(not self._program.needs_jit):  # as plain calls do, which share their operations
-                results = evaluated(closed, arguments, self._program.results)
+        with jax.disable_jit(not self._program.needs_jit):  # as plain calls do, which share their operations
+            results = evaluated(closed, arguments, self._program.results)
         values = iter(jax.device_put(results))  # some are of NumPy; leaves that were not traced stay as they are
         outputs, states = jax.tree.unflatten(tree, [next(values) if is_traced(leaf) else leaf for leaf in leaves])
         return [nnx.merge(*parts) for parts in zip(graphdefs, states, strict=True)], outputs
-
-    def _compiled(self, closed: ClosedJaxpr) -> Callable[..., list[Any]]:
-        text = str(closed.jaxpr)
-        if text not in self._programs:
-            jaxpr = closed.jaxpr
-            self._programs[text] = jax.jit(
-                lambda consts, arguments: eval_jaxpr(jaxpr, consts, *arguments), compiler_options=QUICKLY
-            )
-        return self._programs[text]
 
     def trace(
         self, run: TracedRun, batches: Sequence[Batch], count: int = 1

@@ -14,10 +14,8 @@ import jax
 from flax import nnx
 
 from tallax.checking._check_results import Results, reported
-from tallax.checking._diagnosis import fix_for
-from tallax.checking._program import Batch, Program
-from tallax.checking._reference import Reference
-from tallax.checking._report import Finding
+from tallax.checking._diagnosis import finding_of
+from tallax.checking._program import Batch, Program, Reference
 from tallax.checking._snapshot import attribute_of, changed, snapshot
 from tallax.checking._transformations import GRAPH, stacked
 from tallax.checking._uncompiled_runs import UncompiledRuns
@@ -78,12 +76,11 @@ def silent_losses(program: Program, reference: Reference) -> Results:
     if lost:
         paths = list(lost)
         findings.append(
-            Finding(
+            finding_of(
                 "lost-update",
                 ", ".join(paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else ""),
                 "can be lost silently, as any Variable can, if the model is used like this.",
-                tuple(dict.fromkeys(where for wheres in lost.values() for where in wheres)),
-                fix=fix_for("lost-update"),
+                *dict.fromkeys(where for wheres in lost.values() for where in wheres),
                 is_warning=True,
             )
         )
@@ -105,12 +102,11 @@ def callbacks(program: Program, reference: Reference) -> Results:
     yield from reported(
         "callbacks",
         [
-            Finding(
+            finding_of(
                 "host-callback",
                 "",
                 f"calls back to the host ({name}); a count kept on the host is wrong under vmap and remat, and on many "
                 "devices.",
-                fix="count on the device, in a tallax.Counter, and read it outside the step",
                 is_warning=True,
             )
             for name in names

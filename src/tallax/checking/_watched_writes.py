@@ -32,25 +32,22 @@ class Writes:
     """The writes that were seen.
 
     Attributes:
-        own: The paths of the model's own Variables that were written, each with its source line.
-        copies: The paths of the copies that were written, each with its source line.
-        lost: The entries of `copies` whose own Variable was not changed.
-        once: The entries of `copies` that were written within `nnx.vmap` with an integer that is the same in every
-            lane.
+        lost: The paths of copies that were written, although the model's own Variable was not changed, each with the
+            source line.
+        once: The paths of copies that were written within `nnx.vmap` with an integer that is the same in every lane,
+            each with the source line.
         writers: For each path that was written, the kinds of code that wrote it: `forward` for a module's `__call__`,
             `method` for another method of a module, `call` for any other code, such as an optimizer or a training step.
     """
 
-    own: dict[str, str] = field(default_factory=dict)
-    copies: dict[str, str] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
     once: dict[str, str] = field(default_factory=dict)
     writers: dict[str, set[str]] = field(default_factory=dict)
 
     def add(self, later: Writes) -> None:
         """Adds the writes of a later call."""
-        for name in ("own", "copies", "lost", "once"):
-            getattr(self, name).update(getattr(later, name))
+        self.lost.update(later.lost)
+        self.once.update(later.once)
         for path, kinds in later.writers.items():
             self.writers.setdefault(path, set()).update(kinds)
 
@@ -67,6 +64,8 @@ def watched(model: Any) -> Iterator[Writes]:
     for path, variable in variables.items():
         variable.set_metadata(_TAG, path)
     writes = Writes()
+    own: set[str] = set()
+    copies: dict[str, str] = {}
 
     def noting(method: Any) -> Any:
         def write(variable: nnx.Variable[Any], *args: Any, **kwargs: Any) -> Any:
@@ -76,11 +75,14 @@ def watched(model: Any) -> Iterator[Writes]:
             )  # some code writes the current value back, to find out if it may write
             if path is not None and changes:
                 frame = sys._getframe(1)
-                kind = writes.own if variable is variables.get(path) else writes.copies
-                kind.setdefault(path, users_line(frame))
                 writes.writers.setdefault(path, set()).add(_writer(frame))
-                if kind is writes.copies and args and _is_concrete_integer(args[0]) and _is_within_vmap(frame):
-                    writes.once.setdefault(path, users_line(frame))
+                if variable is variables.get(path):
+                    own.add(path)
+                else:
+                    line = users_line(frame)
+                    copies.setdefault(path, line)
+                    if args and _is_concrete_integer(args[0]) and _is_within_vmap(frame):
+                        writes.once.setdefault(path, line)
             return method(variable, *args, **kwargs)
 
         return write
@@ -103,8 +105,8 @@ def watched(model: Any) -> Iterator[Writes]:
             with contextlib.suppress(AttributeError):  # Flax's HijaxVariable cannot remove metadata
                 if variable.has_metadata(_TAG):
                     variable.del_metadata(_TAG)
-    for path, place in writes.copies.items():
-        if path in now and path in before and now[path].get_raw_value() is before[path] and path not in writes.own:
+    for path, place in copies.items():
+        if path in now and path in before and now[path].get_raw_value() is before[path] and path not in own:
             writes.lost[path] = place
 
 

@@ -20,11 +20,10 @@ import numpy as np
 from flax import nnx
 
 from tallax.checking._check_results import Results, reported
-from tallax.checking._program import Program
-from tallax.checking._reference import Reference, called
+from tallax.checking._diagnosis import finding_of
+from tallax.checking._program import Program, Reference, called
 from tallax.checking._report import Finding
-from tallax.checking._snapshot import Snapshot, variables_of
-from tallax.checking._source_lines import line_of_assignment
+from tallax.checking._snapshot import Snapshot, is_within, paths_of, variables_of
 from tallax.statistics import Statistic
 from tallax.variables import Counter
 
@@ -83,12 +82,8 @@ def _like_counters(program: Program, reference: Reference) -> list[str]:
 
 def _of_ours(model: Any) -> set[str]:
     """Returns the paths within tallax's statistics. Their counts are exact, and their other arrays are not counts."""
-    inside = [
-        "/".join(map(str, (*path, "")))
-        for path, node in nnx.iter_modules(model, graph=True)
-        if isinstance(node, Statistic)
-    ]
-    return {path for path in variables_of(model) if path.startswith(tuple(inside))} if inside else set()
+    statistics = paths_of(model, Statistic)
+    return {path for path in variables_of(model) if is_within(path, statistics)}
 
 
 def _goes_up(reference: Reference, path: str) -> bool:
@@ -153,15 +148,14 @@ def _whole(
     worst = np.unravel_index(int(np.argmax(np.abs(got - due))), got.shape)
     message = f"counts in {dtype}, which is exact up to {_power(edge)} only"
     return True, [
-        Finding(
+        finding_of(
             "narrow-counter",
             path,
             message + ("; it does not grow with the batch, so it takes long to get there." if is_slow else "."),
-            (f"set to {_power(edge)} - 1, then {call} calls",),
+            f"set to {_power(edge)} - 1, then {call} calls",
             got=str(got[worst]),
             expected=str(due[worst]),
-            fix=f"self.{path.rsplit('/', 1)[-1]} = tallax.Counter(), exact up to 2**64 - 1",
-            source=line_of_assignment(program.new_model(), path),
+            model=program.new_model(),
             is_warning=is_slow,
         )
     ]
@@ -234,17 +228,17 @@ def _fractional(program: Program, reference: Reference, path: str, edge: int) ->
     dtype = reference.start[path].value.dtype
     name = path.rsplit("/", 1)[-1]
     return True, [
-        Finding(
+        finding_of(
             "narrow-counter",
             path,
             f"adds up in {dtype}, which loses increments of {largest:.3g} once the total is about {at:.3g}.",
-            (f"set to {at:.3g}, then {len(steps)} calls",),
+            f"set to {at:.3g}, then {len(steps)} calls",
             got=f"{got[worst]:.6g} more",
             expected=f"{total[worst]:.6g} more",
             fix=f"self.{name} = tallax.statistics.Moments() for an average; or count whole units in a tallax.Counter"
             if follows_data
             else f"self.{name} = tallax.Counter() for the whole units, and multiply by the scale where it is read",
-            source=line_of_assignment(program.new_model(), path),
+            model=program.new_model(),
             # A warning only: sums of squares and of losses are often kept in float32 on purpose, and a training step
             # may sum gradients and start again after a few steps.
             is_warning=follows_data or not program.is_own_call,

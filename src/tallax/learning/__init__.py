@@ -14,9 +14,9 @@ The path of a save:
 
 1. `_course` sees that the file has changed, and requests a grade.
 2. `_graders` passes the file to a process that has imported JAX already and that grades one file only. It enforces the
-   time limit and starts the next process, so that no save waits for imports.
-3. `_grading_process` runs the file, then the claims of the exercise by means of `_claims`, and reports each of them.
-   `_integrity` compares the functions that grading relies on with those from before the file ran.
+   time limit and starts the next process, so that no save waits for imports. It also defines `Grade`.
+3. `_grading_process` runs the file, then the claims of the exercise by means of `_claims`, and reports each of them. It
+   compares the functions that grading relies on with those from before the file ran.
 4. `_screen` shows the grade. `_saved_progress` remembers that the exercise has passed.
 
 To add an exercise, add its folder, and its name to `_exercises.ORDER`. To change a sentence, edit `text.md`. To change

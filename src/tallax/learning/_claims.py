@@ -16,8 +16,8 @@ import numpy as np
 from flax import nnx
 
 from tallax._errors import describe
-from tallax.checking._attribute_checks import decay_weights
-from tallax.checking._snapshot import Snapshot, changed, snapshot
+from tallax.checking._attribute_checks import after_weight_decay
+from tallax.checking._snapshot import changed
 from tallax.variables import Counter
 
 Test: TypeAlias = Callable[[ModuleType], None]
@@ -41,10 +41,10 @@ class Wrong(Exception):  # noqa: N818 - it is an answer, not an error of the gra
     """A claim does not hold.
 
     Attributes:
-        mistake: the name of the mistake in the exercise's `text.md`.
-        got: the result of the program.
-        expected: the right result.
-        source: the line of the learner's file, if one can be named.
+        mistake: The name of the mistake in the exercise's `text.md`.
+        got: The result of the program.
+        expected: The right result.
+        source: The line of the learner's file, if one can be named.
     """
 
     def __init__(self, mistake: str, got: object = "", expected: object = "", source: str = ""):
@@ -78,7 +78,7 @@ def number(value: object) -> Any:
     """Returns the value of a count or of an array, as a NumPy array; a Counter's exactly.
 
     Raises:
-        TypeError: it is not an array or a number.
+        TypeError: It is not an array or a number.
     """
     if isinstance(value, Counter):
         return np.asarray(int(value)) if value.shape == () else np.asarray(value)
@@ -93,7 +93,7 @@ def expect(got: object, expected: object, mistake: str) -> None:
     """Raises `Wrong` with both numbers, unless they are equal but for rounding.
 
     Raises:
-        Wrong: the numbers differ, or `got` is not a number.
+        Wrong: The numbers differ, or `got` is not a number.
     """
     try:
         is_right = close(number(got), expected)
@@ -107,14 +107,14 @@ def expect_count(owner: Any, name: str, expected: int, when: str, mistake: str |
     """Raises `Wrong` unless a count is right.
 
     Args:
-        owner: the object with the count.
-        name: of the count's attribute.
-        expected: the right count.
-        when: such as "after 5 batches".
-        mistake: its name, or a function from the wrong count to the name.
+        owner: The object with the count.
+        name: The name of the count's attribute.
+        expected: The right count.
+        when: The time in words, such as "after 5 batches".
+        mistake: Its name, or a function from the wrong count to the name.
 
     Raises:
-        Wrong: the count differs.
+        Wrong: The count differs.
     """
     count = number(getattr(owner, name)).item()
     if count != expected:
@@ -128,18 +128,11 @@ def close(got: Any, expected: Any) -> bool:
     return got.shape == expected.shape and bool(np.allclose(got, expected, rtol=1e-5, atol=1e-6))
 
 
-def after_weight_decay(model: Any) -> tuple[Snapshot, Snapshot]:
-    """Returns the state before and after a step of adamw, weight decay 0.1, with gradients of zero."""
-    before = snapshot(model)
-    decay_weights(model)
-    return before, snapshot(model)
-
-
 def require_untrained(model: Any, name: str, mistake: str) -> None:
     """Raises `Wrong` if an optimizer of the parameters changes the attribute, or would.
 
     Raises:
-        Wrong: it is an `nnx.Param`, or a step of adamw changes it.
+        Wrong: It is an `nnx.Param`, or a step of adamw changes it.
     """
     before, after = after_weight_decay(model)
     moved = [path for path in changed(before, after) if path == name or path.startswith(f"{name}/")]

@@ -29,17 +29,17 @@ class Exercise:
     """An exercise of the course.
 
     Attributes:
-        number: its position in the course, from 1.
-        name: the name of its folder.
-        title: a few words.
-        output: the text that the start file and the solution print.
+        number: Its position in the course, from 1.
+        name: The name of its folder.
+        title: The title, a few words.
+        output: The text that the start file and the solution print.
         problem: Markdown; describes the names that the learner's file has to define.
         why: Markdown; the number that would have been wrong in a training run, and when.
-        hints: from a nudge to nearly the solution.
-        mistakes: a sentence for each mistake that the claims can name.
-        start: the wrong program that the learner corrects.
-        solution: a right program in plain Flax NNX.
-        with_tallax: a right program with tallax.
+        hints: The hints, from a nudge to nearly the solution.
+        mistakes: A sentence for each mistake that the claims can name.
+        start: The wrong program that the learner corrects.
+        solution: A right program in plain Flax NNX.
+        with_tallax: A right program with tallax.
     """
 
     number: int

@@ -1,26 +1,81 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grading in processes of their own, of which the next one is always warm. Imports no JAX."""
+"""Grades, and the processes that grade, of which the next one is always warm. Imports no JAX."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import secrets
-import select
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tallax._child_process import Child
 from tallax._quick_compiles import quick_xla_flags
 from tallax.learning._exercises import Exercise
-from tallax.learning._grade import MISTAKES, Failure, Grade
 
-_KEPT = 4000  # bytes of the program's output that are kept
+# Mistakes that are possible in every exercise. The text of an exercise has the sentences for its own mistakes.
+MISTAKES = {
+    "syntax": "Python cannot read the file.",
+    "import": "The file raises an error when it is run.",
+    "missing": "The file no longer defines a name that the exercise needs.",
+    "raises": "Your code raises an error, where the exercise needs a result.",
+    "unfinished": "A function still raises NotImplementedError.",
+    "hangs": "Grading did not end within the time limit. A loop in your code may not end, or it runs Python code in "
+    "each of very many steps.",
+    "exits": "The process ended before it was graded. Remove calls of `exit`, `quit` or `os._exit` from your file.",
+    "dies": "The process was killed by a signal before it was graded, for example because memory ran out.",
+    "tampers": "The file replaces a function or class of a library that your program and its grading both use. A grade "
+    "would no longer mean anything. Define a function or class of your own instead.",
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A claim that does not hold.
+
+    Attributes:
+        claim: The sentence that is not true of the program.
+        mistake: The name of the mistake.
+        sentence: The fault, and why it matters in training.
+        got: The result of the program.
+        expected: The right result.
+        source: The line of the learner's file, if one can be named.
+    """
+
+    claim: str
+    mistake: str
+    sentence: str
+    got: str = ""
+    expected: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The result of grading a file.
+
+    Attributes:
+        held: The claims that hold, in their order.
+        failure: The first claim that does not hold; None if the program is right.
+        printed: The last lines that the program printed.
+        seconds: The time from the request to the grade.
+    """
+
+    held: tuple[str, ...]
+    failure: Failure | None
+    printed: str = ""
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether every claim holds."""
+        return self.failure is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the grade in dicts, lists, strings and numbers, for JSON."""
+        return {"passed": self.passed, **asdict(self), "held": list(self.held)}
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing is wrong
@@ -37,21 +92,21 @@ class Grader:
 
     def __init__(self, limit_seconds: float = 60.0):
         self._limit_seconds = limit_seconds
-        self._next: _Process | None = None
+        self._next: Child | None = None
 
     def __enter__(self) -> Grader:
-        self._next = _Process()
+        self._next = _new_child()
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._next is not None:
-            self._next.close()
+            self._next.end()
             self._next = None
 
     def wait_until_warm(self, seconds: float = 60.0) -> None:
         """Waits until the process for the next grade has imported JAX."""
-        self._next = self._next or _Process()
-        select.select([self._next.answers], [], [], seconds)  # its first message is left to `messages`
+        self._next = self._next or _new_child()
+        self._next.wait_for_message(seconds)
 
     def grade(
         self,
@@ -63,20 +118,19 @@ class Grader:
         """Grades a file.
 
         Args:
-            exercise: the exercise.
-            file: the learner's file.
-            on_claim: called with each claim when its test begins, with False, and when it holds, with True.
-            is_unneeded: called several times each second; if it returns True, grading ends.
+            exercise: The exercise.
+            file: The learner's file.
+            on_claim: A function that is called with each claim, with False when its test begins and True when it holds.
+            is_unneeded: A function that is called several times each second. If it returns True, grading ends.
 
         Raises:
             Interrupted: `is_unneeded` returned True.
         """
-        process, self._next = self._next or _Process(), None
+        child, self._next = self._next or _new_child(), None
         began, token, held, at = time.monotonic(), secrets.token_hex(16), [], "the file runs"
-        deadline = began + self._limit_seconds
         try:
-            process.request({"exercise": exercise.name, "file": str(file), "token": token})
-            for message in process.messages(deadline):
+            child.ask(exercise=exercise.name, file=str(file), token=token)
+            for message in child.messages(began + self._limit_seconds):
                 if is_unneeded():
                     raise Interrupted
                 if message.get("token") != token:  # forged, or the note that the process is ready
@@ -91,20 +145,12 @@ class Grader:
                     failure = failure_of(exercise, message)
                     break
             else:
-                failure = self._unanswered(process, at, time.monotonic() >= deadline)
-            return Grade(tuple(held), failure, process.printed(), time.monotonic() - began)
+                mistake, got = child.ending(self._limit_seconds)
+                failure = Failure(at, mistake, MISTAKES[mistake], got)
+            return Grade(tuple(held), failure, child.output, time.monotonic() - began)
         finally:
-            process.close()
-            self._next = self._next or _Process()
-
-    def _unanswered(self, process: _Process, at: str, is_late: bool) -> Failure:
-        code = 0 if is_late else process.wait()
-        mistake, got = "exits", f"exit code {code}"
-        if is_late:
-            mistake, got = "hangs", f"still running after {self._limit_seconds:g} s"
-        elif code < 0:
-            mistake, got = "crashes", f"signal {-code}"
-        return Failure(at, mistake, MISTAKES[mistake], got)
+            child.end()
+            self._next = self._next or _new_child()
 
 
 def failure_of(exercise: Exercise, message: dict[str, Any]) -> Failure | None:
@@ -118,92 +164,14 @@ def failure_of(exercise: Exercise, message: dict[str, Any]) -> Failure | None:
     )
 
 
-class _Process:
-    """A process that imports JAX, waits for a request, answers it and ends.
-
-    Attributes:
-        answers: the descriptor of the pipe that it writes its messages to.
-    """
-
-    def __init__(self) -> None:
-        self.answers, writing = os.pipe()
-        printed, output = os.pipe()
-        flags = quick_xla_flags(os.environ.get("XLA_FLAGS", ""))
-        self._process = subprocess.Popen(
-            # -P keeps the learner's folder, with files such as `random.py`, out of the import path.
-            [sys.executable, "-P", "-W", "ignore", "-m", "tallax.learning._grading_process", str(writing)],
-            pass_fds=(writing,),
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            env={
-                **os.environ,
-                "JAX_PLATFORMS": "cpu",
-                # An exercise needs two devices. Of several equal flags, XLA uses the last one.
-                "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=2".strip(),
-            },
-        )
-        os.close(writing)
-        os.close(output)
-        self._output, self._printed = b"", printed
-
-    def request(self, request: dict[str, Any]) -> None:
-        """Passes the request to the process, which reads it as soon as it is ready."""
-        stdin = self._process.stdin
-        assert stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has died; `messages` ends at once
-            stdin.write(json.dumps(request).encode() + b"\n")
-            stdin.flush()
-
-    def messages(self, deadline: float) -> Iterator[dict[str, Any]]:
-        """Yields messages until the process ends or the deadline passes; an empty one ten times each second.
-
-        Reads the program's output too: a pipe that nobody reads would stop a program that prints much.
-        """
-        pending, sources = b"", [self.answers, self._printed]
-        while time.monotonic() < deadline:
-            for source in select.select(sources, [], [], 0.1)[0]:
-                chunk = os.read(source, 65536)
-                if source == self._printed:
-                    self._output = (self._output + chunk)[-_KEPT:]
-                    sources = sources if chunk else [self.answers]
-                elif not chunk:
-                    return
-                else:
-                    *lines, pending = (pending + chunk).split(b"\n")
-                    yield from map(_parsed, lines)
-            yield {}
-
-    def printed(self) -> str:
-        """Returns the last lines that the program printed."""
-        for _ in range(16):  # chunks: a program may print without end
-            if not select.select([self._printed], [], [], 0)[0] or not (chunk := os.read(self._printed, 65536)):
-                break
-            self._output = (self._output + chunk)[-_KEPT:]
-        return self._output.decode(errors="replace").strip()
-
-    def wait(self) -> int:
-        """Returns the exit code of a process that has closed its pipe; ends one that does not exit."""
-        try:
-            return self._process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            return 0
-
-    def close(self) -> None:
-        """Ends the process, with all processes that it started."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        os.close(self.answers)
-        os.close(self._printed)
-        with contextlib.suppress(BrokenPipeError):
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-
-
-def _parsed(line: bytes) -> dict[str, Any]:
-    with contextlib.suppress(ValueError):
-        message = json.loads(line)
-        return message if isinstance(message, dict) else {}
-    return {}
+def _new_child() -> Child:
+    flags = quick_xla_flags(os.environ.get("XLA_FLAGS", ""))
+    # An exercise needs two devices. Of several equal flags, XLA uses the last one.
+    flags = f"{flags} --xla_force_host_platform_device_count=2".strip()
+    return Child(
+        "tallax.learning._grading_process",
+        {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        # -P keeps the learner's folder, with files such as `random.py`, out of the import path.
+        options=("-P", "-W", "ignore"),
+        keeps_output=True,
+    )

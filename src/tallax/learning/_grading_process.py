@@ -1,50 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that grades one file: it may hang, exit or crash, and only this process is lost.
 
-It imports JAX, reports that it is ready, and waits for a request on its standard input. The request has a token; only
-messages that contain it count, so that a file that writes to every descriptor does not grade itself.
+It imports JAX, reports that it is ready, and waits for a request. The request has a token; only messages that contain
+it count, so that a file that writes to every descriptor does not grade itself. The end of this file finds a solution
+that replaces functions on which grading relies. This is not a sandbox: a file that is determined to cheat can. It finds
+the usual ways, and accidents such as an assignment to `jnp.array`.
 """
 
 from __future__ import annotations
 
+import builtins
 import functools
 import importlib
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TextIO
+from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from flax import nnx
 
+from tallax._child_process import answer
 from tallax._quick_compiles import compile_quickly
+from tallax.checking._attribute_checks import after_weight_decay
 from tallax.checking._source_lines import line_of_error
-from tallax.learning import _claims, _integrity
-
-# Bound before the learner's file runs, so that replacing the originals has no effect here.
-_dumps, _write_line = json.dumps, os.write
+from tallax.learning import _claims
 
 
-def main(answer_to: int) -> None:
+def main() -> None:
     """Grades one file."""
+    say = answer()
     _warm_up()
-    stdin: TextIO = sys.stdin
-    _write_line(answer_to, b'{"ready": true}\n')
-    line = stdin.readline()
-    if not line:  # the parent is gone, or has no use for this process
-        return
-    request = json.loads(line)
-    token = request["token"]
-
-    def report(**message: Any) -> None:
-        _write_line(answer_to, (_dumps({**message, "token": token}) + "\n").encode())
-
-    sys.stdin = open(os.devnull)  # noqa: SIM115 - the learner's `input()` raises instead of waiting
-    grade_file(request["exercise"], Path(request["file"]), report)
+    say(ready=True)
+    line = sys.stdin.readline()
+    if line:  # otherwise the parent is gone, or does not need this process
+        request = json.loads(line)
+        report = functools.partial(say, token=request["token"])
+        grade_file(request["exercise"], Path(request["file"]), report)
 
 
 def _warm_up() -> None:
@@ -64,20 +62,20 @@ def _warm_up() -> None:
 
     model = Warm()
     nnx.jit(lambda model, x: nnx.value_and_grad(lambda model: model(x))(model))(model, jnp.ones((2, 2)))
-    _claims.after_weight_decay(model)
+    after_weight_decay(model)
 
 
 def grade_file(name: str, file: Path, report: Callable[..., None]) -> None:
     """Runs the file and the claims of the exercise, and reports each claim as it begins and the first failure."""
     exercise = importlib.import_module(f"tallax.learning.exercises.{name}")
-    before = _integrity.fingerprint()
+    before = fingerprint()
     solution = ModuleType("solution")
     sys.modules["solution"] = solution  # pickle looks classes up by it
     runs: _claims.Claim = ("the file runs", functools.partial(_run, file=file, names=exercise.NAMES))
     for sentence, test in (runs, *exercise.CLAIMS):
         report(at=sentence)
         failure = _tested(test, solution)
-        if replaced := _integrity.first_replaced(before):
+        if replaced := first_replaced(before):
             failure = {"wrong": "tampers", "got": f"{replaced} is another object"}
         if failure is not None:
             report(claim=sentence, **failure)
@@ -123,5 +121,36 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(lines or [''])[0][:200]}"
 
 
+# --- functions that a solution must not replace -----------------------------------------------------------------------
+
+_MODULES = (builtins, jax, jax.numpy, jax.lax, jax.tree, jax.random, flax, nnx, np, optax)
+_CLASSES = (nnx.Variable, nnx.Param, nnx.BatchStat, nnx.Module, nnx.Pytree, nnx.Optimizer, nnx.Rngs, nnx.Linear)
+
+
+def fingerprint() -> dict[str, Any]:
+    """Returns the functions, classes and constants that grading relies on, by dotted name."""
+    own = [module for name, module in sys.modules.items() if name == "tallax" or name.startswith("tallax.")]
+    found = {
+        f"{module.__name__}.{name}": value
+        for module in (*_MODULES, *own)
+        for name, value in vars(module).items()
+        if not name.startswith("__") or name == "__import__"
+    }
+    for cls in _CLASSES:
+        found |= {f"{cls.__module__}.{cls.__qualname__}.{name}": value for name, value in vars(cls).items()}
+    return found
+
+
+def first_replaced(before: dict[str, Any]) -> str:
+    """Returns the name of something that is no longer what it was; an empty string if there is none."""
+    now = fingerprint()
+    # A name that is new is harmless: modules load parts of themselves when they are first used.
+    return next((name for name, value in before.items() if now.get(name) is not value and not _is_cache(name)), "")
+
+
+def _is_cache(name: str) -> bool:
+    return name.rpartition(".")[2] in ("__abstractmethods__", "_abc_impl", "__annotations__", "__annotations_cache__")
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main()

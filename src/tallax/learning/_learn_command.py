@@ -23,14 +23,14 @@ def learn(folder: Path, checks: Sequence[int], limit_seconds: float, *, as_json:
     """Starts or continues the course in a folder, or grades some of its exercises.
 
     Args:
-        folder: the folder of the learner's files.
-        checks: the numbers of exercises to grade. If empty, the course begins, if stdin and stdout are a terminal;
+        folder: The folder of the learner's files.
+        checks: The numbers of exercises to grade. If empty, the course begins, if stdin and stdout are a terminal;
             otherwise the files are written and listed.
-        limit_seconds: the time after which grading a file is ended.
-        as_json: whether to print the grades as JSON.
+        limit_seconds: The time after which grading a file is ended.
+        as_json: Whether to print the grades as JSON.
 
     Returns:
-        the exit code: 0 if all graded exercises pass, or none was to be graded; 1 if one fails; 2 if one cannot be
+        The exit code: 0 if all graded exercises pass, or none was to be graded; 1 if one fails; 2 if one cannot be
         graded, because there is no such exercise or file.
     """
     console = Console(highlight=False)

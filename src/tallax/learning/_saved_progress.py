@@ -19,9 +19,9 @@ class SavedProgress:
     A file that cannot be read counts as no progress: the exercises can be graded again at any time.
 
     Attributes:
-        passed: the names of the exercises that have passed.
-        current: the exercise that the learner works on.
-        hints: how many hints of each exercise have been shown, by name.
+        passed: The names of the exercises that have passed.
+        current: The exercise that the learner works on.
+        hints: The number of hints of each exercise that have been shown, by name.
     """
 
     def __init__(self, folder: Path):

@@ -21,7 +21,7 @@ except ModuleNotFoundError:
     raise MissingExtraError.of("tallax learn", "cli", "rich") from None
 
 from tallax.learning._exercises import Exercise, exercises
-from tallax.learning._grade import Failure, Grade
+from tallax.learning._graders import Failure, Grade
 from tallax.learning._saved_progress import SavedProgress
 
 KEYS = (
@@ -40,11 +40,11 @@ class View:
     """The contents of the screen.
 
     Attributes:
-        grade: the last grade of the current exercise; None while it is graded for the first time.
-        held: the claims that hold so far, while a grade is under way.
-        at: the claim that is being tested; empty if none is.
-        note: one line about the last key or the last grade.
-        extra: the list, or the pages of a solution, which replace the exercise; each key goes on to the next page.
+        grade: The last grade of the current exercise; None while it is graded for the first time.
+        held: The claims that hold so far, while a grade is under way.
+        at: The claim that is being tested; empty if none is.
+        note: One line about the last key or the last grade.
+        extra: The list, or the pages of a solution, which replace the exercise; each key goes on to the next page.
     """
 
     grade: Grade | None = None
