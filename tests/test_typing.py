@@ -54,7 +54,7 @@ def test_every_type_is_declared():
         "tallax.learning.exercises.",
         "tallax.lint.",
         "tallax.variables.Held",
-        "tallax.variables._raw_values.",
+        "tallax.variables._held.",
     )
     assert {name for name in unknown if not name.startswith(ours)} == set()
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 import tallax
 from tallax._uint64 import WORD
-from tallax.compiling._jaxpr_analysis import uses
+from tallax.compiling._count_uses import uses
 from tallax.variables import Pending
 
 INT32 = np.int32(5)

@@ -63,5 +63,5 @@ Four invariants must not break:
 - A read changes nothing, and its results outlive the next steps (`tests/test_step_read.py`).
 """
 
-from tallax.compiling._binding import compile_step as compile_step
-from tallax.compiling._step import CompiledStep as CompiledStep
+from tallax.compiling._compile_step import compile_step as compile_step
+from tallax.compiling._compiled_step import CompiledStep as CompiledStep

@@ -17,7 +17,7 @@ import jax
 from flax import nnx
 
 from tallax._errors import InvalidTypeError
-from tallax.compiling._structure import path_in
+from tallax.compiling._owners import path_in
 from tallax.variables import Pending
 
 _OBJECTS = (nnx.Pytree, nnx.Variable)

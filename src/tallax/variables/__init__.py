@@ -28,8 +28,7 @@ Which file to open:
   from outside: `_count_storage.py`
 - checks and conversions of increments: `_count_inputs.py`
 - arrays, dtypes and in-place operators: `_buffer.py` (`Buffer`)
-- state that a compiled step owns, and counts in its trace: `_raw_values.py`; small uint32 Buffers in its trace:
-  `_traced_words.py`
+- state that a compiled step owns: `_held.py`; counts and small uint32 Buffers in its trace: `_traced_state.py`
 
 The invariant: a count is exact, or saturated at 2**64 - 1, after every sequence of writes in every transformation and
 mode. `tests/test_laws.py` states it, and `tests/test_counter.py` compares with Python integers.
@@ -41,12 +40,13 @@ from tallax.variables._buffer import Buffer as Buffer
 from tallax.variables._count_inputs import as_shape as as_shape
 from tallax.variables._count_storage import refuse_cast as refuse_cast
 from tallax.variables._counter import Counter as Counter
-from tallax.variables._raw_values import AT_MOST as AT_MOST
-from tallax.variables._raw_values import READ as READ
-from tallax.variables._raw_values import Held as Held
-from tallax.variables._raw_values import Pending as Pending
-from tallax.variables._raw_values import no_value as no_value
-from tallax.variables._traced_words import cut as cut
-from tallax.variables._traced_words import join as join
-from tallax.variables._traced_words import remembering_origins as remembering_origins
-from tallax.variables._traced_words import stack as stack
+from tallax.variables._held import Held as Held
+from tallax.variables._held import no_value as no_value
+from tallax.variables._traced_state import AT_MOST as AT_MOST
+from tallax.variables._traced_state import READ as READ
+from tallax.variables._traced_state import Pending as Pending
+from tallax.variables._traced_state import cut as cut
+from tallax.variables._traced_state import is_tracing_step as is_tracing_step
+from tallax.variables._traced_state import join as join
+from tallax.variables._traced_state import stack as stack
+from tallax.variables._traced_state import tracing_step as tracing_step

@@ -17,8 +17,8 @@ from tallax._display import bundle, card, tree
 from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, TraceError, describe
 from tallax._mesh_axes import mapped_axes
 from tallax.runs._number_format import size
-from tallax.variables._raw_values import Held, Pending
-from tallax.variables._traced_words import without_gradient
+from tallax.variables._held import Held
+from tallax.variables._traced_state import Pending, without_gradient
 
 Reduce: TypeAlias = Literal["sum", "max", "min", "replicated"]
 _REDUCTIONS = ("sum", "max", "min", "replicated")

@@ -37,7 +37,8 @@ from tallax._mesh_axes import (
 )
 from tallax.variables._base import StateVariable
 from tallax.variables._count_inputs import amount_of, host_counts, limbs_of, word_of
-from tallax.variables._raw_values import Held, Pending
+from tallax.variables._held import Held
+from tallax.variables._traced_state import Pending
 
 READS = (np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.uint64))  # the dtypes in which other libraries save counts
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from jax.extend.core import Literal
 
-from tallax.compiling._jaxpr_analysis import CALLS, IDENTITIES, has_another_rank, is_jaxpr
+from tallax.compiling._count_uses import CALLS, IDENTITIES, has_another_rank, is_jaxpr
 
 
 def passed_on(jaxpr: Any, inputs: Sequence[Hashable]) -> list[Hashable]:

@@ -12,10 +12,9 @@ from flax import nnx
 from tallax._errors import InvalidTypeError, describe
 from tallax._walk import path_name
 from tallax.compiling._arguments import Arguments
+from tallax.compiling._bound_objects import refuse_shared
+from tallax.compiling._compiled_step import CompiledStep
 from tallax.compiling._results import is_object
-from tallax.compiling._step import CompiledStep
-from tallax.compiling._structure import refuse_shared
-from tallax.variables import StateVariable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -159,7 +158,7 @@ def compile_step(
         _refuse_arrays(name, thing)
     graph = bool(nnx.set_graph_mode.current_value() if graph is None else graph)
     everything = (*objects, *others)
-    refuse_shared(everything, arguments.names, items_only=graph, kind=StateVariable)
+    refuse_shared(everything, arguments.names, items_only=graph)
     return CompiledStep(arguments, everything, donate=donate, graph=graph)
 
 
