@@ -16,7 +16,7 @@ from flax import nnx
 
 from tallax._arrays import is_committed, is_traced, placed
 from tallax._errors import StructureChangedError, describe
-from tallax.compiling._layout import Layout, words_of
+from tallax.compiling._layout import Layout
 from tallax.compiling._owners import Form, Owner, owner_of, path_in
 from tallax.variables import Held, StateVariable, no_value
 
@@ -75,7 +75,7 @@ class BoundObjects:
         """Returns the array of all packed values. Values that a step owns are zeros."""
         places = zip(self.layout.packed, self.owners, strict=False)  # packed values come first
         return self.layout.packing.pack([
-            np.zeros(place.form.shape, np.uint32) if owner.holders else np.asarray(words_of(owner.variable))
+            np.zeros(place.form.shape, np.uint32) if owner.holders else np.asarray(owner.variable._exact())
             for place, owner in places
         ])  # fmt: skip
 

@@ -21,7 +21,7 @@ from tallax import _uint64
 from tallax._arrays import unsplit
 from tallax._errors import StructureChangedError
 from tallax.compiling._owners import Form, Kind, path_in
-from tallax.variables import Counter, Pending, cut, join
+from tallax.variables import Pending, cut, join
 
 
 class State(NamedTuple):
@@ -146,16 +146,11 @@ class Layout:
                 values += jax.tree.leaves(variable)
             else:
                 raw = variable.get_raw_value()
-                raw = raw if isinstance(raw, Pending) or _uint64.is_limbs(raw) else words_of(variable)
+                raw = raw if isinstance(raw, Pending) or _uint64.is_limbs(raw) else variable._exact()
                 if raw.shape != place.form.shape:
                     return None
                 packed[place.number] = raw
         return packed, values
-
-
-def words_of(variable: Any) -> Any:
-    """Returns the words of a packed value."""
-    return variable._words() if isinstance(variable, Counter) else variable._stored()
 
 
 class Packing:

@@ -15,16 +15,7 @@ import numpy as np
 
 from tallax import _uint64
 from tallax._arrays import is_traced, unsplit
-from tallax._mesh_axes import (
-    AxisName,
-    Combination,
-    count_over,
-    marked,
-    max_over,
-    on_first,
-    sum_over,
-    varying_axes,
-)
+from tallax._mesh_axes import AxisName, Combination, count_over, marked, max_over, on_first, sum_over, varying_axes
 from tallax.statistics import _central
 from tallax.statistics._counts import CountsAndBuffer
 from tallax.statistics._powersums import count_finite, power_sums, rough_sum_and_range

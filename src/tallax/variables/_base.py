@@ -130,6 +130,10 @@ class StateVariable(nnx.Variable[Any]):
             return raw
         return without_gradient(raw) if is_traced(raw) else plain(raw)
 
+    def _exact(self) -> Any:
+        """Returns all of the value without moving it: on the host, on the device, or traced; the words of a Counter."""
+        return self._stored()
+
     def _refuse_per_replica(self) -> None:
         axes = self._replica_axes
         if axes and not set(axes) <= set(mapped_axes()):
@@ -161,17 +165,7 @@ class StateVariable(nnx.Variable[Any]):
             fix=self._compared_by,
         )
 
-    def __lt__(self, other: Any) -> NoReturn:
-        self._not_ordered(other)
-
-    def __le__(self, other: Any) -> NoReturn:
-        self._not_ordered(other)
-
-    def __gt__(self, other: Any) -> NoReturn:
-        self._not_ordered(other)
-
-    def __ge__(self, other: Any) -> NoReturn:
-        self._not_ordered(other)
+    __lt__ = __le__ = __gt__ = __ge__ = _not_ordered
 
     def __nnx_repr__(self) -> Any:
         raw = self.get_raw_value()

@@ -26,15 +26,7 @@ from flax import nnx
 from tallax import _uint64
 from tallax._arrays import is_traced, on_host
 from tallax._errors import InvalidTypeError, InvalidValueError, describe
-from tallax._mesh_axes import (
-    AxisName,
-    Combination,
-    axes_to_combine,
-    count_over,
-    on_first,
-    replica_count,
-    sum_over,
-)
+from tallax._mesh_axes import AxisName, Combination, axes_to_combine, count_over, on_first, replica_count, sum_over
 from tallax.variables._base import StateVariable
 from tallax.variables._count_inputs import amount_of, host_counts, limbs_of, word_of
 from tallax.variables._held import Held
@@ -85,6 +77,8 @@ class CountStorage(StateVariable):
                 fix="save nnx.as_pure(nnx.state(model)), which has the exact count; or counter.set(n)",
             )
         return _uint64.from_uint64(host_counts(counts, item=self))
+
+    _exact = _words
 
     def _peek(self) -> jax.Array | np.ndarray | np.int32:
         """Like `get_value()`, but from NumPy while the counter is on the host, without a dispatch."""
@@ -147,7 +141,10 @@ class CountStorage(StateVariable):
         raw = self.get_raw_value()
         if not isinstance(raw, Pending):
             return False
-        word = word_of(amount_of(by, item=self), axes, most)
+        if type(by) is int and 0 <= by <= _uint64.WORD:
+            word = np.uint32(by), by
+        else:
+            word = word_of(amount_of(by, item=self), axes, most)
         if word is None:
             return False
         values, most = word
