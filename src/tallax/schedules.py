@@ -13,18 +13,13 @@ import numpy as np
 from flax import nnx
 
 from tallax import _uint64
-from tallax._arrays import as_guarded, is_traced, to_device
+from tallax._arrays import NEEDS_A_VALUE, as_guarded, is_traced, to_device
 from tallax._display import bundle, card, worded
 from tallax._errors import InvalidTypeError, InvalidValueError, describe
 from tallax._module import StateOwner
 from tallax.variables import Buffer, Counter, Pending
 
 _ZERO = np.int32(0)
-_NEEDS_A_VALUE = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
 _NOT_CALLED = -1.0  # instead of 1 for pinned and 0 for not pinned
 
 
@@ -71,7 +66,7 @@ class ScheduledValue(StateOwner):
         self.name = name
         # Raises if the schedule does not return a scalar. Nothing is computed, and a schedule that branches in Python
         # is skipped.
-        with contextlib.suppress(*_NEEDS_A_VALUE):
+        with contextlib.suppress(*NEEDS_A_VALUE):
             jax.eval_shape(self._scheduled, jax.ShapeDtypeStruct((), jnp.int32))
         # The state starts on the host, because no code may use a device before jax.distributed.initialize. So
         # `schedule(0)` is computed later.

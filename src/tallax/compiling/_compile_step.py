@@ -22,7 +22,6 @@ A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
 D = TypeVar("D")
-E = TypeVar("E")
 
 
 class _Options(TypedDict, total=False):
@@ -57,18 +56,7 @@ def compile_step(
 ) -> CompiledStep[P, R]: ...
 @overload
 def compile_step(
-    train_step: Callable[Concatenate[A, B, C, D, E, P], R],
-    _a: A,
-    _b: B,
-    _c: C,
-    _d: D,
-    _e: E,
-    /,
-    **options: Unpack[_BoundOptions],
-) -> CompiledStep[P, R]: ...
-@overload
-def compile_step(
-    train_step: Callable[..., R], _a: Any, _b: Any, _c: Any, _d: Any, _e: Any, _f: Any, /, *objects: Any,
+    train_step: Callable[..., R], _a: Any, _b: Any, _c: Any, _d: Any, _e: Any, /, *objects: Any,
     **options: Unpack[_BoundOptions],
 ) -> CompiledStep[..., R]: ...  # fmt: skip
 def compile_step(

@@ -22,7 +22,7 @@ Buffers behind them.
 
 Which file to open:
 
-- metadata, `.value`, guarded writes, errors common to both: `_base.py` (`StateVariable`)
+- `.value`, guarded writes, display: `_base.py` (`StateVariable`); checks of metadata: `_metadata.py`
 - `increment`, `count`, `every`, reading, comparing, setting: `_counter.py` (`Counter`)
 - where an addition happens, and exact words, also for reads by `nnx.to_pure_dict` and `nnx.bridge`; state that was cast
   from outside: `_count_storage.py`
@@ -34,7 +34,6 @@ The invariant: a count is exact, or saturated at 2**64 - 1, after every sequence
 mode. `tests/test_laws.py` states it, and `tests/test_counter.py` compares with Python integers.
 """
 
-from tallax.variables._base import PerReplica as PerReplica
 from tallax.variables._base import StateVariable as StateVariable
 from tallax.variables._buffer import Buffer as Buffer
 from tallax.variables._count_inputs import as_shape as as_shape
@@ -42,6 +41,7 @@ from tallax.variables._count_storage import refuse_cast as refuse_cast
 from tallax.variables._counter import Counter as Counter
 from tallax.variables._held import Held as Held
 from tallax.variables._held import no_value as no_value
+from tallax.variables._metadata import PerReplica as PerReplica
 from tallax.variables._traced_state import AT_MOST as AT_MOST
 from tallax.variables._traced_state import READ as READ
 from tallax.variables._traced_state import Pending as Pending

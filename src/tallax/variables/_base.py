@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import difflib
-from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, TypeAlias
+from typing import Any, ClassVar, NoReturn
 
 import flax.errors
 import jax
@@ -18,61 +17,11 @@ from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, T
 from tallax._mesh_axes import mapped_axes
 from tallax.runs._number_format import size
 from tallax.variables._held import Held
+from tallax.variables._metadata import DECLARED, PerReplica, check_reduce, refuse_kind, refuse_misspelled
 from tallax.variables._traced_state import Pending, without_gradient
 
-Reduce: TypeAlias = Literal["sum", "max", "min", "replicated"]
-_REDUCTIONS = ("sum", "max", "min", "replicated")
-_DECLARED = ("persistent", "reduce", "per_replica")  # a dict of other metadata does not replace these
 _MISSING = object()
 _set_attribute = nnx.Variable.__setattr__  # bound once, because each eager count calls it
-
-
-class PerReplica(NamedTuple):
-    """The layout of per-replica state: one value for each replica, one behind the other on the first axis."""
-
-    axes: tuple[str, ...]  # the mesh axes of the replicas
-    shape: tuple[int, ...]  # the number of axes of one replica's value; scalars are stored with one axis
-
-
-def _refuse_kind(kind: str, name: str, value: Any) -> None:
-    """Raises for a kind of Variable that Flax's transformations do not thread in every mode."""
-    if name in ("hijax", "ref") and value:
-        raise InvalidValueError(
-            kind,
-            f"a tallax variable must be a plain Variable; {name}=True loses or doubles counts under transformations.",
-            got=f"{name}=True",
-            fix=f"omit {name}; to set it for parameters, nnx.with_vars(model, only=nnx.Param, {name}=True)",
-        )
-
-
-def _check_reduce(kind: str, reduce: Any) -> None:
-    if reduce not in _REDUCTIONS:
-        raise InvalidValueError(
-            kind,
-            "unknown reduction.",
-            got=describe(reduce),
-            expected=", ".join(map(repr, _REDUCTIONS)),
-            fix='reduce="replicated" for a value that is equal on all replicas, such as a result of jax.lax.pmean',
-        )
-
-
-def _refuse_misspelled(kind: str, name: str, value: Any) -> None:
-    """Raises if a name of metadata is probably misspelled. Flax accepts any name, so it would be ignored."""
-    _refuse_kind(kind, name, value)
-    if name in ("dtype", "shape"):  # a label of this name would shadow the attribute of the array
-        raise InvalidTypeError(
-            kind,
-            "has the dtype and shape of its value.",
-            got=f"{name}={describe(value)}",
-            fix="Buffer(jnp.zeros(shape, dtype)); Counter(shape=...) always counts up to 2**64 - 1",
-        )
-    for meant in difflib.get_close_matches(name, ("persistent", "reduce", "shape"), n=1, cutoff=0.8):
-        raise InvalidTypeError(
-            kind,
-            f"unknown metadata {name!r}; did you mean {meant!r}?",
-            got=f"{name}={describe(value)}",
-            fix=f"{meant}=..., or another name for a label of your own",
-        )
 
 
 class StateVariable(nnx.Variable[Any]):
@@ -84,8 +33,8 @@ class StateVariable(nnx.Variable[Any]):
 
     def __init__(self, value: Any, *, persistent: bool, reduce: str, metadata: dict[str, Any]):
         for name in metadata:
-            _refuse_misspelled(type(self).__name__, name, metadata[name])
-        _check_reduce(type(self).__name__, reduce)
+            refuse_misspelled(type(self).__name__, name, metadata[name])
+        check_reduce(type(self).__name__, reduce)
         own = {"hijax": False, "ref": False, "persistent": bool(persistent), "reduce": reduce}
         super().__init__(value, **{**metadata, **own})
 
@@ -262,12 +211,12 @@ class StateVariable(nnx.Variable[Any]):
         """
         new = dict(args[0]) if len(args) == 1 and not metadata else {args[0]: args[1]} if len(args) == 2 else metadata
         for name, value in new.items():
-            if name not in _DECLARED:
-                _refuse_misspelled(type(self).__name__, name, value)
+            if name not in DECLARED:
+                refuse_misspelled(type(self).__name__, name, value)
         if "reduce" in new:
-            _check_reduce(type(self).__name__, new["reduce"])
+            check_reduce(type(self).__name__, new["reduce"])
         if len(args) == 1 and not metadata:
-            kept = {name: value for name, value in self.get_metadata().items() if name in _DECLARED}
+            kept = {name: value for name, value in self.get_metadata().items() if name in DECLARED}
             args = ({**kept, **new},)
         try:
             super().set_metadata(*args, **metadata)
@@ -298,7 +247,7 @@ class StateVariable(nnx.Variable[Any]):
             InvalidValueError: The metadata has `hijax=True` or `ref=True`.
         """
         for name in ("hijax", "ref"):
-            _refuse_kind(cls.__name__, name, attributes.get(name))
+            refuse_kind(cls.__name__, name, attributes.get(name))
         return super().from_metadata(value, attributes)
 
     def _of_another_trace(self) -> TraceError:

@@ -14,7 +14,8 @@ from flax import nnx
 
 from tallax._arrays import is_traced, to_device
 from tallax._errors import InvalidTypeError, InvalidValueError, describe
-from tallax.variables._base import Reduce, StateVariable
+from tallax.variables._base import StateVariable
+from tallax.variables._metadata import Reduce
 from tallax.variables._traced_state import without_gradient
 
 
