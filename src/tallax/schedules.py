@@ -17,7 +17,7 @@ from tallax._arrays import NEEDS_A_VALUE, as_guarded, is_traced, to_device
 from tallax._display import bundle, card, worded
 from tallax._errors import InvalidTypeError, InvalidValueError, describe
 from tallax._module import StateOwner
-from tallax.variables import Buffer, Counter, Pending
+from tallax.variables import Buffer, Counter, TwoPartCount
 
 _ZERO = np.int32(0)
 _NOT_CALLED = -1.0  # instead of 1 for pinned and 0 for not pinned
@@ -201,7 +201,7 @@ def step_value(step: Any) -> jax.Array | np.int32:
         return step.get_value()
     if isinstance(step, nnx.Variable):
         step = step.get_value()
-    if isinstance(step, Pending):  # the words of a Counter inside `tallax.compile_step`
+    if isinstance(step, TwoPartCount):  # the words of a Counter inside `tallax.compile_step`
         return _uint64.to_int32(step.limbs)
     if isinstance(step, np.ndarray | np.generic) and step.ndim == 0 and step.dtype.kind in "iu":
         step = int(step)  # JAX would cut it to 32 bits

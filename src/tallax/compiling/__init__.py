@@ -34,7 +34,7 @@ The owner of the state is separate from the steps that run on it:
 The state is three things (`State`): the packed values; arrays of other small tallax variables, which a step does not
 overwrite, so that they are read without a copy; and all other arrays, which it does. A `Layout` does not refer to the
 objects, so programs keep no value alive. An `Owner` knows the place of its value in each holding that has it. It
-returns the value to its Variable, and raises for every other use (`tallax/variables/_held.py`).
+returns the value to its Variable, and raises for every other use (`tallax/variables/_placeholder.py`).
 
 The first call makes a layout, a holding and a program, and puts owners on the Variables. A call of a step:
 

@@ -18,7 +18,7 @@ from tallax._arrays import is_committed, is_traced, placed
 from tallax._errors import StructureChangedError, describe
 from tallax.compiling._layout import Layout
 from tallax.compiling._owners import Form, Owner, owner_of, path_in
-from tallax.variables import Held, StateVariable, no_value
+from tallax.variables import Placeholder, StateVariable, no_value
 
 
 class BoundObjects:
@@ -100,7 +100,7 @@ def _owner(variable: nnx.Variable[Any], leaf: nnx.Variable[Any], path: Sequence[
     """Returns the owner of a Variable's value, a new one if the Variable itself has the value."""
     owner = owner_of(variable)
     if owner is None:
-        if any(isinstance(part, Held) for part in jax.tree.leaves(variable.get_raw_value())):
+        if any(isinstance(part, Placeholder) for part in jax.tree.leaves(variable.get_raw_value())):
             raise no_value(path_in(path, names))
         owner = Owner(variable, path, names, Form.of(leaf))
     return owner

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds the counts in a jaxpr that a step only adds to, and which of them it reads.
 
-Each count enters the jaxpr in two parts (see `Pending`): its base, which is the count before the step, and a word that
-starts at 0, to which the step adds. A count may stay in two parts only if everything that happens to both parts is one
-of the following; otherwise it is kept whole, and the step is traced again with its limbs in the place of the parts:
+Each count enters the jaxpr in two parts (see `TwoPartCount`): its base, which is the count before the step, and a word
+that starts at 0, to which the step adds. A count may stay in two parts only if everything that happens to both parts is
+one of the following; otherwise it is kept whole, and the step is traced again with its limbs in the place of the parts:
 
 - a copy, a call, a branch or a loop passes the part on, and all branches and iterations agree on what it is;
-- `Pending.limbs` reads it, which stands in the jaxpr as a name;
+- `TwoPartCount.limbs` reads it, which stands in the jaxpr as a name;
 - an increment adds to the word, whose bound stands in the jaxpr as a name or a literal, and the word cannot wrap: the
   bounds of all increments together stay below 2**32, where a loop counts once for each iteration.
 

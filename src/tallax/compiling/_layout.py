@@ -21,7 +21,7 @@ from tallax import _uint64
 from tallax._arrays import unsplit
 from tallax._errors import StructureChangedError
 from tallax.compiling._owners import Form, Kind, path_in
-from tallax.variables import Pending, cut, join
+from tallax.variables import TwoPartCount, cut, join
 
 
 class State(NamedTuple):
@@ -146,7 +146,7 @@ class Layout:
                 values += jax.tree.leaves(variable)
             else:
                 raw = variable.get_raw_value()
-                raw = raw if isinstance(raw, Pending) or _uint64.is_limbs(raw) else variable._exact()
+                raw = raw if isinstance(raw, TwoPartCount) or _uint64.is_limbs(raw) else variable._exact()
                 if raw.shape != place.form.shape:
                     return None
                 packed[place.number] = raw

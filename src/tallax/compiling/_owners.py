@@ -16,7 +16,7 @@ from flax import nnx
 from tallax._arrays import is_traced
 from tallax._errors import StateOwnedByStepError, TraceError
 from tallax._walk import path_name
-from tallax.variables import Buffer, Counter, Held, Pending, StateVariable, is_tracing_step, no_value
+from tallax.variables import Buffer, Counter, Placeholder, StateVariable, TwoPartCount, is_tracing_step, no_value
 
 _SMALL = 2**16  # bytes; a step may keep two copies of a smaller value
 _TIME = operator.attrgetter("time")
@@ -53,7 +53,7 @@ class Form:
     def of(cls, variable: nnx.Variable[Any]) -> Form:
         """Returns the form of a Variable that has its value. Raises `TraceError` if the Variable is inside a trace."""
         raw = variable.get_raw_value()
-        if isinstance(raw, Pending) or is_traced(raw):
+        if isinstance(raw, TwoPartCount) or is_traced(raw):
             raise in_a_trace()
         kind, shape, value = Kind.OTHER, (), raw
         if isinstance(raw, jax.Array | np.ndarray):
@@ -83,7 +83,7 @@ class Form:
         return raw.shape == value.shape and raw.dtype == value.dtype and sharding == value.sharding
 
 
-class Owner(Held):
+class Owner(Placeholder):
     """The owner of one Variable's value, from the first call of a step that binds it until it is put back.
 
     It is also the placeholder on the Variable, which keeps it, and so the value, alive. The value is in the state of a

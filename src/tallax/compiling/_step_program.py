@@ -16,7 +16,7 @@ from tallax.compiling._bound_objects import Structure
 from tallax.compiling._count_uses import uses
 from tallax.compiling._layout import Layout, State
 from tallax.compiling._results import Shape, flatten, refuse_objects, refuse_references, values_of, with_references
-from tallax.variables import Pending, tracing_step
+from tallax.variables import TwoPartCount, tracing_step
 
 
 class Program:
@@ -147,7 +147,9 @@ class Program:
     ) -> tuple[Any, ...]:  # fmt: skip
         """Runs the step as a function of arrays: two-part counts, whole counts, other values, and the arguments."""
         layout = self._layout
-        counts: dict[int, Any] = {number: Pending(*parts) for number, *parts in zip(apart, bases, added, strict=True)}
+        counts: dict[int, Any] = {
+            number: TwoPartCount(*parts) for number, *parts in zip(apart, bases, added, strict=True)
+        }
         packing = layout.packing
         others = [number for number in range(packing.counts) if number not in counts]
         counts.update(zip(others, whole, strict=True))
@@ -170,11 +172,11 @@ class Program:
         return [part.base for part in parts], [part.added for part in parts], limbs, words, values, result
 
 
-def _in_two(count: Any, word: Any) -> Pending:
+def _in_two(count: Any, word: Any) -> TwoPartCount:
     """Returns a count in two parts. It is whole if Flax or the user has replaced it."""
-    return count if isinstance(count, Pending) else Pending(None, word).at(count)
+    return count if isinstance(count, TwoPartCount) else TwoPartCount(None, word).at(count)
 
 
 def _in_one(value: Any) -> Any:
     """Returns a count as a whole, and anything else unchanged."""
-    return value.limbs if isinstance(value, Pending) else value
+    return value.limbs if isinstance(value, TwoPartCount) else value

@@ -18,7 +18,7 @@ from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, d
 from tallax._mesh_axes import AxisName, varying_axes
 from tallax._module import StateOwner
 from tallax.runs._record import Bins
-from tallax.statistics._host import Rounding, as_real_array
+from tallax.statistics._conversions import Rounding, as_real_array
 
 
 class Statistic(StateOwner, abc.ABC):

@@ -16,9 +16,9 @@ from tallax._display import bundle, card, tree
 from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, TraceError, describe
 from tallax._mesh_axes import mapped_axes
 from tallax.runs._number_format import size
-from tallax.variables._held import Held
 from tallax.variables._metadata import DECLARED, PerReplica, check_reduce, refuse_kind, refuse_misspelled
-from tallax.variables._traced_state import Pending, without_gradient
+from tallax.variables._placeholder import Placeholder
+from tallax.variables._traced_state import TwoPartCount, without_gradient
 
 _MISSING = object()
 _set_attribute = nnx.Variable.__setattr__  # bound once, because each eager count calls it
@@ -71,9 +71,9 @@ class StateVariable(nnx.Variable[Any]):
         """
         self._refuse_per_replica()
         raw = self.get_raw_value()
-        if isinstance(raw, Pending):
+        if isinstance(raw, TwoPartCount):
             return raw.limbs
-        if isinstance(raw, Held):
+        if isinstance(raw, Placeholder):
             return raw.read(self)
         if type(raw) is np.ndarray:
             return raw
@@ -118,11 +118,11 @@ class StateVariable(nnx.Variable[Any]):
 
     def __nnx_repr__(self) -> Any:
         raw = self.get_raw_value()
-        if not self._per_replica and not (isinstance(raw, Held) and not raw.is_readable_by(self)):
+        if not self._per_replica and not (isinstance(raw, Placeholder) and not raw.is_readable_by(self)):
             part: Any
             for part in super().__nnx_repr__():
                 held = getattr(part, "value", None)
-                if isinstance(held, Held) and held.is_readable_by(self):
+                if isinstance(held, Placeholder) and held.is_readable_by(self):
                     part = type(part)(part.key, held.read(self))
                 yield part
             return
@@ -144,9 +144,9 @@ class StateVariable(nnx.Variable[Any]):
     def _shown(self) -> Any:
         """Returns the exact value for display, or None if it cannot be read here."""
         raw = self.get_raw_value()
-        if self._per_replica or isinstance(raw, Pending) or is_traced(raw):
+        if self._per_replica or isinstance(raw, TwoPartCount) or is_traced(raw):
             return None
-        if isinstance(raw, Held):
+        if isinstance(raw, Placeholder):
             return raw.read(self) if raw.is_readable_by(self) else None
         return raw if isinstance(raw, jax.Array | np.ndarray) else None  # only a shape, under nnx.eval_shape
 
@@ -169,10 +169,10 @@ class StateVariable(nnx.Variable[Any]):
         """
         self._refuse_per_replica()
         raw = self.get_raw_value()
-        if isinstance(raw, Held):
+        if isinstance(raw, Placeholder):
             raw.write(self, new)
             return
-        if isinstance(raw, Pending):
+        if isinstance(raw, TwoPartCount):
             new = raw.at(new)
         elif isinstance(raw, jax.Array) and not is_traced(raw, new):
             if is_committed(raw) and not is_committed(new):

@@ -24,20 +24,20 @@ from jax.ad_checkpoint import checkpoint_name
 from tallax import _uint64
 from tallax._arrays import unsplit
 
-# Names in the jaxpr of a step, by which the analysis recognizes the permitted uses of a `Pending`.
+# Names in the jaxpr of a step, by which the analysis recognizes the permitted uses of a `TwoPartCount`.
 AT_MOST = "tallax.at_most:"  # an increment, with its upper bound
 READ = "tallax.read"  # a read of both parts together
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Pending:
+class TwoPartCount:
     """The raw value of a `Counter` inside `tallax.compile_step`.
 
     All counts of a step are in one array on the device. A count is sliced out of it only if it is read. `added` is a
     plain word, which XLA folds and concatenates with the words of the other counters. There are no carries until the
     whole array is added to. If a step does anything but read or increment a count, it is traced again with the whole
-    count (`tallax.compiling._count_uses`), so a `Pending` need not be exact then.
+    count (`tallax.compiling._count_uses`), so a `TwoPartCount` need not be exact then.
 
     Attributes:
         base: The limbs before the step, uint32[*shape, 2].
@@ -65,17 +65,17 @@ class Pending:
         """The same as for the limbs."""
         return self.base.dtype
 
-    def plus(self, values: Any, most: int) -> Pending:
+    def plus(self, values: Any, most: int) -> TwoPartCount:
         """Returns the count after an addition of `values`, uint32, each at most `most`."""
         if not isinstance(values, jax.Array) and values.ndim == 0 == self.added.ndim:
-            return Pending(self.base, self.added + values)  # a literal is its own bound
+            return TwoPartCount(self.base, self.added + values)  # a literal is its own bound
         values = jnp.broadcast_to(jnp.asarray(values), self.added.shape)
-        return Pending(self.base, self.added + checkpoint_name(values, f"{AT_MOST}{most}"))
+        return TwoPartCount(self.base, self.added + checkpoint_name(values, f"{AT_MOST}{most}"))
 
-    def at(self, limbs: Any) -> Pending:
+    def at(self, limbs: Any) -> TwoPartCount:
         """Returns the count after it was overwritten by `limbs`. The step is then traced again with the whole count."""
         # A zero computed from the word itself is not an increment, so the analysis sees that the count was written.
-        return Pending(jnp.asarray(limbs), self.added * np.uint32(0))
+        return TwoPartCount(jnp.asarray(limbs), self.added * np.uint32(0))
 
 
 class _Origins(threading.local):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Held`: the raw value of a Variable between two calls of the compiled step that owns the array."""
+"""`Placeholder`: the raw value of a Variable between two calls of the compiled step that owns the array."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class OwnedAttributeError(StateOwnedByStepError, AttributeError):
     """
 
 
-class Held:
+class Placeholder:
     """Stands for a value that a compiled step owns. It returns the current value to the variable, and raises otherwise.
 
     Shape and dtype never change, so they can be read at any time. Every other use raises, by whichever way it comes:
@@ -161,7 +161,7 @@ def no_value(name: str, kind: type[StateOwnedByStepError] = StateOwnedByStepErro
 
 
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift"):
-    setattr(Held, f"__{_name}__", Held._refuse)
-    setattr(Held, f"__r{_name}__", Held._refuse)
+    setattr(Placeholder, f"__{_name}__", Placeholder._refuse)
+    setattr(Placeholder, f"__r{_name}__", Placeholder._refuse)
 for _name in ("lt", "le", "gt", "ge"):
-    setattr(Held, f"__{_name}__", Held._refuse)
+    setattr(Placeholder, f"__{_name}__", Placeholder._refuse)
