@@ -214,8 +214,8 @@ class Holding:
         """
         is_restructured = self._structure.change() is not None
         if is_restructured or look:
-            variables, held = self._bound if is_restructured else next(self._some)
-            if not all(map(operator.is_, map(_RAW, variables), held)):
+            variables, owners = self._bound if is_restructured else next(self._some)
+            if not all(map(operator.is_, map(_RAW, variables), owners)):
                 raise written_past([owner for owner in self.owners if _RAW(owner.variable) is not owner])
         return is_restructured
 

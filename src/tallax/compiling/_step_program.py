@@ -147,10 +147,8 @@ class Program:
     ) -> tuple[Any, ...]:  # fmt: skip
         """Runs the step as a function of arrays: two-part counts, whole counts, other values, and the arguments."""
         layout = self._layout
-        counts: dict[int, Any] = {
-            number: TwoPartCount(*parts) for number, *parts in zip(apart, bases, added, strict=True)
-        }
         packing = layout.packing
+        counts: dict[int, Any] = dict(zip(apart, map(TwoPartCount, bases, added), strict=True))
         others = [number for number in range(packing.counts) if number not in counts]
         counts.update(zip(others, whole, strict=True))
         with tracing_step():

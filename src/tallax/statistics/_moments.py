@@ -177,10 +177,9 @@ class Moments(CountsAndBuffer):
     @staticmethod
     @functools.partial(jax.jit, static_argnums=4, inline=True)
     def _merged(words: Any, buffer: Any, other_words: Any, other: Any, once: tuple[Hashable, ...]) -> jax.Array:
-        states = [
-            _moments_state.unpack(each[..., 0, :], floats) for each, floats in ((words, buffer), (other_words, other))
-        ]
-        return on_first(_moments_state.pack(_moments_state.union(*states)), once, otherwise=buffer)
+        own = _moments_state.unpack(words[..., 0, :], buffer)
+        both = _moments_state.union(own, _moments_state.unpack(other_words[..., 0, :], other))
+        return on_first(_moments_state.pack(both), once, otherwise=buffer)
 
     def _configuration(self) -> dict[str, Any]:
         return {"shape": self.shape}

@@ -11,10 +11,10 @@ The raw value of a variable is in one of four places:
    a few microseconds there, and nothing touches an accelerator.
 2. On the device, as a `jax.Array`. If the array is ready and not committed, an eager increment moves it back to the
    host. Otherwise the increment is dispatched to the device, so counting never waits for a running step.
-3. In a trace, as a tracer. Inside the trace of a compiled step a count is a `TwoPartCount`: the words before the step, and a
-   word that was added since.
-4. In a compiled step (`tallax.compile_step`) between its calls. A `Placeholder` then takes the place of the value: it returns
-   the current value to the variable, and raises for all others.
+3. In a trace, as a tracer. Inside the trace of a compiled step a count is a `TwoPartCount`: the words before the step,
+   and a word that was added since.
+4. In a compiled step (`tallax.compile_step`) between its calls. A `Placeholder` then takes the place of the value: it
+   returns the current value to the variable, and raises for all others.
 
 A count is two uint32 words on the last axis, at most 2**64 - 1. All arithmetic on them is in `tallax._uint64`. Compiled
 steps pack the words of all counts into one array, with the two words on the first axis, and those of small uint32

@@ -121,9 +121,9 @@ class StateVariable(nnx.Variable[Any]):
         if not self._per_replica and not (isinstance(raw, Placeholder) and not raw.is_readable_by(self)):
             part: Any
             for part in super().__nnx_repr__():
-                held = getattr(part, "value", None)
-                if isinstance(held, Placeholder) and held.is_readable_by(self):
-                    part = type(part)(part.key, held.read(self))
+                shown = getattr(part, "value", None)
+                if isinstance(shown, Placeholder) and shown.is_readable_by(self):
+                    part = type(part)(part.key, shown.read(self))
                 yield part
             return
         yield reprlib.Object(type=type(self).__name__)  # Flax's own representation would read the value

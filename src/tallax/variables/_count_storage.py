@@ -183,18 +183,14 @@ class CountStorage(StateVariable):
         part: Any
         for part in super().__nnx_repr__():
             if getattr(part, "key", None) == "value":
-                readable = (
-                    raw.is_readable_by(self)
-                    if isinstance(raw, Placeholder)
-                    else not is_traced(raw) and _uint64.is_limbs(raw)
-                )
+                is_here = _uint64.is_limbs(raw) and not is_traced(raw)
+                if isinstance(raw, Placeholder):
+                    is_here = raw.is_readable_by(self)
                 value: Any = part.value
-                if readable and not self._per_replica:
+                is_array = isinstance(value, jax.Array | np.ndarray | Placeholder)
+                if is_here and not self._per_replica:
                     part = type(part)("value", np.asarray(self) if self.shape else int(self))
-                elif (
-                    not isinstance(value, jax.Array | np.ndarray | Placeholder)
-                    and getattr(value, "dtype", None) == np.uint32
-                ):
+                elif not is_array and getattr(value, "dtype", None) == np.uint32:
                     # Within a module Flax prints shapes instead of arrays. For a Counter this is the shape of the
                     # counts, not of the words.
                     part = type(part)("value", type(value)(value.shape[:-1], np.dtype(np.uint64)))
