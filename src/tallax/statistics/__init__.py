@@ -27,8 +27,8 @@ call `read` too, with copies from the device.
 Which file to open:
 
 - the protocol, checks of inputs, merging, display: `_statistic.py`; the two forms of a statistic: `_counts.py`
-- one statistic: the file with its name; the mathematics of `Moments` is in `_moments_state.py` (the union of two states)
-  and `_two_floats.py` (sums of float32 pairs)
+- one statistic: the file with its name; the mathematics of `Moments` is in `_moments_state.py` (a union of states) and
+  `_two_floats.py` (sums of float32 pairs)
 - stacks and plots of histograms: `_binned.py`
 
 The invariant: counts are exact integers, so entries that were counted add up to the entries that were fed, also across
