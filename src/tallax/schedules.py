@@ -14,7 +14,7 @@ from flax import nnx
 
 from tallax import _uint64
 from tallax._arrays import NEEDS_A_VALUE, as_guarded, is_traced, to_device
-from tallax._display import bundle, card, worded
+from tallax._display import card, worded
 from tallax._errors import InvalidTypeError, InvalidValueError, describe
 from tallax._module import StateOwner
 from tallax.variables import Buffer, Counter, TwoPartCount
@@ -143,7 +143,7 @@ class ScheduledValue(StateOwner):
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        return bundle(card(repr(self), None))
+        return card(repr(self), None)
 
     def _title(self) -> str:
         name = f"{self.name!r}, " if self.name is not None else ""

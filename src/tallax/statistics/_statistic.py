@@ -13,7 +13,7 @@ import numpy as np
 
 from tallax import _uint64
 from tallax._arrays import is_traced
-from tallax._display import bundle, card
+from tallax._display import card
 from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, describe
 from tallax._mesh_axes import AxisName, varying_axes
 from tallax._module import StateOwner
@@ -111,7 +111,7 @@ class Statistic(StateOwner, abc.ABC):
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         result = self.compute() if self._summary() else None
-        return bundle(card(self._title(), result, None if result is None else self._bins(result)))
+        return card(self._title(), result, None if result is None else self._bins(result))
 
     def _title(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self._configuration().items())

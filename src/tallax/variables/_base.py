@@ -12,7 +12,7 @@ from flax import nnx
 from flax.nnx import reprlib
 
 from tallax._arrays import is_committed, is_traced
-from tallax._display import bundle, card, tree
+from tallax._display import card, tree
 from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, TraceError, describe
 from tallax._mesh_axes import mapped_axes
 from tallax.runs._number_format import size
@@ -139,7 +139,7 @@ class StateVariable(nnx.Variable[Any]):
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         told = ", ".join(f"{name}={value!r}" for name, value in _told(self.get_metadata()).items())
-        return bundle(card(f"{type(self).__name__}({told})", self._shown()))
+        return card(f"{type(self).__name__}({told})", self._shown())
 
     def _shown(self) -> Any:
         """Returns the exact value for display, or None if it cannot be read here."""
