@@ -255,7 +255,7 @@ def program_of(step, *args):
     """Returns the text of a step's program, as it goes to XLA."""
     step(*args)
     holding = step._holding
-    return step._program.once.lower(*holding.latest[0][:2], holding.constants, *args).as_text()
+    return step._program.once.lower(*holding.latest[0][:3], holding.constants, *args).as_text()
 
 
 def test_only_the_count_that_is_read_is_sliced_out():
@@ -333,7 +333,7 @@ def test_increments_cut_out_of_a_vector_are_the_vector():
     vector = np.arange(100, dtype=np.uint32)
     step(vector)
     holding = step._holding
-    lowered = step._program.once.lower(*holding.latest[0][:2], holding.constants, vector)
+    lowered = step._program.once.lower(*holding.latest[0][:3], holding.constants, vector)
     assert len(re.findall(r"s32\[\] maximum|u32\[\] convert|u32\[1\]\S* convert", lowered.compile().as_text())) == 0
     step(vector)
     step.sync()

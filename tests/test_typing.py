@@ -53,8 +53,8 @@ def test_every_type_is_declared():
     ours = (
         "tallax.learning.exercises.",
         "tallax.lint.",
-        "tallax.variables.Held",
-        "tallax.variables._raw_values.",
+        "tallax.variables.Placeholder",
+        "tallax.variables._placeholder.",
     )
     assert {name for name in unknown if not name.startswith(ours)} == set()
 

@@ -9,8 +9,8 @@ from flax import nnx
 
 import tallax
 from tallax._uint64 import WORD
-from tallax.compiling._jaxpr_analysis import uses
-from tallax.variables import Pending
+from tallax.compiling._count_uses import uses
+from tallax.variables import TwoPartCount
 
 INT32 = np.int32(5)
 MASK = np.ones(7, bool)
@@ -22,7 +22,7 @@ class Three(nnx.Module):
     def __init__(self, *words):
         self.a, self.b, self.c = tallax.Counter(), tallax.Counter(shape=2), tallax.Counter()
         for counter, parts in zip((self.a, self.b, self.c), words, strict=True):
-            counter.set_raw_value(Pending(*parts))
+            counter.set_raw_value(TwoPartCount(*parts))
 
 
 def found(program, *args):

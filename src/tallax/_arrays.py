@@ -10,6 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 from jax.core import Tracer
+from jax.errors import ConcretizationTypeError, TracerArrayConversionError, TracerIntegerConversionError
+
+# The errors of JAX for Python code that needs the value of a traced array.
+NEEDS_A_VALUE = (ConcretizationTypeError, TracerArrayConversionError, TracerIntegerConversionError)
 
 
 def is_traced(*values: Any) -> bool:

@@ -123,11 +123,6 @@ class List(nnx.List[Any]):
 
     # These methods move entries, so that an index may change from one Variable to another.
 
-    def append(self, value: Any) -> None:
-        """Adds an entry at the end."""
-        with self._moves():
-            super().append(value)
-
     def insert(self, index: int, value: Any) -> None:
         """Adds an entry before the one at `index`."""
         with self._moves():

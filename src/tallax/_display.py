@@ -38,16 +38,16 @@ def tree(thing: Any, attributes: Mapping[str, Any], note: str, path: str | None,
     return parts.build_foldable_tree_node_from_children(prefix=opened, children=lines, suffix=")", path=path)
 
 
-def bundle(html: str) -> dict[str, str]:
-    """Returns the representation of a single object in IPython.
+def card(title: str, value: Any, bins: Bins | None = None) -> dict[str, str]:
+    """Returns the representation of a single object in IPython: a title, and a value.
 
     If the class had `_repr_html_` instead, IPython would show the same content twice, as HTML and as a tree.
+
+    Args:
+        title: The title.
+        value: A record, whose fields are listed, a number or an array in one row, or None.
+        bins: The bins of a histogram to draw instead of those fields.
     """
-    return {"text/html": html}
-
-
-def card(title: str, value: Any, bins: Bins | None = None) -> str:
-    """Returns a title and a value: a record, whose fields are listed, a number or an array in one row, or None."""
     from tallax.runs._html import table, value_text  # only notebooks need it, and `Counter` imports this file
 
     rows: list[tuple[str, str]] = []
@@ -59,7 +59,7 @@ def card(title: str, value: Any, bins: Bins | None = None) -> str:
         rows += [(name, worded(field)) for name, field in fields.items() if name not in known]
     elif value is not None:
         rows.append(("value", worded(value)))
-    return table(title, ("", ""), rows)
+    return {"text/html": table(title, ("", ""), rows)}
 
 
 def worded(value: Any) -> str:

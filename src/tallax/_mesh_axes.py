@@ -110,7 +110,7 @@ def marked(value: Any, axes: tuple[Hashable, ...]) -> Any:
     return jax.lax.pcast(value, unmarked, to="varying") if unmarked else value
 
 
-def sum_over(value: jax.Array, axes: tuple[Hashable, ...]) -> jax.Array:
+def sum_over(value: Any, axes: tuple[Hashable, ...]) -> jax.Array:
     """Returns the sum of `value` over mapped axes."""
     return jax.lax.psum(marked(value, axes), axes) if axes else value
 

@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Module`: an `nnx.Module` that keeps its Variables."""
+"""`Module`, an `nnx.Module` that keeps its Variables, and the bases of the modules of tallax."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from tallax._arrays import is_traced
 from tallax._containers import guard, refuse_replacing
+from tallax._display import tree
+from tallax.variables import StateVariable, refuse_cast
 
 
 class Module(nnx.Module):
@@ -62,11 +68,6 @@ class EvalAware(Module):
     def __init__(self):
         self.deterministic: bool = False
 
-    @property
-    def variables(self) -> Mapping[str, Any]:
-        """The Variables that are read and combined together, by name; empty if each is independent."""
-        return {}
-
     def set_view(self, deterministic: bool | None = None) -> None:
         """Used by `nnx.view`.
 
@@ -75,3 +76,74 @@ class EvalAware(Module):
         """
         if deterministic is not None:
             self.deterministic = deterministic
+
+
+class StateOwner(EvalAware):
+    """A module whose Variables are read, shown, combined and restored together: a statistic, or a `ScheduledValue`.
+
+    A subclass declares the dtypes of its Buffers in `_dtypes`. It defines `read`, and for its display `_title`,
+    `_summary` and `_attributes`.
+    """
+
+    _dtypes: ClassVar[Mapping[str, Any]] = {}  # by attribute
+
+    @property
+    def variables(self) -> dict[str, StateVariable]:
+        """The Variables with the state, by attribute."""
+        # Not by `isinstance`, which runs Python code for Flax's classes: readings ask three times for each statistic.
+        return {name: value for name, value in sorted(vars(self).items()) if StateVariable in type(value).__mro__}
+
+    def read(self, state: Mapping[str, Any]) -> Any:
+        """Returns the record of a state: NumPy or traced arrays by attribute. A Counter is passed as words."""
+        raise NotImplementedError
+
+    def stored_state(self) -> dict[str, Any]:
+        """Returns the state by attribute: on the host, on the device, or traced. The state of a Counter is its words.
+
+        Raises:
+            InvalidTypeError: The state was cast.
+        """
+        self.refuse_casts()
+        return {name: variable._exact() for name, variable in self.variables.items()}
+
+    def state_here(self) -> dict[str, Any]:
+        """Returns the state by attribute: NumPy arrays, or traced arrays inside a trace. A Counter is words.
+
+        Raises:
+            InvalidTypeError: The state was cast.
+        """
+        states = self.stored_state()
+        if is_traced(*states.values()):
+            return {name: jax.lax.stop_gradient(jnp.asarray(state)) for name, state in states.items()}
+        return {name: np.asarray(state) for name, state in states.items()}
+
+    def refuse_casts(self) -> None:
+        """Raises if the state was cast.
+
+        Raises:
+            InvalidTypeError: The state was cast.
+        """
+        for name, dtype in self._dtypes.items():
+            refuse_cast(self, vars(self)[name], dtype)
+
+    def __repr__(self) -> str:
+        """Returns one line: the arguments, and the value if it can be read."""
+        summary = self._summary()
+        return f"{self._title()}: {summary}" if summary else self._title()
+
+    __str__ = __repr__
+
+    def __treescope_repr__(self, path: Any, subtree_renderer: Any) -> Any:
+        return tree(self, self._attributes(), self._summary(), path, subtree_renderer)
+
+    def _title(self) -> str:
+        """Returns the type and its arguments."""
+        raise NotImplementedError
+
+    def _summary(self) -> str:
+        """Returns the value in one line, or an empty string if it cannot be read."""
+        raise NotImplementedError
+
+    def _attributes(self) -> dict[str, Any]:
+        """Returns the attributes that are shown, by name."""
+        raise NotImplementedError

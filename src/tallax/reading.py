@@ -25,7 +25,6 @@ from tallax.runs import StateInfo
 from tallax.runs._html import state_table
 from tallax.schedules import ScheduledValue
 from tallax.statistics import Statistic
-from tallax.statistics._statistic import stored_state
 from tallax.variables import Buffer, Counter
 
 _MANY = 8  # more arrays than this are gathered first, so that there is one copy to wait for
@@ -254,7 +253,7 @@ class Entry:
         """Returns the state without moving it: one array for each Variable. A Counter is returned as words."""
         if self.owner is not None:
             return list(self.owner.stored_state().values())
-        return [stored_state(item) for item in self.items.values()]
+        return [item._exact() for item in self.items.values()]
 
     def value(self, states: Sequence[np.ndarray]) -> Any:
         """Returns the value of a state on the host. If `read()` raises, an `Unreadable`, so that no other is lost."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,22 +13,17 @@ import numpy as np
 from flax import nnx
 
 from tallax import _uint64
-from tallax._arrays import as_guarded, is_traced, to_device
-from tallax._display import bundle, card, tree, worded
+from tallax._arrays import NEEDS_A_VALUE, as_guarded, is_traced, to_device
+from tallax._display import card, worded
 from tallax._errors import InvalidTypeError, InvalidValueError, describe
-from tallax._module import EvalAware
-from tallax.variables import Buffer, Counter, Pending, refuse_cast
+from tallax._module import StateOwner
+from tallax.variables import Buffer, Counter, TwoPartCount
 
 _ZERO = np.int32(0)
-_NEEDS_A_VALUE = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
 _NOT_CALLED = -1.0  # instead of 1 for pinned and 0 for not pinned
 
 
-class ScheduledValue(EvalAware):
+class ScheduledValue(StateOwner):
     """A scalar that follows a schedule: the temperature of a gate, the weight of a loss, the probability of a mask.
 
     | field | shape | dtype | reset value | reduction |
@@ -56,6 +51,7 @@ class ScheduledValue(EvalAware):
     """
 
     _written_by = "self.{name}.pin(x), which writes into it; or del self.{name} first"
+    _dtypes: ClassVar[Mapping[str, Any]] = {"state": np.dtype(np.float32)}
 
     def __init__(self, schedule: Callable[[Any], Any], *, name: str | None = None, persistent: bool = True):
         if not callable(schedule):
@@ -70,7 +66,7 @@ class ScheduledValue(EvalAware):
         self.name = name
         # Raises if the schedule does not return a scalar. Nothing is computed, and a schedule that branches in Python
         # is skipped.
-        with contextlib.suppress(*_NEEDS_A_VALUE):
+        with contextlib.suppress(*NEEDS_A_VALUE):
             jax.eval_shape(self._scheduled, jax.ShapeDtypeStruct((), jnp.int32))
         # The state starts on the host, because no code may use a device before jax.distributed.initialize. So
         # `schedule(0)` is computed later.
@@ -131,29 +127,6 @@ class ScheduledValue(EvalAware):
         """Follows the schedule again from the next call."""
         self.state[...] = _packed(self.value, 0.0, 0.0)
 
-    @property
-    def variables(self) -> dict[str, Buffer]:
-        """The Variable with the state, by attribute."""
-        return {"state": self.state}
-
-    def stored_state(self) -> dict[str, Any]:
-        """Returns the state by attribute: on the host, on the device, or traced."""
-        self.refuse_casts()
-        return {"state": self.state._stored()}
-
-    def state_here(self) -> dict[str, Any]:
-        """Returns the state by attribute: a NumPy array, or inside a trace a traced one."""
-        state = self.stored_state()["state"]
-        return {"state": jax.lax.stop_gradient(state) if is_traced(state) else np.asarray(state)}
-
-    def refuse_casts(self) -> None:
-        """Raises if the state was cast.
-
-        Raises:
-            InvalidTypeError: It was.
-        """
-        refuse_cast(self, self.state, np.float32)
-
     def read(self, state: Mapping[str, Any]) -> Any:
         """Returns the value of a state: a float for a NumPy array, float32[] for a JAX array, an array for a stack."""
         return self._value_of(state["state"])
@@ -166,25 +139,17 @@ class ScheduledValue(EvalAware):
             return current if state.ndim > 1 else float(current)
         return jnp.where(mode == _NOT_CALLED, self._scheduled(_ZERO), value)
 
-    def __repr__(self) -> str:
-        """Returns one line: the schedule, and the value and whether it is pinned, if they can be read."""
-        said = self._said()
-        return f"{self._title()}: {said}" if said else self._title()
-
-    __str__ = __repr__
-
-    def __treescope_repr__(self, path: Any, subtree_renderer: Any) -> Any:
-        attributes = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        return tree(self, attributes, self._said(), path, subtree_renderer)
+    def _attributes(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        return bundle(card(repr(self), None))
+        return card(repr(self), None)
 
     def _title(self) -> str:
         name = f"{self.name!r}, " if self.name is not None else ""
         return f"ScheduledValue({name}{_called(self.schedule)})"
 
-    def _said(self) -> str:
+    def _summary(self) -> str:
         """Returns the formatted value, and whether it is pinned; an empty string if it cannot be read."""
         state = self.state._shown()
         if state is None:
@@ -236,7 +201,7 @@ def step_value(step: Any) -> jax.Array | np.int32:
         return step.get_value()
     if isinstance(step, nnx.Variable):
         step = step.get_value()
-    if isinstance(step, Pending):  # the words of a Counter inside `tallax.compile_step`
+    if isinstance(step, TwoPartCount):  # the words of a Counter inside `tallax.compile_step`
         return _uint64.to_int32(step.limbs)
     if isinstance(step, np.ndarray | np.generic) and step.ndim == 0 and step.dtype.kind in "iu":
         step = int(step)  # JAX would cut it to 32 bits

@@ -27,7 +27,7 @@ from tallax.checkpoints._serialize import RESERVED, dtype_of, is_key, joined
 from tallax.compiling import CompiledStep
 from tallax.replicas import combine_replicas
 from tallax.statistics import Statistic
-from tallax.variables import Counter, Held, StateVariable
+from tallax.variables import Counter, Placeholder, StateVariable
 
 _ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 
@@ -171,7 +171,7 @@ def _bare_arrays(name: str, thing: Any, paths: set[Any], abstract: bool) -> list
 
 def _checked_leaf(name: str, leaf: Any, abstract: bool) -> Any:
     """Returns an array or a number. Raises for everything else, and for an abstract array unless it is allowed."""
-    if isinstance(leaf, Held):
+    if isinstance(leaf, Placeholder):
         raise StateOwnedByStepError(
             name,
             "is owned by a compiled step, which keeps the state on the device between its calls.",

@@ -9,34 +9,34 @@ enter as slices of one array, which are joined again after the step (`tallax/var
 
 The owner of the state is separate from the steps that run on it:
 
-    compile_step            the objects to bind, and their places                    _binding.py
+    compile_step            checks the objects to bind                               _compile_step.py
        v
-    CompiledStep            the public class: calls, `read`, `sync`, `collect`       _step.py
+    CompiledStep            the public class: calls, `read`, `sync`, `collect`       _compiled_step.py
        |
        |  arguments         names, static ones, errors that name them                _arguments.py
        |                    marks for static values and bound objects in them        _results.py
        v
-    Structure               have the objects changed since the last call?            _structure.py
-       |  yes: take over
+    BoundObjects            taken apart; have they changed since the last call?      _bound_objects.py
+       |  Owner             on each Variable, in the place of its value              _owners.py
+       |  Layout            the place of each value in the state                     _layout.py
        v
-    Layout, Packing         the place of each Variable among a program's arrays      _layout.py, _packing.py
-       |
-       v
-    Holding                 the state of one step between its calls                  _ownership.py
-       |  ^                 ... moved between steps that share Variables             _packing.py
+    Holding                 the state of one step between its calls                  _holding.py
+       |  ^                 ... moved between steps that share Variables             _overlap.py
        |  |                 ... copied to the host                                   _reader.py
        v  |
-    Program                 the traced function, one for each structure              _traced_step.py
-       |                    counts that may stay in two parts                        _jaxpr_analysis.py
+    Program                 the traced function, one for each structure              _step_program.py
+       |                    the counts that a step only adds to                      _count_uses.py
     ReadProgram             a function that `read` runs on the state                 _read_program.py
-       |                    a proof that it writes nothing                           _unchanged.py
+       |                    a proof that it writes nothing                           _unchanged_outputs.py
        v
     result                  arrays, and bound objects that are returned              _results.py
 
-    Cell                    for each Variable, the holdings that have its value      _cells.py
-    Held                    the placeholder on a Variable that a step owns           tallax/variables/_raw_values.py
+The state is three things (`State`): the packed values; arrays of other small tallax variables, which a step does not
+overwrite, so that they are read without a copy; and all other arrays, which it does. A `Layout` does not refer to the
+objects, so programs keep no value alive. An `Owner` knows the place of its value in each holding that has it. It
+returns the value to its Variable, and raises for every other use (`tallax/variables/_placeholder.py`).
 
-The first call makes a layout, a holding and a program, and puts placeholders on the Variables. A call of a step:
+The first call makes a layout, a holding and a program, and puts owners on the Variables. A call of a step:
 
     1. compares the attributes of all modules with those at the last call. If they differ, the step takes over again,
        and finds or traces the program for the new structure;
@@ -44,14 +44,14 @@ The first call makes a layout, a holding and a program, and puts placeholders on
        repacks the packed values in one small program;
     3. runs the program, which donates the old state, and swaps in the new state within one C call.
 
-`sync` puts the values back and releases their cells. Steps that share them take over again at their next calls. They
-keep their layouts, so they walk the objects only if these have changed (`Layout.renewed`). If a step is deleted, shared
-values stay with the other steps, and the rest goes back on the objects.
+`sync` puts the values back and releases their owners. Steps that share them take over again at their next calls. They
+keep their layouts, so they walk the objects only if these have changed (`BoundObjects.renewed`). If a step is deleted,
+shared values stay with the other steps, and the rest goes back on the objects.
 
-To make another use of a count fast, open `_jaxpr_analysis.py`. To pack values of another kind, open `_cells.py`
-(`Form.is_packed`) and `_packing.py`. To change the accepted arguments, open `_arguments.py`.
-To change the state after `sync` or Ctrl-C, open `_ownership.py`. The error for a use of a value that a step owns is in
-`tallax/variables/_raw_values.py`; the errors for state that is lost or was written past the step are in `_cells.py`.
+To make another use of a count fast, open `_count_uses.py`. To pack values of another kind, open `_owners.py`
+(`Form.of`) and `_layout.py` (`Packing`). To change the accepted arguments, open `_arguments.py`. To change the state
+after `sync` or Ctrl-C, open `_holding.py`. The errors for state that is lost or was written past the step are in
+`_owners.py`.
 
 Four invariants must not break:
 
@@ -63,5 +63,5 @@ Four invariants must not break:
 - A read changes nothing, and its results outlive the next steps (`tests/test_step_read.py`).
 """
 
-from tallax.compiling._binding import compile_step as compile_step
-from tallax.compiling._step import CompiledStep as CompiledStep
+from tallax.compiling._compile_step import compile_step as compile_step
+from tallax.compiling._compiled_step import CompiledStep as CompiledStep

@@ -10,13 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.errors import ConcretizationTypeError, TracerArrayConversionError, TracerIntegerConversionError
 
+from tallax._arrays import NEEDS_A_VALUE
 from tallax._errors import InvalidTypeError, InvalidValueError, StateOwnedByStepError, TallaxError, describe
 from tallax.compiling._results import Static
 
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-_NEEDS_A_VALUE = (ConcretizationTypeError, TracerArrayConversionError, TracerIntegerConversionError)
 
 
 class Arguments:
@@ -124,7 +123,7 @@ class Arguments:
         scalars = {name: x for name, x in given.items() if isinstance(x, bool | int | float | np.generic)}
         # JAX's errors name the argument, unless a transformation inside the step has wrapped it.
         told = [name for name in scalars if f" argument {name}." in str(error)]
-        name = next(iter(told or scalars if isinstance(error, _NEEDS_A_VALUE) else told), None)
+        name = next(iter(told or scalars if isinstance(error, NEEDS_A_VALUE) else told), None)
         if name is None:
             return None
         return InvalidTypeError(

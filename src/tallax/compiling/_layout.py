@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Splits the bound objects of a step into arrays, and merges arrays into objects."""
+"""The state of a step as arrays: the place of each Variable's value, and the packed array of counts and small words.
+
+Nothing here refers to the bound objects, so programs may keep a layout without keeping objects or values alive.
+"""
 
 from __future__ import annotations
 
-import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,151 +18,109 @@ import numpy as np
 from flax import nnx
 
 from tallax import _uint64
-from tallax._arrays import is_committed, is_traced, placed
+from tallax._arrays import unsplit
 from tallax._errors import StructureChangedError
-from tallax.compiling._cells import Cell, Form, cell_of, owner_of
-from tallax.compiling._packing import Packing
-from tallax.compiling._structure import path_in
-from tallax.variables import Counter, Pending
+from tallax.compiling._owners import Form, Kind, path_in
+from tallax.variables import TwoPartCount, cut, join
 
 
-@dataclass(slots=True)
-class Place:
-    """The place of one Variable's value while the step owns it.
+class State(NamedTuple):
+    """The state that a step changes, as its programs take and return it.
 
     Attributes:
-        name: The user's path to it, such as `model.encoder.step`.
-        path: Flax's path to it.
-        variable: The Variable.
-        cell: The owner of its value.
-        form: The parts of its value.
-        number: The number of a count, or of a Buffer of words, in the packing; None for other values.
-        arrays: The range of its arrays among the values. Small tallax variables come first.
+        packed: The words of all counts and small Buffers of uint32, or None if there are none; see `Packing`.
+        small: The arrays of other small tallax variables.
+        rest: All other arrays, whose memory a step may overwrite.
     """
 
-    name: str
+    packed: Any
+    small: list[Any]
+    rest: list[Any]
+
+    @property
+    def values(self) -> list[Any]:
+        """All values that are not packed, in the order of the layout."""
+        return self.small + self.rest
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The place of one Variable's value in the state.
+
+    Attributes:
+        path: Flax's path to the Variable.
+        form: The parts of its value.
+        number: Its number among the packed values; None for other values.
+        arrays: The range of its arrays among the values.
+    """
+
     path: tuple[Any, ...]
-    variable: Any
-    cell: Any
     form: Form
     number: int | None
     arrays: range
 
 
 class Layout:
-    """The split of objects into counts, other values, and arrays outside of Variables.
+    """The split of objects into packed values, other values, and arrays outside of Variables.
 
     Attributes:
-        places: of all Variables; those of small items before those of other values.
-        constants: where the arrays are that are in no Variable, and what they are called.
-        arrays: what they were when the objects were taken apart; a step can't replace them.
-        key: equal for layouts that one program fits.
-        lasting: how many of the values are of small items. A step does not overwrite their memory, so that whoever
-            reads them needs no copy.
-        is_renewed: whether the objects were taken over before, with the same layout.
+        places: The places of all Variables, in the order of their kinds.
+        packed: The places of packed values.
+        packing: The columns of packed values.
+        small: The number of arrays among the values that a step does not overwrite.
+        constants: The paths of arrays that are in no Variable.
+        key: Equal for layouts that one program fits.
 
-    Raises:
-        StateOwnedByStepError: A Variable is a copy of one that a step owns.
+    Args:
+        graphdef: Flax's structure of the objects.
+        graph: Whether Flax's graph mode made it.
+        paths: The paths of all leaves, in Flax's order.
+        forms: The forms of the Variables among them, in the order of their kinds.
+        names: The names of the objects.
     """
 
-    def __init__(self, objects: tuple[Any, ...], names: Sequence[str], *, graph: bool):
-        self._graph, self.is_renewed = graph, False
-        self.graphdef, state = nnx.split(objects, graph=self._graph)
-        found = {path: node for path, node in nnx.iter_graph(objects) if isinstance(node, nnx.Variable)}
+    def __init__(
+        self,
+        graphdef: Any,
+        graph: bool,
+        paths: Sequence[tuple[Any, ...]],
+        forms: Mapping[tuple[Any, ...], Form],
+        names: Sequence[str],
+    ):
+        self.graphdef, self._graph, self._paths, self._names = graphdef, graph, list(paths), names
+        self.constants = [path for path in paths if path not in forms]
         self.places: list[Place] = []
-        self.constants: list[tuple[tuple[Any, ...], str]] = []  # paths and names
-        self.arrays: list[Any] = []
-        shapes, end, self.lasting = [], 0, 0
-        flat = list(nnx.to_flat_state(state))
-        self._paths = [path for path, _ in flat]
-        cells = []
-        for path, leaf in flat:
-            name = path_in(path, names)
-            if isinstance(leaf, nnx.Variable):
-                variable = found[path]
-                cells.append((path, cell_of(variable, name) or Cell(variable, name, Form.of(leaf))))
-            else:
-                self.constants.append((path, name))
-                self.arrays.append(leaf)
-        for path, cell in sorted(cells, key=lambda entry: _order(entry[1])):
-            number, count, form = None, cell.form.arrays, cell.form
-            if form.is_packed:
-                number, count = len(shapes), 0
-                shapes.append(form.shape)
-            arrays = range(end, end + count)
+        end = 0
+        for number, (path, form) in enumerate(forms.items()):
+            count = 0 if form.is_packed else form.arrays
+            self.places.append(Place(path, form, number if form.is_packed else None, range(end, end + count)))
             end += count
-            if form.is_small:
-                self.lasting = end
-            self.places.append(Place(path_in(path, names), path, cell.variable, cell, form, number, arrays))
-        self.counters = [place for place in self.places if place.number is not None]
-        counts = sum(isinstance(place.variable, Counter) for place in self.counters)
-        self.packing = Packing(shapes, counts)
+        self.packed = [place for place in self.places if place.number is not None]
+        self.small: int = sum(len(place.arrays) for place in self.places if place.form.kind is Kind.SMALL)
+        self.packing = Packing([(place.form.kind, place.form.shape) for place in self.packed])
         # The graphdef does not contain shapes. If two Counters swap their shapes, the arrays of a program do not
         # change, but the columns of the counts in them do.
-        forms = [
-            (p.path, p.form.structure, p.form.shape, p.form.arrays, p.number, p.form.is_small) for p in self.places
-        ]
-        self.key = (self.graphdef, forms, self.constants)
-        self._metadata = [place.variable.get_metadata() for place in self.places]
+        key = [(p.path, p.form.structure, p.form.kind, p.form.shape, p.form.arrays) for p in self.places]
+        self.key = (graphdef, key, self.constants)
 
-    def renewed(self) -> Layout | None:
-        """Returns the layout of the same objects when they are taken over again, or None if a Variable has changed.
+    def state(self, packed: Any, values: list[Any]) -> State:
+        """Returns the state with these values."""
+        return State(packed, values[: self.small], values[self.small :])
 
-        The caller compares the modules and their attributes, by `Structure.change`. Here the values and the metadata of
-        Variables are compared, which takes 3 us for each Variable instead of 35 for a new layout.
-        """
-        again = copy.copy(self)
-        again.places, again.is_renewed = [], True
-        for place, metadata in zip(self.places, self._metadata, strict=True):
-            variable = place.variable
-            cell = owner_of(variable)
-            if cell is None:
-                if not place.form.fits(variable.get_raw_value()):
-                    return None
-                cell = Cell(variable, place.name, place.form)
-            elif cell.form != place.form:
-                return None
-            if not _are_equal(variable.get_metadata(), metadata):
-                return None
-            again.places.append(Place(place.name, place.path, variable, cell, place.form, place.number, place.arrays))
-        again.counters = [place for place in again.places if place.number is not None]
-        return again
+    def name_of(self, place: Place) -> str:
+        """Returns the user's path to a Variable, such as `model/encoder/step`."""
+        return path_in(place.path, self._names)
 
-    def outline(self) -> Layout:
-        """Returns the layout without the objects: `merge` and `split` work, and no value is kept alive."""
-        outline = copy.copy(self)
-        outline.places = [replace(place, variable=None, cell=None) for place in self.places]
-        outline.counters = [place for place in outline.places if place.number is not None]
-        outline.arrays = []
-        outline._metadata = []
-        return outline
-
-    def values(self) -> tuple[list[np.ndarray], list[Any]]:
-        """Returns the packed values, as uint32, and all other values of the objects.
-
-        For Variables that a step owns, these are zeros and None.
-        """
-        counts = [
-            np.zeros(place.form.shape, np.uint32) if place.cell.holders else np.asarray(words_of(place.variable))
-            for place in self.counters
-        ]
-        others: list[Any] = []
-        for place in self.places:
-            if place.number is None:
-                is_there = not place.cell.holders
-                others += jax.tree.leaves(place.variable.get_raw_value()) if is_there else [None] * len(place.arrays)
-        return counts, others
-
-    def merge(self, counts: Mapping[int, Any], values: Sequence[Any], constants: Sequence[Any]) -> tuple[Any, ...]:
+    def merge(self, packed: Mapping[int, Any], values: Sequence[Any], constants: Sequence[Any]) -> tuple[Any, ...]:
         """Returns objects like the bound ones, with other values."""
-        flat: dict[Any, Any] = {path: array for (path, _), array in zip(self.constants, constants, strict=True)}
+        flat: dict[Any, Any] = dict(zip(self.constants, constants, strict=True))
         for place in self.places:
-            arrays = [values[k] for k in place.arrays] if place.number is None else [counts[place.number]]
+            arrays = [values[k] for k in place.arrays] if place.number is None else [packed[place.number]]
             flat[place.path] = place.form.structure.unflatten(arrays)
         return nnx.merge(self.graphdef, nnx.from_flat_state([(path, flat[path]) for path in self._paths]))
 
     def split(self, objects: tuple[Any, ...], constants: Sequence[Any]) -> tuple[dict[int, Any], list[Any]] | None:
-        """Returns the counts and values of objects from `merge`, or None if their structure has changed.
+        """Returns the packed and other values of objects from `merge`, or None if their structure has changed.
 
         Raises:
             StructureChangedError: An array outside of Variables was replaced.
@@ -168,82 +129,125 @@ class Layout:
         flat = dict(nnx.to_flat_state(state))
         if graphdef != self.graphdef or list(flat) != self._paths:
             return None
-        for (path, name), array in zip(self.constants, constants, strict=True):
+        for path, array in zip(self.constants, constants, strict=True):
             if flat[path] is not array:
                 raise StructureChangedError(
-                    name,
+                    path_in(path, self._names),
                     "is an array outside of Variables, but a compiled step changes only Variables.",
                     got="another array after the step",
                     fix="tallax.Buffer(x), or nnx.Variable(x), which is written by self.x[...] = y",
                 )
-        counts, values = {}, []
+        packed, values = {}, []
         for place in self.places:
             variable: Any = flat[place.path]
             if place.number is None:
-                arrays = jax.tree.leaves(variable)
                 if jax.tree.structure(variable) != place.form.structure:
                     return None
-                values += arrays
+                values += jax.tree.leaves(variable)
             else:
                 raw = variable.get_raw_value()
-                is_one = isinstance(raw, Pending) or _uint64.is_limbs(raw)
-                counts[place.number] = raw if is_one else words_of(variable)
-                if counts[place.number].shape != place.form.shape:
+                raw = raw if isinstance(raw, TwoPartCount) or _uint64.is_limbs(raw) else variable._exact()
+                if raw.shape != place.form.shape:
                     return None
-        return counts, values
+                packed[place.number] = raw
+        return packed, values
 
 
-def _order(cell: Cell) -> int:
-    """Returns the position of a value's kind: counts, other packed words, other small values, the rest."""
-    if cell.form.is_packed:
-        return 0 if isinstance(cell.variable, Counter) else 1
-    return 2 if cell.form.is_small else 3
+class Packing:
+    """The columns of values in uint32[2, n]: the low and high words of all counts, and then other words in pairs.
 
-
-def words_of(variable: Any) -> Any:
-    """Returns the words of a packed value."""
-    return variable._words() if isinstance(variable, Counter) else variable._stored()
-
-
-def owned(value: Any, home: jax.sharding.Sharding | None, *, copy: bool) -> jax.Array:
-    """Returns a value as an array without other references, on the devices of the other values."""
-    if isinstance(value, jax.Array):
-        array = jnp.copy(value) if copy else value
-    elif isinstance(value, np.ndarray | np.generic | bool | int | float | complex):
-        # An explicit transfer, for `jax.transfer_guard`, and of a copy: on a CPU, JAX may keep using NumPy's memory.
-        array = jax.device_put(value.copy() if isinstance(value, np.ndarray) else value)
-    else:
-        array = jnp.array(value)
-    return array if home is None or is_committed(array) else placed(array, home)
-
-
-def owned_together(values: Sequence[Any], home: jax.sharding.Sharding | None) -> list[Any]:
-    """Returns copies as `owned` does, but made by one program for all arrays of a sharding; None stays None.
-
-    For 225 arrays it takes 0.8 ms instead of 9, but the program compiles for 0.1 s: it is for objects that are taken
-    over again and again.
+    Args:
+        values: The kinds and shapes of the values, counts first. The shape of a count ends with the axis of its words.
     """
-    result = list(values)
-    groups: dict[Any, list[int]] = {}
-    for k, value in enumerate(values):
-        if isinstance(value, jax.Array) and not is_traced(value):
-            groups.setdefault(value.sharding if value.committed else None, []).append(k)
-        elif value is not None:
-            result[k] = owned(value, home, copy=True)
-    for sharding, numbers in groups.items():
-        for k, array in zip(numbers, _copier(sharding)([values[k] for k in numbers]), strict=True):
-            result[k] = array if home is None or sharding is not None else placed(array, home)
-    return result
+
+    def __init__(self, values: Sequence[tuple[Kind, tuple[int, ...]]]):
+        self.shapes = [shape for _, shape in values]
+        self.counts: int = sum(kind is Kind.COUNT for kind, _ in values)
+        self.ends = np.cumsum([0, *(-(-math.prod(shape) // 2) for shape in self.shapes)]).tolist()
+
+    def pack(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        """Returns the array of all values."""
+        flat = np.zeros(2 * self.ends[-1], np.uint32)
+        for start, value in zip(self.ends, values, strict=False):
+            flat[2 * start : 2 * start + value.size] = value.ravel()
+        return np.ascontiguousarray(flat.reshape(-1, 2).T)
+
+    def part_of_words(self, words: np.ndarray, number: int) -> np.ndarray:
+        """Returns one value, as a view of uint32[n, 2] on the host."""
+        shape = self.shapes[number]
+        return words[self.ends[number] : self.ends[number + 1]].reshape(-1)[: math.prod(shape)].reshape(shape)
+
+    def columns(self, number: int | None) -> range:
+        """Returns the columns of one value, or no columns for a value that is not packed."""
+        return range(0) if number is None else range(self.ends[number], self.ends[number + 1])
+
+    def part(self, packed: jax.Array, number: int) -> jax.Array:
+        """Returns one value."""
+        words = jax.lax.slice_in_dim(packed, self.ends[number], self.ends[number + 1], axis=1)
+        return _shaped(words, self.shapes[number])
+
+    def part_now(self, packed: jax.Array, number: int) -> jax.Array:
+        """Returns `part` of a concrete array. It is compiled once for all values of a shape."""
+        return _part(packed, self.ends[number], self.shapes[number])
+
+    def written(self, packed: jax.Array, number: int, value: Any) -> jax.Array:
+        """Returns a concrete array of all values with one of them replaced."""
+        return _written(packed, self.ends[number], value)
+
+    def words(self, packed: jax.Array) -> jax.Array | None:
+        """Returns the words of all values that are not counts, uint32[n]; None if there are none."""
+        if self.counts == len(self.shapes):
+            return None
+        return packed[:, self.ends[self.counts] :].T.reshape(-1)
+
+    def cut(self, words: jax.Array) -> list[jax.Array]:
+        """Returns the values that are not counts."""
+        shapes = [part for shape in self.shapes[self.counts :] for part in (shape, (math.prod(shape) % 2,))]
+        return cut(words, shapes)[::2]
+
+    def joined(self, values: Sequence[Any]) -> jax.Array:
+        """Returns the words of all values that are not counts, as `words` does."""
+        padding = jnp.zeros(1, jnp.uint32)
+        parts = [part for value in values for part in ((value, padding) if math.prod(value.shape) % 2 else (value,))]
+        return join(parts)
+
+    def plus(self, packed: jax.Array, added: Mapping[int, Any], whole: Mapping[int, Any], words: Any) -> jax.Array:
+        """Returns the array of all values after a step. All carries are computed at once.
+
+        Args:
+            packed: The array before the step.
+            added: The increments by the number of the count, uint32.
+            whole: The limbs of counts that the step replaces.
+            words: The words of all values that are not counts; None if there are none.
+        """
+        parts: list[Any] = [] if words is None else [words.reshape(-1, 2).T]
+        if self.counts:
+            columns = np.diff(self.ends[: self.counts + 1]).tolist()
+            by = [
+                np.zeros(size, np.uint32) if number in whole else unsplit(jnp.asarray(added[number])).reshape(size)
+                for number, size in enumerate(columns)
+            ]
+            result = _uint64.add_transposed(packed[:, : self.ends[self.counts]], jnp.concatenate(by))
+            for number, limbs in whole.items():
+                result = _put(result, self.ends[number], limbs)
+            parts.insert(0, result)
+        return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
 
-@functools.lru_cache(maxsize=64)
-def _copier(sharding: jax.sharding.Sharding | None) -> Callable[[list[jax.Array]], list[jax.Array]]:
-    options: dict[str, Any] = {} if sharding is None else {"out_shardings": sharding}
-    return jax.jit(lambda arrays: [jnp.copy(array) for array in arrays], **options)
+def _shaped(words: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    flat, size = words.T.reshape(-1), math.prod(shape)
+    return (flat if flat.size == size else flat[:size]).reshape(shape)
 
 
-def _are_equal(one: Any, other: Any) -> bool:
-    try:
-        return bool(one == other)
-    except Exception:  # arrays, which do not compare as a whole
-        return False
+def _put(packed: jax.Array, start: Any, value: Any) -> jax.Array:
+    flat = unsplit(jnp.asarray(value)).reshape(-1)
+    columns = (flat if flat.size % 2 == 0 else jnp.pad(flat, (0, 1))).reshape(-1, 2).T
+    return jax.lax.dynamic_update_slice_in_dim(packed, columns, start, axis=1)
+
+
+_written = jax.jit(_put)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _part(packed: jax.Array, start: Any, shape: tuple[int, ...]) -> jax.Array:
+    return _shaped(jax.lax.dynamic_slice_in_dim(packed, start, -(-math.prod(shape) // 2), axis=1), shape)

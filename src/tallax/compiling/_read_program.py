@@ -8,7 +8,7 @@ import itertools
 import operator
 import types
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,11 @@ from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from tallax._errors import InvalidTypeError
 from tallax.compiling._arguments import ReadArguments
-from tallax.compiling._cells import tracing
-from tallax.compiling._layout import Layout
-from tallax.compiling._packing import State
+from tallax.compiling._bound_objects import Structure
+from tallax.compiling._layout import Layout, State
 from tallax.compiling._results import refuse_graphs, refuse_objects, values_of
-from tallax.compiling._structure import Structure
-from tallax.compiling._unchanged import passed_on
+from tallax.compiling._unchanged_outputs import passed_on
+from tallax.variables import tracing_step
 
 _MOST = 64  # functions whose programs a step keeps
 
@@ -49,7 +48,7 @@ class ReadProgram:
         state: State,
         constants: list[Any],
     ):
-        self._function, self._layout, self._names, self._leading = function, layout.outline(), names, leading
+        self._function, self._layout, self._names, self._leading = function, layout, names, leading
         shapes = layout.packing.shapes
         self._first: int = len(shapes)  # the position of the first value, behind the counts
         self._takes_counts = False
@@ -74,7 +73,7 @@ class ReadProgram:
 
     def __call__(self, latest: Any, constants: list[Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Returns what the function returns, for a state as in `Holding.latest`."""
-        (packed, small), rest, _ = latest
+        packed, small, rest, _ = latest
         while True:
             first, second, third = self._pickers
             values = first(small), second(rest), third(constants)
@@ -93,7 +92,7 @@ class ReadProgram:
         would be simpler, but to make it, the memory of every array is touched.
         """
         first, end = self._first, len(self._shapes)
-        ends = [first, first + self._layout.lasting, end - len(self._layout.constants), end]
+        ends = [first, first + self._layout.small, end - len(self._layout.constants), end]
         parts = [[k - start for k in self._used if start <= k < stop] for start, stop in itertools.pairwise(ends)]
         return [operator.itemgetter(slice(0, 0), *numbers) for numbers in parts]
 
@@ -128,7 +127,7 @@ class ReadProgram:
             constants = inputs[values:]
             objects = layout.merge(dict(enumerate(inputs[:first])), inputs[first:values], constants)
             before = Structure(objects, self._names)
-            with tracing():
+            with tracing_step():
                 args, options = values_of((args, options), objects)
                 result = self._function(*objects[: self._leading], *args, **options)
             refuse_graphs(result, {id(node): path for path, node in nnx.iter_graph(objects)}, self._arguments.label)
@@ -154,7 +153,7 @@ class ReadProgram:
 
     def _refusal(self, written: list[int]) -> Exception:
         names = [
-            place.name
+            self._layout.name_of(place)
             for place in self._layout.places
             if place.number in written or any(self._first + k in written for k in place.arrays)
         ]
@@ -167,27 +166,24 @@ class ReadProgram:
         )
 
 
-class ReadPrograms:
-    """The programs of the functions that a step has read with.
+Programs: TypeAlias = collections.OrderedDict[Hashable, tuple[Any, list[ReadProgram]]]
+
+
+def programs_of(function: Callable[..., Any], known: Programs) -> list[ReadProgram]:
+    """Returns the programs of a function that a step has read with, one for each layout, to be added to.
 
     Two functions share their programs if they are made by the same line and close over the same objects, so a lambda
     that is written in a loop is traced once.
     """
-
-    def __init__(self) -> None:
-        self._programs: collections.OrderedDict[Hashable, tuple[Any, list[ReadProgram]]] = collections.OrderedDict()
-
-    def of(self, function: Callable[..., Any]) -> list[ReadProgram]:
-        """Returns the programs of a function, one for each layout, to be added to."""
-        parts = _parts_of(function)
-        key = tuple(map(id, parts))
-        found = self._programs.get(key)
-        if found is None:
-            found = self._programs[key] = (parts, [])  # the parts are kept, so that no other object gets the id of one
-            if len(self._programs) > _MOST:
-                self._programs.popitem(last=False)
-        self._programs.move_to_end(key)
-        return found[1]
+    parts = _parts_of(function)
+    key = tuple(map(id, parts))
+    found = known.get(key)
+    if found is None:
+        found = known[key] = (parts, [])  # the parts are kept, so that no other object gets the id of one
+        if len(known) > _MOST:
+            known.popitem(last=False)
+    known.move_to_end(key)
+    return found[1]
 
 
 def _parts_of(function: Any) -> list[Any]:

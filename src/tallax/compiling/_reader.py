@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 
 from tallax import _uint64
-from tallax.compiling._layout import Layout
-from tallax.compiling._packing import Packing, State
+from tallax.compiling._layout import Layout, Packing, State
+from tallax.compiling._owners import Kind, Owner
 from tallax.reading import Decoded, Entry, Reading, errors_among
 
 
 class Reader:
     """The places of the values of tallax variables in the state of a step."""
 
-    def __init__(self, entries: list[Entry], layout: Layout):
-        places = {id(place.variable): place for place in layout.places}
+    def __init__(self, entries: list[Entry], layout: Layout, owners: list[Owner]):
+        places = {id(owner.variable): place for place, owner in zip(layout.places, owners, strict=True)}
         self._entries = entries
         self._names: list[str] = []  # in the order in which `_decode` makes the values: scalar counts first
         starts: list[int] = []
@@ -29,19 +29,19 @@ class Reader:
         self._parts: list[tuple[Entry, list[Callable[[np.ndarray, list[np.ndarray]], np.ndarray]]]] = []
         packing, self._packed = layout.packing, False
         for entry in entries:
-            numbers = [places[id(item)].number for item in entry.items.values()]
-            if entry.owner is None and numbers[0] is not None and packing.is_scalar_count(numbers[0]):
+            its = [places[id(item)] for item in entry.items.values()]
+            if entry.owner is None and its[0].form.kind is Kind.COUNT and len(its[0].form.shape) == 1:
                 self._names.append(entry.name)
-                starts.append(packing.ends[numbers[0]])
+                starts.append(packing.columns(its[0].number)[0])
                 continue
             _refuse_unreadable(entry)
             parts = []
-            for item, number in zip(entry.items.values(), numbers, strict=True):
-                if number is None:
+            for place in its:
+                if place.number is None:
                     parts.append(functools.partial(_other, len(self._others)))
-                    self._others.append(places[id(item)].arrays[0])
+                    self._others.append(place.arrays[0])
                 else:
-                    parts.append(functools.partial(_packed, packing, number))
+                    parts.append(functools.partial(_packed, packing, place.number))
                     self._packed = True
             self._parts.append((entry, parts))
         self._names += [entry.name for entry, _ in self._parts]
@@ -49,10 +49,10 @@ class Reader:
         self._blank: dict[str, Any] = dict.fromkeys(entry.name for entry in entries)
         self._places = np.array(starts, np.intp)  # the columns of the scalar counts among all counts
         self._packed |= bool(starts)
-        self._lasting = all(k < layout.lasting for k in self._others)
+        self._lasting = all(k < layout.small for k in self._others)
 
     def reading(self, state: State) -> Reading:
-        arrays = [state.items.packed] if self._packed else []
+        arrays = [state.packed] if self._packed else []
         if self._others:
             values = state.values
             arrays += [values[k] for k in self._others]

@@ -17,8 +17,8 @@ import jax
 from flax import nnx
 
 from tallax._errors import InvalidTypeError
-from tallax.compiling._structure import path_in
-from tallax.variables import Pending
+from tallax.compiling._owners import path_in
+from tallax.variables import TwoPartCount
 
 _OBJECTS = (nnx.Pytree, nnx.Variable)
 
@@ -111,9 +111,9 @@ def with_references(result: Any, objects: tuple[Any, ...], name: str) -> Any:
     def convert(leaf: Any) -> Any:
         if id(leaf) in paths:
             return Reference(paths[id(leaf)])
-        return leaf.limbs if isinstance(leaf, Pending) else leaf
+        return leaf.limbs if isinstance(leaf, TwoPartCount) else leaf
 
-    return jax.tree.map(convert, result, is_leaf=lambda x: id(x) in paths or isinstance(x, Pending))
+    return jax.tree.map(convert, result, is_leaf=lambda x: id(x) in paths or isinstance(x, TwoPartCount))
 
 
 def refuse_graphs(result: Any, known: Mapping[int, Any], name: str) -> None:

@@ -13,13 +13,13 @@ a statistic that was reset is its identity, so parts of a stream and replicas ca
 An update goes through these steps:
 
 1. `Statistic.update` (`_statistic.py`) returns if `deterministic` is set, checks that the state was not cast, and
-   converts `x` and `where` (`_host.py` brings 64-bit numbers from the host to 32 bits without wrapping).
+   converts `x` and `where` (`_conversions.py` brings 64-bit numbers from the host to 32 bits without wrapping).
 2. `_accumulate` (`_counts.py`) finds the axes to reduce, and inside `shard_map` the mesh axes that `x` varies on
    (`tallax._mesh_axes`), over which the numbers of a batch are summed.
 3. `Counts` is the base of `Rate`, `Histogram` and `LogHistogram`: `_counted` reduces `x` to counts; the `Counter` is
    incremented. `CountsAndBuffer` is the base of `Activity`, `Ema`, `Extrema` and `Moments`: `_updated` reduces `x` and
    returns the new state of both in one compiled program. These functions are in the file of the statistic;
-   `_bincount.py` counts for the histograms, `_powersums.py` sums for `Moments`.
+   `_bincount.py` counts for the histograms, `_power_sums.py` sums for `Moments`.
 
 `compute` passes the state, from the host or traced, to `read`, which makes the record. `tallax.collect` and `Logger`
 call `read` too, with copies from the device.
@@ -27,7 +27,7 @@ call `read` too, with copies from the device.
 Which file to open:
 
 - the protocol, checks of inputs, merging, display: `_statistic.py`; the two forms of a statistic: `_counts.py`
-- one statistic: the file with its name; the mathematics of `Moments` is in `_central.py` (the union of two states) and
+- one statistic: the file with its name; the mathematics of `Moments` is in `_moments_state.py` (a union of states) and
   `_two_floats.py` (sums of float32 pairs)
 - stacks and plots of histograms: `_binned.py`
 

@@ -15,15 +15,9 @@ import numpy as np
 from tallax import _uint64
 from tallax._arrays import unsplit
 from tallax._errors import InvalidValueError
-from tallax._mesh_axes import (
-    AxisName,
-    Combination,
-    count_over,
-    on_first,
-    sum_over,
-)
+from tallax._mesh_axes import AxisName, Combination, count_over, on_first, sum_over
+from tallax.statistics._conversions import as_number
 from tallax.statistics._counts import CountsAndBuffer, both
-from tallax.statistics._host import as_number
 from tallax.statistics._statistic import exact_or_traced, unboxed
 from tallax.variables import Buffer, Counter, as_shape
 

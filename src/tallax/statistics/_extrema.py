@@ -14,13 +14,7 @@ import numpy as np
 
 from tallax import _uint64
 from tallax._arrays import unsplit
-from tallax._mesh_axes import (
-    AxisName,
-    Combination,
-    count_over,
-    min_over,
-    on_first,
-)
+from tallax._mesh_axes import AxisName, Combination, count_over, min_over, on_first
 from tallax.statistics._counts import CountsAndBuffer, both
 from tallax.statistics._statistic import exact_or_traced, unboxed
 from tallax.variables import Buffer, Counter, as_shape

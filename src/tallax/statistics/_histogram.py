@@ -19,7 +19,7 @@ from tallax.runs._bars import one_line
 from tallax.runs._record import Bins
 from tallax.statistics._bincount import count_slots
 from tallax.statistics._binned import Binned, BinnedResult, plot_bars
-from tallax.statistics._host import as_number
+from tallax.statistics._conversions import as_number
 from tallax.statistics._statistic import exact_or_traced, unboxed
 from tallax.variables import Counter
 

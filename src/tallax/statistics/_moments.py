@@ -15,19 +15,10 @@ import numpy as np
 
 from tallax import _uint64
 from tallax._arrays import is_traced, unsplit
-from tallax._mesh_axes import (
-    AxisName,
-    Combination,
-    count_over,
-    marked,
-    max_over,
-    on_first,
-    sum_over,
-    varying_axes,
-)
-from tallax.statistics import _central
+from tallax._mesh_axes import AxisName, Combination, count_over, marked, max_over, on_first, sum_over, varying_axes
+from tallax.statistics import _moments_state
 from tallax.statistics._counts import CountsAndBuffer
-from tallax.statistics._powersums import count_finite, power_sums, rough_sum_and_range
+from tallax.statistics._power_sums import count_finite, power_sums, rough_sum_and_range
 from tallax.statistics._statistic import exact_or_traced, unboxed
 from tallax.variables import Buffer, Counter, as_shape
 
@@ -130,7 +121,7 @@ class Moments(CountsAndBuffer):
         return MomentsResult(*unboxed(counts[..., 0], *standardized, counts[..., 1]))
 
     def _initial_buffer(self) -> np.ndarray:
-        return np.zeros((*self.shape, _central.FIELDS), np.float32)
+        return np.zeros((*self.shape, _moments_state.FIELDS), np.float32)
 
     def _accumulate(self, x: jax.Array, where: jax.Array | None) -> None:
         self._axes_of(x)  # raises if the shape does not fit, also for an empty batch
@@ -143,7 +134,7 @@ class Moments(CountsAndBuffer):
         words: jax.Array, moments: jax.Array, x: jax.Array, where: Any, axes: tuple[int, ...], how: Combination
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         combined = how.over
-        before = _central.unpack(words[..., 0, :], moments)
+        before = _moments_state.unpack(words[..., 0, :], moments)
         values = x.astype(jnp.float32)
         unit, pivot = jnp.where(before.unit > 0, before.unit, 1.0), before.mean[0]
         fed = jnp.full(x.shape[len(axes) :], math.prod(x.shape[axis] for axis in axes), jnp.uint32)
@@ -179,15 +170,16 @@ class Moments(CountsAndBuffer):
         good = (near | (entries == 0)).all()
         taken, sums, pivot, unit = jax.lax.cond(good, lambda: alike(taken, sums, pivot, unit), again)
         counts = count_over(_uint64.pair(jnp.stack([taken, fed - taken], -1)), combined)
-        union = _central.union(before, _central.of_batch(counts[..., 0, :], unit, pivot, sums))
+        union = _moments_state.union(before, _moments_state.of_batch(counts[..., 0, :], unit, pivot, sums))
         counts = on_first(counts, how.once)
-        return _uint64.add(words, counts), counts, on_first(_central.pack(union), how.once, otherwise=moments)
+        return _uint64.add(words, counts), counts, on_first(_moments_state.pack(union), how.once, otherwise=moments)
 
     @staticmethod
     @functools.partial(jax.jit, static_argnums=4, inline=True)
     def _merged(words: Any, buffer: Any, other_words: Any, other: Any, once: tuple[Hashable, ...]) -> jax.Array:
-        states = [_central.unpack(each[..., 0, :], floats) for each, floats in ((words, buffer), (other_words, other))]
-        return on_first(_central.pack(_central.union(*states)), once, otherwise=buffer)
+        own = _moments_state.unpack(words[..., 0, :], buffer)
+        both = _moments_state.union(own, _moments_state.unpack(other_words[..., 0, :], other))
+        return on_first(_moments_state.pack(both), once, otherwise=buffer)
 
     def _configuration(self) -> dict[str, Any]:
         return {"shape": self.shape}

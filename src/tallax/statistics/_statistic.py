@@ -13,16 +13,15 @@ import numpy as np
 
 from tallax import _uint64
 from tallax._arrays import is_traced
-from tallax._display import bundle, card, tree
+from tallax._display import card
 from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, describe
 from tallax._mesh_axes import AxisName, varying_axes
-from tallax._module import EvalAware
+from tallax._module import StateOwner
 from tallax.runs._record import Bins
-from tallax.statistics._host import Rounding, as_real_array
-from tallax.variables import Counter, StateVariable, refuse_cast
+from tallax.statistics._conversions import Rounding, as_real_array
 
 
-class Statistic(EvalAware, abc.ABC):
+class Statistic(StateOwner, abc.ABC):
     """The base of every statistic: a module that owns its state and is updated with data.
 
     A subclass keeps its counts in a `Counter`, and other state in a `Buffer`, whose dtype it declares in `_dtypes`. Two
@@ -42,7 +41,6 @@ class Statistic(EvalAware, abc.ABC):
     """
 
     _written_by = "self.{name}.update(x), which writes into it; or del self.{name} first"
-    _dtypes: ClassVar[Mapping[str, Any]] = {}  # the dtypes of its buffers, by attribute
     _rounding: ClassVar[Rounding] = "infinite"  # the rounding of float64 from the host
     shape: tuple[int, ...] = ()  # of its results; values are reduced over the axes before those of the shape
 
@@ -74,7 +72,8 @@ class Statistic(EvalAware, abc.ABC):
         """
         if self.deterministic:
             return
-        self.refuse_casts()
+        if self._dtypes:  # a Counter refuses by itself, when it is read
+            self.refuse_casts()
         values, mask = self._checked(x, where)
         self._accumulate(values, mask)
 
@@ -102,31 +101,26 @@ class Statistic(EvalAware, abc.ABC):
             raise InvalidValueError(
                 self,
                 "only statistics of the same type and configuration can be merged.",
-                got=_signature(other) if isinstance(other, Statistic) else describe(other),
-                expected=_signature(self),
+                got=other._title() if isinstance(other, Statistic) else describe(other),
+                expected=self._title(),
                 fix="make both with the same arguments",
             )
         self.refuse_casts()
         other.refuse_casts()
         self._merge(other, self._once(other))
 
-    def __repr__(self) -> str:
-        """Returns one line: the configuration, and the result if it can be read."""
-        said = self._said()
-        return f"{_signature(self)}: {said}" if said else _signature(self)
-
-    __str__ = __repr__
-
-    def __treescope_repr__(self, path: Any, subtree_renderer: Any) -> Any:
-        attributes = {**self._configuration(), "deterministic": self.deterministic, **self.variables}
-        return tree(self, attributes, self._said(), path, subtree_renderer)
-
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        result = self.compute() if self._said() else None
-        return bundle(card(_signature(self), result, None if result is None else self._bins(result)))
+        result = self.compute() if self._summary() else None
+        return card(self._title(), result, None if result is None else self._bins(result))
 
-    def _said(self) -> str:
-        """Returns the result in one line, or an empty string if it cannot be read."""
+    def _title(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self._configuration().items())
+        return f"{type(self).__name__}({arguments})"
+
+    def _attributes(self) -> dict[str, Any]:
+        return {**self._configuration(), "deterministic": self.deterministic, **self.variables}
+
+    def _summary(self) -> str:
         if any(variable._shown() is None for variable in self.variables.values()):
             return ""
         try:
@@ -138,32 +132,6 @@ class Statistic(EvalAware, abc.ABC):
         """Returns the bins of a result, or None if it has no bins to draw."""
         del result
         return None
-
-    @property
-    def variables(self) -> dict[str, StateVariable]:
-        """The Variables with the state, by attribute."""
-        # Not by `isinstance`, which runs Python code for Flax's classes: readings ask three times for each statistic.
-        return {name: value for name, value in sorted(vars(self).items()) if StateVariable in type(value).__mro__}
-
-    def stored_state(self) -> dict[str, Any]:
-        """Returns the state by attribute: on the host, on the device, or traced. The state of a Counter is its words.
-
-        Raises:
-            InvalidTypeError: The state was cast.
-        """
-        self.refuse_casts()
-        return {name: stored_state(variable) for name, variable in self.variables.items()}
-
-    def state_here(self) -> dict[str, Any]:
-        """Returns the state by attribute: NumPy arrays, or traced arrays inside a trace. A Counter is words.
-
-        Raises:
-            InvalidTypeError: The state was cast.
-        """
-        states = self.stored_state()
-        if is_traced(*states.values()):
-            return {name: jax.lax.stop_gradient(jnp.asarray(state)) for name, state in states.items()}
-        return {name: np.asarray(state) for name, state in states.items()}
 
     @abc.abstractmethod
     def read(self, state: Mapping[str, Any]) -> Any:
@@ -203,15 +171,6 @@ class Statistic(EvalAware, abc.ABC):
         """
         del number
         self._merge(replica)
-
-    def refuse_casts(self) -> None:
-        """Raises if the state was cast.
-
-        Raises:
-            InvalidTypeError: The state was cast.
-        """
-        for name, dtype in self._dtypes.items():
-            refuse_cast(self, vars(self)[name], dtype)
 
     def _once(self, other: Statistic) -> tuple[Hashable, ...]:
         """Returns the axes along which this statistic is per-replica and the other one is replicated."""
@@ -280,11 +239,6 @@ def leading_axes(x: jax.Array, shape: tuple[int, ...], item: object, *, argument
     return tuple(range(leading))
 
 
-def stored_state(variable: StateVariable) -> Any:
-    """Returns a value without moving it: on the host, on the device, or traced. The value of a Counter is its words."""
-    return variable._words() if isinstance(variable, Counter) else variable._stored()
-
-
 def exact_or_traced(words: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
     """Returns counts from words: uint64 on the host, or saturated int32 if they are traced."""
     return _uint64.to_int32(words) if isinstance(words, jax.Array) else _uint64.to_uint64(words)
@@ -308,8 +262,3 @@ def _is_axis(name: Any) -> bool:
 
 def _on_one_line(text: str) -> str:
     return " ".join(line.strip() for line in text.splitlines())  # NumPy wraps long arrays
-
-
-def _signature(statistic: Statistic) -> str:
-    arguments = ", ".join(f"{name}={value!r}" for name, value in statistic._configuration().items())
-    return f"{type(statistic).__name__}({arguments})"

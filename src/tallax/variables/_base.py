@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import difflib
-from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, TypeAlias
+from typing import Any, ClassVar, NoReturn
 
 import flax.errors
 import jax
@@ -13,66 +12,16 @@ from flax import nnx
 from flax.nnx import reprlib
 
 from tallax._arrays import is_committed, is_traced
-from tallax._display import bundle, card, tree
+from tallax._display import card, tree
 from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, TraceError, describe
 from tallax._mesh_axes import mapped_axes
 from tallax.runs._number_format import size
-from tallax.variables._raw_values import Held, Pending
-from tallax.variables._traced_words import without_gradient
+from tallax.variables._metadata import DECLARED, PerReplica, check_reduce, refuse_kind, refuse_misspelled
+from tallax.variables._placeholder import Placeholder
+from tallax.variables._traced_state import TwoPartCount, without_gradient
 
-Reduce: TypeAlias = Literal["sum", "max", "min", "replicated"]
-_REDUCTIONS = ("sum", "max", "min", "replicated")
-_DECLARED = ("persistent", "reduce", "per_replica")  # a dict of other metadata does not replace these
 _MISSING = object()
 _set_attribute = nnx.Variable.__setattr__  # bound once, because each eager count calls it
-
-
-class PerReplica(NamedTuple):
-    """The layout of per-replica state: one value for each replica, one behind the other on the first axis."""
-
-    axes: tuple[str, ...]  # the mesh axes of the replicas
-    shape: tuple[int, ...]  # the number of axes of one replica's value; scalars are stored with one axis
-
-
-def _refuse_kind(kind: str, name: str, value: Any) -> None:
-    """Raises for a kind of Variable that Flax's transformations do not thread in every mode."""
-    if name in ("hijax", "ref") and value:
-        raise InvalidValueError(
-            kind,
-            f"a tallax variable must be a plain Variable; {name}=True loses or doubles counts under transformations.",
-            got=f"{name}=True",
-            fix=f"omit {name}; to set it for parameters, nnx.with_vars(model, only=nnx.Param, {name}=True)",
-        )
-
-
-def _check_reduce(kind: str, reduce: Any) -> None:
-    if reduce not in _REDUCTIONS:
-        raise InvalidValueError(
-            kind,
-            "unknown reduction.",
-            got=describe(reduce),
-            expected=", ".join(map(repr, _REDUCTIONS)),
-            fix='reduce="replicated" for a value that is equal on all replicas, such as a result of jax.lax.pmean',
-        )
-
-
-def _refuse_misspelled(kind: str, name: str, value: Any) -> None:
-    """Raises if a name of metadata is probably misspelled. Flax accepts any name, so it would be ignored."""
-    _refuse_kind(kind, name, value)
-    if name in ("dtype", "shape"):  # a label of this name would shadow the attribute of the array
-        raise InvalidTypeError(
-            kind,
-            "has the dtype and shape of its value.",
-            got=f"{name}={describe(value)}",
-            fix="Buffer(jnp.zeros(shape, dtype)); Counter(shape=...) always counts up to 2**64 - 1",
-        )
-    for meant in difflib.get_close_matches(name, ("persistent", "reduce", "shape"), n=1, cutoff=0.8):
-        raise InvalidTypeError(
-            kind,
-            f"unknown metadata {name!r}; did you mean {meant!r}?",
-            got=f"{name}={describe(value)}",
-            fix=f"{meant}=..., or another name for a label of your own",
-        )
 
 
 class StateVariable(nnx.Variable[Any]):
@@ -84,8 +33,8 @@ class StateVariable(nnx.Variable[Any]):
 
     def __init__(self, value: Any, *, persistent: bool, reduce: str, metadata: dict[str, Any]):
         for name in metadata:
-            _refuse_misspelled(type(self).__name__, name, metadata[name])
-        _check_reduce(type(self).__name__, reduce)
+            refuse_misspelled(type(self).__name__, name, metadata[name])
+        check_reduce(type(self).__name__, reduce)
         own = {"hijax": False, "ref": False, "persistent": bool(persistent), "reduce": reduce}
         super().__init__(value, **{**metadata, **own})
 
@@ -122,13 +71,17 @@ class StateVariable(nnx.Variable[Any]):
         """
         self._refuse_per_replica()
         raw = self.get_raw_value()
-        if isinstance(raw, Pending):
+        if isinstance(raw, TwoPartCount):
             return raw.limbs
-        if isinstance(raw, Held):
+        if isinstance(raw, Placeholder):
             return raw.read(self)
         if type(raw) is np.ndarray:
             return raw
         return without_gradient(raw) if is_traced(raw) else plain(raw)
+
+    def _exact(self) -> Any:
+        """Returns all of the value without moving it: on the host, on the device, or traced; the words of a Counter."""
+        return self._stored()
 
     def _refuse_per_replica(self) -> None:
         axes = self._replica_axes
@@ -161,26 +114,16 @@ class StateVariable(nnx.Variable[Any]):
             fix=self._compared_by,
         )
 
-    def __lt__(self, other: Any) -> NoReturn:
-        self._not_ordered(other)
-
-    def __le__(self, other: Any) -> NoReturn:
-        self._not_ordered(other)
-
-    def __gt__(self, other: Any) -> NoReturn:
-        self._not_ordered(other)
-
-    def __ge__(self, other: Any) -> NoReturn:
-        self._not_ordered(other)
+    __lt__ = __le__ = __gt__ = __ge__ = _not_ordered
 
     def __nnx_repr__(self) -> Any:
         raw = self.get_raw_value()
-        if not self._per_replica and not (isinstance(raw, Held) and not raw.is_readable_by(self)):
+        if not self._per_replica and not (isinstance(raw, Placeholder) and not raw.is_readable_by(self)):
             part: Any
             for part in super().__nnx_repr__():
-                held = getattr(part, "value", None)
-                if isinstance(held, Held) and held.is_readable_by(self):
-                    part = type(part)(part.key, held.read(self))
+                shown = getattr(part, "value", None)
+                if isinstance(shown, Placeholder) and shown.is_readable_by(self):
+                    part = type(part)(part.key, shown.read(self))
                 yield part
             return
         yield reprlib.Object(type=type(self).__name__)  # Flax's own representation would read the value
@@ -196,14 +139,14 @@ class StateVariable(nnx.Variable[Any]):
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         told = ", ".join(f"{name}={value!r}" for name, value in _told(self.get_metadata()).items())
-        return bundle(card(f"{type(self).__name__}({told})", self._shown()))
+        return card(f"{type(self).__name__}({told})", self._shown())
 
     def _shown(self) -> Any:
         """Returns the exact value for display, or None if it cannot be read here."""
         raw = self.get_raw_value()
-        if self._per_replica or isinstance(raw, Pending) or is_traced(raw):
+        if self._per_replica or isinstance(raw, TwoPartCount) or is_traced(raw):
             return None
-        if isinstance(raw, Held):
+        if isinstance(raw, Placeholder):
             return raw.read(self) if raw.is_readable_by(self) else None
         return raw if isinstance(raw, jax.Array | np.ndarray) else None  # only a shape, under nnx.eval_shape
 
@@ -226,10 +169,10 @@ class StateVariable(nnx.Variable[Any]):
         """
         self._refuse_per_replica()
         raw = self.get_raw_value()
-        if isinstance(raw, Held):
+        if isinstance(raw, Placeholder):
             raw.write(self, new)
             return
-        if isinstance(raw, Pending):
+        if isinstance(raw, TwoPartCount):
             new = raw.at(new)
         elif isinstance(raw, jax.Array) and not is_traced(raw, new):
             if is_committed(raw) and not is_committed(new):
@@ -268,12 +211,12 @@ class StateVariable(nnx.Variable[Any]):
         """
         new = dict(args[0]) if len(args) == 1 and not metadata else {args[0]: args[1]} if len(args) == 2 else metadata
         for name, value in new.items():
-            if name not in _DECLARED:
-                _refuse_misspelled(type(self).__name__, name, value)
+            if name not in DECLARED:
+                refuse_misspelled(type(self).__name__, name, value)
         if "reduce" in new:
-            _check_reduce(type(self).__name__, new["reduce"])
+            check_reduce(type(self).__name__, new["reduce"])
         if len(args) == 1 and not metadata:
-            kept = {name: value for name, value in self.get_metadata().items() if name in _DECLARED}
+            kept = {name: value for name, value in self.get_metadata().items() if name in DECLARED}
             args = ({**kept, **new},)
         try:
             super().set_metadata(*args, **metadata)
@@ -304,7 +247,7 @@ class StateVariable(nnx.Variable[Any]):
             InvalidValueError: The metadata has `hijax=True` or `ref=True`.
         """
         for name in ("hijax", "ref"):
-            _refuse_kind(cls.__name__, name, attributes.get(name))
+            refuse_kind(cls.__name__, name, attributes.get(name))
         return super().from_metadata(value, attributes)
 
     def _of_another_trace(self) -> TraceError:

@@ -14,8 +14,9 @@ from flax import nnx
 
 from tallax._arrays import is_traced, to_device
 from tallax._errors import InvalidTypeError, InvalidValueError, describe
-from tallax.variables._base import Reduce, StateVariable
-from tallax.variables._traced_words import without_gradient
+from tallax.variables._base import StateVariable
+from tallax.variables._metadata import Reduce
+from tallax.variables._traced_state import without_gradient
 
 
 class Buffer(StateVariable):

@@ -8,7 +8,7 @@ A count is in one of four places, and an addition stays in the place where the c
 | on the host | `np.ndarray` | Python or NumPy integers, in about 3 us (`_advance`) |
 | on the device | `jax.Array` | one dispatch, which does not wait (`_add_on_device`) |
 | in a trace | a tracer | two words and a carry (`_uint64.add`) |
-| in a compiled step | `Pending` | one word, without a carry (`_add_word`), if 32 bits hold the step's whole sum |
+| in a compiled step | `TwoPartCount` | one word, without a carry (`_add_word`), if 32 bits hold the step's whole sum |
 """
 
 from __future__ import annotations
@@ -26,18 +26,11 @@ from flax import nnx
 from tallax import _uint64
 from tallax._arrays import is_traced, on_host
 from tallax._errors import InvalidTypeError, InvalidValueError, describe
-from tallax._mesh_axes import (
-    AxisName,
-    Combination,
-    axes_to_combine,
-    count_over,
-    on_first,
-    replica_count,
-    sum_over,
-)
+from tallax._mesh_axes import AxisName, Combination, axes_to_combine, count_over, on_first, replica_count, sum_over
 from tallax.variables._base import StateVariable
 from tallax.variables._count_inputs import amount_of, host_counts, limbs_of, word_of
-from tallax.variables._raw_values import Held, Pending
+from tallax.variables._placeholder import Placeholder
+from tallax.variables._traced_state import TwoPartCount
 
 READS = (np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.uint64))  # the dtypes in which other libraries save counts
 
@@ -84,6 +77,8 @@ class CountStorage(StateVariable):
                 fix="save nnx.as_pure(nnx.state(model)), which has the exact count; or counter.set(n)",
             )
         return _uint64.from_uint64(host_counts(counts, item=self))
+
+    _exact = _words
 
     def _peek(self) -> jax.Array | np.ndarray | np.int32:
         """Like `get_value()`, but from NumPy while the counter is on the host, without a dispatch."""
@@ -144,9 +139,12 @@ class CountStorage(StateVariable):
     ) -> bool:
         """Adds the sum of `by` over `axes` to the word that a compiled step adds. Returns False if it cannot do so."""
         raw = self.get_raw_value()
-        if not isinstance(raw, Pending):
+        if not isinstance(raw, TwoPartCount):
             return False
-        word = word_of(amount_of(by, item=self), axes, most)
+        if type(by) is int and 0 <= by <= _uint64.WORD:
+            word = np.uint32(by), by
+        else:
+            word = word_of(amount_of(by, item=self), axes, most)
         if word is None:
             return False
         values, most = word
@@ -173,7 +171,7 @@ class CountStorage(StateVariable):
         total, so that all packed counts are added to at once.
         """
         raw = self.get_raw_value()
-        if isinstance(raw, Pending) and most <= _uint64.WORD:
+        if isinstance(raw, TwoPartCount) and most <= _uint64.WORD:
             self.set_raw_value(raw.plus(increment[..., 0], most))
         else:
             self._store(total)
@@ -185,15 +183,14 @@ class CountStorage(StateVariable):
         part: Any
         for part in super().__nnx_repr__():
             if getattr(part, "key", None) == "value":
-                readable = (
-                    raw.is_readable_by(self) if isinstance(raw, Held) else not is_traced(raw) and _uint64.is_limbs(raw)
-                )
+                is_here = _uint64.is_limbs(raw) and not is_traced(raw)
+                if isinstance(raw, Placeholder):
+                    is_here = raw.is_readable_by(self)
                 value: Any = part.value
-                if readable and not self._per_replica:
+                is_array = isinstance(value, jax.Array | np.ndarray | Placeholder)
+                if is_here and not self._per_replica:
                     part = type(part)("value", np.asarray(self) if self.shape else int(self))
-                elif (
-                    not isinstance(value, jax.Array | np.ndarray | Held) and getattr(value, "dtype", None) == np.uint32
-                ):
+                elif not is_array and getattr(value, "dtype", None) == np.uint32:
                     # Within a module Flax prints shapes instead of arrays. For a Counter this is the shape of the
                     # counts, not of the words.
                     part = type(part)("value", type(value)(value.shape[:-1], np.dtype(np.uint64)))

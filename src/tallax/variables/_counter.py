@@ -12,11 +12,7 @@ import numpy as np
 from tallax import _uint64
 from tallax._arrays import is_traced, to_device
 from tallax._errors import InvalidTypeError, InvalidValueError, ReplicasError, TracedReadError, describe
-from tallax._mesh_axes import (
-    AxisName,
-    on_first,
-    varying_axes,
-)
+from tallax._mesh_axes import AxisName, on_first, varying_axes
 from tallax.variables._count_inputs import (
     amount_of,
     as_shape,
@@ -135,7 +131,8 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
         """
         if type(by) is int and by >= 0 and not axis_name and self._advance(by) is not None:
             return
-        check_broadcasts(by, self.shape, item=self)
+        if type(by) is not int:
+            check_broadcasts(by, self.shape, item=self)
         if isinstance(by, Counter):
             self._add(by._words(), like, axis_name)
         elif not self._add_word(by, (), None, like, axis_name):
@@ -355,8 +352,4 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
             self, "a Counter only counts up.", got=f"*= {describe(other)}", fix="counter.set(n), or a tallax.Buffer"
         )
 
-    def __itruediv__(self, other: Any) -> Self:
-        return self.__imul__(other)
-
-    def __ifloordiv__(self, other: Any) -> Self:
-        return self.__imul__(other)
+    __itruediv__ = __ifloordiv__ = __imul__

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds the counts in a jaxpr that a step only adds to, and which of them it reads.
 
-Each count enters the jaxpr in two parts (see `Pending`): its base, which is the count before the step, and a word that
-starts at 0, to which the step adds. A count may stay in two parts only if everything that happens to both parts is one
-of the following; otherwise it is kept whole, and the step is traced again with its limbs in the place of the parts:
+Each count enters the jaxpr in two parts (see `TwoPartCount`): its base, which is the count before the step, and a word
+that starts at 0, to which the step adds. A count may stay in two parts only if everything that happens to both parts is
+one of the following; otherwise it is kept whole, and the step is traced again with its limbs in the place of the parts:
 
 - a copy, a call, a branch or a loop passes the part on, and all branches and iterations agree on what it is;
-- `Pending.limbs` reads it, which stands in the jaxpr as a name;
+- `TwoPartCount.limbs` reads it, which stands in the jaxpr as a name;
 - an increment adds to the word, whose bound stands in the jaxpr as a name or a literal, and the word cannot wrap: the
   bounds of all increments together stay below 2**32, where a loop counts once for each iteration.
 
@@ -31,7 +31,7 @@ IDENTITIES = {
     "copy", "copy_p", "optimization_barrier", "pvary", "pcast", "reshard", "mesh_cast", "sharding_constraint",
 }  # fmt: skip
 # They run the one jaxpr among their parameters on what they are given, once.
-CALLS = {"jit", "pjit", "closed_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call", "shard_map"}
+_CALLS = {"jit", "pjit", "closed_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call", "shard_map"}
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,8 @@ def _through(equation: Any, given: list[_Part], found: Uses) -> list[_Part]:
         return _through_scan(equation, given, found)
     if name == "while":
         return _through_while(params, given, found)
-    inner = [getattr(value, "jaxpr", value) for value in params.values() if is_jaxpr(value)]
-    if name in CALLS and len(inner) == 1 and len(inner[0].invars) == len(given):
-        return _replicated(params, given, _follow(inner[0], given, found), found)
+    if (inner := jaxpr_of_call(equation)) is not None:
+        return _replicated(params, given, _follow(inner, given, found), found)
     found.lose(given)
     return nothing
 
@@ -183,26 +182,43 @@ def _replicated(params: dict[str, Any], given: list[_Part], after: list[_Part], 
 
 
 def _through_scan(equation: Any, given: list[_Part], found: Uses) -> list[_Part]:
-    body = equation.params["jaxpr"].jaxpr
-    # Versions of JAX say in different words how many of each there are. What is scanned over has an axis more outside.
-    slices = sum(map(has_another_rank, equation.invars, body.invars))
-    carried = len(body.outvars) - sum(map(has_another_rank, equation.outvars, body.outvars))
-    constants = len(given) - slices - carried
-    found.lose(given[constants + carried :])
-    fixed = _fixed(given[:constants])
+    body, constants, first_slice = parts_of_scan(equation)
+    found.lose(given[first_slice:])
+    fixed, carried = _fixed(given[:constants]), first_slice - constants
 
     def once(carries: list[_Part]) -> list[_Part]:
-        after = _follow(body, [*fixed, *carries, *[None] * slices], found)
+        after = _follow(body, [*fixed, *carries, *[None] * (len(given) - first_slice)], found)
         found.lose(after[carried:])
         return after[:carried]
 
-    carries = _iterated(once, given[constants : constants + carried], equation.params["length"], found)
+    carries = _iterated(once, given[constants:first_slice], equation.params["length"], found)
     return [*carries, *[None] * (len(equation.outvars) - carried)]
 
 
-def has_another_rank(outside: Any, inside: Any) -> bool:
-    """Returns whether a loop scans over what is `outside` of it, and has one slice of it `inside`."""
+def parts_of_scan(equation: Any) -> tuple[Any, int, int]:
+    """Returns the body of a scan, and the positions of its first carry and its first slice among its inputs."""
+    body = equation.params["jaxpr"].jaxpr
+    # Versions of JAX name these numbers differently. An input that is scanned over has one more axis outside.
+    slices = sum(map(_has_another_rank, equation.invars, body.invars))
+    carried = len(body.outvars) - sum(map(_has_another_rank, equation.outvars, body.outvars))
+    first_slice = len(equation.invars) - slices
+    return body, first_slice - carried, first_slice
+
+
+def _has_another_rank(outside: Any, inside: Any) -> bool:
     return len(outside.aval.shape) != len(inside.aval.shape)
+
+
+def jaxpr_of_call(equation: Any) -> Any:
+    """Returns the open jaxpr that an equation runs once on all of its inputs, or None for another equation."""
+    if equation.primitive.name not in _CALLS:
+        return None
+    inner = [getattr(value, "jaxpr", value) for value in equation.params.values() if _is_jaxpr(value)]
+    return inner[0] if len(inner) == 1 and len(inner[0].invars) == len(equation.invars) else None
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(getattr(value, "jaxpr", value), "eqns")
 
 
 def _through_while(params: dict[str, Any], given: list[_Part], found: Uses) -> list[_Part]:
@@ -269,8 +285,3 @@ def _steady(before: _Part, after: _Part, found: Uses) -> _Part:
         return before
     found.lose([before, after])
     return None
-
-
-def is_jaxpr(value: Any) -> bool:
-    """Returns whether a parameter of an equation is a jaxpr, open or closed."""
-    return hasattr(getattr(value, "jaxpr", value), "eqns")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import itertools
@@ -16,14 +17,12 @@ import jax
 from tallax._arrays import is_committed, is_traced
 from tallax._errors import StateOwnedByStepError, TallaxError
 from tallax.compiling._arguments import Arguments
-from tallax.compiling._cells import in_a_trace, written_past
-from tallax.compiling._layout import Layout
-from tallax.compiling._ownership import Holding, put_back
-from tallax.compiling._read_program import ReadProgram, ReadPrograms
-from tallax.compiling._structure import Structure, refuse_shared
-from tallax.compiling._traced_step import Program
+from tallax.compiling._bound_objects import BoundObjects
+from tallax.compiling._holding import Holding, put_back
+from tallax.compiling._owners import in_a_trace, written_past
+from tallax.compiling._read_program import Programs, ReadProgram, programs_of
+from tallax.compiling._step_program import Program
 from tallax.reading import Reading, entries_of, reading_of
-from tallax.variables import StateVariable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,8 +39,8 @@ class CompiledStep(Generic[P, R]):
         self._program: Program | None = None  # the program that fits the current objects
         self._programs: list[Program] = []  # and all earlier programs
         self._holding: Holding | None = None
-        self._reads = ReadPrograms()
-        self._last: tuple[Layout, Structure] | None = None  # of the last take-over
+        self._reads: Programs = collections.OrderedDict()  # the programs of `read`
+        self._bound: BoundObjects | None = None  # at the last take-over
         self._end = weakref.finalize(self, _retire, None)
         functools.update_wrapper(self, arguments.function, updated=())
 
@@ -123,7 +122,7 @@ class CompiledStep(Generic[P, R]):
             >>> step.read(nnx.clone).weight[...].tolist()
             [6.0, 8.0]
         """
-        programs, holding = self._reads.of(function), self._holding
+        programs, holding = programs_of(function, self._reads), self._holding
         if holding is not None and holding.is_ready and holding.is_current:
             # A read changes nothing, so it may start before the objects are compared with those at the last call. The
             # comparison takes as long as the dispatch of a small program, and is made while the device computes.
@@ -162,9 +161,8 @@ class CompiledStep(Generic[P, R]):
         if not holding.is_current:
             holding.catch_up()
         batch, options = self._marked(holding, batch, options)
-        state = holding.state.plain()
         try:
-            return program.once.lower(*state, holding.constants, *batch, **options)
+            return program.once.lower(*holding.state, holding.constants, *batch, **options)
         except (TypeError, StateOwnedByStepError) as error:
             self._arguments.explain(error, batch, options, holding.references)
             raise
@@ -203,7 +201,7 @@ class CompiledStep(Generic[P, R]):
         if others_may_hold:
             put_back(self._objects)
         if strays:
-            raise written_past(", ".join(strays))
+            raise written_past(strays)
 
     def collect(self) -> Reading:
         """Starts one copy of all tallax variables and statistics to the host, and returns at once.
@@ -258,10 +256,10 @@ class CompiledStep(Generic[P, R]):
             if not holding.is_current:
                 holding.catch_up()
             return holding
-        layout, structure = self._layout()
-        if any(place.cell.holders for place in layout.places):
+        bound = self._bind()
+        if any(owner.holders for owner in bound.owners):
             return self._take_over(args, options)
-        return Holding(layout, self._objects, structure, (args, options))
+        return Holding(bound, self._objects, (args, options))
 
     def _run_read(self, program: ReadProgram, holding: Holding, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Returns the result of a read, for the objects as they were when the step took them over."""
@@ -284,23 +282,22 @@ class CompiledStep(Generic[P, R]):
         batch, options = self._marked(holding, batch, options)
         call = functools.partial(run, **options) if options else run
         before = holding.latest[0]
-        items, rest, _ = before
         # Ctrl-C must not lose a step. CPython delivers signals between bytecodes, so the old state, which the program
         # has donated, and the new one must be swapped within one C call: `extend(starmap(...))` on a deque of one
         # entry. The program returns only lists and tuples, because building a NamedTuple would run Python code, and
         # with it signal handlers, inside that call.
         holding.failed = True
         try:
-            holding.latest.extend(itertools.starmap(call, ((items, rest, holding.constants, *batch),)))
+            holding.latest.extend(itertools.starmap(call, ((*before[:3], holding.constants, *batch),)))
         except (TypeError, StateOwnedByStepError) as error:
             self._arguments.explain(error, batch, options, holding.references)
             raise
         holding.failed = False
-        items, rest, result = holding.latest[0]
-        if is_traced(items[0]) or (items[0] is None and is_traced(*jax.tree.leaves((items, rest, result)))):
+        packed, small, rest, result = holding.latest[0]
+        if is_traced(packed) or (packed is None and is_traced(*jax.tree.leaves((small, rest, result)))):
             holding.latest.append(before)
             raise in_a_trace()
-        holding.latest.append((items, rest, None))
+        holding.latest.append((packed, small, rest, None))
         return program.result_of(result, lambda: holding.nodes)
 
     def _marked(self, holding: Holding, batch: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any]:
@@ -329,8 +326,8 @@ class CompiledStep(Generic[P, R]):
         removed from the objects, its value goes back on it.
         """
         before = self._holding
-        layout, structure = self._layout()
-        holding = Holding(layout, self._objects, structure, (batch, options))
+        holding = Holding(self._bind(), self._objects, (batch, options))
+        layout = holding.layout
         try:
             self._hold(holding)
             holding.install()
@@ -347,18 +344,13 @@ class CompiledStep(Generic[P, R]):
             before.retire()
         return holding
 
-    def _layout(self) -> tuple[Layout, Structure]:
-        """Returns the layout and the structure of the objects as they are now."""
-        layout = structure = None
-        if self._last is not None:
-            layout, structure = self._last
-            layout = layout.renewed() if structure.change() is None else None
-        if layout is None or structure is None:
-            layout = Layout(self._objects, self._names, graph=self._graph)
-            refuse_shared(self._objects, self._names, items_only=self._graph, kind=StateVariable)
-            structure = Structure(self._objects, self._names)
-        self._last = layout, structure
-        return layout, structure
+    def _bind(self) -> BoundObjects:
+        """Returns the objects as they are now."""
+        bound = None if self._bound is None else self._bound.renewed()
+        if bound is None:
+            bound = BoundObjects(self._objects, self._names, graph=self._graph)
+        self._bound = bound
+        return bound
 
 
 def _retire(holding: Holding | None) -> None:

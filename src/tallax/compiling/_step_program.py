@@ -12,20 +12,18 @@ import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
 from tallax.compiling._arguments import Arguments
-from tallax.compiling._cells import tracing
-from tallax.compiling._jaxpr_analysis import uses
-from tallax.compiling._layout import Layout
-from tallax.compiling._packing import Items, State
+from tallax.compiling._bound_objects import Structure
+from tallax.compiling._count_uses import uses
+from tallax.compiling._layout import Layout, State
 from tallax.compiling._results import Shape, flatten, refuse_objects, refuse_references, values_of, with_references
-from tallax.compiling._structure import Structure
-from tallax.variables import Pending, remembering_origins
+from tallax.variables import TwoPartCount, tracing_step
 
 
 class Program:
     """A step as a function of arrays, compiled for objects of one structure.
 
     A step has one program for each structure of its objects, so `model.eval()` and `model.train()` compile once each. A
-    program refers to the objects only by `Layout.outline`, so it keeps neither values nor steps alive.
+    program refers to the objects only by their `Layout`, so it keeps neither values nor steps alive.
 
     Attributes:
         once: Runs one step, and returns the next `Holding.latest`.
@@ -34,28 +32,28 @@ class Program:
     """
 
     def __init__(self, arguments: Arguments, layout: Layout, shardings: State, *, donate: bool):
-        self._arguments, self._layout, self._key = arguments, layout.outline(), (layout.key, shardings)
+        self._arguments, self._layout, self._key = arguments, layout, (layout.key, shardings)
         self._names = arguments.names
         self._whole: frozenset[int] = frozenset()  # counts that the step uses for more than additions and reads
         self.traces = 0
         self._results: list[Shape] = []  # the structures of all results so far; see `_flat`
-        options: dict[str, Any] = {"donate_argnums": 1} if donate else {}
+        options: dict[str, Any] = {"donate_argnums": 2} if donate else {}
         if any(sharding is not None for sharding in jax.tree.leaves(shardings)):
-            options["out_shardings"] = (*shardings.plain(), None)
-        once, many = (arguments.named(run, "items", "values", "arrays") for run in (self._once, self._many))
+            options["out_shardings"] = (*shardings, None)
+        once, many = (arguments.named(run, "packed", "small", "values", "arrays") for run in (self._once, self._many))
         self.once, self.many = jax.jit(once, **options), jax.jit(many, **options)
 
     def fits(self, layout: Layout, shardings: State) -> bool:
         """Returns whether the program runs on objects of this layout with this placement of their state."""
         return self._key == (layout.key, shardings)
 
-    def _once(self, items: Any, rest: Any, constants: list[Any], /, *batch: Any, **options: Any) -> tuple[Any, ...]:
+    def _once(self, packed: Any, small: Any, rest: Any, constants: Any, /, *batch: Any, **options: Any) -> Any:
         """Traces the program of a call, which returns `Holding.latest`."""
         refuse_objects((batch, options))
-        state, result = self._step(State(Items(*items), rest), constants, batch, options)
-        return (*state.plain(), self._flat(result))
+        state, result = self._step(State(packed, small, rest), constants, batch, options)
+        return (*state, self._flat(result))
 
-    def _many(self, items: Any, rest: Any, constants: list[Any], /, *batches: Any, **options: Any) -> tuple[Any, ...]:
+    def _many(self, packed: Any, small: Any, rest: Any, constants: Any, /, *batches: Any, **options: Any) -> Any:
         """Traces the program of a scan, which returns `Holding.latest`."""
         refuse_objects((batches, options))
         self._arguments.refuse_scalars(batches, options)
@@ -65,8 +63,8 @@ class Program:
             refuse_references(result, self._names, self._arguments.label)
             return state, result
 
-        state, result = jax.lax.scan(body, State(Items(*items), rest), (batches, options))
-        return (*state.plain(), self._flat(result))
+        state, result = jax.lax.scan(body, State(packed, small, rest), (batches, options))
+        return (*state, self._flat(result))
 
     def _flat(self, result: Any) -> Any:
         """Returns a list of the leaves of a result, nested in tuples. The depth encodes the number of its structure."""
@@ -89,10 +87,9 @@ class Program:
 
     def _step(self, state: State, constants: list[Any], batch: Any, options: Any) -> tuple[State, Any]:
         """Traces one step, from the state and the arguments to the new state and the result."""
-        (packed, values), rest = state
+        packed, values = state.packed, state.values
         self.traces += 1
         layout, packing = self._layout, self._layout.packing
-        values = values + rest
         program, shape, read = self._jaxpr(packed, values, constants, batch, options)
         apart, (bases, added, limbs, words) = self._counts(packed)
         for k in read:
@@ -100,10 +97,10 @@ class Program:
         inputs = [bases, added, limbs, words, values, constants]
         outputs = jaxpr_as_fun(program)(*jax.tree.leaves((inputs, batch, options)))
         _, added, limbs, words, values, result = jax.tree.unflatten(jax.tree.structure(shape), outputs)
-        if layout.counters:
+        if layout.packed:
             replaced = dict(zip(sorted(self._whole), limbs, strict=True))
             packed = packing.plus(packed, dict(zip(apart, added, strict=True)), replaced, words)
-        return State(Items(packed, values[: layout.lasting]), values[layout.lasting :]), result
+        return layout.state(packed, values), result
 
     def _jaxpr(
         self, packed: Any, values: list[Any], constants: list[Any], batch: Any, options: Any
@@ -150,11 +147,11 @@ class Program:
     ) -> tuple[Any, ...]:  # fmt: skip
         """Runs the step as a function of arrays: two-part counts, whole counts, other values, and the arguments."""
         layout = self._layout
-        counts: dict[int, Any] = {number: Pending(*parts) for number, *parts in zip(apart, bases, added, strict=True)}
         packing = layout.packing
+        counts: dict[int, Any] = dict(zip(apart, map(TwoPartCount, bases, added), strict=True))
         others = [number for number in range(packing.counts) if number not in counts]
         counts.update(zip(others, whole, strict=True))
-        with tracing(), remembering_origins():
+        with tracing_step():
             if words is not None:
                 counts.update(enumerate(packing.cut(words), packing.counts))
             objects = layout.merge(counts, values, constants)
@@ -173,11 +170,11 @@ class Program:
         return [part.base for part in parts], [part.added for part in parts], limbs, words, values, result
 
 
-def _in_two(count: Any, word: Any) -> Pending:
+def _in_two(count: Any, word: Any) -> TwoPartCount:
     """Returns a count in two parts. It is whole if Flax or the user has replaced it."""
-    return count if isinstance(count, Pending) else Pending(None, word).at(count)
+    return count if isinstance(count, TwoPartCount) else TwoPartCount(None, word).at(count)
 
 
 def _in_one(value: Any) -> Any:
     """Returns a count as a whole, and anything else unchanged."""
-    return value.limbs if isinstance(value, Pending) else value
+    return value.limbs if isinstance(value, TwoPartCount) else value

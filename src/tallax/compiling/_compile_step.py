@@ -12,10 +12,9 @@ from flax import nnx
 from tallax._errors import InvalidTypeError, describe
 from tallax._walk import path_name
 from tallax.compiling._arguments import Arguments
+from tallax.compiling._bound_objects import refuse_shared
+from tallax.compiling._compiled_step import CompiledStep
 from tallax.compiling._results import is_object
-from tallax.compiling._step import CompiledStep
-from tallax.compiling._structure import refuse_shared
-from tallax.variables import StateVariable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,7 +22,6 @@ A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
 D = TypeVar("D")
-E = TypeVar("E")
 
 
 class _Options(TypedDict, total=False):
@@ -58,18 +56,7 @@ def compile_step(
 ) -> CompiledStep[P, R]: ...
 @overload
 def compile_step(
-    train_step: Callable[Concatenate[A, B, C, D, E, P], R],
-    _a: A,
-    _b: B,
-    _c: C,
-    _d: D,
-    _e: E,
-    /,
-    **options: Unpack[_BoundOptions],
-) -> CompiledStep[P, R]: ...
-@overload
-def compile_step(
-    train_step: Callable[..., R], _a: Any, _b: Any, _c: Any, _d: Any, _e: Any, _f: Any, /, *objects: Any,
+    train_step: Callable[..., R], _a: Any, _b: Any, _c: Any, _d: Any, _e: Any, /, *objects: Any,
     **options: Unpack[_BoundOptions],
 ) -> CompiledStep[..., R]: ...  # fmt: skip
 def compile_step(
@@ -159,7 +146,7 @@ def compile_step(
         _refuse_arrays(name, thing)
     graph = bool(nnx.set_graph_mode.current_value() if graph is None else graph)
     everything = (*objects, *others)
-    refuse_shared(everything, arguments.names, items_only=graph, kind=StateVariable)
+    refuse_shared(everything, arguments.names, items_only=graph)
     return CompiledStep(arguments, everything, donate=donate, graph=graph)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from jax.extend.core import Literal
 
-from tallax.compiling._jaxpr_analysis import CALLS, IDENTITIES, has_another_rank, is_jaxpr
+from tallax.compiling._count_uses import IDENTITIES, jaxpr_of_call, parts_of_scan
 
 
 def passed_on(jaxpr: Any, inputs: Sequence[Hashable]) -> list[Hashable]:
@@ -46,24 +46,20 @@ def _through(equation: Any, given: list[Hashable]) -> Sequence[Hashable]:
     if name == "while":
         first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
         return _steady(params["body_jaxpr"].jaxpr, given[first:second], given[second:], [])[0]
-    inner = [getattr(value, "jaxpr", value) for value in params.values() if is_jaxpr(value)]
-    if name in CALLS and len(inner) == 1 and len(inner[0].invars) == len(given):
+    if (inner := jaxpr_of_call(equation)) is not None:
         if "in_specs" not in params:
-            return passed_on(inner[0], given)
+            return passed_on(inner, given)
         # Each device has a part of it; put together by another spec, the parts would be another array.
         parts = [name and (name, spec) for name, spec in zip(given, params["in_specs"], strict=True)]
-        return _unwrapped(passed_on(inner[0], parts), params["out_specs"])
+        return _unwrapped(passed_on(inner, parts), params["out_specs"])
     return ()
 
 
 def _through_scan(equation: Any, given: list[Hashable]) -> list[Hashable]:
-    body = equation.params["jaxpr"].jaxpr
-    slices = sum(map(has_another_rank, equation.invars, body.invars))
-    carried = len(body.outvars) - sum(map(has_another_rank, equation.outvars, body.outvars))
-    constants = len(given) - slices - carried
+    body, constants, first_slice = parts_of_scan(equation)
     # A slice of an input that leaves each iteration as it came is stacked to the input again.
-    parts = [name and (name, "slice") for name in given[constants + carried :]]
-    carries, after = _steady(body, given[:constants], given[constants : constants + carried], parts)
+    parts = [name and (name, "slice") for name in given[first_slice:]]
+    carries, after = _steady(body, given[:constants], given[constants:first_slice], parts)
     return [*carries, *_unwrapped(after, ["slice"] * len(after))]
 
 

@@ -16,12 +16,12 @@ import numpy as np
 from flax import nnx
 
 from tallax._arrays import home_of, is_committed, is_traced, placed
-from tallax.compiling._cells import in_a_trace, lost, owner_of, written_past
-from tallax.compiling._layout import Layout, Place, owned, owned_together
-from tallax.compiling._packing import Items, Overlap, State
+from tallax.compiling._bound_objects import BoundObjects, owned
+from tallax.compiling._layout import Place, State
+from tallax.compiling._overlap import Overlap
+from tallax.compiling._owners import Kind, Owner, in_a_trace, lost, owner_of, written_past
 from tallax.compiling._reader import Reader
 from tallax.compiling._results import Reference, is_object
-from tallax.compiling._structure import Structure
 from tallax.reading import Reading, entries_of
 
 _RAW = operator.methodcaller("get_raw_value")
@@ -38,6 +38,8 @@ class Holding:
 
     Attributes:
         latest: The state and the result of the last call, as the programs return them.
+        owners: The owners of the values, in the order of their places.
+        constants: The arrays outside of Variables.
         time: The time of the last `catch_up`; -1 before the first.
         is_current: Whether it has all current values.
         is_ready: Whether the step can be called: its programs exist, and it still owns all its Variables.
@@ -48,31 +50,28 @@ class Holding:
         TraceError: Inside a trace.
     """
 
-    def __init__(self, layout: Layout, objects: tuple[Any, ...], structure: Structure, arguments: Any):
-        self.layout, self.constants = layout, layout.arrays
+    def __init__(self, bound: BoundObjects, objects: tuple[Any, ...], arguments: Any):
+        self.layout, self.owners, self.constants = bound.layout, bound.owners, bound.arrays
         self.time, self.is_current, self.is_ready, self.failed = -1, False, False, False
         self.neighbours: dict[Holding, Overlap] = {}
-        self._objects, self._structure = objects, structure
+        self._objects, self._structure = objects, bound.structure
         self._reader: Reader | None = None
-        self._bound = [place.variable for place in layout.places], [place.cell.held for place in layout.places]
-        starts = range(0, len(layout.places), _LOOK_AT) or [0]
+        variables = [owner.variable for owner in self.owners]
+        self._bound = variables, self.owners
+        starts = range(0, len(variables), _LOOK_AT) or [0]
         # Prepared, because a slice of the two lists in each call would take longer than the comparison.
         self._some = itertools.cycle([tuple(x[start : start + _LOOK_AT] for x in self._bound) for start in starts])
-        self._before = [(p, p.variable.get_raw_value()) for p in layout.places if not p.cell.holders]
-        counts, values = layout.values()
-        others = {holding for place in layout.places for holding in place.cell.holders}
+        self._before = [(owner, owner.variable.get_raw_value()) for owner in self.owners if not owner.holders]
+        others = {holding for owner in self.owners for holding in owner.holders}
         there = [array for holding in others for array in jax.tree.leaves(holding.state)]
         home = home_of([*(raw for _, raw in self._before), *there]) or home_of(jax.tree.leaves(arguments))
         # These arrays have no other references from here on, so this step or another one may donate them.
-        small = [None if x is None else owned(x, home, copy=False) for x in values[: layout.lasting]]
-        if layout.is_renewed:
-            rest = owned_together(values[layout.lasting :], home)
-        else:
-            rest = [None if x is None else owned(x, home, copy=True) for x in values[layout.lasting :]]
-        packed = owned(layout.packing.pack(counts), home, copy=True) if layout.counters else None
-        if is_traced(packed, *small, *rest):
+        values = bound.values(home)
+        packed = owned(bound.packed(), home, copy=True) if self.layout.packed else None
+        if is_traced(packed, *values):
             raise in_a_trace()
-        self.latest: collections.deque[Any] = collections.deque([((packed, small), rest, None)], 1)
+        self.latest: collections.deque[Any] = collections.deque(maxlen=1)
+        self._set(packed, values)
 
     # --- owning -----------------------------------------------------------------------------------------------------
 
@@ -83,21 +82,21 @@ class Holding:
         """
         try:
             pairs: dict[Holding, list[tuple[Place, Place]]] = {}
-            for place in self.layout.places:
-                for other, theirs in place.cell.holders.items():
+            for place, owner in zip(self.layout.places, self.owners, strict=True):
+                for other, theirs in owner.holders.items():
                     pairs.setdefault(other, []).append((place, theirs))
-                place.cell.holders[self] = place
+                owner.holders[self] = place
             for other, places in pairs.items():
                 self.neighbours[other] = Overlap(self.layout.packing, other.layout.packing, places)
                 other.neighbours[self] = Overlap(other.layout.packing, self.layout.packing, [(b, a) for a, b in places])
-            for place, _ in self._before:
-                place.variable.set_raw_value(place.cell.held)
+            for owner, _ in self._before:
+                owner.variable.set_raw_value(owner)
             self.catch_up()
         except BaseException:
             if self.time < 0:  # no value has been moved yet
                 self._leave()
-                for place, raw in self._before:
-                    place.variable.set_raw_value(raw)
+                for owner, raw in self._before:
+                    owner.variable.set_raw_value(raw)
             raise
         self._before = []
 
@@ -108,12 +107,11 @@ class Holding:
             StateOwnedByStepError: Another step failed on the device after it had donated shared values.
             TraceError: Inside a trace.
         """
-        (packed, small), rest, _ = self.latest[0]
-        values = [*small, *rest]
+        packed, values = self.state.packed, self.state.values
         newer = sorted((other for other in self.neighbours if other.time > self.time), key=operator.attrgetter("time"))
         for other in newer:
             overlap, theirs = self.neighbours[other], other.state
-            packed, other_values = overlap.move(packed, theirs.items.packed), theirs.values
+            packed, other_values = overlap.move(packed, theirs.packed), theirs.values
             for k, n in overlap.values:
                 values[k] = other_values[n]
         if is_traced(packed):
@@ -130,72 +128,68 @@ class Holding:
                 other._forget([n for _, n in overlap.values])
         self.is_current = True
 
-    def put_back(self) -> list[str]:
-        """Puts all values back on the objects, and returns the names of Variables that were written past the step."""
+    def put_back(self) -> list[Owner]:
+        """Puts all values back on the objects, and returns the owners of those that were written past the step."""
         if not self.is_current:
             self.catch_up()
-        strays = self._give_back(self.layout.places)
+        strays = self._give_back(self.owners)
         self._leave()
         return strays
 
     def retire(self) -> None:
         """Leaves the values to other steps that bind their Variables, and puts the others back on the objects."""
         alone = []
-        for place in self.layout.places:
-            holders = place.cell.holders
-            if not place.cell.is_released and place.cell.current() is self:
-                if len(holders) == 1:
-                    alone.append(place)
+        for owner in self.owners:
+            if not owner.is_released and owner.current() is self:
+                if len(owner.holders) == 1:
+                    alone.append(owner)
                 else:
-                    next(other for other in holders if other is not self).catch_up()
+                    next(other for other in owner.holders if other is not self).catch_up()
         self._give_back(alone)
         self._leave()
 
-    def _give_back(self, places: Sequence[Place]) -> list[str]:
-        state, strays = self.checked_state(), []
-        values, words = state.values, []
-        if any(place.number is not None for place in places):
-            words = self.layout.packing.unpack(np.asarray(state.items.packed))
-        for place in places:
-            cell, variable = place.cell, place.variable
-            if cell.is_released:
+    def _give_back(self, owners: Sequence[Owner]) -> list[Owner]:
+        state, packing, strays = self.checked_state(), self.layout.packing, []
+        values, words = state.values, None
+        for owner in owners:
+            if owner.is_released:
                 continue
-            if variable.get_raw_value() is not cell.held:
-                strays.append(place.name)
+            variable, place = owner.variable, owner.holders[self]
+            if variable.get_raw_value() is not owner:
+                strays.append(owner)
             elif place.number is None:
                 new = place.form.structure.unflatten([values[k] for k in place.arrays])
                 variable.set_raw_value(new.get_raw_value())
             else:
-                raw, sharding = words[place.number], cell.held.sharding
+                if words is None:
+                    words = np.ascontiguousarray(np.asarray(state.packed).T)
+                raw, sharding = packing.part_of_words(words, place.number).copy(), owner.sharding
                 variable.set_raw_value(raw if sharding is None else placed(raw, sharding))
-            cell.release()
+            owner.release()
         return strays
 
     def _leave(self) -> None:
-        for place in self.layout.places:
-            place.cell.holders.pop(self, None)
+        for owner in self.owners:
+            owner.holders.pop(self, None)
         for other in self.neighbours:
             other.neighbours.pop(self, None)
         self.neighbours = {}
 
     def _set(self, packed: Any, values: list[Any]) -> None:
-        lasting = self.layout.lasting
-        self.latest.append(((packed, values[:lasting]), values[lasting:], None))
+        self.latest.append((*self.layout.state(packed, values), None))
 
     def _forget(self, numbers: Sequence[int]) -> None:
-        (packed, small), rest, _ = self.latest[0]
-        values = [*small, *rest]
+        values = self.state.values
         for k in numbers:
             values[k] = None
-        self._set(packed, values)
+        self._set(self.state.packed, values)
 
     # --- looking ----------------------------------------------------------------------------------------------------
 
     @property
     def state(self) -> State:
         """The state."""
-        items, rest, _ = self.latest[0]
-        return State(Items(*items), rest)
+        return State(*self.latest[0][:3])
 
     @functools.cached_property
     def nodes(self) -> dict[tuple[Any, ...], Any]:
@@ -220,9 +214,9 @@ class Holding:
         """
         is_restructured = self._structure.change() is not None
         if is_restructured or look:
-            variables, held = self._bound if is_restructured else next(self._some)
-            if not all(map(operator.is_, map(_RAW, variables), held)):
-                raise written_past(", ".join(p.name for p in self.layout.places if _RAW(p.variable) is not p.cell.held))
+            variables, owners = self._bound if is_restructured else next(self._some)
+            if not all(map(operator.is_, map(_RAW, variables), owners)):
+                raise written_past([owner for owner in self.owners if _RAW(owner.variable) is not owner])
         return is_restructured
 
     def checked_state(self) -> State:
@@ -237,7 +231,7 @@ class Holding:
         if not self.is_current:
             self.catch_up()
         if self._reader is None:
-            self._reader = Reader(entries_of(self._objects, names), self.layout)
+            self._reader = Reader(entries_of(self._objects, names), self.layout, self.owners)
         return self._reader.reading(self.checked_state() if self.failed else self.state)
 
     # --- single values ----------------------------------------------------------------------------------------------
@@ -247,31 +241,30 @@ class Holding:
         state = self.checked_state()
         if place.number is not None:
             with jax.transfer_guard_host_to_device("allow"):  # of the place of the count
-                return self.layout.packing.part_now(state.items.packed, place.number)
+                return self.layout.packing.part_now(state.packed, place.number)
         (k,) = place.arrays
-        return state.values[k] if k < self.layout.lasting else jnp.copy(state.values[k])
+        return state.values[k] if place.form.kind is Kind.SMALL else jnp.copy(state.values[k])
 
     def write(self, place: Place, value: Any) -> None:
         """Replaces the value of a tallax variable."""
-        (packed, _), values = self.checked_state().items, self.state.values
+        packed, values = self.checked_state().packed, self.state.values
         if place.number is not None:
             with jax.transfer_guard_host_to_device("allow"):  # of the place of the count, and of a host's value
                 packed = _like(self.layout.packing.written(packed, place.number, value), packed)
         else:
             (k,) = place.arrays
-            values[k] = _like(owned(value, None, copy=k >= self.layout.lasting), values[k])
+            values[k] = _like(owned(value, None, copy=place.form.kind is not Kind.SMALL), values[k])
         self._set(packed, values)
 
 
 def put_back(objects: tuple[Any, ...]) -> None:
     """Puts all values back on some objects, from all steps that own them."""
-    places: dict[Holding, list[Place]] = {}
+    owners: dict[Holding, list[Owner]] = {}
     for _, node in nnx.iter_graph(objects):
-        cell = owner_of(node) if isinstance(node, nnx.Variable) else None
-        if cell is not None:
-            holding = cell.current()
-            places.setdefault(holding, []).append(cell.holders[holding])
-    for holding, its in places.items():
+        owner = owner_of(node) if isinstance(node, nnx.Variable) else None
+        if owner is not None:
+            owners.setdefault(owner.current(), []).append(owner)
+    for holding, its in owners.items():
         holding._give_back(its)
 
 

@@ -1,28 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The raw values of a Variable that are not arrays, because a compiled step has the array: `Held` and `Pending`.
-
-Between the calls of the step, a `Held` takes the place of every value. Inside its trace, a count is a `Pending`.
-"""
+"""`Placeholder`: the raw value of a Variable between two calls of the compiled step that owns the array."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
-from tallax import _uint64
 from tallax._errors import StateOwnedByStepError
-
-# Names in the jaxpr of a step, by which the analysis recognizes the permitted uses of a `Pending`.
-AT_MOST = "tallax.at_most:"  # an increment, with its upper bound
-READ = "tallax.read"  # a read of both parts together
 
 
 class OwnedAttributeError(StateOwnedByStepError, AttributeError):
@@ -33,53 +20,56 @@ class OwnedAttributeError(StateOwnedByStepError, AttributeError):
     """
 
 
-class Held:
+class Placeholder:
     """Stands for a value that a compiled step owns. It returns the current value to the variable, and raises otherwise.
 
     Shape and dtype never change, so they can be read at any time. Every other use raises, by whichever way it comes:
     operators, indexing, NumPy (`__array__`), JAX (`__jax_array__`), methods of arrays (`__getattr__`) and pickling.
 
-    Args:
+    A subclass knows the step: it defines `name`, `_get` and `_set`.
+
+    Attributes:
         variable: The Variable whose value it stands for. Copies of the Variable, such as those in `nnx.state(model)`,
             cannot be read, because their value would change with every step.
-        name: The name of the Variable in errors.
+
+    Args:
+        variable: The Variable.
         value: The shape, dtype and sharding of the value.
-        read: Returns the value. None if only `step.sync()` returns it.
-        write: Replaces the value.
     """
 
-    __slots__ = ("_aval", "_name", "_read", "_variable", "_write")
+    __slots__ = ("_aval", "variable")
 
-    def __init__(
-        self,
-        variable: Any,
-        name: str,
-        value: jax.ShapeDtypeStruct,
-        read: Callable[[], Any] | None = None,
-        write: Callable[[Any], None] | None = None,
-    ):
-        self._variable, self._name, self._aval, self._read, self._write = variable, name, value, read, write
-
-    def is_readable_by(self, variable: Any) -> bool:
-        """Returns whether `read` would return a value for this variable."""
-        return self._read is not None and variable is self._variable
-
-    def read(self, variable: Any) -> Any:
-        """Returns the current value to the Variable. Raises for a copy of the Variable."""
-        if self._read is None or variable is not self._variable:
-            self._refuse()
-        return self._read()
-
-    def write(self, variable: Any, value: Any) -> None:
-        """Replaces the current value for the Variable. Raises for a copy of the Variable."""
-        if self._write is None or variable is not self._variable:
-            self._refuse()
-        self._write(value)
+    def __init__(self, variable: Any, value: jax.ShapeDtypeStruct):
+        self.variable, self._aval = variable, value
 
     @property
     def name(self) -> str:
         """The name of the Variable in errors."""
-        return self._name
+        raise NotImplementedError
+
+    def _get(self) -> Any:
+        """Returns the current value."""
+        raise NotImplementedError
+
+    def _set(self, value: Any) -> None:
+        """Replaces the current value."""
+        raise NotImplementedError
+
+    def is_readable_by(self, variable: Any) -> bool:
+        """Returns whether `read` would return a value for this tallax variable."""
+        return variable is self.variable and not variable._per_replica
+
+    def read(self, variable: Any) -> Any:
+        """Returns the current value to the tallax variable. Raises for a copy of it."""
+        if not self.is_readable_by(variable):
+            self._refuse()
+        return self._get()
+
+    def write(self, variable: Any, value: Any) -> None:
+        """Replaces the current value for the tallax variable. Raises for a copy of it."""
+        if not self.is_readable_by(variable):
+            self._refuse()
+        self._set(value)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -113,7 +103,7 @@ class Held:
 
     def __repr__(self) -> str:
         # JAX shows this in its own error if such a value is passed to one of its functions.
-        return f"<{self._name}: owned by a compiled step; step.sync() returns it>"
+        return f"<{self.name}: owned by a compiled step; step.sync() returns it>"
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise self._error()
@@ -139,15 +129,15 @@ class Held:
         while frame is not None:
             for user in frame.f_locals.values():
                 if isinstance(user, nnx.Variable) and user.get_raw_value() is self:
-                    return user is not self._variable
+                    return user is not self.variable
             frame = frame.f_back
         return False
 
     def _error(self, kind: type[StateOwnedByStepError] = StateOwnedByStepError) -> StateOwnedByStepError:
         if self.is_copied():
-            return no_value(self._name, kind)
+            return no_value(self.name, kind)
         return kind(
-            self._name,
+            self.name,
             "is owned by a compiled step, which keeps the state on the device between its calls.",
             got="a use of the value, or of a copy of the model or its state, between two calls of the step",
             fix="step.sync() first, to return all state; or step.read(function), to compute with it on the device; "
@@ -171,56 +161,7 @@ def no_value(name: str, kind: type[StateOwnedByStepError] = StateOwnedByStepErro
 
 
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift"):
-    setattr(Held, f"__{_name}__", Held._refuse)
-    setattr(Held, f"__r{_name}__", Held._refuse)
+    setattr(Placeholder, f"__{_name}__", Placeholder._refuse)
+    setattr(Placeholder, f"__r{_name}__", Placeholder._refuse)
 for _name in ("lt", "le", "gt", "ge"):
-    setattr(Held, f"__{_name}__", Held._refuse)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Pending:
-    """The raw value of a `Counter` inside `tallax.compile_step`.
-
-    All counts of a step are in one array on the device. A count is sliced out of it only if it is read. `added` is a
-    plain word, which XLA folds and concatenates with the words of the other counters. There are no carries until the
-    whole array is added to. If a step does anything but read or increment a count, it is traced again with the whole
-    count (`tallax.compiling._jaxpr_analysis`), so a `Pending` need not be exact then.
-
-    Attributes:
-        base: The limbs before the step, uint32[*shape, 2].
-        added: The sum of the increments in the step, uint32[*shape]. The bounds of the increments show that it fits.
-    """
-
-    base: Any
-    added: Any
-
-    @property
-    def limbs(self) -> jax.Array:
-        """The current count. When Flax prints a module, the parts are not arrays, and `base` is returned."""
-        if not isinstance(self.base, jax.Array | np.ndarray):
-            return self.base
-        base, added = (checkpoint_name(jnp.asarray(part), READ) for part in (self.base, self.added))
-        return _uint64.add(base, _uint64.pair(added))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The same as for the limbs."""
-        return self.base.shape
-
-    @property
-    def dtype(self) -> Any:
-        """The same as for the limbs."""
-        return self.base.dtype
-
-    def plus(self, values: Any, most: int) -> Pending:
-        """Returns the count after an addition of `values`, uint32, each at most `most`."""
-        if not isinstance(values, jax.Array) and values.ndim == 0 == self.added.ndim:
-            return Pending(self.base, self.added + values)  # a literal is its own bound
-        values = jnp.broadcast_to(jnp.asarray(values), self.added.shape)
-        return Pending(self.base, self.added + checkpoint_name(values, f"{AT_MOST}{most}"))
-
-    def at(self, limbs: Any) -> Pending:
-        """Returns the count after it was overwritten by `limbs`. The step is then traced again with the whole count."""
-        # A zero computed from the word itself is not an increment, so the analysis sees that the count was written.
-        return Pending(jnp.asarray(limbs), self.added * np.uint32(0))
+    setattr(Placeholder, f"__{_name}__", Placeholder._refuse)
