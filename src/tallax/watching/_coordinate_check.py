@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+from tallax.runs._site_table import aligned
 from tallax.watching._table import rows_of
 from tallax.watching._watch import watch
 
@@ -39,10 +40,8 @@ class CoordinateCheckResult:
         for name in sorted(self.exponents, key=lambda name: -np.nan_to_num(self.exponents[name][-1], nan=np.inf)):
             exponents = [f"{self.exponents[name][step]:+.2f}" for step in ends]
             rows.append((name or "the model", *(f"{x:.3g}" for x in self.rms[name][-1]), *exponents))
-        sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
         title = f"RMS of outputs after {steps} steps" if steps else "RMS of outputs at the start"
-        lines = ["  ".join([row[0].ljust(sizes[0]), *map(str.rjust, row[1:], sizes[1:])]) for row in rows]
-        return "\n".join([title, *lines])
+        return "\n".join([title, *aligned(rows)])
 
     __str__ = __repr__
 
@@ -134,7 +133,7 @@ def _sizes(
         watched.reset()
         forward(objects[0], inputs)
         results = watched.result().items()
-        found.append({name: row.rms for key, result in results for name, row in rows_of(key, result)})
+        found.append({row.name: row.numbers["rms"] for name, result in results for row in rows_of(name, result)})
     if not found[0]:
         raise InvalidValueError(
             compose(

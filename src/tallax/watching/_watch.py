@@ -21,7 +21,7 @@ from tallax.watching._presets import Preset, has_update_ratio, presets_of
 from tallax.watching._select import chosen_modules, functions_asked_for, modules_of
 from tallax.watching._site import GRADIENT, HISTOGRAM, INPUT, OUTPUT, Site
 from tallax.watching._stacks import stack_shapes
-from tallax.watching._summary import SummaryResult, is_idle
+from tallax.watching._summary import is_idle
 from tallax.watching._table import table
 from tallax.watching._watched_classes import base_of, watched_optimizer_class
 
@@ -271,9 +271,12 @@ class Watch:
     def __repr__(self) -> str:
         """Returns the table."""
         results = self.result()
-        summaries = {name: value for name, value in results.items() if isinstance(value, SummaryResult)}
-        others = {name: value for name, value in results.items() if name not in summaries}
-        return table(summaries, others, self.unseen, len(self.sites))
+        histograms = {
+            name: bins
+            for name, site, role in self._entries()
+            if (bins := site.statistics[role]._bins(results[name])) is not None
+        }
+        return table(results, histograms, self.unseen, len(results))
 
     __str__ = __repr__
 
