@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, describe
 from tallax.runs._site_table import aligned
 from tallax.watching._table import rows_of
 from tallax.watching._watch import watch
@@ -93,12 +93,10 @@ def coordinate_check(
     for width, found in zip(widths, sizes, strict=True):
         if set(found) != set(names):
             raise InvalidValueError(
-                compose(
-                    "factory",
-                    "must make a model with the same modules at each width.",
-                    got=f"at width {width}, {', '.join(sorted(set(found) ^ set(names))[:4])} differ",
-                    fix="sites= with the modules that all widths have",
-                )
+                "factory",
+                "must make a model with the same modules at each width.",
+                got=f"at width {width}, {', '.join(sorted(set(found) ^ set(names))[:4])} differ",
+                fix="sites= with the modules that all widths have",
             )
     rms = {name: np.stack([found[name] for found in sizes], -1) for name in names}
     return CoordinateCheckResult(tuple(widths), rms, {name: _slopes(widths, each) for name, each in rms.items()})
@@ -117,12 +115,10 @@ def _sizes(
     objects = made if isinstance(made, tuple) else (made,)
     if not isinstance(objects[0], nnx.Module):
         raise InvalidTypeError(
-            compose(
-                "factory",
-                "takes a function from a width to a model, or to a model and its optimizer.",
-                got=describe(objects[0]),
-                fix="lambda width: Model(width, nnx.Rngs(0))",
-            )
+            "factory",
+            "takes a function from a width to a model, or to a model and its optimizer.",
+            got=describe(objects[0]),
+            fix="lambda width: Model(width, nnx.Rngs(0))",
         )
     watched = watch(objects[0], sites=sites)
     forward = nnx.jit(lambda model, inputs: model(*inputs))
@@ -136,12 +132,10 @@ def _sizes(
         found.append({row.name: row.numbers["rms"] for name, result in results for row in rows_of(name, result)})
     if not found[0]:
         raise InvalidValueError(
-            compose(
-                "sites",
-                "no output of a chosen module was seen.",
-                got="; ".join(sorted(set(watched.unseen.values()))[:2]),
-                fix="a model in training mode (model.train()), and sites that it calls",
-            )
+            "sites",
+            "no output of a chosen module was seen.",
+            got="; ".join(sorted(set(watched.unseen.values()))[:2]),
+            fix="a model in training mode (model.train()), and sites that it calls",
         )
     names = {name: name.replace(":output", "") for name in found[0]}
     return {short: np.array([each.get(name, 0.0) for each in found]) for name, short in names.items()}
@@ -159,31 +153,25 @@ def _slopes(widths: Sequence[int], rms: np.ndarray) -> np.ndarray:
 def _check(factory: Any, widths: Any, train_step: Any, steps: Any) -> None:
     if not callable(factory) or isinstance(factory, nnx.Module):
         raise InvalidTypeError(
-            compose(
-                "factory",
-                "takes a function from a width to a model, or to a model and its optimizer.",
-                got=describe(factory),
-                fix="lambda width: Model(width, nnx.Rngs(0))",
-            )
+            "factory",
+            "takes a function from a width to a model, or to a model and its optimizer.",
+            got=describe(factory),
+            fix="lambda width: Model(width, nnx.Rngs(0))",
         )
     are_sizes = isinstance(widths, list | tuple | range) and all(
         isinstance(each, int) and not isinstance(each, bool) and each > 0 for each in widths
     )
     if not are_sizes or len(set(widths)) < 2:
         raise InvalidValueError(
-            compose(
-                "widths",
-                "takes two or more different positive integers.",
-                got=describe(widths),
-                fix="[64, 128, 256, 512]",
-            )
+            "widths",
+            "takes two or more different positive integers.",
+            got=describe(widths),
+            fix="[64, 128, 256, 512]",
         )
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0 or (steps and train_step is None):
         raise InvalidValueError(
-            compose(
-                "steps",
-                "takes the number of training steps, which train_step runs.",
-                got=f"steps={steps!r}" + ("" if train_step is not None else ", no train_step"),
-                fix="coordinate_check(factory, widths, x, y, train_step=train_step, steps=4)",
-            )
+            "steps",
+            "takes the number of training steps, which train_step runs.",
+            got=f"steps={steps!r}" + ("" if train_step is not None else ", no train_step"),
+            fix="coordinate_check(factory, widths, x, y, train_step=train_step, steps=4)",
         )

@@ -46,7 +46,7 @@ def _reasons(unseen: Mapping[str, str]) -> list[str]:
     for name, reason in unseen.items():
         alike.setdefault((re.sub(r"\d+", "*", name), reason), []).append(name)
     lines = [
-        f"  {kind} ({len(names)} times): {reason}" if len(names) > 1 else f"  {names[0]}: {reason}"
+        f"  {kind} ({len(names)} times): {reason}" if len(names) > 1 else f"  {names[0] or 'the model'}: {reason}"
         for (kind, reason), names in alike.items()
     ]
     rest = len(lines) - _MOST
