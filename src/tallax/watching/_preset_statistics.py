@@ -288,6 +288,14 @@ class UpdateRatio(StepStatistic):
         return unboxed(xp.where((parameter == 0) & (update > 0), xp.inf, ratio))[0]
 
 
+def reader_of(kind: Any, channels: int, **options: Any) -> StepStatistic:
+    """Returns a statistic that reads the state of one with this configuration, such as the state in a checkpoint."""
+    if kind is UpdateRatio:
+        return UpdateRatio(None, **options)
+    not_read: dict[Any, tuple[Any, ...]] = {DeadUnits: (0.0,), ExpertLoad: (1,)}  # a threshold, and top_k
+    return kind(channels, *not_read.get(kind, ()), **options)
+
+
 # The number of each result that is 0 if nothing was looked at.
 _COUNTS = {
     DeadUnitsResult: "entries",
