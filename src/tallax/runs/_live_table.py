@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from tallax.runs._bars import BLOCKS, bars_of
+from tallax.runs._bars import bars_of, sparkline
 from tallax.runs._history import History, Series, sorted_names
 from tallax.runs._keys import asks_for_numbers, is_entry, is_selected, matches, site_key
 from tallax.runs._number_format import ago, change, cut, number, short
@@ -69,7 +67,7 @@ def table(
     rooms = _rooms(needs, height)
     parts: list[RenderableType] = [head]
     if rooms[0]:
-        parts += [Text(), _body(rows[: rooms[0]], width)]
+        parts += [Text(), *_names(rows[: rooms[0]], width)]
         if len(rows) > rooms[0]:
             pattern = _pattern_of(rows[rooms[0]].name)
             parts.append(_dim(f"... and {len(rows) - rooms[0]:,} more; narrow with --names '{pattern}'"))
@@ -79,8 +77,9 @@ def table(
         parts += [Text(), *(Text(line, no_wrap=True) for line in other_lines(sites.others[: rooms[2]], width))]
     hidden = sum(needs[1:]) - sum(rooms[1:])
     if hidden:
-        order = ", less unusual than these" if 0 < rooms[1] < needs[1] else ""
-        parts.append(_dim(f"... and {hidden:,} more sites{order}; narrow with --names '*:output'"))
+        order = ", less unusual" if 0 < rooms[1] < needs[1] else ""
+        narrow = "" if patterns else "; narrow with --names '*:output'"
+        parts.append(_dim(f"... and {hidden:,} more sites{order}{narrow}"))
     return Group(*parts)
 
 
@@ -237,76 +236,40 @@ def _header(history: History, title: str, width: int, now: float | None) -> Text
     return Text(no_wrap=True, overflow="ellipsis").append_text(named).append_text(text)
 
 
-def _body(rows: Sequence[Row], width: int) -> Table:
-    """Returns the rows in columns that fit into `width`."""
-    name = max(4, *(len(row.name) for row in rows))
-    value = max(5, *(len(row.value) for row in rows))
-    changed = max(6, *(len(row.change) for row in rows))
-    looks = min(_WIDEST, width - name - value - changed - 3 * _GAP)
-    if looks < _LOOKS:
-        name = max(_NAME, name - (_LOOKS - looks))
-        looks = width - name - value - changed - 3 * _GAP
-    if looks < _LOOKS:  # values are never cut; other columns are removed instead
-        changed = 0
-        looks = width - name - value - 2 * _GAP
-    if looks < _LOOKS:
-        looks = 0
-        name = max(4, min(max(4, *(len(row.name) for row in rows)), width - value - _GAP))
-    body = Table(box=None, show_edge=False, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim")
-    body.add_column("name", width=name, no_wrap=True)
-    body.add_column("value", width=value, no_wrap=True, justify="right")
-    if changed:
-        body.add_column("change", width=changed, no_wrap=True, justify="right")
-    if looks:
-        body.add_column("recent", width=looks, no_wrap=True)
+def _names(rows: Sequence[Row], width: int) -> Iterator[Text]:
+    """Yields the lines of names, in columns that fit into `width`. Values are never cut; other columns are left out."""
+    longest, value, changed = (
+        max(len(heading), *(len(text) for text in texts))
+        for heading, texts in (
+            ("name", [row.name for row in rows]),
+            ("value", [row.value for row in rows]),
+            ("change", [row.change for row in rows]),
+        )
+    )
+    room, others = width - value - _GAP, [changed, _LOOKS]
+    while others and room - sum(each + _GAP for each in others) < min(longest, _NAME):
+        others.pop(0)
+    name = max(4, min(longest, room - sum(each + _GAP for each in others)))
+    looks = min(_WIDEST, room - name - sum(each + _GAP for each in others) + _LOOKS)
+
+    def line(*cells: tuple[str, str]) -> Text:
+        shown = [*cells[:2], *(cells[2:3] if len(others) == 2 else []), *(cells[3:] if others else [])]
+        parts = [part for cell in shown for part in (cell, " " * _GAP)]
+        return Text.assemble(*parts[:-1], no_wrap=True, overflow="ellipsis")
+
+    dim = "dim"
+    yield line(("name".ljust(name), dim), ("value".rjust(value), dim), ("change".rjust(changed), dim), ("recent", dim))
     for row in rows:
-        cells = [
-            Text(cut(row.name, name), "" if row.fresh else "dim"),
-            Text(row.value, "bold" if row.fresh else "dim"),
-        ]
-        if changed:
-            cells.append(Text(row.change, "dim"))
-        if looks:
-            if isinstance(row.values, Bins):
-                cells.append(Text(bars_of(row.values, looks), "magenta"))
-            else:
-                cells.append(Text(sparkline(row.values, width=looks), "green"))
-        body.add_row(*cells)
-    return body
+        recent = bars_of(row.values, looks) if isinstance(row.values, Bins) else sparkline(row.values, width=looks)
+        yield line(
+            (cut(row.name, name).ljust(name), "" if row.fresh else dim),
+            (row.value.rjust(value), "bold" if row.fresh else dim),
+            (row.change.rjust(changed), dim),
+            (recent, "magenta" if isinstance(row.values, Bins) else "green"),
+        )
 
 
 def _pattern_of(name: str) -> str:
     """Returns a pattern for `--names` that selects a name and those next to it."""
     parent, _, last = name.rpartition("/")
     return f"{parent}/*" if parent else last
-
-
-def sparkline(values: Sequence[int | float], *, width: int = 24) -> str:
-    """Returns the last `width` values as bars, from the lowest value, `▁`, to the highest, `█`.
-
-    If all values are equal, the bars have half the height. NaN is `?`, and the infinities are `↑` and `↓`.
-    """
-    values = values[-width:]
-    finite = [value for value in values if isinstance(value, int) or math.isfinite(value)]
-    if not finite:
-        return "".join(map(_beyond, values))
-    low, high = min(finite), max(finite)
-    return "".join(
-        BLOCKS[_level(value, low, high)] if isinstance(value, int) or math.isfinite(value) else _beyond(value)
-        for value in values
-    )
-
-
-def _level(value: int | float, low: int | float, high: int | float) -> int:
-    highest = len(BLOCKS) - 1
-    if low == high:
-        return highest // 2
-    if isinstance(value, int) and isinstance(low, int) and isinstance(high, int):
-        return 1 + (value - low) * (highest - 1) // (high - low)  # exact, however large
-    half = 1 if high - low < math.inf else 2  # the difference of two floats may be infinite
-    share = (value / half - low / half) / (high / half - low / half)
-    return 1 + min(highest - 1, int(share * highest))
-
-
-def _beyond(value: int | float) -> str:
-    return "?" if math.isnan(value) else "↑" if value > 0 else "↓"
