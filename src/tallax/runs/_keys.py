@@ -87,14 +87,19 @@ def is_selected(name: str, patterns: Sequence[str]) -> bool:
     if key is None:
         return matches(name, patterns)
     if key.is_bookkeeping:
-        patterns = [pattern for pattern in patterns if key.number in re.split("[/:]", pattern)]
+        patterns = [pattern for pattern in patterns if is_spelled_out(key, pattern)]
         return bool(patterns) and matches(name, patterns)
     return any(matches(part, patterns) for part in (name, key.site, f"{key.site}/{key.number}"))
 
 
+def is_spelled_out(key: SiteKey, pattern: str) -> bool:
+    """Returns whether a pattern contains the name of a number of a site, without a wildcard in it."""
+    return bool(key.number) and key.number in pattern.split("/")
+
+
 def asks_for_numbers(pattern: str, key: SiteKey) -> bool:
     """Returns whether a pattern means single numbers of a site, as `*:output/rms` does, and not the whole site."""
-    return ":" in pattern.rpartition("/")[0] or (bool(key.number) and key.number in pattern.split("/"))
+    return ":" in pattern.rpartition("/")[0] or is_spelled_out(key, pattern)
 
 
 @functools.lru_cache(2**16)

@@ -19,7 +19,7 @@ import numpy as np
 
 from tallax.runs._bars import Axis
 from tallax.runs._history import History, Series, sorted_names
-from tallax.runs._keys import is_entry, is_selected, site_key
+from tallax.runs._keys import is_entry, is_selected, is_spelled_out, site_key
 from tallax.runs._record import Bins
 
 ENTRIES = 12  # the most entries of an array that are curves of one panel; a larger array is a histogram
@@ -79,6 +79,8 @@ class Panel:
 def panels_of(run: History, patterns: Sequence[str]) -> list[Panel]:
     """Returns the panels of one run. The entries of an array, and fields with a common unit, are in one panel."""
     names = [name for name in sorted_names(run) if is_selected(name, patterns)]
+    blank = _blank_numbers(run, names, patterns)
+    names = [name for name in names if name not in blank]
     sites: dict[str, dict[str, Series[int | float]]] = {}
     for name in names:
         if name in run.scalars and (site := _place_in_map(name)) is not None:
@@ -90,9 +92,7 @@ def panels_of(run: History, patterns: Sequence[str]) -> list[Panel]:
             if len(sites[title]) < LAYERS:
                 found.setdefault(title, Panel(title)).curves.append(Curve(label, run.scalars[name]))
             elif title not in found:
-                layers = site_map(sites[title])
-                if patterns or layers.values.any():  # most models have no zeros and nothing that is not finite
-                    found[title] = Panel(title, layers=layers)
+                found[title] = Panel(title, layers=site_map(sites[title]))
             continue
         if name in run.histograms and not _few_entries(run, name):
             found[f"{name} "] = Panel(name, histogram=run.histograms[name])
@@ -224,6 +224,23 @@ def _place_in_map(name: str) -> tuple[str, str] | None:
     title = "/".join("*" if part.isdecimal() else part for part in path)
     below = f"/{key.number}" if key.number else ""
     return (f"{title}:{key.role}{below}", ",".join(numbers)) if numbers else None
+
+
+def _blank_numbers(run: History, names: Sequence[str], patterns: Sequence[str]) -> set[str]:
+    """Returns the numbers of sites that are 0 in all layers and steps, unless a pattern contains their names.
+
+    Most models have no zeros, and nothing that is not finite.
+    """
+    zero: dict[str, bool] = {}
+    blank: dict[str, list[str]] = {}
+    for name in names:
+        key = site_key(name)
+        if key is None or name not in run.scalars or any(is_spelled_out(key, pattern) for pattern in patterns):
+            continue
+        title, _ = _place_in_map(name) or (name, "")
+        zero[title] = zero.get(title, True) and not any(run.scalars[name].values)
+        blank.setdefault(title, []).append(name)
+    return {name for title, names in blank.items() if zero[title] for name in names}
 
 
 def site_map(chosen: Mapping[str, Series[int | float]]) -> SiteMap:
