@@ -114,12 +114,7 @@ def _sizes(
     made = factory(width)
     objects = made if isinstance(made, tuple) else (made,)
     if not isinstance(objects[0], nnx.Module):
-        raise InvalidTypeError(
-            "factory",
-            "takes a function from a width to a model, or to a model and its optimizer.",
-            got=describe(objects[0]),
-            fix="lambda width: Model(width, nnx.Rngs(0))",
-        )
+        raise _no_factory(objects[0])
     watched = watch(objects[0], sites=sites)
     forward = nnx.jit(lambda model, inputs: model(*inputs))
     found: list[dict[str, float]] = []
@@ -150,14 +145,18 @@ def _slopes(widths: Sequence[int], rms: np.ndarray) -> np.ndarray:
         return (logs * x).sum(-1) / (x * x).sum()
 
 
+def _no_factory(got: Any) -> InvalidTypeError:
+    return InvalidTypeError(
+        "factory",
+        "takes a function from a width to a model, or to a model and its optimizer.",
+        got=describe(got),
+        fix="lambda width: Model(width, nnx.Rngs(0))",
+    )
+
+
 def _check(factory: Any, widths: Any, train_step: Any, steps: Any) -> None:
     if not callable(factory) or isinstance(factory, nnx.Module):
-        raise InvalidTypeError(
-            "factory",
-            "takes a function from a width to a model, or to a model and its optimizer.",
-            got=describe(factory),
-            fix="lambda width: Model(width, nnx.Rngs(0))",
-        )
+        raise _no_factory(factory)
     are_sizes = isinstance(widths, list | tuple | range) and all(
         isinstance(each, int) and not isinstance(each, bool) and each > 0 for each in widths
     )
