@@ -156,6 +156,7 @@ def test_nothing_to_show_is_said():
     """A run without records, and patterns without matches, are reported."""
     assert drawn(history([]))[-1] == "no records yet"
     assert drawn(history([record(1)]), patterns=["nope*"])[-1] == "none of 14 names matches nope*"
+    assert drawn(history([watched(1)]), patterns=["idle:*"])[-1] == "no site saw anything so far"
 
 
 def test_a_name_is_never_markup():

@@ -59,7 +59,9 @@ def table(
     needs = [len(each) for each in (rows, sites.summaries, sites.others)]
     if not any(needs):
         there = len(history.scalars) + len(history.histograms)
-        said = f"none of {there} names matches {' '.join(patterns)}" if patterns and there else "no records yet"
+        said = "no site saw anything so far" if sites.idle else "no records yet"
+        if patterns and there and not sites.idle:
+            said = f"none of {there} names matches {' '.join(patterns)}"
         return Group(head, Text(), Text(said, "dim"))
     if sum(needs) > sum(_rooms(needs, height)):
         rows = list(_folded(rows))
