@@ -54,6 +54,9 @@ def test_it_fits(tmp_path, width):
     text = "".join(lines)
     assert "9,007,199,254,742,913" in text
     assert "not kept" in text or width >= 100
+    lines = shown(write(tmp_path / "watched", [watched(1)]), width)
+    assert max(map(len, lines)) <= width
+    assert {"layers/0:output", "1", "2"} <= set(next(line for line in lines if line.startswith("layers/0:")).split())
 
 
 def test_items_are_chosen_by_name(tmp_path):

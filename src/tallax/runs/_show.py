@@ -89,7 +89,7 @@ def rendered(shown: Contents, width: int) -> RenderableType:
     if state:
         parts += [_state_table(state, shown, width), Text()]
     for lines in lines_of(shown.sites, width):
-        parts += [Text("\n".join(lines), no_wrap=True), Text()]
+        parts += [Text("\n".join(lines), overflow="fold"), Text()]
     others = _others(shown)
     if others is not None:
         parts += [others, Text()]

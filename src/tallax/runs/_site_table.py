@@ -198,13 +198,16 @@ def other_lines(rows: Sequence[SiteRow], width: int | None = None) -> list[str]:
     return lines if width is None else [line if len(line) <= width else line[: width - 1] + "…" for line in lines]
 
 
-def lines_of(sites: Sites, width: int | None = None) -> list[list[str]]:
-    """Returns the lines of all sites: those with summaries, those with other statistics, and those that saw nothing."""
+def lines_of(sites: Sites, width: int) -> list[list[str]]:
+    """Returns the lines of all sites: those with summaries, those with other statistics, and those that saw nothing.
+
+    Lines of other statistics may be longer than `width`, so that no number is cut.
+    """
     found = []
     if sites.summaries:
         found.append(summary_lines(sites.summaries, width))
     if sites.others:
-        found.append(other_lines(sites.others, width))
+        found.append(other_lines(sites.others))
     if sites.idle:
         found.append([f"{len(sites.idle):,} site{'s' if len(sites.idle) > 1 else ''} saw nothing so far"])
     return found
