@@ -42,6 +42,32 @@ def record(k: int, **scalars: float) -> Record:
     return Record(10 * k, 1.7e9 + k, 0, numbers, bins, ITEMS)
 
 
+SUMMARY = ("size", "mean", "rms", "largest", "largest_at", "zeros", "nonfinite", "nonfinite_at", "updates")
+
+
+def watched(step: int, layers: int = 5, **numbers: float) -> Record:
+    """Returns a record as a Logger writes it for a watched model whose layers are sites, and a stack of two layers.
+
+    `numbers` are numbers of the output of layer 2.
+    """
+    sites = [f"layers/{k}:output" for k in range(layers)]
+    scalars: dict[str, int | float] = {"loss": 1.0 / step}
+    for k, site in enumerate([*sites, "stack/up:output", "stack/up:output"]):
+        found = dict(zip(SUMMARY, (64 * step, 0.5, 1.0 + k, 2.0 + k, step, 0, 0, 0, step), strict=True))
+        entry = f"/{k - layers}" if k >= layers else ""
+        scalars |= {f"{site}/{name}{entry}": value for name, value in (found | (numbers if k == 2 else {})).items()}
+    for k in range(layers):
+        scalars |= {f"layers/{k}:attention/entropy/{head}": 1.0 + head for head in range(3)}
+        scalars |= {f"layers/{k}:attention/queries/{head}": 64 * step for head in range(3)}
+    scalars |= {f"idle:output/{name}": 0 for name in SUMMARY}
+    scalars["head/kernel:update_ratio"] = 0.25
+    sites += [f"layers/{k}:attention" for k in range(layers)]
+    sites += ["stack/up:output", "idle:output", "head/kernel:update_ratio", "head:output_histogram"]
+    bins = {"head:output_histogram": Bins(EDGES, np.arange(8, dtype=np.uint64))}
+    info = StateInfo("Summary", (17,), "uint32", 68, True)
+    return Record(step, 1.7e9 + step, 0, scalars, bins, {**dict.fromkeys(sites, info), "seen": ITEMS["seen"]})
+
+
 def odd_records() -> list[Record]:
     """Returns records whose numbers have no scale in common, or none at all, and histograms whose edges move."""
     found = []

@@ -17,7 +17,7 @@ from rich.progress import Progress
 import tallax
 from tallax import sinks
 from tallax.runs import Record
-from tests.runs import record
+from tests.runs import record, watched
 
 
 def terminal(width=80, height=24):
@@ -55,6 +55,20 @@ def test_a_line_has_the_chosen_names(capsys):
     numbers = {name: value for name, value in record(1).scalars.items() if name != "loss"}
     sink.write(Record(1, 0.0, 0, numbers, {}, record(1).state))
     assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_a_line_has_the_most_unusual_sites(capsys):
+    """Of the sites that are asked for, a line has the eight most unusual, each with its most important numbers."""
+    sink = sinks.Console("layers/*:output")
+    sink.write(watched(1, layers=12, nonfinite=3))
+    line = capsys.readouterr().out
+    assert line.startswith("step 1  layers/2:output: rms 3, largest 4, nonfinite 3  layers/")
+    assert line.endswith("  ... and 4 more sites\n")
+    assert line.count("rms") == 8
+    sinks.Console("layers/0:*").write(watched(1))
+    assert capsys.readouterr().out == "step 1  layers/0:output: rms 1, largest 2  layers/0:attention: entropy 1 to 3\n"
+    sinks.Console("*0:output/rms").write(watched(1))
+    assert capsys.readouterr().out == "step 1  layers/0:output/rms=1\n"
 
 
 def test_in_a_terminal_it_is_a_table():

@@ -22,7 +22,7 @@ from tallax.runs._contents import as_json
 from tallax.runs._jsonl_format import FIRST_LINE
 from tallax.runs._plot import plot
 from tallax.runs._show import read, rendered
-from tests.runs import ITEMS, odd_records, record, write
+from tests.runs import ITEMS, odd_records, record, watched, write
 
 COMMAND = [sys.executable, "-W", "error", "-c", "import tallax.cli; tallax.cli.main()", "show"]
 
@@ -54,6 +54,9 @@ def test_it_fits(tmp_path, width):
     text = "".join(lines)
     assert "9,007,199,254,742,913" in text
     assert "not kept" in text or width >= 100
+    lines = shown(write(tmp_path / "watched", [watched(1)]), width)
+    assert max(map(len, lines)) <= width
+    assert {"layers/0:output", "1", "2"} <= set(next(line for line in lines if line.startswith("layers/0:")).split())
 
 
 def test_items_are_chosen_by_name(tmp_path):
@@ -65,6 +68,39 @@ def test_items_are_chosen_by_name(tmp_path):
         "gate/logits",
         "loss",
     ]
+
+
+def test_sites_have_a_table_of_their_own(tmp_path):
+    """A watched site has a row with its numbers instead of a row of the state; the notebook's tables have it, too."""
+    folder = write(tmp_path, [watched(1), watched(2)])
+    lines = shown(folder)
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
+    assert rows["layers/2:output"] == ["3", "0.5", "4", "2", "0", "0"]
+    assert rows["stack/up[1]:output"] == ["7", "0.5", "8", "2", "0", "0"]
+    assert rows["layers/4:attention"] == ["entropy", "1", "to", "3"]
+    assert "1 site saw nothing so far" in lines
+    assert lines[-1] == "15 names, 960 B; 960 B of it in checkpoints"
+    page = Run(folder)._repr_html_()
+    assert ">layers/2:output<" in page
+    assert ">entropy 1 to 3<" in page
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("layers/1:output", ["layers/1:output"]),
+        ("*:update_ratio", ["head/kernel:update_ratio"]),
+        ("layers/1:*/*", [f"layers/1:output/{name}" for name in ("mean", "rms", "largest", "zeros", "nonfinite")]),
+        ("layers/1:output/updates", ["layers/1:output/updates"]),
+    ],
+)
+def test_sites_are_chosen_by_name(tmp_path, pattern, names):
+    """A pattern of sites shows their rows, one of numbers shows these; a wildcard leaves bookkeeping out."""
+    lines = shown(write(tmp_path, [watched(1)]), patterns=[pattern])[2:]
+    found = [
+        line.split()[0] for line in lines if line.startswith(("layers", "head", "stack")) and "entropy" not in line
+    ]
+    assert found == names
 
 
 def test_json_for_machines(tmp_path):
@@ -132,9 +168,9 @@ def empty(folder):
 ONE = (Record(1, 0.0, 0, {"loss": 1.0}),)
 
 
-def drawn(output="p.png", patterns=(), histograms="heatmap", records=ONE):
+def drawn(output="p.png", patterns=(), records=ONE):
     def act(folder):
-        list(plot([str(write(folder, records))], output, patterns, histograms))
+        list(plot([str(write(folder, records))], output, patterns))
 
     return act
 
@@ -184,13 +220,6 @@ RUN: is neither a run nor a checkpoint.
   expected:  .png, .svg, .pdf
   fix:       -o p.png""",
     ),
-    "histograms": (
-        drawn(histograms="bars"),
-        """\
---histograms: must be heatmap or ridgeline.
-  got:  'bars'
-  fix:  --histograms ridgeline""",
-    ),
     "nothing-matches": (
         drawn(patterns=["nope", "no*"]),
         """\
@@ -227,7 +256,7 @@ def test_every_error_is_covered():
         if name.startswith("tallax.runs.") and name != "tallax.runs._errors":
             source = inspect.getsource(module)
             rules |= set(re.findall(r'RunError\(\s*[^,]+,\s*f?"([^"{]{12,})', source))
-    assert len(rules) >= 6
+    assert len(rules) >= 5
     covered = "\n".join(text for _, text in CASES.values())
     assert not {rule for rule in rules if rule not in covered}
 

@@ -14,6 +14,7 @@ from flax import nnx
 
 import tallax
 from tallax.checkpoints import shown
+from tallax.runs._show import read
 from tallax.statistics import Activity, Ema, Extrema, Histogram, LogHistogram, Moments, Rate
 
 
@@ -129,3 +130,28 @@ def test_the_command(model, tmp_path):
     result = run(str(tmp_path / "empty"))
     assert (result.returncode, result.stdout) == (2, "")
     assert "is neither a run nor a checkpoint." in result.stderr
+
+
+def test_sites_are_as_in_a_run(tmp_path):
+    """The statistics of a watched model have the names and the numbers that a Logger writes; presets, too."""
+    model = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(8, 3, rngs=nnx.Rngs(1)))
+    optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+    presets = [
+        tallax.watching.dead_units("layers/0"),
+        tallax.watching.expert_load("layers/2"),
+        tallax.watching.massive_activations("layers/2"),
+        tallax.watching.update_ratio("layers/0"),
+    ]
+    tallax.watch(model, optimizer, updates=True, histograms=True, presets=presets)
+    _, gradients = tallax.value_and_grad(lambda model, x: (model(x) ** 2).mean())(model, jnp.ones((2, 4)))
+    optimizer.update(model, gradients)
+    with tallax.Logger(tallax.sinks.Jsonl(tmp_path / "run")) as log:
+        log(model, step=1)
+    tallax.save(tmp_path / "checkpoint", model=model)
+    of_run = read(tmp_path / "run").sites
+    of_checkpoint = shown(tmp_path / "checkpoint").only(["model*:*"]).sites
+    named = [(row.name.removeprefix("model").removeprefix("/"), row.text) for row in of_checkpoint.others]
+    assert named == [(row.name, row.text) for row in of_run.others]
+    assert len(named) == 5 + 3 + 4  # presets; histograms of outputs, and of updates
+    assert [row.cells[1:] for row in of_checkpoint.summaries] == [row.cells[1:] for row in of_run.summaries]
+    assert len(of_run.summaries) == 3 + 4

@@ -22,11 +22,12 @@ import pytest
 from rich.console import Console
 
 from tallax.runs import Bins, History, Record, Run
-from tallax.runs._bars import Axis, bars_of, one_line
+from tallax.runs._bars import Axis, bars_of, one_line, sparkline
 from tallax.runs._jsonl_format import Encoder
-from tallax.runs._live_table import sparkline, speed_of, table
+from tallax.runs._keys import sort_key
+from tallax.runs._live_table import speed_of, table
 from tallax.runs._number_format import ago, change, number
-from tests.runs import odd_records, record, write
+from tests.runs import odd_records, record, watched, write
 
 COMMAND = [sys.executable, "-W", "error", "-c", "import tallax.cli; tallax.cli.main()"]
 
@@ -92,10 +93,70 @@ def test_rows_that_do_not_fit_are_counted():
     assert len(drawn(history([Record(1, 0.0, 0, numbers)]), patterns=["load/1*"])) == 3 + 11
 
 
+def test_a_site_is_one_row():
+    """A summary has columns and the RMS over the steps, a stack a row for each layer; other sites have one text."""
+    lines = drawn(history(watched(k, rms=float(k)) for k in (1, 2, 3)), width=110)
+    start = lines.index(line_of(lines, "site"))
+    assert lines[start].split() == ["site", *["rms", "mean", "largest", "at", "zeros", "non-finite", "recent", "rms"]]
+    assert [line.split()[0] for line in lines[start + 1 : start + 8]] == [
+        *(f"layers/{k}:output" for k in range(5)),
+        "stack/up[0]:output",
+        "stack/up[1]:output",
+    ]
+    assert line_of(lines, "layers/2:output").split() == ["layers/2:output", "3", "0.5", "4", "3", "0", "0", "▁▅█"]
+    assert line_of(lines, "layers/0:attention") == "layers/0:attention        entropy 1 to 3"
+    assert line_of(lines, "head/kernel:update_ratio") == "head/kernel:update_ratio  0.25"
+    assert line_of(lines, "head:output_histogram").split()[1:] == ["-4", "▂▃▄▅▆▇█", "4"]
+    assert not any("size" in line or "idle" in line or "queries" in line for line in lines)
+
+
+@pytest.mark.parametrize("height", [8, 12, 16, 24, 200])
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_sites_fit(width, height):
+    """The scalars and the sites share the terminal; the most unusual sites stay, and the others are counted."""
+    lines = drawn(history([watched(1, layers=12, largest=99.0)]), width, height)
+    assert max(map(len, lines)) <= width
+    assert len(lines) <= height
+    assert line_of(lines, "loss")
+    sites = [line for line in lines if ":output " in line or ":attention " in line or ":update_ratio" in line]
+    if height < 200:
+        assert lines[-1].startswith(f"... and {14 + 12 + 2 - len(sites)} more sites") == (height > 8 or not sites)
+    if height == 16:
+        assert "layers/2:output" in sites[0]
+        assert "less unusual" in lines[-1]
+
+
+def test_layers_are_in_order():
+    """Layer 10 follows layer 9, and a module stands before the modules in it."""
+    names = ["layers/10:output/rms", "layers/9/up:output/rms", "layers/9:output/rms", "layers/9/up10", "layers/9/up9"]
+    assert sorted(names, key=sort_key) == [names[2], names[1], names[4], names[3], names[0]]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "selected"),
+    [
+        ("layers/1:output", ["layers/1:output"]),
+        ("layers/1", ["layers/1:output", "layers/1:attention"]),
+        ("*:attention", ["layers/0:attention", "layers/1:attention"]),
+        ("layers/1:output/*", [f"layers/1:output/{name}" for name in ("largest", "mean", "nonfinite", "rms", "zeros")]),
+        ("layers/*:output/size", ["layers/0:output/size", "layers/1:output/size"]),
+        ("layers/*/rms", ["layers/0:output/rms", "layers/1:output/rms"]),
+        ("*/entropy", [f"layers/{k}:attention/entropy/{head}" for k in range(2) for head in range(3)]),
+        ("layers/0:attention/queries/1", ["layers/0:attention/queries/1"]),
+    ],
+)
+def test_names_choose_sites_and_numbers(pattern, selected):
+    """A pattern of sites keeps one row for each, one of numbers a row for each; a wildcard leaves bookkeeping out."""
+    lines = drawn(history([watched(2, layers=2)]), patterns=[pattern])
+    names = [line.split()[0] for line in lines[2:] if line and not line.startswith(("name", "site"))]
+    assert names == selected
+
+
 def test_nothing_to_show_is_said():
     """A run without records, and patterns without matches, are reported."""
     assert drawn(history([]))[-1] == "no records yet"
     assert drawn(history([record(1)]), patterns=["nope*"])[-1] == "none of 14 names matches nope*"
+    assert drawn(history([watched(1)]), patterns=["idle:*"])[-1] == "no site saw anything so far"
 
 
 def test_a_name_is_never_markup():

@@ -668,6 +668,26 @@ def test_unseen_has_the_reasons():
 
 
 @standard_promotion
+def test_a_statistic_that_does_not_take_a_tensor():
+    """The model runs on, and `unseen` has the reason for the tensors that the statistic refuses, and for no others."""
+    model = Net(width=4, blocks=1)
+    watch = tallax.watch(model, sites="blocks/**", inputs=True, statistic=lambda: tallax.statistics.Moments(shape=8))
+    nnx.jit(lambda model, x: model(x))(model, batch(0))
+    refused = "a statistic of shape (8,) requires values whose last axes have that shape; got: float32[8,4]"
+    seen = {"blocks/0/up:output", "blocks/0/down:input"}
+    assert watch.unseen == {name: refused for name in watch.sites if name not in seen}
+    assert "not seen: 4" in str(watch)
+    assert watch.result()["blocks/0/up:output"].count.tolist() == [8] * 8
+
+
+def test_equal_reasons_are_one_line():
+    """Layers that are unseen for the same reason share a line of `print(watch)`."""
+    lines = str(tallax.watch(Net(blocks=3), sites="blocks/*/up")).splitlines()[1:]
+    assert lines[0] == "not seen: 3"
+    assert [line.partition(": ")[0] for line in lines[1:]] == ["  blocks/*/up:output (3 times)"]
+
+
+@standard_promotion
 def test_a_state_that_is_thrown_away():
     """A call on a copy whose state is not returned is reported."""
     model = Net(blocks=1)

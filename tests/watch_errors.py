@@ -96,6 +96,61 @@ MISTAKES = {
         "sites: takes a glob of paths, a module class, a predicate, or a list of these.\n  got:  int (3)\n"
         '  fix:  sites="layers/*/attention", sites=nnx.Linear, or sites=lambda path, module: ...',
     ),
+    "a Param": (
+        lambda _: tallax.watch(Net(), sites="first/kernel"),
+        tallax.InvalidValueError,
+        "sites: takes modules, and this is a Param.\n  got:       str ('first/kernel')\n"
+        "  expected:  blocks/0, blocks/0/down, blocks/0/up, blocks/1, blocks/1/down, blocks/1/up, first\n"
+        '  fix:       sites="first", gradients=True',
+    ),
+    "a predicate that raises": (
+        lambda _: tallax.watch(Net(), sites=lambda path: True),
+        tallax.InvalidValueError,
+        "sites: takes a predicate (path, module) -> bool, and this one raised.\n"
+        "  got:  TypeError: <lambda>.<locals>.<lambda>() takes 1 positional argument but 2 were given, for the model\n"
+        "  fix:  sites=lambda path, module: isinstance(module, nnx.Linear)",
+    ),
+    "no such method": (
+        lambda _: tallax.watch(Net(), sites=Layer, method="call"),
+        tallax.InvalidValueError,
+        "method: no chosen module has this method.\n  got:       'call'\n  expected:  __call__\n"
+        '  fix:       method="__call__"',
+    ),
+    "no such method for a preset": (
+        lambda _: tallax.watch(Net(), method="encode", outputs=False, presets=watching.massive_activations()),
+        tallax.InvalidValueError,
+        "method: no chosen module has this method.\n  got:       'encode'\n  expected:  __call__\n"
+        '  fix:       method="__call__"',
+    ),
+    "methods of the wrong kind": (
+        lambda _: tallax.watch(Net(), method=3),
+        tallax.InvalidTypeError,
+        'method: takes a string, or several in a tuple.\n  got:  int (3)\n  fix:  method="__call__"',
+    ),
+    "stacks of the wrong kind": (
+        lambda _: tallax.watch(Net(), stacks=Block),
+        tallax.InvalidTypeError,
+        "stacks: takes a string, or several in a tuple.\n  got:  ModuleMeta (<class 'tests.watch_errors.Block'>)\n"
+        '  fix:  stacks="layers"',
+    ),
+    "a statistic that needs arguments": (
+        lambda _: tallax.watch(Net(), statistic=lambda shape: tallax.statistics.Moments(shape=shape)),
+        tallax.InvalidTypeError,
+        "statistic: takes a function that makes a statistic.\n"
+        "  got:  TypeError: <lambda>.<locals>.<lambda>() missing 1 required positional argument: 'shape'\n"
+        "  fix:  statistic=tallax.statistics.Moments, or lambda: tallax.statistics.Extrema()",
+    ),
+    "one statistic for all": (
+        lambda _: [made := tallax.statistics.Moments(), tallax.watch(Net(), statistic=lambda: made)],
+        tallax.InvalidValueError,
+        "statistic: takes a function that makes a new statistic at each call.\n  got:  the same Moments twice\n"
+        "  fix:  statistic=lambda: tallax.statistics.Moments(...)",
+    ),
+    "a step below 0": (
+        lambda _: tallax.watch(Net(), step=-1),
+        tallax.InvalidValueError,
+        "step: takes a Counter, or an integer that is not negative.\n  got:  int (-1)\n  fix:  step=model.step",
+    ),
     "twice": (
         lambda _: [tallax.watch(model := Net()), tallax.watch(model)],
         tallax.InvalidValueError,

@@ -168,13 +168,12 @@ def _add_runs(app: Any, typer: Any) -> None:
             None, "-o", "--output", help="A file ending in .png, .svg or .pdf; by default plot.png in the run's folder."
         ),
         names: list[str] = typer.Option([], help="Names to draw; repeat for several patterns: 'gate/*', loss."),
-        histograms: str = typer.Option("heatmap", help="heatmap, or ridgeline."),
     ) -> None:
         """Draw the scalars and the histograms of runs over their steps."""
         with _exit_on_errors(typer):
             from tallax.runs._plot import plot as run_plot
 
-            for path in run_plot(runs, output, names, histograms):
+            for path in run_plot(runs, output, names):
                 print(path)
 
     @app.command()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import math
 import os
+import urllib.parse
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import optax
 
 from tallax import _uint64, statistics
+from tallax._walk import WATCHED, path_name
 from tallax.checkpoints._fetch import read_arrays, read_manifest
 from tallax.checkpoints._locate import METADATA, folder_of, orbax, orbax_errors, outline_of, pytree_handler
 from tallax.checkpoints._manifest import ArrayEntry, Manifest, Source
@@ -22,14 +24,19 @@ from tallax.checkpoints._serialize import stored_dtype
 from tallax.logging._flatten import Numbers
 from tallax.runs import StateInfo
 from tallax.runs._contents import Contents
+from tallax.runs._keys import sort_key
 from tallax.schedules import ScheduledValue
+from tallax.watching import _preset_statistics
+from tallax.watching._preset_statistics import reader_of
+from tallax.watching._step_statistic import StepStatistic
+from tallax.watching._summary import Summary
 
 _SMALL = 64  # the most entries of a value outside of tallax variables; larger arrays are weights, which are not read
 _LARGE = 2**26  # the most bytes of a tallax variable; without the model, its size is not known
 _LONG = 10_000  # the most characters of a configuration
 _READABLE = {
     name: kind
-    for name, kind in vars(statistics).items()
+    for name, kind in {**vars(statistics), "Summary": Summary, **vars(_preset_statistics)}.items()
     if isinstance(kind, type) and issubclass(kind, statistics.Statistic)
 }
 
@@ -50,9 +57,10 @@ def shown(path: str | os.PathLike[str]) -> Contents:
         arrays = read_arrays(checkpointer, folder, tree, wanted, None)
     numbers, items = Numbers(), {}
     groups: dict[str, dict[str, ArrayEntry]] = {}  # by the name of the owner, if it exists
-    for name, entry in sorted(entries.items()):
+    for name, entry in sorted(entries.items(), key=lambda pair: sort_key(pair[0])):
         groups.setdefault(name.rpartition("/")[0] if entry.owner else name, {})[name] = entry
-    for owner, group in groups.items():
+    for quoted, group in groups.items():
+        owner = _site_name(quoted)
         items[owner] = _described(group.values())
         found = {
             name: source.manifest.array(name) if entry.at is not None else arrays.get(name)
@@ -74,6 +82,12 @@ def _folder(path: str | os.PathLike[str]) -> Path:
         if steps and not (folder / METADATA).exists():
             folder /= str(max(steps))
     return folder_of(folder, str(path))
+
+
+def _site_name(name: str) -> str:
+    """Returns the name of a statistic of `tallax.watch` as runs have it, `model/up:output`; other names unchanged."""
+    parts = [urllib.parse.unquote(part) for part in name.split("/")]
+    return path_name(parts) if WATCHED in parts else name
 
 
 def _is_to_be_read(entry: ArrayEntry) -> bool:
@@ -125,7 +139,8 @@ def _made(entry: ArrayEntry) -> Any:
         return ScheduledValue(optax.constant_schedule(math.nan))  # never called, so its value is not in the checkpoint
     if entry.owner not in _READABLE or len(entry.configuration) > _LONG:
         return None
-    return _READABLE[entry.owner](**ast.literal_eval(entry.configuration))
+    kind, configuration = _READABLE[entry.owner], ast.literal_eval(entry.configuration)
+    return reader_of(kind, **configuration) if issubclass(kind, StepStatistic) else kind(**configuration)
 
 
 def _described(entries: Collection[ArrayEntry]) -> StateInfo:

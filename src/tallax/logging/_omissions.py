@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tallax._errors import InvalidTypeError, compose, describe
-from tallax.runs._history import matches
+from tallax.runs._keys import matches
 
 _LONG = 200  # characters of a name or an error; the rest is cut
 

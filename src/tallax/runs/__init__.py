@@ -11,8 +11,10 @@ statistic that they come from. A `History` sorts records by name into `Series`. 
 | the data that every sink gets | `_record` |
 | the format on disk | `_jsonl_format` |
 | how files are found, followed and read again after a resume | `_run` |
+| the names of numbers and sites: their parts, their order, the patterns of `--names` | `_keys` |
 | the format of numbers, sizes and durations | `_number_format` |
-| histograms as bars of text, and the scale that they share with pictures | `_bars` |
+| the table of the sites of a watch, which `print(watch)` shares | `_site_table` |
+| histograms and series as bars of text, and the scale that they share with pictures | `_bars` |
 | `tallax tail`, and the table of `sinks.Console` | `_tail` and `_keyboard`, `_live_table` |
 | `tallax show` of a run or a checkpoint | `_contents` (the data), `_show` (the terminal) |
 | tables in notebooks | `_html`; `tallax._display` adds treescope and needs JAX |

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Histograms in one line of text, and `Axis`: a common linear or logarithmic scale if their edges differ."""
+"""Histograms and series in one line of text, and `Axis`: a common linear or logarithmic scale if edges differ."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,37 @@ def one_line(counts: np.ndarray, *, width: int = 24, trim: bool = True) -> str:
     heights = np.array([part.sum() / part.size for part in parts])
     levels = np.ceil(heights / heights.max() * (len(BLOCKS) - 1)).astype(int)
     return "".join(BLOCKS[level] for level in levels)
+
+
+def sparkline(values: Sequence[int | float], *, width: int = 24) -> str:
+    """Returns the last `width` values as bars, from the lowest value, `▁`, to the highest, `█`.
+
+    If all values are equal, the bars have half the height. NaN is `?`, and the infinities are `↑` and `↓`.
+    """
+    values = values[-width:]
+    finite = [value for value in values if isinstance(value, int) or math.isfinite(value)]
+    if not finite:
+        return "".join(map(_beyond, values))
+    low, high = min(finite), max(finite)
+    return "".join(
+        BLOCKS[_level(value, low, high)] if isinstance(value, int) or math.isfinite(value) else _beyond(value)
+        for value in values
+    )
+
+
+def _level(value: int | float, low: int | float, high: int | float) -> int:
+    highest = len(BLOCKS) - 1
+    if low == high:
+        return highest // 2
+    if isinstance(value, int) and isinstance(low, int) and isinstance(high, int):
+        return 1 + (value - low) * (highest - 1) // (high - low)  # exact, however large
+    half = 1 if high - low < math.inf else 2  # the difference of two floats may be infinite
+    share = (value / half - low / half) / (high / half - low / half)
+    return 1 + min(highest - 1, int(share * highest))
+
+
+def _beyond(value: int | float) -> str:
+    return "?" if math.isnan(value) else "↑" if value > 0 else "↓"
 
 
 def bars_of(bins: Bins, width: int, *, ends: bool = True) -> str:

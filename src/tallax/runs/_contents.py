@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from tallax.runs._history import History, is_entry, matches
+from tallax.runs._history import History
 from tallax.runs._jsonl_format import plain
+from tallax.runs._keys import is_entry, is_selected, matches, owner_of, site_key
 from tallax.runs._number_format import ago, number
 from tallax.runs._record import Bins, StateInfo
+from tallax.runs._site_table import Sites, sites_of
 
 _ENTRIES = 8  # entries of an array that are shown; `--json` has all
 
@@ -70,20 +72,38 @@ class Contents:
 
     def only(self, patterns: Sequence[str]) -> Contents:
         """Returns the contents whose names match the patterns, or all contents if there are no patterns."""
+        state = {name: info for name, info in self.state.items() if matches(name, patterns)}
 
         def wanted(name: str) -> bool:
-            return matches(name, patterns) or matches(_owner(name, self.state) or name, patterns)
+            return not patterns or bool(owner_of(name, state)) or is_selected(name, patterns)
 
-        state = {name: info for name, info in self.state.items() if matches(name, patterns)}
         scalars = {name: value for name, value in self.scalars.items() if wanted(name)}
         histograms = {name: bins for name, bins in self.histograms.items() if wanted(name)}
         return replace(self, state=state, scalars=scalars, histograms=histograms)
 
     @property
+    def sites(self) -> Sites:
+        """The sites of `tallax.watch` whose numbers are known."""
+        return sites_of(
+            {name: value for name, value in self.scalars.items() if self._site_of(name)},
+            {name: bins for name, bins in self.histograms.items() if self._site_of(name)},
+        )
+
+    @property
+    def own_state(self) -> dict[str, StateInfo]:
+        """The state other than these sites."""
+        sites = {self._site_of(name) for name in (*self.scalars, *self.histograms)}
+        return {name: info for name, info in self.state.items() if name not in sites}
+
+    def _site_of(self, name: str) -> str:
+        key = site_key(name)
+        return key.site if key is not None and key.site in self.state else ""
+
+    @property
     def others(self) -> dict[str, int | float | Bins]:
         """The numbers and the bins that do not belong to the state."""
         everything: dict[str, int | float | Bins] = {**self.scalars, **self.histograms}
-        return {name: value for name, value in everything.items() if not _owner(name, self.state)}
+        return {name: value for name, value in everything.items() if not owner_of(name, self.state)}
 
 
 def of_run(history: History, path: str) -> Contents:
@@ -126,10 +146,3 @@ def as_json(shown: Contents) -> dict[str, Any]:
         "state": state,
         "scalars": {name: plain(value) for name, value in shown.others.items() if not isinstance(value, Bins)},
     }
-
-
-def _owner(name: str, state: Mapping[str, StateInfo]) -> str:
-    """Returns the variable or statistic that a number belongs to, or ""."""
-    while name and name not in state:
-        name = name.rpartition("/")[0]
-    return name

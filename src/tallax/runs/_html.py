@@ -10,6 +10,7 @@ from tallax.runs._bars import bars_of
 from tallax.runs._contents import Contents
 from tallax.runs._number_format import number, size
 from tallax.runs._record import Bins, StateInfo
+from tallax.runs._site_table import COLUMNS
 
 _ROWS = 200
 _BARS = 40  # characters of a histogram
@@ -54,13 +55,18 @@ def state_table(title: str, rows: Iterable[tuple[str, StateInfo, str]]) -> str:
 
 
 def contents_html(contents: Contents) -> str:
-    """Returns the tables of a run or a checkpoint: the state, then the other scalars."""
+    """Returns the tables of a run or a checkpoint: the state, the sites of a watch, then the other scalars."""
     rows = []
-    for name, info in contents.state.items():
+    for name, info in contents.own_state.items():
         parts = ((field, value_text(part)) for field, part in contents.parts(name))
         rows.append((name, info, "  ".join(f"{field}={text}" if field else text for field, text in parts)))
     others = [(name, value_text(value)) for name, value in contents.others.items()]
     tables = [state_table(f"{contents.kind} {contents.path}, {contents.about}", rows)]
+    sites = contents.sites
+    if sites.summaries:
+        tables.append(table("", COLUMNS, (row.cells for row in sites.summaries)))
+    if sites.others:
+        tables.append(table("", ("site", ""), ((row.name, row.text) for row in sites.others)))
     if others:
         tables.append(table("", ("scalar", "value"), others))
     return "".join(tables)

@@ -4,24 +4,27 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from tallax.runs._bars import BLOCKS, bars_of
-from tallax.runs._history import History, Series, is_entry, matches, sorted_names
-from tallax.runs._number_format import ago, change, number, short
+from tallax.runs._bars import bars_of, sparkline
+from tallax.runs._history import History, Series, sorted_names
+from tallax.runs._keys import asks_for_numbers, is_entry, is_selected, matches, site_key
+from tallax.runs._number_format import ago, change, cut, number, short
 from tallax.runs._record import Bins
+from tallax.runs._site_table import SiteRow, Sites, most_unusual_first, other_lines, sites_of, summary_lines
 
 KEEP = 64  # values of each name, as many as the widest sparkline shows
 _GAP = 2
 _NAME, _LOOKS, _WIDEST = 16, 8, 48  # the minimum width of names, and the minimum and maximum width of sparklines
-_OVERHEAD = 5  # lines around the rows: two of the header, the headings, and the line about omitted rows
+_RECENT_RMS = 10  # the minimum width of the sparklines of sites, whose heading is `recent rms`
+_FRAME = 2  # lines that belong to no section: the header, and the line on which the cursor stays
+# The lines of each section besides its rows: an empty one, the headings, and a line about omitted names or sites.
+_HEADINGS = (3, 2, 1)
 
 
 @dataclass(frozen=True)
@@ -51,29 +54,109 @@ def table(
     Without `now`, in seconds since the epoch, the age of the last record is omitted.
     """
     head = _header(history, title, width, now)
-    rows = list(rows_of(history, patterns))
-    if not rows:
+    names, sites = chosen(history, patterns)
+    rows = list(rows_of(history, names))
+    needs = [len(each) for each in (rows, sites.summaries, sites.others)]
+    if not any(needs):
         there = len(history.scalars) + len(history.histograms)
-        said = f"none of {there} names matches {' '.join(patterns)}" if patterns and there else "no records yet"
+        said = "no site saw anything so far" if sites.idle else "no records yet"
+        if patterns and there and not sites.idle:
+            said = f"none of {there} names matches {' '.join(patterns)}"
         return Group(head, Text(), Text(said, "dim"))
-    room = max(1, height - _OVERHEAD)
-    if len(rows) > room:
+    if sum(needs) > sum(_rooms(needs, height)):
         rows = list(_folded(rows))
-    left_out = rows[room:]
-    parts: list[RenderableType] = [head, Text(), _body(rows[:room], width)]
-    if left_out:
-        parts.append(Text(_rest(left_out), "dim", no_wrap=True, overflow="ellipsis"))
+        needs[0] = len(rows)
+    rooms = _rooms(needs, height)
+    parts: list[RenderableType] = [head]
+    if rooms[0]:
+        parts += [Text(), *_names(rows[: rooms[0]], width)]
+        if len(rows) > rooms[0]:
+            pattern = _pattern_of(rows[rooms[0]].name)
+            parts.append(_dim(f"... and {len(rows) - rooms[0]:,} more; narrow with --names '{pattern}'"))
+    if rooms[1]:
+        parts += [Text(), *_summaries(history, sites.summaries, rooms[1], width)]
+    if rooms[2]:
+        parts += [Text(), *(Text(line, no_wrap=True) for line in other_lines(sites.others[: rooms[2]], width))]
+    hidden = sum(needs[1:]) - sum(rooms[1:])
+    if hidden:
+        order = ", less unusual" if 0 < rooms[1] < needs[1] else ""
+        narrow = "" if patterns else "; narrow with --names '*:output'"
+        parts.append(_dim(f"... and {hidden:,} more sites{order}{narrow}"))
     return Group(*parts)
 
 
-def rows_of(history: History, patterns: Sequence[str] = ()) -> Iterator[Row]:
-    """Yields the rows: first the user's scalars, then the state, with each histogram before its numbers."""
+def _dim(text: str) -> Text:
+    return Text(text, "dim", no_wrap=True, overflow="ellipsis")
+
+
+def _rooms(needs: Sequence[int], height: int) -> list[int]:
+    """Returns the number of rows of each section: as many as it needs, or an equal part of the terminal.
+
+    In a low terminal, the last sections have none.
+    """
+    used = [k for k, need in enumerate(needs) if need]
+
+    def room() -> int:
+        return height - _FRAME - sum(_HEADINGS[k] for k in used) - any(needs[1:])
+
+    while len(used) > 1 and room() < 2 * len(used):
+        used.pop()
+    left = max(1, room())
+    rooms = [0] * len(needs)
+    for place, k in enumerate(sorted(used, key=lambda k: needs[k])):
+        rooms[k] = min(needs[k], left // (len(used) - place))
+        left -= rooms[k]
+    return rooms
+
+
+def _summaries(history: History, rows: Sequence[SiteRow], room: int, width: int) -> Iterator[Text]:
+    """Yields the lines of the sites with summaries, by name if all fit, and else the most unusual ones."""
+    shown = rows if len(rows) <= room else most_unusual_first(rows)[:room]
+    lines = summary_lines(shown, width)
+    longest = max(map(len, lines))
+    looks = min(_WIDEST, width - longest - _GAP)
     last = history.steps[-1] if history.steps else None
+    yield _dim(f"{lines[0].ljust(longest + _GAP)}recent rms" if looks >= _RECENT_RMS else lines[0])
+    for row, line in zip(shown, lines[1:], strict=True):
+        series = history.scalars[row.drawn]
+        style = "red" if row.numbers["nonfinite"] else "" if series.steps[-1] == last else "dim"
+        text = Text(line.ljust(longest + _GAP) if looks >= _RECENT_RMS else line, style, no_wrap=True)
+        if looks >= _RECENT_RMS:
+            text.append(sparkline(series.values, width=looks), "green")
+        yield text
+
+
+def chosen(history: History, patterns: Sequence[str]) -> tuple[list[str], Sites]:
+    """Returns the selected names that have rows of their own, and the sites, which have a row for all of their numbers.
+
+    A number of a site has a row of its own if a pattern asks for this number, such as `*:output/rms`.
+    """
+    alone: list[str] = []
+    together: set[str] = set()
     for name in sorted_names(history):
-        if matches(name, patterns):
-            for series in (history.histograms.get(name), history.scalars.get(name)):
-                if series is not None:
-                    yield _row(name, series, last)
+        key = site_key(name)
+        if key is None or key.site not in history.state:
+            if is_selected(name, patterns):
+                alone.append(name)
+            continue
+        of_numbers = [pattern for pattern in patterns if asks_for_numbers(pattern, key)]
+        of_sites = [pattern for pattern in patterns if pattern not in of_numbers]
+        if of_numbers and is_selected(name, of_numbers):
+            alone.append(name)
+        if not patterns or (of_sites and (matches(key.site, of_sites) or matches(name, of_sites))):
+            together.add(name)  # bookkeeping too, because the table needs it
+    scalars = {name: series.values[-1] for name, series in history.scalars.items() if name in together}
+    histograms = {name: series.values[-1] for name, series in history.histograms.items() if name in together}
+    return alone, sites_of(scalars, histograms)
+
+
+def rows_of(history: History, names: Sequence[str]) -> Iterator[Row]:
+    """Yields the rows of some names, with each histogram before its numbers."""
+    last = history.steps[-1] if history.steps else None
+    for name in names:
+        for series in (history.histograms.get(name), history.scalars.get(name)):
+            if series is not None:
+                yield _row(name, series, last)
 
 
 def speed_of(history: History) -> float | None:
@@ -151,86 +234,44 @@ def _header(history: History, title: str, width: int, now: float | None) -> Text
     if not title:
         return text
     room = width - len(text) - 2
-    named = title if len(title) <= max(room, _NAME) else "…" + title[1 - max(room, _NAME) :]
-    return Text(no_wrap=True, overflow="ellipsis").append(f"{named}  ", "bold cyan").append_text(text)
+    named = Text(f"{cut(title, max(room, _NAME))}  ", "bold cyan", no_wrap=True, overflow="ellipsis")
+    return Text(no_wrap=True, overflow="ellipsis").append_text(named).append_text(text)
 
 
-def _body(rows: Sequence[Row], width: int) -> Table:
-    """Returns the rows in columns that fit into `width`."""
-    name = max(4, *(len(row.name) for row in rows))
-    value = max(5, *(len(row.value) for row in rows))
-    changed = max(6, *(len(row.change) for row in rows))
-    looks = min(_WIDEST, width - name - value - changed - 3 * _GAP)
-    if looks < _LOOKS:
-        name = max(_NAME, name - (_LOOKS - looks))
-        looks = width - name - value - changed - 3 * _GAP
-    if looks < _LOOKS:  # values are never cut; other columns are removed instead
-        changed = 0
-        looks = width - name - value - 2 * _GAP
-    if looks < _LOOKS:
-        looks = 0
-        name = max(4, min(max(4, *(len(row.name) for row in rows)), width - value - _GAP))
-    body = Table(box=None, show_edge=False, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim")
-    body.add_column("name", width=name, no_wrap=True)
-    body.add_column("value", width=value, no_wrap=True, justify="right")
-    if changed:
-        body.add_column("change", width=changed, no_wrap=True, justify="right")
-    if looks:
-        body.add_column("recent", width=looks, no_wrap=True)
-    for row in rows:
-        cells = [
-            Text(_cut(row.name, name), "" if row.fresh else "dim"),
-            Text(row.value, "bold" if row.fresh else "dim"),
-        ]
-        if changed:
-            cells.append(Text(row.change, "dim"))
-        if looks:
-            if isinstance(row.values, Bins):
-                cells.append(Text(bars_of(row.values, looks), "magenta"))
-            else:
-                cells.append(Text(sparkline(row.values, width=looks), "green"))
-        body.add_row(*cells)
-    return body
-
-
-def _cut(name: str, width: int) -> str:
-    """Returns a name, without its first parts if it is too long, because the last parts are the most specific."""
-    return name if len(name) <= width else "…" + name[len(name) - width + 1 :]
-
-
-def _rest(left_out: Sequence[Row]) -> str:
-    """Returns the line about the omitted rows, and the way to show them."""
-    parent, _, entry = left_out[0].name.rpartition("/")
-    pattern = f"{parent}/*" if parent else entry
-    return f"... and {len(left_out):,} more; narrow with --names '{pattern}'"
-
-
-def sparkline(values: Sequence[int | float], *, width: int = 24) -> str:
-    """Returns the last `width` values as bars, from the lowest value, `▁`, to the highest, `█`.
-
-    If all values are equal, the bars have half the height. NaN is `?`, and the infinities are `↑` and `↓`.
-    """
-    values = values[-width:]
-    finite = [value for value in values if isinstance(value, int) or math.isfinite(value)]
-    if not finite:
-        return "".join(map(_beyond, values))
-    low, high = min(finite), max(finite)
-    return "".join(
-        BLOCKS[_level(value, low, high)] if isinstance(value, int) or math.isfinite(value) else _beyond(value)
-        for value in values
+def _names(rows: Sequence[Row], width: int) -> Iterator[Text]:
+    """Yields the lines of names, in columns that fit into `width`. Values are never cut; other columns are left out."""
+    longest, value, changed = (
+        max(len(heading), *(len(text) for text in texts))
+        for heading, texts in (
+            ("name", [row.name for row in rows]),
+            ("value", [row.value for row in rows]),
+            ("change", [row.change for row in rows]),
+        )
     )
+    room, others = width - value - _GAP, [changed, _LOOKS]
+    while others and room - sum(each + _GAP for each in others) < min(longest, _NAME):
+        others.pop(0)
+    name = max(4, min(longest, room - sum(each + _GAP for each in others)))
+    looks = min(_WIDEST, room - name - sum(each + _GAP for each in others) + _LOOKS)
+
+    def line(*cells: tuple[str, str]) -> Text:
+        shown = [*cells[:2], *(cells[2:3] if len(others) == 2 else []), *(cells[3:] if others else [])]
+        parts = [part for cell in shown for part in (cell, " " * _GAP)]
+        return Text.assemble(*parts[:-1], no_wrap=True, overflow="ellipsis")
+
+    dim = "dim"
+    yield line(("name".ljust(name), dim), ("value".rjust(value), dim), ("change".rjust(changed), dim), ("recent", dim))
+    for row in rows:
+        recent = bars_of(row.values, looks) if isinstance(row.values, Bins) else sparkline(row.values, width=looks)
+        yield line(
+            (cut(row.name, name).ljust(name), "" if row.fresh else dim),
+            (row.value.rjust(value), "bold" if row.fresh else dim),
+            (row.change.rjust(changed), dim),
+            (recent, "magenta" if isinstance(row.values, Bins) else "green"),
+        )
 
 
-def _level(value: int | float, low: int | float, high: int | float) -> int:
-    highest = len(BLOCKS) - 1
-    if low == high:
-        return highest // 2
-    if isinstance(value, int) and isinstance(low, int) and isinstance(high, int):
-        return 1 + (value - low) * (highest - 1) // (high - low)  # exact, however large
-    half = 1 if high - low < math.inf else 2  # the difference of two floats may be infinite
-    share = (value / half - low / half) / (high / half - low / half)
-    return 1 + min(highest - 1, int(share * highest))
-
-
-def _beyond(value: int | float) -> str:
-    return "?" if math.isnan(value) else "↑" if value > 0 else "↓"
+def _pattern_of(name: str) -> str:
+    """Returns a pattern for `--names` that selects a name and those next to it."""
+    parent, _, last = name.rpartition("/")
+    return f"{parent}/*" if parent else last

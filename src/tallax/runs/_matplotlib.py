@@ -21,7 +21,7 @@ from matplotlib.ticker import (
     SymmetricalLogLocator,
 )
 
-from tallax.runs._number_format import number
+from tallax.runs._number_format import cut, number
 from tallax.runs._panels import Heat, Panel, SiteMap
 
 _TOLD_APART = 10  # the most curves that a legend distinguishes by color
@@ -37,7 +37,7 @@ _DECADE = 10.0  # positive numbers that differ by more are drawn on a logarithmi
 
 def draw_curves(axes: Any, panel: Panel, first: int, last: int) -> None:
     """Draws the curves of a panel, from step to step. NaN and infinities are gaps with a red mark below."""
-    axes.set_title(_cut(panel.title))
+    axes.set_title(cut(panel.title, _TITLE))
     curves = panel.curves
     exact = all(isinstance(value, int) for curve in curves for value in curve.series.values)
     offset = _offset([value for curve in curves for value in curve.series.values] if exact else [])
@@ -68,7 +68,7 @@ def draw_curves(axes: Any, panel: Panel, first: int, last: int) -> None:
 
 def draw_heat_map(axes: Any, title: str, heat: Heat, first: int, last: int) -> None:
     """Draws a histogram over the steps: a column for each record, colored by the fraction of its values in each bin."""
-    axes.set_title(_cut(title))
+    axes.set_title(cut(title, _TITLE))
     axes.grid(False)
     shares = np.ma.masked_where(~(heat.shares > 0), heat.shares)
     edges = heat.edges
@@ -76,7 +76,7 @@ def draw_heat_map(axes: Any, title: str, heat: Heat, first: int, last: int) -> N
         axes.text(0.5, 0.5, "no values", ha="center", color="0.5", transform=axes.transAxes)
     norm = PowerNorm(0.5, vmin=0, vmax=_highest(heat))
     mesh = axes.pcolormesh(_between(heat.steps), edges, shares.T, cmap=_SHARES, norm=norm, rasterized=True)
-    _value_axis(axes.yaxis, axes.set_yscale, heat)
+    _value_axis(axes, heat)
     axes.set_ylim(edges[0], edges[-1])
     beyond = "max" if shares.count() and shares.max() > _highest(heat) else "neither"
     bar = _color_bar(axes, mesh, MaxNLocator(3), extend=beyond)
@@ -87,7 +87,7 @@ def draw_heat_map(axes: Any, title: str, heat: Heat, first: int, last: int) -> N
 
 def draw_layers(axes: Any, title: str, layers: SiteMap, first: int, last: int) -> None:
     """Draws a number of several layers over the steps: a row for each layer. Cells that are not finite are red."""
-    axes.set_title(_cut(title))
+    axes.set_title(cut(title, _TITLE))
     axes.grid(False)
     finite = layers.values[np.isfinite(layers.values)]
     norm: Any = Normalize()
@@ -120,30 +120,9 @@ def _color_bar(axes: Any, mesh: Any, ticks: Any, **options: Any) -> Any:
     return bar
 
 
-def draw_ridgeline(axes: Any, title: str, heat: Heat) -> None:
-    """Draws a histogram over the steps: a ridge for each record, with later records higher up."""
-    axes.set_title(_cut(title))
-    axes.grid(False)
-    edges = heat.edges
-    shares = np.nan_to_num(heat.shares)
-    highest = _highest(heat)
-    colors = colormaps[_COLORS](np.linspace(0.1, 0.85, len(heat.steps)))
-    for k in reversed(range(len(heat.steps))):
-        ridge = k + np.minimum(1.8 * shares[k] / highest, 2.4)
-        axes.stairs(ridge, edges, baseline=k, fill=True, facecolor=colors[k], edgecolor="none", alpha=0.85)
-        axes.stairs(ridge, edges, baseline=None, color="white", linewidth=0.6)
-    _value_axis(axes.xaxis, axes.set_xscale, heat)
-    axes.set_xlim(edges[0], edges[-1])
-    rows = range(len(heat.steps) - 1, -1, -2 if len(heat.steps) > 7 else -1)
-    axes.set_yticks(list(rows), [EngFormatter(sep="")(heat.steps[k]) for k in rows])
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
-    axes.set_ylabel("step")
-    axes.set_xlabel("entry" if heat.entries else "new values" if heat.new else "value")
-
-
-def _value_axis(axis: Any, set_scale: Any, heat: Heat) -> None:
+def _value_axis(axes: Any, heat: Heat) -> None:
     """Sets the scale of the axis of values: linear, logarithmic, or both if there are values around zero."""
+    axis = axes.yaxis
     threshold = heat.axis.threshold
     if heat.entries:
         axis.set_major_locator(MaxNLocator(8, integer=True))
@@ -152,9 +131,9 @@ def _value_axis(axis: Any, set_scale: Any, heat: Heat) -> None:
     else:
         locator: Any = LogLocator(numticks=_DECADES)
         if heat.axis.low >= threshold:
-            set_scale("log")
+            axes.set_yscale("log")
         else:
-            set_scale("symlog", linthresh=threshold, linscale=1.0)
+            axes.set_yscale("symlog", linthresh=threshold, linscale=1.0)
             locator = SymmetricalLogLocator(base=10, linthresh=threshold)
             locator.set_params(numticks=_DECADES)
         axis.set_major_locator(locator)
@@ -256,7 +235,3 @@ def _kind(value: int | float) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return number(value)
     return f"beyond {_LARGEST:g}"
-
-
-def _cut(title: str) -> str:
-    return title if len(title) <= _TITLE else "…" + title[1 - _TITLE :]

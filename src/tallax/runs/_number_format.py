@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Formats numbers, sizes and durations for people."""
+"""Formats numbers, sizes, durations and long names for people."""
 
 from __future__ import annotations
 
@@ -92,3 +92,8 @@ def ago(seconds: float) -> str:
                 text += f" {left % length // units[k + 1][1]} {units[k + 1][0]}"
             return text
     raise AssertionError
+
+
+def cut(name: str, width: int) -> str:
+    """Returns a name, without its first characters if it is too long, because its last parts are the most specific."""
+    return name if len(name) <= width else "…" + name[len(name) - width + 1 :]

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from tallax.runs._bars import Axis
-from tallax.runs._history import History, Series, is_entry, matches, sorted_names
+from tallax.runs._history import History, Series, sorted_names
+from tallax.runs._keys import is_entry, is_selected, is_spelled_out, site_key
 from tallax.runs._record import Bins
 
 ENTRIES = 12  # the most entries of an array that are curves of one panel; a larger array is a histogram
@@ -32,8 +33,6 @@ _FAMILIES = (
     ("max", "mean", "min"),
     ("underflow", "overflow", "nan", "posinf", "neginf"),
 )
-# Fields with the step and the number of entries of another number; they are drawn only if a pattern selects them.
-_BOOKKEEPING = {"size", "updates", "entries", "queries", "largest_at", "nonfinite_at"}
 
 
 @dataclass(frozen=True)
@@ -79,23 +78,21 @@ class Panel:
 
 def panels_of(run: History, patterns: Sequence[str]) -> list[Panel]:
     """Returns the panels of one run. The entries of an array, and fields with a common unit, are in one panel."""
-    names = [name for name in sorted_names(run) if matches(name, patterns)]
-    if not patterns:
-        names = [name for name in names if not is_bookkeeping(name)]
+    names = [name for name in sorted_names(run) if is_selected(name, patterns)]
+    blank = _blank_numbers(run, names, patterns)
+    names = [name for name in names if name not in blank]
     sites: dict[str, dict[str, Series[int | float]]] = {}
     for name in names:
-        if name in run.scalars and (site := site_of(name)) is not None:
+        if name in run.scalars and (site := _place_in_map(name)) is not None:
             sites.setdefault(site[0], {})[site[1]] = run.scalars[name]
     found: dict[str, Panel] = {}
     for name in names:
-        title, label = site_of(name) or ("", "")
+        title, label = _place_in_map(name) or ("", "")
         if name in run.scalars and len(sites.get(title, ())) > 1:
             if len(sites[title]) < LAYERS:
                 found.setdefault(title, Panel(title)).curves.append(Curve(label, run.scalars[name]))
             elif title not in found:
-                layers = site_map(sites[title])
-                if patterns or layers.values.any():  # most models have no zeros and nothing that is not finite
-                    found[title] = Panel(title, layers=layers)
+                found[title] = Panel(title, layers=site_map(sites[title]))
             continue
         if name in run.histograms and not _few_entries(run, name):
             found[f"{name} "] = Panel(name, histogram=run.histograms[name])
@@ -122,7 +119,9 @@ def panels_of(run: History, patterns: Sequence[str]) -> list[Panel]:
 def panels_over_each_other(runs: dict[str, History], patterns: Sequence[str]) -> list[Panel]:
     """Returns the panels of several runs: one for each number, with a curve per run, and one per histogram and run."""
     found: list[Panel] = []
-    for name in dict.fromkeys(name for run in runs.values() for name in sorted_names(run) if matches(name, patterns)):
+    for name in dict.fromkeys(
+        name for run in runs.values() for name in sorted_names(run) if is_selected(name, patterns)
+    ):
         parent, _, last = name.rpartition("/")
         curves = []
         for label, run in runs.items():
@@ -215,24 +214,33 @@ def _grown(mass: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     return np.maximum(grown[kept], 0.0), kept
 
 
-def site_of(name: str) -> tuple[str, str] | None:
+def _place_in_map(name: str) -> tuple[str, str] | None:
     """Returns the title of the map that a scalar belongs to, and its label; None for other scalars."""
-    path, colon, rest = name.rpartition(":")
-    if not colon:
+    key = site_key(name)
+    if key is None:
         return None
-    role, _, entry = rest.rpartition("/")
-    if not is_entry(entry):
-        role, entry = rest, ""
-    numbers = [part for part in path.split("/") if part.isdigit()]
-    if not numbers and not entry:
-        return None
-    title = "/".join("*" if part.isdigit() else part for part in path.split("/"))
-    return f"{title}:{role}", ",".join([*numbers, *([entry] if entry else [])])
+    path = key.path.split("/")
+    numbers = [part for part in path if part.isdecimal()] + ([key.entry] if key.entry else [])
+    title = "/".join("*" if part.isdecimal() else part for part in path)
+    below = f"/{key.number}" if key.number else ""
+    return (f"{title}:{key.role}{below}", ",".join(numbers)) if numbers else None
 
 
-def is_bookkeeping(name: str) -> bool:
-    """Returns whether a scalar of a site is only the step or the number of entries of another one."""
-    return ":" in name and any(part in _BOOKKEEPING for part in name.rpartition(":")[2].split("/"))
+def _blank_numbers(run: History, names: Sequence[str], patterns: Sequence[str]) -> set[str]:
+    """Returns the numbers of sites that are 0 in all layers and steps, unless a pattern contains their names.
+
+    Most models have no zeros, and nothing that is not finite.
+    """
+    zero: dict[str, bool] = {}
+    blank: dict[str, list[str]] = {}
+    for name in names:
+        key = site_key(name)
+        if key is None or name not in run.scalars or any(is_spelled_out(key, pattern) for pattern in patterns):
+            continue
+        title, _ = _place_in_map(name) or (name, "")
+        zero[title] = zero.get(title, True) and not any(run.scalars[name].values)
+        blank.setdefault(title, []).append(name)
+    return {name for title, names in blank.items() if zero[title] for name in names}
 
 
 def site_map(chosen: Mapping[str, Series[int | float]]) -> SiteMap:

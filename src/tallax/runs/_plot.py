@@ -18,12 +18,11 @@ except ModuleNotFoundError:
 
 from tallax.runs._errors import RunError
 from tallax.runs._history import History
-from tallax.runs._matplotlib import draw_curves, draw_heat_map, draw_layers, draw_ridgeline
+from tallax.runs._matplotlib import draw_curves, draw_heat_map, draw_layers
 from tallax.runs._panels import Panel, heat_of, panels_of, panels_over_each_other
 from tallax.runs._run import Run
 
 _COLUMNS, _ROWS = 3, 6  # the number of panels on one page
-_RIDGES = 12
 _SUFFIXES = (".png", ".svg", ".pdf")
 _STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -43,9 +42,7 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def plot(
-    runs: Sequence[str], output: str | os.PathLike[str] | None, patterns: Sequence[str], histograms: str
-) -> Iterator[Path]:
+def plot(runs: Sequence[str], output: str | os.PathLike[str] | None, patterns: Sequence[str]) -> Iterator[Path]:
     """Draws one run, or several runs on common axes, and yields each file when it is written: one for each 18 panels.
 
     Further pages have their number in the name. Without `output`, it is `plot.png` in the folder of the first run.
@@ -55,7 +52,7 @@ def plot(
     """
     folder = Path(runs[0])
     file = Path(output) if output is not None else (folder if folder.is_dir() else folder.parent) / "plot.png"
-    _check(file, histograms)
+    _check(file)
     read = {path: Run(path) for path in runs}
     panels = _panels(read, patterns)
     if not panels:
@@ -71,7 +68,7 @@ def plot(
         path = file if number == 1 else file.with_name(f"{file.stem}-{number}{file.suffix}")
         title = ", ".join(runs) + (f"  (page {number} of {len(pages)})" if len(pages) > 1 else "")
         with mpl.rc_context(_STYLE):
-            figure = draw(page, title, histograms, min(steps), max(steps))
+            figure = draw(page, title, min(steps), max(steps))
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=150, metadata={} if path.suffix == ".png" else _UNDATED[path.suffix])
         yield path
@@ -80,7 +77,7 @@ def plot(
 _UNDATED: dict[str, Any] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
-def draw(panels: Sequence[Panel], title: str, histograms: str, first: int, last: int) -> Figure:
+def draw(panels: Sequence[Panel], title: str, first: int, last: int) -> Figure:
     """Returns a figure of some panels, from step to step."""
     columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
@@ -92,8 +89,6 @@ def draw(panels: Sequence[Panel], title: str, histograms: str, first: int, last:
             draw_layers(axes, panel.title, panel.layers, first, last)
         elif panel.histogram is None:
             draw_curves(axes, panel, first, last)
-        elif histograms == "ridgeline":
-            draw_ridgeline(axes, panel.title, heat_of(panel.histogram, _RIDGES))
         else:
             draw_heat_map(axes, panel.title, heat_of(panel.histogram), first, last)
     return figure
@@ -108,7 +103,7 @@ def _panels(runs: dict[str, Run], patterns: Sequence[str]) -> list[Panel]:
     return panels_over_each_other(labelled, patterns)
 
 
-def _check(file: Path, histograms: str) -> None:
+def _check(file: Path) -> None:
     if file.suffix.lower() not in _SUFFIXES:
         raise RunError(
             "-o",
@@ -116,11 +111,4 @@ def _check(file: Path, histograms: str) -> None:
             got=repr(str(file)),
             expected=", ".join(_SUFFIXES),
             fix=f"-o {file.stem or 'plot'}.png",
-        )
-    if histograms not in ("heatmap", "ridgeline"):
-        raise RunError(
-            "--histograms",
-            "must be heatmap or ridgeline.",
-            got=repr(histograms),
-            fix="--histograms ridgeline",
         )

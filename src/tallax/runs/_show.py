@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 try:
@@ -23,8 +23,9 @@ from tallax.runs._bars import bars_of
 from tallax.runs._contents import Contents, as_json, of_run
 from tallax.runs._errors import RunError
 from tallax.runs._number_format import number, short, size
-from tallax.runs._record import Bins
+from tallax.runs._record import Bins, StateInfo
 from tallax.runs._run import FILE, Run, is_run
+from tallax.runs._site_table import lines_of
 
 _BARS = 16  # the characters of a histogram
 _NARROW = 100  # columns
@@ -45,9 +46,14 @@ def show(
     if json_wanted:
         print(json.dumps(as_json(shown), allow_nan=False))
         return
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WITHOUT_TERMINAL
-    console = Console(highlight=False, width=width)
+    console = console_on_stdout()
     console.print(rendered(shown, console.width))
+
+
+def console_on_stdout() -> Console:
+    """Returns a console as wide as the terminal; if stdout is not a terminal, of 120 columns or `COLUMNS`."""
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WITHOUT_TERMINAL
+    return Console(highlight=False, width=width)
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
@@ -79,8 +85,11 @@ def rendered(shown: Contents, width: int) -> RenderableType:
         Text.assemble((f"{shown.kind} {shown.path}", "bold cyan"), f"  {shown.about}"),
         Text(),
     ]
-    if shown.state:
-        parts += [_state_table(shown, width), Text()]
+    state = shown.own_state
+    if state:
+        parts += [_state_table(state, shown, width), Text()]
+    for lines in lines_of(shown.sites, width):
+        parts += [Text("\n".join(lines), overflow="fold"), Text()]
     others = _others(shown)
     if others is not None:
         parts += [others, Text()]
@@ -92,7 +101,7 @@ def rendered(shown: Contents, width: int) -> RenderableType:
     return Group(*parts)
 
 
-def _state_table(shown: Contents, width: int) -> Table:
+def _state_table(state: Mapping[str, StateInfo], shown: Contents, width: int) -> Table:
     """Returns the table of the state. In a narrow terminal, one column has kind, shape and size."""
     body = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     body.add_column("name", overflow="fold", min_width=min(16, width // 4))
@@ -106,7 +115,7 @@ def _state_table(shown: Contents, width: int) -> Table:
         body.add_column("shape", no_wrap=True)
         body.add_column("size", justify="right", no_wrap=True)
         body.add_column("kept", no_wrap=True)
-    for name, info in shown.state.items():
+    for name, info in state.items():
         kind, kept = Text(info.kind, "cyan"), Text("yes", "green") if info.persistent else Text("no", "yellow")
         shape = Text(info.type_text, "dim")
         value = _value(name, shown, _BARS if narrow else 2 * _BARS)

@@ -20,6 +20,7 @@ except ModuleNotFoundError:
 from tallax.runs._keyboard import keyboard
 from tallax.runs._live_table import KEEP, table
 from tallax.runs._run import Run, is_run
+from tallax.runs._show import console_on_stdout
 
 
 def tail(path: str, patterns: Sequence[str], every_seconds: float, *, once: bool, wait: bool) -> None:
@@ -28,7 +29,7 @@ def tail(path: str, patterns: Sequence[str], every_seconds: float, *, once: bool
     Raises:
         RunError: The run does not exist or is damaged.
     """
-    console = Console(highlight=False)
+    console = console_on_stdout()
     # Ctrl-C is the normal way to leave, also while it waits or draws.
     with contextlib.suppress(KeyboardInterrupt):
         if wait and not is_run(path):

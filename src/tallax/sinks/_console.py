@@ -9,8 +9,9 @@ from typing import Any
 
 from tallax._errors import MissingExtraError
 from tallax.runs import History, Record
-from tallax.runs._history import matches, users_scalars
+from tallax.runs._history import users_scalars
 from tallax.runs._number_format import number
+from tallax.runs._site_table import most_unusual_first
 from tallax.sinks._partial_writes import encode_or_omit
 
 try:
@@ -19,7 +20,7 @@ try:
     from rich.live import Live
     from rich.text import Text
 
-    from tallax.runs._live_table import KEEP, table
+    from tallax.runs._live_table import KEEP, chosen, table
 except ModuleNotFoundError:
     raise MissingExtraError.of("sinks.Console", "console", "rich") from None
 
@@ -30,7 +31,8 @@ _SHOWN = 8  # numbers in a line, if all scalars belong to the state
 class Console:
     """Shows a run in the terminal in which it trains, as the table of `tallax tail` below the printed text.
 
-    If stdout is not a terminal, it prints a line for each record: the step, and the scalars passed to the Logger.
+    If stdout is not a terminal, it prints a line for each record: the step, and the scalars passed to the Logger. Of
+    the sites of a watch that `names` selects, it prints the eight most unusual ones.
 
     Text that is printed while the table is shown goes above it. A progress bar of rich works alongside it if both use
     the same `rich.console.Console`, by default rich's own. This needs rich 14.1. With an older version, a line for each
@@ -103,12 +105,19 @@ class Console:
         live.update(table(self._history, "", patterns=self._patterns, width=width, height=height), refresh=True)
 
     def _print(self, record: Record) -> None:
-        names = [name for name in record.scalars if matches(name, self._patterns)]
-        if not self._patterns:
-            own = set(users_scalars(self._history))
-            names = [name for name in names if name in own] or names[:_SHOWN]
-        said = "  ".join(f"{name}={number(record.scalars[name])}" for name in names)
-        self._console.print(Text(f"step {record.step:,}  {said}".rstrip()), soft_wrap=True, highlight=False)
+        own = () if self._patterns else users_scalars(self._history)
+        names, rows = [name for name in own if name in record.scalars], []
+        if not names:  # the names that were asked for, or the first of the state
+            selected, sites = chosen(self._history, self._patterns)
+            alone = set(selected)
+            names = [name for name in record.scalars if name in alone][: None if self._patterns else _SHOWN]
+            rows = [row for row in (*most_unusual_first(sites.summaries), *sites.others) if row.drawn in record.scalars]
+        said = [f"{name}={number(record.scalars[name])}" for name in names]
+        said += [f"{row.name}: {row.in_short}" for row in rows[:_SHOWN]]
+        if len(rows) > _SHOWN:
+            said.append(f"... and {len(rows) - _SHOWN:,} more sites")
+        line = "  ".join([f"step {record.step:,}", *said])
+        self._console.print(Text(line), soft_wrap=True, highlight=False)
 
 
 def _checked(record: Record) -> Record:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, describe
+from tallax.runs._site_table import aligned
 from tallax.watching._table import rows_of
 from tallax.watching._watch import watch
 
@@ -39,10 +40,8 @@ class CoordinateCheckResult:
         for name in sorted(self.exponents, key=lambda name: -np.nan_to_num(self.exponents[name][-1], nan=np.inf)):
             exponents = [f"{self.exponents[name][step]:+.2f}" for step in ends]
             rows.append((name or "the model", *(f"{x:.3g}" for x in self.rms[name][-1]), *exponents))
-        sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
         title = f"RMS of outputs after {steps} steps" if steps else "RMS of outputs at the start"
-        lines = ["  ".join([row[0].ljust(sizes[0]), *map(str.rjust, row[1:], sizes[1:])]) for row in rows]
-        return "\n".join([title, *lines])
+        return "\n".join([title, *aligned(rows)])
 
     __str__ = __repr__
 
@@ -94,12 +93,10 @@ def coordinate_check(
     for width, found in zip(widths, sizes, strict=True):
         if set(found) != set(names):
             raise InvalidValueError(
-                compose(
-                    "factory",
-                    "must make a model with the same modules at each width.",
-                    got=f"at width {width}, {', '.join(sorted(set(found) ^ set(names))[:4])} differ",
-                    fix="sites= with the modules that all widths have",
-                )
+                "factory",
+                "must make a model with the same modules at each width.",
+                got=f"at width {width}, {', '.join(sorted(set(found) ^ set(names))[:4])} differ",
+                fix="sites= with the modules that all widths have",
             )
     rms = {name: np.stack([found[name] for found in sizes], -1) for name in names}
     return CoordinateCheckResult(tuple(widths), rms, {name: _slopes(widths, each) for name, each in rms.items()})
@@ -117,14 +114,7 @@ def _sizes(
     made = factory(width)
     objects = made if isinstance(made, tuple) else (made,)
     if not isinstance(objects[0], nnx.Module):
-        raise InvalidTypeError(
-            compose(
-                "factory",
-                "takes a function from a width to a model, or to a model and its optimizer.",
-                got=describe(objects[0]),
-                fix="lambda width: Model(width, nnx.Rngs(0))",
-            )
-        )
+        raise _no_factory(objects[0])
     watched = watch(objects[0], sites=sites)
     forward = nnx.jit(lambda model, inputs: model(*inputs))
     found: list[dict[str, float]] = []
@@ -134,15 +124,13 @@ def _sizes(
         watched.reset()
         forward(objects[0], inputs)
         results = watched.result().items()
-        found.append({name: row.rms for key, result in results for name, row in rows_of(key, result)})
+        found.append({row.name: row.numbers["rms"] for name, result in results for row in rows_of(name, result)})
     if not found[0]:
         raise InvalidValueError(
-            compose(
-                "sites",
-                "no output of a chosen module was seen.",
-                got="; ".join(sorted(set(watched.unseen.values()))[:2]),
-                fix="a model in training mode (model.train()), and sites that it calls",
-            )
+            "sites",
+            "no output of a chosen module was seen.",
+            got="; ".join(sorted(set(watched.unseen.values()))[:2]),
+            fix="a model in training mode (model.train()), and sites that it calls",
         )
     names = {name: name.replace(":output", "") for name in found[0]}
     return {short: np.array([each.get(name, 0.0) for each in found]) for name, short in names.items()}
@@ -157,34 +145,32 @@ def _slopes(widths: Sequence[int], rms: np.ndarray) -> np.ndarray:
         return (logs * x).sum(-1) / (x * x).sum()
 
 
+def _no_factory(got: Any) -> InvalidTypeError:
+    return InvalidTypeError(
+        "factory",
+        "takes a function from a width to a model, or to a model and its optimizer.",
+        got=describe(got),
+        fix="lambda width: Model(width, nnx.Rngs(0))",
+    )
+
+
 def _check(factory: Any, widths: Any, train_step: Any, steps: Any) -> None:
     if not callable(factory) or isinstance(factory, nnx.Module):
-        raise InvalidTypeError(
-            compose(
-                "factory",
-                "takes a function from a width to a model, or to a model and its optimizer.",
-                got=describe(factory),
-                fix="lambda width: Model(width, nnx.Rngs(0))",
-            )
-        )
+        raise _no_factory(factory)
     are_sizes = isinstance(widths, list | tuple | range) and all(
         isinstance(each, int) and not isinstance(each, bool) and each > 0 for each in widths
     )
     if not are_sizes or len(set(widths)) < 2:
         raise InvalidValueError(
-            compose(
-                "widths",
-                "takes two or more different positive integers.",
-                got=describe(widths),
-                fix="[64, 128, 256, 512]",
-            )
+            "widths",
+            "takes two or more different positive integers.",
+            got=describe(widths),
+            fix="[64, 128, 256, 512]",
         )
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0 or (steps and train_step is None):
         raise InvalidValueError(
-            compose(
-                "steps",
-                "takes the number of training steps, which train_step runs.",
-                got=f"steps={steps!r}" + ("" if train_step is not None else ", no train_step"),
-                fix="coordinate_check(factory, widths, x, y, train_step=train_step, steps=4)",
-            )
+            "steps",
+            "takes the number of training steps, which train_step runs.",
+            got=f"steps={steps!r}" + ("" if train_step is not None else ", no train_step"),
+            fix="coordinate_check(factory, widths, x, y, train_step=train_step, steps=4)",
         )

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tallax._errors import InvalidTypeError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, describe
 from tallax._walk import WATCHED
 from tallax.statistics import LogHistogram, Statistic
 from tallax.watching import _params
@@ -117,17 +117,29 @@ class Maker:
 
     def _statistics(self, role: str, placement: Mapping[str, Any] | None = None) -> dict[str, Any]:
         make = None if role == GRADIENT else self.statistic
-        made = Summary(**self._options, **(placement or {})) if make is None else make()
+        made = Summary(**self._options, **(placement or {})) if make is None else self._made_by(make)
+        return {role: made, **({role + HISTOGRAM: LogHistogram(0.34)} if self.histograms and role != GRADIENT else {})}
+
+    def _made_by(self, make: Factory) -> Statistic:
+        try:
+            made, got = make(), None
+        except TypeError as error:  # it needs arguments
+            made, got = None, f"TypeError: {error}"
         if not isinstance(made, Statistic):
             raise InvalidTypeError(
-                compose(
-                    "statistic",
-                    "takes a function that makes a statistic.",
-                    got=describe(made),
-                    fix="statistic=tallax.statistics.Moments, or lambda: tallax.statistics.Extrema()",
-                )
+                "statistic",
+                "takes a function that makes a statistic.",
+                got=got or describe(made),
+                fix="statistic=tallax.statistics.Moments, or lambda: tallax.statistics.Extrema()",
             )
-        return {role: made, **({role + HISTOGRAM: LogHistogram(0.34)} if self.histograms and role != GRADIENT else {})}
+        if any(made is other for _, site in self._sites.values() for other in site.statistics.values()):
+            raise InvalidValueError(
+                "statistic",
+                "takes a function that makes a new statistic at each call.",
+                got=f"the same {type(made).__name__} twice",
+                fix=f"statistic=lambda: tallax.statistics.{type(made).__name__}(...)",
+            )
+        return made
 
     def _add(self, each: Found, role: str, statistics: Mapping[str, Statistic]) -> None:
         _, site = self._sites.setdefault(id(each.module), (each, Site(each.name, self._number, self.methods)))

@@ -96,7 +96,8 @@ def after(seen: list[Seen], gradients: Any) -> None:
                     summaries.append(statistic)
                     values.append(jax.tree.map(functools.partial(_placed, spec=statistic.spec), value))
                 else:
-                    statistic.update(value[0] - value[1] if role == UPDATE else value)
+                    tensor = value[0] - value[1] if role == UPDATE else value
+                    each.site.update_or_note(statistic, f"{each.name}:{role}", tensor)
         ratio: Any
         for ratio in _statistics(each.site, f"{each.name}:{UPDATE_RATIO}", new):
             ratios.append(ratio)

@@ -288,13 +288,32 @@ class UpdateRatio(StepStatistic):
         return unboxed(xp.where((parameter == 0) & (update > 0), xp.inf, ratio))[0]
 
 
+def reader_of(kind: Any, channels: int, **options: Any) -> StepStatistic:
+    """Returns a statistic that reads the state of one with this configuration, such as the state in a checkpoint."""
+    if kind is UpdateRatio:
+        return UpdateRatio(None, **options)
+    not_read: dict[Any, tuple[Any, ...]] = {DeadUnits: (0.0,), ExpertLoad: (1,)}  # a threshold, and top_k
+    return kind(channels, *not_read.get(kind, ()), **options)
+
+
+# The number of each result that is 0 if nothing was looked at.
+_COUNTS = {
+    DeadUnitsResult: "entries",
+    MassiveActivationsResult: "entries",
+    AttentionResult: "queries",
+    ExpertLoadResult: "tokens",
+}
+
+
+def is_of_preset(result: Any, role: str) -> bool:
+    """Returns whether a result is that of a preset."""
+    return role.endswith(f":{UPDATE_RATIO}") or type(result) in _COUNTS
+
+
 def is_empty(result: Any, role: str) -> bool:
     """Returns whether the result of a preset stands for nothing that was looked at."""
-    if role.endswith(f":{UPDATE_RATIO}"):
-        return not np.any(result)
-    fields = {DeadUnitsResult: "entries", MassiveActivationsResult: "entries", AttentionResult: "queries"}
-    field = {**fields, ExpertLoadResult: "tokens"}.get(type(result))
-    return field is not None and not np.any(getattr(result, field))
+    counts = result if role.endswith(f":{UPDATE_RATIO}") else getattr(result, _COUNTS[type(result)])
+    return not np.any(counts)
 
 
 def _only_finite(entries: int, sums: jax.Array, largest: Any) -> Numbers:

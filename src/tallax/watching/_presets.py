@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, describe
 from tallax._walk import WATCHED
 from tallax.watching._params import UPDATE_RATIO
 from tallax.watching._preset_statistics import (
@@ -45,6 +45,11 @@ class Preset:
     maker: _Maker
     function: str | None = None
 
+    @property
+    def calls(self) -> bool:
+        """Whether it takes the output of the modules' methods."""
+        return self.function is None and self.name != UPDATE_RATIO
+
 
 def dead_units(sites: Any, *, threshold: float = 0.0, units: int | None = None) -> Preset:
     """Returns a preset that counts the units of a layer that never fired: whose output was never above a threshold.
@@ -61,7 +66,7 @@ def dead_units(sites: Any, *, threshold: float = 0.0, units: int | None = None) 
     """
     if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not math.isfinite(threshold):
         raise InvalidValueError(
-            compose("dead_units", "threshold takes a finite number.", got=describe(threshold), fix="threshold=0.0")
+            "dead_units", "threshold takes a finite number.", got=describe(threshold), fix="threshold=0.0"
         )
     _check_size("dead_units", "units", units)
     return Preset(
@@ -100,12 +105,10 @@ def attention(sites: Any = "**", *, function: str = "attention_fn", heads: int |
     """
     if not isinstance(function, str) or not function.isidentifier():
         raise InvalidTypeError(
-            compose(
-                "attention",
-                "function takes the name of an attribute.",
-                got=describe(function),
-                fix='function="attention_fn"',
-            )
+            "attention",
+            "function takes the name of an attribute.",
+            got=describe(function),
+            fix='function="attention_fn"',
         )
     _check_size("attention", "heads", heads)
 
@@ -143,12 +146,10 @@ def expert_load(sites: Any, *, top_k: int = 1, experts: int | None = None) -> Pr
     _check_size("expert_load", "top_k", top_k)
     if experts is not None and top_k > experts:
         raise InvalidValueError(
-            compose(
-                "expert_load",
-                "top_k must not be larger than the number of experts.",
-                got=f"top_k={top_k}, experts={experts}",
-                fix=f"top_k={experts}",
-            )
+            "expert_load",
+            "top_k must not be larger than the number of experts.",
+            got=f"top_k={top_k}, experts={experts}",
+            fix=f"top_k={experts}",
         )
 
     def make(width: int, **options: Any) -> StepStatistic:
@@ -186,33 +187,27 @@ def presets_of(model: Any, presets: Any) -> Iterator[tuple[Preset, Found, Callab
     for preset in presets if isinstance(presets, list | tuple) else [presets]:
         if not isinstance(preset, Preset):
             raise InvalidTypeError(
-                compose(
-                    "presets",
-                    "takes presets, which the functions of tallax.watching return.",
-                    got=describe(preset),
-                    fix="presets=[tallax.watching.update_ratio(), tallax.watching.attention()]",
-                )
+                "presets",
+                "takes presets, which the functions of tallax.watching return.",
+                got=describe(preset),
+                fix="presets=[tallax.watching.update_ratio(), tallax.watching.attention()]",
             )
         made = [(each, preset.maker(each.module)) for each in chosen_modules(model, preset.sites)]
         found = [(each, maker) for each, maker in made if maker is not None]
         if not found:
             raise InvalidValueError(
-                compose(
-                    preset.name,
-                    f"the model has no module with a function in the attribute {preset.function}.",
-                    got=f"sites={preset.sites!r}",
-                    fix="function= with the attribute in which the modules keep their attention function",
-                )
+                preset.name,
+                f"the model has no module with a function in the attribute {preset.function}.",
+                got=f"sites={preset.sites!r}",
+                fix="function= with the attribute in which the modules keep their attention function",
             )
         for each, maker in found:
             if (each.name, preset.name) in seen:
                 raise InvalidValueError(
-                    compose(
-                        preset.name,
-                        "two presets of this name select the same module.",
-                        got=each.name or "the model",
-                        fix="one preset for all modules: sites=[...]",
-                    )
+                    preset.name,
+                    "two presets of this name select the same module.",
+                    got=each.name or "the model",
+                    fix="one preset for all modules: sites=[...]",
                 )
             seen.add((each.name, preset.name))
             yield preset, each, maker
@@ -246,6 +241,4 @@ def _calls_attention(kind: type) -> bool:
 
 def _check_size(preset: str, name: str, value: Any) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise InvalidValueError(
-            compose(preset, f"{name} takes a positive integer.", got=describe(value), fix=f"{name}=8")
-        )
+        raise InvalidValueError(preset, f"{name} takes a positive integer.", got=describe(value), fix=f"{name}=8")

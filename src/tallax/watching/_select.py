@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from flax import nnx
 
-from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, describe
 from tallax._module import EvalAware
 from tallax._walk import WATCHED, path_name
 
@@ -76,15 +77,57 @@ def _test(part: Any) -> Callable[[Found], bool]:
     if isinstance(part, type):
         return lambda each: isinstance(each.module, part)
     if callable(part) and not isinstance(part, nnx.Pytree):
-        return lambda each: bool(part(each.name, each.module))
+        return lambda each: _asked(part, each)
     raise InvalidTypeError(
-        compose(
-            "sites",
-            "takes a glob of paths, a module class, a predicate, or a list of these.",
-            got=describe(part),
-            fix='sites="layers/*/attention", sites=nnx.Linear, or sites=lambda path, module: ...',
-        )
+        "sites",
+        "takes a glob of paths, a module class, a predicate, or a list of these.",
+        got=describe(part),
+        fix='sites="layers/*/attention", sites=nnx.Linear, or sites=lambda path, module: ...',
     )
+
+
+def _asked(predicate: Callable[..., Any], each: Found) -> bool:
+    try:
+        return bool(predicate(each.name, each.module))
+    except Exception as error:
+        raise InvalidValueError(
+            "sites",
+            "takes a predicate (path, module) -> bool, and this one raised.",
+            got=f"{type(error).__name__}: {error}, for {each.name or 'the model'}",
+            fix="sites=lambda path, module: isinstance(module, nnx.Linear)",
+        ) from error
+
+
+def names_in(argument: str, value: Any, example: str) -> tuple[str, ...]:
+    """Returns the names in an argument, which is a string or several of them.
+
+    Raises:
+        InvalidTypeError: it is neither.
+    """
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise InvalidTypeError(argument, "takes a string, or several in a tuple.", got=describe(value), fix=example)
+    return tuple(names)
+
+
+def check_methods(methods: Sequence[str], modules: Sequence[Found]) -> None:
+    """Checks that each method is one of some module, if there are modules.
+
+    Raises:
+        InvalidValueError: no module has it.
+    """
+    kinds = {type(each.module) for each in modules}
+    for method in methods:
+        if kinds and not any(callable(getattr(kind, method, None)) for kind in kinds):
+            there = sorted({name for kind in kinds for name, x in vars(kind).items() if inspect.isfunction(x)})
+            named = [name for name in there if name == "__call__" or not name.startswith("_")]
+            raise InvalidValueError(
+                "method",
+                "no chosen module has this method.",
+                got=repr(method),
+                expected=", ".join(named[:12]) or "the methods of the chosen modules",
+                fix=f'method="{(difflib.get_close_matches(method, named, n=1) or named or ["__call__"])[0]}"',
+            )
 
 
 def _nothing(part: Any, modules: Sequence[Found]) -> InvalidValueError:
@@ -97,8 +140,11 @@ def _nothing(part: Any, modules: Sequence[Found]) -> InvalidValueError:
         close = difflib.get_close_matches(part, names, n=3) if isinstance(part, str) else []
         rule, expected = "selects no module of the model.", ", ".join(close or names[1:9])
         fix = f'sites="{close[0]}"' if close else 'sites="**", which selects all modules'
+        owner, _, attribute = part.rpartition("/") if isinstance(part, str) else ("", "", "")
+        if any(isinstance(vars(each.module).get(attribute), nnx.Param) for each in modules if each.name == owner):
+            rule, fix = "takes modules, and this is a Param.", f'sites="{owner}", gradients=True'
     got = part.__name__ if isinstance(part, type) else describe(part)
-    return InvalidValueError(compose("sites", rule, got=got, expected=expected or "a model with modules", fix=fix))
+    return InvalidValueError("sites", rule, got=got, expected=expected or "a model with modules", fix=fix)
 
 
 def functions_asked_for(model: Any, sites: Any) -> list[str]:

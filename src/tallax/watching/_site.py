@@ -13,7 +13,7 @@ from flax import nnx
 
 from tallax._arrays import is_traced
 from tallax._backward_observers import BackwardObserver
-from tallax._errors import TraceError
+from tallax._errors import InvalidTypeError, InvalidValueError, TraceError
 from tallax._mesh_axes import mapped_axes, marked, varying_axes
 from tallax.statistics import Statistic
 from tallax.watching._notes import note, notes_of
@@ -64,7 +64,16 @@ class Site(BackwardObserver):
                 self._summarize(statistic, role, leaves)
             else:
                 for leaf in leaves:
-                    statistic.update(leaf)
+                    self.update_or_note(statistic, role, leaf)
+
+    def update_or_note(self, statistic: Statistic, role: str, value: Any) -> None:
+        """Updates a statistic, or notes why it does not take a value, because the model must train on."""
+        try:
+            statistic.update(value)
+        except (InvalidTypeError, InvalidValueError) as error:
+            rule, got, *_ = *str(error).splitlines(), ""
+            got = " ".join(got.split()).removesuffix(" (traced)")
+            note(self.watch, self.site, role, f"{rule.partition(': ')[2].rstrip('.')}; {got}")
 
     def _summarize(self, summary: Summary, role: str, leaves: list[Any]) -> None:
         """Updates a summary; in a step of `value_and_grad` only the numbers of the step, which `absorb` adds to it."""

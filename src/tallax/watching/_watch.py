@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
-from tallax._errors import InvalidTypeError, InvalidValueError, compose, describe
+from tallax._errors import InvalidTypeError, InvalidValueError, describe
 from tallax._walk import WATCHED, path_name
 from tallax.reading import collect
 from tallax.variables import Counter
@@ -16,9 +17,9 @@ from tallax.watching import _params
 from tallax.watching._maker import Factory, Maker
 from tallax.watching._notes import notes_of
 from tallax.watching._placing import devices_of
-from tallax.watching._preset_statistics import is_empty
+from tallax.watching._preset_statistics import is_empty, is_of_preset
 from tallax.watching._presets import Preset, has_update_ratio, presets_of
-from tallax.watching._select import chosen_modules, functions_asked_for, modules_of
+from tallax.watching._select import check_methods, chosen_modules, functions_asked_for, modules_of, names_in
 from tallax.watching._site import GRADIENT, HISTOGRAM, INPUT, OUTPUT, Site
 from tallax.watching._stacks import stack_shapes
 from tallax.watching._summary import SummaryResult, is_idle
@@ -56,7 +57,8 @@ def watch(
     counted.
 
     Args:
-        model: the model. Call `watch` before the model is compiled, or expect one compilation more.
+        model: the model. Call `watch` before the model is compiled, or expect one compilation more, and not on a model
+            that was passed to a transformed function.
         optimizer: the `nnx.Optimizer`, whose `update(model, grads)` shows parameters, gradients and updates.
         sites: the modules to watch: a glob of paths, in which `*` is one part and `**` any number of parts; a module
             class; a predicate `(path, module) -> bool`; or a list of these.
@@ -85,9 +87,10 @@ def watch(
         A `Watch`, which reads the statistics, prints them as a table, and removes them.
 
     Raises:
-        InvalidTypeError: `model` is not a module, `sites` or `statistic` is of the wrong kind, or there is no optimizer
-            to see parameters, gradients or updates.
-        InvalidValueError: `sites` selects nothing, the model is watched already, or nothing is to be watched.
+        InvalidTypeError: `model` is not a module, another argument is of the wrong kind, or there is no optimizer to
+            see parameters, gradients or updates.
+        InvalidValueError: `sites` selects nothing, a predicate raises, no chosen module has the method, the model is
+            watched already, or nothing is to be watched.
 
     Example:
         >>> import jax.numpy as jnp, tallax
@@ -107,20 +110,24 @@ def watch(
     of_presets = list(presets_of(model, presets))
     if not roles and not param_roles and not of_presets:
         raise InvalidValueError(
-            compose("watch", "there is nothing to watch.", got="outputs=False", fix="outputs=True, or updates=True")
+            "watch", "there is nothing to watch.", got="outputs=False", fix="outputs=True, or updates=True"
         )
     chosen = chosen_modules(model, sites) if roles or param_roles else []
     if any(WATCHED in vars(each.module) for each in modules_of(model)) or base_of(optimizer) is not None:
         raise InvalidValueError(
-            compose(
-                "watch",
-                "the model or the optimizer is watched already.",
-                got="a second watch",
-                fix="watch.remove() first, or one watch for everything: sites=[...]",
-            )
+            "watch",
+            "the model or the optimizer is watched already.",
+            got="a second watch",
+            fix="watch.remove() first, or one watch for everything: sites=[...]",
         )
+    methods = names_in("method", method, 'method="__call__"')
+    check_methods(
+        methods, [each for each in chosen if roles] + [each for preset, each, _ in of_presets if preset.calls]
+    )
+    for argument, value, example in (("stacks", stacks, "layers"), ("batch_axes", batch_axes, "data")):
+        if value is not None:
+            names_in(argument, value, f'{argument}="{example}"')
     devices, shapes = devices_of(model, batch_axes), stack_shapes(modules_of(model), stacks)
-    methods = (method,) if isinstance(method, str) else tuple(method)
     first = _steps_so_far(model, step)
     maker = Maker(methods, statistic, histograms, every, window, devices, first, shapes)
     for name in functions_asked_for(model, sites):
@@ -138,49 +145,37 @@ def watch(
 
 def _check(model: Any, optimizer: Any, statistic: Any, every: Any, window: Any, *, needs_optimizer: bool) -> None:
     if not isinstance(model, nnx.Module):
-        raise InvalidTypeError(
-            compose("watch", "takes a model, an nnx.Module.", got=describe(model), fix="tallax.watch(model)")
-        )
+        raise InvalidTypeError("watch", "takes a model, an nnx.Module.", got=describe(model), fix="tallax.watch(model)")
     if optimizer is not None and not isinstance(optimizer, nnx.Optimizer):
         raise InvalidTypeError(
-            compose(
-                "watch",
-                "the second argument is the optimizer.",
-                got=describe(optimizer),
-                fix='tallax.watch(model, sites="layers/*") to choose modules',
-            )
+            "watch",
+            "the second argument is the optimizer.",
+            got=describe(optimizer),
+            fix='tallax.watch(model, sites="layers/*") to choose modules',
         )
     if needs_optimizer and optimizer is None:
         raise InvalidTypeError(
-            compose(
-                "watch",
-                "parameters, gradients and updates are seen in optimizer.update, so it needs the optimizer.",
-                got="no optimizer",
-                fix="tallax.watch(model, optimizer, gradients=True)",
-            )
+            "watch",
+            "parameters, gradients and updates are seen in optimizer.update, so it needs the optimizer.",
+            got="no optimizer",
+            fix="tallax.watch(model, optimizer, gradients=True)",
         )
     if statistic is not None and not callable(statistic):
         raise InvalidTypeError(
-            compose(
-                "statistic",
-                "takes a function that makes a statistic.",
-                got=describe(statistic),
-                fix="statistic=tallax.statistics.Moments, which is called once for each tensor",
-            )
+            "statistic",
+            "takes a function that makes a statistic.",
+            got=describe(statistic),
+            fix="statistic=tallax.statistics.Moments, which is called once for each tensor",
         )
     for name, value in (("every", every), ("window", 1 if window is None else window)):
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-            raise InvalidValueError(
-                compose(name, "takes an integer in [1, 2**31 - 1].", got=describe(value), fix=f"{name}=10")
-            )
+            raise InvalidValueError(name, "takes an integer in [1, 2**31 - 1].", got=describe(value), fix=f"{name}=10")
     if window is not None and window % every:
         raise InvalidValueError(
-            compose(
-                "window",
-                "must be a multiple of every, since summaries start again in a step that is looked at.",
-                got=f"window={window}, every={every}",
-                fix=f"window={every * max(1, window // every)}",
-            )
+            "window",
+            "must be a multiple of every, since summaries start again in a step that is looked at.",
+            got=f"window={window}, every={every}",
+            fix=f"window={every * max(1, window // every)}",
         )
 
 
@@ -194,6 +189,10 @@ def _steps_so_far(model: Any, step: Any) -> int:
         shortest = min((length for length, _ in counters), default=0)
         found = [node for length, node in counters if length == shortest]
         return int(found[0]) if len(found) == 1 else 0
+    if isinstance(step, bool) or not isinstance(step, int | np.integer | Counter) or int(step) < 0:
+        raise InvalidValueError(
+            "step", "takes a Counter, or an integer that is not negative.", got=describe(step), fix="step=model.step"
+        )
     return int(step)
 
 
@@ -209,6 +208,7 @@ class Watch:
 
     def __init__(self, model: Any, optimizer: Any = None, _unseen: Mapping[str, str] | None = None):
         self._model, self._optimizer = model, optimizer
+        self._is_first = _unseen is not None  # then the notes are those of all steps
         self._asked = {name: site for name, site, _ in self._entries()}
         self._unseen = dict(_unseen or {})
 
@@ -247,9 +247,17 @@ class Watch:
                 found[name] = "the module was replaced or removed after it was watched"
         for name, site, role in entries:
             notes = notes_of(site.watch, site.site, role.removesuffix(HISTOGRAM))
-            if is_idle(values[name]) or (is_empty(values[name], role) and (":" not in role or notes != {"called"})):
+            if self._is_unseen(values[name], role, notes):
                 found[name] = _reason(role, notes)
         return found
+
+    def _is_unseen(self, result: Any, role: str, notes: frozenset[str]) -> bool:
+        if isinstance(result, SummaryResult):
+            return is_idle(result)
+        if is_of_preset(result, role):
+            return is_empty(result, role) and (":" not in role or notes != {"called"})
+        # The result of another statistic does not show whether it has seen something.
+        return not notes <= {"called"} or (self._is_first and not notes)
 
     def reset(self) -> None:
         """Sets all statistics back to the start. The sites' steps begin at 0 again."""
@@ -271,9 +279,12 @@ class Watch:
     def __repr__(self) -> str:
         """Returns the table."""
         results = self.result()
-        summaries = {name: value for name, value in results.items() if isinstance(value, SummaryResult)}
-        others = {name: value for name, value in results.items() if name not in summaries}
-        return table(summaries, others, self.unseen, len(self.sites))
+        histograms = {
+            name: bins
+            for name, site, role in self._entries()
+            if (bins := site.statistics[role]._bins(results[name])) is not None
+        }
+        return table(results, histograms, self.unseen, len(results))
 
     __str__ = __repr__
 
