@@ -14,7 +14,7 @@ from flax import nnx
 import tallax
 from tallax.checking import _transformations as package
 from tallax.checking._transformations import GRAPH, NO_UPDATES, TREE
-from tallax.watching._reduction import Layout, lanes_of, parts_from
+from tallax.watching._reduction import Layout, folded, lanes_of
 from tests.quick import by_turns, cell
 from tests.watch_errors import MISTAKES, Block, Layer, Net
 
@@ -732,7 +732,8 @@ def test_a_tensor_may_have_more_entries_than_a_word_can_count():
     """The lanes of a tensor of 2**33 zeros stand for 2**33 entries, as many zeros; a size of 32 bits would overflow."""
     # The lanes themselves, because no test can have a tensor of this size.
     entries = [0, 0, 2]  # digits of 12, 20 and 20 bits
-    parts = parts_from(jnp.asarray([1, 0, 0, 0, *entries, 0, 0, 0, 0, 0, 0], jnp.float32))
-    np.testing.assert_array_equal(parts.counts, [[0, 2], [0, 2], [0, 0]])
+    lanes = jnp.asarray([1, 0, 0, 0, *entries, 0, 0, 0, 0, 0, 0], jnp.float32)
+    words = folded(jnp.zeros(17, jnp.uint32), lanes)
+    np.testing.assert_array_equal(words[:6], [0, 2, 0, 2, 0, 0])
     x = jax.ShapeDtypeStruct((2**17, 2**16), jnp.float32)
     assert jax.eval_shape(lambda x: lanes_of(x, None, Layout()), x).shape == (13,)

@@ -27,9 +27,10 @@ class BackwardObserver(EvalAware, abc.ABC):
     def token(self) -> jax.Array | None:
         """Returns the token, float32 zeros; None if there is nothing to observe."""
 
+    @classmethod
     @abc.abstractmethod
-    def attach(self, token: jax.Array) -> None:
-        """Prepares for a forward pass, to which it makes the token available."""
+    def attach(cls, observers: Sequence[Any], tokens: Sequence[jax.Array]) -> None:
+        """Prepares some observers for a forward pass, to which it makes their tokens available."""
 
     @abc.abstractmethod
     def detach(self) -> Any:

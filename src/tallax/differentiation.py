@@ -185,8 +185,8 @@ class _Call:
         # The objects here are copies, of the same structure. A token is a Variable, so that the transformations within
         # `f` thread it as they thread all state; it is removed before the copies are taken apart.
         attached = [observer for observer, _ in _observers_with_tokens(inner, kwargs)]
-        for observer, token in zip(attached, tokens, strict=True):
-            observer.attach(token)
+        for kind, parts in _by_class(attached, tokens).items():
+            kind.attach(*parts)
         out = self.f(*inner, **kwargs)
         seen = [observer.detach() for observer in attached]
         loss, aux = checked_loss(self.f, out, has_aux=self.has_aux)
@@ -202,11 +202,16 @@ class _Call:
 
     def observe(self, cotangents: Sequence[jax.Array], seen: Sequence[Any]) -> None:
         """Gives each observer among the caller's objects the cotangent of its token, and what it saw."""
-        by_class: dict[type[BackwardObserver], list[tuple[Any, ...]]] = {}
-        for (observer, _), *rest in zip(self.observers, cotangents, seen, strict=True):
-            by_class.setdefault(type(observer), []).append((observer, *rest))
-        for kind, parts in by_class.items():
-            kind.absorb(*zip(*parts, strict=True))
+        for kind, parts in _by_class([observer for observer, _ in self.observers], cotangents, seen).items():
+            kind.absorb(*parts)
+
+
+def _by_class(observers: Sequence[BackwardObserver], *others: Sequence[Any]) -> dict[type[Any], list[Any]]:
+    """Returns the observers of each class, and the entries of other lists that belong to them."""
+    found: dict[type[Any], list[tuple[Any, ...]]] = {}
+    for parts in zip(observers, *others, strict=True):
+        found.setdefault(type(parts[0]), []).append(parts)
+    return {kind: list(zip(*parts, strict=True)) for kind, parts in found.items()}
 
 
 def _observers_with_tokens(args: Sequence[Any], kwargs: Any) -> list[tuple[BackwardObserver, jax.Array]]:

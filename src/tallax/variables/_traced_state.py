@@ -108,14 +108,15 @@ def without_gradient(x: jax.Array) -> jax.Array:
 
 def cut(words: jax.Array, shapes: Sequence[tuple[int, ...]]) -> list[jax.Array]:
     """Returns the consecutive parts of uint32[n]. A part that nobody uses costs nothing."""
+    sizes = [math.prod(shape) for shape in shapes]
     parts, start = [], 0
-    for shape in shapes:
-        end = start + math.prod(shape)
-        part = jax.lax.slice_in_dim(words, start, end).reshape(shape)
+    # One operation instead of one for each part, which takes JAX longer to trace than the parts are worth.
+    for flat, size, shape in zip(jax.lax.split(words, sizes), sizes, shapes, strict=True):
+        part = flat if shape == (size,) else flat.reshape(shape)
         if _origins.of is not None:
             _origins.of[id(part)] = part, words, start
         parts.append(part)
-        start = end
+        start += size
     return parts
 
 

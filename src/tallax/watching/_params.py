@@ -17,7 +17,7 @@ from tallax.statistics import Statistic
 from tallax.watching._notes import note
 from tallax.watching._site import HISTOGRAM, Site, unwritable
 from tallax.watching._step_statistic import steps_together, take_together
-from tallax.watching._summary import Summary, parts_of_tensors, update_together
+from tallax.watching._summary import Summary, in_order, lanes_of_tensors, update_together
 
 PARAMETER, PARAM_GRADIENT, UPDATE = "parameter", "gradient", "update"
 ROLES = (PARAMETER, PARAM_GRADIENT, UPDATE)
@@ -104,7 +104,7 @@ def after(seen: list[Seen], gradients: Any) -> None:
             pairs.append(tuple(_placed(value, ratio.spec) for value in (each.value, new - each.value)))
     if ratios:
         take_together(ratios, steps_together(ratios, pairs))
-    update_together(summaries, values, parts_of_tensors)
+    update_together(*in_order(summaries, values), lanes_of_tensors)
 
 
 def _placed(value: Any, spec: jax.P | None) -> Any:

@@ -7,14 +7,14 @@ ms and 0.3 s, and reductions that count comparisons take 110 ms and 0.8 s. Entri
 therefore not counted one by one; the tensor that has one is counted, and its numbers are left out.
 
 Any kernel that is not from the library takes 14 to 25 ms to compile, however small. So the *lanes* of a tensor are
-float32 that need no further arithmetic, and `parts_from` computes the rest from the lanes of many tensors at once:
+float32 that need no further arithmetic, and `folded` computes the rest from the lanes of many tensors at once:
 
     0       the number of tensors
     1-3     sum, sum of squares, largest magnitude
     4-12    entries, entries that are not zero, tensors that are not finite: digits of 12, 20 and 20 bits each
 
-The lanes of a single tensor may be NaN or infinite. `lanes_from` makes the lanes of several tensors, which are finite,
-and of which each count can be added 4,096 times exactly.
+The lanes of a single tensor may be NaN or infinite. `clean_lanes_of` makes lanes that are finite, and that `plus` adds
+up, for tensors that are seen several times in a step, or by a layer that is scanned.
 
 The state is 17 words of 32 bits. They are integers, so that casting the floats of a model to bfloat16 does not touch
 them:
@@ -43,7 +43,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 
 from tallax import _uint64
-from tallax._mesh_axes import marked
+from tallax._mesh_axes import marked, varying_axes
 from tallax.statistics import _two_floats
 
 WORDS = 17
@@ -52,15 +52,6 @@ NONFINITE_AT, UPDATES = slice(13, 15), slice(15, 17)
 LANES = 13
 _DIGIT = 12
 _EXACT = 2**24  # up to which a float32 counts
-
-
-class Parts(NamedTuple):
-    """The numbers of one or more tensors; each has the shape of the rows."""
-
-    sums: jax.Array  # float32[*rows, 2]: of the entries, and of their squares
-    largest: jax.Array  # float32[*rows]: the largest magnitude, 0 if there are no entries
-    # uint32[*rows, 3, 2], two words each: entries, zeros, and tensors that were left out as not finite
-    counts: jax.Array
 
 
 class Layout(NamedTuple):
@@ -79,26 +70,29 @@ class Layout(NamedTuple):
     kept: tuple[Hashable, ...] = ()
 
 
-def parts_of(x: jax.Array, where: jax.Array | None, layout: Layout) -> Parts:
-    """Returns the numbers of a tensor of floats, of the entries where `where` is true."""
-    if not layout.over:
-        return parts_from(lanes_of(x, where, layout))
-    parts, rows = _combined(parts_from(lanes_of(x, where, Layout())), layout.over), layout.rows
-    return parts if rows is None else jax.tree.map(lambda part: in_first_row(part, rows), parts)
+def lanes_of(x: jax.Array, where: jax.Array | None, layout: Layout, due: jax.Array | None = None) -> jax.Array:
+    """Returns the lanes of a single tensor, float32[*rows, 13].
 
-
-def lanes_of(x: jax.Array, where: jax.Array | None, layout: Layout) -> jax.Array:
-    """Returns the lanes of a single tensor, float32[*rows, 13]."""
+    If `due` is given and false, the tensor is not read; the lanes still have its size, which the caller must not count.
+    """
     x = (jnp.abs(x) if jnp.iscomplexobj(x) else x).astype(jnp.float32)
     if layout.rows is None:
-        return _reduced(x, where, tuple(range(x.ndim)))
+        return _reduced(x, where, tuple(range(x.ndim)), due)
     axis = axis_of_rows(x.shape, layout.rows, layout.axis)
     if axis is None:
         # No axis can be split over the rows, so all is in the first row: by a collective, if the tensor is split.
-        return in_first_row(_reduced(x, where, tuple(range(x.ndim))), layout.rows)
+        return in_first_row(_reduced(x, where, tuple(range(x.ndim)), due), layout.rows)
     shape = (*x.shape[:axis], layout.rows, x.shape[axis] // layout.rows, *x.shape[axis + 1 :])
     where = None if where is None else where.reshape(shape)
-    return _reduced(x.reshape(shape), where, tuple(k for k in range(len(shape)) if k != axis))
+    return _reduced(x.reshape(shape), where, tuple(k for k in range(len(shape)) if k != axis), due)
+
+
+def clean_lanes_of(x: jax.Array, where: jax.Array | None, layout: Layout) -> jax.Array:
+    """Returns the lanes of a single tensor so that they can be added up; over all replicas, if the layout says so."""
+    if not layout.over:
+        return _clean(lanes_of(x, where, layout))
+    lanes = _combined(_clean(lanes_of(x, where, Layout())), layout.over)
+    return lanes if layout.rows is None else in_first_row(lanes, layout.rows)
 
 
 def in_first_row(part: jax.Array, rows: int) -> jax.Array:
@@ -112,33 +106,54 @@ def axis_of_rows(shape: Sequence[int], rows: int, start: int | None) -> int | No
     return next((k for k in axes if k < len(shape) and shape[k] and shape[k] % rows == 0), None)
 
 
-def _reduced(x: jax.Array, where: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:
+def _reduced(x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], due: jax.Array | None = None) -> jax.Array:
     entries = math.prod(x.shape[axis] for axis in axes)
     rows = tuple(size for axis, size in enumerate(x.shape) if axis not in axes)
 
     def fixed(*lanes: int) -> np.ndarray:
         return np.broadcast_to(np.array(lanes, np.float32), (*rows, len(lanes)))
 
-    def lane(part: jax.Array) -> jax.Array:
-        return jax.lax.expand_dims(part, [len(rows)])
-
-    size: Any = fixed(entries & (2**_DIGIT - 1), (entries & _uint64.WORD) >> _DIGIT, entries >> 32)
+    size: Any = fixed(*_digits_of_int(entries))
     if where is not None:
         x, size = jnp.where(where, x, 0.0), _digits(_uint64.total(jnp.broadcast_to(where, x.shape), axes))
+    if due is None:
+        numbers = numbers_of(x, axes)
+    else:
+        # Only scalars leave the branches: a kernel for an array of lanes in each of them takes longer to compile than
+        # all reductions of the tensor.
+        shapes = jax.eval_shape(lambda x: numbers_of(x, axes), x)
+        zeros = [marked(jnp.zeros(each.shape), tuple(varying_axes(x))) for each in shapes]
+        numbers = jax.lax.cond(due, lambda x: numbers_of(x, axes), lambda _: zeros, x)
+    lanes = [jax.lax.expand_dims(part, [len(rows)]) if part.ndim == len(rows) else part for part in numbers]
+    others = [lanes[3]] if lanes[3].shape[-1] == 3 else [lanes[3], fixed(0, 0)]
+    return jax.lax.concatenate([fixed(1), *lanes[:3], size, *others, fixed(0, 0, 0)], len(rows))
+
+
+def numbers_of(x: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
+    """Returns the sum, the sum of squares, the largest magnitude and the number of entries that are not zero.
+
+    The last one is a float32 if this counts exactly, or else three digits on a last axis.
+
+    Args:
+        x: float32.
+        axes: the axes that are reduced.
+    """
+    entries = math.prod(x.shape[axis] for axis in axes)
+    rows = tuple(size for axis, size in enumerate(x.shape) if axis not in axes)
     # `max` of no entries has no value; with `initial=0.0` XLA would compile a second kernel for it.
-    largest = jnp.abs(x).max(axes) if entries else jnp.zeros(rows, jnp.float32)
+    largest = jax.lax.reduce_max(jax.lax.abs(x), axes) if entries else jnp.zeros(rows, jnp.float32)
     # 1 for each entry but zeros, by operations of the library without constants. A constant, as in `minimum(x, 1.0)`,
     # is an array of the tensor's size, which the library reads, and which lives as long as the step.
-    ones = jnp.abs(jnp.sign(x))
+    ones = jax.lax.abs(jax.lax.sign(x))
     last = x.ndim - 1
     if entries <= _EXACT:
-        others = [lane(ones.sum(axes)), fixed(0, 0)]
+        others = jax.lax.reduce_sum(ones, axes)
     elif last in axes and x.shape[last] <= _EXACT:
-        others = [_digits(_uint64.total(ones.sum(-1).astype(jnp.uint32), [axis for axis in axes if axis < last]))]
+        counts = jax.lax.reduce_sum(ones, (last,)).astype(jnp.uint32)
+        others = _digits(_uint64.total(counts, [axis for axis in axes if axis < last]))
     else:
-        others = [_digits(_uint64.total(ones >= 1.0, axes))]
-    sums = [lane(x.sum(axes)), lane((x * x).sum(axes)), lane(largest)]
-    return jax.lax.concatenate([fixed(1), *sums, size, *others, fixed(0, 0, 0)], len(rows))
+        others = _digits(_uint64.total(ones >= 1.0, axes))
+    return [jax.lax.reduce_sum(x, axes), jax.lax.reduce_sum(x * x, axes), largest, others]
 
 
 def _digits(counts: jax.Array) -> jax.Array:
@@ -147,85 +162,151 @@ def _digits(counts: jax.Array) -> jax.Array:
     return jnp.stack([low & (2**_DIGIT - 1), low >> _DIGIT, high], -1).astype(jnp.float32)
 
 
-def lanes_from(parts: Parts) -> jax.Array:
-    """Returns the lanes of several tensors, float32[*rows, 13], for which `parts_from` returns their numbers."""
-    size, zeros, nonfinite = (parts.counts[..., k, :] for k in range(3))
-    counts = [_digits(count) for count in (size, _uint64.minus(size, zeros), nonfinite)]
-    floats = [jnp.ones_like(parts.largest)[..., None], parts.sums, parts.largest[..., None]]
-    return jnp.concatenate([*floats, *counts], -1)
+def _digits_of_int(count: int) -> tuple[int, int, int]:
+    return count & (2**_DIGIT - 1), (count & _uint64.WORD) >> _DIGIT, count >> 32
 
 
-def parts_from(lanes: jax.Array) -> Parts:
-    """Returns the numbers that the lanes of one or more tensors stand for."""
-    total, largest = lanes[..., 1], lanes[..., 3]
-    low, middle, high = (lanes[..., 4 + k : LANES : 3].astype(jnp.uint32) for k in range(3))
-    counts = _uint64.add(_uint64.pair(low), _uint64.pair(middle << _DIGIT, (middle >> (32 - _DIGIT)) + high))
-    finite = jnp.isfinite(largest) & ~jnp.isnan(total)  # `max` may drop a NaN, the sum never does
-    size, others, nonfinite = (jnp.where(finite[..., None], counts[..., k, :], jnp.uint32(0)) for k in range(3))
-    nonfinite = _uint64.add(nonfinite, _uint64.pair(~finite))
-    return Parts(
-        jnp.where(finite[..., None], lanes[..., 1:3], 0.0),
-        jnp.where(finite, largest, 0.0),
-        jnp.stack([size, _uint64.minus(size, others), nonfinite], -2),
-    )
+def lanes_of_sizes(numbers: jax.Array, sizes: Sequence[int]) -> jax.Array:
+    """Returns the lanes of tensors of known sizes, float32[n, 13].
+
+    Args:
+        numbers: float32[n, 6]: the lanes 1 to 3 and 7 to 9.
+        sizes: the number of entries of each.
+    """
+    digits = np.array([_digits_of_int(size) for size in sizes], np.float32)
+    ones, zeros = np.ones((len(sizes), 1), np.float32), np.zeros((len(sizes), 3), np.float32)
+    return jnp.concatenate([ones, numbers[:, :3], digits, numbers[:, 3:], zeros], -1)
 
 
-def joined(left: Parts, right: Parts) -> Parts:
-    """Returns the numbers of two sets of tensors together."""
-    counts = _uint64.add(left.counts, right.counts)
-    return Parts(left.sums + right.sums, jnp.maximum(left.largest, right.largest), counts)
+_NOT_FINITE = np.array([1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0], np.float32)  # the lanes of a tensor that is not finite
+_IS_LARGEST = np.arange(LANES) == 3
 
 
-def _combined(parts: Parts, over: tuple[Hashable, ...]) -> Parts:
-    """Returns the numbers of all replicas together, by a single all-reduce.
+def _clean(lanes: jax.Array) -> jax.Array:
+    """Returns the lanes of one tensor so that they can be added up: finite, and of which the digits are in range."""
+    others = lanes[..., 7:8]
+    middle = jnp.floor(others * 2.0**-_DIGIT)
+    digits = [others - middle * 2.0**_DIGIT, lanes[..., 8:9] + middle]
+    lanes = jnp.concatenate([lanes[..., :7], *digits, lanes[..., 9:]], -1)
+    return jnp.where(_is_finite(lanes)[..., None], lanes, _NOT_FINITE)
+
+
+def _is_finite(lanes: jax.Array) -> jax.Array:
+    return jnp.isfinite(lanes[..., 3]) & ~jnp.isnan(lanes[..., 1])  # `max` may drop a NaN, the sum never does
+
+
+def plus(left: jax.Array, right: jax.Array) -> jax.Array:
+    """Returns the lanes of two sets of tensors together, each clean; counts of up to 2**24 may be added 4,096 times."""
+    return jnp.where(_IS_LARGEST, jnp.maximum(left, right), left + right)
+
+
+def _combined(lanes: jax.Array, over: tuple[Hashable, ...]) -> jax.Array:
+    """Returns the lanes of all replicas together, by a single all-reduce.
 
     Each replica writes its lanes into a row of zeros of its own, so the sum over the replicas has all rows. An
     all-gather would do the same, but `shard_map` does not infer that its result is equal on all replicas.
     """
     if not over:
-        return parts
+        return lanes
     replicas = math.prod(jax.lax.axis_size(axis) for axis in over)
-    rows = marked(jnp.zeros((replicas, LANES)), over).at[jax.lax.axis_index(over)].set(lanes_from(parts))
-    parts = parts_from(jax.lax.psum(rows, over))
-    counts = functools.reduce(_uint64.add, [parts.counts[k] for k in range(replicas)])
-    return Parts(parts.sums.sum(0), parts.largest.max(0), counts)
+    rows = marked(jnp.zeros((replicas, LANES)), over).at[jax.lax.axis_index(over)].set(lanes)
+    rows = jax.lax.psum(rows, over)
+    columns = _columns(rows)
+    counts = [functools.reduce(_added, [(low[k], high[k]) for k in range(replicas)]) for low, high in columns[3:]]
+    size, zeros, nonfinite = counts
+    digits = [_digits(jnp.stack(each, -1)) for each in (size, _subtracted(size, zeros), nonfinite)]
+    floats = [rows[:, 0].sum(), columns[0].sum(), columns[1].sum(), columns[2].max()]
+    return jnp.concatenate([jnp.stack(floats), *digits])
+
+
+# Words of counts, low and high, as two arrays: an axis of two makes XLA compile a kernel for each stack of them.
+_Count = tuple[Any, Any]
+
+
+def _added(left: _Count, right: _Count) -> _Count:
+    """Returns the sum of two counts, saturated."""
+    low, high = left[0] + right[0], left[1] + right[1]
+    carry = (low < right[0]).astype(jnp.uint32)
+    carried = high + carry
+    is_over = (high < right[1]) | (carried < carry)
+    full = jnp.uint32(_uint64.WORD)
+    return jnp.where(is_over, full, low), jnp.where(is_over, full, carried)
+
+
+def _subtracted(left: _Count, right: _Count) -> _Count:
+    return left[0] - right[0], left[1] - right[1] - (left[0] < right[0]).astype(jnp.uint32)
+
+
+def _columns(lanes: jax.Array) -> tuple[Any, ...]:
+    """Returns the sum, the sum of squares, the largest magnitude, and the counts of entries, zeros and bad tensors."""
+    finite = _is_finite(lanes)
+
+    def count(start: int) -> _Count:
+        first, second, third = (lanes[..., start + k].astype(jnp.uint32) for k in range(3))
+        low = first + (second << _DIGIT)
+        return low, (second >> (32 - _DIGIT)) + third + (low < first).astype(jnp.uint32)
+
+    def masked(value: Any) -> Any:
+        return jnp.where(finite, value, jnp.zeros_like(value))
+
+    size, others = count(4), count(7)
+    zeros = _subtracted(size, others)
+    nonfinite = _added(count(10), ((~finite).astype(jnp.uint32), jnp.uint32(0)))
+    floats = [masked(lanes[..., k]) for k in (1, 2, 3)]
+    return (*floats, *((masked(low), masked(high)) for low, high in (size, zeros)), nonfinite)
 
 
 def begun(words: jax.Array, window: int | None) -> jax.Array:
     """Returns the state at the beginning of an update, which is counted; after a window, the numbers start again."""
     updates = words[..., UPDATES]
-    numbers = words[..., : UPDATES.start]
+    counted = _added((words[..., 15], words[..., 16]), (jnp.uint32(1), jnp.uint32(0)))
+    numbers = words
     if window is not None:
         numbers = jnp.where(_uint64.divisible(updates, window)[..., None], jnp.uint32(0), numbers)
-    return jnp.concatenate([numbers, _uint64.add(updates, jnp.asarray(_uint64.full(updates.shape[:-1], 1)))], -1)
+    place = np.arange(WORDS)
+    for k, word in zip((15, 16), counted, strict=True):
+        numbers = jnp.where(place == k, word[..., None], numbers)
+    return numbers
 
 
-def folded(words: jax.Array, parts: Parts) -> jax.Array:
+def folded(words: jax.Array, lanes: jax.Array) -> jax.Array:
     """Returns the state after the numbers of one update.
+
+    All is computed by columns, which are then put together by selections. XLA fuses these into few kernels, which it
+    compiles in 0.2 s for any number of states; a concatenation of the columns takes 0.65 s.
 
     Args:
         words: the state, uint32[..., *rows, 17], which has counted the update.
-        parts: the numbers, with the same leading axes.
+        lanes: float32[..., *rows, 13].
     """
-    counts, at = words[..., COUNTS].reshape(*words.shape[:-1], 3, 2), words[..., UPDATES]
-    sums = (floats_of(words[..., HIGH]), floats_of(words[..., LOW]))
-    high, low = _two_floats.add_float(sums, parts.sums)
-    largest = floats_of(words[..., LARGEST])
-    first = _uint64.is_zero(words[..., AT]) & ~_uint64.is_zero(parts.counts[..., 0, :])
-    larger = (parts.largest > largest) | first
-    fails = _uint64.is_zero(words[..., NONFINITE_AT]) & ~_uint64.is_zero(parts.counts[..., 2, :])
-    return jnp.concatenate(
-        [
-            _uint64.add(counts, parts.counts).reshape(*words.shape[:-1], 6),
-            jnp.where(larger[..., None], at, words[..., AT]),
-            bits_of(jnp.where(larger, parts.largest, largest))[..., None],
-            bits_of(high),
-            bits_of(low),
-            jnp.where(fails[..., None], at, words[..., NONFINITE_AT]),
-            at,
-        ],
-        -1,
-    )
+    column = [words[..., k] for k in range(WORDS)]
+    total, squares, most, *counts = _columns(lanes)
+    at = (column[15], column[16])
+    new = [word for k, count in enumerate(counts) for word in _added((column[2 * k], column[2 * k + 1]), count)]
+
+    def is_zero(count: _Count) -> jax.Array:
+        return (count[0] | count[1]) == 0
+
+    largest = floats_of(column[LARGEST])
+    larger = (most > largest) | (is_zero((column[6], column[7])) & ~is_zero(counts[0]))
+    fails = is_zero((column[13], column[14])) & ~is_zero(counts[2])
+    sums = [(floats_of(column[9 + k]), floats_of(column[11 + k])) for k in range(2)]
+    (high, low), (high2, low2) = (_two_floats.add_float(*each) for each in zip(sums, (total, squares), strict=True))
+    new += [jnp.where(larger, ours, before) for ours, before in zip(at, column[6:8], strict=True)]
+    new += [bits_of(x) for x in (jnp.where(larger, most, largest), high, high2, low, low2)]
+    new += [jnp.where(fails, ours, before) for ours, before in zip(at, column[13:15], strict=True)]
+    return _from_columns([*new, *at])
+
+
+def _from_columns(columns: Sequence[jax.Array]) -> jax.Array:
+    """Returns arrays of one shape stacked on a new last axis."""
+    shape = (*columns[0].shape, len(columns))
+    leading = tuple(range(len(shape) - 1))
+    place = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
+    result = jax.lax.broadcast_in_dim(columns[0], shape, leading)
+    for k, column in enumerate(columns[1:], 1):
+        result = jax.lax.select(place == k, jax.lax.broadcast_in_dim(column, shape, leading), result)
+    return result
 
 
 def merged(left: jax.Array, right: jax.Array, *, is_replica: bool) -> jax.Array:
@@ -300,8 +381,17 @@ def observed(
 
 
 def added(step: jax.Array, due: Any, leaves: Sequence[jax.Array], layout: Layout, *, is_first: bool) -> jax.Array:
-    """Returns the lanes of a step after some more tensors; `is_first` if there are none so far."""
-    observe = _observe(layout, None, is_first if len(leaves) == 1 and not layout.over else False)
+    """Returns the lanes of a step after some more tensors.
+
+    Args:
+        step: the lanes so far.
+        due: whether the tensors are looked at; None if they always are.
+        leaves: the tensors.
+        layout: the rows and replicas.
+        is_first: whether there are no tensors so far. If the only tensor is then not looked at, the result has its size
+            nevertheless, so it must not be added to the state.
+    """
+    observe = _observe(layout, None, is_first and len(leaves) == 1 and not layout.over)
     return in_auto_axes(observe, step)(step, due, (list(leaves), None))
 
 
@@ -312,19 +402,20 @@ def _observe(layout: Layout, window: int | None, is_first: bool | None = None) -
     def observe(words: jax.Array, due: Any, tensors: tuple[list[jax.Array], Any]) -> jax.Array:
         def after(words: jax.Array, tensors: tuple[list[jax.Array], Any]) -> jax.Array:
             leaves, where = tensors
-            if is_first:
-                return lanes_of(leaves[0], where, layout)
-            parts = functools.reduce(joined, [parts_of(x, where, layout) for x in leaves])
-            return folded(words, parts) if is_first is None else lanes_from(joined(parts_from(words), parts))
+            lanes = functools.reduce(plus, [clean_lanes_of(x, where, layout) for x in leaves])
+            return folded(words, lanes) if is_first is None else plus(words, lanes)
 
+        if is_first:
+            return lanes_of(tensors[0][0], None, layout, due)
         if is_first is None:
             words = begun(words, window)
         if due is None:
             return after(words, tensors)
         return jax.lax.cond(due, after, lambda words, _: words, words, tensors)
 
-    # Last, so that the axis that is split over the rows stays where it is.
-    return jax.jit(with_all_of_vmap(observe, -1), inline=True)
+    # Last, so that the axis that is split over the rows stays where it is. The function is not inlined: JAX traces and
+    # lowers it once for all tensors of a shape, and XLA inlines it.
+    return jax.jit(with_all_of_vmap(observe, -1))
 
 
 def with_all_of_vmap(update: Callable[[Any, Any, Any], jax.Array], axis: int) -> Callable[..., jax.Array]:

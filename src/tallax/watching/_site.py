@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,9 @@ from tallax._errors import InvalidTypeError, InvalidValueError, TraceError
 from tallax._mesh_axes import mapped_axes, marked, varying_axes
 from tallax.statistics import Statistic
 from tallax.watching._notes import note, notes_of
-from tallax.watching._reduction import LANES, Layout, Parts, parts_from, zeros_on_rows
+from tallax.watching._reduction import LANES, Layout, zeros_on_rows
 from tallax.watching._step_statistic import StepStatistic, take_together
-from tallax.watching._summary import Summary, in_one, update_together
+from tallax.watching._summary import Summary, due_together, in_one, update_together
 from tallax.watching._tap import TOKEN, Uses, bounded, tap
 
 INPUT, OUTPUT, GRADIENT = "input", "output", "output_gradient"
@@ -81,9 +81,11 @@ class Site(BackwardObserver):
         if variable is None:
             summary.observe(leaves)
             return
-        step = variable.get_raw_value()
-        is_first = step is _beginnings.get(self._key(role))
-        variable.set_raw_value(summary.add_to_step(step, leaves, is_first=is_first))
+        step, start = variable.get_raw_value(), _beginnings.get(self._key(role))
+        is_first = start is not None and step is start.array
+        # Inside a transformation, the state of the site says whether the update is due.
+        due = start.due if start is not None and is_first else summary.due()
+        variable.set_raw_value(summary.add_to_step(step, due, leaves, is_first=is_first))
 
     def observe_presets(self, source: str, leaves: Sequence[Any]) -> None:
         """Updates the statistics of presets with a source; in a step of `value_and_grad`, only the numbers of the step.
@@ -125,6 +127,12 @@ class Site(BackwardObserver):
         summaries = {role: vars(self).get(role) for role in (INPUT, OUTPUT)}
         return {role: x for role, x in summaries.items() if isinstance(x, Summary)} | self._presets
 
+    @property
+    def _summaries(self) -> list[Summary]:
+        """The summaries that `absorb` updates."""
+        found = [x for x in self._stepped.values() if isinstance(x, Summary)]
+        return found if self._gradient is None else [*found, self._gradient]
+
     def _key(self, role: str) -> tuple[int, str, str]:
         return self.watch, self.site, role
 
@@ -147,9 +155,12 @@ class Site(BackwardObserver):
         if token.ndim > (1 if summary.rows is None else 2):
             note(self.watch, self.site, GRADIENT, _NOT_MAPPED)
             return value
-        start, uses = _beginnings.get(self._key(GRADIENT), (None, Uses()))
-        is_direct = token is start
-        due, layout = summary.due(), Layout(summary.rows, summary.axis, kept=summary.words._replica_axes)
+        start = _beginnings.get(self._key(GRADIENT), _Beginning(None, None, Uses()))
+        uses, is_direct = start.uses, token is start.array
+        due, layout = (
+            start.due if is_direct else summary.due(),
+            Layout(summary.rows, summary.axis, kept=summary.words._replica_axes),
+        )
         due = None if due is None else jnp.asarray(due)
 
         def tapped(leaf: Any) -> Any:
@@ -176,47 +187,60 @@ class Site(BackwardObserver):
         # The cotangent of a token that is the same on all replicas would be summed over them.
         return marked(token, self._gradient.words._replica_axes)
 
-    def attach(self, token: jax.Array) -> None:
-        """Makes the token available to `with_tap`, and collects the numbers of the step."""
+    @classmethod
+    def attach(cls, observers: Sequence[Site], tokens: Sequence[jax.Array]) -> None:
+        """Makes the tokens available to `with_tap`, and collects the numbers of the step."""
+        due: dict[int, Any] = {}
+        for watch, sites in _by_watch(observers).items():
+            summaries = [x for site in sites for x in site._summaries]
+            due[watch] = due_together(summaries) if summaries else None
+        for site, token in zip(observers, tokens, strict=True):
+            site._attach(token, due[site.watch])
+
+    def _attach(self, token: jax.Array, due: Any) -> None:
         # Variables, so that the transformations within the model thread them as they thread all state.
         if self._gradient is not None:
             self.token_variable = nnx.Variable(token)
             # If an inner `jit` was traced before, JAX does not run its function again, so that use would not be seen.
             is_direct = not notes_of(self.watch, self.site, _WITHIN)
-            _beginnings[self._key(GRADIENT)] = token, Uses(is_direct=is_direct)
+            _beginnings[self._key(GRADIENT)] = _Beginning(token, due, Uses(is_direct=is_direct))
         for role, statistic in self._stepped.items():
-            step = _beginnings[self._key(role)] = statistic.no_step()
+            step = statistic.no_step()
+            _beginnings[self._key(role)] = _Beginning(step, due, Uses())
             setattr(self, _step_of(role), nnx.Variable(step))
 
     def detach(self) -> Any:
-        """Removes what `attach` added, and returns the numbers of the step by role."""
-        if self._gradient is not None:
-            del self.token_variable
-        seen = {role: vars(self)[_step_of(role)].get_raw_value() for role in self._stepped}
+        """Removes what `attach` added, and returns the numbers of the step by role, and the uses of the token."""
+        seen: dict[str, Any] = {role: vars(self)[_step_of(role)].get_raw_value() for role in self._stepped}
         for role in seen:
             delattr(self, _step_of(role))
-        for role in (GRADIENT, *seen):
             _beginnings.pop(self._key(role), None)
+        if self._gradient is not None:
+            del self.token_variable
+            seen[GRADIENT] = _beginnings.pop(self._key(GRADIENT)).uses
         return seen
 
     @classmethod
     def absorb(cls, observers: Sequence[Site], cotangents: Sequence[jax.Array], seen: Sequence[Any]) -> None:
         """Updates the statistics with the numbers of the step, and with those of its gradients."""
-        # Tensors that were not looked at, because of `every`, have zeros in all numbers, which add nothing.
-        observed: list[tuple[Summary, jax.Array]] = []
-        tapped: list[tuple[Summary, jax.Array]] = []
+        found = {id(site): (x, numbers) for site, x, numbers in zip(observers, cotangents, seen, strict=True)}
         steps: list[tuple[StepStatistic, jax.Array]] = []
-        for site, cotangent, numbers in zip(observers, cotangents, seen, strict=True):
-            for role, statistic in site._stepped.items():
-                site._take(observed if isinstance(statistic, Summary) else steps, role, numbers[role])
-            if site._gradient is not None:
-                site._take(tapped, GRADIENT, cotangent)
+        for sites in _by_watch(observers).values():
+            lanes: list[tuple[Summary, jax.Array]] = []
+            tokens: list[tuple[Summary, jax.Array]] = []
+            for site in sites:
+                cotangent, numbers = found[id(site)]
+                for role, statistic in site._stepped.items():
+                    site._take(lanes if isinstance(statistic, Summary) else steps, role, numbers[role])
+                if site._gradient is not None:
+                    direct = numbers[GRADIENT].lanes
+                    site._take(*((tokens, GRADIENT, cotangent) if direct is None else (lanes, GRADIENT, direct)))
+            # All together, as each group of summaries takes several kernels. Lanes come before tokens.
+            pairs = [*lanes, *tokens]
+            summaries, values = [summary for summary, _ in pairs], [value for _, value in pairs]
+            update_together(summaries, values, _lanes_together, is_reduced=True)
         if steps:
             take_together(*zip(*steps, strict=True))
-        # All together, as each group of summaries takes a dozen kernels.
-        pairs = [*observed, *tapped]
-        summaries, values = [summary for summary, _ in pairs], [value for _, value in pairs]
-        update_together(summaries, values, _read_together, is_gated=False)
 
     def _take(self, into: list[tuple[Any, jax.Array]], role: str, value: jax.Array) -> None:
         statistic = vars(self)[role]
@@ -226,15 +250,27 @@ class Site(BackwardObserver):
             into.append((statistic, value))
 
 
-def _read_together(summaries: Sequence[Summary], values: Sequence[jax.Array]) -> Parts:
-    """Returns the numbers of some lanes, and of the cotangents of tokens, which come behind them."""
-    start = sum(x.shape[-1] == LANES for x in values)
+def _by_watch(sites: Sequence[Site]) -> dict[int, list[Site]]:
+    found: dict[int, list[Site]] = {}
+    for site in sites:
+        found.setdefault(site.watch, []).append(site)
+    return found
+
+
+def _lanes_together(summaries: Sequence[Summary], values: Sequence[Any]) -> jax.Array:
+    """Returns the lanes of some lanes, and of the cotangents of tokens, which come behind them."""
     is_split = summaries[0].rows is not None
-    tables = [in_one([x[None] for x in part], is_split=is_split) for part in (values[:start], values[start:]) if part]
-    parts = parts_from(jnp.concatenate([table[..., :LANES] for table in tables]))
-    if start == len(values):
-        return parts
-    return parts._replace(largest=jnp.concatenate([parts.largest[:start], bounded(parts.largest[start:], tables[-1])]))
+    start = sum(x.shape[-1] == LANES for x in values)
+
+    def table(arrays: Sequence[Any]) -> jax.Array:
+        return jnp.stack(arrays) if is_split else in_one([x.reshape(-1, x.shape[-1]) for x in arrays])
+
+    tables = [table(values[:start])] if start else []
+    if start < len(values):
+        tokens = table(values[start:])
+        largest = bounded(tokens[..., 3], tokens)
+        tables.append(jnp.concatenate([tokens[..., :3], largest[..., None], tokens[..., 4:LANES]], -1))
+    return jnp.concatenate(tables) if len(tables) > 1 else tables[0]
 
 
 def _step_of(role: str) -> str:
@@ -242,10 +278,17 @@ def _step_of(role: str) -> str:
     return f"{role} of the step"
 
 
-# What each site begins a step with, by watch, site and role: the array of a role that is observed, or the token and its
-# uses. If the Variable of the step still has this very array, no transformation lies between, and nothing was observed
+class _Beginning(NamedTuple):
+    """The array of a role at the beginning of a step, whether the step is due, and the uses of the token."""
+
+    array: jax.Array | None
+    due: Any
+    uses: Uses
+
+
+# The beginnings by watch, site and role. If the Variable of the step still has this very array, no transformation lies between, and nothing was observed
 # so far. It is kept here, because an attribute of the site would be part of the graph of the model.
-_beginnings: dict[tuple[int, str, str], Any] = {}
+_beginnings: dict[tuple[int, str, str], _Beginning] = {}
 
 _WITHIN = f"{GRADIENT}, within a transformation"  # the role under which such a use is noted
 _CLOSED_OVER = "a transformed function closes over the module, so its state cannot be written; pass it as an argument"

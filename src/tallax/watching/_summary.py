@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+import operator
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from tallax._arrays import is_traced
 from tallax._mesh_axes import AxisName, axes_of_equal, axes_to_combine, marked, on_first
 from tallax.statistics import Statistic
 from tallax.statistics._statistic import exact_or_traced, unboxed
-from tallax.variables import Buffer, Counter, cut, stack
+from tallax.variables import Buffer, Counter, cut, join, stack
 from tallax.watching._reduction import (
     AT,
     COUNTS,
@@ -30,15 +32,15 @@ from tallax.watching._reduction import (
     UPDATES,
     WORDS,
     Layout,
-    Parts,
     added,
     begun,
     folded,
     in_auto_axes,
     lanes_of,
+    lanes_of_sizes,
     merged,
+    numbers_of,
     observed,
-    parts_from,
     zeros_on_rows,
 )
 
@@ -170,17 +172,21 @@ class Summary(Statistic):
         zeros = zeros_on_rows((*words.shape[:-1], LANES), jnp.float32, words)
         return marked(zeros, self.words._replica_axes)
 
-    def add_to_step(self, step: jax.Array, leaves: Sequence[Any], *, is_first: bool) -> jax.Array:
+    def add_to_step(self, step: jax.Array, due: Any, leaves: Sequence[Any], *, is_first: bool) -> jax.Array:
         """Returns the lanes of a step after some more tensors; `update_together` adds them to the state.
 
         Args:
             step: the lanes so far.
+            due: whether the update is due; if the step is not due, its lanes must not be added to the state.
             leaves: the tensors.
             is_first: whether it is known that the step has looked at nothing yet.
         """
+        if due is not None and not is_traced(due):
+            if not due:
+                return step
+            due = None
         how = axes_to_combine(*leaves, state=self.words, axis_name=self.axis_name, alike=True)
         leaves = [jax.lax.stop_gradient(jnp.asarray(leaf)) for leaf in leaves]
-        due = None if self.every == 1 else jnp.asarray(self.due())
         after = added(step, due, leaves, Layout(self.rows, self.axis, how.over), is_first=is_first)
         return on_first(after, how.once, otherwise=step)
 
@@ -241,66 +247,136 @@ class Summary(Statistic):
         return {name: value for name, value in own.items() if value not in (None, 1)}
 
 
+def due_together(summaries: Sequence[Summary]) -> Any:
+    """Returns whether an update of any of these summaries is due: None if they always are, or a boolean.
+
+    The summaries of a watch are updated equally often, so they are due together. To share a single boolean saves a
+    division for each of them, which XLA would compile one by one.
+    """
+    if summaries[0].every == 1:
+        return None
+    words = [summary.words._stored() for summary in summaries]
+    if any(isinstance(each, np.ndarray) for each in words) or summaries[0].rows is not None:
+        return functools.reduce(operator.or_, [summary.due() for summary in summaries])
+    updates = _rows_of(words)[:, UPDATES]
+    return _uint64.divisible(updates, summaries[0].every).any()
+
+
+def _rows_of(words: Sequence[Any]) -> jax.Array:
+    """Returns states of any stacks, and without rows, as uint32[n, 17]."""
+    return join([jnp.asarray(each) for each in words]).reshape(-1, WORDS)
+
+
 def update_together(
     summaries: Sequence[Summary],
     values: Sequence[Any],
-    reduce: Callable[[Sequence[Summary], Sequence[Any]], Parts],
+    reduce: Callable[[Sequence[Summary], Sequence[Any]], jax.Array],
     *,
-    is_gated: bool = True,
+    is_reduced: bool = False,
 ) -> None:
-    """Updates several summaries with one value each, whole stacks too.
+    """Updates several summaries of one watch with one value each, whole stacks too; if the update is due.
 
-    States of one shape are stacked and updated by the same operations. One by one, 204 parameters, gradients and
-    updates of a transformer added 29,000 lines to the program that is compiled.
+    All states are updated by the same operations. One by one, 204 parameters, gradients and updates of a transformer
+    added 29,000 lines to the program that is compiled.
 
     Args:
         summaries: the summaries.
         values: an array for each, or a tree of arrays.
-        reduce: returns the numbers of some summaries, stacked, from them and their values.
-        is_gated: whether `every` applies; the first summary decides for all, as all were updated equally often.
+        reduce: returns the lanes of some summaries from them and their values: float32[n, 13], one after the other,
+            or float32[n, *stack, rows, 13] for summaries that have rows.
+        is_reduced: whether the values are lanes already. They are then put together whether the update is due or not:
+            each array that a branch takes needs a kernel of its own.
     """
     if not summaries:
         return
     groups: dict[Any, list[int]] = {}
     for k, summary in enumerate(summaries):
-        groups.setdefault((summary.words.get_raw_value().shape, summary.rows, summary.window), []).append(k)
-    due = summaries[0].due() if is_gated else None
+        # A table that is split over devices is not flattened, since that would move it between them.
+        form = summary.words.get_raw_value().shape if summary.rows is not None else None
+        groups.setdefault((form, summary.window), []).append(k)
+    due = due_together(summaries)
+    words = [summary.words._stored() for summary in summaries]
     for summary in summaries:
         summary.count()
-    states = [stack([summaries[k].words._stored() for k in members]) for members in groups.values()]
-    states = [begun(state, window) for state, (_, _, window) in zip(states, groups, strict=True)]
+    states = [
+        (_rows_of if form is None else stack)([words[k] for k in members]) for (form, _), members in groups.items()
+    ]
+    states = [begun(state, window) for state, (_, window) in zip(states, groups, strict=True)]
 
-    def after(states: list[Any], values: list[Any]) -> list[Any]:
-        new = []
-        for state, members in zip(states, groups.values(), strict=True):
-            every = folded(state, reduce([summaries[k] for k in members], [values[k] for k in members]))
+    def lanes_of_groups(values: Sequence[Any]) -> list[Any]:
+        return [reduce([summaries[k] for k in members], [values[k] for k in members]) for members in groups.values()]
+
+    def after(states: list[Any], given: list[Any]) -> list[Any]:
+        new, tables = [], given if is_reduced else lanes_of_groups(given)
+        for state, table, members in zip(states, tables, groups.values(), strict=True):
+            every = folded(state, table)
             once = [axes_of_equal(values[k], summaries[k].words) for k in members]
             if any(once):
-                rows = [on_first(every[k], axes, otherwise=state[k]) for k, axes in enumerate(once)]
-                every = jnp.stack(rows)
+                axes = [axes for k, axes in zip(members, once, strict=True) for _ in range(_rows(summaries[k]))]
+                every = jnp.stack([on_first(every[k], each, otherwise=state[k]) for k, each in enumerate(axes)])
             new.append(every)
         return new
 
-    def after_if_due(due: jax.Array, states: list[Any], values: list[Any]) -> list[Any]:
-        return jax.lax.cond(due, after, lambda states, _: states, states, values)
+    def after_if_due(due: Any, states: list[Any], given: list[Any]) -> list[Any]:
+        given = lanes_of_groups(given) if is_reduced else given
+        if due is None:
+            return after(states, given)
+        return jax.lax.cond(due, after, lambda states, _: states, states, given)
 
-    if is_traced(due):
+    if due is None or is_traced(due) or due:
+        due = due if is_traced(due) else None
         states = in_auto_axes(after_if_due, states)(due, states, list(values))
-    elif due is None or due:
-        states = in_auto_axes(after, states)(states, list(values))
-    for state, members in zip(states, groups.values(), strict=True):
-        # A table that is split over devices is not flattened, since that would move it between them.
-        is_split = summaries[members[0]].rows is not None
-        rows = list(state) if is_split else cut(state.reshape(-1), [state.shape[1:]] * len(members))
+    for state, ((form, _), members) in zip(states, groups.items(), strict=True):
+        shapes = [words[k].shape for k in members]
+        rows = cut(state.reshape(-1), shapes) if form is None else list(state)
         for k, row in zip(members, rows, strict=True):
             summaries[k].words.set_value(row)
+
+
+def _rows(summary: Summary) -> int:
+    """Returns the number of states that `update_together` has for a summary."""
+    return 1 if summary.rows is not None else math.prod(summary.stack)
 
 
 _SMALL = 2**14  # entries, of tensors that are copied into one before they are reduced
 
 
-def parts_of_tensors(summaries: Sequence[Summary], values: Sequence[Any]) -> Parts:
-    """Returns the numbers of tensors, stacked: one for each summary, in which a stack has a row for each module.
+class _Bucket(NamedTuple):
+    """Tensors that are reduced together: `length` is that of small ones with zeros behind them, or None for one tensor.
+
+    The tensors of pairs, whose differences are meant, come last.
+    """
+
+    stack: tuple[int, ...]
+    length: int | None
+    members: list[int]
+
+
+def _buckets(summaries: Sequence[Summary], values: Sequence[Any]) -> list[_Bucket]:
+    alone: list[_Bucket] = []
+    small: dict[tuple[tuple[int, ...], int], list[int]] = {}
+    for k, (summary, value) in enumerate(zip(summaries, values, strict=True)):
+        x, is_whole = jax.tree.leaves(value)[0], summary.spec is None and summary.rows is None
+        if x.size <= _SMALL and is_whole and jnp.issubdtype(x.dtype, jnp.floating):
+            length = math.prod(x.shape[len(summary.stack) :])
+            small.setdefault((summary.stack, 1 << max(length - 1, 0).bit_length()), []).append(k)
+        else:
+            alone.append(_Bucket(summary.stack, None, [k]))
+    together = [
+        _Bucket(modules, length, sorted(members, key=lambda k: isinstance(values[k], tuple)))
+        for (modules, length), members in small.items()
+    ]
+    return sorted([*alone, *together], key=lambda bucket: math.prod(bucket.stack))
+
+
+def in_order(summaries: Sequence[Summary], values: Sequence[Any]) -> tuple[list[Summary], list[Any]]:
+    """Returns summaries and tensors in the order in which `lanes_of_tensors` returns their lanes."""
+    order = [k for bucket in _buckets(summaries, values) for k in bucket.members]
+    return [summaries[k] for k in order], [values[k] for k in order]
+
+
+def lanes_of_tensors(summaries: Sequence[Summary], values: Sequence[Any]) -> jax.Array:
+    """Returns the lanes of tensors, as `update_together` takes them; the arguments are those of `in_order`.
 
     Small tensors, such as biases, are copied into one array, with zeros behind the shorter ones: the library reduces
     only large arrays, and each kernel of XLA's own takes 20 ms to compile.
@@ -309,44 +385,68 @@ def parts_of_tensors(summaries: Sequence[Summary], values: Sequence[Any]) -> Par
         summaries: a summary for each tensor.
         values: the tensors, or pairs of tensors whose differences are meant.
     """
-    small: dict[tuple[tuple[int, ...], int], list[int]] = {}
-    order, lanes = [], []
-    for k, (summary, value) in enumerate(zip(summaries, values, strict=True)):
-        x = jax.tree.leaves(value)[0]
-        if x.size <= _SMALL and summary.spec is None and jnp.issubdtype(x.dtype, jnp.floating):
-            length = math.prod(x.shape[len(summary.stack) :])
-            small.setdefault((summary.stack, 1 << max(length - 1, 0).bit_length()), []).append(k)
-            continue
-        layout = Layout(summary.rows, summary.axis)
-        reduce = _over(len(summary.stack), functools.partial(lanes_of, where=None, layout=layout))
-        lanes.append(reduce(value[0] - value[1] if isinstance(value, tuple) else value)[None])
-        order.append(k)
-    for (modules, length), members in small.items():
-        lanes.append(_lanes_of_small(modules, length, [values[k] for k in members]))
-        order += members
-    together = in_one(lanes, is_split=summaries[0].rows is not None)
-    return parts_from(together[np.argsort(order)] if small else together)  # a gather of a split array is a collective
+    if summaries[0].rows is not None:
+        lanes = []
+        for summary, value in zip(summaries, values, strict=True):
+            reduce = functools.partial(lanes_of, where=None, layout=Layout(summary.rows, summary.axis))
+            for _ in summary.stack:
+                reduce = jax.vmap(reduce)
+            lanes.append(reduce(value[0] - value[1] if isinstance(value, tuple) else value)[None])
+        return jnp.concatenate(lanes)
+    tables, sizes = [], []
+    for modules, length, members in _buckets(summaries, values):
+        several = math.prod(modules)
+        for k in members:
+            sizes += several * [math.prod(jax.tree.leaves(values[k])[0].shape[len(modules) :])]
+        if length is None:
+            numbers = _numbers(values[members[0]], len(modules))
+        else:
+            numbers = _numbers(_padded([values[k] for k in members], several, length), 1)
+            several *= len(members)
+        tables.append((numbers, several))
+    # The numbers of tensors without a stack are one after the other, and those of a stack are transposed.
+    flat: list[jax.Array] = []
+    for several, some in itertools.groupby(tables, key=operator.itemgetter(1)):
+        together = jnp.concatenate([numbers for numbers, _ in some]).reshape(-1, _NUMBERS, several)
+        flat.append(together.transpose(0, 2, 1).reshape(-1, _NUMBERS))
+    return lanes_of_sizes(jnp.concatenate(flat), sizes)
 
 
-def _lanes_of_small(modules: tuple[int, ...], length: int, values: Sequence[Any]) -> jax.Array:
-    """Returns the lanes of several tensors that have at most `length` entries for each module of a stack."""
+_NUMBERS = 6
 
-    def padded(x: jax.Array) -> jax.Array:
-        flat = x.astype(jnp.float32).reshape(*modules, -1)
-        return jnp.concatenate([flat, jnp.zeros((*modules, length - flat.shape[-1]))], -1)
 
-    pairs = [k for k, value in enumerate(values) if isinstance(value, tuple)]
-    others = [k for k in range(len(values)) if k not in set(pairs)]
-    rows = [in_one([padded(values[k])[None] for k in others])] if others else []
+@functools.partial(jax.jit, static_argnums=1)
+def _numbers(value: Any, leading: int) -> jax.Array:
+    """Returns the numbers of a tensor for each entry of its leading axes, float32[6 * n]: each for all entries.
+
+    It is not inlined, so that JAX traces and lowers it once for all tensors of a shape.
+    """
+    x = value[0] - value[1] if isinstance(value, tuple) else value
+    x = (jnp.abs(x) if jnp.iscomplexobj(x) else x).astype(jnp.float32)
+    *numbers, others = numbers_of(x, tuple(range(leading, x.ndim)))
+    digits = others.reshape(-1) if others.ndim == leading else jnp.moveaxis(others, -1, 0).reshape(-1)
+    several = math.prod(x.shape[:leading])
+    zeros = np.zeros((_NUMBERS - 3) * several - digits.size, np.float32)
+    return jax.lax.concatenate([*(x.reshape(several) for x in numbers), digits, zeros], 0)
+
+
+def _padded(values: Sequence[Any], several: int, length: int) -> jax.Array:
+    """Returns float32[n * several, length] of tensors that have at most `length` entries in each of several modules."""
+
+    def together(arrays: Sequence[jax.Array]) -> jax.Array:
+        parts = []
+        for x in arrays:
+            size = x.size // several
+            flat = x.astype(jnp.float32).reshape(several, size)
+            behind = [(0, 0, 0), (0, length - size, 0)]
+            parts.append(flat if size == length else jax.lax.pad(flat, jnp.float32(0), behind))
+        return in_one(parts)
+
+    pairs = [value for value in values if isinstance(value, tuple)]
+    rows = [together(values[: len(values) - len(pairs)])] if len(pairs) < len(values) else []
     if pairs:
-        new, old = (in_one([padded(values[k][part])[None] for k in pairs]) for part in (0, 1))
-        rows.append(new - old)
-    together = jnp.concatenate(rows)[np.argsort([*others, *pairs])] if len(rows) > 1 else rows[0]
-    lanes = _over(1 + len(modules), functools.partial(lanes_of, where=None, layout=Layout()))(together)
-    sizes = [math.prod(jax.tree.leaves(value)[0].shape[len(modules) :]) for value in values]
-    entries = jnp.asarray([[size, 0, 0] for size in sizes], jnp.float32).reshape(-1, *[1] * len(modules), 3)
-    entries = jnp.broadcast_to(entries, (*lanes.shape[:-1], 3))
-    return jnp.concatenate([lanes[..., :4], entries, lanes[..., 7:]], -1)
+        rows.append(together([new for new, _ in pairs]) - together([old for _, old in pairs]))
+    return jnp.concatenate(rows) if len(rows) > 1 else rows[0]
 
 
 def in_one(arrays: Sequence[jax.Array], *, is_split: bool = False) -> jax.Array:
@@ -359,13 +459,6 @@ def in_one(arrays: Sequence[jax.Array], *, is_split: bool = False) -> jax.Array:
     if is_split:
         return jnp.concatenate(arrays)
     return jnp.concatenate([x.reshape(-1) for x in arrays]).reshape(-1, *arrays[0].shape[1:])
-
-
-def _over(depth: int, reduce: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function mapped over leading axes."""
-    for _ in range(depth):
-        reduce = jax.vmap(reduce)
-    return reduce
 
 
 def is_idle(result: Any) -> bool:

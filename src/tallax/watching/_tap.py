@@ -8,9 +8,9 @@ and `cond` alike, and `tallax.value_and_grad` reads the sum. Nothing is perturbe
 A cotangent can only be added to. So the lanes of `_reduction`, which all add up but the largest magnitude, are followed
 by 64 lanes, one for each power of two from 2**-44 to 2**19: the number of uses whose largest magnitude has that size.
 After a single use the largest magnitude is exact. After several it is only their sum, and the highest of these lanes
-that is in use bounds it within a factor of two. If it is known that a token is used once (`Uses`), the 64 lanes stay
-zero, and the backward rule compiles no kernel but the library's reductions. An inner `jit` that was traced before is
-not seen again, so a site that was ever used within a transformation keeps the 64 lanes.
+that is in use bounds it within a factor of two. If it is known that a token is used once (`Uses`), its cotangent stays zero,
+and the backward rule keeps the lanes, for which it compiles no kernel but the library's reductions. An inner `jit` that
+was traced before is not seen again, so a site that was ever used within a transformation keeps the 64 lanes.
 """
 
 from __future__ import annotations
@@ -20,19 +20,28 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tallax._mesh_axes import marked, on_first, varying_axes
-from tallax.watching._reduction import LANES, Layout, Parts, in_auto_axes, lanes_from, lanes_of, parts_of
+from tallax.watching._reduction import LANES, Layout, clean_lanes_of, in_auto_axes, lanes_of
 
 _LOWEST, _POWERS = -44, 64
 TOKEN = LANES + _POWERS
 
 
+@jax.tree_util.register_static
 class Uses:
-    """The number of taps of a token that were traced; `is_direct` if all are outside of any transformation."""
+    """The uses of one token.
+
+    Attributes:
+        count: the number of taps that were traced.
+        is_direct: whether all are outside of any transformation.
+        lanes: the lanes of the gradient, if the only use is direct; they are not in the cotangent then.
+    """
 
     def __init__(self, *, is_direct: bool = True):
         self.count, self.is_direct = 0, is_direct
+        self.lanes: jax.Array | None = None
 
     @property
     def is_single(self) -> bool:
@@ -65,13 +74,15 @@ def _backward(layout: Layout, uses: Uses, residuals: Any, gradient: jax.Array) -
     shape, varying = token.shape, tuple(varying_axes(token))
     once = tuple(sorted(set(layout.kept) - varying_axes(gradient), key=str))
 
+    if uses.is_single and not over and not once:
+        # This rule runs in the trace of the caller of the backward pass, which reads the lanes right after it. As a
+        # cotangent they would need 64 lanes more, of which XLA makes hundreds of constants.
+        observe = in_auto_axes(_lanes(layout), token[..., :LANES])
+        uses.lanes = marked(observe(gradient, due), varying)
+        return gradient, jnp.zeros_like(token), None
+
     def numbers(gradient: jax.Array) -> jax.Array:
-        if uses.is_single and not over:
-            lanes = lanes_of(gradient, None, layout)
-            lanes = jnp.concatenate([lanes, jnp.zeros((*lanes.shape[:-1], _POWERS))], -1)
-        else:
-            lanes = _with_powers(parts_of(gradient, None, layout._replace(over=over)))
-        return marked(on_first(lanes, once), varying)
+        return marked(on_first(_with_powers(gradient, layout._replace(over=over)), once), varying)
 
     if due is None:
         return gradient, in_auto_axes(numbers, token)(gradient), None
@@ -85,10 +96,17 @@ def _backward(layout: Layout, uses: Uses, residuals: Any, gradient: jax.Array) -
 tap.defvjp(_forward, _backward)
 
 
-def _with_powers(parts: Parts) -> jax.Array:
-    power = jnp.clip(_exponent(parts.largest) - _LOWEST, 0, _POWERS - 1)
-    one_hot = jax.nn.one_hot(power, _POWERS, dtype=jnp.bool_) & (parts.largest > 0)[..., None]
-    return jnp.concatenate([lanes_from(parts), one_hot.astype(jnp.float32)], -1)
+@functools.cache
+def _lanes(layout: Layout) -> Any:
+    return jax.jit(lambda gradient, due: lanes_of(gradient, None, layout, due))
+
+
+def _with_powers(gradient: jax.Array, layout: Layout) -> jax.Array:
+    lanes = clean_lanes_of(gradient, None, layout)
+    largest = lanes[..., 3:4]
+    power = jnp.clip(_exponent(largest) - _LOWEST, 0, _POWERS - 1)
+    one_hot = (power == np.arange(_POWERS)) & (largest > 0)
+    return jnp.concatenate([lanes, one_hot.astype(jnp.float32)], -1)
 
 
 def _exponent(x: jax.Array) -> jax.Array:
