@@ -6,13 +6,21 @@ import os
 import signal
 import tempfile
 
-# Read by XLA when the first backend starts, so before anything creates an array.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+from tallax._quick_compiles import quick_xla_flags
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# Tests run a program for a moment, so compiling it is most of their time; this takes half of that away. What depends on
-# XLA's optimizations is marked `optimized`, and `make nightly` runs all tests with them.
+# Tests run a program for a moment, so compiling it is most of their time. Without optimizations and without XLA's
+# fusion emitters a program compiles in a quarter of the time, and in one part instead of several for several threads,
+# in a sixth. `make nightly` runs all tests with programs as users compile them, and tests that are marked `optimized`
+# always have the optimizations.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Read by XLA when the first backend starts, so before anything creates an array.
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "0":
+    os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+else:
+    _one_part = "--xla_force_host_platform_device_count=8 --xla_cpu_parallel_codegen_split_count=1"
+    os.environ.setdefault("XLA_FLAGS", quick_xla_flags(_one_part))
 
 # A shell has what it runs in the background ignore Ctrl-C, and all that this starts: tests that interrupt would wait.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
