@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Strict numerics and eight CPU devices for every test; the examples in docstrings, README and docs are tests too."""
 
+import collections
 import doctest
 import os
 import signal
@@ -28,6 +29,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import hypothesis
 import jax
+import pytest
 from sybil import Sybil
 from sybil.document import PythonDocStringDocument
 from sybil.parsers.markdown import PythonCodeBlockParser
@@ -73,3 +75,39 @@ pytest_collect_file = (
         teardown=_strict_again,
     )
 ).pytest()
+
+
+# --- the time that each file takes ------------------------------------------------------------------------------------
+
+
+def _processor_seconds():
+    """Returns the processor time of this process and of those that it started and awaited."""
+    return sum(os.times()[:4])
+
+
+_last = {"seconds": _processor_seconds()}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Adds to the last report of a test the processor time since the test before."""
+    if call.when == "teardown":
+        before, _last["seconds"] = _last["seconds"], _processor_seconds()
+        item.user_properties.append(("processor seconds", _last["seconds"] - before))
+    return (yield)
+
+
+def pytest_collection_finish():
+    """Leaves the collection out of the time of the first test."""
+    _last["seconds"] = _processor_seconds()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints the files that took most processor time, which depends less than a clock on what else runs."""
+    files = collections.Counter()
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        if getattr(report, "when", None) == "teardown":
+            files[report.nodeid.split("::")[0]] += dict(report.user_properties).get("processor seconds", 0)
+    if files.total() > 60:  # of a part of the suite it is of no interest
+        most = ", ".join(f"{name} {seconds:.0f}" for name, seconds in files.most_common(8))
+        terminalreporter.write_line(f"{files.total():.0f} seconds of processor time; {most}")
