@@ -22,6 +22,8 @@ demo: $(VENV)/.demo  ## train a mixture of experts on handwritten digits, or go 
 
 demo test thorough nightly compare dist-check: export JAX_COMPILATION_CACHE_DIR = $(PROGRAMS)
 demo test thorough nightly compare dist-check: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+# Hundreds of processes import the same modules; containers often ask Python to compile them each time.
+demo test thorough nightly compare dist-check: export PYTHONDONTWRITEBYTECODE =
 
 # loadfile: the examples of one docstring or README share their names, and the tests of one file its programs.
 # tests/conftest.py puts the longest files first, which xdist would begin last, as they have few tests.
@@ -110,9 +112,10 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[cli,demo,tensorboard]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.demo
+# The demo needs a part of it, so its file is touched too, and pip resolves once.
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[$(subst $() ,$(comma),$(EXTRAS))]' --group dev
-	@touch $@
+	@touch $(VENV)/.demo $@
 
 $(VENV)/.dist: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --group dist

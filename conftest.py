@@ -1,18 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Strict numerics and eight CPU devices for every test; the examples in docstrings, README and docs are tests too."""
 
+import collections
 import doctest
 import os
 import signal
 import tempfile
 
-# Read by XLA when the first backend starts, so before anything creates an array.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+from tallax._quick_compiles import quick_xla_flags
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# Tests run a program for a moment, so compiling it is most of their time; this takes half of that away. What depends on
-# XLA's optimizations is marked `optimized`, and `make nightly` runs all tests with them.
+# Tests run a program for a moment, so compiling it is most of their time. Without optimizations and without XLA's
+# fusion emitters a program compiles in a quarter of the time, and in one part instead of several for several threads,
+# in a sixth. `make nightly` runs all tests with programs as users compile them, and tests that are marked `optimized`
+# always have the optimizations.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Read by XLA when the first backend starts, so before anything creates an array.
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "0":
+    os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+else:
+    _one_part = "--xla_force_host_platform_device_count=8 --xla_cpu_parallel_codegen_split_count=1"
+    os.environ.setdefault("XLA_FLAGS", quick_xla_flags(_one_part))
 
 # A shell has what it runs in the background ignore Ctrl-C, and all that this starts: tests that interrupt would wait.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -20,6 +29,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import hypothesis
 import jax
+import pytest
 from sybil import Sybil
 from sybil.document import PythonDocStringDocument
 from sybil.parsers.markdown import PythonCodeBlockParser
@@ -65,3 +75,39 @@ pytest_collect_file = (
         teardown=_strict_again,
     )
 ).pytest()
+
+
+# --- the time that each file takes ------------------------------------------------------------------------------------
+
+
+def _processor_seconds():
+    """Returns the processor time of this process and of those that it started and awaited."""
+    return sum(os.times()[:4])
+
+
+_last = {"seconds": _processor_seconds()}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Adds to the last report of a test the processor time since the test before."""
+    if call.when == "teardown":
+        before, _last["seconds"] = _last["seconds"], _processor_seconds()
+        item.user_properties.append(("processor seconds", _last["seconds"] - before))
+    return (yield)
+
+
+def pytest_collection_finish():
+    """Leaves the collection out of the time of the first test."""
+    _last["seconds"] = _processor_seconds()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints the files that took most processor time, which depends less than a clock on what else runs."""
+    files = collections.Counter()
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        if getattr(report, "when", None) == "teardown":
+            files[report.nodeid.split("::")[0]] += dict(report.user_properties).get("processor seconds", 0)
+    if files.total() > 60:  # of a part of the suite it is of no interest
+        most = ", ".join(f"{name} {seconds:.0f}" for name, seconds in files.most_common(8))
+        terminalreporter.write_line(f"{files.total():.0f} seconds of processor time; {most}")

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import tallax
+from tallax._quick_compiles import quick_xla_flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 60
@@ -28,7 +29,7 @@ def start(folder, steps=STEPS):
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
     }
-    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    environment["XLA_FLAGS"] = quick_xla_flags("--xla_backend_optimization_level=0")
     command = [sys.executable, "-W", "error", "-m", "tests.checkpoint_worker", str(folder), str(steps)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Without an extra, its functions raise an error with the install line; everything else works."""
 
+import json
 import re
 import subprocess
 import sys
@@ -22,20 +23,33 @@ USES = {
     "torch": ("torch", "tallax.interop.from_torch('model.pt', flax.nnx.Linear(2, 2, rngs=flax.nnx.Rngs(0)))"),
     "wandb": ("wandb", "tallax.sinks.WandB()"),
 }
+# One process for all, as most of its time would be the import of Flax.
 WITHOUT = """
-import sys
+import contextlib, io, json, sys, traceback
 
 class Without:
+    missing = None
     def find_spec(self, name, *_):
-        if name.partition(".")[0] == {missing!r} and importing:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        if name.partition(".")[0] == self.missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-importing = False
-sys.meta_path.insert(0, Without())
+sys.meta_path.insert(0, without := Without())
 import flax.nnx, optax, tallax
-for name in [name for name in sys.modules if name.partition(".")[0] == {missing!r}]:  # Flax imports rich
-    del sys.modules[name]
-importing = True
+ended = {}
+for extra, (missing, use) in json.loads(sys.argv[1]).items():
+    for name in [name for name in sys.modules if name.partition(".")[0] == missing]:  # Flax imports rich
+        del sys.modules[name]
+    without.missing, code, text = missing, 0, io.StringIO()
+    with contextlib.redirect_stderr(text):
+        try:
+            exec(use)
+        except SystemExit as exit:
+            code = exit.code
+        except Exception:
+            code = 1
+            traceback.print_exc()
+    ended[extra] = code, text.getvalue()
+print(json.dumps(ended))
 """
 
 
@@ -54,18 +68,23 @@ def test_every_extra_is_documented():
     }
 
 
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """Returns the exit code and the text on stderr of each use."""
+    folder = tmp_path_factory.mktemp("extras")
+    (folder / "model.pt").write_bytes(b"PK")
+    command = [sys.executable, "-W", "ignore", "-c", WITHOUT, json.dumps(USES)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=folder).stdout)
+
+
 @pytest.mark.parametrize("extra", USES)
-def test_not_installed(extra, tmp_path):
+def test_not_installed(extra, ended):
     """The error, or the command, names the package and the install line."""
-    missing, use = USES[extra]
-    (tmp_path / "model.pt").write_bytes(b"PK")
-    code = WITHOUT.format(missing=missing) + use
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert ended.returncode == (2 if extra == "cli" else 1)
-    assert ended.stderr.endswith(f"fix:  pip install 'tallax[{extra}]'\n"), ended.stderr
-    assert "which is not installed" in ended.stderr.splitlines()[-2]
-    assert extra == "cli" or "tallax.MissingExtraError" in ended.stderr
+    code, text = ended[extra]
+    assert code == (2 if extra == "cli" else 1)
+    assert text.endswith(f"fix:  pip install 'tallax[{extra}]'\n"), text
+    assert "which is not installed" in text.splitlines()[-2]
+    assert extra == "cli" or "tallax.MissingExtraError" in text
 
 
 def test_all_else_works_without(tmp_path):

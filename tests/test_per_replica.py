@@ -186,7 +186,8 @@ def assert_counts_the_same(combined, whole):
             for field in ("min", "max", "count", "nan"):
                 assert getattr(combined[name].compute(), field) == getattr(item.compute(), field)
         else:
-            assert_counted_alike(combined[name], item, rtol=1e-5)
+            # A mean near 0 differs by more than its share if sums are taken in another order.
+            assert_counted_alike(combined[name], item, rtol=1e-5, atol=1e-6)
 
 
 def step_over(mesh, model, spec, body=feed_all, **how):
@@ -207,7 +208,6 @@ SPLITS = {
 }
 
 
-@pytest.mark.optimized  # sums in another order differ by more than the tolerance of a mean near 0
 @pytest.mark.parametrize(("split", "kind"), by_turns(SPLITS, AXES))
 def test_replicated_increments_count_once(split, kind):
     """An increment that is the same along an axis counts once, for every choice of replica axes."""

@@ -13,13 +13,15 @@ import pytest
 from flax import nnx
 
 import tallax
+from tallax._quick_compiles import quick_xla_flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 CODE = 75  # of preemption_worker.py
 
 
 def start(*arguments):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment["XLA_FLAGS"] = quick_xla_flags("--xla_backend_optimization_level=0")
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
     command = [sys.executable, "-W", "error", "-m", "tests.preemption_worker", *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)

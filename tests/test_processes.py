@@ -16,6 +16,7 @@ import time
 import numpy as np
 import pytest
 
+from tallax._quick_compiles import quick_xla_flags
 from tests.process_worker import Items, by_one_device
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -34,7 +35,7 @@ def run(folder, processes, devices, variants, seconds=120):
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         # Not conftest's eight devices; and programs this small take longer to optimize than to run.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "XLA_FLAGS": quick_xla_flags("--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"),
         "TALLAX_TEST_FOLDER": str(folder),
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
     }
@@ -84,7 +85,7 @@ def assert_same_totals(totals, expected):
                 assert np.array_equal(found, wanted), (name, found, wanted)
 
 
-QUICK = ["host-local", "shares", "compiled", "save"]  # `save` trains as `graph` does
+QUICK = ["host-local", "shares", "save"]  # `save` trains as `graph` does
 
 
 @pytest.fixture(scope="module")

@@ -179,7 +179,6 @@ except RuntimeError:
         (["count", "--calls", "-1"], 2, "the number of calls must not be negative"),
         (["count", "--calls", "many"], 2, "must be an integer"),
         (["count", "--calls", "nan"], 2, "must be an integer"),
-        (["--help"], 0, "count"),
         (["--help"], 0, "--install-completion"),
         (["--version"], 0, f"tallax {tallax.__version__}\n"),
     ],

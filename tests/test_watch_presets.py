@@ -326,8 +326,8 @@ def attended(function, *args, heads=4, **kwargs):
 
     model = Own()
     watch = tallax.watch(model, outputs=False, presets=watching.attention("", function="attend", heads=heads))
-    with jax.numpy_rank_promotion("allow"):
-        model(*args, **kwargs)
+    with jax.numpy_rank_promotion("allow"):  # compiled, as op by op it would be a hundred programs
+        nnx.jit(lambda model, args: model(*args, **kwargs))(model, args)
     assert watch.unseen == {}
     return watch.result()[":attention"]
 
@@ -415,7 +415,7 @@ def test_inside_shard_map():
     run = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P()))
     nnx.update(model, jax.block_until_ready(run(state, batch(0))))
     with jax.numpy_rank_promotion("allow"):
-        plain(batch(0))
+        nnx.jit(lambda model, x: model(x))(plain, batch(0))
     for name, result in watches[1].result().items():
         for left, right in zip(*map(jax.tree.leaves, (result, watches[0].result()[name])), strict=True):
             np.testing.assert_allclose(left, right, rtol=1e-5)
@@ -447,9 +447,10 @@ def test_remove_and_copies():
     model = Net(blocks=1)
     optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
     watch = tallax.watch(model, optimizer, outputs=False, presets=all_presets())
+    run = nnx.jit(lambda model, x: model(x))
     for copied in (nnx.clone(model), pickle.loads(pickle.dumps(model))):
         with jax.numpy_rank_promotion("allow"):
-            copied(batch(0))
+            run(copied, batch(0))
         own = tallax.Watch(copied)
         assert own.result()["blocks/0/attention:attention"].queries.tolist() == [48, 48]
         own.remove()
