@@ -172,9 +172,8 @@ def restore_from(
         source = Source.of(tree, read_manifest(checkpointer, folder, tree))
 
         def fetch(names: Mapping[str, str]) -> Mapping[str, Any]:
-            return read_arrays(
-                checkpointer, folder, tree, {id(source.arrays[old]): new for new, old in names.items()}, target
-            )
+            wanted = {id(source.arrays[old]): new for new, old in names.items()}
+            return read_arrays(checkpointer, folder, tree, wanted, target)
 
         return restore_into(target, source, fetch, policy), source.manifest
 

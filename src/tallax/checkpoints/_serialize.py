@@ -178,7 +178,7 @@ def joined(parts: Sequence[Any], *, quoted: int = 0) -> str:
 
     The first `quoted` parts are already quoted.
     """
-    names = [key_name(part) for part in parts]
+    names = [part if part.__class__ is str else key_name(part) for part in parts]
     return "/".join([*names[:quoted], *map(_quoted, names[quoted:])])
 
 

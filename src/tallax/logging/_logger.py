@@ -157,8 +157,9 @@ class Logger:
                 self._look(objects, None, scalars)
         else:
             with self._lock:  # without it, calls of two threads might be counted as one
-                if self._last + 1 < self._due_call:
-                    self._last += 1
+                now = self._last + 1
+                if now < self._due_call:
+                    self._last = now
                 else:
                     self._look(objects, None, scalars)
 
