@@ -57,9 +57,9 @@ def shown(path: str | os.PathLike[str]) -> Contents:
         arrays = read_arrays(checkpointer, folder, tree, wanted, None)
     numbers, items = Numbers(), {}
     groups: dict[str, dict[str, ArrayEntry]] = {}  # by the name of the owner, if it exists
-    for name, entry in sorted(entries.items(), key=lambda pair: sort_key(pair[0])):
+    for name, entry in sorted(entries.items()):
         groups.setdefault(name.rpartition("/")[0] if entry.owner else name, {})[name] = entry
-    for quoted, group in groups.items():
+    for quoted, group in sorted(groups.items(), key=lambda pair: sort_key(pair[0])):
         owner = _site_name(quoted)
         items[owner] = _described(group.values())
         found = {
@@ -74,6 +74,12 @@ def shown(path: str | os.PathLike[str]) -> Contents:
     return Contents("checkpoint", str(path), about, facts, items, numbers.scalars, numbers.histograms, {})
 
 
+def _site_name(name: str) -> str:
+    """Returns the name of a statistic of `tallax.watch` as runs have it, `model/up:output`; other names unchanged."""
+    parts = [urllib.parse.unquote(part) for part in name.split("/")]
+    return path_name(parts) if WATCHED in parts else name
+
+
 def _folder(path: str | os.PathLike[str]) -> Path:
     """Returns the folder with the arrays, for a series that of the latest checkpoint."""
     folder = Path(path).absolute()
@@ -82,12 +88,6 @@ def _folder(path: str | os.PathLike[str]) -> Path:
         if steps and not (folder / METADATA).exists():
             folder /= str(max(steps))
     return folder_of(folder, str(path))
-
-
-def _site_name(name: str) -> str:
-    """Returns the name of a statistic of `tallax.watch` as runs have it, `model/up:output`; other names unchanged."""
-    parts = [urllib.parse.unquote(part) for part in name.split("/")]
-    return path_name(parts) if WATCHED in parts else name
 
 
 def _is_to_be_read(entry: ArrayEntry) -> bool:

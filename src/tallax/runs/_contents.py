@@ -85,17 +85,18 @@ class Contents:
     def sites(self) -> Sites:
         """The sites of `tallax.watch` whose numbers are known."""
         return sites_of(
-            {name: value for name, value in self.scalars.items() if self._site_of(name)},
-            {name: bins for name, bins in self.histograms.items() if self._site_of(name)},
+            {name: value for name, value in self.scalars.items() if self.site_of(name)},
+            {name: bins for name, bins in self.histograms.items() if self.site_of(name)},
         )
 
     @property
     def own_state(self) -> dict[str, StateInfo]:
         """The state other than these sites."""
-        sites = {self._site_of(name) for name in (*self.scalars, *self.histograms)}
+        sites = {self.site_of(name) for name in (*self.scalars, *self.histograms)}
         return {name: info for name, info in self.state.items() if name not in sites}
 
-    def _site_of(self, name: str) -> str:
+    def site_of(self, name: str) -> str:
+        """Returns the site that a number belongs to, or "" if it belongs to none."""
         key = site_key(name)
         return key.site if key is not None and key.site in self.state else ""
 

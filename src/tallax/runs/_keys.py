@@ -97,11 +97,6 @@ def is_spelled_out(key: SiteKey, pattern: str) -> bool:
     return bool(key.number) and key.number in pattern.split("/")
 
 
-def asks_for_numbers(pattern: str, key: SiteKey) -> bool:
-    """Returns whether a pattern means single numbers of a site, as `*:output/rms` does, and not the whole site."""
-    return ":" in pattern.rpartition("/")[0] or is_spelled_out(key, pattern)
-
-
 @functools.lru_cache(2**16)
 def sort_key(name: str) -> tuple[object, ...]:
     """Returns a sort key by which `layers/10` follows `layers/9`, and names below another follow it directly."""

@@ -12,11 +12,12 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from tallax.runs._bars import bars_of, sparkline
+from tallax.runs._contents import of_run
 from tallax.runs._history import History, Series, sorted_names
-from tallax.runs._keys import asks_for_numbers, is_entry, is_selected, matches, site_key
+from tallax.runs._keys import is_entry
 from tallax.runs._number_format import ago, change, cut, number, short
 from tallax.runs._record import Bins
-from tallax.runs._site_table import SiteRow, Sites, most_unusual_first, other_lines, sites_of, summary_lines
+from tallax.runs._site_table import SiteRow, Sites, most_unusual_first, other_lines, summary_lines
 
 KEEP = 64  # values of each name, as many as the widest sparkline shows
 _GAP = 2
@@ -129,25 +130,11 @@ def _summaries(history: History, rows: Sequence[SiteRow], room: int, width: int)
 def chosen(history: History, patterns: Sequence[str]) -> tuple[list[str], Sites]:
     """Returns the selected names that have rows of their own, and the sites, which have a row for all of their numbers.
 
-    A number of a site has a row of its own if a pattern asks for this number, such as `*:output/rms`.
+    A number of a site has a row of its own if a pattern selects this number, such as `*:output/rms`, and not the site.
     """
-    alone: list[str] = []
-    together: set[str] = set()
-    for name in sorted_names(history):
-        key = site_key(name)
-        if key is None or key.site not in history.state:
-            if is_selected(name, patterns):
-                alone.append(name)
-            continue
-        of_numbers = [pattern for pattern in patterns if asks_for_numbers(pattern, key)]
-        of_sites = [pattern for pattern in patterns if pattern not in of_numbers]
-        if of_numbers and is_selected(name, of_numbers):
-            alone.append(name)
-        if not patterns or (of_sites and (matches(key.site, of_sites) or matches(name, of_sites))):
-            together.add(name)  # bookkeeping too, because the table needs it
-    scalars = {name: series.values[-1] for name, series in history.scalars.items() if name in together}
-    histograms = {name: series.values[-1] for name, series in history.histograms.items() if name in together}
-    return alone, sites_of(scalars, histograms)
+    contents = of_run(history, "").only(patterns)
+    known = {name for name in (*contents.scalars, *contents.histograms) if not contents.site_of(name)}
+    return [name for name in sorted_names(history) if name in known], contents.sites
 
 
 def rows_of(history: History, names: Sequence[str]) -> Iterator[Row]:
