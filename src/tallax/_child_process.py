@@ -55,7 +55,7 @@ class Child:
         if print_to is not None:
             os.close(print_to)
         self._pending, self._output = b"", b""
-        self.has_ended = False
+        self.has_ended = self._is_closed = False
 
     def ask(self, **request: Any) -> None:
         """Sends the request. The process reads it as soon as it is ready; later reads of stdin find its end."""
@@ -128,6 +128,9 @@ class Child:
 
     def end(self) -> None:
         """Kills the process with all that it started, in sessions of their own too."""
+        if self._is_closed:  # Ctrl-C may come between this call and the caller's note of it
+            return
+        self._is_closed = True
         end_descendants(self._process.pid)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
