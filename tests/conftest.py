@@ -40,7 +40,7 @@ def standard_promotion(drops_programs):
 #   test_differentiation filters x modes, transformations x modes, four of six modes of the longest; every filter, every
 #                        transformation, every mode
 #   test_matrix          three of four transformations x modes, five of six reads in a derivative; the others of each
-#   test_per_replica     splits, modes and types x kinds of mesh; every split, mode and type, on either kind
+#   test_per_replica     modes and types x kinds of mesh, half of the splits; every mode and type, on either kind
 #   test_several_steps   three of four ways in which steps bind their objects; the mixed way, 60 calls
 #   test_statistic_laws  types x dtypes; every type, every dtype
 #   test_laws            types x modes; every type, every mode
@@ -48,7 +48,8 @@ def standard_promotion(drops_programs):
 #   test_host_numbers    spellings under x64 other than 64-bit arrays; these two, and all without x64
 #   test_host_actions    four of six seeds; two
 #   test_learn*          half of the solutions and tricks, start files of nine of 12 exercises; the others of each
-#   test_check_command   three of five ways to end, a syntax error; two ways, a missing import
+#   test_check_command   three of five ways to end, a syntax error, two of three pitfalls; the others of each
+#   test_matrix          the warning of statecheck about each type; test_statecheck.py has that rule
 #   test_peers           a run of pytest under each substitution; the classifier, a file that does not end
 # Of these tests with several parameters, so many cases are quick as it takes to have each value of each parameter in
 # one of them. Every case is a program or a process of its own.
@@ -89,6 +90,9 @@ ONE_IN = {
     "test_an_operation_in_numpy_has_the_bits_of_xla": 2,
     "test_writes_in_a_branch": 3,
     "test_writes_within": 3,
+    "test_replicated_increments_count_once": 2,
+    "test_pitfalls_of_the_class_are_named": 3,
+    "test_right_solutions_pass": 2,
 }
 # Thorough tests that run every night; before a change lands, CI runs the given share of each, spread over its cases.
 # They guard tools (statecheck, resumecheck, the linter, the benchmarks, the course), repeat at random what fixed tests
@@ -102,7 +106,7 @@ NIGHTLY = {
     "test_blames_no_right_job": 1 / 6,
     "test_names_other_faults": 1 / 4,
     "test_the_demo_resumes_exactly": 0,  # 38 s; CI checks a loop of NumPy, and other jobs
-    "test_every_case_of_every_group_runs": 0,  # 90 s of benchmarks at their smallest; `make test` runs two groups
+    "test_every_case_of_every_group_runs": 0,  # 90 s of benchmarks at their smallest; `make test` runs one group
     "test_the_command_for_accelerators_runs_in_a_plain_copy": 1 / 4,
     "test_runs_eagerly_twice": 1 / 8,  # modules of the linter's corpus; CI lints all of them
     "test_every_installed_package": 1 / 4,  # the linter on other people's files

@@ -37,7 +37,7 @@ SMALL = {  # what to call `group` with, so that a case compiles in a second or t
     "transformer": (TINY, (3,)),
     "watch": (1,),
 }
-QUICK = ("lint", "readings")  # the others compile many programs, and run in `make thorough`
+QUICK = ("lint",)  # the others compile many programs, and run in `make nightly`
 ROOT = pathlib.Path(__file__).parents[1]
 TICK = 2.0**-20  # a power of two, so that sums and quotients of times are exact
 

@@ -458,7 +458,7 @@ def normed(differentiate, compiled):
 normed_by_flax = functools.cache(functools.partial(normed, in_graph_mode))
 
 
-@everywhere
+@in_two_modes
 def test_parameters_that_the_forward_pass_writes(mode):
     """SpectralNorm and WeightNorm write parameters, which reach the caller as in Flax's graph mode."""
     got, model = normed(tallax.value_and_grad, EVERYWHERE[mode])

@@ -309,6 +309,7 @@ def test_statecheck_reports_each_loss(name):
     assert (silent.says, silent.warns) in found, report
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("standard_promotion")
 def test_statecheck_warns_of_every_type_of_state():
     """A correct model gets a warning about the uses that lose its state."""
