@@ -125,12 +125,6 @@ def add(left: Limbs, right: Limbs) -> Limbs:
     return jnp.where(overflow[..., None], jnp.uint32(WORD), jnp.stack([low, carried], -1))
 
 
-def minus(left: Limbs, right: Limbs) -> Limbs:
-    """Returns the difference of two counts, of which the first is at least as large."""
-    borrow = (left[..., 0] < right[..., 0]).astype(jnp.uint32)
-    return jnp.stack([left[..., 0] - right[..., 0], left[..., 1] - right[..., 1] - borrow], -1)
-
-
 def add_transposed(packed: UInt32[Array, "2 n"], words: UInt32[Array, " n"]) -> UInt32[Array, "2 n"]:
     """Returns the saturated sums of counts and one word each, for counts whose limbs are on the first axis.
 

@@ -184,10 +184,9 @@ _IS_LARGEST = np.arange(LANES) == 3
 
 def _clean(lanes: jax.Array) -> jax.Array:
     """Returns the lanes of one tensor so that they can be added up: finite, and of which the digits are in range."""
-    others = lanes[..., 7:8]
-    middle = jnp.floor(others * 2.0**-_DIGIT)
-    digits = [others - middle * 2.0**_DIGIT, lanes[..., 8:9] + middle]
-    lanes = jnp.concatenate([lanes[..., :7], *digits, lanes[..., 9:]], -1)
+    middle = jnp.floor(lanes[..., 7:8] * 2.0**-_DIGIT)
+    place = np.arange(LANES)
+    lanes = jnp.where(place == 7, lanes - middle * 2.0**_DIGIT, jnp.where(place == 8, lanes + middle, lanes))
     return jnp.where(_is_finite(lanes)[..., None], lanes, _NOT_FINITE)
 
 

@@ -286,8 +286,9 @@ class _Beginning(NamedTuple):
     uses: Uses
 
 
-# The beginnings by watch, site and role. If the Variable of the step still has this very array, no transformation lies between, and nothing was observed
-# so far. It is kept here, because an attribute of the site would be part of the graph of the model.
+# The beginnings by watch, site and role. If the Variable of the step still has this very array, no transformation lies
+# between, and nothing was observed so far. They are kept here, because an attribute of the site would be part of the
+# graph of the model.
 _beginnings: dict[tuple[int, str, str], _Beginning] = {}
 
 _WITHIN = f"{GRADIENT}, within a transformation"  # the role under which such a use is noted

@@ -342,10 +342,7 @@ _SMALL = 2**14  # entries, of tensors that are copied into one before they are r
 
 
 class _Bucket(NamedTuple):
-    """Tensors that are reduced together: `length` is that of small ones with zeros behind them, or None for one tensor.
-
-    The tensors of pairs, whose differences are meant, come last.
-    """
+    """Tensors that are reduced together; `length` is that of small ones with zeros behind them, None for one tensor."""
 
     stack: tuple[int, ...]
     length: int | None
@@ -362,10 +359,7 @@ def _buckets(summaries: Sequence[Summary], values: Sequence[Any]) -> list[_Bucke
             small.setdefault((summary.stack, 1 << max(length - 1, 0).bit_length()), []).append(k)
         else:
             alone.append(_Bucket(summary.stack, None, [k]))
-    together = [
-        _Bucket(modules, length, sorted(members, key=lambda k: isinstance(values[k], tuple)))
-        for (modules, length), members in small.items()
-    ]
+    together = [_Bucket(modules, length, members) for (modules, length), members in small.items()]
     return sorted([*alone, *together], key=lambda bucket: math.prod(bucket.stack))
 
 
@@ -432,21 +426,13 @@ def _numbers(value: Any, leading: int) -> jax.Array:
 
 def _padded(values: Sequence[Any], several: int, length: int) -> jax.Array:
     """Returns float32[n * several, length] of tensors that have at most `length` entries in each of several modules."""
-
-    def together(arrays: Sequence[jax.Array]) -> jax.Array:
-        parts = []
-        for x in arrays:
-            size = x.size // several
-            flat = x.astype(jnp.float32).reshape(several, size)
-            behind = [(0, 0, 0), (0, length - size, 0)]
-            parts.append(flat if size == length else jax.lax.pad(flat, jnp.float32(0), behind))
-        return in_one(parts)
-
-    pairs = [value for value in values if isinstance(value, tuple)]
-    rows = [together(values[: len(values) - len(pairs)])] if len(pairs) < len(values) else []
-    if pairs:
-        rows.append(together([new for new, _ in pairs]) - together([old for _, old in pairs]))
-    return jnp.concatenate(rows) if len(rows) > 1 else rows[0]
+    parts = []
+    for value in values:
+        x = value[0] - value[1] if isinstance(value, tuple) else value
+        size = x.size // several
+        flat, behind = x.astype(jnp.float32).reshape(several, size), [(0, 0, 0), (0, length - size, 0)]
+        parts.append(flat if size == length else jax.lax.pad(flat, jnp.float32(0), behind))
+    return in_one(parts)
 
 
 def in_one(arrays: Sequence[jax.Array], *, is_split: bool = False) -> jax.Array:

@@ -8,9 +8,10 @@ and `cond` alike, and `tallax.value_and_grad` reads the sum. Nothing is perturbe
 A cotangent can only be added to. So the lanes of `_reduction`, which all add up but the largest magnitude, are followed
 by 64 lanes, one for each power of two from 2**-44 to 2**19: the number of uses whose largest magnitude has that size.
 After a single use the largest magnitude is exact. After several it is only their sum, and the highest of these lanes
-that is in use bounds it within a factor of two. If it is known that a token is used once (`Uses`), its cotangent stays zero,
-and the backward rule keeps the lanes, for which it compiles no kernel but the library's reductions. An inner `jit` that
-was traced before is not seen again, so a site that was ever used within a transformation keeps the 64 lanes.
+that is in use bounds it within a factor of two. If it is known that a token is used once (`Uses`), its cotangent stays
+zero, and the backward rule stores the lanes in `Uses`, for which it compiles no kernel but the library's reductions. An
+inner `jit` that was traced before is not seen again, so a site that was ever used within a transformation keeps the 64
+lanes.
 """
 
 from __future__ import annotations
