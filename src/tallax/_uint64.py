@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float32, Int, Int32, Shaped, UInt32
 
     Limbs = UInt32[Array, "*shape 2"]
+    # The low words and the high words of counts. Many sums in a row keep them apart: XLA compiles a kernel for each
+    # time that they are stacked.
+    Columns = tuple[Array, Array]
 
 MAX = 2**64 - 1
 INT32_MAX = 2**31 - 1
@@ -117,12 +120,21 @@ def widen(values: Shaped[Array, "*shape"]) -> Limbs:
 
 def add(left: Limbs, right: Limbs) -> Limbs:
     """Returns the sum of two counts, saturated at 2**64 - 1."""
-    low = left[..., 0] + right[..., 0]
-    carry = (low < right[..., 0]).astype(jnp.uint32)
-    high = left[..., 1] + right[..., 1]
+    return jnp.stack(add_columns((left[..., 0], left[..., 1]), (right[..., 0], right[..., 1])), -1)
+
+
+def add_columns(left: Columns, right: Columns) -> Columns:
+    """Returns the sum of two counts, saturated at 2**64 - 1."""
+    low, high = left[0] + right[0], left[1] + right[1]
+    carry = (low < right[0]).astype(jnp.uint32)
     carried = high + carry
-    overflow = (high < right[..., 1]) | (carried < carry)
-    return jnp.where(overflow[..., None], jnp.uint32(WORD), jnp.stack([low, carried], -1))
+    overflow = (high < right[1]) | (carried < carry)
+    return jnp.where(overflow, jnp.uint32(WORD), low), jnp.where(overflow, jnp.uint32(WORD), carried)
+
+
+def subtract_columns(left: Columns, right: Columns) -> Columns:
+    """Returns the difference of two counts, of which the first is not smaller."""
+    return left[0] - right[0], left[1] - right[1] - (left[0] < right[0]).astype(jnp.uint32)
 
 
 def add_transposed(packed: UInt32[Array, "2 n"], words: UInt32[Array, " n"]) -> UInt32[Array, "2 n"]:

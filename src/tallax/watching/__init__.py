@@ -15,7 +15,9 @@ The way of a tensor into its statistic:
                                           of a token, which `tallax.value_and_grad` differentiates
     parameters,         _watched_classes  the optimizer's class is a subclass whose `update` calls
     gradients, updates  _params           before and after
-    all of them         _reduction        the lanes of a tensor, its numbers, and their addition to 17 words
+    all of them         _reduction        the lanes of a tensor, which are its numbers
+                        _summary_updates  the lanes of all sites are added to their states together
+                        _summary_words    the state of one, 17 words
                         _summary          the statistic with these words
 
 Inside `tallax.value_and_grad` a site collects only the lanes of the step, in Variables that exist during the forward
@@ -40,7 +42,7 @@ mesh, `_watch` has the public function and class, `_table` prints, and `_notes` 
 be seen.
 
 To watch another kind of tensor, open `_site` or `_params`; to add a preset, `_presets` and `_preset_statistics`; to
-compute another number of a summary, `_reduction`, and `_tap` for its encoding as a sum.
+compute another number of a summary, `_reduction` and `_summary_words`, and `_tap` for its encoding as a sum.
 
 Invariants. A watched model is trained by the same operations as the model without a watch, in every mode and under
 every transformation; only the last bit may differ, if XLA fuses them differently. No statistic may raise within a

@@ -17,7 +17,8 @@ from tallax.statistics import Statistic
 from tallax.watching._notes import note
 from tallax.watching._site import HISTOGRAM, Site, unwritable
 from tallax.watching._step_statistic import steps_together, take_together
-from tallax.watching._summary import Summary, in_order, lanes_of_tensors, update_together
+from tallax.watching._summary import Summary
+from tallax.watching._summary_updates import in_order, lanes_of_tensors, update_together
 
 PARAMETER, PARAM_GRADIENT, UPDATE = "parameter", "gradient", "update"
 ROLES = (PARAMETER, PARAM_GRADIENT, UPDATE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of a tensor, and their addition to the state of a `Summary`.
+"""The lanes of a tensor: its numbers, as float32 that can be added up.
 
 `lanes_of` reduces a tensor by four plain reductions of floats. XLA's CPU backend has a library for these: for a dozen
 tensors of half a million entries they take 23 ms to run and 0.04 s to compile, where one variadic `lax.reduce` takes 64
@@ -7,7 +7,8 @@ ms and 0.3 s, and reductions that count comparisons take 110 ms and 0.8 s. Entri
 therefore not counted one by one; the tensor that has one is counted, and its numbers are left out.
 
 Any kernel that is not from the library takes 14 to 25 ms to compile, however small. So the *lanes* of a tensor are
-float32 that need no further arithmetic, and `folded` computes the rest from the lanes of many tensors at once:
+float32 that need no further arithmetic, and `folded` in `_summary_words.py` computes the rest from the lanes of many
+tensors at once:
 
     0       the number of tensors
     1-3     sum, sum of squares, largest magnitude
@@ -15,16 +16,6 @@ float32 that need no further arithmetic, and `folded` computes the rest from the
 
 The lanes of a single tensor may be NaN or infinite. `clean_lanes_of` makes lanes that are finite, and that `plus` adds
 up, for tensors that are seen several times in a step, or by a layer that is scanned.
-
-The state is 17 words of 32 bits. They are integers, so that casting the floats of a model to bfloat16 does not touch
-them:
-
-    0-5     size, zeros, nonfinite: exact counts of two words each
-    6-7     the update at which the largest magnitude came, two words
-    8       the bits of the largest magnitude
-    9-12    the bits of two float32 pairs: sum and sum of squares, high words first
-    13-14   the first update with an entry that was NaN or infinite, two words
-    15-16   the number of updates, two words; the same in all rows
 
 On a mesh a state has `rows`: one for each device along the axes of the batch, so that a tensor that is split over
 them is reduced without any collective. The rows are added up when the state is read.
@@ -44,11 +35,7 @@ from jax.custom_batching import custom_vmap
 
 from tallax import _uint64
 from tallax._mesh_axes import marked, varying_axes
-from tallax.statistics import _two_floats
 
-WORDS = 17
-COUNTS, AT, LARGEST, HIGH, LOW = slice(0, 6), slice(6, 8), 8, slice(9, 11), slice(11, 13)
-NONFINITE_AT, UPDATES = slice(13, 15), slice(15, 17)
 LANES = 13
 _DIGIT = 12
 _EXACT = 2**24  # up to which a float32 counts
@@ -210,37 +197,21 @@ def _combined(lanes: jax.Array, over: tuple[Hashable, ...]) -> jax.Array:
     replicas = math.prod(jax.lax.axis_size(axis) for axis in over)
     rows = marked(jnp.zeros((replicas, LANES)), over).at[jax.lax.axis_index(over)].set(lanes)
     rows = jax.lax.psum(rows, over)
-    columns = _columns(rows)
-    counts = [functools.reduce(_added, [(low[k], high[k]) for k in range(replicas)]) for low, high in columns[3:]]
+    columns = columns_of(rows)
+    counts = [
+        functools.reduce(_uint64.add_columns, [(low[k], high[k]) for k in range(replicas)]) for low, high in columns[3:]
+    ]
     size, zeros, nonfinite = counts
-    digits = [_digits(jnp.stack(each, -1)) for each in (size, _subtracted(size, zeros), nonfinite)]
+    digits = [_digits(jnp.stack(each, -1)) for each in (size, _uint64.subtract_columns(size, zeros), nonfinite)]
     floats = [rows[:, 0].sum(), columns[0].sum(), columns[1].sum(), columns[2].max()]
     return jnp.concatenate([jnp.stack(floats), *digits])
 
 
-# Words of counts, low and high, as two arrays: an axis of two makes XLA compile a kernel for each stack of them.
-_Count = tuple[Any, Any]
-
-
-def _added(left: _Count, right: _Count) -> _Count:
-    """Returns the sum of two counts, saturated."""
-    low, high = left[0] + right[0], left[1] + right[1]
-    carry = (low < right[0]).astype(jnp.uint32)
-    carried = high + carry
-    is_over = (high < right[1]) | (carried < carry)
-    full = jnp.uint32(_uint64.WORD)
-    return jnp.where(is_over, full, low), jnp.where(is_over, full, carried)
-
-
-def _subtracted(left: _Count, right: _Count) -> _Count:
-    return left[0] - right[0], left[1] - right[1] - (left[0] < right[0]).astype(jnp.uint32)
-
-
-def _columns(lanes: jax.Array) -> tuple[Any, ...]:
+def columns_of(lanes: jax.Array) -> tuple[Any, ...]:
     """Returns the sum, the sum of squares, the largest magnitude, and the counts of entries, zeros and bad tensors."""
     finite = _is_finite(lanes)
 
-    def count(start: int) -> _Count:
+    def count(start: int) -> _uint64.Columns:
         first, second, third = (lanes[..., start + k].astype(jnp.uint32) for k in range(3))
         low = first + (second << _DIGIT)
         return low, (second >> (32 - _DIGIT)) + third + (low < first).astype(jnp.uint32)
@@ -249,97 +220,10 @@ def _columns(lanes: jax.Array) -> tuple[Any, ...]:
         return jnp.where(finite, value, jnp.zeros_like(value))
 
     size, others = count(4), count(7)
-    zeros = _subtracted(size, others)
-    nonfinite = _added(count(10), ((~finite).astype(jnp.uint32), jnp.uint32(0)))
+    zeros = _uint64.subtract_columns(size, others)
+    nonfinite = _uint64.add_columns(count(10), ((~finite).astype(jnp.uint32), jnp.uint32(0)))
     floats = [masked(lanes[..., k]) for k in (1, 2, 3)]
     return (*floats, *((masked(low), masked(high)) for low, high in (size, zeros)), nonfinite)
-
-
-def begun(words: jax.Array, window: int | None) -> jax.Array:
-    """Returns the state at the beginning of an update, which is counted; after a window, the numbers start again."""
-    updates = words[..., UPDATES]
-    counted = _added((words[..., 15], words[..., 16]), (jnp.uint32(1), jnp.uint32(0)))
-    numbers = words
-    if window is not None:
-        numbers = jnp.where(_uint64.divisible(updates, window)[..., None], jnp.uint32(0), numbers)
-    place = np.arange(WORDS)
-    for k, word in zip((15, 16), counted, strict=True):
-        numbers = jnp.where(place == k, word[..., None], numbers)
-    return numbers
-
-
-def folded(words: jax.Array, lanes: jax.Array) -> jax.Array:
-    """Returns the state after the numbers of one update.
-
-    All is computed by columns, which are then put together by selections. XLA fuses these into few kernels, which it
-    compiles in 0.2 s for any number of states; a concatenation of the columns takes 0.65 s.
-
-    Args:
-        words: the state, uint32[..., *rows, 17], which has counted the update.
-        lanes: float32[..., *rows, 13].
-    """
-    column = [words[..., k] for k in range(WORDS)]
-    total, squares, most, *counts = _columns(lanes)
-    at = (column[15], column[16])
-    new = [word for k, count in enumerate(counts) for word in _added((column[2 * k], column[2 * k + 1]), count)]
-
-    def is_zero(count: _Count) -> jax.Array:
-        return (count[0] | count[1]) == 0
-
-    largest = floats_of(column[LARGEST])
-    larger = (most > largest) | (is_zero((column[6], column[7])) & ~is_zero(counts[0]))
-    fails = is_zero((column[13], column[14])) & ~is_zero(counts[2])
-    sums = [(floats_of(column[9 + k]), floats_of(column[11 + k])) for k in range(2)]
-    (high, low), (high2, low2) = (_two_floats.add_float(*each) for each in zip(sums, (total, squares), strict=True))
-    new += [jnp.where(larger, ours, before) for ours, before in zip(at, column[6:8], strict=True)]
-    new += [bits_of(x) for x in (jnp.where(larger, most, largest), high, high2, low, low2)]
-    new += [jnp.where(fails, ours, before) for ours, before in zip(at, column[13:15], strict=True)]
-    return _from_columns([*new, *at])
-
-
-def _from_columns(columns: Sequence[jax.Array]) -> jax.Array:
-    """Returns arrays of one shape stacked on a new last axis."""
-    shape = (*columns[0].shape, len(columns))
-    leading = tuple(range(len(shape) - 1))
-    place = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
-    result = jax.lax.broadcast_in_dim(columns[0], shape, leading)
-    for k, column in enumerate(columns[1:], 1):
-        result = jax.lax.select(place == k, jax.lax.broadcast_in_dim(column, shape, leading), result)
-    return result
-
-
-def merged(left: jax.Array, right: jax.Array, *, is_replica: bool) -> jax.Array:
-    """Returns the union of two states, each uint32[*rows, 17]; replicas took the same updates."""
-    high, low = _two_floats.add(
-        (floats_of(left[..., HIGH]), floats_of(left[..., LOW])),
-        (floats_of(right[..., HIGH]), floats_of(right[..., LOW])),
-    )
-    counts = [part[..., COUNTS].reshape(*part.shape[:-1], 3, 2) for part in (left, right)]
-    ours, theirs = left[..., UPDATES], right[..., UPDATES]
-    most = jnp.where(_uint64.less(ours, theirs)[..., None], theirs, ours)
-    updates = most if is_replica else _uint64.add(ours, theirs)
-    ours, theirs = floats_of(left[..., LARGEST]), floats_of(right[..., LARGEST])
-    tie = (theirs == ours) & (_first(left, right, AT) == right[..., AT]).all(-1)
-    better = ((theirs > ours) | tie)[..., None]
-    return jnp.concatenate(
-        [
-            _uint64.add(*counts).reshape(*left.shape[:-1], 6),
-            jnp.where(better, right[..., AT], left[..., AT]),
-            bits_of(jnp.maximum(ours, theirs))[..., None],
-            bits_of(high),
-            bits_of(low),
-            _first(left, right, NONFINITE_AT),
-            updates,
-        ],
-        -1,
-    )
-
-
-def _first(left: jax.Array, right: jax.Array, place: slice) -> jax.Array:
-    """Returns the smaller of two numbers of updates that are not 0; 0 if both are."""
-    ours, theirs = left[..., place], right[..., place]
-    is_theirs = ~_uint64.is_zero(theirs) & (_uint64.is_zero(ours) | _uint64.less(theirs, ours))
-    return jnp.where(is_theirs[..., None], theirs, ours)
 
 
 def in_auto_axes(function: Callable[..., Any], like: Any) -> Callable[..., Any]:
@@ -371,52 +255,6 @@ def zeros_on_rows(shape: tuple[int, ...], dtype: Any, words: jax.Array) -> jax.A
     return jax.sharding.reshard(zeros, jax.NamedSharding(sharding.mesh, jax.P(*spec)))
 
 
-def observed(
-    words: jax.Array, due: Any, leaves: Sequence[jax.Array], where: Any, layout: Layout, window: int | None
-) -> jax.Array:
-    """Returns the state after an update with some tensors, which are reduced only if the update is due."""
-    observe = _observe(layout, window)
-    return in_auto_axes(observe, words)(words, due, (list(leaves), where))
-
-
-def added(step: jax.Array, due: Any, leaves: Sequence[jax.Array], layout: Layout, *, is_first: bool) -> jax.Array:
-    """Returns the lanes of a step after some more tensors.
-
-    Args:
-        step: the lanes so far.
-        due: whether the tensors are looked at; None if they always are.
-        leaves: the tensors.
-        layout: the rows and replicas.
-        is_first: whether there are no tensors so far. If the only tensor is then not looked at, the result has its size
-            nevertheless, so it must not be added to the state.
-    """
-    observe = _observe(layout, None, is_first and len(leaves) == 1 and not layout.over)
-    return in_auto_axes(observe, step)(step, due, (list(leaves), None))
-
-
-@functools.cache
-def _observe(layout: Layout, window: int | None, is_first: bool | None = None) -> Callable[..., jax.Array]:
-    """Returns the function of `observed`, or if `is_first` is not None, that of `added`."""
-
-    def observe(words: jax.Array, due: Any, tensors: tuple[list[jax.Array], Any]) -> jax.Array:
-        def after(words: jax.Array, tensors: tuple[list[jax.Array], Any]) -> jax.Array:
-            leaves, where = tensors
-            lanes = functools.reduce(plus, [clean_lanes_of(x, where, layout) for x in leaves])
-            return folded(words, lanes) if is_first is None else plus(words, lanes)
-
-        if is_first:
-            return lanes_of(tensors[0][0], None, layout, due)
-        if is_first is None:
-            words = begun(words, window)
-        if due is None:
-            return after(words, tensors)
-        return jax.lax.cond(due, after, lambda words, _: words, words, tensors)
-
-    # Last, so that the axis that is split over the rows stays where it is. The function is not inlined: JAX traces and
-    # lowers it once for all tensors of a shape, and XLA inlines it.
-    return jax.jit(with_all_of_vmap(observe, -1))
-
-
 def with_all_of_vmap(update: Callable[[Any, Any, Any], jax.Array], axis: int) -> Callable[..., jax.Array]:
     """Returns `update(state, due, tensors)` such that a state that all lanes of `vmap` share takes those of all lanes.
 
@@ -442,13 +280,3 @@ def with_all_of_vmap(update: Callable[[Any, Any, Any], jax.Array], axis: int) ->
 
     del in_vmap  # which `mapped` keeps
     return mapped
-
-
-def floats_of(words: Any) -> jax.Array:
-    """Returns the float32 whose bits some words are."""
-    return jax.lax.bitcast_convert_type(words, jnp.float32)
-
-
-def bits_of(floats: jax.Array) -> jax.Array:
-    """Returns the bits of float32 as words."""
-    return jax.lax.bitcast_convert_type(floats, jnp.uint32)

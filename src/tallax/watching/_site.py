@@ -19,7 +19,8 @@ from tallax.statistics import Statistic
 from tallax.watching._notes import note, notes_of
 from tallax.watching._reduction import LANES, Layout, zeros_on_rows
 from tallax.watching._step_statistic import StepStatistic, take_together
-from tallax.watching._summary import Summary, due_together, in_one, update_together
+from tallax.watching._summary import Summary
+from tallax.watching._summary_updates import due_together, in_one, update_together
 from tallax.watching._tap import TOKEN, Uses, bounded, tap
 
 INPUT, OUTPUT, GRADIENT = "input", "output", "output_gradient"

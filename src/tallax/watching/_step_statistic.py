@@ -30,7 +30,8 @@ from tallax._mesh_axes import axes_of_equal, axes_to_combine, marked, on_first
 from tallax.statistics import Statistic, _two_floats
 from tallax.statistics._statistic import exact_or_traced
 from tallax.variables import Buffer, Counter, cut, stack
-from tallax.watching._reduction import axis_of_rows, bits_of, floats_of, in_first_row, with_all_of_vmap
+from tallax.watching._reduction import axis_of_rows, in_first_row, with_all_of_vmap
+from tallax.watching._summary_words import bits_of, floats_of
 
 _SMALL = 2**14  # entries, of tensors that are copied into one before they are reduced
 
