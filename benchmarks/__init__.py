@@ -34,4 +34,5 @@ SCRIPTS = {
     "memory": "benchmarks.memory",
     "scale": "benchmarks.scale",
     "statecheck": "benchmarks.statecheck",
+    "watch-costs": "benchmarks.watch",
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the tables of three pages, such as docs/performance.md, from the figures in docs/figures.
+"""Writes the tables of four pages, such as docs/performance.md, from the figures in docs/figures.
 
 `make performance` copies the results of `make bench` to docs/figures and runs it; tests/test_figures.py compares the
 pages with the figures. A table is between two comments, `<!-- figures: NAME -->` and `<!-- end -->`; the text around it
@@ -19,7 +19,7 @@ from typing import Any
 
 DOCS = Path(__file__).resolve().parent
 FIGURES = DOCS / "figures"
-PAGES = ("performance.md", "many-devices.md", "statecheck.md")
+PAGES = ("performance.md", "many-devices.md", "statecheck.md", "guides/watch-a-model.md")
 BLOCK = re.compile(r"<!-- figures: (?P<name>[\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
 NOT_MEASURED = "Not measured yet: run `make bench` and `make performance`."
 PACKAGES = ("python", "jax", "flax", "numpy", "torch")
@@ -242,6 +242,45 @@ def scale_readings(records: Records) -> str:
     return table(headings, cells)
 
 
+_COSTS = {"step": "step", "host": "host, each call", "compile": "compilation", "temporary": "temporary memory"}
+
+
+def _cost(numbers: dict[str, float], limits: dict[str, Any], cost: str, case: str) -> str:
+    """Returns the ratio of a cost, in bold if it is above its limit."""
+    ratio = next((numbers[key] for key in (f"{cost}_seconds_ratio", f"{cost}_bytes_ratio") if key in numbers), None)
+    if ratio is None:
+        return ""
+    limit = limits.get(cost)
+    limit = limit.get(case) if isinstance(limit, dict) else limit
+    return f"{ratio:.3f}" if limit is None or ratio <= limit else f"**{ratio:.3f}**"
+
+
+def watch_costs(records: Records) -> str:
+    """Returns the costs of watched steps, as ratios to the step that is not watched."""
+    return _watch_table(records, ("layers", "deep", "scanned"), ("step", "compile", "temporary"))
+
+
+def watch_host(records: Records) -> str:
+    """Returns the time of the host at each call, as a ratio to that of the step that is not watched."""
+    return _watch_table(records, ("host",), ("host",))
+
+
+def watch_others(records: Records) -> str:
+    """Returns the costs of other libraries beside a watch of the same tensors."""
+    return _watch_table(records, ("others",), ("step", "compile", "temporary"))
+
+
+def _watch_table(records: Records, parts: Iterable[str], costs: tuple[str, ...]) -> str:
+    record = records["watch-costs"]
+    rows = []
+    for part in parts:
+        limits = record["limits"].get("layers" if part == "deep" else part, {})
+        model, cases = record["parts"][part]["model"], record["parts"][part]["cases"]
+        for case, numbers in list(cases.items())[1:]:
+            rows.append([model, case, *(_cost(numbers, limits, cost, case) for cost in costs)])
+    return f"{source(record)}\n\n{table(('model', 'measured', *map(_COSTS.get, costs)), rows)}"
+
+
 TABLES: dict[str, Callable[[Records], str]] = {
     "extremes": extremes,
     "first-step": first_step,
@@ -250,6 +289,9 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "scale-model": scale_model,
     "scale-readings": scale_readings,
     "statecheck": statecheck,
+    "watch-costs": watch_costs,
+    "watch-host": watch_host,
+    "watch-others": watch_others,
 }
 
 
@@ -261,12 +303,17 @@ def blocks(page: str) -> list[str]:
     return BLOCK.findall((DOCS / page).read_text())
 
 
+def _groups(name: str) -> list[str]:
+    """Returns the groups that a table may be of: `scale` for `scale-model`, `watch-costs` for `watch-host`."""
+    return [name.partition("-")[0]] if not name.startswith("watch-") else ["watch-costs"]
+
+
 def written(page: str, records: Records) -> str:
     """Returns the text of a page with its tables written anew."""
 
     def block(match: re.Match[str]) -> str:
         name = match["name"]
-        if name != "extremes" and name.partition("-")[0] not in records and name not in records:
+        if name != "extremes" and not any(group in records for group in (name, *_groups(name))):
             text = NOT_MEASURED
         else:
             text = TABLES[name](records) if name in TABLES else group_table(records[name])
@@ -286,7 +333,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("results", nargs="?", type=Path, help="a folder with new results of benchmarks")
     options = parser.parse_args(arguments)
     if options.results is not None:
-        names = {name for page in PAGES for name in blocks(page)} | {"scale"}
+        names = {name for page in PAGES for name in blocks(page)} | {"scale", "watch-costs"}
         for path in sorted(options.results.glob("*.json")):
             if path.stem in names:
                 shutil.copyfile(path, FIGURES / path.name)

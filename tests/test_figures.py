@@ -21,7 +21,7 @@ def tables():
     return module
 
 
-@pytest.mark.parametrize("page", ["performance.md", "many-devices.md", "statecheck.md"])
+@pytest.mark.parametrize("page", ["performance.md", "many-devices.md", "statecheck.md", "guides/watch-a-model.md"])
 def test_the_page_has_the_committed_figures(tables, page):
     """A figure on the page is one of docs/figures, so `make performance` changes nothing."""
     assert tables.blocks(page)
@@ -66,6 +66,7 @@ def test_new_results_are_copied(tables, tmp_path, monkeypatch):
     """Results of groups that are on a page replace the committed figures; others are left out."""
     for name in ("eager", "unknown"):
         (tmp_path / f"{name}.json").write_text(json.dumps({**RECORD, "group": name, "cases": []}))
+    (tmp_path / "guides").mkdir()
     for page in tables.PAGES:
         (tmp_path / page).write_text("<!-- figures: eager -->\n<!-- end -->\n")
     monkeypatch.setattr(tables, "DOCS", tmp_path)
@@ -89,3 +90,21 @@ def test_the_page_of_statecheck_has_its_times_and_limits(tables, tmp_path, monke
     assert "Modules without a measured time: 1." in text
     assert "| longest | 13 s | 12 s, **missed** |" in text
     assert f"`{statecheck.LONGEST[0]}` 13 s" in text
+
+
+def test_a_cost_of_a_watch_above_its_limit_is_bold(tables):
+    """A limit may hold for single cases; a cost without one is never bold."""
+    numbers = {"step_seconds_ratio": 1.2, "compile_seconds_ratio": 1.9, "temporary_bytes_ratio": 1.02}
+    parts = {
+        part: {"model": part, "cases": {"none": {}, "all": numbers, "some": numbers}}
+        for part in ("layers", "deep", "scanned")
+    }
+    limits = {"layers": {"step": {"all": 1.12}, "compile": 2.0, "temporary": 1.01}}
+    text = tables.watch_costs({"watch-costs": {**RECORD, "limits": limits, "parts": parts}})
+    rows = text.splitlines()[-6:]
+    assert rows[:2] == [
+        "| layers | all | **1.200** | 1.900 | **1.020** |",
+        "| layers | some | 1.200 | 1.900 | **1.020** |",
+    ]
+    assert rows[2] == "| deep | all | **1.200** | 1.900 | **1.020** |"
+    assert rows[-1] == "| scanned | some | 1.200 | 1.900 | 1.020 |"
