@@ -45,9 +45,9 @@ class BackwardObserver(EvalAware, abc.ABC):
         to run them.
 
         Args:
-            observers: the observers.
-            cotangents: the cotangent of the token of each.
-            seen: the result of `detach` of each.
+            observers: The observers.
+            cotangents: The cotangent of the token of each.
+            seen: The result of `detach` of each.
         """
 
 

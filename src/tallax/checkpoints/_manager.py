@@ -36,15 +36,15 @@ class Checkpoints:
     complete or absent; the next save removes the unfinished files of a killed program.
 
     Args:
-        folder: is made when something is saved.
-        keep: the number of checkpoints that stay, the latest ones; None for all.
+        folder: Is made when something is saved.
+        keep: The number of checkpoints that stay, the latest ones; None for all.
         every: `save` does something for multiples of this number.
-        batch_size: the examples of a step. If the counters in the objects, such as `examples` and `step`, or the
+        batch_size: The examples of a step. If the counters in the objects, such as `examples` and `step`, or the
             position of a data iterator disagree with it, `save` and `restore` warn, by name.
-        preemption_exit_code: if it is given, SIGTERM lets the running step end; then the next `save` saves at any step,
+        preemption_exit_code: If it is given, SIGTERM lets the running step end; then the next `save` saves at any step,
             waits for the write, and ends the program with this code. With several processes, all save at the same step,
             as `jax.experimental.multihost_utils.reached_preemption_sync_point` arranges.
-        async_: whether `save` returns once the state is copied on its devices, and writes it in the background. With
+        async_: Whether `save` returns once the state is copied on its devices, and writes it in the background. With
             several processes Orbax copies it to the host first.
 
     Raises:
@@ -104,22 +104,22 @@ class Checkpoints:
         If the previous checkpoint is still being written, it waits.
 
         Args:
-            step: the number, larger than that of any checkpoint in the folder; a `Counter` is one.
-            *objects: see `to_checkpoint`. Iterators over the data with `get_state` and `set_state` are saved too.
-            extra: see `to_checkpoint`.
-            force: whether to save at any number, as after the last step.
-            **named: see `to_checkpoint`.
+            step: The number, larger than that of any checkpoint in the folder; a `Counter` is one.
+            *objects: See `to_checkpoint`. Iterators over the data with `get_state` and `set_state` are saved too.
+            extra: See `to_checkpoint`.
+            force: Whether to save at any number, as after the last step.
+            **named: See `to_checkpoint`.
 
         Returns:
             True if it is saved or being saved. False if the number is not a multiple of `every`, or is that of the
             latest checkpoint.
 
         Raises:
-            CheckpointError: this one, or the one before, could not be written.
+            CheckpointError: This one, or the one before, could not be written.
             InvalidTypeError: `step` is not an integer.
-            InvalidValueError: there is a checkpoint of a larger number, or `step` is below 0.
+            InvalidValueError: There is a checkpoint of a larger number, or `step` is below 0.
             SystemExit: SIGTERM came, and everything is saved; see `preemption_exit_code`.
-            TallaxError: as `tallax.save` does.
+            TallaxError: As `tallax.save` does.
         """
         if not hasattr(step, "__index__"):
             raise InvalidTypeError(
@@ -200,9 +200,9 @@ class Checkpoints:
             The report, whose `step` is the number.
 
         Raises:
-            CheckpointError: there is no checkpoint, or none of that number; or as `tallax.restore` does.
-            RestoreError: as `tallax.restore` does.
-            TallaxError: as `tallax.restore` does.
+            CheckpointError: There is no checkpoint, or none of that number; or as `tallax.restore` does.
+            RestoreError: As `tallax.restore` does.
+            TallaxError: As `tallax.restore` does.
         """
         steps = self.steps()
         number = max(steps, default=None) if step is None else step

@@ -35,7 +35,7 @@ def read_position(name: str, thing: Any) -> np.ndarray:
     """Returns the position of an iterator as bytes, with the positions of all processes: each reads its own data.
 
     Raises:
-        InvalidTypeError: its state has something that JSON cannot write.
+        InvalidTypeError: Its state has something that JSON cannot write.
     """
     getter = thing.get_state if callable(getattr(thing, "get_state", None)) else thing.state_dict
     state = getter()
@@ -67,7 +67,7 @@ def write_position(name: str, thing: Any, position: Any) -> None:
     """Sets an iterator to a position.
 
     Raises:
-        RestoreError: another number of processes saved it, each at a position of its own; or the iterator refuses it.
+        RestoreError: Another number of processes saved it, each at a position of its own; or the iterator refuses it.
     """
     states = states_in(position)
     index, count = jax.process_index(), jax.process_count()

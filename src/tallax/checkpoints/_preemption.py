@@ -23,7 +23,7 @@ class Preemption:
     """A request to stop, by SIGTERM.
 
     Raises:
-        InvalidValueError: outside of the main thread, where Python sets no signal handlers.
+        InvalidValueError: Outside of the main thread, where Python sets no signal handlers.
     """
 
     def __init__(self):

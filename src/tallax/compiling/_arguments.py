@@ -22,11 +22,11 @@ class Arguments:
     """The parameters of the function of a step.
 
     Attributes:
-        function: the function itself.
-        names: the names of the bound objects.
-        count: the number of bound objects that the step passes to the function, as its first arguments.
-        has_static: whether any argument is static.
-        has_bound: whether the arguments of a call may contain bound objects.
+        function: The function itself.
+        names: The names of the bound objects.
+        count: The number of bound objects that the step passes to the function, as its first arguments.
+        has_static: Whether any argument is static.
+        has_bound: Whether the arguments of a call may contain bound objects.
 
     Raises:
         InvalidTypeError: A position is not an integer, or a name is not a string.

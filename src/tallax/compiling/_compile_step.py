@@ -88,27 +88,27 @@ def compile_step(
     them as `bound=`. The step is then called as the function is, with the objects in any position and container.
 
     Args:
-        train_step: takes the objects, and then the arguments of a call: arrays, pytrees of arrays, static values.
-        *objects: modules and optimizers, with any mixture of Flax's and tallax's state; or tuples, lists, dicts and
+        train_step: Takes the objects, and then the arguments of a call: arrays, pytrees of arrays, static values.
+        *objects: Modules and optimizers, with any mixture of Flax's and tallax's state; or tuples, lists, dicts and
             dataclasses of these. No tallax variable may be reached by two paths.
-        bound: further objects, or a pytree that contains them. They are not passed to `train_step` by the step, but
+        bound: Further objects, or a pytree that contains them. They are not passed to `train_step` by the step, but
             found by their identity among the arguments of each call. Arrays in the pytree are ordinary arguments.
-        donate: whether a step may overwrite the memory of the state before it. The values that the objects have at the
+        donate: Whether a step may overwrite the memory of the state before it. The values that the objects have at the
             first call are copied, so other references to them stay valid.
-        graph: whether to flatten the objects in Flax's graph mode. If omitted, the mode that is set.
-        static_argnums: positions of static parameters, as `jax.jit` counts them: over all parameters of `train_step`,
+        graph: Whether to flatten the objects in Flax's graph mode. If omitted, the mode that is set.
+        static_argnums: Positions of static parameters, as `jax.jit` counts them: over all parameters of `train_step`,
             the objects included. In `train_step(model, x, mode)`, `mode` is at 2.
-        static_argnames: names of static parameters. Their values are hashable, stay Python values inside the step, and
+        static_argnames: Names of static parameters. Their values are hashable, stay Python values inside the step, and
             each is traced once. A parameter in either list is static by position and by name.
 
     Returns:
         A `CompiledStep`, to be called with a batch.
 
     Raises:
-        StructureChangedError: if a tallax variable is reached by two paths.
-        InvalidTypeError: if there is nothing to bind, an object contains arrays outside of modules and Variables, or
+        StructureChangedError: If a tallax variable is reached by two paths.
+        InvalidTypeError: If there is nothing to bind, an object contains arrays outside of modules and Variables, or
             `train_step` is not callable.
-        InvalidValueError: if `train_step` has no such static parameter, or the parameter is a bound object.
+        InvalidValueError: If `train_step` has no such static parameter, or the parameter is a bound object.
 
     Example:
         >>> import jax.numpy as jnp, tallax

@@ -50,9 +50,9 @@ class CompiledStep(Generic[P, R]):
         """Runs one step on the bound objects and returns what the function returns.
 
         Args:
-            *batch: the arguments of the function after the objects. A new shape or dtype compiles once more. If the
+            *batch: The arguments of the function after the objects. A new shape or dtype compiles once more. If the
                 step was made with `bound=`, they may be or contain bound objects.
-            **options: named arguments of the function.
+            **options: Named arguments of the function.
 
         If the objects have changed since the last call, by `model.eval()` or a replaced layer, the function is traced
         once more. A structure that the objects had before is not traced again.
@@ -96,18 +96,18 @@ class CompiledStep(Generic[P, R]):
         if the variables that it closes over stay the same objects.
 
         Args:
-            function: takes the bound objects, as the step's function does, and then the arguments of the call.
-            *args: arrays and pytrees of arrays. If the step was made with `bound=`, also bound objects.
-            **options: named arrays and pytrees of arrays.
+            function: Takes the bound objects, as the step's function does, and then the arguments of the call.
+            *args: Arrays and pytrees of arrays. If the step was made with `bound=`, also bound objects.
+            **options: Named arrays and pytrees of arrays.
 
         Returns:
             The result of the function. Modules and Variables in it are copies, with the values of now.
 
         Raises:
-            InvalidTypeError: if the function writes to a bound object, because the change would be lost.
-            StructureChangedError: if the function changes the structure of a bound object.
-            StateOwnedByStepError: if a value was written past the step, or a step failed on the device.
-            TraceError: called inside another compiled function.
+            InvalidTypeError: If the function writes to a bound object, because the change would be lost.
+            StructureChangedError: If the function changes the structure of a bound object.
+            StateOwnedByStepError: If a value was written past the step, or a step failed on the device.
+            TraceError: Called inside another compiled function.
 
         Example:
             >>> import jax.numpy as jnp, tallax
@@ -151,11 +151,11 @@ class CompiledStep(Generic[P, R]):
         `memory_analysis()` and `as_text()`. From then on, the step owns the state of the objects, as from a call.
 
         Args:
-            *batch: the arguments of a call, or `jax.ShapeDtypeStruct`s in their place.
-            **options: named arguments of a call.
+            *batch: The arguments of a call, or `jax.ShapeDtypeStruct`s in their place.
+            **options: Named arguments of a call.
 
         Raises:
-            TallaxError: every error that a call can raise.
+            TallaxError: Every error that a call can raise.
         """
         holding, program = self._prepared(batch, options)
         if not holding.is_current:

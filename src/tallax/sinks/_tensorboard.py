@@ -52,7 +52,7 @@ class TensorBoard(FileSink):
 
     Raises:
         InvalidValueError: `logdir` is the address of a remote store, such as `gs://...`.
-        MissingExtraError: tensorboardX is not installed.
+        MissingExtraError: TensorboardX is not installed.
     """
 
     def __init__(self, logdir: str | os.PathLike[str]):

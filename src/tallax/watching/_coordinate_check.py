@@ -21,7 +21,7 @@ class CoordinateCheckResult:
     """The RMS of each output by width. `print` shows a table, the largest exponents after the last step first.
 
     Attributes:
-        widths: the widths, ascending.
+        widths: The widths, ascending.
         rms: float64[steps + 1, widths] by the path of the module: before the first step, and after each.
         exponents: float64[steps + 1] by the path: the slope of log(rms) over log(width), fitted by least squares. In
             muP it is about 0 or less after every step. NaN if an RMS is 0 or not finite.
@@ -59,20 +59,20 @@ def coordinate_check(
     If a parametrization is right (muP), no output grows with the width, neither at the start nor while it is trained.
 
     Args:
-        factory: a function from a width to a model, or to a pair of a model and its optimizer.
-        widths: two or more widths.
-        *inputs: the arguments of the model.
+        factory: A function from a width to a model, or to a pair of a model and its optimizer.
+        widths: Two or more widths.
+        *inputs: The arguments of the model.
         train_step: `train_step(model, optimizer, *inputs)`, or `train_step(model, *inputs)` if the factory makes a
             model alone. It may be compiled with `nnx.jit`.
-        steps: the number of training steps.
-        sites: the modules to compare, as in `tallax.watch`.
+        steps: The number of training steps.
+        sites: The modules to compare, as in `tallax.watch`.
 
     Returns:
         The RMS of each output and the fitted exponent, before and after each step.
 
     Raises:
-        InvalidTypeError: the factory does not make a model.
-        InvalidValueError: there are not two different widths, there are steps but no `train_step`, no output is seen,
+        InvalidTypeError: The factory does not make a model.
+        InvalidValueError: There are not two different widths, there are steps but no `train_step`, no output is seen,
             or the model has other modules at another width.
 
     Example:

@@ -26,17 +26,17 @@ class Maker:
     """The sites of a watch while they are made.
 
     Args:
-        methods: the methods to watch.
-        statistic: makes the statistics of roles; None for summaries.
-        histograms: whether each role has a histogram as well.
-        every: see `tallax.watch`.
-        window: see `tallax.watch`.
-        devices: the mesh of the model, or None.
-        first: the number of steps so far.
-        stacks: the shape of the stack that each module is, by its id.
+        methods: The methods to watch.
+        statistic: Makes the statistics of roles; None for summaries.
+        histograms: Whether each role has a histogram as well.
+        every: See `tallax.watch`.
+        window: See `tallax.watch`.
+        devices: The mesh of the model, or None.
+        first: The number of steps so far.
+        stacks: The shape of the stack that each module is, by its id.
 
     Attributes:
-        unseen: the reasons why requested sites have no statistic.
+        unseen: The reasons why requested sites have no statistic.
     """
 
     def __init__(

@@ -29,11 +29,11 @@ class Seen(NamedTuple):
     """A watched Param before the optimizer updates it.
 
     Attributes:
-        site: the site of the module that owns it.
-        name: its name in the site.
-        path: its path in the model.
-        variable: the Param.
-        value: its value before the update.
+        site: The site of the module that owns it.
+        name: Its name in the site.
+        path: Its path in the model.
+        variable: The Param.
+        value: Its value before the update.
     """
 
     site: Site

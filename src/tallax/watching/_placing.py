@@ -34,7 +34,7 @@ def devices_of(model: Any, batch_axes: Any) -> Devices | None:
     """Returns the mesh that the Variables of a model are on; None if they are on a single device.
 
     Raises:
-        InvalidValueError: the mesh has no axis of a name in `batch_axes`.
+        InvalidValueError: The mesh has no axis of a name in `batch_axes`.
     """
     mesh = None
     for _, node in nnx.iter_graph(model):
@@ -71,9 +71,9 @@ def row_axis(variable: Any, devices: Devices | None, depth: int) -> int | None:
     permute the numbers of all devices: seven more collectives in a step of two kernels.
 
     Args:
-        variable: the Param.
-        devices: the mesh of the model.
-        depth: the number of leading axes of a stack, which are not counted.
+        variable: The Param.
+        devices: The mesh of the model.
+        depth: The number of leading axes of a stack, which are not counted.
     """
     value = variable.get_raw_value()
     sharding = getattr(value, "sharding", None)

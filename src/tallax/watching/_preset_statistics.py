@@ -24,10 +24,10 @@ class DeadUnitsResult:
     """The units of a layer that never fired; arrays with one more axis in front if the module is a stack.
 
     Attributes:
-        dead: the number of units that never fired; 0 if nothing was looked at.
-        share: this number over the number of units.
+        dead: The number of units that never fired; 0 if nothing was looked at.
+        share: This number over the number of units.
         rates: float[units]: the share of its outputs in which each unit fired.
-        entries: the number of outputs of each unit that were looked at.
+        entries: The number of outputs of each unit that were looked at.
     """
 
     dead: Any
@@ -43,10 +43,10 @@ class MassiveActivationsResult:
 
     Attributes:
         ratio: `largest` over `rms`; 0.0 if nothing was looked at.
-        largest: the largest magnitude of all steps.
-        largest_at: the update at which it came.
-        rms: the root mean square of all entries of all steps.
-        entries: the number of entries that were looked at.
+        largest: The largest magnitude of all steps.
+        largest_at: The update at which it came.
+        rms: The root mean square of all entries of all steps.
+        entries: The number of entries that were looked at.
     """
 
     ratio: Any
@@ -82,8 +82,8 @@ class ExpertLoadResult:
     Attributes:
         tokens: uint64[experts]: the number of tokens that were sent to each expert.
         load: float[experts]: their share of all; zeros without tokens.
-        imbalance: the largest load over the mean load: 1.0 if all experts have as many tokens, 0.0 without tokens.
-        idle: the number of experts without a token; 0 if no expert has one.
+        imbalance: The largest load over the mean load: 1.0 if all experts have as many tokens, 0.0 without tokens.
+        idle: The number of experts without a token; 0 if no expert has one.
     """
 
     tokens: Any

@@ -34,10 +34,10 @@ class Preset:
     """Something to watch, for `tallax.watch(model, presets=...)`.
 
     Attributes:
-        name: its name in the field, which is the role in names: `layers/0/up:dead_units`.
-        sites: the modules, as in `tallax.watch`.
-        maker: makes the statistic of a module.
-        function: the attribute of the modules whose calls are watched; None for their output, or their Params.
+        name: Its name in the field, which is the role in names: `layers/0/up:dead_units`.
+        sites: The modules, as in `tallax.watch`.
+        maker: Makes the statistic of a module.
+        function: The attribute of the modules whose calls are watched; None for their output, or their Params.
     """
 
     name: str
@@ -57,9 +57,9 @@ def dead_units(sites: Any, *, threshold: float = 0.0, units: int | None = None) 
     Watch the layer before a ReLU, or the module with the ReLU in it. The result is a `DeadUnitsResult`.
 
     Args:
-        sites: the layers, as in `tallax.watch`.
-        threshold: a unit fires if its output is larger.
-        units: the size of the last axis of the output; by default that of the Params that the module owns.
+        sites: The layers, as in `tallax.watch`.
+        threshold: A unit fires if its output is larger.
+        units: The size of the last axis of the output; by default that of the Params that the module owns.
 
     Raises:
         InvalidValueError: `threshold` is not finite, or `units` is not a positive integer.
@@ -82,7 +82,7 @@ def massive_activations(sites: Any = "**") -> Preset:
     The result is a `MassiveActivationsResult`. An output with an entry that is NaN or infinite is left out.
 
     Args:
-        sites: the modules, as in `tallax.watch`. The blocks of a transformer show the residual stream.
+        sites: The modules, as in `tallax.watch`. The blocks of a transformer show the residual stream.
     """
     return Preset("massive_activations", sites, lambda _: lambda **options: MassiveActivations(1, **options))
 
@@ -95,9 +95,9 @@ def attention(sites: Any = "**", *, function: str = "attention_fn", heads: int |
     `watch.unseen`; it is seen if it keeps the function in an attribute.
 
     Args:
-        sites: the modules, as in `tallax.watch`; of those that `"**"` selects, the ones with the attribute.
-        function: the attribute with the attention function, which is called like `nnx.dot_product_attention`.
-        heads: the number of heads; by default the attribute `num_heads` of the module.
+        sites: The modules, as in `tallax.watch`; of those that `"**"` selects, the ones with the attribute.
+        function: The attribute with the attention function, which is called like `nnx.dot_product_attention`.
+        heads: The number of heads; by default the attribute `num_heads` of the module.
 
     Raises:
         InvalidTypeError: `function` is not the name of an attribute.
@@ -135,9 +135,9 @@ def expert_load(sites: Any, *, top_k: int = 1, experts: int | None = None) -> Pr
     token are counted; or integers of any shape: the numbers of the experts that were chosen.
 
     Args:
-        sites: the routers, as in `tallax.watch`.
-        top_k: the number of experts for each token, if the router returns logits.
-        experts: the number of experts; by default the size of the last axis of the Params that the router owns.
+        sites: The routers, as in `tallax.watch`.
+        top_k: The number of experts for each token, if the router returns logits.
+        experts: The number of experts; by default the size of the last axis of the Params that the router owns.
 
     Raises:
         InvalidValueError: `top_k` or `experts` is not a positive integer, or `top_k` is larger than `experts`.
@@ -165,7 +165,7 @@ def update_ratio(sites: Any = "**") -> Preset:
     stack: infinite while a Param is zero, as biases are before the first step, and 0.0 before any update.
 
     Args:
-        sites: the modules that own the Params, as in `tallax.watch`.
+        sites: The modules that own the Params, as in `tallax.watch`.
     """
     return Preset(UPDATE_RATIO, sites, lambda _: UpdateRatio)
 
@@ -181,7 +181,7 @@ def presets_of(model: Any, presets: Any) -> Iterator[tuple[Preset, Found, Callab
 
     Raises:
         InvalidTypeError: `presets` is not a preset or a list of presets.
-        InvalidValueError: the sites of a preset select nothing that it applies to, or two presets are the same.
+        InvalidValueError: The sites of a preset select nothing that it applies to, or two presets are the same.
     """
     seen: set[tuple[str, str]] = set()
     for preset in presets if isinstance(presets, list | tuple) else [presets]:

@@ -45,10 +45,10 @@ class Layout(NamedTuple):
     """The layout of the numbers of a tensor: rows, axis and replicas.
 
     Attributes:
-        rows: the number of rows; None if the state has no axis for them.
-        axis: the axis of the tensors that is split over the rows, if its size allows it; None for the first row only.
-        over: the mapped mesh axes that the numbers are combined over, inside `shard_map`.
-        kept: the mapped mesh axes along which the state is per-replica.
+        rows: The number of rows; None if the state has no axis for them.
+        axis: The axis of the tensors that is split over the rows, if its size allows it; None for the first row only.
+        over: The mapped mesh axes that the numbers are combined over, inside `shard_map`.
+        kept: The mapped mesh axes along which the state is per-replica.
     """
 
     rows: int | None = None
@@ -123,7 +123,7 @@ def numbers_of(x: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
 
     Args:
         x: float32.
-        axes: the axes that are reduced.
+        axes: The axes that are reduced.
     """
     entries = math.prod(x.shape[axis] for axis in axes)
     rows = tuple(size for axis, size in enumerate(x.shape) if axis not in axes)
@@ -158,7 +158,7 @@ def lanes_of_sizes(numbers: jax.Array, sizes: Sequence[int]) -> jax.Array:
 
     Args:
         numbers: float32[n, 6]: the lanes 1 to 3 and 7 to 9.
-        sizes: the number of entries of each.
+        sizes: The number of entries of each.
     """
     digits = np.array([_digits_of_int(size) for size in sizes], np.float32)
     ones, zeros = np.ones((len(sizes), 1), np.float32), np.zeros((len(sizes), 3), np.float32)
@@ -233,8 +233,8 @@ def in_auto_axes(function: Callable[..., Any], like: Any) -> Callable[..., Any]:
     mesh are explicit. Inside the function they are automatic.
 
     Args:
-        function: the function.
-        like: arrays with the shardings of the results.
+        function: The function.
+        like: Arrays with the shardings of the results.
     """
     sharding = jax.typeof(jax.tree.leaves(like)[0]).sharding
     types = zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True)
@@ -262,8 +262,8 @@ def with_all_of_vmap(update: Callable[[Any, Any, Any], jax.Array], axis: int) ->
     lane, which no Variable can hold.
 
     Args:
-        update: the function.
-        axis: the place of the axis of `vmap` in the tensors.
+        update: The function.
+        axis: The place of the axis of `vmap` in the tensors.
     """
     mapped = custom_vmap(update)
 

@@ -54,7 +54,7 @@ def chosen_modules(model: Any, sites: Any) -> list[Found]:
 
     Raises:
         InvalidTypeError: `sites` is not a glob, a class, a predicate, or a list of these.
-        InvalidValueError: a part of it selects nothing.
+        InvalidValueError: A part of it selects nothing.
     """
     modules = modules_of(model)
     parts = list(sites) if isinstance(sites, list | tuple) else [sites]
@@ -102,7 +102,7 @@ def names_in(argument: str, value: Any, example: str) -> tuple[str, ...]:
     """Returns the names in an argument, which is a string or several of them.
 
     Raises:
-        InvalidTypeError: it is neither.
+        InvalidTypeError: It is neither.
     """
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
@@ -114,7 +114,7 @@ def check_methods(methods: Sequence[str], modules: Sequence[Found]) -> None:
     """Checks that each method is one of some module, if there are modules.
 
     Raises:
-        InvalidValueError: no module has it.
+        InvalidValueError: No module has it.
     """
     kinds = {type(each.module) for each in modules}
     for method in methods:

@@ -33,9 +33,9 @@ class Site(BackwardObserver):
     An evaluation is not counted: `model.eval()` sets `deterministic` here as in every statistic.
 
     Args:
-        name: the path of the module when it was watched.
-        watch: the number of the watch, under which notes are kept.
-        methods: the methods that are watched.
+        name: The path of the module when it was watched.
+        watch: The number of the watch, under which notes are kept.
+        methods: The methods that are watched.
     """
 
     def __init__(self, name: str, watch: int, methods: tuple[str, ...]):
@@ -93,7 +93,7 @@ class Site(BackwardObserver):
 
         Args:
             source: `output`, or `attention` for the arguments of an attention function.
-            leaves: the arrays of an output, or the positional and the named arguments.
+            leaves: The arrays of an output, or the positional and the named arguments.
         """
         for role, statistic in self._presets.items():
             if statistic.source != source or self.deterministic:

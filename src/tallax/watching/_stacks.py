@@ -38,8 +38,8 @@ def stack_shapes(modules: Sequence[Found], stacks: Any) -> dict[int, tuple[int, 
     """Returns the shape of the stack that each module is, by the module's id: `()` for a module on its own.
 
     Args:
-        modules: all modules of a model.
-        stacks: globs of the modules that are stacks of one axis in any case, or None.
+        modules: All modules of a model.
+        stacks: Globs of the modules that are stacks of one axis in any case, or None.
 
     Raises:
         InvalidValueError: `stacks` selects nothing, or a module whose Variables do not share a leading axis.

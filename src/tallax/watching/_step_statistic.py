@@ -62,11 +62,11 @@ class StepStatistic(Statistic):
     | words | (channels, words), or (rows, channels, words) | uint32 | 0 | merged |
 
     Args:
-        channels: the number of units, heads or experts.
-        every: the tensors are looked at in every n-th update.
-        window: the numbers start again after this many updates; None if they are those of all updates.
-        rows: the number of rows of the state, on a mesh; None for a state without an axis of rows.
-        axis: the axis of the tensors that is split over the rows, if its size allows it; None for the first row only.
+        channels: The number of units, heads or experts.
+        every: The tensors are looked at in every n-th update.
+        window: The numbers start again after this many updates; None if they are those of all updates.
+        rows: The number of rows of the state, on a mesh; None for a state without an axis of rows.
+        axis: The axis of the tensors that is split over the rows, if its size allows it; None for the first row only.
     """
 
     source: ClassVar[str] = "output"  # or "attention", or "update"

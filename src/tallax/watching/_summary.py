@@ -47,15 +47,15 @@ class SummaryResult:
     or infinite is counted in `nonfinite` and left out of all other numbers.
 
     Attributes:
-        size: the number of entries that were looked at.
-        mean: the mean of the entries; 0.0 if there were none.
-        rms: the root of their mean square; 0.0 if there were none, infinite if their squares overflow.
-        largest: the largest magnitude; 0.0 if there were none.
-        largest_at: the update at which `largest` came; 0 if nothing was looked at.
-        zeros: the number of entries that were 0.0, -0.0 or subnormal.
-        nonfinite: the number of tensors with an entry that was NaN or infinite.
-        nonfinite_at: the update of the first such tensor; 0 if there was none.
-        updates: the number of updates, including those that were skipped because of `every`.
+        size: The number of entries that were looked at.
+        mean: The mean of the entries; 0.0 if there were none.
+        rms: The root of their mean square; 0.0 if there were none, infinite if their squares overflow.
+        largest: The largest magnitude; 0.0 if there were none.
+        largest_at: The update at which `largest` came; 0 if nothing was looked at.
+        zeros: The number of entries that were 0.0, -0.0 or subnormal.
+        nonfinite: The number of tensors with an entry that was NaN or infinite.
+        nonfinite_at: The update of the first such tensor; 0 if there was none.
+        updates: The number of updates, including those that were skipped because of `every`.
     """
 
     size: Any
@@ -78,13 +78,13 @@ class Summary(Statistic):
     | updates | (), only with rows: the number of updates, on every device | an exact `Counter` | 0 | replicated |
 
     Args:
-        every: the tensors are looked at in every n-th update.
-        window: the numbers start again after this many updates; None if they are those of all updates.
-        rows: the number of rows of the state, on a mesh; None for a state without an axis of rows.
-        axis: the axis of the tensors that is split over the rows; None if all of a tensor is in the first row.
-        spec: the placement of the Param whose tensors these are, on a mesh; None for other tensors.
-        axis_name: the mapped axes over which each update is combined, as in the other statistics.
-        persistent: whether checkpoints save the state.
+        every: The tensors are looked at in every n-th update.
+        window: The numbers start again after this many updates; None if they are those of all updates.
+        rows: The number of rows of the state, on a mesh; None for a state without an axis of rows.
+        axis: The axis of the tensors that is split over the rows; None if all of a tensor is in the first row.
+        spec: The placement of the Param whose tensors these are, on a mesh; None for other tensors.
+        axis_name: The mapped axes over which each update is combined, as in the other statistics.
+        persistent: Whether checkpoints save the state.
     """
 
     _dtypes: ClassVar[Mapping[str, Any]] = {"words": np.dtype(np.uint32)}
@@ -166,10 +166,10 @@ class Summary(Statistic):
         """Returns the lanes of a step after some more tensors; `update_together` adds them to the state.
 
         Args:
-            step: the lanes so far.
-            due: whether the update is due; if the step is not due, its lanes must not be added to the state.
-            leaves: the tensors.
-            is_first: whether it is known that the step has looked at nothing yet.
+            step: The lanes so far.
+            due: Whether the update is due; if the step is not due, its lanes must not be added to the state.
+            leaves: The tensors.
+            is_first: Whether it is known that the step has looked at nothing yet.
         """
         if due is not None and not is_traced(due):
             if not due:

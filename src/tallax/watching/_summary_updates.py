@@ -56,11 +56,11 @@ def update_together(
     added 29,000 lines to the program that is compiled.
 
     Args:
-        summaries: the summaries.
-        values: an array for each, or a tree of arrays.
-        reduce: returns the lanes of some summaries from them and their values: float32[n, 13], one after the other,
+        summaries: The summaries.
+        values: An array for each, or a tree of arrays.
+        reduce: Returns the lanes of some summaries from them and their values: float32[n, 13], one after the other,
             or float32[n, *stack, rows, 13] for summaries that have rows.
-        is_reduced: whether the values are lanes already. They are then put together whether the update is due or not:
+        is_reduced: Whether the values are lanes already. They are then put together whether the update is due or not:
             each array that a branch takes needs a kernel of its own.
     """
     if not summaries:
@@ -152,8 +152,8 @@ def lanes_of_tensors(summaries: Sequence[Summary], values: Sequence[Any]) -> jax
     only large arrays, and each kernel of XLA's own takes 20 ms to compile.
 
     Args:
-        summaries: a summary for each tensor.
-        values: the tensors, or pairs of tensors whose differences are meant.
+        summaries: A summary for each tensor.
+        values: The tensors, or pairs of tensors whose differences are meant.
     """
     if summaries[0].rows is not None:
         lanes = []
@@ -215,8 +215,8 @@ def in_one(arrays: Sequence[jax.Array], *, is_split: bool = False) -> jax.Array:
     """Returns the concatenation of arrays. XLA copies flat ones without a kernel for each.
 
     Args:
-        arrays: the arrays.
-        is_split: whether they are split over devices, and must not be flattened.
+        arrays: The arrays.
+        is_split: Whether they are split over devices, and must not be flattened.
     """
     if is_split:
         return jnp.concatenate(arrays)

@@ -58,7 +58,7 @@ def folded(words: jax.Array, lanes: jax.Array) -> jax.Array:
     compiles in 0.2 s for any number of states; a concatenation of the columns takes 0.65 s.
 
     Args:
-        words: the state, uint32[..., *rows, 17], which has counted the update.
+        words: The state, uint32[..., *rows, 17], which has counted the update.
         lanes: float32[..., *rows, 13].
     """
     column = [words[..., k] for k in range(WORDS)]
@@ -141,11 +141,11 @@ def added(step: jax.Array, due: Any, leaves: Sequence[jax.Array], layout: Layout
     """Returns the lanes of a step after some more tensors.
 
     Args:
-        step: the lanes so far.
-        due: whether the tensors are looked at; None if they always are.
-        leaves: the tensors.
-        layout: the rows and replicas.
-        is_first: whether there are no tensors so far. If the only tensor is then not looked at, the result has its size
+        step: The lanes so far.
+        due: Whether the tensors are looked at; None if they always are.
+        leaves: The tensors.
+        layout: The rows and replicas.
+        is_first: Whether there are no tensors so far. If the only tensor is then not looked at, the result has its size
             nevertheless, so it must not be added to the state.
     """
     observe = _observe(layout, None, is_first and len(leaves) == 1 and not layout.over)

@@ -35,9 +35,9 @@ class Uses:
     """The uses of one token.
 
     Attributes:
-        count: the number of taps that were traced.
-        is_direct: whether all are outside of any transformation.
-        lanes: the lanes of the gradient, if the only use is direct; they are not in the cotangent then.
+        count: The number of taps that were traced.
+        is_direct: Whether all are outside of any transformation.
+        lanes: The lanes of the gradient, if the only use is direct; they are not in the cotangent then.
     """
 
     def __init__(self, *, is_direct: bool = True):
@@ -54,11 +54,11 @@ def tap(x: jax.Array, token: jax.Array, due: jax.Array | None, layout: Layout, u
     """Returns `x`.
 
     Args:
-        x: an array of floats.
+        x: An array of floats.
         token: float32[*rows, TOKEN].
-        due: whether the backward rule looks at the gradient; None if it always does.
-        layout: the rows of the token.
-        uses: the uses of the token; the backward rule runs after all of them were traced.
+        due: Whether the backward rule looks at the gradient; None if it always does.
+        layout: The rows of the token.
+        uses: The uses of the token; the backward rule runs after all of them were traced.
     """
     del token, due, layout, uses
     return x

@@ -57,30 +57,30 @@ def watch(
     counted.
 
     Args:
-        model: the model. Call `watch` before the model is compiled, or expect one compilation more, and not on a model
+        model: The model. Call `watch` before the model is compiled, or expect one compilation more, and not on a model
             that was passed to a transformed function.
-        optimizer: the `nnx.Optimizer`, whose `update(model, grads)` shows parameters, gradients and updates.
-        sites: the modules to watch: a glob of paths, in which `*` is one part and `**` any number of parts; a module
+        optimizer: The `nnx.Optimizer`, whose `update(model, grads)` shows parameters, gradients and updates.
+        sites: The modules to watch: a glob of paths, in which `*` is one part and `**` any number of parts; a module
             class; a predicate `(path, module) -> bool`; or a list of these.
-        inputs: whether to watch the arrays of floats among the arguments of a module, all of them together.
-        outputs: whether to watch the arrays of floats in the output of a module, all of them together.
-        output_gradients: whether to watch the gradients of the loss with respect to the outputs. The gradients have
+        inputs: Whether to watch the arrays of floats among the arguments of a module, all of them together.
+        outputs: Whether to watch the arrays of floats in the output of a module, all of them together.
+        output_gradients: Whether to watch the gradients of the loss with respect to the outputs. The gradients have
             to be computed by `tallax.value_and_grad` or `tallax.grad`.
-        parameters: whether to watch the Params of the chosen modules, before each update.
-        gradients: whether to watch the gradients that `optimizer.update` gets.
-        updates: whether to watch by how much each update changes the parameters.
-        method: the method or methods of the modules to watch.
-        statistic: a function that makes a statistic, such as `tallax.statistics.Moments`; by default a summary. The
+        parameters: Whether to watch the Params of the chosen modules, before each update.
+        gradients: Whether to watch the gradients that `optimizer.update` gets.
+        updates: Whether to watch by how much each update changes the parameters.
+        method: The method or methods of the modules to watch.
+        statistic: A function that makes a statistic, such as `tallax.statistics.Moments`; by default a summary. The
             gradients of outputs always have a summary.
-        histograms: whether to keep a `LogHistogram` as well, of everything but the gradients of outputs.
-        every: the tensors are looked at in every n-th step. The steps are counted by each site.
-        window: the summaries start again after this many steps; None if they are those of all steps.
-        step: the number of steps before this one, from which sites count on. By default the value of the Counter
+        histograms: Whether to keep a `LogHistogram` as well, of everything but the gradients of outputs.
+        every: The tensors are looked at in every n-th step. The steps are counted by each site.
+        window: The summaries start again after this many steps; None if they are those of all steps.
+        step: The number of steps before this one, from which sites count on. By default the value of the Counter
             called `step` in the model, if there is one.
-        presets: numbers with a name in the field, for modules of their own choice, such as
+        presets: Numbers with a name in the field, for modules of their own choice, such as
             `[tallax.watching.dead_units("layers/*/up"), tallax.watching.attention()]`.
-        stacks: globs of the modules that `nnx.vmap` made for `nnx.scan`, if it cannot be inferred from their layers.
-        batch_axes: on a mesh, the axes along which batches are split. By default those whose names contain data,
+        stacks: Globs of the modules that `nnx.vmap` made for `nnx.scan`, if it cannot be inferred from their layers.
+        batch_axes: On a mesh, the axes along which batches are split. By default those whose names contain data,
             batch, fsdp, replica or dp, or else the first axis.
 
     Returns:
@@ -202,8 +202,8 @@ class Watch:
     The statistics belong to the model. `Watch(model)` finds those of a model that was cloned, or unpickled.
 
     Args:
-        model: the model.
-        optimizer: the optimizer, if it is watched.
+        model: The model.
+        optimizer: The optimizer, if it is watched.
     """
 
     def __init__(self, model: Any, optimizer: Any = None, _unseen: Mapping[str, str] | None = None):
@@ -229,7 +229,7 @@ class Watch:
         """Returns the result of each statistic by name: a `SummaryResult`, unless another `statistic` was asked for.
 
         Raises:
-            TracedReadError: inside a trace; `tallax.snapshot(model)` returns arrays there.
+            TracedReadError: Inside a trace; `tallax.snapshot(model)` returns arrays there.
         """
         names = self.sites
         values = collect(self._model).result()
