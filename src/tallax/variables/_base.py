@@ -114,7 +114,18 @@ class StateVariable(nnx.Variable[Any]):
             fix=self._compared_by,
         )
 
-    __lt__ = __le__ = __gt__ = __ge__ = _not_ordered
+    # One by one: type checkers differ in the type that they infer for `__lt__ = __le__ = ...`.
+    def __lt__(self, other: Any) -> NoReturn:
+        self._not_ordered(other)
+
+    def __le__(self, other: Any) -> NoReturn:
+        self._not_ordered(other)
+
+    def __gt__(self, other: Any) -> NoReturn:
+        self._not_ordered(other)
+
+    def __ge__(self, other: Any) -> NoReturn:
+        self._not_ordered(other)
 
     def __nnx_repr__(self) -> Any:
         raw = self.get_raw_value()

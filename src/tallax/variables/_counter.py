@@ -352,4 +352,8 @@ class Counter(CountStorage):  # noqa: PLW1641 - unhashable, as in Flax
             self, "a Counter only counts up.", got=f"*= {describe(other)}", fix="counter.set(n), or a tallax.Buffer"
         )
 
-    __itruediv__ = __ifloordiv__ = __imul__
+    def __itruediv__(self, other: Any) -> Self:
+        return self.__imul__(other)
+
+    def __ifloordiv__(self, other: Any) -> Self:
+        return self.__imul__(other)
