@@ -39,7 +39,7 @@ def standard_promotion(drops_programs):
 #   test_demo            the finished run once more, Ctrl-C; one run with its table and plots, Ctrl-C before it begins
 #   test_differentiation filters x modes, transformations x modes, four of six modes of the longest; every filter, every
 #                        transformation, every mode
-#   test_matrix          three of four transformations x modes, five of six reads in a derivative; the others of each
+#   test_matrix          three of four transformations x modes, seven of eight reads in a derivative; the others of each
 #   test_per_replica     modes and types x kinds of mesh, half of the splits; every mode and type, on either kind
 #   test_several_steps   three of four ways in which steps bind their objects; the mixed way, 60 calls
 #   test_statistic_laws  types x dtypes; every type, every dtype
@@ -84,13 +84,13 @@ ONE_IN = {
     "test_state_broadcast_over_vmap_counts_every_lane_once_or_raises": 3,
     "test_numbers_are_those_of_tensors_captured_by_hand": 6,
     "test_collectives_of_a_step": 4,
-    "test_a_model_closed_over_raises": 2,
+    "test_a_model_closed_over_raises": 4,
     "test_odd_files": 2,
     "test_a_stack_has_a_row_for_each_lane": 2,
     "test_an_operation_in_numpy_has_the_bits_of_xla": 2,
     "test_writes_in_a_branch": 3,
     "test_writes_within": 3,
-    "test_replicated_increments_count_once": 2,
+    "test_replicated_increments_count_once": 4,
     "test_pitfalls_of_the_class_are_named": 3,
     "test_right_solutions_pass": 2,
 }
