@@ -198,7 +198,7 @@ FUNCTIONS = {
     "neg": lambda x, y: lax.neg(x),
     "max": lax.max,
     "min": lax.min,
-    "clamp": lambda x, y: _clamped(x, y),
+    "clamp": _clamped,
     "square": lambda x, y: lax.square(x),
     "integer_pow": lambda x, y: lax.integer_pow(x, 2),
     "div": lax.div,
