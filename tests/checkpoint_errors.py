@@ -457,7 +457,7 @@ the checkpoint: is not a tree of arrays.
         tallax.CheckpointError,
         """\
 the checkpoint: is damaged or was tampered with.
-  got:  model/table is not what was written
+  got:  model/table differs from the bytes that were written
   fix:  restore an earlier one: tallax.Checkpoints(folder).restore(model, step=...)""",
     ),
     "restore-cast": (

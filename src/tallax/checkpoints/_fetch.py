@@ -54,7 +54,7 @@ def _verified(plan: Plan, manifest: Manifest, fetch: Fetch) -> dict[str, Any]:
     fetched = {name: stored(array) for name, array in fetch(separate).items()}
     for name, total in zip(fetched, sums_of(list(fetched.values())), strict=True):
         if manifest.entries[separate[name]].sum not in (None, total):
-            raise damaged(f"{separate[name]} is not what was written")
+            raise damaged(f"{separate[name]} differs from the bytes that were written")
     return arrays | fetched
 
 

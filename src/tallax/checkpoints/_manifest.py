@@ -154,7 +154,7 @@ class Manifest:
             raise damaged("its manifest has no format")
         body: dict[str, Any] = {key: found.get(key) for key in ("entries", "items", "extra", "step")}
         if found.get("crc32") != _crc_of(body):
-            raise damaged("its manifest is not what was written")
+            raise damaged("its manifest differs from the bytes that were written")
         try:
             items = base64.b64decode(body["items"], validate=True)
             entries = {_checked_name(name): _entry(entry, len(items)) for name, entry in body["entries"].items()}

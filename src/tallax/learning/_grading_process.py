@@ -142,7 +142,7 @@ def fingerprint() -> dict[str, Any]:
 
 
 def first_replaced(before: dict[str, Any]) -> str:
-    """Returns the name of something that is no longer what it was; an empty string if there is none."""
+    """Returns the name of the first of these that has been replaced, or an empty string."""
     now = fingerprint()
     # A name that is new is harmless: modules load parts of themselves when they are first used.
     return next((name for name, value in before.items() if now.get(name) is not value and not _is_cache(name)), "")
