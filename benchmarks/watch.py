@@ -107,32 +107,26 @@ def measured(made: tuple[Objects, tuple[Any, ...]], step: Any = transformer.trai
     return lambda: compiled(*batch), {**costs, "temporary_bytes": memory.temp_size_in_bytes}
 
 
-def medians(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """Returns the median time of each call, run in turn for some seconds, all together."""
+def medians(
+    calls: Mapping[str, Callable[[], Any]], seconds: float, *, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Returns the median time of each call, run in turn for some seconds, all together.
+
+    Args:
+        calls: The calls.
+        seconds: The time for which they run.
+        clock: `perf_counter` for the time until the device is ready; `thread_time` for the work of the calling thread,
+            without the device, which works elsewhere.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         jax.block_until_ready(call())
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(times.values()))) < 3:
         for name, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(each) for name, each in times.items()}
-
-
-def host_medians(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """Returns the median time that the calling thread works in each call, run in turn; the device works elsewhere."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        jax.block_until_ready(call())
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(times.values()))) < 3:
-        for name, call in calls.items():
-            start = time.thread_time()
-            result = call()
-            times[name].append(time.thread_time() - start)
-            jax.block_until_ready(result)
+            start = clock()
+            jax.block_until_ready(call())  # a thread that waits does not work
+            times[name].append(clock() - start)
     return {name: statistics.median(each) for name, each in times.items()}
 
 
@@ -197,7 +191,7 @@ def of_host(sites: int, seconds: float) -> dict[str, dict[str, float]]:
         if how is not None:
             tallax.watch(model, optimizer, sites="layers/*", **how)
         calls[name], costs[name] = measured(((model, optimizer), (jnp.ones(4),)), _many_step)
-    for name, each in host_medians(calls, seconds).items():
+    for name, each in medians(calls, seconds, clock=time.thread_time).items():
         costs[name]["host_seconds"] = each
     return with_ratios(costs)
 

@@ -41,7 +41,7 @@ def standard_promotion(drops_programs):
 #                        transformation, every mode
 #   test_matrix          three of four transformations x modes, seven of eight reads in a derivative; the others of each
 #   test_per_replica     modes and types x kinds of mesh, three of four splits; every mode and type, on either kind
-#   test_several_steps   three of four ways in which steps bind their objects; the mixed way, 60 calls
+#   test_several_steps   three of four ways in which steps bind their objects; the mixed way, 120 calls
 #   test_statistic_laws  types x dtypes; every type, every dtype
 #   test_laws            types x modes; every type, every mode
 #   test_log_histogram   forms x lengths x sizes; every form, length and size

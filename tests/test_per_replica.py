@@ -2,6 +2,7 @@
 """A share for each replica: no collective in the step, and the whole when it is read."""
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -180,14 +181,18 @@ def fed_whole(*batches):
     return whole
 
 
+# Without XLA's fusion emitters (conftest.py) sums are taken in another order, so a mean near 0 differs by more than its
+# share; entries are near 1. The newest stack and `make nightly` compile with them.
+WITHOUT_EMITTERS = 1e-6 if "fusion_emitters=false" in os.environ["XLA_FLAGS"] else 0.0
+
+
 def assert_counts_the_same(combined, whole):
     for name, item in whole.items():
         if name == "extrema":  # when extremes came is told in the count of their own replica
             for field in ("min", "max", "count", "nan"):
                 assert getattr(combined[name].compute(), field) == getattr(item.compute(), field)
         else:
-            # A mean near 0 differs by more than its share if sums are taken in another order.
-            assert_counted_alike(combined[name], item, rtol=1e-5, atol=1e-6)
+            assert_counted_alike(combined[name], item, rtol=1e-5, atol=WITHOUT_EMITTERS)
 
 
 def step_over(mesh, model, spec, body=feed_all, **how):
@@ -208,6 +213,7 @@ SPLITS = {
 }
 
 
+@pytest.mark.optimized  # sums in another order differ by more than the tolerance of a mean near 0
 @pytest.mark.parametrize(("split", "kind"), by_turns(SPLITS, AXES))
 def test_replicated_increments_count_once(split, kind):
     """An increment that is the same along an axis counts once, for every choice of replica axes."""

@@ -169,7 +169,7 @@ def test_any_order_of_steps_is_that_of_nnx_jit(way):
     loop, other = Loop(donate, graph), Loop()
     batches = jax.random.normal(jax.random.key(0), (20, 5, 3))
     kept = []
-    for k in range(60 if way == "mixed" else 120):  # of those ways that `make thorough` runs, more
+    for k in range(120):
         function = FUNCTIONS[random.integers(4)]
         x = batches[random.integers(20)]
         out, expected = loop.steps[function](x), other.steps[function](x)

@@ -28,7 +28,7 @@ class State(NamedTuple):
     """The state that a step changes, as its programs take and return it.
 
     Attributes:
-        packed: The words of all counts and small Buffers of uint32, or None if there are none; see `Packing`.
+        packed: The words of all counts and small Buffers of uint32, or None without any; see `Packing`.
         small: The arrays of other small tallax variables.
         rest: All other arrays, whose memory a step may overwrite.
     """
@@ -195,7 +195,7 @@ class Packing:
         return _written(packed, self.ends[number], value)
 
     def words(self, packed: jax.Array) -> jax.Array | None:
-        """Returns the words of all values that are not counts, uint32[n]; None if there are none."""
+        """Returns the words of all values that are not counts, uint32[n]; None without any."""
         if self.counts == len(self.shapes):
             return None
         return packed[:, self.ends[self.counts] :].T.reshape(-1)
@@ -218,7 +218,7 @@ class Packing:
             packed: The array before the step.
             added: The increments by the number of the count, uint32.
             whole: The limbs of counts that the step replaces.
-            words: The words of all values that are not counts; None if there are none.
+            words: The words of all values that are not counts; None without any.
         """
         parts: list[Any] = [] if words is None else [words.reshape(-1, 2).T]
         if self.counts:

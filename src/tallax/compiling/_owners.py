@@ -71,7 +71,7 @@ class Form:
 
     @property
     def is_packed(self) -> bool:
-        """Whether the value is in the packed array."""
+        """True if the value is in the packed array."""
         return self.kind <= Kind.WORDS
 
     def fits(self, raw: Any) -> bool:

@@ -70,7 +70,7 @@ class Grade:
 
     @property
     def passed(self) -> bool:
-        """Whether every claim holds."""
+        """True if every claim holds."""
         return self.failure is None
 
     def to_dict(self) -> dict[str, Any]:

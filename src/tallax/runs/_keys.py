@@ -40,7 +40,7 @@ class SiteKey(NamedTuple):
 
     @property
     def is_bookkeeping(self) -> bool:
-        """Whether the number is only the step or the number of entries of another one."""
+        """True if the number is only the step or the number of entries of another one."""
         return not _BOOKKEEPING.isdisjoint(self.number.split("/"))
 
 

@@ -93,7 +93,7 @@ def _dim(text: str) -> Text:
 def _rooms(needs: Sequence[int], height: int) -> list[int]:
     """Returns the number of rows of each section: as many as it needs, or an equal part of the terminal.
 
-    In a low terminal, the last sections have none.
+    If the terminal is low, the last sections get no rows.
     """
     used = [k for k, need in enumerate(needs) if need]
 

@@ -47,7 +47,7 @@ class Preset:
 
     @property
     def calls(self) -> bool:
-        """Whether it takes the output of the modules' methods."""
+        """True if it takes the output of the modules' methods."""
         return self.function is None and self.name != UPDATE_RATIO
 
 
