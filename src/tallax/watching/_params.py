@@ -18,7 +18,7 @@ from tallax.watching._notes import note
 from tallax.watching._site import HISTOGRAM, Site, unwritable
 from tallax.watching._step_statistic import steps_together, take_together
 from tallax.watching._summary import Summary
-from tallax.watching._summary_updates import in_order, lanes_of_tensors, update_together
+from tallax.watching._summary_updates import due_together, numbers_of_tensors, update_together
 
 PARAMETER, PARAM_GRADIENT, UPDATE = "parameter", "gradient", "update"
 ROLES = (PARAMETER, PARAM_GRADIENT, UPDATE)
@@ -105,7 +105,9 @@ def after(seen: list[Seen], gradients: Any) -> None:
             pairs.append(tuple(_placed(value, ratio.spec) for value in (each.value, new - each.value)))
     if ratios:
         take_together(ratios, steps_together(ratios, pairs))
-    update_together(*in_order(summaries, values), lanes_of_tensors)
+    if summaries:
+        due = due_together(summaries)
+        update_together(numbers_of_tensors(summaries, values, due), due)
 
 
 def _placed(value: Any, spec: jax.P | None) -> Any:

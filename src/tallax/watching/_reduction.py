@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lanes of a tensor: its numbers, as float32 that can be added up.
+"""The numbers of a tensor, and its lanes: the same numbers as float32 that can be added up.
 
-`lanes_of` reduces a tensor by four plain reductions of floats. XLA's CPU backend has a library for these: for a dozen
+`numbers_of` reduces a tensor by four plain reductions of floats. XLA's CPU backend has a library for these: for a dozen
 tensors of half a million entries they take 23 ms to run and 0.04 s to compile, where one variadic `lax.reduce` takes 64
 ms and 0.3 s, and reductions that count comparisons take 110 ms and 0.8 s. Entries that are NaN or infinite are
 therefore not counted one by one; the tensor that has one is counted, and its numbers are left out.
 
-Any kernel that is not from the library takes 14 to 25 ms to compile, however small. So the *lanes* of a tensor are
-float32 that need no further arithmetic, and `folded` in `_summary_words.py` computes the rest from the lanes of many
-tensors at once:
+Any kernel that is not from the library takes 10 to 25 ms to compile, however small, unless XLA has compiled the same
+one before. So the four numbers of a tensor that is seen once in a step stay four scalars, a `Numbers`, and
+`table_of` puts those of all tensors together. The numbers of other tensors are *lanes*, float32 that need no further
+arithmetic:
 
     0       the number of tensors
     1-3     sum, sum of squares, largest magnitude
     4-12    entries, entries that are not zero, tensors that are not finite: digits of 12, 20 and 20 bits each
+    13      1 if the tensors of this step are looked at; a copy of a site within a transformation reads it
 
 The lanes of a single tensor may be NaN or infinite. `clean_lanes_of` makes lanes that are finite, and that `plus` adds
-up, for tensors that are seen several times in a step, or by a layer that is scanned.
+up, for tensors that are seen several times in a step, or by a layer that is scanned. `folded` in `_summary_words.py`
+computes the rest from the lanes of many tensors at once.
 
 On a mesh a state has `rows`: one for each device along the axes of the batch, so that a tensor that is split over
 them is reduced without any collective. The rows are added up when the state is read.
@@ -24,8 +27,10 @@ them is reduced without any collective. The rows are added up when the state is 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -36,7 +41,8 @@ from jax.custom_batching import custom_vmap
 from tallax import _uint64
 from tallax._mesh_axes import marked, varying_axes
 
-LANES = 13
+LANES = 14
+DUE = 13
 _DIGIT = 12
 _EXACT = 2**24  # up to which a float32 counts
 
@@ -57,21 +63,199 @@ class Layout(NamedTuple):
     kept: tuple[Hashable, ...] = ()
 
 
-def lanes_of(x: jax.Array, where: jax.Array | None, layout: Layout, due: jax.Array | None = None) -> jax.Array:
-    """Returns the lanes of a single tensor, float32[*rows, 13].
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers of a tensor; or of several, one after the other on the last axis.
 
-    If `due` is given and false, the tensor is not read; the lanes still have its size, which the caller must not count.
+    Attributes:
+        total: The sum of the entries, float32[*shape]; the shape is that of the stack and the rows.
+        squares: The sum of their squares.
+        largest: The largest magnitude.
+        others: The number of entries that are not zero: one array if this counts exactly, or else three digits.
+        entries: The number of entries: for all, or for each index of the last axis.
     """
+
+    total: jax.Array
+    squares: jax.Array
+    largest: jax.Array
+    others: tuple[jax.Array, ...]
+    entries: int | tuple[int, ...] = field(metadata={"static": True})
+
+    @property
+    def columns(self) -> tuple[jax.Array, ...]:
+        """All arrays."""
+        return (self.total, self.squares, self.largest, *self.others)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """The digits of the numbers of entries, float32[*shape, 3]."""
+        digits = np.moveaxis(np.asarray(_digits_of_int(np.asarray(self.entries, np.int64)), np.float32), 0, -1)
+        return np.broadcast_to(digits, (*self.total.shape, 3))
+
+
+def numbers_of(x: jax.Array, layout: Layout, due: jax.Array | None = None, *, leading: int = 0) -> Numbers:
+    """Returns the numbers of a tensor for each row, and for each module of a stack.
+
+    Args:
+        x: The tensor.
+        layout: The rows.
+        due: Whether the tensor is read; None if it always is. Otherwise the numbers are zeros, but have its size.
+        leading: The number of axes of the stack, which the tensor begins with.
+    """
+    x, axes, is_in_first_row = _by_rows(x, layout, leading)
+    if due is None:
+        numbers = _reduced(x, axes)
+    else:
+        # Only scalars leave the branches: a kernel for an array of lanes in each of them takes longer to compile than
+        # all reductions of the tensor.
+        shapes = jax.eval_shape(lambda x: _reduced(x, axes), x)
+        zeros = jax.tree.map(lambda each: marked(jnp.zeros(each.shape), tuple(varying_axes(x))), shapes)
+        numbers = jax.lax.cond(due, lambda x: _reduced(x, axes), lambda _: zeros, x)
+    if not is_in_first_row:
+        return numbers
+    # No axis can be split over the rows, so all is in the first row: by a collective, if the tensor is split.
+    assert layout.rows is not None and isinstance(numbers.entries, int)
+    is_first = np.arange(layout.rows) == 0
+    columns = [jnp.where(is_first, column[..., None], 0.0) for column in numbers.columns]
+    return Numbers(*columns[:3], tuple(columns[3:]), (numbers.entries, *[0] * (layout.rows - 1)))
+
+
+def numbers_in(step: jax.Array, layout: Layout, x: jax.Array, due: jax.Array | None) -> Numbers:
+    """Returns the numbers of a tensor, split over devices as the lanes of a step are."""
+    reduce, column = _reduce(layout), step[..., 0]
+    like = jax.tree.map(lambda _: column, jax.eval_shape(reduce, x, due))
+    return in_auto_axes(reduce, like)(x, due)
+
+
+@functools.cache
+def _reduce(layout: Layout) -> Callable[..., Numbers]:
+    # It is not inlined: JAX traces and lowers it once for all tensors of a shape.
+    return jax.jit(lambda x, due: numbers_of(x, layout, due))
+
+
+def _by_rows(x: jax.Array, layout: Layout, leading: int) -> tuple[jax.Array, tuple[int, ...], bool]:
+    """Returns a tensor with an axis of rows, the axes to reduce, and whether there is no such axis, but rows."""
     x = (jnp.abs(x) if jnp.iscomplexobj(x) else x).astype(jnp.float32)
-    if layout.rows is None:
-        return _reduced(x, where, tuple(range(x.ndim)), due)
-    axis = axis_of_rows(x.shape, layout.rows, layout.axis)
-    if axis is None:
-        # No axis can be split over the rows, so all is in the first row: by a collective, if the tensor is split.
-        return in_first_row(_reduced(x, where, tuple(range(x.ndim)), due), layout.rows)
-    shape = (*x.shape[:axis], layout.rows, x.shape[axis] // layout.rows, *x.shape[axis + 1 :])
-    where = None if where is None else where.reshape(shape)
-    return _reduced(x.reshape(shape), where, tuple(k for k in range(len(shape)) if k != axis), due)
+    shape = x.shape[leading:]
+    axis = None if layout.rows is None else axis_of_rows(shape, layout.rows, layout.axis)
+    if layout.rows is None or axis is None:
+        return x, tuple(range(leading, x.ndim)), layout.rows is not None
+    at = leading + axis
+    x = x.reshape(*x.shape[:at], layout.rows, x.shape[at] // layout.rows, *x.shape[at + 1 :])
+    return x, tuple(k for k in range(leading, x.ndim) if k != at), False
+
+
+def _reduced(x: jax.Array, axes: tuple[int, ...]) -> Numbers:
+    entries = math.prod(x.shape[axis] for axis in axes)
+    shape = tuple(size for axis, size in enumerate(x.shape) if axis not in axes)
+    # `max` of no entries has no value; with `initial=0.0` XLA would compile a second kernel for it.
+    largest = jax.lax.reduce_max(jax.lax.abs(x), axes) if entries else jnp.zeros(shape, jnp.float32)
+    # 1 for each entry but zeros, by operations of the library without constants. A constant, as in `minimum(x, 1.0)`,
+    # is an array of the tensor's size, which the library reads, and which lives as long as the step.
+    ones = jax.lax.abs(jax.lax.sign(x))
+    last = x.ndim - 1
+    if entries <= _EXACT:
+        others = (jax.lax.reduce_sum(ones, axes),)
+    elif last in axes and x.shape[last] <= _EXACT:
+        counts = jax.lax.reduce_sum(ones, (last,)).astype(jnp.uint32)
+        others = _digits(_uint64.total(counts, [axis for axis in axes if axis < last]))
+    else:
+        others = _digits(_uint64.total(ones >= 1.0, axes))
+    return Numbers(jax.lax.reduce_sum(x, axes), jax.lax.reduce_sum(x * x, axes), largest, others, entries)
+
+
+def _digits(counts: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns the three digits of counts below 2**52 as float32."""
+    low, high = counts[..., 0], counts[..., 1]
+    return tuple(digit.astype(jnp.float32) for digit in (low & (2**_DIGIT - 1), low >> _DIGIT, high))
+
+
+def _digits_of_int(count: Any) -> tuple[Any, Any, Any]:
+    return count & (2**_DIGIT - 1), (count & _uint64.WORD) >> _DIGIT, count >> 32
+
+
+def lanes_of(x: jax.Array, where: jax.Array | None, layout: Layout) -> jax.Array:
+    """Returns the lanes of a single tensor, float32[*rows, 14]."""
+    if where is None:
+        return _selected_lanes(numbers_of(x, layout))
+    where = jnp.broadcast_to(where, x.shape)
+    masked = numbers_of(jnp.where(where, x, jnp.zeros_like(x)), layout)
+    seen = numbers_of(where, layout)
+    digits = seen.others if len(seen.others) == 3 else _digits(_uint64.pair(seen.others[0]))
+    return _lanes(masked.columns, jnp.stack(digits, -1))
+
+
+def _lanes(columns: Sequence[jax.Array], sizes: Any) -> jax.Array:
+    """Returns lanes by a concatenation, of which XLA takes the columns apart again where that is all they are for."""
+    shape = columns[0].shape
+    ones, zeros = np.ones((*shape, 1), np.float32), np.zeros((*shape, LANES - 4 - len(columns)), np.float32)
+    parts = [jax.lax.expand_dims(column, [len(shape)]) for column in columns]
+    return jax.lax.concatenate([ones, *parts[:3], sizes, *parts[3:], zeros], len(shape))
+
+
+def _selected_lanes(numbers: Numbers) -> jax.Array:
+    """Returns lanes by selections, which XLA fuses with the operations that follow; a concatenation is a kernel more."""
+    lanes = np.zeros((*numbers.total.shape, LANES), np.float32)
+    lanes[..., 0], lanes[..., 4:7] = 1.0, numbers.sizes
+    for k, column in zip((1, 2, 3, 7, 8, 9), numbers.columns, strict=False):
+        lanes = jnp.where(np.arange(LANES) == k, column[..., None], lanes)
+    return jnp.asarray(lanes)
+
+
+def with_numbers(step: jax.Array, numbers: Numbers) -> jax.Array:
+    """Returns the lanes of a step with those of one more tensor."""
+
+    def add(step: jax.Array, numbers: Numbers) -> jax.Array:
+        return plus(step, _clean(_selected_lanes(numbers)))
+
+    return in_auto_axes(add, step)(step, numbers)
+
+
+def table_of(numbers: Sequence[Numbers], *, is_split: bool) -> jax.Array:
+    """Returns the lanes of many tensors, float32[n, *shape, 14], or float32[n, 14] for all shapes together.
+
+    Args:
+        numbers: The numbers of the tensors; tensors of one shape come one after the other.
+        is_split: Whether the rows are split over devices, and must not be flattened. The shapes are then the same.
+    """
+    digits = max(len(each.others) for each in numbers)
+    if is_split:
+        columns = [_column(numbers, k) for k in range(3 + digits)]
+        together = [in_one([x[None] for x in column]) for column in columns]
+        return _lanes(together, np.stack([each.sizes for each in numbers]))
+    columns = [x.reshape(-1) for k in range(3 + digits) for x in _column(numbers, k)]  # all sums, then all squares...
+    if len(columns) <= _FEW:
+        table = jnp.concatenate(columns).reshape(3 + digits, -1)
+    else:
+        tables = []
+        for _, group in itertools.groupby(numbers, key=lambda each: each.total.shape):
+            some = list(group)
+            columns = [x.reshape(-1) for k in range(3 + digits) for x in _column(some, k)]
+            tables.append(in_one(columns).reshape(3 + digits, -1))
+        table = jnp.concatenate(tables, 1)
+    return _lanes(list(table), np.concatenate([each.sizes.reshape(-1, 3) for each in numbers]))
+
+
+def _column(numbers: Sequence[Numbers], k: int) -> list[jax.Array]:
+    return [each.columns[k] if k < len(each.columns) else jnp.zeros_like(each.total) for each in numbers]
+
+
+_FAN_IN, _FEW, _TINY = 8, 64, 64
+
+
+def in_one(arrays: Sequence[jax.Array]) -> jax.Array:
+    """Returns the concatenation of arrays of one shape along their first axis.
+
+    XLA's CPU backend compiles a concatenation of a thousand scalars in 0.2 s, and of two thousand in 0.8 s. If eight are
+    concatenated at a time, and then the results, the same takes a tenth: XLA fuses up to eight, with the new axis, and
+    compiles equal fusions once.
+    """
+    shape, end = arrays[0].shape, len(arrays) // _FAN_IN * _FAN_IN
+    if len(arrays) <= _FEW or math.prod(shape) > _TINY:
+        return jnp.concatenate(arrays)
+    blocks = [jnp.concatenate(arrays[k : k + _FAN_IN])[None] for k in range(0, end, _FAN_IN)]
+    return jnp.concatenate([jnp.concatenate(blocks).reshape(-1, *shape[1:]), *arrays[end:]])
 
 
 def clean_lanes_of(x: jax.Array, where: jax.Array | None, layout: Layout) -> jax.Array:
@@ -93,79 +277,7 @@ def axis_of_rows(shape: Sequence[int], rows: int, start: int | None) -> int | No
     return next((k for k in axes if k < len(shape) and shape[k] and shape[k] % rows == 0), None)
 
 
-def _reduced(x: jax.Array, where: jax.Array | None, axes: tuple[int, ...], due: jax.Array | None = None) -> jax.Array:
-    entries = math.prod(x.shape[axis] for axis in axes)
-    rows = tuple(size for axis, size in enumerate(x.shape) if axis not in axes)
-
-    def fixed(*lanes: int) -> np.ndarray:
-        return np.broadcast_to(np.array(lanes, np.float32), (*rows, len(lanes)))
-
-    size: Any = fixed(*_digits_of_int(entries))
-    if where is not None:
-        x, size = jnp.where(where, x, 0.0), _digits(_uint64.total(jnp.broadcast_to(where, x.shape), axes))
-    if due is None:
-        numbers = numbers_of(x, axes)
-    else:
-        # Only scalars leave the branches: a kernel for an array of lanes in each of them takes longer to compile than
-        # all reductions of the tensor.
-        shapes = jax.eval_shape(lambda x: numbers_of(x, axes), x)
-        zeros = [marked(jnp.zeros(each.shape), tuple(varying_axes(x))) for each in shapes]
-        numbers = jax.lax.cond(due, lambda x: numbers_of(x, axes), lambda _: zeros, x)
-    lanes = [jax.lax.expand_dims(part, [len(rows)]) if part.ndim == len(rows) else part for part in numbers]
-    others = [lanes[3]] if lanes[3].shape[-1] == 3 else [lanes[3], fixed(0, 0)]
-    return jax.lax.concatenate([fixed(1), *lanes[:3], size, *others, fixed(0, 0, 0)], len(rows))
-
-
-def numbers_of(x: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
-    """Returns the sum, the sum of squares, the largest magnitude and the number of entries that are not zero.
-
-    The last one is a float32 if this counts exactly, or else three digits on a last axis.
-
-    Args:
-        x: float32.
-        axes: The axes that are reduced.
-    """
-    entries = math.prod(x.shape[axis] for axis in axes)
-    rows = tuple(size for axis, size in enumerate(x.shape) if axis not in axes)
-    # `max` of no entries has no value; with `initial=0.0` XLA would compile a second kernel for it.
-    largest = jax.lax.reduce_max(jax.lax.abs(x), axes) if entries else jnp.zeros(rows, jnp.float32)
-    # 1 for each entry but zeros, by operations of the library without constants. A constant, as in `minimum(x, 1.0)`,
-    # is an array of the tensor's size, which the library reads, and which lives as long as the step.
-    ones = jax.lax.abs(jax.lax.sign(x))
-    last = x.ndim - 1
-    if entries <= _EXACT:
-        others = jax.lax.reduce_sum(ones, axes)
-    elif last in axes and x.shape[last] <= _EXACT:
-        counts = jax.lax.reduce_sum(ones, (last,)).astype(jnp.uint32)
-        others = _digits(_uint64.total(counts, [axis for axis in axes if axis < last]))
-    else:
-        others = _digits(_uint64.total(ones >= 1.0, axes))
-    return [jax.lax.reduce_sum(x, axes), jax.lax.reduce_sum(x * x, axes), largest, others]
-
-
-def _digits(counts: jax.Array) -> jax.Array:
-    """Returns counts below 2**52 as float32[..., 3]."""
-    low, high = counts[..., 0], counts[..., 1]
-    return jnp.stack([low & (2**_DIGIT - 1), low >> _DIGIT, high], -1).astype(jnp.float32)
-
-
-def _digits_of_int(count: int) -> tuple[int, int, int]:
-    return count & (2**_DIGIT - 1), (count & _uint64.WORD) >> _DIGIT, count >> 32
-
-
-def lanes_of_sizes(numbers: jax.Array, sizes: Sequence[int]) -> jax.Array:
-    """Returns the lanes of tensors of known sizes, float32[n, 13].
-
-    Args:
-        numbers: float32[n, 6]: the lanes 1 to 3 and 7 to 9.
-        sizes: The number of entries of each.
-    """
-    digits = np.array([_digits_of_int(size) for size in sizes], np.float32)
-    ones, zeros = np.ones((len(sizes), 1), np.float32), np.zeros((len(sizes), 3), np.float32)
-    return jnp.concatenate([ones, numbers[:, :3], digits, numbers[:, 3:], zeros], -1)
-
-
-_NOT_FINITE = np.array([1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0], np.float32)  # the lanes of a tensor that is not finite
+_NOT_FINITE = np.array([1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], np.float32)  # the lanes of a tensor that is not finite
 _IS_LARGEST = np.arange(LANES) == 3
 
 
@@ -202,9 +314,10 @@ def _combined(lanes: jax.Array, over: tuple[Hashable, ...]) -> jax.Array:
         functools.reduce(_uint64.add_columns, [(low[k], high[k]) for k in range(replicas)]) for low, high in columns[3:]
     ]
     size, zeros, nonfinite = counts
-    digits = [_digits(jnp.stack(each, -1)) for each in (size, _uint64.subtract_columns(size, zeros), nonfinite)]
+    counts = [size, _uint64.subtract_columns(size, zeros), nonfinite]
+    digits = [digit for count in counts for digit in _digits(jnp.stack(count, -1))]
     floats = [rows[:, 0].sum(), columns[0].sum(), columns[1].sum(), columns[2].max()]
-    return jnp.concatenate([jnp.stack(floats), *digits])
+    return jnp.stack([*floats, *digits, jnp.zeros_like(floats[0])])
 
 
 def columns_of(lanes: jax.Array) -> tuple[Any, ...]:

@@ -17,11 +17,11 @@ from tallax._errors import InvalidTypeError, InvalidValueError, TraceError
 from tallax._mesh_axes import mapped_axes, marked, varying_axes
 from tallax.statistics import Statistic
 from tallax.watching._notes import note, notes_of
-from tallax.watching._reduction import LANES, Layout, zeros_on_rows
+from tallax.watching._reduction import Layout, with_numbers, zeros_on_rows
 from tallax.watching._step_statistic import StepStatistic, take_together
 from tallax.watching._summary import Summary
-from tallax.watching._summary_updates import due_together, in_one, update_together
-from tallax.watching._tap import TOKEN, Uses, bounded, tap
+from tallax.watching._summary_updates import Update, due_together, update_together
+from tallax.watching._tap import TOKEN, Uses, tap
 
 INPUT, OUTPUT, GRADIENT = "input", "output", "output_gradient"
 HISTOGRAM = "_histogram"
@@ -83,10 +83,14 @@ class Site(BackwardObserver):
             summary.observe(leaves)
             return
         step, start = variable.get_raw_value(), _beginnings.get(self._key(role))
-        is_first = start is not None and step is start.array
-        # Inside a transformation, the state of the site says whether the update is due.
-        due = start.due if start is not None and is_first else summary.due()
-        variable.set_raw_value(summary.add_to_step(step, due, leaves, is_first=is_first))
+        if start is None or step is not start.array:  # within a transformation, or not the first use
+            variable.set_raw_value(summary.add_to_step(step, summary.due_in(step), leaves))
+            return
+        numbers = summary.numbers_of_step(step, start.due, leaves[0]) if len(leaves) == 1 else None
+        if numbers is not None and start.uses.numbers is None:
+            start.uses.numbers = numbers
+        else:
+            variable.set_raw_value(summary.add_to_step(step, start.due, leaves))
 
     def observe_presets(self, source: str, leaves: Sequence[Any]) -> None:
         """Updates the statistics of presets with a source; in a step of `value_and_grad`, only the numbers of the step.
@@ -158,10 +162,8 @@ class Site(BackwardObserver):
             return value
         start = _beginnings.get(self._key(GRADIENT), _Beginning(None, None, Uses()))
         uses, is_direct = start.uses, token is start.array
-        due, layout = (
-            start.due if is_direct else summary.due(),
-            Layout(summary.rows, summary.axis, kept=summary.words._replica_axes),
-        )
+        layout = Layout(summary.rows, summary.axis, kept=summary.words._replica_axes)
+        due = start.due if is_direct else _due_of(summary, token)
         due = None if due is None else jnp.asarray(due)
 
         def tapped(leaf: Any) -> Any:
@@ -201,21 +203,26 @@ class Site(BackwardObserver):
     def _attach(self, token: jax.Array, due: Any) -> None:
         # Variables, so that the transformations within the model thread them as they thread all state.
         if self._gradient is not None:
+            token = self._gradient.with_due(token, due)
             self.token_variable = nnx.Variable(token)
             # If an inner `jit` was traced before, JAX does not run its function again, so that use would not be seen.
             is_direct = not notes_of(self.watch, self.site, _WITHIN)
             _beginnings[self._key(GRADIENT)] = _Beginning(token, due, Uses(is_direct=is_direct))
         for role, statistic in self._stepped.items():
-            step = statistic.no_step()
+            step = statistic.no_step(due)
             _beginnings[self._key(role)] = _Beginning(step, due, Uses())
             setattr(self, _step_of(role), nnx.Variable(step))
 
     def detach(self) -> Any:
         """Removes what `attach` added, and returns the numbers of the step by role, and the uses of the token."""
-        seen: dict[str, Any] = {role: vars(self)[_step_of(role)].get_raw_value() for role in self._stepped}
-        for role in seen:
+        seen: dict[str, Any] = {}
+        for role in self._stepped:
+            step, start = vars(self)[_step_of(role)].get_raw_value(), _beginnings.pop(self._key(role), None)
+            numbers = None if start is None else start.uses.numbers
+            if start is not None and numbers is not None and step is not start.array:  # there were other uses
+                step, numbers = with_numbers(step, numbers), None
+            seen[role] = step if numbers is None else numbers
             delattr(self, _step_of(role))
-            _beginnings.pop(self._key(role), None)
         if self._gradient is not None:
             del self.token_variable
             seen[GRADIENT] = _beginnings.pop(self._key(GRADIENT)).uses
@@ -227,23 +234,20 @@ class Site(BackwardObserver):
         found = {id(site): (x, numbers) for site, x, numbers in zip(observers, cotangents, seen, strict=True)}
         steps: list[tuple[StepStatistic, jax.Array]] = []
         for sites in _by_watch(observers).values():
-            lanes: list[tuple[Summary, jax.Array]] = []
-            tokens: list[tuple[Summary, jax.Array]] = []
+            found_here: list[tuple[Summary, Any]] = []
             for site in sites:
                 cotangent, numbers = found[id(site)]
                 for role, statistic in site._stepped.items():
-                    site._take(lanes if isinstance(statistic, Summary) else steps, role, numbers[role])
+                    site._take(found_here if isinstance(statistic, Summary) else steps, role, numbers[role])
                 if site._gradient is not None:
-                    direct = numbers[GRADIENT].lanes
-                    site._take(*((tokens, GRADIENT, cotangent) if direct is None else (lanes, GRADIENT, direct)))
-            # All together, as each group of summaries takes several kernels. Lanes come before tokens.
-            pairs = [*lanes, *tokens]
-            summaries, values = [summary for summary, _ in pairs], [value for _, value in pairs]
-            update_together(summaries, values, _lanes_together, is_reduced=True)
+                    direct = numbers[GRADIENT].numbers
+                    site._take(found_here, GRADIENT, cotangent if direct is None else direct)
+            # All together, as each group of summaries takes several kernels.
+            update_together([Update([summary], value) for summary, value in found_here])
         if steps:
             take_together(*zip(*steps, strict=True))
 
-    def _take(self, into: list[tuple[Any, jax.Array]], role: str, value: jax.Array) -> None:
+    def _take(self, into: list[tuple[Any, Any]], role: str, value: Any) -> None:
         statistic = vars(self)[role]
         if (problem := unwritable(statistic)) is not None:
             note(self.watch, self.site, role, problem)
@@ -258,20 +262,9 @@ def _by_watch(sites: Sequence[Site]) -> dict[int, list[Site]]:
     return found
 
 
-def _lanes_together(summaries: Sequence[Summary], values: Sequence[Any]) -> jax.Array:
-    """Returns the lanes of some lanes, and of the cotangents of tokens, which come behind them."""
-    is_split = summaries[0].rows is not None
-    start = sum(x.shape[-1] == LANES for x in values)
-
-    def table(arrays: Sequence[Any]) -> jax.Array:
-        return jnp.stack(arrays) if is_split else in_one([x.reshape(-1, x.shape[-1]) for x in arrays])
-
-    tables = [table(values[:start])] if start else []
-    if start < len(values):
-        tokens = table(values[start:])
-        largest = bounded(tokens[..., 3], tokens)
-        tables.append(jnp.concatenate([tokens[..., :3], largest[..., None], tokens[..., 4:LANES]], -1))
-    return jnp.concatenate(tables) if len(tables) > 1 else tables[0]
+def _due_of(summary: Summary, token: jax.Array) -> Any:
+    """Returns the `due` of a tap within a transformation."""
+    return token if summary.every > 1 and summary.rows is None else summary.due()
 
 
 def _step_of(role: str) -> str:
@@ -280,7 +273,7 @@ def _step_of(role: str) -> str:
 
 
 class _Beginning(NamedTuple):
-    """The array of a role at the beginning of a step, whether the step is due, and the uses of the token."""
+    """The array of a role at the beginning of a step, whether the step is due, and the uses so far."""
 
     array: jax.Array | None
     due: Any

@@ -18,7 +18,7 @@ from tallax._mesh_axes import AxisName, axes_to_combine, marked, on_first
 from tallax.statistics import Statistic
 from tallax.statistics._statistic import exact_or_traced, unboxed
 from tallax.variables import Buffer, Counter
-from tallax.watching._reduction import LANES, Layout, zeros_on_rows
+from tallax.watching._reduction import DUE, LANES, Layout, Numbers, numbers_in, zeros_on_rows
 from tallax.watching._summary_words import (
     AT,
     COUNTS,
@@ -156,20 +156,34 @@ class Summary(Statistic):
         after = observed(before, due, leaves, where, Layout(self.rows, self.axis, how.over), self.window)
         self.words.set_value(on_first(after, how.once, otherwise=_begun(before, self.window)) if how.once else after)
 
-    def no_step(self) -> jax.Array:
-        """Returns the lanes of a step that has looked at nothing yet."""
+    def no_step(self, due: Any) -> jax.Array:
+        """Returns the lanes of a step that has looked at nothing yet, and that is due or not."""
         words = self.words.get_raw_value()
         zeros = zeros_on_rows((*words.shape[:-1], LANES), jnp.float32, words)
-        return marked(zeros, self.words._replica_axes)
+        return self.with_due(marked(zeros, self.words._replica_axes), due)
 
-    def add_to_step(self, step: jax.Array, due: Any, leaves: Sequence[Any], *, is_first: bool) -> jax.Array:
+    def with_due(self, lanes: jax.Array, due: Any) -> jax.Array:
+        """Returns the lanes of a step or a token with the information whether the step is due."""
+        if due is None or self.rows is not None:
+            return lanes
+        return lanes + jnp.where(np.arange(lanes.shape[-1]) == DUE, jnp.asarray(due, jnp.float32), 0.0)
+
+    def due_in(self, step: jax.Array) -> Any:
+        """Returns whether the update is due, as the lanes of a step or a token within a transformation have it.
+
+        To read it from the words there would take a slice of them for each summary.
+        """
+        if self.every == 1 or self.rows is not None:
+            return self.due()
+        return step[..., DUE] > 0
+
+    def add_to_step(self, step: jax.Array, due: Any, leaves: Sequence[Any]) -> jax.Array:
         """Returns the lanes of a step after some more tensors; `update_together` adds them to the state.
 
         Args:
             step: The lanes so far.
-            due: Whether the update is due; if the step is not due, its lanes must not be added to the state.
+            due: Whether the update is due.
             leaves: The tensors.
-            is_first: Whether it is known that the step has looked at nothing yet.
         """
         if due is not None and not is_traced(due):
             if not due:
@@ -177,8 +191,23 @@ class Summary(Statistic):
             due = None
         how = axes_to_combine(*leaves, state=self.words, axis_name=self.axis_name, alike=True)
         leaves = [jax.lax.stop_gradient(jnp.asarray(leaf)) for leaf in leaves]
-        after = added(step, due, leaves, Layout(self.rows, self.axis, how.over), is_first=is_first)
+        after = added(step, due, leaves, Layout(self.rows, self.axis, how.over))
         return on_first(after, how.once, otherwise=step)
+
+    def numbers_of_step(self, step: jax.Array, due: Any, leaf: Any) -> Numbers | None:
+        """Returns the numbers of the only tensor of a step; None if `add_to_step` must take it.
+
+        Args:
+            step: The lanes of a step that has looked at nothing.
+            due: Whether the update is due. If it is not, the numbers must not be added to the state.
+            leaf: The tensor.
+        """
+        how = axes_to_combine(leaf, state=self.words, axis_name=self.axis_name, alike=True)
+        x = jax.lax.stop_gradient(jnp.asarray(leaf))
+        # A tensor of another trace, as inside `vmap`, may stand for many.
+        if how.over or how.once or type(x) is not type(step) or not (due is None or is_traced(due)):
+            return None
+        return numbers_in(step, Layout(self.rows, self.axis), x, due)
 
     def reset(self) -> None:
         """Forgets everything that was fed."""

@@ -28,7 +28,6 @@ from tallax.watching._reduction import (
     clean_lanes_of,
     columns_of,
     in_auto_axes,
-    lanes_of,
     plus,
     with_all_of_vmap,
 )
@@ -59,7 +58,7 @@ def folded(words: jax.Array, lanes: jax.Array) -> jax.Array:
 
     Args:
         words: The state, uint32[..., *rows, 17], which has counted the update.
-        lanes: float32[..., *rows, 13].
+        lanes: float32[..., *rows, 14].
     """
     column = [words[..., k] for k in range(WORDS)]
     total, squares, most, *counts = columns_of(lanes)
@@ -133,11 +132,10 @@ def observed(
     words: jax.Array, due: Any, leaves: Sequence[jax.Array], where: Any, layout: Layout, window: int | None
 ) -> jax.Array:
     """Returns the state after an update with some tensors, which are reduced only if the update is due."""
-    observe = _observe(layout, window)
-    return in_auto_axes(observe, words)(words, due, (list(leaves), where))
+    return in_auto_axes(_observe(layout, window), words)(words, due, (list(leaves), where))
 
 
-def added(step: jax.Array, due: Any, leaves: Sequence[jax.Array], layout: Layout, *, is_first: bool) -> jax.Array:
+def added(step: jax.Array, due: Any, leaves: Sequence[jax.Array], layout: Layout) -> jax.Array:
     """Returns the lanes of a step after some more tensors.
 
     Args:
@@ -145,34 +143,39 @@ def added(step: jax.Array, due: Any, leaves: Sequence[jax.Array], layout: Layout
         due: Whether the tensors are looked at; None if they always are.
         leaves: The tensors.
         layout: The rows and replicas.
-        is_first: Whether there are no tensors so far. If the only tensor is then not looked at, the result has its size
-            nevertheless, so it must not be added to the state.
     """
-    observe = _observe(layout, None, is_first and len(leaves) == 1 and not layout.over)
-    return in_auto_axes(observe, step)(step, due, (list(leaves), None))
+    return in_auto_axes(_add(layout), step)(step, due, (list(leaves), None))
 
 
 @functools.cache
-def _observe(layout: Layout, window: int | None, is_first: bool | None = None) -> Callable[..., jax.Array]:
-    """Returns the function of `observed`, or if `is_first` is not None, that of `added`."""
-
+def _observe(layout: Layout, window: int | None) -> Callable[..., jax.Array]:
     def observe(words: jax.Array, due: Any, tensors: tuple[list[jax.Array], Any]) -> jax.Array:
-        def after(words: jax.Array, tensors: tuple[list[jax.Array], Any]) -> jax.Array:
-            leaves, where = tensors
-            lanes = functools.reduce(plus, [clean_lanes_of(x, where, layout) for x in leaves])
-            return folded(words, lanes) if is_first is None else plus(words, lanes)
+        return _if_due(due, lambda words, tensors: folded(words, _lanes_of_all(tensors, layout)), begun(words, window), tensors)
 
-        if is_first:
-            return lanes_of(tensors[0][0], None, layout, due)
-        if is_first is None:
-            words = begun(words, window)
-        if due is None:
-            return after(words, tensors)
-        return jax.lax.cond(due, after, lambda words, _: words, words, tensors)
+    return _not_inlined(observe)
 
-    # Last, so that the axis that is split over the rows stays where it is. The function is not inlined: JAX traces and
-    # lowers it once for all tensors of a shape, and XLA inlines it.
-    return jax.jit(with_all_of_vmap(observe, -1))
+
+@functools.cache
+def _add(layout: Layout) -> Callable[..., jax.Array]:
+    def add(step: jax.Array, due: Any, tensors: tuple[list[jax.Array], Any]) -> jax.Array:
+        return _if_due(due, lambda step, tensors: plus(step, _lanes_of_all(tensors, layout)), step, tensors)
+
+    return _not_inlined(add)
+
+
+def _if_due(due: Any, update: Callable[..., jax.Array], state: jax.Array, tensors: Any) -> jax.Array:
+    return update(state, tensors) if due is None else jax.lax.cond(due, update, lambda state, _: state, state, tensors)
+
+
+def _lanes_of_all(tensors: tuple[list[jax.Array], Any], layout: Layout) -> jax.Array:
+    leaves, where = tensors
+    return functools.reduce(plus, [clean_lanes_of(x, where, layout) for x in leaves])
+
+
+def _not_inlined(update: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Returns a function that JAX traces and lowers once for all tensors of a shape; XLA inlines it."""
+    # Last, so that the axis that is split over the rows stays where it is.
+    return jax.jit(with_all_of_vmap(update, -1))
 
 
 def floats_of(words: Any) -> jax.Array:

@@ -9,7 +9,7 @@ A cotangent can only be added to. So the lanes of `_reduction`, which all add up
 by 64 lanes, one for each power of two from 2**-44 to 2**19: the number of uses whose largest magnitude has that size.
 After a single use the largest magnitude is exact. After several it is only their sum, and the highest of these lanes
 that is in use bounds it within a factor of two. If it is known that a token is used once (`Uses`), its cotangent stays
-zero, and the backward rule stores the lanes in `Uses`, for which it compiles no kernel but the library's reductions. An
+zero, and the backward rule stores the numbers in `Uses`, for which it compiles no kernel but the library's reductions. An
 inner `jit` that was traced before is not seen again, so a site that was ever used within a transformation keeps the 64
 lanes.
 """
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax._mesh_axes import marked, on_first, varying_axes
-from tallax.watching._reduction import LANES, Layout, clean_lanes_of, in_auto_axes, lanes_of
+from tallax.watching._reduction import DUE, LANES, Layout, Numbers, clean_lanes_of, in_auto_axes, numbers_in
 
 _LOWEST, _POWERS = -44, 64
 TOKEN = LANES + _POWERS
@@ -37,12 +37,12 @@ class Uses:
     Attributes:
         count: The number of taps that were traced.
         is_direct: Whether all are outside of any transformation.
-        lanes: The lanes of the gradient, if the only use is direct; they are not in the cotangent then.
+        numbers: The numbers of the gradient, if the only use is direct; they are not in the cotangent then.
     """
 
     def __init__(self, *, is_direct: bool = True):
         self.count, self.is_direct = 0, is_direct
-        self.lanes: jax.Array | None = None
+        self.numbers: Numbers | None = None
 
     @property
     def is_single(self) -> bool:
@@ -56,7 +56,8 @@ def tap(x: jax.Array, token: jax.Array, due: jax.Array | None, layout: Layout, u
     Args:
         x: An array of floats.
         token: float32[*rows, TOKEN].
-        due: Whether the backward rule looks at the gradient; None if it always does.
+        due: Whether the backward rule looks at the gradient; None if it always does; the token if its lane `DUE` is 1
+            in a step that is due.
         layout: The rows of the token.
         uses: The uses of the token; the backward rule runs after all of them were traced.
     """
@@ -66,40 +67,37 @@ def tap(x: jax.Array, token: jax.Array, due: jax.Array | None, layout: Layout, u
 
 def _forward(x: jax.Array, token: jax.Array, due: Any, layout: Layout, uses: Uses) -> tuple[jax.Array, Any]:
     del layout, uses
-    return x, (token, due)  # the token for its type alone; nothing reads its value, so XLA keeps no memory for it
+    return x, (token, due)  # both are inputs, so XLA keeps no memory for them, and `scan` stacks neither
 
 
 def _backward(layout: Layout, uses: Uses, residuals: Any, gradient: jax.Array) -> tuple[Any, ...]:
     token, due = residuals
+    if due is not None and due.ndim:
+        due = due[DUE] > 0  # read only here, since `scan` would stack a boolean that the forward pass computes
     over = tuple(sorted(varying_axes(gradient) - varying_axes(token), key=str))
     shape, varying = token.shape, tuple(varying_axes(token))
     once = tuple(sorted(set(layout.kept) - varying_axes(gradient), key=str))
 
     if uses.is_single and not over and not once:
-        # This rule runs in the trace of the caller of the backward pass, which reads the lanes right after it. As a
+        # This rule runs in the trace of the caller of the backward pass, which reads the numbers right after it. As a
         # cotangent they would need 64 lanes more, of which XLA makes hundreds of constants.
-        observe = in_auto_axes(_lanes(layout), token[..., :LANES])
-        uses.lanes = marked(observe(gradient, due), varying)
+        numbers = numbers_in(token, layout._replace(kept=()), gradient, due)
+        uses.numbers = jax.tree.map(lambda column: marked(column, varying), numbers)
         return gradient, jnp.zeros_like(token), None
 
-    def numbers(gradient: jax.Array) -> jax.Array:
+    def lanes(gradient: jax.Array) -> jax.Array:
         return marked(on_first(_with_powers(gradient, layout._replace(over=over)), once), varying)
 
     if due is None:
-        return gradient, in_auto_axes(numbers, token)(gradient), None
+        return gradient, in_auto_axes(lanes, token)(gradient), None
 
-    def numbers_if_due(due: jax.Array, gradient: jax.Array) -> jax.Array:
-        return jax.lax.cond(due, numbers, lambda _: marked(jnp.zeros(shape, jnp.float32), varying), gradient)
+    def lanes_if_due(due: jax.Array, gradient: jax.Array) -> jax.Array:
+        return jax.lax.cond(due, lanes, lambda _: marked(jnp.zeros(shape, jnp.float32), varying), gradient)
 
-    return gradient, in_auto_axes(numbers_if_due, token)(due, gradient), None
+    return gradient, in_auto_axes(lanes_if_due, token)(due, gradient), None
 
 
 tap.defvjp(_forward, _backward)
-
-
-@functools.cache
-def _lanes(layout: Layout) -> Any:
-    return jax.jit(lambda gradient, due: lanes_of(gradient, None, layout, due))
 
 
 def _with_powers(gradient: jax.Array, layout: Layout) -> jax.Array:
@@ -115,13 +113,14 @@ def _exponent(x: jax.Array) -> jax.Array:
     return ((jax.lax.bitcast_convert_type(x, jnp.uint32) >> 23) & 0xFF).astype(jnp.int32) - 127
 
 
-def bounded(largest: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Returns the largest magnitudes that the cotangents of tokens stand for, or at least as large a bound.
+def lanes_of_tokens(tokens: jax.Array) -> jax.Array:
+    """Returns the lanes that the cotangents of tokens stand for; their largest magnitude may be a bound.
 
     Args:
-        largest: float32[tokens, *rows], the sum over all uses of a token.
         tokens: float32[tokens, *rows, TOKEN], the cotangents.
     """
     highest = _POWERS - 1 - jnp.argmax(tokens[..., : LANES - 1 : -1] > 0, -1)
     bound = jnp.where(highest == _POWERS - 1, jnp.inf, jnp.exp2((highest + _LOWEST + 1).astype(jnp.float32)))
-    return jnp.where(tokens[..., 0] > 1, jnp.minimum(largest, bound), largest)
+    largest = tokens[..., 3]  # the sum over all uses
+    largest = jnp.where(tokens[..., 0] > 1, jnp.minimum(largest, bound), largest)
+    return jnp.concatenate([tokens[..., :3], largest[..., None], tokens[..., 4:LANES]], -1)
