@@ -14,11 +14,13 @@ from jax.sharding import AxisType
 from tallax._arrays import is_traced
 from tallax._walk import WATCHED
 from tallax.statistics import Statistic
+from tallax.watching._many_tensors import Tensor, numbers_of_tensors
 from tallax.watching._notes import note
+from tallax.watching._reduction import Layout
 from tallax.watching._site import HISTOGRAM, Site, unwritable
 from tallax.watching._step_statistic import steps_together, take_together
 from tallax.watching._summary import Summary
-from tallax.watching._summary_updates import due_together, numbers_of_tensors, update_together
+from tallax.watching._summary_updates import Update, due_together, update_together
 
 PARAMETER, PARAM_GRADIENT, UPDATE = "parameter", "gradient", "update"
 ROLES = (PARAMETER, PARAM_GRADIENT, UPDATE)
@@ -107,7 +109,14 @@ def after(seen: list[Seen], gradients: Any) -> None:
         take_together(ratios, steps_together(ratios, pairs))
     if summaries:
         due = due_together(summaries)
-        update_together(numbers_of_tensors(summaries, values, due), due)
+        tensors = [_tensor(*each) for each in zip(values, summaries, strict=True)]
+        groups = numbers_of_tensors(tensors, due)
+        update_together([Update([summaries[k] for k in places], numbers) for places, numbers in groups], due)
+
+
+def _tensor(value: Any, summary: Summary) -> Tensor:
+    is_split = summary.spec is not None or summary.rows is not None
+    return Tensor(value, len(summary.stack), Layout(summary.rows, summary.axis), is_split)
 
 
 def _placed(value: Any, spec: jax.P | None) -> Any:

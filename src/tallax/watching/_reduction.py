@@ -87,6 +87,12 @@ class Numbers:
         """All arrays."""
         return (self.total, self.squares, self.largest, *self.others)
 
+    def __getitem__(self, k: int) -> Numbers:
+        """The numbers of one tensor of several."""
+        entries = self.entries if isinstance(self.entries, int) else self.entries[k]
+        columns = [column[..., k] for column in self.columns]
+        return Numbers(*columns[:3], tuple(columns[3:]), entries)
+
     @property
     def sizes(self) -> np.ndarray:
         """The digits of the numbers of entries, float32[*shape, 3]."""

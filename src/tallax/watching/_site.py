@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +17,9 @@ from tallax._backward_observers import BackwardObserver
 from tallax._errors import InvalidTypeError, InvalidValueError, TraceError
 from tallax._mesh_axes import mapped_axes, marked, varying_axes
 from tallax.statistics import Statistic
+from tallax.watching._many_tensors import Collector
 from tallax.watching._notes import note, notes_of
-from tallax.watching._reduction import Layout, with_numbers, zeros_on_rows
+from tallax.watching._reduction import Layout, Numbers, with_numbers, zeros_on_rows
 from tallax.watching._step_statistic import StepStatistic, take_together
 from tallax.watching._summary import Summary
 from tallax.watching._summary_updates import Update, due_together, update_together
@@ -86,11 +88,12 @@ class Site(BackwardObserver):
         if start is None or step is not start.array:  # within a transformation, or not the first use
             variable.set_raw_value(summary.add_to_step(step, summary.due_in(step), leaves))
             return
-        numbers = summary.numbers_of_step(step, start.due, leaves[0]) if len(leaves) == 1 else None
-        if numbers is not None and start.uses.numbers is None:
-            start.uses.numbers = numbers
+        owner, collector = (self.site, role), start.collector
+        if len(leaves) == 1 and owner not in collector.owners and summary.is_direct(step, leaves[0]):
+            x = jax.lax.stop_gradient(jnp.asarray(leaves[0]))
+            collector.add(owner, x, Layout(summary.rows, summary.axis), step)
         else:
-            variable.set_raw_value(summary.add_to_step(step, start.due, leaves))
+            variable.set_raw_value(summary.add_to_step(step, collector.due, leaves))
 
     def observe_presets(self, source: str, leaves: Sequence[Any]) -> None:
         """Updates the statistics of presets with a source; in a step of `value_and_grad`, only the numbers of the step.
@@ -160,10 +163,11 @@ class Site(BackwardObserver):
         if token.ndim > (1 if summary.rows is None else 2):
             note(self.watch, self.site, GRADIENT, _NOT_MAPPED)
             return value
-        start = _beginnings.get(self._key(GRADIENT), _Beginning(None, None, Uses()))
-        uses, is_direct = start.uses, token is start.array
+        start = _beginnings.get(self._key(GRADIENT))
+        uses = Uses(None, None) if start is None or start.uses is None else start.uses
+        is_direct = start is not None and token is start.array
         layout = Layout(summary.rows, summary.axis, kept=summary.words._replica_axes)
-        due = start.due if is_direct else _due_of(summary, token)
+        due = start.collector.due if start is not None and is_direct else _due_of(summary, token)
         due = None if due is None else jnp.asarray(due)
 
         def tapped(leaf: Any) -> Any:
@@ -193,66 +197,90 @@ class Site(BackwardObserver):
     @classmethod
     def attach(cls, observers: Sequence[Site], tokens: Sequence[jax.Array]) -> None:
         """Makes the tokens available to `with_tap`, and collects the numbers of the step."""
-        due: dict[int, Any] = {}
+        collectors: dict[int, tuple[Collector, Collector]] = {}
         for watch, sites in _by_watch(observers).items():
             summaries = [x for site in sites for x in site._summaries]
-            due[watch] = due_together(summaries) if summaries else None
+            due = due_together(summaries) if summaries else None
+            collectors[watch] = Collector(due), Collector(due)
         for site, token in zip(observers, tokens, strict=True):
-            site._attach(token, due[site.watch])
+            site._attach(token, *collectors[site.watch])
 
-    def _attach(self, token: jax.Array, due: Any) -> None:
+    def _attach(self, token: jax.Array, forward: Collector, backward: Collector) -> None:
         # Variables, so that the transformations within the model thread them as they thread all state.
         if self._gradient is not None:
-            token = self._gradient.with_due(token, due)
+            token = self._gradient.with_due(token, backward.due)
             self.token_variable = nnx.Variable(token)
             # If an inner `jit` was traced before, JAX does not run its function again, so that use would not be seen.
             is_direct = not notes_of(self.watch, self.site, _WITHIN)
-            _beginnings[self._key(GRADIENT)] = _Beginning(token, due, Uses(is_direct=is_direct))
+            uses = Uses((self.site, GRADIENT), backward, is_direct=is_direct)
+            _beginnings[self._key(GRADIENT)] = _Beginning(token, backward, uses)
         for role, statistic in self._stepped.items():
-            step = statistic.no_step(due)
-            _beginnings[self._key(role)] = _Beginning(step, due, Uses())
+            step = statistic.no_step(forward.due)
+            _beginnings[self._key(role)] = _Beginning(step, forward, None)
             setattr(self, _step_of(role), nnx.Variable(step))
 
     def detach(self) -> Any:
-        """Removes what `attach` added, and returns the numbers of the step by role, and the uses of the token."""
-        seen: dict[str, Any] = {}
+        """Removes what `attach` added, and returns the numbers of the step by role, and the collected ones."""
+        steps: dict[str, jax.Array] = {}
+        groups: list[_Group] = []
+        uses = None
         for role in self._stepped:
             step, start = vars(self)[_step_of(role)].get_raw_value(), _beginnings.pop(self._key(role), None)
-            numbers = None if start is None else start.uses.numbers
-            if start is not None and numbers is not None and step is not start.array:  # there were other uses
-                step, numbers = with_numbers(step, numbers), None
-            seen[role] = step if numbers is None else numbers
             delattr(self, _step_of(role))
+            if start is not None:  # the first site of all has the numbers of all
+                groups += [_Group(tuple(owners), numbers) for owners, numbers in start.collector.finish()]
+            if start is None or step is not start.array or (self.site, role) not in start.collector.owners:
+                steps[role] = step
         if self._gradient is not None:
             del self.token_variable
-            seen[GRADIENT] = _beginnings.pop(self._key(GRADIENT)).uses
-        return seen
+            uses = _beginnings.pop(self._key(GRADIENT)).uses
+        return steps, groups, uses
 
     @classmethod
     def absorb(cls, observers: Sequence[Site], cotangents: Sequence[jax.Array], seen: Sequence[Any]) -> None:
         """Updates the statistics with the numbers of the step, and with those of its gradients."""
-        found = {id(site): (x, numbers) for site, x, numbers in zip(observers, cotangents, seen, strict=True)}
-        steps: list[tuple[StepStatistic, jax.Array]] = []
+        found = {id(site): (x, *parts) for site, x, parts in zip(observers, cotangents, seen, strict=True)}
+        presets: list[tuple[StepStatistic, jax.Array]] = []
         for sites in _by_watch(observers).values():
-            found_here: list[tuple[Summary, Any]] = []
+            by_name, groups = {site.site: site for site in sites}, list[_Group]()
+            alone: dict[tuple[str, str], Any] = {}
             for site in sites:
-                cotangent, numbers = found[id(site)]
-                for role, statistic in site._stepped.items():
-                    site._take(found_here if isinstance(statistic, Summary) else steps, role, numbers[role])
-                if site._gradient is not None:
-                    direct = numbers[GRADIENT].numbers
-                    site._take(found_here, GRADIENT, cotangent if direct is None else direct)
+                cotangent, steps, some, uses = found[id(site)]
+                groups += some
+                for role, step in steps.items():
+                    statistic = vars(site)[role]
+                    if isinstance(statistic, Summary):
+                        alone[site.site, role] = step
+                    elif site._is_writable(role):
+                        presets.append((statistic, step))
+                if uses is not None:
+                    groups += [_Group(tuple(owners), numbers) for owners, numbers in uses.collector.finish()]
+                    if uses.owner not in uses.collector.owners:
+                        alone[uses.owner] = cotangent
+            updates = []
+            for owners, numbers in groups:
+                written = [owner not in alone and by_name[owner[0]]._is_writable(owner[1]) for owner in owners]
+                if all(written):
+                    updates.append(Update([vars(by_name[name])[role] for name, role in owners], numbers))
+                    continue
+                for k, (owner, is_written) in enumerate(zip(owners, written, strict=True)):
+                    one = numbers if len(owners) == 1 else numbers[k]
+                    if is_written or owner in alone:  # a module may be used within a transformation, and outside of it
+                        alone[owner] = with_numbers(alone[owner], one) if owner in alone else one
+            for (name, role), value in alone.items():
+                if by_name[name]._is_writable(role):
+                    updates.append(Update([vars(by_name[name])[role]], value))
             # All together, as each group of summaries takes several kernels.
-            update_together([Update([summary], value) for summary, value in found_here])
-        if steps:
-            take_together(*zip(*steps, strict=True))
+            update_together(updates)
+        if presets:
+            take_together(*zip(*presets, strict=True))
 
-    def _take(self, into: list[tuple[Any, Any]], role: str, value: Any) -> None:
-        statistic = vars(self)[role]
-        if (problem := unwritable(statistic)) is not None:
+    def _is_writable(self, role: str) -> bool:
+        """Returns whether the statistic of a role can be updated, and notes why if it cannot."""
+        problem = unwritable(vars(self)[role])
+        if problem is not None:
             note(self.watch, self.site, role, problem)
-        else:
-            into.append((statistic, value))
+        return problem is None
 
 
 def _by_watch(sites: Sequence[Site]) -> dict[int, list[Site]]:
@@ -273,11 +301,23 @@ def _step_of(role: str) -> str:
 
 
 class _Beginning(NamedTuple):
-    """The array of a role at the beginning of a step, whether the step is due, and the uses so far."""
+    """The array of a role at the beginning of a step, what collects its tensors, and the uses of a token."""
 
-    array: jax.Array | None
-    due: Any
-    uses: Uses
+    array: jax.Array
+    collector: Collector
+    uses: Uses | None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Group:
+    """The numbers of the tensors of some sites and roles, one after the other."""
+
+    owners: tuple[tuple[str, str], ...] = field(metadata={"static": True})
+    numbers: Numbers
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.owners, self.numbers))
 
 
 # The beginnings by watch, site and role. If the Variable of the step still has this very array, no transformation lies

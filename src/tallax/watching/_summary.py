@@ -18,7 +18,7 @@ from tallax._mesh_axes import AxisName, axes_to_combine, marked, on_first
 from tallax.statistics import Statistic
 from tallax.statistics._statistic import exact_or_traced, unboxed
 from tallax.variables import Buffer, Counter
-from tallax.watching._reduction import DUE, LANES, Layout, Numbers, numbers_in, zeros_on_rows
+from tallax.watching._reduction import DUE, LANES, Layout, zeros_on_rows
 from tallax.watching._summary_words import (
     AT,
     COUNTS,
@@ -194,20 +194,16 @@ class Summary(Statistic):
         after = added(step, due, leaves, Layout(self.rows, self.axis, how.over))
         return on_first(after, how.once, otherwise=step)
 
-    def numbers_of_step(self, step: jax.Array, due: Any, leaf: Any) -> Numbers | None:
-        """Returns the numbers of the only tensor of a step; None if `add_to_step` must take it.
+    def is_direct(self, step: jax.Array, leaf: Any) -> bool:
+        """Returns whether a tensor may be reduced with those of other sites, instead of by `add_to_step`.
 
         Args:
-            step: The lanes of a step that has looked at nothing.
-            due: Whether the update is due. If it is not, the numbers must not be added to the state.
+            step: The lanes of the step.
             leaf: The tensor.
         """
         how = axes_to_combine(leaf, state=self.words, axis_name=self.axis_name, alike=True)
-        x = jax.lax.stop_gradient(jnp.asarray(leaf))
         # A tensor of another trace, as inside `vmap`, may stand for many.
-        if how.over or how.once or type(x) is not type(step) or not (due is None or is_traced(due)):
-            return None
-        return numbers_in(step, Layout(self.rows, self.axis), x, due)
+        return not how.over and not how.once and type(jax.lax.stop_gradient(jnp.asarray(leaf))) is type(step)
 
     def reset(self) -> None:
         """Forgets everything that was fed."""

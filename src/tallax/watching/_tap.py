@@ -9,7 +9,7 @@ A cotangent can only be added to. So the lanes of `_reduction`, which all add up
 by 64 lanes, one for each power of two from 2**-44 to 2**19: the number of uses whose largest magnitude has that size.
 After a single use the largest magnitude is exact. After several it is only their sum, and the highest of these lanes
 that is in use bounds it within a factor of two. If it is known that a token is used once (`Uses`), its cotangent stays
-zero, and the backward rule stores the numbers in `Uses`, for which it compiles no kernel but the library's reductions. An
+zero, and the backward rule hands the gradient to a `Collector`, which compiles no kernel but the library's reductions. An
 inner `jit` that was traced before is not seen again, so a site that was ever used within a transformation keeps the 64
 lanes.
 """
@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax._mesh_axes import marked, on_first, varying_axes
-from tallax.watching._reduction import DUE, LANES, Layout, Numbers, clean_lanes_of, in_auto_axes, numbers_in
+from tallax.watching._many_tensors import Collector
+from tallax.watching._reduction import DUE, LANES, Layout, clean_lanes_of, in_auto_axes
 
 _LOWEST, _POWERS = -44, 64
 TOKEN = LANES + _POWERS
@@ -35,18 +36,14 @@ class Uses:
     """The uses of one token.
 
     Attributes:
+        owner: The owner of the token.
+        collector: Takes the gradient if the only use is direct; it is not in the cotangent then.
         count: The number of taps that were traced.
         is_direct: Whether all are outside of any transformation.
-        numbers: The numbers of the gradient, if the only use is direct; they are not in the cotangent then.
     """
 
-    def __init__(self, *, is_direct: bool = True):
-        self.count, self.is_direct = 0, is_direct
-        self.numbers: Numbers | None = None
-
-    @property
-    def is_single(self) -> bool:
-        return self.is_direct and self.count == 1
+    def __init__(self, owner: Any, collector: Collector | None, *, is_direct: bool = True):
+        self.owner, self.collector, self.count, self.is_direct = owner, collector, 0, is_direct
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -78,11 +75,10 @@ def _backward(layout: Layout, uses: Uses, residuals: Any, gradient: jax.Array) -
     shape, varying = token.shape, tuple(varying_axes(token))
     once = tuple(sorted(set(layout.kept) - varying_axes(gradient), key=str))
 
-    if uses.is_single and not over and not once:
+    if uses.collector is not None and uses.is_direct and uses.count == 1 and not over and not once:
         # This rule runs in the trace of the caller of the backward pass, which reads the numbers right after it. As a
         # cotangent they would need 64 lanes more, of which XLA makes hundreds of constants.
-        numbers = numbers_in(token, layout._replace(kept=()), gradient, due)
-        uses.numbers = jax.tree.map(lambda column: marked(column, varying), numbers)
+        uses.collector.add(uses.owner, gradient, layout._replace(kept=()), token)
         return gradient, jnp.zeros_like(token), None
 
     def lanes(gradient: jax.Array) -> jax.Array:
