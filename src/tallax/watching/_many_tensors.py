@@ -24,9 +24,8 @@ from tallax.watching._reduction import Layout, Numbers, in_one, numbers_in, numb
 
 TINY = 2**12  # entries, of a tensor that may be kept until the end of a step
 _SMALL = 2**14  # entries, of tensors that are copied into one in each step
-_COPIED = 2**18  # entries, of tensors that are copied into one in the steps that are due
-_TOGETHER = 24  # parameters, gradients and updates of which one branch takes all
-_AT_ONCE = 4  # outputs of which one branch takes all, and which live until it does
+_COPIED = 2**18  # entries, of tensors that are copied into one in the steps that are due, and that one branch takes
+_AT_ONCE = 2  # outputs of which one branch takes all, and which live until it does
 
 
 class Tensor(NamedTuple):
@@ -93,15 +92,16 @@ def _shares(tensors: Sequence[Tensor], *, is_due: bool) -> list[list[int]]:
     A branch takes only some, so that no other part of a step has to keep many of them. XLA would otherwise keep the old
     values of all parameters until the last gradient is known.
     """
-    shares: dict[Any, list[int]] = {}
+    shares: dict[Any, list[list[int]]] = {}
     for k, tensor in enumerate(tensors):
         varying = frozenset[Any]().union(*map(varying_axes, jax.tree.leaves(tensor.value)))
-        shares.setdefault((varying, is_due and tensor.first.size > TINY), []).append(k)
-    return [
-        members[k : k + (_TOGETHER if is_large else len(members))]
-        for (_, is_large), members in shares.items()
-        for k in range(0, len(members), _TOGETHER if is_large else len(members))
-    ]
+        is_large = is_due and tensor.first.size > TINY
+        # Gradients apart from updates, which XLA may store in their place.
+        some = shares.setdefault((varying, is_large, is_large and isinstance(tensor.value, tuple)), [[]])
+        if is_large and sum(tensors[j].first.size for j in (*some[-1], k)) > _COPIED:
+            some.append([])
+        some[-1].append(k)
+    return [share for some in shares.values() for share in some if share]
 
 
 def _if_due(due: Any, reduce: Callable[[list[Any]], list[Numbers]], values: list[Any]) -> list[Numbers]:
@@ -189,8 +189,10 @@ class Collector:
         self._tiny: list[tuple[Any, Tensor]] = []
         self._waiting: list[tuple[Any, Tensor]] = []
         self._groups: list[tuple[list[Any], Numbers]] = []
+        self._known: dict[int, tuple[Any, Any]] = {}  # tensors by id, with their owners
+        self._twins: list[tuple[Any, Any]] = []  # owners whose tensor is that of another owner
 
-    def add(self, owner: Any, x: jax.Array, layout: Layout, lanes: jax.Array) -> None:
+    def add(self, owner: Any, x: jax.Array, layout: Layout, lanes: jax.Array, *, known_as: Any = None) -> None:
         """Adds the tensor of an owner, which has none yet.
 
         Args:
@@ -198,23 +200,40 @@ class Collector:
             x: The tensor.
             layout: The rows of the statistic.
             lanes: The lanes of the step, or the token, that are split over devices as the numbers must be.
+            known_as: The array that other sites see if theirs is the same tensor; `x` by default.
         """
         self.owners.add(owner)
+        key = x if known_as is None else known_as
+        _, twin = self._known.setdefault(id(key), (key, owner))  # kept, so that no other array gets this id
         tensor = Tensor(x, 0, layout, is_split=layout.rows is not None)
-        if not tensor.is_split and x.size <= TINY:
+        if twin != owner:
+            self._twins.append((owner, twin))
+        elif not tensor.is_split and x.size <= TINY:
             self._tiny.append((owner, tensor))
         elif not tensor.is_split and x.size <= _COPIED and self.due is not None:
+            if self._waiting and self._waiting[0][1].first.size != x.size:
+                self._reduce(self._waiting)
             self._waiting.append((owner, tensor))
             if len(self._waiting) == _AT_ONCE:
                 self._reduce(self._waiting)
         else:
             self._groups.append(([owner], numbers_in(lanes, layout, x, self.due)))
 
+    def rename(self, old: Any, new: Any) -> None:
+        """Notes that a tensor is passed on as another array with the same entries."""
+        if (known := self._known.get(id(old))) is not None:
+            self._known[id(new)] = new, known[1]
+
     def finish(self) -> list[tuple[list[Any], Numbers]]:
         """Returns the owners and their numbers, one after the other."""
         self._reduce(self._waiting)
         self._reduce(self._tiny)
-        groups, self._groups = self._groups, []
+        groups = self._groups
+        places = {owner: (numbers, k, len(owners)) for owners, numbers in groups for k, owner in enumerate(owners)}
+        for owner, twin in self._twins:
+            numbers, k, length = places[twin]
+            groups.append(([owner], numbers if length == 1 else numbers[k]))
+        self._groups, self._twins, self._known = [], [], {}
         return groups
 
     def _reduce(self, pairs: list[tuple[Any, Tensor]]) -> None:

@@ -88,10 +88,10 @@ class Site(BackwardObserver):
         if start is None or step is not start.array:  # within a transformation, or not the first use
             variable.set_raw_value(summary.add_to_step(step, summary.due_in(step), leaves))
             return
-        owner, collector = (self.site, role), start.collector
+        owner, collector = (self.site, role), start.forward
         if len(leaves) == 1 and owner not in collector.owners and summary.is_direct(step, leaves[0]):
             x = jax.lax.stop_gradient(jnp.asarray(leaves[0]))
-            collector.add(owner, x, Layout(summary.rows, summary.axis), step)
+            collector.add(owner, x, Layout(summary.rows, summary.axis), step, known_as=leaves[0])
         else:
             variable.set_raw_value(summary.add_to_step(step, collector.due, leaves))
 
@@ -167,10 +167,10 @@ class Site(BackwardObserver):
         uses = Uses(None, None) if start is None or start.uses is None else start.uses
         is_direct = start is not None and token is start.array
         layout = Layout(summary.rows, summary.axis, kept=summary.words._replica_axes)
-        due = start.collector.due if start is not None and is_direct else _due_of(summary, token)
+        due = start.backward.due if start is not None and is_direct else _due_of(summary, token)
         due = None if due is None else jnp.asarray(due)
 
-        def tapped(leaf: Any) -> Any:
+        def with_tap(leaf: Any) -> Any:
             if not (_is_floats(leaf) and isinstance(leaf, jax.Array)):
                 return leaf
             uses.count += 1
@@ -178,9 +178,12 @@ class Site(BackwardObserver):
             if not (is_direct and type(leaf) is type(token)):
                 uses.is_direct = False
                 note(self.watch, self.site, _WITHIN, "called")
-            return tap(leaf, token, due, layout, uses)
+            tapped = tap(leaf, token, due, layout, uses)
+            if start is not None:
+                start.forward.rename(leaf, tapped)
+            return tapped
 
-        return jax.tree.map(tapped, value, is_leaf=_is_node)
+        return jax.tree.map(with_tap, value, is_leaf=_is_node)
 
     def token(self) -> jax.Array | None:
         """Returns the token of the gradient of the output; an empty one if this is not watched."""
@@ -213,10 +216,10 @@ class Site(BackwardObserver):
             # If an inner `jit` was traced before, JAX does not run its function again, so that use would not be seen.
             is_direct = not notes_of(self.watch, self.site, _WITHIN)
             uses = Uses((self.site, GRADIENT), backward, is_direct=is_direct)
-            _beginnings[self._key(GRADIENT)] = _Beginning(token, backward, uses)
+            _beginnings[self._key(GRADIENT)] = _Beginning(token, forward, backward, uses)
         for role, statistic in self._stepped.items():
             step = statistic.no_step(forward.due)
-            _beginnings[self._key(role)] = _Beginning(step, forward, None)
+            _beginnings[self._key(role)] = _Beginning(step, forward, backward, None)
             setattr(self, _step_of(role), nnx.Variable(step))
 
     def detach(self) -> Any:
@@ -227,9 +230,9 @@ class Site(BackwardObserver):
         for role in self._stepped:
             step, start = vars(self)[_step_of(role)].get_raw_value(), _beginnings.pop(self._key(role), None)
             delattr(self, _step_of(role))
-            if start is not None:  # the first site of all has the numbers of all
-                groups += [_Group(tuple(owners), numbers) for owners, numbers in start.collector.finish()]
-            if start is None or step is not start.array or (self.site, role) not in start.collector.owners:
+            if start is not None:  # the first site of all returns those of all
+                groups += [_Group(tuple(owners), numbers) for owners, numbers in start.forward.finish()]
+            if start is None or step is not start.array or (self.site, role) not in start.forward.owners:
                 steps[role] = step
         if self._gradient is not None:
             del self.token_variable
@@ -301,10 +304,11 @@ def _step_of(role: str) -> str:
 
 
 class _Beginning(NamedTuple):
-    """The array of a role at the beginning of a step, what collects its tensors, and the uses of a token."""
+    """The array of a role at the beginning of a step, what collects the tensors of a pass, and the uses of a token."""
 
     array: jax.Array
-    collector: Collector
+    forward: Collector
+    backward: Collector
     uses: Uses | None
 
 
