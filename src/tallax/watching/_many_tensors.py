@@ -24,8 +24,9 @@ from tallax.watching._reduction import Layout, Numbers, in_one, numbers_in, numb
 
 TINY = 2**12  # entries, of a tensor that may be kept until the end of a step
 _SMALL = 2**14  # entries, of tensors that are copied into one in each step
-_COPIED = 2**18  # entries, of tensors that are copied into one in the steps that are due, and that one branch takes
-_AT_ONCE = 2  # outputs of which one branch takes all, and which live until it does
+_COPIED = 2**18  # entries, of tensors that are copied into one in the steps that are due
+_SHARE = 2**18  # entries of all parameters, gradients or updates that one branch takes
+_AT_ONCE = 3  # outputs of which one branch takes all, and which live until it does
 
 
 class Tensor(NamedTuple):
@@ -60,7 +61,7 @@ class Tensor(NamedTuple):
 
 
 def numbers_of_tensors(
-    tensors: Sequence[Tensor], due: Any, *, copied: int = _SMALL
+    tensors: Sequence[Tensor], due: Any, *, copied: int = _SMALL, share: int = _SHARE
 ) -> list[tuple[list[int], Numbers]]:
     """Returns the numbers of tensors in groups: the places of the tensors, and their numbers one after the other.
 
@@ -68,11 +69,12 @@ def numbers_of_tensors(
         tensors: The tensors.
         due: Whether the tensors are looked at; None if they always are.
         copied: The number of entries up to which tensors are copied into one.
+        share: The number of entries that one branch takes.
     """
     if not is_traced(due):
         due = None  # `update_together` drops the numbers if the update is not due
     found: list[tuple[list[int], Numbers]] = []
-    for members in _shares(tensors, is_due=due is not None):
+    for members in _shares(tensors, None if due is None else share):
         some = [tensors[k] for k in members]
         buckets = _buckets(some, copied)
 
@@ -86,7 +88,7 @@ def numbers_of_tensors(
     return found
 
 
-def _shares(tensors: Sequence[Tensor], *, is_due: bool) -> list[list[int]]:
+def _shares(tensors: Sequence[Tensor], limit: int | None) -> list[list[int]]:
     """Returns the tensors that are reduced in one go, or in one branch: those that differ on the same replicas.
 
     A branch takes only some, so that no other part of a step has to keep many of them. XLA would otherwise keep the old
@@ -95,10 +97,10 @@ def _shares(tensors: Sequence[Tensor], *, is_due: bool) -> list[list[int]]:
     shares: dict[Any, list[list[int]]] = {}
     for k, tensor in enumerate(tensors):
         varying = frozenset[Any]().union(*map(varying_axes, jax.tree.leaves(tensor.value)))
-        is_large = is_due and tensor.first.size > TINY
+        is_large = limit is not None and tensor.first.size > TINY
         # Gradients apart from updates, which XLA may store in their place.
         some = shares.setdefault((varying, is_large, is_large and isinstance(tensor.value, tuple)), [[]])
-        if is_large and sum(tensors[j].first.size for j in (*some[-1], k)) > _COPIED:
+        if limit is not None and is_large and sum(tensors[j].first.size for j in (*some[-1], k)) > limit:
             some.append([])
         some[-1].append(k)
     return [share for some in shares.values() for share in some if share]
@@ -238,6 +240,7 @@ class Collector:
 
     def _reduce(self, pairs: list[tuple[Any, Tensor]]) -> None:
         owners = [owner for owner, _ in pairs]
-        for members, numbers in numbers_of_tensors([tensor for _, tensor in pairs], self.due, copied=_COPIED):
+        tensors, share = [tensor for _, tensor in pairs], _AT_ONCE * _COPIED
+        for members, numbers in numbers_of_tensors(tensors, self.due, copied=_COPIED, share=share):
             self._groups.append(([owners[k] for k in members], numbers))
         pairs.clear()
