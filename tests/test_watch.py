@@ -733,8 +733,8 @@ def test_a_tensor_may_have_more_entries_than_a_word_can_count():
     """The lanes of a tensor of 2**33 zeros stand for 2**33 entries, as many zeros; a size of 32 bits would overflow."""
     # The lanes themselves, because no test can have a tensor of this size.
     entries = [0, 0, 2]  # digits of 12, 20 and 20 bits
-    lanes = jnp.asarray([1, 0, 0, 0, *entries, 0, 0, 0, 0, 0, 0], jnp.float32)
+    lanes = jnp.asarray([1, 0, 0, 0, *entries, 0, 0, 0, 0, 0, 0, 0], jnp.float32)
     words = folded(jnp.zeros(17, jnp.uint32), lanes)
     np.testing.assert_array_equal(words[:6], [0, 2, 0, 2, 0, 0])
     x = jax.ShapeDtypeStruct((2**17, 2**16), jnp.float32)
-    assert jax.eval_shape(lambda x: lanes_of(x, None, Layout()), x).shape == (13,)
+    assert jax.eval_shape(lambda x: lanes_of(x, None, Layout()), x).shape == (14,)

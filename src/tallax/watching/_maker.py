@@ -142,7 +142,8 @@ class Maker:
         return made
 
     def _add(self, each: Found, role: str, statistics: Mapping[str, Statistic]) -> None:
-        _, site = self._sites.setdefault(id(each.module), (each, Site(each.name, self._number, self.methods)))
+        made = Site(each.name, self._number, self.methods, is_split=self.devices is not None)
+        _, site = self._sites.setdefault(id(each.module), (each, made))
         for name, statistic in statistics.items():
             if isinstance(statistic, Summary | StepStatistic):
                 statistic.start_at(self.first)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from tallax._arrays import is_traced
 from tallax._mesh_axes import marked, varying_axes
-from tallax.watching._reduction import Layout, Numbers, in_one, numbers_in, numbers_of
+from tallax.watching._reduction import Layout, Numbers, in_auto_axes, in_one, numbers_in, numbers_of
 
 TINY = 2**12  # entries, of a tensor that may be kept until the end of a step
 _SMALL = 2**14  # entries, of tensors that are copied into one in each step
@@ -37,12 +37,14 @@ class Tensor(NamedTuple):
         leading: The number of axes of the stack of modules, which it begins with.
         layout: The rows of its statistic.
         is_split: Whether it may be split over devices.
+        words: The state of its statistic, whose rows are split over devices as the numbers must be.
     """
 
     value: Any
     leading: int
     layout: Layout
     is_split: bool
+    words: Any = None
 
     @property
     def first(self) -> jax.Array:
@@ -82,7 +84,14 @@ def numbers_of_tensors(
             given = [tensor._replace(value=value) for tensor, value in zip(some, values, strict=True)]
             return [_numbers_of_bucket(length, [given[k] for k in places]) for length, places in buckets]
 
-        numbers = _if_due(due, reduce, [tensor.value for tensor in some])
+        values = [tensor.value for tensor in some]
+        # Shapes without shardings, with which explicit axes could not be mixed.
+        shapes = jax.eval_shape(reduce, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), values))
+        like = [
+            jax.tree.map(lambda _, words=some[places[0]].words: jnp.zeros(1) if words is None else words[..., 0], each)
+            for each, (_, places) in zip(shapes, buckets, strict=True)
+        ]
+        numbers = in_auto_axes(functools.partial(_if_due, reduce=reduce), like)(due, values)
         for (_, places), each in zip(buckets, numbers, strict=True):
             found.append(([members[k] for k in places], each))
     return found
@@ -106,7 +115,7 @@ def _shares(tensors: Sequence[Tensor], limit: int | None) -> list[list[int]]:
     return [share for some in shares.values() for share in some if share]
 
 
-def _if_due(due: Any, reduce: Callable[[list[Any]], list[Numbers]], values: list[Any]) -> list[Numbers]:
+def _if_due(due: Any, values: list[Any], *, reduce: Callable[[list[Any]], list[Numbers]]) -> list[Numbers]:
     if due is None:
         return reduce(values)
     varying = tuple(frozenset[Any]().union(*map(varying_axes, jax.tree.leaves(values))))
@@ -184,10 +193,11 @@ class Collector:
 
     Args:
         due: Whether the step is due; None if every step is.
+        is_split: Whether tensors may be split over devices. To copy them into one would then take collectives.
     """
 
-    def __init__(self, due: Any):
-        self.due, self.owners = due, set[Any]()
+    def __init__(self, due: Any, *, is_split: bool):
+        self.due, self.is_split, self.owners = due, is_split, set[Any]()
         self._tiny: list[tuple[Any, Tensor]] = []
         self._waiting: list[tuple[Any, Tensor]] = []
         self._groups: list[tuple[list[Any], Numbers]] = []
@@ -207,12 +217,12 @@ class Collector:
         self.owners.add(owner)
         key = x if known_as is None else known_as
         _, twin = self._known.setdefault(id(key), (key, owner))  # kept, so that no other array gets this id
-        tensor = Tensor(x, 0, layout, is_split=layout.rows is not None)
+        tensor = Tensor(x, 0, layout, self.is_split)
         if twin != owner:
             self._twins.append((owner, twin))
-        elif not tensor.is_split and x.size <= TINY:
+        elif not self.is_split and x.size <= TINY:
             self._tiny.append((owner, tensor))
-        elif not tensor.is_split and x.size <= _COPIED and self.due is not None:
+        elif not self.is_split and x.size <= _COPIED and self.due is not None:
             if self._waiting and self._waiting[0][1].first.size != x.size:
                 self._reduce(self._waiting)
             self._waiting.append((owner, tensor))

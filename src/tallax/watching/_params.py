@@ -116,7 +116,8 @@ def after(seen: list[Seen], gradients: Any) -> None:
 
 def _tensor(value: Any, summary: Summary) -> Tensor:
     is_split = summary.spec is not None or summary.rows is not None
-    return Tensor(value, len(summary.stack), Layout(summary.rows, summary.axis), is_split)
+    words = summary.words.get_raw_value() if summary.rows is not None else None
+    return Tensor(value, len(summary.stack), Layout(summary.rows, summary.axis), is_split, words)
 
 
 def _placed(value: Any, spec: jax.P | None) -> Any:

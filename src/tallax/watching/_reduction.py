@@ -130,7 +130,8 @@ def numbers_of(x: jax.Array, layout: Layout, due: jax.Array | None = None, *, le
 def numbers_in(step: jax.Array, layout: Layout, x: jax.Array, due: jax.Array | None) -> Numbers:
     """Returns the numbers of a tensor, split over devices as the lanes of a step are."""
     reduce, column = _reduce(layout), step[..., 0]
-    like = jax.tree.map(lambda _: column, jax.eval_shape(reduce, x, due))
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)  # without a sharding, with which explicit axes could not be mixed
+    like = jax.tree.map(lambda _: column, jax.eval_shape(reduce, shape, None))
     return in_auto_axes(reduce, like)(x, due)
 
 
@@ -355,9 +356,10 @@ def in_auto_axes(function: Callable[..., Any], like: Any) -> Callable[..., Any]:
         function: The function.
         like: Arrays with the shardings of the results.
     """
-    sharding = jax.typeof(jax.tree.leaves(like)[0]).sharding
-    types = zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True)
-    axes = tuple(name for name, kind in types if kind == jax.sharding.AxisType.Explicit)
+    explicit = jax.sharding.AxisType.Explicit
+    meshes = [jax.typeof(each).sharding.mesh for each in jax.tree.leaves(like)]
+    kinds = dict(pair for mesh in meshes for pair in zip(mesh.axis_names, mesh.axis_types, strict=True))
+    axes = tuple(name for name, kind in kinds.items() if kind == explicit)
     if not axes:
         return function
     shardings = jax.tree.map(lambda each: jax.typeof(each).sharding.spec, like)

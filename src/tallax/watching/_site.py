@@ -38,11 +38,12 @@ class Site(BackwardObserver):
         name: The path of the module when it was watched.
         watch: The number of the watch, under which notes are kept.
         methods: The methods that are watched.
+        is_split: Whether the model is on a mesh, so that its tensors may be split over devices.
     """
 
-    def __init__(self, name: str, watch: int, methods: tuple[str, ...]):
+    def __init__(self, name: str, watch: int, methods: tuple[str, ...], *, is_split: bool):
         super().__init__()
-        self.site, self.watch, self.methods = name, watch, methods
+        self.site, self.watch, self.methods, self.is_split = name, watch, methods, is_split
 
     @property
     def statistics(self) -> dict[str, Statistic]:
@@ -204,7 +205,8 @@ class Site(BackwardObserver):
         for watch, sites in _by_watch(observers).items():
             summaries = [x for site in sites for x in site._summaries]
             due = due_together(summaries) if summaries else None
-            collectors[watch] = Collector(due), Collector(due)
+            is_split = any(site.is_split for site in sites)
+            collectors[watch] = Collector(due, is_split=is_split), Collector(due, is_split=is_split)
         for site, token in zip(observers, tokens, strict=True):
             site._attach(token, *collectors[site.watch])
 

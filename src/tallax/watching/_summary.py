@@ -166,7 +166,8 @@ class Summary(Statistic):
         """Returns the lanes of a step or a token with the information whether the step is due."""
         if due is None or self.rows is not None:
             return lanes
-        return lanes + jnp.where(np.arange(lanes.shape[-1]) == DUE, jnp.asarray(due, jnp.float32), 0.0)
+        place = np.broadcast_to(np.arange(lanes.shape[-1]), lanes.shape)
+        return lanes + jnp.where(place == DUE, jnp.asarray(due, jnp.float32), 0.0)
 
     def due_in(self, step: jax.Array) -> Any:
         """Returns whether the update is due, as the lanes of a step or a token within a transformation have it.
