@@ -47,6 +47,11 @@ class Tensor(NamedTuple):
     words: Any = None
 
     @property
+    def may_be_copied(self) -> bool:
+        """Whether the tensor may be put into one array with others."""
+        return not self.is_split and not any(jax.typeof(self.first).sharding.spec)
+
+    @property
     def first(self) -> jax.Array:
         """The tensor, or the first of the pair."""
         return self.value[0] if isinstance(self.value, tuple) else self.value
@@ -138,7 +143,7 @@ def _buckets(tensors: Sequence[Tensor], copied: int) -> list[tuple[int | None, l
     together: dict[int, list[int]] = {}
     for k, tensor in enumerate(tensors):
         x = tensor.first
-        if x.size <= copied and not tensor.is_split and jnp.issubdtype(x.dtype, jnp.floating):
+        if x.size <= copied and tensor.may_be_copied and jnp.issubdtype(x.dtype, jnp.floating):
             entries = math.prod(x.shape[tensor.leading :])
             length = 1 << max(entries - 1, 0).bit_length() if x.size <= _SMALL else entries
             together.setdefault(length, []).append(k)
@@ -220,9 +225,9 @@ class Collector:
         tensor = Tensor(x, 0, layout, self.is_split)
         if twin != owner:
             self._twins.append((owner, twin))
-        elif not self.is_split and x.size <= TINY:
+        elif tensor.may_be_copied and x.size <= TINY:
             self._tiny.append((owner, tensor))
-        elif not self.is_split and x.size <= _COPIED and self.due is not None:
+        elif tensor.may_be_copied and x.size <= _COPIED and self.due is not None:
             if self._waiting and self._waiting[0][1].first.size != x.size:
                 self._reduce(self._waiting)
             self._waiting.append((owner, tensor))
