@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watched tensors of all sizes, which are reduced one by one or together, have the numbers that were captured by hand."""
+"""Watched tensors of all sizes, reduced one by one or together, have the numbers that NumPy computes."""
 
 import contextlib
 import itertools

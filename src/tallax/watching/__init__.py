@@ -11,23 +11,25 @@ The way of a tensor into its statistic:
     outputs, inputs     _watched_classes  the module's class is a subclass of its own class, whose method calls
                         _site             Site.observe with the arguments and the result
     gradients of        _site             Site.with_tap passes the output through
-    outputs             _tap              an identity; its backward rule makes the numbers of the gradient the cotangent
-                                          of a token, which `tallax.value_and_grad` differentiates
+    outputs             _tap              an identity, whose backward rule sees the gradient
     parameters,         _watched_classes  the optimizer's class is a subclass whose `update` calls
     gradients, updates  _params           before and after
-    all of them         _reduction        the lanes of a tensor, which are its numbers
-                        _summary_updates  the lanes of all sites are added to their states together
+    all of them         _many_tensors     tensors of a step are reduced, small ones together
+                        _reduction        the numbers of a tensor, and lanes, which are numbers that can be added up
+                        _summary_updates  the numbers of all sites are added to their states together
                         _summary_words    the state of one, 17 words
                         _summary          the statistic with these words
 
-Inside `tallax.value_and_grad` a site collects only the lanes of the step, in Variables that exist during the forward
-pass (`Site.attach`). `Site.absorb` then adds those of all sites to their states at once, and counts one update.
+Inside `tallax.value_and_grad` a tensor that a site sees once, outside of any transformation, goes to the `Collector` of
+the pass. Within a transformation a site adds lanes to a Variable that exists during the forward pass (`Site.attach`),
+and the lanes of a gradient are the cotangent of a token. `Site.absorb` then adds those of all sites to their states at
+once, and counts one update.
 
-Compilation is the largest cost of a watch, and XLA's CPU backend needs 20 ms for each kernel that is not a reduction by
-its library. So a tensor that is seen once in a step only has its lanes computed, by four reductions of the library that
-read nothing but the tensor. Everything else is done for all tensors together, and a compiled step packs the words of
-all summaries into one array, behind its counts, of which `variables.stack` and `variables.cut` read and write all rows
-at once.
+Compilation is the largest cost of a watch. XLA's CPU backend needs 10 to 25 ms for each kernel that is not a reduction
+by its library and that is not equal to another one; a concatenation of two thousand scalars takes a second. So only the
+four reductions of a tensor are done one by one, everything else is done for all tensors together, and a compiled step
+packs the words of all summaries into one array, behind its counts, of which `variables.stack` and `variables.cut` read
+and write all rows at once.
 
 Presets. A `Preset` is a number with a name in the field, such as dead units, the modules that it applies to, and a
 function that makes its statistic (`_presets`). It is an object, and no flag of `watch` like `outputs=True`, because it
@@ -42,12 +44,14 @@ mesh, `_watch` has the public function and class, `_table` prints, and `_notes` 
 be seen.
 
 To watch another kind of tensor, open `_site` or `_params`; to add a preset, `_presets` and `_preset_statistics`; to
-compute another number of a summary, `_reduction` and `_summary_words`, and `_tap` for its encoding as a sum.
+compute another number of a summary, `_reduction` and `_summary_words`, and `_tap` for its encoding as a sum; to change
+which tensors are reduced together, `_many_tensors`.
 
 Invariants. A watched model is trained by the same operations as the model without a watch, in every mode and under
 every transformation; only the last bit may differ, if XLA fuses them differently. No statistic may raise within a
 training step: if a site cannot be seen, there is a note. A step of data-parallel or fully sharded training has no
-collective more. `tests/test_watch.py`, `tests/test_watch_presets.py` and `tests/test_watch_meshes.py` guard them.
+collective more. `tests/test_watch.py`, `tests/test_watch_sizes.py`, `tests/test_watch_presets.py` and
+`tests/test_watch_meshes.py` guard them.
 """
 
 from tallax.watching._coordinate_check import CoordinateCheckResult as CoordinateCheckResult

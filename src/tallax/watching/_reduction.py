@@ -91,7 +91,7 @@ class Numbers:
         """The numbers of one tensor of several."""
         entries = self.entries if isinstance(self.entries, int) else self.entries[k]
         columns = [column[..., k] for column in self.columns]
-        return Numbers(*columns[:3], tuple(columns[3:]), entries)
+        return Numbers(columns[0], columns[1], columns[2], tuple(columns[3:]), entries)
 
     @property
     def sizes(self) -> np.ndarray:
@@ -121,10 +121,11 @@ def numbers_of(x: jax.Array, layout: Layout, due: jax.Array | None = None, *, le
     if not is_in_first_row:
         return numbers
     # No axis can be split over the rows, so all is in the first row: by a collective, if the tensor is split.
-    assert layout.rows is not None and isinstance(numbers.entries, int)
+    assert layout.rows is not None
+    assert isinstance(numbers.entries, int)
     is_first = np.arange(layout.rows) == 0
     columns = [jnp.where(is_first, column[..., None], 0.0) for column in numbers.columns]
-    return Numbers(*columns[:3], tuple(columns[3:]), (numbers.entries, *[0] * (layout.rows - 1)))
+    return Numbers(columns[0], columns[1], columns[2], tuple(columns[3:]), (numbers.entries, *[0] * (layout.rows - 1)))
 
 
 def numbers_in(step: jax.Array, layout: Layout, x: jax.Array, due: jax.Array | None) -> Numbers:
@@ -202,7 +203,7 @@ def _lanes(columns: Sequence[jax.Array], sizes: Any) -> jax.Array:
 
 
 def _selected_lanes(numbers: Numbers) -> jax.Array:
-    """Returns lanes by selections, which XLA fuses with the operations that follow; a concatenation is a kernel more."""
+    """Returns lanes by selections, which XLA fuses with what follows, while a concatenation is a kernel of its own."""
     lanes = np.zeros((*numbers.total.shape, LANES), np.float32)
     lanes[..., 0], lanes[..., 4:7] = 1.0, numbers.sizes
     for k, column in zip((1, 2, 3, 7, 8, 9), numbers.columns, strict=False):
@@ -254,9 +255,9 @@ _FAN_IN, _FEW, _TINY = 8, 64, 64
 def in_one(arrays: Sequence[jax.Array]) -> jax.Array:
     """Returns the concatenation of arrays of one shape along their first axis.
 
-    XLA's CPU backend compiles a concatenation of a thousand scalars in 0.2 s, and of two thousand in 0.8 s. If eight are
-    concatenated at a time, and then the results, the same takes a tenth: XLA fuses up to eight, with the new axis, and
-    compiles equal fusions once.
+    XLA's CPU backend compiles a concatenation of a thousand scalars in 0.2 s, and of two thousand in 0.8 s. If eight
+    are concatenated at a time, and then the results, the same takes a tenth: XLA fuses up to eight, with the new axis,
+    and compiles equal fusions once.
     """
     shape, end = arrays[0].shape, len(arrays) // _FAN_IN * _FAN_IN
     if len(arrays) <= _FEW or math.prod(shape) > _TINY:
@@ -284,7 +285,8 @@ def axis_of_rows(shape: Sequence[int], rows: int, start: int | None) -> int | No
     return next((k for k in axes if k < len(shape) and shape[k] and shape[k] % rows == 0), None)
 
 
-_NOT_FINITE = np.array([1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], np.float32)  # the lanes of a tensor that is not finite
+# The lanes of a tensor that is not finite.
+_NOT_FINITE = np.array([1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], np.float32)
 _IS_LARGEST = np.arange(LANES) == 3
 
 

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,9 +16,9 @@ import numpy as np
 
 from tallax import _uint64
 from tallax._arrays import is_traced
-from tallax._mesh_axes import axes_of_equal, marked, on_first, varying_axes
+from tallax._mesh_axes import axes_of_equal, on_first
 from tallax.variables import cut, join, stack
-from tallax.watching._reduction import LANES, Layout, Numbers, in_auto_axes, in_one, numbers_of, table_of
+from tallax.watching._reduction import LANES, Numbers, in_auto_axes, in_one, table_of
 from tallax.watching._summary import Summary
 from tallax.watching._summary_words import UPDATES, WORDS, begun, folded
 from tallax.watching._tap import lanes_of_tokens
@@ -48,7 +47,12 @@ def _rows_of(words: Sequence[Any]) -> jax.Array:
 
 
 class Update(NamedTuple):
-    """What a step adds to some summaries: the numbers of one tensor for each, the lanes of one, or the cotangent of its token."""
+    """The update of some summaries by a step.
+
+    Attributes:
+        summaries: The summaries.
+        value: The numbers of one tensor for each of them, or the lanes of one, or the cotangent of its token.
+    """
 
     summaries: list[Summary]
     value: Any

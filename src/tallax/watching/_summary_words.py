@@ -149,16 +149,22 @@ def added(step: jax.Array, due: Any, leaves: Sequence[jax.Array], layout: Layout
 
 @functools.cache
 def _observe(layout: Layout, window: int | None) -> Callable[..., jax.Array]:
+    def after(words: jax.Array, tensors: tuple[list[jax.Array], Any]) -> jax.Array:
+        return folded(words, _lanes_of_all(tensors, layout))
+
     def observe(words: jax.Array, due: Any, tensors: tuple[list[jax.Array], Any]) -> jax.Array:
-        return _if_due(due, lambda words, tensors: folded(words, _lanes_of_all(tensors, layout)), begun(words, window), tensors)
+        return _if_due(due, after, begun(words, window), tensors)
 
     return _not_inlined(observe)
 
 
 @functools.cache
 def _add(layout: Layout) -> Callable[..., jax.Array]:
+    def after(step: jax.Array, tensors: tuple[list[jax.Array], Any]) -> jax.Array:
+        return plus(step, _lanes_of_all(tensors, layout))
+
     def add(step: jax.Array, due: Any, tensors: tuple[list[jax.Array], Any]) -> jax.Array:
-        return _if_due(due, lambda step, tensors: plus(step, _lanes_of_all(tensors, layout)), step, tensors)
+        return _if_due(due, after, step, tensors)
 
     return _not_inlined(add)
 

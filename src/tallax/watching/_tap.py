@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients of activations: an identity whose backward rule reports the numbers of the gradient as a cotangent.
+"""Gradients of activations: an identity whose backward rule sees the gradient.
 
 `tap(x, token, due, ...)` returns `x`. Its backward rule returns the gradient of `x` unchanged, and the lanes of this
 gradient as the cotangent of the token. JAX adds up the cotangents of all uses of a token, under `scan`, `remat`, `vmap`
@@ -9,9 +9,9 @@ A cotangent can only be added to. So the lanes of `_reduction`, which all add up
 by 64 lanes, one for each power of two from 2**-44 to 2**19: the number of uses whose largest magnitude has that size.
 After a single use the largest magnitude is exact. After several it is only their sum, and the highest of these lanes
 that is in use bounds it within a factor of two. If it is known that a token is used once (`Uses`), its cotangent stays
-zero, and the backward rule hands the gradient to a `Collector`, which compiles no kernel but the library's reductions. An
-inner `jit` that was traced before is not seen again, so a site that was ever used within a transformation keeps the 64
-lanes.
+zero, and the backward rule passes the gradient to a `Collector`, which compiles no kernel but the library's reductions.
+An inner `jit` that was traced before is not seen again, so a site that was ever used within a transformation keeps the
+64 lanes.
 """
 
 from __future__ import annotations
