@@ -185,6 +185,31 @@ def test_a_layer_that_is_used_within_a_transformation_and_outside_of_it(order, e
 
 
 @pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("jitted", [False, True], ids=["eager", "nnx.jit"])
+def test_a_model_and_its_copy_in_one_loss(jitted, every):
+    """A copy has statistics of its own, although its sites have the same names."""
+    student = Dense(16, 16, nnx.Rngs(0))
+    tallax.watch(student, sites=Dense, every=every, output_gradients=True)
+    teacher = nnx.clone(student)
+
+    def step(student, teacher, x):
+        loss = lambda student, teacher: ((student(x) - teacher(2 * x)) ** 2).mean()  # noqa: E731
+        tallax.grad(loss, argnums=(0, 1))(student, teacher)
+
+    x = jax.random.normal(jax.random.key(0), (600, 16))
+    for _ in range(3):
+        (nnx.jit(step) if jitted else step)(student, teacher, x)
+    for model, factor in ((student, 1), (teacher, 2)):
+        result = tallax.Watch(model).result()
+        output = np.asarray(factor * x @ model.kernel[...] + model.bias[...][None], np.float64)
+        looks = len(range(0, 3, every))
+        assert result[":output"].size == result[":output_gradient"].size == looks * output.size
+        assert result[":output"].updates == result[":output_gradient"].updates == 3
+        np.testing.assert_allclose(result[":output"].rms, np.sqrt((output**2).mean()), rtol=1e-4)
+        assert result[":output_gradient"].rms > 0
+
+
+@pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("axes", ["auto", "explicit"])
 def test_tensor_parallel_training(axes, every):
     """If a mesh splits the model alone, the numbers are those of one device."""

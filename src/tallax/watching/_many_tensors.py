@@ -209,6 +209,11 @@ class Collector:
         self._known: dict[int, tuple[Any, Any]] = {}  # tensors by id, with their owners
         self._twins: list[tuple[Any, Any]] = []  # owners whose tensor is that of another owner
 
+    @property
+    def is_skipped(self) -> bool:
+        """Whether it is known that the step is not due."""
+        return self.due is not None and not is_traced(self.due) and not self.due
+
     def add(self, owner: Any, x: jax.Array, layout: Layout, lanes: jax.Array, *, known_as: Any = None) -> None:
         """Adds the tensor of an owner, which has none yet.
 

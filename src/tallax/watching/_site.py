@@ -85,14 +85,17 @@ class Site(BackwardObserver):
         if variable is None:
             summary.observe(leaves)
             return
-        step, start = variable.get_raw_value(), _beginnings.get(self._key(role))
-        if start is None or step is not start.array:  # within a transformation, or not the first use
+        step = variable.get_raw_value()
+        start = next((each for each in self._beginnings(role) if each.array is step), None)
+        if start is None:  # within a transformation, or not the first use
             variable.set_raw_value(summary.add_to_step(step, summary.due_in(step), leaves))
             return
-        owner, collector = (self.site, role), start.forward
-        if len(leaves) == 1 and owner not in collector.owners and summary.is_direct(step, leaves[0]):
+        collector = start.forward
+        if collector.is_skipped:
+            return
+        if len(leaves) == 1 and start.owner not in collector.owners and summary.is_direct(step, leaves[0]):
             x = jax.lax.stop_gradient(jnp.asarray(leaves[0]))
-            collector.add(owner, x, Layout(summary.rows, summary.axis), step, known_as=leaves[0])
+            collector.add(start.owner, x, Layout(summary.rows, summary.axis), step, known_as=leaves[0])
         else:
             variable.set_raw_value(summary.add_to_step(step, collector.due, leaves))
 
@@ -142,8 +145,8 @@ class Site(BackwardObserver):
         found = [x for x in self._stepped.values() if isinstance(x, Summary)]
         return found if self._gradient is None else [*found, self._gradient]
 
-    def _key(self, role: str) -> tuple[int, str, str]:
-        return self.watch, self.site, role
+    def _beginnings(self, role: str) -> list[_Beginning]:
+        return _beginnings.setdefault((self.watch, self.site, role), [])
 
     # --- the backward pass --------------------------------------------------------------------------------------------
 
@@ -164,20 +167,23 @@ class Site(BackwardObserver):
         if token.ndim > (1 if summary.rows is None else 2):
             note(self.watch, self.site, GRADIENT, _NOT_MAPPED)
             return value
-        start = _beginnings.get(self._key(GRADIENT))
-        uses = Uses(None, None) if start is None or start.uses is None else start.uses
-        is_direct = start is not None and token is start.array
+        beginnings = self._beginnings(GRADIENT)
+        start = next((each for each in beginnings if each.array is token), None)
+        if start is not None and start.backward.is_skipped:
+            return value
         layout = Layout(summary.rows, summary.axis, kept=summary.words._replica_axes)
-        due = start.backward.due if start is not None and is_direct else _due_of(summary, token)
+        due = _due_of(summary, token) if start is None else start.backward.due
         due = None if due is None else jnp.asarray(due)
+        uses = Uses(None, None) if start is None or start.uses is None else start.uses
 
         def with_tap(leaf: Any) -> Any:
             if not (_is_floats(leaf) and isinstance(leaf, jax.Array)):
                 return leaf
             uses.count += 1
             # A leaf of another trace, as inside `vmap`, may stand for many.
-            if not (is_direct and type(leaf) is type(token)):
-                uses.is_direct = False
+            if start is None or type(leaf) is not type(token):
+                for each in (uses, *(each.uses for each in beginnings if each.uses is not None)):
+                    each.is_direct = False
                 note(self.watch, self.site, _WITHIN, "called")
             tapped = tap(leaf, token, due, layout, uses)
             if start is not None:
@@ -207,76 +213,76 @@ class Site(BackwardObserver):
             due = due_together(summaries) if summaries else None
             is_split = any(site.is_split for site in sites)
             collectors[watch] = Collector(due, is_split=is_split), Collector(due, is_split=is_split)
-        for site, token in zip(observers, tokens, strict=True):
-            site._attach(token, *collectors[site.watch])
+        for number, (site, token) in enumerate(zip(observers, tokens, strict=True)):
+            site._attach(number, token, *collectors[site.watch])
 
-    def _attach(self, token: jax.Array, forward: Collector, backward: Collector) -> None:
+    def _attach(self, number: int, token: jax.Array, forward: Collector, backward: Collector) -> None:
         # Variables, so that the transformations within the model thread them as they thread all state.
         if self._gradient is not None:
             token = self._gradient.with_due(token, backward.due)
             self.token_variable = nnx.Variable(token)
             # If an inner `jit` was traced before, JAX does not run its function again, so that use would not be seen.
             is_direct = not notes_of(self.watch, self.site, _WITHIN)
-            uses = Uses((self.site, GRADIENT), backward, is_direct=is_direct)
-            _beginnings[self._key(GRADIENT)] = _Beginning(token, forward, backward, uses)
+            owner = number, GRADIENT
+            self._begin(_Beginning(self, owner, token, forward, backward, Uses(owner, backward, is_direct=is_direct)))
         for role, statistic in self._stepped.items():
             step = statistic.no_step(forward.due)
-            _beginnings[self._key(role)] = _Beginning(step, forward, backward, None)
+            self._begin(_Beginning(self, (number, role), step, forward, backward, None))
             setattr(self, _step_of(role), nnx.Variable(step))
+
+    def _begin(self, beginning: _Beginning) -> None:
+        beginnings = self._beginnings(beginning.owner[1])
+        del beginnings[:-_NESTED]  # those of steps that raised
+        beginnings.append(beginning)
+
+    def _end(self, role: str) -> _Beginning:
+        beginnings = self._beginnings(role)
+        place = max(k for k, each in enumerate(beginnings) if each.site is self)
+        return beginnings.pop(place)
 
     def detach(self) -> Any:
         """Removes what `attach` added, and returns the numbers of the step by role, and the collected ones."""
         steps: dict[str, jax.Array] = {}
         groups: list[_Group] = []
-        uses = None
         for role in self._stepped:
-            step, start = vars(self)[_step_of(role)].get_raw_value(), _beginnings.pop(self._key(role), None)
+            step, start = vars(self)[_step_of(role)].get_raw_value(), self._end(role)
             delattr(self, _step_of(role))
-            if start is not None:  # the first site of all returns those of all
-                groups += [_Group(tuple(owners), numbers) for owners, numbers in start.forward.finish()]
-            if start is None or step is not start.array or (self.site, role) not in start.forward.owners:
+            groups += [
+                _Group(tuple(owners), numbers) for owners, numbers in start.forward.finish()
+            ]  # the first site of all returns those of all
+            if step is not start.array or start.owner not in start.forward.owners:
                 steps[role] = step
+        uses = None
         if self._gradient is not None:
             del self.token_variable
-            uses = _beginnings.pop(self._key(GRADIENT)).uses
+            uses = self._end(GRADIENT).uses
         return steps, groups, uses
 
     @classmethod
     def absorb(cls, observers: Sequence[Site], cotangents: Sequence[jax.Array], seen: Sequence[Any]) -> None:
         """Updates the statistics with the numbers of the step, and with those of its gradients."""
-        found = {id(site): (x, *parts) for site, x, parts in zip(observers, cotangents, seen, strict=True)}
         presets: list[tuple[StepStatistic, jax.Array]] = []
-        for sites in _by_watch(observers).values():
-            by_name, groups = {site.site: site for site in sites}, list[_Group]()
-            alone: dict[tuple[str, str], Any] = {}
-            for site in sites:
-                cotangent, steps, some, uses = found[id(site)]
+        for watch in _by_watch(observers):
+            groups: list[_Group] = []
+            alone: dict[Any, Any] = {}
+            for number, (site, cotangent, (steps, some, uses)) in enumerate(
+                zip(observers, cotangents, seen, strict=True)
+            ):
+                if site.watch != watch:
+                    continue
                 groups += some
                 for role, step in steps.items():
                     statistic = vars(site)[role]
                     if isinstance(statistic, Summary):
-                        alone[site.site, role] = step
+                        alone[number, role] = step
                     elif site._is_writable(role):
                         presets.append((statistic, step))
                 if uses is not None:
                     groups += [_Group(tuple(owners), numbers) for owners, numbers in uses.collector.finish()]
                     if uses.owner not in uses.collector.owners:
                         alone[uses.owner] = cotangent
-            updates = []
-            for owners, numbers in groups:
-                written = [owner not in alone and by_name[owner[0]]._is_writable(owner[1]) for owner in owners]
-                if all(written):
-                    updates.append(Update([vars(by_name[name])[role] for name, role in owners], numbers))
-                    continue
-                for k, (owner, is_written) in enumerate(zip(owners, written, strict=True)):
-                    one = numbers if len(owners) == 1 else numbers[k]
-                    if is_written or owner in alone:  # a module may be used within a transformation, and outside of it
-                        alone[owner] = with_numbers(alone[owner], one) if owner in alone else one
-            for (name, role), value in alone.items():
-                if by_name[name]._is_writable(role):
-                    updates.append(Update([vars(by_name[name])[role]], value))
             # All together, as each group of summaries takes several kernels.
-            update_together(updates)
+            update_together(list(_updates(observers, groups, alone)))
         if presets:
             take_together(*zip(*presets, strict=True))
 
@@ -286,6 +292,27 @@ class Site(BackwardObserver):
         if problem is not None:
             note(self.watch, self.site, role, problem)
         return problem is None
+
+
+def _updates(sites: Sequence[Site], groups: Sequence[_Group], alone: dict[Any, Any]) -> Iterator[Update]:
+    """Yields the updates of all summaries that can be written here.
+
+    Args:
+        sites: The sites.
+        groups: The numbers of tensors that sites saw directly.
+        alone: The lanes of other tensors, and cotangents, by the number of the site and the role. A module that is used
+            within a transformation and outside of it has both.
+    """
+    for group in groups:
+        if all(owner not in alone and sites[owner[0]]._is_writable(owner[1]) for owner in group.owners):
+            yield Update([vars(sites[number])[role] for number, role in group.owners], group.numbers)
+            continue
+        for k, owner in enumerate(group.owners):
+            numbers = group.numbers if len(group.owners) == 1 else group.numbers[k]
+            alone[owner] = with_numbers(alone[owner], numbers) if owner in alone else numbers
+    for (number, role), value in alone.items():
+        if sites[number]._is_writable(role):
+            yield Update([vars(sites[number])[role]], value)
 
 
 def _by_watch(sites: Sequence[Site]) -> dict[int, list[Site]]:
@@ -306,8 +333,19 @@ def _step_of(role: str) -> str:
 
 
 class _Beginning(NamedTuple):
-    """The array of a role at the beginning of a step, what collects the tensors of a pass, and the uses of a token."""
+    """A role of a site at the beginning of a step.
 
+    Attributes:
+        site: The site.
+        owner: The number of the site, and the role.
+        array: The lanes of the step, or the token.
+        forward: Collects the tensors of the forward pass.
+        backward: Collects the gradients.
+        uses: The uses of the token; None for another role.
+    """
+
+    site: Site
+    owner: tuple[int, str]
     array: jax.Array
     forward: Collector
     backward: Collector
@@ -317,19 +355,17 @@ class _Beginning(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Group:
-    """The numbers of the tensors of some sites and roles, one after the other."""
+    """The numbers of the tensors of some owners, one after the other."""
 
-    owners: tuple[tuple[str, str], ...] = field(metadata={"static": True})
+    owners: tuple[tuple[int, str], ...] = field(metadata={"static": True})
     numbers: Numbers
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.owners, self.numbers))
 
-
-# The beginnings by watch, site and role. If the Variable of the step still has this very array, no transformation lies
-# between, and nothing was observed so far. They are kept here, because an attribute of the site would be part of the
-# graph of the model.
-_beginnings: dict[tuple[int, str, str], _Beginning] = {}
+# The beginnings by watch, site and role; several if copies of a model are trained together. If the Variable of the step
+# still has the very array of one, no transformation lies between, and nothing was observed so far. They are kept here,
+# because an attribute of the site would be part of the graph of the model.
+_beginnings: dict[tuple[int, str, str], list[_Beginning]] = {}
+_NESTED = 8  # beginnings of a role that are kept
 
 _WITHIN = f"{GRADIENT}, within a transformation"  # the role under which such a use is noted
 _CLOSED_OVER = "a transformed function closes over the module, so its state cannot be written; pass it as an argument"
