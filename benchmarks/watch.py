@@ -107,6 +107,26 @@ def measured(made: tuple[Objects, tuple[Any, ...]], step: Any = transformer.trai
     return lambda: compiled(*batch), {**costs, "temporary_bytes": memory.temp_size_in_bytes}
 
 
+Makers = Mapping[str, tuple[Callable[[], tuple[Objects, tuple[Any, ...]]], Any]]
+
+
+def compiled_in_turn(makers: Makers, rounds: int) -> tuple[dict[str, Callable[[], Any]], dict[str, dict[str, float]]]:
+    """Returns the compiled step of each case, and the medians of its costs in several compilations.
+
+    Args:
+        makers: A function that makes the objects and a batch, and the step, by the name of the case.
+        rounds: The number of compilations of each case; all cases are compiled in turn.
+    """
+    calls, found = {}, {name: [] for name in makers}
+    for _ in range(rounds):
+        for name, (make, step) in makers.items():
+            calls[name], costs = measured(make(), step)
+            found[name].append(costs)
+    return calls, {
+        name: {key: statistics.median(each[key] for each in costs) for key in costs[0]} for name, costs in found.items()
+    }
+
+
 def medians(
     calls: Mapping[str, Callable[[], Any]], seconds: float, *, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
@@ -130,15 +150,9 @@ def medians(
     return {name: statistics.median(each) for name, each in times.items()}
 
 
-def compared(
-    cases: Mapping[str, Mapping[str, Any] | None],
-    make: Callable[[Any], tuple[Objects, tuple[Any, ...]]],
-    seconds: float,
-) -> dict[str, dict[str, float]]:
+def compared(makers: Makers, seconds: float, rounds: int) -> dict[str, dict[str, float]]:
     """Returns the costs of a step in each case, and their ratios to those of the first case."""
-    calls, costs = {}, {}
-    for name, how in cases.items():
-        calls[name], costs[name] = measured(make(how))
+    calls, costs = compiled_in_turn(makers, rounds)
     for name, each in medians(calls, seconds).items():
         costs[name]["step_seconds"] = each
     return with_ratios(costs)
@@ -215,7 +229,7 @@ def _captured_step(model: Any, optimizer: nnx.Optimizer, tokens: jax.Array) -> A
     return loss, numbers
 
 
-def of_others(layers: int, seconds: float) -> dict[str, dict[str, float]]:
+def of_others(layers: int, seconds: float, rounds: int) -> dict[str, dict[str, float]]:
     """Returns the costs of `nnx.capture` and `optax.monitor`, each beside a watch of the same tensors."""
     size = transformer.Size(layers=layers)
 
@@ -227,22 +241,16 @@ def of_others(layers: int, seconds: float) -> dict[str, dict[str, float]]:
         transform = optax.chain(_begun(optax.monitor(measure)), optax.adam(1e-3), _begun(optax.monitor(measure)))
         return (model, nnx.Optimizer(model, transform, wrt=nnx.Param)), batch
 
-    cases: dict[str, tuple[Any, Any]] = {
-        NONE: (_watched(layers, None), transformer.train_step),
-        "nnx.capture: the RMS of each output of this step": (_watched(layers, None), _captured_step),
-        "tallax.watch: outputs, of all steps": (_watched(layers, {}), transformer.train_step),
-        "optax.monitor: the RMS of gradients and updates of this step": (monitored(), transformer.train_step),
-        "tallax.watch: gradients and updates, of all steps": (
-            _watched(layers, {"outputs": False, "gradients": True, "updates": True}),
-            transformer.train_step,
-        ),
+    usual = transformer.train_step
+    some = {"outputs": False, "gradients": True, "updates": True}
+    makers: Makers = {
+        NONE: (lambda: _watched(layers, None), usual),
+        "nnx.capture: the RMS of each output of this step": (lambda: _watched(layers, None), _captured_step),
+        "tallax.watch: outputs, of all steps": (lambda: _watched(layers, {}), usual),
+        "optax.monitor: the RMS of gradients and updates of this step": (monitored, usual),
+        "tallax.watch: gradients and updates, of all steps": (lambda: _watched(layers, some), usual),
     }
-    calls, costs = {}, {}
-    for name, (made, step) in cases.items():
-        calls[name], costs[name] = measured(made, step)
-    for name, each in medians(calls, seconds).items():
-        costs[name]["step_seconds"] = each
-    return with_ratios(costs)
+    return compared(makers, seconds, rounds)
 
 
 def _begun(monitor: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
@@ -270,14 +278,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", choices=("layers", "deep", "scanned", "host", "others"), help="the part to measure")
     options = parser.parse_args(arguments)
     jax.config.update("jax_enable_compilation_cache", False)
-    few, many, sites, seconds = (2, 2, 20, 1.0) if options.quick else (4, 12, 500, 20.0)
-    some = {NONE: None, **{name: WATCHED[name] for name in ("everything", "everything, every=10")}}
+    few, many, sites, seconds, rounds = (2, 2, 20, 1.0, 1) if options.quick else (4, 12, 500, 20.0, 3)
+
+    def makers(make: Callable[..., Any], layers: int, names: tuple[str, ...]) -> Makers:
+        cases = {NONE: None, **{name: WATCHED[name] for name in names}}
+        return {name: (lambda how=how: make(layers, how), transformer.train_step) for name, how in cases.items()}
+
+    both, usual = ("everything", "everything, every=10"), tuple(WATCHED)
     parts: dict[str, tuple[str, Callable[[], dict[str, dict[str, float]]]]] = {
-        "layers": (f"{few} layers", lambda: compared({NONE: None, **WATCHED}, lambda how: _watched(few, how), seconds)),
-        "deep": (f"{many} layers", lambda: compared(some, lambda how: _watched(many, how), 2 * seconds)),
-        "scanned": (f"{many} layers, scanned", lambda: compared(some, lambda how: _scanned(many, how), seconds)),
+        "layers": (f"{few} layers", lambda: compared(makers(_watched, few, usual), seconds, rounds)),
+        "deep": (f"{many} layers", lambda: compared(makers(_watched, many, both), 2 * seconds, rounds)),
+        "scanned": (f"{many} layers, scanned", lambda: compared(makers(_scanned, many, both), seconds, rounds)),
         "host": (f"{sites} modules", lambda: of_host(sites, seconds / 4)),
-        "others": (f"{few} layers", lambda: of_others(few, seconds)),
+        "others": (f"{few} layers", lambda: of_others(few, seconds, rounds)),
     }
     measured(_watched(1, None))  # starts the compiler
     path = options.output / "watch-costs.json"
