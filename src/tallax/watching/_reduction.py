@@ -316,7 +316,7 @@ def _combined(lanes: jax.Array, over: tuple[Hashable, ...]) -> jax.Array:
     if not over:
         return lanes
     replicas = math.prod(jax.lax.axis_size(axis) for axis in over)
-    rows = marked(jnp.zeros((replicas, LANES)), over).at[jax.lax.axis_index(over)].set(lanes)
+    rows = marked(jnp.zeros((replicas, DUE)), over).at[jax.lax.axis_index(over)].set(lanes[:DUE])
     rows = jax.lax.psum(rows, over)
     columns = columns_of(rows)
     counts = [
