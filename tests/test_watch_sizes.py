@@ -152,9 +152,10 @@ def test_one_tensor_that_is_not_finite_does_not_hide_the_others(rows, every):
     assert results["layers/1:output"].rms > 0
 
 
+@pytest.mark.parametrize("rows", [8, 600], ids=["small", "larger"])
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("order", ["in remat first", "in remat last"])
-def test_a_layer_that_is_used_within_a_transformation_and_outside_of_it(order, every):
+def test_a_layer_that_is_used_within_a_transformation_and_outside_of_it(order, every, rows):
     """Both uses are counted, in the forward and in the backward pass."""
     model = Dense(16, 16, nnx.Rngs(0))
     watch = tallax.watch(model, sites=Dense, every=every, output_gradients=True)
@@ -170,7 +171,7 @@ def test_a_layer_that_is_used_within_a_transformation_and_outside_of_it(order, e
     def step(model, x):
         tallax.grad(loss)(model, x)
 
-    x = jax.random.normal(jax.random.key(0), (600, 16))
+    x = jax.random.normal(jax.random.key(0), (rows, 16))
     for _ in range(2):
         step(model, x)
     result, looks = watch.result(), 2 // every

@@ -150,7 +150,7 @@ def _buckets(tensors: Sequence[Tensor], copied: int) -> list[tuple[int | None, l
         else:
             alone.append((None, [k]))
     for length, places in together.items():
-        if len(places) == 1 and tensors[places[0]].first.size > TINY:
+        if len(places) == 1:
             alone.append((None, places))
         else:
             alone.append((length, sorted(places, key=lambda k: isinstance(tensors[k].value, tuple))))
