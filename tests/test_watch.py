@@ -14,7 +14,8 @@ from flax import nnx
 import tallax
 from tallax.checking import _transformations as package
 from tallax.checking._transformations import GRAPH, NO_UPDATES, TREE
-from tallax.watching._reduction import Layout, lanes_of
+from tallax.watching._lanes import lanes_of
+from tallax.watching._reduction import Layout
 from tallax.watching._summary_words import folded
 from tests.quick import by_turns, cell
 from tests.watch_errors import MISTAKES, Block, Layer, Net

@@ -15,7 +15,8 @@ The way of a tensor into its statistic:
     parameters,         _watched_classes  the optimizer's class is a subclass whose `update` calls
     gradients, updates  _params           before and after
     all of them         _many_tensors     tensors of a step are reduced, small ones together
-                        _reduction        the numbers of a tensor, and lanes, which are numbers that can be added up
+                        _reduction        the numbers of a tensor
+                        _lanes            numbers that can be added up
                         _summary_updates  the numbers of all sites are added to their states together
                         _summary_words    the state of one, 17 words
                         _summary          the statistic with these words
@@ -44,8 +45,8 @@ mesh, `_watch` has the public function and class, `_table` prints, and `_notes` 
 be seen.
 
 To watch another kind of tensor, open `_site` or `_params`; to add a preset, `_presets` and `_preset_statistics`; to
-compute another number of a summary, `_reduction` and `_summary_words`, and `_tap` for its encoding as a sum; to change
-which tensors are reduced together, `_many_tensors`.
+compute another number of a summary, `_reduction`, `_lanes` and `_summary_words`, and `_tap` for its encoding as a sum;
+to change which tensors are reduced together, `_many_tensors`.
 
 Invariants. A watched model is trained by the same operations as the model without a watch, in every mode and under
 every transformation; only the last bit may differ, if XLA fuses them differently. No statistic may raise within a

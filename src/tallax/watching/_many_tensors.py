@@ -20,7 +20,8 @@ import jax.numpy as jnp
 
 from tallax._arrays import is_traced
 from tallax._mesh_axes import marked, varying_axes
-from tallax.watching._reduction import Layout, Numbers, in_auto_axes, in_one, numbers_in, numbers_of
+from tallax.watching._lanes import in_one
+from tallax.watching._reduction import Layout, Numbers, in_auto_axes, numbers_in, numbers_of
 
 TINY = 2**12  # entries, of a tensor that may be kept until the end of a step
 _SMALL = 2**14  # entries, of tensors that are copied into one in each step

@@ -15,7 +15,7 @@ import numpy as np
 from tallax import _uint64
 from tallax.statistics._statistic import unboxed
 from tallax.watching._params import UPDATE_RATIO
-from tallax.watching._step_statistic import Numbers, StepStatistic
+from tallax.watching._step_statistic import ChannelNumbers, StepStatistic
 
 
 @jax.tree_util.register_dataclass
@@ -104,12 +104,12 @@ class DeadUnits(StepStatistic):
     def chosen(self, leaves: Sequence[Any]) -> list[tuple[Any, ...]] | str:
         return _with_channels(leaves, self.channels, "units")
 
-    def reduce(self, *arrays: Any) -> Numbers:
+    def reduce(self, *arrays: Any) -> ChannelNumbers:
         (x,) = arrays
         axes = tuple(range(x.ndim - 1))
         fired = _uint64.total(x > self.threshold, axes)
         entries = jnp.broadcast_to(_uint64.from_int(math.prod(x.shape[:-1])), fired.shape)
-        return Numbers(jnp.stack([entries, fired], -2), _empty(fired), _empty(fired))
+        return ChannelNumbers(jnp.stack([entries, fired], -2), _empty(fired), _empty(fired))
 
     def read(self, state: Mapping[str, Any]) -> DeadUnitsResult:
         counts = self.totals(state).counts
@@ -132,7 +132,7 @@ class MassiveActivations(StepStatistic):
     def batch_axes(self, x: Any) -> int:
         return x.ndim
 
-    def reduce(self, *arrays: Any) -> Numbers:
+    def reduce(self, *arrays: Any) -> ChannelNumbers:
         x = jnp.abs(arrays[0]).astype(jnp.float32)
         return _only_finite(x.size, (x * x).sum()[None], x.max())
 
@@ -167,7 +167,7 @@ class Attention(StepStatistic):
     def batch_axes(self, x: Any) -> int:
         return x.ndim - 3
 
-    def reduce(self, *arrays: Any) -> Numbers:
+    def reduce(self, *arrays: Any) -> ChannelNumbers:
         query, key, bias, mask = arrays
         repeats = query.shape[-2] // key.shape[-2]
         key = jnp.repeat(key, repeats, -2) if repeats > 1 else key
@@ -185,7 +185,7 @@ class Attention(StepStatistic):
         sums = jnp.where(seen, entropy, 0.0).sum(axes)
         finite = jnp.isfinite(sums)
         queries = jnp.where(finite[:, None], _uint64.total(seen, axes), jnp.uint32(0))
-        return Numbers(queries[:, None], jnp.where(finite, sums, 0.0)[:, None], top.max(axes)[:, None])
+        return ChannelNumbers(queries[:, None], jnp.where(finite, sums, 0.0)[:, None], top.max(axes)[:, None])
 
     def read(self, state: Mapping[str, Any]) -> AttentionResult:
         totals = self.totals(state)
@@ -228,7 +228,7 @@ class ExpertLoad(StepStatistic):
     def batch_axes(self, x: Any) -> int:
         return x.ndim if jnp.issubdtype(x.dtype, jnp.integer) else x.ndim - 1
 
-    def reduce(self, *arrays: Any) -> Numbers:
+    def reduce(self, *arrays: Any) -> ChannelNumbers:
         (x,) = arrays
         if jnp.issubdtype(x.dtype, jnp.integer):
             tokens = self._tokens(x)
@@ -239,7 +239,7 @@ class ExpertLoad(StepStatistic):
                 best = x.argmax(-1)
                 tokens = _uint64.add(tokens, self._tokens(best))
                 x = jnp.where(self._is_expert(best), -jnp.inf, x)
-        return Numbers(tokens[:, None], _empty(tokens), _empty(tokens))
+        return ChannelNumbers(tokens[:, None], _empty(tokens), _empty(tokens))
 
     def _is_expert(self, indices: jax.Array) -> jax.Array:
         """Returns one-hot booleans."""
@@ -276,7 +276,7 @@ class UpdateRatio(StepStatistic):
     def batch_axes(self, x: Any) -> int:
         return x.ndim
 
-    def reduce(self, *arrays: Any) -> Numbers:
+    def reduce(self, *arrays: Any) -> ChannelNumbers:
         sums = jnp.stack([jnp.square(jnp.abs(x).astype(jnp.float32)).sum() for x in arrays])
         return _only_finite(arrays[0].size, sums, None)
 
@@ -316,12 +316,12 @@ def is_empty(result: Any, role: str) -> bool:
     return not np.any(counts)
 
 
-def _only_finite(entries: int, sums: jax.Array, largest: Any) -> Numbers:
+def _only_finite(entries: int, sums: jax.Array, largest: Any) -> ChannelNumbers:
     """Returns the numbers of a single channel; all are 0 if one of them is NaN or infinite."""
     finite = jnp.isfinite(sums).all()
     count = jnp.where(finite, _uint64.full((1, 1), entries), np.uint32(0))
     top = jnp.zeros((1, 0), jnp.float32) if largest is None else largest[None, None]
-    return Numbers(count, jnp.where(finite, sums, 0.0)[None], top)
+    return ChannelNumbers(count, jnp.where(finite, sums, 0.0)[None], top)
 
 
 def _empty(counts: jax.Array) -> jax.Array:

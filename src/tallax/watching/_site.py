@@ -17,9 +17,10 @@ from tallax._backward_observers import BackwardObserver
 from tallax._errors import InvalidTypeError, InvalidValueError, TraceError
 from tallax._mesh_axes import mapped_axes, marked, varying_axes
 from tallax.statistics import Statistic
+from tallax.watching._lanes import with_numbers
 from tallax.watching._many_tensors import Collector
 from tallax.watching._notes import note, notes_of
-from tallax.watching._reduction import Layout, Numbers, with_numbers, zeros_on_rows
+from tallax.watching._reduction import Layout, Numbers, zeros_on_rows
 from tallax.watching._step_statistic import StepStatistic, take_together
 from tallax.watching._summary import Summary
 from tallax.watching._summary_updates import Update, due_together, update_together

@@ -36,7 +36,7 @@ from tallax.watching._summary_words import bits_of, floats_of
 _SMALL = 2**14  # entries, of tensors that are copied into one before they are reduced
 
 
-class Numbers(NamedTuple):
+class ChannelNumbers(NamedTuple):
     """The numbers of some tensors for each channel."""
 
     counts: Any  # uint32[channels, counts, 2]: two words each
@@ -54,7 +54,7 @@ class Totals(NamedTuple):
 
 
 class StepStatistic(Statistic):
-    """Numbers for each channel, of which each step adds some.
+    """ChannelNumbers for each channel, of which each step adds some.
 
     | field | shape | dtype | reset value | reduction |
     |---|---|---|---|---|
@@ -95,7 +95,7 @@ class StepStatistic(Statistic):
         """Returns the arrays to look at, each time as arguments of `reduce`; or the reason why it finds no array."""
 
     @abc.abstractmethod
-    def reduce(self, *arrays: Any) -> Numbers:
+    def reduce(self, *arrays: Any) -> ChannelNumbers:
         """Returns the numbers of some arrays."""
 
     def batch_axes(self, x: Any) -> int:
@@ -170,7 +170,7 @@ class StepStatistic(Statistic):
 
     # --- words --------------------------------------------------------------------------------------------------------
 
-    def _as_words(self, numbers: Numbers) -> jax.Array:
+    def _as_words(self, numbers: ChannelNumbers) -> jax.Array:
         counts = unsplit(jnp.asarray(numbers.counts))
         sums = bits_of(unsplit(numbers.sums))
         parts = [counts.reshape(*counts.shape[:-2], 2 * self.counts), sums, jnp.zeros_like(sums)]
@@ -294,8 +294,8 @@ def steps_together(statistics: Sequence[StepStatistic], arrays: Sequence[tuple[A
 
 
 def _by_rows(
-    reduce: Callable[..., Numbers], arrays: tuple[Any, ...], rows: int | None, start: int | None, limit: int
-) -> Numbers:
+    reduce: Callable[..., ChannelNumbers], arrays: tuple[Any, ...], rows: int | None, start: int | None, limit: int
+) -> ChannelNumbers:
     """Returns the numbers of each part of the batch, so that each device of a mesh reduces its own part alone."""
     if rows is None:
         return reduce(*arrays)

@@ -18,7 +18,8 @@ from tallax._mesh_axes import AxisName, axes_to_combine, marked, on_first
 from tallax.statistics import Statistic
 from tallax.statistics._statistic import exact_or_traced, unboxed
 from tallax.variables import Buffer, Counter
-from tallax.watching._reduction import DUE, LANES, Layout, zeros_on_rows
+from tallax.watching._lanes import DUE, LANES
+from tallax.watching._reduction import Layout, zeros_on_rows
 from tallax.watching._summary_words import (
     AT,
     COUNTS,

@@ -18,7 +18,8 @@ from tallax import _uint64
 from tallax._arrays import is_traced
 from tallax._mesh_axes import axes_of_equal, on_first
 from tallax.variables import cut, join, stack
-from tallax.watching._reduction import LANES, Numbers, in_auto_axes, in_one, table_of
+from tallax.watching._lanes import LANES, in_one, table_of
+from tallax.watching._reduction import Numbers, in_auto_axes
 from tallax.watching._summary import Summary
 from tallax.watching._summary_words import UPDATES, WORDS, begun, folded
 from tallax.watching._tap import lanes_of_tokens

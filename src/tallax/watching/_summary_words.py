@@ -23,14 +23,8 @@ import numpy as np
 
 from tallax import _uint64
 from tallax.statistics import _two_floats
-from tallax.watching._reduction import (
-    Layout,
-    clean_lanes_of,
-    columns_of,
-    in_auto_axes,
-    plus,
-    with_all_of_vmap,
-)
+from tallax.watching._lanes import clean_lanes_of, columns_of, plus
+from tallax.watching._reduction import Layout, in_auto_axes, with_all_of_vmap
 
 WORDS = 17
 COUNTS, AT, LARGEST, HIGH, LOW = slice(0, 6), slice(6, 8), 8, slice(9, 11), slice(11, 13)

@@ -5,7 +5,7 @@
 gradient as the cotangent of the token. JAX adds up the cotangents of all uses of a token, under `scan`, `remat`, `vmap`
 and `cond` alike, and `tallax.value_and_grad` reads the sum. Nothing is perturbed, and no gradient is kept.
 
-A cotangent can only be added to. So the lanes of `_reduction`, which all add up but the largest magnitude, are followed
+A cotangent can only be added to. So the lanes of `_lanes`, which all add up but the largest magnitude, are followed
 by 64 lanes, one for each power of two from 2**-44 to 2**19: the number of uses whose largest magnitude has that size.
 After a single use the largest magnitude is exact. After several it is only their sum, and the highest of these lanes
 that is in use bounds it within a factor of two. If it is known that a token is used once (`Uses`), its cotangent stays
@@ -24,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from tallax._mesh_axes import marked, on_first, varying_axes
+from tallax.watching._lanes import DUE, LANES, clean_lanes_of
 from tallax.watching._many_tensors import Collector
-from tallax.watching._reduction import DUE, LANES, Layout, clean_lanes_of, in_auto_axes
+from tallax.watching._reduction import Layout, in_auto_axes
 
 _LOWEST, _POWERS = -44, 64
 TOKEN = LANES + _POWERS
