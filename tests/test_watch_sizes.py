@@ -27,7 +27,7 @@ class Dense(nnx.Module):
 
 
 class Reshards(Dense):
-    """Says where its operands and its result are, as explicit axes require."""
+    """Gives the shardings of its operands and its result, as explicit axes require."""
 
     def __call__(self, x):
         x = jax.reshard(x, P())
@@ -194,7 +194,9 @@ def test_a_model_and_its_copy_in_one_loss(jitted, every):
     teacher = nnx.clone(student)
 
     def step(student, teacher, x):
-        loss = lambda student, teacher: ((student(x) - teacher(2 * x)) ** 2).mean()  # noqa: E731
+        def loss(student, teacher):
+            return ((student(x) - teacher(2 * x)) ** 2).mean()
+
         tallax.grad(loss, argnums=(0, 1))(student, teacher)
 
     x = jax.random.normal(jax.random.key(0), (600, 16))

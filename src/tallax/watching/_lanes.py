@@ -47,7 +47,7 @@ def lanes_of(x: jax.Array, where: jax.Array | None, layout: Layout) -> jax.Array
 
 
 def _lanes(columns: Sequence[jax.Array], sizes: Any) -> jax.Array:
-    """Returns lanes by a concatenation, of which XLA takes the columns apart again where that is all they are for."""
+    """Returns lanes by a concatenation. If only the columns are used, XLA removes it again."""
     shape = columns[0].shape
     ones, zeros = np.ones((*shape, 1), np.float32), np.zeros((*shape, LANES - 4 - len(columns)), np.float32)
     parts = [jax.lax.expand_dims(column, [len(shape)]) for column in columns]
@@ -55,7 +55,7 @@ def _lanes(columns: Sequence[jax.Array], sizes: Any) -> jax.Array:
 
 
 def _selected_lanes(numbers: Numbers) -> jax.Array:
-    """Returns lanes by selections, which XLA fuses with what follows, while a concatenation is a kernel of its own."""
+    """Returns lanes by selections. XLA fuses these with later operations; a concatenation is a kernel of its own."""
     lanes = np.zeros((*numbers.total.shape, LANES), np.float32)
     lanes[..., 0], lanes[..., 4:7] = 1.0, numbers.sizes
     for k, column in zip((1, 2, 3, 7, 8, 9), numbers.columns, strict=False):

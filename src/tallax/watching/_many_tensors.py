@@ -23,6 +23,7 @@ from tallax._mesh_axes import marked, varying_axes
 from tallax.watching._lanes import in_one
 from tallax.watching._reduction import Layout, Numbers, in_auto_axes, numbers_in, numbers_of
 
+# Chosen by measuring the models of `benchmarks/watch.py`: compilation against the memory and the time of a step.
 TINY = 2**12  # entries, of a tensor that may be kept until the end of a step
 _SMALL = 2**14  # entries, of tensors that are copied into one in each step
 _COPIED = 2**18  # entries, of tensors that are copied into one in the steps that are due
@@ -49,7 +50,7 @@ class Tensor(NamedTuple):
 
     @property
     def may_be_copied(self) -> bool:
-        """Whether the tensor may be put into one array with others."""
+        """True if the tensor may be put into one array with others."""
         return not self.is_split and not any(jax.typeof(self.first).sharding.spec)
 
     @property
@@ -212,11 +213,11 @@ class Collector:
 
     @property
     def is_skipped(self) -> bool:
-        """Whether it is known that the step is not due."""
+        """True if it is known that the step is not due."""
         return self.due is not None and not is_traced(self.due) and not self.due
 
     def add(self, owner: Any, x: jax.Array, layout: Layout, lanes: jax.Array, *, known_as: Any = None) -> None:
-        """Adds the tensor of an owner, which has none yet.
+        """Adds the first tensor of an owner.
 
         Args:
             owner: Anything that can be hashed.

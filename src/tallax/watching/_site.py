@@ -248,9 +248,8 @@ class Site(BackwardObserver):
         for role in self._stepped:
             step, start = vars(self)[_step_of(role)].get_raw_value(), self._end(role)
             delattr(self, _step_of(role))
-            groups += [
-                _Group(tuple(owners), numbers) for owners, numbers in start.forward.finish()
-            ]  # the first site of all returns those of all
+            # The first site of all returns those of all.
+            groups += [_Group(tuple(owners), numbers) for owners, numbers in start.forward.finish()]
             if step is not start.array or start.owner not in start.forward.owners:
                 steps[role] = step
         uses = None
@@ -329,7 +328,7 @@ def _due_of(summary: Summary, token: jax.Array) -> Any:
 
 
 def _step_of(role: str) -> str:
-    """Returns the attribute with the numbers of a preset during a step."""
+    """Returns the attribute with the numbers of a role during a step."""
     return f"{role} of the step"
 
 

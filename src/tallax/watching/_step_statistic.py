@@ -111,7 +111,7 @@ class StepStatistic(Statistic):
 
     def no_step(self, due: Any = None) -> jax.Array:
         """Returns the numbers of a step that has looked at nothing yet."""
-        del due  # `add_to_step` asks for it
+        del due  # `add_to_step` computes it
         return marked(jnp.zeros(self.words.get_raw_value().shape, jnp.uint32), self.words._replica_axes)
 
     def add_to_step(self, step: jax.Array, arrays: tuple[Any, ...]) -> jax.Array:
