@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from tallax._arrays import is_traced
 from tallax._mesh_axes import marked, varying_axes
 from tallax.watching._lanes import in_one
-from tallax.watching._reduction import Layout, Numbers, in_auto_axes, numbers_in, numbers_of
+from tallax.watching._reduction import Layout, Numbers, in_auto_axes, numbers_of
 
 # Chosen by measuring the models of `benchmarks/watch.py`: compilation against the memory and the time of a step.
 TINY = 2**12  # entries, of a tensor that may be kept until the end of a step
@@ -39,7 +39,7 @@ class Tensor(NamedTuple):
         leading: The number of axes of the stack of modules, which it begins with.
         layout: The rows of its statistic.
         is_split: Whether it may be split over devices.
-        words: The state of its statistic, whose rows are split over devices as the numbers must be.
+        words: Its state, lanes or token, whose rows are split over devices as the numbers must be.
     """
 
     value: Any
@@ -162,7 +162,7 @@ def _buckets(tensors: Sequence[Tensor], copied: int) -> list[tuple[int | None, l
 def _numbers_of_bucket(length: int | None, tensors: Sequence[Tensor]) -> Numbers:
     if length is None:
         (tensor,) = tensors
-        return _numbers(tensor.difference, tensor.layout, tensor.leading)
+        return numbers_of(tensor.difference, tensor.layout, tensor.leading)
 
     def table(values: Sequence[jax.Array], start: int = 0) -> jax.Array:
         return in_one([_padded(x, tensors[start + k].several, length) for k, x in enumerate(values)])
@@ -177,13 +177,7 @@ def _numbers_of_bucket(length: int | None, tensors: Sequence[Tensor]) -> Numbers
         x = jnp.concatenate([table(single), new - old]) if single else new - old
     sizes = [(tensor.first.size // tensor.several, tensor.several) for tensor in tensors]
     entries = tuple(size for size, several in sizes for _ in range(several))
-    return dataclasses.replace(_numbers(x, Layout(), 1), entries=entries)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _numbers(x: jax.Array, layout: Layout, leading: int) -> Numbers:
-    """Returns the numbers of a tensor. It is not inlined, so that JAX traces and lowers it once for each shape."""
-    return numbers_of(x, layout, leading=leading)
+    return dataclasses.replace(numbers_of(x, Layout(), 1), entries=entries)
 
 
 def _padded(x: jax.Array, several: int, length: int) -> jax.Array:
@@ -229,7 +223,7 @@ class Collector:
         self.owners.add(owner)
         key = x if known_as is None else known_as
         _, twin = self._known.setdefault(id(key), (key, owner))  # kept, so that no other array gets this id
-        tensor = Tensor(x, 0, layout, self.is_split)
+        tensor = Tensor(x, 0, layout, self.is_split, lanes)
         if twin != owner:
             self._twins.append((owner, twin))
         elif tensor.may_be_copied and x.size <= TINY:
@@ -241,7 +235,7 @@ class Collector:
             if len(self._waiting) == _AT_ONCE:
                 self._reduce(self._waiting)
         else:
-            self._groups.append(([owner], numbers_in(lanes, layout, x, self.due)))
+            self._reduce([(owner, tensor)])
 
     def rename(self, old: Any, new: Any) -> None:
         """Notes that a tensor is passed on as another array with the same entries."""

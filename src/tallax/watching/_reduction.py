@@ -24,7 +24,6 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 
 from tallax import _uint64
-from tallax._mesh_axes import marked, varying_axes
 
 DIGIT = 12
 _EXACT = 2**24  # up to which a float32 counts
@@ -83,24 +82,19 @@ class Numbers:
         return np.broadcast_to(digits, (*self.total.shape, 3))
 
 
-def numbers_of(x: jax.Array, layout: Layout, due: jax.Array | None = None, *, leading: int = 0) -> Numbers:
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def numbers_of(x: jax.Array, layout: Layout, leading: int = 0) -> Numbers:
     """Returns the numbers of a tensor for each row, and for each module of a stack.
+
+    It is not inlined, so that JAX traces and lowers it once for each shape.
 
     Args:
         x: The tensor.
         layout: The rows.
-        due: Whether the tensor is read; None if it always is. Otherwise the numbers are zeros, but have its size.
         leading: The number of axes of the stack, which the tensor begins with.
     """
     x, axes, is_in_first_row = _by_rows(x, layout, leading)
-    if due is None:
-        numbers = _reduced(x, axes)
-    else:
-        # Only scalars leave the branches: a kernel for an array of lanes in each of them takes longer to compile than
-        # all reductions of the tensor.
-        shapes = jax.eval_shape(lambda x: _reduced(x, axes), x)
-        zeros = jax.tree.map(lambda each: marked(jnp.zeros(each.shape), tuple(varying_axes(x))), shapes)
-        numbers = jax.lax.cond(due, lambda x: _reduced(x, axes), lambda _: zeros, x)
+    numbers = _reduced(x, axes)
     if not is_in_first_row:
         return numbers
     # No axis can be split over the rows, so all is in the first row: by a collective, if the tensor is split.
@@ -109,20 +103,6 @@ def numbers_of(x: jax.Array, layout: Layout, due: jax.Array | None = None, *, le
     is_first = np.arange(layout.rows) == 0
     columns = [jnp.where(is_first, column[..., None], 0.0) for column in numbers.columns]
     return Numbers(columns[0], columns[1], columns[2], tuple(columns[3:]), (numbers.entries, *[0] * (layout.rows - 1)))
-
-
-def numbers_in(step: jax.Array, layout: Layout, x: jax.Array, due: jax.Array | None) -> Numbers:
-    """Returns the numbers of a tensor, split over devices as the lanes of a step are."""
-    reduce, column = _reduce(layout), step[..., 0]
-    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)  # without a sharding, with which explicit axes could not be mixed
-    like = jax.tree.map(lambda _: column, jax.eval_shape(reduce, shape, None))
-    return in_auto_axes(reduce, like)(x, due)
-
-
-@functools.cache
-def _reduce(layout: Layout) -> Callable[..., Numbers]:
-    # It is not inlined: JAX traces and lowers it once for all tensors of a shape.
-    return jax.jit(lambda x, due: numbers_of(x, layout, due))
 
 
 def _by_rows(x: jax.Array, layout: Layout, leading: int) -> tuple[jax.Array, tuple[int, ...], bool]:
