@@ -81,9 +81,8 @@ def table_of(numbers: Sequence[Numbers], *, is_split: bool) -> jax.Array:
     """
     digits = max(len(each.others) for each in numbers)
     if is_split:
-        columns = [_column(numbers, k) for k in range(3 + digits)]
-        together = [in_one([x[None] for x in column]) for column in columns]
-        return _lanes(together, np.stack([each.sizes for each in numbers]))
+        columns = [in_one([x[None] for x in _column(numbers, k)]) for k in range(3 + digits)]
+        return _lanes(_with_squares(columns, numbers), np.stack([each.sizes for each in numbers]))
     columns = [x.reshape(-1) for k in range(3 + digits) for x in _column(numbers, k)]  # all sums, then all squares...
     if len(columns) <= _FEW:
         table = jnp.concatenate(columns).reshape(3 + digits, -1)
@@ -94,11 +93,24 @@ def table_of(numbers: Sequence[Numbers], *, is_split: bool) -> jax.Array:
             columns = [x.reshape(-1) for k in range(3 + digits) for x in _column(some, k)]
             tables.append(in_one(columns).reshape(3 + digits, -1))
         table = jnp.concatenate(tables, 1)
-    return _lanes(list(table), np.concatenate([each.sizes.reshape(-1, 3) for each in numbers]))
+    return _lanes(_with_squares(list(table), numbers), np.concatenate([each.sizes.reshape(-1, 3) for each in numbers]))
 
 
 def _column(numbers: Sequence[Numbers], k: int) -> list[jax.Array]:
-    return [each.columns[k] if k < len(each.columns) else jnp.zeros_like(each.total) for each in numbers]
+    columns = [(each.total, each.squares, each.largest, *each.others) for each in numbers]
+    return [column[k] if k < len(column) else jnp.zeros_like(column[0]) for column in columns]
+
+
+def _with_squares(columns: list[jax.Array], numbers: Sequence[Numbers]) -> list[jax.Array]:
+    """Returns columns with the sums of squares of which some may be negated.
+
+    All are negated at once, since an operation on each would be a kernel.
+    """
+    if not any(each.is_negated for each in numbers):
+        return columns
+    signs = [np.full(each.total.shape, -1.0 if each.is_negated else 1.0, np.float32) for each in numbers]
+    columns[1] = columns[1] * np.concatenate([each.reshape(-1) for each in signs]).reshape(columns[1].shape)
+    return columns
 
 
 _FAN_IN, _FEW, _TINY = 8, 64, 64

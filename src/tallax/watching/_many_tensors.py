@@ -40,6 +40,7 @@ class Tensor(NamedTuple):
         layout: The rows of its statistic.
         is_split: Whether it may be split over devices.
         words: Its state, lanes or token, whose rows are split over devices as the numbers must be.
+        is_squared: Whether the step computes the squares of the tensor too.
     """
 
     value: Any
@@ -47,6 +48,7 @@ class Tensor(NamedTuple):
     layout: Layout
     is_split: bool
     words: Any = None
+    is_squared: bool = False
 
     @property
     def may_be_copied(self) -> bool:
@@ -155,14 +157,16 @@ def _buckets(tensors: Sequence[Tensor], copied: int) -> list[tuple[int | None, l
         if len(places) == 1:
             alone.append((None, places))
         else:
-            alone.append((length, sorted(places, key=lambda k: isinstance(tensors[k].value, tuple))))
+            # By shape, as XLA compiles equal concatenations once.
+            kind = [(isinstance(each.value, tuple), each.first.shape) for each in tensors]
+            alone.append((length, sorted(places, key=kind.__getitem__)))
     return alone
 
 
 def _numbers_of_bucket(length: int | None, tensors: Sequence[Tensor]) -> Numbers:
     if length is None:
         (tensor,) = tensors
-        return numbers_of(tensor.difference, tensor.layout, tensor.leading)
+        return numbers_of(tensor.difference, tensor.layout, tensor.leading, tensor.is_squared)
 
     def table(values: Sequence[jax.Array], start: int = 0) -> jax.Array:
         return in_one([_padded(x, tensors[start + k].several, length) for k, x in enumerate(values)])

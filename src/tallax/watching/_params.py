@@ -87,7 +87,7 @@ def after(seen: list[Seen], gradients: Any) -> None:
     """Updates the statistics of the Params, after the optimizer has updated their values."""
     state = gradients if isinstance(gradients, nnx.State) else nnx.state(gradients)
     flat = {tuple(map(_key, path)): leaf for path, leaf in nnx.to_flat_state(state)}
-    summaries, values, ratios, pairs = [], [], [], []
+    summaries, tensors, ratios, pairs = [], [], [], []
     for each in seen:
         gradient: Any = flat.get(tuple(map(_key, each.path)))
         if isinstance(gradient, nnx.Variable):
@@ -97,7 +97,10 @@ def after(seen: list[Seen], gradients: Any) -> None:
             for statistic in _statistics(each.site, f"{each.name}:{role}", value):
                 if isinstance(statistic, Summary):
                     summaries.append(statistic)
-                    values.append(jax.tree.map(functools.partial(_placed, spec=statistic.spec), value))
+                    value = jax.tree.map(functools.partial(_placed, spec=statistic.spec), value)
+                    # In the branch of a step that is due, nothing is shared with the optimizer.
+                    is_squared = role == PARAM_GRADIENT and statistic.every == 1
+                    tensors.append(_tensor(value, statistic, is_squared=is_squared))
                 else:
                     tensor = value[0] - value[1] if role == UPDATE else value
                     each.site.update_or_note(statistic, f"{each.name}:{role}", tensor)
@@ -109,15 +112,14 @@ def after(seen: list[Seen], gradients: Any) -> None:
         take_together(ratios, steps_together(ratios, pairs))
     if summaries:
         due = due_together(summaries)
-        tensors = [_tensor(*each) for each in zip(values, summaries, strict=True)]
         groups = numbers_of_tensors(tensors, due)
         update_together([Update([summaries[k] for k in places], numbers) for places, numbers in groups], due)
 
 
-def _tensor(value: Any, summary: Summary) -> Tensor:
+def _tensor(value: Any, summary: Summary, *, is_squared: bool) -> Tensor:
     is_split = summary.spec is not None or summary.rows is not None
     words = summary.words.get_raw_value() if summary.rows is not None else None
-    return Tensor(value, len(summary.stack), Layout(summary.rows, summary.axis), is_split, words)
+    return Tensor(value, len(summary.stack), Layout(summary.rows, summary.axis), is_split, words, is_squared)
 
 
 def _placed(value: Any, spec: jax.P | None) -> Any:

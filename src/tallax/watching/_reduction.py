@@ -52,10 +52,11 @@ class Numbers:
 
     Attributes:
         total: The sum of the entries, float32[*shape]; the shape is that of the stack and the rows.
-        squares: The sum of their squares.
+        squares: The sum of their squares, or minus this sum.
         largest: The largest magnitude.
         others: The number of entries that are not zero: one array if this counts exactly, or else three digits.
         entries: The number of entries: for all, or for each index of the last axis.
+        is_negated: Whether the sum of squares is negated.
     """
 
     total: jax.Array
@@ -63,11 +64,12 @@ class Numbers:
     largest: jax.Array
     others: tuple[jax.Array, ...]
     entries: int | tuple[int, ...] = field(metadata={"static": True})
+    is_negated: bool = field(default=False, metadata={"static": True})
 
     @property
     def columns(self) -> tuple[jax.Array, ...]:
-        """All arrays."""
-        return (self.total, self.squares, self.largest, *self.others)
+        """All arrays, the sum of squares not negated."""
+        return (self.total, -self.squares if self.is_negated else self.squares, self.largest, *self.others)
 
     def __getitem__(self, k: int) -> Numbers:
         """The numbers of one tensor of several."""
@@ -82,8 +84,8 @@ class Numbers:
         return np.broadcast_to(digits, (*self.total.shape, 3))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def numbers_of(x: jax.Array, layout: Layout, leading: int = 0) -> Numbers:
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def numbers_of(x: jax.Array, layout: Layout, leading: int = 0, is_squared: bool = False) -> Numbers:
     """Returns the numbers of a tensor for each row, and for each module of a stack.
 
     It is not inlined, so that JAX traces and lowers it once for each shape.
@@ -92,9 +94,10 @@ def numbers_of(x: jax.Array, layout: Layout, leading: int = 0) -> Numbers:
         x: The tensor.
         layout: The rows.
         leading: The number of axes of the stack, which the tensor begins with.
+        is_squared: Whether the step computes the squares of the tensor too, as Adam does those of a gradient.
     """
     x, axes, is_in_first_row = _by_rows(x, layout, leading)
-    numbers = _reduced(x, axes)
+    numbers = _reduced(x, axes, is_squared=is_squared)
     if not is_in_first_row:
         return numbers
     # No axis can be split over the rows, so all is in the first row: by a collective, if the tensor is split.
@@ -117,14 +120,14 @@ def _by_rows(x: jax.Array, layout: Layout, leading: int) -> tuple[jax.Array, tup
     return x, tuple(k for k in range(leading, x.ndim) if k != at), False
 
 
-def _reduced(x: jax.Array, axes: tuple[int, ...]) -> Numbers:
+def _reduced(x: jax.Array, axes: tuple[int, ...], *, is_squared: bool) -> Numbers:
     entries = math.prod(x.shape[axis] for axis in axes)
     shape = tuple(size for axis, size in enumerate(x.shape) if axis not in axes)
     # `max` of no entries has no value; with `initial=0.0` XLA would compile a second kernel for it.
     largest = jax.lax.reduce_max(jax.lax.abs(x), axes) if entries else jnp.zeros(shape, jnp.float32)
     # 1 for each entry but zeros, by operations of the library without constants. A constant, as in `minimum(x, 1.0)`,
     # is an array of the tensor's size, which the library reads, and which lives as long as the step.
-    ones = jax.lax.abs(jax.lax.sign(x))
+    ones = jax.lax.square(jax.lax.sign(x))
     last = x.ndim - 1
     if entries <= _EXACT:
         others = (jax.lax.reduce_sum(ones, axes),)
@@ -133,7 +136,10 @@ def _reduced(x: jax.Array, axes: tuple[int, ...]) -> Numbers:
         others = digits_of(_uint64.total(counts, [axis for axis in axes if axis < last]))
     else:
         others = digits_of(_uint64.total(ones >= 1.0, axes))
-    return Numbers(jax.lax.reduce_sum(x, axes), jax.lax.reduce_sum(x * x, axes), largest, others, entries)
+    # XLA would compute `x * x` once for this and for the optimizer, in an array of the tensor's size. It does not see
+    # that this product is the same.
+    squares = jax.lax.reduce_sum((-x if is_squared else x) * x, axes)
+    return Numbers(jax.lax.reduce_sum(x, axes), squares, largest, others, entries, is_negated=is_squared)
 
 
 def digits_of(counts: jax.Array) -> tuple[jax.Array, ...]:
