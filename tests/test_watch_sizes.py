@@ -276,3 +276,25 @@ def test_all_sites_share_what_says_whether_a_step_is_due():
         return tallax.compile_step(train_step, model, optimizer).lower(jnp.ones((8, 16))).as_text().count("remainder")
 
     assert 0 < divisions(2) == divisions(8)
+
+
+def test_squares_of_gradients_need_no_memory():
+    """The sum of the squares of a gradient takes no array of its size, although Adam computes the squares too."""
+    x = jnp.ones((8, 512))
+
+    def temporary_bytes(**watched):
+        model = Dense(512, 512, nnx.Rngs(0))
+        optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
+        if watched:
+            tallax.watch(model, optimizer, outputs=False, **watched)
+
+        def step(model, optimizer, x):
+            loss, grads = tallax.value_and_grad(lambda model, x: (model(x) ** 2).mean())(model, x)
+            with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+                optimizer.update(model, grads)
+            return loss
+
+        with tallax.compile_step(step, model, optimizer) as run:
+            return run.lower(x).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(gradients=True) <= 1.01 * temporary_bytes()

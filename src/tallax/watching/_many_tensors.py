@@ -141,8 +141,13 @@ def _if_due(due: Any, values: list[Any], *, reduce: Callable[[list[Any]], list[N
 def _buckets(tensors: Sequence[Tensor], copied: int) -> list[tuple[int | None, list[int]]]:
     """Returns the places of the tensors that are reduced together, and their length; None for a tensor on its own.
 
-    Those of up to 2**14 entries have zeros behind the shorter ones, and pairs come last; larger ones have one size.
+    Those of up to 2**14 entries have zeros behind the shorter ones; larger ones have one size. Pairs come last, and
+    tensors of one shape together, as XLA compiles equal concatenations once.
     """
+
+    def kind(k: int) -> tuple[bool, tuple[int, ...]]:
+        return isinstance(tensors[k].value, tuple), tensors[k].first.shape
+
     alone: list[tuple[int | None, list[int]]] = []
     together: dict[int, list[int]] = {}
     for k, tensor in enumerate(tensors):
@@ -157,16 +162,14 @@ def _buckets(tensors: Sequence[Tensor], copied: int) -> list[tuple[int | None, l
         if len(places) == 1:
             alone.append((None, places))
         else:
-            # By shape, as XLA compiles equal concatenations once.
-            kind = [(isinstance(each.value, tuple), each.first.shape) for each in tensors]
-            alone.append((length, sorted(places, key=kind.__getitem__)))
+            alone.append((length, sorted(places, key=kind)))
     return alone
 
 
 def _numbers_of_bucket(length: int | None, tensors: Sequence[Tensor]) -> Numbers:
     if length is None:
         (tensor,) = tensors
-        return numbers_of(tensor.difference, tensor.layout, tensor.leading, tensor.is_squared)
+        return numbers_of(tensor.difference, tensor.layout, tensor.leading, is_squared=tensor.is_squared)
 
     def table(values: Sequence[jax.Array], start: int = 0) -> jax.Array:
         return in_one([_padded(x, tensors[start + k].several, length) for k, x in enumerate(values)])

@@ -84,8 +84,8 @@ class Numbers:
         return np.broadcast_to(digits, (*self.total.shape, 3))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def numbers_of(x: jax.Array, layout: Layout, leading: int = 0, is_squared: bool = False) -> Numbers:
+@functools.partial(jax.jit, static_argnums=(1, 2), static_argnames="is_squared")
+def numbers_of(x: jax.Array, layout: Layout, leading: int = 0, *, is_squared: bool = False) -> Numbers:
     """Returns the numbers of a tensor for each row, and for each module of a stack.
 
     It is not inlined, so that JAX traces and lowers it once for each shape.
