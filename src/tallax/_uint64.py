@@ -254,16 +254,17 @@ def divisible(limbs: Limbs, divisor: int) -> Bool[Array, "*shape"]:
     """Returns whether each count is a multiple of `divisor`, a Python integer in [1, 2**31 - 1].
 
     It is a long division from the most significant digit. The digits are so narrow that the remainder, shifted by one
-    digit, still fits 32 bits.
+    digit, still fits 32 bits. The axis of the limbs is dropped at the end: XLA moves a reshape past one operation in
+    each round of its simplification, and every round goes through the whole program.
     """
     width = 32 - (divisor - 1).bit_length() if divisor > 1 else 16
     width = max(w for w in (1, 2, 4, 8, 16) if w <= width)
-    remainder = jnp.zeros_like(limbs[..., 0])
-    for word in (limbs[..., 1], limbs[..., 0]):
+    remainder = jnp.zeros_like(limbs[..., :1])
+    for word in (limbs[..., 1:], limbs[..., :1]):
         for shift in range(32 - width, -1, -width):
             digit = (word >> shift) & (2**width - 1)
             remainder = ((remainder << width) | digit) % jnp.uint32(divisor)
-    return remainder == 0
+    return (remainder == 0)[..., 0]
 
 
 def unsigned(values: Shaped[Array, ...]) -> Shaped[Array, ...]:

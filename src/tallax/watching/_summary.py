@@ -130,10 +130,10 @@ class Summary(Statistic):
             return None
         if self.rows is not None:  # the rows of the words are split over the devices, so to read one is a collective
             return self.updates.every(self.every).reshape(-1)[0]
-        updates = self.words._stored().reshape(-1, WORDS)[0, UPDATES]  # the same in a whole stack
+        updates = self.words._stored().reshape(-1, WORDS)[:1, UPDATES]  # the same in a whole stack
         if isinstance(updates, np.ndarray):
-            return _uint64.to_int(updates) % self.every == 0
-        return _uint64.divisible(updates, self.every)
+            return _uint64.to_int(updates[0]) % self.every == 0
+        return _uint64.divisible(updates, self.every)[0]
 
     def count(self) -> None:
         """Counts an update on all devices of a mesh; `begun` counts it in the words."""

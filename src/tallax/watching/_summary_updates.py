@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,32 +13,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tallax import _uint64
 from tallax._arrays import is_traced
 from tallax._mesh_axes import axes_of_equal, on_first
 from tallax.variables import cut, join, stack
 from tallax.watching._lanes import LANES, in_one, table_of
 from tallax.watching._reduction import Numbers, in_auto_axes
 from tallax.watching._summary import Summary
-from tallax.watching._summary_words import UPDATES, WORDS, begun, folded
+from tallax.watching._summary_words import WORDS, begun, folded
 from tallax.watching._tap import lanes_of_tokens
 
 _UNKNOWN = object()
 
 
 def due_together(summaries: Sequence[Summary]) -> Any:
-    """Returns whether an update of any of these summaries is due: None if they always are, or a boolean.
+    """Returns whether an update of these summaries of one watch is due: None if every one is, or a boolean.
 
-    The summaries of a watch are updated equally often, so they are due together. To share a single boolean saves a
-    division for each of them, which XLA would compile one by one.
+    They are updated together, so the first that is part of the step stands for all. A division for each would be
+    compiled for each.
     """
-    if summaries[0].every == 1:
-        return None
-    words = [summary.words._stored() for summary in summaries]
-    if any(isinstance(each, np.ndarray) for each in words) or summaries[0].rows is not None:
-        return functools.reduce(operator.or_, [summary.due() for summary in summaries])
-    updates = _rows_of(words)[:, UPDATES]
-    return _uint64.divisible(updates, summaries[0].every).any()
+    traced = [summary for summary in summaries if is_traced(summary.words.get_raw_value())]
+    return (traced or summaries)[0].due()
 
 
 def _rows_of(words: Sequence[Any]) -> jax.Array:
