@@ -3,6 +3,7 @@
 
 import contextlib
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ import pytest
 from flax import nnx
 
 import tallax
+from tallax.watching._lanes import table_of, table_of_packed
+from tallax.watching._reduction import Numbers, PackedNumbers
 from tests.meshes import P, mesh_of
 
 EVERYTHING = {"output_gradients": True, "parameters": True, "gradients": True, "updates": True}
@@ -276,6 +279,30 @@ def test_all_sites_share_what_says_whether_a_step_is_due():
         return tallax.compile_step(train_step, model, optimizer).lower(jnp.ones((8, 16))).as_text().count("remainder")
 
     assert 0 < divisions(2) == divisions(8)
+
+
+def test_a_branch_returns_a_single_array():
+    """Each array that leaves a branch is copied, and a branch that is not taken makes zeros in its place."""
+    model = Stack([16, 64, 96, 160, 128, 512, 16])
+    optimizer = nnx.Optimizer(model, optax.sgd(1e-2), wrt=nnx.Param)
+    tallax.watch(model, optimizer, every=2, **EVERYTHING)
+    text = tallax.compile_step(train_step, model, optimizer).lower(jnp.ones((600, 16))).as_text()
+    results = re.findall(r'%\d+(:\d+)? = "stablehlo.case"', text)
+    assert len(results) > 5
+    assert not any(results), results
+
+
+def test_numbers_that_leave_a_branch_are_the_same():
+    """Packed, several tensors have the lanes that they have one by one, whether or not their counts take digits."""
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    few = Numbers(x[0, 0], x[0, 1], x[0, 2], (x[1, 0],), (7, 8, 9, 10))
+    digits = tuple(np.float32(k) for k in (5, 6, 7))
+    many = Numbers(np.float32(1), np.float32(2), np.float32(3), digits, 2**40 + 5)
+    expected = table_of([few, many], is_split=False)
+    packed = PackedNumbers.of([few, many])
+    np.testing.assert_array_equal(table_of_packed([packed]), expected)
+    np.testing.assert_array_equal(table_of_packed([packed[k] for k in range(5)]), expected)
+    np.testing.assert_array_equal(table_of_packed([PackedNumbers.of([each]) for each in (few, many)]), expected)
 
 
 def test_squares_of_gradients_need_no_memory():

@@ -29,7 +29,17 @@ import numpy as np
 
 from tallax import _uint64
 from tallax._mesh_axes import marked
-from tallax.watching._reduction import DIGIT, Layout, Numbers, digits_of, in_auto_axes, in_first_row, numbers_of
+from tallax.watching._reduction import (
+    DIGIT,
+    Layout,
+    Numbers,
+    PackedNumbers,
+    digits_of,
+    in_auto_axes,
+    in_first_row,
+    numbers_of,
+    with_equal_widths,
+)
 
 LANES = 14
 DUE = 13
@@ -63,11 +73,11 @@ def _selected_lanes(numbers: Numbers) -> jax.Array:
     return jnp.asarray(lanes)
 
 
-def with_numbers(step: jax.Array, numbers: Numbers) -> jax.Array:
+def with_numbers(step: jax.Array, numbers: Numbers | PackedNumbers) -> jax.Array:
     """Returns the lanes of a step with those of one more tensor."""
 
-    def add(step: jax.Array, numbers: Numbers) -> jax.Array:
-        return plus(step, _clean(_selected_lanes(numbers)))
+    def add(step: jax.Array, numbers: Numbers | PackedNumbers) -> jax.Array:
+        return plus(step, _clean(_selected_lanes(numbers.unpacked if isinstance(numbers, PackedNumbers) else numbers)))
 
     return in_auto_axes(add, step)(step, numbers)
 
@@ -111,6 +121,12 @@ def _with_squares(columns: list[jax.Array], numbers: Sequence[Numbers]) -> list[
     signs = [np.full(each.total.shape, -1.0 if each.is_negated else 1.0, np.float32) for each in numbers]
     columns[1] = columns[1] * np.concatenate([each.reshape(-1) for each in signs]).reshape(columns[1].shape)
     return columns
+
+
+def table_of_packed(numbers: Sequence[PackedNumbers]) -> jax.Array:
+    """Returns the lanes of many tensors, float32[n, 14]."""
+    rows = with_equal_widths([each.rows.reshape(-1, each.rows.shape[-1]) for each in numbers])
+    return _lanes(list(jnp.concatenate(rows).T), np.concatenate([each.sizes.reshape(-1, 3) for each in numbers]))
 
 
 _FAN_IN, _FEW, _TINY = 8, 64, 64

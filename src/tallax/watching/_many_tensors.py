@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 from tallax._arrays import is_traced
 from tallax._mesh_axes import marked, varying_axes
 from tallax.watching._lanes import in_one
-from tallax.watching._reduction import Layout, Numbers, in_auto_axes, numbers_of
+from tallax.watching._reduction import Layout, Numbers, PackedNumbers, in_auto_axes, numbers_of
 
 # Chosen by measuring the models of `benchmarks/watch.py`: compilation against the memory and the time of a step.
 TINY = 2**12  # entries, of a tensor that may be kept until the end of a step
@@ -73,7 +74,7 @@ class Tensor(NamedTuple):
 
 def numbers_of_tensors(
     tensors: Sequence[Tensor], due: Any, *, copied: int = _SMALL, share: int = _SHARE
-) -> list[tuple[list[int], Numbers]]:
+) -> list[tuple[list[int], Numbers | PackedNumbers]]:
     """Returns the numbers of tensors in groups: the places of the tensors, and their numbers one after the other.
 
     Args:
@@ -84,25 +85,29 @@ def numbers_of_tensors(
     """
     if not is_traced(due):
         due = None  # `update_together` drops the numbers if the update is not due
-    found: list[tuple[list[int], Numbers]] = []
+    found: list[tuple[list[int], Numbers | PackedNumbers]] = []
     for members in _shares(tensors, None if due is None else share):
         some = [tensors[k] for k in members]
         buckets = _buckets(some, copied)
+        groups = [places for _, places in buckets]
+        is_packed = due is not None and all(tensor.may_be_copied for tensor in some)
+        if is_packed:
+            groups = [list(itertools.chain(*groups))]
 
-        def reduce(values: list[Any], some: Any = some, buckets: Any = buckets) -> list[Numbers]:
+        def reduce(values: list[Any], some: Any = some, buckets: Any = buckets, is_packed: Any = is_packed) -> Any:
             given = [tensor._replace(value=value) for tensor, value in zip(some, values, strict=True)]
-            return [_numbers_of_bucket(length, [given[k] for k in places]) for length, places in buckets]
+            numbers = [_numbers_of_bucket(length, [given[k] for k in places]) for length, places in buckets]
+            return [PackedNumbers.of(numbers)] if is_packed else numbers
 
         values = [tensor.value for tensor in some]
         # Shapes without shardings, with which explicit axes could not be mixed.
         shapes = jax.eval_shape(reduce, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), values))
         like = [
             jax.tree.map(lambda _, words=some[places[0]].words: jnp.zeros(1) if words is None else words[..., 0], each)
-            for each, (_, places) in zip(shapes, buckets, strict=True)
+            for each, places in zip(shapes, groups, strict=True)
         ]
         numbers = in_auto_axes(functools.partial(_if_due, reduce=reduce), like)(due, values)
-        for (_, places), each in zip(buckets, numbers, strict=True):
-            found.append(([members[k] for k in places], each))
+        found += [([members[k] for k in places], each) for places, each in zip(groups, numbers, strict=True)]
     return found
 
 
@@ -110,26 +115,28 @@ def _shares(tensors: Sequence[Tensor], limit: int | None) -> list[list[int]]:
     """Returns the tensors that are reduced in one go, or in one branch: those that differ on the same replicas.
 
     A branch takes only some, so that no other part of a step has to keep many of them. XLA would otherwise keep the old
-    values of all parameters until the last gradient is known.
+    values of all parameters until the last gradient is known. Tensors of one size go together: XLA compiles a copy of
+    them once for all branches that have equal shapes.
     """
     shares: dict[Any, list[list[int]]] = {}
     for k, tensor in enumerate(tensors):
         varying = frozenset[Any]().union(*map(varying_axes, jax.tree.leaves(tensor.value)))
         is_large = limit is not None and tensor.first.size > TINY
         # Gradients apart from updates, which XLA may store in their place.
-        some = shares.setdefault((varying, is_large, is_large and isinstance(tensor.value, tuple)), [[]])
+        kind = (isinstance(tensor.value, tuple), tensor.first.size) if is_large else None
+        some = shares.setdefault((varying, kind), [[]])
         if limit is not None and is_large and sum(tensors[j].first.size for j in (*some[-1], k)) > limit:
             some.append([])
         some[-1].append(k)
     return [share for some in shares.values() for share in some if share]
 
 
-def _if_due(due: Any, values: list[Any], *, reduce: Callable[[list[Any]], list[Numbers]]) -> list[Numbers]:
+def _if_due(due: Any, values: list[Any], *, reduce: Callable[[list[Any]], Any]) -> Any:
     if due is None:
         return reduce(values)
     varying = tuple(frozenset[Any]().union(*map(varying_axes, jax.tree.leaves(values))))
 
-    def zeros(values: list[Any]) -> list[Numbers]:
+    def zeros(values: list[Any]) -> Any:
         return jax.tree.map(lambda each: jnp.zeros(each.shape), jax.eval_shape(reduce, values))
 
     def branch(make: Callable[..., Any]) -> Callable[..., Any]:
@@ -207,8 +214,8 @@ class Collector:
     def __init__(self, due: Any, *, is_split: bool):
         self.due, self.is_split, self.owners = due, is_split, set[Any]()
         self._tiny: list[tuple[Any, Tensor]] = []
-        self._waiting: list[tuple[Any, Tensor]] = []
-        self._groups: list[tuple[list[Any], Numbers]] = []
+        self._waiting: dict[Any, list[tuple[Any, Tensor]]] = {}  # by shape
+        self._groups: list[tuple[list[Any], Numbers | PackedNumbers]] = []
         self._known: dict[int, tuple[Any, Any]] = {}  # tensors by id, with their owners
         self._twins: list[tuple[Any, Any]] = []  # owners whose tensor is that of another owner
 
@@ -236,11 +243,10 @@ class Collector:
         elif tensor.may_be_copied and x.size <= TINY:
             self._tiny.append((owner, tensor))
         elif tensor.may_be_copied and x.size <= _COPIED and self.due is not None:
-            if self._waiting and self._waiting[0][1].first.size != x.size:
-                self._reduce(self._waiting)
-            self._waiting.append((owner, tensor))
-            if len(self._waiting) == _AT_ONCE:
-                self._reduce(self._waiting)
+            waiting = self._waiting.setdefault(x.shape, [])
+            waiting.append((owner, tensor))
+            if len(waiting) == _AT_ONCE:
+                self._reduce(waiting)
         else:
             self._reduce([(owner, tensor)])
 
@@ -249,10 +255,10 @@ class Collector:
         if (known := self._known.get(id(old))) is not None:
             self._known[id(new)] = new, known[1]
 
-    def finish(self) -> list[tuple[list[Any], Numbers]]:
+    def finish(self) -> list[tuple[list[Any], Numbers | PackedNumbers]]:
         """Returns the owners and their numbers, one after the other."""
-        self._reduce(self._waiting)
-        self._reduce(self._tiny)
+        for waiting in (*self._waiting.values(), self._tiny):
+            self._reduce(waiting)
         groups = self._groups
         places = {owner: (numbers, k, len(owners)) for owners, numbers in groups for k, owner in enumerate(owners)}
         for owner, twin in self._twins:

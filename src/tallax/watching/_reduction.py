@@ -13,6 +13,7 @@ them is reduced without any collective. The rows are added up when the state is 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -80,8 +81,76 @@ class Numbers:
     @property
     def sizes(self) -> np.ndarray:
         """The digits of the numbers of entries, float32[*shape, 3]."""
-        digits = np.moveaxis(np.asarray(_digits_of_int(np.asarray(self.entries, np.int64)), np.float32), 0, -1)
-        return np.broadcast_to(digits, (*self.total.shape, 3))
+        return _sizes(self.entries, self.total.shape)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PackedNumbers:
+    """The numbers of several tensors in one array, as they leave a branch.
+
+    Each array that leaves a branch is copied, and a branch that is not taken makes zeros in its place: four arrays take
+    longer to compile than one.
+
+    Attributes:
+        rows: The columns of `Numbers` for each tensor, float32[tensors, 4 or 6]; float32[4 or 6] for a single one.
+        entries: The number of entries of each tensor.
+    """
+
+    rows: jax.Array
+    entries: int | tuple[int, ...] = field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, numbers: Sequence[Numbers]) -> PackedNumbers:
+        """Returns the numbers of all tensors, one after the other."""
+        if len(numbers) == 1:
+            return cls(from_columns(numbers[0].columns), numbers[0].entries)
+        columns = [[column.reshape(-1) for column in each.columns] for each in numbers]
+        rows = with_equal_widths([from_columns(each) for each in columns])
+        entries = [
+            each.entries if isinstance(each.entries, tuple) else (each.entries,) * each.total.size for each in numbers
+        ]
+        return cls(jnp.concatenate(rows), tuple(itertools.chain(*entries)))
+
+    def __getitem__(self, k: int) -> PackedNumbers:
+        """The numbers of one tensor of several."""
+        return PackedNumbers(self.rows[k], self.entries if isinstance(self.entries, int) else self.entries[k])
+
+    @property
+    def unpacked(self) -> Numbers:
+        """The same numbers in several arrays."""
+        total, squares, largest, *others = (self.rows[..., k] for k in range(self.rows.shape[-1]))
+        return Numbers(total, squares, largest, tuple(others), self.entries)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """The digits of the numbers of entries, float32[tensors, 3]."""
+        return _sizes(self.entries, self.rows.shape[:-1])
+
+
+def _sizes(entries: int | tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+    digits = np.moveaxis(np.asarray(_digits_of_int(np.asarray(entries, np.int64)), np.float32), 0, -1)
+    return np.broadcast_to(digits, (*shape, 3))
+
+
+def with_equal_widths(rows: Sequence[jax.Array]) -> list[jax.Array]:
+    """Returns rows of packed numbers, with zeros for the digits that some do not have."""
+    width = max(each.shape[-1] for each in rows)
+    return [each if each.shape[-1] == width else jnp.pad(each, ((0, 0), (0, width - each.shape[-1]))) for each in rows]
+
+
+def from_columns(columns: Sequence[jax.Array]) -> jax.Array:
+    """Returns arrays of one shape stacked on a new last axis, by selections.
+
+    XLA fuses these, and compiles equal ones once; a concatenation is a kernel of its own.
+    """
+    shape = (*columns[0].shape, len(columns))
+    leading = tuple(range(len(shape) - 1))
+    place = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
+    result = jax.lax.broadcast_in_dim(columns[0], shape, leading)
+    for k, column in enumerate(columns[1:], 1):
+        result = jax.lax.select(place == k, jax.lax.broadcast_in_dim(column, shape, leading), result)
+    return result
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2), static_argnames="is_squared")

@@ -20,7 +20,7 @@ from tallax.statistics import Statistic
 from tallax.watching._lanes import with_numbers
 from tallax.watching._many_tensors import Collector
 from tallax.watching._notes import note, notes_of
-from tallax.watching._reduction import Layout, Numbers, zeros_on_rows
+from tallax.watching._reduction import Layout, Numbers, PackedNumbers, zeros_on_rows
 from tallax.watching._step_statistic import StepStatistic, take_together
 from tallax.watching._summary import Summary
 from tallax.watching._summary_updates import Update, due_together, update_together
@@ -358,7 +358,7 @@ class _Group:
     """The numbers of the tensors of some owners, one after the other."""
 
     owners: tuple[tuple[int, str], ...] = field(metadata={"static": True})
-    numbers: Numbers
+    numbers: Numbers | PackedNumbers
 
 
 # The beginnings by watch, site and role; several if copies of a model are trained together. If the Variable of the step

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -11,13 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from tallax._arrays import is_traced
 from tallax._mesh_axes import axes_of_equal, on_first
 from tallax.variables import cut, join, stack
-from tallax.watching._lanes import LANES, in_one, table_of
-from tallax.watching._reduction import Numbers, in_auto_axes
+from tallax.watching._lanes import LANES, in_one, table_of, table_of_packed
+from tallax.watching._reduction import Numbers, PackedNumbers, in_auto_axes
 from tallax.watching._summary import Summary
 from tallax.watching._summary_words import WORDS, begun, folded
 from tallax.watching._tap import lanes_of_tokens
@@ -114,20 +112,24 @@ def update_together(updates: Sequence[Update], due: Any = _UNKNOWN) -> None:
 
 
 def _order_of(value: Any) -> tuple[int, tuple[int, ...]]:
-    """Returns the place of a value among others: numbers of one shape, and then lanes before tokens."""
-    return (0, value.total.shape) if isinstance(value, Numbers) else (value.shape[-1], ())
+    """Returns the place of a value among others: numbers of one shape, packed ones, and then lanes before tokens."""
+    if isinstance(value, Numbers):
+        return 0, value.total.shape
+    return (1 if isinstance(value, PackedNumbers) else value.shape[-1]), ()
 
 
 def _lanes_of(values: Sequence[Any], *, is_split: bool) -> jax.Array:
     """Returns the lanes of values in the order of `_order_of`, float32[n, *rows, 14]."""
     tables = []
-    for length, group in itertools.groupby(values, key=lambda each: _order_of(each)[0]):
+    for kind, group in itertools.groupby(values, key=lambda each: _order_of(each)[0]):
         some = list(group)
-        if length == 0:
+        if kind == 0:
             tables.append(table_of(some, is_split=is_split))
-            continue
-        lanes = jnp.stack(some) if is_split else in_one([x.reshape(-1, length) for x in some])
-        tables.append(lanes if length == LANES else lanes_of_tokens(lanes))
+        elif kind == 1:
+            tables.append(table_of_packed(some))
+        else:
+            lanes = jnp.stack(some) if is_split else in_one([x.reshape(-1, kind) for x in some])
+            tables.append(lanes if kind == LANES else lanes_of_tokens(lanes))
     return jnp.concatenate(tables) if len(tables) > 1 else tables[0]
 
 

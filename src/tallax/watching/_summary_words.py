@@ -24,7 +24,7 @@ import numpy as np
 from tallax import _uint64
 from tallax.statistics import _two_floats
 from tallax.watching._lanes import clean_lanes_of, columns_of, plus
-from tallax.watching._reduction import Layout, in_auto_axes, with_all_of_vmap
+from tallax.watching._reduction import Layout, from_columns, in_auto_axes, with_all_of_vmap
 
 WORDS = 17
 COUNTS, AT, LARGEST, HIGH, LOW = slice(0, 6), slice(6, 8), 8, slice(9, 11), slice(11, 13)
@@ -74,18 +74,7 @@ def folded(words: jax.Array, lanes: jax.Array) -> jax.Array:
     new += [jnp.where(larger, ours, before) for ours, before in zip(at, column[6:8], strict=True)]
     new += [bits_of(x) for x in (jnp.where(larger, most, largest), high, high2, low, low2)]
     new += [jnp.where(fails, ours, before) for ours, before in zip(at, column[13:15], strict=True)]
-    return _from_columns([*new, *at])
-
-
-def _from_columns(columns: Sequence[jax.Array]) -> jax.Array:
-    """Returns arrays of one shape stacked on a new last axis."""
-    shape = (*columns[0].shape, len(columns))
-    leading = tuple(range(len(shape) - 1))
-    place = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
-    result = jax.lax.broadcast_in_dim(columns[0], shape, leading)
-    for k, column in enumerate(columns[1:], 1):
-        result = jax.lax.select(place == k, jax.lax.broadcast_in_dim(column, shape, leading), result)
-    return result
+    return from_columns([*new, *at])
 
 
 def merged(left: jax.Array, right: jax.Array, *, is_replica: bool) -> jax.Array:
