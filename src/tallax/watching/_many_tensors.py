@@ -29,7 +29,8 @@ TINY = 2**12  # entries, of a tensor that may be kept until the end of a step
 _SMALL = 2**14  # entries, of tensors that are copied into one in each step
 _COPIED = 2**18  # entries, of tensors that are copied into one in the steps that are due
 _SHARE = 2**18  # entries of all parameters, gradients or updates that one branch takes
-_AT_ONCE = 3  # outputs of which one branch takes all, and which live until it does
+_AT_ONCE = 3  # outputs of one shape that one branch takes, and which live until it does
+_SHAPES = 2  # of outputs that wait for others
 
 
 class Tensor(NamedTuple):
@@ -214,7 +215,7 @@ class Collector:
     def __init__(self, due: Any, *, is_split: bool):
         self.due, self.is_split, self.owners = due, is_split, set[Any]()
         self._tiny: list[tuple[Any, Tensor]] = []
-        self._waiting: dict[Any, list[tuple[Any, Tensor]]] = {}  # by shape
+        self._waiting: dict[Any, list[tuple[Any, Tensor]]] = {}  # by shape, the oldest first
         self._groups: list[tuple[list[Any], Numbers | PackedNumbers]] = []
         self._known: dict[int, tuple[Any, Any]] = {}  # tensors by id, with their owners
         self._twins: list[tuple[Any, Any]] = []  # owners whose tensor is that of another owner
@@ -246,7 +247,9 @@ class Collector:
             waiting = self._waiting.setdefault(x.shape, [])
             waiting.append((owner, tensor))
             if len(waiting) == _AT_ONCE:
-                self._reduce(waiting)
+                self._reduce(self._waiting.pop(x.shape))
+            elif len(self._waiting) > _SHAPES:
+                self._reduce(self._waiting.pop(next(iter(self._waiting))))
         else:
             self._reduce([(owner, tensor)])
 
