@@ -173,7 +173,10 @@ class Site(BackwardObserver):
         if start is not None and start.backward.is_skipped:
             return value
         layout = Layout(summary.rows, summary.axis, kept=summary.words._replica_axes)
-        due = _due_of(summary, token) if start is None else start.backward.due
+        if start is not None:
+            due = start.backward.due
+        else:  # within a transformation, the backward rule reads it from the token
+            due = token if summary.has_due_lane else summary.due()
         due = None if due is None else jnp.asarray(due)
         uses = Uses(None, None) if start is None or start.uses is None else start.uses
 
@@ -320,11 +323,6 @@ def _by_watch(sites: Sequence[Site]) -> dict[int, list[Site]]:
     for site in sites:
         found.setdefault(site.watch, []).append(site)
     return found
-
-
-def _due_of(summary: Summary, token: jax.Array) -> Any:
-    """Returns the `due` of a tap within a transformation."""
-    return token if summary.every > 1 and summary.rows is None else summary.due()
 
 
 def _step_of(role: str) -> str:

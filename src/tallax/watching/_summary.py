@@ -165,19 +165,22 @@ class Summary(Statistic):
 
     def with_due(self, lanes: jax.Array, due: Any) -> jax.Array:
         """Returns the lanes of a step or a token with the information whether the step is due."""
-        if due is None or self.rows is not None:
+        if due is None or not self.has_due_lane:
             return lanes
         place = np.broadcast_to(np.arange(lanes.shape[-1]), lanes.shape)
         return lanes + jnp.where(place == DUE, jnp.asarray(due, jnp.float32), 0.0)
+
+    @property
+    def has_due_lane(self) -> bool:
+        """True if the lanes of a step or a token say whether it is due. On a mesh, every device counts the updates."""
+        return self.every > 1 and self.rows is None
 
     def due_in(self, step: jax.Array) -> Any:
         """Returns whether the update is due, as the lanes of a step or a token within a transformation have it.
 
         To read it from the words there would take a slice of them for each summary.
         """
-        if self.every == 1 or self.rows is not None:
-            return self.due()
-        return step[..., DUE] > 0
+        return step[..., DUE] > 0 if self.has_due_lane else self.due()
 
     def add_to_step(self, step: jax.Array, due: Any, leaves: Sequence[Any]) -> jax.Array:
         """Returns the lanes of a step after some more tensors; `update_together` adds them to the state.
