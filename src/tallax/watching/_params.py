@@ -20,7 +20,7 @@ from tallax.watching._reduction import Layout
 from tallax.watching._site import HISTOGRAM, Site, unwritable
 from tallax.watching._step_statistic import steps_together, take_together
 from tallax.watching._summary import Summary
-from tallax.watching._summary_updates import Update, due_together, update_together
+from tallax.watching._summary_updates import Update, update_together
 
 PARAMETER, PARAM_GRADIENT, UPDATE = "parameter", "gradient", "update"
 ROLES = (PARAMETER, PARAM_GRADIENT, UPDATE)
@@ -111,7 +111,7 @@ def after(seen: list[Seen], gradients: Any) -> None:
     if ratios:
         take_together(ratios, steps_together(ratios, pairs))
     if summaries:
-        due = due_together(summaries)
+        due = summaries[0].due()
         groups = numbers_of_tensors(tensors, due)
         update_together([Update([summaries[k] for k in places], numbers) for places, numbers in groups], due)
 

@@ -23,7 +23,7 @@ from tallax.watching._notes import note, notes_of
 from tallax.watching._reduction import Layout, Numbers, PackedNumbers, zeros_on_rows
 from tallax.watching._step_statistic import StepStatistic, take_together
 from tallax.watching._summary import Summary
-from tallax.watching._summary_updates import Update, due_together, update_together
+from tallax.watching._summary_updates import Update, update_together
 from tallax.watching._tap import TOKEN, Uses, tap
 
 INPUT, OUTPUT, GRADIENT = "input", "output", "output_gradient"
@@ -213,8 +213,8 @@ class Site(BackwardObserver):
         """Makes the tokens available to `with_tap`, and collects the numbers of the step."""
         collectors: dict[int, tuple[Collector, Collector]] = {}
         for watch, sites in _by_watch(observers).items():
-            summaries = [x for site in sites for x in site._summaries]
-            due = due_together(summaries) if summaries else None
+            first = next((x for site in sites for x in site._summaries), None)
+            due = None if first is None else first.due()
             is_split = any(site.is_split for site in sites)
             collectors[watch] = Collector(due, is_split=is_split), Collector(due, is_split=is_split)
         for number, (site, token) in enumerate(zip(observers, tokens, strict=True)):

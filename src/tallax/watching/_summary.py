@@ -125,7 +125,11 @@ class Summary(Statistic):
             self.updates.set(updates)
 
     def due(self) -> Any:
-        """Returns whether the next update looks at the tensors: None if every one does, or a boolean."""
+        """Returns whether the next update looks at the tensors: None if every one does, or a boolean.
+
+        The summaries of a watch are updated together, so one of them stands for all: a division for each would be
+        compiled for each.
+        """
         if self.every == 1:
             return None
         if self.rows is not None:  # the rows of the words are split over the devices, so to read one is a collective

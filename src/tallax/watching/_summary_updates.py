@@ -23,16 +23,6 @@ from tallax.watching._tap import lanes_of_tokens
 _UNKNOWN = object()
 
 
-def due_together(summaries: Sequence[Summary]) -> Any:
-    """Returns whether an update of these summaries of one watch is due: None if every one is, or a boolean.
-
-    They are updated together, so the first that is part of the step stands for all. A division for each would be
-    compiled for each.
-    """
-    traced = [summary for summary in summaries if is_traced(summary.words.get_raw_value())]
-    return (traced or summaries)[0].due()
-
-
 def _rows_of(words: Sequence[Any]) -> jax.Array:
     """Returns states of any stacks, and without rows, as uint32[n, 17]."""
     return join([jnp.asarray(each) for each in words]).reshape(-1, WORDS)
@@ -58,11 +48,11 @@ def update_together(updates: Sequence[Update], due: Any = _UNKNOWN) -> None:
 
     Args:
         updates: The updates, each of other summaries.
-        due: The result of `due_together`, if it is known.
+        due: The result of `Summary.due` of the first, if it is known.
     """
     if not updates:
         return
-    due = due_together([each for update in updates for each in update.summaries]) if due is _UNKNOWN else due
+    due = updates[0].summaries[0].due() if due is _UNKNOWN else due
     groups: dict[Any, list[Update]] = {}
     for update in updates:
         summary = update.summaries[0]
